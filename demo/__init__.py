@@ -1,0 +1,12 @@
+"""A demo that knows moving shapes and nothing of the world. Importing it knows no torch and no numpy."""
+
+from pathlib import Path
+from typing import Final
+
+CHECKPOINT: Final[Path] = Path(__file__).parent / "checkpoint"
+"""Folder of the trained model: a plain transformers checkpoint of the qwen2_5_vl family."""
+
+CLIPS: Final[Path] = Path(__file__).parent / "clips"
+"""Folder of a dozen clips the model never saw, with what happens in them in `truth.jsonl`."""
+
+__all__ = ["CHECKPOINT", "CLIPS"]
