@@ -1,0 +1,1 @@
+"""How everything Penstock makes lies on disk; knows nothing of models, stages or Prefect."""

@@ -1,0 +1,69 @@
+"""Every error Penstock raises on purpose; knows nothing of what was being done when it was raised.
+
+    PenstockError
+    ├── UsageError        bad option, no source at all, no such model        exit 2
+    ├── CannotFit         the model does not fit the memory budget           exit 3
+    ├── Interrupted       stopped by a signal; the same command resumes      exit 4
+    ├── EnvironmentFault  disk, store, driver, network                       exit 5
+    │   └── StageDied     a stage's process ended without finishing
+    └── MediaError        one file cannot be captioned; the others can       exit 1
+"""
+
+from typing import ClassVar
+
+
+class PenstockError(Exception):
+    """An error with a next step: `message` says what and where, `hint` what to do about it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.hint}" if self.hint else self.message
+
+
+class UsageError(PenstockError):
+    """The command asks for something that does not exist or makes no sense."""
+
+    exit_code = 2
+
+
+class CannotFit(PenstockError):
+    """No way of running the model keeps within the memory budget."""
+
+    exit_code = 3
+
+
+class Interrupted(PenstockError):
+    """The run was stopped from outside; what is done stays done."""
+
+    exit_code = 4
+
+
+class EnvironmentFault(PenstockError):
+    """The machine is in the way: a full disk, a store that cannot be written, a driver, the
+    network."""
+
+    exit_code = 5
+
+
+class StageDied(EnvironmentFault):
+    """A stage's process ended without finishing its work."""
+
+    def __init__(self, message: str, *, hint: str = "", return_code: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.return_code = return_code
+
+
+class MediaError(PenstockError):
+    """One media file cannot be used; `kind` is a stable word for programs, such as `no-video`."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, kind: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind

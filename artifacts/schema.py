@@ -1,0 +1,98 @@
+"""The values that pass between stages; knows neither how they are stored nor who makes them."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from artifacts.errors import UsageError
+
+MediaKind = Literal["video", "image"]
+Modality = Literal["image", "video"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """Which frames of a video are looked at, and in what pieces."""
+
+    chunk_seconds: float
+    """Length of a chunk in seconds; the last one of a video may be shorter."""
+    fps: float | None = None
+    """Frames a second; exactly one of `fps` and `frames` is set."""
+    frames: int | None = None
+    """Frames a chunk, evenly spaced."""
+    min_frames: int = 1
+    """At least so many frames a chunk, as far as the file has them."""
+    max_frames: int
+    """At most so many frames a chunk; more are thinned evenly."""
+
+    def __post_init__(self) -> None:
+        if (self.fps is None) == (self.frames is None):
+            raise UsageError("give either --fps or --frames", hint="Leave one of them out")
+        for name in ("chunk_seconds", "fps", "frames", "min_frames", "max_frames"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} is {value}", hint="Give a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameFit:
+    """The size at which a model's processor keeps a frame, so that none is stored larger than it
+    will be seen."""
+
+    long_edges: tuple[tuple[float, int], ...] = ()
+    """(height / width, long edge in pixels), sorted by the first; empty: frames keep their size."""
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) in pixels to store a frame at; never larger than the frame itself."""
+        if not self.long_edges:
+            return height, width
+        aspect = height / width
+        edges = self.long_edges
+        above = next((i for i, (a, _) in enumerate(edges) if a >= aspect), len(edges) - 1)
+        below = above if edges[above][0] <= aspect else max(above - 1, 0)
+        (a0, e0), (a1, e1) = edges[below], edges[above]
+        share = 0.0 if a1 <= a0 else min(1.0, (aspect - a0) / (a1 - a0))
+        scale = min(1.0, math.ceil(e0 + (e1 - e0) * share) / max(height, width))
+        return max(1, math.ceil(height * scale)), max(1, math.ceil(width * scale))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkIndex:
+    """One chunk of a medium: what part of it, and which frames were taken."""
+
+    index: int
+    """Position in the medium, from 0."""
+    start: float
+    """Where the chunk begins, in seconds of the medium's own time; 0 for an image."""
+    end: float
+    """Where it ends, in seconds; 0 for an image."""
+    times: tuple[float, ...]
+    """Presentation time of each frame, in seconds from the medium's start."""
+    height: int
+    """Height of the stored frames in pixels, rotation applied."""
+    width: int
+    """Width of the stored frames in pixels, rotation applied."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaIndex:
+    """What the frames stage found in one media file."""
+
+    kind: MediaKind
+    height: int
+    """Height in pixels as shown, rotation applied."""
+    width: int
+    """Width in pixels as shown, rotation applied."""
+    duration: float
+    """Seconds from the first frame to the end of the last one; 0 for an image."""
+    chunks: tuple[ChunkIndex, ...]
+    warnings: tuple[str, ...] = ()
+    """Damage that was survived, one sentence each."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "MediaIndex":
+        chunks = tuple(ChunkIndex(**{**c, "times": tuple(c["times"])}) for c in value["chunks"])
+        return cls(**{**value, "chunks": chunks, "warnings": tuple(value["warnings"])})

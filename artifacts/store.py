@@ -1,0 +1,194 @@
+"""The store's five verbs over a folder: get, put-if-absent, list, stat, delete; knows nothing of
+what the bytes mean."""
+
+import errno
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from artifacts.errors import EnvironmentFault, UsageError
+
+TEMPORARY = "tmp"
+"""Folder of half-written objects, inside the store so that a rename never crosses file systems."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectStat:
+    """What the store knows of an object without reading it."""
+
+    size: int
+    """Bytes."""
+    modified: float
+    """Seconds since the epoch."""
+
+
+class Store(Protocol):
+    """Named immutable objects. A folder, a shared folder and object storage can each do these five
+    things."""
+
+    @property
+    def url(self) -> str: ...
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes: ...
+
+    def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool: ...
+
+    def list(self, prefix: str = "") -> Iterator[str]: ...
+
+    def stat(self, name: str) -> ObjectStat | None: ...
+
+    def delete(self, name: str) -> None: ...
+
+
+def open_store(url: str) -> "FolderStore":
+    """The store at a folder path or `file://` address. Raises UsageError for an address it cannot
+    serve."""
+    if url.startswith("file://"):
+        url = url.removeprefix("file://")
+    if "://" in url:
+        raise UsageError(f"no store can be opened at {url}", hint="Give a folder, local or on a shared file system")
+    return FolderStore(Path(url).expanduser().absolute())
+
+
+class FolderStore:
+    """Objects as files under one folder; an object appears whole or not at all, and survives a
+    power cut."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def url(self) -> str:
+        return str(self.root)
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """The bytes of an object from `offset`, at most `length` of them. Raises
+        FileNotFoundError."""
+        with open(self.root / name, "rb", buffering=0) as file:
+            want = os.fstat(file.fileno()).st_size - offset if length is None else length
+            pieces = []
+            while want > 0 and (piece := os.pread(file.fileno(), want, offset)):
+                pieces.append(piece)
+                offset += len(piece)
+                want -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
+        """Write an object unless it is there already; says whether it was written. Raises
+        EnvironmentFault."""
+        final = self.root / name
+        half = self.root / TEMPORARY / uuid.uuid4().hex
+        try:
+            if final.exists():
+                return False
+            half.parent.mkdir(parents=True, exist_ok=True)
+            with open(half, "xb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            self._make_folder(final.parent)
+            placed = _place(half, final)
+            _sync_folder(final.parent)
+            return placed
+        except OSError as error:
+            raise fault_of(error, self.root) from error
+        finally:
+            half.unlink(missing_ok=True)
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Names below the folder `prefix`, in sorted order within each folder."""
+        try:
+            entries = sorted(os.scandir(self.root / prefix), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise fault_of(error, self.root) from error
+        for entry in entries:
+            name = f"{prefix}/{entry.name}" if prefix else entry.name
+            if entry.is_dir():
+                if name != TEMPORARY:
+                    yield from self.list(name)
+            else:
+                yield name
+
+    def stat(self, name: str) -> ObjectStat | None:
+        """Size and age of an object, or None when there is none."""
+        try:
+            found = os.stat(self.root / name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return ObjectStat(size=found.st_size, modified=found.st_mtime)
+
+    def delete(self, name: str) -> None:
+        """Remove an object; no error when there is none."""
+        (self.root / name).unlink(missing_ok=True)
+
+    def check_writable(self) -> None:
+        """Raise EnvironmentFault when nothing can be written here, before hours are spent to find
+        out."""
+        probe = self.root / TEMPORARY / uuid.uuid4().hex
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"penstock")
+        except OSError as error:
+            raise fault_of(error, self.root) from error
+        finally:
+            if probe.parent.is_dir():
+                probe.unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        """Bytes that can still be written on the store's file system."""
+        folder = self.root
+        while not folder.exists():
+            folder = folder.parent
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            _sync_folder(folder.parent)
+
+
+def _place(half: Path, final: Path) -> bool:
+    """Give a finished file its name, unless another writer was first."""
+    try:
+        os.link(half, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV):
+            raise
+        # A file system without hard links: a second writer holds the same bytes anyway.
+        os.replace(half, final)
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def fault_of(error: OSError, where: Path) -> EnvironmentFault:
+    """The same trouble in words that say what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentFault(
+            f"the disk of {where} is full",
+            hint="Free some space or give another --store; the same command then goes on",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return EnvironmentFault(
+            f"{where} cannot be written ({error.strerror})",
+            hint="Give a folder you may write to with --store and --out",
+        )
+    return EnvironmentFault(f"{where}: {error.strerror or error}", hint="Check the disk; the same command then goes on")
