@@ -1,12 +1,12 @@
 """Every error Penstock raises on purpose; knows nothing of what was being done when it was raised.
 
-    PenstockError
-    ├── UsageError        bad option, no source at all, no such model        exit 2
-    ├── CannotFit         the model does not fit the memory budget           exit 3
-    ├── Interrupted       stopped by a signal; the same command resumes      exit 4
-    ├── EnvironmentFault  disk, store, driver, network                       exit 5
-    │   └── StageDied     a stage's process ended without finishing
-    └── MediaError        one file cannot be captioned; the others can       exit 1
+PenstockError
+├── UsageError        bad option, no source at all, no such model        exit 2
+├── CannotFit         the model does not fit the memory budget           exit 3
+├── Interrupted       stopped by a signal; the same command resumes      exit 4
+├── EnvironmentFault  disk, store, driver, network                       exit 5
+│   └── StageDied     a stage's process ended without finishing
+└── MediaError        one file cannot be captioned; the others can       exit 1
 """
 
 from typing import ClassVar

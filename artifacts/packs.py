@@ -132,14 +132,24 @@ def _header(name: str, records: Sequence[Record]) -> tuple[bytes, dict[str, _Pla
     for record in records:
         length = memoryview(record.payload).nbytes
         checksum = hashlib.sha256(record.payload).hexdigest()
-        entries.append({"key": record.key, "offset": offset, "length": length, "sha256": checksum, "meta": record.meta})
+        entries.append(
+            {
+                "key": record.key,
+                "offset": offset,
+                "length": length,
+                "sha256": checksum,
+                "meta": record.meta,
+            }
+        )
         offset += length
     text = json.dumps({"records": entries}, separators=(",", ":")).encode()
     lead = LEAD.pack(MAGIC, len(text), hashlib.sha256(text).digest())
     return lead + text, dict(_places(name, entries, LEAD.size + len(text)))
 
 
-def _places(name: str, entries: list[dict[str, Any]], payloads_at: int) -> Iterator[tuple[str, _Place]]:
+def _places(
+    name: str, entries: list[dict[str, Any]], payloads_at: int
+) -> Iterator[tuple[str, _Place]]:
     for entry in entries:
         yield (
             entry["key"],

@@ -49,7 +49,10 @@ def open_store(url: str) -> "FolderStore":
     if url.startswith("file://"):
         url = url.removeprefix("file://")
     if "://" in url:
-        raise UsageError(f"no store can be opened at {url}", hint="Give a folder, local or on a shared file system")
+        raise UsageError(
+            f"no store can be opened at {url}",
+            hint="Give a folder, local or on a shared file system",
+        )
     return FolderStore(Path(url).expanduser().absolute())
 
 
@@ -191,4 +194,6 @@ def fault_of(error: OSError, where: Path) -> EnvironmentFault:
             f"{where} cannot be written ({error.strerror})",
             hint="Give a folder you may write to with --store and --out",
         )
-    return EnvironmentFault(f"{where}: {error.strerror or error}", hint="Check the disk; the same command then goes on")
+    return EnvironmentFault(
+        f"{where}: {error.strerror or error}", hint="Check the disk; the same command then goes on"
+    )
