@@ -1,0 +1,49 @@
+# What the README tells people to call. Everything runs in .venv, which scripts/setup makes.
+PYTEST ?= .venv/bin/pytest -q
+
+.PHONY: help setup demo test test-slow check bench wheel lock clean distclean
+
+help:
+	@echo "make demo       captions the demo clips through the whole pipeline"
+	@echo "make test       runs the tests (make test-slow: those that take minutes)"
+	@echo "make check      format, lint, types, layers and tests"
+	@echo "make bench      runs the benchmarks; installs what they compare with"
+	@echo "make wheel      builds dist/penstock-*.whl"
+	@echo "make lock       pins the dependencies anew (needs uv; UPGRADE=1 takes newer versions)"
+	@echo "make clean      removes builds and caches; make distclean removes .venv too"
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@.venv/bin/penstock demo
+
+test: setup
+	@$(PYTEST)
+
+test-slow: setup
+	@$(PYTEST) -m slow
+
+check: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+	@$(PYTEST)
+
+bench: setup
+	@scripts/bench
+
+wheel: setup
+	@.venv/bin/python -c "import os, uv_build; os.makedirs('dist', exist_ok=True); \
+	print('dist/' + uv_build.build_wheel('dist'))"
+
+lock:
+	@scripts/lock $(if $(UPGRADE),--upgrade)
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv
