@@ -1,0 +1,1 @@
+"""A process per stage: exit is the only reliable way to give a GPU back."""

@@ -1,0 +1,47 @@
+"""What a stage tells its parent while it works, one JSON line an event; knows nothing of who
+listens.
+
+Libraries print on stdout, so events travel on a file descriptor of their own. Kinds of event:
+`total` `item` `failure` `warning` `note` `memory` `error` `end`.
+"""
+
+import json
+import os
+import threading
+from typing import Any
+
+
+class Report:
+    """The child's end of the line; safe to use from several threads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def total(self, items: int) -> None:
+        """How many items this stage is going to publish."""
+        self.send("total", items=items)
+
+    def item(
+        self, key: str, *, label: str = "", seconds_of_media: float = 0.0, tokens: int = 0
+    ) -> None:
+        """An item was published: it is on disk, and will not be made again."""
+        self.send("item", key=key, label=label, media_seconds=seconds_of_media, tokens=tokens)
+
+    def failure(self, media: str, kind: str, message: str, hint: str) -> None:
+        """One medium, named by its content digest, cannot be used; the others can."""
+        self.send("failure", media=media, kind=kind, message=message, hint=hint)
+
+    def warning(self, text: str) -> None:
+        """Something a person should read, and that stops nothing."""
+        self.send("warning", text=text)
+
+    def note(self, **values: Any) -> None:
+        """Facts about the stage for `run.json`, such as the attention implementation."""
+        self.send("note", **values)
+
+    def send(self, event: str, **values: Any) -> None:
+        line = memoryview((json.dumps({"event": event, **values}) + "\n").encode())
+        with self._lock:
+            while line:
+                line = line[os.write(self._descriptor, line) :]

@@ -1,0 +1,240 @@
+"""The parent's side of a stage: start it, listen, say how it ended; knows no stage by name and
+makes no CUDA context."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts import errors
+from artifacts.packs import DamagedRecord
+from stages.process.memory import device_holders, device_used_bytes
+
+BASELINE_SLACK_BYTES = 64 << 20
+"""How far above its baseline a device may stay after a stage and still count as given back."""
+BASELINE_SECONDS = 5.0
+"""How long to wait for the driver to take the memory back."""
+STOP_SECONDS = 10.0
+"""How long a stage that was asked to stop may take before it is killed."""
+OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+    "Unable to allocate",
+    "MemoryError",
+)
+"""How an out-of-memory death reads in a stage's last words (torch, cuBLAS, the CPU allocator,
+NumPy, Python)."""
+
+Listener = Callable[[str, Mapping[str, Any]], None]
+"""Called with the stage's name and each event, from a thread of its own."""
+
+
+@dataclass(kw_only=True, slots=True)
+class StageOutcome:
+    """What one stage process did, as `run.json` records it."""
+
+    name: str
+    items: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_host_bytes: int = 0
+    peak_device_bytes: int = 0
+    baseline_before_bytes: int = 0
+    baseline_after_bytes: int = 0
+    timeline: list[Any] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    error: dict[str, str] | None = None
+
+
+class StageProcess:
+    """One running stage. Start it and wait for it on the same thread: the kernel ties the child's
+    life to that thread."""
+
+    def __init__(
+        self,
+        name: str,
+        entry: str,
+        arguments: dict[str, Any],
+        *,
+        device: str,
+        log: Path,
+        listen: Listener,
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._device = device
+        self._listen = listen
+        self.outcome = StageOutcome(name=name, baseline_before_bytes=device_used_bytes(device))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        handle, self._job = tempfile.mkstemp(prefix=f"penstock-{name}-", suffix=".json")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"entry": entry, "arguments": arguments, "device": device}, file)
+        read_end, write_end = os.pipe()
+        try:
+            with log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "stages.process.child",
+                        self._job,
+                        str(os.getpid()),
+                        str(write_end),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[write_end],
+                    process_group=0,  # Ctrl-C reaches the parent alone, which then stops the child
+                    env=child_environment(),
+                )
+        finally:
+            os.close(write_end)
+        self._reader = threading.Thread(target=self._read, args=(read_end,), daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait(self) -> StageOutcome:
+        """The stage's outcome once it has ended and the device is free again. Raises what ended
+        it."""
+        try:
+            code = self._process.wait()
+            self._reader.join()
+        finally:
+            Path(self._job).unlink(missing_ok=True)
+        self.outcome.baseline_after_bytes = self._await_baseline()
+        if code != 0 or self.outcome.error is not None:
+            raise self._fault(code)
+        return self.outcome
+
+    def stop(self) -> None:
+        """End the stage: asked first, killed when it does not answer; what it published stays."""
+        if self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        Path(self._job).unlink(missing_ok=True)
+
+    def _read(self, descriptor: int) -> None:
+        with os.fdopen(descriptor, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue  # cut off in the middle by the child's death
+                self._take(event)
+                self._listen(self.name, event)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        outcome, kind = self.outcome, event["event"]
+        if kind == "item":
+            outcome.items += 1
+            outcome.tokens += event["tokens"]
+        elif kind == "failure":
+            outcome.failures.append({k: v for k, v in event.items() if k != "event"})
+        elif kind == "warning":
+            outcome.warnings.append(event["text"])
+        elif kind == "note":
+            outcome.notes.update({k: v for k, v in event.items() if k != "event"})
+        elif kind == "error":
+            outcome.error = {k: str(v) for k, v in event.items() if k != "event"}
+        elif kind == "end":
+            for name in (
+                "seconds",
+                "cpu_seconds",
+                "peak_host_bytes",
+                "peak_device_bytes",
+                "timeline",
+            ):
+                setattr(outcome, name, event[name])
+
+    def _await_baseline(self) -> int:
+        if not self._device.startswith("cuda"):
+            return 0
+        allowed = self.outcome.baseline_before_bytes + BASELINE_SLACK_BYTES
+        deadline = time.monotonic() + BASELINE_SECONDS
+        used = device_used_bytes(self._device)
+        while used > allowed and time.monotonic() < deadline:
+            time.sleep(0.1)
+            used = device_used_bytes(self._device)
+        if used > allowed:
+            others = ", ".join(f"process {p}" for p in device_holders(self._device)) or "the driver"
+            text = (
+                f"{(used - allowed) >> 20} MiB of the GPU did not come back after {self.name}: "
+                f"{others} hold memory"
+            )
+            self.outcome.warnings.append(text)
+            self._listen(self.name, {"event": "warning", "text": text})
+        return used
+
+    def _fault(self, code: int) -> errors.PenstockError:
+        told = self.outcome.error or {"type": "", "message": "", "hint": ""}
+        known = {**vars(errors), "DamagedRecord": DamagedRecord}.get(told["type"])
+        if isinstance(known, type) and issubclass(known, errors.PenstockError):
+            if issubclass(known, errors.MediaError):
+                return errors.MediaError(told["message"], kind="media", hint=told["hint"])
+            return known(told["message"], hint=told["hint"])
+        last_words = f"{told['type']}: {told['message']}" if told["type"] else self._log_tail()
+        if any(sign in last_words for sign in OUT_OF_MEMORY):
+            return errors.CannotFit(
+                f"the {self.name} stage ran out of memory ({last_words[:160]})",
+                hint="Nothing finished is lost; run it again with a smaller --batch-size",
+            )
+        if code < 0:
+            return errors.Interrupted(
+                f"the {self.name} stage was ended by {_signal_name(-code)}",
+                hint="Nothing finished is lost; run the same command again to go on",
+            )
+        return errors.StageDied(
+            f"the {self.name} stage failed: {last_words or f'exit status {code}'}",
+            hint=f"Its log is {self.log}; what is finished stays done",
+            return_code=code,
+        )
+
+    def _log_tail(self) -> str:
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
+
+
+def child_environment() -> dict[str, str]:
+    """The parent's environment, with what every stage wants set unless the user set it."""
+    defaults = {
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    roots = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, roots))}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
