@@ -1,0 +1,110 @@
+"""What a caption run is asked to do, the same for the command line and for Prefect; knows nothing
+of how it is done."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.errors import UsageError
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+DEMO_MODEL = "demo"
+VIDEO_PROMPT = "Describe this video in detail."
+IMAGE_PROMPT = "Describe this image in detail."
+FORMATS = ("jsonl", "txt", "vtt")
+"""What `--format` accepts; jsonl is always written."""
+
+
+def default_store() -> str:
+    """`$PENSTOCK_STORE`, or a folder in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return os.environ.get("PENSTOCK_STORE") or str(Path(cache).expanduser() / "penstock")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionConfig:
+    """One caption run. Fields have the names of the command line's options."""
+
+    sources: tuple[str, ...]
+    """Files, folders, globs, or lists of them (`.txt`, `.jsonl`, `@list`)."""
+    model: str = DEFAULT_MODEL
+    """Hub id, folder, or `demo`."""
+    prompt: str | None = None
+    """What the model is asked; None asks for a description, of a video or of an image."""
+    out: str = "penstock-out"
+    """Folder of the captions."""
+    store: str = ""
+    """Folder of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
+    chunk: float = 30.0
+    """Seconds a chunk."""
+    fps: float | None = None
+    """Frames a second; None: what the checkpoint's processor states."""
+    frames: int | None = None
+    """Frames a chunk, evenly; excludes `fps`."""
+    max_frames: int | None = None
+    """At most so many frames a chunk; None: what the checkpoint's processor states."""
+    batch_size: int = 8
+    """Chunks a batch; encode takes fewer when they hold many frames."""
+    max_new_tokens: int = 128
+    """Longest caption in tokens."""
+    prefix: str = ""
+    """Put before every caption."""
+    suffix: str = ""
+    """Put after every caption."""
+    recursive: bool = False
+    """Look into the folders of a folder."""
+    extensions: tuple[str, ...] = ()
+    """Only files with these suffixes are taken from folders and globs; empty: all known ones."""
+    limit: int | None = None
+    """At most so many media files."""
+    format: tuple[str, ...] = ()
+    """Formats beside jsonl."""
+    beside: bool = False
+    """Put txt and vtt next to the media file instead of into `out`."""
+    overwrite: bool = False
+    """With `beside`: replace files that are there already."""
+    retry_failed: bool = False
+    """Try media again that failed before."""
+    keep_frames: bool = False
+    """Keep the stored frames after encoding."""
+    trust_remote_code: bool = False
+    """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UsageError(
+                "no source is given", hint="Name files or folders: penstock caption VIDEOS/"
+            )
+        if self.fps is not None and self.frames is not None:
+            raise UsageError("--fps and --frames exclude each other", hint="Leave one of them out")
+        for name in (
+            "chunk",
+            "fps",
+            "frames",
+            "max_frames",
+            "batch_size",
+            "max_new_tokens",
+            "limit",
+        ):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} is {value}", hint="Give a number above 0")
+        unknown = sorted(set(self.format) - set(FORMATS))
+        if unknown:
+            raise UsageError(
+                f"--format {','.join(unknown)} is not known",
+                hint=f"Choose from {', '.join(FORMATS)}",
+            )
+        if self.prompt is not None and not self.prompt.strip():
+            raise UsageError("--prompt is empty", hint="Leave it out to ask for a description")
+
+    @property
+    def store_url(self) -> str:
+        return self.store or default_store()
+
+    def prompt_for(self, kind: str) -> str:
+        """What the model is asked about a medium of this kind."""
+        if self.prompt is not None:
+            return self.prompt
+        return IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT

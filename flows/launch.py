@@ -1,0 +1,62 @@
+"""Starting stages as plain child processes; the sequence sees only `Launcher`, so that Prefect can
+take its place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stages.process.stage_process import Listener, StageOutcome, StageProcess
+
+ENTRIES: Mapping[str, str] = {
+    "describe": "stages.models.run:run",
+    "frames": "stages.frames.run:run",
+    "encode": "stages.encode.run:run",
+    "decode": "stages.decode.run:run",
+}
+"""Stage name → the function that its process calls."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageCall:
+    """One process to be started."""
+
+    name: str
+    """A key of ENTRIES."""
+    arguments: dict[str, Any]
+    """What the stage is told; JSON."""
+    device: str
+    """`cpu` or `cuda:N`: what the process computes on and, if a GPU, holds the lock of."""
+    log: Path
+    """Where the stage's own output goes."""
+
+
+class Running(Protocol):
+    """A stage that was started."""
+
+    def wait(self) -> StageOutcome: ...
+
+    def stop(self) -> None: ...
+
+
+class Launcher(Protocol):
+    """Starts stages; one instance a run."""
+
+    def start(self, call: StageCall) -> Running: ...
+
+
+class DirectLauncher:
+    """Starts each stage as a child of this process."""
+
+    def __init__(self, listen: Listener) -> None:
+        self._listen = listen
+
+    def start(self, call: StageCall) -> StageProcess:
+        return StageProcess(
+            call.name,
+            ENTRIES[call.name],
+            call.arguments,
+            device=call.device,
+            log=call.log,
+            listen=self._listen,
+        )

@@ -1,0 +1,168 @@
+"""What is done and what is missing, read off the store; starts nothing and opens no media file."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from artifacts.keys import digest_of, item_key
+from artifacts.packs import Shelf
+from artifacts.schema import ChunkIndex, MediaIndex
+from artifacts.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scopes:
+    """Digests of all that decides a stage's bytes except the chunk itself."""
+
+    frames: str
+    features: str
+    captions: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Medium:
+    """One content to be captioned; several files may hold it."""
+
+    digest: str
+    path: str
+    kind: str
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One chunk with the keys of what each stage makes of it."""
+
+    medium: Medium
+    chunk: ChunkIndex
+    frames: str
+    features: str
+    caption: str
+
+    @property
+    def shape(self) -> tuple[str, int, int, int]:
+        """Chunks of one shape can share a batch: (kind, frames, height, width)."""
+        return (self.medium.kind, len(self.chunk.times), self.chunk.height, self.chunk.width)
+
+
+class Ledger:
+    """The shelves of one run's scopes. Nothing is kept here that the store does not say."""
+
+    def __init__(self, store: Store, scopes: Scopes) -> None:
+        self.scopes = scopes
+        self.media = Shelf(store, "media", scopes.frames)
+        self.failures = Shelf(store, "failures", scopes.frames)
+        self.frames = Shelf(store, "frames", scopes.frames)
+        self.features = Shelf(store, "features", scopes.features)
+        self.captions = Shelf(store, "captions", scopes.captions)
+        self._waves = Shelf(store, "waves", scopes.captions)
+
+    def refresh(self) -> None:
+        """See what the stages have published since."""
+        for shelf in (self.media, self.failures, self.frames, self.features, self.captions):
+            shelf.refresh()
+
+    def index(self, medium: Medium) -> MediaIndex | None:
+        """What the frames stage found in a medium; None when it has not been there."""
+        if medium.digest not in self.media:
+            return None
+        return MediaIndex.from_json(self.media.meta(medium.digest))
+
+    def failure(self, medium: Medium) -> dict[str, Any] | None:
+        """Why a medium cannot be captioned, when that is known."""
+        return self.failures.meta(medium.digest) if medium.digest in self.failures else None
+
+    def tasks(self, media: Iterable[Medium]) -> list[Task]:
+        """Every chunk of the media whose chunks are known, in order."""
+        found = []
+        for medium in media:
+            index = self.index(medium)
+            for chunk in index.chunks if index is not None else ():
+                found.append(self._task(medium, chunk))
+        return found
+
+    def _task(self, medium: Medium, chunk: ChunkIndex) -> Task:
+        scopes, place = self.scopes, (medium.digest, chunk.index)
+        return Task(
+            medium=medium,
+            chunk=chunk,
+            frames=item_key(scopes.frames, *place),
+            features=item_key(scopes.features, *place),
+            caption=item_key(scopes.captions, *place, medium.prompt),
+        )
+
+    def frames_wanted(self, medium: Medium) -> list[int] | None:
+        """Chunks whose frames must be cut: None for all of an unknown medium, [] for none."""
+        if self.failure(medium) is not None:
+            return []
+        index = self.index(medium)
+        if index is None:
+            return None
+        return [
+            task.chunk.index
+            for task in self.tasks([medium])
+            if task.features not in self.features
+            and task.caption not in self.captions
+            and task.frames not in self.frames
+        ]
+
+    def waves(
+        self, media: Sequence[Medium], sizes: Sequence[int], limit: int
+    ) -> list[list[Medium]]:
+        """The media cut into waves of at most `limit` bytes of frames and features.
+
+        The cut is recorded: how much disk was free the first time must not change which chunks
+        share a
+        batch when the run is resumed, because in 16 bit another batch gives other bytes.
+        """
+        key = digest_of([[m.digest, m.prompt] for m in media])
+        if key not in self._waves:
+            from artifacts.packs import Record
+
+            self._waves.publish([Record(key=key, meta={"lengths": cut_waves(sizes, limit)})])
+        waves, start = [], 0
+        for length in self._waves.meta(key)["lengths"]:
+            waves.append(list(media[start : start + length]))
+            start += length
+        return waves
+
+
+def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
+    """How many media go into each wave, so that a wave stays below `limit` bytes; at least one
+    each."""
+    lengths: list[int] = []
+    filled = limit
+    for size in sizes:
+        if filled + size > limit:
+            lengths.append(0)
+            filled = 0
+        lengths[-1] += 1
+        filled += size
+    return lengths
+
+
+def encode_batches(tasks: Sequence[Task], batch_size: int, frames_a_batch: int) -> list[list[Task]]:
+    """Chunks of one shape together, in order; every chunk of the wave takes part, done or not."""
+    groups: dict[tuple[str, int, int, int], list[Task]] = {}
+    for task in unique(tasks, "features"):
+        groups.setdefault(task.shape, []).append(task)
+    batches = []
+    for (_, frames, _, _), group in groups.items():
+        size = max(1, min(batch_size, frames_a_batch // frames))
+        batches += [group[i : i + size] for i in range(0, len(group), size)]
+    return batches
+
+
+def decode_batches(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
+    """Chunks of one kind together, alike in length, so that little is padded."""
+    ordered = sorted(unique(tasks, "caption"), key=lambda task: task.shape)
+    batches = []
+    for kind in ("image", "video"):
+        group = [task for task in ordered if task.medium.kind == kind]
+        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+    return batches
+
+
+def unique(tasks: Sequence[Task], field: str) -> list[Task]:
+    """The tasks without those whose key came before: two files of one content are one item."""
+    return list({getattr(task, field): task for task in reversed(tasks)}.values())[::-1]

@@ -1,0 +1,182 @@
+"""Which media files a command means: files, folders, globs and lists; opens no media file."""
+
+import glob
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from artifacts.captions import Failure
+from artifacts.schema import MediaKind
+
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".heic",
+        ".heif",
+        ".ppm",
+        ".pgm",
+        ".avif",
+    ]
+)
+VIDEO_SUFFIXES = frozenset(
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".mpg",
+        ".mpeg",
+        ".wmv",
+        ".flv",
+        ".3gp",
+        ".ogv",
+        ".gif",
+        ".y4m",
+    ]
+)
+LIST_SUFFIXES = frozenset((".txt", ".jsonl"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaFile:
+    """One file to be captioned."""
+
+    path: Path
+    """Where it lies, absolute."""
+    media_path: str
+    """Its name in the outputs: relative to the folder given, or the file's own name; POSIX."""
+    source: str
+    """The argument that brought it in."""
+    kind: MediaKind
+    """By suffix: image or video."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """Which files of a folder are taken."""
+
+    recursive: bool
+    extensions: tuple[str, ...]
+
+    def takes(self, name: str) -> bool:
+        suffix = PurePosixPath(name).suffix.lower()
+        if self.extensions:
+            return suffix.lstrip(".") in {e.lower().lstrip(".") for e in self.extensions}
+        return suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES
+
+
+def find_media(
+    sources: Sequence[str], selection: Selection, limit: int | None = None
+) -> tuple[list[MediaFile], list[Failure]]:
+    """The files that the sources name, in order and each once, and what could not be found."""
+    found: list[MediaFile] = []
+    failures: list[Failure] = []
+    seen: set[tuple[str, str]] = set()
+    for source in sources:
+        for result in _expand(source, source, selection):
+            if isinstance(result, Failure):
+                failures.append(result)
+            elif (identity := (os.path.realpath(result.path), result.media_path)) not in seen:
+                seen.add(identity)
+                found.append(result)
+    return found[:limit], failures
+
+
+def _expand(text: str, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
+    path = Path(text).expanduser()
+    if text.startswith("@") and not path.exists():
+        yield from _listed(Path(text[1:]), source, selection)
+    elif path.is_dir():
+        yield from _folder(path, source, selection)
+    elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+        yield from _listed(path, source, selection)
+    elif path.exists():
+        yield _file(path, path.name, source)
+    elif glob.has_magic(text):
+        matches = sorted(glob.glob(os.path.expanduser(text), recursive=True))
+        files = [Path(m) for m in matches if os.path.isfile(m) and selection.takes(m)]
+        if not files:
+            yield _failure(source, text, "no-match", "no media file matches", "Check the pattern")
+        for file in files:
+            yield _file(file, file.name, source)
+    else:
+        hint = "Check the name; a folder given earlier may have moved"
+        yield _failure(source, text, "missing", "no such file or folder", hint)
+
+
+def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
+    count = 0
+    for path in _walk(folder, selection.recursive):
+        if selection.takes(path.name):
+            count += 1
+            yield _file(path, path.relative_to(folder).as_posix(), source)
+    if not count:
+        hint = "Check the folder, or add --recursive" if not selection.recursive else "Check it"
+        yield _failure(source, str(folder), "no-media", "no media file in this folder", hint)
+
+
+def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
+    """Files in name order; a folder that a link leads back to is entered once."""
+    entered = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield Path(place, name)
+
+
+def _listed(path: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
+    """One source a line; in a `.jsonl` list the `path` of each object. Relative to the list's
+    folder."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        hint = "A list holds one path a line"
+        yield _failure(source, str(path), "list", f"the list cannot be read: {reason}", hint)
+        return
+    for number, line in enumerate(lines, 1):
+        entry = line.strip()
+        if not entry or entry.startswith("#"):
+            continue
+        if path.suffix.lower() == ".jsonl":
+            try:
+                entry = str(json.loads(entry)["path"])
+            except (ValueError, KeyError, TypeError):
+                message = f"line {number} of the list is no JSON object with a path"
+                yield _failure(source, str(path), "list", message, 'Write {"path": "clip.mp4"}')
+                continue
+        if Path(entry).suffix.lower() in LIST_SUFFIXES:
+            message = f"line {number} names another list"
+            yield _failure(source, entry, "list", message, "Name media files and folders only")
+            continue
+        yield from _expand(os.path.join(path.parent, entry), source, selection)
+
+
+def _file(path: Path, name: str, source: str) -> MediaFile:
+    kind: MediaKind = "image" if path.suffix.lower() in IMAGE_SUFFIXES else "video"
+    return MediaFile(path=Path(os.path.abspath(path)), media_path=name, source=source, kind=kind)
+
+
+def _failure(source: str, name: str, error: str, message: str, hint: str) -> Failure:
+    return Failure(
+        media_path=name, source=source, stage="sources", error=error, message=message, hint=hint
+    )
