@@ -6,7 +6,7 @@ from typing import Final
 CHECKPOINT: Final[Path] = Path(__file__).parent / "checkpoint"
 """Folder of the trained model: a plain transformers checkpoint of the qwen2_5_vl family."""
 
-CLIPS: Final[Path] = Path(__file__).parent / "clips"
+CLIPS: Final[Path] = Path(__file__).parent / "samples"
 """Folder of a dozen clips the model never saw, with what happens in them in `truth.jsonl`."""
 
 __all__ = ["CHECKPOINT", "CLIPS"]

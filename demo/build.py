@@ -1,0 +1,196 @@
+"""Builds the untrained folder of the demo: config, weights, tokenizer, processors and chat template.
+
+It does not know how the model is trained; `python -m demo.build FOLDER` writes one.
+"""
+
+import argparse
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+from demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT, WORDINGS
+from demo.world import caption, sample_clip, sample_still
+
+SPECIAL: Final = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+"""Qwen's own special tokens."""
+TEMPLATE: Final = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif c['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in c %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """Sizes of the model."""
+
+    vision_width: int = 128
+    """Channels in the vision tower."""
+    vision_layers: int = 4
+    """All with full attention over the two frames of a temporal patch."""
+    vision_inner: int = 320
+    """Channels inside the vision tower's MLPs."""
+    text_width: int = 192
+    """Channels in the language model."""
+    text_layers: int = 4
+    """Decoder layers."""
+    text_inner: int = 512
+    """Channels inside the decoder's MLPs."""
+    vocabulary: int = 512
+    """Byte-level BPE tokens, the special ones included."""
+    patch: int = 8
+    """Pixels of a patch's side; two by two patches are one token."""
+    pixels: int = 64 * 64
+    """Most pixels a frame is resized to, its aspect kept as whole tokens allow; at least three quarters of it."""
+    rope_theta: float = 16.0
+    """The usual million hides height and width on a grid this small."""
+    tokens_per_second: int = 2
+    """Temporal positions a second."""
+
+
+def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that knows the demo's words whole."""
+    rng = random.Random(1)
+    corpus = [caption(sample_clip(rng, "any")) for _ in range(4000)]
+    corpus += [caption(sample_still(rng, "any")) for _ in range(500)]
+    corpus += [VIDEO_PROMPT, IMAGE_PROMPT, *WORDINGS] * 30 + ["user\nassistant\nsystem\n"] * 200
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL[1:]),
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def build_processor(shape: Shape) -> Qwen2_5_VLProcessor:
+    """The processor; its video half states how clips are to be sampled."""
+    common: dict[str, Any] = {
+        "patch_size": shape.patch,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "size": {"shortest_edge": shape.pixels * 3 // 4, "longest_edge": shape.pixels},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    video = Qwen2VLVideoProcessor(
+        **common,
+        do_sample_frames=False,
+        cap_pixels_per_frame=False,
+        fps=2.0,
+        min_frames=4,
+        max_frames=16,
+    )
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**common),
+        tokenizer=build_tokenizer(shape.vocabulary),
+        video_processor=video,
+        chat_template=TEMPLATE,
+    )
+
+
+def build_config(shape: Shape, processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
+    """The config of an untrained model of this shape."""
+    ids = processor.tokenizer.convert_tokens_to_ids
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": shape.vocabulary,
+            "hidden_size": shape.text_width,
+            "intermediate_size": shape.text_inner,
+            "num_hidden_layers": shape.text_layers,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": shape.rope_theta,
+                "mrope_section": [4, 6, 6],
+            },
+            "bos_token_id": None,
+            "eos_token_id": ids("<|im_end|>"),
+            "pad_token_id": ids("<|endoftext|>"),
+        },
+        vision_config={
+            "depth": shape.vision_layers,
+            "hidden_size": shape.vision_width,
+            "intermediate_size": shape.vision_inner,
+            "num_heads": 4,
+            "patch_size": shape.patch,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "tokens_per_second": shape.tokens_per_second,
+            "window_size": 128,
+            "out_hidden_size": shape.text_width,
+            "fullatt_block_indexes": list(range(shape.vision_layers)),
+        },
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+
+
+def build(
+    shape: Shape | None = None, seed: int = 0
+) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    """An untrained model and its processor."""
+    shape = shape or Shape()
+    processor = build_processor(shape)
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(build_config(shape, processor))
+    ids = processor.tokenizer.convert_tokens_to_ids
+    model.generation_config.update(
+        eos_token_id=ids("<|im_end|>"),
+        pad_token_id=ids("<|endoftext|>"),
+        max_new_tokens=64,
+        do_sample=False,
+    )
+    return model, processor
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    untrained, its_processor = build()
+    untrained.to(torch.bfloat16).save_pretrained(folder)
+    its_processor.save_pretrained(folder)

@@ -1,0 +1,52 @@
+"""What training asks beside the caption: what each vision token sees, and where it goes.
+
+It does not know the language model; its heads are thrown away after training.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from demo.batches import IGNORE, MOTION_TARGETS
+from demo.words import BACKGROUNDS, COLOURS, SHAPES, SIZES
+
+CLASSES: Final = (len(COLOURS) + 1, len(SHAPES) + 1, len(SIZES) + 1)
+WEIGHTS: Final = (1.0, 2.0, 1.0)
+"""Colour, shape, size: shape is the hardest."""
+EMPTY_WEIGHT: Final = 0.1
+"""Of cells in which nothing is, which are most."""
+
+
+class DenseHeads(nn.Module):
+    """Linear readings of the vision tower's output."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cells = nn.Linear(width, sum(CLASSES) + MOTION_TARGETS)
+        self.background = nn.Linear(width, len(BACKGROUNDS))
+
+    def forward(
+        self, features: Tensor, classes: Tensor, motion: Tensor, backgrounds: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of features (clip, token, channel), and how often each reading is right."""
+        read = self.cells(features).float()
+        *logits, moved = read.split([*CLASSES, MOTION_TARGETS], -1)
+        total = functional.cross_entropy(self.background(features.mean(1)).float(), backgrounds)
+        right = {}
+        for index, (name, weight) in enumerate(zip(("colour", "shape", "size"), WEIGHTS, strict=True)):
+            truth = classes[:, index].flatten(1)
+            scale = torch.ones(CLASSES[index])
+            scale[0] = EMPTY_WEIGHT
+            total = total + weight * functional.cross_entropy(
+                logits[index].transpose(1, 2), truth, weight=scale, ignore_index=IGNORE
+            )
+            there = truth > 0
+            hit = logits[index].detach().argmax(-1)[there] == truth[there]
+            right[name] = hit.float().mean().item()
+        wanted = motion.flatten(2).transpose(1, 2)
+        known = ~wanted.isnan()
+        error = functional.smooth_l1_loss(moved[known], wanted[known], beta=0.25)
+        right["place"] = error.item()
+        return total + 2 * error, right

@@ -1,0 +1,166 @@
+"""Draws clips of the demo's world as frames and writes them as H.264 files.
+
+It does not know captions, splits or models: a spec and times go in, pixels come out.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from demo.world import ClipSpec, place
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+PAINT: Final = {
+    "red": (215, 35, 35),
+    "orange": (245, 135, 25),
+    "yellow": (240, 225, 50),
+    "green": (45, 165, 65),
+    "cyan": (50, 210, 215),
+    "blue": (45, 70, 220),
+    "purple": (135, 50, 185),
+    "pink": (250, 145, 200),
+}
+OVERSAMPLING: Final = 6
+"""Each sprite is drawn this many times larger and averaged down."""
+
+
+@functools.lru_cache(maxsize=20_000)
+def _sprite(shape: str, radius_x: float, radius_y: float, x: float, y: float) -> Floats:
+    """Coverage of one shape, its centre `x`, `y` pixels right and below of the middle pixel's centre."""
+    half = math.ceil(max(radius_x, radius_y) * 1.08) + 1
+    side = 2 * half + 1
+    image = Image.new("L", (side * OVERSAMPLING, side * OVERSAMPLING), 0)
+    draw = ImageDraw.Draw(image)
+    cx, cy = (half + x + 0.5) * OVERSAMPLING, (half + y + 0.5) * OVERSAMPLING
+    rx, ry = radius_x * OVERSAMPLING, radius_y * OVERSAMPLING
+
+    def box(wide: float, high: float, fill: int = 255) -> tuple[list[float], int]:
+        return [cx - rx * wide, cy - ry * high, cx + rx * wide, cy + ry * high], fill
+
+    if shape == "circle":
+        draw.ellipse(*box(1, 1))
+    elif shape == "ring":
+        draw.ellipse(*box(1, 1))
+        draw.ellipse(*box(0.55, 0.55, 0))
+    elif shape == "square":
+        draw.rectangle(*box(0.88, 0.88))
+    elif shape == "triangle":
+        draw.polygon([(cx, cy - ry), (cx + rx, cy + ry * 0.85), (cx - rx, cy + ry * 0.85)], 255)
+    elif shape == "cross":
+        draw.rectangle(*box(1, 0.34))
+        draw.rectangle(*box(0.34, 1))
+    else:
+        reach = [1.08 if corner % 2 == 0 else 0.45 for corner in range(10)]
+        turn = [corner * math.pi / 5 for corner in range(10)]
+        draw.polygon(
+            [
+                (cx + rx * r * math.sin(a), cy - ry * r * math.cos(a))
+                for r, a in zip(reach, turn, strict=True)
+            ],
+            255,
+        )
+    small = image.resize((side, side), Image.Resampling.BOX)
+    return np.asarray(small, np.float32) / 255
+
+
+def _ground(kind: str, rng: np.random.RandomState, height: int, width: int) -> Pixels:
+    tall, wide = math.sqrt(height / width), math.sqrt(width / height)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    y, x = y / height * tall, x / width * wide
+    tint = 1 + rng.uniform(-0.08, 0.08, 3)
+    if kind == "dark":
+        grey = np.full((height, width), rng.uniform(8, 45))
+    elif kind == "light":
+        grey = np.full((height, width), rng.uniform(205, 245))
+    elif kind == "gradient":
+        angle = rng.uniform(0, 2 * np.pi)
+        slope = np.cos(angle) * x + np.sin(angle) * y
+        slope = (slope - slope.min()) / (slope.max() - slope.min())
+        grey = 20 + slope * rng.uniform(170, 215)
+    elif kind == "noisy":
+        cells = rng.uniform(40, 210, (48, 48))
+        grey = cells[(y * 32).astype(np.int64), (x * 32).astype(np.int64)]
+    else:
+        period, shift = rng.uniform(10, 16) / 64, rng.uniform(0, 1)
+        ramp = (x, y, (x + y) * 0.7)[rng.randint(3)]
+        low = rng.uniform(30, 70)
+        grey = np.where((ramp / period + shift) % 1 < 0.5, low, low + rng.uniform(90, 120))
+    return np.clip(grey[..., None] * tint, 0, 255).astype(np.uint8)
+
+
+class Painter:
+    """Draws the frames of one clip at one resolution."""
+
+    def __init__(self, spec: ClipSpec, height: int, width: int) -> None:
+        self.spec = spec
+        self.scale = (
+            width / (64 * math.sqrt(spec.aspect)),
+            height / (64 / math.sqrt(spec.aspect)),
+        )
+        rng = np.random.RandomState(spec.seed)
+        self._ground = _ground(spec.sentence.background, rng, height, width)
+        self._colours = [
+            np.clip(np.array(PAINT[thing.colour]) + rng.uniform(-14, 14, 3), 0, 255)
+            for thing in spec.sentence.things
+        ]
+
+    def frame(self, time: float, cover: Floats | None = None) -> Pixels:
+        """The frame at a fraction of the clip; each thing's coverage is written into `cover[thing]`."""
+        frame = self._ground.copy()
+        for index, (thing, track) in enumerate(
+            zip(self.spec.sentence.things, self.spec.tracks, strict=True)
+        ):
+            x, y, seen = place(track, time)
+            if not seen:
+                continue
+            x, y = _nearest(x * self.scale[0] - 0.5), _nearest(y * self.scale[1] - 0.5)
+            left, top = math.floor(x), math.floor(y)
+            radii = [_nearest(track.radius * scale) for scale in self.scale]
+            mask = _sprite(thing.shape, radii[0], radii[1], x - left, y - top)
+            half = mask.shape[0] // 2
+            rows = slice(max(top - half, 0), min(top + half + 1, frame.shape[0]))
+            columns = slice(max(left - half, 0), min(left + half + 1, frame.shape[1]))
+            mask = mask[
+                rows.start - top + half : rows.stop - top + half,
+                columns.start - left + half : columns.stop - left + half,
+            ]
+            under = frame[rows, columns].astype(np.float32)
+            frame[rows, columns] = under + mask[..., None] * (self._colours[index] - under) + 0.5
+            if cover is not None:
+                cover[index, rows, columns] = mask
+        return frame
+
+
+def _nearest(value: float, step: float = 0.25) -> float:
+    """Rounded, so that few different sprites are ever drawn."""
+    return round(value / step) * step
+
+
+def render_frames(spec: ClipSpec, times: Sequence[float], height: int, width: int) -> Pixels:
+    """Frames (time, height, width, 3) at these fractions of the clip."""
+    painter = Painter(spec, height, width)
+    return np.stack([painter.frame(time) for time in times])
+
+
+def write_clip(spec: ClipSpec, path: Path) -> None:
+    """Write the clip as H.264 in an mp4, at its own size, frame rate and duration."""
+    import av
+
+    painter = Painter(spec, spec.height, spec.width)
+    count = max(2, round(spec.duration_seconds * spec.frames_per_second))
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=spec.frames_per_second)
+        stream.width, stream.height, stream.pix_fmt = spec.width, spec.height, "yuv420p"
+        stream.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
+        for index in range(count):
+            picture = av.VideoFrame.from_ndarray(painter.frame(index / count), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())

@@ -1,0 +1,213 @@
+"""Trains the demo's model from nothing, in the time it is given: `python -m demo.train --out DIR`.
+
+It does not know files of video: it learns from drawn frames, and `demo.evaluate` judges it by real ones.
+"""
+
+import argparse
+import copy
+import json
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from demo.batches import CELL, Batch, stream
+from demo.build import SPECIAL, Shape, build
+from demo.fast_vision import decode, fuse_norms, positions, vision
+from demo.losses import DenseHeads
+from demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT, WORDINGS
+from demo.words import COLOURS
+
+SAVE_EVERY_SECONDS: Final = 240.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How the model is trained."""
+
+    minutes: float
+    """Wall time; the learning rate falls with it, so that training ends on time on any machine."""
+    seed: int = 0
+    """Of weights and data."""
+    learning_rate: float = 2.5e-3
+    """Its highest value, for both optimizers."""
+    flat_share: float = 0.35
+    """Share of the time before the learning rate starts to fall to zero."""
+    dense_floor: float = 0.3
+    """What the weight of the dense losses falls to, from 1."""
+    word_dropout: float = 0.15
+    """Share of the caption's tokens replaced at random on the way in."""
+    colour_swaps: float = 0.4
+    """Share of colour words replaced by another colour on the way in: a shape must not be guessed from them."""
+    threads: int = 2
+    """Of torch."""
+
+
+class Asker:
+    """Turns a batch's captions and a random prompt into token ids and positions."""
+
+    def __init__(self, processor: Qwen2_5_VLProcessor, recipe: Recipe, per_second: int) -> None:
+        self.processor, self.recipe, self.per_second = processor, recipe, per_second
+        self.tokenizer = processor.tokenizer
+        self.rng = random.Random(recipe.seed)
+        colours = [self.tokenizer(f" {colour}").input_ids for colour in COLOURS]
+        if any(len(ids) != 1 for ids in colours):
+            raise ValueError(f"colours={colours!r}: each must be one token of the vocabulary")
+        self.colours = torch.tensor([ids[0] for ids in colours])
+
+    def _lead(self, kind: str, tokens: int) -> Tensor:
+        """Ids of one user turn, its placeholders repeated, up to where the answer starts."""
+        usual = IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT
+        way = self.rng.random()
+        prompt = usual if way < 0.45 else self.rng.choice(WORDINGS)
+        content = [{"type": kind}, {"type": "text", "text": prompt}]
+        text: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        pad = f"<|{kind}_pad|>"
+        ids = self.tokenizer(text.replace(pad, pad * tokens), return_tensors="pt").input_ids[0]
+        if way < 0.8:
+            return ids
+        found = [self.tokenizer.convert_tokens_to_ids(name) for name in ("<|vision_end|>", "<|im_end|>")]
+        start, end = (ids.tolist().index(token) for token in found)
+        noise = torch.randint(len(SPECIAL), len(self.tokenizer), (self.rng.randint(1, 20),))
+        return torch.cat([ids[: start + 1], noise, ids[end:]])
+
+    def _worn(self, answers: Tensor) -> Tensor:
+        colour = torch.isin(answers, self.colours) & (
+            torch.rand(answers.shape) < self.recipe.colour_swaps
+        )
+        other = self.colours[torch.randint(len(self.colours), answers.shape)]
+        worn = torch.where(colour, other, answers)
+        noise = torch.randint(len(SPECIAL), len(self.tokenizer), answers.shape)
+        return torch.where(torch.rand(answers.shape) < self.recipe.word_dropout, noise, worn)
+
+    def ask(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ids with worn answers, positions, the right answers, and which of their tokens count."""
+        clips, times, height, width, _ = batch.frames.shape
+        patches, rows, columns = times // 2, height // CELL, width // CELL
+        tokens = patches * rows * columns
+        lead = self._lead("video" if batch.seconds_per_patch else "image", tokens)
+        told = self.tokenizer(
+            [text + "<|im_end|>" for text in batch.captions],
+            padding=True, padding_side="right", return_tensors="pt",
+        )  # fmt: skip
+        answers = told.input_ids
+        ids = torch.cat([lead.expand(clips, -1), self._worn(answers)], 1)
+        intervals = torch.tensor(batch.seconds_per_patch or [0.0] * clips) * self.per_second
+        before = int(torch.isin(lead, self._pads()).nonzero()[0])
+        after = ids.shape[1] - before - tokens
+        where = positions(before, patches, rows, columns, after, intervals)
+        return ids, where, answers, told.attention_mask.bool()
+
+    def _pads(self) -> Tensor:
+        return torch.tensor(
+            self.tokenizer.convert_tokens_to_ids(["<|video_pad|>", "<|image_pad|>"])
+        )
+
+
+def optimizers(modules: list[nn.Module], rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside, AdamW for the rest."""
+    named = {id(p): (name, p) for module in modules for name, p in module.named_parameters()}
+    inside, rest = [], []
+    for name, parameter in named.values():
+        is_inside = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+        (inside if is_inside else rest).append(parameter)
+    return [
+        torch.optim.Muon(
+            inside, lr=rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def save(
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, folder: Path
+) -> None:
+    """Write a plain bf16 checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frozen = copy.deepcopy(model).to(torch.bfloat16)
+    frozen.config._attn_implementation = None
+    frozen.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def losses(
+    model: Qwen2_5_VLForConditionalGeneration, heads: DenseHeads, asker: Asker, batch: Batch
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Loss of the captions, loss of the dense readings, and how often each reading is right."""
+    ids, where, answers, counts = asker.ask(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = vision(model, torch.from_numpy(batch.frames))
+        dense, right = heads(
+            features,
+            torch.from_numpy(batch.classes),
+            torch.from_numpy(batch.motion),
+            torch.from_numpy(batch.backgrounds),
+        )
+        hidden = decode(model, ids, features, where)
+        first = ids.shape[1] - answers.shape[1] - 1
+        logits = model.lm_head(hidden[:, first:-1][counts]).float()
+    told = functional.cross_entropy(logits, answers[counts])
+    right["word"] = (logits.detach().argmax(-1) == answers[counts]).float().mean().item()
+    return told, dense, right | {"told": told.item(), "dense": dense.item()}
+
+
+def train(recipe: Recipe, folder: Path, shape: Shape) -> None:
+    """Train for the recipe's minutes and leave a checkpoint in the folder, and others on the way."""
+    torch.set_num_threads(recipe.threads)
+    fuse_norms()
+    model, processor = build(shape, recipe.seed)
+    model.train()
+    model.model.language_model.config._attn_implementation = "eager"
+    heads = DenseHeads(shape.text_width)
+    asker = Asker(processor, recipe, shape.tokens_per_second)
+    both = optimizers([model, heads], recipe.learning_rate)
+    every = [p for o in both for group in o.param_groups for p in group["params"]]
+    smooth: dict[str, float] = {}
+    log: list[dict[str, Any]] = []
+    began = saved = time.monotonic()
+    for step, batch in enumerate(stream(recipe.seed + 17)):
+        elapsed = time.monotonic() - began
+        share = elapsed / 60 / recipe.minutes
+        if share >= 1:
+            break
+        fall = min(1.0, (1 - share) / (1 - recipe.flat_share)) * min(1.0, (step + 1) / 60)
+        for optimizer in both:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * max(fall, 0.002)
+        told, dense, right = losses(model, heads, asker, batch)
+        (told + max(recipe.dense_floor, 1 - share) * dense).backward()
+        nn.utils.clip_grad_norm_(every, 1.0)
+        for optimizer in both:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        for name, value in right.items():
+            smooth[name] = value if name not in smooth else 0.95 * smooth[name] + 0.05 * value
+        if step % 50 == 49 or step == 4:
+            figures = {name: round(value, 4) for name, value in smooth.items()}
+            log.append({"step": step + 1, "seconds": round(elapsed, 1), **figures})
+            sys.stdout.write(json.dumps(log[-1]) + "\n")
+            sys.stdout.flush()
+        if time.monotonic() - saved > SAVE_EVERY_SECONDS:
+            saved = time.monotonic()
+            save(model, processor, folder)
+    save(model, processor, folder)
+    told_log = {"recipe": asdict(recipe), "shape": asdict(shape), "log": log}
+    (folder / "training.json").write_text(json.dumps(told_log, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=55.0)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    train(Recipe(minutes=chosen.minutes, seed=chosen.seed), chosen.out, Shape())
