@@ -35,8 +35,8 @@ bench: setup
 	@scripts/bench
 
 wheel: setup
-	@.venv/bin/python -c "import os, uv_build; os.makedirs('dist', exist_ok=True); \
-	print('dist/' + uv_build.build_wheel('dist'))"
+	@mkdir -p dist
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" python -c "import uv_build; print('dist/' + uv_build.build_wheel('dist'))"
 
 lock:
 	@scripts/lock $(if $(UPGRADE),--upgrade)

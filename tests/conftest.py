@@ -1,0 +1,99 @@
+"""What every test stands on: no network, a store of its own, a clean log, undisturbed random state.
+
+Knows nothing of any stage; what a package's tests share beyond this stands beside them.
+"""
+
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before anything imports the libraries that read them, and inherited by every child.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    DO_NOT_TRACK="1",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+)
+# A test must not run on the server, the store or the settings of whoever calls it.
+for _name in [name for name in os.environ if name.startswith(("PREFECT_API", "PENSTOCK_"))]:
+    if _name != "PENSTOCK_TEST_CLIPS":
+        del os.environ[_name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the program and Prefect remember about this machine goes to a folder of this session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that names no store gets an empty one, never the user's."""
+    monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
+
+
+@pytest.fixture(autouse=True)
+def no_errors_logged(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
+    """An ERROR in the log that no assertion looks at would pass unseen."""
+    yield
+    if request.node.get_closest_marker("logs_errors"):
+        return
+    errors = [
+        f"{record.name}: {record.getMessage()}"
+        for phase in ("setup", "call")
+        for record in caplog.get_records(phase)
+        if record.levelno >= logging.ERROR
+    ]
+    if errors:
+        pytest.fail("logged at ERROR:\n" + "\n".join(errors), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def random_state_restored() -> Iterator[None]:
+    """The order of the tests must not decide what a seedless one draws."""
+    # Looked up, not imported: most tests need neither, and torch alone takes seconds.
+    numpy: Any = sys.modules.get("numpy")
+    torch: Any = sys.modules.get("torch")
+    python_state = random.getstate()
+    numpy_state = numpy.random.get_state() if numpy else None
+    torch_state = torch.random.get_rng_state() if torch else None
+    yield
+    random.setstate(python_state)
+    if numpy:
+        numpy.random.set_state(numpy_state)
+    if torch:
+        torch.random.set_rng_state(torch_state)
+
+
+@pytest.fixture(scope="session")
+def shared_clips() -> Path:
+    """The folder of real video files, which is too big for the repository."""
+    folder = Path(os.environ.get("PENSTOCK_TEST_CLIPS", ROOT.parent / "shared" / "clips"))
+    if not folder.is_dir():
+        pytest.skip(f"no real clips at {folder}; PENSTOCK_TEST_CLIPS names another folder")
+    return folder
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test for the GPU is skipped without one, unless the machine was promised to have one."""
+    if not item.get_closest_marker("gpu"):
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+        pytest.fail("FAIL_WITHOUT_CUDA=1 and torch sees no CUDA device", pytrace=False)
+    pytest.skip("torch sees no CUDA device")

@@ -1,0 +1,174 @@
+"""scripts/setup on machines that lack something; what it installs is not run here."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# What the script itself calls, so that a PATH can be made that holds these and nothing else.
+COREUTILS = ["sh", "dirname", "cat", "sed", "cksum", "uname", "df", "awk", "rm"]
+
+
+class Machine:
+    """A clone on a machine whose PATH holds the core utilities and what a test puts there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bin = folder / "bin"
+        self.clone = folder / "clone of penstock"
+        self.calls = folder / "calls.log"
+        self.bin.mkdir()
+        (self.clone / "scripts").mkdir(parents=True)
+        shutil.copy(ROOT / "scripts" / "setup", self.clone / "scripts")
+        shutil.copytree(ROOT / "requirements", self.clone / "requirements")
+        shutil.copy(ROOT / "pyproject.toml", self.clone)
+        for name in COREUTILS:
+            found = shutil.which(name)
+            assert found
+            (self.bin / name).symlink_to(found)
+
+    def has(self, name: str, body: str) -> None:
+        """Put a command on the PATH that writes its arguments down and then runs `body`."""
+        command = self.bin / name
+        command.write_text(f'#!/bin/sh\necho "{name} $*" >>"{self.calls}"\n{body}\n')
+        command.chmod(0o755)
+
+    def has_python(self, name: str, version: str) -> None:
+        """An interpreter that claims a version, and has neither venv nor pip."""
+        claim = f"import sys; sys.version_info = ({version.replace('.', ', ')}, 0)"
+        claim += f"; sys.executable = '{self.bin / name}'"
+        self.has(name, f'[ "$1" = -c ] || exit 1\nexec {sys.executable} -c "{claim}; $2"')
+
+    def has_uv(self) -> None:
+        """A uv that makes an environment and installs into it by doing nothing."""
+        self.has(
+            "uv",
+            '[ "$1" != venv ] || { /bin/mkdir -p .venv/bin && '
+            f"/bin/ln -s {sys.executable} .venv/bin/python; }}",
+        )
+
+    def setup(self, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.clone / "scripts" / "setup"],
+            env={"PATH": str(self.bin), **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def uv_calls(self) -> list[str]:
+        calls = self.calls.read_text().splitlines() if self.calls.exists() else []
+        return [call for call in calls if call.startswith(("uv venv", "uv pip"))]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_it_tells_the_size_first_and_the_path_last(machine: Machine) -> None:
+    machine.has_python("python3", "3.12")
+    machine.has_uv()
+    done = machine.setup()
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert "6 to 7 GB" in lines[1]
+    assert lines[-1].strip() == f'export PATH="{machine.clone}/.venv/bin:$PATH"'
+
+
+def test_everything_installed_is_held_to_its_hash(machine: Machine) -> None:
+    machine.has_python("python3", "3.12")
+    machine.has_uv()
+    machine.setup()
+    packages, project = machine.uv_calls()[1:]
+    assert "--require-hashes --requirement requirements/dev.txt" in packages
+    assert "--offline --no-deps --no-build-isolation --editable ." in project
+
+
+def test_a_second_call_does_nothing(machine: Machine) -> None:
+    machine.has_python("python3", "3.12")
+    machine.has_uv()
+    machine.setup()
+    machine.calls.unlink()
+    again = machine.setup()
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert not machine.calls.exists()
+
+
+def test_another_lock_is_installed(machine: Machine) -> None:
+    machine.has_python("python3", "3.12")
+    machine.has_uv()
+    machine.setup()
+    machine.calls.unlink()
+    with (machine.clone / "requirements" / "dev.txt").open("a") as lock:
+        lock.write("another==1.0\n")
+    assert "up to date" in machine.setup().stdout
+    assert [call.split()[1] for call in machine.uv_calls()] == ["pip", "pip"]
+
+
+def test_a_moved_clone_is_installed_anew(machine: Machine) -> None:
+    machine.has_python("python3", "3.12")
+    machine.has_uv()
+    machine.setup()
+    machine.calls.unlink()
+    machine.clone = machine.clone.rename(machine.clone.with_name("moved"))
+    machine.setup()
+    assert [call.split()[1] for call in machine.uv_calls()] == ["venv", "pip", "pip"]
+
+
+def test_an_interrupted_installation_is_taken_up_again(machine: Machine) -> None:
+    machine.has_python("python3", "3.12")
+    machine.has("uv", '[ "$1" = --version ] || exit 130')
+    assert machine.setup().returncode == 130
+    machine.has_uv()
+    assert machine.setup().returncode == 0
+    assert (machine.clone / ".venv" / "installed").exists()
+
+
+def test_an_interpreter_too_old_or_too_new_is_passed_over(machine: Machine) -> None:
+    machine.has_python("python3.13", "3.10")
+    machine.has_python("python3.12", "3.14")
+    machine.has_python("python3", "3.11")
+    machine.has_uv()
+    machine.setup()
+    assert f"--python {machine.bin / 'python3'} .venv" in machine.uv_calls()[0]
+
+
+def test_with_no_fit_python_uv_finds_one(machine: Machine) -> None:
+    machine.has_python("python3", "3.14")
+    machine.has_uv()
+    machine.setup()
+    assert "--python 3.13 .venv" in machine.uv_calls()[0]
+
+
+@pytest.mark.parametrize(
+    ("pythons", "variables", "message"),
+    [
+        ({}, {}, "no Python found"),
+        ({"python3": "3.14"}, {}, "no Python 3.11, 3.12 or 3.13 found"),
+        ({"python3": "3.12"}, {"PYTHON": "python2"}, "PYTHON=python2 is no Python 3.11"),
+        ({"python3": "3.12"}, {}, "Install its venv module"),
+    ],
+    ids=["none", "too new", "named wrongly", "without venv"],
+)
+def test_a_machine_without_means_gets_one_line(
+    machine: Machine, pythons: dict[str, str], variables: dict[str, str], message: str
+) -> None:
+    for name, version in pythons.items():
+        machine.has_python(name, version)
+    refused = machine.setup(**variables)
+    assert refused.returncode == 1
+    assert message in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_another_platform_is_refused(machine: Machine) -> None:
+    (machine.bin / "uname").unlink()
+    machine.has("uname", '[ "$1" = -s ] && echo Darwin || echo arm64')
+    refused = machine.setup()
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines() == [
+        "penstock: runs on Linux x86-64 (WSL2 too), and this is Darwin arm64."
+    ]
