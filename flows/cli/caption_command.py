@@ -1,0 +1,53 @@
+"""`penstock caption`: run the sequence, with Prefect or without, and say how it ended."""
+
+import argparse
+import os
+import sys
+
+from flows.cli.options import config_of
+from flows.cli.plan_command import plan_lines
+from flows.display import Display
+from flows.prepare import Job
+from flows.sequence import RunResult
+
+
+def caption_command(given: argparse.Namespace) -> int:
+    """Returns the exit code of the contract. Raises PenstockError."""
+    config = config_of(given)
+    display = Display(quiet=given.quiet, as_json=given.json)
+    if given.dry_run:
+        from flows.launch import DirectLauncher
+        from flows.prepare import prepare
+
+        job = prepare(config, DirectLauncher(display.listen))
+        print("\n".join(plan_lines(job)))
+        return 0
+    if given.prefect or os.environ.get("PREFECT_API_URL"):
+        from flows.caption import run_with_prefect
+
+        job, result = run_with_prefect(config, display)
+    else:
+        from flows.run import caption
+
+        job, result = caption(config, display)
+    if not given.json:
+        report(job, result, quiet=given.quiet)
+    return result.exit_code
+
+
+def report(job: Job, result: RunResult, *, quiet: bool) -> None:
+    """The last words: what failed, what to read, where the captions are."""
+    from flows.outputs import failures_of
+
+    for failure in failures_of(job)[:20]:
+        print(f"failed: {failure.media_path}: {failure.message}. {failure.hint}", file=sys.stderr)
+    if result.failures > 20:
+        rest = result.failures - 20
+        print(f"… and {rest} more in {job.out / 'failures.jsonl'}", file=sys.stderr)
+    if quiet:
+        return
+    for warning in result.warnings:
+        print(f"note: {warning}", file=sys.stderr)
+    files = len(job.files) + len(job.failures)
+    failed = f", {result.failures} of {files} files failed" if result.failures else ""
+    print(f"{result.captions} captions in {job.out / 'captions.jsonl'}{failed}")

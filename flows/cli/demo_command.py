@@ -1,0 +1,78 @@
+"""`penstock demo`: a dozen clips of the demo world through the whole program, beside the truth,
+with a score."""
+
+import argparse
+import json
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import demo
+from flows.config import DEMO_MODEL, CaptionConfig
+from flows.display import Display, duration, size
+from flows.run import caption
+
+
+def demo_command(given: argparse.Namespace) -> int:
+    """Caption the shipped clips and fresh ones; exit code of the run. Raises PenstockError."""
+    from demo.clips import write_clips
+
+    seed = secrets.randbelow(1 << 31) if given.seed is None else given.seed
+    with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder:
+        fresh = Path(folder, "clips")
+        if given.clips:
+            print(f"drawing {given.clips} fresh clips, seed {seed}")
+            write_clips(fresh, given.clips, seed)
+        shipped = str(demo.CLIPS)
+        sources = (shipped, str(fresh)) if given.clips else (shipped,)
+        config = CaptionConfig(
+            sources=sources,
+            model=DEMO_MODEL,
+            out=str(Path(folder, "out")),
+            store=str(Path(folder, "store")),
+            batch_size=16,
+        )
+        job, result = caption(config, Display())
+        said = _captions(job.out)
+        _print_dozen(said.get(shipped, {}))
+        if given.clips:
+            print(f"\n{given.clips} fresh clips, seed {seed}:")
+            _print_score(fresh, said.get(str(fresh), {}))
+        _print_stages(json.loads((job.out / "run.json").read_text(encoding="utf-8")))
+    print("A demo: this model knows moving shapes and nothing of the world.")
+    print("Your own files: penstock caption VIDEOS/ --model MODEL")
+    return result.exit_code
+
+
+def _captions(out: Path) -> dict[str, dict[str, str]]:
+    """Source → file → caption."""
+    found: dict[str, dict[str, str]] = {}
+    for line in (out / "captions.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault(row["source"], {})[row["media_path"]] = row["caption"]
+    return found
+
+
+def _print_dozen(said: dict[str, str]) -> None:
+    for line in (demo.CLIPS / "truth.jsonl").read_text(encoding="utf-8").splitlines():
+        truth = json.loads(line)
+        caption_text = said.get(truth["file"], "")
+        mark = "exact" if caption_text == truth["caption"] else "     "
+        print(
+            f"\n{truth['file']}  {mark}\n  truth    {truth['caption']}\n  caption  {caption_text}"
+        )
+
+
+def _print_score(folder: Path, said: dict[str, str]) -> None:
+    from demo.clips import read_truth
+    from demo.scoring import score_captions
+
+    print(score_captions(read_truth(folder), said).table())
+
+
+def _print_stages(record: dict[str, Any]) -> None:
+    print()
+    for stage in record["stages"]:
+        peak, seconds = size(stage["peak_host_bytes"]), duration(stage["seconds"])
+        print(f"{stage['name']:8s}{stage['items']:5d} items  {seconds:>8s}  peak {peak}")

@@ -1,0 +1,105 @@
+"""`penstock`: parse the command line, call one function, turn errors into one line and an exit
+code."""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+
+from artifacts.errors import PenstockError
+from flows.cli.options import add_caption_options, add_running_options
+
+EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage · 3 cannot fit ·
+4 interrupted, resumable · 5 environment (disk, store, driver, network)"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and option; a test freezes the set."""
+    top = argparse.ArgumentParser(
+        prog="penstock",
+        description="Caption long videos and large image folders on a GPU too small for the model.",
+        epilog=EPILOG,
+    )
+    top.add_argument("--version", action="store_true", help="print the version")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    caption = commands.add_parser("caption", help="caption videos and images", epilog=EPILOG)
+    add_caption_options(caption)
+    add_running_options(caption)
+    plan = commands.add_parser(
+        "plan", help="what a run would take: weights and disk", epilog=EPILOG
+    )
+    add_caption_options(plan)
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    status = commands.add_parser("status", help="how a run stands", epilog=EPILOG)
+    status.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+    status.add_argument("--json", action="store_true", help="print the record as JSON")
+    cache = commands.add_parser("cache", help="look after the store", epilog=EPILOG)
+    cache.add_argument("action", choices=("ls", "verify"), help="list it, or check every byte")
+    cache.add_argument("--store", default="", metavar="DIR")
+    commands.add_parser("doctor", help="what this machine has and lacks", epilog=EPILOG)
+    demo = commands.add_parser("demo", help="caption a dozen clips of the demo world, with score")
+    demo.add_argument(
+        "--clips", type=int, default=200, metavar="N", help="fresh clips to score [200]"
+    )
+    demo.add_argument("--seed", type=int, metavar="S", help="of the fresh clips [a new one]")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    given = parser().parse_args(arguments)
+    try:
+        if given.version:
+            from importlib.metadata import version
+
+            print(f"penstock {version('penstock')}")
+            return 0
+        if given.command is None:
+            parser().print_help()
+            return 2
+        check_platform()
+        return run(given)
+    except PenstockError as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("penstock: stopped. Nothing finished is lost", file=sys.stderr)
+        return 4
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+def run(given: argparse.Namespace) -> int:
+    """Call the command's function; each is imported only when it is wanted."""
+    if given.command == "caption":
+        from flows.cli.caption_command import caption_command
+
+        return caption_command(given)
+    if given.command == "plan":
+        from flows.cli.plan_command import plan_command
+
+        return plan_command(given)
+    if given.command == "demo":
+        from flows.cli.demo_command import demo_command
+
+        return demo_command(given)
+    from flows.cli import look_commands
+
+    return look_commands.COMMANDS[given.command](given)
+
+
+def check_platform() -> None:
+    """One line of refusal where Penstock was never tried."""
+    from artifacts.errors import EnvironmentFault
+
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise EnvironmentFault(
+            f"Penstock runs on Linux x86-64, this is {platform.system()} {platform.machine()}",
+            hint="On Windows use WSL2",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

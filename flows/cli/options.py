@@ -1,0 +1,70 @@
+"""The options of every command and how they become a configuration; runs nothing."""
+
+import argparse
+
+from flows.config import DEFAULT_MODEL, FORMATS, CaptionConfig
+
+
+def add_caption_options(parser: argparse.ArgumentParser) -> None:
+    """What `caption` and `plan` understand."""
+    add = parser.add_argument
+    add("sources", nargs="*", metavar="SOURCES", help="files, folders, globs, or lists (@list.txt)")
+    model = parser.add_argument_group("model and store")
+    add = model.add_argument
+    add(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="M",
+        help="hub id, folder, or `demo` [%(default)s]",
+    )
+    add("--prompt", metavar="TEXT", help='["Describe this video in detail."]')
+    add("--out", default="penstock-out", metavar="DIR", help="folder of the captions [%(default)s]")
+    add("--store", default="", metavar="DIR", help="[$PENSTOCK_STORE or the user's cache folder]")
+    add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
+    sampling = parser.add_argument_group("sampling")
+    add = sampling.add_argument
+    add("--chunk", type=float, default=30.0, metavar="SECONDS", help="seconds a chunk [30]")
+    add("--fps", type=float, metavar="F", help="frames a second [what the model states, else 1]")
+    add("--frames", type=int, metavar="N", help="frames a chunk, evenly")
+    add(
+        "--max-frames", type=int, metavar="N", help="at most so many a chunk [the model's, else 32]"
+    )
+    memory = parser.add_argument_group("memory")
+    memory.add_argument("--batch-size", type=int, default=8, metavar="N", help="chunks a batch [8]")
+    text = parser.add_argument_group("text")
+    add = text.add_argument
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="longest caption [128]")
+    add("--prefix", default="", metavar="T", help="put before every caption")
+    add("--suffix", default="", metavar="T", help="put after every caption")
+    _add_file_options(parser.add_argument_group("files"))
+
+
+def _add_file_options(group: "argparse._ArgumentGroup") -> None:
+    add = group.add_argument
+    add("--recursive", action="store_true", help="look into the folders of a folder")
+    add("--extensions", default="", metavar="mp4,mkv", help="take only these from folders")
+    add("--limit", type=int, metavar="N", help="at most so many files")
+    add("--format", default="", metavar="F,F", help=f"beside jsonl: {', '.join(FORMATS[1:])}")
+    add("--beside", action="store_true", help="put txt and vtt next to the media files")
+    add("--overwrite", action="store_true", help="with --beside: replace files that are there")
+    add("--retry-failed", action="store_true", help="try media again that failed before")
+    add("--keep-frames", action="store_true", help="keep the stored frames after encoding")
+
+
+def add_running_options(parser: argparse.ArgumentParser) -> None:
+    """What only `caption` understands."""
+    group = parser.add_argument_group("running")
+    group.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
+    quiet = group.add_mutually_exclusive_group()
+    quiet.add_argument("--quiet", action="store_true", help="print errors only")
+    quiet.add_argument("--json", action="store_true", help="print events as JSON lines")
+    group.add_argument("--prefect", action="store_true", help="run as a Prefect flow")
+
+
+def config_of(arguments: argparse.Namespace) -> CaptionConfig:
+    """The configuration that the options mean. Raises UsageError."""
+    named = {f: getattr(arguments, f) for f in CaptionConfig.__slots__ if hasattr(arguments, f)}
+    named["sources"] = tuple(arguments.sources)
+    for name in ("format", "extensions"):
+        named[name] = tuple(v.strip() for v in named[name].split(",") if v.strip())
+    return CaptionConfig(**named)

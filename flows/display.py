@@ -1,0 +1,144 @@
+"""What a person, or a program, sees of a run while it works; decides nothing."""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import IO, Any
+
+REDRAW_SECONDS = 0.1
+LINE_SECONDS = 10.0
+"""How often a log without a terminal gets a line a stage."""
+VERBS = {
+    "describe": "reading the model",
+    "frames": "cutting frames",
+    "encode": "encoding",
+    "decode": "captioning",
+}
+
+
+class Display:
+    """A line that moves on a terminal, plain lines elsewhere, JSON lines on request. Safe between
+    threads."""
+
+    def __init__(
+        self, *, quiet: bool = False, as_json: bool = False, to: IO[str] | None = None
+    ) -> None:
+        self._to = to or sys.stderr
+        self._quiet = quiet
+        self._json = as_json
+        self._moving = not quiet and not as_json and self._to.isatty()
+        self._plain = not quiet and not as_json and not self._moving
+        self._lock = threading.Lock()
+        self._stage = ""
+        self._total = 0
+        self._done = 0
+        self._before = 0
+        self._started = 0.0
+        self._shown = 0.0
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        """A stage begins, with `done` of its `total` items there already."""
+        with self._lock:
+            self._close()
+            self._stage, self._total, self._done, self._before = name, total, done, done
+            self._started = self._shown = time.monotonic()
+            self._emit({"event": "stage", "stage": name, "total": total, "done": done})
+            if self._plain:
+                self._line(f"{VERBS.get(name, name)}: {total} items, {done} there already")
+
+    def listen(self, name: str, event: Mapping[str, Any]) -> None:
+        """An event from a stage process."""
+        kind = event["event"]
+        if kind == "item":
+            self._advance(name, event)
+        elif kind == "total":
+            with self._lock:
+                if name == self._stage and name == "frames":
+                    self._total = event["items"]
+        elif kind in ("failure", "warning"):
+            text = event.get("text") or f"{event['message']}. {event['hint']}"
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        with self._lock:
+            self._emit({"event": "message", "text": text})
+            if not self._quiet and not self._json:
+                self._clear()
+                self._line(text)
+
+    def close(self) -> None:
+        """End the moving line."""
+        with self._lock:
+            self._close()
+
+    def _advance(self, name: str, event: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._emit({"event": "item", "stage": name, "label": event["label"]})
+            if name != self._stage:
+                return
+            self._done += 1
+            now = time.monotonic()
+            if self._moving and now - self._shown >= REDRAW_SECONDS:
+                self._shown = now
+                self._draw()
+            elif self._plain and now - self._shown >= LINE_SECONDS:
+                self._shown = now
+                self._line(self._text())
+
+    def _text(self) -> str:
+        seconds = time.monotonic() - self._started
+        made = self._done - self._before
+        text = f"{VERBS.get(self._stage, self._stage)} {self._done}/{max(self._total, self._done)}"
+        if made and seconds > 0:
+            rate = made / seconds
+            left = max(0, self._total - self._done) / rate
+            text += f"  {rate:.1f}/s  {duration(left)} left"
+        return text
+
+    def _draw(self) -> None:
+        self._to.write(f"\r\x1b[K{self._text()}")
+        self._to.flush()
+
+    def _clear(self) -> None:
+        if self._moving:
+            self._to.write("\r\x1b[K")
+
+    def _close(self) -> None:
+        if self._stage and not self._quiet and not self._json:
+            self._clear()
+            seconds = time.monotonic() - self._started
+            verb = VERBS.get(self._stage, self._stage)
+            self._line(f"{verb}: {self._done - self._before} in {duration(seconds)}")
+        self._stage = ""
+
+    def _line(self, text: str) -> None:
+        self._to.write(text + "\n")
+        self._to.flush()
+
+    def _emit(self, value: dict[str, Any]) -> None:
+        if self._json:
+            sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: int) -> str:
+    """`512 B`, `3.4 MB`, `18.2 GB`, in powers of ten as disks are sold."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

@@ -1,0 +1,174 @@
+"""What a run needs to know of its checkpoint, without ever importing a model library."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.keys import ContentDigests, digest_of
+from artifacts.packs import Record, Shelf
+from artifacts.schema import FrameFit, Sampling
+from artifacts.store import Store
+from flows.config import DEMO_MODEL, CaptionConfig
+from flows.launch import Launcher, StageCall
+from stages.models.resolve import resolve_model
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")
+"""Files whose name begins so say nothing to the vision half: changing them keeps the features."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A checkpoint as a run sees it."""
+
+    name: str
+    """As the user gave it."""
+    folder: Path
+    card: dict[str, Any]
+    """`stages.models.card.ModelCard` as JSON: halves, shards, sampling, sizes."""
+    vision_digest: str
+    """Of all that decides the features: configuration, processor and the shards of that half."""
+    language_digest: str
+    """Of all that decides the text besides the features."""
+    dtype: str
+    """What both halves compute in."""
+    attention: str
+    """Attention implementation."""
+
+    def precision(self) -> dict[str, str]:
+        short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+        name = short.get(self.dtype, self.dtype)
+        return {"vision": name, "language": name}
+
+    def sampling(self, config: CaptionConfig) -> Sampling:
+        """What the user asked for, and for the rest what the checkpoint's processor states."""
+        stated = self.card["sampling"]
+        fps, frames = config.fps, config.frames
+        if fps is None and frames is None:
+            fps, frames = stated["fps"], stated["frames"]
+        maximum = config.max_frames or stated["max_frames"]
+        minimum = min(stated["min_frames"], maximum)
+        return Sampling(
+            chunk_seconds=config.chunk,
+            fps=fps if frames is None else None,
+            frames=frames,
+            min_frames=minimum if frames is None else 1,
+            max_frames=maximum if frames is None else max(frames, maximum),
+        )
+
+    def fit(self, kind: str) -> FrameFit:
+        """The size at which the processor keeps frames of videos, or images."""
+        edges = self.card["fit"][kind]
+        return FrameFit(long_edges=tuple((float(a), int(e)) for a, e in edges))
+
+
+def model_folder(name: str) -> Path:
+    """Where a checkpoint lies on this machine. Raises UsageError or EnvironmentFault."""
+    if name == DEMO_MODEL:
+        from demo import CHECKPOINT
+
+        return CHECKPOINT
+    return resolve_model(name)
+
+
+def open_model(
+    config: CaptionConfig,
+    *,
+    store: Store,
+    digests: ContentDigests,
+    launcher: Launcher,
+    device: str,
+    log: Path,
+) -> Model:
+    """The checkpoint that a run asks for, with its card from the store or from a describing
+    process."""
+    folder = model_folder(config.model)
+    card = read_card(folder, config, store=store, digests=digests, launcher=launcher, log=log)
+    shards = card["shards"]
+    try:
+        small = {p.name: digests.of(p) for p in small_files(folder)}
+        weights = {s: digests.of(folder / s) for half in shards.values() for s in half}
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{error.filename} of model {config.model} cannot be read ({error.strerror})",
+            hint="Check the folder, or fetch the model again",
+        ) from error
+    seen = {n: d for n, d in small.items() if not n.lower().startswith(TEXT_ONLY)}
+    return Model(
+        name=config.model,
+        folder=folder,
+        card=card,
+        vision_digest=digest_of([seen, {s: weights[s] for s in shards["vision"]}]),
+        language_digest=digest_of([small, {s: weights[s] for s in shards["language"]}]),
+        dtype=native_dtype(card["dtype"], device),
+        attention=card["attention"],
+    )
+
+
+def read_card(
+    folder: Path,
+    config: CaptionConfig,
+    *,
+    store: Store,
+    digests: ContentDigests,
+    launcher: Launcher,
+    log: Path,
+) -> dict[str, Any]:
+    """The checkpoint's card; a child process writes it the first time, because it needs
+    transformers."""
+    if not folder.is_dir():
+        raise UsageError(
+            f"no model at {folder}", hint="Give a hub id, a checkpoint's folder, or `demo`"
+        )
+    stats = [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in weight_files(folder)]
+    small = {p.name: digests.of(p) for p in small_files(folder)}
+    key = digest_of([small, stats, config.trust_remote_code])
+    shelf = Shelf(store, "cards", digest_of(["cards", 1, version("transformers")]))
+    if key in shelf:
+        return shelf.meta(key)
+    arguments = {
+        "model": str(folder),
+        "revision": None,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    call = StageCall(name="describe", arguments=arguments, device="cpu", log=log)
+    card: dict[str, Any] = launcher.start(call).wait().notes["card"]
+    shelf.publish([Record(key=key, meta=card)])
+    return card
+
+
+def small_files(folder: Path) -> Iterable[Path]:
+    """Everything of a checkpoint but its weights: configuration, tokenizer, processor, template."""
+    return sorted(
+        p for p in folder.iterdir() if p.is_file() and p.suffix.lower() not in WEIGHT_SUFFIXES
+    )
+
+
+def weight_files(folder: Path) -> Iterable[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)
+
+
+def native_dtype(stated: str, device: str) -> str:
+    """The checkpoint's own dtype; 32 bit on a CPU that has no arithmetic for it."""
+    if device != "cpu" or stated == "float32":
+        return stated
+    return "bfloat16" if stated == "bfloat16" and cpu_has_bfloat16() else "float32"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 (AVX512-BF16 or AMX)."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))

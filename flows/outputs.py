@@ -1,0 +1,105 @@
+"""From stored captions to the files people asked for; runs no model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from artifacts.captions import WRITERS, Caption, Failure, file_stems, write_jsonl, write_text
+from flows.ledger import Medium
+from flows.prepare import Job
+from flows.sources import MediaFile
+
+
+def failures_of(job: Job) -> list[Failure]:
+    """Everything that could not be captioned, in source order within each stage."""
+    found = list(job.failures)
+    for file, medium in zip(job.files, job.contents, strict=True):
+        known = job.ledger.failure(medium)
+        if known is not None:
+            found.append(
+                Failure(
+                    media_path=file.media_path,
+                    source=file.source,
+                    stage="frames",
+                    error=known["kind"],
+                    message=known["message"],
+                    hint=known["hint"],
+                )
+            )
+    return found
+
+
+def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
+    """The captions of one file that are there, a line a chunk, in time order."""
+    index = job.ledger.index(medium)
+    if index is None:
+        return []
+    rows = []
+    for task in job.ledger.tasks([medium]):
+        if task.caption not in job.ledger.captions:
+            continue
+        stored = job.ledger.captions.meta(task.caption)
+        text = f"{job.config.prefix}{stored['caption']}{job.config.suffix}"
+        rows.append(
+            Caption(
+                media_path=file.media_path,
+                source=file.source,
+                start=task.chunk.start,
+                end=task.chunk.end,
+                caption=text,
+                model=job.model.name,
+                prompt=medium.prompt,
+                precision=job.model.precision(),
+                frames=task.chunk.times,
+                features=task.features,
+                tokens=stored["tokens"],
+                warnings=index.warnings,
+            )
+        )
+    return rows
+
+
+def write_outputs(job: Job) -> tuple[int, list[Failure], list[str]]:
+    """Write every output file; returns (captions written, failures, warnings)."""
+    failures = failures_of(job)
+    rows = [captions_of(job, f, m) for f, m in zip(job.files, job.contents, strict=True)]
+    write_jsonl(job.out / "captions.jsonl", (row for group in rows for row in group))
+    write_jsonl(job.out / "failures.jsonl", failures)
+    warnings: list[str] = []
+    for form in job.config.format:
+        if form in WRITERS:
+            warnings += _write_files(job, form, rows)
+    return sum(map(len, rows)), failures, warnings
+
+
+def _write_files(job: Job, form: str, rows: Sequence[Sequence[Caption]]) -> list[str]:
+    """One file a medium; beside the media, files that are there already are kept unless told
+    otherwise."""
+    stems = file_stems([file.media_path for file in job.files])
+    kept = []
+    for file, stem, captions in zip(job.files, stems, rows, strict=True):
+        if not captions:
+            continue
+        text = "".join(WRITERS[form](captions))
+        if job.config.beside:
+            path = _beside(job, file, form)
+            if path.exists() and not job.config.overwrite and path.read_text("utf-8") != text:
+                kept.append(path.name)
+                continue
+        else:
+            path = job.out / f"{stem}.{form}"
+        write_text(path, [text])
+    if not kept:
+        return []
+    return [
+        f"{len(kept)} .{form} files were there already ({kept[0]} …); --overwrite replaces them"
+    ]
+
+
+def _beside(job: Job, file: MediaFile, form: str) -> Path:
+    """Next to the media file; with its suffix kept where two media share folder and stem."""
+    twins = sum(
+        1
+        for other in job.files
+        if other.path.parent == file.path.parent and other.path.stem == file.path.stem
+    )
+    return file.path.with_name(f"{file.path.stem if twins == 1 else file.path.name}.{form}")

@@ -1,0 +1,142 @@
+"""From a command to a job: sources, checkpoint, keys and what is done already; runs no stage but
+the describing one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.captions import Failure
+from artifacts.errors import UsageError
+from artifacts.keys import ContentDigests, digest_of
+from artifacts.schema import Sampling
+from artifacts.store import FolderStore, fault_of, open_store
+from flows.config import CaptionConfig
+from flows.launch import Launcher
+from flows.ledger import Ledger, Medium, Scopes
+from flows.models import Model, cores, open_model
+from flows.sources import MediaFile, Selection, find_media
+from stages.decode import RECIPE as DECODE_RECIPE
+from stages.encode import RECIPE as ENCODE_RECIPE
+from stages.frames import RECIPE as FRAMES_RECIPE
+from stages.process.memory import device_name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A command made concrete: nothing in it depends on when it is run."""
+
+    config: CaptionConfig
+    store: FolderStore
+    model: Model
+    device: str
+    sampling: Sampling
+    files: tuple[MediaFile, ...]
+    """Files that exist and can be read, in source order."""
+    contents: tuple[Medium, ...]
+    """The content of each file, in the same order."""
+    failures: tuple[Failure, ...]
+    """What the sources named and cannot be had."""
+    ledger: Ledger
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out).expanduser().absolute()
+
+    @property
+    def media(self) -> list[Medium]:
+        """Each content once, in source order."""
+        return list({(m.digest, m.prompt): m for m in self.contents}.values())
+
+
+def prepare(config: CaptionConfig, launcher: Launcher) -> Job:
+    """Everything a run must know before it starts a stage. Raises PenstockError."""
+    store = open_store(config.store_url)
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    files, failures = find_media(config.sources, selection, config.limit)
+    device = device_name()
+    digests = ContentDigests(store.root / "digests.jsonl")
+    model = open_model(
+        config,
+        store=store,
+        digests=digests,
+        launcher=launcher,
+        device=device,
+        log=Path(config.out).expanduser().absolute() / "logs" / "describe.log",
+    )
+    readable, contents, unreadable = read_contents(files, digests, config.prompt_for)
+    sampling = model.sampling(config)
+    return Job(
+        config=config,
+        store=store,
+        model=model,
+        device=device,
+        sampling=sampling,
+        files=tuple(readable),
+        contents=tuple(contents),
+        failures=(*failures, *unreadable),
+        ledger=Ledger(store, scopes_of(config, model, sampling)),
+    )
+
+
+def scopes_of(config: CaptionConfig, model: Model, sampling: Sampling) -> Scopes:
+    """Digests of what decides each stage's bytes; a stage's RECIPE rises when its own output
+    changes."""
+    fits = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
+    looked_at = {name: getattr(sampling, name) for name in sampling.__slots__}
+    frames = digest_of(["frames", FRAMES_RECIPE, looked_at, fits])
+    how = [model.dtype, model.attention]
+    features = digest_of(["features", ENCODE_RECIPE, frames, model.vision_digest, *how])
+    captions = digest_of(
+        [
+            "captions",
+            DECODE_RECIPE,
+            features,
+            model.language_digest,
+            *how,
+            config.max_new_tokens,
+        ]
+    )
+    return Scopes(frames=frames, features=features, captions=captions)
+
+
+def read_contents(
+    files: Sequence[MediaFile], digests: ContentDigests, prompt_for: Callable[[str], str]
+) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
+    """The content digest of every file; a file that cannot be read is a failure, not the end."""
+    readable: list[MediaFile] = []
+    contents: list[Medium] = []
+    failures: list[Failure] = []
+    found = digests.of_many([file.path for file in files], workers=cores())
+    for file, digest in zip(files, found, strict=True):
+        if isinstance(digest, OSError):
+            failures.append(
+                Failure(
+                    media_path=file.media_path,
+                    source=file.source,
+                    stage="sources",
+                    error="unreadable",
+                    message=f"the file cannot be read ({digest.strerror})",
+                    hint="Check that you may read it and that its disk is there",
+                )
+            )
+            continue
+        readable.append(file)
+        contents.append(
+            Medium(digest=digest, path=str(file.path), kind=file.kind, prompt=prompt_for(file.kind))
+        )
+    return readable, contents, failures
+
+
+def check_out(job: Job) -> None:
+    """Raise before anything is computed when there is nothing to do or no place to put it."""
+    if not job.files:
+        first = job.failures[0]
+        raise UsageError(
+            f"nothing to caption: {first.media_path}: {first.message}", hint=first.hint
+        )
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise fault_of(error, job.out) from error
+    FolderStore(job.out).check_writable()
+    job.store.check_writable()

@@ -1,0 +1,104 @@
+"""One caption run from its configuration to its exit code, whoever launches the stages."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from artifacts.errors import Interrupted, UsageError
+from flows.config import CaptionConfig
+from flows.display import Display
+from flows.launch import DirectLauncher, Launcher
+from flows.prepare import Job, check_out, prepare
+from flows.run_record import RunRecord
+from flows.sequence import RunResult, Sequence
+from stages.process.lock import holder, try_hold
+from stages.process.stage_process import Listener
+
+LauncherMaker = Callable[[Listener], Launcher]
+
+
+def caption(
+    config: CaptionConfig, display: Display, make_launcher: LauncherMaker = DirectLauncher
+) -> tuple[Job, RunResult]:
+    """Caption everything the configuration names. Raises PenstockError; what is finished stays
+    done."""
+    record: RunRecord | None = None
+    items: dict[str, int] = {}
+
+    def listen(stage: str, event: Mapping[str, Any]) -> None:
+        display.listen(stage, event)
+        if event["event"] == "item" and record is not None:
+            items[stage] = items.get(stage, 0) + 1
+            record.live(stage, items[stage])
+
+    def tell(stage: str, total: int, done: int) -> None:
+        items[stage] = 0
+        display.stage(stage, total, done)
+        if record is not None:
+            record.expect(stage, total, done)
+
+    launcher = make_launcher(listen)
+    with stopped_in_order():
+        job = prepare(config, launcher)
+        check_out(job)
+        with only_run_in(job):
+            record = RunRecord(job.out)
+            record.value["plan"] = summary(job)
+            try:
+                result = Sequence(job, launcher, record, tell).run()
+            finally:
+                display.close()
+        return job, result
+
+
+def summary(job: Job) -> dict[str, Any]:
+    """What was going to be run, as `run.json` keeps it."""
+    return {
+        "model": job.model.name,
+        "folder": str(job.model.folder),
+        "device": job.device,
+        "precision": job.model.precision(),
+        "attention": job.model.attention,
+        "sampling": {name: getattr(job.sampling, name) for name in job.sampling.__slots__},
+        "batch_size": job.config.batch_size,
+        "store": job.store.url,
+        "media": len(job.files),
+        "halves": job.model.card["halves"],
+    }
+
+
+@contextlib.contextmanager
+def only_run_in(job: Job) -> Iterator[None]:
+    """Two runs that write one folder would take turns at destroying each other's files."""
+    path = job.out / ".lock"
+    lock = try_hold(path)
+    if lock is None:
+        raise UsageError(
+            f"{holder(path)} is captioning into {job.out} already",
+            hint="Wait for it, watch it with `penstock status`, or give another --out",
+        )
+    with lock:
+        yield
+
+
+@contextlib.contextmanager
+def stopped_in_order() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run the same way: the stage is stopped, the outputs are
+    written."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            "stopped", hint="Nothing finished is lost; run the same command again to go on"
+        ) from error
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)

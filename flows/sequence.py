@@ -1,0 +1,222 @@
+"""What runs after what in a caption run: frames, encode, decode, wave by wave; the same with and
+without Prefect."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from artifacts.errors import Interrupted
+from artifacts.packs import DamagedRecord
+from flows.launch import Launcher, Running, StageCall
+from flows.ledger import Medium, Task, decode_batches, encode_batches
+from flows.models import cores
+from flows.outputs import write_outputs
+from flows.prepare import Job
+from flows.run_record import RunRecord
+from flows.sizes import media_bytes, wave_limit
+
+FRAMES_A_BATCH = 64
+"""The encode stage takes fewer chunks a batch when they hold more frames than this together."""
+REMAKES = 3
+"""How often a wave is gone through again because a stored record was found damaged."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunResult:
+    """How a run ended."""
+
+    captions: int = 0
+    failures: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all captioned · 1 some items failed · 2 nothing was left to caption."""
+        if not self.failures:
+            return 0
+        return 1 if self.captions else 2
+
+
+class Sequence:
+    """One run over one job. `tell(stage, total, done)` is called before each stage starts."""
+
+    def __init__(
+        self,
+        job: Job,
+        launcher: Launcher,
+        record: RunRecord,
+        tell: Callable[[str, int, int], None],
+    ) -> None:
+        self._job = job
+        self._launcher = launcher
+        self._record = record
+        self._tell = tell
+        self._ahead: Running | None = None
+
+    def run(self) -> RunResult:
+        """Bring every item to its caption; raises what stopped the run, after writing what is
+        there."""
+        job = self._job
+        self._forget_failures()
+        result = RunResult()
+        try:
+            waves = job.ledger.waves(job.media, media_bytes(job), wave_limit(job))
+            for number, wave in enumerate(waves):
+                following = waves[number + 1] if number + 1 < len(waves) else []
+                self._wave(wave, following)
+                self._write(result)
+            self._write(result)
+        except BaseException as error:
+            self._stop_ahead()
+            self._write(result)
+            state = (
+                "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted) else "failed"
+            )
+            self._record.finish(state, error=str(error))
+            raise
+        self._record.finish("done")
+        return result
+
+    def _wave(self, wave: list[Medium], following: list[Medium]) -> None:
+        for attempt in range(REMAKES):
+            try:
+                self._frames(wave)
+                if attempt == 0:
+                    self._ahead = self._start_frames(following)
+                self._encode(wave)
+                self._decode(wave)
+                return
+            except DamagedRecord:
+                if attempt + 1 == REMAKES:
+                    raise
+                self._job.ledger.refresh()
+
+    def _frames(self, wave: list[Medium]) -> None:
+        if self._ahead is not None:
+            running, self._ahead = self._ahead, None
+            self._finish(running)
+            self._job.ledger.refresh()
+        running_now = self._start_frames(wave)
+        if running_now is not None:
+            self._finish(running_now)
+            self._job.ledger.refresh()
+
+    def _start_frames(self, wave: list[Medium]) -> Running | None:
+        job = self._job
+        wanted = {m.digest: (m, job.ledger.frames_wanted(m)) for m in wave}
+        media = [
+            {"path": m.path, "digest": m.digest, "kind": m.kind, "wanted": chunks}
+            for m, chunks in wanted.values()
+            if chunks is None or chunks
+        ]
+        if not media:
+            return None
+        self._tell("frames", len(media), 0)
+        arguments = {
+            "store": job.store.url,
+            "scope": job.ledger.scopes.frames,
+            "sampling": asdict(job.sampling),
+            "fit": {kind: job.model.fit(kind).long_edges for kind in ("video", "image")},
+            "media": media,
+            "workers": cores(),
+        }
+        return self._launcher.start(self._call("frames", arguments, device="cpu"))
+
+    def _encode(self, wave: list[Medium]) -> None:
+        job = self._job
+        tasks = job.ledger.tasks(wave)
+        needed = {t.features for t in tasks if t.caption not in job.ledger.captions}
+        missing = needed - job.ledger.features.keys()
+        have = job.ledger.frames.keys()
+        batches = [
+            # Whole, so that the bytes are those of an undisturbed run; without what an earlier
+            # command finished, whose frames are gone.
+            [task for task in batch if task.features in missing or task.frames in have]
+            for batch in encode_batches(tasks, job.config.batch_size, FRAMES_A_BATCH)
+            if any(task.features in missing for task in batch)
+        ]
+        if batches:
+            self._tell("encode", len(needed), len(needed) - len(missing))
+            entries = [[_entry(t, key=t.features, frames=t.frames) for t in b] for b in batches]
+            arguments = {
+                **self._half(),
+                "frames_scope": job.ledger.scopes.frames,
+                "scope": job.ledger.scopes.features,
+                "batches": entries,
+            }
+            self._finish(self._launcher.start(self._call("encode", arguments)))
+            job.ledger.refresh()
+        if not job.config.keep_frames:
+            done = [t.frames for t in tasks if t.features in job.ledger.features]
+            job.ledger.frames.drop(done)
+
+    def _decode(self, wave: list[Medium]) -> None:
+        job = self._job
+        tasks = job.ledger.tasks(wave)
+        missing = {t.caption for t in tasks} - job.ledger.captions.keys()
+        have = job.ledger.features.keys()
+        batches = [
+            [task for task in batch if task.caption in missing or task.features in have]
+            for batch in decode_batches(tasks, job.config.batch_size)
+            if any(task.caption in missing for task in batch)
+        ]
+        if not batches:
+            return
+        self._tell("decode", len(tasks), len(tasks) - len(missing))
+        entries = [
+            [_entry(t, key=t.caption, features=t.features, prompt=t.medium.prompt) for t in b]
+            for b in batches
+        ]
+        arguments = {
+            **self._half(),
+            "features_scope": job.ledger.scopes.features,
+            "scope": job.ledger.scopes.captions,
+            "max_new_tokens": job.config.max_new_tokens,
+            "batches": entries,
+        }
+        self._finish(self._launcher.start(self._call("decode", arguments)))
+        job.ledger.refresh()
+
+    def _half(self) -> dict[str, Any]:
+        model = self._job.model
+        return {
+            "store": self._job.store.url,
+            "model": str(model.folder),
+            "revision": None,
+            "device": self._job.device,
+            "dtype": model.dtype,
+            "attention": model.attention,
+            "trust_remote_code": self._job.config.trust_remote_code,
+        }
+
+    def _call(self, name: str, arguments: dict[str, Any], device: str = "") -> StageCall:
+        log = self._job.out / "logs" / f"{name}.log"
+        return StageCall(name=name, arguments=arguments, device=device or self._job.device, log=log)
+
+    def _finish(self, running: Running) -> None:
+        try:
+            outcome = running.wait()
+        except BaseException:
+            running.stop()
+            raise
+        model = self._job.model
+        self._record.add(outcome, attention=model.attention, precision=model.precision())
+
+    def _write(self, result: RunResult) -> None:
+        captions, failures, warnings = write_outputs(self._job)
+        result.captions, result.failures, result.warnings = captions, len(failures), warnings
+        media = {"total": len(self._job.files) + len(self._job.failures), "failed": len(failures)}
+        self._record.value.update(media=media, captions=captions)
+
+    def _forget_failures(self) -> None:
+        if self._job.config.retry_failed:
+            self._job.ledger.failures.drop([m.digest for m in self._job.media])
+
+    def _stop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.stop()
+            self._ahead = None
+
+
+def _entry(task: Task, **values: str) -> dict[str, str]:
+    return {"kind": task.medium.kind, **values}

@@ -1,0 +1,126 @@
+"""How much disk the media of a job will take, estimated from headers before any frame is
+decoded."""
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from artifacts.schema import MediaIndex, Sampling
+from flows.ledger import Medium
+from flows.models import cores
+from flows.prepare import Job
+
+SHARE_OF_FREE = 4
+"""A wave may take one part in so many of the store's free space."""
+LARGEST_WAVE = 64 << 30
+"""Bytes a wave takes at the most, however large the disk."""
+UNKNOWN_SECONDS = 60.0
+"""Length assumed of a video whose header states none."""
+UNKNOWN_SIZE = (1080, 1920)
+"""Height and width assumed of a medium whose header cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What one medium is expected to take."""
+
+    seconds: float
+    chunks: int
+    frames: int
+    frame_bytes: int
+    """Stored frames; given back after encoding."""
+    feature_bytes: int
+    """Stored features; kept for the next prompt."""
+
+
+def media_bytes(job: Job) -> list[int]:
+    """Bytes of frames and features of each medium of the job, in order."""
+    return [e.frame_bytes + e.feature_bytes for e in estimates(job)]
+
+
+def wave_limit(job: Job) -> int:
+    """Bytes a wave may take on the store's disk."""
+    return max(1, min(LARGEST_WAVE, job.store.free_bytes() // SHARE_OF_FREE))
+
+
+def estimates(job: Job) -> list[Estimate]:
+    """An estimate for each medium: from its index where there is one, else from its header."""
+    media = job.media
+    unknown = [m for m in media if job.ledger.index(m) is None and job.ledger.failure(m) is None]
+    with ThreadPoolExecutor(cores()) as pool:
+        headers = dict(zip((m.digest for m in unknown), pool.map(_header, unknown), strict=True))
+    return [_estimate(job, m, headers.get(m.digest)) for m in media]
+
+
+def _estimate(job: Job, medium: Medium, header: tuple[float, int, int] | None) -> Estimate:
+    index = job.ledger.index(medium)
+    if index is None and header is None:
+        return Estimate(seconds=0.0, chunks=0, frames=0, frame_bytes=0, feature_bytes=0)
+    if index is not None:
+        seconds, frames, pixels = index.duration, *_indexed(index)
+        chunks = len(index.chunks)
+    else:
+        assert header is not None
+        seconds, height, width = header
+        high, wide = job.model.fit(medium.kind).size(height, width)
+        counts = [1] if medium.kind == "image" else frame_counts(job.sampling, seconds)
+        chunks, frames = len(counts), sum(counts)
+        pixels = frames * high * wide
+    features = int(frames * job.model.card["feature_bytes_per_frame"])
+    return Estimate(
+        seconds=seconds,
+        chunks=chunks,
+        frames=frames,
+        frame_bytes=3 * pixels,
+        feature_bytes=features,
+    )
+
+
+def _indexed(index: MediaIndex) -> tuple[int, int]:
+    frames = sum(len(chunk.times) for chunk in index.chunks)
+    return frames, sum(len(c.times) * c.height * c.width for c in index.chunks)
+
+
+def frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:
+    """Frames of each chunk of a video of that length."""
+    counts = []
+    for index in range(max(1, math.ceil(seconds / sampling.chunk_seconds))):
+        length = min(sampling.chunk_seconds, max(0.0, seconds - index * sampling.chunk_seconds))
+        wanted = sampling.frames or max(
+            sampling.min_frames, math.ceil(length * (sampling.fps or 1.0))
+        )
+        counts.append(max(1, min(wanted, sampling.max_frames)))
+    return counts
+
+
+def _header(medium: Medium) -> tuple[float, int, int]:
+    """(seconds, height, width) as the header states them; lies are harmless here."""
+    if medium.kind == "image":
+        return 0.0, *_image_size(medium.path)
+    import av
+    from av.error import FFmpegError
+
+    try:
+        with av.open(medium.path) as container:
+            seconds = (container.duration or 0) / 1_000_000 or UNKNOWN_SECONDS
+            if not container.streams.video:
+                return seconds, *UNKNOWN_SIZE
+            stream = container.streams.video[0]
+            return seconds, stream.height or UNKNOWN_SIZE[0], stream.width or UNKNOWN_SIZE[1]
+    except (FFmpegError, OSError, ValueError):
+        return UNKNOWN_SECONDS, *UNKNOWN_SIZE
+
+
+def _image_size(path: str) -> tuple[int, int]:
+    import warnings
+
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.height, image.width
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return UNKNOWN_SIZE
