@@ -1,0 +1,1 @@
+"""Cuts media files into chunks of RGB frames; knows nothing of models."""

@@ -1,0 +1,48 @@
+"""Turns decoded frames into RGB pictures as a player shows them, at one fixed size; knows nothing
+of times."""
+
+from fractions import Fraction
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from artifacts.schema import FrameFit
+
+FILTER = Interpolation.BICUBIC
+"""swscale widens it with the scale, so that downscaling does not alias."""
+SQUARE_ENOUGH = 0.01
+"""Pixels whose shape differs from a square by no more than this are not stretched."""
+
+
+class Canvas:
+    """All pictures of one video come out at one size, even where the video changes its own."""
+
+    def __init__(self, frame: VideoFrame, pixel_aspect: Fraction | None, fit: FrameFit) -> None:
+        self.turns = round(frame.rotation / 90) % 4
+        """Quarter turns, counter-clockwise, that set the picture upright."""
+        self.shown_height, self.shown_width = shown_size(frame, pixel_aspect)
+        """Size in pixels as a player shows it."""
+        self.height, self.width = fit.size(self.shown_height, self.shown_width)
+        """Size in pixels of what `paint` gives."""
+        self._reformatter = VideoReformatter()
+
+    def paint(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
+        """Fill `out` [height, width, 3]."""
+        height, width = self.height, self.width
+        if self.turns % 2:
+            height, width = width, height
+        picture = self._reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", interpolation=FILTER, threads=1
+        )
+        out[...] = np.rot90(picture.to_ndarray(), self.turns)
+
+
+def shown_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:
+    """(height, width) in pixels with the pixels' shape and the rotation applied."""
+    height, width = frame.height, frame.width
+    aspect = float(pixel_aspect or 1) or 1.0
+    if abs(aspect - 1) > SQUARE_ENOUGH:
+        width = max(1, round(width * aspect))
+    return (width, height) if round(frame.rotation / 90) % 2 else (height, width)

@@ -1,0 +1,149 @@
+"""Decodes one video stream forward, from its start or from a keyframe; knows nothing of what is
+wanted."""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from stages.frames.opening import is_damage, open_video
+from stages.frames.timeline import packets
+
+MAX_BAD_PACKETS = 1000
+"""So many packets in a row that cannot be decoded (some 40 s) are taken for the end of the file."""
+
+_Identity = tuple[int | None, int | None, int]
+
+
+class Decoder:
+    """One container and one decoder; one thread at a time may use it."""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Open a video; `threads` 0 takes all cores. Raises MediaError."""
+        self.path = path
+        self.ordinal = -1
+        """The last packet given to the decoder, counted from 0 in the order of the file."""
+        self.bad_packets = 0
+        """Packets that could not be decoded so far."""
+        self.frames_out = 0
+        """Frames handed out since the start of the file; means nothing after a seek."""
+        self.jumps: tuple[tuple[int, int], ...] = ()
+        """(packet ordinal, ticks to add to its time and to all later ones)."""
+        self.is_needed: Callable[[int], bool] | None = None
+        """Whether the frame of these ticks is to come out; None: all of them."""
+        self._threads = threads
+        self._first: _Identity | None = None
+        self._ready: deque[VideoFrame] = deque()
+        self._packets: Iterator[Packet[VideoStream]] = iter(())
+        self._ended = False
+        self._skips = False
+        self._bad_in_a_row = 0
+        self.container, self.stream = open_video(path, threads=threads)
+        self._begin()
+
+    def close(self) -> None:
+        """Give back the file and the decoder's memory."""
+        self._ready.clear()
+        self.container.close()
+
+    def survey_packets(self) -> Iterator[Packet[VideoStream]]:
+        """All packets, not decoded; `restart` before decoding."""
+        for packet in self._packets:
+            if self.ordinal < 0:
+                self._first = _identity(packet)
+            self.ordinal += 1
+            yield packet
+
+    def restart(self) -> None:
+        """Go back to the start, without opening the file again where it can be sought."""
+        if self._first is not None:
+            with contextlib.suppress(av.error.FFmpegError):
+                pts, dts, _ = self._first
+                self.container.seek(
+                    next((t for t in (dts, pts) if t is not None), 0), stream=self.stream
+                )
+                self._begin()
+                packet = next(self._packets, None)
+                if packet is not None and _identity(packet) == self._first:
+                    self._packets = chain([packet], self._packets)
+                    return
+        self.container.close()
+        self.container, self.stream = open_video(self.path, threads=self._threads)
+        self._begin()
+
+    def seek(self, pts: int, dts: int, ordinal: int) -> bool:
+        """Go to the keyframe that is packet `ordinal`; False where the file does not lead there,
+        and then only `restart` helps."""
+        try:
+            self.container.seek(dts, stream=self.stream)
+        except av.error.FFmpegError:
+            return False
+        self._begin()
+        for packet in self._packets:
+            if packet.is_keyframe and packet.pts is not None and packet.pts >= pts:
+                self._packets = chain([packet], self._packets)
+                self.ordinal = ordinal - 1
+                return bool(packet.pts == pts)
+        return False
+
+    def pull(self) -> VideoFrame | None:
+        """The next frame in order of display, None at the end."""
+        while not self._ready and not self._ended:
+            packet = next(self._packets, None)
+            if packet is None:
+                self._ended = True
+                self._decode(None)
+            else:
+                self.ordinal += 1
+                self._prepare(packet)
+                self._decode(packet)
+        if not self._ready:
+            return None
+        self.frames_out += 1
+        return self._ready.popleft()
+
+    def _begin(self) -> None:
+        self._packets = packets(self.container, self.stream)
+        self._ready.clear()
+        self._ended = False
+        self._bad_in_a_row = 0
+        self._skips = False
+        self.stream.codec_context.skip_frame = "DEFAULT"
+        self.frames_out = 0
+        self.ordinal = -1
+
+    def _prepare(self, packet: Packet[VideoStream]) -> None:
+        if packet.pts is None:
+            return
+        added = next((add for at, add in reversed(self.jumps) if at <= self.ordinal), 0)
+        if added:
+            packet.pts += added
+        skips = self.is_needed is not None and not self.is_needed(packet.pts)
+        if skips != self._skips:
+            # Frames that no other frame refers to need not be decoded to get the others right.
+            self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
+            self._skips = skips
+
+    def _decode(self, packet: Packet[VideoStream] | None) -> None:
+        try:
+            self._ready.extend(self.stream.codec_context.decode(packet))
+            self._bad_in_a_row = 0
+        except av.error.EOFError:
+            self._ended = True
+        except av.error.FFmpegError as error:
+            if not is_damage(error):
+                raise
+            self.bad_packets += 1
+            self._bad_in_a_row += 1
+            self._ended = self._ended or self._bad_in_a_row > MAX_BAD_PACKETS
+
+
+def _identity(packet: Packet[VideoStream]) -> _Identity:
+    return packet.pts, packet.dts, packet.size

@@ -1,0 +1,104 @@
+"""Opens a media file for its video and says in words why one cannot be used; knows nothing of
+frames or times."""
+
+import os
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from artifacts.errors import MediaError
+
+ISO_BRANDS_AT = slice(4, 8)
+"""Where an MP4 or MOV file says `ftyp`."""
+
+
+def check_file(path: Path) -> None:
+    """Raise MediaError unless `path` is a file with something in it that can be read."""
+    try:
+        if path.is_dir():
+            raise MediaError(
+                f"{path} is a folder", kind="folder", hint="Give the files in it, or the folder"
+            )
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise MediaError(
+                    f"{path} is empty", kind="empty", hint="Copy or download the file again"
+                )
+    except FileNotFoundError as error:
+        raise MediaError(
+            f"{path} does not exist", kind="missing", hint="Check the path, or mount its disk"
+        ) from error
+    except OSError as error:
+        raise MediaError(
+            f"{path} cannot be read ({error.strerror or error})",
+            kind="unreadable",
+            hint="Check its permissions and the disk it lies on",
+        ) from error
+
+
+def is_damage(error: av.error.FFmpegError) -> bool:
+    """Whether the file's content is at fault, and not its disk or the machine's memory."""
+    return not isinstance(error, OSError | MemoryError)
+
+
+def open_video(path: Path, *, threads: int = 0) -> tuple[InputContainer, VideoStream]:
+    """The container and its best video stream; `threads` 0 lets the decoder take all cores. Raises
+    MediaError."""
+    check_file(path)
+    try:
+        # A playlist dressed up as a video must not make this program open addresses.
+        container = av.open(os.fspath(path.absolute()), options={"protocol_whitelist": "file"})
+    except av.error.FFmpegError as error:
+        raise _cannot_open(path, error) from error
+    try:
+        stream = _video_stream(path, container)
+        for other in container.streams:
+            if other is not stream:
+                other.discard = Discard.all
+        stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = threads
+    except BaseException:
+        container.close()
+        raise
+    return container, stream
+
+
+def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        raise MediaError(
+            f"{path} holds no video ({', '.join(s.type for s in container.streams) or 'nothing'})",
+            kind="no-video",
+            hint="Leave it out; only video and pictures can be captioned",
+        )
+    # PyAV gives None for a codec it was built without, whatever its annotation says.
+    if stream.codec_context is None:  # pragma: no cover  # needs a codec that no wheel lacks
+        raise MediaError(
+            f"{path} is coded in a way this FFmpeg cannot decode",
+            kind="no-decoder",
+            hint="Convert it, for example to H.264 in MP4",
+        )
+    if stream.time_base is None:
+        raise MediaError(
+            f"{path} has no clock", kind="damaged", hint="Remux it: ffmpeg -i FILE -c copy OUT.mkv"
+        )
+    return stream
+
+
+def _cannot_open(path: Path, error: av.error.FFmpegError) -> MediaError:
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start[ISO_BRANDS_AT] == b"ftyp":
+        return MediaError(
+            f"{path} was cut off before its index (no moov atom)",
+            kind="no-moov",
+            hint="Copy or download it again, or repair it with untrunc",
+        )
+    return MediaError(
+        f"{path} is not a media file FFmpeg can read ({error.strerror})",
+        kind="not-media",
+        hint="Play it elsewhere to see whether it is whole, or leave it out",
+    )

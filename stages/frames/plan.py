@@ -1,0 +1,109 @@
+"""Which frames of a timeline make which chunk; knows nothing of files or pixels.
+
+A chunk is a stretch [k * chunk_seconds, (k + 1) * chunk_seconds) of media time, 0 being the first
+frame. A frame belongs to the chunk in which it begins. For each target time the frame taken is the
+one on display then among the chunk's own, or the chunk's first one where none of its own has begun
+yet. A chunk in which no frame begins, under a picture that stands, takes the one on display.
+"""
+
+import math
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.schema import Sampling
+from stages.frames.timeline import Timeline
+
+ROUNDING_SECONDS = 1e-9
+"""Times closer than this are the same: far below a tick, far above a float's error."""
+SLIVER_FRAMES = 1.5
+"""A last chunk no longer than this many frames is joined to the one before."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkPlan:
+    """What to look at for one chunk."""
+
+    index: int
+    """Position in the video, from 0."""
+    start: float
+    """Where it begins, in seconds from the first frame."""
+    end: float
+    """Where it ends, in seconds."""
+    first: int
+    """Ticks of the earliest frame that may stand in for one that cannot be decoded."""
+    beyond: int
+    """Ticks of the first frame that may not."""
+    ticks: "array[int]"
+    """The frames to take, ascending."""
+
+
+def chunk_count(duration: float, frame_count: int, chunk_seconds: float) -> int:
+    """How many chunks cover `duration` seconds; a last sliver is no chunk of its own."""
+    whole = max(1, math.ceil((duration - ROUNDING_SECONDS) / chunk_seconds))
+    sliver = min(SLIVER_FRAMES * duration / frame_count, chunk_seconds / 2)
+    rest = duration - (whole - 1) * chunk_seconds
+    return whole - 1 if whole > 1 and rest <= sliver else whole
+
+
+def plan_chunks(timeline: Timeline, sampling: Sampling) -> list[ChunkPlan]:
+    """Every chunk of a video, from its first frame to the end of its last."""
+    count = chunk_count(timeline.duration, len(timeline.pts), sampling.chunk_seconds)
+    return [_plan(timeline, sampling, index, count) for index in range(count)]
+
+
+def _plan(timeline: Timeline, sampling: Sampling, index: int, count: int) -> ChunkPlan:
+    last = index == count - 1
+    start = index * sampling.chunk_seconds
+    end = timeline.duration if last else start + sampling.chunk_seconds
+    low = int(np.searchsorted(timeline.pts, _tick_from(timeline, start)))
+    high = len(timeline.pts)
+    if not last:
+        high = int(np.searchsorted(timeline.pts, _tick_from(timeline, end)))
+    if low >= high:
+        low, high = low - 1, low
+    picks = _picks(timeline, sampling, start, end, low, high)
+    return ChunkPlan(
+        index=index,
+        start=start,
+        end=end,
+        first=int(timeline.pts[low]),
+        beyond=int(timeline.pts[high - 1]) + 1,
+        ticks=array("q", timeline.pts[picks].tolist()),
+    )
+
+
+def _picks(
+    timeline: Timeline, sampling: Sampling, start: float, end: float, low: int, high: int
+) -> NDArray[np.int64]:
+    """Positions of the frames to take among those from `low` to `high`."""
+    step = 1 / sampling.fps if sampling.fps else (end - start) / (sampling.frames or 1)
+    targets = max(1, math.ceil((end - start - ROUNDING_SECONDS) / step))
+    moments = [_tick_at(timeline, start + j * step) for j in range(targets)]
+    shown = np.searchsorted(timeline.pts, np.array(moments, dtype=np.int64), side="right") - 1
+    picks = np.unique(np.clip(shown, low, high - 1))
+    least = min(sampling.min_frames, high - low)
+    if len(picks) < least:
+        picks = low + _evenly(high - low, least)
+    if len(picks) > sampling.max_frames:
+        picks = picks[_evenly(len(picks), sampling.max_frames)]
+    return picks
+
+
+def _evenly(count: int, keep: int) -> NDArray[np.int64]:
+    """`keep` different positions out of `count`, from the first on, equally far apart."""
+    return np.arange(keep, dtype=np.int64) * count // keep
+
+
+def _tick_at(timeline: Timeline, seconds: float) -> int:
+    """The last tick that has begun at `seconds`."""
+    rate = timeline.time_base.denominator / timeline.time_base.numerator
+    return timeline.start + math.floor((seconds + ROUNDING_SECONDS) * rate)
+
+
+def _tick_from(timeline: Timeline, seconds: float) -> int:
+    """The first tick that begins at `seconds` or later."""
+    rate = timeline.time_base.denominator / timeline.time_base.numerator
+    return timeline.start + math.ceil((seconds - ROUNDING_SECONDS) * rate)

@@ -1,0 +1,131 @@
+"""Finds the frames of given times in a video with as little decoding as it can; knows nothing of
+chunks or pixels.
+
+It decodes in file order, leaves out frames that are neither wanted nor needed by others, and seeks
+to a later keyframe when that skips enough. What it hands out is what a plain decode of the whole
+file gives for the same time.
+"""
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+
+from av.video.frame import VideoFrame
+
+from artifacts.errors import MediaError
+from stages.frames.decoder import Decoder
+from stages.frames.timeline import STAMPS, Timeline, survey, watch
+
+SEEK_PAYS_PACKETS = 16
+"""A seek must skip more packets than this: it throws away what the decoder's threads have begun."""
+
+
+class Reader:
+    """One video, open, with its times known."""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Open a video and learn its times; `threads` 0 takes all cores. Raises MediaError."""
+        self.path = path
+        self.decoder = Decoder(path, threads=threads)
+        self._seeks = True
+        self._next: tuple[int, VideoFrame] | None = None
+        self._before: tuple[int, VideoFrame] | None = None
+        try:
+            self.timeline, self.first_frame = self._learn()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give back the file and the decoder's memory."""
+        self._next = self._before = None
+        self.decoder.close()
+
+    def want(self, ticks: "array[int]") -> None:
+        """Say which frames will be asked for, ascending, so that others can be left undecoded."""
+        if not self.timeline.demuxed:
+            return
+
+        def is_needed(pts: int) -> bool:
+            at = bisect_left(ticks, pts)
+            return at < len(ticks) and ticks[at] == pts
+
+        # What the decoder was given before it knew any wish, it decodes whole.
+        if self.decoder.is_needed is not None:
+            self._restart()
+        self.decoder.is_needed = is_needed
+
+    def at(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:
+        """The frame of `ticks`; where it cannot be decoded, the last one before it from `first` on,
+        or the next one after it that comes before `beyond`; None where there is neither."""
+        if self._before is not None and self._before[0] == ticks:
+            return self._before
+        self._approach(ticks)
+        while (coming := self._peek()) is not None and coming[0] <= ticks:
+            self._before, self._next = coming, None
+            if coming[0] == ticks:
+                return coming
+        if self._before is not None and first <= self._before[0] <= ticks:
+            return self._before
+        return coming if coming is not None and coming[0] < beyond else None
+
+    def _peek(self) -> tuple[int, VideoFrame] | None:
+        if self._next is None:
+            count = self.decoder.frames_out
+            frame = self.decoder.pull()
+            if frame is not None:
+                ticks = STAMPS[self.timeline.stamp](frame, count)
+                # A frame without a time, in a file whose other frames have one, is passed over.
+                self._next = (self.timeline.start - 1 if ticks is None else ticks, frame)
+        return self._next
+
+    def _approach(self, ticks: int) -> None:
+        """Seek to the keyframe before `ticks` if it lies far enough ahead."""
+        keys = self.timeline.keyframes
+        if keys is None or not self._seeks:
+            return
+        at = bisect_right(keys.pts, ticks) - 1
+        if at < 0 or keys.ordinals[at] - self.decoder.ordinal <= SEEK_PAYS_PACKETS:
+            return
+        self._next = self._before = None
+        if self.decoder.seek(keys.pts[at], keys.dts[at], keys.ordinals[at]):
+            coming = self._peek()
+            if coming is not None and coming[0] <= ticks:
+                return
+        self._seeks = False
+        self._restart()
+
+    def _restart(self) -> None:
+        self._next = self._before = None
+        self.decoder.restart()
+
+    def _learn(self) -> tuple[Timeline, VideoFrame]:
+        decoder = self.decoder
+        timeline = survey(decoder.survey_packets(), decoder.container, decoder.stream)
+        decoder.restart()
+        if timeline is not None:
+            decoder.jumps = timeline.jumps
+        first = decoder.pull()
+        if first is None:
+            raise MediaError(
+                f"{self.path} holds no frame that can be decoded",
+                kind="no-frames",
+                hint="Play it elsewhere to see whether it is whole, or leave it out",
+            )
+        if timeline is not None and first.pts is not None:
+            at = bisect_left(timeline.pts, first.pts)
+            if at < len(timeline.pts) and timeline.pts[at] == first.pts:
+                self._next = (first.pts, first)
+                return timeline.starting_at(first.pts), first
+        # The packets' times are missing, or are not those of the frames in them.
+        decoder.jumps = ()
+        decoder.restart()
+        timeline = watch(self._all(), decoder.container, decoder.stream)
+        decoder.restart()
+        decoder.bad_packets = 0
+        return timeline, first
+
+    def _all(self) -> Iterator[VideoFrame]:
+        while (frame := self.decoder.pull()) is not None:
+            yield frame

@@ -1,0 +1,134 @@
+"""A video as a sequence of chunks of RGB frames, one in memory at a time; knows nothing of where
+they go."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
+from stages.frames.canvas import Canvas, shown_size
+from stages.frames.plan import ChunkPlan, plan_chunks
+from stages.frames.reader import Reader
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """One chunk, ready to be stored."""
+
+    index: ChunkIndex
+    """What it is of."""
+    pixels: NDArray[np.uint8]
+    """RGB, [frames, height, width, 3]."""
+
+    def __post_init__(self) -> None:
+        assert self.pixels.shape == (len(self.index.times), self.index.height, self.index.width, 3)
+
+
+class Video:
+    """A video file, open: its size and length, and its chunks."""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Open a video; `threads` 0 lets the decoder take all cores. Raises MediaError."""
+        self._reader = Reader(path, threads=threads)
+        self._damaged: list[float] = []
+        self._lost: list[float] = []
+        self._aspect = self._reader.decoder.stream.sample_aspect_ratio
+        self.height, self.width = shown_size(self._reader.first_frame, self._aspect)
+        """Pixels, as a player shows it."""
+        self.duration = self._reader.timeline.duration
+        """Seconds from the first frame to the end of the last."""
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the file and the decoder's memory."""
+        self._reader.close()
+
+    def plan(self, sampling: Sampling) -> list[ChunkPlan]:
+        """Which frames make which chunk; nothing is decoded for it."""
+        return plan_chunks(self._reader.timeline, sampling)
+
+    def chunks(self, plans: Sequence[ChunkPlan], fit: FrameFit) -> Iterator[Chunk]:
+        """The chunks of `plans`, in order, decoded one by one as they are asked for.
+
+        A chunk of which nothing can be decoded is left out, with a warning.
+        """
+        ticks = array("q")
+        for plan in plans:
+            ticks.extend(plan.ticks)
+        self._reader.want(ticks)
+        canvas = Canvas(self._reader.first_frame, self._aspect, fit)
+        for plan in plans:
+            chunk = self._chunk(plan, canvas)
+            if chunk is not None:
+                yield chunk
+            del chunk
+
+    def warnings(self) -> tuple[str, ...]:
+        """The damage met so far, one sentence each."""
+        found = list(self._reader.timeline.all_warnings())
+        bad = self._reader.decoder.bad_packets
+        if bad:
+            found.append(f"{bad} packets could not be decoded and were passed over")
+        if self._damaged:
+            found.append(
+                f"{len(self._damaged)} of the frames taken are damaged, "
+                f"the first at {self._damaged[0]:.2f} s"
+            )
+        if self._lost:
+            found.append(
+                f"{len(self._lost)} chunks without a readable frame are left out, "
+                f"the first at {self._lost[0]:.2f} s"
+            )
+        return tuple(found)
+
+    def media_index(self, chunks: Sequence[ChunkIndex]) -> MediaIndex:
+        """What there is to say about the whole file."""
+        return MediaIndex(
+            kind="video",
+            height=self.height,
+            width=self.width,
+            duration=self.duration,
+            chunks=tuple(chunks),
+            warnings=self.warnings(),
+        )
+
+    def _chunk(self, plan: ChunkPlan, canvas: Canvas) -> Chunk | None:
+        timeline = self._reader.timeline
+        pixels = np.empty((len(plan.ticks), canvas.height, canvas.width, 3), dtype=np.uint8)
+        taken: list[int] = []
+        for wanted in plan.ticks:
+            found = self._reader.at(wanted, plan.first, plan.beyond)
+            if found is None or (taken and found[0] <= taken[-1]):
+                continue
+            ticks, frame = found
+            canvas.paint(frame, pixels[len(taken)])
+            taken.append(ticks)
+            if frame.is_corrupt:
+                self._damaged.append(timeline.seconds(ticks))
+        if not taken:
+            self._lost.append(plan.start)
+            return None
+        index = ChunkIndex(
+            index=plan.index,
+            start=plan.start,
+            end=plan.end,
+            times=tuple(timeline.seconds(ticks) for ticks in taken),
+            height=canvas.height,
+            width=canvas.width,
+        )
+        return Chunk(index=index, pixels=pixels[: len(taken)])
