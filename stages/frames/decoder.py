@@ -8,13 +8,11 @@ from itertools import chain
 from pathlib import Path
 
 import av
-from av.container import InputContainer
-from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from stages.frames.opening import is_damage, open_video
-from stages.frames.timeline import packets
+from stages.frames.timeline import VideoPacket, packets
 
 MAX_BAD_PACKETS = 1000
 """So many packets in a row that cannot be decoded (some 40 s) are taken for the end of the file."""
@@ -41,7 +39,7 @@ class Decoder:
         self._threads = threads
         self._first: _Identity | None = None
         self._ready: deque[VideoFrame] = deque()
-        self._packets: Iterator[Packet[VideoStream]] = iter(())
+        self._packets: Iterator[VideoPacket] = iter(())
         self._ended = False
         self._skips = False
         self._bad_in_a_row = 0
@@ -53,7 +51,7 @@ class Decoder:
         self._ready.clear()
         self.container.close()
 
-    def survey_packets(self) -> Iterator[Packet[VideoStream]]:
+    def survey_packets(self) -> Iterator[VideoPacket]:
         """All packets, not decoded; `restart` before decoding."""
         for packet in self._packets:
             if self.ordinal < 0:
@@ -119,7 +117,7 @@ class Decoder:
         self.frames_out = 0
         self.ordinal = -1
 
-    def _prepare(self, packet: Packet[VideoStream]) -> None:
+    def _prepare(self, packet: VideoPacket) -> None:
         if packet.pts is None:
             return
         added = next((add for at, add in reversed(self.jumps) if at <= self.ordinal), 0)
@@ -131,7 +129,7 @@ class Decoder:
             self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
             self._skips = skips
 
-    def _decode(self, packet: Packet[VideoStream] | None) -> None:
+    def _decode(self, packet: "VideoPacket | None") -> None:
         try:
             self._ready.extend(self.stream.codec_context.decode(packet))
             self._bad_in_a_row = 0
@@ -145,5 +143,5 @@ class Decoder:
             self._ended = self._ended or self._bad_in_a_row > MAX_BAD_PACKETS
 
 
-def _identity(packet: Packet[VideoStream]) -> _Identity:
+def _identity(packet: VideoPacket) -> _Identity:
     return packet.pts, packet.dts, packet.size

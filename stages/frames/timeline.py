@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import av
 import numpy as np
@@ -27,6 +27,7 @@ SHORT_SECONDS = 0.5
 DEFAULT_RATE = Fraction(25)
 """Frames a second where a file states neither times nor a rate, as raw streams do."""
 
+VideoPacket: TypeAlias = "Packet[VideoStream]"
 Stamp = Callable[[VideoFrame, int], int | None]
 STAMPS: dict[str, Stamp] = {
     "pts": lambda frame, ordinal: frame.pts,
@@ -118,7 +119,7 @@ class _Survey:
         self._back = int(JUMP_BACK_SECONDS / time_base)
         self._ahead = int(JUMP_AHEAD_SECONDS / time_base)
 
-    def add(self, packet: Packet[VideoStream]) -> None:
+    def add(self, packet: VideoPacket) -> None:
         ordinal, self.count = self.count, self.count + 1
         raw, duration = packet.pts, packet.duration or 0
         dts = raw if packet.dts is None else packet.dts
@@ -149,7 +150,7 @@ class _Survey:
         self._clock = now
 
 
-def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
     """The stream's packets that hold something, until the file ends or its structure breaks."""
     try:
         for packet in container.demux(stream):
@@ -161,7 +162,7 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[V
 
 
 def survey(
-    stream_packets: Iterator[Packet[VideoStream]], container: InputContainer, stream: VideoStream
+    stream_packets: Iterator[VideoPacket], container: InputContainer, stream: VideoStream
 ) -> Timeline | None:
     """Times and keyframes by demuxing alone, at 5 µs a packet; None when packets do not tell
     them."""
