@@ -1,0 +1,133 @@
+"""Turns a nested value with tensors into JSON and one run of bytes, and back; knows nothing of what
+the tensors mean.
+
+A tree is made of None, booleans, numbers, strings, lists, tuples, dicts with string keys, tensors,
+and output records of transformers (mappings that are dataclasses), whose class is named so that it
+is the same class again after reading. The JSON is written so that only what it names can be made
+from it: reading runs no code of the file's choosing.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from artifacts.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+ALIGNMENT = 64
+"""Tensors begin at multiples of so many bytes, so that they can be used where they lie."""
+RECORD_HOMES = ("transformers.",)
+"""Packages whose output records may be made again from a file."""
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+def pack_tree(tree: Any) -> tuple[dict[str, Any], bytes]:
+    """A description that JSON can hold, and the tensors' bytes in C order, little-endian."""
+    parts: list[bytes] = []
+    meta = _pack(tree, parts)
+    return meta, b"".join(parts)
+
+
+def unpack_tree(meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview) -> Any:
+    """The tree again. Its tensors lie in `buffer` itself when that can be written to or is
+    aligned; they are not to be changed in place."""
+    return _unpack(meta, memoryview(buffer).cast("B"))
+
+
+def _pack(value: Any, parts: list[bytes]) -> dict[str, Any]:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"is": "float", "v": repr(value)}
+    if isinstance(value, _PLAIN):
+        return {"is": "plain", "v": value}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {"is": kind, "v": [_pack(part, parts) for part in value]}
+    if isinstance(value, Mapping):
+        return _pack_mapping(value, parts)
+    if type(value).__module__ == "numpy":
+        import torch
+
+        value = torch.as_tensor(value) if value.ndim else value.item()
+        return _pack(value, parts)
+    if hasattr(value, "untyped_storage"):
+        return _pack_tensor(value, parts)
+    raise UsageError(
+        f"a {type(value).__module__}.{type(value).__qualname__} cannot be stored",
+        hint="Only tensors, numbers, strings, lists, tuples, dicts and output records can be",
+    )
+
+
+def _pack_mapping(value: Mapping[str, Any], parts: list[bytes]) -> dict[str, Any]:
+    if not all(isinstance(name, str) for name in value):
+        raise UsageError("a dict whose keys are not strings cannot be stored")
+    fields = [[name, _pack(part, parts)] for name, part in value.items()]
+    if not hasattr(type(value), "__dataclass_fields__"):
+        return {"is": "dict", "v": fields}
+    name = f"{type(value).__module__}:{type(value).__qualname__}"
+    _record_class(name)
+    return {"is": "record", "class": name, "v": fields}
+
+
+def _pack_tensor(tensor: "torch.Tensor", parts: list[bytes]) -> dict[str, Any]:
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    at = sum(map(len, parts))
+    if gap := -at % ALIGNMENT:
+        parts.append(bytes(gap))
+        at += gap
+    parts.append(data)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return {"is": "tensor", "dtype": dtype, "shape": list(tensor.shape), "at": at}
+
+
+def _unpack(meta: Mapping[str, Any], buffer: memoryview) -> Any:
+    kind, value = meta["is"], meta.get("v")
+    if kind == "tensor":
+        return _unpack_tensor(meta, buffer)
+    if kind == "plain":
+        return value
+    if kind == "float":
+        return float(str(value))
+    assert isinstance(value, list)
+    if kind in ("list", "tuple"):
+        parts = [_unpack(part, buffer) for part in value]
+        return tuple(parts) if kind == "tuple" else parts
+    fields = {name: _unpack(part, buffer) for name, part in value}
+    return fields if kind == "dict" else _record_class(meta["class"])(**fields)
+
+
+def _unpack_tensor(meta: Mapping[str, Any], buffer: memoryview) -> "torch.Tensor":
+    import warnings
+
+    import torch
+
+    dtype: torch.dtype = getattr(torch, meta["dtype"])
+    count = math.prod(meta["shape"])
+    if count == 0:
+        return torch.empty(meta["shape"], dtype=dtype)
+    data = buffer[meta["at"] : meta["at"] + count * dtype.itemsize]
+    with warnings.catch_warnings():
+        # A read-only buffer is what a store gives; nothing here writes to it.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(data, dtype=dtype, count=count).reshape(meta["shape"])
+
+
+def _record_class(name: str) -> type[Any]:
+    """The class of an output record. Raises UsageError for anything else."""
+    from importlib import import_module
+
+    module, _, qualname = name.partition(":")
+    found: Any = None
+    if module.startswith(RECORD_HOMES):
+        found = getattr(import_module(module), qualname, None)
+    if not (isinstance(found, type) and issubclass(found, Mapping | dict)):
+        raise UsageError(
+            f"{name} is not an output record of transformers, so it cannot be stored or read",
+            hint="Use a model that is part of transformers",
+        )
+    return found

@@ -1,0 +1,49 @@
+"""One half of a vision-language model at a time, in the model's own code; knows neither stores nor
+stages.
+
+    load_half(path, "vision" | "language", **from_pretrained_options) -> model
+    encode(vision_half, inputs) -> features
+    generate(language_half, inputs, features, **generate_options) -> tokens
+    describe(path) -> ModelCard
+    resolve_model(name) -> folder
+
+Nothing heavy is imported until one of these is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.models.absent import NeedsWeights as NeedsWeights
+    from stages.models.card import ModelCard as ModelCard
+    from stages.models.describe import describe as describe
+    from stages.models.features import encode as encode
+    from stages.models.features import generate as generate
+    from stages.models.halves import load_half as load_half
+    from stages.models.resolve import resolve_model as resolve_model
+
+_HOMES = {
+    "NeedsWeights": "absent",
+    "ModelCard": "card",
+    "describe": "describe",
+    "encode": "features",
+    "generate": "features",
+    "load_half": "halves",
+    "resolve_model": "resolve",
+}
+
+__all__ = [
+    "ModelCard",
+    "NeedsWeights",
+    "describe",
+    "encode",
+    "generate",
+    "load_half",
+    "resolve_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

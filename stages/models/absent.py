@@ -1,0 +1,78 @@
+"""What stands where the other half of a model was; knows nothing of which half that is.
+
+Plain attributes (configs, sizes, dtypes) are answered by a skeleton on the meta device, because
+models read them across the cut. Touching a tensor or calling anything that computes raises
+NeedsWeights.
+"""
+
+from types import MethodType
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+
+class NeedsWeights(RuntimeError):
+    """A piece of the model that was left out on purpose is needed; `path` names it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path} is needed, but belongs to the half of the model that was not loaded. "
+            "Load the other half, or the whole model"
+        )
+        self.path = path
+
+
+class Absent(nn.Module):
+    """A module without weights over the skeleton of the one it replaces."""
+
+    _is_hf_initialized = True
+    """Tells the loader that there is nothing here to initialize."""
+
+    def __init__(self, skeleton: nn.Module, path: str) -> None:
+        super().__init__()
+        self.__dict__.update(_skeleton=skeleton, _path=path)
+
+    def __getattr__(self, name: str) -> Any:
+        skeleton = self.__dict__.get("_skeleton")
+        if skeleton is None:
+            raise AttributeError(name)
+        value = getattr(skeleton, name)
+        path = f"{self._path}.{name}"
+        if isinstance(value, torch.Tensor):
+            raise NeedsWeights(path)
+        if isinstance(value, nn.Module):
+            return Absent(value, path)
+        if isinstance(value, MethodType) and value.__self__ is skeleton:
+            # A method may only return an attribute; run on this object, it raises when it computes.
+            return MethodType(value.__func__, self)
+        return value
+
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NeedsWeights(self._path)
+
+
+class AbsentWeight:
+    """Stands for a parameter of its own that a kept module had; every use raises NeedsWeights."""
+
+    _is_hf_initialized = True
+    """Makes the model's own `_init_weights`, which names the parameter, pass over it quietly."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise NeedsWeights(self._path)
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        raise NeedsWeights(self._path)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> NoReturn:
+        lists = [part for part in args if isinstance(part, list | tuple)]
+        found = [p for part in (args, *lists) for p in part if isinstance(p, cls)]
+        raise NeedsWeights(found[0]._path if found else "a parameter")

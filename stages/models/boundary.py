@@ -1,0 +1,128 @@
+"""Where a vision-language model is cut in two, read off its class and structure; knows no family
+and loads nothing.
+
+O, the owner, is the innermost module whose class defines `get_image_features` or
+`get_video_features`. R, the reader, is O's child on the way to the decoder. H is the output head.
+The vision half is what O holds besides R, H and an audio encoder. The language half is R, H and all
+that lies outside O.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from torch import nn
+
+from artifacts.errors import UsageError
+from stages.models.absent import Absent, AbsentWeight
+
+Half = Literal["vision", "language"]
+HALVES: tuple[Half, Half] = ("vision", "language")
+
+
+def absent_paths(model: nn.Module, keep: Half) -> list[str]:
+    """Paths of the modules and parameters that the half to keep does without, outermost only."""
+    owner = owner_path(model)
+    reader = _reader_path(model, owner)
+    head = _path_of(model, _call(model, "get_output_embeddings"))
+    of_language = {path for path in (reader, head) if path is not None}
+    units = [_join(owner, name) for name in _unit_names(model.get_submodule(owner))]
+    if keep == "language":
+        return [unit for unit in units if unit not in of_language]
+    audio = _audio_path(model)
+    of_language |= {audio} if audio is not None else set()
+    inside = [unit for unit in units if unit in of_language]
+    deeper = [
+        path
+        for path in of_language
+        if path.startswith(_join(owner, "")) and not any(_within(path, unit) for unit in units)
+    ]
+    return [*_outside(model, owner), *inside, *deeper]
+
+
+def cut(model: Any, paths: list[str]) -> None:
+    """Replace the modules and parameters at `paths` by absent ones, and settle what refers to
+    them."""
+    for path in paths:
+        parent_path, _, name = path.rpartition(".")
+        parent = model.get_submodule(parent_path)
+        if name in parent._parameters:
+            delattr(parent, name)
+            setattr(parent, name, AbsentWeight(path))
+        elif parent._modules.get(name) is not None:
+            setattr(parent, name, Absent(parent._modules[name], path))
+    for path, module in model.named_modules():
+        if isinstance(ties := getattr(module, "all_tied_weights_keys", None), dict):
+            module.all_tied_weights_keys = {
+                target: source
+                for target, source in ties.items()
+                if not any(_within(_join(path, end), p) for end in (target, source) for p in paths)
+            }
+
+
+def owner_path(model: nn.Module) -> str:
+    """Path of O. Raises UsageError when the model has no boundary between the halves."""
+    candidates: list[str] = [
+        path
+        for path, module in model.named_modules()
+        if any(hasattr(type(module), f"get_{kind}_features") for kind in ("image", "video"))
+    ]
+    if not candidates:
+        raise UsageError(
+            f"{type(model).__name__} has no vision half that can be run by itself",
+            hint="Choose a model of the image-text-to-text kind, such as SmolVLM2 or Qwen2.5-VL",
+        )
+    return max(candidates, key=lambda path: len(path.split(".")) if path else 0)
+
+
+def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
+    """The halves that keep the weight called `path`, given what each does without."""
+    return [half for half in HALVES if not any(_within(path, p) for p in halves[half])]
+
+
+def _outside(model: nn.Module, owner: str) -> Iterator[str]:
+    """What lies beside the way from the root to O."""
+    way = owner.split(".") if owner else []
+    for depth, step in enumerate(way):
+        path = ".".join(way[:depth])
+        for name in _unit_names(model.get_submodule(path)):
+            if name != step:
+                yield _join(path, name)
+
+
+def _reader_path(model: nn.Module, owner: str) -> str | None:
+    decoder = _path_of(model, _call(model, "get_decoder"))
+    if decoder is None or decoder == owner or not _within(decoder, owner):
+        return None
+    step = decoder.removeprefix(owner).removeprefix(".").split(".")[0]
+    return _join(owner, step)
+
+
+def _audio_path(model: nn.Module) -> str | None:
+    """The audio encoder; a model without one answers with itself or its base."""
+    get_encoder = getattr(model, "get_encoder", None)
+    path = None if get_encoder is None else _path_of(model, get_encoder(modality="audio"))
+    return path if path and not _within(owner_path(model), path) else None
+
+
+def _unit_names(module: nn.Module) -> list[str]:
+    children = [name for name, child in module.named_children() if child is not None]
+    return [*children, *(name for name, _ in module.named_parameters(recurse=False))]
+
+
+def _call(model: nn.Module, method: str) -> Any:
+    try:
+        return getattr(model, method)()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _path_of(model: nn.Module, wanted: Any) -> str | None:
+    return next((path for path, module in model.named_modules() if module is wanted), None)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _within(path: str, ancestor: str) -> bool:
+    return not ancestor or path == ancestor or path.startswith(f"{ancestor}.")

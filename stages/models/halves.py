@@ -1,0 +1,121 @@
+"""Loads one half of a vision-language model through the model's own `from_pretrained`; knows
+neither pictures nor text.
+
+The class is subclassed so that its `__init__` leaves out the other half. The loader then finds no
+place for those tensors and never reads them, while its renaming, dtype, quantization and lazy
+reading work as ever.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault, UsageError
+from stages.models.boundary import Half, absent_paths, cut
+from stages.models.resolve import resolve_model
+
+
+def load_half(path: str | Path, keep: Half, **options: Any) -> Any:
+    """One half of the model at `path` (a folder or hub id), in eval mode.
+
+    `options` are those of `from_pretrained`: dtype, attn_implementation, device_map,
+    trust_remote_code, revision, quantization_config. Raises UsageError when the model cannot be cut
+    or is not to be trusted, EnvironmentFault when its weights are not all there.
+    """
+    trusted = bool(options.get("trust_remote_code", False))
+    folder = resolve_model(path, options.pop("revision", None))
+    config = load_config(folder, trusted)
+    cls = model_class(config, folder, trusted)
+    refuse_pickle(folder, trusted)
+    options.setdefault("use_safetensors", None if trusted else True)
+    model, found = half_class(cls, keep).from_pretrained(
+        folder, config=config, output_loading_info=True, **options
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise EnvironmentFault(
+            f"{folder} lacks {len(missing)} tensors of the {keep} half, such as {missing[0]}",
+            hint="Download or save the checkpoint again",
+        )
+    return model.eval()
+
+
+def half_class(cls: type[Any], keep: Half) -> type[Any]:
+    """A subclass of `cls` that leaves out the other half when it is built."""
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        cls.__init__(self, config, *args, **kwargs)
+        paths = absent_paths(self, keep)
+        cut(self, paths)
+        known = set(self._keys_to_ignore_on_load_unexpected or ())
+        self._keys_to_ignore_on_load_unexpected = known | _patterns(self.base_model_prefix, paths)
+
+    return type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__})
+
+
+def _patterns(prefix: str, paths: list[str]) -> set[str]:
+    """Names under which a checkpoint may hold what was left out: it may leave out the prefix
+    too."""
+    names = {*paths, *(path.removeprefix(f"{prefix}.") for path in paths if prefix)}
+    return {rf"^{re.escape(name)}(\.|$)" for name in names}
+
+
+def load_config(folder: Path, trusted: bool) -> Any:
+    """The model's configuration. Raises UsageError for remote code that is not trusted."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+    except (ValueError, KeyError, OSError) as error:
+        if not trusted and "trust_remote_code" in str(error):
+            raise needs_trust(folder) from error
+        raise UsageError(
+            f"{folder}/config.json describes no model that transformers knows",
+            hint="Choose a model of the image-text-to-text kind, such as SmolVLM2 or Qwen2.5-VL",
+        ) from error
+
+
+def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
+    """The class that stands for image-text-to-text models of this configuration."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        found: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+        return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
+    remote = getattr(config, "auto_map", None) or {}
+    names = ("AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForCausalLM")
+    reference = next((remote[name] for name in names if name in remote), None)
+    if reference is None:
+        raise UsageError(
+            f"{folder} is a {config.model_type} model, which has no vision half",
+            hint="Choose a model of the image-text-to-text kind, such as SmolVLM2 or Qwen2.5-VL",
+        )
+    if not trusted:
+        raise needs_trust(folder)
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    return get_class_from_dynamic_module(reference, folder)
+
+
+def needs_trust(folder: Path) -> UsageError:
+    return UsageError(
+        f"{folder} brings its own Python code, which would run on this machine",
+        hint="Read it, and if you trust it add --trust-remote-code",
+    )
+
+
+def refuse_pickle(folder: Path, trusted: bool) -> None:
+    """Raises UsageError when a model has no weights, or has them only as pickles, which run code
+    when read."""
+    if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").exists():
+        return
+    pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    if not pickles:
+        raise UsageError(
+            f"{folder} holds no weights (*.safetensors)",
+            hint="Download or save the checkpoint again",
+        )
+    if not trusted:
+        raise UsageError(
+            f"{folder} has its weights only as pickles ({pickles[0].name}), which can run code",
+            hint="Use one saved as safetensors, or add --trust-remote-code if you trust it",
+        )

@@ -1,0 +1,199 @@
+"""Cuts a batch's features into one record a row, and joins rows again in any batch; knows the
+structure of the features only, not the family they come from.
+
+How each part was cut is kept beside it as a rule, so that joining is exact:
+`cat` tensors, along their first dimension; `join` sequences with one part a picture;
+`each` the members of a sequence, one by one; `same` values that all rows share;
+`whole` what could not be understood, and is never joined with another row's.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Rule = Any
+"""`"cat" | "join" | "same" | "whole" | {"each": [Rule]} | {"fields": {name: Rule}}`; JSON holds
+it."""
+MAIN_FIELDS = ("pooler_output", "last_hidden_state")
+"""Fields whose sequences have a part a picture; those of others have a part a layer."""
+
+
+class CannotSplit(Exception):
+    """A part of a batch's features does not say which row it belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowCount:
+    """How much of a batch belongs to one row."""
+
+    tokens: int
+    """Placeholders in the row's prompt."""
+    media: int
+    """Pictures or videos in the row's prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureRecord:
+    """All that decoding needs of one row besides its prompt."""
+
+    features: dict[str, Any]
+    """Modality -> the encoder's output record, of this row alone."""
+    rules: dict[str, Rule]
+    """Modality -> how its output record is joined with those of other rows."""
+    needs: tuple[str, ...]
+    """Inputs besides pixels that went into the encoder; decoding without one is refused."""
+    channel: str
+    """`images` or `videos`: as which the processor took the frames."""
+    side: dict[str, Any]
+    """What the processor gave besides pixels: grids, sizes, seconds a step."""
+    replacements: tuple[str, ...]
+    """What the processor writes in place of each placeholder in the prompt."""
+    count: RowCount
+
+    def to_tree(self) -> dict[str, Any]:
+        return {
+            "features": self.features,
+            "rules": json.dumps(self.rules),
+            "needs": self.needs,
+            "channel": self.channel,
+            "side": self.side,
+            "replacements": self.replacements,
+            "tokens": self.count.tokens,
+            "media": self.count.media,
+        }
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> "FeatureRecord":
+        rest = {name: value for name, value in tree.items() if name not in ("tokens", "media")}
+        count = RowCount(tokens=tree["tokens"], media=tree["media"])
+        return cls(**{**rest, "rules": json.loads(tree["rules"]), "count": count})
+
+    def joins_with(self) -> str:
+        """Equal for records that can be decoded in one batch."""
+        shapes = {m: _shapes(self.features[m], rule) for m, rule in self.rules.items()}
+        return json.dumps([self.channel, sorted(self.side), self.rules, shapes], sort_keys=True)
+
+
+def split(record: Any, rows: Sequence[RowCount]) -> tuple[list[Any], Rule]:
+    """One output record a row, and the rule that joins them. Raises CannotSplit.
+
+    A single row always succeeds; what it holds that fits no rule is then kept `whole`.
+    """
+    parts, rules = [dict[str, Any]() for _ in rows], dict[str, Rule]()
+    for name, value in record.items():
+        pieces, rules[name] = _split(value, rows, top=True, main=name in MAIN_FIELDS)
+        for part, piece in zip(parts, pieces, strict=True):
+            part[name] = piece
+    return [type(record)(**part) for part in parts], {"fields": rules}
+
+
+def merge(records: Sequence[Any], rule: Rule) -> Any:
+    """The output record of the rows together, as if they had been encoded in one batch."""
+    first = records[0]
+    if len(records) == 1:
+        return first
+    if rule == "cat":
+        return torch.cat(list(records))
+    if rule == "join":
+        return type(first)(part for record in records for part in record)
+    if rule == "same":
+        return first
+    if rule == "whole":
+        raise CannotSplit("rows with parts of an unknown structure cannot be joined")
+    if "fields" in rule:
+        names = rule["fields"]
+        return type(first)(**{n: merge([r[n] for r in records], names[n]) for n in names})
+    parts = zip(*records, strict=True)
+    return type(first)(merge(p, r) for p, r in zip(parts, rule["each"], strict=True))
+
+
+def merge_rows(rows: Sequence[FeatureRecord]) -> dict[str, Any]:
+    """Modality -> output record of several rows whose `joins_with` is equal."""
+    rules = rows[0].rules
+    return {m: merge([row.features[m] for row in rows], rule) for m, rule in rules.items()}
+
+
+def _split(
+    value: Any, rows: Sequence[RowCount], *, top: bool, main: bool
+) -> tuple[list[Any], Rule]:
+    if isinstance(value, torch.Tensor):
+        sizes = _sizes(value, rows)
+        if sizes is not None:
+            return list(value.split(sizes)), "cat"
+    elif isinstance(value, list | tuple):
+        # A sequence of one tensor with all tokens may be one picture or one layer.
+        one_layer = top and not main and len(value) == 1
+        groups = None if one_layer else _groups(value, rows)
+        if groups is not None:
+            return [type(value)(group) for group in groups], "join"
+        return _split_each(value, rows, main=main)
+    elif value is None or isinstance(value, bool | int | float | str):
+        return [value] * len(rows), "same"
+    if len(rows) == 1:
+        return [value], "whole"
+    raise CannotSplit(f"a {type(value).__name__} of the features fits no row")
+
+
+def _split_each(
+    value: list[Any] | tuple[Any, ...], rows: Sequence[RowCount], *, main: bool
+) -> tuple[list[Any], Rule]:
+    pieces = [_split(part, rows, top=False, main=main) for part in value]
+    by_row = zip(*(parts for parts, _ in pieces), strict=True)
+    members = [type(value)(row) for row in by_row] if pieces else [value for _ in rows]
+    return members, {"each": [rule for _, rule in pieces]}
+
+
+def _sizes(tensor: torch.Tensor, rows: Sequence[RowCount]) -> list[int] | None:
+    """How many of the first dimension belong to each row; None when that cannot be told."""
+    if tensor.ndim == 0:
+        return None
+    length, tokens = tensor.shape[0], [row.tokens for row in rows]
+    if length == sum(tokens):
+        return tokens
+    if tensor.ndim > 2 and length and _tokens(tensor) == sum(tokens):
+        each = sum(tokens) // length
+        if all(count % each == 0 for count in tokens):
+            return [count // each for count in tokens]
+    media = [row.media for row in rows]
+    return media if length == sum(media) else None
+
+
+def _groups(
+    parts: list[Any] | tuple[Any, ...], rows: Sequence[RowCount]
+) -> list[list[torch.Tensor]] | None:
+    """A sequence with a part a picture, cut where the rows end; None when it is no such
+    sequence."""
+    if not all(isinstance(part, torch.Tensor) and part.ndim > 1 for part in parts):
+        return None
+    groups: list[list[torch.Tensor]] = []
+    left = list(parts)
+    for row in rows:
+        group: list[torch.Tensor] = []
+        while left and sum(map(_tokens, group)) < row.tokens:
+            group.append(left.pop(0))
+        if sum(map(_tokens, group)) != row.tokens:
+            return None
+        groups.append(group)
+    return None if left else groups
+
+
+def _tokens(tensor: torch.Tensor) -> int:
+    return tensor.numel() // tensor.shape[-1] if tensor.shape[-1] else 0
+
+
+def _shapes(value: Any, rule: Rule) -> Any:
+    """What has to be equal for `rule` to join two rows, besides the rule itself."""
+    if rule == "cat":
+        return [str(value.dtype), *value.shape[1:]]
+    if rule == "join":
+        return [type(value).__name__]
+    if rule == "same":
+        return repr(value)
+    if rule == "whole":
+        return id(value)
+    if "fields" in rule:
+        return {name: _shapes(value[name], part) for name, part in rule["fields"].items()}
+    return [_shapes(v, part) for v, part in zip(value, rule["each"], strict=True)]
