@@ -21,7 +21,7 @@ LauncherMaker = Callable[[Listener], Launcher]
 
 def caption(
     config: CaptionConfig, display: Display, make_launcher: LauncherMaker = DirectLauncher
-) -> tuple[Job, RunResult]:
+) -> RunResult:
     """Caption everything the configuration names. Raises PenstockError; what is finished stays
     done."""
     record: RunRecord | None = None
@@ -47,10 +47,9 @@ def caption(
             record = RunRecord(job.out)
             record.value["plan"] = summary(job)
             try:
-                result = Sequence(job, launcher, record, tell).run()
+                return Sequence(job, launcher, record, tell).run()
             finally:
                 display.close()
-        return job, result
 
 
 def summary(job: Job) -> dict[str, Any]:

@@ -3,8 +3,10 @@ without Prefect."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from artifacts.captions import Failure
 from artifacts.errors import Interrupted
 from artifacts.packs import DamagedRecord
 from flows.launch import Launcher, Running, StageCall
@@ -25,8 +27,11 @@ REMAKES = 3
 class RunResult:
     """How a run ended."""
 
+    out: Path
+    files: int
+    """Files and sources that were asked for."""
     captions: int = 0
-    failures: int = 0
+    failures: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -35,6 +40,11 @@ class RunResult:
         if not self.failures:
             return 0
         return 1 if self.captions else 2
+
+    def line(self) -> str:
+        """The outcome in one line."""
+        failed = f", {len(self.failures)} of {self.files} files failed" if self.failures else ""
+        return f"{self.captions} captions in {self.out / 'captions.jsonl'}{failed}"
 
 
 class Sequence:
@@ -58,7 +68,7 @@ class Sequence:
         there."""
         job = self._job
         self._forget_failures()
-        result = RunResult()
+        result = RunResult(out=job.out, files=len(job.files) + len(job.failures))
         try:
             waves = job.ledger.waves(job.media, media_bytes(job), wave_limit(job))
             for number, wave in enumerate(waves):
@@ -203,10 +213,9 @@ class Sequence:
         self._record.add(outcome, attention=model.attention, precision=model.precision())
 
     def _write(self, result: RunResult) -> None:
-        captions, failures, warnings = write_outputs(self._job)
-        result.captions, result.failures, result.warnings = captions, len(failures), warnings
-        media = {"total": len(self._job.files) + len(self._job.failures), "failed": len(failures)}
-        self._record.value.update(media=media, captions=captions)
+        result.captions, result.failures, result.warnings = write_outputs(self._job)
+        media = {"total": result.files, "failed": len(result.failures)}
+        self._record.value.update(media=media, captions=result.captions)
 
     def _forget_failures(self) -> None:
         if self._job.config.retry_failed:

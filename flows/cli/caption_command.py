@@ -7,8 +7,10 @@ import sys
 from flows.cli.options import config_of
 from flows.cli.plan_command import plan_lines
 from flows.display import Display
-from flows.prepare import Job
 from flows.sequence import RunResult
+
+NAMED_FAILURES = 20
+"""Failures told on the terminal; all of them are in `failures.jsonl`."""
 
 
 def caption_command(given: argparse.Namespace) -> int:
@@ -25,29 +27,25 @@ def caption_command(given: argparse.Namespace) -> int:
     if given.prefect or os.environ.get("PREFECT_API_URL"):
         from flows.caption import run_with_prefect
 
-        job, result = run_with_prefect(config, display)
+        result = run_with_prefect(config, display)
     else:
         from flows.run import caption
 
-        job, result = caption(config, display)
+        result = caption(config, display)
     if not given.json:
-        report(job, result, quiet=given.quiet)
+        report(result, quiet=given.quiet)
     return result.exit_code
 
 
-def report(job: Job, result: RunResult, *, quiet: bool) -> None:
+def report(result: RunResult, *, quiet: bool) -> None:
     """The last words: what failed, what to read, where the captions are."""
-    from flows.outputs import failures_of
-
-    for failure in failures_of(job)[:20]:
+    for failure in result.failures[:NAMED_FAILURES]:
         print(f"failed: {failure.media_path}: {failure.message}. {failure.hint}", file=sys.stderr)
-    if result.failures > 20:
-        rest = result.failures - 20
-        print(f"… and {rest} more in {job.out / 'failures.jsonl'}", file=sys.stderr)
+    rest = len(result.failures) - NAMED_FAILURES
+    if rest > 0:
+        print(f"… and {rest} more in {result.out / 'failures.jsonl'}", file=sys.stderr)
     if quiet:
         return
     for warning in result.warnings:
         print(f"note: {warning}", file=sys.stderr)
-    files = len(job.files) + len(job.failures)
-    failed = f", {result.failures} of {files} files failed" if result.failures else ""
-    print(f"{result.captions} captions in {job.out / 'captions.jsonl'}{failed}")
+    print(result.line())

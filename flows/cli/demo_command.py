@@ -33,13 +33,13 @@ def demo_command(given: argparse.Namespace) -> int:
             store=str(Path(folder, "store")),
             batch_size=16,
         )
-        job, result = caption(config, Display())
-        said = _captions(job.out)
+        result = caption(config, Display())
+        said = _captions(result.out)
         _print_dozen(said.get(shipped, {}))
         if given.clips:
             print(f"\n{given.clips} fresh clips, seed {seed}:")
             _print_score(fresh, said.get(str(fresh), {}))
-        _print_stages(json.loads((job.out / "run.json").read_text(encoding="utf-8")))
+        _print_stages(json.loads((result.out / "run.json").read_text(encoding="utf-8")))
     print("A demo: this model knows moving shapes and nothing of the world.")
     print("Your own files: penstock caption VIDEOS/ --model MODEL")
     return result.exit_code

@@ -124,6 +124,14 @@ class StageProcess:
             raise self._fault(code)
         return self.outcome
 
+    def ended(self, seconds: float) -> bool:
+        """Whether the process has ended, after waiting for it so long at the most."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def stop(self) -> None:
         """End the stage: asked first, killed when it does not answer; what it published stays."""
         if self._process.poll() is not None:
