@@ -9,7 +9,6 @@ from pathlib import Path
 
 import av
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from stages.frames.opening import is_damage, open_video
 from stages.frames.timeline import VideoPacket, packets

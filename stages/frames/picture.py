@@ -1,0 +1,124 @@
+"""A picture file as one RGB frame, upright and at the size asked for; knows nothing of where it
+goes."""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from artifacts.errors import MediaError
+from artifacts.schema import ChunkIndex, FrameFit, MediaIndex
+from stages.frames.opening import check_file
+from stages.frames.video import Chunk
+
+DRAFT_FACTOR = 2
+"""A JPEG is decoded no smaller than this many times the size asked for, so that it stays sharp."""
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+"""What an iPhone's picture says after `ftyp`."""
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets a picture of that EXIF orientation upright; those from 5 on swap the sides."""
+BROKEN = (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, struct.error)
+"""What Pillow raises over bad content, by format."""
+
+
+def read_picture(path: Path, fit: FrameFit) -> tuple[MediaIndex, Chunk]:
+    """A picture as a medium of one chunk of one frame. Raises MediaError."""
+    check_file(path)
+    warnings: tuple[str, ...] = ()
+    try:
+        try:
+            height, width, pixels = _decode(path, fit)
+        except OSError as error:
+            whole = path.read_bytes()
+            if error.errno is not None or not whole.startswith(JPEG_START):
+                raise
+            # libjpeg fills what is missing with grey when it meets the end it was promised.
+            height, width, pixels = _decode(io.BytesIO(whole + JPEG_END), fit)
+            warnings = ("cut short: the picture's missing part is grey",)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(
+            f"{path} has more pixels than any real picture ({error})",
+            kind="too-large",
+            hint="Scale it down first, if it is what it says",
+        ) from error
+    except UnidentifiedImageError as error:
+        raise _unknown(path) from error
+    except BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise MediaError(
+            f"{path} is damaged ({error})", kind="damaged", hint="Copy or download it again"
+        ) from error
+    index = ChunkIndex(
+        index=0, start=0.0, end=0.0, times=(0.0,), height=pixels.shape[0], width=pixels.shape[1]
+    )
+    media = MediaIndex(
+        kind="image", height=height, width=width, duration=0.0, chunks=(index,), warnings=warnings
+    )
+    return media, Chunk(index=index, pixels=pixels[None])
+
+
+def _decode(source: Path | io.BytesIO, fit: FrameFit) -> tuple[int, int, NDArray[np.uint8]]:
+    """(height, width) as shown, and the pixels [height, width, 3] at the size of `fit`."""
+    with Image.open(source) as image:
+        turn = UPRIGHT.get(_orientation(image))
+        swaps = turn is not None and _orientation(image) >= 5
+        width, height = image.size[::-1] if swaps else image.size
+        kept_height, kept_width = fit.size(height, width)
+        kept = (kept_height, kept_width) if swaps else (kept_width, kept_height)
+        if isinstance(image, ImageFile.ImageFile):
+            image.draft("RGB", (kept[0] * DRAFT_FACTOR, kept[1] * DRAFT_FACTOR))
+        flat = _rgb(image)
+    if flat.size != kept:
+        flat = flat.resize(kept, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    if turn is not None:
+        flat = flat.transpose(turn)
+    return height, width, np.asarray(flat, dtype=np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
+    except (*BROKEN, TypeError):
+        return 1  # a broken description is no reason to refuse the picture
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a colour; what is transparent shows white, as on a page."""
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).clip(0, 65535)
+        image = Image.fromarray((deep >> (8 if deep.max(initial=0) > 255 else 0)).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        page = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(page, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _unknown(path: Path) -> MediaError:
+    with path.open("rb") as file:
+        start = file.read(12)
+    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
+        return MediaError(
+            f"{path} is a HEIC picture, which is not read",
+            kind="heic",
+            hint="Convert it to JPEG, for example with heif-convert",
+        )
+    return MediaError(
+        f"{path} is not a picture Pillow can read",
+        kind="not-media",
+        hint="Open it elsewhere to see whether it is whole, or leave it out",
+    )

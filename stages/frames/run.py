@@ -1,0 +1,217 @@
+"""The frames stage: media files in, stored chunks of RGB frames out; knows nothing of what the
+frames are for.
+
+Each worker holds one chunk, or one pack of pictures, and stores it before it goes on: that is all
+the memory there is, however long the videos and however slow the disk.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault, MediaError
+from artifacts.keys import item_key
+from artifacts.packs import Record, Shelf
+from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
+from artifacts.store import open_store
+from stages.frames.picture import read_picture
+from stages.frames.plan import ChunkPlan
+from stages.frames.video import Chunk, Video
+from stages.process.report import Report
+
+PACK_RECORDS = 64
+"""At most so many pictures are stored together."""
+PACK_BYTES = 64 << 20
+"""Pictures are stored as soon as they come to this many bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Medium:
+    """One file to cut."""
+
+    path: Path
+    digest: str
+    """Content digest, 64 hex digits."""
+    kind: str
+    """`video` or `image`."""
+    wanted: frozenset[int] | None
+    """Indexes of the chunks to make; None: all of them."""
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Medium":
+        wanted = None if value.get("wanted") is None else frozenset(value["wanted"])
+        return cls(**{**value, "path": Path(value["path"]), "wanted": wanted})
+
+
+def run(job: dict[str, Any], report: Report) -> None:
+    """Cut every medium of the job that is not on the shelf yet.
+
+    A medium that cannot be used is recorded as such and the others go on. Raises EnvironmentFault
+    when the store or a disk is in the way.
+    """
+    stage = Stage(job, report)
+    workers = max(1, int(job["workers"]))
+    with ThreadPoolExecutor(workers, thread_name_prefix="frames") as pool:
+        futures = [pool.submit(task) for task in stage.tasks(workers)]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        finally:
+            stage.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Stage:
+    """One job: its shelves, and what is still to do."""
+
+    def __init__(self, job: dict[str, Any], report: Report) -> None:
+        store, self.scope = open_store(job["store"]), str(job["scope"])
+        self.frames = Shelf(store, "frames", self.scope)
+        self.media = Shelf(store, "media", self.scope)
+        self.failures = Shelf(store, "failures", self.scope)
+        self.sampling = Sampling(**job["sampling"])
+        self.fits = {
+            kind: FrameFit(long_edges=tuple((float(a), int(e)) for a, e in edges))
+            for kind, edges in job["fit"].items()
+        }
+        self.report = report
+        self.stop = threading.Event()
+        """Set when workers are to end after the chunk in hand."""
+        media = map(Medium.from_json, job["media"])
+        # Two files of one content are one medium.
+        self.to_do = {m.digest: m for m in media if self._is_missing(m)}
+        self._lock = threading.Lock()
+        self._items = {m.digest: len(m.wanted or (0,)) for m in self.to_do.values()}
+        self._threads = 1
+
+    def tasks(self, workers: int) -> list[Callable[[], None]]:
+        """What the workers do: one video each, or a group of pictures."""
+        videos = [m for m in self.to_do.values() if m.kind == "video"]
+        images = [m for m in self.to_do.values() if m.kind == "image"]
+        cores = len(os.sched_getaffinity(0))
+        self._threads = max(1, cores // max(1, min(workers, len(videos))))
+        size = min(PACK_RECORDS, max(1, -(-len(images) // workers)))
+        groups = [images[at : at + size] for at in range(0, len(images), size)]
+        self.report.total(sum(self._items.values()))
+        return [
+            *(partial(self.cut_video, medium) for medium in videos),
+            *(partial(self.cut_pictures, group) for group in groups),
+        ]
+
+    def cut_video(self, medium: Medium) -> None:
+        """Store the missing chunks of a video one by one, then what is to be said of the whole."""
+        if self.stop.is_set():
+            return
+        with self._failing(medium), Video(medium.path, threads=self._threads) as video:
+            plans = video.plan(self.sampling)
+            known, missing = self._split(medium, plans)
+            for chunk in video.chunks(missing, self.fits["video"]):
+                self._publish([(medium, chunk)])
+                known[chunk.index.index] = chunk.index
+                # Or two chunks would be in memory while the next one is decoded.
+                del chunk
+                if self.stop.is_set():
+                    return
+            tried = {plan.index for plan in missing}
+            if all(plan.index in known or plan.index in tried for plan in plans):
+                index = video.media_index([known[at] for at in sorted(known)])
+                self._finish([(medium, index)])
+
+    def cut_pictures(self, group: Sequence[Medium]) -> None:
+        """Store a group of pictures, in packs."""
+        chunks: list[tuple[Medium, Chunk]] = []
+        done: list[tuple[Medium, MediaIndex]] = []
+
+        def store() -> None:
+            self._publish(chunks)
+            self._finish(done)
+            chunks.clear()
+            done.clear()
+
+        for medium in group:
+            if self.stop.is_set():
+                break
+            with self._failing(medium):
+                index, chunk = read_picture(medium.path, self.fits["image"])
+                chunks.append((medium, chunk))
+                done.append((medium, index))
+            if sum(chunk.pixels.nbytes for _, chunk in chunks) >= PACK_BYTES:
+                store()
+        store()
+
+    def _is_missing(self, medium: Medium) -> bool:
+        """Whether anything of a medium is not on the shelves yet."""
+        if medium.digest not in self.media:
+            return True
+        wanted = medium.wanted
+        if wanted is None:
+            index = MediaIndex.from_json(self.media.meta(medium.digest))
+            wanted = frozenset(chunk.index for chunk in index.chunks)
+        return any(self._key(medium, index) not in self.frames for index in wanted)
+
+    def _split(
+        self, medium: Medium, plans: Sequence[ChunkPlan]
+    ) -> tuple[dict[int, ChunkIndex], list[ChunkPlan]]:
+        """What is stored of a video, by index, and what is to be made."""
+        known: dict[int, ChunkIndex] = {}
+        missing = []
+        for plan in plans:
+            key = self._key(medium, plan.index)
+            if key in self.frames:
+                meta = self.frames.meta(key)
+                known[plan.index] = ChunkIndex(**{**meta, "times": tuple(meta["times"])})
+            elif medium.wanted is None or plan.index in medium.wanted:
+                missing.append(plan)
+        with self._lock:
+            self._items[medium.digest] = len(missing)
+            self.report.total(sum(self._items.values()))
+        return known, missing
+
+    def _key(self, medium: Medium, index: int) -> str:
+        return item_key(self.scope, medium.digest, index)
+
+    def _publish(self, chunks: Sequence[tuple[Medium, Chunk]]) -> None:
+        records = [
+            Record(
+                key=self._key(medium, chunk.index.index),
+                meta=asdict(chunk.index),
+                payload=chunk.pixels.reshape(-1).data,
+            )
+            for medium, chunk in chunks
+        ]
+        self.frames.publish(records)
+        for record, (medium, chunk) in zip(records, chunks, strict=True):
+            self.report.item(
+                record.key,
+                label=medium.path.name,
+                seconds_of_media=chunk.index.end - chunk.index.start,
+            )
+
+    def _finish(self, media: Sequence[tuple[Medium, MediaIndex]]) -> None:
+        self.media.publish([Record(key=m.digest, meta=index.to_json()) for m, index in media])
+        # A medium that could not be used before, and now can, has no failure to its name.
+        self.failures.drop([m.digest for m, _ in media if m.digest in self.failures])
+        for medium, index in media:
+            for warning in index.warnings:
+                self.report.warning(f"{medium.path}: {warning}")
+
+    @contextlib.contextmanager
+    def _failing(self, medium: Medium) -> Iterator[None]:
+        """Record what makes a medium unusable, and go on."""
+        try:
+            yield
+        except MediaError as error:
+            meta = {"kind": error.kind, "message": error.message, "hint": error.hint}
+            self.failures.publish([Record(key=medium.digest, meta=meta)])
+            self.report.failure(medium.digest, error.kind, error.message, error.hint)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{medium.path} could not be read to its end ({error.strerror or error})",
+                hint="Check the disk it lies on; the same command then goes on",
+            ) from error
