@@ -41,12 +41,13 @@ class Machine:
         claim += f"; sys.executable = '{self.bin / name}'"
         self.has(name, f'[ "$1" = -c ] || exit 1\nexec {sys.executable} -c "{claim}; $2"')
 
-    def has_uv(self) -> None:
-        """A uv that makes an environment and installs into it by doing nothing."""
+    def has_uv(self, install: str = ":") -> None:
+        """A uv that makes an environment, and whose every installation is one shell command."""
         self.has(
             "uv",
             '[ "$1" != venv ] || { /bin/mkdir -p .venv/bin && '
-            f"/bin/ln -s {sys.executable} .venv/bin/python; }}",
+            f"/bin/ln -s {sys.executable} .venv/bin/python; }}\n"
+            f'[ "$1" != pip ] || {install}',
         )
 
     def setup(self, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -120,7 +121,7 @@ def test_a_moved_clone_is_installed_anew(machine: Machine) -> None:
 
 def test_an_interrupted_installation_is_taken_up_again(machine: Machine) -> None:
     machine.has_python("python3", "3.12")
-    machine.has("uv", '[ "$1" = --version ] || exit 130')
+    machine.has_uv(install="exit 130")
     assert machine.setup().returncode == 130
     machine.has_uv()
     assert machine.setup().returncode == 0
@@ -162,6 +163,15 @@ def test_a_machine_without_means_gets_one_line(
     assert refused.returncode == 1
     assert message in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_when_uv_finds_none_either_the_last_line_says_what_to_do(machine: Machine) -> None:
+    machine.has_python("python3", "3.14")
+    machine.has("uv", '[ "$1" != venv ] || { echo "offline" >&2; exit 2; }')
+    refused = machine.setup()
+    assert refused.returncode == 1
+    assert "Install Python 3.11, 3.12 or 3.13" in refused.stderr.splitlines()[-1]
+    assert not (machine.clone / ".venv" / "installed").exists()
 
 
 def test_another_platform_is_refused(machine: Machine) -> None:
