@@ -11,7 +11,8 @@ import av
 from av.video.frame import VideoFrame
 
 from stages.frames.opening import is_damage, open_video
-from stages.frames.timeline import VideoPacket, packets
+from stages.frames.survey import packets
+from stages.frames.timeline import VideoPacket
 
 MAX_BAD_PACKETS = 1000
 """So many packets in a row that cannot be decoded (some 40 s) are taken for the end of the file."""

@@ -15,7 +15,8 @@ from av.video.frame import VideoFrame
 
 from artifacts.errors import MediaError
 from stages.frames.decoder import Decoder
-from stages.frames.timeline import STAMPS, Timeline, survey, watch
+from stages.frames.survey import survey, watch
+from stages.frames.timeline import STAMPS, Timeline
 
 SEEK_PAYS_PACKETS = 16
 """A seek must skip more packets than this: it throws away what the decoder's threads have begun."""
@@ -29,6 +30,7 @@ class Reader:
         self.path = path
         self.decoder = Decoder(path, threads=threads)
         self._seeks = True
+        self._asked = False
         self._next: tuple[int, VideoFrame] | None = None
         self._before: tuple[int, VideoFrame] | None = None
         try:
@@ -44,6 +46,10 @@ class Reader:
 
     def want(self, ticks: "array[int]") -> None:
         """Say which frames will be asked for, ascending, so that others can be left undecoded."""
+        # What the decoder was given before the first wish it decodes whole; later ones differ.
+        if self._asked:
+            self._restart()
+        self._asked = True
         if not self.timeline.demuxed:
             return
 
@@ -51,9 +57,6 @@ class Reader:
             at = bisect_left(ticks, pts)
             return at < len(ticks) and ticks[at] == pts
 
-        # What the decoder was given before it knew any wish, it decodes whole.
-        if self.decoder.is_needed is not None:
-            self._restart()
         self.decoder.is_needed = is_needed
 
     def at(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:

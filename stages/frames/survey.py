@@ -1,0 +1,176 @@
+"""Learns a video's times and keyframes from its packets, or by decoding it once; knows nothing of
+sampling."""
+
+from array import array
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from stages.frames.opening import is_damage
+from stages.frames.timeline import STAMPS, Keyframes, Timeline, VideoPacket
+
+JUMP_BACK_SECONDS = 1.0
+"""A clock that goes back further than this was set anew, as where recordings were joined."""
+JUMP_AHEAD_SECONDS = 3600.0
+"""A clock that leaps further than this was set anew; shorter gaps are pictures that stand."""
+DEFAULT_RATE = Fraction(25)
+"""Frames a second where a file states neither times nor a rate, as raw streams do."""
+
+
+class _Survey:
+    """What one pass over the packets gathers; 8 bytes a frame, whatever the length."""
+
+    def __init__(self, time_base: Fraction) -> None:
+        self.pts = array("q")
+        self.keys: tuple[array[int], array[int], array[int]] = (array("q"), array("q"), array("q"))
+        self.jumps: list[tuple[int, int]] = []
+        self.untimed = 0
+        self.count = 0
+        self.last = (-(1 << 62), 0)
+        self._offset = 0
+        self._clock: int | None = None
+        self._step = 0
+        self._back = int(JUMP_BACK_SECONDS / time_base)
+        self._ahead = int(JUMP_AHEAD_SECONDS / time_base)
+
+    def add(self, packet: VideoPacket) -> None:
+        ordinal, self.count = self.count, self.count + 1
+        raw, duration = packet.pts, packet.duration or 0
+        dts = raw if packet.dts is None else packet.dts
+        if dts is not None:
+            self._follow(dts, ordinal)
+        if raw is None or dts is None:
+            # Before the first keyframe nothing can be decoded, so nothing is lost there.
+            self.untimed += bool(self.keys[0]) or packet.is_keyframe
+            return
+        pts = raw + self._offset
+        if packet.is_keyframe:
+            for column, value in zip(self.keys, (pts, dts, ordinal), strict=True):
+                column.append(value)
+        if not packet.is_discard:
+            self.pts.append(pts)
+            self.last = max(self.last, (pts, duration))
+
+    def _follow(self, dts: int, ordinal: int) -> None:
+        now = dts + self._offset
+        if self._clock is not None:
+            leap = now - self._clock
+            if not -self._back <= leap <= self._ahead:
+                self._offset += self._step - leap
+                self.jumps.append((ordinal, self._offset))
+                now = self._clock + self._step
+            elif leap > 0:
+                self._step = leap
+        self._clock = now
+
+
+def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
+    """The stream's packets that hold something, until the file ends or its structure breaks."""
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except av.error.FFmpegError as error:
+        if not is_damage(error):
+            raise
+
+
+def survey(
+    stream_packets: Iterator[VideoPacket], container: InputContainer, stream: VideoStream
+) -> Timeline | None:
+    """Times and keyframes by demuxing alone, at 5 µs a packet; None when packets do not tell
+    them."""
+    assert stream.time_base is not None
+    found = _Survey(stream.time_base)
+    for packet in stream_packets:
+        found.add(packet)
+    if found.untimed or not found.pts or _only_counts(found.pts, container, stream):
+        return None
+    key_pts, key_dts, ordinals = found.keys
+    ordered = all(a < b for a, b in pairwise(key_pts))
+    keyframes = Keyframes(pts=key_pts, dts=key_dts, ordinals=ordinals)
+    jumped = f"its clock is set anew {len(found.jumps)} times; times run on from there"
+    return Timeline(
+        pts=_ascending(found.pts),
+        time_base=stream.time_base,
+        last_ticks=_last_ticks(found.pts, found.last[1], stream),
+        keyframes=keyframes if ordered and key_pts and not found.jumps else None,
+        jumps=tuple(found.jumps),
+        announced_seconds=announced_seconds(container, stream),
+        warnings=(jumped,) if found.jumps else (),
+    )
+
+
+def watch(frames: Iterator[VideoFrame], container: InputContainer, stream: VideoStream) -> Timeline:
+    """Times by decoding everything once, for files whose packets do not tell them."""
+    columns: dict[str, array[int]] = {name: array("q") for name in STAMPS}
+    count = 0
+    for count, frame in enumerate(frames, 1):
+        for name, stamp in STAMPS.items():
+            ticks = stamp(frame, count - 1)
+            if ticks is not None:
+                columns[name].append(ticks)
+    name = next(
+        name
+        for name, column in columns.items()
+        if len(column) == count and all(a < b for a, b in pairwise(column))
+    )
+    assert stream.time_base is not None
+    counted = name == "count"
+    rate: Any = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
+    return Timeline(
+        pts=np.frombuffer(columns[name], dtype=np.int64),
+        time_base=1 / Fraction(rate) if counted else stream.time_base,
+        last_ticks=1 if counted else _last_ticks(columns[name], 0, stream),
+        keyframes=None,
+        stamp=name,
+        demuxed=False,
+        announced_seconds=announced_seconds(container, stream),
+    )
+
+
+def announced_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    """The length of the video that the file states; None where only a whole file's is known."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    hours, minutes, seconds = ([*stream.metadata.get("DURATION", "").split(":"), "", ""])[:3]
+    try:
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        pass
+    if container.duration is None or len(container.streams) > 1:
+        return None
+    return container.duration / av.time_base
+
+
+def _only_counts(ticks: "array[int]", container: InputContainer, stream: VideoStream) -> bool:
+    """Whether packets are numbered in the order of decoding though frames are shown in another.
+
+    AVI knows no presentation times; FFmpeg mends that for MPEG-4 but not for H.264.
+    """
+    reorders = container.format.name == "avi" and stream.codec_context.has_b_frames
+    return bool(reorders) and all(a < b for a, b in pairwise(ticks))
+
+
+def _ascending(ticks: "array[int]") -> NDArray[np.int64]:
+    return np.unique(np.frombuffer(ticks, dtype=np.int64))
+
+
+def _last_ticks(ticks: "array[int]", stated: int, stream: VideoStream) -> int:
+    """How long the last frame stands: as stated, else as the one before it, else by the rate."""
+    assert stream.time_base is not None
+    if stated > 0:
+        return min(stated, int(JUMP_AHEAD_SECONDS / stream.time_base))
+    last_two = sorted(set(ticks[-16:]))[-2:]
+    if len(last_two) == 2:
+        return last_two[1] - last_two[0]
+    rate: Any = stream.average_rate or DEFAULT_RATE
+    return max(1, round(1 / (Fraction(rate) * stream.time_base)))
