@@ -43,7 +43,7 @@ def is_pixels(name: str) -> bool:
 
 def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
     """What the vision half makes of the pixels among a processor's outputs."""
-    _require_protocol(half)
+    require_protocol(half)
     outputs, needs = {}, set()
     for modality, function, names in _encoders(half):
         given = {name: inputs[name] for name in names if inputs.get(name) is not None}
@@ -69,7 +69,7 @@ def generate(
     `inputs` are all outputs of the processor besides pixels. Raises UsageError when features or
     inputs are missing.
     """
-    _require_protocol(half)
+    require_protocol(half)
     text = {
         name: _to(value, half.device)
         for name, value in inputs.items()
@@ -122,7 +122,8 @@ def _encoders(half: Any) -> Iterator[tuple[str, Any, list[str]]]:
             yield modality, function, names
 
 
-def _require_protocol(half: Any) -> None:
+def require_protocol(half: Any) -> None:
+    """Raises UsageError for a model whose `generate` does not take encoder outputs."""
     from transformers import GenerationMixin
 
     accepted = "mm_encoder_outputs" in inspect.signature(half.forward).parameters

@@ -77,7 +77,8 @@ def load_processor(folder: Path, trusted: bool = False) -> Any:
     from transformers import AutoProcessor, ProcessorMixin
 
     try:
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trusted)
+        load: Any = AutoProcessor.from_pretrained
+        processor = load(folder, trust_remote_code=trusted)
     except ImportError as error:
         text = " ".join(str(error).split())
         raise EnvironmentFault(
@@ -172,8 +173,8 @@ def render(processor: Any, channel: str, media: int, prompt: str) -> str:
 def video_metadata(clip: Clip) -> dict[str, Any]:
     """True times in the form that processors read them.
 
-    They compute a frame's time as index / fps and the rate seen as fps × indices / total, so the
-    rate of the frames themselves is given as fps, with each frame's time in steps of it.
+    They compute a frame's time as index / fps and the rate seen as fps * indices / total, so
+    the rate of the frames themselves is given as fps, with each frame's time in steps of it.
     """
     count, times = len(clip.times), [round(time, 6) for time in clip.times]
     step = (times[-1] - times[0]) / (count - 1) if count > 1 else clip.seconds

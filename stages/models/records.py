@@ -122,7 +122,7 @@ def _split(
     if isinstance(value, torch.Tensor):
         sizes = _sizes(value, rows)
         if sizes is not None:
-            return list(value.split(sizes)), "cat"
+            return list(torch.split_with_sizes(value, sizes)), "cat"
     elif isinstance(value, list | tuple):
         # A sequence of one tensor with all tokens may be one picture or one layer.
         one_layer = top and not main and len(value) == 1

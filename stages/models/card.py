@@ -1,0 +1,78 @@
+"""What is known of a model before any of its weights is read; knows neither how it is found out nor
+what is done with it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from artifacts.schema import FrameFit, Modality
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HalfCard:
+    """One half of a checkpoint, counted from the headers of its files."""
+
+    shards: tuple[str, ...]
+    """Names of the files that hold its tensors, sorted."""
+    tensors: tuple[str, ...]
+    """Names of its tensors as the checkpoint has them, sorted."""
+    parameters: int
+    """How many numbers they hold."""
+    stored_bytes: int
+    """How many bytes they take in the checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingCard:
+    """Which frames the checkpoint's processor asks for; None where it does not say."""
+
+    fps: float | None = None
+    """Frames a second."""
+    frames: int | None = None
+    """Frames a video."""
+    min_frames: int | None = None
+    max_frames: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """One vision-language checkpoint."""
+
+    folder: str
+    """Where its files are."""
+    class_name: str
+    model_type: str
+    modalities: tuple[Modality, ...]
+    """What its encoder takes; without `video`, the frames of a video go in as images."""
+    dtype: str
+    """The checkpoint's own precision, such as bfloat16."""
+    attention: str
+    """The attention implementation that the model takes by default."""
+    vision: HalfCard
+    language: HalfCard
+    sampling: SamplingCard
+    fit_video: FrameFit
+    """The size at which a video's frames are worth storing."""
+    fit_image: FrameFit
+    feature_width: int
+    """Numbers a placeholder's feature has."""
+    image_tokens: int
+    """Placeholders of a large square image; 0 when it could not be found out."""
+    frame_tokens: int
+    """Placeholders a frame of a large square video, rounded up; 0 when it could not be found
+    out."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "ModelCard":
+        made: dict[str, Any] = {"modalities": tuple(value["modalities"])}
+        for name in ("vision", "language"):
+            half = value[name]
+            lists = {key: tuple(half[key]) for key in ("shards", "tensors")}
+            made[name] = HalfCard(**{**half, **lists})
+        made["sampling"] = SamplingCard(**value["sampling"])
+        for name in ("fit_video", "fit_image"):
+            edges = value[name]["long_edges"]
+            made[name] = FrameFit(long_edges=tuple((a, e) for a, e in edges))
+        return cls(**{**value, **made})

@@ -1,0 +1,158 @@
+"""Finds out what a model is from its configuration, its processor and the headers of its files;
+reads no weights."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from artifacts.errors import UsageError
+from artifacts.schema import Modality
+from stages.models.boundary import HALVES, Half, absent_paths, belongs_to
+from stages.models.card import HalfCard, ModelCard, SamplingCard
+from stages.models.features import require_protocol
+from stages.models.fit import Probe, probe
+from stages.models.halves import load_config, model_class, refuse_pickle
+from stages.models.prepare import load_processor, takes_videos
+from stages.models.resolve import resolve_model
+
+
+class Header(NamedTuple):
+    """One tensor as a safetensors header describes it."""
+
+    name: str
+    shard: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+
+
+def describe(
+    path: str | Path, trust_remote_code: bool = False, revision: str | None = None
+) -> ModelCard:
+    """The card of the model at `path`, a folder or hub id. Raises UsageError for what cannot be
+    used, EnvironmentFault when the hub cannot be reached."""
+    folder = resolve_model(path, revision)
+    config = load_config(folder, trust_remote_code)
+    cls = model_class(config, folder, trust_remote_code)
+    refuse_pickle(folder, trust_remote_code)
+    with torch.device("meta"):
+        skeleton = cls(config)
+    require_protocol(skeleton)
+    halves = _halves(skeleton, list(read_headers(folder)))
+    processor = load_processor(folder, trust_remote_code)
+    image = probe(processor, "image")
+    video = probe(processor, "video") if takes_videos(processor) else image
+    return _card(folder, skeleton, processor, halves, image, video)
+
+
+def _card(
+    folder: Path,
+    skeleton: Any,
+    processor: Any,
+    halves: dict[Half, HalfCard],
+    image: Probe,
+    video: Probe,
+) -> ModelCard:
+    config = skeleton.config
+    dtype = config.dtype if config.dtype is not None else torch.float32
+    modalities: tuple[Modality, ...] = ("image", "video") if takes_videos(processor) else ("image",)
+    return ModelCard(
+        folder=str(folder),
+        class_name=type(skeleton).__name__,
+        model_type=config.model_type,
+        modalities=modalities,
+        dtype=str(dtype).removeprefix("torch."),
+        attention=str(config._attn_implementation),
+        vision=halves["vision"],
+        language=halves["language"],
+        sampling=_sampling(processor),
+        fit_video=video.fit,
+        fit_image=image.fit,
+        feature_width=int(config.get_text_config().hidden_size),
+        image_tokens=image.tokens,
+        frame_tokens=video.tokens,
+    )
+
+
+def read_headers(folder: Path) -> Iterator[Header]:
+    """All tensors of a checkpoint's safetensors files."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+    for name in names:
+        with open(folder / name, "rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            entries = json.loads(file.read(length))
+        for tensor, entry in entries.items():
+            if tensor != "__metadata__":
+                start, end = entry["data_offsets"]
+                yield Header(tensor, name, entry["dtype"], tuple(entry["shape"]), end - start)
+
+
+def _halves(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:
+    absent: dict[Half, list[str]] = {half: absent_paths(skeleton, half) for half in HALVES}
+    held: dict[Half, list[Header]] = {half: [] for half in HALVES}
+    for header, path in zip(headers, _model_names(skeleton, headers), strict=True):
+        for half in belongs_to(path, absent) if path else []:
+            held[half].append(header)
+    if not held["vision"]:
+        raise UsageError(
+            f"the checkpoint of this {type(skeleton).__name__} holds no weights of a vision half",
+            hint="Choose the whole vision-language checkpoint, not its text part",
+        )
+    return {half: _half_card(found) for half, found in held.items()}
+
+
+def _half_card(headers: list[Header]) -> HalfCard:
+    return HalfCard(
+        shards=tuple(sorted({header.shard for header in headers})),
+        tensors=tuple(sorted(header.name for header in headers)),
+        parameters=sum(torch.Size(header.shape).numel() for header in headers),
+        stored_bytes=sum(header.size for header in headers),
+    )
+
+
+def _model_names(skeleton: Any, headers: list[Header]) -> list[str | None]:
+    """What the loader would call each stored tensor; None for those that the model has no place
+    for."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    mapping = get_model_conversion_mapping(skeleton)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    places = skeleton.state_dict()
+    prefix = skeleton.base_model_prefix
+    names: list[str | None] = []
+    for header in headers:
+        name, _ = rename_source_key(header.name, renamings, converters, prefix, places)
+        if name not in places and header.name in places:
+            name = header.name
+        names.append(name if name in places else None)
+    return names
+
+
+def _sampling(processor: Any) -> SamplingCard:
+    part = getattr(processor, "video_processor", None)
+
+    def number(name: str) -> Any:
+        value = getattr(part, name, None)
+        return value if isinstance(value, int | float) and value > 0 else None
+
+    frames, least, most = number("num_frames"), number("min_frames"), number("max_frames")
+    return SamplingCard(
+        fps=None if number("fps") is None else float(number("fps")),
+        frames=None if frames is None else int(frames),
+        min_frames=None if least is None else int(least),
+        max_frames=None if most is None else int(most),
+    )
