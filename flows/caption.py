@@ -9,6 +9,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, task
 from prefect.artifacts import (
@@ -56,12 +57,8 @@ class PrefectRunning:
         self._total = 0
         self._process: StageProcess | None = None
         stage = task(
-            self._run,
-            name=call.name,
-            task_run_name=call.name,
-            cache_policy=NO_CACHE,
-            persist_result=False,
-        )
+            name=call.name, task_run_name=call.name, cache_policy=NO_CACHE, persist_result=False
+        )(self._run)
         self._future: PrefectFuture[StageOutcome] = stage.submit()
 
     def wait(self) -> StageOutcome:
@@ -82,6 +79,7 @@ class PrefectRunning:
             listen=self._count,
         )
         artifact = create_progress_artifact(0.0, key=f"penstock-{call.name}", description=call.name)
+        assert isinstance(artifact, UUID)  # a coroutine only where the caller is one
         while not process.ended(PROGRESS_SECONDS):
             update_progress_artifact(artifact, 100 * self._done / max(1, self._total))
         outcome = process.wait()

@@ -131,9 +131,9 @@ def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
     """How many media go into each wave, so that a wave stays below `limit` bytes; at least one
     each."""
     lengths: list[int] = []
-    filled = limit
+    filled = 0
     for size in sizes:
-        if filled + size > limit:
+        if not lengths or filled + size > limit:
             lengths.append(0)
             filled = 0
         lengths[-1] += 1

@@ -1,0 +1,95 @@
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from artifacts import keys
+from artifacts.keys import ContentDigests, digest_of, item_key
+
+
+def test_a_digest_depends_on_the_value_alone() -> None:
+    assert digest_of({"a": 1, "b": [2.5, "ü"]}) == digest_of({"b": [2.5, "ü"], "a": 1})
+    assert digest_of([1, 2]) != digest_of([2, 1])
+    assert len(digest_of(None)) == 64
+
+
+def test_an_item_key_changes_with_each_part() -> None:
+    base = item_key("scope", "media", 0, "prompt")
+    others = [
+        item_key("other", "media", 0, "prompt"),
+        item_key("scope", "other", 0, "prompt"),
+        item_key("scope", "media", 1, "prompt"),
+        item_key("scope", "media", 0, "other"),
+    ]
+    assert len({base, *others}) == 5
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Files whose content was read, in order."""
+    seen: list[Path] = []
+    hash_file = keys.hash_file
+
+    def counting(path: Path) -> str:
+        seen.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr(keys, "hash_file", counting)
+    return seen
+
+
+def test_a_file_is_read_once_across_processes(tmp_path: Path, reads: list[Path]) -> None:
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(b"content")
+    first = ContentDigests(tmp_path / "memory").of(file)
+    assert first == hashlib.sha256(b"content").hexdigest()
+    assert ContentDigests(tmp_path / "memory").of(file) == first
+    assert reads == [file]
+
+
+def test_a_touched_or_replaced_file_is_read_again(tmp_path: Path, reads: list[Path]) -> None:
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(b"content")
+    digests = ContentDigests(tmp_path / "memory")
+    first = digests.of(file)
+    os.utime(file, ns=(1, 1))
+    assert digests.of(file) == first
+    file.write_bytes(b"other")
+    assert digests.of(file) != first
+    assert len(reads) == 3
+
+
+def test_a_memory_torn_by_a_crash_is_no_obstacle(tmp_path: Path) -> None:
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(b"content")
+    memory = tmp_path / "memory"
+    digest = ContentDigests(memory).of(file)
+    memory.write_text(memory.read_text() + '["/torn')
+    assert ContentDigests(memory).of(file) == digest
+
+
+def test_a_memory_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "clip.mp4").write_bytes(b"content")
+    digests = ContentDigests(tmp_path / "file" / "memory")
+    assert digests.of(tmp_path / "clip.mp4") == hashlib.sha256(b"content").hexdigest()
+
+
+def test_a_blob_of_the_hub_cache_is_known_by_its_name(tmp_path: Path, reads: list[Path]) -> None:
+    digest = "0123456789abcdef" * 4
+    blob = tmp_path / "blobs" / digest
+    blob.parent.mkdir()
+    blob.write_bytes(b"weights")
+    link = tmp_path / "snapshots" / "model.safetensors"
+    link.parent.mkdir()
+    link.symlink_to(blob)
+    assert ContentDigests(tmp_path / "memory").of(link) == digest
+    assert reads == []
+
+
+def test_a_missing_file_among_many_fails_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    found = ContentDigests(tmp_path / "memory").of_many([tmp_path / "a", tmp_path / "b"], 2)
+    assert isinstance(found[0], str)
+    assert isinstance(found[1], FileNotFoundError)

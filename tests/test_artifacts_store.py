@@ -1,0 +1,95 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.store import FolderStore, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
+
+
+def test_what_was_put_comes_back_whole_or_in_part(store: FolderStore) -> None:
+    assert store.put_if_absent("kind/ab/one", [b"hello ", memoryview(b"world")])
+    assert store.get("kind/ab/one") == b"hello world"
+    assert store.get("kind/ab/one", 6, 3) == b"wor"
+    assert store.get("kind/ab/one", 6, 100) == b"world"
+
+
+def test_a_second_put_changes_nothing(store: FolderStore) -> None:
+    assert store.put_if_absent("one", [b"first"])
+    assert not store.put_if_absent("one", [b"second"])
+    assert store.get("one") == b"first"
+
+
+def test_a_writer_that_dies_leaves_no_object(store: FolderStore) -> None:
+    def parts() -> "list[bytes]":
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        store.put_if_absent("one", (part for _ in [0] for part in parts()))
+    assert store.stat("one") is None
+    assert list(store.list()) == []
+    assert not any((store.root / "tmp").iterdir())
+
+
+def test_list_names_objects_below_a_folder_in_order(store: FolderStore) -> None:
+    for name in ("b/2", "a/9", "a/1"):
+        store.put_if_absent(name, [b""])
+    assert list(store.list()) == ["a/1", "a/9", "b/2"]
+    assert list(store.list("a")) == ["a/1", "a/9"]
+    assert list(store.list("nothing")) == []
+
+
+def test_stat_and_delete(store: FolderStore) -> None:
+    store.put_if_absent("one", [b"12345"])
+    found = store.stat("one")
+    assert found is not None and found.size == 5
+    store.delete("one")
+    store.delete("one")
+    assert store.stat("one") is None
+
+
+def test_a_missing_object_fails(store: FolderStore) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.get("nothing")
+
+
+def test_a_full_disk_is_told_with_what_to_do(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EnvironmentFault, match=r"is full\. Free some space"):
+        store.put_if_absent("one", [b"x"])
+    assert not any((store.root / "tmp").iterdir())
+
+
+def test_a_store_below_a_file_fails_before_work_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(EnvironmentFault, match="cannot be written"):
+        FolderStore(tmp_path / "file" / "store").check_writable()
+
+
+def test_a_store_keeps_working_without_hard_links(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert store.put_if_absent("one", [b"x"])
+    assert store.get("one") == b"x"
+
+
+def test_open_store_takes_folders_and_refuses_other_addresses(tmp_path: Path) -> None:
+    assert open_store(f"file://{tmp_path}").root == tmp_path
+    assert open_store(str(tmp_path)).root == tmp_path
+    with pytest.raises(UsageError, match="ftp://"):
+        open_store("ftp://somewhere/store")

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+from artifacts.packs import Record
+from artifacts.schema import ChunkIndex, MediaIndex
+from artifacts.store import FolderStore
+from flows.ledger import Ledger, Medium, Scopes, Task, cut_waves, decode_batches, encode_batches
+
+SCOPES = Scopes(frames="f" * 64, features="e" * 64, captions="c" * 64)
+
+
+def medium(name: str, kind: str = "video", prompt: str = "Describe.") -> Medium:
+    return Medium(digest=name, path=f"/{name}.mp4", kind=kind, prompt=prompt)
+
+
+def index(frame_counts: list[int]) -> MediaIndex:
+    chunks = tuple(
+        ChunkIndex(
+            index=i,
+            start=30.0 * i,
+            end=30.0 * (i + 1),
+            times=tuple(30.0 * i + t for t in range(count)),
+            height=48,
+            width=64,
+        )
+        for i, count in enumerate(frame_counts)
+    )
+    return MediaIndex(kind="video", height=480, width=640, duration=60.0, chunks=chunks)
+
+
+def ledger(tmp_path: Path, **found: list[int]) -> Ledger:
+    made = Ledger(FolderStore(tmp_path), SCOPES)
+    for name, counts in found.items():
+        made.media.publish([Record(key=name, meta=index(counts).to_json())])
+    return made
+
+
+def test_an_unknown_medium_wants_all_its_frames(tmp_path: Path) -> None:
+    assert ledger(tmp_path).frames_wanted(medium("a")) is None
+
+
+def test_a_known_failure_wants_nothing(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    book.failures.publish([Record(key="a", meta={"kind": "no-video"})])
+    assert book.frames_wanted(medium("a")) == []
+    assert book.failure(medium("a")) == {"kind": "no-video"}
+
+
+def test_only_chunks_with_neither_frames_features_nor_caption_are_cut(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8, 8, 8, 8])
+    tasks = book.tasks([medium("a")])
+    book.frames.publish([Record(key=tasks[0].frames)])
+    book.features.publish([Record(key=tasks[1].features)])
+    book.captions.publish([Record(key=tasks[2].caption)])
+    assert book.frames_wanted(medium("a")) == [3]
+
+
+def test_a_new_prompt_changes_the_caption_s_key_alone(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8])
+    (one,), (other,) = book.tasks([medium("a")]), book.tasks([medium("a", prompt="Who?")])
+    assert (one.frames, one.features) == (other.frames, other.features)
+    assert one.caption != other.caption
+
+
+def test_waves_stay_below_the_limit_and_hold_at_least_one() -> None:
+    assert cut_waves([3, 3, 3, 10, 1], 7) == [2, 1, 1, 1]
+    assert cut_waves([], 7) == []
+    assert cut_waves([0, 0, 7, 0], 7) == [4]
+
+
+def test_a_resumed_run_keeps_its_waves_whatever_the_disk_says_now(tmp_path: Path) -> None:
+    media = [medium(name) for name in "abcd"]
+    first = ledger(tmp_path).waves(media, [1, 1, 1, 1], limit=2)
+    assert [len(wave) for wave in first] == [2, 2]
+    assert ledger(tmp_path).waves(media, [1, 1, 1, 1], limit=100) == first
+
+
+def shapes(batches: list[list[Task]]) -> list[list[int]]:
+    return [[len(task.chunk.times) for task in batch] for batch in batches]
+
+
+def test_encode_batches_hold_one_shape_and_few_frames(tmp_path: Path) -> None:
+    tasks = ledger(tmp_path, a=[8, 8, 3], b=[8, 8, 3]).tasks([medium("a"), medium("b")])
+    assert shapes(encode_batches(tasks, batch_size=3, frames_a_batch=64)) == [
+        [8, 8, 8],
+        [8],
+        [3, 3],
+    ]
+    assert shapes(encode_batches(tasks, batch_size=8, frames_a_batch=16)) == [
+        [8, 8],
+        [8, 8],
+        [3, 3],
+    ]
+    assert shapes(encode_batches(tasks[:1], batch_size=8, frames_a_batch=1)) == [[8]]
+
+
+def test_decode_batches_keep_kinds_apart_and_lengths_together(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8, 2], b=[8, 2])
+    tasks = book.tasks([medium("a"), medium("b", kind="image")])
+    batches = decode_batches(tasks, batch_size=4)
+    assert shapes(batches) == [[2, 8], [2, 8]]
+    assert [{t.medium.kind for t in batch} for batch in batches] == [{"image"}, {"video"}]
+
+
+def test_two_files_of_one_content_are_one_item(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8])
+    tasks = book.tasks([medium("a"), medium("a")])
+    assert len(tasks) == 2
+    assert shapes(encode_batches(tasks, 8, 64)) == [[8]]
+    assert shapes(decode_batches(tasks, 8)) == [[8]]
+
+
+def test_other_prompts_share_features_but_not_captions(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8])
+    tasks = book.tasks([medium("a"), medium("a", prompt="Who?")])
+    assert shapes(encode_batches(tasks, 8, 64)) == [[8]]
+    assert shapes(decode_batches(tasks, 8)) == [[8, 8]]

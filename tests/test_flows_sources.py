@@ -1,0 +1,112 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from flows.sources import MediaFile, Selection, find_media
+
+PLAIN = Selection(recursive=False, extensions=())
+DEEP = Selection(recursive=True, extensions=())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "videos"
+    for name in ("b.mp4", "a.MKV", "notes.docx", "photo.jpg", "deep/c.webm", ".hidden.mp4"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def names(found: list[MediaFile]) -> list[str]:
+    return [file.media_path for file in found]
+
+
+def test_a_folder_gives_its_media_in_name_order(folder: Path) -> None:
+    found, failures = find_media([str(folder)], PLAIN)
+    assert names(found) == ["a.MKV", "b.mp4", "photo.jpg"]
+    assert [file.kind for file in found] == ["video", "video", "image"]
+    assert {file.source for file in found} == {str(folder)}
+    assert failures == []
+
+
+def test_recursive_looks_into_folders_and_names_them_relative(folder: Path) -> None:
+    found, _ = find_media([str(folder)], DEEP)
+    assert names(found) == ["a.MKV", "b.mp4", "photo.jpg", "deep/c.webm"]
+
+
+def test_a_symlink_loop_ends(folder: Path) -> None:
+    (folder / "deep" / "back").symlink_to(folder)
+    found, _ = find_media([str(folder)], DEEP)
+    assert names(found) == ["a.MKV", "b.mp4", "photo.jpg", "deep/c.webm"]
+
+
+def test_extensions_choose_files_of_folders_but_not_named_ones(folder: Path) -> None:
+    chosen = Selection(recursive=True, extensions=("webm", ".DOCX"))
+    found, _ = find_media([str(folder), str(folder / "b.mp4")], chosen)
+    assert names(found) == ["notes.docx", "deep/c.webm", "b.mp4"]
+
+
+def test_a_glob_is_expanded_here_when_no_shell_did(folder: Path) -> None:
+    found, _ = find_media([f"{folder}/**/*.webm"], PLAIN)
+    assert names(found) == ["c.webm"]
+
+
+def test_a_file_named_twice_is_taken_once(folder: Path) -> None:
+    path = str(folder / "b.mp4")
+    found, _ = find_media([path, path], PLAIN)
+    assert names(found) == ["b.mp4"]
+
+
+def test_a_list_names_files_relative_to_itself(folder: Path) -> None:
+    (folder / "list.txt").write_text("# two\nb.mp4\n\ndeep/c.webm\n")
+    (folder / "list.jsonl").write_text(json.dumps({"path": "a.MKV"}) + "\n")
+    found, failures = find_media([f"@{folder}/list.txt", str(folder / "list.jsonl")], PLAIN)
+    assert names(found) == ["b.mp4", "c.webm", "a.MKV"]
+    assert failures == []
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [("gone.mp4", "missing"), ("{}", "list"), ("other.txt", "list")],
+)
+def test_a_bad_line_of_a_list_fails_alone(folder: Path, line: str, error: str) -> None:
+    suffix = "jsonl" if line == "{}" else "txt"
+    good = json.dumps({"path": "b.mp4"}) if suffix == "jsonl" else "b.mp4"
+    path = folder / f"list.{suffix}"
+    path.write_text(f"{line}\n{good}\n")
+    found, failures = find_media([str(path)], PLAIN)
+    assert names(found) == ["b.mp4"]
+    assert [failure.error for failure in failures] == [error]
+
+
+def test_what_cannot_be_found_is_named_with_a_hint(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    sources = [str(tmp_path / "gone.mp4"), str(tmp_path / "empty"), str(tmp_path / "*.avi")]
+    found, failures = find_media([*sources, str(folder)], PLAIN)
+    assert len(found) == 3
+    assert [failure.error for failure in failures] == ["missing", "no-media", "no-match"]
+    assert all(failure.hint and failure.stage == "sources" for failure in failures)
+
+
+def test_limit_counts_files(folder: Path) -> None:
+    found, _ = find_media([str(folder)], PLAIN, limit=2)
+    assert names(found) == ["a.MKV", "b.mp4"]
+
+
+def test_names_with_brackets_spaces_and_umlauts_are_files_not_patterns(tmp_path: Path) -> None:
+    name = "[1] Übung - teil 2.mp4"
+    (tmp_path / name).write_bytes(b"x")
+    found, failures = find_media([str(tmp_path / name)], PLAIN)
+    assert names(found) == [name]
+    assert failures == []
+
+
+def test_a_relative_source_gives_an_absolute_path(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    found, _ = find_media(["b.mp4"], PLAIN)
+    assert found[0].path == Path(os.getcwd(), "b.mp4")
+    assert found[0].source == "b.mp4"

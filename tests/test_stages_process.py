@@ -1,0 +1,202 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import CannotFit, Interrupted, StageDied, UsageError
+from stages.process import lock
+from stages.process.memory import Sampler, anonymous_bytes
+from stages.process.report import Report
+from stages.process.stage_process import StageProcess
+
+HERE = Path(__file__)
+MIB = 1 << 20
+
+
+# What the children of these tests run; each is named by its place in this file.
+def works(job: dict[str, Any], report: Report) -> None:
+    print("noise on stdout")
+    report.total(job["items"])
+    report.note(attention="sdpa")
+    for number in range(job["items"]):
+        report.item(f"key-{number}", label=f"item {number}", tokens=3)
+    report.failure("digest", "no-video", "no video in it", "Give a video")
+
+
+def takes_memory(job: dict[str, Any], report: Report) -> None:
+    held = bytearray(job["bytes"])
+    held[::4096] = b"x" * len(held[::4096])
+    time.sleep(0.3)
+
+
+def refuses(job: dict[str, Any], report: Report) -> None:
+    raise UsageError("no such model", hint="Give another")
+
+
+def breaks(job: dict[str, Any], report: Report) -> None:
+    raise ValueError("something inside\nwith a second line")
+
+
+def runs_out(job: dict[str, Any], report: Report) -> None:
+    raise RuntimeError("CUDA error: out of memory")
+
+
+def waits(job: dict[str, Any], report: Report) -> None:
+    report.item("started")
+    time.sleep(600)
+
+
+def start(
+    name: str, tmp_path: Path, heard: list[Mapping[str, Any]] | None = None, **job: Any
+) -> StageProcess:
+    def listen(_: str, event: Mapping[str, Any]) -> None:
+        if heard is not None:
+            heard.append(event)
+
+    return StageProcess(
+        name, f"{HERE.stem}:{name}", job, device="cpu", log=tmp_path / "log", listen=listen
+    )
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
+
+
+def wait_for(event: str, heard: list[Mapping[str, Any]]) -> None:
+    deadline = time.monotonic() + 30
+    while not any(e["event"] == event for e in heard):
+        assert time.monotonic() < deadline, f"no {event} in 30 s"
+        time.sleep(0.02)
+
+
+def gone(pid: int, seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_events_reach_the_parent_and_library_noise_does_not(tmp_path: Path) -> None:
+    heard: list[Mapping[str, Any]] = []
+    outcome = start("works", tmp_path, heard, items=3).wait()
+    assert (outcome.items, outcome.tokens) == (3, 9)
+    assert outcome.notes["attention"] == "sdpa"
+    assert outcome.failures == [
+        {
+            "media": "digest",
+            "kind": "no-video",
+            "message": "no video in it",
+            "hint": "Give a video",
+        }
+    ]
+    assert [e["key"] for e in heard if e["event"] == "item"] == ["key-0", "key-1", "key-2"]
+    assert "noise on stdout" in (tmp_path / "log").read_text()
+
+
+def test_the_peak_is_measured_as_anonymous_memory(tmp_path: Path) -> None:
+    small = start("takes_memory", tmp_path, bytes=1).wait().peak_host_bytes
+    large = start("takes_memory", tmp_path, bytes=200 * MIB).wait().peak_host_bytes
+    assert 190 * MIB < large - small < 215 * MIB
+
+
+def test_an_error_of_ours_comes_back_as_itself(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no such model\. Give another"):
+        start("refuses", tmp_path).wait()
+
+
+def test_a_foreign_error_is_told_in_one_line_with_its_log(tmp_path: Path) -> None:
+    with pytest.raises(StageDied, match="ValueError: something inside") as caught:
+        start("breaks", tmp_path).wait()
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "log") in caught.value.hint
+    assert "Traceback" in (tmp_path / "log").read_text()
+
+
+def test_running_out_of_memory_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(CannotFit, match="out of memory"):
+        start("runs_out", tmp_path).wait()
+
+
+def test_a_killed_stage_is_resumable(tmp_path: Path) -> None:
+    heard: list[Mapping[str, Any]] = []
+    process = start("waits", tmp_path, heard)
+    wait_for("item", heard)
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(Interrupted, match="SIGKILL"):
+        process.wait()
+    assert process.outcome.items == 1
+
+
+def test_stop_ends_a_stage_at_once(tmp_path: Path) -> None:
+    heard: list[Mapping[str, Any]] = []
+    process = start("waits", tmp_path, heard)
+    wait_for("item", heard)
+    started = time.monotonic()
+    process.stop()
+    assert gone(process.pid)
+    assert time.monotonic() - started < 5
+
+
+def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; import test_stages_process as t\n"
+        "p = t.start('waits', Path(sys.argv[1])); print(p.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE.parent.parent}"},
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert not gone(child, seconds=0.5)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert gone(child)
+
+
+def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "device.lock"
+    script = f"from stages.process import lock; from pathlib import Path; import time\n\
+f = lock.try_hold(Path({str(path)!r})); print('held', flush=True); time.sleep(600)"
+    other = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
+    )
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    assert lock.try_hold(path) is None
+    assert lock.holder(path) == f"process {other.pid}"
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    free = lock.try_hold(path)
+    assert free is not None
+    free.close()
+
+
+def test_the_sampler_sees_a_peak_that_has_passed() -> None:
+    before = anonymous_bytes()
+    with Sampler("cpu") as memory:
+        held = bytearray(100 * MIB)
+        held[::4096] = b"x" * len(held[::4096])
+        time.sleep(0.2)
+        del held
+    assert memory.peak_host_bytes - before > 90 * MIB
+    assert memory.timeline[0][0] < 0.5
