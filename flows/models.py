@@ -14,9 +14,15 @@ from artifacts.schema import FrameFit, Sampling
 from artifacts.store import Store
 from flows.config import DEMO_MODEL, CaptionConfig
 from flows.launch import Launcher, StageCall
+from stages.models.card import RECIPE as DESCRIBE_RECIPE
+from stages.models.card import ModelCard
 from stages.models.resolve import resolve_model
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+FPS = 1.0
+"""Frames a second where neither the user nor the checkpoint says."""
+MAX_FRAMES = 32
+"""Frames a chunk at the most where neither the user nor the checkpoint says."""
 TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")
 """Files whose name begins so say nothing to the vision half: changing them keeps the features."""
 
@@ -28,8 +34,8 @@ class Model:
     name: str
     """As the user gave it."""
     folder: Path
-    card: dict[str, Any]
-    """`stages.models.card.ModelCard` as JSON: halves, shards, sampling, sizes."""
+    card: ModelCard
+    """What its headers and its processor say."""
     vision_digest: str
     """Of all that decides the features: configuration, processor and the shards of that half."""
     language_digest: str
@@ -46,24 +52,30 @@ class Model:
 
     def sampling(self, config: CaptionConfig) -> Sampling:
         """What the user asked for, and for the rest what the checkpoint's processor states."""
-        stated = self.card["sampling"]
+        stated = self.card.sampling
         fps, frames = config.fps, config.frames
         if fps is None and frames is None:
-            fps, frames = stated["fps"], stated["frames"]
-        maximum = config.max_frames or stated["max_frames"]
-        minimum = min(stated["min_frames"], maximum)
+            fps = stated.fps
+            frames = stated.frames if fps is None else None
+        maximum = config.max_frames or stated.max_frames or stated.frames or MAX_FRAMES
+        if frames is not None:
+            most = config.max_frames or frames
+            return Sampling(chunk_seconds=config.chunk, frames=min(frames, most), max_frames=most)
         return Sampling(
             chunk_seconds=config.chunk,
-            fps=fps if frames is None else None,
-            frames=frames,
-            min_frames=minimum if frames is None else 1,
-            max_frames=maximum if frames is None else max(frames, maximum),
+            fps=fps or FPS,
+            min_frames=min(stated.min_frames or 1, maximum),
+            max_frames=maximum,
         )
 
     def fit(self, kind: str) -> FrameFit:
         """The size at which the processor keeps frames of videos, or images."""
-        edges = self.card["fit"][kind]
-        return FrameFit(long_edges=tuple((float(a), int(e)) for a, e in edges))
+        return self.card.fit_image if kind == "image" else self.card.fit_video
+
+    def feature_bytes(self, kind: str) -> int:
+        """Bytes that the features of one frame are expected to take."""
+        tokens = self.card.image_tokens if kind == "image" else self.card.frame_tokens
+        return tokens * self.card.feature_width * (4 if self.dtype == "float32" else 2)
 
 
 def model_folder(name: str) -> Path:
@@ -88,10 +100,10 @@ def open_model(
     process."""
     folder = model_folder(config.model)
     card = read_card(folder, config, store=store, digests=digests, launcher=launcher, log=log)
-    shards = card["shards"]
+    halves = {"vision": card.vision.shards, "language": card.language.shards}
     try:
         small = {p.name: digests.of(p) for p in small_files(folder)}
-        weights = {s: digests.of(folder / s) for half in shards.values() for s in half}
+        weights = {s: digests.of(folder / s) for shards in halves.values() for s in shards}
     except OSError as error:
         raise EnvironmentFault(
             f"{error.filename} of model {config.model} cannot be read ({error.strerror})",
@@ -102,10 +114,10 @@ def open_model(
         name=config.model,
         folder=folder,
         card=card,
-        vision_digest=digest_of([seen, {s: weights[s] for s in shards["vision"]}]),
-        language_digest=digest_of([small, {s: weights[s] for s in shards["language"]}]),
-        dtype=native_dtype(card["dtype"], device),
-        attention=card["attention"],
+        vision_digest=digest_of([seen, {s: weights[s] for s in halves["vision"]}]),
+        language_digest=digest_of([small, {s: weights[s] for s in halves["language"]}]),
+        dtype=native_dtype(card.dtype, device),
+        attention=card.attention,
     )
 
 
@@ -117,7 +129,7 @@ def read_card(
     digests: ContentDigests,
     launcher: Launcher,
     log: Path,
-) -> dict[str, Any]:
+) -> ModelCard:
     """The checkpoint's card; a child process writes it the first time, because it needs
     transformers."""
     if not folder.is_dir():
@@ -127,18 +139,23 @@ def read_card(
     stats = [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in weight_files(folder)]
     small = {p.name: digests.of(p) for p in small_files(folder)}
     key = digest_of([small, stats, config.trust_remote_code])
-    shelf = Shelf(store, "cards", digest_of(["cards", 1, version("transformers")]))
+    shelf = Shelf(store, "cards", digest_of(["cards", DESCRIBE_RECIPE, version("transformers")]))
     if key in shelf:
-        return shelf.meta(key)
+        return ModelCard.from_json(shelf.meta(key))
     arguments = {
         "model": str(folder),
         "revision": None,
         "trust_remote_code": config.trust_remote_code,
     }
     call = StageCall(name="describe", arguments=arguments, device="cpu", log=log)
-    card: dict[str, Any] = launcher.start(call).wait().notes["card"]
+    running = launcher.start(call)
+    try:
+        card: dict[str, Any] = running.wait().notes["card"]
+    except BaseException:
+        running.stop()
+        raise
     shelf.publish([Record(key=key, meta=card)])
-    return card
+    return ModelCard.from_json(card)
 
 
 def small_files(folder: Path) -> Iterable[Path]:

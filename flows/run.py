@@ -64,7 +64,16 @@ def summary(job: Job) -> dict[str, Any]:
         "batch_size": job.config.batch_size,
         "store": job.store.url,
         "media": len(job.files),
-        "halves": job.model.card["halves"],
+        "halves": halves(job),
+    }
+
+
+def halves(job: Job) -> dict[str, dict[str, int]]:
+    """Parameters and stored bytes of each half."""
+    card = job.model.card
+    return {
+        name: {"parameters": half.parameters, "bytes": half.stored_bytes}
+        for name, half in (("vision", card.vision), ("language", card.language))
     }
 
 

@@ -67,7 +67,7 @@ def _estimate(job: Job, medium: Medium, header: tuple[float, int, int] | None) -
         counts = [1] if medium.kind == "image" else frame_counts(job.sampling, seconds)
         chunks, frames = len(counts), sum(counts)
         pixels = frames * high * wide
-    features = int(frames * job.model.card["feature_bytes_per_frame"])
+    features = frames * job.model.feature_bytes(medium.kind)
     return Estimate(
         seconds=seconds,
         chunks=chunks,

@@ -10,6 +10,7 @@ from flows.display import Display, duration, size
 from flows.launch import DirectLauncher
 from flows.ledger import cut_waves
 from flows.prepare import Job, prepare
+from flows.run import halves
 from flows.sizes import estimates, wave_limit
 
 
@@ -32,7 +33,7 @@ def plan(job: Job) -> dict[str, Any]:
         "model": job.model.name,
         "device": job.device,
         "precision": job.model.precision(),
-        "halves": job.model.card["halves"],
+        "halves": halves(job),
         "sampling": {n: getattr(job.sampling, n) for n in job.sampling.__slots__},
         "files": len(job.files),
         "failed": len(job.failures),

@@ -6,6 +6,9 @@ from typing import Any
 
 from artifacts.schema import FrameFit, Modality
 
+RECIPE = 1
+"""Raised when what a card says changes; part of its key."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HalfCard:
