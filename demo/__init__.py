@@ -1,4 +1,7 @@
-"""A demo that knows moving shapes and nothing of the world. Importing it knows no torch and no numpy."""
+"""A demo that knows moving shapes and nothing of the world.
+
+Importing the package knows no torch and no numpy, only where its files lie.
+"""
 
 from pathlib import Path
 from typing import Final

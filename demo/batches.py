@@ -7,14 +7,15 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from demo.render import Floats, Painter, Pixels
+from demo.tracks import place
 from demo.words import BACKGROUNDS, COLOURS, SHAPES, SIZES
-from demo.world import ClipSpec, caption, place, sample_clip, sample_still
+from demo.world import ClipSpec, caption, sample_clip, sample_still
 
 CELL: Final = 16
 """Pixels of a merged vision token's side."""
@@ -30,7 +31,7 @@ GRIDS: Final = {
     (3, 5): ((16 / 9,), (1.57, 1.77)),
     (5, 3): ((9 / 16,), (0.565, 0.637)),
 }
-"""Rows and columns of tokens the processor makes of a source: its usual aspects, and their range."""
+"""Rows and columns of tokens: the usual aspects of the sources they are made of, and the range."""
 _GRID_WEIGHTS: Final = (30, 20, 15, 20, 15)
 MOTION_TARGETS: Final = 4
 """A cell's thing: its centre within the cell, and its way between the two frames of a patch."""
@@ -45,7 +46,7 @@ class Batch:
     captions: list[str]
     """One a clip."""
     classes: npt.NDArray[np.int64]
-    """(clip, 3, patch, row, column): colour, shape and size of the thing in each cell, 0 for none."""
+    """(clip, 3, patch, row, column): colour, shape, size of what is in each cell; 0 for nothing."""
     motion: Floats
     """(clip, MOTION_TARGETS, patch, row, column); not a number where unknown."""
     backgrounds: npt.NDArray[np.int64]
@@ -55,7 +56,7 @@ class Batch:
 
 
 def sample_times(rng: random.Random, count: int) -> list[float]:
-    """Evenly spaced fractions of a clip, in the ways samplers choose them, snapped to whole frames."""
+    """Evenly spaced fractions of a clip, chosen as samplers do and snapped to whole frames."""
     way, offset = rng.random(), 0.0
     if way < 0.3:
         step = 1 / count
@@ -68,7 +69,10 @@ def sample_times(rng: random.Random, count: int) -> list[float]:
         if rng.random() < 0.3:
             offset = rng.uniform(0, 1 - (count - 1) * step)
     frames = rng.randint(max(24, count), 240)
-    return [min(int((offset + index * step) * frames + 1e-6), frames - 1) / frames for index in range(count)]
+    return [
+        min(int((offset + index * step) * frames + 1e-6), frames - 1) / frames
+        for index in range(count)
+    ]
 
 
 def is_readable(spec: ClipSpec, times: Sequence[float]) -> bool:
@@ -86,7 +90,7 @@ def is_readable(spec: ClipSpec, times: Sequence[float]) -> bool:
 
 
 def sample_seconds(rng: random.Random, count: int) -> float:
-    """Seconds a temporal patch of two frames spans, as clips, samplers and careless callers say it."""
+    """Seconds a patch of two frames spans, as clips, samplers and careless callers say it."""
     way = rng.random()
     if way < 0.6:
         seconds = (count + rng.uniform(-0.9, 0.9)) / 2
@@ -133,12 +137,10 @@ def _labels(
     return classes, motion
 
 
-def _wear(
-    rng: random.Random, frames: Pixels, noise: npt.NDArray[np.float32]
-) -> Pixels:
-    """Halve the colour resolution, blur, add grain and gain, each on some clips, as codecs and resizing do."""
+def _wear(rng: random.Random, frames: Pixels, noise: npt.NDArray[np.float32]) -> Pixels:
+    """Halve the colours, blur, add grain and gain, each on some clips, as codecs do."""
     count, height, width, _ = frames.shape
-    worn = frames.astype(np.float32)
+    worn: npt.NDArray[np.floating[Any]] = frames.astype(np.float32)
     if rng.random() < 0.5:
         grey = 0.299 * worn[..., 0] + 0.587 * worn[..., 1] + 0.114 * worn[..., 2]
         colour = worn - grey[..., None]
@@ -154,7 +156,8 @@ def _wear(
     if rng.random() < 0.5:
         start = rng.randrange(len(noise) - worn.size)
         worn = worn + noise[start : start + worn.size].reshape(worn.shape) * rng.uniform(1, 7)
-    return np.clip(worn * rng.uniform(0.93, 1.07) + 0.5, 0, 255).astype(np.uint8)
+    brightened: Pixels = np.clip(worn * rng.uniform(0.93, 1.07) + 0.5, 0, 255).astype(np.uint8)
+    return brightened
 
 
 def make_batch(rng: random.Random, noise: npt.NDArray[np.float32]) -> Batch:
@@ -180,7 +183,10 @@ def make_batch(rng: random.Random, noise: npt.NDArray[np.float32]) -> Batch:
         for step, time in enumerate(times):
             frames[index, step] = painter.frame(time, cover[:, step])
         frames[index, :count] = _wear(rng, frames[index, :count], noise)
-        frames[index, count:], cover[:, count:] = frames[index, count - 1], cover[:, count - 1 : count]
+        frames[index, count:], cover[:, count:] = (
+            frames[index, count - 1],
+            cover[:, count - 1 : count],
+        )
         times = [*times, *times[-1:] * (even - count)]
         parts.append((spec, _labels(spec, painter, times, cover)))
     return Batch(

@@ -1,4 +1,4 @@
-"""Builds the untrained folder of the demo: config, weights, tokenizer, processors and chat template.
+"""Builds the untrained checkpoint of the demo: config, weights, tokenizer, processors, template.
 
 It does not know how the model is trained; `python -m demo.build FOLDER` writes one.
 """
@@ -64,7 +64,7 @@ class Shape:
     patch: int = 8
     """Pixels of a patch's side; two by two patches are one token."""
     pixels: int = 64 * 64
-    """Most pixels a frame is resized to, its aspect kept as whole tokens allow; at least three quarters of it."""
+    """Most pixels a frame is resized to, as whole tokens allow; the least are three quarters."""
     rope_theta: float = 16.0
     """The usual million hides height and width on a grid this small."""
     tokens_per_second: int = 2
@@ -78,8 +78,8 @@ def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     corpus += [caption(sample_still(rng, "any")) for _ in range(500)]
     corpus += [VIDEO_PROMPT, IMAGE_PROMPT, *WORDINGS] * 30 + ["user\nassistant\nsystem\n"] * 200
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=list(SPECIAL),
@@ -192,5 +192,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     untrained, its_processor = build()
-    untrained.to(torch.bfloat16).save_pretrained(folder)
+    untrained.bfloat16().save_pretrained(folder)
     its_processor.save_pretrained(folder)

@@ -1,12 +1,13 @@
-"""The model's forward pass on equal-sized clips in one batch: the stock maths without its loop over clips.
+"""The model's forward pass on equal-sized clips at once: the stock maths without its loop.
 
 It does not know losses or data; `tests/test_demo_model.py` holds it equal to the stock path.
 """
 
 import functools
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
@@ -15,20 +16,23 @@ from transformers.vision_utils import get_vision_position_ids
 PATCH = 8
 MERGE = 2
 
+_rotate_half: Any = stock.rotate_half
+
 
 def fuse_norms() -> None:
-    """Let the stock norms use one fused kernel, for this process: six times fewer passes over memory."""
+    """Let the stock norms use one fused kernel in this process: fewer passes over memory."""
 
-    def forward(self: nn.Module, hidden: Tensor) -> Tensor:
-        weight: Tensor = self.weight  # type: ignore[assignment]
-        eps: float = self.variance_epsilon  # type: ignore[assignment]
+    def forward(norm: Any, hidden: Tensor) -> Tensor:
+        weight: Tensor = norm.weight
+        eps: float = norm.variance_epsilon
         return functional.rms_norm(hidden, list(weight.shape), weight.to(hidden.dtype), eps)
 
-    stock.Qwen2_5_VLRMSNorm.forward = forward  # type: ignore[method-assign]
+    norms: Any = stock.Qwen2_5_VLRMSNorm
+    norms.forward = forward
 
 
 def patchify(frames: Tensor) -> Tensor:
-    """Frames (clip, time, height, width, 3) in bytes, as (patch pair, patch, values) in the processor's order."""
+    """Byte frames (clip, time, height, width, 3) as (pair, patch, value), as the processor does."""
     clips, times, height, width, _ = frames.shape
     rows, columns = height // PATCH // MERGE, width // PATCH // MERGE
     scaled = (frames.float() / 127.5 - 1).permute(0, 1, 4, 2, 3)
@@ -39,7 +43,7 @@ def patchify(frames: Tensor) -> Tensor:
 
 
 @functools.cache
-def _angles(tower: nn.Module, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+def _angles(tower: Any, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     grid = torch.tensor([[1, rows * MERGE, columns * MERGE]])
     positions = get_vision_position_ids(grid, MERGE, kwargs={})
     cos, sin = tower.rotary_pos_emb(torch.zeros(1), positions)
@@ -59,9 +63,9 @@ def vision(model: Qwen2_5_VLForConditionalGeneration, frames: Tensor) -> Tensor:
         packed = attention.qkv(block.norm1(hidden)).view(pairs, patches, 3, heads, -1)
         query, key, value = packed.permute(2, 0, 1, 3, 4).unbind(0)
         cosine, sine = cos.to(query.dtype), sin.to(query.dtype)
-        query = query * cosine + stock.rotate_half(query) * sine
-        key = key * cosine + stock.rotate_half(key) * sine
-        # Plain bmm: the backward pass of the fused attention is four times slower at this size on a CPU.
+        query = query * cosine + _rotate_half(query) * sine
+        key = key * cosine + _rotate_half(key) * sine
+        # Plain bmm: on a CPU the fused attention's backward pass is four times slower at this size.
         query, key, value = (
             part.transpose(1, 2).reshape(pairs * heads, patches, -1) for part in (query, key, value)
         )
@@ -76,7 +80,7 @@ def vision(model: Qwen2_5_VLForConditionalGeneration, frames: Tensor) -> Tensor:
 def positions(
     before: int, patches: int, rows: int, columns: int, after: int, intervals: Tensor
 ) -> Tensor:
-    """Positions (3, clip, token) of text, one clip's tokens, text; `intervals` are temporal positions a patch."""
+    """Positions (3, clip, token) of text, a clip and text; `intervals` are positions a patch."""
     clips = len(intervals)
     lead = torch.arange(before).expand(3, clips, before)
     time = (torch.arange(patches)[None] * intervals[:, None]).long()[..., None, None]
@@ -96,7 +100,7 @@ def positions(
 def decode(
     model: Qwen2_5_VLForConditionalGeneration, ids: Tensor, features: Tensor, where: Tensor
 ) -> Tensor:
-    """Last hidden states (clip, token, channel); `ids` hold the placeholders that `features` replace."""
+    """Last hidden states (clip, token, channel); `features` replace the placeholders in `ids`."""
     embedded = model.get_input_embeddings()(ids)
     pad_ids = (model.config.video_token_id, model.config.image_token_id)
     start = int(torch.isin(ids[0], torch.tensor(pad_ids)).nonzero()[0])

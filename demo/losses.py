@@ -35,11 +35,11 @@ class DenseHeads(nn.Module):
         *logits, moved = read.split([*CLASSES, MOTION_TARGETS], -1)
         total = functional.cross_entropy(self.background(features.mean(1)).float(), backgrounds)
         right = {}
-        for index, (name, weight) in enumerate(zip(("colour", "shape", "size"), WEIGHTS, strict=True)):
+        for index, name in enumerate(("colour", "shape", "size")):
             truth = classes[:, index].flatten(1)
             scale = torch.ones(CLASSES[index])
             scale[0] = EMPTY_WEIGHT
-            total = total + weight * functional.cross_entropy(
+            total = total + WEIGHTS[index] * functional.cross_entropy(
                 logits[index].transpose(1, 2), truth, weight=scale, ignore_index=IGNORE
             )
             there = truth > 0

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from demo.world import ClipSpec, place
+from demo.tracks import place
+from demo.world import ClipSpec
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -34,7 +35,7 @@ OVERSAMPLING: Final = 6
 
 @functools.lru_cache(maxsize=20_000)
 def _sprite(shape: str, radius_x: float, radius_y: float, x: float, y: float) -> Floats:
-    """Coverage of one shape, its centre `x`, `y` pixels right and below of the middle pixel's centre."""
+    """Coverage of one shape, its centre `x`, `y` pixels right and down of the middle pixel."""
     half = math.ceil(max(radius_x, radius_y) * 1.08) + 1
     side = 2 * half + 1
     image = Image.new("L", (side * OVERSAMPLING, side * OVERSAMPLING), 0)
@@ -68,7 +69,8 @@ def _sprite(shape: str, radius_x: float, radius_y: float, x: float, y: float) ->
             255,
         )
     small = image.resize((side, side), Image.Resampling.BOX)
-    return np.asarray(small, np.float32) / 255
+    coverage: Floats = np.asarray(small, np.float32) / np.float32(255)
+    return coverage
 
 
 def _ground(kind: str, rng: np.random.RandomState, height: int, width: int) -> Pixels:
@@ -113,7 +115,7 @@ class Painter:
         ]
 
     def frame(self, time: float, cover: Floats | None = None) -> Pixels:
-        """The frame at a fraction of the clip; each thing's coverage is written into `cover[thing]`."""
+        """The frame at a fraction of the clip; what each thing covers is written into `cover`."""
         frame = self._ground.copy()
         for index, (thing, track) in enumerate(
             zip(self.spec.sentence.things, self.spec.tracks, strict=True)

@@ -1,6 +1,6 @@
-"""Trains the demo's model from nothing, in the time it is given: `python -m demo.train --out DIR`.
+"""Trains the demo's model from nothing in the time it is given: `python -m demo.train --out DIR`.
 
-It does not know files of video: it learns from drawn frames, and `demo.evaluate` judges it by real ones.
+It does not know video files: it learns from drawn frames; `demo.evaluate` judges it by real ones.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Recipe:
     word_dropout: float = 0.15
     """Share of the caption's tokens replaced at random on the way in."""
     colour_swaps: float = 0.4
-    """Share of colour words replaced by another colour on the way in: a shape must not be guessed from them."""
+    """Share of colour words replaced by others on the way in: a colour must not tell the shape."""
     threads: int = 2
     """Of torch."""
 
@@ -67,16 +67,18 @@ class Asker:
         usual = IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT
         way = self.rng.random()
         prompt = usual if way < 0.45 else self.rng.choice(WORDINGS)
-        content = [{"type": kind}, {"type": "text", "text": prompt}]
+        content: Any = [{"type": kind}, {"type": "text", "text": prompt}]
         text: str = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
         pad = f"<|{kind}_pad|>"
-        ids = self.tokenizer(text.replace(pad, pad * tokens), return_tensors="pt").input_ids[0]
+        ids: Tensor = self.tokenizer(
+            text.replace(pad, pad * tokens), return_tensors="pt"
+        ).input_ids[0]
         if way < 0.8:
             return ids
-        found = [self.tokenizer.convert_tokens_to_ids(name) for name in ("<|vision_end|>", "<|im_end|>")]
-        start, end = (ids.tolist().index(token) for token in found)
+        ends = self.tokenizer.convert_tokens_to_ids(["<|vision_end|>", "<|im_end|>"])
+        start, end = (ids.tolist().index(token) for token in ends)
         noise = torch.randint(len(SPECIAL), len(self.tokenizer), (self.rng.randint(1, 20),))
         return torch.cat([ids[: start + 1], noise, ids[end:]])
 
@@ -116,7 +118,8 @@ class Asker:
 def optimizers(modules: list[nn.Module], rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside, AdamW for the rest."""
     named = {id(p): (name, p) for module in modules for name, p in module.named_parameters()}
-    inside, rest = [], []
+    inside: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in named.values():
         is_inside = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (inside if is_inside else rest).append(parameter)
@@ -133,7 +136,7 @@ def save(
 ) -> None:
     """Write a plain bf16 checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    frozen = copy.deepcopy(model).to(torch.bfloat16)
+    frozen = copy.deepcopy(model).bfloat16()
     frozen.config._attn_implementation = None
     frozen.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -161,7 +164,7 @@ def losses(
 
 
 def train(recipe: Recipe, folder: Path, shape: Shape) -> None:
-    """Train for the recipe's minutes and leave a checkpoint in the folder, and others on the way."""
+    """Train for the recipe's minutes; a checkpoint is left in the folder every few of them."""
     torch.set_num_threads(recipe.threads)
     fuse_norms()
     model, processor = build(shape, recipe.seed)
@@ -184,7 +187,8 @@ def train(recipe: Recipe, folder: Path, shape: Shape) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * max(fall, 0.002)
         told, dense, right = losses(model, heads, asker, batch)
-        (told + max(recipe.dense_floor, 1 - share) * dense).backward()
+        total: Any = told + max(recipe.dense_floor, 1 - share) * dense
+        total.backward()
         nn.utils.clip_grad_norm_(every, 1.0)
         for optimizer in both:
             optimizer.step()

@@ -41,7 +41,7 @@ NEVER_TRAINED: Final = frozenset(
         ("pink", "circle"),
     }
 )
-"""Ten of the 48 colour and shape pairs, kept from training; each colour and shape is still trained in others."""
+"""Ten of the 48 colour and shape pairs, kept from training; others train each colour and shape."""
 
 
 class Structure(StrEnum):
@@ -107,7 +107,9 @@ class Sentence:
             Structure.STILL: "{first} and {last}" if len(self.things) > 1 else "{first}",
         }[self.structure]
         a, b = (*self.actions, "", "")[:2]
-        text = told.format(first=first, last=last, a=a, b=b) + f" on a {self.background} background."
+        text = (
+            told.format(first=first, last=last, a=a, b=b) + f" on a {self.background} background."
+        )
         return text[0].upper() + text[1:]
 
 
@@ -130,9 +132,7 @@ def parse(text: str) -> Sentence | None:
     if match := _PICTURE.match(plain):
         words = match.groups()
         things = (_thing(words[:3]), *([_thing(words[3:6])] if words[3] else []))
-        return Sentence(
-            structure=Structure.STILL, things=things, actions=(), background=words[6]
-        )
+        return Sentence(structure=Structure.STILL, things=things, actions=(), background=words[6])
     if not (match := _CLIP.match(plain)):
         return None
     words = match.groups()
@@ -154,7 +154,7 @@ def parse(text: str) -> Sentence | None:
 
 
 def score(predicted: str, reference: str) -> dict[str, list[bool]]:
-    """Hits for each attribute the reference has, in its order, and for `exact`; a reference outside the grammar raises."""
+    """Hits for `exact` and for each attribute the reference has; it must follow the grammar."""
     truth, guess = parse(reference), parse(predicted)
     if truth is None:
         raise ValueError(f"reference={reference!r} does not follow the demo's grammar")

@@ -1,0 +1,194 @@
+"""Judges a checkpoint by real files through stock transformers.
+
+It does not know how the checkpoint was trained, nor any code of the program beside the demo's.
+`python -m demo.evaluate CHECKPOINT` prints the score, `--sweep` how it holds elsewhere.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import av
+import numpy as np
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from demo.clips import write_clips
+from demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT
+from demo.render import Pixels
+from demo.scoring import Scoreboard, Truth, score_captions
+
+Size = tuple[int, int]
+BATCH: Final = 16
+FRAME_COUNTS: Final = (4, 5, 6, 8, 11, 16)
+UNSEEN_PROMPTS: Final = (
+    "Please tell me, in one sentence, what is going on here!",
+    "Qu'est-ce qui se passe ?",
+    "Caption:",
+)
+"""Wordings that stand nowhere in the training set."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Film:
+    """A decoded clip."""
+
+    frames: list[Pixels]
+    """All frames, height by width by 3."""
+    frames_per_second: float
+    """As the file says."""
+
+    @property
+    def size(self) -> Size:
+        """Height and width in pixels."""
+        height, width, _ = self.frames[0].shape
+        return height, width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """How a checkpoint is asked."""
+
+    prompt: str = VIDEO_PROMPT
+    """The user's words."""
+    frames: int | None = None
+    """Frames a clip; None takes what the checkpoint's processor states."""
+    rate_factor: float = 1.0
+    """The stated frame rate over the true one."""
+    with_metadata: bool = True
+    """Without it the processor takes 24 sampled frames a second for granted."""
+
+
+def read_film(path: Path) -> Film:
+    """Decode a whole clip."""
+    with av.open(str(path)) as container:
+        rate = container.streams.video[0].average_rate
+        frames = [
+            np.asarray(f.to_ndarray(format="rgb24"), np.uint8) for f in container.decode(video=0)
+        ]
+    return Film(frames=frames, frames_per_second=float(rate or 24))
+
+
+def sample_indices(total: int, count: int) -> list[int]:
+    """Evenly spaced frames, the first one included, as the processor's own sampler chooses them."""
+    return [int(index * total / count) for index in range(count)]
+
+
+class Captioner:
+    """A checkpoint loaded by the Auto classes, asked in batches."""
+
+    def __init__(self, folder: Path) -> None:
+        auto: Any = AutoProcessor
+        self.processor: Any = auto.from_pretrained(folder)
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self.model.eval()
+
+    def _count(self, film: Film, question: Question) -> int:
+        stated = self.processor.video_processor
+        wanted: int = question.frames or int(len(film.frames) / film.frames_per_second * stated.fps)
+        least, most = int(stated.min_frames), int(stated.max_frames)
+        return min(max(wanted, least), most, len(film.frames))
+
+    def _inputs(self, films: Sequence[Film], question: Question) -> Any:
+        chosen = [sample_indices(len(f.frames), self._count(f, question)) for f in films]
+        told = [
+            {
+                "fps": film.frames_per_second * question.rate_factor,
+                "total_num_frames": len(film.frames),
+                "frames_indices": indices,
+            }
+            for film, indices in zip(films, chosen, strict=True)
+        ]
+        content = [{"type": "video"}, {"type": "text", "text": question.prompt}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        # Not stacked: the processor takes lists of frames, and clips here differ in size.
+        videos = [
+            [film.frames[index] for index in indices]
+            for film, indices in zip(films, chosen, strict=True)
+        ]
+        extra = {"video_metadata": told} if question.with_metadata else {}
+        return self.processor(
+            text=[text] * len(films), videos=videos, padding=True, return_tensors="pt", **extra
+        )
+
+    def picture_inputs(self, films: Sequence[Film]) -> Any:
+        """Inputs that show the first frame of each clip as a picture."""
+        content = [{"type": "image"}, {"type": "text", "text": IMAGE_PROMPT}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        pictures = [film.frames[0] for film in films]
+        return self.processor(
+            text=[text] * len(films), images=pictures, padding=True, return_tensors="pt"
+        )
+
+    def tell(self, inputs: Any) -> list[str]:
+        """Captions of prepared inputs."""
+        with torch.no_grad():
+            out = self.model.generate(**inputs)
+        told: list[str] = self.processor.batch_decode(
+            out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        return told
+
+    def caption(self, films: Sequence[Film], question: Question) -> list[str]:
+        """Captions of clips."""
+        told: list[str] = []
+        for start in range(0, len(films), BATCH):
+            told += self.tell(self._inputs(films[start : start + BATCH], question))
+        return told
+
+
+def sweeps(films: Sequence[Film]) -> Iterator[tuple[str, Question, Size | None]]:
+    """Names, questions, and the height and width of the clips they are asked of."""
+    for count in FRAME_COUNTS:
+        yield f"{count} frames", Question(frames=count), None
+    for factor in (0.2, 0.5, 3.0, 10.0):
+        yield f"frame rate told {factor:g} times the true", Question(rate_factor=factor), None
+    yield "without metadata", Question(with_metadata=False), None
+    for height, width in sorted({film.size for film in films}):
+        yield f"{width}x{height}", Question(), (height, width)
+    for prompt in UNSEEN_PROMPTS:
+        yield f"asked {prompt!r}", Question(prompt=prompt), None
+
+
+def judge(
+    captioner: Captioner, truths: Sequence[Truth], films: Sequence[Film], question: Question
+) -> Scoreboard:
+    """The score of a checkpoint asked in one way."""
+    told = captioner.caption(films, question)
+    return score_captions(truths, {t.file: said for t, said in zip(truths, told, strict=True)})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the score the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--sweep", action="store_true")
+    chosen = parser.parse_args(arguments)
+    captioner = Captioner(chosen.checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        truths = write_clips(Path(folder), chosen.clips, chosen.seed)
+        films = [read_film(Path(folder) / truth.file) for truth in truths]
+    board = judge(captioner, truths, films, Question())
+    lines = [board.table()]
+    lines += [f"miss: {truth.caption}\n said: {said}" for truth, said in board.misses[:20]]
+    print("\n".join(lines), flush=True)
+    for name, question, size in sweeps(films) if chosen.sweep else ():
+        kept = [
+            (t, film) for t, film in zip(truths, films, strict=True) if size in (None, film.size)
+        ]
+        scored = judge(captioner, [t for t, _ in kept], [f for _, f in kept], question)
+        exact = [f"{group.name} {group.tallies['exact']}" for group in scored.groups]
+        print(f"{name}: exact of {len(kept)}: {', '.join(exact)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

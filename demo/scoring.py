@@ -1,0 +1,114 @@
+"""Scores captions of clips against the truth, attribute by attribute, pairs never trained apart.
+
+It does not know clips, frames or models: strings go in, a table comes out.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from demo.words import ATTRIBUTES, score
+
+COLUMNS: Final = ("exact", *ATTRIBUTES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Truth:
+    """What one clip shows."""
+
+    file: str
+    """Name of the clip within its folder."""
+    caption: str
+    """The one right caption."""
+    trained: bool
+    """Whether all its colour and shape pairs stand in training clips."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tally:
+    """Hits among tries."""
+
+    hits: int
+    """Right ones."""
+    tries: int
+    """All of them."""
+
+    @property
+    def percent(self) -> float:
+        """Share of hits; not a number where nothing was tried."""
+        return 100 * self.hits / self.tries if self.tries else float("nan")
+
+    def __str__(self) -> str:
+        return f"{self.percent:.1f}" if self.tries else "-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """The score of some of the clips."""
+
+    name: str
+    """Which clips."""
+    clips: int
+    """How many."""
+    tallies: Mapping[str, Tally]
+    """One for each of `COLUMNS`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoreboard:
+    """The score of all clips, of those with trained pairs only, and of the others."""
+
+    groups: tuple[Group, ...]
+    """All, trained, never trained."""
+    misses: tuple[tuple[Truth, str | None], ...]
+    """Clips not told exactly, with what was said of them; None where nothing was."""
+
+    def table(self) -> str:
+        """Text lines: a row a group, percents."""
+        rows: list[tuple[str, ...]] = [("pairs", "clips", *COLUMNS)]
+        rows += [
+            (group.name, str(group.clips), *(str(group.tallies[name]) for name in COLUMNS))
+            for group in self.groups
+        ]
+        widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if index == 0 else cell.rjust(width)
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        )
+
+
+def _group(name: str, pairs: list[tuple[Truth, str]]) -> Group:
+    hits: dict[str, list[bool]] = {column: [] for column in COLUMNS}
+    for truth, said in pairs:
+        for column, found in score(said, truth.caption).items():
+            hits[column].extend(found)
+    tallies = {column: Tally(hits=sum(found), tries=len(found)) for column, found in hits.items()}
+    return Group(name=name, clips=len(pairs), tallies=tallies)
+
+
+def score_captions(truths: Iterable[Truth], captions: Mapping[str, str]) -> Scoreboard:
+    """Score captions keyed by clip file; a clip without one counts as told wrongly throughout."""
+    pairs = [(truth, captions.get(truth.file, "")) for truth in truths]
+    return Scoreboard(
+        groups=(
+            _group("all", pairs),
+            _group("trained", [pair for pair in pairs if pair[0].trained]),
+            _group("never trained", [pair for pair in pairs if not pair[0].trained]),
+        ),
+        misses=tuple(
+            (truth, captions.get(truth.file))
+            for truth, said in pairs
+            if said.strip() != truth.caption
+        ),
+    )
+
+
+def read_truths(path: Path) -> list[Truth]:
+    """The lines of a `truth.jsonl`."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [Truth(**json.loads(line)) for line in lines if line.strip()]
