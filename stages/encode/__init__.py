@@ -1,4 +1,4 @@
-"""Frames to features, by the vision half alone."""
+"""Frames to features, with the vision half alone."""
 
 RECIPE = 1
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""

@@ -1,0 +1,129 @@
+"""The command line's contract: which options there are, and what bad input is answered."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.cli.main import main, parser
+from flows.cli.options import config_of
+from flows.config import CaptionConfig
+
+CAPTION_OPTIONS = {
+    "SOURCES", "--model", "--prompt", "--out", "--store", "--chunk", "--fps", "--frames",
+    "--max-frames", "--batch-size", "--max-new-tokens", "--prefix", "--suffix", "--recursive",
+    "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
+    "--keep-frames", "--trust-remote-code",
+}  # fmt: skip
+COMMANDS = {
+    "caption": CAPTION_OPTIONS | {"--dry-run", "--quiet", "--json", "--prefect"},
+    "plan": CAPTION_OPTIONS | {"--json"},
+    "status": {"OUT", "--json"},
+    "cache": {"action", "--store"},
+    "doctor": set(),
+    "demo": {"--clips", "--seed"},
+}
+
+
+def subparsers() -> dict[str, argparse.ArgumentParser]:
+    action = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def test_no_option_comes_or_goes_unnoticed() -> None:
+    found = {
+        name: {
+            (action.option_strings[-1] if action.option_strings else action.metavar or action.dest)
+            for action in command._actions
+        }
+        - {"--help"}
+        for name, command in subparsers().items()
+    }
+    assert found == COMMANDS
+
+
+def test_every_configuration_field_has_an_option() -> None:
+    given = parser().parse_args(["caption", "a.mp4"])
+    assert set(CaptionConfig.__slots__) <= set(vars(given))
+    assert config_of(given) == CaptionConfig(sources=("a.mp4",))
+
+
+def test_lists_of_an_option_are_split_at_commas() -> None:
+    given = parser().parse_args(
+        ["caption", "a", "--format", "txt, vtt", "--extensions", "mp4,.MKV"]
+    )
+    assert config_of(given).format == ("txt", "vtt")
+    assert config_of(given).extensions == ("mp4", ".MKV")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["caption"], "no source is given"),
+        (["caption", "a", "--fps", "1", "--frames", "8"], "--fps and --frames exclude each other"),
+        (["caption", "a", "--fps", "0"], "--fps is 0.0"),
+        (["caption", "a", "--fps", "nan"], "--fps is nan"),
+        (["caption", "a", "--batch-size", "-2"], "--batch-size is -2"),
+        (["caption", "a", "--format", "txt,docx"], "--format docx is not known"),
+        (["caption", "a", "--prompt", "  "], "--prompt is empty"),
+        (["caption", "a", "--model", "./nowhere"], "there is no model at ./nowhere"),
+        (["caption", "a", "--store", "ftp://host/x"], "no store can be opened at ftp://host/x"),
+        (["status", "/nowhere"], "no run has written to /nowhere"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    assert says in shown.err
+
+
+def test_an_unknown_option_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["caption", "--colour", "a"])
+    assert ended.value.code == 2
+    assert "--colour" in capsys.readouterr().err
+
+
+def test_an_unreachable_hub_is_exit_5_and_names_the_demo(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["caption", "a.mp4"]) == 5
+    shown = capsys.readouterr().err
+    assert "SmolVLM2" in shown and "--model demo" in shown
+
+
+def test_a_folder_without_a_configuration_is_no_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["caption", "a.mp4", "--model", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_status_tells_a_run_that_died(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.run_record import RunRecord
+
+    record = RunRecord(tmp_path)
+    record.value["pid"] = 2**22 + 1  # above the largest process id there can be
+    record.write(force=True)
+    assert main(["status", str(tmp_path)]) == 0
+    assert "died" in capsys.readouterr().out
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "died"
+
+
+def test_cache_of_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for action in ("ls", "verify"):
+        assert main(["cache", action, "--store", str(tmp_path / "new")]) == 0
+    assert not (tmp_path / "new").exists()
+    assert "0 packs good" in capsys.readouterr().out
+
+
+def test_doctor_names_the_device_and_the_store(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "device" in shown and "store" in shown and "torch" in shown
