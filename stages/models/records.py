@@ -74,7 +74,8 @@ class FeatureRecord:
     def joins_with(self) -> str:
         """Equal for records that can be decoded in one batch."""
         shapes = {m: _shapes(self.features[m], rule) for m, rule in self.rules.items()}
-        return json.dumps([self.channel, sorted(self.side), self.rules, shapes], sort_keys=True)
+        names = [self.channel, sorted(self.side), sorted(self.needs)]
+        return json.dumps([*names, self.rules, shapes], sort_keys=True)
 
 
 def split(record: Any, rows: Sequence[RowCount]) -> tuple[list[Any], Rule]:

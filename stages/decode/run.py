@@ -1,0 +1,124 @@
+"""The decode stage: feature records and prompts to captions, in one process for a whole wave; knows
+neither frames nor the vision half.
+
+Decoding is greedy, whatever the checkpoint's own settings say, so that the same features and prompt
+give the same words. A batch is always computed whole, because rounding depends on its members.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from artifacts.errors import EnvironmentFault
+from artifacts.packs import Record, Shelf
+from artifacts.store import open_store
+from artifacts.tensors import unpack_tree
+from stages.models.features import Features, generate
+from stages.models.loading import ModelJob
+from stages.models.prepare import rebuild
+from stages.models.records import FeatureRecord, merge_rows
+from stages.process.report import Report
+
+AHEAD = 2
+"""Batches whose features are read while one is decoded."""
+SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
+"""Settings of a checkpoint that greedy decoding does not read, and warns of."""
+
+
+def run(job: dict[str, Any], report: Report) -> None:
+    """Publish a caption for each member of `batches` that has none."""
+    store = open_store(job["store"])
+    features = Shelf(store, "features", job["features_scope"])
+    captions = Shelf(store, "captions", job["scope"])
+    batches = [batch for batch in job["batches"] if any(m["key"] not in captions for m in batch)]
+    report.total(sum(member["key"] not in captions for batch in batches for member in batch))
+    if not batches:
+        return
+    half, processor = ModelJob.of(job).load("language")
+    report.note(attention=half.config._attn_implementation, dtype=str(half.dtype))
+    make_greedy(half, processor)
+
+    def read(batch: list[dict[str, Any]]) -> list[FeatureRecord]:
+        return [read_features(features, member["features"]) for member in batch]
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = [pool.submit(read, batch) for batch in batches[:AHEAD]]
+        for index, batch in enumerate(batches):
+            rows = waiting.pop(0).result()
+            if index + AHEAD < len(batches):
+                waiting.append(pool.submit(read, batches[index + AHEAD]))
+            prompts = [member["prompt"] for member in batch]
+            made = decode_batch(half, processor, rows, prompts, job["max_new_tokens"])
+            records = [_record(m["key"], *c) for m, c in zip(batch, made, strict=True)]
+            tokens = {record.key: record.meta["tokens"] for record in records}
+            for key in captions.publish(records):
+                report.item(key, tokens=tokens[key])
+
+
+def read_features(shelf: Shelf, key: str) -> FeatureRecord:
+    """What was stored of one chunk. Raises EnvironmentFault when it is gone."""
+    try:
+        record = shelf.read(key)
+    except KeyError as error:
+        raise EnvironmentFault(
+            f"the features {key[:12]}… are no longer in the store",
+            hint="Run the same command again: it encodes them anew",
+        ) from error
+    return FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))
+
+
+def make_greedy(half: Any, processor: Any) -> None:
+    """Make the half decode greedily by default, and pad with a token that it knows."""
+    settings = half.generation_config
+    settings.do_sample, settings.num_beams = False, 1
+    for name in SAMPLING_ONLY:
+        setattr(settings, name, None)
+    if settings.pad_token_id is None:
+        settings.pad_token_id = processor.tokenizer.pad_token_id
+
+
+def decode_batch(
+    half: Any,
+    processor: Any,
+    rows: list[FeatureRecord],
+    prompts: list[str],
+    max_new_tokens: int,
+) -> list[tuple[str, int]]:
+    """The caption of each row and how many tokens it took, in order."""
+    captions: dict[int, tuple[str, int]] = {}
+    for indexes in _groups(rows):
+        together = [rows[index] for index in indexes]
+        inputs = rebuild(processor, together, [prompts[index] for index in indexes])
+        features = Features(merge_rows(together), together[0].needs)
+        tokens = generate(half, inputs, features, max_new_tokens=max_new_tokens)
+        new = tokens[:, inputs["input_ids"].shape[1] :].cpu()
+        texts = processor.batch_decode(new, skip_special_tokens=True)
+        counts = _lengths(half, new)
+        pairs = [(text.strip(), count) for text, count in zip(texts, counts, strict=True)]
+        captions.update(zip(indexes, pairs, strict=True))
+    return [captions[index] for index in range(len(rows))]
+
+
+def _groups(rows: list[FeatureRecord]) -> Iterator[list[int]]:
+    """Indexes of the rows that can be decoded together: images and videos, say, cannot."""
+    found: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        found.setdefault(row.joins_with(), []).append(index)
+    yield from found.values()
+
+
+def _lengths(half: Any, new: torch.Tensor) -> list[int]:
+    """Tokens of each row, up to the one that ends it and with it."""
+    ends = half.generation_config.eos_token_id
+    known = torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), dtype=new.dtype)
+    lengths = []
+    for row in new:
+        stops = torch.isin(row, known).nonzero()
+        lengths.append(int(stops[0]) + 1 if len(stops) else len(row))
+    return lengths
+
+
+def _record(key: str, caption: str, tokens: int) -> Record:
+    return Record(key=key, meta={"caption": caption, "tokens": tokens})
