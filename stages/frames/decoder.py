@@ -15,7 +15,8 @@ from stages.frames.survey import packets
 from stages.frames.timeline import VideoPacket
 
 MAX_BAD_PACKETS = 1000
-"""So many packets in a row that cannot be decoded (some 40 s) are taken for the end of the file."""
+"""So many packets in a row that cannot be decoded (some 40 s) are taken for the end of the file;
+after that, one try is made at each place that is sought."""
 
 _Identity = tuple[int | None, int | None, int]
 
@@ -61,6 +62,7 @@ class Decoder:
 
     def restart(self) -> None:
         """Go back to the start, without opening the file again where it can be sought."""
+        self._bad_in_a_row = 0
         if self._first is not None:
             with contextlib.suppress(av.error.FFmpegError):
                 pts, dts, _ = self._first
@@ -111,7 +113,6 @@ class Decoder:
         self._packets = packets(self.container, self.stream)
         self._ready.clear()
         self._ended = False
-        self._bad_in_a_row = 0
         self._skips = False
         self.stream.codec_context.skip_frame = "DEFAULT"
         self.frames_out = 0

@@ -28,13 +28,14 @@ DEFAULT_RATE = Fraction(25)
 class _Survey:
     """What one pass over the packets gathers; 8 bytes a frame, whatever the length."""
 
-    def __init__(self, time_base: Fraction) -> None:
+    def __init__(self, time_base: Fraction, *, hides: bool) -> None:
         self.pts = array("q")
         self.keys: tuple[array[int], array[int], array[int]] = (array("q"), array("q"), array("q"))
         self.jumps: list[tuple[int, int]] = []
         self.untimed = 0
         self.count = 0
         self.last = (-(1 << 62), 0)
+        self._hides = hides
         self._offset = 0
         self._clock: int | None = None
         self._step = 0
@@ -55,7 +56,7 @@ class _Survey:
         if packet.is_keyframe:
             for column, value in zip(self.keys, (pts, dts, ordinal), strict=True):
                 column.append(value)
-        if not packet.is_discard:
+        if not packet.is_discard and not (self._hides and _is_hidden(packet)):
             self.pts.append(pts)
             self.last = max(self.last, (pts, duration))
 
@@ -70,6 +71,11 @@ class _Survey:
             elif leap > 0:
                 self._step = leap
         self._clock = now
+
+
+def _is_hidden(packet: VideoPacket) -> bool:
+    """Whether a VP8 packet holds a frame for reference only; its header says so."""
+    return not memoryview(packet)[0] & 0x10  # type: ignore[arg-type]
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
@@ -89,7 +95,7 @@ def survey(
     """Times and keyframes by demuxing alone, at 5 µs a packet; None when packets do not tell
     them."""
     assert stream.time_base is not None
-    found = _Survey(stream.time_base)
+    found = _Survey(stream.time_base, hides=stream.codec_context.name == "vp8")
     for packet in stream_packets:
         found.add(packet)
     if found.untimed or not found.pts or _only_counts(found.pts, container, stream):

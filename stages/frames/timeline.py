@@ -81,14 +81,18 @@ class Timeline:
             return later
         return replace(later, announced_seconds=self.announced_seconds - self.seconds(ticks))
 
+    @property
+    def is_short(self) -> bool:
+        """Whether frames end before the file says they do."""
+        step = self.duration / len(self.pts)
+        return (self.announced_seconds or 0.0) - self.duration > max(SHORT_SECONDS, 2 * step)
+
     def all_warnings(self) -> tuple[str, ...]:
         """What is wrong with the file, its missing end included."""
-        announced = self.announced_seconds or 0.0
-        step = self.duration / len(self.pts)
-        if announced - self.duration <= max(SHORT_SECONDS, 2 * step):
+        if not self.is_short:
             return self.warnings
         missing = (
-            f"cut short: its frames end at {self.duration:.2f} s of the {announced:.2f} s "
-            "it announces; captioned up to there"
+            f"cut short: its frames end at {self.duration:.2f} s of the "
+            f"{self.announced_seconds:.2f} s it announces; captioned up to there"
         )
         return (*self.warnings, missing)

@@ -37,6 +37,8 @@ class Video:
         self._reader = Reader(path, threads=threads)
         self._damaged: list[float] = []
         self._lost: list[float] = []
+        self._missed: list[float] = []
+        self._last_taken = 0.0
         self._aspect = self._reader.decoder.stream.sample_aspect_ratio
         self.height, self.width = shown_size(self._reader.first_frame, self._aspect)
         """Pixels, as a player shows it."""
@@ -80,10 +82,18 @@ class Video:
 
     def warnings(self) -> tuple[str, ...]:
         """The damage met so far, one sentence each."""
-        found = list(self._reader.timeline.all_warnings())
+        timeline = self._reader.timeline
+        found = list(timeline.all_warnings())
         bad = self._reader.decoder.bad_packets
         if bad:
             found.append(f"{bad} packets could not be decoded and were passed over")
+        # What is missing at the end of a file that was cut short is said already.
+        missed = [t for t in self._missed if t < self._last_taken or not timeline.is_short]
+        if missed:
+            found.append(
+                f"{len(missed)} of the frames wanted could not be decoded, "
+                f"the first at {missed[0]:.2f} s"
+            )
         if self._damaged:
             found.append(
                 f"{len(self._damaged)} of the frames taken are damaged, "
@@ -113,11 +123,14 @@ class Video:
         taken: list[int] = []
         for wanted in plan.ticks:
             found = self._reader.at(wanted, plan.first, plan.beyond)
+            if found is None or found[0] != wanted:
+                self._missed.append(timeline.seconds(wanted))
             if found is None or (taken and found[0] <= taken[-1]):
                 continue
             ticks, frame = found
             canvas.paint(frame, pixels[len(taken)])
             taken.append(ticks)
+            self._last_taken = timeline.seconds(ticks)
             if frame.is_corrupt:
                 self._damaged.append(timeline.seconds(ticks))
         if not taken:

@@ -1,0 +1,133 @@
+"""Tiny media files for tests, written with PyAV, and what a plain decode says is in them."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from numpy.typing import NDArray
+
+
+def picture(index: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+    """An RGB picture that differs for every index: a moving bar over a shade of its own."""
+    image = np.full((height, width, 3), (index * 37) % 200, dtype=np.uint8)
+    image[..., 1] = np.linspace(0, 255, width, dtype=np.uint8)
+    at = (index * 5) % width
+    image[:, at : at + 6] = (255, 255, 255 - index % 100)
+    image[: height // 4, : width // 4] = (255, 0, 0)
+    return image
+
+
+def write_video(
+    path: Path,
+    *,
+    ticks: Sequence[int] = range(30),
+    time_base: Fraction = Fraction(1, 30),
+    size: tuple[int, int] = (48, 64),
+    codec: str = "libx264",
+    gop: int = 12,
+    options: dict[str, str] | None = None,
+    rotation: int = 0,
+    pixel_aspect: Fraction | None = None,
+    audio: bool = False,
+) -> Path:
+    """A video with a frame at each of `ticks` of `time_base`; `size` is (height, width)."""
+    if codec == "libx264" and options is None:
+        options = {"bf": "3", "preset": "ultrafast", "crf": "30", "sc_threshold": "0"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=round(1 / time_base), options=options or {})
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.time_base = stream.codec_context.time_base = time_base
+        stream.codec_context.gop_size = gop
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
+        if rotation:
+            stream.set_display_rotation(rotation)
+        if audio:
+            _add_silence(container)
+        for index, pts in enumerate(ticks):
+            frame = VideoFrame.from_ndarray(picture(index, *size), format="rgb24")
+            frame.pts, frame.time_base = pts, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_audio(path: Path) -> Path:
+    """A file with a second of silence and no picture."""
+    with av.open(str(path), "w") as container:
+        _add_silence(container)
+    return path
+
+
+def _add_silence(container: av.container.OutputContainer) -> None:
+    stream = container.add_stream("aac", rate=16000)
+    assert isinstance(stream, av.AudioStream)
+    frame = av.AudioFrame.from_ndarray(
+        np.zeros((1, 16000), dtype=np.float32), format="fltp", layout="mono"
+    )
+    frame.sample_rate, frame.pts = 16000, 0
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def repeat_video(source: Path, path: Path, times: int) -> Path:
+    """`source` over and over, its packets copied with later times; nothing is encoded again."""
+    with av.open(str(source)) as read, av.open(str(path), "w") as write:
+        stream = read.streams.video[0]
+        packets = [packet for packet in read.demux(stream) if packet.size]
+        length = max(p.pts or 0 for p in packets) + (packets[-1].duration or 1)
+        copy = write.add_stream_from_template(stream)
+        for turn in range(times):
+            for packet in packets:
+                again = av.Packet(bytes(packet))
+                again.stream, again.time_base = copy, packet.time_base
+                again.pts = (packet.pts or 0) + turn * length
+                again.dts = (packet.dts or 0) + turn * length
+                again.duration, again.is_keyframe = packet.duration, packet.is_keyframe
+                write.mux(again)
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One frame as a plain decode of the whole file gives it."""
+
+    seconds: float
+    """From the first frame."""
+    digest: str
+    """Of its RGB bytes at full size."""
+
+
+def decode_plainly(path: Path) -> list[Decoded]:
+    """Every frame that can be decoded, in order, by one thread that skips nothing."""
+    found: list[tuple[int, str]] = []
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        assert isinstance(stream, av.VideoStream)
+        assert stream.time_base is not None
+        stream.thread_type = "NONE"
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                continue
+            for frame in frames:
+                assert frame.pts is not None
+                pixels = frame.to_ndarray(
+                    format="rgb24", interpolation=av.video.reformatter.Interpolation.BICUBIC
+                )
+                found.append((frame.pts, digest_of_pixels(np.rot90(pixels, frame.rotation // 90))))
+        base = stream.time_base
+    start = found[0][0]
+    return [Decoded((p - start) * base.numerator / base.denominator, d) for p, d in found]
+
+
+def digest_of_pixels(pixels: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()

@@ -1,0 +1,168 @@
+"""Damaged files are cut as far as they can be read, and say so; unusable ones say why."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import pytest
+
+from artifacts.errors import MediaError
+from artifacts.schema import FrameFit, Sampling
+from stages.frames.decoder import MAX_BAD_PACKETS
+from stages.frames.video import Chunk, Video
+from tests.media import decode_plainly, write_audio, write_video
+
+EVERY_SECOND = Sampling(chunk_seconds=2, fps=1, max_frames=32)
+FAST_START = {"movflags": "faststart"}
+
+
+def cut(path: Path) -> tuple[list[Chunk], tuple[str, ...]]:
+    with Video(path) as video:
+        chunks = list(video.chunks(video.plan(EVERY_SECOND), FrameFit()))
+        return chunks, video.warnings()
+
+
+def faststart(path: Path, source: Path) -> Path:
+    """The same packets with the index in front, so that a cut loses only frames."""
+    with av.open(str(source)) as read, av.open(str(path), "w", options=FAST_START) as write:
+        copy = write.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(read.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = copy
+                write.mux(packet)
+    return path
+
+
+def spoil(source: Path, path: Path, *, which: Callable[[int], bool]) -> Path:
+    """The same file with the packets that `which` names filled with rubbish of their own length."""
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        for at, packet in enumerate(container.demux(container.streams.video[0])):
+            if packet.size and packet.pos is not None and which(at):
+                data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
+    return path
+
+
+def test_a_whole_file_gives_no_warning(tmp_path: Path) -> None:
+    assert cut(write_video(tmp_path / "whole.mp4", ticks=range(90)))[1] == ()
+
+
+def test_a_file_cut_short_is_cut_up_to_the_damage_with_a_warning(tmp_path: Path) -> None:
+    whole = faststart(tmp_path / "whole.mp4", write_video(tmp_path / "a.mp4", ticks=range(300)))
+    short = tmp_path / "short.mp4"
+    short.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    chunks, warnings = cut(short)
+    last = decode_plainly(short)[-1].seconds
+    assert 2 < last < 8
+    assert chunks[-1].index.start <= last <= chunks[-1].index.end
+    assert len(warnings) == 1
+    assert "of the 10.00 s it announces" in warnings[0]
+
+
+def test_packets_that_cannot_be_decoded_are_passed_over(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mp4", ticks=range(300), codec="mpeg4")
+    spoilt = spoil(whole, tmp_path / "spoilt.mp4", which=lambda at: 95 <= at < 110)
+    chunks, warnings = cut(spoilt)
+    assert [c.index.index for c in chunks] == [0, 1, 2, 3, 4]
+    assert warnings == ("1 of the frames wanted could not be decoded, the first at 3.33 s",)
+    plain = {frame.seconds for frame in decode_plainly(spoilt)}
+    assert {seconds for chunk in chunks for seconds in chunk.index.times} <= plain
+
+
+def test_a_stretch_without_a_readable_frame_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mov", ticks=range(300), codec="mjpeg")
+    spoilt = spoil(whole, tmp_path / "spoilt.mov", which=lambda at: 50 <= at < 130)
+    chunks, warnings = cut(spoilt)
+    assert [c.index.index for c in chunks] == [0, 2, 3, 4]
+    assert any("1 chunks without a readable frame" in text for text in warnings)
+    assert all(c.index.start <= t < c.index.end for c in chunks for t in c.index.times)
+
+
+def test_rubbish_inside_frames_is_named_damage(tmp_path: Path, shared_clips: Path) -> None:
+    _, warnings = cut(shared_clips / "awkward" / "bitflip.mp4")
+    assert any("frames taken are damaged" in text for text in warnings)
+
+
+def test_endless_rubbish_ends(tmp_path: Path) -> None:
+    count = MAX_BAD_PACKETS + 500
+    whole = write_video(tmp_path / "whole.mov", ticks=range(count), codec="mjpeg", size=(16, 16))
+    spoilt = spoil(whole, tmp_path / "spoilt.mov", which=lambda at: at >= 30)
+    with Video(spoilt) as video:
+        plans = video.plan(Sampling(chunk_seconds=1000, frames=50, max_frames=50))
+        (chunk,) = video.chunks(plans, FrameFit())
+        assert MAX_BAD_PACKETS < video._reader.decoder.bad_packets < MAX_BAD_PACKETS + 60
+    assert chunk.index.times[-1] < 1
+
+
+@pytest.fixture
+def unusable(tmp_path: Path) -> dict[str, Path]:
+    files = {kind: tmp_path / f"{kind}.mp4" for kind in ("empty", "not-media", "no-moov", "folder")}
+    files["missing"] = tmp_path / "gone.mp4"
+    files["no-video"] = write_audio(tmp_path / "sound.mp4")
+    files["no-frames"] = spoil(
+        write_video(tmp_path / "a.mov", codec="mjpeg"), tmp_path / "b.mov", which=lambda at: True
+    )
+    files["empty"].touch()
+    files["folder"].mkdir()
+    files["not-media"].write_text("Dear diary, today I renamed myself to .mp4.\n" * 30)
+    whole = write_video(tmp_path / "whole.mp4", ticks=range(90)).read_bytes()
+    files["no-moov"].write_bytes(whole[: len(whole) // 2])
+    return files
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "folder", "not-media", "no-moov", "no-video", "no-frames"]
+)
+def test_an_unusable_file_says_what_and_where_and_what_to_do(
+    unusable: dict[str, Path], kind: str
+) -> None:
+    with pytest.raises(MediaError) as caught:
+        Video(unusable[kind])
+    assert caught.value.kind == kind
+    assert str(unusable[kind]) in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_says_so(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "secret.mp4")
+    path.chmod(0)
+    with pytest.raises(MediaError) as caught:
+        Video(path)
+    assert caught.value.kind == "unreadable"
+
+
+def test_a_name_too_long_for_the_file_system_says_so(tmp_path: Path) -> None:
+    with pytest.raises(MediaError) as caught:
+        Video(tmp_path / ("a" * 300))
+    assert caught.value.kind == "unreadable"
+
+
+def test_a_cover_picture_in_a_sound_file_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        assert isinstance(cover, av.VideoStream)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame(64, 48, "yuvj420p")))
+        container.mux(cover.encode(None))
+    with pytest.raises(MediaError) as caught:
+        Video(path)
+    assert caught.value.kind == "no-video"
+
+
+def test_a_playlist_named_mp4_opens_no_address(tmp_path: Path) -> None:
+    path = tmp_path / "list.mp4"
+    path.write_text("#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
+    with pytest.raises(MediaError):
+        Video(path)
+
+
+def test_a_name_that_is_not_unicode_can_be_opened(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9 \xff.mp4")
+    write_video(tmp_path / "plain.mp4").rename(path)
+    assert len(cut(path)[0]) == 1

@@ -1,0 +1,122 @@
+"""Pictures come out upright, in RGB, at the size asked for; unusable ones say why."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from artifacts.errors import MediaError
+from artifacts.schema import FrameFit
+from stages.frames.picture import read_picture
+from tests.media import picture
+
+AS_IT_IS = FrameFit()
+
+
+def save(path: Path, image: Image.Image, *, orientation: int = 1, **options: object) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif, **options)  # type: ignore[arg-type]
+    return path
+
+
+def test_a_picture_is_one_chunk_of_one_frame_at_0(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(picture(3)))
+    media, chunk = read_picture(path, AS_IT_IS)
+    assert (media.kind, media.duration, media.height, media.width) == ("image", 0, 48, 64)
+    assert media.chunks == (chunk.index,)
+    assert (chunk.index.start, chunk.index.end, chunk.index.times) == (0, 0, (0.0,))
+    np.testing.assert_array_equal(chunk.pixels[0], picture(3))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_comes_out_upright(tmp_path: Path, orientation: int) -> None:
+    upright = Image.fromarray(picture(5, 40, 64))
+    stored = {
+        1: upright,
+        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: upright.transpose(Image.Transpose.TRANSPOSE),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+        7: upright.transpose(Image.Transpose.TRANSVERSE),
+        8: upright.transpose(Image.Transpose.ROTATE_270),
+    }[orientation]
+    path = save(tmp_path / "a.png", stored, orientation=orientation)
+    media, chunk = read_picture(path, AS_IT_IS)
+    assert (media.height, media.width) == (40, 64)
+    np.testing.assert_array_equal(chunk.pixels[0], picture(5, 40, 64))
+
+
+def test_a_turned_jpeg_comes_out_at_the_size_asked_for(tmp_path: Path) -> None:
+    image = Image.fromarray(picture(5, 300, 600)).transpose(Image.Transpose.ROTATE_90)
+    path = save(tmp_path / "a.jpg", image, orientation=6, quality=95)
+    media, chunk = read_picture(path, FrameFit(long_edges=((1.0, 60),)))
+    assert (media.height, media.width) == (300, 600)
+    assert chunk.pixels.shape == (1, 30, 60, 3)
+    small = np.asarray(Image.fromarray(picture(5, 300, 600)).resize((60, 30)), dtype=int)
+    assert np.abs(chunk.pixels[0] - small).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr"])
+def test_every_mode_comes_out_in_rgb(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(picture(0)).convert(mode)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
+    image.save(path)
+    _, chunk = read_picture(path, AS_IT_IS)
+    wanted = np.asarray(image.convert("RGB"), dtype=int)
+    assert np.abs(chunk.pixels[0] - wanted).max() <= 2
+
+
+def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
+    image.putpixel((1, 1), (10, 20, 30, 255))
+    image.save(tmp_path / "a.png")
+    _, chunk = read_picture(tmp_path / "a.png", AS_IT_IS)
+    assert chunk.pixels[0, 0, 0].tolist() == [255, 255, 255]
+    assert chunk.pixels[0, 1, 1].tolist() == [10, 20, 30]
+
+
+def test_sixteen_bits_keep_their_shades(tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    _, chunk = read_picture(tmp_path / "a.png", AS_IT_IS)
+    np.testing.assert_array_equal(chunk.pixels[0, :, :, 0], deep >> 8)
+
+
+def test_a_jpeg_cut_short_is_used_with_a_warning(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    path = save(tmp_path / "a.jpg", noise, quality=95)
+    whole = read_picture(path, AS_IT_IS)[1].pixels
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    media, chunk = read_picture(path, AS_IT_IS)
+    assert media.warnings == ("cut short: the picture's missing part is grey",)
+    np.testing.assert_array_equal(chunk.pixels[0, :8], whole[0, :8])
+
+
+def test_unusable_pictures_say_what_to_do(tmp_path: Path) -> None:
+    heic = tmp_path / "IMG_1.HEIC"
+    heic.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    text = tmp_path / "a.jpg"
+    text.write_text("not a picture at all")
+    torn = tmp_path / "torn.png"
+    Image.fromarray(picture(0)).save(torn)
+    torn.write_bytes(torn.read_bytes()[:-60])
+    kinds = {}
+    for path in (heic, text, torn, tmp_path / "gone.png", tmp_path):
+        with pytest.raises(MediaError) as caught:
+            read_picture(path, AS_IT_IS)
+        kinds[path] = caught.value.kind
+        assert str(path) in caught.value.message
+        assert caught.value.hint
+    assert list(kinds.values()) == ["heic", "not-media", "damaged", "missing", "folder"]
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(picture(0)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(MediaError) as caught:
+        read_picture(path, AS_IT_IS)
+    assert caught.value.kind == "too-large"
