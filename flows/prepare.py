@@ -138,5 +138,4 @@ def check_out(job: Job) -> None:
         job.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise fault_of(error, job.out) from error
-    FolderStore(job.out).check_writable()
     job.store.check_writable()

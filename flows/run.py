@@ -30,14 +30,12 @@ def caption(
     def listen(stage: str, event: Mapping[str, Any]) -> None:
         display.listen(stage, event)
         if event["event"] == "item" and record is not None:
-            items[stage] = items.get(stage, 0) + 1
+            items[stage] += 1
             record.live(stage, items[stage])
 
     def tell(stage: str, total: int, done: int) -> None:
         items[stage] = 0
         display.stage(stage, total, done)
-        if record is not None:
-            record.expect(stage, total, done)
 
     launcher = make_launcher(listen)
     with stopped_in_order():
@@ -46,6 +44,7 @@ def caption(
         with only_run_in(job):
             record = RunRecord(job.out)
             record.value["plan"] = summary(job)
+            record.write(force=True)
             try:
                 return Sequence(job, launcher, record, tell).run()
             finally:

@@ -43,10 +43,11 @@ class RunRecord:
         found: dict[str, Any] = next(s for s in self.value["stages"] if s["name"] == name)
         return found
 
-    def expect(self, name: str, total: int, done: int) -> None:
-        """So many items the whole run has for a stage, and so many were there before."""
-        self.stage(name).update(total=total, before=done)
-        self.write(force=False)
+    def expect(self, name: str, total: int) -> None:
+        """So many items a stage is known to have in the whole run; more may come to light."""
+        entry = self.stage(name)
+        entry["total"] = max(total, entry["items"])
+        entry["before"] = max(0, total - entry["items"])
 
     def live(self, name: str, items: int) -> None:
         """Items published by the process that runs now, not yet in an outcome."""

@@ -19,6 +19,8 @@ from flows.sizes import media_bytes, wave_limit
 
 FRAMES_A_BATCH = 64
 """The encode stage takes fewer chunks a batch when they hold more frames than this together."""
+KEY_OF = {"frames": "frames", "encode": "features", "decode": "caption"}
+"""Stage → the field of a task that holds the key of what it makes."""
 REMAKES = 3
 """How often a wave is gone through again because a stored record was found damaged."""
 
@@ -216,6 +218,13 @@ class Sequence:
         result.captions, result.failures, result.warnings = write_outputs(self._job)
         media = {"total": result.files, "failed": len(result.failures)}
         self._record.value.update(media=media, captions=result.captions)
+        tasks = self._job.ledger.tasks(self._job.media)
+        for stage, field_name in (
+            ("frames", "frames"),
+            ("encode", "features"),
+            ("decode", "caption"),
+        ):
+            self._record.expect(stage, len({getattr(task, field_name) for task in tasks}))
 
     def _forget_failures(self) -> None:
         if self._job.config.retry_failed:

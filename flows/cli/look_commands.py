@@ -41,11 +41,11 @@ def status_command(given: argparse.Namespace) -> int:
     print(f"{media['total']} files, {media['failed']} failed, {record['captions']} captions")
     for stage in record["stages"]:
         done = stage["items"] + stage["running"]
+        before = max(0, stage["before"] - stage["running"])
         seconds = duration(stage["seconds"])
         peak = size(stage["peak_host_bytes"])
         print(
-            f"  {stage['name']:7s}{done:6d} made  {stage['before']:6d} before"
-            f"  {seconds:>12s}  peak {peak}"
+            f"  {stage['name']:7s}{done:6d} made  {before:6d} before  {seconds:>12s}  peak {peak}"
         )
     if record["error"]:
         print(record["error"])

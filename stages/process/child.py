@@ -46,8 +46,8 @@ def die_with(parent: int) -> None:
 def main(job_path: str, parent: str, events: str) -> int:
     """Run the stage that the job file names; every outcome is told on the events descriptor."""
     die_with(int(parent))
-    report = Report(int(events))
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
+    report = Report(int(events), Path(job["journal"]))
     lock = hold_device(
         job["device"], lambda who: report.warning(f"waiting for the GPU, {who} has it")
     )

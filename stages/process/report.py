@@ -8,14 +8,21 @@ Libraries print on stdout, so events travel on a file descriptor of their own. K
 import json
 import os
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 
 class Report:
-    """The child's end of the line; safe to use from several threads."""
+    """The child's end of the line; safe to use from several threads.
 
-    def __init__(self, descriptor: int) -> None:
+    Each published item is also written to an append-only journal, which outlives both sides: a key
+    that stands there twice was made twice.
+    """
+
+    def __init__(self, descriptor: int, journal: Path | None = None) -> None:
         self._descriptor = descriptor
+        self._journal = journal
         self._lock = threading.Lock()
 
     def total(self, items: int) -> None:
@@ -26,6 +33,9 @@ class Report:
         self, key: str, *, label: str = "", seconds_of_media: float = 0.0, tokens: int = 0
     ) -> None:
         """An item was published: it is on disk, and will not be made again."""
+        if self._journal is not None:
+            with self._lock, self._journal.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), "key": key}) + "\n")
         self.send("item", key=key, label=label, media_seconds=seconds_of_media, tokens=tokens)
 
     def failure(self, media: str, kind: str, message: str, hint: str) -> None:

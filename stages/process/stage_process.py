@@ -81,7 +81,9 @@ class StageProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         handle, self._job = tempfile.mkstemp(prefix=f"penstock-{name}-", suffix=".json")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"entry": entry, "arguments": arguments, "device": device}, file)
+            journal = str(log.with_suffix(".items.jsonl"))
+            job = {"entry": entry, "arguments": arguments, "device": device, "journal": journal}
+            json.dump(job, file)
         read_end, write_end = os.pipe()
         try:
             with log.open("ab") as output:
