@@ -62,11 +62,12 @@ def test_a_file_cut_short_is_cut_up_to_the_damage_with_a_warning(tmp_path: Path)
 
 
 def test_packets_that_cannot_be_decoded_are_passed_over(tmp_path: Path) -> None:
-    whole = write_video(tmp_path / "whole.mp4", ticks=range(300), codec="mpeg4")
-    spoilt = spoil(whole, tmp_path / "spoilt.mp4", which=lambda at: 95 <= at < 110)
+    whole = write_video(tmp_path / "whole.mp4", ticks=range(300))
+    spoilt = spoil(whole, tmp_path / "spoilt.mp4", which=lambda at: 80 <= at < 100)
     chunks, warnings = cut(spoilt)
     assert [c.index.index for c in chunks] == [0, 1, 2, 3, 4]
-    assert warnings == ("1 of the frames wanted could not be decoded, the first at 3.33 s",)
+    assert "1 of the frames wanted could not be decoded, the first at 3.00 s" in warnings
+    assert any("packets could not be decoded and were passed over" in text for text in warnings)
     plain = {frame.seconds for frame in decode_plainly(spoilt)}
     assert {seconds for chunk in chunks for seconds in chunk.index.times} <= plain
 

@@ -94,7 +94,7 @@ class Reader:
         self._next = self._before = None
         if self.decoder.seek(keys.pts[at], keys.dts[at], keys.ordinals[at]):
             coming = self._peek()
-            if coming is not None and coming[0] <= ticks:
+            if coming is None or coming[0] <= ticks:
                 return
         self._seeks = False
         self._restart()

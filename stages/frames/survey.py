@@ -75,7 +75,7 @@ class _Survey:
 
 def _is_hidden(packet: VideoPacket) -> bool:
     """Whether a VP8 packet holds a frame for reference only; its header says so."""
-    return not memoryview(packet)[0] & 0x10  # type: ignore[arg-type]
+    return not memoryview(packet)[0] & 0x10
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
