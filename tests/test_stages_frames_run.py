@@ -1,0 +1,231 @@
+"""The frames stage over a real store: what it publishes, what it leaves alone, what it survives."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from artifacts.errors import EnvironmentFault
+from artifacts.keys import hash_file, item_key
+from artifacts.packs import Record, Shelf
+from artifacts.schema import MediaIndex
+from artifacts.store import FolderStore, open_store
+from stages.frames import run as stage
+from stages.process.report import Report
+from tests.media import picture, write_audio, write_video
+
+SCOPE = "5c" * 32
+
+
+class Desk:
+    """A store, jobs for it, and what the stage told its parent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = str(folder / "store")
+        self.events: list[dict[str, Any]] = []
+
+    def run(self, *media: dict[str, Any], workers: int = 2) -> list[str]:
+        """Run the stage; returns the keys it published, in order."""
+        job = {
+            "store": self.url,
+            "scope": SCOPE,
+            "sampling": {"chunk_seconds": 2, "fps": 1, "frames": None, "max_frames": 8},
+            "fit": {"video": [[1.0, 32]], "image": [[1.0, 40]]},
+            "media": list(media),
+            "workers": workers,
+        }
+        read, write = os.pipe()
+        lines: list[str] = []
+
+        def listen() -> None:
+            with open(read, encoding="utf-8") as pipe:
+                lines.extend(pipe)
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        try:
+            stage.run(json.loads(json.dumps(job)), Report(write))
+        finally:
+            os.close(write)
+            listener.join()
+            self.events = [json.loads(line) for line in lines]
+        return [event["key"] for event in self.events if event["event"] == "item"]
+
+    def told(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+    def shelf(self, kind: str) -> Shelf:
+        return Shelf(open_store(self.url), kind, SCOPE)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    yield Desk(tmp_path)
+
+
+def medium(path: Path, *, wanted: list[int] | None = None) -> dict[str, Any]:
+    kind = "image" if path.suffix in (".png", ".jpg") else "video"
+    digest = hash_file(path) if path.is_file() else "0" * 64
+    return {"path": str(path), "digest": digest, "kind": kind, "wanted": wanted}
+
+
+def video(desk: Desk, name: str = "a.mp4", seconds: int = 7) -> dict[str, Any]:
+    return medium(write_video(desk.folder / name, ticks=range(30 * seconds)))
+
+
+def keys(medium: dict[str, Any], count: int) -> list[str]:
+    return [item_key(SCOPE, medium["digest"], index) for index in range(count)]
+
+
+def test_a_video_is_stored_chunk_by_chunk_and_then_described(desk: Desk) -> None:
+    one = video(desk)
+    assert desk.run(one) == keys(one, 4)
+    index = MediaIndex.from_json(desk.shelf("media").meta(one["digest"]))
+    assert [(c.start, c.end, c.times) for c in index.chunks] == [
+        (0, 2, (0, 1)),
+        (2, 4, (2, 3)),
+        (4, 6, (4, 5)),
+        (6, 7, (6,)),
+    ]
+    record = desk.shelf("frames").read(keys(one, 4)[1])
+    assert record.meta["index"] == 1
+    pixels = np.frombuffer(record.payload, dtype=np.uint8).reshape(2, 24, 32, 3)
+    wanted = np.asarray(Image.fromarray(picture(90)).resize((32, 24)), dtype=int)
+    assert np.abs(pixels[1] - wanted).mean() < 12
+    assert desk.told("total")[-1]["items"] == 4
+
+
+def test_what_is_stored_is_not_made_again(desk: Desk) -> None:
+    one = video(desk)
+    desk.run(one)
+    Path(one["path"]).unlink()
+    assert desk.run(one) == []
+    assert desk.told("failure") == []
+
+
+def test_a_killed_run_goes_on_at_the_first_missing_chunk(desk: Desk) -> None:
+    one = video(desk)
+    desk.run(one)
+    undisturbed = [desk.shelf("frames").read(key).payload for key in keys(one, 4)]
+    desk.shelf("frames").drop(keys(one, 4)[2:])
+    desk.shelf("media").drop([one["digest"]])
+    assert desk.run(one) == keys(one, 4)[2:]
+    assert [desk.shelf("frames").read(key).payload for key in keys(one, 4)] == undisturbed
+    assert one["digest"] in desk.shelf("media")
+
+
+def test_only_wanted_chunks_are_made(desk: Desk) -> None:
+    one = video(desk)
+    assert desk.run({**one, "wanted": [1, 3]}) == [keys(one, 4)[1], keys(one, 4)[3]]
+    assert one["digest"] not in desk.shelf("media")
+    assert desk.run({**one, "wanted": [1]}) == []
+    assert desk.run(one) == [keys(one, 4)[0], keys(one, 4)[2]]
+    index = MediaIndex.from_json(desk.shelf("media").meta(one["digest"]))
+    assert [c.index for c in index.chunks] == [0, 1, 2, 3]
+
+
+def test_deleted_frames_of_a_known_medium_are_made_again_when_wanted(desk: Desk) -> None:
+    one = video(desk)
+    desk.run(one)
+    desk.shelf("frames").drop(keys(one, 4))
+    assert desk.run({**one, "wanted": [2]}) == [keys(one, 4)[2]]
+
+
+def test_several_videos_and_pictures_at_once(desk: Desk) -> None:
+    videos = [video(desk, f"{n}.mp4", seconds=n) for n in range(1, 6)]
+    images = []
+    for n in range(150):
+        path = desk.folder / f"{n}.png"
+        Image.fromarray(picture(n)).save(path)
+        images.append(medium(path))
+    published = desk.run(*videos, *images, workers=2)
+    assert len(published) == len(set(published)) == 1 + 1 + 2 + 2 + 3 + 150
+    assert desk.shelf("media").keys() == {m["digest"] for m in (*videos, *images)}
+    packs = list(FolderStore(Path(desk.url)).list(f"frames/{SCOPE[:2]}/{SCOPE}"))
+    assert len(packs) == 9 + 3
+    record = desk.shelf("frames").read(keys(images[7], 1)[0])
+    pixels = np.frombuffer(record.payload, dtype=np.uint8).reshape(30, 40, 3)
+    assert np.abs(pixels - np.asarray(Image.fromarray(picture(7)).resize((40, 30)), int)).mean() < 6
+
+
+def test_pictures_are_stored_before_they_fill_the_memory(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "PACK_BYTES", 40 * 30 * 3 * 2)
+    images = []
+    for n in range(6):
+        path = desk.folder / f"{n}.png"
+        Image.fromarray(picture(n)).save(path)
+        images.append(medium(path))
+    desk.run(*images, workers=1)
+    assert len(list(FolderStore(Path(desk.url)).list(f"frames/{SCOPE[:2]}/{SCOPE}"))) == 3
+
+
+def test_two_files_of_one_content_are_cut_once(desk: Desk) -> None:
+    one = video(desk, seconds=2)
+    two = desk.folder / "copy.mp4"
+    two.write_bytes(Path(one["path"]).read_bytes())
+    assert desk.run(one, medium(two)) == keys(one, 1)
+
+
+def test_an_unusable_medium_is_recorded_and_the_others_go_on(desk: Desk) -> None:
+    sound, one = medium(write_audio(desk.folder / "sound.mp4")), video(desk, seconds=2)
+    assert desk.run(sound, one, workers=1) == keys(one, 1)
+    (failure,) = desk.told("failure")
+    assert (failure["media"], failure["kind"]) == (sound["digest"], "no-video")
+    assert desk.shelf("failures").meta(sound["digest"]) == {
+        "kind": "no-video",
+        "message": failure["message"],
+        "hint": failure["hint"],
+    }
+    assert sound["digest"] not in desk.shelf("media")
+
+
+def test_a_medium_that_works_at_last_has_no_failure_to_its_name(desk: Desk) -> None:
+    one = video(desk, seconds=2)
+    meta = {"kind": "unreadable", "message": "", "hint": ""}
+    desk.shelf("failures").publish([Record(key=one["digest"], meta=meta)])
+    desk.run(one)
+    assert desk.shelf("failures").keys() == set()
+
+
+def test_damage_that_was_survived_is_told(desk: Desk) -> None:
+    whole = write_video(desk.folder / "a.ts", ticks=range(60))
+    joined = desk.folder / "joined.ts"
+    joined.write_bytes(whole.read_bytes() * 2)
+    desk.run(medium(joined))
+    (warning,) = desk.told("warning")
+    assert "joined.ts" in warning["text"]
+
+
+def test_a_full_disk_stops_the_stage(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> bool:
+        raise EnvironmentFault("the disk of the store is full")
+
+    media = [video(desk, f"{n}.mp4", seconds=4) for n in range(1, 4)]
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "put_if_absent", full)
+        with pytest.raises(EnvironmentFault, match="full"):
+            desk.run(*media)
+    assert desk.told("item") == []
+    assert desk.told("failure") == []
+    assert desk.run(*media) != []
+
+
+def test_a_disk_that_fails_is_not_blamed_on_the_medium(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(stage, "Video", broken)
+    with pytest.raises(EnvironmentFault, match="Input/output error"):
+        desk.run(video(desk))
+    assert desk.shelf("failures").keys() == set()
