@@ -9,6 +9,7 @@ from it: reading runs no code of the file's choosing.
 
 import math
 from collections.abc import Mapping
+from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import UsageError
@@ -35,6 +36,16 @@ def unpack_tree(meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview)
     """The tree again. Its tensors lie in `buffer` itself when that can be written to or is
     aligned; they are not to be changed in place."""
     return _unpack(meta, memoryview(buffer).cast("B"))
+
+
+def make_record(cls: type[Any], fields: Mapping[str, Any]) -> Any:
+    """An output record with these fields; others are None, also where its class has no default."""
+    required = {
+        name: None
+        for name, field in getattr(cls, "__dataclass_fields__", {}).items()
+        if field.default is MISSING and field.default_factory is MISSING
+    }
+    return cls(**{**required, **fields})
 
 
 def _pack(value: Any, parts: list[bytes]) -> dict[str, Any]:
@@ -98,7 +109,7 @@ def _unpack(meta: Mapping[str, Any], buffer: memoryview) -> Any:
         parts = [_unpack(part, buffer) for part in value]
         return tuple(parts) if kind == "tuple" else parts
     fields = {name: _unpack(part, buffer) for name, part in value}
-    return fields if kind == "dict" else _record_class(meta["class"])(**fields)
+    return fields if kind == "dict" else make_record(_record_class(meta["class"]), fields)
 
 
 def _unpack_tensor(meta: Mapping[str, Any], buffer: memoryview) -> "torch.Tensor":

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import UsageError
+from artifacts.tensors import make_record
 
 PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos", "image_patches")
 """The names under which models take pictures."""
@@ -32,7 +33,7 @@ class Features(dict[str, Any]):
     def __init__(self, outputs: Mapping[str, Any], needs: Iterable[str] = ()) -> None:
         super().__init__(outputs)
         self.needs = frozenset(needs)
-        """Names of the inputs besides pixels that went into the encoder, such as grids; decoding
+        """Names of the inputs besides pixels that were there at encoding, such as grids; decoding
         without one gives other tokens with no error, so it is refused."""
 
 
@@ -44,12 +45,11 @@ def is_pixels(name: str) -> bool:
 def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
     """What the vision half makes of the pixels among a processor's outputs."""
     require_protocol(half)
-    outputs, needs = {}, set()
+    outputs = {}
     for modality, function, names in _encoders(half):
         given = {name: inputs[name] for name in names if inputs.get(name) is not None}
         if not any(name in given for name in PIXELS):
             continue
-        needs |= {name for name in given if not is_pixels(name)}
         moved = {name: _to(value, half.device, half.dtype) for name, value in given.items()}
         with torch.inference_mode():
             outputs[modality] = lean(function(**moved, return_dict=True))
@@ -58,6 +58,7 @@ def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
             f"{type(half).__name__} was given no pixels that it can encode",
             hint=f"It takes {' or '.join(half.input_modalities)}",
         )
+    needs = [n for n, value in inputs.items() if value is not None and not is_pixels(n)]
     return Features(outputs, needs)
 
 
@@ -83,7 +84,7 @@ def generate(
     _check_placeholders(half, text["input_ids"], features)
     # `generate` changes the records it is given in place, so it gets shallow copies.
     outputs = {
-        modality: type(record)(**{name: _to(v, half.device) for name, v in record.items()})
+        modality: make_record(type(record), {n: _to(v, half.device) for n, v in record.items()})
         for modality, record in features.items()
     }
     with torch.inference_mode():
@@ -95,7 +96,7 @@ def lean(record: Any) -> Any:
     """The output record without the fields that the language half never reads."""
     if record.get("pooler_output") is None:
         return record
-    return type(record)(**{name: v for name, v in record.items() if name not in UNREAD})
+    return make_record(type(record), {n: v for n, v in record.items() if n not in UNREAD})
 
 
 def count_tokens(record: Any) -> int | None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from artifacts.tensors import make_record
+
 Rule = Any
 """`"cat" | "join" | "same" | "whole" | {"each": [Rule]} | {"fields": {name: Rule}}`; JSON holds
 it."""
@@ -44,7 +46,7 @@ class FeatureRecord:
     rules: dict[str, Rule]
     """Modality -> how its output record is joined with those of other rows."""
     needs: tuple[str, ...]
-    """Inputs besides pixels that went into the encoder; decoding without one is refused."""
+    """Inputs besides pixels that were there at encoding; decoding without one is refused."""
     channel: str
     """`images` or `videos`: as which the processor took the frames."""
     side: dict[str, Any]
@@ -88,7 +90,7 @@ def split(record: Any, rows: Sequence[RowCount]) -> tuple[list[Any], Rule]:
         pieces, rules[name] = _split(value, rows, top=True, main=name in MAIN_FIELDS)
         for part, piece in zip(parts, pieces, strict=True):
             part[name] = piece
-    return [type(record)(**part) for part in parts], {"fields": rules}
+    return [make_record(type(record), part) for part in parts], {"fields": rules}
 
 
 def merge(records: Sequence[Any], rule: Rule) -> Any:
@@ -106,7 +108,8 @@ def merge(records: Sequence[Any], rule: Rule) -> Any:
         raise CannotSplit("rows with parts of an unknown structure cannot be joined")
     if "fields" in rule:
         names = rule["fields"]
-        return type(first)(**{n: merge([r[n] for r in records], names[n]) for n in names})
+        joined = {n: merge([r[n] for r in records], names[n]) for n in names}
+        return make_record(type(first), joined)
     parts = zip(*records, strict=True)
     return type(first)(merge(p, r) for p, r in zip(parts, rule["each"], strict=True))
 
