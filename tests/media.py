@@ -82,7 +82,8 @@ def repeat_video(source: Path, path: Path, times: int) -> Path:
     with av.open(str(source)) as read, av.open(str(path), "w") as write:
         stream = read.streams.video[0]
         packets = [packet for packet in read.demux(stream) if packet.size]
-        length = max(p.pts or 0 for p in packets) + (packets[-1].duration or 1)
+        *_, before, last = sorted(packet.pts or 0 for packet in packets)
+        length = last + (last - before)
         copy = write.add_stream_from_template(stream)
         for turn in range(times):
             for packet in packets:

@@ -1,0 +1,44 @@
+"""A long video takes no more memory than a short one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.media import repeat_video, write_video
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from artifacts.schema import FrameFit, Sampling
+from stages.frames.video import Video
+
+with Video(Path(sys.argv[1]), threads=1) as video:
+    plans = video.plan(Sampling(chunk_seconds=30, fps=2, max_frames=32))
+    count = sum(len(chunk.index.times) for chunk in video.chunks(plans, FrameFit()))
+print(len(plans), count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+SLACK_KB = 3 << 10
+"""The times of two hours and the noise of an allocator; a chunk kept is 1.4 MB, and there are
+240."""
+
+
+def peak(path: Path) -> tuple[int, int, int]:
+    """Chunks, frames taken, and peak resident kilobytes of a process that cuts the video."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path)], check=True, capture_output=True, text=True
+    )
+    chunks, frames, kilobytes = map(int, done.stdout.split())
+    return chunks, frames, kilobytes
+
+
+def test_two_hours_take_no_more_memory_than_two_minutes(tmp_path: Path) -> None:
+    minute = write_video(
+        tmp_path / "minute.mp4", ticks=range(0, 1800, 12), size=(96, 160), options={"bf": "2"}
+    )
+    short = repeat_video(minute, tmp_path / "short.mp4", times=2)
+    long = repeat_video(minute, tmp_path / "long.mp4", times=120)
+    short_chunks, short_frames, short_peak = peak(short)
+    long_chunks, long_frames, long_peak = peak(long)
+    assert (short_chunks, long_chunks) == (4, 240)
+    assert long_frames == short_frames * 60 == 240 * 32
+    assert long_peak - short_peak < SLACK_KB
