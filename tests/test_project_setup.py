@@ -39,14 +39,14 @@ class Machine:
         """An interpreter that claims a version, and has neither venv nor pip."""
         claim = f"import sys; sys.version_info = ({version.replace('.', ', ')}, 0)"
         claim += f"; sys.executable = '{self.bin / name}'"
-        self.has(name, f'[ "$1" = -c ] || exit 1\nexec {sys.executable} -c "{claim}; $2"')
+        self.has(name, f'[ "$1" = -c ] || exit 1\nexec "{sys.executable}" -c "{claim}; $2"')
 
     def has_uv(self, install: str = ":") -> None:
         """A uv that makes an environment, and whose every installation is one shell command."""
         self.has(
             "uv",
             '[ "$1" != venv ] || { /bin/mkdir -p .venv/bin && '
-            f"/bin/ln -s {sys.executable} .venv/bin/python; }}\n"
+            f'/bin/ln -s "{sys.executable}" .venv/bin/python; }}\n'
             f'[ "$1" != pip ] || {install}',
         )
 
