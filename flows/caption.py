@@ -1,17 +1,26 @@
-"""The caption run as a Prefect flow: one task a stage, progress and a table in the UI, the very
-same sequence."""
+"""The caption run as a Prefect flow: one task a stage, progress and a table in the UI; decides
+nothing about the sequence, which is the plain command's."""
 
+import contextlib
+import io
+import logging
 import os
+import re
+import threading
 
+# Before the first import of Prefect, which reads them once.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+# Its own 20 s do not suffice on a busy machine.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from prefect import flow, task
+from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import (
     create_progress_artifact,
     create_table_artifact,
@@ -19,21 +28,78 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
+from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.states import Cancelled, Completed, Failed
+from pydantic import ConfigDict, with_config
 
-from artifacts.errors import UsageError
-from flows.config import CaptionConfig
+from artifacts.errors import Interrupted, PenstockError, UsageError
+from flows.config import ABOVE_ZERO, FORMATS, CaptionConfig
 from flows.display import Display
 from flows.launch import ENTRIES, StageCall
-from flows.run import caption
+from flows.run import caption, stopped_in_order
 from flows.sequence import RunResult
 from stages.process.stage_process import Listener, StageOutcome, StageProcess
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 2.0
 """How often a stage's progress is sent to the server."""
 TABLE_ROWS = 200
 """Rows of the UI's table; the rest is in the output files."""
+MARKUP = re.compile(r"\\(?=[^\w\s])|[`*<~]|\[(?=[^]]*]\()|(?<!\w)_|_(?!\w)|^[#>+-]")
+"""What markdown takes for itself. One of Prefect's two UIs reads table cells as markdown, the other
+shows every backslash, so no more is escaped than must be."""
 
-_display: ContextVar[Display | None] = ContextVar("display", default=None)
+
+@dataclass(kw_only=True, slots=True)
+class Caller:
+    """The command line, when it runs the flow inside itself."""
+
+    display: Display
+    result: RunResult | None = None
+    """Set by the flow: results do not travel through Prefect."""
+
+
+_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
+
+
+def tighten(schema: dict[str, Any]) -> None:
+    """Make Prefect refuse before a run what CaptionConfig would refuse in it."""
+    fields = schema["properties"]
+    fields["sources"]["minItems"] = 1
+    fields["format"]["items"]["enum"] = list(FORMATS)
+    fields["prompt"]["anyOf"][0]["pattern"] = r"\S"
+    for name in ABOVE_ZERO:
+        number = fields[name].get("anyOf", [fields[name]])[0]
+        number["exclusiveMinimum"] = 0
+
+
+with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True, json_schema_extra=tighten))(
+    CaptionConfig
+)
+
+
+@flow(name="caption-videos", persist_result=False)
+def caption_videos(config: CaptionConfig) -> State[Any]:
+    """Caption everything that `config` names; its fields are the command line's options.
+
+    Relative paths are looked up in the flow's working directory, which for a deployment is the
+    folder it was deployed from.
+    """
+    caller = _caller.get()
+    display = caller.display if caller else Display(to=RunLog(get_run_logger()))
+    try:
+        result = caption(config, display, PrefectLauncher)
+    except PenstockError as error:
+        ended = Cancelled if isinstance(error.__cause__, KeyboardInterrupt) else Failed
+        return ended(message=str(error), data=error)
+    if caller:
+        caller.result = result
+    create_table_artifact(table=table(result), key="penstock-captions", description=result.line())
+    if result.exit_code >= 2:
+        nothing = UsageError(result.line(), hint=f"Read {result.out / 'failures.jsonl'}")
+        return Failed(message=str(nothing), data=nothing)
+    return Completed(message=result.line())
 
 
 class PrefectLauncher:
@@ -55,36 +121,52 @@ class PrefectRunning:
         self._listen = listen
         self._done = 0
         self._total = 0
+        self._lock = threading.Lock()
+        self._stopped = False
         self._process: StageProcess | None = None
         stage = task(
             name=call.name, task_run_name=call.name, cache_policy=NO_CACHE, persist_result=False
         )(self._run)
-        self._future: PrefectFuture[StageOutcome] = stage.submit()
+        self._future: PrefectFuture[Any] = stage.submit()
 
     def wait(self) -> StageOutcome:
-        return self._future.result()
+        outcome: StageOutcome = self._future.result()
+        return outcome
 
     def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
         if self._process is not None:
             self._process.stop()
 
-    def _run(self) -> StageOutcome:
+    def _run(self) -> StageOutcome | State[Any]:
+        process = self._start()
+        try:
+            progress = Progress(self._call.name)
+            while not process.ended(PROGRESS_SECONDS):
+                progress.tell(self._done, self._total)
+            outcome = process.wait()
+            progress.tell(self._done, self._done)
+            return outcome
+        except PenstockError as error:
+            return Failed(message=str(error), data=error)  # raised, it is logged with a traceback
+        finally:
+            process.stop()
+
+    def _start(self) -> StageProcess:
         call = self._call
-        self._process = process = StageProcess(
-            call.name,
-            ENTRIES[call.name],
-            call.arguments,
-            device=call.device,
-            log=call.log,
-            listen=self._count,
-        )
-        artifact = create_progress_artifact(0.0, key=f"penstock-{call.name}", description=call.name)
-        assert isinstance(artifact, UUID)  # a coroutine only where the caller is one
-        while not process.ended(PROGRESS_SECONDS):
-            update_progress_artifact(artifact, 100 * self._done / max(1, self._total))
-        outcome = process.wait()
-        update_progress_artifact(artifact, 100.0)
-        return outcome
+        with self._lock:
+            if self._stopped:
+                raise Interrupted(f"the {call.name} stage was stopped before it started")
+            self._process = StageProcess(
+                call.name,
+                ENTRIES[call.name],
+                call.arguments,
+                device=call.device,
+                log=call.log,
+                listen=self._count,
+            )
+            return self._process
 
     def _count(self, stage: str, event: Mapping[str, Any]) -> None:
         if event["event"] == "item":
@@ -94,31 +176,97 @@ class PrefectRunning:
         self._listen(stage, event)
 
 
-@flow(name="caption-videos", persist_result=False)
-def caption_videos(config: CaptionConfig) -> RunResult:
-    """Caption everything that `config` names; its fields are the command line's options."""
-    result = caption(config, _display.get() or Display(), PrefectLauncher)
-    create_table_artifact(table=table(result), key="penstock-captions", description=result.line())
-    if result.exit_code >= 2:
-        raise UsageError(result.line(), hint=f"Read {result.out / 'failures.jsonl'}")
-    return result
+class Progress:
+    """A bar in the UI, from the moment that there is something to count."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._artifact: UUID | None = None
+        self._told = 0.0
+
+    def tell(self, done: int, total: int) -> None:
+        """A server that does not answer costs the bar, not the run."""
+        percent = 100 * done / total if total else 0.0
+        if not total or (self._artifact and percent == self._told):
+            return
+        try:
+            if self._artifact is None:
+                made = create_progress_artifact(
+                    percent, key=f"penstock-{self._stage}", description=self._stage
+                )
+                assert isinstance(made, UUID)  # a coroutine only where the caller is one
+                self._artifact = made
+            else:
+                update_progress_artifact(self._artifact, percent)
+            self._told = percent
+        except Exception as error:
+            logger.warning("progress of %s was not taken: %s", self._stage, error)
+
+
+class RunLog(io.StringIO):
+    """A stream whose lines go to the log of the flow run, which the UI shows."""
+
+    def __init__(self, log: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
+        super().__init__()
+        self._log = log
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            self._log.info("%s", line)
+        return len(text)
 
 
 def table(result: RunResult) -> list[dict[str, Any]]:
-    """What failed and why, for the UI; names and messages as plain text."""
+    """What failed and why, or what came of it, for the UI."""
     rows = [
         {"file": plain(f.media_path), "what": plain(f.message), "what to do": plain(f.hint)}
         for f in result.failures[:TABLE_ROWS]
     ]
-    return rows or [{"file": "all", "what": result.line(), "what to do": str(result.out)}]
+    rest = len(result.failures) - len(rows)
+    if rest:
+        where = plain(str(result.out / "failures.jsonl"))
+        rows.append({"file": f"{rest} more", "what": "failed too", "what to do": f"Read {where}"})
+    return rows or [
+        {"files": result.files, "captions": result.captions, "folder": plain(str(result.out))}
+    ]
 
 
 def plain(text: str) -> str:
-    """Text that a table of markdown shows as it is."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>|#!" else c for c in text)
+    """Text that markdown shows as it is."""
+    return MARKUP.sub(lambda found: f"\\{found.group()}", text)
 
 
 def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
-    """The flow, called from the command line. Raises PenstockError."""
-    _display.set(display)
-    return caption_videos(config)
+    """The flow, run inside the command, which prints what the plain command prints. Raises
+    PenstockError."""
+    caller = Caller(display=display)
+    token = _caller.set(caller)
+    try:
+        with stopped_in_order(), quiet_console():
+            state = caption_videos(config, return_state=True)
+            if caller.result is None:
+                state.result()
+    finally:
+        _caller.reset(token)
+    assert caller.result is not None
+    return caller.result
+
+
+@contextlib.contextmanager
+def quiet_console() -> Iterator[None]:
+    """Keep Prefect's own lines off the terminal; they still reach the log that the UI shows."""
+    names = ("", "prefect", "uvicorn", "fastapi")
+    handlers = [
+        handler
+        for name in names
+        for handler in logging.getLogger(name).handlers
+        if isinstance(handler, PrefectConsoleHandler)
+    ]
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)

@@ -13,6 +13,8 @@ VIDEO_PROMPT = "Describe this video in detail."
 IMAGE_PROMPT = "Describe this image in detail."
 FORMATS = ("jsonl", "txt", "vtt")
 """What `--format` accepts; jsonl is always written."""
+ABOVE_ZERO = ("chunk", "fps", "frames", "max_frames", "batch_size", "max_new_tokens", "limit")
+"""Options that are numbers above 0."""
 
 
 def default_store() -> str:
@@ -77,15 +79,7 @@ class CaptionConfig:
             )
         if self.fps is not None and self.frames is not None:
             raise UsageError("--fps and --frames exclude each other", hint="Leave one of them out")
-        for name in (
-            "chunk",
-            "fps",
-            "frames",
-            "max_frames",
-            "batch_size",
-            "max_new_tokens",
-            "limit",
-        ):
+        for name in ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 option = name.replace("_", "-")

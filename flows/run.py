@@ -93,13 +93,15 @@ def only_run_in(job: Job) -> Iterator[None]:
 @contextlib.contextmanager
 def stopped_in_order() -> Iterator[None]:
     """Ctrl-C and SIGTERM end the run the same way: the stage is stopped, the outputs are
-    written."""
+    written. Whoever takes SIGTERM already, as Prefect does in a flow, keeps it."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if main else None
+    before = signal.getsignal(signal.SIGTERM)
+    ours = threading.current_thread() is threading.main_thread() and before is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except KeyboardInterrupt as error:
@@ -107,5 +109,5 @@ def stopped_in_order() -> Iterator[None]:
             "stopped", hint="Nothing finished is lost; run the same command again to go on"
         ) from error
     finally:
-        if main:
+        if ours:
             signal.signal(signal.SIGTERM, before)

@@ -81,9 +81,8 @@ class Sequence:
         except BaseException as error:
             self._stop_ahead()
             self._write(result)
-            state = (
-                "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted) else "failed"
-            )
+            stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+            state = "interrupted" if stopped else "failed"
             self._record.finish(state, error=str(error))
             raise
         self._record.finish("done")
@@ -219,12 +218,8 @@ class Sequence:
         media = {"total": result.files, "failed": len(result.failures)}
         self._record.value.update(media=media, captions=result.captions)
         tasks = self._job.ledger.tasks(self._job.media)
-        for stage, field_name in (
-            ("frames", "frames"),
-            ("encode", "features"),
-            ("decode", "caption"),
-        ):
-            self._record.expect(stage, len({getattr(task, field_name) for task in tasks}))
+        for stage, key in KEY_OF.items():
+            self._record.expect(stage, len({getattr(task, key) for task in tasks}))
 
     def _forget_failures(self) -> None:
         if self._job.config.retry_failed:
