@@ -1,0 +1,225 @@
+"""Sampling frames: this program against torchcodec, OpenCV, decord and the ffmpeg command.
+
+Prints ratios of CPU seconds and of wall seconds, ours over theirs, so that below 1 is a win. All
+give the same frames of the same clips as RGB at full size; each line says whether what came back
+was exactly that. `python -m benchmarks.frames [CLIP...]`
+"""
+
+import importlib
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.schema import FrameFit, Sampling
+from stages.frames.video import Video
+from tests.media import repeat_video, write_video
+
+ROUNDS = 5
+SPARSE_FRAMES = 16
+SAME = 4.0
+"""Mean difference of two pictures, of 255, up to which they are the same one decoded by another
+FFmpeg with another conversion to RGB; neighbours in a moving scene differ by more."""
+CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
+
+Frames = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One clip and the frames to take from it."""
+
+    name: str
+    path: Path
+    sampling: Sampling
+    seconds: list[float]
+    """Presentation times from the first frame."""
+    positions: list[int]
+    """Which frames those are, counted from 0."""
+    wanted: Frames
+
+
+@dataclass(kw_only=True, slots=True)
+class Score:
+    """What one contender needed, round by round."""
+
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    verdict: str = ""
+
+
+def ours(case: Case) -> Frames:
+    with Video(case.path) as video:
+        chunks = video.chunks(video.plan(case.sampling), FrameFit())
+        return np.concatenate([chunk.pixels for chunk in chunks])
+
+
+def torchcodec(case: Case) -> Frames:
+    decoders: Any = importlib.import_module("torchcodec.decoders")
+    decoder = decoders.VideoDecoder(
+        str(case.path), dimension_order="NHWC", num_ffmpeg_threads=THREADS, seek_mode="exact"
+    )
+    result: Frames = decoder.get_frames_at(indices=case.positions).data.numpy()
+    return result
+
+
+def opencv(case: Case) -> Frames:
+    cv2: Any = importlib.import_module("cv2")
+    capture = cv2.VideoCapture(str(case.path), cv2.CAP_FFMPEG)
+    found, wanted = [], set(case.positions)
+    for position in range(case.positions[-1] + 1):
+        if not capture.grab():
+            break
+        if position in wanted:
+            found.append(cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB))
+    capture.release()
+    return np.stack(found)
+
+
+def decord(case: Case) -> Frames:
+    library: Any = importlib.import_module("decord")
+    reader = library.VideoReader(str(case.path), ctx=library.cpu(0), num_threads=THREADS)
+    result: Frames = reader.get_batch(case.positions).asnumpy()
+    return result
+
+
+def ffmpeg(case: Case) -> Frames:
+    """One pass that selects, or a process a frame where frames lie far apart, as one would do."""
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    if len(case.positions) == SPARSE_FRAMES:
+        data = b"".join(
+            _run(
+                ["-ss", f"{max(0.0, t - 0.004):.6f}", "-i", str(case.path), "-frames:v", "1", *raw]
+            )
+            for t in case.seconds
+        )
+    else:
+        choice = "+".join(f"eq(n\\,{position})" for position in case.positions)
+        passed = ["-vf", f"select={choice}", "-vsync", "passthrough"]
+        data = _run(["-i", str(case.path), *passed, "-frames:v", str(len(case.positions)), *raw])
+    return np.frombuffer(data, dtype=np.uint8).reshape(-1, *case.wanted.shape[1:])
+
+
+def _run(arguments: list[str]) -> bytes:
+    command = ["ffmpeg", "-v", "error", "-nostdin", *arguments]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+THREADS = 0
+"""All cores, for everyone who can be told."""
+CONTENDERS: dict[str, Callable[[Case], Frames]] = {
+    "ours": ours,
+    "torchcodec": torchcodec,
+    "opencv": opencv,
+    "decord": decord,
+    "ffmpeg": ffmpeg,
+}
+
+
+def case_of(name: str, path: Path, sampling: Sampling) -> Case:
+    """What we take, and which frames of the file those are."""
+    with Video(path) as video:
+        timeline = video._reader.timeline
+        chunks = list(video.chunks(video.plan(sampling), FrameFit()))
+    seconds = [time for chunk in chunks for time in chunk.index.times]
+    own = [timeline.seconds(int(ticks)) for ticks in timeline.pts]
+    return Case(
+        name=name,
+        path=path,
+        sampling=sampling,
+        seconds=seconds,
+        positions=[own.index(time) for time in seconds],
+        wanted=np.concatenate([chunk.pixels for chunk in chunks]),
+    )
+
+
+def cases(paths: list[Path], folder: Path) -> Iterator[Case]:
+    """Two frames a second of each clip, and 16 frames of the long ones."""
+    options = {"preset": "medium", "bf": "3"}
+    base = write_video(
+        folder / "base.mp4", ticks=range(300), size=(360, 640), gop=250, options=options
+    )
+    paths = [repeat_video(base, folder / "generated.mp4", times=12), *paths]
+    for path in paths:
+        yield case_of(
+            f"{path.name} 2 fps", path, Sampling(chunk_seconds=30, fps=2, max_frames=1000)
+        )
+        with Video(path) as video:
+            if video.duration < 60:
+                continue
+        sparse = Sampling(chunk_seconds=1e6, frames=SPARSE_FRAMES, max_frames=SPARSE_FRAMES)
+        yield case_of(f"{path.name} {SPARSE_FRAMES} frames", path, sparse)
+
+
+def used() -> float:
+    """CPU seconds of this process and of the children it has waited for."""
+    usage = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage)
+
+
+def measure(case: Case) -> dict[str, Score]:
+    """Every contender in turn, several rounds, so that a busy machine is busy for all of them."""
+    scores = {name: Score() for name in CONTENDERS}
+    for _ in range(ROUNDS):
+        for name, contender in CONTENDERS.items():
+            score = scores[name]
+            if score.verdict.startswith("failed"):
+                continue
+            cpu, wall = used(), time.perf_counter()
+            try:
+                frames = contender(case)
+            except Exception as error:
+                score.verdict = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:90]}"
+                continue
+            score.cpu.append(used() - cpu)
+            score.wall.append(time.perf_counter() - wall)
+            score.verdict = verdict(case, frames)
+    return scores
+
+
+def verdict(case: Case, frames: Frames) -> str:
+    """Whether what came back is the frames that were asked for."""
+    if frames.shape != case.wanted.shape:
+        return f"NOT exact: {frames.shape} instead of {case.wanted.shape}"
+    pairs = zip(frames, case.wanted, strict=True)
+    apart = [float(np.abs(a.astype(np.int16) - b).mean()) for a, b in pairs]
+    wrong = sum(difference > SAME for difference in apart)
+    return f"NOT exact: {wrong} of {len(apart)} differ" if wrong else "exact"
+
+
+def main() -> None:
+    named = [Path(argument) for argument in sys.argv[1:]]
+    shared = ["v2d_test.mp4", "intel_person.mp4", "gr_world.mp4", "intel_bottle.mp4"]
+    paths = named or [CLIPS / name for name in shared if (CLIPS / name).is_file()]
+    if shutil.which("ffmpeg") is None:
+        del CONTENDERS["ffmpeg"]
+    print(f"{'case':32} {'against':11} {'CPU s':>8} {'ours/it':>8} {'wall s':>8} {'ours/it':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases(paths, Path(folder)):
+            scores = measure(case)
+            us = scores["ours"]
+            for name, score in scores.items():
+                if not score.cpu:
+                    print(f"{case.name:32} {name:11} {score.verdict}")
+                    continue
+                cpu, wall = statistics.median(score.cpu), statistics.median(score.wall)
+                ratios = statistics.median(us.cpu) / cpu, statistics.median(us.wall) / wall
+                print(
+                    f"{case.name:32} {name:11} {cpu:8.2f} {ratios[0]:8.2f} {wall:8.2f} "
+                    f"{ratios[1]:8.2f}  {score.verdict}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
