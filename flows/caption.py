@@ -1,7 +1,6 @@
 """The caption run as a Prefect flow: one task a stage, progress and a table in the UI; decides
 nothing about the sequence, which is the plain command's."""
 
-import contextlib
 import io
 import logging
 import os
@@ -14,7 +13,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 # Its own 20 s do not suffice on a busy machine.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -239,10 +238,11 @@ def plain(text: str) -> str:
 def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
     """The flow, run inside the command, which prints what the plain command prints. Raises
     PenstockError."""
+    quiet_console()
     caller = Caller(display=display)
     token = _caller.set(caller)
     try:
-        with stopped_in_order(), quiet_console():
+        with stopped_in_order():
             state = caption_videos(config, return_state=True)
             if caller.result is None:
                 state.result()
@@ -252,21 +252,10 @@ def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
     return caller.result
 
 
-@contextlib.contextmanager
-def quiet_console() -> Iterator[None]:
-    """Keep Prefect's own lines off the terminal; they still reach the log that the UI shows."""
-    names = ("", "prefect", "uvicorn", "fastapi")
-    handlers = [
-        handler
-        for name in names
-        for handler in logging.getLogger(name).handlers
-        if isinstance(handler, PrefectConsoleHandler)
-    ]
-    levels = [handler.level for handler in handlers]
-    for handler in handlers:
-        handler.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for handler, level in zip(handlers, levels, strict=True):
-            handler.setLevel(level)
+def quiet_console() -> None:
+    """Keep Prefect's own lines off the terminal for good; the log that the UI shows gets them
+    still."""
+    for name in ("", "prefect", "uvicorn", "fastapi"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.setLevel(logging.CRITICAL + 1)

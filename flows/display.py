@@ -115,13 +115,18 @@ class Display:
         self._stage = ""
 
     def _line(self, text: str) -> None:
-        self._to.write(text + "\n")
+        self._to.write(printable(text) + "\n")
         self._to.flush()
 
     def _emit(self, value: dict[str, Any]) -> None:
         if self._json:
             sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
             sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which a file's name may hold and a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def duration(seconds: float) -> str:

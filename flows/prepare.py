@@ -9,7 +9,7 @@ from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests, digest_of
 from artifacts.schema import Sampling
-from artifacts.store import FolderStore, fault_of, open_store
+from artifacts.store import FolderStore, open_store
 from flows.config import CaptionConfig
 from flows.launch import Launcher
 from flows.ledger import Ledger, Medium, Scopes
@@ -40,7 +40,7 @@ class Job:
 
     @property
     def out(self) -> Path:
-        return Path(self.config.out).expanduser().absolute()
+        return out_folder(self.config)
 
     @property
     def media(self) -> list[Medium]:
@@ -48,11 +48,25 @@ class Job:
         return list({(m.digest, m.prompt): m for m in self.contents}.values())
 
 
+class NothingToCaption(UsageError):
+    """None of the sources can be captioned; `failures` says why of each."""
+
+    def __init__(self, failures: Sequence[Failure]) -> None:
+        first = failures[0]
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        message = f"nothing to caption: {first.media_path}: {first.message}{more}"
+        super().__init__(message, hint=first.hint)
+        self.failures = tuple(failures)
+
+
 def prepare(config: CaptionConfig, launcher: Launcher) -> Job:
     """Everything a run must know before it starts a stage. Raises PenstockError."""
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(config.sources, selection, config.limit)
+    if not files:  # said before a model is looked for, or downloaded
+        raise NothingToCaption(failures)
+    store.check_writable()
     device = device_name()
     digests = ContentDigests(store.root / "digests.jsonl")
     model = open_model(
@@ -61,9 +75,11 @@ def prepare(config: CaptionConfig, launcher: Launcher) -> Job:
         digests=digests,
         launcher=launcher,
         device=device,
-        log=Path(config.out).expanduser().absolute() / "logs" / "describe.log",
+        log=out_folder(config) / "logs" / "describe.log",
     )
     readable, contents, unreadable = read_contents(files, digests, config.prompt_for)
+    if not readable:
+        raise NothingToCaption([*failures, *unreadable])
     sampling = model.sampling(config)
     return Job(
         config=config,
@@ -76,6 +92,11 @@ def prepare(config: CaptionConfig, launcher: Launcher) -> Job:
         failures=(*failures, *unreadable),
         ledger=Ledger(store, scopes_of(config, model, sampling)),
     )
+
+
+def out_folder(config: CaptionConfig) -> Path:
+    """Where a run writes, absolute."""
+    return Path(config.out).expanduser().absolute()
 
 
 def scopes_of(config: CaptionConfig, model: Model, sampling: Sampling) -> Scopes:
@@ -125,17 +146,3 @@ def read_contents(
             Medium(digest=digest, path=str(file.path), kind=file.kind, prompt=prompt_for(file.kind))
         )
     return readable, contents, failures
-
-
-def check_out(job: Job) -> None:
-    """Raise before anything is computed when there is nothing to do or no place to put it."""
-    if not job.files:
-        first = job.failures[0]
-        raise UsageError(
-            f"nothing to caption: {first.media_path}: {first.message}", hint=first.hint
-        )
-    try:
-        job.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise fault_of(error, job.out) from error
-    job.store.check_writable()

@@ -6,11 +6,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from artifacts.captions import write_jsonl
 from artifacts.errors import Interrupted, UsageError
+from artifacts.store import fault_of
 from flows.config import CaptionConfig
 from flows.display import Display
 from flows.launch import DirectLauncher, Launcher
-from flows.prepare import Job, check_out, prepare
+from flows.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.run_record import RunRecord
 from flows.sequence import RunResult, Sequence
 from stages.process.lock import holder, try_hold
@@ -39,8 +41,11 @@ def caption(
 
     launcher = make_launcher(listen)
     with stopped_in_order():
-        job = prepare(config, launcher)
-        check_out(job)
+        try:
+            job = prepare(config, launcher)
+        except NothingToCaption as error:
+            write_jsonl(out_folder(config) / "failures.jsonl", error.failures)
+            raise
         with only_run_in(job):
             record = RunRecord(job.out)
             record.value["plan"] = summary(job)
@@ -80,7 +85,11 @@ def halves(job: Job) -> dict[str, dict[str, int]]:
 def only_run_in(job: Job) -> Iterator[None]:
     """Two runs that write one folder would take turns at destroying each other's files."""
     path = job.out / ".lock"
-    lock = try_hold(path)
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+        lock = try_hold(path)
+    except OSError as error:
+        raise fault_of(error, job.out) from error
     if lock is None:
         raise UsageError(
             f"{holder(path)} is captioning into {job.out} already",

@@ -6,7 +6,7 @@ import sys
 
 from flows.cli.options import config_of
 from flows.cli.plan_command import plan_lines
-from flows.display import Display
+from flows.display import Display, printable
 from flows.sequence import RunResult
 
 NAMED_FAILURES = 20
@@ -40,7 +40,8 @@ def caption_command(given: argparse.Namespace) -> int:
 def report(result: RunResult, *, quiet: bool) -> None:
     """The last words: what failed, what to read, where the captions are."""
     for failure in result.failures[:NAMED_FAILURES]:
-        print(f"failed: {failure.media_path}: {failure.message}. {failure.hint}", file=sys.stderr)
+        text = f"failed: {failure.media_path}: {failure.message}. {failure.hint}"
+        print(printable(text), file=sys.stderr)
     rest = len(result.failures) - NAMED_FAILURES
     if rest > 0:
         print(f"… and {rest} more in {result.out / 'failures.jsonl'}", file=sys.stderr)

@@ -13,7 +13,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packs import verify
 from artifacts.store import open_store
 from flows.config import default_store
-from flows.display import duration, size
+from flows.display import duration, printable, size
 from flows.models import cores, cpu_has_bfloat16
 from flows.run_record import versions
 from stages.process.memory import device_name, device_uuid
@@ -50,7 +50,8 @@ def status_command(given: argparse.Namespace) -> int:
     if record["error"]:
         print(record["error"])
     for failure in _failures(Path(given.out)):
-        print(f"failed: {failure['media_path']}: {failure['message']}. {failure['hint']}")
+        text = f"failed: {failure['media_path']}: {failure['message']}. {failure['hint']}"
+        print(printable(text))
     return 0
 
 
