@@ -13,7 +13,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 # Its own 20 s do not suffice on a busy machine.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -31,10 +31,12 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import ConfigDict, with_config
 
+from artifacts.captions import Failure
 from artifacts.errors import Interrupted, PenstockError, UsageError
 from flows.config import ABOVE_ZERO, FORMATS, CaptionConfig
 from flows.display import Display
 from flows.launch import ENTRIES, StageCall
+from flows.prepare import NothingToCaption
 from flows.run import caption, stopped_in_order
 from flows.sequence import RunResult
 from stages.process.stage_process import Listener, StageOutcome, StageProcess
@@ -90,11 +92,14 @@ def caption_videos(config: CaptionConfig) -> State[Any]:
     try:
         result = caption(config, display, PrefectLauncher)
     except PenstockError as error:
+        if isinstance(error, NothingToCaption):
+            show(table(error.failures), str(error))
         ended = Cancelled if isinstance(error.__cause__, KeyboardInterrupt) else Failed
         return ended(message=str(error), data=error)
     if caller:
         caller.result = result
-    create_table_artifact(table=table(result), key="penstock-captions", description=result.line())
+    done = {"files": result.files, "captions": result.captions, "folder": plain(str(result.out))}
+    show(table(result.failures) or [done], result.line())
     if result.exit_code >= 2:
         nothing = UsageError(result.line(), hint=f"Read {result.out / 'failures.jsonl'}")
         return Failed(message=str(nothing), data=nothing)
@@ -215,19 +220,24 @@ class RunLog(io.StringIO):
         return len(text)
 
 
-def table(result: RunResult) -> list[dict[str, Any]]:
-    """What failed and why, or what came of it, for the UI."""
+def show(rows: list[dict[str, Any]], line: str) -> None:
+    """Put a table into the UI. A server that does not answer costs the table, not the run."""
+    try:
+        create_table_artifact(table=rows, key="penstock-captions", description=plain(line))
+    except Exception as error:
+        logger.warning("the table was not taken: %s", error)
+
+
+def table(failures: Sequence[Failure]) -> list[dict[str, Any]]:
+    """What failed, why, and what to do."""
     rows = [
         {"file": plain(f.media_path), "what": plain(f.message), "what to do": plain(f.hint)}
-        for f in result.failures[:TABLE_ROWS]
+        for f in failures[:TABLE_ROWS]
     ]
-    rest = len(result.failures) - len(rows)
+    rest = len(failures) - len(rows)
     if rest:
-        where = plain(str(result.out / "failures.jsonl"))
-        rows.append({"file": f"{rest} more", "what": "failed too", "what to do": f"Read {where}"})
-    return rows or [
-        {"files": result.files, "captions": result.captions, "folder": plain(str(result.out))}
-    ]
+        rows.append({"file": f"{rest} more", "what": "failed", "what to do": "Read failures.jsonl"})
+    return rows
 
 
 def plain(text: str) -> str:
