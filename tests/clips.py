@@ -1,12 +1,16 @@
 """Small clips, and the way the whole model captions them: processor, then `generate`, with nothing
 of this program in between."""
 
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from stages.models import load_half
+from stages.models.boundary import Half
 from stages.models.prepare import Clip
 
 PROMPTS = ("Describe.", "What happens in it?", "Say in one long sentence what you see.", "Who?")
@@ -60,11 +64,18 @@ def joint_inputs(processor: Any, batch: Sequence[Clip], prompts: Sequence[str]) 
     return dict(processor(text=texts, padding=True, return_tensors="pt", **options))
 
 
-def joint_model(folder: Any) -> Any:
+@functools.cache
+def joint_model(folder: Path) -> Any:
     """The whole model, loaded from disk."""
     from transformers import AutoModelForImageTextToText
 
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@functools.cache
+def half_model(folder: Path, keep: Half) -> Any:
+    """One half of it, loaded from disk."""
+    return load_half(folder, keep, dtype=torch.float32)
 
 
 def without_pixels(inputs: dict[str, Any]) -> dict[str, Any]:

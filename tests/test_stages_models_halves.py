@@ -1,0 +1,242 @@
+"""Each half alone reads only its own weights, and both together say what the whole model says."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from artifacts.errors import EnvironmentFault, UsageError
+from stages.models import NeedsWeights, describe, encode, generate, load_half
+from stages.models.boundary import HALVES
+from stages.models.features import Features
+from stages.models.prepare import load_processor
+from tests.clips import PROMPTS, clips, half_model, joint_inputs, joint_model, without_pixels
+from tests.families import BUILDERS, checkpoint
+
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
+DEMO = Path(__file__).parent.parent / "demo" / "checkpoint"
+
+
+def parameters(model: Any) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def poisoned(folder: Path, to: Path, half: str) -> Path:
+    """A copy of a checkpoint in which the tensors of one half are not numbers."""
+    shutil.copytree(folder, to)
+    card = describe(folder)
+    names = set(getattr(card, half).tensors)
+    weights = load_file(to / "model.safetensors")
+    for name, tensor in weights.items():
+        if name in names:
+            weights[name] = torch.full_like(tensor, float("nan"))
+    save_file(weights, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("family", BUILDERS)
+def test_halves_say_what_the_whole_model_says(family: str, kind: str, count: int) -> None:
+    folder = checkpoint(family)
+    processor = load_processor(folder)
+    inputs = joint_inputs(processor, clips(kind, count), PROMPTS[:count])
+    joint = joint_model(folder).generate(**inputs, **GREEDY)
+
+    features = encode(half_model(folder, "vision"), inputs)
+    language = half_model(folder, "language")
+    staged = generate(language, without_pixels(inputs), features, **GREEDY)
+    assert torch.equal(staged, joint)
+    again = generate(language, without_pixels(inputs), features, **GREEDY)
+    assert torch.equal(again, joint), "the first call must not have changed the features"
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_what_is_seen_decides_what_is_said(family: str) -> None:
+    """Guards the tests above: a model that ignores its pictures would pass them."""
+    folder = checkpoint(family)
+    inputs = joint_inputs(load_processor(folder), clips("image", 4), ["Describe."] * 4)
+    said = joint_model(folder).generate(**inputs, **GREEDY)[:, -8:]
+    assert len({tuple(row.tolist()) for row in said}) == 4
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_the_halves_share_no_parameter_and_miss_none(family: str) -> None:
+    folder = checkpoint(family)
+    vision, language = (half_model(folder, half) for half in HALVES)
+    assert parameters(vision) + parameters(language) == parameters(joint_model(folder))
+    shared = dict(vision.named_parameters()).keys() & dict(language.named_parameters()).keys()
+    assert not shared
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_no_tensor_of_the_other_half_is_used(family: str, tmp_path: Path) -> None:
+    folder = checkpoint(family)
+    inputs = joint_inputs(load_processor(folder), clips("video", 2), PROMPTS[:2])
+    joint = joint_model(folder).generate(**inputs, **GREEDY)
+    no_language = poisoned(folder, tmp_path / "no-language", "language")
+    no_vision = poisoned(folder, tmp_path / "no-vision", "vision")
+    features = encode(load_half(no_language, "vision"), inputs)
+    staged = generate(load_half(no_vision, "language"), without_pixels(inputs), features, **GREEDY)
+    assert torch.equal(staged, joint)
+
+
+def test_no_tensor_of_the_other_half_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader asks the file for slices; those it then reads are the half's own."""
+    from transformers import core_model_loading
+
+    folder = checkpoint("qwen2_5_vl")
+    read: list[tuple[int, ...]] = []
+    materialize = core_model_loading._materialize_copy
+
+    def watched(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        read.append(tuple(tensor.get_shape()))
+        return materialize(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(core_model_loading, "_materialize_copy", watched)
+    card = describe(folder)
+    load_half(folder, "vision")
+    assert len(read) == len(card.vision.tensors)
+    assert sum(torch.Size(shape).numel() for shape in read) == card.vision.parameters
+
+
+def test_the_demo_says_the_same_in_halves() -> None:
+    processor = load_processor(DEMO)
+    for kind in ("image", "video"):
+        batch = clips(kind, 2, frames=8, height=96, width=96)
+        inputs = joint_inputs(processor, batch, ["Describe the video."] * 2)
+        options = {"do_sample": False, "max_new_tokens": 24}
+        joint = joint_model(DEMO).generate(**inputs, **options)
+        features = encode(half_model(DEMO, "vision"), inputs)
+        language = half_model(DEMO, "language")
+        assert torch.equal(generate(language, without_pixels(inputs), features, **options), joint)
+
+
+def test_loading_half_a_model_reports_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    for family in BUILDERS:
+        for half in HALVES:
+            load_half(checkpoint(family), half)
+    assert not [record for record in caplog.records if "UNEXPECTED" in record.getMessage()]
+
+
+def test_using_the_absent_half_names_the_piece() -> None:
+    folder = checkpoint("llava_onevision")
+    vision, language = (half_model(folder, half) for half in HALVES)
+    with pytest.raises(NeedsWeights, match=r"model\.language_model"):
+        vision.model.language_model(torch.zeros(1, 1))
+    with pytest.raises(NeedsWeights, match=r"embed_tokens\.weight"):
+        _ = vision.get_input_embeddings().weight
+    with pytest.raises(NeedsWeights, match=r"model\.image_newline"):
+        torch.cat([torch.zeros(32), language.model.image_newline])
+    with pytest.raises(NeedsWeights, match="image_newline"):
+        _ = language.model.image_newline[None]
+    assert vision.model.language_model.config.hidden_size == 32
+
+
+def test_placeholders_without_features_fail() -> None:
+    folder = checkpoint("qwen3_vl")
+    inputs = joint_inputs(load_processor(folder), clips("image", 2), PROMPTS[:2])
+    language = half_model(folder, "language")
+    with pytest.raises(UsageError, match=r"24 placeholders .* features for 0"):
+        generate(language, without_pixels(inputs), {}, **GREEDY)
+
+
+def test_decoding_without_an_input_that_encoding_had_fails() -> None:
+    folder = checkpoint("qwen3_vl")
+    inputs = joint_inputs(load_processor(folder), clips("video", 1), PROMPTS[:1])
+    features = encode(half_model(folder, "vision"), inputs)
+    language = half_model(folder, "language")
+    for name in ("video_grid_thw", "mm_token_type_ids"):
+        lacking = {n: v for n, v in without_pixels(inputs).items() if n != name}
+        with pytest.raises(UsageError, match=name):
+            generate(language, lacking, features, **GREEDY)
+
+
+def test_features_of_other_media_fail() -> None:
+    folder = checkpoint("qwen2_5_vl")
+    processor = load_processor(folder)
+    small = joint_inputs(processor, clips("image", 1, height=16, width=16), PROMPTS[:1])
+    large = joint_inputs(processor, clips("image", 1), PROMPTS[:1])
+    features = encode(half_model(folder, "vision"), small)
+    with pytest.raises(UsageError, match="placeholders"):
+        generate(half_model(folder, "language"), without_pixels(large), features, **GREEDY)
+
+
+def test_encoding_without_pixels_fails() -> None:
+    with pytest.raises(UsageError, match="no pixels"):
+        encode(half_model(checkpoint("llava"), "vision"), {"input_ids": torch.zeros(1, 1)})
+
+
+def test_features_know_what_decoding_needs() -> None:
+    folder = checkpoint("qwen2_5_vl")
+    inputs = joint_inputs(load_processor(folder), clips("video", 1), PROMPTS[:1])
+    features = encode(half_model(folder, "vision"), inputs)
+    assert isinstance(features, Features)
+    assert {"video_grid_thw", "second_per_grid_ts", "mm_token_type_ids"} <= features.needs
+    assert set(features["video"].keys()) == {"pooler_output"}
+
+
+def test_a_checkpoint_that_lacks_a_tensor_fails(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llava"), folder)
+    weights = load_file(folder / "model.safetensors")
+    lost = next(name for name in weights if "multi_modal_projector" in name)
+    del weights[lost]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EnvironmentFault, match="lacks 1 tensors of the vision half"):
+        load_half(folder, "vision")
+    assert parameters(load_half(folder, "language"))
+
+
+def test_pickled_weights_fail(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llava"), folder)
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="pickles"):
+        load_half(folder, "vision")
+    assert parameters(load_half(folder, "vision", trust_remote_code=True))
+
+
+def test_remote_code_fails(tmp_path: Path) -> None:
+    config = {
+        "model_type": "of_its_own",
+        "auto_map": {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text("raise SystemExit('must not run')\n")
+    with pytest.raises(UsageError, match="brings its own Python code"):
+        load_half(tmp_path, "vision")
+
+
+def test_a_model_without_a_vision_half_fails(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UsageError, match="no vision half"):
+        load_half(tmp_path, "vision")
+
+
+def test_a_model_that_takes_no_features_fails(tmp_path: Path) -> None:
+    import transformers
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    config = transformers.Blip2Config(
+        vision_config={**shape, "num_hidden_layers": 1, "image_size": 32, "patch_size": 8},
+        qformer_config={**shape, "num_hidden_layers": 1, "encoder_hidden_size": 32},
+        text_config={
+            "model_type": "opt",
+            "hidden_size": 32,
+            "ffn_dim": 64,
+            "vocab_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "word_embed_proj_dim": 32,
+        },
+    )
+    model: Any = transformers.Blip2ForConditionalGeneration(config)
+    with pytest.raises(UsageError, match="cannot take features"):
+        encode(model, {"pixel_values": torch.zeros(1, 3, 32, 32)})
