@@ -5,7 +5,7 @@ It does not know the model, the tokenizer or files; frames are drawn, then worn 
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -160,11 +160,12 @@ def _wear(rng: random.Random, frames: Pixels, noise: npt.NDArray[np.float32]) ->
     return brightened
 
 
-def make_batch(rng: random.Random, noise: npt.NDArray[np.float32]) -> Batch:
-    """A random batch of clips or pictures."""
+def make_batch(rng: random.Random, noise: npt.NDArray[np.float32], sparse: float = 0.0) -> Batch:
+    """A random batch of clips or pictures; a share `sparse` of clips has eight frames at most."""
     grid = rng.choices(list(GRIDS), _GRID_WEIGHTS)[0]
     still = rng.random() < IMAGE_SHARE
-    count = 1 if still else rng.choices(range(4, 17), (5, 5, *[8] * 11))[0]
+    counts = range(4, 9) if rng.random() < sparse else range(4, 17)
+    count = 1 if still else rng.choices(counts, (5, 5, *[8] * (len(counts) - 2)))[0]
     even = count + count % 2
     size = min(40, FRAMES_PER_BATCH // even)
     height, width = grid[0] * CELL, grid[1] * CELL
@@ -197,11 +198,3 @@ def make_batch(rng: random.Random, noise: npt.NDArray[np.float32]) -> Batch:
         backgrounds=np.array([BACKGROUNDS.index(spec.sentence.background) for spec, _ in parts]),
         seconds_per_patch=None if still else [sample_seconds(rng, count) for _ in parts],
     )
-
-
-def stream(seed: int) -> Iterator[Batch]:
-    """Batches without end."""
-    rng = random.Random(seed)
-    noise = np.random.RandomState(seed).randn(1 << 21).astype(np.float32)
-    while True:
-        yield make_batch(rng, noise)

@@ -10,13 +10,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from demo.batches import IGNORE, MOTION_TARGETS
-from demo.words import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from demo.words import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZES
 
 CLASSES: Final = (len(COLOURS) + 1, len(SHAPES) + 1, len(SIZES) + 1)
 WEIGHTS: Final = (1.0, 2.0, 1.0)
 """Colour, shape, size: shape is the hardest."""
 EMPTY_WEIGHT: Final = 0.1
 """Of cells in which nothing is, which are most."""
+STILL_BELOW: Final = 0.1
+"""Ways between the two frames of a patch, in units of two pixels, that count as none."""
+
+
+def headings(motion: Tensor) -> Tensor:
+    """The class of each way (token, 2) to the right and down: 0 for none, then `DIRECTIONS`."""
+    across, down = motion.unbind(-1)
+    sideways = torch.where(across < 0, DIRECTIONS.index("left"), DIRECTIONS.index("right"))
+    upright = torch.where(down < 0, DIRECTIONS.index("up"), DIRECTIONS.index("down"))
+    way = torch.where(across.abs() > down.abs(), sideways, upright) + 1
+    return torch.where(motion.abs().amax(-1) < STILL_BELOW, 0, way)
 
 
 class DenseHeads(nn.Module):
@@ -24,7 +35,7 @@ class DenseHeads(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.cells = nn.Linear(width, sum(CLASSES) + MOTION_TARGETS)
+        self.cells = nn.Linear(width, sum(CLASSES) + MOTION_TARGETS + len(DIRECTIONS) + 1)
         self.background = nn.Linear(width, len(BACKGROUNDS))
 
     def forward(
@@ -32,7 +43,7 @@ class DenseHeads(nn.Module):
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of features (clip, token, channel), and how often each reading is right."""
         read = self.cells(features).float()
-        *logits, moved = read.split([*CLASSES, MOTION_TARGETS], -1)
+        *logits, moved, ways = read.split([*CLASSES, MOTION_TARGETS, len(DIRECTIONS) + 1], -1)
         total = functional.cross_entropy(self.background(features.mean(1)).float(), backgrounds)
         right = {}
         for index, name in enumerate(("colour", "shape", "size")):
@@ -46,7 +57,14 @@ class DenseHeads(nn.Module):
             hit = logits[index].detach().argmax(-1)[there] == truth[there]
             right[name] = hit.float().mean().item()
         wanted = motion.flatten(2).transpose(1, 2)
-        known = ~wanted.isnan()
-        error = functional.smooth_l1_loss(moved[known], wanted[known], beta=0.25)
-        right["place"] = error.item()
-        return total + 2 * error, right
+        known = ~wanted.isnan().any(-1)
+        wanted, moved, ways = wanted[known], moved[known], ways[known]
+        placed = functional.smooth_l1_loss(moved[:, :2], wanted[:, :2], beta=0.25)
+        went = functional.smooth_l1_loss(moved[:, 2:], wanted[:, 2:], beta=1.0)
+        way = headings(wanted[:, 2:])
+        total = total + placed + 2 * went + 2 * functional.cross_entropy(ways, way)
+        goes = way > 0
+        right["place"], right["went"] = placed.item(), went.item()
+        if goes.any():
+            right["way"] = (ways.detach().argmax(-1) == way)[goes].float().mean().item()
+        return total, right

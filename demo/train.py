@@ -5,6 +5,7 @@ It does not know video files: it learns from drawn frames; `demo.evaluate` judge
 
 import argparse
 import copy
+import itertools
 import json
 import random
 import sys
@@ -13,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from demo.batches import CELL, Batch, stream
+from demo.batches import CELL, Batch, make_batch
 from demo.build import SPECIAL, Shape, build
 from demo.fast_vision import decode, fuse_norms, positions, vision
 from demo.losses import DenseHeads
@@ -46,6 +48,8 @@ class Recipe:
     """Share of the caption's tokens replaced at random on the way in."""
     colour_swaps: float = 0.4
     """Share of colour words replaced by others on the way in: a colour must not tell the shape."""
+    sparse_share: float = 0.8
+    """Share of batches with eight frames at most, until `flat_share`: motion is plain there."""
     threads: int = 2
     """Of torch."""
 
@@ -163,11 +167,13 @@ def losses(
     return told, dense, right | {"told": told.item(), "dense": dense.item()}
 
 
-def train(recipe: Recipe, folder: Path, shape: Shape) -> None:
+def train(recipe: Recipe, folder: Path, shape: Shape, start: Path | None = None) -> None:
     """Train for the recipe's minutes; a checkpoint is left in the folder every few of them."""
     torch.set_num_threads(recipe.threads)
     fuse_norms()
     model, processor = build(shape, recipe.seed)
+    if start is not None:
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
     model.train()
     model.model.language_model.config._attn_implementation = "eager"
     heads = DenseHeads(shape.text_width)
@@ -177,7 +183,9 @@ def train(recipe: Recipe, folder: Path, shape: Shape) -> None:
     smooth: dict[str, float] = {}
     log: list[dict[str, Any]] = []
     began = saved = time.monotonic()
-    for step, batch in enumerate(stream(recipe.seed + 17)):
+    rng = random.Random(recipe.seed + 17)
+    noise = np.random.RandomState(recipe.seed).randn(1 << 21).astype(np.float32)
+    for step in itertools.count():
         elapsed = time.monotonic() - began
         share = elapsed / 60 / recipe.minutes
         if share >= 1:
@@ -186,6 +194,8 @@ def train(recipe: Recipe, folder: Path, shape: Shape) -> None:
         for optimizer in both:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * max(fall, 0.002)
+        sparse = recipe.sparse_share * max(0.0, 1 - share / recipe.flat_share)
+        batch = make_batch(rng, noise, sparse)
         told, dense, right = losses(model, heads, asker, batch)
         total: Any = told + max(recipe.dense_floor, 1 - share) * dense
         total.backward()
@@ -213,5 +223,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=55.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="a checkpoint to go on from")
     chosen = parser.parse_args()
-    train(Recipe(minutes=chosen.minutes, seed=chosen.seed), chosen.out, Shape())
+    train(Recipe(minutes=chosen.minutes, seed=chosen.seed), chosen.out, Shape(), chosen.start)

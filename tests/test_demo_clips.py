@@ -1,0 +1,85 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+from demo import CHECKPOINT, CLIPS
+from demo.clips import main, write_clips
+from demo.scoring import Truth, read_truths, score_captions
+
+LIGHT = "import demo, sys; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'av')))"
+
+
+def test_importing_the_demo_is_light() -> None:
+    assert subprocess.run([sys.executable, "-c", LIGHT], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["demo.clips", "demo.scoring", "demo.world", "demo.render"])
+def test_clips_and_scores_need_no_torch(module: str) -> None:
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_written_clips_are_h264_and_match_their_truth(tmp_path: Path) -> None:
+    truths = write_clips(tmp_path, 8, seed=3)
+    assert read_truths(tmp_path / "truth.jsonl") == truths
+    assert sum(not truth.trained for truth in truths) == 2
+    for truth in truths:
+        with av.open(str(tmp_path / truth.file)) as container:
+            stream = container.streams.video[0]
+            assert stream.codec_context.name == "h264"
+            rate = float(stream.average_rate or 0)
+            assert 8 <= rate <= 30
+            frames = sum(1 for _ in container.decode(stream))
+        assert 2.9 <= frames / rate <= 8.1
+
+
+def test_the_same_seed_writes_the_same_truths_and_another_does_not(tmp_path: Path) -> None:
+    first = write_clips(tmp_path / "a", 4, seed=5)
+    assert write_clips(tmp_path / "b", 4, seed=5) == first
+    assert write_clips(tmp_path / "c", 4, seed=6) != first
+
+
+def test_the_command_line_writes_clips(tmp_path: Path) -> None:
+    main([str(tmp_path / "clips"), "--count", "2", "--seed", "9"])
+    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 2
+
+
+def test_the_shipped_clips_are_a_dozen_and_small() -> None:
+    truths = read_truths(CLIPS / "truth.jsonl")
+    assert len(truths) == 12
+    assert {truth.file for truth in truths} == {path.name for path in CLIPS.glob("*.mp4")}
+    assert {truth.trained for truth in truths} == {True, False}
+    assert sum(path.stat().st_size for path in CLIPS.iterdir()) < 1_000_000
+
+
+def test_the_checkpoint_states_how_clips_are_sampled() -> None:
+    stated = json.loads((CHECKPOINT / "processor_config.json").read_text())["video_processor"]
+    assert stated["fps"] == 2.0
+    assert (stated["min_frames"], stated["max_frames"]) == (4, 16)
+    assert stated["do_sample_frames"] is False
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) < 12_500_000
+
+
+def test_a_scoreboard_keeps_never_trained_pairs_apart() -> None:
+    red = "A small red circle appears on a dark background."
+    star = "A small red star appears on a dark background."
+    truths = [
+        Truth(file="a.mp4", caption=red, trained=True),
+        Truth(file="b.mp4", caption=star, trained=False),
+    ]
+    board = score_captions(truths, {"a.mp4": red, "b.mp4": red})
+    exact = {group.name: group.tallies["exact"].percent for group in board.groups}
+    assert exact == {"all": 50.0, "trained": 100.0, "never trained": 0.0}
+    assert [truth.file for truth, _ in board.misses] == ["b.mp4"]
+    assert "never trained" in board.table()
+
+
+def test_a_clip_without_a_caption_counts_as_missed() -> None:
+    truth = Truth(file="a.mp4", caption="A small red circle on a dark background.", trained=True)
+    board = score_captions([truth], {})
+    assert board.groups[0].tallies["exact"].hits == 0
+    assert board.misses == ((truth, None),)
