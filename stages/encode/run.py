@@ -66,8 +66,10 @@ def read_clip(shelf: Shelf, member: dict[str, Any]) -> Clip:
         ) from error
     meta = record.meta
     shape = (len(meta["times"]), meta["height"], meta["width"], 3)
+    # A copy, because processors make tensors of the frames, and torch wants those to be writable.
+    pixels = bytearray(record.payload)
     return Clip(
-        frames=np.frombuffer(record.payload, np.uint8).reshape(shape),
+        frames=np.frombuffer(pixels, np.uint8).reshape(shape),
         times=tuple(float(time) - float(meta["start"]) for time in meta["times"]),
         seconds=float(meta["end"]) - float(meta["start"]),
         kind=member["kind"],

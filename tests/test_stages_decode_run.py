@@ -1,0 +1,117 @@
+"""Captions made in two stages with a store between are those of the whole model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from artifacts.errors import EnvironmentFault
+from stages.models.prepare import Clip, load_processor
+from tests.clips import PROMPTS, clips, joint_inputs, joint_model
+from tests.families import BUILDERS, checkpoint
+from tests.waves import CAPTIONS, FEATURES, Wave, keys_told
+
+
+def joint_captions(folder: Path, batch: list[Clip], prompts: tuple[str, ...]) -> list[str]:
+    """What the whole model says of a batch, greedily."""
+    processor = load_processor(folder)
+    inputs = joint_inputs(processor, batch, [prompts[n % 4] for n in range(len(batch))])
+    with torch.inference_mode():
+        tokens = joint_model(folder).generate(**inputs, do_sample=False, max_new_tokens=8)
+    texts: list[str] = processor.batch_decode(
+        tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    return [text.strip() for text in texts]
+
+
+def said(found: list[dict[str, Any]]) -> list[str]:
+    return [caption["caption"] for caption in found]
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("family", BUILDERS)
+def test_captions_through_the_store_are_those_of_the_whole_model(
+    family: str, kind: str, tmp_path: Path
+) -> None:
+    folder = checkpoint(family)
+    batch = clips(kind, 4)
+    wave = Wave(tmp_path / "store", folder, [batch])
+    wave.encode()
+    told = wave.decode(PROMPTS)
+    found = wave.captions()
+    assert said(found) == joint_captions(folder, batch, PROMPTS)
+    assert len(set(said(found))) > 1
+    assert keys_told(told) == [f"caption-{n}" for n in range(4)]
+    tokens = [event["tokens"] for event in told if event["event"] == "item"]
+    assert tokens == [caption["tokens"] for caption in found]
+    assert all(0 < count <= 8 for count in tokens)
+
+
+def test_a_new_prompt_needs_neither_frames_nor_the_vision_half(tmp_path: Path) -> None:
+    folder = checkpoint("qwen2_5_vl")
+    batch = clips("video", 2)
+    wave = Wave(tmp_path / "store", folder, [batch])
+    wave.encode()
+    wave.shelf("frames", "aa" * 32).drop(["frames-0", "frames-1"])
+    other = ("Name every colour.",) * 4
+    wave.decode(other, scope="dd" * 32)
+    assert said(wave.captions("dd" * 32)) == joint_captions(folder, batch, other)
+
+
+def test_images_and_videos_share_a_wave(tmp_path: Path) -> None:
+    folder = checkpoint("qwen3_vl")
+    images, videos = clips("image", 2), clips("video", 2)
+    wave = Wave(tmp_path / "store", folder, [[images[0], videos[0], images[1], videos[1]]])
+    wave.encode()
+    wave.decode(("Describe.",))
+    same = ("Describe.",) * 4
+    wanted = [*joint_captions(folder, images, same), *joint_captions(folder, videos, same)]
+    found = said(wave.captions())
+    assert [found[0], found[2], found[1], found[3]] == wanted
+
+
+def test_rows_of_unlike_length_share_a_batch(tmp_path: Path) -> None:
+    folder = checkpoint("qwen2_5_vl")
+    batch = [*clips("video", 2), *clips("video", 1, frames=8), *clips("video", 1, height=80)]
+    wave = Wave(tmp_path / "store", folder, [batch])
+    wave.encode()
+    wave.decode(PROMPTS)
+    assert said(wave.captions()) == joint_captions(folder, batch, PROMPTS)
+
+
+def test_a_resumed_batch_publishes_only_what_is_missing(tmp_path: Path) -> None:
+    wave = Wave(tmp_path / "store", checkpoint("qwen2_5_vl"), [clips("video", 3)])
+    wave.encode()
+    wave.decode(PROMPTS)
+    before = wave.captions()
+    resumed = "dd" * 32
+    kept = wave.shelf("captions", CAPTIONS).read("caption-1")
+    wave.shelf("captions", resumed).publish([kept])
+    assert keys_told(wave.decode(PROMPTS, resumed)) == ["caption-0", "caption-2"]
+    assert wave.captions(resumed) == before
+    assert wave.decode(PROMPTS, resumed) == [{"event": "total", "items": 0}]
+
+
+def test_a_checkpoint_that_samples_is_decoded_greedily(tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llava"), folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings |= {"do_sample": True, "temperature": 9.0, "top_k": 50, "top_p": 0.9}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    batch = clips("image", 2)
+    wave = Wave(tmp_path / "store", folder, [batch])
+    wave.encode()
+    wave.decode(PROMPTS)
+    assert said(wave.captions()) == joint_captions(checkpoint("llava"), batch, PROMPTS)
+
+
+def test_features_that_are_gone_fail(tmp_path: Path) -> None:
+    wave = Wave(tmp_path / "store", checkpoint("llava"), [clips("image", 1)])
+    wave.encode()
+    wave.shelf("features", FEATURES).drop(["features-0"])
+    with pytest.raises(EnvironmentFault, match="no longer in the store"):
+        wave.decode(PROMPTS)
