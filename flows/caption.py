@@ -1,10 +1,7 @@
 """The caption run as a Prefect flow: one task a stage, progress and a table in the UI; decides
 nothing about the sequence, which is the plain command's."""
 
-import io
-import logging
 import os
-import re
 import threading
 
 # Before the first import of Prefect, which reads them once.
@@ -13,43 +10,29 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 # Its own 20 s do not suffice on a busy machine.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from prefect import State, flow, get_run_logger, task
-from prefect.artifacts import (
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
-from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import ConfigDict, with_config
 
-from artifacts.captions import Failure
 from artifacts.errors import Interrupted, PenstockError, UsageError
 from flows.config import ABOVE_ZERO, FORMATS, CaptionConfig
 from flows.display import Display
 from flows.launch import ENTRIES, StageCall
+from flows.prefect_view import Progress, RunLog, plain, quiet_console, show, table
 from flows.prepare import NothingToCaption
 from flows.run import caption, stopped_in_order
 from flows.sequence import RunResult
 from stages.process.stage_process import Listener, StageOutcome, StageProcess
 
-logger = logging.getLogger(__name__)
-
 PROGRESS_SECONDS = 2.0
 """How often a stage's progress is sent to the server."""
-TABLE_ROWS = 200
-"""Rows of the UI's table; the rest is in the output files."""
-MARKUP = re.compile(r"\\(?=[^\w\s])|[`*<~]|\[(?=[^]]*]\()|(?<!\w)_|_(?!\w)|^[#>+-]")
-"""What markdown takes for itself. One of Prefect's two UIs reads table cells as markdown, the other
-shows every backslash, so no more is escaped than must be."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -180,71 +163,6 @@ class PrefectRunning:
         self._listen(stage, event)
 
 
-class Progress:
-    """A bar in the UI, from the moment that there is something to count."""
-
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
-        self._artifact: UUID | None = None
-        self._told = 0.0
-
-    def tell(self, done: int, total: int) -> None:
-        """A server that does not answer costs the bar, not the run."""
-        percent = 100 * done / total if total else 0.0
-        if not total or (self._artifact and percent == self._told):
-            return
-        try:
-            if self._artifact is None:
-                made = create_progress_artifact(
-                    percent, key=f"penstock-{self._stage}", description=self._stage
-                )
-                assert isinstance(made, UUID)  # a coroutine only where the caller is one
-                self._artifact = made
-            else:
-                update_progress_artifact(self._artifact, percent)
-            self._told = percent
-        except Exception as error:
-            logger.warning("progress of %s was not taken: %s", self._stage, error)
-
-
-class RunLog(io.StringIO):
-    """A stream whose lines go to the log of the flow run, which the UI shows."""
-
-    def __init__(self, log: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
-        super().__init__()
-        self._log = log
-
-    def write(self, text: str) -> int:
-        for line in text.splitlines():
-            self._log.info("%s", line)
-        return len(text)
-
-
-def show(rows: list[dict[str, Any]], line: str) -> None:
-    """Put a table into the UI. A server that does not answer costs the table, not the run."""
-    try:
-        create_table_artifact(table=rows, key="penstock-captions", description=plain(line))
-    except Exception as error:
-        logger.warning("the table was not taken: %s", error)
-
-
-def table(failures: Sequence[Failure]) -> list[dict[str, Any]]:
-    """What failed, why, and what to do."""
-    rows = [
-        {"file": plain(f.media_path), "what": plain(f.message), "what to do": plain(f.hint)}
-        for f in failures[:TABLE_ROWS]
-    ]
-    rest = len(failures) - len(rows)
-    if rest:
-        rows.append({"file": f"{rest} more", "what": "failed", "what to do": "Read failures.jsonl"})
-    return rows
-
-
-def plain(text: str) -> str:
-    """Text that markdown shows as it is."""
-    return MARKUP.sub(lambda found: f"\\{found.group()}", text)
-
-
 def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
     """The flow, run inside the command, which prints what the plain command prints. Raises
     PenstockError."""
@@ -260,12 +178,3 @@ def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
         _caller.reset(token)
     assert caller.result is not None
     return caller.result
-
-
-def quiet_console() -> None:
-    """Keep Prefect's own lines off the terminal for good; the log that the UI shows gets them
-    still."""
-    for name in ("", "prefect", "uvicorn", "fastapi"):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, PrefectConsoleHandler):
-                handler.setLevel(logging.CRITICAL + 1)

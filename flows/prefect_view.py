@@ -1,0 +1,99 @@
+"""What Prefect shows of a run: bars, a table, lines of the log; knows no flow and no stage."""
+
+import io
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.logging.handlers import PrefectConsoleHandler
+
+from artifacts.captions import Failure
+
+logger = logging.getLogger(__name__)
+
+TABLE_ROWS = 200
+"""Rows of the UI's table; the rest is in the output files."""
+MARKUP = re.compile(r"\\(?=[^\w\s])|[`*<~]|\[(?=[^]]*]\()|(?<!\w)_|_(?!\w)|^[#>+-]")
+"""What markdown takes for itself. One of Prefect's two UIs reads table cells as markdown, the other
+shows every backslash, so no more is escaped than must be."""
+
+
+class Progress:
+    """A bar in the UI, from the moment that there is something to count."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._artifact: UUID | None = None
+        self._told = 0.0
+
+    def tell(self, done: int, total: int) -> None:
+        """A server that does not answer costs the bar, not the run."""
+        percent = 100 * done / total if total else 0.0
+        if not total or (self._artifact and percent == self._told):
+            return
+        try:
+            if self._artifact is None:
+                made = create_progress_artifact(
+                    percent, key=f"penstock-{self._stage}", description=self._stage
+                )
+                assert isinstance(made, UUID)  # a coroutine only where the caller is one
+                self._artifact = made
+            else:
+                update_progress_artifact(self._artifact, percent)
+            self._told = percent
+        except Exception as error:
+            logger.warning("progress of %s was not taken: %s", self._stage, error)
+
+
+class RunLog(io.StringIO):
+    """A stream whose lines go to the log of the flow run, which the UI shows."""
+
+    def __init__(self, log: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
+        super().__init__()
+        self._log = log
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            self._log.info("%s", line)
+        return len(text)
+
+
+def show(rows: list[dict[str, Any]], line: str) -> None:
+    """Put a table into the UI. A server that does not answer costs the table, not the run."""
+    try:
+        create_table_artifact(table=rows, key="penstock-captions", description=plain(line))
+    except Exception as error:
+        logger.warning("the table was not taken: %s", error)
+
+
+def table(failures: Sequence[Failure]) -> list[dict[str, Any]]:
+    """What failed, why, and what to do."""
+    rows = [
+        {"file": plain(f.media_path), "what": plain(f.message), "what to do": plain(f.hint)}
+        for f in failures[:TABLE_ROWS]
+    ]
+    rest = len(failures) - len(rows)
+    if rest:
+        rows.append({"file": f"{rest} more", "what": "failed", "what to do": "Read failures.jsonl"})
+    return rows
+
+
+def plain(text: str) -> str:
+    """Text that markdown shows as it is."""
+    return MARKUP.sub(lambda found: f"\\{found.group()}", text)
+
+
+def quiet_console() -> None:
+    """Keep Prefect's own lines off the terminal for good; the log that the UI shows gets them
+    still."""
+    for name in ("", "prefect", "uvicorn", "fastapi"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.setLevel(logging.CRITICAL + 1)
