@@ -44,7 +44,8 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -64,7 +65,12 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except LocalEntryNotFoundError:
         pass
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        # Without a network the hub's client answers with what it has, be it half a model.
+        if not is_complete(folder):
+            files = HfApi().list_repo_files(name, revision=revision)
+            raise _without_safetensors(name, files)
+        return folder
     except GatedRepoError as error:
         raise UsageError(
             f"{name} may only be downloaded by those who accepted its terms",
@@ -76,8 +82,21 @@ def _from_hub(name: str, revision: str | None) -> Path:
             f"the hub knows no model {asked}",
             hint="Check the name, or run: hf auth login, if the model is private",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise unreachable(name) from error
+
+
+def _without_safetensors(name: str, files: list[str]) -> UsageError:
+    pickles = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth")))
+    if pickles:
+        return UsageError(
+            f"{name} has its weights only as pickles ({pickles[0]}), which can run code",
+            hint="Use one saved as safetensors, or download it and give the folder",
+        )
+    return UsageError(
+        f"{name} holds no model with weights (*.safetensors)",
+        hint="Choose a checkpoint saved by transformers, such as one of SmolVLM2",
+    )
 
 
 def unreachable(name: str) -> EnvironmentFault:

@@ -1,0 +1,160 @@
+"""What is known of a model before its weights are read is true, and what cannot be used is
+refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from artifacts.errors import UsageError
+from artifacts.schema import FrameFit
+from stages.models import ModelCard, describe
+from stages.models.card import SamplingCard
+from stages.models.fit import probe
+from stages.models.prepare import Clip, load_processor, prepare
+from stages.models.run import run
+from tests.clips import half_model
+from tests.families import BUILDERS, checkpoint
+from tests.waves import events
+
+DEMO = Path(__file__).parent.parent / "demo" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModelCard:
+    return describe(DEMO)
+
+
+def test_the_demo_is_described(demo: ModelCard) -> None:
+    assert demo.class_name == "Qwen2_5_VLForConditionalGeneration"
+    assert demo.model_type == "qwen2_5_vl"
+    assert demo.modalities == ("image", "video")
+    assert demo.dtype == "bfloat16"
+    assert demo.attention == "sdpa"
+    assert demo.vision.shards == demo.language.shards == ("model.safetensors",)
+    assert demo.feature_width > 0
+
+
+def test_the_halves_of_the_demo_are_its_whole_checkpoint(demo: ModelCard) -> None:
+    with safe_open(DEMO / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    vision, language = set(demo.vision.tensors), set(demo.language.tensors)
+    assert vision | language == names
+    assert not vision & language
+    stored = demo.vision.stored_bytes + demo.language.stored_bytes
+    assert 0 < (DEMO / "model.safetensors").stat().st_size - stored < 1 << 16
+
+
+def test_a_card_survives_json(demo: ModelCard) -> None:
+    assert ModelCard.from_json(json.loads(json.dumps(demo.to_json()))) == demo
+
+
+def test_the_stage_tells_the_card(demo: ModelCard) -> None:
+    with events() as (report, told):
+        run({"model": str(DEMO), "revision": None, "trust_remote_code": False}, report)
+    assert ModelCard.from_json(told[0]["card"]) == demo
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_a_card_counts_what_each_half_loads(family: str) -> None:
+    folder = checkpoint(family)
+    card = describe(folder)
+    for keep, half in (("vision", card.vision), ("language", card.language)):
+        which: Any = keep
+        loaded = sum(weight.numel() for weight in half_model(folder, which).parameters())
+        assert half.parameters == loaded
+        assert half.stored_bytes == 4 * loaded
+    assert card.modalities == (("image",) if family == "llava" else ("image", "video"))
+
+
+def test_shards_are_told_apart(tmp_path: Path) -> None:
+    import transformers
+
+    loader: Any = transformers.LlavaForConditionalGeneration
+    model = loader.from_pretrained(checkpoint("llava"))
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    load_processor(checkpoint("llava")).save_pretrained(tmp_path)
+    card = describe(tmp_path)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    for half in (card.vision, card.language):
+        assert set(half.shards) == {index[name] for name in half.tensors}
+        assert len(half.shards) < len(set(index.values()))
+
+
+def test_sampling_is_what_the_processor_states() -> None:
+    assert describe(checkpoint("smolvlm")).sampling == SamplingCard(fps=1.0, frames=16)
+    found = describe(checkpoint("qwen3_vl")).sampling
+    assert (found.fps, found.min_frames, found.max_frames) == (2.0, 2, 16)
+    assert describe(checkpoint("llava")).sampling == SamplingCard()
+
+
+@pytest.mark.parametrize("shape", [(720, 1280), (1280, 720), (960, 960), (600, 1200)])
+@pytest.mark.parametrize("family", BUILDERS)
+def test_a_fitted_frame_is_seen_at_the_size_of_the_whole(
+    family: str, shape: tuple[int, int]
+) -> None:
+    processor = load_processor(checkpoint(family))
+    fit = probe(processor, "image").fit
+    height, width = fit.size(*shape)
+    assert max(height, width) < max(shape) / 4
+    whole, fitted = (prepare(processor, picture(*size)).inputs for size in (shape, (height, width)))
+    pixels = "pixel_values"
+    assert whole[pixels].shape == fitted[pixels].shape
+
+
+def picture(height: int, width: int) -> Clip:
+    frames = np.zeros((1, height, width, 3), np.uint8)
+    return Clip(frames=frames, times=(0.0,), seconds=0.0, kind="image")
+
+
+def test_a_processor_that_keeps_large_frames_gives_no_fit() -> None:
+    processor = load_processor(checkpoint("qwen2_5_vl"))
+    processor.image_processor.size = {"shortest_edge": 256, "longest_edge": 1 << 30}
+    assert probe(processor, "image").fit == FrameFit()
+
+
+def test_a_processor_that_does_not_resize_gives_no_fit() -> None:
+    processor = load_processor(checkpoint("llava"))
+    processor.image_processor.do_resize = False
+    assert probe(processor, "image").fit == FrameFit()
+
+
+def test_a_processor_that_refuses_probes_gives_no_fit() -> None:
+    processor = load_processor(checkpoint("llava"))
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("not today")
+
+    processor.image_processor.resize = refuse
+    assert probe(processor, "image").fit == FrameFit()
+
+
+def test_a_checkpoint_of_the_text_part_alone_fails(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llava"), folder)
+    weights = load_file(folder / "model.safetensors")
+    text = {n: t for n, t in weights.items() if "language_model" in n and torch.is_tensor(t)}
+    save_file(text, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="no weights of a vision half"):
+        describe(folder)
+
+
+def test_a_model_without_weights_fails(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llava"), folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="holds no weights"):
+        describe(folder)
+
+
+def test_a_configuration_that_is_no_json_fails(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"config\.json"):
+        describe(tmp_path)
