@@ -61,8 +61,11 @@ class Shelf:
         self.refresh()
 
     def refresh(self) -> None:
-        """See what others have published since."""
-        for name in self._store.list(self._folder):
+        """See what others have published, dropped or set aside since."""
+        names = list(self._store.list(self._folder))
+        for gone in self._packs.difference(names):
+            self._forget(gone)
+        for name in names:
             if name in self._packs:
                 continue
             try:

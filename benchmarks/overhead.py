@@ -37,7 +37,8 @@ getattr(import_module(module), function)(job["arguments"], Silent())
 print(time.monotonic() - started)
 import os; sys.stdout.flush(); os._exit(0)
 """
-"""Import, load and compute, and nothing else: no job's parent, no events, no sampler, no journal."""
+"""Import, load and compute, and nothing else: no job's parent, no events, no sampler, no
+journal."""
 
 
 class Recording:
@@ -54,7 +55,8 @@ class Recording:
 
 
 def staged_seconds(call: StageCall) -> float:
-    """Wall seconds of one stage as a run has it: from before its process starts to after it ended."""
+    """Wall seconds of one stage as a run has it: from before its process starts to after it
+    ended."""
     started = time.monotonic()
     DirectLauncher(lambda *_: None).start(call).wait()
     return time.monotonic() - started

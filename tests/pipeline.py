@@ -28,10 +28,11 @@ class Place:
     clips: Path
     out: Path
     store: Path
+    model: str = "demo"
 
     def command(self, *more: str) -> list[str]:
         where = ["--out", str(self.out), "--store", str(self.store)]
-        return [*PENSTOCK, "caption", str(self.clips), "--model", "demo", *where, *more]
+        return [*PENSTOCK, "caption", str(self.clips), "--model", self.model, *where, *more]
 
     def run(self, *more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli.main import main, parser
+from flows.cli.main import main, parse, parser
 from flows.cli.options import config_of
 from flows.config import CaptionConfig
 
@@ -49,6 +49,11 @@ def test_every_configuration_field_has_an_option() -> None:
     assert config_of(given) == CaptionConfig(sources=("a.mp4",))
 
 
+def test_sources_stand_before_and_after_options() -> None:
+    given = parse(["caption", "a.mp4", "--model", "demo", "b.mp4", "--fps", "1", "c.mp4"])
+    assert config_of(given).sources == ("a.mp4", "b.mp4", "c.mp4")
+
+
 def test_lists_of_an_option_are_split_at_commas() -> None:
     given = parser().parse_args(
         ["caption", "a", "--format", "txt, vtt", "--extensions", "mp4,.MKV"]
@@ -67,14 +72,20 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
         (["caption", "a", "--batch-size", "-2"], "--batch-size is -2"),
         (["caption", "a", "--format", "txt,docx"], "--format docx is not known"),
         (["caption", "a", "--prompt", "  "], "--prompt is empty"),
-        (["caption", "a", "--model", "./nowhere"], "there is no model at ./nowhere"),
+        (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),
         (["caption", "a", "--store", "ftp://host/x"], "no store can be opened at ftp://host/x"),
+        (["caption", "./nowhere.mp4", "--model", "demo"], "nothing to caption: ./nowhere.mp4"),
         (["status", "/nowhere"], "no run has written to /nowhere"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_2(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -90,17 +101,19 @@ def test_an_unknown_option_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_an_unreachable_hub_is_exit_5_and_names_the_demo(
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["caption", "a.mp4"]) == 5
+    monkeypatch.chdir(tmp_path)
+    assert main(["caption", __file__]) == 5
     shown = capsys.readouterr().err
     assert "SmolVLM2" in shown and "--model demo" in shown
 
 
 def test_a_folder_without_a_configuration_is_no_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["caption", "a.mp4", "--model", str(tmp_path)]) == 2
+    monkeypatch.chdir(tmp_path)
+    assert main(["caption", __file__, "--model", str(tmp_path)]) == 2
     assert "config.json" in capsys.readouterr().err
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from pipeline import Place, kill_at
 
 from demo.clips import write_clips
+from tests.pipeline import Place, kill_at
 
 CLIPS = 36
 BATCH = ("--batch-size", "2")
@@ -27,7 +27,8 @@ def undisturbed(clips: Path) -> Place:
 
 
 def moments(stage: str, count: int) -> list[object]:
-    """(stage, item, victim) spread between the stage's first and last item; all but two are slow."""
+    """(stage, item, victim) spread between the stage's first and last item; all but two are
+    slow."""
     found = []
     for number in range(count):
         for victim in ("child", "group"):

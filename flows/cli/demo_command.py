@@ -17,13 +17,14 @@ from flows.run import caption
 def demo_command(given: argparse.Namespace) -> int:
     """Caption the shipped clips and fresh ones; exit code of the run. Raises PenstockError."""
     from demo.clips import write_clips
+    from demo.scoring import score_captions
 
     seed = secrets.randbelow(1 << 31) if given.seed is None else given.seed
     with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder:
         fresh = Path(folder, "clips")
         if given.clips:
             print(f"drawing {given.clips} fresh clips, seed {seed}")
-            write_clips(fresh, given.clips, seed)
+            truths = write_clips(fresh, given.clips, seed)
         shipped = str(demo.CLIPS)
         sources = (shipped, str(fresh)) if given.clips else (shipped,)
         config = CaptionConfig(
@@ -38,7 +39,7 @@ def demo_command(given: argparse.Namespace) -> int:
         _print_dozen(said.get(shipped, {}))
         if given.clips:
             print(f"\n{given.clips} fresh clips, seed {seed}:")
-            _print_score(fresh, said.get(str(fresh), {}))
+            print(score_captions(truths, said.get(str(fresh), {})).table())
         _print_stages(json.loads((result.out / "run.json").read_text(encoding="utf-8")))
     print("A demo: this model knows moving shapes and nothing of the world.")
     print("Your own files: penstock caption VIDEOS/ --model MODEL")
@@ -62,13 +63,6 @@ def _print_dozen(said: dict[str, str]) -> None:
         print(
             f"\n{truth['file']}  {mark}\n  truth    {truth['caption']}\n  caption  {caption_text}"
         )
-
-
-def _print_score(folder: Path, said: dict[str, str]) -> None:
-    from demo.clips import read_truth
-    from demo.scoring import score_captions
-
-    print(score_captions(read_truth(folder), said).table())
 
 
 def _print_stages(record: dict[str, Any]) -> None:

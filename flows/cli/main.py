@@ -46,9 +46,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line understood; sources may stand before and after options."""
+    top = parser()
+    given, rest = top.parse_known_args(arguments)
+    if rest and ("sources" not in given or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        given.sources += rest
+    return given
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    given = parser().parse_args(arguments)
+    given = parse(arguments)
     try:
         if given.version:
             from importlib.metadata import version
