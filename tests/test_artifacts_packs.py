@@ -48,6 +48,9 @@ def test_refresh_sees_what_another_process_published(store: FolderStore) -> None
     assert "a" not in mine
     mine.refresh()
     assert "a" in mine
+    theirs.drop(["a"])
+    mine.refresh()
+    assert "a" not in mine
 
 
 def test_a_header_longer_than_the_first_read_is_read_whole(store: FolderStore) -> None:
