@@ -1,0 +1,251 @@
+"""What runs after what, seen with stages that answer at once: waves, batches, frames given back."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flows.sizes
+from artifacts.errors import Interrupted
+from artifacts.keys import digest_of
+from artifacts.packs import Record, Shelf
+from artifacts.schema import FrameFit
+from artifacts.store import FolderStore
+from flows.config import CaptionConfig
+from flows.display import Display
+from flows.launch import StageCall
+from flows.run import caption
+from stages.models.card import HalfCard, ModelCard, SamplingCard
+from stages.process.stage_process import Listener, StageOutcome
+from tests.media import write_video
+
+HALF = HalfCard(shards=("model.safetensors",), tensors=(), parameters=1, stored_bytes=2)
+CARD = ModelCard(
+    folder="",
+    class_name="Any",
+    model_type="any",
+    modalities=("video", "image"),
+    dtype="float32",
+    attention="sdpa",
+    vision=HALF,
+    language=HALF,
+    sampling=SamplingCard(fps=2.0, max_frames=8),
+    fit_video=FrameFit(),
+    fit_image=FrameFit(),
+    feature_width=8,
+    image_tokens=4,
+    frame_tokens=4,
+)
+
+
+class Stages:
+    """Stands for the child processes: frames are really cut, features and captions are told from
+    their keys. `stop_after` ends the named stage after so many items, as a kill would."""
+
+    def __init__(self) -> None:
+        self.calls: list[StageCall] = []
+        self.stop_after: dict[str, int] = {}
+
+    def launcher(self, _: Listener) -> "Stages":
+        return self
+
+    def start(self, call: StageCall) -> "Answer":
+        self.calls.append(call)
+        return Answer(lambda: self._answer(call))
+
+    def names(self) -> list[str]:
+        return [call.name for call in self.calls if call.name != "describe"]
+
+    def batches(self, stage: str) -> list[list[str]]:
+        """Keys of the batches that a stage was told, call after call."""
+        told = [call.arguments["batches"] for call in self.calls if call.name == stage]
+        return [[member["key"] for member in batch] for batches in told for batch in batches]
+
+    def _answer(self, call: StageCall) -> StageOutcome:
+        outcome = StageOutcome(name=call.name, seconds=1.0)
+        if call.name == "describe":
+            outcome.notes["card"] = CARD.to_json()
+        elif call.name == "frames":
+            import stages.frames.run
+
+            heard = Heard(outcome)
+            stages.frames.run.run(call.arguments, heard)  # type: ignore[arg-type]
+        else:
+            self._make(call, outcome)
+        return outcome
+
+    def _make(self, call: StageCall, outcome: StageOutcome) -> None:
+        kind = {"encode": "features", "decode": "captions"}[call.name]
+        store = FolderStore(Path(call.arguments["store"]))
+        shelf = Shelf(store, kind, call.arguments["scope"])
+        if call.name == "encode":
+            frames = Shelf(store, "frames", call.arguments["frames_scope"])
+            assert all(m["frames"] in frames for b in call.arguments["batches"] for m in b)
+        for batch in call.arguments["batches"]:
+            if outcome.items >= self.stop_after.get(call.name, 10**9):
+                raise Interrupted(f"{call.name} was killed")
+            meta = {"caption": "something", "tokens": 1}
+            made = [Record(key=m["key"], meta=meta) for m in batch]
+            outcome.items += len(shelf.publish(made))
+
+
+class Answer:
+    """A stage that does its work when it is waited for."""
+
+    def __init__(self, work: Callable[[], StageOutcome]) -> None:
+        self._work = work
+
+    def wait(self) -> StageOutcome:
+        return self._work()
+
+    def stop(self) -> None:
+        pass
+
+
+class Heard:
+    """A report that counts."""
+
+    def __init__(self, outcome: StageOutcome) -> None:
+        self._outcome = outcome
+
+    def item(self, key: str, **_: Any) -> None:
+        self._outcome.items += 1
+
+    def total(self, items: int) -> None:
+        pass
+
+    def failure(self, *_: Any) -> None:
+        pass
+
+    def warning(self, text: str) -> None:
+        pass
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CaptionConfig:
+    """Five videos of one chunk each and a model of three files."""
+    for number in range(5):
+        ticks = range(10 + 15 * (number // 3))
+        # Another distance of keyframes makes other bytes: equal files would be one item.
+        write_video(tmp_path / "clips" / f"{number}.mp4", ticks=ticks, gop=5 + number)
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("{}")
+    return CaptionConfig(
+        sources=(str(tmp_path / "clips"),),
+        model=str(tmp_path / "model"),
+        out=str(tmp_path / "out"),
+        store=str(tmp_path / "store"),
+        batch_size=2,
+    )
+
+
+@pytest.fixture(autouse=True)
+def clips_folder(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+
+
+def run(config: CaptionConfig, stages: Stages) -> int:
+    return caption(config, Display(quiet=True), stages.launcher).captions
+
+
+def test_one_wave_starts_each_stage_once(config: CaptionConfig) -> None:
+    stages = Stages()
+    assert run(config, stages) == 5
+    assert stages.names() == ["frames", "encode", "decode"]
+
+
+def test_the_next_wave_s_frames_are_cut_while_this_one_is_encoded(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.sizes, "LARGEST_WAVE", 28_200)  # three short clips, or a longer one
+    stages = Stages()
+    assert run(config, stages) == 5
+    wave = ["frames", "encode", "decode"]
+    assert stages.names() == ["frames", *wave, *wave, "encode", "decode"]
+    told = [len(c.arguments["media"]) for c in stages.calls if c.name == "frames"]
+    assert told == [3, 1, 1]
+
+
+def test_frames_are_given_back_after_encoding_unless_they_are_to_be_kept(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    assert run(config, Stages()) == 5
+    assert list(FolderStore(tmp_path / "store").list("frames")) == []
+
+
+def test_batches_hold_one_shape_and_follow_the_order_of_the_sources(config: CaptionConfig) -> None:
+    stages = Stages()
+    run(config, stages)
+    assert [len(batch) for batch in stages.batches("encode")] == [2, 1, 2]
+    assert [len(batch) for batch in stages.batches("decode")] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("stage", ["encode", "decode"])
+def test_a_stopped_run_keeps_its_batches(config: CaptionConfig, stage: str) -> None:
+    whole, stopped, resumed = Stages(), Stages(), Stages()
+    stopped.stop_after[stage] = 2
+    with pytest.raises(Interrupted):
+        run(config, stopped)
+    assert run(config, resumed) == 5
+    told = stopped.batches(stage)
+    assert resumed.batches(stage) == told[1:]
+    run(replace(config, store=f"{config.store}-2"), whole)
+    assert whole.batches(stage) == told
+    if stage == "decode":
+        assert resumed.names() == ["decode"]
+
+
+def test_one_more_file_is_encoded_without_the_frames_of_the_others(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    run(config, Stages())
+    write_video(tmp_path / "clips" / "5.mp4", ticks=range(9))
+    more = Stages()
+    assert run(config, more) == 6
+    assert [len(batch) for batch in more.batches("encode")] == [1]
+    assert more.calls[0].arguments["media"][0]["path"].endswith("5.mp4")
+
+
+def test_two_runs_into_one_folder_are_refused(config: CaptionConfig, tmp_path: Path) -> None:
+    from artifacts.errors import UsageError
+    from stages.process.lock import try_hold
+
+    (tmp_path / "out").mkdir()
+    lock = try_hold(tmp_path / "out" / ".lock")
+    assert lock is not None
+    with lock, pytest.raises(UsageError, match="is captioning into"):
+        run(config, Stages())
+
+
+def test_beside_keeps_files_that_people_wrote(config: CaptionConfig, tmp_path: Path) -> None:
+    def beside(**more: Any) -> list[str]:
+        chosen = replace(config, format=("txt",), beside=True, **more)
+        return caption(chosen, Display(quiet=True), Stages().launcher).warnings
+
+    mine = tmp_path / "clips" / "0.txt"
+    mine.write_text("by hand\n")
+    (warning,) = beside()
+    assert "0.txt" in warning and "--overwrite" in warning
+    assert mine.read_text() == "by hand\n"
+    assert (tmp_path / "clips" / "1.txt").read_text() == "something\n"
+    assert beside(overwrite=True) == []
+    assert mine.read_text() == "something\n"
+
+
+def test_a_changed_language_half_keeps_the_features(config: CaptionConfig, tmp_path: Path) -> None:
+    run(config, Stages())
+    (tmp_path / "model" / "chat_template.jinja").write_text("another turn")
+    again = Stages()
+    run(config, again)
+    assert again.names() == ["decode"]
+
+
+def test_a_changed_processor_makes_the_features_anew(config: CaptionConfig, tmp_path: Path) -> None:
+    run(config, Stages())
+    (tmp_path / "model" / "preprocessor_config.json").write_text(digest_of("another"))
+    again = Stages()
+    run(config, again)
+    assert again.names() == ["frames", "encode", "decode"]
