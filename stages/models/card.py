@@ -59,10 +59,9 @@ class ModelCard:
     feature_width: int
     """Numbers a placeholder's feature has."""
     image_tokens: int
-    """Placeholders of a large square image; 0 when it could not be found out."""
+    """Placeholders of a square image of 1280 pixels; 0 when it could not be found out."""
     frame_tokens: int
-    """Placeholders a frame of a large square video, rounded up; 0 when it could not be found
-    out."""
+    """Placeholders a frame of two square ones of 1280 pixels; 0 when it could not be found out."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

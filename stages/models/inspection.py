@@ -83,6 +83,8 @@ def read_headers(folder: Path) -> Iterator[Header]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    elif (folder / "model.safetensors").exists():
+        names = ["model.safetensors"]
     else:
         names = sorted(path.name for path in folder.glob("*.safetensors"))
     for name in names:
