@@ -3,6 +3,7 @@ what the bytes mean."""
 
 import errno
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from artifacts.errors import EnvironmentFault, UsageError
 
 TEMPORARY = "tmp"
 """Folder of half-written objects, inside the store so that a rename never crosses file systems."""
+STALE_SECONDS = 3600.0
+"""No writer takes so long for one object: what is older was left by one that died."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,15 +135,21 @@ class FolderStore:
 
     def check_writable(self) -> None:
         """Raise EnvironmentFault when nothing can be written here, before hours are spent to find
-        out."""
-        probe = self.root / TEMPORARY / uuid.uuid4().hex
+        out; sweeps out what writers that were killed left half-written."""
+        folder = self.root / TEMPORARY
+        probe = folder / uuid.uuid4().hex
         try:
-            probe.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"penstock")
+            for half in os.scandir(folder):
+                if half.stat().st_mtime < time.time() - STALE_SECONDS:
+                    os.unlink(half)
+        except FileNotFoundError:
+            pass  # another run swept first
         except OSError as error:
             raise fault_of(error, self.root) from error
         finally:
-            if probe.parent.is_dir():
+            if folder.is_dir():
                 probe.unlink(missing_ok=True)
 
     def free_bytes(self) -> int:

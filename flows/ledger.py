@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from artifacts.keys import digest_of, item_key
-from artifacts.packs import Shelf
+from artifacts.packs import Record, Shelf
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store
 
@@ -56,17 +56,22 @@ class Ledger:
         self.features = Shelf(store, "features", scopes.features)
         self.captions = Shelf(store, "captions", scopes.captions)
         self._waves = Shelf(store, "waves", scopes.captions)
+        self._indexes: dict[str, MediaIndex] = {}
 
     def refresh(self) -> None:
         """See what the stages have published since."""
         for shelf in (self.media, self.failures, self.frames, self.features, self.captions):
             shelf.refresh()
+        self._indexes.clear()
 
     def index(self, medium: Medium) -> MediaIndex | None:
         """What the frames stage found in a medium; None when it has not been there."""
         if medium.digest not in self.media:
             return None
-        return MediaIndex.from_json(self.media.meta(medium.digest))
+        if medium.digest not in self._indexes:
+            index = MediaIndex.from_json(self.media.meta(medium.digest))
+            self._indexes[medium.digest] = index
+        return self._indexes[medium.digest]
 
     def failure(self, medium: Medium) -> dict[str, Any] | None:
         """Why a medium cannot be captioned, when that is known."""
@@ -117,8 +122,6 @@ class Ledger:
         """
         key = digest_of([[m.digest, m.prompt] for m in media])
         if key not in self._waves:
-            from artifacts.packs import Record
-
             self._waves.publish([Record(key=key, meta={"lengths": cut_waves(sizes, limit)})])
         waves, start = [], 0
         for length in self._waves.meta(key)["lengths"]:

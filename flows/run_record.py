@@ -1,7 +1,9 @@
 """`run.json`: what a run planned, did and cost, rewritten while it works; a report, never what
 resume relies on."""
 
+import contextlib
 import os
+import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import write_json
+from artifacts.errors import EnvironmentFault
 from stages.process.stage_process import StageOutcome
 
 STAGES = ("frames", "encode", "decode")
@@ -24,6 +27,7 @@ class RunRecord:
     def __init__(self, out: Path) -> None:
         self.path = out / "run.json"
         self._written = 0.0
+        self._lock = threading.RLock()
         self.value: dict[str, Any] = {
             "state": "running",
             "pid": os.getpid(),
@@ -50,15 +54,24 @@ class RunRecord:
         entry["before"] = max(0, total - entry["items"])
 
     def live(self, name: str, items: int) -> None:
-        """Items published by the process that runs now, not yet in an outcome."""
+        """Items published by the process that runs now, not yet in an outcome.
+
+        Told from a stage's own thread: a disk that is full will be told by the stage itself.
+        """
         if name in STAGES:
-            self.stage(name)["running"] = items
-            self.write(force=False)
+            with self._lock, contextlib.suppress(EnvironmentFault):
+                self.stage(name)["running"] = items
+                self.write(force=False)
 
     def add(self, outcome: StageOutcome, *, attention: str, precision: Mapping[str, str]) -> None:
         """Count one finished stage process in; a stage may take several, one a wave."""
         if outcome.name not in STAGES:
             return
+        with self._lock:
+            self._count(outcome, attention, precision)
+            self.write(force=True)
+
+    def _count(self, outcome: StageOutcome, attention: str, precision: Mapping[str, str]) -> None:
         entry = self.stage(outcome.name)
         offset = entry["seconds"]
         entry["processes"] += 1
@@ -76,7 +89,6 @@ class RunRecord:
         entry["notes"] = outcome.notes
         entry["attention"] = attention
         entry["precision"] = dict(precision)
-        self.write(force=True)
 
     def finish(self, state: str, error: str = "") -> None:
         """The run's last word: done, failed or interrupted."""
@@ -84,11 +96,12 @@ class RunRecord:
         self.write(force=True)
 
     def write(self, *, force: bool) -> None:
-        if not force and time.monotonic() - self._written < REWRITE_SECONDS:
-            return
-        self._written = time.monotonic()
-        self.value["updated"] = now()
-        write_json(self.path, self.value)
+        with self._lock:
+            if not force and time.monotonic() - self._written < REWRITE_SECONDS:
+                return
+            self._written = time.monotonic()
+            self.value["updated"] = now()
+            write_json(self.path, self.value)
 
 
 def _empty(name: str) -> dict[str, Any]:

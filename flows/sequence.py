@@ -1,13 +1,14 @@
 """What runs after what in a caption run: frames, encode, decode, wave by wave; the same with and
 without Prefect."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Failure
-from artifacts.errors import Interrupted
+from artifacts.errors import Interrupted, PenstockError
 from artifacts.packs import DamagedRecord
 from flows.launch import Launcher, Running, StageCall
 from flows.ledger import Medium, Task, decode_batches, encode_batches
@@ -77,13 +78,12 @@ class Sequence:
                 following = waves[number + 1] if number + 1 < len(waves) else []
                 self._wave(wave, following)
                 self._write(result)
-            self._write(result)
         except BaseException as error:
             self._stop_ahead()
-            self._write(result)
             stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
-            state = "interrupted" if stopped else "failed"
-            self._record.finish(state, error=str(error))
+            with contextlib.suppress(PenstockError):  # such as a full disk, which is told already
+                self._write(result)
+                self._record.finish("interrupted" if stopped else "failed", error=str(error))
             raise
         self._record.finish("done")
         return result

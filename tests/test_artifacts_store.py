@@ -77,6 +77,18 @@ def test_a_store_below_a_file_fails_before_work_starts(tmp_path: Path) -> None:
         FolderStore(tmp_path / "file" / "store").check_writable()
 
 
+def test_what_a_killed_writer_left_is_swept_out_and_a_living_one_s_is_not(
+    store: FolderStore,
+) -> None:
+    store.check_writable()
+    old, young = store.root / "tmp" / "old", store.root / "tmp" / "young"
+    for half in (old, young):
+        half.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    store.check_writable()
+    assert [half.name for half in (store.root / "tmp").iterdir()] == ["young"]
+
+
 def test_a_store_keeps_working_without_hard_links(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

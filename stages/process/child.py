@@ -47,6 +47,7 @@ def main(job_path: str, parent: str, events: str) -> int:
     """Run the stage that the job file names; every outcome is told on the events descriptor."""
     die_with(int(parent))
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
+    Path(job_path).unlink(missing_ok=True)  # a parent that is killed cannot
     report = Report(int(events), Path(job["journal"]))
     lock = hold_device(
         job["device"], lambda who: report.warning(f"waiting for the GPU, {who} has it")
