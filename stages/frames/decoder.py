@@ -1,9 +1,10 @@
-"""Decodes one video stream forward, from its start or from a keyframe; knows nothing of what is
-wanted."""
+"""Decodes one video stream forward, along a route if it is given one; knows nothing of what the
+frames are for."""
 
 import contextlib
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -11,12 +12,18 @@ import av
 from av.video.frame import VideoFrame
 
 from stages.frames.opening import is_damage, open_video
+from stages.frames.route import END, Route
 from stages.frames.survey import packets
-from stages.frames.timeline import VideoPacket
+from stages.frames.timeline import Keyframes, VideoPacket
 
 MAX_BAD_PACKETS = 1000
 """So many packets in a row that cannot be decoded (some 40 s) are taken for the end of the file;
 after that, one try is made at each place that is sought."""
+SEEK_PAYS_PACKETS = 64
+"""A nearer keyframe is reached sooner by reading on than by seeking."""
+
+NOWHERE = 1 << 62
+"""Later than any time in a file."""
 
 _Identity = tuple[int | None, int | None, int]
 
@@ -33,11 +40,19 @@ class Decoder:
         """Packets that could not be decoded so far."""
         self.frames_out = 0
         """Frames handed out since the start of the file; means nothing after a seek."""
+        self.keyframes: Keyframes | None = None
+        """Where leaps may lead."""
         self.jumps: tuple[tuple[int, int], ...] = ()
         """(packet ordinal, ticks to add to its time and to all later ones)."""
-        self.is_needed: Callable[[int], bool] | None = None
-        """Whether the frame of these ticks is to come out; None: all of them."""
+        self.route: Route | None = None
+        """What need not be decoded; None: everything is."""
+        self.landed: int | None = None
+        """Ticks of the first whole frame after the last leap, NOWHERE until it has come; None
+        without a leap, and where packets after it turned out to be damaged."""
+        self.sent: array[int] = array("q")
+        """Ticks of the packets decoded since the start while there was no route."""
         self._threads = threads
+        self._leap: int | None = None
         self._first: _Identity | None = None
         self._ready: deque[VideoFrame] = deque()
         self._packets: Iterator[VideoPacket] = iter(())
@@ -63,6 +78,8 @@ class Decoder:
     def restart(self) -> None:
         """Go back to the start, without opening the file again where it can be sought."""
         self._bad_in_a_row = 0
+        self.landed = None
+        self.sent = array("q")
         if self._first is not None:
             with contextlib.suppress(av.error.FFmpegError):
                 pts, dts, _ = self._first
@@ -78,42 +95,76 @@ class Decoder:
         self.container, self.stream = open_video(self.path, threads=self._threads)
         self._begin()
 
-    def seek(self, pts: int, dts: int, ordinal: int) -> bool:
-        """Go to the keyframe that is packet `ordinal`; False where the file does not lead there,
-        and then only `restart` helps."""
-        try:
-            self.container.seek(dts, stream=self.stream)
-        except av.error.FFmpegError:
-            return False
-        self._begin()
-        for packet in self._packets:
-            if packet.is_keyframe and packet.pts is not None and packet.pts >= pts:
-                self._packets = chain([packet], self._packets)
-                self.ordinal = ordinal - 1
-                return bool(packet.pts == pts)
-        return False
-
     def pull(self) -> VideoFrame | None:
         """The next frame in order of display, None at the end."""
         while not self._ready and not self._ended:
-            packet = next(self._packets, None)
-            if packet is None:
-                self._ended = True
+            if self._leap is not None:
+                self._land(self._leap)
+            elif self.route and (leap := self.route.leap(self.ordinal + 1)) is not None:
+                # First out with what the decoder holds.
+                self._leap = leap
                 self._decode(None)
             else:
-                self.ordinal += 1
-                self._prepare(packet)
-                self._decode(packet)
+                self._feed()
         if not self._ready:
             return None
         self.frames_out += 1
-        return self._ready.popleft()
+        frame = self._ready.popleft()
+        if self.landed == NOWHERE:
+            self.landed = frame.pts
+        return frame
+
+    def _feed(self) -> None:
+        packet = next(self._packets, None)
+        if packet is None:
+            self._ended = True
+            self._decode(None)
+        else:
+            self.ordinal += 1
+            self._prepare(packet)
+            self._decode(packet)
+
+    def _land(self, leap: int) -> None:
+        """Go on from a keyframe; where the file does not lead there, from the start, without
+        leaps."""
+        self._leap = None
+        if leap == END:
+            self._ended = True
+            return
+        assert self.keyframes is not None
+        ordinal, pts = self.keyframes.ordinals[leap], self.keyframes.pts[leap]
+        try:
+            if ordinal - self.ordinal > SEEK_PAYS_PACKETS:
+                self.container.seek(self.keyframes.dts[leap], stream=self.stream)
+                self._begin()
+            else:
+                self.stream.codec_context.flush_buffers()
+        except av.error.FFmpegError:
+            self.walk()
+            return
+        for packet in self._packets:
+            if packet.is_keyframe and packet.pts is not None and packet.pts >= pts:
+                self._packets = chain([packet], self._packets)
+                break
+        else:
+            packet = None
+        self.ordinal = ordinal - 1
+        self.landed = NOWHERE
+        if packet is None or packet.pts != pts:
+            self.walk()
+
+    def walk(self) -> None:
+        """Start over, and decode everything on the way from now on."""
+        if self.route is not None:
+            self.route.walk()
+        self.restart()
 
     def _begin(self) -> None:
         self._packets = packets(self.container, self.stream)
         self._ready.clear()
         self._ended = False
         self._skips = False
+        self._leap = None
         self.stream.codec_context.skip_frame = "DEFAULT"
         self.frames_out = 0
         self.ordinal = -1
@@ -124,7 +175,10 @@ class Decoder:
         added = next((add for at, add in reversed(self.jumps) if at <= self.ordinal), 0)
         if added:
             packet.pts += added
-        skips = self.is_needed is not None and not self.is_needed(packet.pts)
+        if self.route is None:
+            self.sent.append(packet.pts)
+            return
+        skips = not self.route.needs(packet.pts)
         if skips != self._skips:
             # Frames that no other frame refers to need not be decoded to get the others right.
             self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
@@ -139,6 +193,7 @@ class Decoder:
         except av.error.FFmpegError as error:
             if not is_damage(error):
                 raise
+            self.landed = None
             self.bad_packets += 1
             self._bad_in_a_row += 1
             self._ended = self._ended or self._bad_in_a_row > MAX_BAD_PACKETS

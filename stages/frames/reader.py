@@ -7,7 +7,7 @@ file gives for the same time.
 """
 
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +15,9 @@ from av.video.frame import VideoFrame
 
 from artifacts.errors import MediaError
 from stages.frames.decoder import Decoder
+from stages.frames.route import Route
 from stages.frames.survey import survey, watch
 from stages.frames.timeline import STAMPS, Timeline
-
-SEEK_PAYS_PACKETS = 16
-"""A seek must skip more packets than this: it throws away what the decoder's threads have begun."""
 
 
 class Reader:
@@ -29,7 +27,6 @@ class Reader:
         """Open a video and learn its times; `threads` 0 takes all cores. Raises MediaError."""
         self.path = path
         self.decoder = Decoder(path, threads=threads)
-        self._seeks = True
         self._asked = False
         self._next: tuple[int, VideoFrame] | None = None
         self._before: tuple[int, VideoFrame] | None = None
@@ -46,32 +43,35 @@ class Reader:
 
     def want(self, ticks: "array[int]") -> None:
         """Say which frames will be asked for, ascending, so that others can be left undecoded."""
-        # What the decoder was given before the first wish it decodes whole; later ones differ.
         if self._asked:
+            self.decoder.route = None
             self._restart()
         self._asked = True
-        if not self.timeline.demuxed:
-            return
-
-        def is_needed(pts: int) -> bool:
-            at = bisect_left(ticks, pts)
-            return at < len(ticks) and ticks[at] == pts
-
-        self.decoder.is_needed = is_needed
+        if self.timeline.demuxed:
+            self.decoder.route = Route(ticks, self.timeline.keyframes, self.decoder.sent)
 
     def at(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:
         """The frame of `ticks`; where it cannot be decoded, the last one before it from `first` on,
         or the next one after it that comes before `beyond`; None where there is neither."""
-        if self._before is not None and self._before[0] == ticks:
-            return self._before
-        self._approach(ticks)
-        while (coming := self._peek()) is not None and coming[0] <= ticks:
-            self._before, self._next = coming, None
-            if coming[0] == ticks:
-                return coming
+        coming = self._go_to(ticks)
+        landed = self.decoder.landed
+        if landed is not None and landed > ticks and not self._is_at(ticks):
+            # That keyframe was none: what follows it cannot be had without what is before it.
+            self._next = self._before = None
+            self.decoder.walk()
+            coming = self._go_to(ticks)
         if self._before is not None and first <= self._before[0] <= ticks:
             return self._before
         return coming if coming is not None and coming[0] < beyond else None
+
+    def _go_to(self, ticks: int) -> tuple[int, VideoFrame] | None:
+        """Make the last frame up to `ticks` the one before, and return the one that comes next."""
+        while not self._is_at(ticks) and (coming := self._peek()) and coming[0] <= ticks:
+            self._before, self._next = coming, None
+        return self._next
+
+    def _is_at(self, ticks: int) -> bool:
+        return self._before is not None and self._before[0] == ticks
 
     def _peek(self) -> tuple[int, VideoFrame] | None:
         if self._next is None:
@@ -82,22 +82,6 @@ class Reader:
                 # A frame without a time, in a file whose other frames have one, is passed over.
                 self._next = (self.timeline.start - 1 if ticks is None else ticks, frame)
         return self._next
-
-    def _approach(self, ticks: int) -> None:
-        """Seek to the keyframe before `ticks` if it lies far enough ahead."""
-        keys = self.timeline.keyframes
-        if keys is None or not self._seeks:
-            return
-        at = bisect_right(keys.pts, ticks) - 1
-        if at < 0 or keys.ordinals[at] - self.decoder.ordinal <= SEEK_PAYS_PACKETS:
-            return
-        self._next = self._before = None
-        if self.decoder.seek(keys.pts[at], keys.dts[at], keys.ordinals[at]):
-            coming = self._peek()
-            if coming is None or coming[0] <= ticks:
-                return
-        self._seeks = False
-        self._restart()
 
     def _restart(self) -> None:
         self._next = self._before = None
@@ -120,6 +104,7 @@ class Reader:
             at = bisect_left(timeline.pts, first.pts)
             if at < len(timeline.pts) and timeline.pts[at] == first.pts:
                 self._next = (first.pts, first)
+                decoder.keyframes = timeline.keyframes
                 return timeline.starting_at(first.pts), first
         # The packets' times are missing, or are not those of the frames in them.
         decoder.jumps = ()

@@ -101,11 +101,13 @@ def survey(
     if found.untimed or not found.pts or _only_counts(found.pts, container, stream):
         return None
     key_pts, key_dts, ordinals = found.keys
-    ordered = all(a < b for a, b in pairwise(key_pts))
+    ticks = _ascending(found.pts)
+    # Two packets of one time may be two fields of one frame, which no leap must tear apart.
+    ordered = len(ticks) == len(found.pts) and all(a < b for a, b in pairwise(key_pts))
     keyframes = Keyframes(pts=key_pts, dts=key_dts, ordinals=ordinals)
     jumped = f"its clock is set anew {len(found.jumps)} times; times run on from there"
     return Timeline(
-        pts=_ascending(found.pts),
+        pts=ticks,
         time_base=stream.time_base,
         last_ticks=_last_ticks(found.pts, found.last[1], stream),
         keyframes=keyframes if ordered and key_pts and not found.jumps else None,

@@ -1,0 +1,71 @@
+"""Decides which packets of a video need not be decoded to get the frames that are wanted; knows
+nothing of files or pixels.
+
+What decodes together is a group: a keyframe and what follows until the next. When the last wanted
+frame of a group has been handed to the decoder, all packets up to the keyframe of the next wanted
+one are left out, and after the very last one everything is.
+"""
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from itertools import groupby
+
+from stages.frames.timeline import Keyframes
+
+LEAP_PAYS_PACKETS = 3
+"""A leap must leave out more packets than this: the decoder begins anew after it."""
+END = -1
+"""The leap after the last wanted frame."""
+
+
+class Route:
+    """The way through one video to a set of its frames."""
+
+    def __init__(
+        self, wanted: "array[int]", keyframes: Keyframes | None, sent: Iterable[int] = ()
+    ) -> None:
+        """`wanted` are ticks, ascending; `sent` those of the packets that were decoded already."""
+        self._wanted = wanted
+        self._keys = keyframes
+        self._next = 0
+        self._groups: array[int] = array("q")
+        self._missing: array[int] = array("q")
+        if keyframes is not None:
+            for key, members in groupby(wanted, key=self._group_of):
+                self._groups.append(key)
+                self._missing.append(sum(1 for _ in members))
+        for ticks in sent:
+            self.needs(ticks)
+
+    def needs(self, ticks: int) -> bool:
+        """Whether the frame of these ticks, whose packet is about to be decoded, is wanted."""
+        at = bisect_left(self._wanted, ticks)
+        if at == len(self._wanted) or self._wanted[at] != ticks:
+            return False
+        if self._keys is not None:
+            self._missing[bisect_left(self._groups, self._group_of(ticks))] -= 1
+        return True
+
+    def leap(self, ordinal: int) -> int | None:
+        """Which keyframe to go on from instead of packet `ordinal`: its position in the list, END
+        when nothing more is wanted, None to decode that packet."""
+        keys = self._keys
+        if keys is None:
+            return None
+        while self._next < len(self._groups) and self._missing[self._next] <= 0:
+            self._next += 1
+        if self._next == len(self._groups):
+            return END
+        key = self._groups[self._next]
+        if key < 0 or keys.ordinals[key] - ordinal <= LEAP_PAYS_PACKETS:
+            return None
+        return key
+
+    def walk(self) -> None:
+        """Leap no more."""
+        self._keys = None
+
+    def _group_of(self, ticks: int) -> int:
+        assert self._keys is not None
+        return bisect_right(self._keys.pts, ticks) - 1
