@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -177,6 +178,37 @@ def test_a_store_that_cannot_be_written_is_exit_5(place: Place, tmp_path: Path) 
     done = Place(clips=place.clips, out=tmp_path / "out", store=tmp_path / "file" / "x").run()
     assert done.returncode == 5
     assert len(done.stderr.splitlines()) == 1 and "--store" in done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 100 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(mount("size=100k", disk), capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def mount(options: str, folder: Path) -> list[str]:
+    return ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+
+
+def test_a_full_disk_is_exit_5_and_with_more_space_the_run_goes_on(
+    place: Place, tmp_path: Path, small_disk: Path
+) -> None:
+    (tmp_path / "clips").mkdir()
+    shutil.copy(place.clips / "long.mp4", tmp_path / "clips")
+    again = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=small_disk)
+    done = again.run(*OPTIONS, "--quiet")
+    assert done.returncode == 5
+    assert len(done.stderr.splitlines()) == 1 and "is full" in done.stderr
+    assert 0 < again.journal("frames").total() < 3
+    subprocess.run(mount("remount,size=50m", small_disk), check=True)
+    assert again.run(*OPTIONS).returncode == 0
+    assert len(again.captions()) == 3
+    assert list(again.journal("frames").values()) == [1, 1, 1]
 
 
 def test_json_events_are_all_that_stdout_holds(place: Place, tmp_path: Path) -> None:
