@@ -2,6 +2,7 @@
 frames are for."""
 
 import contextlib
+import os
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ after that, one try is made at each place that is sought."""
 SEEK_PAYS_PACKETS = 64
 """A nearer keyframe is reached sooner by reading on than by seeking."""
 
+MOST_THREADS = 16
+"""Each thread of the decoder holds frames; FFmpeg itself takes no more than this unasked."""
 NOWHERE = 1 << 62
 """Later than any time in a file."""
 
@@ -51,7 +54,8 @@ class Decoder:
         without a leap, and where packets after it turned out to be damaged."""
         self.sent: array[int] = array("q")
         """Ticks of the packets decoded since the start while there was no route."""
-        self._threads = threads
+        self.threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
+        """How many threads decode."""
         self._leap: int | None = None
         self._first: _Identity | None = None
         self._ready: deque[VideoFrame] = deque()
@@ -59,7 +63,7 @@ class Decoder:
         self._ended = False
         self._skips = False
         self._bad_in_a_row = 0
-        self.container, self.stream = open_video(path, threads=threads)
+        self.container, self.stream = open_video(path, threads=self.threads)
         self._begin()
 
     def close(self) -> None:
@@ -92,7 +96,7 @@ class Decoder:
                     self._packets = chain([packet], self._packets)
                     return
         self.container.close()
-        self.container, self.stream = open_video(self.path, threads=self._threads)
+        self.container, self.stream = open_video(self.path, threads=self.threads)
         self._begin()
 
     def pull(self) -> VideoFrame | None:

@@ -48,7 +48,10 @@ class Reader:
             self._restart()
         self._asked = True
         if self.timeline.demuxed:
-            self.decoder.route = Route(ticks, self.timeline.keyframes, self.decoder.sent)
+            decoder = self.decoder
+            decoder.route = Route(
+                ticks, self.timeline.keyframes, sent=decoder.sent, threads=decoder.threads
+            )
 
     def at(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:
         """The frame of `ticks`; where it cannot be decoded, the last one before it from `first` on,

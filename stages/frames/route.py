@@ -13,8 +13,6 @@ from itertools import groupby
 
 from stages.frames.timeline import Keyframes
 
-LEAP_PAYS_PACKETS = 3
-"""A leap must leave out more packets than this: the decoder begins anew after it."""
 END = -1
 """The leap after the last wanted frame."""
 
@@ -23,11 +21,20 @@ class Route:
     """The way through one video to a set of its frames."""
 
     def __init__(
-        self, wanted: "array[int]", keyframes: Keyframes | None, sent: Iterable[int] = ()
+        self,
+        wanted: "array[int]",
+        keyframes: Keyframes | None,
+        *,
+        sent: Iterable[int] = (),
+        threads: int = 1,
     ) -> None:
-        """`wanted` are ticks, ascending; `sent` those of the packets that were decoded already."""
+        """`wanted` are ticks, ascending; `sent` those of the packets that were decoded already.
+
+        A leap must leave out as many packets as there are threads: it empties their pipeline.
+        """
         self._wanted = wanted
         self._keys = keyframes
+        self._pays = threads
         self._next = 0
         self._groups: array[int] = array("q")
         self._missing: array[int] = array("q")
@@ -58,7 +65,7 @@ class Route:
         if self._next == len(self._groups):
             return END
         key = self._groups[self._next]
-        if key < 0 or keys.ordinals[key] - ordinal <= LEAP_PAYS_PACKETS:
+        if key < 0 or keys.ordinals[key] - ordinal < self._pays:
             return None
         return key
 
