@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 hf: Any = transformers
 hf.utils.logging.disable_progress_bar()
+# Models this small are slower on more threads, several times so on a busy machine.
+torch.set_num_threads(1)
 
 VISION_MARKS = ("<|vision_start|>", "<|vision_end|>")
 QWEN_TEMPLATE = (

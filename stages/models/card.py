@@ -6,7 +6,7 @@ from typing import Any
 
 from artifacts.schema import FrameFit, Modality
 
-RECIPE = 1
+RECIPE = 2
 """Raised when what a card says changes; part of its key."""
 
 
@@ -56,6 +56,8 @@ class ModelCard:
     fit_video: FrameFit
     """The size at which a video's frames are worth storing."""
     fit_image: FrameFit
+    placeholders: tuple[str, ...] = ()
+    """Words that a prompt must not hold: the model reads them as the place of a picture."""
     feature_width: int
     """Numbers a placeholder's feature has."""
     image_tokens: int
@@ -68,7 +70,7 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelCard":
-        made: dict[str, Any] = {"modalities": tuple(value["modalities"])}
+        made: dict[str, Any] = {name: tuple(value[name]) for name in ("modalities", "placeholders")}
         for name in ("vision", "language"):
             half = value[name]
             lists = {key: tuple(half[key]) for key in ("shards", "tensors")}

@@ -16,7 +16,7 @@ from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.models.features import require_protocol
 from stages.models.fit import Probe, probe
 from stages.models.halves import load_config, model_class, refuse_pickle
-from stages.models.prepare import load_processor, takes_videos
+from stages.models.prepare import load_processor, placeholder_tokens, takes_videos
 from stages.models.resolve import resolve_model
 
 
@@ -72,6 +72,7 @@ def _card(
         sampling=_sampling(processor),
         fit_video=video.fit,
         fit_image=image.fit,
+        placeholders=tuple(sorted(placeholder_tokens(processor))),
         feature_width=int(config.get_text_config().hidden_size),
         image_tokens=image.tokens,
         frame_tokens=video.tokens,

@@ -223,16 +223,19 @@ def _pictures(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Any]:
 
 
 def _placeholders(processor: Any, replacements: Sequence[str]) -> int:
-    return sum(text.count(token) for text in replacements for token in _tokens(processor))
+    return sum(
+        text.count(token) for text in replacements for token in placeholder_tokens(processor)
+    )
 
 
-def _tokens(processor: Any) -> set[str]:
+def placeholder_tokens(processor: Any) -> set[str]:
+    """What a prompt must not hold, because the model reads it as the place of a picture."""
     found = {getattr(processor, f"{kind}_token", None) for kind in ("image", "video")}
     return {token for token in found if token}
 
 
 def _refuse_placeholders(processor: Any, prompt: str) -> None:
-    if found := [token for token in _tokens(processor) if token in prompt]:
+    if found := [token for token in placeholder_tokens(processor) if token in prompt]:
         raise UsageError(
             f"the prompt holds {found[0]}, which this model reads as the place of a picture",
             hint="Leave it out: each picture is placed before the prompt",
