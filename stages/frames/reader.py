@@ -3,7 +3,8 @@ chunks or pixels.
 
 It decodes in file order, leaves out frames that are neither wanted nor needed by others, and seeks
 to a later keyframe when that skips enough. What it hands out is what a plain decode of the whole
-file gives for the same time.
+file gives for the same time. Only in damaged stretches do the bytes depend on the way there and on
+the number of threads, because of how FFmpeg conceals what is missing.
 """
 
 from array import array
