@@ -80,6 +80,7 @@ def prepare(config: CaptionConfig, launcher: Launcher) -> Job:
     readable, contents, unreadable = read_contents(files, digests, config.prompt_for)
     if not readable:
         raise NothingToCaption([*failures, *unreadable])
+    check_prompts(contents, model)
     sampling = model.sampling(config)
     return Job(
         config=config,
@@ -92,6 +93,17 @@ def prepare(config: CaptionConfig, launcher: Launcher) -> Job:
         failures=(*failures, *unreadable),
         ledger=Ledger(store, scopes_of(config, model, sampling)),
     )
+
+
+def check_prompts(contents: Sequence[Medium], model: Model) -> None:
+    """A prompt that holds the model's own word for a picture would be read as one."""
+    for prompt in {medium.prompt for medium in contents}:
+        found = next((word for word in model.card.placeholders if word in prompt), None)
+        if found is not None:
+            raise UsageError(
+                f"the prompt holds {found}, which {model.name} reads as the place of a picture",
+                hint="Leave it out: the picture is placed before the prompt",
+            )
 
 
 def out_folder(config: CaptionConfig) -> Path:
