@@ -5,6 +5,7 @@ It does not know how the checkpoint was trained, nor any code of the program bes
 """
 
 import argparse
+import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from demo.clips import write_clips
 from demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT
-from demo.render import Pixels
+from demo.render import Pixels, render_frames
 from demo.scoring import Scoreboard, Truth, score_captions
+from demo.world import caption, sample_still
 
 Size = tuple[int, int]
 BATCH: Final = 16
@@ -165,6 +167,19 @@ def judge(
     return score_captions(truths, {t.file: said for t, said in zip(truths, told, strict=True)})
 
 
+def judge_pictures(captioner: Captioner, count: int, seed: int) -> Scoreboard:
+    """The score of a checkpoint shown single pictures."""
+    rng = random.Random(seed)
+    truths, told = [], {}
+    for number in range(count):
+        spec = sample_still(rng, "trained" if number % 4 else "never")
+        truths.append(Truth(file=str(number), caption=caption(spec), trained=spec.is_trained))
+        frames = list(render_frames(spec, (0.0,), spec.height, spec.width))
+        inputs = captioner.picture_inputs([Film(frames=frames, frames_per_second=1.0)])
+        told[str(number)] = captioner.tell(inputs)[0]
+    return score_captions(truths, told)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the score the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__)
@@ -181,6 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = [board.table()]
     lines += [f"miss: {truth.caption}\n said: {said}" for truth, said in board.misses[:20]]
     print("\n".join(lines), flush=True)
+    if chosen.sweep:
+        print(
+            "pictures\n" + judge_pictures(captioner, chosen.clips, chosen.seed).table(), flush=True
+        )
     for name, question, size in sweeps(films) if chosen.sweep else ():
         kept = [
             (t, film) for t, film in zip(truths, films, strict=True) if size in (None, film.size)
