@@ -103,9 +103,7 @@ def test_what_is_no_tree_fails(value: Any) -> None:
         pack_tree(value)
 
 
-@pytest.mark.parametrize(
-    "name", ["os:system", "subprocess:Popen", "transformers.utils:logging"]
-)
+@pytest.mark.parametrize("name", ["os:system", "subprocess:Popen", "transformers.utils:logging"])
 def test_only_output_records_are_made_from_a_file(name: str) -> None:
     with pytest.raises(UsageError, match="not an output record"):
         unpack_tree({"is": "record", "class": name, "v": []}, b"")

@@ -1,5 +1,6 @@
 """Killed at any moment, the same command ends with the bytes of an undisturbed run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def undisturbed(clips: Path) -> Place:
     return place
 
 
-def moments(stage: str, count: int) -> list[object]:
+def moments(stage: str, count: int) -> Sequence[object]:
     """(stage, item, victim) spread between the stage's first and last item; all but two are
     slow."""
     found = []
