@@ -1,14 +1,13 @@
 """The caption run as a Prefect flow: one task a stage, progress and a table in the UI; decides
 nothing about the sequence, which is the plain command's."""
 
+import contextlib
 import os
 import threading
 
 # Before the first import of Prefect, which reads them once.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-# Its own 20 s do not suffice on a busy machine.
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -18,13 +17,15 @@ from typing import Any
 from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import ConfigDict, with_config
 
-from artifacts.errors import Interrupted, PenstockError, UsageError
+from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, UsageError
 from flows.config import ABOVE_ZERO, FORMATS, CaptionConfig
 from flows.display import Display
 from flows.launch import ENTRIES, StageCall
+from flows.prefect_server import start_server
 from flows.prefect_view import Progress, RunLog, plain, quiet_console, show, table
 from flows.prepare import NothingToCaption
 from flows.run import caption, stopped_in_order
@@ -170,11 +171,28 @@ def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
     caller = Caller(display=display)
     token = _caller.set(caller)
     try:
-        with stopped_in_order():
-            state = caption_videos(config, return_state=True)
-            if caller.result is None:
-                state.result()
+        with stopped_in_order(), contextlib.ExitStack() as stack:
+            if PREFECT_API_URL.value() is None:
+                here = {PREFECT_API_URL: start_server()}
+                stack.enter_context(temporary_settings(here))
+            state = observed(config, caller)
     finally:
         _caller.reset(token)
+    if caller.result is None:
+        assert state is not None
+        state.result()  # raises
     assert caller.result is not None
     return caller.result
+
+
+def observed(config: CaptionConfig, caller: Caller) -> State[Any] | None:
+    """The flow's state; a server that vanished after the work costs the state, not the work."""
+    try:
+        return caption_videos(config, return_state=True)
+    except Exception as error:  # of Prefect: what the flow itself raises is in its state
+        text = f"the Prefect server at {PREFECT_API_URL.value()} does not answer ({error})"
+        if caller.result is None:
+            hint = "Start it, or unset PREFECT_API_URL; nothing finished is lost"
+            raise EnvironmentFault(text, hint=hint) from error
+        caller.display.say(text)
+        return None

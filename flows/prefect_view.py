@@ -32,23 +32,25 @@ class Progress:
         self._stage = stage
         self._artifact: UUID | None = None
         self._told = 0.0
+        self._given_up = False
 
     def tell(self, done: int, total: int) -> None:
         """A server that does not answer costs the bar, not the run."""
         percent = 100 * done / total if total else 0.0
-        if not total or (self._artifact and percent == self._told):
+        if self._given_up or not total or (self._artifact and percent == self._told):
             return
         try:
             if self._artifact is None:
-                made = create_progress_artifact(
-                    percent, key=f"penstock-{self._stage}", description=self._stage
-                )
+                key = f"penstock-{self._stage}"
+                made = create_progress_artifact(percent, key=key, description=self._stage)
                 assert isinstance(made, UUID)  # a coroutine only where the caller is one
                 self._artifact = made
             else:
                 update_progress_artifact(self._artifact, percent)
             self._told = percent
         except Exception as error:
+            # Prefect tried for a minute or two, in which nobody saw whether the stage has ended.
+            self._given_up = True
             logger.warning("progress of %s was not taken: %s", self._stage, error)
 
 
