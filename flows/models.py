@@ -16,7 +16,7 @@ from flows.config import DEMO_MODEL, CaptionConfig
 from flows.launch import Launcher, StageCall
 from stages.models.card import RECIPE as DESCRIBE_RECIPE
 from stages.models.card import ModelCard
-from stages.models.resolve import resolve_model
+from stages.models.resolve import Announce, resolve_model
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 FPS = 1.0
@@ -78,13 +78,14 @@ class Model:
         return tokens * self.card.feature_width * (4 if self.dtype == "float32" else 2)
 
 
-def model_folder(name: str) -> Path:
-    """Where a checkpoint lies on this machine. Raises UsageError or EnvironmentFault."""
+def model_folder(name: str, announce: Announce | None = None) -> Path:
+    """Where a checkpoint lies on this machine, after a download if need be, which `announce` is
+    told of. Raises UsageError or EnvironmentFault."""
     if name == DEMO_MODEL:
         from demo import CHECKPOINT
 
         return CHECKPOINT
-    return resolve_model(name)
+    return resolve_model(name, announce=announce)
 
 
 def open_model(
@@ -95,10 +96,11 @@ def open_model(
     launcher: Launcher,
     device: str,
     log: Path,
+    announce: Announce | None = None,
 ) -> Model:
     """The checkpoint that a run asks for, with its card from the store or from a describing
     process."""
-    folder = model_folder(config.model)
+    folder = model_folder(config.model, announce)
     card = read_card(folder, config, store=store, digests=digests, launcher=launcher, log=log)
     halves = {"vision": card.vision.shards, "language": card.language.shards}
     try:

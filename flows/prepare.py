@@ -18,6 +18,7 @@ from flows.sources import MediaFile, Selection, find_media
 from stages.decode import RECIPE as DECODE_RECIPE
 from stages.encode import RECIPE as ENCODE_RECIPE
 from stages.frames import RECIPE as FRAMES_RECIPE
+from stages.models.resolve import Announce
 from stages.process.memory import device_name
 
 
@@ -59,8 +60,9 @@ class NothingToCaption(UsageError):
         self.failures = tuple(failures)
 
 
-def prepare(config: CaptionConfig, launcher: Launcher) -> Job:
-    """Everything a run must know before it starts a stage. Raises PenstockError."""
+def prepare(config: CaptionConfig, launcher: Launcher, announce: Announce | None = None) -> Job:
+    """Everything a run must know before it starts a stage; `announce` is told of what takes long.
+    Raises PenstockError."""
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(config.sources, selection, config.limit)
@@ -76,6 +78,7 @@ def prepare(config: CaptionConfig, launcher: Launcher) -> Job:
         launcher=launcher,
         device=device,
         log=out_folder(config) / "logs" / "describe.log",
+        announce=announce,
     )
     readable, contents, unreadable = read_contents(files, digests, config.prompt_for)
     if not readable:

@@ -42,7 +42,7 @@ def caption(
     launcher = make_launcher(listen)
     with stopped_in_order():
         try:
-            job = prepare(config, launcher)
+            job = prepare(config, launcher, display.say)
         except NothingToCaption as error:
             write_jsonl(out_folder(config) / "failures.jsonl", error.failures)
             raise

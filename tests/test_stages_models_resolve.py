@@ -1,14 +1,24 @@
 """A model's name leads to a folder or to an error that says what to do."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.resolve import is_complete, resolve_model
+from tests.hub import Hub, Repository, serve
+
+MODEL = "owner/name"
+SMALL = Repository(files={"config.json": b"{}", "model.safetensors": bytes(3_400_000)})
+"""A model as far as the hub's client can tell, of 3.4 MB."""
+INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
+PICKLED = Repository(files={"config.json": b"{}", "pytorch_model.bin": b"pickle"})
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +28,25 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
+
+
+@pytest.fixture
+def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Points the hub's client, which has read the environment already, to an address."""
+    from huggingface_hub import close_session, constants
+
+    def to(url: str) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    remembered = str(tmp_path / "harnesses.json")
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", remembered, raising=False)
+    close_session()
+    yield to
+    close_session()
 
 
 def snapshot(cache: Path, name: str, files: dict[str, str]) -> Path:
@@ -65,8 +94,7 @@ def test_an_unreachable_hub_names_the_demo() -> None:
 
 
 def test_half_a_download_is_not_taken_for_a_model(empty_cache: Path) -> None:
-    index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
-    files = {"config.json": "{}", "model.safetensors.index.json": index, "model-1.safetensors": ""}
+    files = {"config.json": "{}", "model.safetensors.index.json": INDEX, "model-1.safetensors": ""}
     folder = snapshot(empty_cache, "owner/name", files)
     assert not is_complete(folder)
     with pytest.raises(EnvironmentFault):
@@ -74,6 +102,161 @@ def test_half_a_download_is_not_taken_for_a_model(empty_cache: Path) -> None:
     (folder / "model-2.safetensors").touch()
     assert is_complete(folder)
     assert resolve_model("owner/name") == folder
+
+
+def test_a_download_is_announced_once_and_needed_once(
+    connect: Callable[[str], None], empty_cache: Path
+) -> None:
+    said: list[str] = []
+    with serve({MODEL: SMALL}) as hub:
+        connect(hub.url)
+        folder = resolve_model(MODEL, announce=said.append)
+        assert hub.downloads() == ["config.json", "model.safetensors"]
+    assert (folder / "model.safetensors").stat().st_size == 3_400_000
+    assert folder.is_relative_to(empty_cache)
+    assert said == [f"downloading {MODEL}, 3.4 MB, into {empty_cache} (once)"]
+    assert resolve_model(MODEL, announce=said.append) == folder  # the hub is gone by now
+    assert len(said) == 1
+
+
+def test_only_what_is_missing_is_announced_and_downloaded(connect: Callable[[str], None]) -> None:
+    shards = {"model-1.safetensors": b"1" * 3_000_000, "model-2.safetensors": b"2" * 1_200_000}
+    small = {"config.json": b"{}", "model.safetensors.index.json": INDEX.encode()}
+    said: list[str] = []
+    with serve({MODEL: Repository(files={**small, **shards})}) as hub:
+        connect(hub.url)
+        lost = resolve_model(MODEL) / "model-2.safetensors"
+        lost.resolve().unlink()
+        lost.unlink()
+        hub.asked.clear()
+        folder = resolve_model(MODEL, announce=said.append)
+        assert hub.downloads() == ["model-2.safetensors"]
+        assert len(said) == 1 and "1.2 MB" in said[0]
+        (folder / "model-2.safetensors").unlink()  # its content is still in the cache
+        assert is_complete(resolve_model(MODEL, announce=said.append))
+        assert len(said) == 1
+
+
+def test_a_cache_below_the_home_folder_is_announced_briefly(
+    connect: Callable[[str], None], empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(empty_cache.parent))
+    said: list[str] = []
+    with serve({MODEL: SMALL}) as hub:
+        connect(hub.url)
+        resolve_model(MODEL, announce=said.append)
+    assert said[0].endswith("into ~/hub (once)")
+
+
+def test_a_model_larger_than_the_disk_is_refused_before_its_download(
+    connect: Callable[[str], None], empty_cache: Path
+) -> None:
+    huge = Repository(files=SMALL.files, stated={"model.safetensors": 10**17})
+    said: list[str] = []
+    with serve({MODEL: huge}) as hub:
+        connect(hub.url)
+        with pytest.raises(EnvironmentFault) as fault:
+            resolve_model(MODEL, announce=said.append)
+        assert hub.downloads() == []
+    assert said == []
+    assert f"needs 100000000.0 GB in {empty_cache}, where " in fault.value.message
+    assert "are free" in fault.value.message and "HF_HOME" in fault.value.hint
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_network(
+    connect: Callable[[str], None], empty_cache: Path
+) -> None:
+    empty_cache.write_text("a file where the folder should be")
+    with serve({MODEL: SMALL}) as hub:
+        connect(hub.url)
+        with pytest.raises(EnvironmentFault, match=r"cannot be written into .* HF_HOME"):
+            resolve_model(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("repository", "revision", "says"),
+    [
+        (Repository(files=SMALL.files, refusal=(403, "GatedRepo")), None, "accepted its terms"),
+        (Repository(files=SMALL.files, refusal=(401, "GatedRepo")), None, "accepted its terms"),
+        (Repository(files=SMALL.files, refusal=(401, "")), None, "refuses to give owner/name"),
+        (Repository(files=SMALL.files, refusal=(403, "")), None, "refuses to give owner/name"),
+        (None, None, "the hub knows no model owner/name"),
+        (SMALL, "v9", "the hub knows no model owner/name at revision v9"),
+        (PICKLED, None, r"only as pickles \(pytorch_model\.bin\)"),
+        (Repository(files={"README.md": b"#"}), None, "holds no model with weights"),
+    ],
+)
+def test_what_the_hub_will_not_give_is_bad_usage(
+    repository: Repository | None, revision: str | None, says: str, connect: Callable[[str], None]
+) -> None:
+    said: list[str] = []
+    with serve({MODEL: repository} if repository else {}) as hub:
+        connect(hub.url)
+        with pytest.raises(UsageError, match=says) as error:
+            resolve_model(MODEL, revision, said.append)
+        assert hub.downloads() == []
+    assert said == []
+    assert error.value.hint and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"), [(503, "answers with status 503"), (200, "as a hub does"), (0, "reached")]
+)
+def test_a_hub_out_of_order_is_a_fault_of_the_environment(
+    broken: int, says: str, connect: Callable[[str], None]
+) -> None:
+    with serve({MODEL: SMALL}, broken) as hub:
+        connect(hub.url)
+        with pytest.raises(EnvironmentFault, match=says) as fault:
+            resolve_model(MODEL)
+    assert "--model demo" in fault.value.hint and "\n" not in str(fault.value)
+
+
+def test_a_refused_connection_is_a_fault_of_the_environment(
+    connect: Callable[[str], None],
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        connect(f"http://127.0.0.1:{free.getsockname()[1]}")  # bound, and nobody listens
+        with pytest.raises(EnvironmentFault, match=r"127\.0\.0\.1:\d+ cannot be reached"):
+            resolve_model(MODEL)
+
+
+def command(hub: Hub, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`penstock` as a user runs it, with that hub and a home of its own."""
+    environment = {name: v for name, v in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder), "NO_PROXY": "127.0.0.1"}
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli.main", *arguments, "--model", MODEL],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_announces_the_download_and_ends_with_one_line(tmp_path: Path) -> None:
+    clip = str(Path(__file__).parent.parent / "demo" / "samples" / "clip-01.mp4")
+    out = str(tmp_path / "out")
+    announced = f"downloading {MODEL}, 5.0 MB, into {tmp_path / 'hub'} (once)"
+    cut_short = Repository(files=SMALL.files, stated={"model.safetensors": 5_000_000})
+    with serve({MODEL: cut_short}) as hub:
+        planned = command(hub, tmp_path, "plan", clip)
+        ran = command(hub, tmp_path, "caption", clip, "--out", out, "--json")
+    assert planned.returncode == ran.returncode == 5
+    assert planned.stdout == ""
+    assert planned.stderr.splitlines()[0] == announced
+    assert "its download broke off" in planned.stderr.splitlines()[1]
+    assert len(planned.stderr.splitlines()) == 2
+    assert json.loads(ran.stdout) == {"event": "message", "text": announced}
+
+
+def test_the_command_refuses_a_gated_model_with_exit_2(tmp_path: Path) -> None:
+    gated = Repository(files=SMALL.files, refusal=(403, "GatedRepo"))
+    with serve({MODEL: gated}) as hub:
+        ended = command(hub, tmp_path, "caption", __file__, "--out", str(tmp_path), "--dry-run")
+    assert ended.returncode == 2
+    assert "accepted its terms" in ended.stderr and len(ended.stderr.splitlines()) == 1
 
 
 def test_resolving_and_the_package_import_nothing_heavy() -> None:

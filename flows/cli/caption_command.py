@@ -21,7 +21,7 @@ def caption_command(given: argparse.Namespace) -> int:
         from flows.launch import DirectLauncher
         from flows.prepare import prepare
 
-        job = prepare(config, DirectLauncher(display.listen))
+        job = prepare(config, DirectLauncher(display.listen), display.say)
         print("\n".join(plan_lines(job)))
         return 0
     if given.prefect or os.environ.get("PREFECT_API_URL"):

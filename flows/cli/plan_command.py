@@ -16,7 +16,8 @@ from flows.sizes import estimates, wave_limit
 
 def plan_command(given: argparse.Namespace) -> int:
     """Print what a run would take. Raises PenstockError."""
-    job = prepare(config_of(given), DirectLauncher(Display().listen))
+    display = Display()
+    job = prepare(config_of(given), DirectLauncher(display.listen), display.say)
     print(json.dumps(plan(job), indent=1) if given.json else "\n".join(plan_lines(job)))
     return 0
 
