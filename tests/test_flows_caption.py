@@ -1,0 +1,246 @@
+"""The caption run as a Prefect flow: what it takes, what it shows, and that its bytes are those of
+the plain command."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import Artifact
+from prefect.testing.utilities import prefect_test_harness
+from prefect.utilities.schema_tools import ValidationError, validate
+
+import demo
+from artifacts.captions import Failure
+from artifacts.errors import UsageError
+from flows import prefect_view
+from flows.caption import caption_videos
+from flows.config import CaptionConfig
+from flows.prefect_view import TABLE_ROWS, Progress, RunLog, plain, table
+from tests.pipeline import PENSTOCK, ROOT, child_processes, wait_gone
+
+CLIPS = [str(demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
+BAD = [
+    {},
+    {"sources": []},
+    {"sources": "a.mp4"},
+    {"sources": ["a.mp4"], "fsp": 2},
+    {"sources": ["a.mp4"], "fps": 0},
+    {"sources": ["a.mp4"], "chunk": "long"},
+    {"sources": ["a.mp4"], "batch_size": 1.5},
+    {"sources": ["a.mp4"], "limit": -1},
+    {"sources": ["a.mp4"], "format": ["srt"]},
+    {"sources": ["a.mp4"], "prompt": " "},
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def schema() -> dict[str, Any]:
+    return caption_videos.parameters.model_dump()
+
+
+@pytest.mark.parametrize("config", BAD, ids=json.dumps)
+def test_the_server_refuses_bad_parameters_before_a_run(config: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        validate({"config": config}, schema(), raise_on_error=True)
+
+
+def test_the_server_takes_good_parameters() -> None:
+    config = {"sources": ["a.mp4"], "fps": 0.5, "frames": None, "limit": 3, "format": ["txt"]}
+    validate({"config": config}, schema(), raise_on_error=True)
+    taken = caption_videos.validate_parameters({"config": config})
+    assert taken["config"] == CaptionConfig(sources=("a.mp4",), fps=0.5, limit=3, format=("txt",))
+
+
+def test_what_no_schema_can_say_is_refused_by_the_configuration() -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        caption_videos.validate_parameters({"config": {"sources": ["a"], "fps": 1, "frames": 2}})
+
+
+def test_parameters_are_the_configurations_fields_each_described() -> None:
+    fields = schema()["definitions"]["CaptionConfig"]["properties"]
+    assert set(fields) == set(CaptionConfig.__slots__)
+    assert all(field["description"] for field in fields.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("my_clip_01 [1080p].mp4", "my_clip_01 [1080p].mp4"),
+        ("*a*.mp4", r"\*a\*.mp4"),
+        ("_a_.mp4", r"\_a\_.mp4"),
+        ("# 1.mp4", r"\# 1.mp4"),
+        ("[a](http://b)", r"\[a](http://b)"),
+        ("<img src=x>", r"\<img src=x>"),
+        (r"a\*b", r"a\\\*b"),
+    ],
+)
+def test_names_are_shown_as_they_are(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+def failure(name: str) -> Failure:
+    return Failure(
+        media_path=name, source=name, stage="frames", error="x", message="broken *", hint="mend it"
+    )
+
+
+def test_the_table_names_failures_and_what_to_do() -> None:
+    assert table([failure("a.mp4")]) == [
+        {"file": "a.mp4", "what": r"broken \*", "what to do": "mend it"}
+    ]
+
+
+def test_a_long_table_says_what_it_leaves_out() -> None:
+    rows = table([failure(f"{n}.mp4") for n in range(TABLE_ROWS + 7)])
+    assert len(rows) == TABLE_ROWS + 1
+    assert rows[-1]["file"] == "7 more"
+
+
+def test_a_server_that_does_not_answer_costs_the_bar_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+
+    def refuse(percent: float, **_: object) -> None:
+        tried.append(percent)
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(prefect_view, "create_progress_artifact", refuse)
+    progress = Progress("encode")
+    progress.tell(0, 0)
+    progress.tell(1, 4)
+    progress.tell(2, 4)
+    assert tried == [25.0]
+
+
+def test_lines_go_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "a flow run"):
+        RunLog(logging.getLogger("a flow run")).write("100 %s done\n")
+    assert caplog.messages == ["100 %s done"]
+
+
+def command(out: Path, *more: str, sources: list[str] = CLIPS) -> list[str]:
+    where = ["--out", str(out), "--store", f"{out}-store", "--format", "txt,vtt"]
+    return [*PENSTOCK, "caption", *sources, "--model", "demo", *where, *more]
+
+
+def run(out: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        command(out, *more), cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    names = ("captions.jsonl", "failures.jsonl", "clip-01.txt", "clip-02.vtt")
+    return {name: (out / name).read_bytes() for name in names}
+
+
+def told(done: "subprocess.CompletedProcess[str]", out: Path) -> list[str]:
+    """What a run printed, without its times and its folder."""
+    text = (done.stderr + done.stdout).replace(str(out), "OUT")
+    return [line for line in text.splitlines() if "0 there" in line or "OUT" in line]
+
+
+def test_with_prefect_the_command_makes_the_same_bytes_and_says_the_same(tmp_path: Path) -> None:
+    plain_run = run(tmp_path / "plain")
+    flow_run = run(tmp_path / "flow", "--prefect")
+    assert outputs(tmp_path / "flow") == outputs(tmp_path / "plain")
+    assert outputs(tmp_path / "flow")["captions.jsonl"].count(b"\n") == 2
+    assert told(flow_run, tmp_path / "flow") == told(plain_run, tmp_path / "plain")
+    assert len(flow_run.stderr.splitlines()) == len(plain_run.stderr.splitlines())
+
+
+def run_flow(tmp_path: Path, sources: list[str]) -> tuple[Any, dict[str, Artifact]]:
+    """The state that a flow run ends in, and the artifacts that it leaves."""
+    config = CaptionConfig(
+        sources=tuple(sources), model="demo", out=str(tmp_path / "out"), batch_size=1
+    )
+    state = caption_videos(config, return_state=True)
+    with get_client(sync_client=True) as client:
+        mine = [
+            artifact
+            for artifact in client.read_artifacts()
+            if artifact.flow_run_id == state.state_details.flow_run_id
+        ]
+    return state, {str(artifact.key): artifact for artifact in mine}
+
+
+@pytest.mark.slow
+def test_a_flow_with_a_bad_file_completes_and_says_so(server: None, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("no video")
+    state, artifacts = run_flow(tmp_path, [CLIPS[0], str(bad)])
+    assert state.is_completed()
+    assert "1 of 2 files failed" in state.message
+    assert set(artifacts) == {
+        "penstock-frames", "penstock-encode", "penstock-decode", "penstock-captions",
+    }  # fmt: skip
+    assert artifacts["penstock-decode"].data == 100
+    rows = json.loads(str(artifacts["penstock-captions"].data))
+    assert [row["file"] for row in rows] == ["bad.mp4"]
+    assert rows[0]["what to do"]
+
+
+@pytest.mark.slow
+@pytest.mark.logs_errors
+def test_a_flow_that_captions_nothing_fails(server: None, tmp_path: Path) -> None:
+    state, artifacts = run_flow(tmp_path, [str(tmp_path / "missing.mp4")])
+    assert state.is_failed()
+    assert state.message.startswith("nothing to caption")
+    assert "\n" not in state.message
+    assert "missing.mp4" in str(artifacts["penstock-captions"].data)
+    with pytest.raises(UsageError, match="nothing to caption"):
+        state.result()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_flow_ends_soon_and_goes_on_where_it_was(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    running = subprocess.Popen(
+        command(out, "--prefect", "--json", "--batch-size", "1"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert running.stdout is not None
+    for line in running.stdout:
+        event = json.loads(line)
+        if event["event"] == "item" and event["stage"] == "encode":
+            break
+    stages = [pid for pid in child_processes(running.pid) if "stages.process.child" in name(pid)]
+    asked = time.monotonic()
+    os.killpg(running.pid, number)  # as a terminal does, or a service manager
+    wait_gone(stages, 10)
+    _, errors = running.communicate(timeout=60)
+    assert time.monotonic() - asked < 30
+    assert len(stages) == 1
+    assert running.returncode == 4
+    assert errors.strip().splitlines()[-1].startswith("penstock: stopped")
+    assert json.loads((out / "run.json").read_text())["state"] == "interrupted"
+    run(out, "--batch-size", "1")
+    run(tmp_path / "whole", "--batch-size", "1")
+    assert outputs(out) == outputs(tmp_path / "whole")
+
+
+def name(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
