@@ -14,15 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPARED = ("*.jsonl", "*.txt", "*.vtt")
-START_SECONDS = 180
 RUN_SECONDS = 900
 STOP_SECONDS = 10
 MARK = "PENSTOCK_DEPLOYMENT_CHECK"
@@ -57,9 +55,8 @@ class Check:
         self.refuses({"sources": []})
         self.refuses({"sources": ["a.mp4"], "fsp": 2})
         deployed = self.deployment_run()
-        made = items(deployed)
-        if not all(made.values()):
-            raise CheckFailed(f"the deployment run says that it made {made}")
+        if not all(items(deployed).values()):
+            raise CheckFailed(f"the deployment run says that it made {items(deployed)}")
         plain = self.plain_run()
         self.compare(deployed, plain)
         again = items(self.deployment_run())
@@ -70,27 +67,22 @@ class Check:
 
     def serve(self) -> None:
         """Start the server and wait for it."""
+        from flows.prefect_server import START_SECONDS, answers
+
         where = ("--host", "127.0.0.1", "--port", str(self._port))
         server = self.start("server", "server", "start", *where)
         deadline = time.monotonic() + START_SECONDS
-        while not self.healthy():
+        while not answers(self._api):
             if server.poll() is not None or time.monotonic() > deadline:
                 raise CheckFailed(f"the server did not start\n{self.log_end('server')}")
             time.sleep(0.2)
         self.say(f"started a Prefect server on port {self._port}")
 
-    def healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self._api}/health", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False
-
     def refuses(self, config: Mapping[str, Any]) -> None:
         """Bad parameters make no run."""
         before = len(self.flow_runs())
-        done = self.prefect(*self.submit(config), check=False)
-        if done.returncode == 0 or len(self.flow_runs()) != before:
+        code = self.prefect(*self.submit(config), check=False)
+        if code == 0 or len(self.flow_runs()) != before:
             raise CheckFailed(f"{config} was taken for good parameters")
         self.say(f"{json.dumps(config)} was refused before a run")
 
@@ -115,11 +107,10 @@ class Check:
         out = self._folder / "plain"
         config = self.config(out, store="plain-store")
         before = time.monotonic()
-        command = [sys.executable, "-m", "flows.cli.main", "caption", *config["sources"]]
-        for name in ("model", "out", "store"):
-            command += [f"--{name}", config[name]]
-        environment = {k: v for k, v in self.environment().items() if k != "PREFECT_API_URL"}
-        self.call([*command, "--format", ",".join(config["format"]), "--quiet"], environment)
+        options = [f"--{name}={config[name]}" for name in ("model", "out", "store")]
+        options.append(f"--format={','.join(config['format'])}")
+        env = {k: v for k, v in self.environment().items() if k != "PREFECT_API_URL"}
+        self.call("flows.cli.main", "caption", *config["sources"], *options, env=env)
         self.say(f"plain command in {time.monotonic() - before:.0f} s")
         return out
 
@@ -141,11 +132,8 @@ class Check:
         found = [{p.name: p.read_bytes() for p in outputs(out)} for out in (deployed, plain)]
         if not found[1]["captions.jsonl"]:
             raise CheckFailed("the plain command captioned nothing")
-        differing = [
-            name
-            for name in sorted({*found[0], *found[1]})
-            if found[0].get(name) != found[1].get(name)
-        ]
+        names = sorted({*found[0], *found[1]})
+        differing = [name for name in names if found[0].get(name) != found[1].get(name)]
         if differing:
             raise CheckFailed(f"these files differ: {', '.join(differing)}")
         total = sum(map(len, found[1].values()))
@@ -162,19 +150,18 @@ class Check:
             runs: list[dict[str, Any]] = json.load(answer)
         return runs
 
-    def prefect(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "prefect", *arguments]
-        return self.call(command, self.environment(), check=check)
+    def prefect(self, *arguments: str, check: bool = True) -> int:
+        return self.call("prefect", *arguments, env=self.environment(), check=check)
 
-    def call(
-        self, command: Sequence[str], environment: Mapping[str, str], *, check: bool = True
-    ) -> "subprocess.CompletedProcess[str]":
+    def call(self, module: str, *arguments: str, env: Mapping[str, str], check: bool = True) -> int:
+        """Run to the end. Raises CheckFailed with what it printed."""
+        command = [sys.executable, "-m", module, *arguments]
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
         )
         if check and done.returncode != 0:
             raise CheckFailed(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-        return done
+        return done.returncode
 
     def start(self, name: str, *arguments: str) -> "subprocess.Popen[bytes]":
         """A process that stays until the end, with a log."""
@@ -199,14 +186,11 @@ class Check:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "DO_NOT_TRACK": "1",
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))
-            ),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]),
         }
 
     def log_end(self, name: str) -> str:
-        text = (self._folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
-        return text[-3000:]
+        return (self._folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")[-3000:]
 
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self._started:5.0f} s  {text}", flush=True)
