@@ -57,19 +57,19 @@ def plan_lines(job: Job) -> list[str]:
     p = plan(job)
     halves = p["halves"]
     lines = [
-        f"model     {p['model']} in {p['precision']['language']} on {p['device']}",
+        f"model       {p['model']} in {p['precision']['language']} on {p['device']}",
         *(
-            f"  {name:8s}{size(half['bytes'])} of weights, "
+            f"  {name:10s}{size(half['bytes'])} of weights, "
             f"{half['parameters'] / 1e6:.1f} M parameters"
             for name, half in halves.items()
         ),
-        f"media     {p['files']} files, {duration(p['seconds_of_media'])}, "
+        f"media       {p['files']} files, {duration(p['seconds_of_media'])}, "
         f"about {p['chunks']} chunks and {p['frames']} frames",
-        f"disk      {size(p['frame_bytes_at_once'])} of frames at once, "
+        f"disk        {size(p['frame_bytes_at_once'])} of frames at once, "
         f"{size(p['feature_bytes'])} of features kept, {size(p['free_bytes'])} free, "
         f"{p['waves']} wave(s)",
-        f"done      {p['done']['features']} features, {p['done']['captions']} captions",
+        f"done        {p['done']['features']} features, {p['done']['captions']} captions",
     ]
     if p["failed"]:
-        lines.append(f"missing   {p['failed']} sources: {job.failures[0].media_path} …")
+        lines.append(f"missing     {p['failed']} sources: {job.failures[0].media_path} …")
     return lines
