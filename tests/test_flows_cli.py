@@ -11,7 +11,7 @@ from flows.cli.options import config_of
 from flows.config import CaptionConfig
 
 CAPTION_OPTIONS = {
-    "SOURCES", "--model", "--prompt", "--out", "--store", "--chunk", "--fps", "--frames",
+    "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps", "--frames",
     "--max-frames", "--batch-size", "--max-new-tokens", "--prefix", "--suffix", "--recursive",
     "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
     "--keep-frames", "--trust-remote-code",
@@ -49,6 +49,12 @@ def test_every_configuration_field_has_an_option() -> None:
     assert config_of(given) == CaptionConfig(sources=("a.mp4",))
 
 
+def test_a_prompt_can_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("Was passiert\nübrigens?\n", encoding="utf-8")
+    given = parse(["caption", "a", "--prompt-file", str(tmp_path / "prompt.txt")])
+    assert config_of(given).prompt == "Was passiert\nübrigens?"
+
+
 def test_sources_stand_before_and_after_options() -> None:
     given = parse(["caption", "a.mp4", "--model", "demo", "b.mp4", "--fps", "1", "c.mp4"])
     assert config_of(given).sources == ("a.mp4", "b.mp4", "c.mp4")
@@ -72,6 +78,7 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
         (["caption", "a", "--batch-size", "-2"], "--batch-size is -2"),
         (["caption", "a", "--format", "txt,docx"], "--format docx is not known"),
         (["caption", "a", "--prompt", "  "], "--prompt is empty"),
+        (["caption", "a", "--prompt-file", "./gone.txt"], "--prompt-file gone.txt cannot be read"),
         (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),
         (["caption", "a", "--store", "ftp://host/x"], "no store can be opened at ftp://host/x"),
         (["caption", "./nowhere.mp4", "--model", "demo"], "nothing to caption: ./nowhere.mp4"),

@@ -1,7 +1,9 @@
 """The options of every command and how they become a configuration; runs nothing."""
 
 import argparse
+from pathlib import Path
 
+from artifacts.errors import UsageError
 from flows.config import DEFAULT_MODEL, FORMATS, CaptionConfig
 
 
@@ -17,7 +19,9 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="hub id, folder, or `demo` [%(default)s]",
     )
-    add("--prompt", metavar="TEXT", help='["Describe this video in detail."]')
+    prompt = model.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help='["Describe this video in detail."]')
+    prompt.add_argument("--prompt-file", metavar="F", help="a text file that holds the prompt")
     add("--out", default="penstock-out", metavar="DIR", help="folder of the captions [%(default)s]")
     add("--store", default="", metavar="DIR", help="[$PENSTOCK_STORE or the user's cache folder]")
     add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
@@ -65,6 +69,19 @@ def config_of(arguments: argparse.Namespace) -> CaptionConfig:
     """The configuration that the options mean. Raises UsageError."""
     named = {f: getattr(arguments, f) for f in CaptionConfig.__slots__ if hasattr(arguments, f)}
     named["sources"] = tuple(arguments.sources)
+    if arguments.prompt_file is not None:
+        named["prompt"] = read_prompt(Path(arguments.prompt_file))
     for name in ("format", "extensions"):
         named[name] = tuple(v.strip() for v in named[name].split(",") if v.strip())
     return CaptionConfig(**named)
+
+
+def read_prompt(path: Path) -> str:
+    """The prompt in a text file, without the line break at its end. Raises UsageError."""
+    try:
+        return path.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(
+            f"--prompt-file {path} cannot be read: {reason}", hint="Give a text file, or --prompt"
+        ) from error
