@@ -11,7 +11,8 @@ from flows.cli.options import config_of
 from flows.config import CaptionConfig
 
 CAPTION_OPTIONS = {
-    "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps", "--frames",
+    "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",
+    "--frames",
     "--max-frames", "--batch-size", "--max-new-tokens", "--prefix", "--suffix", "--recursive",
     "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
     "--keep-frames", "--trust-remote-code",
