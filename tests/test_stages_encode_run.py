@@ -3,13 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.packs import Record
+from stages.encode.run import read_clip
 from stages.models.loading import ModelJob
+from stages.models.prepare import Clip
 from tests.clips import clips
 from tests.families import checkpoint
 from tests.waves import FEATURES, FRAMES, Wave, keys_told
+
+DEMO = Path(__file__).parent.parent / "demo" / "checkpoint"
 
 
 def wave(tmp_path: Path, name: str = "store") -> Wave:
@@ -81,3 +87,52 @@ def test_half_precision_features_are_stored_in_half_precision(tmp_path: Path) ->
     small._job = in_bfloat16  # type: ignore[method-assign]
     small.encode()
     assert len(payloads(small)["features-0"]) < full * 0.6
+
+
+def picture(height: int, width: int) -> Clip:
+    frames = np.full((1, height, width, 3), 128, np.uint8)
+    return Clip(frames=frames, times=(0.0,), seconds=0.0, kind="image")
+
+
+def test_frames_that_the_processor_refuses_fail_alone(tmp_path: Path) -> None:
+    batches = [[picture(64, 64), picture(900, 3), picture(64, 64)], [picture(3, 900)]]
+    made = Wave(tmp_path / "store", DEMO, batches)
+    told = made.encode()
+    assert keys_told(told) == ["features-0", "features-2"]
+    failures = {e.pop("media"): e for e in told if e.pop("event") == "failure"}
+    shelf = made.shelf("failures", FEATURES)
+    assert set(failures) == shelf.keys() == {"features-1", "features-3"}
+    for key, failure in failures.items():
+        assert failure == shelf.meta(key)
+        assert failure["kind"] == "refused"
+        assert "refuses these frames: absolute aspect ratio must be" in failure["message"]
+        assert "\n" not in failure["message"] and failure["hint"]
+
+
+def test_a_row_beside_a_refused_one_has_the_bytes_it_has_without_it(tmp_path: Path) -> None:
+    rows = [picture(64, 64), picture(900, 3), picture(64, 96)]
+    made = Wave(tmp_path / "store", DEMO, [rows])
+    made.encode()
+    alone = Wave(tmp_path / "alone", DEMO, [[rows[0], rows[2]]])
+    alone.encode()
+    assert list(payloads(made).values()) == list(payloads(alone).values())
+
+
+def test_a_clip_of_one_frame_is_captioned_by_a_model_that_needs_two(tmp_path: Path) -> None:
+    batch = [*clips("video", 1, frames=1), *clips("video", 1)]
+    made = Wave(tmp_path / "store", checkpoint("qwen3_vl"), [batch])
+    assert keys_told(made.encode()) == ["features-0", "features-1"]
+    assert made.shelf("failures", FEATURES).keys() == set()
+    made.decode(("Describe.",))
+    assert all(caption["caption"] for caption in made.captions())
+
+
+def test_a_frame_from_before_its_chunk_is_told_to_be_at_its_start(tmp_path: Path) -> None:
+    made = wave(tmp_path)
+    shelf = made.shelf("frames", FRAMES)
+    record = shelf.read("frames-0")
+    early = {**record.meta, "times": [record.meta["start"] - 1.5, *record.meta["times"][1:]]}
+    shelf.publish([Record(key="early", meta=early, payload=record.payload)])
+    times = read_clip(shelf, {"frames": "early", "kind": "video"}).times
+    assert times[0] == 0.0
+    assert times == tuple(sorted(times))

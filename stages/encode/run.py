@@ -5,8 +5,10 @@ A batch is always computed whole, because the bytes of a row depend on its batch
 whose encoder inputs have equal shapes go through together.
 """
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,33 @@ from stages.process.report import Report
 
 AHEAD = 2
 """Batches that are read and prepared on the CPU while one is encoded."""
+REFUSALS = (ValueError, TypeError, KeyError, IndexError, AssertionError, RuntimeError)
+"""What processors raise at frames they cannot take; anything else concerns the whole stage."""
+SHORTEST = 0.04
+"""Seconds that a chunk is taken to last at least, when its one frame is shown twice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """Why one chunk cannot be encoded, while the others can."""
+
+    message: str
+    hint: str = (
+        "Try another model or other sampling (--fps, --frames); the other files are captioned"
+    )
+    kind: str = "refused"
+
+    def meta(self) -> dict[str, str]:
+        return {"kind": self.kind, "message": self.message, "hint": self.hint}
 
 
 def run(job: dict[str, Any], report: Report) -> None:
-    """Publish a feature record for each chunk of `batches` that has none."""
+    """Publish a feature record for each chunk of `batches` that has none, or why it cannot have
+    one."""
     store = open_store(job["store"])
     frames = Shelf(store, "frames", job["frames_scope"])
     features = Shelf(store, "features", job["scope"])
+    failures = Shelf(store, "failures", job["scope"])
     batches = [batch for batch in job["batches"] if any(m["key"] not in features for m in batch)]
     report.total(sum(member["key"] not in features for batch in batches for member in batch))
     if not batches:
@@ -38,20 +60,56 @@ def run(job: dict[str, Any], report: Report) -> None:
     half, processor = ModelJob.of(job).load("vision")
     report.note(attention=half.config._attn_implementation, dtype=str(half.dtype))
 
-    def read(batch: list[dict[str, Any]]) -> list[Prepared]:
-        return [prepare(processor, read_clip(frames, member)) for member in batch]
+    def read(batch: list[dict[str, Any]]) -> list[Prepared | Refusal]:
+        return [read_member(frames, processor, member) for member in batch]
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = [pool.submit(read, batch) for batch in batches[:AHEAD]]
         for index, batch in enumerate(batches):
-            prepared = waiting.pop(0).result()
+            found = dict(zip((m["key"] for m in batch), waiting.pop(0).result(), strict=True))
             if index + AHEAD < len(batches):
                 waiting.append(pool.submit(read, batches[index + AHEAD]))
-            rows = encode_batch(half, prepared)
-            records = [_record(m["key"], row) for m, row in zip(batch, rows, strict=True)]
+            for key, row in found.items():
+                if isinstance(row, Refusal):
+                    failures.publish([Record(key=key, meta=row.meta())])
+                    report.failure(media=key, **row.meta())
+            prepared = {key: row for key, row in found.items() if isinstance(row, Prepared)}
+            rows = encode_batch(half, list(prepared.values()))
+            records = [_record(key, row) for key, row in zip(prepared, rows, strict=True)]
             metas = {member["key"]: frames.meta(member["frames"]) for member in batch}
             for key in features.publish(records):
                 report.item(key, seconds_of_media=metas[key]["end"] - metas[key]["start"])
+
+
+def read_member(shelf: Shelf, processor: Any, member: dict[str, Any]) -> Prepared | Refusal:
+    """One chunk as the encoder takes it, or why the processor does not take its frames."""
+    clip = None
+    try:
+        clip = read_clip(shelf, member)
+        return prepare(processor, clip)
+    except REFUSALS as error:
+        if _out_of_memory(error):
+            raise
+        if clip is not None and clip.kind == "video" and len(clip.frames) == 1:
+            with contextlib.suppress(*REFUSALS):
+                return prepare(processor, shown_twice(clip))
+        text = " ".join(str(error).strip().split("\n")[0].split()) or type(error).__name__
+        return Refusal(message=f"the model's processor refuses these frames: {text[:160]}")
+
+
+def shown_twice(clip: Clip) -> Clip:
+    """A clip of one frame as one of two, for models whose encoder takes frames in pairs."""
+    first = clip.times[0]
+    return replace(
+        clip,
+        frames=np.concatenate([clip.frames, clip.frames]),
+        times=(first, first + max(clip.seconds, SHORTEST) / 2),
+    )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether the machine is at fault and not the frames: torch has no class for it on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def read_clip(shelf: Shelf, member: dict[str, Any]) -> Clip:
@@ -70,7 +128,8 @@ def read_clip(shelf: Shelf, member: dict[str, Any]) -> Clip:
     pixels = bytearray(record.payload)
     return Clip(
         frames=np.frombuffer(pixels, np.uint8).reshape(shape),
-        times=tuple(float(time) - float(meta["start"]) for time in meta["times"]),
+        # A frame that is on screen when a chunk begins may have come before it.
+        times=tuple(max(0.0, float(time) - float(meta["start"])) for time in meta["times"]),
         seconds=float(meta["end"]) - float(meta["start"]),
         kind=member["kind"],
     )
