@@ -54,13 +54,21 @@ class Ledger:
         self.failures = Shelf(store, "failures", scopes.frames)
         self.frames = Shelf(store, "frames", scopes.frames)
         self.features = Shelf(store, "features", scopes.features)
+        self.refused = Shelf(store, "failures", scopes.features)
         self.captions = Shelf(store, "captions", scopes.captions)
         self._waves = Shelf(store, "waves", scopes.captions)
         self._indexes: dict[str, MediaIndex] = {}
 
     def refresh(self) -> None:
         """See what the stages have published since."""
-        for shelf in (self.media, self.failures, self.frames, self.features, self.captions):
+        for shelf in (
+            self.media,
+            self.failures,
+            self.frames,
+            self.features,
+            self.refused,
+            self.captions,
+        ):
             shelf.refresh()
         self._indexes.clear()
 
@@ -76,6 +84,18 @@ class Ledger:
     def failure(self, medium: Medium) -> dict[str, Any] | None:
         """Why a medium cannot be captioned, when that is known."""
         return self.failures.meta(medium.digest) if medium.digest in self.failures else None
+
+    def refusal(self, medium: Medium) -> dict[str, Any] | None:
+        """Why the model takes some chunk of a medium's frames not, when that is known."""
+        for task in self.tasks([medium]):
+            if task.features in self.refused:
+                return {**self.refused.meta(task.features), "start": task.chunk.start}
+        return None
+
+    def forget_failures(self, media: Sequence[Medium]) -> None:
+        """Let everything that failed before be tried again."""
+        self.failures.drop([m.digest for m in media])
+        self.refused.drop([task.features for task in self.tasks(media)])
 
     def tasks(self, media: Iterable[Medium]) -> list[Task]:
         """Every chunk of the media whose chunks are known, in order."""
@@ -107,6 +127,7 @@ class Ledger:
             task.chunk.index
             for task in self.tasks([medium])
             if task.features not in self.features
+            and task.features not in self.refused
             and task.caption not in self.captions
             and task.frames not in self.frames
         ]

@@ -13,18 +13,22 @@ def failures_of(job: Job) -> list[Failure]:
     """Everything that could not be captioned, in source order within each stage."""
     found = list(job.failures)
     for file, medium in zip(job.files, job.contents, strict=True):
-        known = job.ledger.failure(medium)
-        if known is not None:
-            found.append(
-                Failure(
-                    media_path=file.media_path,
-                    source=file.source,
-                    stage="frames",
-                    error=known["kind"],
-                    message=known["message"],
-                    hint=known["hint"],
-                )
+        stage, known = "frames", job.ledger.failure(medium)
+        if known is None:
+            stage, known = "encode", job.ledger.refusal(medium)
+        if known is None:
+            continue
+        at = f" (at {known['start']:.1f} s)" if known.get("start") else ""
+        found.append(
+            Failure(
+                media_path=file.media_path,
+                source=file.source,
+                stage=stage,
+                error=known["kind"],
+                message=known["message"] + at,
+                hint=known["hint"],
             )
+        )
     return found
 
 

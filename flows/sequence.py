@@ -137,7 +137,7 @@ class Sequence:
         job = self._job
         tasks = job.ledger.tasks(wave)
         needed = {t.features for t in tasks if t.caption not in job.ledger.captions}
-        missing = needed - job.ledger.features.keys()
+        missing = needed - job.ledger.features.keys() - job.ledger.refused.keys()
         have = job.ledger.frames.keys()
         batches = [
             # Whole, so that the bytes are those of an undisturbed run; without what an earlier
@@ -158,12 +158,12 @@ class Sequence:
             self._finish(self._launcher.start(self._call("encode", arguments)))
             job.ledger.refresh()
         if not job.config.keep_frames:
-            done = [t.frames for t in tasks if t.features in job.ledger.features]
-            job.ledger.frames.drop(done)
+            done = job.ledger.features.keys() | job.ledger.refused.keys()
+            job.ledger.frames.drop([t.frames for t in tasks if t.features in done])
 
     def _decode(self, wave: list[Medium]) -> None:
         job = self._job
-        tasks = job.ledger.tasks(wave)
+        tasks = [t for t in job.ledger.tasks(wave) if t.features not in job.ledger.refused]
         missing = {t.caption for t in tasks} - job.ledger.captions.keys()
         have = job.ledger.features.keys()
         batches = [
@@ -223,7 +223,7 @@ class Sequence:
 
     def _forget_failures(self) -> None:
         if self._job.config.retry_failed:
-            self._job.ledger.failures.drop([m.digest for m in self._job.media])
+            self._job.ledger.forget_failures(self._job.media)
 
     def _stop_ahead(self) -> None:
         if self._ahead is not None:

@@ -47,6 +47,7 @@ class Stages:
     def __init__(self) -> None:
         self.calls: list[StageCall] = []
         self.stop_after: dict[str, int] = {}
+        self.refuse_first = False
 
     def launcher(self, _: Listener) -> "Stages":
         return self
@@ -83,12 +84,29 @@ class Stages:
         if call.name == "encode":
             frames = Shelf(store, "frames", call.arguments["frames_scope"])
             assert all(m["frames"] in frames for b in call.arguments["batches"] for m in b)
+        if call.name == "encode" and self.refuse_first:
+            refused = Shelf(store, "failures", call.arguments["scope"])
+            why = {"kind": "refused", "message": "too narrow", "hint": "Widen it"}
+            keys = [m["key"] for batch in call.arguments["batches"] for m in batch][:1]
+            refused.publish([Record(key=key, meta=why) for key in keys])
+            shelf = Without(shelf, keys)  # type: ignore[assignment]
         for batch in call.arguments["batches"]:
             if outcome.items >= self.stop_after.get(call.name, 10**9):
                 raise Interrupted(f"{call.name} was killed")
             meta = {"caption": "something", "tokens": 1}
             made = [Record(key=m["key"], meta=meta) for m in batch]
             outcome.items += len(shelf.publish(made))
+
+
+class Without:
+    """A shelf that some keys are never put on."""
+
+    def __init__(self, shelf: Shelf, keys: list[str]) -> None:
+        self._shelf = shelf
+        self._keys = keys
+
+    def publish(self, records: list[Record]) -> list[str]:
+        return self._shelf.publish([r for r in records if r.key not in self._keys])
 
 
 class Answer:
@@ -207,6 +225,23 @@ def test_one_more_file_is_encoded_without_the_frames_of_the_others(
     assert run(config, more) == 6
     assert [len(batch) for batch in more.batches("encode")] == [1]
     assert more.calls[0].arguments["media"][0]["path"].endswith("5.mp4")
+
+
+def test_a_chunk_that_the_model_refuses_fails_alone_until_it_is_retried(
+    config: CaptionConfig,
+) -> None:
+    stages = Stages()
+    stages.refuse_first = True
+    result = caption(config, Display(quiet=True), stages.launcher)
+    assert (result.captions, result.exit_code) == (4, 1)
+    (failure,) = result.failures
+    assert (failure.media_path, failure.stage, failure.error) == ("0.mp4", "encode", "refused")
+    again = Stages()
+    assert caption(config, Display(quiet=True), again.launcher).failures == [failure]
+    assert again.names() == []
+    retried = caption(replace(config, retry_failed=True), Display(quiet=True), again.launcher)
+    assert (retried.captions, retried.failures) == (5, [])
+    assert again.names() == ["frames", "encode", "decode"]
 
 
 def test_two_runs_into_one_folder_are_refused(config: CaptionConfig, tmp_path: Path) -> None:
