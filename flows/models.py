@@ -1,7 +1,8 @@
 """What a run needs to know of its checkpoint, without ever importing a model library."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -103,14 +104,9 @@ def open_model(
     folder = model_folder(config.model, announce)
     card = read_card(folder, config, store=store, digests=digests, launcher=launcher, log=log)
     halves = {"vision": card.vision.shards, "language": card.language.shards}
-    try:
+    with readable(config.model):
         small = {p.name: digests.of(p) for p in small_files(folder)}
         weights = {s: digests.of(folder / s) for shards in halves.values() for s in shards}
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{error.filename} of model {config.model} cannot be read ({error.strerror})",
-            hint="Check the folder, or fetch the model again",
-        ) from error
     seen = {n: d for n, d in small.items() if not n.lower().startswith(TEXT_ONLY)}
     return Model(
         name=config.model,
@@ -138,8 +134,9 @@ def read_card(
         raise UsageError(
             f"no model at {folder}", hint="Give a hub id, a checkpoint's folder, or `demo`"
         )
-    stats = [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in weight_files(folder)]
-    small = {p.name: digests.of(p) for p in small_files(folder)}
+    with readable(config.model):
+        stats = [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in weight_files(folder)]
+        small = {p.name: digests.of(p) for p in small_files(folder)}
     key = digest_of([small, stats, config.trust_remote_code])
     shelf = Shelf(store, "cards", digest_of(["cards", DESCRIBE_RECIPE, version("transformers")]))
     if key in shelf:
@@ -158,6 +155,19 @@ def read_card(
         raise
     shelf.publish([Record(key=key, meta=card)])
     return ModelCard.from_json(card)
+
+
+@contextlib.contextmanager
+def readable(model: str) -> Iterator[None]:
+    """Turns a file that cannot be read, such as a link that leads nowhere, into an
+    EnvironmentFault."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{error.filename} of model {model} cannot be read ({error.strerror})",
+            hint="Check the folder, or fetch the model again",
+        ) from error
 
 
 def small_files(folder: Path) -> Iterable[Path]:

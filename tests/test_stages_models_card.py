@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.keys import ContentDigests
 from artifacts.schema import FrameFit
+from artifacts.store import open_store
+from flows.config import CaptionConfig
+from flows.launch import DirectLauncher
+from flows.models import read_card
 from stages.models import ModelCard, describe
 from stages.models.card import SamplingCard
 from stages.models.fit import probe
@@ -159,3 +164,21 @@ def test_a_configuration_that_is_no_json_fails(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UsageError, match=r"config\.json"):
         describe(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "extra.bin"])
+def test_a_weight_file_that_is_a_link_to_nowhere_is_named(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llava"), folder)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "gone")
+    config = CaptionConfig(sources=("none",), model=str(folder))
+    with pytest.raises(EnvironmentFault, match=f"{name} of model .* cannot be read"):
+        read_card(
+            folder,
+            config,
+            store=open_store(str(tmp_path / "store")),
+            digests=ContentDigests(tmp_path / "digests.jsonl"),
+            launcher=DirectLauncher(lambda *_: None),
+            log=tmp_path / "log",
+        )
