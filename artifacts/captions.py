@@ -69,7 +69,7 @@ def write_text(path: Path, pieces: Iterable[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, half = tempfile.mkstemp(dir=path.parent, prefix=".penstock-")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
                 os.fchmod(file.fileno(), 0o666 & ~_umask())
                 file.writelines(pieces)
                 file.flush()
@@ -121,13 +121,12 @@ def file_stems(media_paths: Sequence[str]) -> list[str]:
     bare = [PurePosixPath(path).with_suffix("").as_posix() for path in media_paths]
     shared = Counter(bare)
     stems: list[str] = []
-    taken: set[str] = set()
+    taken: Counter[str] = Counter()
     for path, stem in zip(media_paths, bare, strict=True):
-        wanted = stem if shared[stem] == 1 else path
-        name, number = wanted, 1
+        wanted = name = stem if shared[stem] == 1 else path
         while name in taken:
-            number += 1
-            name = f"{wanted}-{number}"
-        taken.add(name)
+            taken[wanted] += 1
+            name = f"{wanted}-{taken[wanted]}"
+        taken[name] += 1
         stems.append(name)
     return stems

@@ -25,6 +25,11 @@ def item_key(scope: str, media_digest: str, chunk_index: int, *more: Any) -> str
     return digest_of([scope, media_digest, chunk_index, *more])
 
 
+def content_key(digest: str, kind: str) -> str:
+    """What a medium is known by: its content, and whether it is read as a video or as an image."""
+    return digest if kind == "video" else digest_of([digest, kind])
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in 64 hex digits."""
     with path.open("rb") as file:

@@ -1,6 +1,7 @@
 """The store's five verbs over a folder: get, put-if-absent, list, stat, delete; knows nothing of
 what the bytes mean."""
 
+import contextlib
 import errno
 import os
 import time
@@ -149,7 +150,7 @@ class FolderStore:
         except OSError as error:
             raise fault_of(error, self.root) from error
         finally:
-            if folder.is_dir():
+            with contextlib.suppress(OSError):
                 probe.unlink(missing_ok=True)
 
     def free_bytes(self) -> int:

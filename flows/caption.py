@@ -117,6 +117,10 @@ class PrefectRunning:
         )(self._run)
         self._future: PrefectFuture[Any] = stage.submit()
 
+    @property
+    def outcome(self) -> StageOutcome:
+        return self._process.outcome if self._process else StageOutcome(name=self._call.name)
+
     def wait(self) -> StageOutcome:
         outcome: StageOutcome = self._future.result()
         return outcome

@@ -107,7 +107,7 @@ class Display:
             self._to.write("\r\x1b[K")
 
     def _close(self) -> None:
-        if self._stage and not self._quiet and not self._json:
+        if self._stage and self._done > self._before and not self._quiet and not self._json:
             self._clear()
             seconds = time.monotonic() - self._started
             verb = VERBS.get(self._stage, self._stage)
@@ -120,7 +120,7 @@ class Display:
 
     def _emit(self, value: dict[str, Any]) -> None:
         if self._json:
-            sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(value) + "\n")
             sys.stdout.flush()
 
 

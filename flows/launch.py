@@ -34,6 +34,9 @@ class StageCall:
 class Running(Protocol):
     """A stage that was started."""
 
+    @property
+    def outcome(self) -> StageOutcome: ...
+
     def wait(self) -> StageOutcome: ...
 
     def stop(self) -> None: ...

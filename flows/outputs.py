@@ -1,7 +1,7 @@
 """From stored captions to the files people asked for; runs no model."""
 
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from artifacts.captions import WRITERS, Caption, Failure, file_stems, write_jsonl, write_text
 from flows.ledger import Medium
@@ -79,31 +79,26 @@ def _write_files(job: Job, form: str, rows: Sequence[Sequence[Caption]]) -> list
     """One file a medium; beside the media, files that are there already are kept unless told
     otherwise."""
     stems = file_stems([file.media_path for file in job.files])
+    shared = Counter(file.path.with_suffix("") for file in job.files)
     kept = []
-    for file, stem, captions in zip(job.files, stems, rows, strict=True):
-        if not captions:
-            continue
-        text = "".join(WRITERS[form](captions))
+    for file, medium, stem, captions in zip(job.files, job.contents, stems, rows, strict=True):
+        index = job.ledger.index(medium)
+        if not captions or index is None or len(captions) < len(index.chunks):
+            continue  # half a text would look like a whole one
+        text = "".join(WRITERS[form](captions)).encode()
+        path = job.out / f"{stem}.{form}"
         if job.config.beside:
-            path = _beside(job, file, form)
-            if path.exists() and not job.config.overwrite and path.read_text("utf-8") != text:
-                kept.append(path.name)
-                continue
-        else:
-            path = job.out / f"{stem}.{form}"
-        write_text(path, [text])
+            name = file.path.stem if shared[file.path.with_suffix("")] == 1 else file.path.name
+            path = file.path.with_name(f"{name}.{form}")
+        there = path.read_bytes() if path.exists() else None
+        if there == text:
+            continue
+        if there is not None and job.config.beside and not job.config.overwrite:
+            kept.append(path.name)
+            continue
+        write_text(path, [text.decode()])
     if not kept:
         return []
     return [
         f"{len(kept)} .{form} files were there already ({kept[0]} …); --overwrite replaces them"
     ]
-
-
-def _beside(job: Job, file: MediaFile, form: str) -> Path:
-    """Next to the media file; with its suffix kept where two media share folder and stem."""
-    twins = sum(
-        1
-        for other in job.files
-        if other.path.parent == file.path.parent and other.path.stem == file.path.stem
-    )
-    return file.path.with_name(f"{file.path.stem if twins == 1 else file.path.name}.{form}")

@@ -158,6 +158,11 @@ def read_contents(
             continue
         readable.append(file)
         contents.append(
-            Medium(digest=digest, path=str(file.path), kind=file.kind, prompt=prompt_for(file.kind))
+            Medium(
+                digest=content_key(digest, file.kind),
+                path=str(file.path),
+                kind=file.kind,
+                prompt=prompt_for(file.kind),
+            )
         )
     return readable, contents, failures

@@ -47,11 +47,10 @@ class RunRecord:
         found: dict[str, Any] = next(s for s in self.value["stages"] if s["name"] == name)
         return found
 
-    def expect(self, name: str, total: int) -> None:
-        """So many items a stage is known to have in the whole run; more may come to light."""
+    def expect(self, name: str, total: int, done: int) -> None:
+        """So many items a stage is known to have in the whole run, and so many are in the store."""
         entry = self.stage(name)
-        entry["total"] = max(total, entry["items"])
-        entry["before"] = max(0, total - entry["items"])
+        entry.update(total=total, before=max(0, done - entry["items"]))
 
     def live(self, name: str, items: int) -> None:
         """Items published by the process that runs now, not yet in an outcome.

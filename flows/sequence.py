@@ -82,6 +82,7 @@ class Sequence:
             self._stop_ahead()
             stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
             with contextlib.suppress(PenstockError):  # such as a full disk, which is told already
+                self._job.ledger.refresh()
                 self._write(result)
                 self._record.finish("interrupted" if stopped else "failed", error=str(error))
             raise
@@ -205,21 +206,27 @@ class Sequence:
         return StageCall(name=name, arguments=arguments, device=device or self._job.device, log=log)
 
     def _finish(self, running: Running) -> None:
+        model = self._job.model
         try:
-            outcome = running.wait()
+            running.wait()
         except BaseException:
             running.stop()
             raise
-        model = self._job.model
-        self._record.add(outcome, attention=model.attention, precision=model.precision())
+        finally:
+            self._record.add(
+                running.outcome, attention=model.attention, precision=model.precision()
+            )
 
     def _write(self, result: RunResult) -> None:
         result.captions, result.failures, result.warnings = write_outputs(self._job)
         media = {"total": result.files, "failed": len(result.failures)}
         self._record.value.update(media=media, captions=result.captions)
-        tasks = self._job.ledger.tasks(self._job.media)
+        ledger = self._job.ledger
+        tasks = ledger.tasks(self._job.media)
+        done = {"encode": ledger.features.keys(), "decode": ledger.captions.keys()}
         for stage, key in KEY_OF.items():
-            self._record.expect(stage, len({getattr(task, key) for task in tasks}))
+            keys = {getattr(task, key) for task in tasks}
+            self._record.expect(stage, len(keys), len(keys & done.get(stage, keys)))
 
     def _forget_failures(self) -> None:
         if self._job.config.retry_failed:

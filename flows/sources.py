@@ -96,14 +96,15 @@ def find_media(
 
 
 def _expand(text: str, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
-    path = Path(text).expanduser()
-    if text.startswith("@") and not path.exists():
+    path = Path(os.path.expanduser(text))
+    # os.path and not Path: a name too long, or in a folder one may not enter, is just not there.
+    if text.startswith("@") and not os.path.exists(path):
         yield from _listed(Path(text[1:]), source, selection)
-    elif path.is_dir():
+    elif os.path.isdir(path):
         yield from _folder(path, source, selection)
-    elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+    elif os.path.isfile(path) and path.suffix.lower() in LIST_SUFFIXES:
         yield from _listed(path, source, selection)
-    elif path.exists():
+    elif os.path.exists(path):
         yield _file(path, path.name, source)
     elif glob.has_magic(text):
         matches = sorted(glob.glob(os.path.expanduser(text), recursive=True))
@@ -173,10 +174,25 @@ def _listed(path: Path, source: str, selection: Selection) -> Iterator[MediaFile
 
 def _file(path: Path, name: str, source: str) -> MediaFile:
     kind: MediaKind = "image" if path.suffix.lower() in IMAGE_SUFFIXES else "video"
-    return MediaFile(path=Path(os.path.abspath(path)), media_path=name, source=source, kind=kind)
+    return MediaFile(
+        path=Path(os.path.abspath(path)),
+        media_path=writable(name),
+        source=writable(source),
+        kind=kind,
+    )
+
+
+def writable(name: str) -> str:
+    """A name that UTF-8 can hold: bytes of a file's name that are none become replacement signs."""
+    return os.fsencode(name).decode("utf-8", errors="replace")
 
 
 def _failure(source: str, name: str, error: str, message: str, hint: str) -> Failure:
     return Failure(
-        media_path=name, source=source, stage="sources", error=error, message=message, hint=hint
+        media_path=writable(name),
+        source=writable(source),
+        stage="sources",
+        error=error,
+        message=message,
+        hint=hint,
     )

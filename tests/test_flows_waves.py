@@ -1,5 +1,7 @@
 """What runs after what, seen with stages that answer at once: waves, batches, frames given back."""
 
+import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +56,7 @@ class Stages:
 
     def start(self, call: StageCall) -> "Answer":
         self.calls.append(call)
-        return Answer(lambda: self._answer(call))
+        return Answer(StageOutcome(name=call.name), lambda made: self._answer(call, made))
 
     def names(self) -> list[str]:
         return [call.name for call in self.calls if call.name != "describe"]
@@ -64,8 +66,7 @@ class Stages:
         told = [call.arguments["batches"] for call in self.calls if call.name == stage]
         return [[member["key"] for member in batch] for batches in told for batch in batches]
 
-    def _answer(self, call: StageCall) -> StageOutcome:
-        outcome = StageOutcome(name=call.name, seconds=1.0)
+    def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
         if call.name == "describe":
             outcome.notes["card"] = CARD.to_json()
         elif call.name == "frames":
@@ -112,11 +113,12 @@ class Without:
 class Answer:
     """A stage that does its work when it is waited for."""
 
-    def __init__(self, work: Callable[[], StageOutcome]) -> None:
+    def __init__(self, outcome: StageOutcome, work: Callable[[StageOutcome], StageOutcome]) -> None:
+        self.outcome = outcome
         self._work = work
 
     def wait(self) -> StageOutcome:
-        return self._work()
+        return self._work(self.outcome)
 
     def stop(self) -> None:
         pass
@@ -207,6 +209,11 @@ def test_a_stopped_run_keeps_its_batches(config: CaptionConfig, stage: str) -> N
     stopped.stop_after[stage] = 2
     with pytest.raises(Interrupted):
         run(config, stopped)
+    record = json.loads((Path(config.out) / "run.json").read_text())
+    made = {s["name"]: (s["items"], s["before"]) for s in record["stages"]}
+    assert record["state"] == "interrupted" and made[stage] == (2, 0)
+    assert len((Path(config.out) / "captions.jsonl").read_text().splitlines()) == record["captions"]
+    assert record["captions"] == (2 if stage == "decode" else 0)
     assert run(config, resumed) == 5
     told = stopped.batches(stage)
     assert resumed.batches(stage) == told[1:]
@@ -268,6 +275,26 @@ def test_beside_keeps_files_that_people_wrote(config: CaptionConfig, tmp_path: P
     assert (tmp_path / "clips" / "1.txt").read_text() == "something\n"
     assert beside(overwrite=True) == []
     assert mine.read_text() == "something\n"
+
+
+def test_half_a_text_is_not_written(config: CaptionConfig, tmp_path: Path) -> None:
+    write_video(tmp_path / "clips" / "0.mp4", ticks=range(75))
+    cut = replace(config, format=("txt",), chunk=1.0, batch_size=1)
+    stopped = Stages()
+    stopped.stop_after["decode"] = 1
+    with pytest.raises(Interrupted):
+        run(cut, stopped)
+    assert len((tmp_path / "out" / "captions.jsonl").read_text().splitlines()) == 1
+    assert not (tmp_path / "out" / "0.txt").exists()
+    run(cut, Stages())
+    assert (tmp_path / "out" / "0.txt").read_text() == "something\n" * 3
+
+
+def test_a_name_that_is_no_utf8_costs_no_output(config: CaptionConfig, tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path / "clips") + b"/caf\xe9.mp4"
+    os.rename(tmp_path / "clips" / "0.mp4", odd)
+    assert run(config, Stages()) == 5
+    assert "caf\ufffd.mp4" in (tmp_path / "out" / "captions.jsonl").read_text()
 
 
 def test_a_changed_language_half_keeps_the_features(config: CaptionConfig, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 of
 this program in between but the reading of the frames."""
 
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from artifacts.keys import item_key
+from artifacts.keys import content_key, hash_file, item_key
 from artifacts.packs import read_header
 from artifacts.store import FolderStore
 from tests.pipeline import Place
@@ -37,7 +36,8 @@ def frames_of(place: Place) -> list[tuple[dict[str, Any], Frames]]:
     found, chunks = [], Counter[str]()
     for row in place.captions():
         name = row["media_path"]
-        digest = hashlib.sha256((place.clips / name).read_bytes()).hexdigest()
+        kind = "image" if row["start"] == row["end"] else "video"
+        digest = content_key(hash_file(place.clips / name), kind)
         found.append(frames[item_key(scope, digest, chunks[name])])
         chunks[name] += 1
     return found

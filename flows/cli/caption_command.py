@@ -1,8 +1,10 @@
 """`penstock caption`: run the sequence, with Prefect or without, and say how it ended."""
 
 import argparse
+import json
 import os
 import sys
+from dataclasses import asdict
 
 from flows.cli.options import config_of
 from flows.cli.plan_command import plan_lines
@@ -32,7 +34,10 @@ def caption_command(given: argparse.Namespace) -> int:
         from flows.run import caption
 
         result = caption(config, display)
-    if not given.json:
+    if given.json:
+        for failure in result.failures:
+            print(json.dumps({"event": "failed", **asdict(failure)}))
+    else:
         report(result, quiet=given.quiet)
     return result.exit_code
 

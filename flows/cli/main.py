@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from artifacts.errors import PenstockError
 from flows.cli.options import add_caption_options, add_running_options
@@ -80,6 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        from artifacts.store import fault_of
+
+        fault = fault_of(error, Path(error.filename or "."))
+        print(f"penstock: {fault}", file=sys.stderr)
+        return fault.exit_code
 
 
 def run(given: argparse.Namespace) -> int:

@@ -60,8 +60,8 @@ def main(job_path: str, parent: str, events: str) -> int:
             report.note(loaded_bytes=anonymous_bytes(), import_seconds=time.monotonic() - started)
             entry(job["arguments"], report)
         except BaseException as error:
-            traceback.print_exc()
             report.send("error", **describe(error))
+            traceback.print_exc()
             code = 1
     usage = resource.getrusage(resource.RUSAGE_SELF)
     report.send(

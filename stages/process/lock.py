@@ -3,7 +3,6 @@ device does."""
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -23,7 +22,7 @@ def hold_device(device: str, on_wait: Callable[[str], None]) -> IO[str] | None:
 
 def lock_path(device: str) -> Path:
     """One file a physical device, the same for all users' processes on this machine."""
-    return Path(tempfile.gettempdir()) / f"penstock-{device_uuid(device).replace(':', '-')}.lock"
+    return Path("/tmp") / f"penstock-{device_uuid(device).replace(':', '-')}.lock"
 
 
 def hold(path: Path, on_wait: Callable[[str], None]) -> IO[str]:
@@ -59,11 +58,17 @@ def holder(path: Path) -> str:
 
 
 def _open(path: Path) -> IO[str]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    return os.fdopen(descriptor, "r+")
+    try:
+        # Of another user in a sticky folder, a lock can be opened for reading only: that suffices.
+        return path.open("r+") if os.access(path, os.W_OK) else path.open("r")
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return os.fdopen(descriptor, "r+")
 
 
 def _sign(file: IO[str]) -> IO[str]:
+    if not file.writable():
+        return file
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()

@@ -1,6 +1,7 @@
 """The parent's side of a stage: start it, listen, say how it ended; knows no stage by name and
 makes no CUDA context."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 from artifacts import errors
 from artifacts.packs import DamagedRecord
+from artifacts.store import fault_of
 from stages.process.memory import device_holders, device_used_bytes
 
 BASELINE_SLACK_BYTES = 64 << 20
@@ -24,6 +26,8 @@ BASELINE_SECONDS = 5.0
 """How long to wait for the driver to take the memory back."""
 STOP_SECONDS = 10.0
 """How long a stage that was asked to stop may take before it is killed."""
+STOPPING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals by which people and kernels stop a process; others are its own fault and come again."""
 OUT_OF_MEMORY = (
     "CUDA out of memory",
     "CUDA error: out of memory",
@@ -78,7 +82,14 @@ class StageProcess:
         self._device = device
         self._listen = listen
         self.outcome = StageOutcome(name=name, baseline_before_bytes=device_used_bytes(device))
-        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log_start = 0
+        self._started = time.monotonic()
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as file:
+                self._log_start = file.tell()  # what earlier runs said is not this one's last word
+        except OSError as error:
+            raise fault_of(error, log.parent) from error
         handle, self._job = tempfile.mkstemp(prefix=f"penstock-{name}-", suffix=".json")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             journal = str(log.with_suffix(".items.jsonl"))
@@ -121,6 +132,7 @@ class StageProcess:
             self._reader.join()
         finally:
             Path(self._job).unlink(missing_ok=True)
+            self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         self.outcome.baseline_after_bytes = self._await_baseline()
         if code != 0 or self.outcome.error is not None:
             raise self._fault(code)
@@ -154,7 +166,8 @@ class StageProcess:
                 except ValueError:
                     continue  # cut off in the middle by the child's death
                 self._take(event)
-                self._listen(self.name, event)
+                with contextlib.suppress(OSError):  # who listens may be gone, as behind `| head`
+                    self._listen(self.name, event)
 
     def _take(self, event: dict[str, Any]) -> None:
         outcome, kind = self.outcome, event["event"]
@@ -211,20 +224,23 @@ class StageProcess:
                 f"the {self.name} stage ran out of memory ({last_words[:160]})",
                 hint="Nothing finished is lost; run it again with a smaller --batch-size",
             )
-        if code < 0:
+        if -code in STOPPING:
             return errors.Interrupted(
                 f"the {self.name} stage was ended by {_signal_name(-code)}",
                 hint="Nothing finished is lost; run the same command again to go on",
             )
+        ended = _signal_name(-code) if code < 0 else f"exit status {code}"
         return errors.StageDied(
-            f"the {self.name} stage failed: {last_words or f'exit status {code}'}",
+            f"the {self.name} stage failed: {last_words or ended}",
             hint=f"Its log is {self.log}; what is finished stays done",
             return_code=code,
         )
 
     def _log_tail(self) -> str:
         try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            with self.log.open("rb") as file:
+                file.seek(self._log_start)
+                lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
         except OSError:
             return ""
         return lines[-1] if lines else ""
