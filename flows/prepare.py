@@ -7,7 +7,7 @@ from pathlib import Path
 
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
-from artifacts.keys import ContentDigests, digest_of
+from artifacts.keys import ContentDigests, content_key, digest_of
 from artifacts.schema import Sampling
 from artifacts.store import FolderStore, open_store
 from flows.config import CaptionConfig
