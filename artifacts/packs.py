@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,23 +59,26 @@ class Shelf:
         self._folder = f"{kind}/{scope[:2]}/{scope}"
         self._places: dict[str, _Place] = {}
         self._packs: set[str] = set()
+        self._lock = threading.RLock()
+        """Workers of one stage publish and drop at the same time; held while the books change."""
         self.refresh()
 
     def refresh(self) -> None:
         """See what others have published, dropped or set aside since."""
         names = list(self._store.list(self._folder))
-        for gone in self._packs.difference(names):
-            self._forget(gone)
-        for name in names:
-            if name in self._packs:
-                continue
-            try:
-                places = list(read_header(self._store, name))
-            except (DamagedRecord, FileNotFoundError):
-                continue
-            self._packs.add(name)
-            for key, place in places:
-                self._places.setdefault(key, place)
+        with self._lock:
+            for gone in self._packs.difference(names):
+                self._forget(gone)
+            for name in names:
+                if name in self._packs:
+                    continue
+                try:
+                    places = list(read_header(self._store, name))
+                except (DamagedRecord, FileNotFoundError):
+                    continue
+                self._packs.add(name)
+                for key, place in places:
+                    self._places.setdefault(key, place)
 
     def keys(self) -> set[str]:
         return set(self._places)
@@ -112,22 +116,25 @@ class Shelf:
         name = f"{self._folder}/{name[:2]}/{name}.pack"
         header, places = _header(name, new)
         self._store.put_if_absent(name, [header, *(record.payload for record in new)])
-        self._packs.add(name)
-        self._places.update(places)
+        with self._lock:
+            self._packs.add(name)
+            self._places.update(places)
         return [record.key for record in new]
 
     def drop(self, keys: Iterable[str]) -> None:
         """Forget records; a pack is deleted when none of its records is left."""
-        packs = {self._places[key].pack for key in keys if key in self._places}
-        for key in list(keys):
-            self._places.pop(key, None)
-        for pack in packs - {place.pack for place in self._places.values()}:
-            self._packs.discard(pack)
-            self._store.delete(pack)
+        with self._lock:
+            dropped = [self._places.pop(key).pack for key in keys if key in self._places]
+            if not dropped:
+                return
+            for pack in set(dropped) - {place.pack for place in self._places.values()}:
+                self._packs.discard(pack)
+                self._store.delete(pack)
 
     def _forget(self, pack: str) -> None:
-        self._packs.discard(pack)
-        self._places = {k: p for k, p in self._places.items() if p.pack != pack}
+        with self._lock:
+            self._packs.discard(pack)
+            self._places = {k: p for k, p in self._places.items() if p.pack != pack}
 
 
 def _header(name: str, records: Sequence[Record]) -> tuple[bytes, dict[str, _Place]]:
