@@ -1,7 +1,7 @@
 """Tiny media files for tests, written with PyAV, and what a plain decode says is in them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -93,6 +93,17 @@ def repeat_video(source: Path, path: Path, times: int) -> Path:
                 again.dts = (packet.dts or 0) + turn * length
                 again.duration, again.is_keyframe = packet.duration, packet.is_keyframe
                 write.mux(again)
+    return path
+
+
+def spoil(source: Path, path: Path, *, which: Callable[[int], bool]) -> Path:
+    """The same file with the packets that `which` names filled with rubbish of their own length."""
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        for at, packet in enumerate(container.demux(container.streams.video[0])):
+            if packet.size and packet.pos is not None and which(at):
+                data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
     return path
 
 

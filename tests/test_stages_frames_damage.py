@@ -1,7 +1,6 @@
 """Damaged files are cut as far as they can be read, and say so; unusable ones say why."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -11,7 +10,7 @@ from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, Sampling
 from stages.frames.decoder import MAX_BAD_PACKETS
 from stages.frames.video import Chunk, Video
-from tests.media import decode_plainly, write_audio, write_video
+from tests.media import decode_plainly, spoil, write_audio, write_video
 
 EVERY_SECOND = Sampling(chunk_seconds=2, fps=1, max_frames=32)
 FAST_START = {"movflags": "faststart"}
@@ -31,17 +30,6 @@ def faststart(path: Path, source: Path) -> Path:
             if packet.dts is not None:
                 packet.stream = copy
                 write.mux(packet)
-    return path
-
-
-def spoil(source: Path, path: Path, *, which: Callable[[int], bool]) -> Path:
-    """The same file with the packets that `which` names filled with rubbish of their own length."""
-    data = bytearray(source.read_bytes())
-    with av.open(str(source)) as container:
-        for at, packet in enumerate(container.demux(container.streams.video[0])):
-            if packet.size and packet.pos is not None and which(at):
-                data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
-    path.write_bytes(data)
     return path
 
 

@@ -18,7 +18,7 @@ from artifacts.schema import MediaIndex
 from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
 from stages.process.report import Report
-from tests.media import picture, write_audio, write_video
+from tests.media import picture, spoil, write_audio, write_video
 
 SCOPE = "5c" * 32
 
@@ -80,6 +80,12 @@ def video(desk: Desk, name: str = "a.mp4", seconds: int = 7) -> dict[str, Any]:
     return medium(write_video(desk.folder / name, ticks=range(30 * seconds)))
 
 
+def image(desk: Desk, n: int) -> dict[str, Any]:
+    path = desk.folder / f"{n}.png"
+    Image.fromarray(picture(n)).save(path)
+    return medium(path)
+
+
 def keys(medium: dict[str, Any], count: int) -> list[str]:
     return [item_key(SCOPE, medium["digest"], index) for index in range(count)]
 
@@ -121,6 +127,28 @@ def test_a_killed_run_goes_on_at_the_first_missing_chunk(desk: Desk) -> None:
     assert one["digest"] in desk.shelf("media")
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "said"),
+    [("h264.mp4", "libx264", "wanted"), ("a.mov", "mjpeg", "left out"), ("bitflip.mp4", "", "")],
+)
+def test_damage_is_described_alike_wherever_a_run_was_killed(
+    desk: Desk, request: pytest.FixtureRequest, name: str, codec: str, said: str
+) -> None:
+    if codec:
+        whole = write_video(desk.folder / f"whole-{name}", ticks=range(300), codec=codec)
+        clip = spoil(whole, desk.folder / name, which=lambda at: 50 <= at < 130)
+    else:
+        clip, said = request.getfixturevalue("shared_clips") / "awkward" / name, "taken are damaged"
+    stored = desk.run(one := medium(clip))
+    undisturbed = desk.shelf("media").meta(one["digest"])
+    assert said in " ".join(undisturbed["warnings"])
+    for killed_after in range(len(stored) + 1):
+        desk.shelf("frames").drop(stored[killed_after:])
+        desk.shelf("media").drop([one["digest"]])
+        assert desk.run(one) == stored[killed_after:]
+        assert desk.shelf("media").meta(one["digest"]) == undisturbed
+
+
 def test_only_wanted_chunks_are_made(desk: Desk) -> None:
     one = video(desk)
     assert desk.run({**one, "wanted": [1, 3]}) == [keys(one, 4)[1], keys(one, 4)[3]]
@@ -140,11 +168,7 @@ def test_deleted_frames_of_a_known_medium_are_made_again_when_wanted(desk: Desk)
 
 def test_several_videos_and_pictures_at_once(desk: Desk) -> None:
     videos = [video(desk, f"{n}.mp4", seconds=n) for n in range(1, 6)]
-    images = []
-    for n in range(150):
-        path = desk.folder / f"{n}.png"
-        Image.fromarray(picture(n)).save(path)
-        images.append(medium(path))
+    images = [image(desk, n) for n in range(150)]
     published = desk.run(*videos, *images, workers=2)
     assert len(published) == len(set(published)) == 1 + 1 + 2 + 2 + 3 + 150
     assert desk.shelf("media").keys() == {m["digest"] for m in (*videos, *images)}
@@ -159,12 +183,7 @@ def test_pictures_are_stored_before_they_fill_the_memory(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "PACK_BYTES", 40 * 30 * 3 * 2)
-    images = []
-    for n in range(6):
-        path = desk.folder / f"{n}.png"
-        Image.fromarray(picture(n)).save(path)
-        images.append(medium(path))
-    desk.run(*images, workers=1)
+    desk.run(*(image(desk, n) for n in range(6)), workers=1)
     assert len(list(FolderStore(Path(desk.url)).list(f"frames/{SCOPE[:2]}/{SCOPE}"))) == 3
 
 

@@ -22,7 +22,7 @@ from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from artifacts.store import open_store
 from stages.frames.picture import read_picture
 from stages.frames.plan import ChunkPlan
-from stages.frames.video import Chunk, Video
+from stages.frames.video import Chunk, Damage, Video
 from stages.process.report import Report
 
 PACK_RECORDS = 64
@@ -110,7 +110,7 @@ class Stage:
             return
         with self._failing(medium), Video(medium.path, threads=self._threads) as video:
             plans = video.plan(self.sampling)
-            known, missing = self._split(medium, plans)
+            known, missing = self._split(medium, video, plans)
             for chunk in video.chunks(missing, self.fits["video"]):
                 self._publish([(medium, chunk)])
                 known[chunk.index.index] = chunk.index
@@ -156,16 +156,19 @@ class Stage:
         return any(self._key(medium, index) not in self.frames for index in wanted)
 
     def _split(
-        self, medium: Medium, plans: Sequence[ChunkPlan]
+        self, medium: Medium, video: Video, plans: Sequence[ChunkPlan]
     ) -> tuple[dict[int, ChunkIndex], list[ChunkPlan]]:
-        """What is stored of a video, by index, and what is to be made."""
+        """What is stored of a video, by index, which the video is told, and what is to be made."""
         known: dict[int, ChunkIndex] = {}
         missing = []
         for plan in plans:
             key = self._key(medium, plan.index)
             if key in self.frames:
-                meta = self.frames.meta(key)
-                known[plan.index] = ChunkIndex(**{**meta, "times": tuple(meta["times"])})
+                meta = {**self.frames.meta(key)}
+                damage = Damage.from_json(meta.pop("damage"))
+                index = ChunkIndex(**{**meta, "times": tuple(meta["times"])})
+                known[plan.index] = index
+                video.recall(index, damage)
             elif medium.wanted is None or plan.index in medium.wanted:
                 missing.append(plan)
         with self._lock:
@@ -180,7 +183,7 @@ class Stage:
         records = [
             Record(
                 key=self._key(medium, chunk.index.index),
-                meta=asdict(chunk.index),
+                meta={**asdict(chunk.index), "damage": asdict(chunk.damage)},
                 payload=chunk.pixels.reshape(-1).data,
             )
             for medium, chunk in chunks

@@ -4,8 +4,10 @@ they go."""
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,29 @@ from stages.frames.reader import Reader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Damage:
+    """What was wrong where one chunk was decoded; stored with it, for a run that goes on later."""
+
+    missed: tuple[float, ...] = ()
+    """Seconds of the frames wanted that could not be decoded."""
+    damaged: tuple[float, ...] = ()
+    """Seconds of the frames taken that the decoder calls damaged."""
+    passed_over: bool = False
+    """Whether packets could not be decoded. How many depends on where decoding began."""
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Damage":
+        return cls(
+            missed=tuple(value["missed"]),
+            damaged=tuple(value["damaged"]),
+            passed_over=value["passed_over"],
+        )
+
+
+NO_DAMAGE = Damage()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
     """One chunk, ready to be stored."""
 
@@ -24,6 +49,8 @@ class Chunk:
     """What it is of."""
     pixels: NDArray[np.uint8]
     """RGB, [frames, height, width, 3]."""
+    damage: Damage = NO_DAMAGE
+    """What was wrong on the way."""
 
     def __post_init__(self) -> None:
         assert self.pixels.shape == (len(self.index.times), self.index.height, self.index.width, 3)
@@ -35,10 +62,10 @@ class Video:
     def __init__(self, path: Path, *, threads: int = 0) -> None:
         """Open a video; `threads` 0 lets the decoder take all cores. Raises MediaError."""
         self._reader = Reader(path, threads=threads)
-        self._damaged: list[float] = []
-        self._lost: list[float] = []
-        self._missed: list[float] = []
+        self._damage: dict[int, Damage] = {}
+        self._lost: dict[int, float] = {}
         self._last_taken = 0.0
+        self._bad_packets = 0
         self._aspect = self._reader.decoder.stream.sample_aspect_ratio
         self.height, self.width = shown_size(self._reader.first_frame, self._aspect)
         """Pixels, as a player shows it."""
@@ -80,29 +107,38 @@ class Video:
                 yield chunk
             del chunk
 
+    def recall(self, index: ChunkIndex, damage: Damage) -> None:
+        """Count in a chunk that an earlier run has cut."""
+        self._damage[index.index] = damage
+        self._last_taken = max(self._last_taken, *index.times)
+
     def warnings(self) -> tuple[str, ...]:
         """The damage met so far, one sentence each."""
         timeline = self._reader.timeline
         found = list(timeline.all_warnings())
-        bad = self._reader.decoder.bad_packets
-        if bad:
-            found.append(f"{bad} packets could not be decoded and were passed over")
+        met = [self._damage[at] for at in sorted(self._damage)]
+        if any(damage.passed_over for damage in met):
+            found.append("packets could not be decoded and were passed over")
         # What is missing at the end of a file that was cut short is said already.
-        missed = [t for t in self._missed if t < self._last_taken or not timeline.is_short]
+        missed = [
+            seconds
+            for seconds in chain.from_iterable(damage.missed for damage in met)
+            if seconds < self._last_taken or not timeline.is_short
+        ]
         if missed:
             found.append(
                 f"{len(missed)} of the frames wanted could not be decoded, "
                 f"the first at {missed[0]:.2f} s"
             )
-        if self._damaged:
+        damaged = list(chain.from_iterable(damage.damaged for damage in met))
+        if damaged:
             found.append(
-                f"{len(self._damaged)} of the frames taken are damaged, "
-                f"the first at {self._damaged[0]:.2f} s"
+                f"{len(damaged)} of the frames taken are damaged, the first at {damaged[0]:.2f} s"
             )
         if self._lost:
             found.append(
                 f"{len(self._lost)} chunks without a readable frame are left out, "
-                f"the first at {self._lost[0]:.2f} s"
+                f"the first at {min(self._lost.values()):.2f} s"
             )
         return tuple(found)
 
@@ -121,20 +157,27 @@ class Video:
         timeline = self._reader.timeline
         pixels = np.empty((len(plan.ticks), canvas.height, canvas.width, 3), dtype=np.uint8)
         taken: list[int] = []
+        missed: list[float] = []
+        damaged: list[float] = []
         for wanted in plan.ticks:
             found = self._reader.at(wanted, plan.first, plan.beyond)
             if found is None or found[0] != wanted:
-                self._missed.append(timeline.seconds(wanted))
+                missed.append(timeline.seconds(wanted))
             if found is None or (taken and found[0] <= taken[-1]):
                 continue
             ticks, frame = found
             canvas.paint(frame, pixels[len(taken)])
             taken.append(ticks)
-            self._last_taken = timeline.seconds(ticks)
             if frame.is_corrupt:
-                self._damaged.append(timeline.seconds(ticks))
+                damaged.append(timeline.seconds(ticks))
+        damage = self._damage[plan.index] = Damage(
+            missed=tuple(missed),
+            damaged=tuple(damaged),
+            passed_over=self._reader.decoder.bad_packets > self._bad_packets,
+        )
+        self._bad_packets = self._reader.decoder.bad_packets
         if not taken:
-            self._lost.append(plan.start)
+            self._lost[plan.index] = plan.start
             return None
         index = ChunkIndex(
             index=plan.index,
@@ -144,4 +187,5 @@ class Video:
             height=canvas.height,
             width=canvas.width,
         )
-        return Chunk(index=index, pixels=pixels[: len(taken)])
+        self._last_taken = max(self._last_taken, index.times[-1])
+        return Chunk(index=index, pixels=pixels[: len(taken)], damage=damage)
