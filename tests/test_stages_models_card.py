@@ -3,6 +3,7 @@ refused."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from flows.models import read_card
 from stages.models import ModelCard, describe
 from stages.models.card import SamplingCard
 from stages.models.fit import probe
+from stages.models.inspection import read_headers
 from stages.models.prepare import Clip, load_processor, prepare
 from stages.models.run import run
 from tests.clips import half_model
@@ -182,3 +184,42 @@ def test_a_weight_file_that_is_a_link_to_nowhere_is_named(name: str, tmp_path: P
             launcher=DirectLauncher(lambda *_: None),
             log=tmp_path / "log",
         )
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 1\n" % 0
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "cut by a byte": lambda whole: whole[:-1],
+    "cut in the header": lambda whole: whole[:100],
+    "empty": lambda whole: b"",
+    "a pointer": lambda whole: LFS_POINTER,
+    "no header": lambda whole: whole[:8] + b"x" * (len(whole) - 8),
+    "another header": lambda whole: (2).to_bytes(8, "little") + b"[]",
+}
+"""What may have become of a file -> its bytes, made of what it should be."""
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_weights_that_are_not_all_there_fail(how: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llava"), folder)
+    file = folder / "model.safetensors"
+    file.write_bytes(DAMAGE[how](file.read_bytes()))
+    with pytest.raises(EnvironmentFault, match=r"model\.safetensors is not a whole safetensors"):
+        describe(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": []}}']
+)
+def test_an_index_that_is_none_fails(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(EnvironmentFault, match=r"index\.json is not a whole index"):
+        list(read_headers(tmp_path))
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(EnvironmentFault, match=r"model-00001-of-00002\.safetensors.* cannot be"):
+        list(read_headers(tmp_path))

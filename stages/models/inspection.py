@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Modality
 from stages.models.boundary import HALVES, Half, absent_paths, belongs_to
 from stages.models.card import HalfCard, ModelCard, SamplingCard
@@ -18,6 +18,9 @@ from stages.models.fit import Probe, probe
 from stages.models.halves import load_config, model_class, refuse_pickle
 from stages.models.prepare import load_processor, placeholder_tokens, takes_videos
 from stages.models.resolve import resolve_model
+
+INDEX = "model.safetensors.index.json"
+AGAIN = "Download it again (with git: git lfs pull)"
 
 
 class Header(NamedTuple):
@@ -80,22 +83,51 @@ def _card(
 
 
 def read_headers(folder: Path) -> Iterator[Header]:
-    """All tensors of a checkpoint's safetensors files."""
-    index = folder / "model.safetensors.index.json"
+    """All tensors of a checkpoint's safetensors files. Raises EnvironmentFault for a file that is
+    not all there."""
+    index = folder / INDEX
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise not_whole(index, "index of weights") from error
     elif (folder / "model.safetensors").exists():
         names = ["model.safetensors"]
     else:
         names = sorted(path.name for path in folder.glob("*.safetensors"))
     for name in names:
-        with open(folder / name, "rb") as file:
+        yield from _read_header(folder / name)
+
+
+def _read_header(path: Path) -> list[Header]:
+    """The tensors of one file, after checking that it is as long as they need."""
+    found = []
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
+            if 8 + length > size:  # what text, such as a pointer of Git LFS, looks like
+                raise not_whole(path)
             entries = json.loads(file.read(length))
         for tensor, entry in entries.items():
             if tensor != "__metadata__":
                 start, end = entry["data_offsets"]
-                yield Header(tensor, name, entry["dtype"], tuple(entry["shape"]), end - start)
+                shape = tuple(entry["shape"])
+                found.append(Header(tensor, path.name, entry["dtype"], shape, end - start))
+                if 8 + length + end > size:
+                    raise not_whole(path)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{path}, which holds weights of the model, cannot be read ({error.strerror})",
+            hint=AGAIN,
+        ) from error
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise not_whole(path) from error
+    return found
+
+
+def not_whole(path: Path, kind: str = "safetensors file") -> EnvironmentFault:
+    return EnvironmentFault(f"{path} is not a whole {kind}", hint=AGAIN)
 
 
 def _halves(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:
