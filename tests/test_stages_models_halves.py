@@ -202,6 +202,27 @@ def test_a_checkpoint_that_lacks_a_tensor_fails(tmp_path: Path) -> None:
     assert parameters(load_half(folder, "language"))
 
 
+def test_a_tensor_of_another_shape_fails(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llava"), folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "position_embedding" in name)
+    weights[name] = weights[name][1:].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EnvironmentFault, match=r"do not have the shapes that its config\.json"):
+        load_half(folder, "vision")
+
+
+def test_weights_that_are_cut_short_fail(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llava"), folder)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(EnvironmentFault, match=r"weights in .* cannot be read") as caught:
+        load_half(folder, "vision")
+    assert "\n" not in str(caught.value) and "git lfs pull" in caught.value.hint
+
+
 def test_pickled_weights_fail(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(checkpoint("llava"), folder)

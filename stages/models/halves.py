@@ -6,13 +6,18 @@ place for those tensors and never reads them, while its renaming, dtype, quantiz
 reading work as ever.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.boundary import Half, absent_paths, cut
 from stages.models.resolve import resolve_model
+
+MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch", "conversion of the weights")
+"""What the loader says of weights that have no place in the model."""
 
 
 def load_half(path: str | Path, keep: Half, **options: Any) -> Any:
@@ -28,15 +33,38 @@ def load_half(path: str | Path, keep: Half, **options: Any) -> Any:
     cls = model_class(config, folder, trusted)
     refuse_pickle(folder, trusted)
     options.setdefault("use_safetensors", None if trusted else True)
-    model, found = half_class(cls, keep).from_pretrained(
-        folder, config=config, output_loading_info=True, **options
-    )
+    with _whole_weights(folder):
+        model, found = half_class(cls, keep).from_pretrained(
+            folder, config=config, output_loading_info=True, **options
+        )
     if missing := sorted(found["missing_keys"]):
         raise EnvironmentFault(
             f"{folder} lacks {len(missing)} tensors of the {keep} half, such as {missing[0]}",
             hint="Download or save the checkpoint again",
         )
     return model.eval()
+
+
+@contextlib.contextmanager
+def _whole_weights(folder: Path) -> Iterator[None]:
+    """Turns what a loader raises at weights that cannot be read, or have other shapes than the
+    configuration says, into EnvironmentFault."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise EnvironmentFault(
+            f"the weights in {folder} cannot be read: {one_line(error)}",
+            hint="Download it again (with git: git lfs pull)",
+        ) from error
+    except RuntimeError as error:
+        if not any(word in str(error) for word in MISSHAPEN):
+            raise  # such as memory that ran out, which is not the checkpoint's fault
+        raise EnvironmentFault(
+            f"the weights in {folder} do not have the shapes that its config.json says",
+            hint="Download the checkpoint again: its files are of different versions",
+        ) from error
 
 
 def half_class(cls: type[Any], keep: Half) -> type[Any]:
@@ -94,6 +122,11 @@ def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     return get_class_from_dynamic_module(reference, folder)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, short enough to be part of a message."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def needs_trust(folder: Path) -> UsageError:
