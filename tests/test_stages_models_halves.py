@@ -245,6 +245,17 @@ def test_remote_code_fails(tmp_path: Path) -> None:
         load_half(tmp_path, "vision")
 
 
+@pytest.mark.parametrize(
+    "text_config", ["x", {"hidden_size": "many"}, {"hidden_size": 32, "num_attention_heads": 5}]
+)
+def test_a_configuration_of_wrong_values_fails(text_config: Any, tmp_path: Path) -> None:
+    config = {"model_type": "llava", "text_config": text_config}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"config\.json cannot be used") as caught:
+        load_half(tmp_path, "vision")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_model_without_a_vision_half_fails(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UsageError, match="no vision half"):

@@ -1,5 +1,8 @@
 """What the processor gives for a prompt without media equals what it gives with them."""
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,6 +128,18 @@ def test_a_folder_without_a_processor_fails(tmp_path: Any) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     with pytest.raises(UsageError, match="processor"):
         load_processor(tmp_path)
+
+
+def test_a_processor_with_code_of_its_own_is_not_run(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llava"), folder)
+    (folder / "code.py").write_text("raise SystemExit('must not run')\n")
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings |= {"processor_class": "Own", "auto_map": {"AutoProcessor": "code.Own"}}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UsageError, match="brings its own Python code") as caught:
+        load_processor(folder)
+    assert "--trust-remote-code" in caught.value.hint
 
 
 def test_frames_without_their_times_fail() -> None:

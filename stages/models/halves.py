@@ -16,7 +16,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.boundary import Half, absent_paths, cut
 from stages.models.resolve import resolve_model
 
-MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch", "conversion of the weights")
+MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
 """What the loader says of weights that have no place in the model."""
 
 
@@ -88,13 +88,20 @@ def _patterns(prefix: str, paths: list[str]) -> set[str]:
 
 
 def load_config(folder: Path, trusted: bool) -> Any:
-    """The model's configuration. Raises UsageError for remote code that is not trusted."""
+    """The model's configuration. Raises UsageError for one that makes no sense, and for remote code
+    that is not trusted."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+    except (StrictDataclassError, TypeError) as error:
+        raise UsageError(
+            f"{folder}/config.json cannot be used: {one_line(error)}",
+            hint="Download the checkpoint again, or choose another",
+        ) from error
     except (ValueError, KeyError, OSError) as error:
-        if not trusted and "trust_remote_code" in str(error):
+        if not trusted and asks_for_trust(error):
             raise needs_trust(folder) from error
         raise UsageError(
             f"{folder}/config.json describes no model that transformers knows",
@@ -122,6 +129,11 @@ def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     return get_class_from_dynamic_module(reference, folder)
+
+
+def asks_for_trust(error: Exception) -> bool:
+    """Whether loading failed because it would have run code that came with the checkpoint."""
+    return any(words in str(error) for words in ("trust_remote_code", "custom code"))
 
 
 def one_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import MediaKind
 from stages.models.features import is_pixels
+from stages.models.halves import asks_for_trust, needs_trust
 from stages.models.records import RowCount
 
 CHANNELS = {"images": "_process_images", "videos": "_process_videos"}
@@ -86,6 +87,8 @@ def load_processor(folder: Path, trusted: bool = False) -> Any:
             hint="Install it, and run the same command again",
         ) from error
     except (OSError, ValueError, KeyError) as error:
+        if not trusted and asks_for_trust(error):
+            raise needs_trust(folder) from error
         raise UsageError(
             f"{folder} has no processor that can be loaded: {' '.join(str(error).split())[:200]}",
             hint="Download the checkpoint again, with its *.json and *.jinja files",
