@@ -223,3 +223,15 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(EnvironmentFault, match=r"model-00001-of-00002\.safetensors.* cannot be"):
         list(read_headers(tmp_path))
+
+
+@pytest.mark.parametrize("template", ["{% for %}", "{{ nothing.at.all }}", "{{ 1 + 'one' }}"])
+def test_a_chat_template_that_cannot_be_rendered_fails(template: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("qwen2_5_vl"), folder)
+    processor = load_processor(folder)
+    processor.chat_template = processor.tokenizer.chat_template = template
+    processor.save_pretrained(folder)
+    with pytest.raises(UsageError, match=r"chat template of .* cannot be rendered") as caught:
+        describe(folder)
+    assert "\n" not in str(caught.value)

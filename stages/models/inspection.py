@@ -15,8 +15,8 @@ from stages.models.boundary import HALVES, Half, absent_paths, belongs_to
 from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.models.features import require_protocol
 from stages.models.fit import Probe, probe
-from stages.models.halves import load_config, model_class, refuse_pickle
-from stages.models.prepare import load_processor, placeholder_tokens, takes_videos
+from stages.models.halves import load_config, model_class, one_line, refuse_pickle
+from stages.models.prepare import load_processor, placeholder_tokens, render, takes_videos
 from stages.models.resolve import resolve_model
 
 INDEX = "model.safetensors.index.json"
@@ -47,6 +47,7 @@ def describe(
     require_protocol(skeleton)
     halves = _halves(skeleton, list(read_headers(folder)))
     processor = load_processor(folder, trust_remote_code)
+    _try_template(processor, folder)
     image = probe(processor, "image")
     video = probe(processor, "video") if takes_videos(processor) else image
     return _card(folder, skeleton, processor, halves, image, video)
@@ -80,6 +81,19 @@ def _card(
         image_tokens=image.tokens,
         frame_tokens=video.tokens,
     )
+
+
+def _try_template(processor: Any, folder: Path) -> None:
+    """Raises UsageError when a prompt cannot be written; probing would pass over it."""
+    for channel in ("images", "videos") if takes_videos(processor) else ("images",):
+        try:
+            render(processor, channel, 1, "Describe.")
+        except Exception as error:  # a template may fail in any way that its expressions can
+            raise UsageError(
+                f"the chat template of {folder} cannot be rendered for {channel}: "
+                f"{one_line(error)}",
+                hint="Download the checkpoint again, or mend its chat_template.jinja",
+            ) from error
 
 
 def read_headers(folder: Path) -> Iterator[Header]:
