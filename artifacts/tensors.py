@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,11 @@ RECORD_HOMES = ("transformers.",)
 _PLAIN = (type(None), bool, int, float, str)
 
 
+class RecordGone(EnvironmentFault):
+    """A tree holds an output record whose class, or one of whose fields, the installed version of
+    its package does not have."""
+
+
 def pack_tree(tree: Any) -> tuple[dict[str, Any], bytes]:
     """A description that JSON can hold, and the tensors' bytes in C order, little-endian."""
     parts: list[bytes] = []
@@ -34,7 +39,7 @@ def pack_tree(tree: Any) -> tuple[dict[str, Any], bytes]:
 
 def unpack_tree(meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview) -> Any:
     """The tree again. Its tensors lie in `buffer` itself when that can be written to or is
-    aligned; they are not to be changed in place."""
+    aligned; they are not to be changed in place. Raises RecordGone."""
     return _unpack(meta, memoryview(buffer).cast("B"))
 
 
@@ -109,7 +114,12 @@ def _unpack(meta: Mapping[str, Any], buffer: memoryview) -> Any:
         parts = [_unpack(part, buffer) for part in value]
         return tuple(parts) if kind == "tuple" else parts
     fields = {name: _unpack(part, buffer) for name, part in value}
-    return fields if kind == "dict" else make_record(_record_class(meta["class"]), fields)
+    if kind == "dict":
+        return fields
+    try:
+        return make_record(_record_class(meta["class"]), fields)
+    except TypeError as error:
+        raise _gone(meta["class"]) from error
 
 
 def _unpack_tensor(meta: Mapping[str, Any], buffer: memoryview) -> "torch.Tensor":
@@ -129,16 +139,27 @@ def _unpack_tensor(meta: Mapping[str, Any], buffer: memoryview) -> "torch.Tensor
 
 
 def _record_class(name: str) -> type[Any]:
-    """The class of an output record. Raises UsageError for anything else."""
+    """The class of an output record. Raises UsageError for anything else, RecordGone when there is
+    no such class any more."""
     from importlib import import_module
 
     module, _, qualname = name.partition(":")
     found: Any = None
     if module.startswith(RECORD_HOMES):
-        found = getattr(import_module(module), qualname, None)
+        try:
+            found = getattr(import_module(module), qualname)
+        except (ImportError, AttributeError) as error:
+            raise _gone(name) from error
     if not (isinstance(found, type) and issubclass(found, Mapping | dict)):
         raise UsageError(
             f"{name} is not an output record of transformers, so it cannot be stored or read",
             hint="Use a model that is part of transformers",
         )
     return found
+
+
+def _gone(name: str) -> RecordGone:
+    return RecordGone(
+        f"{name} of a stored record is not what the installed transformers has under that name",
+        hint="Make the record anew, or install the version of transformers that made it",
+    )

@@ -10,7 +10,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from artifacts.errors import UsageError
-from artifacts.tensors import ALIGNMENT, make_record, pack_tree, unpack_tree
+from artifacts.tensors import ALIGNMENT, RecordGone, make_record, pack_tree, unpack_tree
 
 
 def there_and_back(tree: Any) -> Any:
@@ -107,3 +107,17 @@ def test_what_is_no_tree_fails(value: Any) -> None:
 def test_only_output_records_are_made_from_a_file(name: str) -> None:
     with pytest.raises(UsageError, match="not an output record"):
         unpack_tree({"is": "record", "class": name, "v": []}, b"")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformers.models.gone.modeling_gone:GoneOutput",
+        "transformers.modeling_outputs:GoneOutput",
+        "transformers.modeling_outputs:BaseModelOutputWithPooling",
+    ],
+)
+def test_a_record_of_another_version_is_told_from_a_forbidden_one(name: str) -> None:
+    field = ["gone", {"is": "plain", "v": 1}]
+    with pytest.raises(RecordGone, match=name):
+        unpack_tree({"is": "record", "class": name, "v": [field]}, b"")

@@ -1,5 +1,7 @@
 """Captions made in two stages with a store between are those of the whole model."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault
+from artifacts.packs import DamagedRecord, Record
 from stages.models.prepare import Clip, load_processor
 from tests.clips import PROMPTS, clips, joint_inputs, joint_model
 from tests.families import BUILDERS, checkpoint
@@ -94,9 +97,6 @@ def test_a_resumed_batch_publishes_only_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_samples_is_decoded_greedily(tmp_path: Path) -> None:
-    import json
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(checkpoint("llava"), folder)
     settings = json.loads((folder / "generation_config.json").read_text())
@@ -115,3 +115,30 @@ def test_features_that_are_gone_fail(tmp_path: Path) -> None:
     wave.shelf("features", FEATURES).drop(["features-0"])
     with pytest.raises(EnvironmentFault, match="no longer in the store"):
         wave.decode(PROMPTS)
+
+
+def test_features_of_another_version_are_set_aside_to_be_made_anew(tmp_path: Path) -> None:
+    batch = clips("image", 3)
+    wave = Wave(tmp_path / "store", checkpoint("llava"), [batch[:2], batch[2:]])
+    wave.encode()
+    shelf = wave.shelf("features", FEATURES)
+    records = [shelf.read(f"features-{n}") for n in range(3)]
+    shelf.drop(shelf.keys())
+    old = [
+        Record(
+            key=record.key,
+            meta=json.loads(json.dumps(record.meta).replace("BaseModelOutput", "OldOutput")),
+            payload=bytes(record.payload),
+        )
+        for record in records
+    ]
+    assert all(before.meta != after.meta for before, after in zip(old, records, strict=True))
+    shelf.publish(old[:2])
+    shelf.publish(old[2:])
+    with pytest.raises(DamagedRecord, match="OldOutput"):
+        wave.decode(PROMPTS)
+    assert wave.shelf("features", FEATURES).keys() == set()
+    assert list((tmp_path / "store" / "quarantine").rglob("*.pack"))
+    assert keys_told(wave.encode()) == ["features-0", "features-1", "features-2"]
+    wave.decode(PROMPTS)
+    assert all(said(wave.captions()))

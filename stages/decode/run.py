@@ -5,6 +5,7 @@ Decoding is greedy, whatever the checkpoint's own settings say, so that the same
 give the same words. A batch is always computed whole, because rounding depends on its members.
 """
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault
-from artifacts.packs import Record, Shelf
-from artifacts.store import open_store
-from artifacts.tensors import unpack_tree
+from artifacts.packs import QUARANTINE, DamagedRecord, Record, Shelf, read_header, set_aside
+from artifacts.store import Store, open_store
+from artifacts.tensors import RecordGone, unpack_tree
 from stages.models.features import Features, generate
 from stages.models.loading import ModelJob
 from stages.models.prepare import rebuild
@@ -41,7 +42,15 @@ def run(job: dict[str, Any], report: Report) -> None:
     make_greedy(half, processor)
 
     def read(batch: list[dict[str, Any]]) -> list[FeatureRecord]:
-        return [read_features(features, member["features"]) for member in batch]
+        try:
+            return [read_features(features, member["features"]) for member in batch]
+        except RecordGone as error:
+            keys = {member["features"] for batch in batches for member in batch}
+            set_packs_aside(store, job["features_scope"], keys)
+            raise DamagedRecord(
+                f"{error.message}; the features are set aside in {store.url}/{QUARANTINE}",
+                hint="Run the same command again: it encodes them anew",
+            ) from error
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = [pool.submit(read, batch) for batch in batches[:AHEAD]]
@@ -58,7 +67,8 @@ def run(job: dict[str, Any], report: Report) -> None:
 
 
 def read_features(shelf: Shelf, key: str) -> FeatureRecord:
-    """What was stored of one chunk. Raises EnvironmentFault when it is gone."""
+    """What was stored of one chunk. Raises EnvironmentFault when it is gone, RecordGone when this
+    version of transformers cannot take it."""
     try:
         record = shelf.read(key)
     except KeyError as error:
@@ -67,6 +77,17 @@ def read_features(shelf: Shelf, key: str) -> FeatureRecord:
             hint="Run the same command again: it encodes them anew",
         ) from error
     return FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))
+
+
+def set_packs_aside(store: Store, scope: str, keys: set[str]) -> None:
+    """Move whole packs of features out of the way, so that what is in them is made again: all at
+    once, because what is wrong with one of a scope is wrong with the others."""
+    for name in list(store.list("features")):
+        if scope not in name.split("/"):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another run may have set it aside
+            if any(key in keys for key, _ in read_header(store, name)):
+                set_aside(store, name)
 
 
 def make_greedy(half: Any, processor: Any) -> None:
