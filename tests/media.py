@@ -107,6 +107,19 @@ def spoil(source: Path, path: Path, *, which: Callable[[int], bool]) -> Path:
     return path
 
 
+def flip_time(source: Path, path: Path, *, packet: int, bit: int) -> Path:
+    """The same MPEG transport stream with one bit of one packet's presentation time flipped."""
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        found = [p.pos for p in container.demux(container.streams.video[0]) if p.size]
+    # ISO/IEC 13818-1: after 9 bytes of header, 33 bits with a marker after bits 30, 15 and 0.
+    at = data.index(b"\0\0\1\xe0", found[packet] or 0) + 9
+    place = bit + 1 + (bit >= 15) + (bit >= 30)
+    data[at + 4 - place // 8] ^= 1 << place % 8
+    path.write_bytes(data)
+    return path
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """One frame as a plain decode of the whole file gives it."""

@@ -10,7 +10,7 @@ from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, Sampling
 from stages.frames.decoder import MAX_BAD_PACKETS
 from stages.frames.video import Chunk, Video
-from tests.media import decode_plainly, spoil, write_audio, write_video
+from tests.media import decode_plainly, flip_time, spoil, write_audio, write_video
 
 EVERY_SECOND = Sampling(chunk_seconds=2, fps=1, max_frames=32)
 FAST_START = {"movflags": "faststart"}
@@ -72,6 +72,32 @@ def test_a_stretch_without_a_readable_frame_is_left_out_with_a_warning(tmp_path:
 def test_rubbish_inside_frames_is_named_damage(tmp_path: Path, shared_clips: Path) -> None:
     _, warnings = cut(shared_clips / "awkward" / "bitflip.mp4")
     assert any("frames taken are damaged" in text for text in warnings)
+
+
+@pytest.mark.parametrize("bit", [20, 24, 29, 30, 32])
+@pytest.mark.parametrize("packet", [0, 100, 101, 108, 297, 299])
+def test_one_wrong_time_does_not_make_a_video_longer(tmp_path: Path, packet: int, bit: int) -> None:
+    whole = write_video(tmp_path / "whole.ts", ticks=range(300))
+    chunks, _ = cut(whole)
+    flipped = flip_time(whole, tmp_path / "flipped.ts", packet=packet, bit=bit)
+    found, warnings = cut(flipped)
+    assert [c.index.index for c in found] == [c.index.index for c in chunks]
+    assert found[-1].index.end == pytest.approx(chunks[-1].index.end, abs=0.1)
+    # Where it is the very first, frames are counted instead, and none is lost.
+    told = "1 frames have a time that cannot be right"
+    assert [told in text for text in warnings] == ([True] if packet else [])
+    times = [[t for c in cut_ for t in c.index.times] for cut_ in (chunks, found)]
+    assert times[1] == pytest.approx(times[0], abs=0.05)
+
+
+@pytest.mark.parametrize(("name", "last"), [("a.ts", 10), ("a.mp4", 1), ("a.mkv", 1)])
+def test_a_picture_that_stands_for_minutes_has_the_time_it_says(
+    tmp_path: Path, name: str, last: int
+) -> None:
+    ticks = [*range(60), *range(9000, 9060), *range(30000, 30000 + last)]
+    chunks, warnings = cut(write_video(tmp_path / name, ticks=ticks))
+    assert warnings == ()
+    assert chunks[-1].index.times[-1] >= 1000 - 0.1
 
 
 def test_endless_rubbish_ends(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import av
@@ -31,6 +30,22 @@ NOWHERE = 1 << 62
 _Identity = tuple[int | None, int | None, int]
 
 
+class _Packets(Iterator[VideoPacket]):
+    """Packets of which the last can be put back. Chaining iterators instead would nest them, one a
+    leap, for as long as the video lasts."""
+
+    def __init__(self, source: Iterator[VideoPacket]) -> None:
+        self._source = source
+        self._held: VideoPacket | None = None
+
+    def __next__(self) -> VideoPacket:
+        packet, self._held = self._held, None
+        return next(self._source) if packet is None else packet
+
+    def put_back(self, packet: VideoPacket) -> None:
+        self._held = packet
+
+
 class Decoder:
     """One container and one decoder; one thread at a time may use it."""
 
@@ -47,6 +62,8 @@ class Decoder:
         """Where leaps may lead."""
         self.jumps: tuple[tuple[int, int], ...] = ()
         """(packet ordinal, ticks to add to its time and to all later ones)."""
+        self.disbelieved: frozenset[int] = frozenset()
+        """Ordinals of packets whose time is taken away, and so that of their frames."""
         self.route: Route | None = None
         """What need not be decoded; None: everything is."""
         self.landed: int | None = None
@@ -59,7 +76,7 @@ class Decoder:
         self._leap: int | None = None
         self._first: _Identity | None = None
         self._ready: deque[VideoFrame] = deque()
-        self._packets: Iterator[VideoPacket] = iter(())
+        self._packets = _Packets(iter(()))
         self._ended = False
         self._skips = False
         self._bad_in_a_row = 0
@@ -93,7 +110,7 @@ class Decoder:
                 self._begin()
                 packet = next(self._packets, None)
                 if packet is not None and _identity(packet) == self._first:
-                    self._packets = chain([packet], self._packets)
+                    self._packets.put_back(packet)
                     return
         self.container.close()
         self.container, self.stream = open_video(self.path, threads=self.threads)
@@ -148,7 +165,7 @@ class Decoder:
             return
         for packet in self._packets:
             if packet.is_keyframe and packet.pts is not None and packet.pts >= pts:
-                self._packets = chain([packet], self._packets)
+                self._packets.put_back(packet)
                 break
         else:
             packet = None
@@ -164,7 +181,7 @@ class Decoder:
         self.restart()
 
     def _begin(self) -> None:
-        self._packets = packets(self.container, self.stream)
+        self._packets = _Packets(packets(self.container, self.stream))
         self._ready.clear()
         self._ended = False
         self._skips = False
@@ -174,6 +191,8 @@ class Decoder:
         self.ordinal = -1
 
     def _prepare(self, packet: VideoPacket) -> None:
+        if self.ordinal in self.disbelieved:
+            packet.pts = None
         if packet.pts is None:
             return
         added = next((add for at, add in reversed(self.jumps) if at <= self.ordinal), 0)

@@ -96,7 +96,7 @@ class Reader:
         timeline = survey(decoder.survey_packets(), decoder.container, decoder.stream)
         decoder.restart()
         if timeline is not None:
-            decoder.jumps = timeline.jumps
+            decoder.jumps, decoder.disbelieved = timeline.jumps, timeline.disbelieved
         first = decoder.pull()
         if first is None:
             raise MediaError(
@@ -111,7 +111,7 @@ class Reader:
                 decoder.keyframes = timeline.keyframes
                 return timeline.starting_at(first.pts), first
         # The packets' times are missing, or are not those of the frames in them.
-        decoder.jumps = ()
+        decoder.jumps, decoder.disbelieved = (), frozenset()
         decoder.restart()
         timeline = watch(self._all(), decoder.container, decoder.stream)
         decoder.restart()

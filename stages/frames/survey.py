@@ -21,15 +21,26 @@ JUMP_BACK_SECONDS = 1.0
 """A clock that goes back further than this was set anew, as where recordings were joined."""
 JUMP_AHEAD_SECONDS = 3600.0
 """A clock that leaps further than this was set anew; shorter gaps are pictures that stand."""
+REORDER_SECONDS = 10.0
+"""A time further than this from where decoding has come to is not to be believed, as where a bit of
+it has flipped."""
+REORDER_PACKETS = 32
+"""Decoding has come to a frame's time so many packets later, however long a picture stands: no
+codec reorders more than 16 frames, and each may come as two fields."""
+STREAMED = ("mpegts", "mpeg")
+"""Formats made for broadcasting, where a bit may flip anywhere; a picture that stands for minutes
+at the very end, which looks the same, is rather found in the others."""
 DEFAULT_RATE = Fraction(25)
 """Frames a second where a file states neither times nor a rate, as raw streams do."""
 
 
 class _Survey:
-    """What one pass over the packets gathers; 8 bytes a frame, whatever the length."""
+    """What one pass over the packets gathers; 24 bytes a frame, whatever the length."""
 
     def __init__(self, time_base: Fraction, *, hides: bool) -> None:
         self.pts = array("q")
+        self.dts = array("q")
+        self.ordinals = array("q")
         self.keys: tuple[array[int], array[int], array[int]] = (array("q"), array("q"), array("q"))
         self.jumps: list[tuple[int, int]] = []
         self.untimed = 0
@@ -58,7 +69,35 @@ class _Survey:
                 column.append(value)
         if not packet.is_discard and not (self._hides and _is_hidden(packet)):
             self.pts.append(pts)
+            self.dts.append(dts + self._offset)
+            self.ordinals.append(ordinal)
             self.last = max(self.last, (pts, duration))
+
+    def disbelieve(self, time_base: Fraction, *, to_the_end: bool) -> frozenset[int]:
+        """Take out the frames whose time cannot be right; returns their packets' ordinals.
+
+        The last few, which no later packet bears out, are judged only with `to_the_end`.
+        """
+        pts, dts, ordinals = (
+            np.frombuffer(column, dtype=np.int64) for column in (self.pts, self.dts, self.ordinals)
+        )
+        step = (int(dts[-1]) - int(dts[0])) // len(dts)
+        # At the end no later packet tells, so that slow slide shows need room there.
+        bound = max(int(REORDER_SECONDS / time_base), REORDER_PACKETS * step)
+        end = int(dts[-1]) if to_the_end else int(pts.max())
+        tail = np.full(min(REORDER_PACKETS, len(dts)), end)
+        later = np.concatenate([dts[REORDER_PACKETS:], tail])
+        odd = (pts > later + bound) | (pts < dts - bound)
+        # If most are, then it is the clock of decoding that is off.
+        if not odd.any() or 2 * odd.sum() > len(odd):
+            return frozenset()
+        out = frozenset(ordinals[odd].tolist())
+        self.pts = array("q", pts[~odd].tolist())
+        self.last = (max(self.pts), self.last[1])
+        kept = [key for key in zip(*self.keys, strict=True) if key[2] not in out]
+        pts_, dts_, ordinals_ = zip(*kept, strict=True) if kept else ((), (), ())
+        self.keys = (array("q", pts_), array("q", dts_), array("q", ordinals_))
+        return out
 
     def _follow(self, dts: int, ordinal: int) -> None:
         now = dts + self._offset
@@ -100,20 +139,29 @@ def survey(
         found.add(packet)
     if found.untimed or not found.pts or _only_counts(found.pts, container, stream):
         return None
+    announced = announced_seconds(container, stream)
+    streamed = container.format.name in STREAMED
+    odd = found.disbelieve(stream.time_base, to_the_end=streamed)
     key_pts, key_dts, ordinals = found.keys
     ticks = _ascending(found.pts)
     # Two packets of one time may be two fields of one frame, which no leap must tear apart.
     ordered = len(ticks) == len(found.pts) and all(a < b for a, b in pairwise(key_pts))
     keyframes = Keyframes(pts=key_pts, dts=key_dts, ordinals=ordinals)
-    jumped = f"its clock is set anew {len(found.jumps)} times; times run on from there"
+    warnings = []
+    if found.jumps:
+        warnings.append(f"its clock is set anew {len(found.jumps)} times; times run on from there")
+    if odd:
+        warnings.append(f"{len(odd)} frames have a time that cannot be right and are passed over")
     return Timeline(
         pts=ticks,
         time_base=stream.time_base,
         last_ticks=_last_ticks(found.pts, found.last[1], stream),
         keyframes=keyframes if ordered and key_pts and not found.jumps else None,
         jumps=tuple(found.jumps),
-        announced_seconds=announced_seconds(container, stream),
-        warnings=(jumped,) if found.jumps else (),
+        disbelieved=odd,
+        # Without a header FFmpeg takes the length from the very times in doubt.
+        announced_seconds=None if odd and streamed else announced,
+        warnings=tuple(warnings),
     )
 
 

@@ -55,6 +55,8 @@ class Timeline:
     """Whether packets carry the same times as the frames in them."""
     jumps: tuple[tuple[int, int], ...] = ()
     """(packet ordinal, ticks to add from there on) where the file's clock was set anew."""
+    disbelieved: frozenset[int] = frozenset()
+    """Packets, counted from 0 in the order of the file, whose time cannot be right."""
     announced_seconds: float | None = None
     """Length that the file states, if it does."""
     warnings: tuple[str, ...] = ()
