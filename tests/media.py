@@ -32,10 +32,14 @@ def write_video(
     gop: int = 12,
     options: dict[str, str] | None = None,
     rotation: int = 0,
+    shown: tuple[int, int, int, int] | None = None,
     pixel_aspect: Fraction | None = None,
     audio: bool = False,
 ) -> Path:
-    """A video with a frame at each of `ticks` of `time_base`; `size` is (height, width)."""
+    """A video with a frame at each of `ticks` of `time_base`; `size` is (height, width).
+
+    `shown` (a, b, c, d) asks players to show the pixel (x, y) at (a x + c y, b x + d y).
+    """
     if codec == "libx264" and options is None:
         options = {"bf": "3", "preset": "ultrafast", "crf": "30", "sc_threshold": "0"}
     with av.open(str(path), "w") as container:
@@ -49,6 +53,9 @@ def write_video(
             stream.codec_context.sample_aspect_ratio = pixel_aspect
         if rotation:
             stream.set_display_rotation(rotation)
+        if shown is not None:
+            a, b, c, d = (each << 16 for each in shown)
+            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         if audio:
             _add_silence(container)
         for index, pts in enumerate(ticks):

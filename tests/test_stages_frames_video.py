@@ -141,24 +141,6 @@ def test_only_the_chunks_asked_for_are_cut(tmp_path: Path) -> None:
     assert [c.index for c in again] == [c.index for c in everything]
 
 
-@pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (180, 2), (-90, 3)])
-def test_rotation_is_applied(tmp_path: Path, rotation: int, turns: int) -> None:
-    path = write_video(tmp_path / "turned.mp4", rotation=rotation)
-    (chunk,) = cut(path)
-    upright = np.rot90(picture(0), turns)
-    assert chunk.pixels.shape[1:] == upright.shape
-    assert np.abs(chunk.pixels[0].astype(int) - upright).mean() < 12
-    assert_same_as_plain_decode(path, [chunk])
-
-
-def test_frames_come_out_at_the_size_asked_for(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "odd.mp4", size=(54, 96), rotation=90)
-    (chunk,) = cut(path, fit=FrameFit(long_edges=((1.0, 48),)))
-    assert chunk.pixels.shape == (1, 48, 27, 3)
-    with Video(path) as video:
-        assert (video.height, video.width) == (96, 54)
-
-
 def test_an_odd_size_is_kept(tmp_path: Path) -> None:
     path = write_video(
         tmp_path / "odd.webm", size=(47, 63), codec="libvpx-vp9", options={"deadline": "realtime"}
@@ -166,18 +148,6 @@ def test_an_odd_size_is_kept(tmp_path: Path) -> None:
     (chunk,) = cut(path)
     assert chunk.pixels.shape == (1, 47, 63, 3)
     assert_same_as_plain_decode(path, [chunk])
-
-
-def test_pixels_that_are_not_square_are_stretched(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "wide.mp4", size=(48, 64), pixel_aspect=Fraction(3, 2))
-    (chunk,) = cut(path)
-    assert chunk.pixels.shape == (1, 48, 96, 3)
-
-
-def test_full_and_limited_range_come_out_alike(tmp_path: Path) -> None:
-    (limited,) = cut(write_video(tmp_path / "limited.mp4"))
-    (full,) = cut(write_video(tmp_path / "full.avi", codec="mjpeg", options={"q": "1"}))
-    assert np.abs(limited.pixels[0].astype(int) - full.pixels[0]).mean() < 12
 
 
 def test_one_frame_is_one_chunk(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 of times."""
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -20,7 +21,10 @@ class Canvas:
     """All pictures of one video come out at one size, even where the video changes its own."""
 
     def __init__(self, frame: VideoFrame, pixel_aspect: Fraction | None, fit: FrameFit) -> None:
-        self.turns = round(frame.rotation / 90) % 4
+        self.mirrored = _is_mirrored(frame)
+        """Whether left and right are swapped before the picture is turned."""
+        # FFmpeg tells the turn from where the x axis goes, which a mirrored one leaves backwards.
+        self.turns = (round(frame.rotation / 90) + 2 * self.mirrored) % 4
         """Quarter turns, counter-clockwise, that set the picture upright."""
         self.shown_height, self.shown_width = shown_size(frame, pixel_aspect)
         """Size in pixels as a player shows it."""
@@ -36,7 +40,18 @@ class Canvas:
         picture = self._reformatter.reformat(
             frame, width=width, height=height, format="rgb24", interpolation=FILTER, threads=1
         )
-        out[...] = np.rot90(picture.to_ndarray(), self.turns)
+        pixels = picture.to_ndarray()
+        out[...] = np.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)
+
+
+def _is_mirrored(frame: VideoFrame) -> bool:
+    """Whether the file asks for the picture to be shown as in a mirror, turned or not."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return False
+    # (x, y) is shown at (a x + c y, b x + d y); nine numbers of 32 bits in the machine's order.
+    a, b, _, c, d, *_ = np.frombuffer(data, dtype=np.int32).tolist()
+    return bool(a * d - b * c < 0)
 
 
 def shown_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:
