@@ -1,4 +1,4 @@
-"""Pictures come out as a player shows them, turned, mirrored and stretched, at the size asked for."""
+"""Pictures come out as a player shows them: turned, mirrored, stretched, of the size asked for."""
 
 import shutil
 import subprocess
