@@ -1,6 +1,8 @@
 """From a command to a job: sources, checkpoint, keys and what is done already; runs no stage but
 the describing one."""
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +146,8 @@ def read_contents(
     failures: list[Failure] = []
     found = digests.of_many([file.path for file in files], workers=cores())
     for file, digest in zip(files, found, strict=True):
+        if not isinstance(digest, OSError) and not os.access(file.path, os.R_OK):
+            digest = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if isinstance(digest, OSError):
             failures.append(
                 Failure(

@@ -52,6 +52,8 @@ def open_video(path: Path, *, threads: int = 0) -> tuple[InputContainer, VideoSt
         # A playlist dressed up as a video must not make this program open addresses.
         container = av.open(os.fspath(path.absolute()), options={"protocol_whitelist": "file"})
     except av.error.FFmpegError as error:
+        if not is_damage(error):
+            raise
         raise _cannot_open(path, error) from error
     try:
         stream = _video_stream(path, container)

@@ -27,6 +27,9 @@ from stages.process.report import Report
 
 PACK_RECORDS = 64
 """At most so many pictures are stored together."""
+PASSING = frozenset(("missing", "unreadable"))
+"""What a file that could be read a moment ago is when its disk goes away: no fault of the file, and
+not to be remembered as one."""
 PACK_BYTES = 64 << 20
 """Pictures are stored as soon as they come to this many bytes."""
 
@@ -188,13 +191,11 @@ class Stage:
             )
             for medium, chunk in chunks
         ]
-        self.frames.publish(records)
+        new = set(self.frames.publish(records))
         for record, (medium, chunk) in zip(records, chunks, strict=True):
-            self.report.item(
-                record.key,
-                label=medium.path.name,
-                seconds_of_media=chunk.index.end - chunk.index.start,
-            )
+            if record.key in new:
+                length = chunk.index.end - chunk.index.start
+                self.report.item(record.key, label=medium.path.name, seconds_of_media=length)
 
     def _finish(self, media: Sequence[tuple[Medium, MediaIndex]]) -> None:
         self.media.publish([Record(key=m.digest, meta=index.to_json()) for m, index in media])
@@ -210,9 +211,16 @@ class Stage:
         try:
             yield
         except MediaError as error:
-            meta = {"kind": error.kind, "message": error.message, "hint": error.hint}
+            if error.kind in PASSING:
+                hint = "Check the disk it lies on; the same command then goes on"
+                raise EnvironmentFault(error.message, hint=hint) from error
+            # Remembered by content, under whatever name it comes next time.
+            message = error.message.replace(str(medium.path), "the file")
+            meta = {"kind": error.kind, "message": message, "hint": error.hint}
             self.failures.publish([Record(key=medium.digest, meta=meta)])
-            self.report.failure(medium.digest, error.kind, error.message, error.hint)
+            self.report.failure(
+                medium.digest, error.kind, f"{medium.path.name}: {message}", error.hint
+            )
         except OSError as error:
             raise EnvironmentFault(
                 f"{medium.path} could not be read to its end ({error.strerror or error})",
