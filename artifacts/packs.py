@@ -29,8 +29,7 @@ QUARANTINE = "quarantine"
 
 
 class DamagedRecord(EnvironmentFault):
-    """A stored record does not match its checksum; its pack was set aside and has to be made
-    again."""
+    """A stored record is gone or is not what it was, and has to be made again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +99,12 @@ class Shelf:
         place = self._places[key]
         try:
             payload = self._store.get(place.pack, place.offset, place.length)
-        except FileNotFoundError:
-            payload = b""
+        except FileNotFoundError as error:
+            self._forget(place.pack)
+            raise DamagedRecord(
+                f"{self._store.url}/{place.pack} is gone",
+                hint="Run the same command again: it makes only that part anew",
+            ) from error
         if len(payload) != place.length or hashlib.sha256(payload).hexdigest() != place.checksum:
             self._forget(place.pack)
             raise set_aside(self._store, place.pack)

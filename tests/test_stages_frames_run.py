@@ -211,7 +211,7 @@ def test_an_unusable_medium_is_recorded_and_the_others_go_on(desk: Desk) -> None
 def test_a_disk_that_went_away_is_no_fault_of_the_file(desk: Desk) -> None:
     one = video(desk, seconds=2)
     Path(one["path"]).unlink()
-    with pytest.raises(EnvironmentFault, match="does not exist.*then goes on"):
+    with pytest.raises(EnvironmentFault, match=r"does not exist.*then goes on"):
         desk.run(one)
     assert desk.shelf("failures").keys() == set()
 

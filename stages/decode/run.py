@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from artifacts.errors import EnvironmentFault
 from artifacts.packs import QUARANTINE, DamagedRecord, Record, Shelf, read_header, set_aside
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
@@ -67,12 +66,12 @@ def run(job: dict[str, Any], report: Report) -> None:
 
 
 def read_features(shelf: Shelf, key: str) -> FeatureRecord:
-    """What was stored of one chunk. Raises EnvironmentFault when it is gone, RecordGone when this
+    """What was stored of one chunk. Raises DamagedRecord when it is gone, RecordGone when this
     version of transformers cannot take it."""
     try:
         record = shelf.read(key)
     except KeyError as error:
-        raise EnvironmentFault(
+        raise DamagedRecord(
             f"the features {key[:12]}… are no longer in the store",
             hint="Run the same command again: it encodes them anew",
         ) from error

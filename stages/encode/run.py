@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from artifacts.errors import EnvironmentFault
-from artifacts.packs import Record, Shelf
+from artifacts.packs import DamagedRecord, Record, Shelf
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
 from stages.models.features import Features, encode
@@ -113,12 +112,12 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def read_clip(shelf: Shelf, member: dict[str, Any]) -> Clip:
-    """One chunk's frames with their times counted from its start. Raises EnvironmentFault when they
+    """One chunk's frames with their times counted from its start. Raises DamagedRecord when they
     are gone."""
     try:
         record = shelf.read(member["frames"])
     except KeyError as error:
-        raise EnvironmentFault(
+        raise DamagedRecord(
             f"the frames {member['frames'][:12]}… are no longer in the store",
             hint="Run the same command again: it reads them from the video anew",
         ) from error
