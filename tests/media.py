@@ -1,7 +1,7 @@
 """Tiny media files for tests, written with PyAV, and what a plain decode says is in them."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -35,6 +35,7 @@ def write_video(
     shown: tuple[int, int, int, int] | None = None,
     pixel_aspect: Fraction | None = None,
     audio: bool = False,
+    draw: Callable[[int, int, int], NDArray[np.uint8]] = picture,
 ) -> Path:
     """A video with a frame at each of `ticks` of `time_base`; `size` is (height, width).
 
@@ -59,7 +60,7 @@ def write_video(
         if audio:
             _add_silence(container)
         for index, pts in enumerate(ticks):
-            frame = VideoFrame.from_ndarray(picture(index, *size), format="rgb24")
+            frame = VideoFrame.from_ndarray(draw(index, *size), format="rgb24")
             frame.pts, frame.time_base = pts, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -137,28 +138,37 @@ class Decoded:
     """Of its RGB bytes at full size."""
 
 
-def decode_plainly(path: Path) -> list[Decoded]:
+def plain_frames(path: Path) -> Iterator[VideoFrame]:
     """Every frame that can be decoded, in order, by one thread that skips nothing."""
-    found: list[tuple[int, str]] = []
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
         assert isinstance(stream, av.VideoStream)
-        assert stream.time_base is not None
         stream.thread_type = "NONE"
         for packet in container.demux(stream):
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError:
                 continue
-            for frame in frames:
-                assert frame.pts is not None
-                pixels = frame.to_ndarray(
-                    format="rgb24", interpolation=av.video.reformatter.Interpolation.BICUBIC
-                )
-                found.append((frame.pts, digest_of_pixels(np.rot90(pixels, frame.rotation // 90))))
-        base = stream.time_base
+            yield from frames
+
+
+def rgb(frame: VideoFrame) -> NDArray[np.uint8]:
+    """A frame's pixels at full size, turned as a player shows it."""
+    pixels = frame.to_ndarray(
+        format="rgb24", interpolation=av.video.reformatter.Interpolation.BICUBIC
+    )
+    return np.rot90(pixels, frame.rotation // 90)
+
+
+def decode_plainly(path: Path) -> list[Decoded]:
+    """Every frame that can be decoded, in order, by one thread that skips nothing."""
+    found = [
+        (frame.pts * frame.time_base, digest_of_pixels(rgb(frame)))
+        for frame in plain_frames(path)
+        if frame.pts is not None and frame.time_base is not None
+    ]
     start = found[0][0]
-    return [Decoded((p - start) * base.numerator / base.denominator, d) for p, d in found]
+    return [Decoded(float(at - start), digest) for at, digest in found]
 
 
 def digest_of_pixels(pixels: NDArray[np.uint8]) -> str:
