@@ -11,6 +11,7 @@ import pytest
 
 from artifacts.errors import CannotFit, Interrupted, StageDied, UsageError
 from stages.process import lock
+from stages.process.ending import fault_of_stage
 from stages.process.memory import Sampler, anonymous_bytes
 from stages.process.report import Report
 from stages.process.stage_process import StageProcess
@@ -199,3 +200,31 @@ def test_the_sampler_sees_a_peak_that_has_passed() -> None:
         del held
     assert memory.peak_host_bytes - before > 90 * MIB
     assert [len(point) for point in memory.timeline[:1]] == [3]
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "tail", "expected"),
+    [
+        (-9, None, "", Interrupted),
+        (-11, None, "", StageDied),
+        (1, {"type": "MemoryError", "message": "", "hint": ""}, "", CannotFit),
+        (-9, None, "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED", CannotFit),
+        (1, {"type": "KeyError", "message": "'x'", "hint": ""}, "CUDA out of memory", StageDied),
+        (1, {"type": "UsageError", "message": "no", "hint": "yes"}, "", UsageError),
+    ],
+)
+def test_an_end_is_told_by_what_the_child_said_and_else_by_its_log(
+    code: int, told: dict[str, str] | None, tail: str, expected: type[Exception]
+) -> None:
+    fault = fault_of_stage("encode", code, told, tail, Path("encode.log"))
+    assert type(fault) is expected
+
+
+def test_what_an_earlier_run_left_in_the_log_is_not_this_one_s_last_word(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("RuntimeError: CUDA out of memory\n")
+    heard: list[Mapping[str, Any]] = []
+    process = start("waits", tmp_path, heard)
+    wait_for("item", heard)
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(Interrupted, match="SIGKILL"):
+        process.wait()

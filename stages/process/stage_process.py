@@ -4,7 +4,6 @@ makes no CUDA context."""
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts import errors
-from artifacts.packs import DamagedRecord
 from artifacts.store import fault_of
+from stages.process.ending import fault_of_stage
 from stages.process.memory import device_holders, device_used_bytes
 
 BASELINE_SLACK_BYTES = 64 << 20
@@ -26,18 +24,6 @@ BASELINE_SECONDS = 5.0
 """How long to wait for the driver to take the memory back."""
 STOP_SECONDS = 10.0
 """How long a stage that was asked to stop may take before it is killed."""
-STOPPING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals by which people and kernels stop a process; others are its own fault and come again."""
-OUT_OF_MEMORY = (
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "DefaultCPUAllocator: can't allocate memory",
-    "Unable to allocate",
-    "MemoryError",
-)
-"""How an out-of-memory death reads in a stage's last words (torch, cuBLAS, the CPU allocator,
-NumPy, Python)."""
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Called with the stage's name and each event, from a thread of its own."""
@@ -135,7 +121,7 @@ class StageProcess:
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         self.outcome.baseline_after_bytes = self._await_baseline()
         if code != 0 or self.outcome.error is not None:
-            raise self._fault(code)
+            raise fault_of_stage(self.name, code, self.outcome.error, self._log_tail(), self.log)
         return self.outcome
 
     def ended(self, seconds: float) -> bool:
@@ -211,31 +197,6 @@ class StageProcess:
             self._listen(self.name, {"event": "warning", "text": text})
         return used
 
-    def _fault(self, code: int) -> errors.PenstockError:
-        told = self.outcome.error or {"type": "", "message": "", "hint": ""}
-        known = {**vars(errors), "DamagedRecord": DamagedRecord}.get(told["type"])
-        if isinstance(known, type) and issubclass(known, errors.PenstockError):
-            if issubclass(known, errors.MediaError):
-                return errors.MediaError(told["message"], kind="media", hint=told["hint"])
-            return known(told["message"], hint=told["hint"])
-        last_words = f"{told['type']}: {told['message']}" if told["type"] else self._log_tail()
-        if any(sign in last_words for sign in OUT_OF_MEMORY):
-            return errors.CannotFit(
-                f"the {self.name} stage ran out of memory ({last_words[:160]})",
-                hint="Nothing finished is lost; run it again with a smaller --batch-size",
-            )
-        if -code in STOPPING:
-            return errors.Interrupted(
-                f"the {self.name} stage was ended by {_signal_name(-code)}",
-                hint="Nothing finished is lost; run the same command again to go on",
-            )
-        ended = _signal_name(-code) if code < 0 else f"exit status {code}"
-        return errors.StageDied(
-            f"the {self.name} stage failed: {last_words or ended}",
-            hint=f"Its log is {self.log}; what is finished stays done",
-            return_code=code,
-        )
-
     def _log_tail(self) -> str:
         try:
             with self.log.open("rb") as file:
@@ -257,10 +218,3 @@ def child_environment() -> dict[str, str]:
     }
     roots = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, roots))}
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return f"signal {number} ({signal.Signals(number).name})"
-    except ValueError:
-        return f"signal {number}"

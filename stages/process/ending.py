@@ -1,0 +1,61 @@
+"""What ended a stage's process, told by its exit status and last words; knows no stage by name."""
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from artifacts import errors
+from artifacts.packs import DamagedRecord
+
+STOPPING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals by which people and kernels stop a process; others are its own fault and come again."""
+OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+    "Unable to allocate",
+    "MemoryError",
+)
+"""How an out-of-memory death reads in a stage's last words (torch, cuBLAS, the CPU allocator,
+NumPy, Python)."""
+
+
+def fault_of_stage(
+    name: str, code: int, told: Mapping[str, str] | None, log_tail: str, log: Path
+) -> errors.PenstockError:
+    """The error that a stage's end amounts to.
+
+    `told` is the error event that the child sent, if it could; `log_tail` the last line of its log.
+    """
+    told = told or {"type": "", "message": "", "hint": ""}
+    known = {**vars(errors), "DamagedRecord": DamagedRecord}.get(told["type"])
+    if isinstance(known, type) and issubclass(known, errors.PenstockError):
+        if issubclass(known, errors.MediaError):
+            return errors.MediaError(told["message"], kind="media", hint=told["hint"])
+        return known(told["message"], hint=told["hint"])
+    last_words = f"{told['type']}: {told['message']}" if told["type"] else log_tail
+    if any(sign in last_words for sign in OUT_OF_MEMORY):
+        return errors.CannotFit(
+            f"the {name} stage ran out of memory ({last_words[:160]})",
+            hint="Nothing finished is lost; run it again with a smaller --batch-size",
+        )
+    if -code in STOPPING:
+        return errors.Interrupted(
+            f"the {name} stage was ended by {signal_name(-code)}",
+            hint="Nothing finished is lost; run the same command again to go on",
+        )
+    ended = signal_name(-code) if code < 0 else f"exit status {code}"
+    return errors.StageDied(
+        f"the {name} stage failed: {last_words or ended}",
+        hint=f"Its log is {log}; what is finished stays done",
+        return_code=code,
+    )
+
+
+def signal_name(number: int) -> str:
+    """`signal 9 (SIGKILL)`."""
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
