@@ -30,6 +30,8 @@ codec reorders more than 16 frames, and each may come as two fields."""
 STREAMED = ("mpegts", "mpeg")
 """Formats made for broadcasting, where a bit may flip anywhere; a picture that stands for minutes
 at the very end, which looks the same, is rather found in the others."""
+BLOCK = 1 << 14
+"""Frames judged at a time, so that judging takes no memory to speak of."""
 DEFAULT_RATE = Fraction(25)
 """Frames a second where a file states neither times nor a rate, as raw streams do."""
 
@@ -85,9 +87,13 @@ class _Survey:
         # At the end no later packet tells, so that slow slide shows need room there.
         bound = max(int(REORDER_SECONDS / time_base), REORDER_PACKETS * step)
         end = int(dts[-1]) if to_the_end else int(pts.max())
-        tail = np.full(min(REORDER_PACKETS, len(dts)), end)
-        later = np.concatenate([dts[REORDER_PACKETS:], tail])
-        odd = (pts > later + bound) | (pts < dts - bound)
+        odd = np.empty(len(pts), dtype=np.bool_)
+        for first in range(0, len(pts), BLOCK):
+            here = slice(first, first + BLOCK)
+            later = np.full(len(pts[here]), end)
+            reached = dts[first + REORDER_PACKETS : first + REORDER_PACKETS + len(later)]
+            later[: len(reached)] = reached
+            odd[here] = (pts[here] > later + bound) | (pts[here] < dts[here] - bound)
         # If most are, then it is the clock of decoding that is off.
         if not odd.any() or 2 * odd.sum() > len(odd):
             return frozenset()
@@ -142,6 +148,7 @@ def survey(
     announced = announced_seconds(container, stream)
     streamed = container.format.name in STREAMED
     odd = found.disbelieve(stream.time_base, to_the_end=streamed)
+    del found.dts, found.ordinals  # hours of them are megabytes
     key_pts, key_dts, ordinals = found.keys
     ticks = _ascending(found.pts)
     # Two packets of one time may be two fields of one frame, which no leap must tear apart.
@@ -217,7 +224,9 @@ def _only_counts(ticks: "array[int]", container: InputContainer, stream: VideoSt
 
 
 def _ascending(ticks: "array[int]") -> NDArray[np.int64]:
-    return np.unique(np.frombuffer(ticks, dtype=np.int64))
+    view = np.frombuffer(ticks, dtype=np.int64)
+    view.sort()  # in place: hours of times are the most that this stage holds
+    return view if bool((view[1:] > view[:-1]).all()) else np.unique(view)
 
 
 def _last_ticks(ticks: "array[int]", stated: int, stream: VideoStream) -> int:
