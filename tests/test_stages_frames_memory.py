@@ -21,7 +21,7 @@ print(len(plans), count, memory.peak_host_bytes)
 """
 BYTES_A_FRAME = 90
 """FFmpeg's index of an mp4 takes 42 bytes a frame as soon as it is opened, our times of it the
-rest: 16 MB for two hours of 25 frames a second. A chunk that is kept is 1.4 MB, and there are 240."""
+rest: 16 MB for two hours at 25 frames a second. A chunk that is kept is 1.4 MB; there are 240."""
 
 
 def peak(path: Path) -> tuple[int, int, int]:
