@@ -82,8 +82,8 @@ def _write_files(job: Job, form: str, rows: Sequence[Sequence[Caption]]) -> list
     shared = Counter(file.path.with_suffix("") for file in job.files)
     kept = []
     for file, medium, stem, captions in zip(job.files, job.contents, stems, rows, strict=True):
-        index = job.ledger.index(medium)
-        if not captions or index is None or len(captions) < len(index.chunks):
+        tasks = job.ledger.tasks([medium])
+        if not captions or len(captions) < sum(t.features not in job.ledger.refused for t in tasks):
             continue  # half a text would look like a whole one
         text = "".join(WRITERS[form](captions)).encode()
         path = job.out / f"{stem}.{form}"

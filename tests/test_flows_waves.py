@@ -290,6 +290,16 @@ def test_half_a_text_is_not_written(config: CaptionConfig, tmp_path: Path) -> No
     assert (tmp_path / "out" / "0.txt").read_text() == "something\n" * 3
 
 
+def test_a_text_is_written_though_the_model_refuses_a_chunk_of_it(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    write_video(tmp_path / "clips" / "0.mp4", ticks=range(75))
+    stages = Stages()
+    stages.refuse_first = True
+    run(replace(config, format=("txt",), chunk=1.0), stages)
+    assert (tmp_path / "out" / "0.txt").read_text() == "something\n" * 2
+
+
 def test_a_name_that_is_no_utf8_costs_no_output(config: CaptionConfig, tmp_path: Path) -> None:
     odd = os.fsencode(tmp_path / "clips") + b"/caf\xe9.mp4"
     os.rename(tmp_path / "clips" / "0.mp4", odd)
