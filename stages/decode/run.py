@@ -7,7 +7,6 @@ give the same words. A batch is always computed whole, because rounding depends 
 
 import contextlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -15,14 +14,13 @@ import torch
 from artifacts.packs import QUARANTINE, DamagedRecord, Record, Shelf, read_header, set_aside
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
+from stages.models.ahead import read_ahead
 from stages.models.features import Features, generate
 from stages.models.loading import ModelJob
 from stages.models.prepare import rebuild
 from stages.models.records import FeatureRecord, merge_rows
 from stages.process.report import Report
 
-AHEAD = 2
-"""Batches whose features are read while one is decoded."""
 SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
 """Settings of a checkpoint that greedy decoding does not read, and warns of."""
 
@@ -51,18 +49,13 @@ def run(job: dict[str, Any], report: Report) -> None:
                 hint="Run the same command again: it encodes them anew",
             ) from error
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = [pool.submit(read, batch) for batch in batches[:AHEAD]]
-        for index, batch in enumerate(batches):
-            rows = waiting.pop(0).result()
-            if index + AHEAD < len(batches):
-                waiting.append(pool.submit(read, batches[index + AHEAD]))
-            prompts = [member["prompt"] for member in batch]
-            made = decode_batch(half, processor, rows, prompts, job["max_new_tokens"])
-            records = [_record(m["key"], *c) for m, c in zip(batch, made, strict=True)]
-            tokens = {record.key: record.meta["tokens"] for record in records}
-            for key in captions.publish(records):
-                report.item(key, tokens=tokens[key])
+    for batch, rows in read_ahead(batches, read):
+        prompts = [member["prompt"] for member in batch]
+        made = decode_batch(half, processor, rows, prompts, job["max_new_tokens"])
+        records = [_record(m["key"], *c) for m, c in zip(batch, made, strict=True)]
+        tokens = {record.key: record.meta["tokens"] for record in records}
+        for key in captions.publish(records):
+            report.item(key, tokens=tokens[key])
 
 
 def read_features(shelf: Shelf, key: str) -> FeatureRecord:

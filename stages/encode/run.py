@@ -7,7 +7,6 @@ whose encoder inputs have equal shapes go through together.
 
 import contextlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +16,13 @@ import torch
 from artifacts.packs import DamagedRecord, Record, Shelf
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
+from stages.models.ahead import read_ahead
 from stages.models.features import Features, encode
 from stages.models.loading import ModelJob
-from stages.models.prepare import Clip, Prepared, prepare
+from stages.models.prepare import Clip, Prepared, joined, prepare
 from stages.models.records import CannotSplit, FeatureRecord, split
 from stages.process.report import Report
 
-AHEAD = 2
-"""Batches that are read and prepared on the CPU while one is encoded."""
 REFUSALS = (ValueError, TypeError, KeyError, IndexError, AssertionError, RuntimeError)
 """What processors raise at frames they cannot take; anything else concerns the whole stage."""
 SHORTEST = 0.04
@@ -62,22 +60,18 @@ def run(job: dict[str, Any], report: Report) -> None:
     def read(batch: list[dict[str, Any]]) -> list[Prepared | Refusal]:
         return [read_member(frames, processor, member) for member in batch]
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = [pool.submit(read, batch) for batch in batches[:AHEAD]]
-        for index, batch in enumerate(batches):
-            found = dict(zip((m["key"] for m in batch), waiting.pop(0).result(), strict=True))
-            if index + AHEAD < len(batches):
-                waiting.append(pool.submit(read, batches[index + AHEAD]))
-            for key, row in found.items():
-                if isinstance(row, Refusal):
-                    failures.publish([Record(key=key, meta=row.meta())])
-                    report.failure(media=key, **row.meta())
-            prepared = {key: row for key, row in found.items() if isinstance(row, Prepared)}
-            rows = encode_batch(half, list(prepared.values()))
-            records = [_record(key, row) for key, row in zip(prepared, rows, strict=True)]
-            metas = {member["key"]: frames.meta(member["frames"]) for member in batch}
-            for key in features.publish(records):
-                report.item(key, seconds_of_media=metas[key]["end"] - metas[key]["start"])
+    for batch, read_rows in read_ahead(batches, read):
+        found = dict(zip((m["key"] for m in batch), read_rows, strict=True))
+        for key, row in found.items():
+            if isinstance(row, Refusal):
+                failures.publish([Record(key=key, meta=row.meta())])
+                report.failure(media=key, **row.meta())
+        prepared = {key: row for key, row in found.items() if isinstance(row, Prepared)}
+        rows = encode_batch(half, list(prepared.values()))
+        records = [_record(key, row) for key, row in zip(prepared, rows, strict=True)]
+        metas = {member["key"]: frames.meta(member["frames"]) for member in batch}
+        for key in features.publish(records):
+            report.item(key, seconds_of_media=metas[key]["end"] - metas[key]["start"])
 
 
 def read_member(shelf: Shelf, processor: Any, member: dict[str, Any]) -> Prepared | Refusal:
@@ -157,7 +151,7 @@ def _groups(batch: list[Prepared]) -> Iterator[list[int]]:
 
 def _encode_together(half: Any, rows: list[Prepared]) -> list[FeatureRecord] | None:
     """None when the features do not say which row they belong to."""
-    inputs = {name: _joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
+    inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
     made: Features = encode(half, inputs)
     counts = [row.count for row in rows]
     parts: list[dict[str, Any]] = [{} for _ in rows]
@@ -186,12 +180,6 @@ def _encode_together(half: Any, rows: list[Prepared]) -> list[FeatureRecord] | N
 def _record(key: str, row: FeatureRecord) -> Record:
     meta, payload = pack_tree(row.to_tree())
     return Record(key=key, meta={"tree": meta, "tokens": row.count.tokens}, payload=payload)
-
-
-def _joined(values: list[Any]) -> Any:
-    if isinstance(values[0], torch.Tensor):
-        return torch.cat(values)
-    return [part for value in values for part in value]
 
 
 def _shape(value: Any) -> Any:

@@ -146,7 +146,7 @@ def rebuild(processor: Any, rows: Sequence[Row], prompts: Sequence[str]) -> dict
     for prompt in prompts:
         _refuse_placeholders(processor, prompt)
     replacements = [text for row in rows for text in row.replacements]
-    side = {name: _joined([row.side[name] for row in rows]) for name in rows[0].side}
+    side = {name: joined([row.side[name] for row in rows]) for name in rows[0].side}
     with _answering(processor, CHANNELS[channel], lambda *_, **__: (side, replacements)):
         texts = [
             render(processor, channel, len(row.replacements), prompt)
@@ -245,7 +245,8 @@ def _refuse_placeholders(processor: Any, prompt: str) -> None:
         )
 
 
-def _joined(values: list[Any]) -> Any:
+def joined(values: list[Any]) -> Any:
+    """One output of several rows: tensors and sequences end to end, anything else if all agree."""
     if isinstance(values[0], torch.Tensor):
         return torch.cat(values)
     if isinstance(values[0], list | tuple):

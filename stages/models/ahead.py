@@ -1,0 +1,26 @@
+"""Reads the next batches on the CPU while the device works on this one; knows nothing of what a
+batch holds."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Batch = TypeVar("Batch")
+Rows = TypeVar("Rows")
+
+AHEAD = 2
+"""Batches that are read and prepared while one is computed."""
+
+
+def read_ahead(
+    batches: Sequence[Batch], read: Callable[[Batch], Rows]
+) -> Iterator[tuple[Batch, Rows]]:
+    """Each batch with what `read` made of it, in order. Raises what `read` raised."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = deque(pool.submit(read, batch) for batch in batches[:AHEAD])
+        for index, batch in enumerate(batches):
+            rows = waiting.popleft().result()
+            if index + AHEAD < len(batches):
+                waiting.append(pool.submit(read, batches[index + AHEAD]))
+            yield batch, rows
