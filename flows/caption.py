@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import ConfigDict, with_config
 
 from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, UsageError
-from flows.config import ABOVE_ZERO, FORMATS, CaptionConfig
+from flows.config import ABOVE_ZERO, FORMATS, PRECISIONS, CaptionConfig
 from flows.display import Display
 from flows.launch import ENTRIES, StageCall
 from flows.prefect_server import start_server
@@ -53,6 +53,9 @@ def tighten(schema: dict[str, Any]) -> None:
     fields = schema["properties"]
     fields["sources"]["minItems"] = 1
     fields["format"]["items"]["enum"] = list(FORMATS)
+    fields["precision"]["enum"] = list(PRECISIONS)
+    for name in ("vision_precision", "language_precision"):
+        fields[name]["anyOf"][0]["enum"] = list(PRECISIONS)
     fields["prompt"]["anyOf"][0]["pattern"] = r"\S"
     for name in ABOVE_ZERO:
         number = fields[name].get("anyOf", [fields[name]])[0]

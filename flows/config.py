@@ -11,8 +11,10 @@ DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 DEMO_MODEL = "demo"
 VIDEO_PROMPT = "Describe this video in detail."
 IMAGE_PROMPT = "Describe this image in detail."
-FORMATS = ("jsonl", "txt", "vtt")
+FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset")
 """What `--format` accepts; jsonl is always written."""
+PRECISIONS = ("native", "fp32", "bf16", "fp16", "int8", "nf4")
+"""What `--precision` accepts; the vision half is quantized only when its own option says so."""
 ABOVE_ZERO = ("chunk", "fps", "frames", "max_frames", "batch_size", "max_new_tokens", "limit")
 """Options that are numbers above 0."""
 
@@ -31,6 +33,8 @@ class CaptionConfig:
     """Files, folders, globs, or lists of them (`.txt`, `.jsonl`, `@list`)."""
     model: str = DEFAULT_MODEL
     """Hub id, folder, or `demo`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; None: its default branch."""
     prompt: str | None = None
     """What the model is asked; None asks for a description, of a video or of an image."""
     out: str = "penstock-out"
@@ -38,13 +42,22 @@ class CaptionConfig:
     store: str = ""
     """Folder of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
     chunk: float = 30.0
-    """Seconds a chunk."""
+    """Seconds a chunk; with `shots`, of the longest one."""
+    shots: bool = False
+    """Cut where the picture changes at once instead of at equal lengths."""
     fps: float | None = None
     """Frames a second; None: what the checkpoint's processor states."""
     frames: int | None = None
     """Frames a chunk, evenly; excludes `fps`."""
     max_frames: int | None = None
     """At most so many frames a chunk; None: what the checkpoint's processor states."""
+    precision: str = "native"
+    """What both halves compute in; `native` is the checkpoint's own. `int8` and `nf4` mean the
+    language half alone."""
+    vision_precision: str | None = None
+    """What the vision half computes in, if not the same."""
+    language_precision: str | None = None
+    """What the language half computes in, if not the same."""
     batch_size: int = 8
     """Chunks a batch; encode takes fewer when they hold many frames."""
     max_new_tokens: int = 128
@@ -84,6 +97,13 @@ class CaptionConfig:
             if value is not None and not 0 < value < float("inf"):
                 option = name.replace("_", "-")
                 raise UsageError(f"--{option} is {value}", hint="Give a number above 0")
+        for name in ("precision", "vision_precision", "language_precision"):
+            value = getattr(self, name)
+            if value is not None and value not in PRECISIONS:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {value} is not known",
+                    hint=f"Choose from {', '.join(PRECISIONS)}",
+                )
         unknown = sorted(set(self.format) - set(FORMATS))
         if unknown:
             raise UsageError(

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from artifacts.errors import UsageError
-from flows.config import DEFAULT_MODEL, FORMATS, CaptionConfig
+from flows.config import DEFAULT_MODEL, FORMATS, PRECISIONS, CaptionConfig
 
 
 def add_caption_options(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,7 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="hub id, folder, or `demo` [%(default)s]",
     )
+    add("--revision", metavar="R", help="branch, tag or commit of a hub id")
     prompt = model.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help='["Describe this video in detail."]')
     prompt.add_argument("--prompt-file", metavar="F", help="a text file that holds the prompt")
@@ -27,14 +28,25 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
     add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
     sampling = parser.add_argument_group("sampling")
     add = sampling.add_argument
-    add("--chunk", type=float, default=30.0, metavar="SECONDS", help="seconds a chunk [30]")
+    pieces = sampling.add_mutually_exclusive_group()
+    pieces.add_argument(
+        "--chunk", type=float, default=30.0, metavar="SECONDS", help="seconds a chunk [30]"
+    )
+    pieces.add_argument(
+        "--shots", action="store_true", help="a chunk a shot, those over 30 seconds in pieces"
+    )
     add("--fps", type=float, metavar="F", help="frames a second [what the model states, else 1]")
     add("--frames", type=int, metavar="N", help="frames a chunk, evenly")
     add(
         "--max-frames", type=int, metavar="N", help="at most so many a chunk [the model's, else 32]"
     )
     memory = parser.add_argument_group("memory")
-    memory.add_argument("--batch-size", type=int, default=8, metavar="N", help="chunks a batch [8]")
+    add = memory.add_argument
+    known = "|".join(PRECISIONS)
+    add("--precision", default="native", metavar="P", help=f"{known} [%(default)s]")
+    add("--vision-precision", metavar="P", help="of the vision half [--precision, unquantized]")
+    add("--language-precision", metavar="P", help="of the language half [--precision]")
+    add("--batch-size", type=int, default=8, metavar="N", help="chunks a batch [8]")
     text = parser.add_argument_group("text")
     add = text.add_argument
     add("--max-new-tokens", type=int, default=128, metavar="N", help="longest caption [128]")
