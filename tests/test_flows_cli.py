@@ -12,7 +12,8 @@ from flows.config import CaptionConfig
 
 CAPTION_OPTIONS = {
     "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",
-    "--frames", "--revision", "--shots", "--precision", "--vision-precision", "--language-precision",
+    "--frames", "--revision", "--shots", "--precision", "--vision-precision",
+    "--language-precision",
     "--max-frames", "--batch-size", "--max-new-tokens", "--prefix", "--suffix", "--recursive",
     "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
     "--keep-frames", "--trust-remote-code",
