@@ -75,7 +75,7 @@ class CaptionConfig:
     format: tuple[str, ...] = ()
     """Formats beside jsonl."""
     beside: bool = False
-    """Put txt and vtt next to the media file instead of into `out`."""
+    """Put txt, vtt and srt next to the media file instead of into `out`."""
     overwrite: bool = False
     """With `beside`: replace files that are there already."""
     retry_failed: bool = False

@@ -1,9 +1,14 @@
 """From stored captions to the files people asked for; runs no model."""
 
-from collections import Counter
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
-from artifacts.captions import WRITERS, Caption, Failure, file_stems, write_jsonl, write_text
+from artifacts.captions import Caption, Failure, write_jsonl
+from artifacts.files import write_text
+from artifacts.names import file_stems
+from artifacts.subtitles import WRITERS
+from artifacts.tables import TABLES
 from flows.ledger import Medium
 from flows.prepare import Job
 from flows.sources import MediaFile
@@ -62,8 +67,12 @@ def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
     return rows
 
 
-def write_outputs(job: Job) -> tuple[int, list[Failure], list[str]]:
-    """Write every output file; returns (captions written, failures, warnings)."""
+def write_outputs(job: Job, *, last: bool) -> tuple[int, list[Failure], list[str]]:
+    """Write every output file; returns (captions written, failures, warnings).
+
+    Tables are written with the `last` call alone: they cannot be added to, and no program reads
+    them while the run goes on.
+    """
     failures = failures_of(job)
     rows = [captions_of(job, f, m) for f, m in zip(job.files, job.contents, strict=True)]
     write_jsonl(job.out / "captions.jsonl", (row for group in rows for row in group))
@@ -72,33 +81,42 @@ def write_outputs(job: Job) -> tuple[int, list[Failure], list[str]]:
     for form in job.config.format:
         if form in WRITERS:
             warnings += _write_files(job, form, rows)
+        elif form in TABLES and last:
+            TABLES[form](job.out / f"captions.{form}", (row for group in rows for row in group))
     return sum(map(len, rows)), failures, warnings
 
 
 def _write_files(job: Job, form: str, rows: Sequence[Sequence[Caption]]) -> list[str]:
     """One file a medium; beside the media, files that are there already are kept unless told
     otherwise."""
-    stems = file_stems([file.media_path for file in job.files])
-    shared = Counter(file.path.with_suffix("") for file in job.files)
     kept = []
-    for file, medium, stem, captions in zip(job.files, job.contents, stems, rows, strict=True):
+    for medium, stem, captions in zip(job.contents, _stems(job), rows, strict=True):
         tasks = job.ledger.tasks([medium])
         if not captions or len(captions) < sum(t.features not in job.ledger.refused for t in tasks):
             continue  # half a text would look like a whole one
-        text = "".join(WRITERS[form](captions)).encode()
-        path = job.out / f"{stem}.{form}"
-        if job.config.beside:
-            name = file.path.stem if shared[file.path.with_suffix("")] == 1 else file.path.name
-            path = file.path.with_name(f"{name}.{form}")
-        there = path.read_bytes() if path.exists() else None
-        if there == text:
+        text = "".join(WRITERS[form](captions))
+        path = Path(f"{stem}.{form}")
+        there = path.read_bytes() if path.is_file() else None
+        if there == text.encode("utf-8", errors="replace"):
             continue
-        if there is not None and job.config.beside and not job.config.overwrite:
+        keeps = job.config.beside and not job.config.overwrite and os.path.lexists(path)
+        if keeps or path.is_dir():
             kept.append(path.name)
             continue
-        write_text(path, [text.decode()])
+        write_text(path, [text])
     if not kept:
         return []
     return [
         f"{len(kept)} .{form} files were there already ({kept[0]} …); --overwrite replaces them"
     ]
+
+
+def _stems(job: Job) -> list[str]:
+    """The path without suffix of each file's text, absolute."""
+    if not job.config.beside:
+        return [f"{job.out}/{stem}" for stem in file_stems([f.media_path for f in job.files])]
+    # A file that two sources name is one file, but with two prompts it has two texts.
+    both = [(str(file.path), m.prompt) for file, m in zip(job.files, job.contents, strict=True)]
+    each = list(dict.fromkeys(both))
+    stems = dict(zip(each, file_stems([path for path, _ in each]), strict=True))
+    return [stems[one] for one in both]

@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from artifacts.captions import write_json
 from artifacts.errors import EnvironmentFault
+from artifacts.files import write_json
 from stages.process.stage_process import StageOutcome
 
 STAGES = ("frames", "encode", "decode")

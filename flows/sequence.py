@@ -77,13 +77,13 @@ class Sequence:
             for number, wave in enumerate(waves):
                 following = waves[number + 1] if number + 1 < len(waves) else []
                 self._wave(wave, following)
-                self._write(result)
+                self._write(result, last=not following)
         except BaseException as error:
             self._stop_ahead()
             stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
             with contextlib.suppress(PenstockError):  # such as a full disk, which is told already
                 self._job.ledger.refresh()
-                self._write(result)
+                self._write(result, last=True)
                 self._record.finish("interrupted" if stopped else "failed", error=str(error))
             raise
         self._record.finish("done")
@@ -217,8 +217,9 @@ class Sequence:
                 running.outcome, attention=model.attention, precision=model.precision()
             )
 
-    def _write(self, result: RunResult) -> None:
-        result.captions, result.failures, result.warnings = write_outputs(self._job)
+    def _write(self, result: RunResult, *, last: bool) -> None:
+        written = write_outputs(self._job, last=last)
+        result.captions, result.failures, result.warnings = written
         media = {"total": result.files, "failed": len(result.failures)}
         self._record.value.update(media=media, captions=result.captions)
         ledger = self._job.ledger

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.captions import Caption, file_stems, text_lines, vtt_lines, vtt_time, write_jsonl
+from artifacts.captions import Caption, write_jsonl
 from artifacts.errors import EnvironmentFault
 
 
@@ -59,30 +59,3 @@ def test_a_failing_writer_leaves_the_old_file(tmp_path: Path) -> None:
         write_jsonl(path, [caption("new"), bad])
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["captions.jsonl"]
-
-
-def test_text_is_one_line_a_chunk() -> None:
-    assert list(text_lines([caption("two\nlines  here"), caption("b")])) == [
-        "two lines here\n",
-        "b\n",
-    ]
-
-
-def test_vtt_escapes_markup_and_stamps_times() -> None:
-    text = "".join(vtt_lines([caption("a <b> & c", 0.0, 30.0), caption("d", 3630.0, 3645.5)]))
-    assert text == (
-        "WEBVTT\n"
-        "\n00:00:00.000 --> 00:00:30.000\na &lt;b&gt; &amp; c\n"
-        "\n01:00:30.000 --> 01:00:45.500\nd\n"
-    )
-
-
-def test_vtt_time_rounds_up_to_the_next_second() -> None:
-    assert vtt_time(59.9996) == "00:01:00.000"
-
-
-def test_files_of_one_stem_get_names_of_their_own() -> None:
-    assert file_stems(["a.mp4", "b.mp4"]) == ["a", "b"]
-    assert file_stems(["a.mp4", "a.mkv", "c/a.mp4"]) == ["a.mp4", "a.mkv", "c/a"]
-    assert file_stems(["a.mp4", "a.mp4", "a"]) == ["a.mp4", "a.mp4-2", "a"]
-    assert file_stems(["x.tar.mp4"]) == ["x.tar"]

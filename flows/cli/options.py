@@ -61,7 +61,7 @@ def _add_file_options(group: "argparse._ArgumentGroup") -> None:
     add("--extensions", default="", metavar="mp4,mkv", help="take only these from folders")
     add("--limit", type=int, metavar="N", help="at most so many files")
     add("--format", default="", metavar="F,F", help=f"beside jsonl: {', '.join(FORMATS[1:])}")
-    add("--beside", action="store_true", help="put txt and vtt next to the media files")
+    add("--beside", action="store_true", help="put txt, vtt and srt next to the media files")
     add("--overwrite", action="store_true", help="with --beside: replace files that are there")
     add("--retry-failed", action="store_true", help="try media again that failed before")
     add("--keep-frames", action="store_true", help="keep the stored frames after encoding")

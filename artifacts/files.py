@@ -1,0 +1,53 @@
+"""Files for people and programs that are either the old one or the new one, never half of it; knows
+nothing of what is in them."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from artifacts.store import fault_of
+
+HALF = ".penstock-"
+"""What the name of a file begins with while it is written."""
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to be written, which takes its place when the block ends well. Raises
+    EnvironmentFault."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, half = tempfile.mkstemp(dir=path.parent, prefix=HALF)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(half, path)
+        except BaseException:
+            os.unlink(half)
+            raise
+    except OSError as error:
+        raise fault_of(error, path.parent) from error
+
+
+def write_text(path: Path, pieces: Iterable[str]) -> None:
+    """A UTF-8 file. Raises EnvironmentFault."""
+    with whole_file(path) as file:
+        file.writelines(piece.encode("utf-8", errors="replace") for piece in pieces)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file for people to read. Raises EnvironmentFault."""
+    write_text(path, [json.dumps(value, indent=1, ensure_ascii=False) + "\n"])
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

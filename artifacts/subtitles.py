@@ -1,0 +1,59 @@
+"""Captions as one file a medium: plain text, WebVTT and SubRip; knows nothing of where the files
+lie."""
+
+from collections.abc import Iterator, Sequence
+
+from artifacts.captions import Caption
+
+
+def text_lines(captions: Sequence[Caption]) -> Iterator[str]:
+    """One line a chunk; line breaks inside a caption become spaces."""
+    for caption in captions:
+        yield _one_line(caption.caption) + "\n"
+
+
+def vtt_lines(captions: Sequence[Caption]) -> Iterator[str]:
+    """A WebVTT track with a cue for each chunk of which something is said.
+
+    Source: W3C WebVTT, section 4.1: `&`, `<` and so `-->` must be escaped.
+    """
+    yield "WEBVTT\n"
+    for start, end, text in _cues(captions):
+        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        yield f"\n{cue_time(start)} --> {cue_time(end)}\n{text}\n"
+
+
+def srt_lines(captions: Sequence[Caption]) -> Iterator[str]:
+    """A SubRip file with a cue for each chunk of which something is said.
+
+    The format has no escapes: only an arrow, which readers take for times, is written otherwise.
+    """
+    for number, (start, end, text) in enumerate(_cues(captions), 1):
+        gap = "\n" if number > 1 else ""
+        text = text.replace("-->", "→")
+        yield f"{gap}{number}\n{cue_time(start, ',')} --> {cue_time(end, ',')}\n{text}\n"
+
+
+def cue_time(milliseconds: int, point: str = ".") -> str:
+    """`hh:mm:ss.mmm`; hours grow beyond two digits."""
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    seconds, milliseconds = divmod(milliseconds, 1000)
+    return f"{hours:02d}:{minutes:02d}:{seconds:02d}{point}{milliseconds:03d}"
+
+
+def _cues(captions: Sequence[Caption]) -> Iterator[tuple[int, int, str]]:
+    """Start and end in milliseconds, never the same, and the text, never empty."""
+    for caption in captions:
+        text = _one_line(caption.caption)
+        if text:
+            start = round(caption.start * 1000)
+            yield start, max(round(caption.end * 1000), start + 1), text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+WRITERS = {"txt": text_lines, "vtt": vtt_lines, "srt": srt_lines}
+"""Formats that make one file a medium, by suffix."""

@@ -1,0 +1,85 @@
+"""All captions as one table, a row a chunk in source order: csv and parquet; knows nothing of where
+they come from.
+
+Both hold the fields of `captions.jsonl` under their own names and nothing else.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from artifacts.captions import Caption
+from artifacts.files import whole_file
+
+COLUMNS = tuple(Caption.__slots__)
+GROUP_ROWS = 10_000
+"""Rows of one row group, which a reader, as the writer, holds in memory at once."""
+
+
+def write_csv(path: Path, rows: Iterable[Caption]) -> None:
+    """RFC 4180 in UTF-8; lists and mappings are JSON text. Raises EnvironmentFault.
+
+    A cell that begins with `=` is written as it is: this is data to be read back, and a mark that
+    keeps a spreadsheet from calculating it would stay in the text for everyone else.
+    """
+    with whole_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
+        writer = csv.writer(text)
+        writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow([_cell(value) for value in asdict(row).values()])
+        text.detach()
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
+
+
+def write_parquet(path: Path, rows: Iterable[Caption]) -> None:
+    """Typed columns, the same whatever the rows hold. Raises EnvironmentFault."""
+    with whole_file(path) as file:
+        _write_groups(file, iter(rows))
+
+
+def _write_groups(file: IO[bytes], rows: Iterator[Caption]) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    text, seconds = pa.string(), pa.float64()
+    schema = pa.schema(
+        [
+            ("media_path", text),
+            ("source", text),
+            ("start", seconds),
+            ("end", seconds),
+            ("caption", text),
+            ("model", text),
+            ("prompt", text),
+            ("precision", pa.struct([("vision", text), ("language", text)])),
+            ("frames", pa.list_(seconds)),
+            ("features", text),
+            ("tokens", pa.int64()),
+            ("warnings", pa.list_(text)),
+        ]
+    )
+    assert tuple(schema.names) == COLUMNS
+    with ParquetWriter(file, schema) as writer:
+        while group := list(islice(rows, GROUP_ROWS)):
+            table = [{k: _utf8(v) for k, v in asdict(row).items()} for row in group]
+            writer.write_table(pa.Table.from_pylist(table, schema))
+
+
+def _utf8(value: Any) -> Any:
+    """Text without what UTF-8 cannot hold, written as the other formats write it."""
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="replace").decode()
+    return value
+
+
+TABLES = {"csv": write_csv, "parquet": write_parquet}
+"""Formats that make one file of all captions, by suffix."""
