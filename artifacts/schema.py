@@ -15,7 +15,10 @@ class Sampling:
     """Which frames of a video are looked at, and in what pieces."""
 
     chunk_seconds: float
-    """Length of a chunk in seconds; the last one of a video may be shorter."""
+    """Length of a chunk in seconds; the last one of a video may be shorter. With `shots`, of the
+    longest one."""
+    shots: bool = False
+    """Whether a chunk ends where a shot does."""
     fps: float | None = None
     """Frames a second; exactly one of `fps` and `frames` is set."""
     frames: int | None = None

@@ -61,9 +61,15 @@ class Model:
         maximum = config.max_frames or stated.max_frames or stated.frames or MAX_FRAMES
         if frames is not None:
             most = config.max_frames or frames
-            return Sampling(chunk_seconds=config.chunk, frames=min(frames, most), max_frames=most)
+            return Sampling(
+                chunk_seconds=config.chunk,
+                shots=config.shots,
+                frames=min(frames, most),
+                max_frames=most,
+            )
         return Sampling(
             chunk_seconds=config.chunk,
+            shots=config.shots,
             fps=fps or FPS,
             min_frames=min(stated.min_frames or 1, maximum),
             max_frames=maximum,

@@ -17,6 +17,8 @@ LARGEST_WAVE = 64 << 30
 """Bytes a wave takes at the most, however large the disk."""
 UNKNOWN_SECONDS = 60.0
 """Length assumed of a video whose header states none."""
+SHOT_SECONDS = 5.0
+"""Length assumed of a shot: how many there are is known only when all frames have been decoded."""
 UNKNOWN_SIZE = (1080, 1920)
 """Height and width assumed of a medium whose header cannot be read."""
 
@@ -84,9 +86,10 @@ def _indexed(index: MediaIndex) -> tuple[int, int]:
 
 def frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:
     """Frames of each chunk of a video of that length."""
+    longest = min(sampling.chunk_seconds, SHOT_SECONDS if sampling.shots else math.inf)
     counts = []
-    for index in range(max(1, math.ceil(seconds / sampling.chunk_seconds))):
-        length = min(sampling.chunk_seconds, max(0.0, seconds - index * sampling.chunk_seconds))
+    for index in range(max(1, math.ceil(seconds / longest))):
+        length = min(longest, max(0.0, seconds - index * longest))
         wanted = sampling.frames or max(
             sampling.min_frames, math.ceil(length * (sampling.fps or 1.0))
         )

@@ -11,7 +11,7 @@ from flows.launch import DirectLauncher
 from flows.ledger import cut_waves
 from flows.prepare import Job, prepare
 from flows.run import halves
-from flows.sizes import estimates, wave_limit
+from flows.sizes import SHOT_SECONDS, estimates, wave_limit
 
 
 def plan_command(given: argparse.Namespace) -> int:
@@ -64,7 +64,8 @@ def plan_lines(job: Job) -> list[str]:
             for name, half in halves.items()
         ),
         f"media       {p['files']} files, {duration(p['seconds_of_media'])}, "
-        f"about {p['chunks']} chunks and {p['frames']} frames",
+        f"about {p['chunks']} chunks and {p['frames']} frames"
+        + (f", if shots take {SHOT_SECONDS:.0f} s" if p["sampling"]["shots"] else ""),
         f"disk        {size(p['frame_bytes_at_once'])} of frames at once, "
         f"{size(p['feature_bytes'])} of features kept, {size(p['free_bytes'])} free, "
         f"{p['waves']} wave(s)",

@@ -32,6 +32,10 @@ class Canvas:
         """Size in pixels of what `paint` gives."""
         self._reformatter = VideoReformatter()
 
+    def empty(self, count: int) -> NDArray[np.uint8]:
+        """Room for so many pictures, [count, height, width, 3]."""
+        return np.empty((count, self.height, self.width, 3), dtype=np.uint8)
+
     def paint(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
         """Fill `out` [height, width, 3]."""
         height, width = self.height, self.width

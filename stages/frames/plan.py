@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.schema import Sampling
+from artifacts.schema import ChunkIndex, Sampling
 from stages.frames.timeline import Timeline
 
 ROUNDING_SECONDS = 1e-9
@@ -50,20 +50,20 @@ def chunk_count(duration: float, frame_count: int, chunk_seconds: float) -> int:
 
 def plan_chunks(timeline: Timeline, sampling: Sampling) -> list[ChunkPlan]:
     """Every chunk of a video, from its first frame to the end of its last."""
-    count = chunk_count(timeline.duration, len(timeline.pts), sampling.chunk_seconds)
-    return [_plan(timeline, sampling, index, count) for index in range(count)]
+    length = sampling.chunk_seconds
+    count = chunk_count(timeline.duration, len(timeline.pts), length)
+    ends = [*((index + 1) * length for index in range(count - 1)), timeline.duration]
+    return [
+        plan_stretch(timeline, sampling, index=index, start=index * length, end=end)
+        for index, end in enumerate(ends)
+    ]
 
 
-def _plan(timeline: Timeline, sampling: Sampling, index: int, count: int) -> ChunkPlan:
-    last = index == count - 1
-    start = index * sampling.chunk_seconds
-    end = timeline.duration if last else start + sampling.chunk_seconds
-    low = int(np.searchsorted(timeline.pts, _tick_from(timeline, start)))
-    high = len(timeline.pts)
-    if not last:
-        high = int(np.searchsorted(timeline.pts, _tick_from(timeline, end)))
-    if low >= high:
-        low, high = low - 1, low
+def plan_stretch(
+    timeline: Timeline, sampling: Sampling, *, index: int, start: float, end: float
+) -> ChunkPlan:
+    """One chunk, from `start` to `end` in seconds from the first frame."""
+    low, high = positions(timeline, start, end)
     picks = _picks(timeline, sampling, start, end, low, high)
     return ChunkPlan(
         index=index,
@@ -75,13 +75,35 @@ def _plan(timeline: Timeline, sampling: Sampling, index: int, count: int) -> Chu
     )
 
 
+def plan_again(timeline: Timeline, index: ChunkIndex) -> ChunkPlan:
+    """The plan of a chunk that was cut before, with the frames that were taken then."""
+    low, high = positions(timeline, index.start, index.end)
+    return ChunkPlan(
+        index=index.index,
+        start=index.start,
+        end=index.end,
+        first=int(timeline.pts[low]),
+        beyond=int(timeline.pts[high - 1]) + 1,
+        ticks=array("q", [tick_at(timeline, seconds) for seconds in index.times]),
+    )
+
+
+def positions(timeline: Timeline, start: float, end: float) -> tuple[int, int]:
+    """From which frame on, and up to before which, a chunk's own frames go."""
+    low = int(np.searchsorted(timeline.pts, _tick_from(timeline, start)))
+    high = len(timeline.pts)
+    if end < timeline.duration:
+        high = int(np.searchsorted(timeline.pts, _tick_from(timeline, end)))
+    return (low - 1, low) if low >= high else (low, high)
+
+
 def _picks(
     timeline: Timeline, sampling: Sampling, start: float, end: float, low: int, high: int
 ) -> NDArray[np.int64]:
     """Positions of the frames to take among those from `low` to `high`."""
     step = 1 / sampling.fps if sampling.fps else (end - start) / (sampling.frames or 1)
     targets = max(1, math.ceil((end - start - ROUNDING_SECONDS) / step))
-    moments = [_tick_at(timeline, start + j * step) for j in range(targets)]
+    moments = [tick_at(timeline, start + j * step) for j in range(targets)]
     shown = np.searchsorted(timeline.pts, np.array(moments, dtype=np.int64), side="right") - 1
     picks = np.unique(np.clip(shown, low, high - 1))
     least = min(sampling.min_frames, high - low)
@@ -97,7 +119,7 @@ def _evenly(count: int, keep: int) -> NDArray[np.int64]:
     return np.arange(keep, dtype=np.int64) * count // keep
 
 
-def _tick_at(timeline: Timeline, seconds: float) -> int:
+def tick_at(timeline: Timeline, seconds: float) -> int:
     """The last tick that has begun at `seconds`."""
     rate = timeline.time_base.denominator / timeline.time_base.numerator
     return timeline.start + math.floor((seconds + ROUNDING_SECONDS) * rate)

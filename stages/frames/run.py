@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,10 @@ class Stage:
         if self.stop.is_set():
             return
         with self._failing(medium), Video(medium.path, threads=self._threads) as video:
-            plans = video.plan(self.sampling)
+            if self.sampling.shots and medium.digest not in self.media:
+                self._cut_shots(medium, video)
+                return
+            plans = self._plans(medium, video)
             known, missing = self._split(medium, video, plans)
             for chunk in video.chunks(missing, self.fits["video"]):
                 self._publish([(medium, chunk)])
@@ -125,6 +129,31 @@ class Stage:
             if all(plan.index in known or plan.index in tried for plan in plans):
                 index = video.media_index([known[at] for at in sorted(known)])
                 self._finish([(medium, index)])
+
+    def _plans(self, medium: Medium, video: Video) -> list[ChunkPlan]:
+        if not self.sampling.shots:
+            return video.plan(self.sampling)
+        index = MediaIndex.from_json(self.media.meta(medium.digest))
+        return video.plan_again(index.chunks)
+
+    def _cut_shots(self, medium: Medium, video: Video) -> None:
+        """Store the chunks of a video whose shots are not known yet, or only the first ones."""
+        done = [self._known(medium, video, at) for at in self._first_stored(medium)]
+        known = {chunk.index: chunk for chunk in done}
+        for chunk in video.shots(self.sampling, self.fits["video"], after=done):
+            with self._lock:
+                self._items[medium.digest] = chunk.index.index + 1 - len(done)
+                self.report.total(sum(self._items.values()))
+            self._publish([(medium, chunk)])
+            known[chunk.index.index] = chunk.index
+            del chunk
+            if self.stop.is_set():
+                return
+        self._finish([(medium, video.media_index([known[at] for at in sorted(known)]))])
+
+    def _first_stored(self, medium: Medium) -> Iterator[int]:
+        """Indexes of the chunks that are stored, up to the first that is not."""
+        return takewhile(lambda at: self._key(medium, at) in self.frames, count())
 
     def cut_pictures(self, group: Sequence[Medium]) -> None:
         """Store a group of pictures, in packs."""
@@ -165,19 +194,22 @@ class Stage:
         known: dict[int, ChunkIndex] = {}
         missing = []
         for plan in plans:
-            key = self._key(medium, plan.index)
-            if key in self.frames:
-                meta = {**self.frames.meta(key)}
-                damage = Damage.from_json(meta.pop("damage"))
-                index = ChunkIndex(**{**meta, "times": tuple(meta["times"])})
-                known[plan.index] = index
-                video.recall(index, damage)
+            if self._key(medium, plan.index) in self.frames:
+                known[plan.index] = self._known(medium, video, plan.index)
             elif medium.wanted is None or plan.index in medium.wanted:
                 missing.append(plan)
         with self._lock:
             self._items[medium.digest] = len(missing)
             self.report.total(sum(self._items.values()))
         return known, missing
+
+    def _known(self, medium: Medium, video: Video, at: int) -> ChunkIndex:
+        """A chunk that is stored, which the video is told of."""
+        meta = {**self.frames.meta(self._key(medium, at))}
+        damage = Damage.from_json(meta.pop("damage"))
+        index = ChunkIndex(**{**meta, "times": tuple(meta["times"])})
+        video.recall(index, damage)
+        return index
 
     def _key(self, medium: Medium, index: int) -> str:
         return item_key(self.scope, medium.digest, index)

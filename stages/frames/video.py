@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from stages.frames.canvas import Canvas, shown_size
-from stages.frames.plan import ChunkPlan, plan_chunks
+from stages.frames.plan import ChunkPlan, plan_again, plan_chunks
 from stages.frames.reader import Reader
+from stages.frames.shot_cutter import ShotCutter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +108,30 @@ class Video:
                 yield chunk
             del chunk
 
+    def plan_again(self, chunks: Sequence[ChunkIndex]) -> list[ChunkPlan]:
+        """The plans of chunks that were cut before."""
+        return [plan_again(self._reader.timeline, chunk) for chunk in chunks]
+
+    def shots(
+        self, sampling: Sampling, fit: FrameFit, after: Sequence[ChunkIndex] = ()
+    ) -> Iterator[Chunk]:
+        """The chunks of shots, in order, decoded one by one as they are asked for; those that
+        follow `after`, the first ones of the video, if they were cut before."""
+        start = after[-1].end if after else 0.0
+        if start >= self.duration:
+            return
+        canvas = Canvas(self._reader.first_frame, self._aspect, fit)
+        cutter = ShotCutter(self._reader, sampling, canvas)
+        for shot in cutter.shots(len(after), start):
+            pixels = np.stack([kept.pixels for kept in shot.kept]) if shot.kept else canvas.empty(0)
+            taken = [kept.ticks for kept in shot.kept]
+            damaged = [kept.ticks for kept in shot.kept if kept.damaged]
+            chunk = self._made(shot.plan, pixels, taken, damaged, shot.missed)
+            del pixels, shot
+            if chunk is not None:
+                yield chunk
+            del chunk
+
     def recall(self, index: ChunkIndex, damage: Damage) -> None:
         """Count in a chunk that an earlier run has cut."""
         self._damage[index.index] = damage
@@ -154,25 +179,36 @@ class Video:
         )
 
     def _chunk(self, plan: ChunkPlan, canvas: Canvas) -> Chunk | None:
-        timeline = self._reader.timeline
-        pixels = np.empty((len(plan.ticks), canvas.height, canvas.width, 3), dtype=np.uint8)
+        pixels = canvas.empty(len(plan.ticks))
         taken: list[int] = []
-        missed: list[float] = []
-        damaged: list[float] = []
+        missed: list[int] = []
+        damaged: list[int] = []
         for wanted in plan.ticks:
             found = self._reader.at(wanted, plan.first, plan.beyond)
             if found is None or found[0] != wanted:
-                missed.append(timeline.seconds(wanted))
+                missed.append(wanted)
             if found is None or (taken and found[0] <= taken[-1]):
                 continue
             ticks, frame = found
             canvas.paint(frame, pixels[len(taken)])
             taken.append(ticks)
             if frame.is_corrupt:
-                damaged.append(timeline.seconds(ticks))
+                damaged.append(ticks)
+        return self._made(plan, pixels[: len(taken)], taken, damaged, missed)
+
+    def _made(
+        self,
+        plan: ChunkPlan,
+        pixels: NDArray[np.uint8],
+        taken: Sequence[int],
+        damaged: Sequence[int],
+        missed: Sequence[int],
+    ) -> Chunk | None:
+        """A chunk of the frames taken, whose damage is remembered; None where there are none."""
+        seconds = self._reader.timeline.seconds
         damage = self._damage[plan.index] = Damage(
-            missed=tuple(missed),
-            damaged=tuple(damaged),
+            missed=tuple(map(seconds, missed)),
+            damaged=tuple(map(seconds, damaged)),
             passed_over=self._reader.decoder.bad_packets > self._bad_packets,
         )
         self._bad_packets = self._reader.decoder.bad_packets
@@ -183,9 +219,9 @@ class Video:
             index=plan.index,
             start=plan.start,
             end=plan.end,
-            times=tuple(timeline.seconds(ticks) for ticks in taken),
-            height=canvas.height,
-            width=canvas.width,
+            times=tuple(map(seconds, taken)),
+            height=pixels.shape[1],
+            width=pixels.shape[2],
         )
         self._last_taken = max(self._last_taken, index.times[-1])
-        return Chunk(index=index, pixels=pixels[: len(taken)], damage=damage)
+        return Chunk(index=index, pixels=pixels, damage=damage)

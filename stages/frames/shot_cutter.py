@@ -1,0 +1,237 @@
+"""Cuts a video into shots while it is decoded once, and takes their frames on the way; knows
+nothing of how shots are told apart, nor of files.
+
+A shot's frames are chosen when its end is known, by the rules of `plan`, from those that were kept
+while it went by. Where the rule names times (frames a second), exactly these frames were kept.
+Where it divides a length not known before the end (so many frames a shot), the frame nearest to
+the place is taken: it is no further off than `LEEWAY` of the way from one place to the next, or
+the next frame there is.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from av.video.frame import VideoFrame
+from numpy.typing import NDArray
+
+from artifacts.schema import Sampling
+from stages.frames.canvas import Canvas
+from stages.frames.plan import ROUNDING_SECONDS, ChunkPlan, plan_stretch, positions, tick_at
+from stages.frames.reader import Reader
+from stages.frames.shots import AHEAD, BEHIND, SHORTEST_SECONDS, CutFinder, Eye
+from stages.frames.timeline import Timeline
+
+LEEWAY = 1 / 3
+"""Of the distance between two places, how far a frame may be from its own. Less costs time, because
+more frames must be made into pictures that are not taken in the end."""
+KEPT_PER_FRAME = 4
+"""Pictures in memory for each frame that a chunk may have, at the most; above 1 / LEEWAY."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """One frame that may be taken."""
+
+    ticks: int
+    pixels: NDArray[np.uint8]
+    """RGB, [height, width, 3]."""
+    damaged: bool
+    """Whether the decoder calls it so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shot:
+    """One shot, or one piece of a long one."""
+
+    plan: ChunkPlan
+    """`ticks` are the frames the rules name."""
+    kept: tuple[Kept, ...]
+    """Those taken for them, ascending."""
+    missed: tuple[int, ...]
+    """Ticks of the frames named that could not be decoded."""
+
+
+class _Piece:
+    """A shot that is going by, or a piece of one."""
+
+    def __init__(self, timeline: Timeline, sampling: Sampling, *, index: int, start: float) -> None:
+        self.index, self.start = index, start
+        self._timeline = timeline
+        self._sampling = sampling
+        self._kept: list[Kept] = []
+        self._came = array("q")
+        self._targets = 0
+        # A file may be shorter than the shortest shot.
+        self._least_seconds = min(SHORTEST_SECONDS, timeline.duration)
+        self._most = sampling.frames or sampling.max_frames
+
+    def wants(self, at: int) -> bool:
+        """Whether the frame of this position may be taken in the end; it has been decoded."""
+        timeline, sampling = self._timeline, self._sampling
+        ticks, following = int(timeline.pts[at]), _next_ticks(timeline, at)
+        self._came.append(ticks)
+        if len(self._kept) < sampling.min_frames:
+            return True
+        if sampling.fps is None:
+            return self._leaves_a_gap(ticks, following, sampling.frames or 1)
+        if self._is_target(ticks, following, 1 / sampling.fps):
+            return True
+        in_the_beginning = timeline.seconds(ticks) - self.start < sampling.min_frames / sampling.fps
+        return in_the_beginning and self._leaves_a_gap(ticks, following, sampling.min_frames)
+
+    def keep(self, kept: Kept) -> None:
+        """Hold a frame, and let others go when there are too many."""
+        self._kept.append(kept)
+        if len(self._kept) > KEPT_PER_FRAME * self._most:
+            length = self._timeline.seconds(kept.ticks) - self.start
+            self._thin(2 * LEEWAY * length / self._most)
+
+    def close(self, end: float, shown: Callable[[], Kept | None]) -> Shot:
+        """The piece up to `end`; `shown` gives what is on display, should no frame be its own."""
+        plan = plan_stretch(
+            self._timeline, self._sampling, index=self.index, start=self.start, end=end
+        )
+        if not self._kept and (standing := shown()) and standing.ticks >= plan.first:
+            self._kept.append(standing)
+            self._came.append(standing.ticks)
+        missed = tuple(sorted(set(plan.ticks).difference(self._came)))
+        return Shot(plan=plan, kept=tuple(_nearest(plan.ticks, self._kept)), missed=missed)
+
+    def _is_target(self, ticks: int, following: int, step: float) -> bool:
+        """Whether a frame is on display at one of the times the rule names."""
+        while (moment := tick_at(self._timeline, self.start + self._targets * step)) < ticks:
+            self._targets += 1
+        return moment < following
+
+    def _leaves_a_gap(self, ticks: int, following: int, count: int) -> bool:
+        """Whether the next frame would come too late, if `count` are to be taken evenly from a shot
+        that may end any time from here on."""
+        if count == 1:
+            return not self._kept
+        seconds = self._timeline.seconds
+        last = seconds(self._kept[-1].ticks)
+        length = max(seconds(ticks) - self.start, self._least_seconds)
+        return seconds(following) - last > 2 * LEEWAY * length / (count - 1)
+
+    def _thin(self, gap: float) -> None:
+        """Let go of frames between two that are no further apart than `gap` seconds."""
+        seconds = self._timeline.seconds
+        thinned = self._kept[:1]
+        for kept, following in pairwise(self._kept[1:]):
+            if seconds(following.ticks) - seconds(thinned[-1].ticks) > gap:
+                thinned.append(kept)
+        self._kept = [*thinned, self._kept[-1]]
+
+
+class ShotCutter:
+    """One pass over a video."""
+
+    def __init__(self, reader: Reader, sampling: Sampling, canvas: Canvas) -> None:
+        self._reader = reader
+        self._timeline = reader.timeline
+        self._sampling = sampling
+        self._canvas = canvas
+        self._held: Shot | None = None
+        """A piece whose shot may end soon after it, and then ends with it."""
+        self._shown: tuple[int, VideoFrame] | None = None
+        """The last frame that went by."""
+
+    def shots(self, index: int = 0, start: float = 0.0) -> Iterator[Shot]:
+        """The shots from the one that begins at `start`, in order, as they are asked for."""
+        pts = self._timeline.pts
+        self._piece = self._begin(index, start)
+        self._first = positions(self._timeline, start, self._timeline.duration)[0]
+        since = max(0, self._first - BEHIND - AHEAD)
+        self._reader.want(array("q", pts[since:].tolist()))
+        eye, finder = Eye(), CutFinder()
+        waiting: deque[tuple[int, VideoFrame]] = deque()
+        for at in range(since, len(pts)):
+            ticks = int(pts[at])
+            found = self._reader.at(ticks, ticks, ticks + 1)
+            if found is None:
+                continue
+            waiting.append((at, found[1]))
+            begins = finder.see(self._timeline.seconds(ticks), eye.look(found[1]))
+            if begins is not None:
+                yield from self._pass(*waiting.popleft(), begins)
+        while waiting:
+            yield from self._pass(*waiting.popleft(), bool(finder.decide()))
+        yield from self._split(self._timeline.duration)
+        yield from self._release()
+        yield self._close(self._timeline.duration)
+
+    def _pass(self, at: int, frame: VideoFrame, begins: bool) -> Iterator[Shot]:
+        """Go past one frame, of which it is known whether a shot begins with it."""
+        if at < self._first:
+            return
+        seconds = self._timeline.seconds(int(self._timeline.pts[at]))
+        yield from self._split(seconds)
+        age, rest = seconds - self._piece.start, self._timeline.duration - seconds
+        if begins and rest >= SHORTEST_SECONDS:
+            if self._held is not None and age < SHORTEST_SECONDS:
+                plan = replace(self._held.plan, end=seconds)
+                yield replace(self._held, plan=plan)
+                self._held = None
+                self._piece = self._begin(self._piece.index, seconds)
+            elif age >= SHORTEST_SECONDS:
+                yield from self._release()
+                yield self._close(seconds)
+        if age >= SHORTEST_SECONDS:
+            yield from self._release()
+        self._shown = (at, frame)
+        if self._piece.wants(at):
+            self._piece.keep(self._paint(at, frame))
+
+    def _split(self, seconds: float) -> Iterator[Shot]:
+        """Cut off the pieces of a long shot that have ended by `seconds`."""
+        length, duration = self._sampling.chunk_seconds, self._timeline.duration
+        while (end := self._piece.start + length) <= seconds + ROUNDING_SECONDS:
+            if duration - end < min(SHORTEST_SECONDS, length / 2):
+                return
+            yield from self._release()
+            self._held = self._close(end)
+
+    def _release(self) -> Iterator[Shot]:
+        held, self._held = self._held, None
+        if held is not None:
+            yield held
+
+    def _close(self, end: float) -> Shot:
+        shot = self._piece.close(end, lambda: self._shown and self._paint(*self._shown))
+        self._piece = self._begin(self._piece.index + 1, end)
+        return shot
+
+    def _begin(self, index: int, start: float) -> _Piece:
+        return _Piece(self._timeline, self._sampling, index=index, start=start)
+
+    def _paint(self, at: int, frame: VideoFrame) -> Kept:
+        pixels = self._canvas.empty(1)[0]
+        self._canvas.paint(frame, pixels)
+        ticks = int(self._timeline.pts[at])
+        return Kept(ticks=ticks, pixels=pixels, damaged=frame.is_corrupt)
+
+
+def _next_ticks(timeline: Timeline, at: int) -> int:
+    if at + 1 < len(timeline.pts):
+        return int(timeline.pts[at + 1])
+    return int(timeline.pts[at]) + timeline.last_ticks
+
+
+def _nearest(ticks: "array[int]", kept: list[Kept]) -> list[Kept]:
+    """For each of `ticks` the frame nearest to it, no frame twice."""
+    stamps = [one.ticks for one in kept]
+    chosen: list[int] = []
+    for left, wanted in zip(range(len(ticks), 0, -1), ticks, strict=True):
+        above = bisect_left(stamps, wanted)
+        near = [at for at in (above - 1, above) if 0 <= at < len(stamps)]
+        best = min(near, key=lambda at: abs(stamps[at] - wanted), default=0)
+        # Each takes one, and must leave one for each that follows, as far as there are any.
+        at = max(min(best, len(stamps) - left), chosen[-1] + 1 if chosen else 0)
+        if at < len(stamps):
+            chosen.append(at)
+    return [kept[at] for at in chosen]

@@ -1,0 +1,153 @@
+"""Finds where one shot ends and the next begins, from frame to frame; knows nothing of files or
+chunks.
+
+What is compared is the brightness of at most 160 by 90 points of the picture, as a histogram of
+each of 16 blocks. A cut is a frame unlike the one before it, and far more so than its neighbours
+are unlike theirs: motion changes many frames in a row, a cut one. And what comes after it must be
+unlike what was before it, or it is a flash.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+ROWS, COLUMNS = 90, 160
+"""At most so many points are looked at."""
+BLOCKS = 4
+"""So many along each side."""
+BINS = 64
+SPREAD = 8
+"""Each point counts for so many bins, so that a slow fade does not move flat areas at a blow."""
+
+AHEAD = 4
+"""So many frames after a cut are looked at before it is called one."""
+BEHIND = 8
+"""So many frames before it are."""
+FLASH_FRAMES = 3
+"""A change that is taken back within so many frames is none."""
+NEAR_SECONDS = 0.5
+"""Frames further away say nothing of how fast things move here."""
+LEAST = 0.20
+"""Distance of two frames, of 1, below which they are of one shot."""
+TIMES = 2.8
+"""A cut's distance is so many times the mean of those around it."""
+SHORTEST_SECONDS = 0.5
+"""No shot is shorter: a second cut within it is passed over."""
+
+PLAIN = frozenset(
+    ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "nv21", "gray")
+)
+"""Formats whose first plane is the brightness, a byte a point."""
+
+Signature = NDArray[np.float32]
+"""What is compared of a frame, [blocks, bins]; a block's sum is 1."""
+
+
+class Eye:
+    """Makes signatures of the frames of one video."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+        self._places: dict[tuple[int, int], NDArray[np.intp]] = {}
+
+    def look(self, frame: VideoFrame) -> Signature:
+        """What a frame looks like."""
+        points = self._points(frame)
+        if points.shape not in self._places:
+            rows, columns = (np.arange(n) * BLOCKS // n for n in points.shape)
+            self._places[points.shape] = ((rows[:, None] * BLOCKS + columns) * BINS).astype(np.intp)
+        counts = np.bincount(
+            (self._places[points.shape] + (points >> 2)).reshape(-1),
+            minlength=BLOCKS * BLOCKS * BINS,
+        ).reshape(-1, BINS)
+        padded = np.zeros((len(counts), BINS + 2 * SPREAD), dtype=np.float32)
+        np.cumsum(counts, axis=1, out=padded[:, SPREAD : SPREAD + BINS])
+        padded[:, SPREAD + BINS :] = padded[:, SPREAD + BINS - 1 : SPREAD + BINS]
+        spread: Signature = padded[:, SPREAD:] - padded[:, :-SPREAD]
+        spread /= np.maximum(padded[:, -1:] * SPREAD, 1)
+        return spread
+
+    def _points(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        if frame.format.name in PLAIN:
+            plane: Any = frame.planes[0]
+            lines = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
+            down, along = -(-frame.height // ROWS), -(-frame.width // COLUMNS)
+            points: NDArray[np.uint8] = lines[: frame.height : down, : frame.width : along]
+            return points
+        small = self._reformatter.reformat(
+            frame,
+            width=min(COLUMNS, frame.width),
+            height=min(ROWS, frame.height),
+            format="gray",
+            interpolation=Interpolation.POINT,
+            threads=1,
+        )
+        return small.to_ndarray().astype(np.uint8, copy=False)
+
+
+def distance(one: Signature, other: Signature) -> float:
+    """How unlike two frames are, from 0 to 1."""
+    return float(np.abs(one - other).sum()) / (2 * len(one))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """One frame as the finder remembers it."""
+
+    seconds: float
+    signature: Signature
+    step: float
+    """Distance from the frame before."""
+
+
+class CutFinder:
+    """Told of every frame in order, says of each, `AHEAD` frames later, whether a shot begins with
+    it. What it says depends on the frames from `BEHIND` before to `AHEAD` after, and no others."""
+
+    def __init__(self) -> None:
+        self._seen: deque[_Seen] = deque(maxlen=BEHIND + 1 + AHEAD)
+        self._undecided = 0
+
+    def see(self, seconds: float, signature: Signature) -> bool | None:
+        """Take in a frame; the verdict on the one `AHEAD` frames before it, None while there is
+        none."""
+        step = distance(self._seen[-1].signature, signature) if self._seen else 0.0
+        self._seen.append(_Seen(seconds=seconds, signature=signature, step=step))
+        self._undecided += 1
+        if self._undecided <= AHEAD:
+            return None
+        return self.decide()
+
+    def decide(self) -> bool | None:
+        """The verdict on the oldest frame that has none, whatever comes; None when all have one."""
+        if not self._undecided:
+            return None
+        at = len(self._seen) - self._undecided
+        self._undecided -= 1
+        return at > 0 and self._stands_out(at) and self._stays(at)
+
+    def _stands_out(self, at: int) -> bool:
+        here = self._seen[at]
+        if here.step < LEAST:
+            return False
+        around = [
+            other.step
+            for i, other in enumerate(self._seen)
+            if i not in (0, at) and abs(other.seconds - here.seconds) <= NEAR_SECONDS
+        ]
+        return not around or here.step >= TIMES * math.fsum(around) / len(around)
+
+    def _stays(self, at: int) -> bool:
+        """Whether what comes is unlike what was, also a flash's length away."""
+        last = len(self._seen) - 1
+        later = self._seen[min(last, at + FLASH_FRAMES - 1)].signature
+        earlier = self._seen[max(0, at - FLASH_FRAMES)].signature
+        before, now = self._seen[at - 1].signature, self._seen[at].signature
+        pairs = ((before, later), (earlier, now), (earlier, later))
+        return all(distance(one, other) >= LEAST for one, other in pairs)
