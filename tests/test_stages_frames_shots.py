@@ -1,7 +1,6 @@
 """Where a shot ends and the next begins, on real files with cuts at known frames."""
 
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +51,9 @@ def test_cuts_are_found_at_their_very_frames(tmp_path: Path) -> None:
     assert borders(path) == [0, 31 / 30, 62 / 30, 80 / 30]
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "ffv1"), ("a.avi", "mjpeg"), ("a.webm", "libvpx-vp9")])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mkv", "ffv1"), ("a.avi", "mjpeg"), ("a.webm", "libvpx-vp9")]
+)
 def test_cuts_are_found_whatever_the_codec(tmp_path: Path, name: str, codec: str) -> None:
     path = write(tmp_path / name, moving([31]), frames=60, codec=codec)
     assert borders(path) == pytest.approx([0, 31 / 30], abs=0.001)
