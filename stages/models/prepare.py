@@ -4,47 +4,53 @@ checkpoint's own processor; knows no family.
 A processor computes pixels and, from them, what stands in the prompt for each picture. At encoding
 both are done, and the second is kept. At decoding the processor runs as it is, but is handed what
 was kept in place of computing pixels: no picture is needed any more, and any prompt will do.
+
+A processor that cannot be handed it is run on black frames of the same number, size and times, and
+its pixels are thrown away. Which of the two ways is right is found out by trying both on noise,
+before anything is encoded; a processor for which neither gives what the pictures give is refused.
 """
 
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.schema import MediaKind
-from stages.models.features import is_pixels
-from stages.models.halves import asks_for_trust, needs_trust
+from artifacts.errors import UsageError
+from stages.models.clip import Clip, video_metadata
+from stages.models.layout import PROBES, Layout, known, layout_of, noise, places, run, text_ids
+from stages.models.processor import (
+    is_picture,
+    load_processor,
+    placeholder_tokens,
+    takes_images,
+    takes_videos,
+)
 from stages.models.records import RowCount
+from stages.models.turn import write
 
-CHANNELS = {"images": "_process_images", "videos": "_process_videos"}
-"""The processor's argument -> its method that handles it."""
+__all__ = [
+    "Clip",
+    "Prepared",
+    "joined",
+    "load_processor",
+    "placeholder_tokens",
+    "prepare",
+    "rebuild",
+    "render",
+    "takes_videos",
+    "video_metadata",
+    "whole",
+]
+HOOKS = {"images": "_process_images", "videos": "_process_videos"}
+"""Channel -> the processor's method that handles it."""
 NEVER_KEPT = ("video_metadata",)
 """Outputs that a processor uses only while it writes the prompt."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Clip:
-    """One chunk as it comes from disk."""
-
-    frames: np.ndarray[Any, np.dtype[np.uint8]]
-    """Shape (frames, height, width, 3), RGB."""
-    times: tuple[float, ...]
-    """Seconds of each frame from the chunk's start."""
-    seconds: float
-    """Length of the chunk; 0 for an image."""
-    kind: MediaKind
-
-    def __post_init__(self) -> None:
-        if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or not len(self.frames):
-            raise ValueError(f"frames of shape {self.frames.shape}, expected (T > 0, H, W, 3)")
-        if len(self.times) != len(self.frames):
-            raise ValueError(f"{len(self.times)} times for {len(self.frames)} frames")
+OUTLINE = "outline"
+"""In a row's side: the sizes and times from which its prompt is written on black frames."""
 
 
 class Row(Protocol):
@@ -56,6 +62,8 @@ class Row(Protocol):
     def side(self) -> dict[str, Any]: ...
     @property
     def replacements(self) -> tuple[str, ...]: ...
+    @property
+    def count(self) -> RowCount: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,78 +71,31 @@ class Prepared:
     """One chunk as the encoder takes it, and what its prompt will need."""
 
     inputs: dict[str, Any]
-    """All outputs of the image or video processor, as tensors."""
+    """What the processor makes of the frames and not of the text."""
     channel: str
     """`images` or `videos`: as which the frames were taken."""
     side: dict[str, Any]
-    """Those outputs that are not pixels, as the processor gave them."""
+    """What the prompt needs besides `replacements`: those outputs of the image or video processor
+    that are not pixels, or the frames' outline."""
     replacements: tuple[str, ...]
     """What stands in the prompt for each picture."""
     count: RowCount
 
 
-def load_processor(folder: Path, trusted: bool = False) -> Any:
-    """The checkpoint's processor, padding on the left as generation needs."""
-    from transformers import AutoProcessor, ProcessorMixin
-
-    try:
-        load: Any = AutoProcessor.from_pretrained
-        processor = load(folder, trust_remote_code=trusted)
-    except ImportError as error:
-        text = " ".join(str(error).split())
-        raise EnvironmentFault(
-            f"the processor of {folder} needs a package that is not installed: {text}",
-            hint="Install it, and run the same command again",
-        ) from error
-    except (OSError, ValueError, KeyError) as error:
-        if not trusted and asks_for_trust(error):
-            raise needs_trust(folder) from error
-        raise UsageError(
-            f"{folder} has no processor that can be loaded: {' '.join(str(error).split())[:200]}",
-            hint="Download the checkpoint again, with its *.json and *.jinja files",
-        ) from error
-    if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "tokenizer"):
-        raise UsageError(
-            f"{folder} has a {type(processor).__name__} and no processor for pictures",
-            hint="Download the checkpoint again, with its preprocessor_config.json",
-        )
-    processor.tokenizer.padding_side = "left"
-    if processor.tokenizer.pad_token is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    return processor
+def channel_of(processor: Any, clip: Clip) -> str:
+    """As what a clip goes in: as a video where the processor takes any, else as images."""
+    if clip.kind == "video" and takes_videos(processor):
+        return "videos"
+    return "images" if takes_images(processor) else "videos"
 
 
-def takes_videos(processor: Any) -> bool:
-    """Whether the checkpoint takes a video as such; else its frames go in as several images."""
-    return getattr(processor, "video_processor", None) is not None
-
-
-def prepare(processor: Any, clip: Clip) -> Prepared:
-    """Run the processor on one chunk's frames and keep all that it finds out."""
-    as_video = clip.kind == "video" and takes_videos(processor)
-    channel = "videos" if as_video else "images"
-    media = [clip.frames] if as_video else _pictures(clip.frames)
-    options: dict[str, Any] = {}
-    if as_video:
-        options = {"video_metadata": [[video_metadata(clip)]], "do_sample_frames": False}
-    kept: list[tuple[Any, list[str]]] = []
-    compute = getattr(processor, CHANNELS[channel])
-
-    def remember(*args: Any, **kwargs: Any) -> Any:
-        kept.append(compute(*args, **kwargs))
-        return kept[-1]
-
-    with _answering(processor, CHANNELS[channel], remember):
-        text = render(processor, channel, len(media), "")
-        outputs = _call(processor, [text], {channel: [media]}, **options)
-    found, replacements = kept[0]
-    return Prepared(
-        inputs={name: outputs[name] for name in found if name in outputs},
-        channel=channel,
-        side={n: v for n, v in found.items() if not is_pixels(n) and n not in NEVER_KEPT},
-        replacements=tuple(replacements),
-        count=RowCount(tokens=_placeholders(processor, replacements), media=len(media)),
-    )
+def prepare(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
+    """Run the processor on one chunk's frames and keep all that it finds out. The prompt matters
+    only to encoders that read it."""
+    channel = channel_of(processor, clip)
+    layout = layout_of(processor, channel)
+    keep = known(processor, f"route of {channel}", lambda: _route(processor, layout))
+    return keep(processor, layout, _seen(layout, clip), prompt)
 
 
 def rebuild(processor: Any, rows: Sequence[Row], prompts: Sequence[str]) -> dict[str, Any]:
@@ -145,68 +106,126 @@ def rebuild(processor: Any, rows: Sequence[Row], prompts: Sequence[str]) -> dict
         raise ValueError("rows with images and rows with videos cannot share a batch")
     for prompt in prompts:
         _refuse_placeholders(processor, prompt)
+    layout = layout_of(processor, channel)
+    if all(OUTLINE in row.side for row in rows):
+        clips = [Clip.blank(row.side[OUTLINE]) for row in rows]
+        return _without_pictures(run(processor, layout, clips, prompts))
     replacements = [text for row in rows for text in row.replacements]
     side = {name: joined([row.side[name] for row in rows]) for name in rows[0].side}
-    with _answering(processor, CHANNELS[channel], lambda *_, **__: (side, replacements)):
-        texts = [
-            render(processor, channel, len(row.replacements), prompt)
-            for row, prompt in zip(rows, prompts, strict=True)
-        ]
-        blank = np.zeros((2, 2, 3), np.uint8)
-        one = blank[None] if channel == "videos" else _pictures(blank[None])[0]
-        outputs = _call(
-            processor, texts, {channel: [[one] * len(row.replacements) for row in rows]}
-        )
-    return dict(outputs)
+    clips = [_speck(channel, row.count.media) for row in rows]
+    with _answering(processor, HOOKS[channel], lambda *_, **__: (dict(side), [*replacements])):
+        return _without_pictures(run(processor, layout, clips, prompts))
+
+
+def whole(processor: Any, clips: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Any]:
+    """All that the processor gives for these media and prompts at once, pixels included: what a
+    model takes that is not cut in two."""
+    layout = layout_of(processor, channel_of(processor, clips[0]))
+    for prompt in prompts:
+        _refuse_placeholders(processor, prompt)
+    return run(processor, layout, [_seen(layout, clip) for clip in clips], prompts)
 
 
 def render(processor: Any, channel: str, media: int, prompt: str) -> str:
     """The text of one turn, media first, by the checkpoint's chat template if it has one."""
-    kind = channel.removesuffix("s")
-    if not (processor.chat_template or processor.tokenizer.chat_template):
-        token = getattr(processor, f"{kind}_token", None) or ""
-        return "\n".join([token * media, prompt])
-    content = [*({"type": kind} for _ in range(media)), {"type": "text", "text": prompt}]
-    text: str = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    return write(processor, layout_of(processor, channel).form, channel, media, prompt)
+
+
+def _seen(layout: Layout, clip: Clip) -> Clip:
+    """The clip's middle frame where a prompt takes one picture, else all of it."""
+    return clip.middle() if layout.alone and len(clip.frames) > 1 else clip
+
+
+Keep = Callable[[Any, Layout, Clip, str], Prepared]
+
+
+def _route(processor: Any, layout: Layout) -> Keep:
+    """The way of keeping that gives for a prompt without pictures what it gives with them."""
+    clip = noise(layout.channel)
+    wanted = _without_pictures(run(processor, layout, [clip] * 2, PROBES))
+    for keep in (_keep_answer, _keep_outline):
+        try:
+            row = keep(processor, layout, clip, "")
+            found = rebuild(processor, [row] * 2, PROBES)
+        except Exception:  # a processor may fail in any way when it is handed what was kept
+            continue
+        if _same(found, wanted):
+            return keep
+    raise UsageError(
+        f"{type(processor).__name__} writes into the prompt what only the pictures themselves say, "
+        "so that no prompt can be written without them",
+        hint="Use another model",
     )
-    return text
 
 
-def video_metadata(clip: Clip) -> dict[str, Any]:
-    """True times in the form that processors read them.
+def _keep_answer(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:
+    """Keep what the processor's own method answers."""
+    kept: list[tuple[dict[str, Any], list[str]]] = []
+    compute = getattr(processor, HOOKS[layout.channel])
 
-    They compute a frame's time as index / fps and the rate seen as fps * indices / total, so
-    the rate of the frames themselves is given as fps, with each frame's time in steps of it.
-    """
-    count, times = len(clip.times), [round(time, 6) for time in clip.times]
-    step = (times[-1] - times[0]) / (count - 1) if count > 1 else clip.seconds
-    fps = 1 / round(step, 6) if step >= 1e-6 else 1.0
-    height, width = clip.frames.shape[1:3]
+    def remember(*args: Any, **kwargs: Any) -> Any:
+        found, replacements = compute(*args, **kwargs)
+        kept.append((dict(found), [*replacements]))
+        return found, replacements
+
+    with _answering(processor, HOOKS[layout.channel], remember):
+        outputs = run(processor, layout, [clip], [prompt])
+    ((found, replacements),) = kept
+    return Prepared(
+        inputs=_of_pictures(outputs),
+        channel=layout.channel,
+        side={n: v for n, v in found.items() if not is_picture(n) and n not in NEVER_KEPT},
+        replacements=tuple(replacements),
+        count=_count(processor, layout, clip, outputs),
+    )
+
+
+def _keep_outline(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:
+    """Keep sizes and times only."""
+    outputs = run(processor, layout, [clip], [prompt])
+    return Prepared(
+        inputs=_of_pictures(outputs),
+        channel=layout.channel,
+        side={OUTLINE: clip.outline()},
+        replacements=(),
+        count=_count(processor, layout, clip, outputs),
+    )
+
+
+def _of_pictures(outputs: dict[str, Any]) -> dict[str, Any]:
+    """The outputs without those that have a number for each token of the text."""
+    shape = text_ids(outputs).shape
     return {
-        "total_num_frames": count,
-        "fps": fps,
-        "duration": clip.seconds,
-        "frames_indices": [_index(time, fps) for time in times],
-        "height": height,
-        "width": width,
+        name: value
+        for name, value in outputs.items()
+        if is_picture(name) or getattr(value, "shape", ())[:2] != shape
     }
 
 
-def _index(time: float, fps: float) -> float:
-    """The index whose quotient by fps is not below `time`: whole seconds are cut off, not
-    rounded."""
-    index = time * fps
-    while index / fps < time:
-        index = float(np.nextafter(index, np.inf))
-    return int(index) if index == int(index) else index
+def _without_pictures(outputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in outputs.items() if not is_picture(name)}
 
 
-def _call(processor: Any, texts: list[str], media: dict[str, Any], **options: Any) -> Any:
-    bos = processor.tokenizer.bos_token
-    if bos is not None and texts[0].startswith(bos):
-        options["add_special_tokens"] = False  # the template wrote it; as apply_chat_template does
-    return processor(text=texts, **media, return_tensors="pt", padding=True, **options)
+def _count(processor: Any, layout: Layout, clip: Clip, outputs: dict[str, Any]) -> RowCount:
+    media = 1 if layout.channel == "videos" else len(clip.frames)
+    return RowCount(tokens=places(processor, outputs, media), media=media)
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict):
+        equal = found.keys() == wanted.keys()
+        return equal and all(_same(found[name], wanted[name]) for name in wanted)
+    if isinstance(wanted, torch.Tensor):
+        return isinstance(found, torch.Tensor) and torch.equal(found, wanted)
+    return repr(found) == repr(wanted)
+
+
+def _speck(channel: str, media: int) -> Clip:
+    """The smallest clip of so many media, for a processor that will not look at it."""
+    count = media if channel == "images" else 1
+    frames = np.zeros((count, 2, 2, 3), np.uint8)
+    kind: Any = channel.removesuffix("s")
+    return Clip(frames=frames, times=(0.0,) * count, seconds=0.0, kind=kind)
 
 
 @contextlib.contextmanager
@@ -217,24 +236,6 @@ def _answering(processor: Any, method: str, answer: Callable[..., Any]) -> Itera
         yield
     finally:
         del processor.__dict__[method]
-
-
-def _pictures(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Any]:
-    from PIL import Image
-
-    return [Image.fromarray(frame) for frame in frames]
-
-
-def _placeholders(processor: Any, replacements: Sequence[str]) -> int:
-    return sum(
-        text.count(token) for text in replacements for token in placeholder_tokens(processor)
-    )
-
-
-def placeholder_tokens(processor: Any) -> set[str]:
-    """What a prompt must not hold, because the model reads it as the place of a picture."""
-    found = {getattr(processor, f"{kind}_token", None) for kind in ("image", "video")}
-    return {token for token in found if token}
 
 
 def _refuse_placeholders(processor: Any, prompt: str) -> None:

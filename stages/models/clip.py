@@ -1,0 +1,84 @@
+"""One chunk's frames as they come from disk, and their true times in the form that processors read
+them; knows no processor."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from artifacts.schema import MediaKind
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """One chunk as it comes from disk."""
+
+    frames: np.ndarray[Any, np.dtype[np.uint8]]
+    """Shape (frames, height, width, 3), RGB."""
+    times: tuple[float, ...]
+    """Seconds of each frame from the chunk's start."""
+    seconds: float
+    """Length of the chunk; 0 for an image."""
+    kind: MediaKind
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or not len(self.frames):
+            raise ValueError(f"frames of shape {self.frames.shape}, expected (T > 0, H, W, 3)")
+        if len(self.times) != len(self.frames):
+            raise ValueError(f"{len(self.times)} times for {len(self.frames)} frames")
+
+    def middle(self) -> "Clip":
+        """The clip's middle frame alone."""
+        at = len(self.frames) // 2
+        return replace(self, frames=self.frames[at : at + 1], times=self.times[at : at + 1])
+
+    def outline(self) -> dict[str, Any]:
+        """All of it but what the frames show."""
+        return {
+            "shape": list(self.frames.shape[:3]),
+            "times": list(self.times),
+            "seconds": self.seconds,
+            "kind": self.kind,
+        }
+
+    @classmethod
+    def blank(cls, outline: dict[str, Any]) -> "Clip":
+        """A clip of this outline with black frames."""
+        frames = np.zeros((*outline["shape"], 3), np.uint8)
+        rest = {"seconds": outline["seconds"], "kind": outline["kind"]}
+        return cls(frames=frames, times=tuple(outline["times"]), **rest)
+
+
+def pictures(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Any]:
+    from PIL import Image
+
+    return [Image.fromarray(frame) for frame in frames]
+
+
+def video_metadata(clip: Clip) -> dict[str, Any]:
+    """True times in the form that processors read them.
+
+    They compute a frame's time as index / fps and the rate seen as fps * indices / total, so
+    the rate of the frames themselves is given as fps, with each frame's time in steps of it.
+    """
+    count, times = len(clip.times), [round(time, 6) for time in clip.times]
+    step = (times[-1] - times[0]) / (count - 1) if count > 1 else clip.seconds
+    fps = 1 / round(step, 6) if step >= 1e-6 else 1.0
+    height, width = clip.frames.shape[1:3]
+    return {
+        "total_num_frames": count,
+        "fps": fps,
+        "duration": clip.seconds,
+        "frames_indices": [_index(time, fps) for time in times],
+        "height": height,
+        "width": width,
+    }
+
+
+def _index(time: float, fps: float) -> float:
+    """The index whose quotient by fps is not below `time`: whole seconds are cut off, not
+    rounded."""
+    index = time * fps
+    while index / fps < time:
+        index = float(np.nextafter(index, np.inf))
+    return int(index) if index == int(index) else index

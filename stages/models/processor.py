@@ -1,0 +1,106 @@
+"""Loads a checkpoint's processor and says what it is made of; knows no family."""
+
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault, UsageError
+from stages.models.features import is_pixels
+from stages.models.halves import asks_for_trust, needs_trust
+
+PLACES = ("image_token", "video_token", "boi_token")
+"""The names under which processors and tokenizers keep the words that stand for a picture."""
+
+
+def load_processor(folder: Path, trusted: bool = False) -> Any:
+    """The checkpoint's processor, padding on the left as generation needs."""
+    from transformers import AutoProcessor, ProcessorMixin
+
+    try:
+        load: Any = AutoProcessor.from_pretrained
+        processor = load(folder, trust_remote_code=trusted)
+    except ImportError as error:
+        raise needs_package(folder, error) from error
+    except (OSError, ValueError, KeyError) as error:
+        if not trusted and asks_for_trust(error):
+            raise needs_trust(folder) from error
+        raise UsageError(
+            f"{folder} has no processor that can be loaded: {' '.join(str(error).split())[:200]}",
+            hint="Download the checkpoint again, with its *.json and *.jinja files",
+        ) from error
+    if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "tokenizer"):
+        raise UsageError(
+            f"{folder} has a {type(processor).__name__} and no processor for pictures",
+            hint="Download the checkpoint again, with its preprocessor_config.json",
+        )
+    processor.tokenizer.padding_side = "left"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
+
+
+def needs_package(what: object, error: ImportError) -> EnvironmentFault:
+    """The one line for a processor that cannot work because a package is missing."""
+    text = " ".join(str(error).split())
+    return EnvironmentFault(
+        f"the processor of {what} needs a package that is not installed: {text[:240]}",
+        hint="Install it, and run the same command again",
+    )
+
+
+def takes_videos(processor: Any) -> bool:
+    """Whether the checkpoint takes a video as such; else its frames go in as several images."""
+    return getattr(processor, "video_processor", None) is not None
+
+
+def takes_images(processor: Any) -> bool:
+    return getattr(processor, "image_processor", None) is not None
+
+
+def is_picture(name: str) -> bool:
+    """Whether an output shows what is in the picture, or masks it."""
+    return is_pixels(name) or "pixel" in name or name.endswith("patches")
+
+
+def token(processor: Any, kind: str) -> str:
+    """The word that stands for an `image` or a `video` in a prompt; empty when there is none."""
+    return _word(getattr(processor, f"{kind}_token", None))
+
+
+def placeholder_tokens(processor: Any) -> set[str]:
+    """What a prompt must not hold, because the model reads it as the place of a picture."""
+    parts = (processor, processor.tokenizer)
+    words = {_word(getattr(part, name, None)) for part in parts for name in PLACES}
+    words |= {str(processor.tokenizer.convert_ids_to_tokens(i)) for i in declared_ids(processor)}
+    return {word for word in words if word} - {_word(processor.tokenizer.bos_token)}
+
+
+def declared_ids(processor: Any) -> set[int]:
+    """The ids of the tokens that the processor says stand for a picture."""
+    found: set[int] = set()
+    for kind in ("image", "video"):
+        number = getattr(processor, f"{kind}_token_id", None)
+        if number is None and (word := token(processor, kind)):
+            number = processor.tokenizer.convert_tokens_to_ids(word)
+        if isinstance(number, int):
+            found.add(number)
+    return found
+
+
+def count_places(processor: Any, ids: list[int], media: int) -> int:
+    """How many features go into a row of these token ids.
+
+    Some processors declare the token that stands once for a whole picture, and write another for
+    each feature: then it is the most frequent of the tokens that are no piece of text.
+    """
+    declared = sum(ids.count(number) for number in declared_ids(processor))
+    if declared > media:
+        return declared
+    added = {i: ids.count(i) for i in set(ids) & set(processor.tokenizer.added_tokens_decoder)}
+    added.pop(processor.tokenizer.pad_token_id, None)
+    most = max(added.values(), default=0)
+    return most if declared and most > declared else declared
+
+
+def _word(value: Any) -> str:
+    """A token's text: some processors keep it with its settings."""
+    return str(getattr(value, "content", value) or "")
