@@ -15,6 +15,7 @@ from artifacts.schema import FrameFit, Sampling
 from artifacts.store import Store
 from flows.config import DEMO_MODEL, CaptionConfig
 from flows.launch import Launcher, StageCall
+from flows.precision import BYTES, HalfSettings, settle
 from stages.models.card import RECIPE as DESCRIBE_RECIPE
 from stages.models.card import ModelCard
 from stages.models.resolve import Announce, resolve_model
@@ -41,15 +42,11 @@ class Model:
     """Of all that decides the features: configuration, processor and the shards of that half."""
     language_digest: str
     """Of all that decides the text besides the features."""
-    dtype: str
-    """What both halves compute in."""
-    attention: str
-    """Attention implementation."""
+    vision: HalfSettings
+    language: HalfSettings
 
     def precision(self) -> dict[str, str]:
-        short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-        name = short.get(self.dtype, self.dtype)
-        return {"vision": name, "language": name}
+        return {"vision": self.vision.precision, "language": self.language.precision}
 
     def sampling(self, config: CaptionConfig) -> Sampling:
         """What the user asked for, and for the rest what the checkpoint's processor states."""
@@ -82,7 +79,7 @@ class Model:
     def feature_bytes(self, kind: str) -> int:
         """Bytes that the features of one frame are expected to take."""
         tokens = self.card.image_tokens if kind == "image" else self.card.frame_tokens
-        return tokens * self.card.feature_width * (4 if self.dtype == "float32" else 2)
+        return tokens * self.card.feature_width * BYTES.get(self.vision.dtype, 4)
 
 
 def model_folder(name: str, announce: Announce | None = None) -> Path:
@@ -120,8 +117,7 @@ def open_model(
         card=card,
         vision_digest=digest_of([seen, {s: weights[s] for s in halves["vision"]}]),
         language_digest=digest_of([small, {s: weights[s] for s in halves["language"]}]),
-        dtype=native_dtype(card.dtype, device),
-        attention=card.attention,
+        **settle(config, card, device),
     )
 
 
@@ -185,23 +181,6 @@ def small_files(folder: Path) -> Iterable[Path]:
 
 def weight_files(folder: Path) -> Iterable[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)
-
-
-def native_dtype(stated: str, device: str) -> str:
-    """The checkpoint's own dtype; 32 bit on a CPU that has no arithmetic for it."""
-    if device != "cpu" or stated == "float32":
-        return stated
-    return "bfloat16" if stated == "bfloat16" and cpu_has_bfloat16() else "float32"
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16 (AVX512-BF16 or AMX)."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            flags = next((line for line in file if line.startswith("flags")), "").split()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def cores() -> int:

@@ -122,15 +122,15 @@ def scopes_of(config: CaptionConfig, model: Model, sampling: Sampling) -> Scopes
     fits = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
     looked_at = {name: getattr(sampling, name) for name in sampling.__slots__}
     frames = digest_of(["frames", FRAMES_RECIPE, looked_at, fits])
-    how = [model.dtype, model.attention]
-    features = digest_of(["features", ENCODE_RECIPE, frames, model.vision_digest, *how])
+    seen_by = [model.vision_digest, *model.vision.decides]
+    features = digest_of(["features", ENCODE_RECIPE, frames, *seen_by])
     captions = digest_of(
         [
             "captions",
             DECODE_RECIPE,
             features,
             model.language_digest,
-            *how,
+            *model.language.decides,
             config.max_new_tokens,
         ]
     )

@@ -63,7 +63,6 @@ def summary(job: Job) -> dict[str, Any]:
         "folder": str(job.model.folder),
         "device": job.device,
         "precision": job.model.precision(),
-        "attention": job.model.attention,
         "sampling": {name: getattr(job.sampling, name) for name in job.sampling.__slots__},
         "batch_size": job.config.batch_size,
         "store": job.store.url,
@@ -72,12 +71,22 @@ def summary(job: Job) -> dict[str, Any]:
     }
 
 
-def halves(job: Job) -> dict[str, dict[str, int]]:
-    """Parameters and stored bytes of each half."""
-    card = job.model.card
+def halves(job: Job) -> dict[str, dict[str, Any]]:
+    """Of each half the parameters, bytes as stored and as loaded, and what it computes in."""
+    model = job.model
     return {
-        name: {"parameters": half.parameters, "bytes": half.stored_bytes}
-        for name, half in (("vision", card.vision), ("language", card.language))
+        name: {
+            "parameters": card.parameters,
+            "stored_bytes": card.stored_bytes,
+            "bytes": half.weight_bytes,
+            "precision": half.precision,
+            "dtype": half.dtype,
+            "attention": half.attention,
+        }
+        for name, card, half in (
+            ("vision", model.card.vision, model.vision),
+            ("language", model.card.language, model.language),
+        )
     }
 
 

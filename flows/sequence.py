@@ -14,6 +14,7 @@ from flows.launch import Launcher, Running, StageCall
 from flows.ledger import Medium, Task, decode_batches, encode_batches
 from flows.models import cores
 from flows.outputs import write_outputs
+from flows.precision import HalfSettings
 from flows.prepare import Job
 from flows.run_record import RunRecord
 from flows.sizes import media_bytes, wave_limit
@@ -151,7 +152,7 @@ class Sequence:
             self._tell("encode", len(needed), len(needed) - len(missing))
             entries = [[_entry(t, key=t.features, frames=t.frames) for t in b] for b in batches]
             arguments = {
-                **self._half(),
+                **self._half(job.model.vision),
                 "frames_scope": job.ledger.scopes.frames,
                 "scope": job.ledger.scopes.features,
                 "batches": entries,
@@ -180,7 +181,7 @@ class Sequence:
             for b in batches
         ]
         arguments = {
-            **self._half(),
+            **self._half(job.model.language),
             "features_scope": job.ledger.scopes.features,
             "scope": job.ledger.scopes.captions,
             "max_new_tokens": job.config.max_new_tokens,
@@ -189,15 +190,16 @@ class Sequence:
         self._finish(self._launcher.start(self._call("decode", arguments)))
         job.ledger.refresh()
 
-    def _half(self) -> dict[str, Any]:
+    def _half(self, half: HalfSettings) -> dict[str, Any]:
         model = self._job.model
         return {
             "store": self._job.store.url,
             "model": str(model.folder),
             "revision": None,
             "device": self._job.device,
-            "dtype": model.dtype,
-            "attention": model.attention,
+            "dtype": half.dtype,
+            "precision": half.precision,
+            "attention": half.attention,
             "trust_remote_code": self._job.config.trust_remote_code,
         }
 
@@ -213,9 +215,10 @@ class Sequence:
             running.stop()
             raise
         finally:
-            self._record.add(
-                running.outcome, attention=model.attention, precision=model.precision()
-            )
+            halves = {"encode": model.vision, "decode": model.language}
+            half = halves.get(running.outcome.name)
+            attention = half.attention if half else ""
+            self._record.add(running.outcome, attention=attention, precision=model.precision())
 
     def _write(self, result: RunResult, *, last: bool) -> None:
         written = write_outputs(self._job, last=last)

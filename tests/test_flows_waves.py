@@ -30,7 +30,6 @@ CARD = ModelCard(
     model_type="any",
     modalities=("video", "image"),
     dtype="float32",
-    attention="sdpa",
     vision=HALF,
     language=HALF,
     sampling=SamplingCard(fps=2.0, max_frames=8),

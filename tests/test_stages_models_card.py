@@ -41,7 +41,7 @@ def test_the_demo_is_described(demo: ModelCard) -> None:
     assert demo.model_type == "qwen2_5_vl"
     assert demo.modalities == ("image", "video")
     assert demo.dtype == "bfloat16"
-    assert demo.attention == "sdpa"
+    assert demo.vision.attention == demo.language.attention == "sdpa"
     assert demo.vision.shards == demo.language.shards == ("model.safetensors",)
     assert demo.placeholders == ("<|image_pad|>", "<|video_pad|>")
     assert demo.feature_width > 0

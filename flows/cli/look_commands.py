@@ -14,7 +14,8 @@ from artifacts.packs import verify
 from artifacts.store import open_store
 from flows.config import default_store
 from flows.display import duration, printable, size
-from flows.models import cores, cpu_has_bfloat16
+from flows.models import cores
+from flows.precision import cpu_has_bfloat16
 from flows.run_record import versions
 from stages.process.memory import device_name, device_uuid
 

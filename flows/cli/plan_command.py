@@ -57,10 +57,10 @@ def plan_lines(job: Job) -> list[str]:
     p = plan(job)
     halves = p["halves"]
     lines = [
-        f"model       {p['model']} in {p['precision']['language']} on {p['device']}",
+        f"model       {p['model']} on {p['device']}",
         *(
-            f"  {name:10s}{size(half['bytes'])} of weights, "
-            f"{half['parameters'] / 1e6:.1f} M parameters"
+            f"  {name:10s}{size(half['bytes'])} of weights in {half['precision']}, "
+            f"{half['parameters'] / 1e6:.1f} M parameters, {half['attention']} attention"
             for name, half in halves.items()
         ),
         f"media       {p['files']} files, {duration(p['seconds_of_media'])}, "

@@ -16,7 +16,7 @@ from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
 from stages.models.ahead import read_ahead
 from stages.models.features import Features, generate
-from stages.models.loading import ModelJob
+from stages.models.loading import ModelJob, facts
 from stages.models.prepare import rebuild
 from stages.models.records import FeatureRecord, merge_rows
 from stages.process.report import Report
@@ -35,7 +35,7 @@ def run(job: dict[str, Any], report: Report) -> None:
     if not batches:
         return
     half, processor = ModelJob.of(job).load("language")
-    report.note(attention=half.config._attn_implementation, dtype=str(half.dtype))
+    report.note(**facts(half))
     make_greedy(half, processor)
 
     def read(batch: list[dict[str, Any]]) -> list[FeatureRecord]:

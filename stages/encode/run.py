@@ -18,7 +18,7 @@ from artifacts.store import open_store
 from artifacts.tensors import pack_tree
 from stages.models.ahead import read_ahead
 from stages.models.features import Features, encode
-from stages.models.loading import ModelJob
+from stages.models.loading import ModelJob, facts
 from stages.models.prepare import Clip, Prepared, joined, prepare
 from stages.models.records import CannotSplit, FeatureRecord, split
 from stages.process.report import Report
@@ -55,7 +55,7 @@ def run(job: dict[str, Any], report: Report) -> None:
     if not batches:
         return
     half, processor = ModelJob.of(job).load("vision")
-    report.note(attention=half.config._attn_implementation, dtype=str(half.dtype))
+    report.note(**facts(half))
 
     def read(batch: list[dict[str, Any]]) -> list[Prepared | Refusal]:
         return [read_member(frames, processor, member) for member in batch]

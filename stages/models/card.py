@@ -6,7 +6,7 @@ from typing import Any
 
 from artifacts.schema import FrameFit, Modality
 
-RECIPE = 2
+RECIPE = 3
 """Raised when what a card says changes; part of its key."""
 
 
@@ -22,6 +22,18 @@ class HalfCard:
     """How many numbers they hold."""
     stored_bytes: int
     """How many bytes they take in the checkpoint."""
+    stored_as: str = ""
+    """`int8`, `nf4` or `fp4` when it was saved quantized; else empty."""
+    linear_modules: int = 0
+    """How many layers int8 and nf4 take."""
+    linear_parameters: int = 0
+    """How many numbers those hold."""
+    linear_rows: int = 0
+    """How many rows those numbers stand in."""
+    attention: str = "sdpa"
+    """The attention implementation that it takes by default; several are joined by `+`."""
+    flash: bool = False
+    """Whether its classes take FlashAttention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +60,6 @@ class ModelCard:
     """What its encoder takes; without `video`, the frames of a video go in as images."""
     dtype: str
     """The checkpoint's own precision, such as bfloat16."""
-    attention: str
-    """The attention implementation that the model takes by default."""
     vision: HalfCard
     language: HalfCard
     sampling: SamplingCard

@@ -24,7 +24,8 @@ def load_half(path: str | Path, keep: Half, **options: Any) -> Any:
     """One half of the model at `path` (a folder or hub id), in eval mode.
 
     `options` are those of `from_pretrained`: dtype, attn_implementation, device_map,
-    trust_remote_code, revision, quantization_config. Raises UsageError when the model cannot be cut
+    trust_remote_code, revision, quantization_config; `stored_quantization` takes the place of what
+    a quantized checkpoint's config.json says of it. Raises UsageError when the model cannot be cut
     or is not to be trusted, EnvironmentFault when its weights are not all there.
     """
     trusted = bool(options.get("trust_remote_code", False))
@@ -32,6 +33,8 @@ def load_half(path: str | Path, keep: Half, **options: Any) -> Any:
     config = load_config(folder, trusted)
     cls = model_class(config, folder, trusted)
     refuse_pickle(folder, trusted)
+    if (stored := options.pop("stored_quantization", None)) is not None:
+        config.quantization_config = stored
     options.setdefault("use_safetensors", None if trusted else True)
     with _whole_weights(folder):
         model, found = half_class(cls, keep).from_pretrained(

@@ -11,13 +11,16 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Modality
+from stages.models.attention import attention_of_half, supports_flash
 from stages.models.boundary import HALVES, Half, absent_paths, belongs_to
 from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.models.features import require_protocol
 from stages.models.fit import Probe, probe
 from stages.models.halves import load_config, model_class, one_line, refuse_pickle
 from stages.models.prepare import load_processor, placeholder_tokens, render, takes_videos
+from stages.models.quantize import check_stored, quantizable
 from stages.models.resolve import resolve_model
+from stages.models.weights import Weight, weights_of
 
 INDEX = "model.safetensors.index.json"
 AGAIN = "Download it again (with git: git lfs pull)"
@@ -70,7 +73,6 @@ def _card(
         model_type=config.model_type,
         modalities=modalities,
         dtype=str(dtype).removeprefix("torch."),
-        attention=str(config._attn_implementation),
         vision=halves["vision"],
         language=halves["language"],
         sampling=_sampling(processor),
@@ -146,49 +148,34 @@ def not_whole(path: Path, kind: str = "safetensors file") -> EnvironmentFault:
 
 def _halves(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:
     absent: dict[Half, list[str]] = {half: absent_paths(skeleton, half) for half in HALVES}
-    held: dict[Half, list[Header]] = {half: [] for half in HALVES}
-    for header, path in zip(headers, _model_names(skeleton, headers), strict=True):
-        for half in belongs_to(path, absent) if path else []:
-            held[half].append(header)
+    held: dict[Half, list[Weight]] = {half: [] for half in HALVES}
+    weights = weights_of(skeleton, headers)
+    check_stored(skeleton.config, {weight.kind for weight in weights if weight.kind})
+    for weight in weights:
+        for half in belongs_to(weight.path, absent):
+            held[half].append(weight)
     if not held["vision"]:
         raise UsageError(
             f"the checkpoint of this {type(skeleton).__name__} holds no weights of a vision half",
             hint="Choose the whole vision-language checkpoint, not its text part",
         )
-    return {half: _half_card(found) for half, found in held.items()}
+    return {half: _half_card(skeleton, half, found) for half, found in held.items()}
 
 
-def _half_card(headers: list[Header]) -> HalfCard:
+def _half_card(skeleton: Any, half: Half, weights: list[Weight]) -> HalfCard:
+    linears = quantizable(skeleton, half).values()
     return HalfCard(
-        shards=tuple(sorted({header.shard for header in headers})),
-        tensors=tuple(sorted(header.name for header in headers)),
-        parameters=sum(torch.Size(header.shape).numel() for header in headers),
-        stored_bytes=sum(header.size for header in headers),
+        shards=tuple(sorted({weight.shard for weight in weights})),
+        tensors=tuple(sorted(weight.name for weight in weights)),
+        parameters=sum(weight.parameters for weight in weights),
+        stored_bytes=sum(weight.size for weight in weights),
+        stored_as=next((weight.kind for weight in weights if weight.kind), ""),
+        linear_modules=len(linears),
+        linear_parameters=sum(linear.weight.numel() for linear in linears),
+        linear_rows=sum(linear.weight.shape[0] for linear in linears),
+        attention=attention_of_half(skeleton, half),
+        flash=supports_flash(skeleton, half),
     )
-
-
-def _model_names(skeleton: Any, headers: list[Header]) -> list[str | None]:
-    """What the loader would call each stored tensor; None for those that the model has no place
-    for."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-    )
-
-    mapping = get_model_conversion_mapping(skeleton)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    places = skeleton.state_dict()
-    prefix = skeleton.base_model_prefix
-    names: list[str | None] = []
-    for header in headers:
-        name, _ = rename_source_key(header.name, renamings, converters, prefix, places)
-        if name not in places and header.name in places:
-            name = header.name
-        names.append(name if name in places else None)
-    return names
 
 
 def _sampling(processor: Any) -> SamplingCard:

@@ -1,16 +1,27 @@
-"""Loads the half that a job names, on the device it names; knows nothing of stores."""
+"""Loads the half that a job names, on the device and in the precision it names; knows nothing of
+stores."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
+from stages.models.attention import attention_of, for_half
 from stages.models.boundary import Half
-from stages.models.halves import load_half
+from stages.models.halves import load_config, load_half, model_class, one_line
 from stages.models.prepare import load_processor
+from stages.models.quantize import KINDS, check, count, plan, stored_settings
 from stages.models.resolve import resolve_model
+from stages.models.weights import stored_modules
+
+BY_ITSELF = ("sdpa", "+")
+"""Attention implementations that a model takes when none is asked for: this one where its classes
+have it, or one for some of them and another for others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +34,9 @@ class ModelJob:
     device: str = "cpu"
     """`cpu` or `cuda:N`."""
     dtype: str = "auto"
-    """Name of a torch dtype; `auto` is the checkpoint's own."""
+    """Name of a torch dtype, in which the half computes; `auto` is the checkpoint's own."""
+    precision: str = ""
+    """`int8` or `nf4` quantizes the half; anything else says no more than `dtype`."""
     attention: str | None = None
     """Attention implementation; None is the model's default."""
     trust_remote_code: bool = False
@@ -41,16 +54,85 @@ class ModelJob:
         return cls(**{name: job[name] for name in names if name in job})
 
     def load(self, keep: Half) -> tuple[Any, Any]:
-        """The half, on its device, and the processor."""
+        """The half, on its device, and the processor. Raises EnvironmentFault when it is not in the
+        precision that was asked for."""
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
         folder = resolve_model(Path(self.model), self.revision)
         processor = load_processor(folder, self.trust_remote_code)
+        config = load_config(folder, self.trust_remote_code)
+        chosen = self.attention is not None and not any(w in self.attention for w in BY_ITSELF)
+        quantized = self.precision in KINDS or stored_settings(config) is not None
         options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
         options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
-        if self.attention is not None:
-            options["attn_implementation"] = self.attention
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
-        return load_half(folder, keep, **options), processor
+        if not (chosen or quantized):
+            return self._checked(load_half(folder, keep, **options)), processor
+        cls = model_class(config, folder, self.trust_remote_code)
+        with torch.device("meta"):
+            skeleton = cls(config)
+        if chosen:
+            options["attn_implementation"] = for_half(skeleton, keep, str(self.attention))
+        dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
+        stored = stored_modules(skeleton, _tensor_names(folder))
+        planned = plan(skeleton, keep, self.precision, dtype, stored)
+        with _with_its_attention(self.attention):
+            half = load_half(folder, keep, **options, **planned.options)
+        check(half, planned)
+        quiet_casts()
+        return self._checked(half), processor
+
+    def _checked(self, half: Any) -> Any:
+        """The half, if it computes attention as the key of its results says."""
+        found = attention_of(half)
+        if self.attention is not None and found != self.attention:
+            raise EnvironmentFault(
+                f"asked for {self.attention} attention and got {found}",
+                hint="Run the same command again after an upgrade of transformers, or tell us",
+            )
+        return half
+
+
+def _tensor_names(folder: Path) -> Iterator[str]:
+    """Of the files that are here: those of the other half need not be."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        # What is wrong with a file, the loader will tell.
+        with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
+            yield from file.keys()
+
+
+def facts(half: Any) -> dict[str, Any]:
+    """What is worth recording of a half that was loaded."""
+    quantized = count(half)
+    plain = sum(type(module) is torch.nn.Linear for module in half.modules())
+    return {
+        "attention": attention_of(half),
+        "dtype": str(half.dtype),
+        "quantized_modules": dict(quantized),
+        "linear_modules": plain + quantized.total(),
+    }
+
+
+def quiet_casts() -> None:
+    """Keep bitsandbytes from telling at every layer of every step that 8-bit products are made of
+    16-bit numbers."""
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _with_its_attention(name: str | None) -> Iterator[None]:
+    """Turns what the loader raises at an attention implementation that it cannot have into one
+    line."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if name is None or "ttention" not in str(error):
+            raise
+        raise EnvironmentFault(
+            f"{name} attention cannot be used: {one_line(error)}",
+            hint="Install flash-attn anew for this torch, or remove it: then SDPA is used",
+        ) from error

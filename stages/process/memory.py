@@ -64,6 +64,17 @@ def device_uuid(device: str) -> str:
     return str(pynvml.nvmlDeviceGetUUID(handle))
 
 
+def device_capability(device: str) -> tuple[int, int]:
+    """Compute capability of a GPU, such as (8, 6); (0, 0) for the CPU."""
+    handle = _handle(device)
+    if handle is None:
+        return 0, 0
+    import pynvml
+
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return int(major), int(minor)
+
+
 def _handle(device: str) -> Any:
     if not device.startswith("cuda"):
         return None

@@ -1,0 +1,132 @@
+"""What each half computes in: from what is asked for, what the checkpoint is and what the machine
+has; imports no model library."""
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from artifacts.errors import UsageError
+from flows.config import CaptionConfig
+from stages.models.card import HalfCard, ModelCard
+from stages.process.memory import device_capability
+
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+DTYPES = {short: name for name, short in SHORT.items()}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTIZED = ("int8", "nf4")
+FLASH = "flash_attention_2"
+FLASH_CAPABILITY = (8, 0)
+"""The oldest GPUs that FlashAttention 2 runs on (Ampere)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HalfSettings:
+    """How one half is loaded and run; all of it decides bytes."""
+
+    precision: str
+    """`fp32`, `bf16`, `fp16`, `int8`, `nf4`; `fp4` of a checkpoint that was saved so."""
+    dtype: str
+    """What it computes in: name of a torch dtype."""
+    attention: str
+    """Attention implementation; several, of several parts, are joined by `+`."""
+    weight_bytes: int
+    """What its weights take in that precision, without what computing takes."""
+
+    @property
+    def decides(self) -> list[str]:
+        """What of it belongs into a key."""
+        return [self.precision, self.dtype, self.attention]
+
+
+def settle(
+    config: CaptionConfig, card: ModelCard, device: str
+) -> dict[Literal["vision", "language"], HalfSettings]:
+    """The settings of both halves. Raises UsageError for what the checkpoint cannot be had in."""
+    # Quantized features are a loss that every caption inherits: only who names the vision half gets
+    # them.
+    general = "native" if config.precision in QUANTIZED else config.precision
+    vision = config.vision_precision or general
+    language = config.language_precision or config.precision
+    return {
+        "vision": _half("vision", card.vision, card, vision, device),
+        "language": _half("language", card.language, card, language, device),
+    }
+
+
+def _half(name: str, half: HalfCard, card: ModelCard, asked: str, device: str) -> HalfSettings:
+    check_stored_precision(name, half, card, asked)
+    dtype = DTYPES.get(asked) or native_dtype(card.dtype, device)
+    precision = half.stored_as or (asked if asked in QUANTIZED else SHORT.get(dtype, dtype))
+    return HalfSettings(
+        precision=precision,
+        dtype=dtype,
+        attention=attention(half, dtype, device),
+        weight_bytes=weight_bytes(half, precision, dtype),
+    )
+
+
+def check_stored_precision(name: str, half: HalfCard, card: ModelCard, asked: str) -> None:
+    """What was saved in 4 or 8 bit is as it is; what lies beside it can be cast but not
+    quantized."""
+    if half.stored_as and asked not in ("native", half.stored_as):
+        raise UsageError(
+            f"the {name} half of {card.folder} was saved in {half.stored_as}, "
+            f"which cannot be turned into {asked}",
+            hint=f"Give --{name}-precision native, or the checkpoint it was made from",
+        )
+    stored = card.vision.stored_as or card.language.stored_as
+    if stored and not half.stored_as and asked in QUANTIZED:
+        raise UsageError(
+            f"the {name} half of {card.folder} was saved unquantized beside one in {stored}, "
+            f"and cannot be had in {asked}",
+            hint=f"Give --{name}-precision native, or the checkpoint it was made from",
+        )
+
+
+def weight_bytes(half: HalfCard, precision: str, dtype: str) -> int:
+    """Bytes of a half's weights on the device: of a quantized layer the weights and their scales,
+    one a row in 8 bit, one a block of 64 in 4 bit, which are 8 bit themselves."""
+    if half.stored_as:
+        return half.stored_bytes
+    each = BYTES.get(dtype, 4)
+    if precision not in QUANTIZED:
+        return half.parameters * each
+    weights = half.linear_parameters
+    scales = 4 * half.linear_rows if precision == "int8" else weights // 64 + weights // 4096
+    packed = weights if precision == "int8" else weights // 2
+    return (half.parameters - weights) * each + packed + scales
+
+
+def attention(half: HalfCard, dtype: str, device: str) -> str:
+    """The implementation of a half: FlashAttention 2 where all it needs is there, else what the
+    model takes by itself."""
+    fits = half.flash and dtype in ("bfloat16", "float16") and device.startswith("cuda")
+    if fits and flash_installed() and device_capability(device) >= FLASH_CAPABILITY:
+        return FLASH
+    return half.attention
+
+
+def flash_installed() -> bool:
+    """Whether the package is there, in a version that transformers takes."""
+    try:
+        numbers = version("flash-attn").split("+")[0].split(".")[:3]
+        return [int(number) for number in numbers] >= [2, 3, 3]
+    except (PackageNotFoundError, ValueError):
+        return False
+
+
+def native_dtype(stated: str, device: str) -> str:
+    """The checkpoint's own dtype; 32 bit on a CPU that has no arithmetic for it."""
+    if device != "cpu" or stated == "float32":
+        return stated
+    return "bfloat16" if stated == "bfloat16" and cpu_has_bfloat16() else "float32"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 (AVX512-BF16 or AMX)."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

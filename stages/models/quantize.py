@@ -1,0 +1,196 @@
+"""Which modules of a model are quantized, how the loader is told so, and whether it did; loads
+nothing itself.
+
+Only linear layers are. The output head stays as it is, tied or not, and so does what the model
+wants in 32 bit. bitsandbytes left to itself spares the last module of what it is given, which in
+half a model is another one than in the whole; so it is told, from the skeleton of the whole.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from artifacts.errors import EnvironmentFault, UsageError
+from stages.models.absent import Absent
+from stages.models.boundary import Half, absent_paths
+
+KINDS = ("int8", "nf4")
+"""What a checkpoint can be quantized to while it is loaded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantization:
+    """What the loader is to quantize, or will find quantized, in one half."""
+
+    kind: str
+    """`int8`, `nf4`, `fp4`; empty: nothing."""
+    modules: frozenset[str]
+    """Paths of the modules, in the names of the whole model."""
+    options: dict[str, Any]
+    """For `load_half`."""
+
+
+def plan(
+    skeleton: Any,
+    keep: Half,
+    precision: str,
+    dtype: torch.dtype,
+    stored: Mapping[str, str] | None = None,
+) -> Quantization:
+    """How the half to keep of the model over `skeleton` comes to `precision`; its quantized layers
+    compute in `dtype`. `stored` says what is quantized in the checkpoint already. Raises UsageError
+    for what cannot be had."""
+    check_stored(skeleton.config, set((stored or {}).values()))
+    if stored:
+        return _as_stored(skeleton, precision, dtype, stored)
+    if precision not in KINDS:
+        return Quantization(kind="", modules=frozenset(), options={})
+    modules = quantizable(skeleton, keep)
+    if not modules:
+        raise UsageError(
+            f"the {keep} half of {type(skeleton).__name__} has no layer that {precision} takes",
+            hint=f"Leave --{keep}-precision out",
+        )
+    spared = [path for path in _linears(skeleton) if path not in modules]
+    settings = _settings(precision, dtype, spared)
+    return Quantization(
+        kind=precision, modules=frozenset(modules), options={"quantization_config": settings}
+    )
+
+
+def quantizable(skeleton: Any, keep: Half) -> dict[str, Any]:
+    """Path → module of what is quantized in one half when that is asked for."""
+    absent = absent_paths(skeleton, keep)
+    return {
+        path: module
+        for path, module in _converted(skeleton, _spared(skeleton)).items()
+        if not any(path == left_out or path.startswith(f"{left_out}.") for left_out in absent)
+    }
+
+
+def stored_settings(config: Any) -> dict[str, Any] | None:
+    """How a checkpoint that was saved quantized says it was; None for others."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        found = getattr(config.get_text_config(decoder=True), "quantization_config", None)
+    return found if found is None or isinstance(found, dict) else dict(found.to_dict())
+
+
+def check_stored(config: Any, kinds: Collection[str]) -> None:
+    """Raises UsageError for a checkpoint that was quantized by another method than that of
+    bitsandbytes, or that says other things of itself than its weights do."""
+    settings = stored_settings(config) or {}
+    method = settings.get("quant_method", "")
+    if method not in ("", "bitsandbytes"):
+        raise UsageError(
+            f"the checkpoint is quantized by {method}, of which halves cannot be loaded",
+            hint="Take the checkpoint it was made from, with --precision int8 or nf4",
+        )
+    if bool(settings) != bool(kinds) or len(kinds) > 1:
+        is_in = " and ".join(sorted(kinds)) or "not quantized"
+        raise UsageError(
+            f"the weights are {is_in}, and config.json says {settings or 'nothing'} of it"[:200],
+            hint="Download the checkpoint again: its files are of different versions",
+        )
+
+
+def check(half: Any, planned: Quantization) -> None:
+    """Raises EnvironmentFault when other modules are quantized than was planned."""
+    absent = [path for path, module in half.named_modules() if isinstance(module, Absent)]
+    here = [p for p in planned.modules if not any(p == a or p.startswith(f"{a}.") for a in absent)]
+    found = count(half)
+    expected = Counter({planned.kind: len(here)}) if planned.kind else Counter[str]()
+    if found == expected:
+        return
+    got = ", ".join(f"{number} in {kind}" for kind, number in sorted(found.items())) or "none"
+    raise EnvironmentFault(
+        f"asked for {len(here)} modules in {planned.kind or 'no quantization'} and got {got}",
+        hint="Check that config.json and the weights are of one checkpoint, or leave out "
+        "--precision; if they are, this is a fault of Penstock: please report it",
+    )
+
+
+def count(half: Any) -> Counter[str]:
+    """`int8`, `nf4` or `fp4` → how many modules of a loaded model hold weights of that kind, told
+    by their scales and not by the modules' class."""
+    found = Counter[str]()
+    for module in half.modules():
+        layer: Any = module
+        if type(module).__name__ == "Linear8bitLt" and layer.weight.dtype == torch.int8:
+            found["int8"] += 1
+        elif type(module).__name__ == "Linear4bit" and layer.weight.quant_state is not None:
+            found[layer.weight.quant_state.quant_type] += 1
+    return found
+
+
+def _as_stored(
+    skeleton: Any, precision: str, dtype: torch.dtype, stored: Mapping[str, str]
+) -> Quantization:
+    """What the weights say goes; settings may name modules in a way that the loader passes over."""
+    kind = next(iter(stored.values()))
+    if precision in KINDS and precision != kind:
+        raise UsageError(
+            f"the checkpoint was saved in {kind} and cannot be had in {precision}",
+            hint="Leave --precision out, or take the checkpoint it was made from",
+        )
+    spared = _exactly(path for path in _linears(skeleton) if path not in stored)
+    settings = {**(stored_settings(skeleton.config) or {}), "llm_int8_skip_modules": spared}
+    if kind != "int8":
+        settings["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
+    return Quantization(
+        kind=kind, modules=frozenset(stored), options={"stored_quantization": settings}
+    )
+
+
+def _settings(kind: str, dtype: torch.dtype, spared: Iterable[str]) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    skip = _exactly(spared)
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skip,
+    )
+
+
+def _exactly(paths: Iterable[str]) -> list[str]:
+    """Paths as one pattern of the loader's, which would take a bare name for the end of others
+    too."""
+    escaped = "|".join(re.escape(path) for path in paths)
+    return [rf"^(?:{escaped})$"] if escaped else []
+
+
+def _spared(skeleton: Any) -> list[str]:
+    """The output head, what is tied to something, and what the model wants in 32 bit."""
+    head = skeleton.get_output_embeddings()
+    paths = [path for path, module in skeleton.named_modules() if module is head]
+    for ends in (skeleton.all_tied_weights_keys or {}).items():
+        paths += [end.rpartition(".")[0] for end in ends]
+    return [*_exactly(paths), *(skeleton._keep_in_fp32_modules or ())]
+
+
+def _converted(skeleton: Any, spared: list[str]) -> dict[str, Any]:
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    linears = _linears(skeleton).items()
+    return {path: module for path, module in linears if should_convert_module(path, spared)}
+
+
+def _linears(skeleton: nn.Module) -> dict[str, Any]:
+    """What bitsandbytes has a quantized class for."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {
+        path: module
+        for path, module in skeleton.named_modules()
+        if type(module) is nn.Linear or isinstance(module, Conv1D)
+    }

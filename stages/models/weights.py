@@ -1,0 +1,98 @@
+"""What the model calls the tensors of a checkpoint, and which of them are quantized there; reads no
+file."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+EXTRAS = re.compile(
+    r"\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map"
+    r"|quant_state\.bitsandbytes__(?P<kind>\w+))$"
+    r"|\.(?P<row_scales>SCB|weight_format)$"
+)
+"""How the names of tensors end that a weight quantized by bitsandbytes has beside it."""
+
+
+class Weight(NamedTuple):
+    """One stored tensor that has a place in the model."""
+
+    name: str
+    """As the checkpoint has it."""
+    shard: str
+    path: str
+    """What the model calls it; of the scales of a quantized weight, what it calls that weight."""
+    parameters: int
+    """Numbers of the model in it; 0 for scales."""
+    size: int
+    """Bytes."""
+    kind: str
+    """`int8`, `nf4` or `fp4` of a quantized weight and its scales; else empty."""
+
+
+def weights_of(skeleton: Any, headers: Sequence[Any]) -> list[Weight]:
+    """The stored tensors that the model has a place for, from the headers of its files."""
+    names = [header.name for header in headers]
+    kinds = quantized_weights(names)
+    homes = [_home(name, kinds) for name in names]
+    found = []
+    for header, home, path in zip(headers, homes, model_names(skeleton, homes), strict=True):
+        if path is None:
+            continue
+        numbers = torch.Size(header.shape).numel()
+        if home in kinds:  # two of 4 bit lie in a byte
+            numbers = skeleton.get_parameter(path).numel() if home == header.name else 0
+        kind = kinds.get(home, "")
+        found.append(Weight(header.name, header.shard, path, numbers, header.size, kind))
+    return found
+
+
+def quantized_weights(names: Iterable[str]) -> dict[str, str]:
+    """Name of each weight that is quantized, as the checkpoint has it → in what."""
+    found: dict[str, str] = {}
+    for name in names:
+        match = EXTRAS.search(name)
+        if match and (kind := "int8" if match["row_scales"] else match["kind"]):
+            found[_of(name)] = kind
+    return found
+
+
+def stored_modules(skeleton: Any, names: Iterable[str]) -> dict[str, str]:
+    """Path of each module of the model whose weight is quantized in the checkpoint → in what."""
+    kinds = quantized_weights(names)
+    paths = zip(kinds.values(), model_names(skeleton, list(kinds)), strict=True)
+    return {path.removesuffix(".weight"): kind for kind, path in paths if path}
+
+
+def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
+    """What the loader would call each stored tensor; None for those that the model has no place
+    for."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    mapping = get_model_conversion_mapping(skeleton)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    places = skeleton.state_dict()
+    prefix = skeleton.base_model_prefix
+    found: list[str | None] = []
+    for stored in names:
+        name, _ = rename_source_key(stored, renamings, converters, prefix, places)
+        if name not in places and stored in places:
+            name = stored
+        found.append(name if name in places else None)
+    return found
+
+
+def _home(name: str, kinds: dict[str, str]) -> str:
+    """The weight that a tensor belongs to: itself, unless it is a scale of another."""
+    return _of(name) if EXTRAS.search(name) and _of(name) in kinds else name
+
+
+def _of(name: str) -> str:
+    return EXTRAS.sub(".weight", name)
