@@ -67,7 +67,7 @@ def prepare(config: CaptionConfig, launcher: Launcher, announce: Announce | None
     Raises PenstockError."""
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
-    files, failures = find_media(config.sources, selection, config.limit)
+    files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)
     if not files:  # said before a model is looked for, or downloaded
         raise NothingToCaption(failures)
     store.check_writable()
@@ -102,11 +102,12 @@ def prepare(config: CaptionConfig, launcher: Launcher, announce: Announce | None
 
 def check_prompts(contents: Sequence[Medium], model: Model) -> None:
     """A prompt that holds the model's own word for a picture would be read as one."""
-    for prompt in {medium.prompt for medium in contents}:
+    for prompt, medium in {medium.prompt: medium for medium in reversed(contents)}.items():
         found = next((word for word in model.card.placeholders if word in prompt), None)
         if found is not None:
             raise UsageError(
-                f"the prompt holds {found}, which {model.name} reads as the place of a picture",
+                f"the prompt of {Path(medium.path).name} holds {found}, which {model.name} reads "
+                "as the place of a picture",
                 hint="Leave it out: the picture is placed before the prompt",
             )
 
@@ -166,7 +167,7 @@ def read_contents(
                 digest=content_key(digest, file.kind),
                 path=str(file.path),
                 kind=file.kind,
-                prompt=prompt_for(file.kind),
+                prompt=file.prompt or prompt_for(file.kind),
             )
         )
     return readable, contents, failures

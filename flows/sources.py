@@ -3,8 +3,8 @@
 import glob
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Failure
@@ -62,6 +62,8 @@ class MediaFile:
     """The argument that brought it in."""
     kind: MediaKind
     """By suffix: image or video."""
+    prompt: str | None = None
+    """What its line of a list asks about it; None: what the command asks about all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,17 +81,24 @@ class Selection:
 
 
 def find_media(
-    sources: Sequence[str], selection: Selection, limit: int | None = None
+    sources: Sequence[str],
+    selection: Selection,
+    limit: int | None = None,
+    prompt_for: Callable[[str], str] | None = None,
 ) -> tuple[list[MediaFile], list[Failure]]:
-    """The files that the sources name, in order and each once, and what could not be found."""
+    """The files that the sources name, in order and each once a prompt, and what could not be
+    found. `prompt_for` a kind is the prompt of files whose line has none."""
     found: list[MediaFile] = []
     failures: list[Failure] = []
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str, str | None]] = set()
     for source in sources:
         for result in _expand(source, source, selection):
             if isinstance(result, Failure):
                 failures.append(result)
-            elif (identity := (os.path.realpath(result.path), result.media_path)) not in seen:
+                continue
+            prompt = result.prompt or (prompt_for(result.kind) if prompt_for else None)
+            identity = (os.path.realpath(result.path), result.media_path, prompt)
+            if identity not in seen:
                 seen.add(identity)
                 found.append(result)
     return found[:limit], failures
@@ -145,31 +154,53 @@ def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
 
 
 def _listed(path: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
-    """One source a line; in a `.jsonl` list the `path` of each object. Relative to the list's
-    folder."""
+    """One source a line; in a `.jsonl` list the `path` of each object, and the `prompt` if it has
+    one. Relative to the list's folder."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which also cuts where a name or a prompt has an odd line separator.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         hint = "A list holds one path a line"
         yield _failure(source, str(path), "list", f"the list cannot be read: {reason}", hint)
         return
     for number, line in enumerate(lines, 1):
-        entry = line.strip()
+        entry, prompt = line.strip(), None
         if not entry or entry.startswith("#"):
             continue
         if path.suffix.lower() == ".jsonl":
             try:
-                entry = str(json.loads(entry)["path"])
-            except (ValueError, KeyError, TypeError):
-                message = f"line {number} of the list is no JSON object with a path"
-                yield _failure(source, str(path), "list", message, 'Write {"path": "clip.mp4"}')
+                entry, prompt = _entry(entry)
+            except ValueError as error:
+                message = f"line {number} of the list {error}"
+                hint = 'Write {"path": "clip.mp4"}, or {"path": "clip.mp4", "prompt": "What …?"}'
+                yield _failure(source, str(path), "list", message, hint)
                 continue
         if Path(entry).suffix.lower() in LIST_SUFFIXES:
             message = f"line {number} names another list"
             yield _failure(source, entry, "list", message, "Name media files and folders only")
             continue
-        yield from _expand(os.path.join(path.parent, entry), source, selection)
+        for result in _expand(os.path.join(path.parent, entry), source, selection):
+            yield replace(result, prompt=prompt) if isinstance(result, MediaFile) else result
+
+
+def _entry(line: str) -> tuple[str, str | None]:
+    """Path and prompt of a line of JSON. Raises ValueError that says what is wrong with it."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    path = value.get("path") if isinstance(value, dict) else None
+    if not isinstance(path, str) or not path:
+        raise ValueError("is no JSON object with a path")
+    prompt = value.get("prompt")
+    if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
+        raise ValueError("has a prompt that is empty or no text")
+    try:
+        os.fsencode(path), (prompt or "").encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half a character, which no text can") from error
+    return path, prompt
 
 
 def _file(path: Path, name: str, source: str) -> MediaFile:

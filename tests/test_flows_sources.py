@@ -81,6 +81,72 @@ def test_a_bad_line_of_a_list_fails_alone(folder: Path, line: str, error: str) -
     assert [failure.error for failure in failures] == [error]
 
 
+def write_list(folder: Path, *lines: object) -> str:
+    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+    (folder / "list.jsonl").write_text(text, encoding="utf-8")
+    return str(folder / "list.jsonl")
+
+
+def test_a_line_may_ask_something_of_its_own(folder: Path) -> None:
+    asked = "How many?\u2028And who?\n"
+    source = write_list(
+        folder,
+        {"path": "b.mp4", "prompt": asked},
+        {"path": "a.MKV"},
+        {"path": "deep", "prompt": "Where?", "licence": "CC0"},
+        {"path": "photo.jpg", "prompt": None},
+    )
+    found, failures = find_media([source], PLAIN)
+    assert failures == []
+    assert [(file.media_path, file.prompt) for file in found] == [
+        ("b.mp4", asked),
+        ("a.MKV", None),
+        ("c.webm", "Where?"),
+        ("photo.jpg", None),
+    ]
+
+
+def test_a_file_is_taken_once_for_each_thing_asked(folder: Path) -> None:
+    lines = [{"path": "b.mp4", "prompt": asked} for asked in ("Who?", "Where?", "Who?", "What?")]
+    source = write_list(folder, *lines, {"path": "b.mp4"}, {"path": "b.mp4"})
+    found, _ = find_media([source], PLAIN, prompt_for=lambda kind: "What?")
+    assert [file.prompt for file in found] == ["Who?", "Where?", "What?"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"path": "b.mp4", "prompt": ""},
+        {"path": "b.mp4", "prompt": " \n"},
+        {"path": "b.mp4", "prompt": 5},
+        {"path": "b.mp4", "prompt": ["Who?"]},
+        {"path": 7},
+        {"path": ""},
+        ["b.mp4"],
+        "b.mp4",
+    ],
+)
+def test_a_line_that_makes_no_sense_fails_by_its_number(folder: Path, line: object) -> None:
+    found, (failure,) = find_media([write_list(folder, {"path": "a.MKV"}, line)], PLAIN)
+    assert names(found) == ["a.MKV"]
+    assert (failure.error, failure.stage) == ("list", "sources")
+    assert failure.message.startswith("line 2 of the list ") and '"prompt"' in failure.hint
+
+
+@pytest.mark.parametrize("field", ["path", "prompt"])
+def test_half_a_character_in_a_line_fails_by_its_number(folder: Path, field: str) -> None:
+    line = {"path": "b.mp4", "prompt": "Who?", field: "x\ud83d"}
+    (folder / "list.jsonl").write_text(json.dumps(line))
+    found, (failure,) = find_media([str(folder / "list.jsonl")], PLAIN)
+    assert found == [] and failure.message.startswith("line 1 of the list holds half a character")
+
+
+def test_a_list_that_begins_with_a_byte_order_mark_is_read(folder: Path) -> None:
+    (folder / "list.txt").write_bytes("b.mp4\r\na.MKV\r\n".encode("utf-8-sig"))
+    found, failures = find_media([str(folder / "list.txt")], PLAIN)
+    assert names(found) == ["b.mp4", "a.MKV"] and failures == []
+
+
 def test_what_cannot_be_found_is_named_with_a_hint(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     sources = [str(tmp_path / "gone.mp4"), str(tmp_path / "empty"), str(tmp_path / "*.avi")]
