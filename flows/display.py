@@ -15,6 +15,7 @@ VERBS = {
     "frames": "cutting frames",
     "encode": "encoding",
     "decode": "captioning",
+    "cut": "cutting clips",
 }
 
 

@@ -13,6 +13,7 @@ ENTRIES: Mapping[str, str] = {
     "frames": "stages.frames.run:run",
     "encode": "stages.encode.run:run",
     "decode": "stages.decode.run:run",
+    "cut": "stages.frames.cut:run",
 }
 """Stage name → the function that its process calls."""
 

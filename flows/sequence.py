@@ -10,6 +10,7 @@ from typing import Any
 from artifacts.captions import Failure
 from artifacts.errors import Interrupted, PenstockError
 from artifacts.packs import DamagedRecord
+from flows.dataset import write_dataset
 from flows.launch import Launcher, Running, StageCall
 from flows.ledger import Medium, Task, decode_batches, encode_batches
 from flows.models import cores
@@ -79,6 +80,8 @@ class Sequence:
                 following = waves[number + 1] if number + 1 < len(waves) else []
                 self._wave(wave, following)
                 self._write(result, last=not following)
+            if "webdataset" in job.config.format:
+                result.warnings += write_dataset(job, self._launcher, self._tell)
         except BaseException as error:
             self._stop_ahead()
             stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)

@@ -1,0 +1,223 @@
+"""WebDataset shards: numbered tar files of samples, whose members share a key; knows nothing of
+where samples come from.
+
+`index.json` says what each shard holds. Shards that would hold the same again are left alone; new
+ones are written aside and take their places when all are there.
+"""
+
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from artifacts.errors import EnvironmentFault
+from artifacts.files import HALF, whole_file, write_json
+from artifacts.keys import digest_of
+from artifacts.store import fault_of
+
+SHARD_BYTES = 1_000_000_000
+"""A shard with this much in it is full; a single sample may be larger."""
+SHARD_SAMPLES = 10_000
+"""A shard with so many samples is full."""
+INDEX = "index.json"
+OWN_MEMBERS = ("txt", "json")
+SLUG_LETTERS = 40
+"""How much of a medium's name stands in a key."""
+RECIPE = 1
+"""Raised when the same samples are to be written otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Media:
+    """The bytes that go with a sample."""
+
+    path: Path
+    suffix: str
+    start: float = 0.0
+    """Seconds of these media at which the chunk starts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One chunk of a medium as it goes into a shard."""
+
+    key: str
+    line: dict[str, Any]
+    """The chunk's line of `captions.jsonl`."""
+    content: str
+    """Digest of the medium that it is of."""
+
+    def digest(self) -> str:
+        return digest_of([RECIPE, self.key, self.line, self.content])
+
+
+Samples = Iterator[tuple[Sample, Media | None]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """What the index says of one shard."""
+
+    name: str
+    samples: int
+    without_media: int
+    """Samples whose media could not be had."""
+    bytes: int
+    digest: str
+    """Of its samples."""
+    full: bool
+    """Whether another sample did not fit."""
+
+
+def sample_key(media_path: str, content: str, prompt: str, copy: int, chunk: int) -> str:
+    """A key of letters that no tool takes for a folder or a suffix, the same in every run.
+
+    `copy` tells apart what is alike in all else.
+    """
+    slug = re.sub("[^A-Za-z0-9_-]+", "_", PurePosixPath(media_path).stem)[:SLUG_LETTERS].strip("_")
+    digest = digest_of([media_path, content, prompt, copy])[:12]
+    return f"{slug or 'media'}-{digest}-{chunk:05d}"
+
+
+def media_suffix(name: str) -> str:
+    """The suffix under which a reader finds the bytes of a file of this name."""
+    suffix = PurePosixPath(name).suffix.lower().lstrip(".")
+    plain = re.fullmatch("[a-z0-9]{1,8}", suffix) and suffix not in OWN_MEMBERS
+    return suffix if plain else "bin"
+
+
+def kept_shards(folder: Path, digests: Sequence[str]) -> list[Shard]:
+    """The shards at the beginning that hold what they would hold again."""
+    kept: list[Shard] = []
+    at = 0
+    for number, shard in enumerate(read_index(folder)):
+        beyond = at + shard.samples
+        whole = shard.full or beyond == len(digests)
+        same = shard.digest == digest_of(list(digests[at:beyond]))
+        if not (whole and same and shard.name == _name(number) and _is_there(folder, shard)):
+            break
+        kept.append(shard)
+        at = beyond
+    return kept
+
+
+def read_index(folder: Path) -> list[Shard]:
+    """What the index of a folder says; nothing where there is none that can be read."""
+    try:
+        told = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return [Shard(**shard) for shard in told["shards"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def write_shards(folder: Path, kept: Sequence[Shard], samples: Samples) -> list[Shard]:
+    """Write the samples that follow the kept shards; returns all shards. A sample's media are read
+    before the next sample is asked for. Raises EnvironmentFault, and then the old shards stay."""
+    aside = folder / f"{HALF}new"
+    shards = list(kept)
+    try:
+        try:
+            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+            aside.mkdir(parents=True)
+        except OSError as error:
+            raise fault_of(error, folder) from error
+        pending = next(samples, None)
+        while pending is not None:
+            name = _name(len(shards))
+            with whole_file(aside / name) as file:
+                shard, pending = _fill(file, name, pending, samples)
+            shards.append(shard)
+        try:
+            _place(folder, aside, shards, len(kept))
+        except OSError as error:
+            raise fault_of(error, folder) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return shards
+
+
+def _place(folder: Path, aside: Path, shards: Sequence[Shard], kept: int) -> None:
+    """Move new shards to their places. Killed midway, the index tells what is still to be done."""
+    write_json(folder / INDEX, {"shards": [asdict(shard) for shard in shards[:kept]]})
+    for shard in shards[kept:]:
+        (aside / shard.name).replace(folder / shard.name)
+    names = {shard.name for shard in shards}
+    for path in folder.glob("[0-9]" * 6 + ".tar"):
+        if path.name not in names:
+            path.unlink()
+    write_json(folder / INDEX, {"shards": [asdict(shard) for shard in shards]})
+
+
+def _fill(
+    file: IO[bytes], name: str, first: tuple[Sample, Media | None], rest: Samples
+) -> tuple[Shard, tuple[Sample, Media | None] | None]:
+    """One shard, and the sample that did not fit."""
+    digests: list[str] = []
+    bare = 0
+    pending: tuple[Sample, Media | None] | None = first
+    # GNU headers are those of POSIX for short names, and know sizes beyond 8 GB.
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        while pending is not None:
+            sample, media = pending
+            size = _size(media.path) if media is not None else 0
+            if digests and (len(digests) >= SHARD_SAMPLES or tar.offset + size > SHARD_BYTES):
+                break
+            _add(tar, sample, media, size)
+            digests.append(sample.digest())
+            bare += media is None
+            pending = next(rest, None)
+    shard = Shard(
+        name=name,
+        samples=len(digests),
+        without_media=bare,
+        bytes=file.tell(),
+        digest=digest_of(digests),
+        full=pending is not None,
+    )
+    return shard, pending
+
+
+def _add(tar: tarfile.TarFile, sample: Sample, media: Media | None, size: int) -> None:
+    if media is not None:
+        with _reading(media.path) as source:
+            tar.addfile(_member(f"{sample.key}.{media.suffix}", size), source)
+    line = {**sample.line, "media_start": media.start if media is not None else None}
+    texts = {"txt": sample.line["caption"], "json": json.dumps(line, ensure_ascii=False)}
+    for suffix, text in texts.items():
+        data = text.encode("utf-8", errors="replace")
+        tar.addfile(_member(f"{sample.key}.{suffix}", len(data)), BytesIO(data))
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)  # of no time and no owner, or equal samples would differ
+    member.size = size
+    return member
+
+
+def _reading(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{path} cannot be read any more ({error.strerror})",
+            hint="Check the disk it lies on; the same command then goes on",
+        ) from error
+
+
+def _size(path: Path) -> int:
+    with _reading(path) as file:
+        return file.seek(0, 2)
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}.tar"
+
+
+def _is_there(folder: Path, shard: Shard) -> bool:
+    path = folder / shard.name
+    return path.is_file() and path.stat().st_size == shard.bytes
