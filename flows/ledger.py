@@ -1,6 +1,6 @@
 """What is done and what is missing, read off the store; starts nothing and opens no media file."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,9 @@ from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, Shelf
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store
+
+BYTES_A_TOKEN = 4
+"""Of a prompt, about: enough to tell a long one from a short one without a tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +135,25 @@ class Ledger:
             and task.frames not in self.frames
         ]
 
+    def lengths(self, tasks: Sequence[Task]) -> dict[str, int]:
+        """Caption key → about how many tokens the decoder is given for it.
+
+        Recorded before any of them is decoded: features that are gone when the run is resumed must
+        not change which chunks share a batch.
+        """
+        wave = unique(tasks, "caption")
+        key = digest_of(["lengths", *(task.caption for task in wave)])
+        if key not in self._waves:
+            counts = [self._length(task) for task in wave]
+            self._waves.publish([Record(key=key, meta={"tokens": counts})])
+        tokens: list[int] = self._waves.meta(key)["tokens"]
+        return {task.caption: count for task, count in zip(wave, tokens, strict=True)}
+
+    def _length(self, task: Task) -> int:
+        known = task.features in self.features
+        of_media = int(self.features.meta(task.features).get("tokens", 0)) if known else 0
+        return of_media + len(task.medium.prompt.encode()) // BYTES_A_TOKEN
+
     def waves(
         self, media: Sequence[Medium], sizes: Sequence[int], limit: int
     ) -> list[list[Medium]]:
@@ -177,9 +199,16 @@ def encode_batches(tasks: Sequence[Task], batch_size: int, frames_a_batch: int) 
     return batches
 
 
-def decode_batches(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
-    """Chunks of one kind together, alike in length, so that little is padded."""
-    ordered = sorted(unique(tasks, "caption"), key=lambda task: task.shape)
+def decode_batches(
+    tasks: Sequence[Task], lengths: Mapping[str, int], batch_size: int
+) -> list[list[Task]]:
+    """Chunks of one kind together, alike in length, so that little is padded; the longest first, so
+    that what does not fit is found out at once. `lengths` is by the caption's key."""
+
+    def size(task: Task) -> tuple[int, tuple[str, int, int, int]]:
+        return lengths[task.caption], task.shape
+
+    ordered = sorted(unique(tasks, "caption"), key=size, reverse=True)
     batches = []
     for kind in ("image", "video"):
         group = [task for task in ordered if task.medium.kind == kind]

@@ -171,13 +171,13 @@ class Sequence:
         tasks = [t for t in job.ledger.tasks(wave) if t.features not in job.ledger.refused]
         missing = {t.caption for t in tasks} - job.ledger.captions.keys()
         have = job.ledger.features.keys()
+        if not missing:
+            return
         batches = [
             [task for task in batch if task.caption in missing or task.features in have]
-            for batch in decode_batches(tasks, job.config.batch_size)
+            for batch in decode_batches(tasks, job.ledger.lengths(tasks), job.config.batch_size)
             if any(task.caption in missing for task in batch)
         ]
-        if not batches:
-            return
         self._tell("decode", len(tasks), len(tasks) - len(missing))
         entries = [
             [_entry(t, key=t.caption, features=t.features, prompt=t.medium.prompt) for t in b]

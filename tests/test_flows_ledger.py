@@ -93,12 +93,53 @@ def test_encode_batches_hold_one_shape_and_few_frames(tmp_path: Path) -> None:
     assert shapes(encode_batches(tasks[:1], batch_size=8, frames_a_batch=1)) == [[8]]
 
 
-def test_decode_batches_keep_kinds_apart_and_lengths_together(tmp_path: Path) -> None:
-    book = ledger(tmp_path, a=[8, 2], b=[8, 2])
+def encoded(book: Ledger, tasks: list[Task], tokens: list[int]) -> None:
+    """Features of so many tokens for each task, each in a pack of its own."""
+    for task, count in zip(tasks, tokens, strict=True):
+        book.features.publish([Record(key=task.features, meta={"tokens": count})])
+
+
+def cut_for_decoding(book: Ledger, tasks: list[Task], batch_size: int) -> list[list[Task]]:
+    return decode_batches(tasks, book.lengths(tasks), batch_size)
+
+
+def test_decode_batches_keep_kinds_apart_and_the_longest_first(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[2, 8], b=[2, 8])
     tasks = book.tasks([medium("a"), medium("b", kind="image")])
-    batches = decode_batches(tasks, batch_size=4)
-    assert shapes(batches) == [[2, 8], [2, 8]]
+    batches = cut_for_decoding(book, tasks, batch_size=4)
+    assert shapes(batches) == [[8, 2], [8, 2]]
     assert [{t.medium.kind for t in batch} for batch in batches] == [{"image"}, {"video"}]
+
+
+def test_decode_batches_go_by_tokens_and_not_by_frames(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8, 2, 8, 2, 8])
+    tasks = book.tasks([medium("a")])
+    counts = [30, 900, 31, 901, 400]
+    encoded(book, tasks, counts)
+    batches = cut_for_decoding(book, tasks, batch_size=2)
+    tokens = {task.caption: count for task, count in zip(tasks, counts, strict=True)}
+    assert [[tokens[t.caption] for t in b] for b in batches] == [[901, 900], [400, 31], [30]]
+    assert sorted(t.caption for batch in batches for t in batch) == sorted(tokens)
+
+
+def test_a_long_prompt_counts_in_a_chunk_s_length(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8], b=[8])
+    tasks = book.tasks([medium("a"), medium("b", prompt="Say all of it. " * 40)])
+    encoded(book, tasks, [64, 60])
+    assert [t.medium.digest for b in cut_for_decoding(book, tasks, 1) for t in b] == ["b", "a"]
+
+
+def test_what_is_done_or_gone_changes_no_decode_batch(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8] * 6)
+    tasks = book.tasks([medium("a")])
+    encoded(book, tasks, [10, 60, 20, 50, 30, 40])
+    first = cut_for_decoding(book, tasks, batch_size=2)
+    book.captions.publish([Record(key=tasks[1].caption)])
+    book.features.drop([tasks[1].features, tasks[2].features])
+    resumed = ledger(tmp_path)
+    again = resumed.tasks([medium("a")])
+    assert resumed.features.keys() < {t.features for t in again}
+    assert cut_for_decoding(resumed, again, batch_size=2) == first
 
 
 def test_two_files_of_one_content_are_one_item(tmp_path: Path) -> None:
@@ -106,11 +147,11 @@ def test_two_files_of_one_content_are_one_item(tmp_path: Path) -> None:
     tasks = book.tasks([medium("a"), medium("a")])
     assert len(tasks) == 2
     assert shapes(encode_batches(tasks, 8, 64)) == [[8]]
-    assert shapes(decode_batches(tasks, 8)) == [[8]]
+    assert shapes(cut_for_decoding(book, tasks, 8)) == [[8]]
 
 
 def test_other_prompts_share_features_but_not_captions(tmp_path: Path) -> None:
     book = ledger(tmp_path, a=[8])
     tasks = book.tasks([medium("a"), medium("a", prompt="Who?")])
     assert shapes(encode_batches(tasks, 8, 64)) == [[8]]
-    assert shapes(decode_batches(tasks, 8)) == [[8, 8]]
+    assert shapes(cut_for_decoding(book, tasks, 8)) == [[8, 8]]
