@@ -34,6 +34,8 @@ def write_video(
     rotation: int = 0,
     shown: tuple[int, int, int, int] | None = None,
     pixel_aspect: Fraction | None = None,
+    pixel_format: str = "yuv420p",
+    container_options: dict[str, str] | None = None,
     audio: bool = False,
     draw: Callable[[int, int, int], NDArray[np.uint8]] = picture,
 ) -> Path:
@@ -43,11 +45,11 @@ def write_video(
     """
     if codec == "libx264" and options is None:
         options = {"bf": "3", "preset": "ultrafast", "crf": "30", "sc_threshold": "0"}
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=round(1 / time_base), options=options or {})
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = size
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else pixel_format
         stream.time_base = stream.codec_context.time_base = time_base
         stream.codec_context.gop_size = gop
         if pixel_aspect is not None:

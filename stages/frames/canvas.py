@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import (
+    ColorPrimaries,
+    Colorspace,
+    ColorTrc,
+    Interpolation,
+    VideoReformatter,
+)
 from numpy.typing import NDArray
 
 from artifacts.schema import FrameFit
@@ -15,6 +21,14 @@ FILTER = Interpolation.BICUBIC
 """swscale widens it with the scale, so that downscaling does not alias."""
 SQUARE_ENOUGH = 0.01
 """Pixels whose shape differs from a square by no more than this are not stretched."""
+
+HIGH_DYNAMIC_RANGE = frozenset((ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67))
+"""PQ and HLG: taken as they are for a plain screen, they look washed out."""
+MATRICES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
+"""Ways from YUV to RGB, by their number in ITU-T H.273, that swscale knows. It refuses a picture of
+another one, though no eye would be the judge of that."""
+BT2020_LIKE = frozenset((10, 13, 14))
+"""Those of the others that BT.2020 comes near to; the rest is taken for BT.709."""
 
 
 class Canvas:
@@ -30,7 +44,7 @@ class Canvas:
         """Size in pixels as a player shows it."""
         self.height, self.width = fit.size(self.shown_height, self.shown_width)
         """Size in pixels of what `paint` gives."""
-        self._reformatter = VideoReformatter()
+        self._reformatter, self._toner = VideoReformatter(), VideoReformatter()
 
     def empty(self, count: int) -> NDArray[np.uint8]:
         """Room for so many pictures, [count, height, width, 3]."""
@@ -41,11 +55,38 @@ class Canvas:
         height, width = self.height, self.width
         if self.turns % 2:
             height, width = width, height
+        hdr = frame.color_trc in HIGH_DYNAMIC_RANGE
+        matrix = None
+        if frame.colorspace not in MATRICES:
+            matrix = Colorspace.BT2020 if frame.colorspace in BT2020_LIKE else Colorspace.ITU709
         picture = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=FILTER, threads=1
+            frame,
+            width=width,
+            height=height,
+            format="rgb48le" if hdr else "rgb24",
+            src_colorspace=matrix,
+            dst_colorspace=matrix,
+            interpolation=FILTER,
+            threads=1,
         )
+        if hdr:
+            picture = self._mapped(picture)
         pixels = picture.to_ndarray()
         out[...] = np.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)
+
+    def _mapped(self, picture: VideoFrame) -> VideoFrame:
+        """HDR as a plain screen shows it: swscale maps tones and colours when both are named. Done
+        at the small size: at that of a 4K frame it takes 100 ms, here one."""
+        picture.colorspace = 0
+        if picture.color_primaries not in list(ColorPrimaries):
+            picture.color_primaries = ColorPrimaries.BT2020
+        return self._toner.reformat(
+            picture,
+            format="rgb24",
+            dst_color_trc=ColorTrc.BT709,
+            dst_color_primaries=ColorPrimaries.BT709,
+            threads=1,
+        )
 
 
 def _is_mirrored(frame: VideoFrame) -> bool:
