@@ -105,16 +105,19 @@ def high_dynamic_range(curve: str) -> Callable[[Path], None]:
 
 def _signal(pixels: NDArray[np.uint8], curve: str) -> NDArray[np.float64]:
     """ITU-R BT.2100, of light that a plain screen shows as `pixels`."""
-    light = (pixels / 255.0) ** 2.2 @ TO_BT2020.T * SDR_WHITE_NITS
+    light: NDArray[np.float64] = (pixels / 255.0) ** 2.2 @ TO_BT2020.T * SDR_WHITE_NITS
+    signal: NDArray[np.float64]
     if curve == "pq":
         bent = (light / 10000) ** (2610 / 16384)
-        return ((3424 + 2413 * 32 * bent) / (4096 + 2392 * 32 * bent)) ** (2523 / 4096 * 128)
+        signal = ((3424 + 2413 * 32 * bent) / (4096 + 2392 * 32 * bent)) ** (2523 / 4096 * 128)
+        return signal
     whole = light / 1000
     bright = np.maximum(whole @ LUMA_BT2020, 1e-6)[..., None]
     scene = whole * bright ** ((1 - 1.2) / 1.2)
     low = np.sqrt(3 * scene)
     high = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
-    return np.where(scene <= 1 / 12, low, high)
+    signal = np.where(scene <= 1 / 12, low, high)
+    return signal
 
 
 def _ten_bit(signal: NDArray[np.float64]) -> VideoFrame:
