@@ -7,6 +7,7 @@ from typing import Any, Literal
 from artifacts.errors import UsageError
 
 MediaKind = Literal["video", "image"]
+Route = Literal["protocol", "replay", "splice", "joint"]
 Modality = Literal["image", "video"]
 
 

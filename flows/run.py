@@ -47,6 +47,8 @@ def caption(
             write_jsonl(out_folder(config) / "failures.jsonl", error.failures)
             raise
         with only_run_in(job):
+            if note := route_note(job):
+                display.say(note)
             record = RunRecord(job.out)
             record.value["plan"] = summary(job)
             record.write(force=True)
@@ -68,7 +70,22 @@ def summary(job: Job) -> dict[str, Any]:
         "store": job.store.url,
         "media": len(job.files),
         "halves": halves(job),
+        "route": job.model.card.route,
+        "notes": [note] if (note := route_note(job)) else [],
     }
+
+
+def route_note(job: Job) -> str:
+    """What a person should know of how the model is run; nothing for most models."""
+    card = job.model.card
+    if card.route == "joint":
+        return (
+            f"{job.model.name} cannot be run in halves ({card.why}): the second stage loads all "
+            "of it, and what is kept for another prompt is its pixels"
+        )
+    if card.prompted:
+        return f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
+    return ""
 
 
 def halves(job: Job) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from flows.precision import HalfSettings
 from flows.prepare import Job
 from flows.run_record import RunRecord
 from flows.sizes import media_bytes, wave_limit
+from stages.models.card import HalfCard
 
 FRAMES_A_BATCH = 64
 """The encode stage takes fewer chunks a batch when they hold more frames than this together."""
@@ -155,7 +156,7 @@ class Sequence:
             self._tell("encode", len(needed), len(needed) - len(missing))
             entries = [[_entry(t, key=t.features, frames=t.frames) for t in b] for b in batches]
             arguments = {
-                **self._half(job.model.vision),
+                **self._half(job.model.vision, job.model.card.vision),
                 "frames_scope": job.ledger.scopes.frames,
                 "scope": job.ledger.scopes.features,
                 "batches": entries,
@@ -184,7 +185,7 @@ class Sequence:
             for b in batches
         ]
         arguments = {
-            **self._half(job.model.language),
+            **self._half(job.model.language, job.model.card.language),
             "features_scope": job.ledger.scopes.features,
             "scope": job.ledger.scopes.captions,
             "max_new_tokens": job.config.max_new_tokens,
@@ -193,7 +194,7 @@ class Sequence:
         self._finish(self._launcher.start(self._call("decode", arguments)))
         job.ledger.refresh()
 
-    def _half(self, half: HalfSettings) -> dict[str, Any]:
+    def _half(self, half: HalfSettings, card: HalfCard) -> dict[str, Any]:
         model = self._job.model
         return {
             "store": self._job.store.url,
@@ -204,6 +205,8 @@ class Sequence:
             "precision": half.precision,
             "attention": half.attention,
             "trust_remote_code": self._job.config.trust_remote_code,
+            "route": model.card.route,
+            "pieces": card.pieces,
         }
 
     def _call(self, name: str, arguments: dict[str, Any], device: str = "") -> StageCall:

@@ -262,28 +262,6 @@ def test_a_model_without_a_vision_half_fails(tmp_path: Path) -> None:
         load_half(tmp_path, "vision")
 
 
-def test_a_model_that_takes_no_features_fails(tmp_path: Path) -> None:
-    import transformers
-
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
-    config = transformers.Blip2Config(
-        vision_config={**shape, "num_hidden_layers": 1, "image_size": 32, "patch_size": 8},
-        qformer_config={**shape, "num_hidden_layers": 1, "encoder_hidden_size": 32},
-        text_config={
-            "model_type": "opt",
-            "hidden_size": 32,
-            "ffn_dim": 64,
-            "vocab_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 4,
-            "word_embed_proj_dim": 32,
-        },
-    )
-    model: Any = transformers.Blip2ForConditionalGeneration(config)
-    with pytest.raises(UsageError, match="cannot take features"):
-        encode(model, {"pixel_values": torch.zeros(1, 3, 32, 32)})
-
-
 MODULE_NAMES = {
     "qwen2_5_vl": {"model.": "model.language_model.", "visual.": "model.visual."},
     "llava": {

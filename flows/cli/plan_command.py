@@ -10,7 +10,7 @@ from flows.display import Display, duration, size
 from flows.launch import DirectLauncher
 from flows.ledger import cut_waves
 from flows.prepare import Job, prepare
-from flows.run import halves
+from flows.run import halves, route_note
 from flows.sizes import SHOT_SECONDS, estimates, wave_limit
 
 
@@ -35,6 +35,8 @@ def plan(job: Job) -> dict[str, Any]:
         "device": job.device,
         "precision": job.model.precision(),
         "halves": halves(job),
+        "route": job.model.card.route,
+        "notes": [note] if (note := route_note(job)) else [],
         "sampling": {n: getattr(job.sampling, n) for n in job.sampling.__slots__},
         "files": len(job.files),
         "failed": len(job.failures),
@@ -71,6 +73,7 @@ def plan_lines(job: Job) -> list[str]:
         f"{p['waves']} wave(s)",
         f"done        {p['done']['features']} features, {p['done']['captions']} captions",
     ]
+    lines += [f"note        {note}" for note in p["notes"]]
     if p["failed"]:
         lines.append(f"missing     {p['failed']} sources: {job.failures[0].media_path} …")
     return lines

@@ -6,6 +6,7 @@ give the same words. A batch is always computed whole, because rounding depends 
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +16,11 @@ from artifacts.packs import QUARANTINE, DamagedRecord, Record, Shelf, read_heade
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
 from stages.models.ahead import read_ahead
-from stages.models.features import Features, generate
+from stages.models.delivery import generate, new_tokens
+from stages.models.features import Features
 from stages.models.loading import ModelJob, facts
 from stages.models.prepare import rebuild
-from stages.models.records import FeatureRecord, merge_rows
+from stages.models.records import FeatureRecord, merge_blank, merge_rows
 from stages.process.report import Report
 
 SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
@@ -34,9 +36,10 @@ def run(job: dict[str, Any], report: Report) -> None:
     report.total(sum(member["key"] not in captions for batch in batches for member in batch))
     if not batches:
         return
-    half, processor = ModelJob.of(job).load("language")
-    report.note(**facts(half))
-    make_greedy(half, processor)
+    source = ModelJob.of(job)
+    processor = source.processor()
+    held = source.hold("language")
+    report.note(**facts(held.model))
 
     def read(batch: list[dict[str, Any]]) -> list[FeatureRecord]:
         try:
@@ -51,7 +54,15 @@ def run(job: dict[str, Any], report: Report) -> None:
 
     for batch, rows in read_ahead(batches, read):
         prompts = [member["prompt"] for member in batch]
-        made = decode_batch(half, processor, rows, prompts, job["max_new_tokens"])
+        made = held.use(
+            functools.partial(
+                decode_batch,
+                processor=processor,
+                rows=rows,
+                prompts=prompts,
+                max_new_tokens=job["max_new_tokens"],
+            )
+        )
         records = [_record(m["key"], *c) for m, c in zip(batch, made, strict=True)]
         tokens = {record.key: record.meta["tokens"] for record in records}
         for key in captions.publish(records):
@@ -100,13 +111,14 @@ def decode_batch(
     max_new_tokens: int,
 ) -> list[tuple[str, int]]:
     """The caption of each row and how many tokens it took, in order."""
+    make_greedy(half, processor)
     captions: dict[int, tuple[str, int]] = {}
     for indexes in _groups(rows):
         together = [rows[index] for index in indexes]
         inputs = rebuild(processor, together, [prompts[index] for index in indexes])
-        features = Features(merge_rows(together), together[0].needs)
+        features = Features(merge_rows(together), together[0].needs, merge_blank(together))
         tokens = generate(half, inputs, features, max_new_tokens=max_new_tokens)
-        new = tokens[:, inputs["input_ids"].shape[1] :].cpu()
+        new = new_tokens(tokens, inputs["input_ids"]).cpu()
         texts = processor.batch_decode(new, skip_special_tokens=True)
         counts = _lengths(half, new)
         pairs = [(text.strip(), count) for text, count in zip(texts, counts, strict=True)]

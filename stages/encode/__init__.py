@@ -1,4 +1,4 @@
 """Frames to features, with the vision half alone."""
 
-RECIPE = 2
+RECIPE = 3
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""

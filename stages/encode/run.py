@@ -17,10 +17,12 @@ from artifacts.packs import DamagedRecord, Record, Shelf
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
 from stages.models.ahead import read_ahead
-from stages.models.features import Features, encode
+from stages.models.delivery import PIXELS
+from stages.models.features import Features, encode, is_pixels
 from stages.models.loading import ModelJob, facts
+from stages.models.pieces import Held
 from stages.models.prepare import Clip, Prepared, joined, prepare
-from stages.models.records import CannotSplit, FeatureRecord, split
+from stages.models.records import CannotSplit, FeatureRecord, rule_of_input, split
 from stages.process.report import Report
 
 REFUSALS = (ValueError, TypeError, KeyError, IndexError, AssertionError, RuntimeError)
@@ -54,8 +56,11 @@ def run(job: dict[str, Any], report: Report) -> None:
     report.total(sum(member["key"] not in features for batch in batches for member in batch))
     if not batches:
         return
-    half, processor = ModelJob.of(job).load("vision")
-    report.note(**facts(half))
+    source = ModelJob.of(job)
+    processor = source.processor()
+    half = None if source.route == "joint" else source.hold("vision")
+    if half is not None:
+        report.note(**facts(half.model))
 
     def read(batch: list[dict[str, Any]]) -> list[Prepared | Refusal]:
         return [read_member(frames, processor, member) for member in batch]
@@ -67,11 +72,32 @@ def run(job: dict[str, Any], report: Report) -> None:
                 failures.publish([Record(key=key, meta=row.meta())])
                 report.failure(media=key, **row.meta())
         prepared = {key: row for key, row in found.items() if isinstance(row, Prepared)}
-        rows = encode_batch(half, list(prepared.values()))
+        rows = _encoded(half, list(prepared.values()))
         records = [_record(key, row) for key, row in zip(prepared, rows, strict=True)]
         metas = {member["key"]: frames.meta(member["frames"]) for member in batch}
         for key in features.publish(records):
             report.item(key, seconds_of_media=metas[key]["end"] - metas[key]["start"])
+
+
+def _encoded(half: Held | None, rows: list[Prepared]) -> list[FeatureRecord]:
+    """A record for each chunk; of a model that cannot be cut, its pixels."""
+    if half is None:
+        return [undivided(row) for row in rows]
+    return half.use(lambda model: encode_batch(model, rows))
+
+
+def undivided(row: Prepared) -> FeatureRecord:
+    """What the whole model needs of a chunk: the pixels themselves."""
+    pixels = {n: v for n, v in row.inputs.items() if is_pixels(n) and v is not None}
+    return FeatureRecord(
+        features={PIXELS: pixels},
+        rules={PIXELS: {"fields": {n: rule_of_input(v) for n, v in pixels.items()}}},
+        needs=tuple(sorted(row.side)),
+        channel=row.channel,
+        side=row.side,
+        replacements=row.replacements,
+        count=row.count,
+    )
 
 
 def read_member(shelf: Shelf, processor: Any, member: dict[str, Any]) -> Prepared | Refusal:
@@ -172,6 +198,7 @@ def _encode_together(half: Any, rows: list[Prepared]) -> list[FeatureRecord] | N
             side=row.side,
             replacements=row.replacements,
             count=row.count,
+            blank={name: list(row.inputs[name].shape) for name in made.blank},
         )
         for part, row in zip(parts, rows, strict=True)
     ]

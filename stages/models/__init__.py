@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stages.models.absent import NeedsWeights as NeedsWeights
     from stages.models.card import ModelCard as ModelCard
+    from stages.models.delivery import generate as generate
     from stages.models.features import encode as encode
-    from stages.models.features import generate as generate
     from stages.models.halves import load_half as load_half
     from stages.models.inspection import describe as describe
     from stages.models.resolve import resolve_model as resolve_model
@@ -27,7 +27,7 @@ _HOMES = {
     "ModelCard": "card",
     "describe": "inspection",
     "encode": "features",
-    "generate": "features",
+    "generate": "delivery",
     "load_half": "halves",
     "resolve_model": "resolve",
 }

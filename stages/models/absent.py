@@ -13,14 +13,16 @@ from torch import nn
 
 
 class NeedsWeights(RuntimeError):
-    """A piece of the model that was left out on purpose is needed; `path` names it."""
+    """A piece of the model that was left out on purpose is needed; `path` names it, and `module`
+    the smallest part that can be loaded to have it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, module: str | None = None) -> None:
         super().__init__(
             f"{path} is needed, but belongs to the half of the model that was not loaded. "
             "Load the other half, or the whole model"
         )
         self.path = path
+        self.module = path if module is None else module
 
 
 class Absent(nn.Module):
@@ -40,7 +42,7 @@ class Absent(nn.Module):
         value = getattr(skeleton, name)
         path = f"{self._path}.{name}"
         if isinstance(value, torch.Tensor):
-            raise NeedsWeights(path)
+            raise NeedsWeights(path, self._path)
         if isinstance(value, nn.Module):
             return Absent(value, path)
         if isinstance(value, MethodType) and value.__self__ is skeleton:

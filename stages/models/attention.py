@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stages.models.boundary import Half, absent_paths
+from stages.models.boundary import Part, absent_paths
 
 
 def attention_of(model: Any, absent: list[str] | None = None) -> str:
@@ -11,17 +11,17 @@ def attention_of(model: Any, absent: list[str] | None = None) -> str:
     return "+".join(sorted({str(p.config._attn_implementation) for p in _kept(model, absent)}))
 
 
-def attention_of_half(skeleton: Any, keep: Half) -> str:
+def attention_of_half(skeleton: Any, keep: Part) -> str:
     """What one half takes by default."""
     return attention_of(skeleton, absent_paths(skeleton, keep))
 
 
-def supports_flash(skeleton: Any, keep: Half) -> bool:
+def supports_flash(skeleton: Any, keep: Part) -> bool:
     """Whether every class of one half takes FlashAttention."""
     return all(part._supports_flash_attn for part in _kept(skeleton, absent_paths(skeleton, keep)))
 
 
-def for_half(skeleton: Any, keep: Half, implementation: str) -> dict[str, Any]:
+def for_half(skeleton: Any, keep: Part, implementation: str) -> dict[str, Any]:
     """The `attn_implementation` that gives it to one half and leaves the other its default, because
     a class that does not take it refuses to be built."""
     kept = {id(part.config) for part in _kept(skeleton, absent_paths(skeleton, keep))}

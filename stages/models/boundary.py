@@ -7,22 +7,52 @@ The vision half is what O holds besides R, H and an audio encoder. The language 
 that lies outside O.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from torch import nn
 
 from artifacts.errors import UsageError
-from stages.models.absent import Absent, AbsentWeight
+from stages.models.absent import Absent, AbsentWeight, NeedsWeights
 
 Half = Literal["vision", "language"]
+Part = Literal["vision", "language", "whole"]
 HALVES: tuple[Half, Half] = ("vision", "language")
 
 
-def absent_paths(model: nn.Module, keep: Half) -> list[str]:
-    """Paths of the modules and parameters that the half to keep does without, outermost only."""
-    owner = owner_path(model)
-    reader = _reader_path(model, owner)
+def absent_paths(model: nn.Module, keep: Part, pieces: Iterable[str] = ()) -> list[str]:
+    """Paths of the modules and parameters that the part to keep does without, outermost only;
+    `pieces` of the other half are kept all the same."""
+    if keep == "whole":
+        return []
+    left_out = _absent_paths(model, keep)
+    for piece in pieces:
+        left_out = [p for path in left_out for p in _without(model, path, piece)]
+    return left_out
+
+
+def piece_of(model: nn.Module, error: NeedsWeights, keep: Half) -> str:
+    """What has to be loaded besides the half, whose skeleton is `model`, because of `error`: the
+    module itself when it lies below the reader, which is large, else the whole unit."""
+    left_out = next(p for p in _absent_paths(model, keep) if _within(error.path, p))
+    reader = reader_path(model, _owner(model))
+    return error.module if reader is not None and _within(left_out, reader) else left_out
+
+
+def _without(model: nn.Module, left_out: str, piece: str) -> Iterator[str]:
+    """What stays left out of `left_out` when `piece` is kept."""
+    if _within(left_out, piece):
+        return
+    if not _within(piece, left_out):
+        yield left_out
+        return
+    for name in _unit_names(model.get_submodule(left_out)):
+        yield from _without(model, _join(left_out, name), piece)
+
+
+def _absent_paths(model: nn.Module, keep: Half) -> list[str]:
+    owner = _owner(model)
+    reader = reader_path(model, owner)
     head = _path_of(model, _call(model, "get_output_embeddings"))
     of_language = {path for path in (reader, head) if path is not None}
     units = [_join(owner, name) for name in _unit_names(model.get_submodule(owner))]
@@ -59,19 +89,26 @@ def cut(model: Any, paths: list[str]) -> None:
             }
 
 
-def owner_path(model: nn.Module) -> str:
-    """Path of O. Raises UsageError when the model has no boundary between the halves."""
+def owner_path(model: nn.Module) -> str | None:
+    """Path of O; None when the model has no boundary between the halves."""
     candidates: list[str] = [
         path
         for path, module in model.named_modules()
         if any(hasattr(type(module), f"get_{kind}_features") for kind in ("image", "video"))
     ]
     if not candidates:
+        return None
+    return max(candidates, key=lambda path: len(path.split(".")) if path else 0)
+
+
+def _owner(model: nn.Module) -> str:
+    owner = owner_path(model)
+    if owner is None:
         raise UsageError(
             f"{type(model).__name__} has no vision half that can be run by itself",
             hint="Choose a model of the image-text-to-text kind, such as SmolVLM2 or Qwen2.5-VL",
         )
-    return max(candidates, key=lambda path: len(path.split(".")) if path else 0)
+    return owner
 
 
 def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
@@ -89,7 +126,8 @@ def _outside(model: nn.Module, owner: str) -> Iterator[str]:
                 yield _join(path, name)
 
 
-def _reader_path(model: nn.Module, owner: str) -> str | None:
+def reader_path(model: nn.Module, owner: str) -> str | None:
+    """Path of R; None when the decoder is not inside O."""
     decoder = _path_of(model, _call(model, "get_decoder"))
     if decoder is None or decoder == owner or not _within(decoder, owner):
         return None
@@ -101,7 +139,7 @@ def _audio_path(model: nn.Module) -> str | None:
     """The audio encoder; a model without one answers with itself or its base."""
     get_encoder = getattr(model, "get_encoder", None)
     path = None if get_encoder is None else _path_of(model, get_encoder(modality="audio"))
-    return path if path and not _within(owner_path(model), path) else None
+    return path if path and not _within(_owner(model), path) else None
 
 
 def _unit_names(module: nn.Module) -> list[str]:

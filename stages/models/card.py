@@ -4,7 +4,7 @@ what is done with it."""
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from artifacts.schema import FrameFit, Modality
+from artifacts.schema import FrameFit, Modality, Route
 
 RECIPE = 3
 """Raised when what a card says changes; part of its key."""
@@ -34,6 +34,8 @@ class HalfCard:
     """The attention implementation that it takes by default; several are joined by `+`."""
     flash: bool = False
     """Whether its classes take FlashAttention."""
+    pieces: tuple[str, ...] = ()
+    """Paths of what belongs to the other half and is loaded, and counted, with this one too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +62,13 @@ class ModelCard:
     """What its encoder takes; without `video`, the frames of a video go in as images."""
     dtype: str
     """The checkpoint's own precision, such as bfloat16."""
+    route: Route = "protocol"
+    """How the halves are run; `joint` for a model that cannot be cut: the vision half is then
+    empty."""
+    why: str = ""
+    """What of the model decided that, in one sentence."""
+    prompted: bool = False
+    """Whether features are made of the prompt too, so that another prompt needs others."""
     vision: HalfCard
     language: HalfCard
     sampling: SamplingCard
@@ -83,7 +92,7 @@ class ModelCard:
         made: dict[str, Any] = {name: tuple(value[name]) for name in ("modalities", "placeholders")}
         for name in ("vision", "language"):
             half = value[name]
-            lists = {key: tuple(half[key]) for key in ("shards", "tensors")}
+            lists = {key: tuple(half[key]) for key in ("shards", "tensors", "pieces")}
             made[name] = HalfCard(**{**half, **lists})
         made["sampling"] = SamplingCard(**value["sampling"])
         for name in ("fit_video", "fit_image"):

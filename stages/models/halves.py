@@ -8,41 +8,43 @@ reading work as ever.
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.boundary import Half, absent_paths, cut
+from stages.models.boundary import Part, absent_paths, cut
 from stages.models.resolve import resolve_model
 
 MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
 """What the loader says of weights that have no place in the model."""
 
 
-def load_half(path: str | Path, keep: Half, **options: Any) -> Any:
-    """One half of the model at `path` (a folder or hub id), in eval mode.
+def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **options: Any) -> Any:
+    """One half of the model at `path` (a folder or hub id), or the whole, in eval mode.
 
-    `options` are those of `from_pretrained`: dtype, attn_implementation, device_map,
-    trust_remote_code, revision, quantization_config; `stored_quantization` takes the place of what
-    a quantized checkpoint's config.json says of it. Raises UsageError when the model cannot be cut
-    or is not to be trusted, EnvironmentFault when its weights are not all there.
+    `pieces` are paths in the other half that this one needs too. `options` are those of
+    `from_pretrained`: dtype, attn_implementation, device_map, trust_remote_code, revision,
+    quantization_config; `stored_quantization` takes the place of what a quantized checkpoint's
+    config.json says of it. Raises UsageError when the model cannot be cut or is not to be trusted,
+    EnvironmentFault when its weights are not all there.
     """
     trusted = bool(options.get("trust_remote_code", False))
     folder = resolve_model(path, options.pop("revision", None))
-    config = load_config(folder, trusted)
-    cls = model_class(config, folder, trusted)
+    config, cls = config_and_class(folder, trusted)
     refuse_pickle(folder, trusted)
     if (stored := options.pop("stored_quantization", None)) is not None:
         config.quantization_config = stored
     options.setdefault("use_safetensors", None if trusted else True)
     with _whole_weights(folder):
-        model, found = half_class(cls, keep).from_pretrained(
+        model, found = half_class(cls, keep, tuple(pieces)).from_pretrained(
             folder, config=config, output_loading_info=True, **options
         )
     if missing := sorted(found["missing_keys"]):
         raise EnvironmentFault(
-            f"{folder} lacks {len(missing)} tensors of the {keep} half, such as {missing[0]}",
+            f"{folder} lacks {len(missing)} tensors of the {_named(keep)}, such as {missing[0]}",
             hint="Download or save the checkpoint again",
         )
     return model.eval()
@@ -70,12 +72,16 @@ def _whole_weights(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def half_class(cls: type[Any], keep: Half) -> type[Any]:
-    """A subclass of `cls` that leaves out the other half when it is built."""
+def _named(part: Part) -> str:
+    return "model" if part == "whole" else f"{part} half"
+
+
+def half_class(cls: type[Any], keep: Part, pieces: tuple[str, ...] = ()) -> type[Any]:
+    """A subclass of `cls` that leaves out the other half, but for `pieces`, when it is built."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)
-        paths = absent_paths(self, keep)
+        paths = absent_paths(self, keep, pieces)
         cut(self, paths)
         known = set(self._keys_to_ignore_on_load_unexpected or ())
         self._keys_to_ignore_on_load_unexpected = known | _patterns(self.base_model_prefix, paths)
@@ -88,6 +94,18 @@ def _patterns(prefix: str, paths: list[str]) -> set[str]:
     too."""
     names = {*paths, *(path.removeprefix(f"{prefix}.") for path in paths if prefix)}
     return {rf"^{re.escape(name)}(\.|$)" for name in names}
+
+
+def config_and_class(folder: Path, trusted: bool) -> tuple[Any, type[Any]]:
+    """What the checkpoint says it is, and the class that it is an image-text-to-text model by."""
+    config = load_config(folder, trusted)
+    return config, model_class(config, folder, trusted)
+
+
+def skeleton_of(config: Any, cls: type[Any]) -> Any:
+    """The whole model without storage."""
+    with torch.device("meta"):
+        return cls(config)
 
 
 def load_config(folder: Path, trusted: bool) -> Any:

@@ -12,14 +12,14 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Modality
 from stages.models.attention import attention_of_half, supports_flash
-from stages.models.boundary import HALVES, Half, absent_paths, belongs_to
+from stages.models.boundary import HALVES, Half, Part, absent_paths, belongs_to
 from stages.models.card import HalfCard, ModelCard, SamplingCard
-from stages.models.features import require_protocol
 from stages.models.fit import Probe, probe
-from stages.models.halves import load_config, model_class, one_line, refuse_pickle
+from stages.models.halves import config_and_class, one_line, refuse_pickle, skeleton_of
 from stages.models.prepare import load_processor, placeholder_tokens, render, takes_videos
 from stages.models.quantize import check_stored, quantizable
 from stages.models.resolve import resolve_model
+from stages.models.routes import Choice, choose_route, depends_on_prompt
 from stages.models.weights import Weight, weights_of
 
 INDEX = "model.safetensors.index.json"
@@ -42,23 +42,25 @@ def describe(
     """The card of the model at `path`, a folder or hub id. Raises UsageError for what cannot be
     used, EnvironmentFault when the hub cannot be reached."""
     folder = resolve_model(path, revision)
-    config = load_config(folder, trust_remote_code)
-    cls = model_class(config, folder, trust_remote_code)
+    config, cls = config_and_class(folder, trust_remote_code)
     refuse_pickle(folder, trust_remote_code)
-    with torch.device("meta"):
-        skeleton = cls(config)
-    require_protocol(skeleton)
-    halves = _halves(skeleton, list(read_headers(folder)))
+    skeleton = skeleton_of(config, cls)
+    choice = choose_route(skeleton)
+    headers = list(read_headers(folder))
+    halves = (
+        _undivided(skeleton, headers) if choice.route == "joint" else _halves(skeleton, headers)
+    )
     processor = load_processor(folder, trust_remote_code)
     _try_template(processor, folder)
     image = probe(processor, "image")
     video = probe(processor, "video") if takes_videos(processor) else image
-    return _card(folder, skeleton, processor, halves, image, video)
+    return _card(folder, skeleton, choice, processor, halves, image, video)
 
 
 def _card(
     folder: Path,
     skeleton: Any,
+    choice: Choice,
     processor: Any,
     halves: dict[Half, HalfCard],
     image: Probe,
@@ -73,6 +75,9 @@ def _card(
         model_type=config.model_type,
         modalities=modalities,
         dtype=str(dtype).removeprefix("torch."),
+        route=choice.route,
+        why=choice.why,
+        prompted=choice.route != "joint" and depends_on_prompt(skeleton),
         vision=halves["vision"],
         language=halves["language"],
         sampling=_sampling(processor),
@@ -162,7 +167,16 @@ def _halves(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:
     return {half: _half_card(skeleton, half, found) for half, found in held.items()}
 
 
-def _half_card(skeleton: Any, half: Half, weights: list[Weight]) -> HalfCard:
+def _undivided(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:
+    """A model without a boundary: the second stage loads all of it."""
+    nothing = HalfCard(shards=(), tensors=(), parameters=0, stored_bytes=0)
+    return {
+        "vision": nothing,
+        "language": _half_card(skeleton, "whole", list(weights_of(skeleton, headers))),
+    }
+
+
+def _half_card(skeleton: Any, half: Part, weights: list[Weight]) -> HalfCard:
     linears = quantizable(skeleton, half).values()
     return HalfCard(
         shards=tuple(sorted({weight.shard for weight in weights})),

@@ -2,8 +2,9 @@
 stores."""
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.schema import Route
 from stages.models.attention import attention_of, for_half
-from stages.models.boundary import Half
-from stages.models.halves import load_config, load_half, model_class, one_line
+from stages.models.boundary import Half, Part
+from stages.models.halves import config_and_class, load_half, one_line, skeleton_of
+from stages.models.pieces import Held
 from stages.models.prepare import load_processor
 from stages.models.quantize import KINDS, check, count, plan, stored_settings
 from stages.models.resolve import resolve_model
@@ -40,6 +43,10 @@ class ModelJob:
     attention: str | None = None
     """Attention implementation; None is the model's default."""
     trust_remote_code: bool = False
+    route: Route = "protocol"
+    """How the model is run in two stages."""
+    pieces: tuple[str, ...] = ()
+    """Paths of the other half's pieces that this half is known to need."""
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
@@ -53,15 +60,24 @@ class ModelJob:
         names = cls.__dataclass_fields__
         return cls(**{name: job[name] for name in names if name in job})
 
-    def load(self, keep: Half) -> tuple[Any, Any]:
-        """The half, on its device, and the processor. Raises EnvironmentFault when it is not in the
-        precision that was asked for."""
+    def processor(self) -> Any:
+        folder = resolve_model(Path(self.model), self.revision)
+        return load_processor(folder, self.trust_remote_code)
+
+    def hold(self, keep: Half) -> Held:
+        """The half on its device, with the pieces that it needs; the whole of a model that cannot
+        be cut."""
+        part: Part = "whole" if self.route == "joint" else keep
+        return Held(part, functools.partial(self.load, part), self.pieces)
+
+    def load(self, keep: Part, pieces: Iterable[str] = ()) -> Any:
+        """That part on its device. Raises EnvironmentFault when it is not in the precision that was
+        asked for."""
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
         folder = resolve_model(Path(self.model), self.revision)
-        processor = load_processor(folder, self.trust_remote_code)
-        config = load_config(folder, self.trust_remote_code)
+        config, cls = config_and_class(folder, self.trust_remote_code)
         chosen = self.attention is not None and not any(w in self.attention for w in BY_ITSELF)
         quantized = self.precision in KINDS or stored_settings(config) is not None
         options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
@@ -69,20 +85,18 @@ class ModelJob:
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
         if not (chosen or quantized):
-            return self._checked(load_half(folder, keep, **options)), processor
-        cls = model_class(config, folder, self.trust_remote_code)
-        with torch.device("meta"):
-            skeleton = cls(config)
+            return self._checked(load_half(folder, keep, pieces=pieces, **options))
+        skeleton = skeleton_of(config, cls)
         if chosen:
             options["attn_implementation"] = for_half(skeleton, keep, str(self.attention))
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
         stored = stored_modules(skeleton, _tensor_names(folder))
         planned = plan(skeleton, keep, self.precision, dtype, stored)
         with _with_its_attention(self.attention):
-            half = load_half(folder, keep, **options, **planned.options)
+            half = load_half(folder, keep, pieces=pieces, **options, **planned.options)
         check(half, planned)
         quiet_casts()
-        return self._checked(half), processor
+        return self._checked(half)
 
     def _checked(self, half: Any) -> Any:
         """The half, if it computes attention as the key of its results says."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.absent import Absent
-from stages.models.boundary import Half, absent_paths
+from stages.models.boundary import Part, absent_paths
 
 KINDS = ("int8", "nf4")
 """What a checkpoint can be quantized to while it is loaded."""
@@ -37,7 +37,7 @@ class Quantization:
 
 def plan(
     skeleton: Any,
-    keep: Half,
+    keep: Part,
     precision: str,
     dtype: torch.dtype,
     stored: Mapping[str, str] | None = None,
@@ -63,7 +63,7 @@ def plan(
     )
 
 
-def quantizable(skeleton: Any, keep: Half) -> dict[str, Any]:
+def quantizable(skeleton: Any, keep: Part) -> dict[str, Any]:
     """Path → module of what is quantized in one half when that is asked for."""
     absent = absent_paths(skeleton, keep)
     return {

@@ -9,7 +9,7 @@ How each part was cut is kept beside it as a rule, so that joining is exact:
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -54,6 +54,8 @@ class FeatureRecord:
     replacements: tuple[str, ...]
     """What the processor writes in place of each placeholder in the prompt."""
     count: RowCount
+    blank: dict[str, list[int]] = field(default_factory=dict)
+    """Name of a pixel input -> its shape, for models that want to be given pixels all the same."""
 
     def to_tree(self) -> dict[str, Any]:
         return {
@@ -65,6 +67,7 @@ class FeatureRecord:
             "replacements": self.replacements,
             "tokens": self.count.tokens,
             "media": self.count.media,
+            "blank": self.blank,
         }
 
     @classmethod
@@ -76,7 +79,8 @@ class FeatureRecord:
     def joins_with(self) -> str:
         """Equal for records that can be decoded in one batch."""
         shapes = {m: _shapes(self.features[m], rule) for m, rule in self.rules.items()}
-        names = [self.channel, sorted(self.side), sorted(self.needs)]
+        blank = {name: shape[1:] for name, shape in self.blank.items()}
+        names = [self.channel, sorted(self.side), sorted(self.needs), blank]
         return json.dumps([*names, self.rules, shapes], sort_keys=True)
 
 
@@ -118,6 +122,21 @@ def merge_rows(rows: Sequence[FeatureRecord]) -> dict[str, Any]:
     """Modality -> output record of several rows whose `joins_with` is equal."""
     rules = rows[0].rules
     return {m: merge([row.features[m] for row in rows], rule) for m, rule in rules.items()}
+
+
+def merge_blank(rows: Sequence[FeatureRecord]) -> dict[str, list[int]]:
+    """The shapes of the pixels of several rows whose `joins_with` is equal."""
+    return {
+        name: [sum(row.blank[name][0] for row in rows), *shape[1:]]
+        for name, shape in rows[0].blank.items()
+    }
+
+
+def rule_of_input(value: Any) -> Rule:
+    """How an input of a model is joined with those of other rows."""
+    if isinstance(value, torch.Tensor):
+        return "cat"
+    return "join" if isinstance(value, list | tuple) else "same"
 
 
 def _split(

@@ -1,0 +1,150 @@
+"""Hands stored features to the language half and lets it generate; knows nothing of how they were
+made, nor of any family.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from artifacts.errors import UsageError
+from artifacts.schema import Route
+from artifacts.tensors import make_record
+from stages.models.boundary import owner_path, reader_path
+from stages.models.features import count_tokens, is_pixels, moved, placeholder_ids
+from stages.models.routes import MODALITIES, choose_route
+
+PIXELS = "pixels"
+"""Under this name the pixels themselves stand among features, for the whole model."""
+
+
+def generate(
+    half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+) -> torch.Tensor:
+    """The tokens that `generate` of the whole model gives for these inputs.
+
+    `inputs` are all outputs of the processor besides pixels. `half` is the language half, or the
+    whole model when `features` holds pixels. Raises UsageError when features or inputs are missing.
+    """
+    text = {
+        name: moved(value, half.device)
+        for name, value in inputs.items()
+        if not is_pixels(name) and value is not None
+    }
+    if absent := sorted(getattr(features, "needs", frozenset()) - set(text)):
+        raise UsageError(
+            f"decoding needs {', '.join(absent)}, as encoding had",
+            hint="Pass every output of the processor besides the pixels",
+        )
+    route: Route = "joint" if PIXELS in features else choose_route(half).route
+    if route != "joint":
+        _check_placeholders(half, text, features)
+    with torch.inference_mode():
+        tokens: torch.Tensor = DELIVER[route](half, text, features, options)
+    return tokens
+
+
+def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    """What was generated, without the prompt before it, or without the token that starts it where
+    the prompt went to an encoder."""
+    length = prompt.shape[1]
+    if torch.equal(tokens[:, :length], prompt.to(tokens.device)):
+        return tokens[:, length:]
+    return tokens[:, 1:]
+
+
+def _by_protocol(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+    return half.generate(**text, mm_encoder_outputs=_copies(half, features), **options)
+
+
+def _by_replay(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+    """The model is shown pixels without storage, and its own methods answer with the features."""
+    blank = {
+        name: torch.zeros((), dtype=half.dtype, device=half.device).expand(tuple(shape))
+        for name, shape in getattr(features, "blank", {}).items()
+    }
+    with _answering(half, _copies(half, features)) as asked:
+        tokens = half.generate(**text, **blank, **options)
+    if unread := sorted(set(features) - asked):
+        raise UsageError(
+            f"{type(half).__name__} did not ask for its {' and '.join(unread)} features",
+            hint="Its captions would be about nothing; report this model",
+        )
+    return tokens
+
+
+@contextmanager
+def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
+    """Let the owner's methods answer with `outputs`; gives the modalities that were asked for."""
+    owner = half.get_submodule(owner_path(half) or "")
+    asked: set[str] = set()
+    replaced = []
+    for modality in (m for m in MODALITIES if m in outputs):
+        name = f"get_{modality}_features"
+
+        def answer(*_: Any, modality: str = modality, **__: Any) -> Any:
+            asked.add(modality)
+            return outputs[modality]
+
+        # `generate` reads off the signature what to pass.
+        owner.__dict__[name] = functools.wraps(getattr(owner, name))(answer)
+        replaced.append(name)
+    try:
+        yield asked
+    finally:
+        for name in replaced:
+            del owner.__dict__[name]
+
+
+def _by_splice(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+    """Features go into the embeddings at the placeholders, and the reader generates from there."""
+    path = reader_path(half, owner_path(half) or "")
+    reader = half.get_submodule(path)
+    ids = text["input_ids"]
+    embeddings = half.get_input_embeddings()(ids)
+    standing = torch.isin(
+        ids, torch.tensor(sorted(placeholder_ids(half.config)), device=ids.device)
+    )
+    found = torch.cat([r.pooler_output.flatten(0, -2) for r in _copies(half, features).values()])
+    embeddings = embeddings.masked_scatter(standing.unsqueeze(-1), found.to(embeddings.dtype))
+    given = {"inputs_embeds": embeddings, "attention_mask": text["attention_mask"]}
+    if not reader.config.is_encoder_decoder:
+        given["input_ids"] = ids
+    return reader.generate(**given, **options)
+
+
+def _jointly(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+    pixels = {n: moved(v, half.device, half.dtype) for n, v in features[PIXELS].items()}
+    return half.generate(**text, **pixels, **options)
+
+
+DELIVER: dict[Route, Callable[[Any, Any, Mapping[str, Any], Any], Any]] = {
+    "protocol": _by_protocol,
+    "replay": _by_replay,
+    "splice": _by_splice,
+    "joint": _jointly,
+}
+
+
+def _copies(half: Any, features: Mapping[str, Any]) -> dict[str, Any]:
+    """Shallow copies of the records, moved: `generate` changes what it is given in place."""
+    return {
+        modality: make_record(type(record), {n: moved(v, half.device) for n, v in record.items()})
+        for modality, record in features.items()
+    }
+
+
+def _check_placeholders(half: Any, text: Any, features: Mapping[str, Any]) -> None:
+    """Missing features would leave placeholders as they are and give wrong text with no error."""
+    ids = text["input_ids"]
+    wanted = sorted(placeholder_ids(half.config))
+    standing = int(torch.isin(ids, torch.tensor(wanted, device=ids.device)).sum())
+    counts = [count_tokens(record) for record in features.values()]
+    held = sum(count for count in counts if count is not None)
+    if (None not in counts and standing != held) or (standing and not features):
+        raise UsageError(
+            f"{standing} placeholders stand in the prompt and there are features for {held}",
+            hint="Encode the same media with the same processor again",
+        )

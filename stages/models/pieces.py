@@ -1,0 +1,47 @@
+"""Gives a half the pieces of the other half that it turns out to need; knows neither which they are
+nor what they are for."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+
+from stages.models.absent import NeedsWeights
+from stages.models.boundary import Part, piece_of
+
+Result = TypeVar("Result")
+
+
+class Held:
+    """A half that is loaded again, with what it lacks, when using it shows that it lacks
+    something."""
+
+    def __init__(
+        self, keep: Part, load: Callable[[tuple[str, ...]], Any], pieces: Iterable[str] = ()
+    ) -> None:
+        self._keep = keep
+        self._load = load
+        self.pieces = tuple(pieces)
+        """Paths of the other half's pieces that are loaded as well."""
+        self.model = load(self.pieces)
+
+    def use(self, function: Callable[[Any], Result]) -> Result:
+        """What `function` makes of the half."""
+        while True:
+            try:
+                return function(self.model)
+            except NeedsWeights as error:
+                self.pieces = (*self.pieces, self._new_piece(error))
+            self.model = None  # before the next is there: both may not fit
+            self.model = self._load(self.pieces)
+
+    def _new_piece(self, error: NeedsWeights) -> str:
+        config, cls = self.model.config, type(self.model).__mro__[1]
+        with torch.device("meta"):
+            skeleton = cls(config)
+        if self._keep == "whole":
+            raise error
+        piece = piece_of(skeleton, error, self._keep)
+        if piece in self.pieces:
+            raise error
+        return piece

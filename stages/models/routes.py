@@ -1,0 +1,133 @@
+"""Chooses how a model is run in two stages, by what its classes define; knows no family, reads no
+weights.
+
+    protocol  `generate` takes encoder outputs as `mm_encoder_outputs`
+    replay    `generate` asks the model's own `get_*_features`, which then answers from the store
+    splice    features go into the embeddings where the placeholders stand; the reader generates
+    joint     there is no boundary: the whole model sees pixels and prompt in the second stage
+"""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from artifacts.errors import UsageError
+from artifacts.schema import Route
+from stages.models.boundary import owner_path, reader_path
+
+MODALITIES = ("image", "video")
+PIXELS = (
+    "pixel_values",
+    "pixel_values_images",
+    "pixel_values_videos",
+    "image_patches",
+    "flattened_patches",
+)
+"""The names under which models take pictures."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """How a model is run, and why so."""
+
+    route: Route
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoder:
+    """One method of a model that makes features of pixels."""
+
+    modality: str
+    """`image` or `video`."""
+    function: Any
+    names: tuple[str, ...]
+    """Inputs that it takes."""
+
+
+def choose_route(model: Any) -> Choice:
+    """How `model`, which may be a skeleton, is run. Raises UsageError for one that captions no
+    pictures."""
+    name = type(model).__name__
+    _refuse(model)
+    if not any(True for _ in encoders(model)):
+        return Choice(route="joint", why=f"{name} has no get_image_features or get_video_features")
+    stock = not overrides_generate(model)
+    if stock and not model.config.is_encoder_decoder and takes_outputs(model):
+        return Choice(route="protocol", why=f"generate of {name} takes mm_encoder_outputs")
+    if _asks_for_features(model):
+        return Choice(route="replay", why=f"generate of {name} asks get_*_features")
+    if not stock and "masked_scatter" in _names_in(type(model).generate) and _reader(model):
+        return Choice(route="splice", why=f"{name} scatters features into the embeddings")
+    return Choice(route="joint", why=f"{name} joins pixels and text where nothing can come between")
+
+
+def encoders(model: Any) -> Iterator[Encoder]:
+    """The methods that the vision half is run by: those of the base model, which `generate` uses,
+    or else of the module that owns them."""
+    if (owner := owner_path(model)) is None:
+        return
+    for modality in MODALITIES:
+        for module in (model.base_model, model.get_submodule(owner)):
+            function = getattr(module, f"get_{modality}_features", None)
+            if function is None or modality not in model.input_modalities:
+                continue
+            parameters = [n for n in inspect.signature(function).parameters if n != "kwargs"]
+            yield Encoder(modality=modality, function=function, names=tuple(parameters))
+            break
+
+
+def depends_on_prompt(model: Any) -> bool:
+    """Whether features are made of the prompt's tokens too, so that another prompt has others."""
+    return any(name.endswith("input_ids") for e in encoders(model) for name in e.names)
+
+
+def takes_outputs(model: Any) -> bool:
+    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+
+
+def overrides_generate(model: Any) -> bool:
+    from transformers import GenerationMixin
+
+    return getattr(type(model), "generate", None) is not GenerationMixin.generate
+
+
+def _refuse(model: Any) -> None:
+    if not model.can_generate():
+        raise UsageError(
+            f"{type(model).__name__} does not write text",
+            hint="Choose a model that captions pictures, such as SmolVLM2 or Qwen2.5-VL",
+        )
+    if not set(MODALITIES) & set(model.input_modalities):
+        raise UsageError(
+            f"{type(model).__name__} takes no pictures: it has no vision half",
+            hint="Choose a model of the image-text-to-text kind, such as SmolVLM2 or Qwen2.5-VL",
+        )
+
+
+def _asks_for_features(model: Any) -> bool:
+    """Whether what `generate` runs calls `get_*_features`."""
+    wanted = {f"get_{modality}_features" for modality in MODALITIES}
+    if overrides_generate(model):
+        names = _names_in(type(model).generate)
+        if not names & {*wanted, "super"}:
+            return False
+        if names & wanted or takes_outputs(model):
+            return True
+    owner = model.get_submodule(owner_path(model) or "")
+    return any(wanted & _names_in(type(module).forward) for module in (model, owner))
+
+
+def _names_in(function: Any) -> set[str]:
+    """Names that a function's code refers to."""
+    return set(inspect.unwrap(function).__code__.co_names)
+
+
+def _reader(model: Any) -> nn.Module | None:
+    """The part that reads features, if it can generate by itself."""
+    path = reader_path(model, owner_path(model) or "")
+    found = None if path is None else model.get_submodule(path)
+    return found if found is not None and hasattr(type(found), "generate") else None
