@@ -18,7 +18,7 @@ from stages.models.boundary import Half, Part
 from stages.models.halves import config_and_class, load_half, one_line, skeleton_of
 from stages.models.pieces import Held
 from stages.models.prepare import load_processor
-from stages.models.quantize import KINDS, check, count, plan, stored_settings
+from stages.models.quantize import KINDS, check, count, keep_to_dtype, plan, stored_settings
 from stages.models.resolve import resolve_model
 from stages.models.weights import stored_modules
 
@@ -95,6 +95,7 @@ class ModelJob:
         with _with_its_attention(self.attention):
             half = load_half(folder, keep, pieces=pieces, **options, **planned.options)
         check(half, planned)
+        keep_to_dtype(half)
         quiet_casts()
         return self._checked(half)
 

@@ -21,6 +21,8 @@ from stages.models.boundary import Part, absent_paths
 
 KINDS = ("int8", "nf4")
 """What a checkpoint can be quantized to while it is loaded."""
+PACKED_ROWS = 32
+"""That kernel takes so many rows at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,12 +122,25 @@ def count(half: Any) -> Counter[str]:
     by their scales and not by the modules' class."""
     found = Counter[str]()
     for module in half.modules():
-        layer: Any = module
-        if type(module).__name__ == "Linear8bitLt" and layer.weight.dtype == torch.int8:
+        name, weight = type(module).__name__, module._parameters.get("weight")
+        state = getattr(weight, "quant_state", None)
+        if name == "Linear8bitLt" and weight is not None and weight.dtype == torch.int8:
             found["int8"] += 1
-        elif type(module).__name__ == "Linear4bit" and layer.weight.quant_state is not None:
-            found[layer.weight.quant_state.quant_type] += 1
+        elif name == "Linear4bit" and state is not None:
+            found[state.quant_type] += 1
     return found
+
+
+def keep_to_dtype(half: Any) -> None:
+    """Keep bitsandbytes from its kernel for CPUs with AVX512-BF16 where a layer computes in another
+    dtype, which that kernel passes over, or has a shape that it fails at."""
+    for module in half.modules():
+        if type(module).__name__ == "Linear4bit":
+            state = getattr(module.weight, "quant_state", None)
+            rows, columns = module.out_features, module.in_features
+            fits = state is not None and columns % state.blocksize == 0 and rows % PACKED_ROWS == 0
+            if not fits or module.compute_dtype != torch.bfloat16:
+                module.support_avx512bf16_for_cpu = False
 
 
 def _as_stored(
