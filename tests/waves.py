@@ -23,9 +23,13 @@ OFFSET = 30.0
 class Wave:
     """Clips under the keys `frames-N`, cut into batches."""
 
-    def __init__(self, store: Path, model: Path, batches: Sequence[Sequence[Clip]]) -> None:
+    def __init__(
+        self, store: Path, model: Path, batches: Sequence[Sequence[Clip]], **settings: str
+    ) -> None:
         self.store = str(store)
         self.model = str(model)
+        self.settings = settings
+        """Of how both halves are loaded, such as `dtype`."""
         numbered = iter(range(sum(map(len, batches))))
         self.batches = [[(next(numbered), clip) for clip in batch] for batch in batches]
         shelf = self.shelf("frames", FRAMES)
@@ -70,7 +74,7 @@ class Wave:
 
     def _job(self, **values: Any) -> dict[str, Any]:
         model = {"model": self.model, "revision": None, "device": "cpu", "dtype": "float32"}
-        rest = {"attention": "sdpa", "trust_remote_code": False}
+        rest = {"attention": "sdpa", "trust_remote_code": False, **self.settings}
         job: dict[str, Any] = json.loads(
             json.dumps({"store": self.store, **model, **rest, **values})
         )

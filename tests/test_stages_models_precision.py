@@ -1,0 +1,227 @@
+"""Each half is loaded in the precision that is asked for or that it was saved in, and nothing else
+passes for it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from artifacts.errors import EnvironmentFault, UsageError
+from stages.models import ModelCard, describe, encode, generate, load_half
+from stages.models.boundary import HALVES, Half
+from stages.models.halves import load_config, model_class
+from stages.models.loading import ModelJob, facts
+from stages.models.prepare import load_processor
+from stages.models.quantize import check, plan
+from tests.clips import PROMPTS, clips, joint_inputs, without_pixels
+from tests.families import checkpoint
+from tests.waves import Wave
+
+DEMO = Path(__file__).parent.parent / "demo" / "checkpoint"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
+FAMILIES = ("demo", "llava", "qwen2_5_vl")
+FULL_PATHS = ["model.visual", "model.vision_tower", "model.multi_modal_projector", "lm_head"]
+BARE_NAMES = ["visual", "vision_tower", "multi_modal_projector", "lm_head"]
+"""How older checkpoints name what they left alone; the loader of today passes over such names."""
+
+
+def folder_of(family: str) -> Path:
+    return DEMO if family == "demo" else checkpoint(family)
+
+
+def loaded(folder: Path, keep: Half, precision: str, dtype: str = "float32") -> Any:
+    job = ModelJob(model=str(folder), precision=precision, dtype=dtype, attention="sdpa")
+    return job.load(keep)[0]
+
+
+def skeleton_of(folder: Path) -> Any:
+    config = load_config(folder, False)
+    with torch.device("meta"):
+        return model_class(config, folder, False)(config)
+
+
+def saved(
+    folder: Path, to: Path, kind: str, skip: list[str], edit: Callable[[Any], object] | None = None
+) -> Path:
+    """A copy of a checkpoint as transformers itself saves it in 4 or 8 bit."""
+    four: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
+    settings: dict[str, Any] = {"load_in_8bit": True} if kind == "int8" else four
+    loader: Any = transformers.AutoModelForImageTextToText
+    quantization: Any = transformers.BitsAndBytesConfig(
+        llm_int8_skip_modules=skip, bnb_4bit_use_double_quant=kind == "nf4", **settings
+    )
+    whole = loader.from_pretrained(folder, quantization_config=quantization, dtype=torch.float32)
+    whole.save_pretrained(to)
+    load_processor(folder).save_pretrained(to)
+    if edit is not None:
+        config = json.loads((to / "config.json").read_text())
+        edit(config["quantization_config"])
+        (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+def said(folder: Path, vision: str, language: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and logits of two pictures, from halves that are each in a precision."""
+    processor = load_processor(folder)
+    inputs = joint_inputs(processor, clips("image", 2, height=96, width=96), PROMPTS[:2])
+    features = encode(loaded(folder, "vision", vision), inputs)
+    half = loaded(folder, "language", language)
+    told = {"output_logits": True, "return_dict_in_generate": True}
+    made: Any = generate(half, without_pixels(inputs), features, **GREEDY, **told)
+    return made.sequences, torch.stack(made.logits)
+
+
+@pytest.mark.parametrize("precision", [*DTYPES, "int8", "nf4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_precision_captions_on_a_cpu(family: str, precision: str, tmp_path: Path) -> None:
+    dtype = DTYPES.get(precision, "float32")
+    made = Wave(tmp_path, folder_of(family), [clips("video", 2)], dtype=dtype, precision=precision)
+    for told in (made.encode(), made.decode(PROMPTS[:2])):
+        notes = next(event for event in told if event["event"] == "note")
+        assert notes["dtype"] == f"torch.{dtype}"
+        quantized = sum(notes["quantized_modules"].values())
+        if precision in DTYPES:
+            assert quantized == 0
+        else:
+            assert notes["quantized_modules"] == {precision: quantized}
+            assert quantized > 10
+    assert all(row["tokens"] for row in made.captions())
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_layers_of_a_half_but_the_output_head_are_quantized(family: str, kind: str) -> None:
+    """The demo's head is tied to its embeddings, the others' are not."""
+    card = describe(folder_of(family))
+    for keep in HALVES:
+        half = loaded(folder_of(family), keep, kind)
+        found = facts(half)
+        count = getattr(card, keep).linear_modules
+        assert found["quantized_modules"] == {kind: count}
+        assert found["linear_modules"] == count + (keep == "language")
+    assert type(half.get_output_embeddings()) is torch.nn.Linear
+    assert half.get_output_embeddings().weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_the_connector_is_quantized_with_the_vision_half(family: str) -> None:
+    """bitsandbytes spares the last module of what it is given, which here is the connector."""
+    half = loaded(checkpoint(family), "vision", "nf4")
+    last = [type(m).__name__ for m in half.modules() if isinstance(m, torch.nn.Linear)][-1]
+    assert last == "Linear4bit"
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp4"])
+@pytest.mark.parametrize("skip", [FULL_PATHS, BARE_NAMES, None], ids=["paths", "bare", "all"])
+def test_a_checkpoint_that_was_saved_quantized_loads_as_it_is(
+    kind: str, skip: list[str] | None, tmp_path: Path
+) -> None:
+    def rename(settings: Any) -> None:
+        settings["llm_int8_skip_modules"] = skip
+
+    paths = ["lm_head"] if skip is None else FULL_PATHS
+    folder = saved(checkpoint("llava"), tmp_path, kind, paths, rename)
+    card, plain = describe(folder), describe(checkpoint("llava"))
+    assert card.language.stored_as == kind
+    assert card.vision.stored_as == ("" if skip else kind)
+    for keep in HALVES:
+        assert getattr(card, keep).parameters == getattr(plain, keep).parameters
+        found = facts(loaded(folder, keep, getattr(card, keep).stored_as))["quantized_modules"]
+        stored = getattr(card, keep).stored_as
+        assert found == ({stored: getattr(card, keep).linear_modules} if stored else {})
+    held = sum(half.stored_bytes for half in (card.vision, card.language))
+    assert 0 < (folder / "model.safetensors").stat().st_size - held < 1 << 16
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("family", ["demo", "llava"])
+def test_saved_quantized_it_says_what_it_says_quantized_on_loading(
+    family: str, kind: str, tmp_path: Path
+) -> None:
+    folder = saved(folder_of(family), tmp_path, kind, FULL_PATHS)
+    tokens, logits = said(folder_of(family), "fp32", kind)
+    tokens_of_saved, logits_of_saved = said(folder, "fp32", kind)
+    assert torch.equal(tokens_of_saved, tokens)
+    assert torch.equal(logits_of_saved, logits)
+    assert not torch.equal(said(folder_of(family), "fp32", "fp32")[1], logits)
+
+
+def test_a_wrong_count_of_quantized_modules_fails() -> None:
+    """A list of what to spare that names too much, through the real loader."""
+    folder = checkpoint("llava")
+    planned = plan(skeleton_of(folder), "language", "nf4", torch.float32)
+    good = load_half(folder, "language", **planned.options)
+    check(good, planned)
+    settings = planned.options["quantization_config"]
+    settings.llm_int8_skip_modules.append("model.language_model.layers.0")
+    half = load_half(folder, "language", **planned.options)
+    with pytest.raises(EnvironmentFault, match="asked for 14 modules in nf4 and got 7 in nf4"):
+        check(half, planned)
+    with pytest.raises(EnvironmentFault, match="in no quantization and got 7 in nf4"):
+        check(half, replace(planned, kind="", modules=frozenset()))
+    with pytest.raises(EnvironmentFault, match="in nf4 and got none"):
+        check(load_half(folder, "language"), planned)
+
+
+def test_weights_that_are_not_what_the_configuration_says_fail(tmp_path: Path) -> None:
+    folder = saved(checkpoint("llava"), tmp_path / "saved", "nf4", FULL_PATHS)
+    claim = json.loads((folder / "config.json").read_text())
+    plain = tmp_path / "plain"
+    loader: Any = transformers.LlavaForConditionalGeneration
+    loader.from_pretrained(checkpoint("llava")).save_pretrained(plain)
+    load_processor(checkpoint("llava")).save_pretrained(plain)
+    (plain / "config.json").write_text(json.dumps(claim))
+    del claim["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(claim))
+    for wrong in (plain, folder):
+        with pytest.raises(UsageError, match=r"the weights are .* and config\.json says"):
+            describe(wrong)
+        with pytest.raises(UsageError, match=r"the weights are .* and config\.json says"):
+            loaded(wrong, "language", "nf4")
+
+
+def test_another_way_of_quantizing_is_refused(tmp_path: Path) -> None:
+    def rename(settings: Any) -> None:
+        settings["quant_method"] = "gptq"
+
+    folder = saved(checkpoint("llava"), tmp_path, "nf4", FULL_PATHS, rename)
+    with pytest.raises(UsageError, match="quantized by gptq") as raised:
+        describe(folder)
+    assert "--precision" in raised.value.hint
+
+
+def test_what_was_saved_in_one_precision_is_refused_in_another(tmp_path: Path) -> None:
+    folder = saved(checkpoint("llava"), tmp_path, "nf4", FULL_PATHS)
+    with pytest.raises(UsageError, match="saved in nf4 and cannot be had in int8"):
+        loaded(folder, "language", "int8")
+
+
+def test_a_card_of_quantized_halves_survives_json(tmp_path: Path) -> None:
+    card = describe(saved(checkpoint("llava"), tmp_path, "nf4", FULL_PATHS))
+    assert ModelCard.from_json(json.loads(json.dumps(card.to_json()))) == card
+
+
+@pytest.mark.parametrize("keep", HALVES)
+def test_attention_is_chosen_for_one_half_alone(keep: Half) -> None:
+    job = ModelJob(model=str(checkpoint("llava")), dtype="float32", attention="eager")
+    half, _ = job.load(keep)
+    assert facts(half)["attention"] == "eager"
+    parts = {"vision": half.config.vision_config, "language": half.config.text_config}
+    assert {name: part._attn_implementation for name, part in parts.items()} == {
+        "vision": "eager" if keep == "vision" else "sdpa",
+        "language": "eager" if keep == "language" else "sdpa",
+    }
+
+
+def test_attention_that_cannot_be_had_fails_in_one_line() -> None:
+    with pytest.raises(EnvironmentFault, match="flash_attention_2 attention cannot be") as raised:
+        ModelJob(model=str(checkpoint("llava")), attention="flash_attention_2").load("language")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(EnvironmentFault, match=r"asked for eager\+sdpa attention and got sdpa"):
+        ModelJob(model=str(checkpoint("llava")), attention="eager+sdpa").load("language")
