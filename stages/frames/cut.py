@@ -5,12 +5,13 @@ A stretch begins at the last keyframe at or before its start, since nothing can 
 one, and ends with the last frame that begins before its end. Its sound is left out.
 """
 
+import contextlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, dropwhile, groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
@@ -27,9 +28,9 @@ from stages.frames.timeline import Timeline, VideoPacket
 from stages.process.report import Report
 
 CONTAINERS = (("mp4", "mp4"), ("matroska", "mkv"))
-"""What a stretch is put into, and its suffix: the first that holds the codec."""
+"""What a stretch is put into, and its suffix: the first that takes it, or else what it was in."""
 REORDERED = 32
-"""So many packets may come before the first whose time of decoding is known."""
+"""So many packets may come before the first whose time of decoding is known, or the first frame."""
 LEAD_SECONDS = 60.0
 """A stretch whose keyframe is further back would be mostly what it is not about, and a video of one
 keyframe would be copied over and over."""
@@ -77,82 +78,109 @@ class Stretches:
         self.path = path
         reader = Reader(path, threads=1)
         self._timeline: Timeline = reader.timeline
+        own = reader.decoder.container.format.name.partition(",")[0]
+        self._containers = (*CONTAINERS, (own, path.suffix.lower().lstrip(".")))
         reader.close()
 
     def copy(self, start: float, end: float, to: Path) -> dict[str, Any]:
         """Write the stretch from `start` to `end` seconds to `to` and the suffix of what holds it.
-        Raises MediaError, or what PyAV raises."""
+        Raises MediaError, or OSError."""
         timeline, rate = self._timeline, 1 / self._timeline.time_base
         key = self._keyframe(timeline.start + int((start + ROUNDING_SECONDS) * rate))
-        assert timeline.keyframes is not None
-        base = timeline.keyframes.pts[key]
-        lead = start - timeline.seconds(base)
+        lead = start - timeline.seconds(key.pts)
         if lead > LEAD_SECONDS:
-            raise self._cannot(f"its keyframe is {lead:.0f} s before {start:.1f} s")
+            raise _cannot(f"its keyframe is {lead:.0f} s before {start:.1f} s")
         beyond = timeline.start + -int(-(end - ROUNDING_SECONDS) * rate // 1)
-        container, stream = open_video(self.path, threads=1)
-        with container:
-            taken = self._packets(container, stream, key, beyond)
-            suffix = _write(taken, stream, base, to)
-        return {"file": f"{to.name}.{suffix}", "start": round(max(0.0, lead), 6)}
+        for form, suffix in self._containers:
+            path = to.with_name(f"{to.name}.{suffix}")
+            try:
+                self._write(key, beyond, path, form)
+                _look_at(path)
+            except (MediaError, ValueError, av.error.FFmpegError) as error:
+                if isinstance(error, OSError) or getattr(error, "kind", "") in PASSING:
+                    raise
+                why = getattr(error, "message", str(error))
+                path.unlink(missing_ok=True)
+            else:
+                return {"file": path.name, "start": round(max(0.0, lead), 6)}
+        raise _cannot(f"no container takes its packets ({why})")
 
-    def _keyframe(self, ticks: int) -> int:
+    def _keyframe(self, ticks: int) -> "_Keyframe":
         keyframes = self._timeline.keyframes
         if keyframes is None or not self._timeline.demuxed:
-            raise self._cannot("its packets do not tell when they are shown")
+            raise _cannot("its packets do not tell when they are shown")
         found = bisect_right(keyframes.pts, ticks) - 1
         if found < 0:
-            raise self._cannot("it does not begin with a keyframe")
-        return found
+            raise _cannot("it does not begin with a keyframe")
+        return _Keyframe(keyframes.pts[found], keyframes.dts[found], keyframes.ordinals[found])
+
+    def _write(self, key: "_Keyframe", beyond: int, path: Path, form: str) -> None:
+        """Copy the packets to a file in which time 0 is the keyframe's."""
+        source, stream = open_video(self.path, threads=1)
+        with source, av.open(os.fspath(path), "w", format=form) as made:
+            # Opaque: also what can only be decoded here.
+            copied = made.add_stream_from_template(stream, opaque=True)
+            for packet in _with_dts(self._packets(source, stream, key, beyond)):
+                assert packet.pts is not None and packet.dts is not None
+                packet.pts, packet.dts = packet.pts - key.pts, packet.dts - key.pts
+                packet.stream = copied
+                made.mux_one(packet)
 
     def _packets(
-        self, container: InputContainer, stream: VideoStream, key: int, beyond: int
+        self, container: InputContainer, stream: VideoStream, key: "_Keyframe", beyond: int
     ) -> Iterator[VideoPacket]:
         """The packets from a keyframe on, in the order of decoding, until all later ones are shown
         at `beyond` or after."""
-        keyframes = self._timeline.keyframes
-        assert keyframes is not None
-        pts, ordinal = keyframes.pts[key], keyframes.ordinals[key] - 1
-        container.seek(keyframes.dts[key], stream=stream)
-        begun = False
-        for packet in packets(container, stream):
-            if not begun:
-                begun = packet.is_keyframe and packet.pts == pts
-                if not begun:
-                    continue
-            ordinal += 1
+        for ordinal, packet in self._from(container, stream, key):
             if ordinal in self._timeline.disbelieved:
                 packet.pts = packet.dts
             if packet.pts is None:
-                raise self._cannot("a packet of it has no time")
+                raise _cannot("a packet of it has no time")
             if packet.dts is not None and packet.dts >= beyond:
                 return
-            if packet.pts >= pts:  # earlier ones lean on what is before the keyframe
+            if packet.pts >= key.pts:  # earlier ones lean on what is before the keyframe
                 yield packet
-        if not begun:
-            raise self._cannot("its keyframe is not found again")
 
-    def _cannot(self, why: str) -> MediaError:
-        return MediaError(why, kind="no-cut")
+    def _from(
+        self, container: InputContainer, stream: VideoStream, key: "_Keyframe"
+    ) -> Iterator[tuple[int, VideoPacket]]:
+        """The packets from a keyframe on, counted as in the whole file."""
+        container.seek(key.dts, stream=stream)
+        sought = dropwhile(
+            lambda p: not (p.is_keyframe and p.pts == key.pts), packets(container, stream)
+        )
+        found = next(sought, None)
+        if found is not None:
+            yield from enumerate(chain([found], sought), key.ordinal)
+            return
+        # Not every format can be sought to the packet.
+        again, stream = open_video(self.path, threads=1)
+        with again:
+            numbered = enumerate(packets(again, stream))
+            yield from dropwhile(lambda each: each[0] < key.ordinal, numbered)
 
 
-def _write(taken: Iterator[VideoPacket], stream: VideoStream, base: int, to: Path) -> str:
-    """Put packets into a file in which time 0 is `base`; returns its suffix."""
-    for form, suffix in CONTAINERS:
-        path = to.with_name(f"{to.name}.{suffix}")
-        with av.open(os.fspath(path), "w", format=form) as container:
-            try:
-                # Opaque: also what only can be decoded here.
-                copied = container.add_stream_from_template(stream, opaque=True)
-            except ValueError:
-                continue
-            for packet in _with_dts(taken):
-                assert packet.pts is not None and packet.dts is not None
-                packet.pts, packet.dts = packet.pts - base, packet.dts - base
-                packet.stream = copied
-                container.mux_one(packet)
-        return suffix
-    raise MediaError(f"{stream.codec_context.name} fits no container", kind="no-cut")
+def _look_at(path: Path) -> None:
+    """Decode a frame: a container may take what it cannot describe, such as raw pictures. Raises
+    ValueError where there is none."""
+    container, stream = open_video(path, threads=1)
+    with container:
+        for packet in islice(packets(container, stream), REORDERED):
+            with contextlib.suppress(av.error.InvalidDataError):
+                if packet.decode():
+                    return
+        if not stream.decode(None):
+            raise ValueError("what was copied cannot be decoded")
+
+
+class _Keyframe(NamedTuple):
+    pts: int
+    dts: int
+    ordinal: int
+
+
+def _cannot(why: str) -> MediaError:
+    return MediaError(why, kind="no-cut")
 
 
 def _with_dts(taken: Iterator[VideoPacket]) -> Iterator[VideoPacket]:
