@@ -1,0 +1,303 @@
+"""What a run writes, read by what its users read it with; the captions are made up, and all else,
+the cutting of clips included, is real."""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+import flows.launch
+from artifacts.errors import Interrupted, UsageError
+from artifacts.packs import Record, Shelf
+from artifacts.store import FolderStore
+from flows.config import CaptionConfig
+from flows.display import Display
+from flows.launch import DirectLauncher, StageCall
+from flows.run import caption
+from flows.sequence import RunResult
+from stages.process.stage_process import Listener, StageOutcome
+from tests.media import decode_plainly, write_video
+from tests.rows import HARD
+from tests.test_flows_waves import CARD, Stages
+
+ALL = ("txt", "vtt", "srt", "csv", "parquet", "webdataset")
+LONG = "long.mp4"
+ODD = "[1] Übung & <b>no.1 & co.mp4"
+
+
+# The library leaves its shards open.
+pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
+
+
+class Saying(Stages):
+    """Says something hard to write down of each chunk, its prompt included; clips are really cut,
+    in a process of their own."""
+
+    def launcher(self, listen: Listener) -> "Saying":
+        self._direct = DirectLauncher(listen)
+        return self
+
+    def start(self, call: StageCall) -> Any:
+        if call.name != "cut":
+            return super().start(call)
+        self.calls.append(call)
+        return self._direct.start(call)
+
+    def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
+        if call.name == "describe":
+            outcome.notes["card"] = replace(CARD, placeholders=("<image>",)).to_json()
+            return outcome
+        return super()._answer(call, outcome)
+
+    def _make(self, call: StageCall, outcome: StageOutcome) -> None:
+        if call.name != "decode":
+            return super()._make(call, outcome)
+        shelf = Shelf(
+            FolderStore(Path(call.arguments["store"])), "captions", call.arguments["scope"]
+        )
+        for member in (m for batch in call.arguments["batches"] for m in batch):
+            if outcome.items >= self.stop_after.get("decode", 10**9):
+                raise Interrupted("decode was killed")
+            said = f"{member['prompt']} {HARD[outcome.items % len(HARD)]}"
+            shelf.publish([Record(key=member["key"], meta={"caption": said, "tokens": 1})])
+            outcome.items += 1
+        return None
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """A video of three chunks, one of one chunk with an odd name, and a picture."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    write_video(folder / LONG, ticks=range(150), gop=25)
+    write_video(folder / ODD, ticks=range(20))
+    Image.fromarray(np.full((48, 64, 3), 200, np.uint8)).save(folder / "photo.PNG")
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def config(clips: Path, tmp_path: Path) -> CaptionConfig:
+    return CaptionConfig(
+        sources=(str(clips),),
+        model=str(tmp_path / "model"),
+        out=str(tmp_path / "out"),
+        store=str(tmp_path / "store"),
+        chunk=2.0,
+        format=ALL,
+    )
+
+
+def run(config: CaptionConfig, stages: Saying | None = None, **more: Any) -> RunResult:
+    launcher = (stages or Saying()).launcher
+    return caption(replace(config, **more), Display(quiet=True), launcher)
+
+
+def lines(config: CaptionConfig) -> list[dict[str, Any]]:
+    text = (Path(config.out) / "captions.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def samples(config: CaptionConfig) -> list[dict[str, Any]]:
+    """What the webdataset library makes of the shards; pictures are decoded."""
+    import webdataset
+
+    shards = sorted(str(path) for path in (Path(config.out) / "webdataset").glob("*.tar"))
+    loaded = webdataset.WebDataset(shards, shardshuffle=False).decode("pil")
+    return list(loaded)
+
+
+def frames_of(sample: Mapping[str, Any]) -> list[float]:
+    with av.open(io.BytesIO(sample["mp4"]), "r") as container:
+        return [float(f.time) for f in container.decode(video=0) if f.time is not None]
+
+
+def test_each_format_says_what_the_lines_say(config: CaptionConfig, tmp_path: Path) -> None:
+    import pandas
+
+    assert run(config).warnings == []
+    rows = lines(config)
+    assert [(row["media_path"], row["start"]) for row in rows] == [
+        (ODD, 0.0),
+        (LONG, 0.0),
+        (LONG, 2.0),
+        (LONG, 4.0),
+        ("photo.PNG", 0.0),
+    ]
+    out = tmp_path / "out"
+    table = pandas.read_parquet(out / "captions.parquet")
+    assert list(table["caption"]) == [row["caption"] for row in rows]
+    text = pandas.read_csv(out / "captions.csv", keep_default_na=False)
+    assert list(text["caption"]) == [row["caption"] for row in rows]
+    said = [" ".join(row["caption"].split()) for row in rows]
+    assert (out / "long.txt").read_text().splitlines() == said[1:4]
+    assert (out / f"{ODD[:-4]}.srt").read_text().splitlines()[2] == said[0]
+    assert "00:00:02.000 --> 00:00:04.000" in (out / "long.vtt").read_text()
+    assert (out / "photo.srt").read_text().startswith("1\n00:00:00,000 --> 00:00:00,001\n")
+
+
+def test_the_webdataset_library_reads_every_sample(config: CaptionConfig, clips: Path) -> None:
+    run(config)
+    rows, found = lines(config), samples(config)
+    assert len({sample["__key__"] for sample in found}) == len(rows)
+    for row, sample in zip(rows, found, strict=True):
+        assert sample["txt"] == row["caption"]
+        assert sample["json"].pop("media_start") >= 0.0
+        assert sample["json"] == row
+    assert found[0]["mp4"] == (clips / ODD).read_bytes()
+    assert found[4]["png"].size == (64, 48)
+
+
+def test_a_chunk_of_a_longer_video_comes_with_its_pictures(
+    config: CaptionConfig, clips: Path, tmp_path: Path
+) -> None:
+    run(config)
+    whole = decode_plainly(clips / LONG)
+    for sample in samples(config)[1:4]:
+        row = sample["json"]
+        times = frames_of(sample)
+        begin = row["media_start"]
+        assert times[0] == 0.0 <= begin < 25 / 30
+        assert times[-1] + 1 / 30 > begin + row["end"] - row["start"] - 1e-3
+        (tmp_path / "cut.mp4").write_bytes(sample["mp4"])
+        there = {
+            round(f.seconds - begin + row["start"], 3): f.digest
+            for f in decode_plainly(tmp_path / "cut.mp4")
+        }
+        wanted = [f for f in whole if row["start"] <= f.seconds < row["end"]]
+        assert len(wanted) >= 30
+        assert [there[round(f.seconds, 3)] for f in wanted] == [f.digest for f in wanted]
+
+
+def test_a_run_with_nothing_new_writes_no_shard_and_cuts_nothing(config: CaptionConfig) -> None:
+    run(config)
+    folder = Path(config.out) / "webdataset"
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = Saying()
+    run(config, again)
+    assert again.names() == []
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    run(config, again, prompt="Who?")
+    assert again.names() == ["decode", "cut"]
+    assert {sample["json"]["prompt"] for sample in samples(config)} == {"Who?"}
+
+
+def test_a_stopped_run_writes_its_tables_and_leaves_the_old_shards(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    from pyarrow import parquet
+
+    run(config)
+    before = (tmp_path / "out" / "webdataset" / "000000.tar").read_bytes()
+    stopped = Saying()
+    stopped.stop_after["decode"] = 2
+    with pytest.raises(Interrupted):
+        run(config, stopped, prompt="Who?")
+    rows = lines(config)
+    assert len(rows) == 2
+    assert parquet.read_table(tmp_path / "out" / "captions.parquet").num_rows == 2
+    assert (tmp_path / "out" / "captions.csv").read_text().count("Who?,") == 2
+    assert (tmp_path / "out" / "webdataset" / "000000.tar").read_bytes() == before
+
+
+def test_a_process_that_dies_of_a_file_costs_that_file_s_clips_alone(
+    config: CaptionConfig, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(clips / "deadly.mp4", ticks=range(150), gop=20)
+    monkeypatch.setitem(flows.launch.ENTRIES, "cut", "tests.crashing:run")
+    stages = Saying()
+    result = run(config, stages)
+    assert result.exit_code == 0
+    assert stages.names()[-2:] == ["cut", "cut"]
+    (warning,) = result.warnings
+    assert warning.startswith("2 webdataset samples are without media") and "deadly.mp4" in warning
+    found = {(s["json"]["media_path"], s["json"]["start"]): s for s in samples(config)}
+    assert len(found) == 8
+    bare = [key for key, sample in found.items() if sample["json"]["media_start"] is None]
+    assert bare == [("deadly.mp4", 2.0), ("deadly.mp4", 4.0)]
+    assert all("mp4" in sample for (name, _), sample in found.items() if name == LONG)
+    again = run(config, stages)
+    assert [w[:38] for w in again.warnings] == [warning[:38]]
+    assert stages.names()[-2:] == ["cut", "cut"] and stages.names().count("cut") == 2
+
+
+def write_list(clips: Path, *entries: Mapping[str, str]) -> tuple[str]:
+    (clips / "list.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    return (str(clips / "list.jsonl"),)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_file_of_which_two_things_are_asked_has_two_of_each(
+    config: CaptionConfig, clips: Path, tmp_path: Path, beside: bool
+) -> None:
+    asked = [{"path": ODD, "prompt": "Who?"}, {"path": ODD, "prompt": "Where?"}, {"path": ODD}]
+    stages = Saying()
+    run(config, stages, sources=write_list(clips, *asked), prompt="What?", beside=beside)
+    assert [row["prompt"] for row in lines(config)] == ["Who?", "Where?", "What?"]
+    assert [len(batch) for batch in stages.batches("encode")] == [1]
+    folder = clips if beside else tmp_path / "out"
+    for suffix in ("txt", "vtt", "srt"):
+        texts = [folder / f"{name}.{suffix}" for name in (ODD, f"{ODD}-2", f"{ODD}-3")]
+        for text, word in zip(texts, ("Who?", "Where?", "What?"), strict=True):
+            assert word in text.read_text()
+    assert len({sample["__key__"] for sample in samples(config)}) == 3
+    assert (tmp_path / "out" / "captions.csv").is_file()
+
+
+def test_a_line_s_prompt_that_holds_the_place_of_a_picture_is_refused(
+    config: CaptionConfig, clips: Path
+) -> None:
+    asked = [{"path": LONG}, {"path": ODD, "prompt": "What is <image>?"}]
+    with pytest.raises(UsageError, match=r"no\.1") as caught:
+        run(config, sources=write_list(clips, *asked))
+    assert "<image>" in caught.value.message
+
+
+def test_files_beside_are_kept_in_every_format(config: CaptionConfig, clips: Path) -> None:
+    mine = clips / "long.srt"
+    mine.write_text("by hand\n")
+    (clips / "photo.vtt").mkdir()
+    kept = run(config, beside=True).warnings
+    assert [warning[:12] for warning in kept] == ["1 .vtt files", "1 .srt files"]
+    assert mine.read_text() == "by hand\n"
+    run(config, beside=True, overwrite=True)
+    assert mine.read_text().startswith("1\n00:00:00,000 --> ")
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_longest_names_have_every_text(
+    config: CaptionConfig, clips: Path, tmp_path: Path, beside: bool
+) -> None:
+    names = ["ü" * 126 + ".ts", "🐦" * 63 + "m.x", "x" * 251 + ".mp4", "y" * 252 + ".ts", "z" * 255]
+    for number, name in enumerate(names):
+        (clips / name).write_bytes((clips / ODD).read_bytes() + bytes(number))
+    result = run(config, sources=tuple(str(clips / name) for name in names), beside=beside)
+    assert (result.captions, result.failures) == (5, [])
+    folder = clips if beside else tmp_path / "out"
+    for suffix in ("txt", "vtt", "srt"):
+        assert len(list(folder.glob(f"*.{suffix}"))) == 5
+    assert [sample["json"]["media_path"] for sample in samples(config)] == names
+
+
+@pytest.mark.parametrize("name", ["..mp4", "...mp4", ".hidden.mp4", "-rf.mp4", "a\nb.mp4"])
+def test_no_name_leads_out_of_the_folder(
+    config: CaptionConfig, clips: Path, tmp_path: Path, name: str
+) -> None:
+    os.rename(clips / ODD, clips / name)
+    outside = {path for path in tmp_path.iterdir()}
+    run(config, sources=(str(clips / name),))
+    assert {path for path in tmp_path.iterdir()} - outside == {tmp_path / "out", tmp_path / "store"}
+    assert [path.parent for path in tmp_path.rglob("*.txt")] == [tmp_path / "out"]
+    with tarfile.open(tmp_path / "out" / "webdataset" / "000000.tar") as tar:
+        assert all("/" not in member and member.count(".") == 1 for member in tar.getnames())
