@@ -38,6 +38,9 @@ class Display:
         self._before = 0
         self._started = 0.0
         self._shown = 0.0
+        self._fetch_total = 0
+        self._fetch_before = 0
+        self._fetch_started = 0.0
 
     def stage(self, name: str, total: int, done: int) -> None:
         """A stage begins, with `done` of its `total` items there already."""
@@ -69,6 +72,38 @@ class Display:
             if not self._quiet and not self._json:
                 self._clear()
                 self._line(text)
+
+    def fetched(self, here: int, total: int) -> None:
+        """So many bytes of a download are here."""
+        with self._lock:
+            now = time.monotonic()
+            if total != self._fetch_total:
+                self._fetch_total, self._fetch_before = total, here
+                self._fetch_started = self._shown = now
+            done = here >= total
+            wait = REDRAW_SECONDS if self._moving or self._json else LINE_SECONDS
+            if not done and now - self._shown < wait:
+                return
+            self._shown = now
+            self._emit({"event": "download", "bytes": here, "total": total})
+            text = self._fetch_text(here, now)
+            if self._moving and not done:
+                self._to.write(f"\r\x1b[K{text}")
+                self._to.flush()
+            elif self._moving or self._plain:
+                self._clear()
+                self._line(text)
+            if done:
+                self._fetch_total = 0
+
+    def _fetch_text(self, here: int, now: float) -> str:
+        seconds = max(now - self._fetch_started, 1e-3)
+        rate = (here - self._fetch_before) / seconds
+        if here >= self._fetch_total:
+            return f"downloaded {size(here)} in {duration(seconds)}"
+        left = f"  {duration((self._fetch_total - here) / rate)} left" if rate > 0 else ""
+        so_far = f"downloading {size(here)} of {size(self._fetch_total)}"
+        return f"{so_far}  {size(round(max(rate, 0)))}/s{left}"
 
     def close(self) -> None:
         """End the moving line."""

@@ -2,23 +2,28 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import EnvironmentFault
 from artifacts.keys import ContentDigests, digest_of
 from artifacts.packs import Record, Shelf
 from artifacts.schema import FrameFit, Sampling
-from artifacts.store import Store
+from artifacts.store import FolderStore
 from flows.config import DEMO_MODEL, CaptionConfig
 from flows.launch import Launcher, StageCall
 from flows.precision import BYTES, HalfSettings, settle
 from stages.models.card import RECIPE as DESCRIBE_RECIPE
 from stages.models.card import ModelCard
-from stages.models.resolve import Announce, resolve_model
+from stages.models.checkpoint import Checkpoint
+from stages.models.resolve import find_model, refuse_revision
+from stages.models.transfer import Announce
+
+if TYPE_CHECKING:  # it imports torch
+    from stages.models.boundary import Half
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 FPS = 1.0
@@ -35,7 +40,8 @@ class Model:
 
     name: str
     """As the user gave it."""
-    folder: Path
+    checkpoint: Checkpoint
+    """Its files."""
     card: ModelCard
     """What its headers and its processor say."""
     vision_digest: str
@@ -44,6 +50,15 @@ class Model:
     """Of all that decides the text besides the features."""
     vision: HalfSettings
     language: HalfSettings
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    def shards(self, halves: "Iterable[Half]") -> list[str]:
+        """Names of the files that hold the weights of these halves."""
+        held = {"vision": self.card.vision.shards, "language": self.card.language.shards}
+        return sorted({shard for half in halves for shard in held[half]})
 
     def precision(self) -> dict[str, str]:
         return {"vision": self.vision.precision, "language": self.language.precision}
@@ -82,38 +97,41 @@ class Model:
         return tokens * self.card.feature_width * BYTES.get(self.vision.dtype, 4)
 
 
-def model_folder(name: str, announce: Announce | None = None) -> Path:
-    """Where a checkpoint lies on this machine, after a download if need be, which `announce` is
-    told of. Raises UsageError or EnvironmentFault."""
-    if name == DEMO_MODEL:
+def find_checkpoint(config: CaptionConfig, announce: Announce | None = None) -> Checkpoint:
+    """The files of the checkpoint that a run asks for; `announce` is told of what is downloaded for
+    that, which is no weights. Raises UsageError or EnvironmentFault."""
+    if config.model == DEMO_MODEL:
         from demo import CHECKPOINT
 
-        return CHECKPOINT
-    return resolve_model(name, announce=announce)
+        refuse_revision("the demo model", config.revision)
+        return Checkpoint(name=DEMO_MODEL, folder=CHECKPOINT)
+    return find_model(config.model, config.revision, announce)
 
 
 def open_model(
     config: CaptionConfig,
     *,
-    store: Store,
+    store: FolderStore,
     digests: ContentDigests,
     launcher: Launcher,
     device: str,
-    log: Path,
     announce: Announce | None = None,
 ) -> Model:
     """The checkpoint that a run asks for, with its card from the store or from a describing
-    process."""
-    folder = model_folder(config.model, announce)
-    card = read_card(folder, config, store=store, digests=digests, launcher=launcher, log=log)
-    halves = {"vision": card.vision.shards, "language": card.language.shards}
+    process; its weights need not be here."""
+    checkpoint = find_checkpoint(config, announce)
+    folder = checkpoint.folder
     with readable(config.model):
         small = {p.name: digests.of(p) for p in small_files(folder)}
-        weights = {s: digests.of(folder / s) for shards in halves.values() for s in shards}
+    card = read_card(checkpoint, small, config, store=store, launcher=launcher)
+    halves = {"vision": card.vision.shards, "language": card.language.shards}
+    names = sorted({shard for shards in halves.values() for shard in shards})
+    with readable(config.model):
+        weights = {s: checkpoint.digest(s) or digests.of(folder / s) for s in names}
     seen = {n: d for n, d in small.items() if not n.lower().startswith(TEXT_ONLY)}
     return Model(
         name=config.model,
-        folder=folder,
+        checkpoint=checkpoint,
         card=card,
         vision_digest=digest_of([seen, {s: weights[s] for s in halves["vision"]}]),
         language_digest=digest_of([small, {s: weights[s] for s in halves["language"]}]),
@@ -122,32 +140,28 @@ def open_model(
 
 
 def read_card(
-    folder: Path,
+    checkpoint: Checkpoint,
+    small: Mapping[str, str],
     config: CaptionConfig,
     *,
-    store: Store,
-    digests: ContentDigests,
+    store: FolderStore,
     launcher: Launcher,
-    log: Path,
 ) -> ModelCard:
     """The checkpoint's card; a child process writes it the first time, because it needs
-    transformers."""
-    if not folder.is_dir():
-        raise UsageError(
-            f"no model at {folder}", hint="Give a hub id, a checkpoint's folder, or `demo`"
-        )
+    transformers. `small` are the digests of all files but the weights."""
     with readable(config.model):
-        stats = [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in weight_files(folder)]
-        small = {p.name: digests.of(p) for p in small_files(folder)}
-    key = digest_of([small, stats, config.trust_remote_code])
+        key = digest_of([small, _stated(checkpoint), config.trust_remote_code])
     shelf = Shelf(store, "cards", digest_of(["cards", DESCRIBE_RECIPE, version("transformers")]))
     if key in shelf:
         return ModelCard.from_json(shelf.meta(key))
+    of_hub = checkpoint.commit is not None
     arguments = {
-        "model": str(folder),
-        "revision": None,
+        "model": checkpoint.name if of_hub else str(checkpoint.folder),
+        "revision": checkpoint.commit,
         "trust_remote_code": config.trust_remote_code,
     }
+    # Beside the store, because a plan has no folder of outputs.
+    log = store.root / "logs" / "describe.log"
     call = StageCall(name="describe", arguments=arguments, device="cpu", log=log)
     running = launcher.start(call)
     try:
@@ -157,6 +171,15 @@ def read_card(
         raise
     shelf.publish([Record(key=key, meta=card)])
     return ModelCard.from_json(card)
+
+
+def _stated(checkpoint: Checkpoint) -> list[Any]:
+    """What can be known of files of weights without reading them: what the hub states of them, or
+    their sizes and dates."""
+    if checkpoint.weights:
+        return [[file.name, file.size, file.digest] for file in checkpoint.weights]
+    files = weight_files(checkpoint.folder)
+    return [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from flows.sources import MediaFile, Selection, find_media
 from stages.decode import RECIPE as DECODE_RECIPE
 from stages.encode import RECIPE as ENCODE_RECIPE
 from stages.frames import RECIPE as FRAMES_RECIPE
-from stages.models.resolve import Announce
+from stages.models.transfer import Announce
 from stages.process.memory import device_name
 
 
@@ -79,7 +79,6 @@ def prepare(config: CaptionConfig, launcher: Launcher, announce: Announce | None
         digests=digests,
         launcher=launcher,
         device=device,
-        log=out_folder(config) / "logs" / "describe.log",
         announce=announce,
     )
     readable, contents, unreadable = read_contents(files, digests, config.prompt_for)

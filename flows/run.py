@@ -3,8 +3,8 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import write_jsonl
 from artifacts.errors import Interrupted, UsageError
@@ -15,8 +15,12 @@ from flows.launch import DirectLauncher, Launcher
 from flows.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.run_record import RunRecord
 from flows.sequence import RunResult, Sequence
+from flows.weights import fetch_halves
 from stages.process.lock import holder, try_hold
 from stages.process.stage_process import Listener
+
+if TYPE_CHECKING:  # it imports torch
+    from stages.models.boundary import Half
 
 LauncherMaker = Callable[[Listener], Launcher]
 
@@ -39,6 +43,9 @@ def caption(
         items[stage] = 0
         display.stage(stage, total, done)
 
+    def fetch(halves: "Collection[Half]") -> None:
+        fetch_halves(job.model, halves, display)
+
     launcher = make_launcher(listen)
     with stopped_in_order():
         try:
@@ -53,7 +60,7 @@ def caption(
             record.value["plan"] = summary(job)
             record.write(force=True)
             try:
-                return Sequence(job, launcher, record, tell).run()
+                return Sequence(job, launcher, record, tell, fetch).run()
             finally:
                 display.close()
 
@@ -62,6 +69,8 @@ def summary(job: Job) -> dict[str, Any]:
     """What was going to be run, as `run.json` keeps it."""
     return {
         "model": job.model.name,
+        "revision": job.config.revision,
+        "commit": job.model.checkpoint.commit,
         "folder": str(job.model.folder),
         "device": job.device,
         "precision": job.model.precision(),

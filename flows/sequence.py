@@ -2,10 +2,10 @@
 without Prefect."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import Failure
 from artifacts.errors import Interrupted, PenstockError
@@ -19,7 +19,11 @@ from flows.precision import HalfSettings
 from flows.prepare import Job
 from flows.run_record import RunRecord
 from flows.sizes import media_bytes, wave_limit
+from flows.weights import halves_wanted
 from stages.models.card import HalfCard
+
+if TYPE_CHECKING:  # it imports torch
+    from stages.models.boundary import Half
 
 FRAMES_A_BATCH = 64
 """The encode stage takes fewer chunks a batch when they hold more frames than this together."""
@@ -54,7 +58,8 @@ class RunResult:
 
 
 class Sequence:
-    """One run over one job. `tell(stage, total, done)` is called before each stage starts."""
+    """One run over one job. `tell(stage, total, done)` is called before each stage starts, and
+    `fetch(halves)` before each that uses weights."""
 
     def __init__(
         self,
@@ -62,11 +67,13 @@ class Sequence:
         launcher: Launcher,
         record: RunRecord,
         tell: Callable[[str, int, int], None],
+        fetch: "Callable[[Collection[Half]], None]",
     ) -> None:
         self._job = job
         self._launcher = launcher
         self._record = record
         self._tell = tell
+        self._fetch = fetch
         self._ahead: Running | None = None
 
     def run(self) -> RunResult:
@@ -76,6 +83,9 @@ class Sequence:
         self._forget_failures()
         result = RunResult(out=job.out, files=len(job.files) + len(job.failures))
         try:
+            # All that will be wanted, so that a hub that cannot be reached is known before hours of
+            # work and not in the middle.
+            self._fetch(halves_wanted(job.ledger, job.media))
             waves = job.ledger.waves(job.media, media_bytes(job), wave_limit(job))
             for number, wave in enumerate(waves):
                 following = waves[number + 1] if number + 1 < len(waves) else []
@@ -153,6 +163,7 @@ class Sequence:
             if any(task.features in missing for task in batch)
         ]
         if batches:
+            self._fetch(["vision"])
             self._tell("encode", len(needed), len(needed) - len(missing))
             entries = [[_entry(t, key=t.features, frames=t.frames) for t in b] for b in batches]
             arguments = {
@@ -179,6 +190,7 @@ class Sequence:
             for batch in decode_batches(tasks, job.ledger.lengths(tasks), job.config.batch_size)
             if any(task.caption in missing for task in batch)
         ]
+        self._fetch(["language"])
         self._tell("decode", len(tasks), len(tasks) - len(missing))
         entries = [
             [_entry(t, key=t.caption, features=t.features, prompt=t.medium.prompt) for t in b]

@@ -1,17 +1,21 @@
 """A model hub on this machine: as much of the hub's protocol as a download needs, served from a
-dictionary. Knows nothing of who asks."""
+dictionary, with the troubles of a bad line on request. Knows nothing of who asks."""
 
 import contextlib
 import hashlib
 import json
 import re
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 COMMIT = "c0ffee" + "0" * 34
 """The one commit of every repository here."""
+BLOCK = 1 << 16
+"""Bytes sent at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,12 +23,32 @@ class Repository:
     """A model as the hub holds it."""
 
     files: Mapping[str, bytes]
-    """Content of each file by its path."""
+    """Content of each file by its path; those of weights lie in the hub's large file storage."""
     refusal: tuple[int, str] | None = None
     """Status and error code with which files are refused, such as (403, "GatedRepo"); their names
     and sizes can be listed all the same."""
     stated: Mapping[str, int] = field(default_factory=dict)
     """Sizes in bytes that the hub claims of files, where they are not the truth."""
+    in_git: tuple[str, ...] = ()
+    """Files of weights that are small enough to lie in git."""
+    token: str = ""
+    """What must be shown to be given anything; empty: nothing."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Trouble:
+    """What goes wrong with the answers that carry weights; each is used up by what it spoils."""
+
+    breaks: list[int] = field(default_factory=list)
+    """The connection is cut after so many bytes of an answer."""
+    damages: int = 0
+    """In so many answers, one byte is another."""
+    statuses: list[int] = field(default_factory=list)
+    """Given instead of an answer."""
+    seconds_a_block: float = 0.0
+    """How slow the line is; not used up."""
+    whole_only: bool = False
+    """Ranges are not understood; not used up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,71 +58,119 @@ class Answer:
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+    """Of the file whose content this is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """Where it listens and what it was asked."""
+    """Where it listens, what it was asked and what it sent."""
 
     url: str
     """For HF_ENDPOINT."""
-    asked: list[str]
+    trouble: Trouble
+    asked: list[str] = field(default_factory=list)
     """Method and path of every request so far."""
+    starts: list[tuple[str, int]] = field(default_factory=list)
+    """File and first byte of every answer with content."""
+    sent: Counter[str] = field(default_factory=Counter)
+    """File -> bytes of content sent."""
 
     def downloads(self) -> list[str]:
         """Names of the files whose content was sent, in alphabetical order."""
-        sent = [line for line in self.asked if line.startswith("GET") and "/resolve/" in line]
-        return sorted(line.rsplit("/", 1)[1] for line in sent)
+        return sorted(name for name, _ in self.starts)
+
+    def weights_sent(self) -> int:
+        """Bytes of weights that were sent, headers among them."""
+        return sum(count for name, count in self.sent.items() if name.endswith(".safetensors"))
+
+    def forget(self) -> None:
+        """Count from here on."""
+        for kept in (self.asked, self.starts, self.sent):
+            kept.clear()
 
 
 @contextlib.contextmanager
-def serve(repositories: Mapping[str, Repository], broken: int | None = None) -> Iterator[Hub]:
+def serve(
+    repositories: Mapping[str, Repository],
+    broken: int | None = None,
+    trouble: Trouble | None = None,
+) -> Iterator[Hub]:
     """The repositories under their ids; `broken` is a status that every request gets instead, or
     0 to hang up without an answer."""
-    asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            asked.append(f"{self.command} {path}")
+            hub.asked.append(f"{self.command} {path}")
             if broken == 0:
                 self.close_connection = True
                 return
-            answer = Answer(broken) if broken else answer_to(path, repositories)
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            answer = Answer(broken) if broken else answer_to(path, repositories, storage, token)
+            if self.command == "GET" and answer.name.endswith(".safetensors"):
+                answer = spoilt(answer, self.headers.get("Range", ""), hub.trouble)
             self.send_response(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(answer.body)
+                self.send_body(answer)
 
         do_HEAD = do_GET
+
+        def send_body(self, answer: Answer) -> None:
+            body, last = answer.body, None
+            if answer.name:
+                start = answer.headers.get("Content-Range", "bytes 0-")
+                hub.starts.append((answer.name, int(start.split()[1].split("-")[0])))
+            if answer.name.endswith(".safetensors") and hub.trouble.breaks:
+                last = hub.trouble.breaks.pop(0)
+                self.close_connection = True
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for at in range(0, len(body[:last]), BLOCK):
+                    block = body[:last][at : at + BLOCK]
+                    self.wfile.write(block)
+                    if answer.name:
+                        hub.sent[answer.name] += len(block)
+                    time.sleep(hub.trouble.seconds_a_block)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    # Another host by name, as the hub's storage is: the client does not follow it unasked.
+    storage = f"http://localhost:{server.server_port}/cdn"
+    hub = Hub(f"http://127.0.0.1:{server.server_port}", trouble or Trouble())
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield Hub(f"http://127.0.0.1:{server.server_port}", asked)
+        yield hub
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def answer_to(path: str, repositories: Mapping[str, Repository]) -> Answer:
-    """What the hub says to a GET of `path`."""
+def answer_to(
+    path: str, repositories: Mapping[str, Repository], storage: str, token: str
+) -> Answer:
+    """What the hub says to a GET of `path`; large files lie below the address `storage`."""
     if listed := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", path):
         repository = repositories.get(listed[1])
-        return listing(listed[1], listed[2] or "", repository) if repository else unknown("Repo")
+        if repository is None or repository.token not in ("", token):
+            return unknown("Repo")
+        return listing(listed[1], listed[2] or "", repository)
+    if stored := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
+        return Answer(200, repositories[stored[1]].files[stored[2]], name=stored[2])
     if wanted := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
         repository = repositories.get(wanted[1])
-        return content(wanted[3], repository) if repository else unknown("Repo")
+        if repository is None or repository.token not in ("", token):
+            return unknown("Repo")
+        return content(wanted[3], repository, f"{storage}/{wanted[1]}/{wanted[3]}")
     return Answer(404)
 
 
@@ -107,25 +179,56 @@ def listing(name: str, what: str, repository: Repository) -> Answer:
         return as_json({"id": name, "modelId": name, "sha": COMMIT, "siblings": []})
     if what not in ("/tree/main", f"/tree/{COMMIT}"):
         return unknown("Revision")
-    return as_json(
-        [
-            {"type": "file", "path": path, "size": len(body), "oid": digest(body)[:40]}
-            for path, body in repository.files.items()
-        ]
-    )
+    return as_json([entry(path, repository) for path in repository.files])
 
 
-def content(path: str, repository: Repository) -> Answer:
+def entry(path: str, repository: Repository) -> dict[str, object]:
+    body = repository.files[path]
+    size = repository.stated.get(path, len(body))
+    found: dict[str, object] = {"type": "file", "path": path, "size": size, "oid": git_id(body)}
+    if is_large(path, repository):
+        found["lfs"] = {"oid": digest(body), "size": size, "pointerSize": 130}
+    return found
+
+
+def content(path: str, repository: Repository, storage: str) -> Answer:
     body = repository.files.get(path)
     if body is None:
         return unknown("Entry")
     if repository.refusal:
         status, code = repository.refusal
         return Answer(status, headers={"X-Error-Code": code} if code else {})
-    headers = {"ETag": f'"{digest(body)}"', "X-Repo-Commit": COMMIT}
-    if path in repository.stated:
-        headers["X-Linked-Size"] = str(repository.stated[path])
-    return Answer(200, body, headers)
+    headers = {"X-Repo-Commit": COMMIT}
+    if not is_large(path, repository):
+        return Answer(200, body, {**headers, "ETag": f'"{git_id(body)}"'}, name=path)
+    linked = {
+        "X-Linked-Size": str(repository.stated.get(path, len(body))),
+        "X-Linked-ETag": f'"{digest(body)}"',
+        "Location": storage,
+    }
+    return Answer(302, headers={**headers, **linked})
+
+
+def spoilt(answer: Answer, asked: str, trouble: Trouble) -> Answer:
+    """The part of the answer that was asked for, after what is wrong with the line."""
+    if trouble.statuses:
+        return Answer(trouble.statuses.pop(0))
+    body, length = answer.body, len(answer.body)
+    if trouble.damages:
+        trouble.damages -= 1
+        body = body[:-1] + bytes([body[-1] ^ 1])
+    found = re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
+    if found is None or trouble.whole_only:
+        return Answer(200, body, name=answer.name)
+    start, end = int(found[1]), min(int(found[2] or length), length - 1)
+    if start >= length:
+        return Answer(416, headers={"Content-Range": f"bytes */{length}"})
+    headers = {"Content-Range": f"bytes {start}-{end}/{length}"}
+    return Answer(206, body[start : end + 1], headers, answer.name)
+
+
+def is_large(path: str, repository: Repository) -> bool:
+    return path.endswith(".safetensors") and path not in repository.in_git
 
 
 def unknown(what: str) -> Answer:
@@ -138,3 +241,7 @@ def as_json(value: object) -> Answer:
 
 def digest(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
+
+
+def git_id(body: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()

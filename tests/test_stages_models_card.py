@@ -17,11 +17,12 @@ from artifacts.schema import FrameFit
 from artifacts.store import open_store
 from flows.config import CaptionConfig
 from flows.launch import DirectLauncher
-from flows.models import read_card
+from flows.models import open_model
 from stages.models import ModelCard, describe
 from stages.models.card import SamplingCard
+from stages.models.checkpoint import Checkpoint
 from stages.models.fit import probe
-from stages.models.inspection import read_headers
+from stages.models.headers import read_headers
 from stages.models.prepare import Clip, load_processor, prepare
 from stages.models.run import run
 from tests.clips import half_model
@@ -176,13 +177,12 @@ def test_a_weight_file_that_is_a_link_to_nowhere_is_named(name: str, tmp_path: P
     (folder / name).symlink_to(tmp_path / "gone")
     config = CaptionConfig(sources=("none",), model=str(folder))
     with pytest.raises(EnvironmentFault, match=f"{name} of model .* cannot be read"):
-        read_card(
-            folder,
+        open_model(
             config,
             store=open_store(str(tmp_path / "store")),
             digests=ContentDigests(tmp_path / "digests.jsonl"),
             launcher=DirectLauncher(lambda *_: None),
-            log=tmp_path / "log",
+            device="cpu",
         )
 
 
@@ -215,14 +215,14 @@ def test_weights_that_are_not_all_there_fail(how: str, tmp_path: Path) -> None:
 def test_an_index_that_is_none_fails(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(EnvironmentFault, match=r"index\.json is not a whole index"):
-        list(read_headers(tmp_path))
+        read_headers(Checkpoint(name="x", folder=tmp_path))
 
 
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(EnvironmentFault, match=r"model-00001-of-00002\.safetensors.* cannot be"):
-        list(read_headers(tmp_path))
+        read_headers(Checkpoint(name="x", folder=tmp_path))
 
 
 @pytest.mark.parametrize("template", ["{% for %}", "{{ nothing.at.all }}", "{{ 1 + 'one' }}"])

@@ -12,6 +12,7 @@ from flows.ledger import cut_waves
 from flows.prepare import Job, prepare
 from flows.run import halves, route_note
 from flows.sizes import SHOT_SECONDS, estimates, wave_limit
+from flows.weights import bytes_to_fetch, halves_wanted
 
 
 def plan_command(given: argparse.Namespace) -> int:
@@ -34,9 +35,11 @@ def plan(job: Job) -> dict[str, Any]:
         "model": job.model.name,
         "device": job.device,
         "precision": job.model.precision(),
+        "commit": job.model.checkpoint.commit,
         "halves": halves(job),
         "route": job.model.card.route,
         "notes": [note] if (note := route_note(job)) else [],
+        "fetch_bytes": bytes_to_fetch(job.model, halves_wanted(job.ledger, job.media)),
         "sampling": {n: getattr(job.sampling, n) for n in job.sampling.__slots__},
         "files": len(job.files),
         "failed": len(job.failures),
@@ -65,6 +68,7 @@ def plan_lines(job: Job) -> list[str]:
             f"{half['parameters'] / 1e6:.1f} M parameters, {half['attention']} attention"
             for name, half in halves.items()
         ),
+        *([f"download    {size(p['fetch_bytes'])} of weights"] if p["fetch_bytes"] else []),
         f"media       {p['files']} files, {duration(p['seconds_of_media'])}, "
         f"about {p['chunks']} chunks and {p['frames']} frames"
         + (f", if shots take {SHOT_SECONDS:.0f} s" if p["sampling"]["shots"] else ""),

@@ -16,6 +16,7 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.boundary import Part, absent_paths, cut
+from stages.models.partial import weights_here
 from stages.models.resolve import resolve_model
 
 MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
@@ -38,9 +39,9 @@ def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **opt
     if (stored := options.pop("stored_quantization", None)) is not None:
         config.quantization_config = stored
     options.setdefault("use_safetensors", None if trusted else True)
-    with _whole_weights(folder):
+    with _whole_weights(folder), weights_here(folder) as there:
         model, found = half_class(cls, keep, tuple(pieces)).from_pretrained(
-            folder, config=config, output_loading_info=True, **options
+            there, config=config, output_loading_info=True, **options
         )
     if missing := sorted(found["missing_keys"]):
         raise EnvironmentFault(

@@ -1,39 +1,24 @@
 """Finds out what a model is from its configuration, its processor and the headers of its files;
-reads no weights."""
+reads no weights, and downloads none."""
 
-import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import UsageError
 from artifacts.schema import Modality
 from stages.models.attention import attention_of_half, supports_flash
 from stages.models.boundary import HALVES, Half, Part, absent_paths, belongs_to
 from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.models.fit import Probe, probe
 from stages.models.halves import config_and_class, one_line, refuse_pickle, skeleton_of
+from stages.models.headers import Header, read_headers
 from stages.models.prepare import load_processor, placeholder_tokens, render, takes_videos
 from stages.models.quantize import check_stored, quantizable
-from stages.models.resolve import resolve_model
+from stages.models.resolve import find_model
 from stages.models.routes import Choice, choose_route, depends_on_prompt
 from stages.models.weights import Weight, weights_of
-
-INDEX = "model.safetensors.index.json"
-AGAIN = "Download it again (with git: git lfs pull)"
-
-
-class Header(NamedTuple):
-    """One tensor as a safetensors header describes it."""
-
-    name: str
-    shard: str
-    dtype: str
-    shape: tuple[int, ...]
-    size: int
 
 
 def describe(
@@ -41,12 +26,14 @@ def describe(
 ) -> ModelCard:
     """The card of the model at `path`, a folder or hub id. Raises UsageError for what cannot be
     used, EnvironmentFault when the hub cannot be reached."""
-    folder = resolve_model(path, revision)
+    checkpoint = find_model(path, revision)
+    folder = checkpoint.folder
     config, cls = config_and_class(folder, trust_remote_code)
-    refuse_pickle(folder, trust_remote_code)
+    if not checkpoint.weights:
+        refuse_pickle(folder, trust_remote_code)
     skeleton = skeleton_of(config, cls)
     choice = choose_route(skeleton)
-    headers = list(read_headers(folder))
+    headers = read_headers(checkpoint)
     halves = (
         _undivided(skeleton, headers) if choice.route == "joint" else _halves(skeleton, headers)
     )
@@ -101,54 +88,6 @@ def _try_template(processor: Any, folder: Path) -> None:
                 f"{one_line(error)}",
                 hint="Download the checkpoint again, or mend its chat_template.jinja",
             ) from error
-
-
-def read_headers(folder: Path) -> Iterator[Header]:
-    """All tensors of a checkpoint's safetensors files. Raises EnvironmentFault for a file that is
-    not all there."""
-    index = folder / INDEX
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise not_whole(index, "index of weights") from error
-    elif (folder / "model.safetensors").exists():
-        names = ["model.safetensors"]
-    else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
-    for name in names:
-        yield from _read_header(folder / name)
-
-
-def _read_header(path: Path) -> list[Header]:
-    """The tensors of one file, after checking that it is as long as they need."""
-    found = []
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            if 8 + length > size:  # what text, such as a pointer of Git LFS, looks like
-                raise not_whole(path)
-            entries = json.loads(file.read(length))
-        for tensor, entry in entries.items():
-            if tensor != "__metadata__":
-                start, end = entry["data_offsets"]
-                shape = tuple(entry["shape"])
-                found.append(Header(tensor, path.name, entry["dtype"], shape, end - start))
-                if 8 + length + end > size:
-                    raise not_whole(path)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{path}, which holds weights of the model, cannot be read ({error.strerror})",
-            hint=AGAIN,
-        ) from error
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise not_whole(path) from error
-    return found
-
-
-def not_whole(path: Path, kind: str = "safetensors file") -> EnvironmentFault:
-    return EnvironmentFault(f"{path} is not a whole {kind}", hint=AGAIN)
 
 
 def _halves(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:

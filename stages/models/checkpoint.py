@@ -1,0 +1,75 @@
+"""What files a checkpoint has, on this machine and on the hub; downloads nothing and opens no
+weights."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.errors import EnvironmentFault
+
+AGAIN = "Download it again (with git: git lfs pull)"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightFile:
+    """A file of weights as the hub states it."""
+
+    name: str
+    size: int
+    """In bytes."""
+    digest: str
+    """SHA-256 of its content; empty for one that the hub keeps in git, which is small and comes
+    with the configuration."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A model's files: a folder that holds at least all small ones, and what the hub says of its
+    weights, which need not be there."""
+
+    name: str
+    """Folder or hub id, as the user gave it."""
+    folder: Path
+    commit: str | None = None
+    """The hub's commit that the folder holds; None for a folder of the user's."""
+    weights: tuple[WeightFile, ...] = ()
+    """All files of weights, for a hub id; empty where what is in the folder is all there is."""
+
+    def missing(self, names: Iterable[str] | None = None) -> list[WeightFile]:
+        """Files of weights that are not in the folder, of those named or of all."""
+        wanted = None if names is None else set(names)
+        return [
+            file
+            for file in self.weights
+            if (wanted is None or file.name in wanted) and not (self.folder / file.name).exists()
+        ]
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file of weights as the hub states it; empty where it says nothing."""
+        return next((file.digest for file in self.weights if file.name == name), "")
+
+
+def weight_names(folder: Path) -> list[str]:
+    """Names of the files of weights that a folder's index or their usual name tells of. Raises
+    EnvironmentFault for an index that is none."""
+    index = folder / INDEX
+    if not index.exists():
+        return [SINGLE]
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise not_whole(index, "index of weights") from error
+
+
+def not_whole(path: Path, kind: str = "safetensors file") -> EnvironmentFault:
+    return EnvironmentFault(f"{path} is not a whole {kind}", hint=AGAIN)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds its configuration and all weight files that its index names."""
+    return (folder / "config.json").exists() and all(
+        (folder / name).exists() for name in weight_names(folder)
+    )

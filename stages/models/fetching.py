@@ -1,0 +1,124 @@
+"""Fetches files of weights into the hub's cache, several at a time; knows neither halves nor how
+one file is transferred."""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from artifacts.errors import EnvironmentFault
+from stages.models.checkpoint import Checkpoint, WeightFile
+from stages.models.hub_faults import (
+    MORE_ROOM,
+    cache_folder,
+    hub_errors,
+    refuse_offline,
+    shown,
+    size_of,
+)
+from stages.models.transfer import Announce, Remote, Watch, partial, transfer
+
+AT_ONCE = 4
+"""Files fetched at a time."""
+
+Progress = Callable[[int, int], None]
+"""Takes the bytes that are here of what is being fetched, and how many that will be."""
+
+
+def fetch(
+    checkpoint: Checkpoint,
+    names: Iterable[str] | None = None,
+    *,
+    what: str = "",
+    announce: Announce | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Bring files of a checkpoint's weights here, of those named or of all, unless they are.
+
+    `what` names them for the user, such as `the vision half of`. Raises UsageError for what the hub
+    does not give, EnvironmentFault when it cannot be reached, when the disk cannot take it, and for
+    content that is not what the hub promised.
+    """
+    missing = checkpoint.missing(names)
+    if not missing:
+        return
+    refuse_offline(checkpoint, missing)
+    here = sum(_here(checkpoint, file) for file in missing)
+    total = sum(file.size for file in missing)
+    check_space(checkpoint.name, total - here)
+    if total > here and announce is not None:
+        announce(_announcement(f"{what}{checkpoint.name}", total, here))
+    with hub_errors(checkpoint.name, checkpoint.commit, begun=True):
+        _fetch_all(checkpoint, missing, announce or _nobody, _Counter(here, total, progress))
+
+
+def check_space(name: str, needed: int) -> None:
+    """A disk that fills up during the download would do so after minutes, or hours."""
+    folder = cache_folder()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise EnvironmentFault(
+            f"{name} needs {size_of(needed)} in {shown(folder)}, where {size_of(free)} are free",
+            hint=MORE_ROOM,
+        )
+
+
+def _announcement(name: str, total: int, here: int) -> str:
+    rest = f", of which {size_of(here)} are here" if here else ""
+    return f"downloading {name}, {size_of(total)}{rest}, into {shown(cache_folder())} (once)"
+
+
+def _nobody(text: str) -> None:
+    """Takes what nobody wants to hear."""
+
+
+class _Counter:
+    """Adds up what arrives on all connections."""
+
+    def __init__(self, here: int, total: int, progress: Progress | None) -> None:
+        self._here, self._total, self._progress = here, total, progress
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._here += count
+            if self._progress is not None:
+                self._progress(self._here, self._total)
+
+
+def _fetch_all(
+    checkpoint: Checkpoint, files: Sequence[WeightFile], announce: Announce, counter: _Counter
+) -> None:
+    watch = Watch(announce=announce, arrived=counter.add, stop=threading.Event())
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        running = [pool.submit(_fetch_one, checkpoint, file, watch) for file in files]
+        try:
+            for done in as_completed(running):
+                done.result()
+        except BaseException:
+            watch.stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fetch_one(checkpoint: Checkpoint, file: WeightFile, watch: Watch) -> None:
+    from huggingface_hub import hf_hub_download, hf_hub_url
+
+    url = hf_hub_url(checkpoint.name, file.name, revision=checkpoint.commit)
+    remote = Remote(name=file.name, url=url, size=file.size, digest=file.digest)
+    transfer(remote, _blob(checkpoint, file), watch)
+    # With the content in its place, this is but a link to it.
+    hf_hub_download(checkpoint.name, file.name, revision=checkpoint.commit)
+
+
+def _here(checkpoint: Checkpoint, file: WeightFile) -> int:
+    """Bytes of a file that earlier tries left."""
+    blob = _blob(checkpoint, file)
+    found = next((path for path in (blob, partial(blob)) if path.exists()), None)
+    return 0 if found is None else min(found.stat().st_size, file.size)
+
+
+def _blob(checkpoint: Checkpoint, file: WeightFile) -> Path:
+    return checkpoint.folder.parents[1] / "blobs" / file.digest

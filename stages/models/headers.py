@@ -1,0 +1,96 @@
+"""Names, types and shapes of a checkpoint's tensors, from the headers of its safetensors files,
+which are read off the hub where the files are not here; reads no weights."""
+
+import json
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from artifacts.errors import EnvironmentFault
+from stages.models.checkpoint import (
+    AGAIN,
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    WeightFile,
+    not_whole,
+    weight_names,
+)
+from stages.models.hub_faults import hub_errors, refuse_offline
+
+AT_ONCE = 8
+"""Headers asked of the hub at a time."""
+
+
+class Header(NamedTuple):
+    """One tensor as a safetensors header describes it."""
+
+    name: str
+    shard: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+
+
+def read_headers(checkpoint: Checkpoint) -> list[Header]:
+    """All tensors of a checkpoint's safetensors files, file by file. Raises EnvironmentFault for a
+    file that is not all there."""
+    absent = {file.name: file for file in checkpoint.missing()}
+    if absent:
+        refuse_offline(checkpoint, list(absent.values()))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        asked = {name: pool.submit(_ask_hub, checkpoint, file) for name, file in absent.items()}
+        found = [
+            asked[name].result() if name in asked else _read_header(checkpoint.folder / name)
+            for name in _names(checkpoint.folder)
+        ]
+    return [header for headers in found for header in headers]
+
+
+def _names(folder: Path) -> list[str]:
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    if (folder / INDEX).exists() or SINGLE in found or not found:
+        return weight_names(folder)
+    return found
+
+
+def _ask_hub(checkpoint: Checkpoint, file: WeightFile) -> list[Header]:
+    """The tensors of a file that is not here, by a request for its beginning."""
+    from huggingface_hub import HfApi
+
+    with hub_errors(checkpoint.name, checkpoint.commit):
+        found = HfApi().parse_safetensors_file_metadata(
+            checkpoint.name, file.name, revision=checkpoint.commit
+        )
+    return [
+        Header(name, file.name, str(t.dtype), tuple(t.shape), t.data_offsets[1] - t.data_offsets[0])
+        for name, t in found.tensors.items()
+    ]
+
+
+def _read_header(path: Path) -> list[Header]:
+    """The tensors of one file, after checking that it is as long as they need."""
+    found = []
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            if 8 + length > size:  # what text, such as a pointer of Git LFS, looks like
+                raise not_whole(path)
+            entries = json.loads(file.read(length))
+        for tensor, entry in entries.items():
+            if tensor != "__metadata__":
+                start, end = entry["data_offsets"]
+                shape = tuple(entry["shape"])
+                found.append(Header(tensor, path.name, entry["dtype"], shape, end - start))
+                if 8 + length + end > size:
+                    raise not_whole(path)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{path}, which holds weights of the model, cannot be read ({error.strerror})",
+            hint=AGAIN,
+        ) from error
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise not_whole(path) from error
+    return found

@@ -1,0 +1,159 @@
+"""What a model hub has of a model: small files are brought here, weights listed with their sizes
+and sums; downloads no weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UsageError
+from stages.models.checkpoint import (
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    WeightFile,
+    is_complete,
+    weight_names,
+)
+from stages.models.fetching import check_space
+from stages.models.hub_faults import cache_folder, hub_errors, shown, size_of, without_safetensors
+from stages.models.transfer import Announce
+
+SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*")
+"""Files of a hub repository that a run can use, besides weights; pickled and converted weights are
+left there."""
+
+Listing = dict[str, tuple[int, str]]
+"""Path in the repository -> bytes, and SHA-256 of what is kept as a large file, else empty."""
+
+
+def is_hub_id(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def cached(name: str, revision: str | None) -> Checkpoint | None:
+    """A model whose small files are all here; asks no network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(SMALL), local_files_only=True
+            )
+        )
+    except LocalEntryNotFoundError:
+        return None
+    if not (folder / "config.json").exists():
+        return None
+    listing = _listing_here(folder)
+    if listing is None:  # what other versions of the hub's client left
+        found = Checkpoint(name=name, folder=folder, commit=folder.name)
+        return found if is_complete(folder) else None
+    found = _checkpoint(name, folder, listing)
+    unsure = [file for file in found.missing() if not file.digest]
+    return None if unsure else found
+
+
+def describe_remote(name: str, revision: str | None, announce: Announce | None) -> Checkpoint:
+    """A model with its small files downloaded; `announce` is told before. Raises UsageError for
+    what the hub does not have or does not give, EnvironmentFault when it cannot be reached."""
+    from huggingface_hub import HfApi, hf_hub_url, snapshot_download
+
+    with hub_errors(name, revision):
+        api = HfApi()
+        resolved = api.resolve_revision(name, revision=revision)
+        listing = _ask_listing(api, name, resolved.resolved)
+        if "config.json" not in listing or not {SINGLE, INDEX} & listing.keys():
+            raise without_safetensors(name, list(listing))
+        # Names may be listed of a model that is not to be downloaded.
+        api.get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=resolved.resolved))
+        patterns = [*SMALL, *(n for n, (_, sha) in listing.items() if _is_weight(n) and not sha)]
+        _announce_small(
+            name, listing, _absent(name, resolved.resolved, listing, patterns), announce
+        )
+        folder = Path(
+            snapshot_download(
+                name, revision=resolved, allow_patterns=patterns, tqdm_class=_silent()
+            )
+        )
+        return _checkpoint(name, folder, listing)
+
+
+def repository_folder(name: str) -> Path:
+    """Where the hub's cache keeps a model."""
+    return cache_folder() / f"models--{name.replace('/', '--')}"
+
+
+def _ask_listing(api: Any, name: str, commit: str) -> Listing:
+    found: Listing = {}
+    for entry in api.list_repo_tree(name, recursive=True, revision=commit):
+        if hasattr(entry, "blob_id"):  # else a folder
+            found[entry.path] = (entry.size, entry.lfs.sha256 if entry.lfs else "")
+    return found
+
+
+def _listing_here(snapshot: Path) -> Listing | None:
+    """The listing that the hub's client keeps beside a snapshot; its own reader leaves the sums
+    out."""
+    path = snapshot.parents[1] / "trees" / f"{snapshot.name}.json"
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {n: (entry["size"], entry.get("lfs_sha256") or "") for n, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _checkpoint(name: str, folder: Path, listing: Listing) -> Checkpoint:
+    weights = []
+    for file in weight_names(folder):
+        if file not in listing:
+            raise UsageError(
+                f"{name} lacks {file}, which its index of weights names",
+                hint="Choose another revision, or ask its author to upload it whole",
+            )
+        size, digest = listing[file]
+        weights.append(WeightFile(name=file, size=size, digest=digest))
+    return Checkpoint(name=name, folder=folder, commit=folder.name, weights=tuple(weights))
+
+
+def _absent(name: str, commit: str, listing: Listing, patterns: list[str]) -> list[str]:
+    """Files of the repository that match and are not here."""
+    from huggingface_hub.utils._paths import filter_repo_objects
+
+    folder = repository_folder(name) / "snapshots" / commit
+    matching = filter_repo_objects(listing, allow_patterns=patterns)
+    return [file for file in matching if not (folder / file).exists()]
+
+
+def _announce_small(
+    name: str, listing: Listing, absent: list[str], announce: Announce | None
+) -> None:
+    needed = sum(listing[file][0] for file in absent)
+    check_space(name, needed)
+    if absent and announce is not None:
+        into = shown(cache_folder())
+        announce(f"downloading what describes {name}, {size_of(needed)}, into {into} (once)")
+
+
+def _is_weight(path: str) -> bool:
+    return path.endswith(".safetensors") and "/" not in path
+
+
+def _silent() -> Any:
+    """A class of progress bars for the hub's client, whose own draw into logs too."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+    return Bar

@@ -1,0 +1,166 @@
+"""What goes wrong between this machine and a model hub, in plain words; downloads nothing."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from stages.models.checkpoint import Checkpoint, WeightFile
+
+OF_THE_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
+"""Errors of writing the cache; all others that a download ends with come from the network."""
+MORE_ROOM = "Free some space, or set HF_HOME to a folder on a larger disk"
+
+
+@contextlib.contextmanager
+def hub_errors(name: str, revision: str | None, begun: bool = False) -> Iterator[None]:
+    """Turns what the hub's client raises over a model into a PenstockError; `begun` when part of
+    the model is here already."""
+    from httpx2 import HTTPError, InvalidURL
+    from huggingface_hub.errors import RevisionResolutionError, SafetensorsParsingError
+
+    try:
+        yield
+    except SafetensorsParsingError as error:
+        raise UsageError(
+            f"{name} holds a safetensors file that is none: {' '.join(str(error).split())[:160]}",
+            hint="Choose another revision, or a checkpoint saved by transformers",
+        ) from error
+    # The storage that the hub keeps large files in reports its troubles as RuntimeError.
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        HTTPError,
+        InvalidURL,
+        RevisionResolutionError,
+    ) as error:
+        raise _in_plain_words(name, revision, error, begun) from error
+
+
+def cache_folder() -> Path:
+    """Where the hub's client keeps what it downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser().absolute()
+
+
+def size_of(count: int) -> str:
+    """`3.4 MB`, `1.2 GB`."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count / 1e6, 0.1):.1f} MB"
+
+
+def shown(folder: Path) -> str:
+    """A folder's path, briefly."""
+    home = Path.home()
+    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
+
+
+def refuse_offline(checkpoint: Checkpoint, missing: Sequence[WeightFile]) -> None:
+    """Raises EnvironmentFault, naming what is missing and its size, when the user keeps the hub's
+    client off the network."""
+    from huggingface_hub import constants
+
+    if not constants.is_offline_mode():
+        return
+    more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+    size = size_of(sum(file.size for file in missing))
+    raise EnvironmentFault(
+        f"{missing[0].name}{more} of {checkpoint.name}, {size}, are not in {shown(cache_folder())} "
+        f"and {_offline_switch()} is set",
+        hint=f"Unset {_offline_switch()} and run the same command again, or try --model demo",
+    )
+
+
+def without_safetensors(name: str, files: Sequence[str]) -> UsageError:
+    pickles = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth")))
+    if pickles:
+        return UsageError(
+            f"{name} has its weights only as pickles ({pickles[0]}), which can run code",
+            hint="Use one saved as safetensors, or download it and give the folder",
+        )
+    return UsageError(
+        f"{name} holds no model with weights (*.safetensors)",
+        hint="Choose a checkpoint saved by transformers, such as one of SmolVLM2",
+    )
+
+
+def _in_plain_words(
+    name: str, revision: str | None, error: Exception, begun: bool
+) -> PenstockError:
+    """What a failed download means for the one who asked for it."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+        RevisionResolutionError,
+    )
+
+    # The client's own word for having nothing to fall back on hides what went wrong.
+    if isinstance(error, (LocalEntryNotFoundError, RevisionResolutionError)):
+        found = error.__cause__
+        error = found if isinstance(found, Exception) else error
+    if isinstance(error, GatedRepoError):
+        return UsageError(
+            f"{name} may only be downloaded by those who accepted its terms",
+            hint=f"Accept them at https://huggingface.co/{name}, then run: hf auth login",
+        )
+    if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
+        asked = f"{name} at revision {revision}" if revision else name
+        return UsageError(
+            f"the hub knows no model {asked}",
+            hint="Check the name, or run: hf auth login, if the model is private",
+        )
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        return UsageError(
+            f"the hub refuses to give {name} to you",
+            hint="Run: hf auth login, with a token that may read it, or unset HF_TOKEN",
+        )
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        return EnvironmentFault(
+            f"{name} cannot be written into {shown(cache_folder())} ({error.strerror})",
+            hint=MORE_ROOM,
+        )
+    return _unreachable(name, error, begun)
+
+
+def _unreachable(name: str, error: Exception, begun: bool) -> EnvironmentFault:
+    """What is not here cannot be had now."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import FileMetadataError, HfHubHTTPError
+
+    reason = f"{constants.ENDPOINT} cannot be reached"
+    if constants.is_offline_mode():
+        reason = f"{_offline_switch()} is set"
+    elif isinstance(error, HfHubHTTPError):
+        reason = f"{constants.ENDPOINT} answers with status {error.response.status_code}"
+    elif isinstance(error, (ValueError, FileMetadataError)):
+        reason = f"{constants.ENDPOINT} does not answer as a hub does"
+    elif isinstance(error, (OSError, RuntimeError)):
+        reason = "its download broke off"
+    if begun:
+        return EnvironmentFault(
+            f"the rest of {name} is missing, and {reason}",
+            hint="Connect and run the same command again: it goes on from what is there",
+        )
+    return EnvironmentFault(
+        f"{name} was not downloaded before, and {reason}",
+        hint="Connect and run the same command again, or try the program with --model demo",
+    )
+
+
+def _offline_switch() -> str:
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next((name for name in names if os.environ.get(name)), names[0])

@@ -1,0 +1,181 @@
+"""Brings one large file here: goes on from what is there, waits out a broken connection, checks the
+sum; knows the hub's session and nothing of models."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from artifacts.errors import EnvironmentFault
+
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds before each new try while nothing arrives; what arrives starts them anew."""
+READ_BYTES = 1 << 20
+TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+"""Statuses that pass by themselves."""
+LOCK_SECONDS = 0.5
+"""How often a file that another process downloads is looked at."""
+
+Announce = Callable[[str], None]
+"""Takes a line for the user."""
+
+
+class Stopped(Exception):
+    """Another file failed, or the user stopped the program; what is there stays."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remote:
+    """A file to be had by HTTP."""
+
+    name: str
+    """For messages."""
+    url: str
+    size: int
+    """In bytes."""
+    digest: str
+    """SHA-256 of its content."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watch:
+    """Who is told how a transfer goes, and who may stop it."""
+
+    announce: Announce
+    arrived: Callable[[int], None]
+    """Told of bytes that arrived, or, below 0, of bytes that must be fetched anew."""
+    stop: threading.Event
+
+
+def partial(target: Path) -> Path:
+    """Where what has arrived of a file lies: the name that the hub's client gave it of old, so that
+    what that left is taken up."""
+    return target.with_name(f"{target.name}.incomplete")
+
+
+def transfer(remote: Remote, target: Path, watch: Watch) -> None:
+    """Bring a file to `target`, unless it is there. Raises what the hub's session raises,
+    EnvironmentFault for content that is not what was promised."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = partial(target)
+    with _alone(remote.name, part, watch) as file:
+        if target.exists():  # by another process, while this one waited
+            part.unlink(missing_ok=True)
+            return
+        for last in (False, True):
+            _receive(remote, file, watch)
+            if _digest(file) == remote.digest:
+                break
+            watch.arrived(-_size(file))
+            file.truncate(0)
+            if last:
+                part.unlink(missing_ok=True)
+                raise EnvironmentFault(
+                    f"{remote.name} arrived twice with another checksum than the hub states",
+                    hint="Try again later, or without the proxy or mirror in between",
+                )
+            watch.announce(f"{remote.name} arrived damaged; it is fetched once more")
+        os.fsync(file.fileno())
+        os.replace(part, target)
+
+
+def _alone(name: str, part: Path, watch: Watch) -> FileIO:
+    """The partial file, opened and locked against other processes of this machine."""
+    waiting = False
+    while True:
+        file = part.open("a+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                watch.announce(f"{name} is being downloaded by another process: waiting for it")
+            waiting = True
+        except OSError:  # a file system without locks: the sum at the end tells what went wrong
+            return file
+        else:
+            if _still(part, file):
+                return file
+        file.close()
+        if watch.stop.wait(LOCK_SECONDS if waiting else 0):
+            raise Stopped
+
+
+def _still(part: Path, file: FileIO) -> bool:
+    """Whether the file is what lies at that path, and not what was moved from there meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), part.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _receive(remote: Remote, file: FileIO, watch: Watch) -> None:
+    """Make the file as long as it should be, however often the connection breaks."""
+    from httpx2 import NetworkError, RemoteProtocolError, TimeoutException
+    from huggingface_hub.errors import HfHubHTTPError
+
+    waits = iter(WAITS)
+    while (have := _size(file)) < remote.size:
+        failure: Exception = ConnectionError("the server sent no more")
+        try:
+            _stream(remote, file, have, watch)
+        except (NetworkError, RemoteProtocolError, TimeoutException) as error:
+            failure = error
+        except HfHubHTTPError as error:
+            if error.response.status_code not in TRY_AGAIN:
+                raise
+            failure = error
+        if _size(file) >= remote.size:
+            return
+        if _size(file) > have:
+            waits = iter(WAITS)
+        seconds = next(waits, None)
+        if seconds is None:
+            raise failure
+        share = f"{_size(file) / 1e6:.1f} of {remote.size / 1e6:.1f} MB"
+        watch.announce(f"{remote.name} broke off at {share}; going on in {seconds:.0f} s")
+        if watch.stop.wait(seconds):
+            raise Stopped
+
+
+def _stream(remote: Remote, file: FileIO, start: int, watch: Watch) -> None:
+    """Append what the server sends from byte `start` on."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import get_session, hf_raise_for_status
+
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with get_session().stream("GET", remote.url, headers=headers, timeout=timeout) as response:
+        hf_raise_for_status(response)
+        if start and response.status_code != 206:  # it sends all of it, whatever it was asked for
+            watch.arrived(-start)
+            file.truncate(0)
+        left = remote.size - _size(file)
+        for block in response.iter_bytes(READ_BYTES):
+            block = block[:left]
+            if file.write(block) != len(block):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            watch.arrived(len(block))
+            left -= len(block)
+            if watch.stop.is_set():
+                raise Stopped
+            if left <= 0:
+                return
+
+
+def _size(file: FileIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _digest(file: FileIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()

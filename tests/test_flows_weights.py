@@ -1,0 +1,80 @@
+"""A model of the hub is planned without its weights, and each half's are fetched when it has work
+to do."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from tests.hub import COMMIT, Hub, serve
+from tests.pipeline import PENSTOCK, ROOT, read_lines
+from tests.sharded import repository, sharded
+
+MODEL = "owner/name"
+CLIP = ROOT / "demo" / "samples" / "clip-01.mp4"
+
+
+def run(hub: Hub, home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """`penstock` as a user runs it, with that hub and a home of its own."""
+    environment = {name: v for name, v in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), **more}
+    environment |= {"NO_PROXY": "127.0.0.1,localhost", "PENSTOCK_STORE": str(home / "store")}
+    return subprocess.run(
+        [*PENSTOCK, *arguments, "--model", MODEL],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def halves(folder: Path) -> dict[str, set[str]]:
+    """Half -> the files that hold it, read off the names of the tensors."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    of_text = ("language_model", "lm_head")
+    vision = {file for name, file in index.items() if not any(w in name for w in of_text)}
+    language = {file for name, file in index.items() if any(w in name for w in of_text)}
+    return {"vision": vision, "language": language}
+
+
+def size(files: set[str]) -> int:
+    return sum((sharded() / name).stat().st_size for name in files)
+
+
+def test_a_run_fetches_each_half_when_it_has_work(tmp_path: Path) -> None:
+    held, out = halves(sharded()), str(tmp_path / "out")
+    assert held["vision"] - held["language"] and held["language"] - held["vision"]
+    caption = ("caption", str(CLIP), "--out", out, "--max-new-tokens", "4")
+    with serve({MODEL: repository(sharded())}) as hub:
+        planned = run(hub, tmp_path, "plan", str(CLIP), "--json")
+        assert planned.returncode == 0, planned.stderr
+        assert json.loads(planned.stdout)["fetch_bytes"] == size(held["vision"] | held["language"])
+        assert hub.weights_sent() <= 5 * 100_001, "a plan reads headers alone"
+        assert not Path(out).exists() and not (ROOT / "penstock-out").exists()
+        hub.forget()
+
+        first = run(hub, tmp_path, *caption)
+        assert first.returncode == 0, first.stderr
+        assert hub.weights_sent() == size(held["vision"] | held["language"])
+        cache = tmp_path / "hf" / "hub"
+        whole = size(held["vision"] | held["language"]) / 1e6
+        announced = f"downloading {MODEL}, {whole:.1f} MB, into {cache} (once)"
+        assert first.stderr.splitlines()[0] == announced
+        assert {line["model"] for line in read_lines(Path(out, "captions.jsonl"))} == {MODEL}
+        assert json.loads(Path(out, "run.json").read_text())["plan"]["commit"] == COMMIT
+        hub.forget()
+
+        dropped = held["vision"] - held["language"]
+        snapshot = cache / "models--owner--name" / "snapshots" / COMMIT
+        for name in dropped:
+            (snapshot / name).resolve().unlink()
+            (snapshot / name).unlink()
+        again = run(hub, tmp_path, *caption, "--prompt", "Why?")
+        assert again.returncode == 0, again.stderr
+        assert hub.asked == []
+        offline = run(hub, tmp_path, *caption, "--fps", "3", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 5
+    assert len(offline.stderr.splitlines()) == 1 and "HF_HUB_OFFLINE is set" in offline.stderr
+    assert next(iter(sorted(dropped))) in offline.stderr and "MB" in offline.stderr
