@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
+from artifacts.captions import Caption
 from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, whole_file, write_json
 from artifacts.keys import digest_of
@@ -47,13 +48,13 @@ class Sample:
     """One chunk of a medium as it goes into a shard."""
 
     key: str
-    line: dict[str, Any]
-    """The chunk's line of `captions.jsonl`."""
+    row: Caption
+    """What was said of the chunk."""
     content: str
     """Digest of the medium that it is of."""
 
     def digest(self) -> str:
-        return digest_of([RECIPE, self.key, self.line, self.content])
+        return digest_of([RECIPE, self.key, asdict(self.row), self.content])
 
 
 Samples = Iterator[tuple[Sample, Media | None]]
@@ -186,8 +187,8 @@ def _add(tar: tarfile.TarFile, sample: Sample, media: Media | None, size: int) -
     if media is not None:
         with _reading(media.path) as source:
             tar.addfile(_member(f"{sample.key}.{media.suffix}", size), source)
-    line = {**sample.line, "media_start": media.start if media is not None else None}
-    texts = {"txt": sample.line["caption"], "json": json.dumps(line, ensure_ascii=False)}
+    line = {**asdict(sample.row), "media_start": media.start if media is not None else None}
+    texts = {"txt": sample.row.caption, "json": json.dumps(line, ensure_ascii=False)}
     for suffix, text in texts.items():
         data = text.encode("utf-8", errors="replace")
         tar.addfile(_member(f"{sample.key}.{suffix}", len(data)), BytesIO(data))

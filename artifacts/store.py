@@ -197,7 +197,7 @@ def fault_of(error: OSError, where: Path) -> EnvironmentFault:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentFault(
             f"the disk of {where} is full",
-            hint="Free some space or give another --store; the same command then goes on",
+            hint="Free some space or give another --store or --out; the same command then goes on",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
         return EnvironmentFault(

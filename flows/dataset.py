@@ -4,7 +4,7 @@ from; runs no model."""
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def write_dataset(job: Job, launcher: Launcher, tell: Callable[[str, int, int], 
     rest = items[sum(shard.samples for shard in shards) :]
     cutter = Cutter(job, launcher, tell, folder / f"{HALF}new")
     if rest or shards != before:
+        tell("webdataset", len(items), len(items) - len(rest))
         shards = write_shards(folder, shards, _samples(rest, cutter))
     bare = sum(shard.without_media for shard in shards)
     if not bare:
@@ -80,7 +81,7 @@ def _items_of(
     items = []
     for row in captions:
         key = sample_key(row.media_path, medium.digest, row.prompt, copy, numbers[row.start])
-        sample = Sample(key=key, line=asdict(row), content=medium.digest)
+        sample = Sample(key=key, row=row, content=medium.digest)
         items.append(Item(sample=sample, file=file.path, start=row.start, end=row.end, whole=whole))
     return items
 

@@ -15,6 +15,7 @@ VERBS = {
     "frames": "cutting frames",
     "encode": "encoding",
     "decode": "captioning",
+    "webdataset": "writing samples",
     "cut": "cutting clips",
 }
 

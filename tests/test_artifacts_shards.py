@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from artifacts import shards
+from artifacts.captions import json_line
 from artifacts.errors import EnvironmentFault
 from artifacts.shards import (
     Media,
@@ -22,11 +23,12 @@ from artifacts.shards import (
     sample_key,
     write_shards,
 )
+from tests.rows import caption as said
 
 
 def sample(number: int, caption: str = "said") -> Sample:
     key = sample_key(f"{number}.mp4", "ab", "Describe.", 1, 0)
-    return Sample(key=key, line={"caption": caption, "frames": (0.5,)}, content="ab")
+    return Sample(key=key, row=said(caption), content="ab")
 
 
 def write(folder: Path, samples: Sequence[Sample], media: Media | None = None) -> int:
@@ -88,11 +90,8 @@ def test_a_sample_is_its_media_its_text_and_its_line(tmp_path: Path, media: Medi
     assert list(found) == [".mp4", ".txt", ".json"]
     assert found[".mp4"] == b"moving pictures"
     assert found[".txt"].decode() == "two\nlines 🐦"
-    assert json.loads(found[".json"]) == {
-        "caption": "two\nlines 🐦",
-        "frames": [0.5],
-        "media_start": 1.5,
-    }
+    line = json.loads(json_line(one.row))
+    assert json.loads(found[".json"]) == {**line, "media_start": 1.5}
 
 
 def test_a_sample_without_media_says_so(tmp_path: Path) -> None:
