@@ -1,7 +1,7 @@
 """What each half computes in: from what is asked for, what the checkpoint is and what the machine
 has; imports no model library."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
@@ -47,14 +47,17 @@ def settle(
     general = "native" if config.precision in QUANTIZED else config.precision
     vision = config.vision_precision or general
     language = config.language_precision or config.precision
-    return {
-        "vision": _half("vision", card.vision, card, vision, device),
-        "language": _half("language", card.language, card, language, device),
-    }
+    check_obtainable("language", card.language, card, language)
+    found = _half(card.language, card, language, device)
+    if card.route == "joint":  # the one stage that loads anything loads all of it
+        check_joint(config, card, found.dtype)
+        seen = replace(found, precision=SHORT.get(found.dtype, found.dtype), weight_bytes=0)
+        return {"vision": seen, "language": found}
+    check_obtainable("vision", card.vision, card, vision)
+    return {"vision": _half(card.vision, card, vision, device), "language": found}
 
 
-def _half(name: str, half: HalfCard, card: ModelCard, asked: str, device: str) -> HalfSettings:
-    check_stored_precision(name, half, card, asked)
+def _half(half: HalfCard, card: ModelCard, asked: str, device: str) -> HalfSettings:
     dtype = DTYPES.get(asked) or native_dtype(card.dtype, device)
     precision = half.stored_as or (asked if asked in QUANTIZED else SHORT.get(dtype, dtype))
     return HalfSettings(
@@ -65,21 +68,40 @@ def _half(name: str, half: HalfCard, card: ModelCard, asked: str, device: str) -
     )
 
 
-def check_stored_precision(name: str, half: HalfCard, card: ModelCard, asked: str) -> None:
+def check_obtainable(name: str, half: HalfCard, card: ModelCard, asked: str) -> None:
     """What was saved in 4 or 8 bit is as it is; what lies beside it can be cast but not
-    quantized."""
+    quantized. Raises UsageError."""
+    hint = f"Give --{name}-precision native, or the checkpoint it was made from"
     if half.stored_as and asked not in ("native", half.stored_as):
         raise UsageError(
             f"the {name} half of {card.folder} was saved in {half.stored_as}, "
             f"which cannot be turned into {asked}",
-            hint=f"Give --{name}-precision native, or the checkpoint it was made from",
+            hint=hint,
         )
     stored = card.vision.stored_as or card.language.stored_as
     if stored and not half.stored_as and asked in QUANTIZED:
         raise UsageError(
             f"the {name} half of {card.folder} was saved unquantized beside one in {stored}, "
             f"and cannot be had in {asked}",
-            hint=f"Give --{name}-precision native, or the checkpoint it was made from",
+            hint=hint,
+        )
+    if asked in QUANTIZED and not half.linear_modules:
+        raise UsageError(
+            f"no layer of the {name} half of {card.folder} can be told to be one that {asked} "
+            "takes",
+            hint=f"Give --{name}-precision bf16",
+        )
+
+
+def check_joint(config: CaptionConfig, card: ModelCard, dtype: str) -> None:
+    """Raises UsageError when a model that is run whole shall see in another precision than it
+    reads."""
+    asked = config.vision_precision or "native"
+    if asked != "native" and DTYPES.get(asked) != dtype:
+        raise UsageError(
+            f"{card.class_name} is run whole, so --vision-precision {asked} cannot be had beside "
+            f"{dtype}",
+            hint="Give --precision alone",
         )
 
 

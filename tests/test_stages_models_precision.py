@@ -14,7 +14,7 @@ import transformers
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models import ModelCard, describe, encode, generate, load_half
 from stages.models.boundary import HALVES, Half
-from stages.models.halves import load_config, model_class
+from stages.models.halves import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
 from stages.models.prepare import load_processor
 from stages.models.quantize import check, plan
@@ -37,13 +37,7 @@ def folder_of(family: str) -> Path:
 
 def loaded(folder: Path, keep: Half, precision: str, dtype: str = "float32") -> Any:
     job = ModelJob(model=str(folder), precision=precision, dtype=dtype, attention="sdpa")
-    return job.load(keep)[0]
-
-
-def skeleton_of(folder: Path) -> Any:
-    config = load_config(folder, False)
-    with torch.device("meta"):
-        return model_class(config, folder, False)(config)
+    return job.load(keep)
 
 
 def saved(
@@ -155,7 +149,7 @@ def test_saved_quantized_it_says_what_it_says_quantized_on_loading(
 def test_a_wrong_count_of_quantized_modules_fails() -> None:
     """A list of what to spare that names too much, through the real loader."""
     folder = checkpoint("llava")
-    planned = plan(skeleton_of(folder), "language", "nf4", torch.float32)
+    planned = plan(skeleton_of(*config_and_class(folder, False)), "language", "nf4", torch.float32)
     good = load_half(folder, "language", **planned.options)
     check(good, planned)
     settings = planned.options["quantization_config"]
@@ -210,7 +204,7 @@ def test_a_card_of_quantized_halves_survives_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", HALVES)
 def test_attention_is_chosen_for_one_half_alone(keep: Half) -> None:
     job = ModelJob(model=str(checkpoint("llava")), dtype="float32", attention="eager")
-    half, _ = job.load(keep)
+    half: Any = job.load(keep)
     assert facts(half)["attention"] == "eager"
     parts = {"vision": half.config.vision_config, "language": half.config.text_config}
     assert {name: part._attn_implementation for name, part in parts.items()} == {

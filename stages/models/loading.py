@@ -85,7 +85,7 @@ class ModelJob:
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
         if not (chosen or quantized):
-            return self._checked(load_half(folder, keep, pieces=pieces, **options))
+            return self._checked(load_half(folder, keep, pieces=pieces, **options), pieces)
         skeleton = skeleton_of(config, cls)
         if chosen:
             options["attn_implementation"] = for_half(skeleton, keep, str(self.attention))
@@ -97,12 +97,13 @@ class ModelJob:
         check(half, planned)
         keep_to_dtype(half)
         quiet_casts()
-        return self._checked(half)
+        return self._checked(half, pieces)
 
-    def _checked(self, half: Any) -> Any:
-        """The half, if it computes attention as the key of its results says."""
+    def _checked(self, half: Any, pieces: Iterable[str]) -> Any:
+        """The half, if it computes attention as the key of its results says; pieces of the other
+        one may compute it otherwise."""
         found = attention_of(half)
-        if self.attention is not None and found != self.attention:
+        if self.attention not in (None, found) and not any(pieces):
             raise EnvironmentFault(
                 f"asked for {self.attention} attention and got {found}",
                 hint="Run the same command again after an upgrade of transformers, or tell us",

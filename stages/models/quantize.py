@@ -21,6 +21,7 @@ from stages.models.boundary import Part, absent_paths
 
 KINDS = ("int8", "nf4")
 """What a checkpoint can be quantized to while it is loaded."""
+PIXEL_LAYERS = (nn.Conv2d, nn.Conv3d)
 PACKED_ROWS = 32
 """That kernel takes so many rows at once."""
 
@@ -55,8 +56,8 @@ def plan(
     modules = quantizable(skeleton, keep)
     if not modules:
         raise UsageError(
-            f"the {keep} half of {type(skeleton).__name__} has no layer that {precision} takes",
-            hint=f"Leave --{keep}-precision out",
+            f"{type(skeleton).__name__} has no layer in its {keep} half that {precision} takes",
+            hint="Ask for native, bf16 or fp16",
         )
     spared = [path for path in _linears(skeleton) if path not in modules]
     settings = _settings(precision, dtype, spared)
@@ -66,13 +67,21 @@ def plan(
 
 
 def quantizable(skeleton: Any, keep: Part) -> dict[str, Any]:
-    """Path → module of what is quantized in one half when that is asked for."""
+    """Path → module of what is quantized in one half when that is asked for; of a model that is run
+    whole, what is so in its decoder."""
+    converted = _converted(skeleton, _spared(skeleton))
+    if keep == "whole":
+        decoder = _blind_decoder(skeleton)
+        return {path: m for path, m in converted.items() if decoder and _within(path, decoder)}
     absent = absent_paths(skeleton, keep)
-    return {
-        path: module
-        for path, module in _converted(skeleton, _spared(skeleton)).items()
-        if not any(path == left_out or path.startswith(f"{left_out}.") for left_out in absent)
-    }
+    return {path: m for path, m in converted.items() if not any(_within(path, a) for a in absent)}
+
+
+def _blind_decoder(skeleton: Any) -> str | None:
+    """Path of a decoder that sees no pixels; None when there is no such part."""
+    decoder = skeleton.get_decoder()
+    sees = decoder is None or any(isinstance(m, PIXEL_LAYERS) for m in decoder.modules())
+    return None if sees else next(p for p, m in skeleton.named_modules() if m is decoder)
 
 
 def stored_settings(config: Any) -> dict[str, Any] | None:
@@ -104,7 +113,7 @@ def check_stored(config: Any, kinds: Collection[str]) -> None:
 def check(half: Any, planned: Quantization) -> None:
     """Raises EnvironmentFault when other modules are quantized than was planned."""
     absent = [path for path, module in half.named_modules() if isinstance(module, Absent)]
-    here = [p for p in planned.modules if not any(p == a or p.startswith(f"{a}.") for a in absent)]
+    here = [path for path in planned.modules if not any(_within(path, a) for a in absent)]
     found = count(half)
     expected = Counter({planned.kind: len(here)}) if planned.kind else Counter[str]()
     if found == expected:
@@ -198,6 +207,10 @@ def _converted(skeleton: Any, spared: list[str]) -> dict[str, Any]:
 
     linears = _linears(skeleton).items()
     return {path: module for path, module in linears if should_convert_module(path, spared)}
+
+
+def _within(path: str, ancestor: str) -> bool:
+    return path == ancestor or path.startswith(f"{ancestor}.")
 
 
 def _linears(skeleton: nn.Module) -> dict[str, Any]:
