@@ -2,20 +2,33 @@
 no family."""
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from artifacts.schema import FrameFit, MediaKind
-from stages.models.prepare import Clip, prepare, takes_videos
+from stages.models.clip import Clip
+from stages.models.prepare import channel_of, prepare
 
-ASPECTS = (1.0, 9 / 16, 16 / 9, 3 / 4, 4 / 3, 1 / 2, 2.0, 1 / 3, 3.0)
-"""Height / width of the probes; sizes between them are interpolated."""
+COMMON = (9 / 16, 16 / 9, 3 / 4, 4 / 3, 1 / 2, 2.0)
+"""Height / width of most files: frames of these are fitted exactly. The first is tried first."""
+ASPECTS = tuple(sorted({*COMMON, *(3.0 ** (step / 5) for step in range(-5, 6))}))
+"""All that are tried. Between two of them a frame is as large as the larger one needs, because what
+a processor makes of it may leap there, as where it chooses another number of tiles."""
 LONG_EDGES = (1280, 3840)
 """Pixels of a probe's longer side; the second, that of 4K, when the first is not made smaller."""
+BESIDE = 1e-6
+"""Aspects differ by so large a part at least."""
+NORMALIZE = "rescale_and_normalize"
+"""The step that follows when frames are resized."""
+LARGEST_STEP = 64
+"""Sizes are multiples of at most so many pixels where they are rounded; else of tiles."""
+UNBOUNDED = 1 << 20
+"""A long edge that no frame reaches: frames of aspects beyond those tried keep their size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,66 +40,117 @@ class Probe:
     """Placeholders a frame of a large square picture; 0 when it could not be found out."""
 
 
+class Enough(Exception):
+    """The processor has resized the frames; what it does next need not be waited for."""
+
+
 def probe(processor: Any, kind: MediaKind) -> Probe:
     """The sizes worth storing for images or for the frames of a video.
 
     A processor that keeps large frames as they are, or that does something else than resize, gives
     an empty fit: frames then keep their size.
     """
-    edges: list[tuple[float, int]] = []
     tokens = 0
-    for aspect in ASPECTS:
-        for long_edge in LONG_EDGES:
-            height, width = _shape(aspect, long_edge)
-            try:
-                produced, count = _run(processor, kind, height, width)
-            except Exception:  # a processor may refuse a probe in any way; real frames will tell
-                return Probe(fit=FrameFit(), tokens=tokens)
-            tokens = tokens or count
-            scale = max((max(h / height, w / width) for h, w in produced), default=1.0)
-            if scale < 1:
-                edges.append((aspect, math.ceil(scale * long_edge - 1e-6)))
-                break
-        else:
-            return Probe(fit=FrameFit(), tokens=tokens)
-    return Probe(fit=FrameFit(long_edges=tuple(sorted(edges))), tokens=tokens)
+    try:
+        clip = black(processor, kind, 1.0, LONG_EDGES[0])
+        tokens = math.ceil(prepare(processor, clip).count.tokens / len(clip.frames))
+        found = (_made(processor, kind, long_edge) for long_edge in LONG_EDGES)
+        made = next((made for made in found if made), None)
+    except Exception:  # a processor may refuse a probe in any way; real frames will tell
+        return Probe(fit=FrameFit(), tokens=tokens)
+    return Probe(fit=FrameFit(long_edges=_steps(made) if made else ()), tokens=tokens)
 
 
-def _shape(aspect: float, long_edge: int) -> tuple[int, int]:
-    """Height and width in pixels."""
-    if aspect >= 1:
-        return long_edge, max(1, round(long_edge / aspect))
-    return max(1, round(long_edge * aspect)), long_edge
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What a processor makes of frames of one aspect that are larger than it wants."""
+
+    edge: int
+    """The longer side that a frame must have, in pixels, for none of them to be enlarged."""
+    sides: tuple[int, ...]
+    """All heights and widths in pixels."""
 
 
-def _run(
-    processor: Any, kind: MediaKind, height: int, width: int
-) -> tuple[list[tuple[int, int]], int]:
-    """Sizes (height, width) in pixels that the processor resized a probe to, and its placeholders a
-    frame."""
-    count = 2 if kind == "video" and takes_videos(processor) else 1
+def _made(processor: Any, kind: MediaKind, long_edge: int) -> dict[float, Made]:
+    """Aspect -> what becomes of frames of this long edge; empty when those of any aspect are made
+    no smaller."""
+    made: dict[float, Made] = {}
+    for aspect in dict.fromkeys((*COMMON, *ASPECTS)):
+        clip = black(processor, kind, aspect, long_edge)
+        height, width = clip.frames.shape[1:3]
+        sizes = resized(processor, clip)
+        scale = max((max(h / height, w / width) for h, w in sizes), default=1.0)
+        if scale >= 1:
+            return {}
+        edge = math.ceil(scale * long_edge - 1e-6)
+        made[aspect] = Made(edge=edge, sides=tuple(itertools.chain.from_iterable(sizes)))
+    return made
+
+
+def _rounding(made: Iterable[Made]) -> int:
+    """Of how many pixels all sides are multiples; 0 where the processor does not round to any."""
+    sides = {side for one in made for side in one.sides}
+    step = math.gcd(*sides)
+    return step if len(sides) > 1 and step <= LARGEST_STEP else 0
+
+
+def _steps(made: dict[float, Made]) -> tuple[tuple[float, int], ...]:
+    """The long edges as a function that leaps at each aspect; between two it takes the larger
+    value, and what the shorter side may be rounded up by."""
+    points = [(min(made) * (1 - BESIDE), UNBOUNDED)]
+    step = _rounding(made.values())
+    for low, high in itertools.pairwise(sorted(made)):
+        most = max(made[low].edge, made[high].edge)
+        most += math.ceil(step * max(high, 1 / low))
+        points += [(low, made[low].edge), (low * (1 + BESIDE), most), (high * (1 - BESIDE), most)]
+    last = max(made)
+    points += [(last, made[last].edge), (last * (1 + BESIDE), UNBOUNDED)]
+    inner = zip(points, points[1:], points[2:], strict=False)
+    needed = [b for a, b, c in inner if not a[1] == b[1] == c[1]]
+    return (points[0], *needed, points[-1])
+
+
+def black(processor: Any, kind: MediaKind, aspect: float, long_edge: int) -> Clip:
+    """Black frames of this height / width: two where they go in as a video."""
+    count = 2 if channel_of(processor, kind) == "videos" else 1
+    height = long_edge if aspect >= 1 else max(1, round(long_edge * aspect))
+    width = max(1, round(long_edge / aspect)) if aspect >= 1 else long_edge
     frames = np.zeros((count, height, width, 3), np.uint8)
     times = tuple(float(index) for index in range(count))
-    clip = Clip(frames=frames, times=times, seconds=float(count), kind=kind)
-    which = "video_processor" if count == 2 else "image_processor"
-    with _watching(getattr(processor, which)) as produced:
-        prepared = prepare(processor, clip)
-    return produced, math.ceil(prepared.count.tokens / count)
+    return Clip(frames=frames, times=times, seconds=float(count), kind=kind)
 
 
-@contextlib.contextmanager
-def _watching(part: Any) -> Iterator[list[tuple[int, int]]]:
-    """The (height, width) that this image or video processor resizes to, while it works."""
+def resized(processor: Any, clip: Clip) -> list[tuple[int, int]]:
+    """Sizes (height, width) in pixels to which the processor resizes the clip's frames. What it
+    does to pieces of a frame, or to one that it has resized, needs no larger one."""
+    videos = channel_of(processor, clip.kind) == "videos"
+    part = processor.video_processor if videos else processor.image_processor
     produced: list[tuple[int, int]] = []
-    resize = part.resize
+    resize, normalize = part.resize, getattr(part, NORMALIZE, None)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
+        image = next(v for v in (*args, *kwargs.values()) if hasattr(v, "shape"))
         result = resize(*args, **kwargs)
-        produced.append((int(result.shape[-2]), int(result.shape[-1])))
+        if _size(image) == clip.frames.shape[1:3]:
+            produced.append(_size(result[0] if isinstance(result, tuple) else result))
         return result
 
-    part.__dict__["resize"] = watched
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        if produced or normalize is None:
+            raise Enough
+        return normalize(*args, **kwargs)
+
+    part.__dict__.update({"resize": watched, NORMALIZE: stop})
     try:
-        yield produced
+        with contextlib.suppress(Enough):
+            prepare(processor, clip)
     finally:
-        del part.__dict__["resize"]
+        del part.__dict__["resize"], part.__dict__[NORMALIZE]
+    return produced
+
+
+def _size(image: Any) -> tuple[int, int]:
+    """Height and width of a tensor or array, its channels first or last."""
+    shape = tuple(int(length) for length in image.shape)
+    last = shape[-1] in (1, 3, 4) and shape[-2] > 4
+    return (shape[-3], shape[-2]) if last else (shape[-2], shape[-1])

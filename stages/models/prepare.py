@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from artifacts.errors import UsageError
+from artifacts.schema import MediaKind
 from stages.models.clip import Clip, video_metadata
 from stages.models.layout import PROBES, Layout, known, layout_of, noise, places, run, text_ids
 from stages.models.processor import (
@@ -82,9 +83,9 @@ class Prepared:
     count: RowCount
 
 
-def channel_of(processor: Any, clip: Clip) -> str:
+def channel_of(processor: Any, kind: MediaKind) -> str:
     """As what a clip goes in: as a video where the processor takes any, else as images."""
-    if clip.kind == "video" and takes_videos(processor):
+    if kind == "video" and takes_videos(processor):
         return "videos"
     return "images" if takes_images(processor) else "videos"
 
@@ -92,7 +93,7 @@ def channel_of(processor: Any, clip: Clip) -> str:
 def prepare(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
     """Run the processor on one chunk's frames and keep all that it finds out. The prompt matters
     only to encoders that read it."""
-    channel = channel_of(processor, clip)
+    channel = channel_of(processor, clip.kind)
     layout = layout_of(processor, channel)
     keep = known(processor, f"route of {channel}", lambda: _route(processor, layout))
     return keep(processor, layout, _seen(layout, clip), prompt)
@@ -120,7 +121,7 @@ def rebuild(processor: Any, rows: Sequence[Row], prompts: Sequence[str]) -> dict
 def whole(processor: Any, clips: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Any]:
     """All that the processor gives for these media and prompts at once, pixels included: what a
     model takes that is not cut in two."""
-    layout = layout_of(processor, channel_of(processor, clips[0]))
+    layout = layout_of(processor, channel_of(processor, clips[0].kind))
     for prompt in prompts:
         _refuse_placeholders(processor, prompt)
     return run(processor, layout, [_seen(layout, clip) for clip in clips], prompts)

@@ -1,0 +1,91 @@
+"""Frames are stored no larger than a processor sees them, and never smaller."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from artifacts.schema import FrameFit
+from stages.models.fit import ASPECTS, COMMON, black, probe, resized
+from stages.models.prepare import Clip, load_processor, prepare
+from tests.families import checkpoint
+from tests.processors import processor_folder
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+ODD = (0.35, 0.43, 0.6, 0.87, 0.97, 1.29, 1.9, 2.9)
+"""Heights / widths that no probe has."""
+WAYS = (
+    "blip_2",
+    "emu3",
+    "gemma3",
+    "idefics3",
+    "internvl",
+    "kosmos2",
+    "llava_next",
+    "mllama",
+    "pix2struct",
+    "pixtral",
+    "qwen2_vl",
+)
+"""Families that resize in different ways."""
+OWN_WAYS = {"emu3"}
+"""Families whose processors keep frames of the size that is tried."""
+
+
+def needed(processor: Any, clip: Clip) -> float:
+    """The part of its size that a frame must keep."""
+    height, width = clip.frames.shape[1:3]
+    return max(max(h / height, w / width) for h, w in resized(processor, clip))
+
+
+@pytest.mark.parametrize("family", WAYS)
+def test_no_frame_is_stored_smaller_than_it_is_seen(family: str) -> None:
+    processor = load_processor(processor_folder(family))
+    fit = probe(processor, "video").fit
+    assert bool(fit.long_edges) == (family not in OWN_WAYS)
+    for aspect in ODD if fit.long_edges else ():
+        clip = black(processor, "video", aspect, 640)
+        height, width = clip.frames.shape[1:3]
+        stored = fit.size(height, width)
+        least = needed(processor, clip)
+        assert stored[0] >= math.floor(least * height), aspect
+        assert stored[1] >= math.floor(least * width), aspect
+        assert max(stored) < 640 or family == "pix2struct", aspect
+
+
+def test_frames_of_common_aspects_are_fitted_exactly() -> None:
+    processor = load_processor(checkpoint("qwen2_5_vl"))
+    fit = probe(processor, "image").fit
+    for aspect in COMMON:
+        clip = black(processor, "image", aspect, 1280)
+        height, width = clip.frames.shape[1:3]
+        least = needed(processor, clip)
+        assert max(fit.size(height, width)) == math.ceil(least * 1280 - 1e-6), aspect
+
+
+def test_frames_of_aspects_beyond_those_tried_keep_their_size() -> None:
+    fit = probe(load_processor(checkpoint("llava")), "image").fit
+    assert fit.size(100, 1000) == (100, 1000) and fit.size(1000, 100) == (1000, 100)
+    assert min(ASPECTS) <= 1 / 3 and max(ASPECTS) >= 3 - 1e-9
+
+
+def test_what_is_done_to_tiles_needs_no_larger_frame() -> None:
+    processor = load_processor(checkpoint("smolvlm"))
+    for height, width in ((1080, 1920), (1000, 1920), (700, 1280), (1234, 777)):
+        assert 64 <= max(probe(processor, "image").fit.size(height, width)) < 74
+
+
+@pytest.mark.parametrize("shape", [(700, 1280), (1280, 740), (600, 1250)])
+@pytest.mark.parametrize("family", ["gemma3", "idefics3", "llava_next", "mllama", "pixtral"])
+def test_a_fitted_frame_comes_out_as_the_whole_one(family: str, shape: tuple[int, int]) -> None:
+    processor = load_processor(processor_folder(family))
+    fit = probe(processor, "image").fit
+    frames = [np.zeros((1, *size, 3), np.uint8) for size in (shape, fit.size(*shape))]
+    rows = [Clip(frames=f, times=(0.0,), seconds=0.0, kind="image") for f in frames]
+    whole, fitted = (prepare(processor, row).inputs["pixel_values"] for row in rows)
+    assert np.shape(whole) == np.shape(fitted)
+
+
+def test_a_size_without_probes_keeps_frames() -> None:
+    assert FrameFit().size(4320, 7680) == (4320, 7680)
