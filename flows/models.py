@@ -65,6 +65,8 @@ class Model:
 
     def sampling(self, config: CaptionConfig) -> Sampling:
         """What the user asked for, and for the rest what the checkpoint's processor states."""
+        if self.one_frame:
+            return Sampling(chunk_seconds=config.chunk, shots=config.shots, frames=1, max_frames=1)
         stated = self.card.sampling
         fps, frames = config.fps, config.frames
         if fps is None and frames is None:
@@ -86,6 +88,11 @@ class Model:
             min_frames=min(stated.min_frames or 1, maximum),
             max_frames=maximum,
         )
+
+    @property
+    def one_frame(self) -> bool:
+        """Whether only one frame of a video's chunk can be shown to it."""
+        return self.card.images_a_prompt == 1 and "video" not in self.card.modalities
 
     def fit(self, kind: str) -> FrameFit:
         """The size at which the processor keeps frames of videos, or images."""

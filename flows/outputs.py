@@ -37,11 +37,15 @@ def failures_of(job: Job) -> list[Failure]:
     return found
 
 
+MIDDLE = ("only the chunk's middle frame was seen: the model takes one picture a prompt",)
+
+
 def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
     """The captions of one file that are there, a line a chunk, in time order."""
     index = job.ledger.index(medium)
     if index is None:
         return []
+    one_frame = medium.kind == "video" and job.model.one_frame
     rows = []
     for task in job.ledger.tasks([medium]):
         if task.caption not in job.ledger.captions:
@@ -61,7 +65,7 @@ def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
                 frames=task.chunk.times,
                 features=task.features,
                 tokens=stored["tokens"],
-                warnings=index.warnings,
+                warnings=(*index.warnings, *(MIDDLE if one_frame else ())),
             )
         )
     return rows

@@ -54,7 +54,7 @@ def caption(
             write_jsonl(out_folder(config) / "failures.jsonl", error.failures)
             raise
         with only_run_in(job):
-            if note := route_note(job):
+            for note in notes(job):
                 display.say(note)
             record = RunRecord(job.out)
             record.value["plan"] = summary(job)
@@ -80,21 +80,28 @@ def summary(job: Job) -> dict[str, Any]:
         "media": len(job.files),
         "halves": halves(job),
         "route": job.model.card.route,
-        "notes": [note] if (note := route_note(job)) else [],
+        "notes": notes(job),
     }
 
 
-def route_note(job: Job) -> str:
+def notes(job: Job) -> list[str]:
     """What a person should know of how the model is run; nothing for most models."""
-    card = job.model.card
+    card, found = job.model.card, []
     if card.route == "joint":
-        return (
+        found.append(
             f"{job.model.name} cannot be run in halves ({card.why}): the second stage loads all "
             "of it, and what is kept for another prompt is its pixels"
         )
-    if card.prompted:
-        return f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
-    return ""
+    elif card.prompted:
+        found.append(
+            f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
+        )
+    if job.model.one_frame and any(medium.kind == "video" for medium in job.contents):
+        found.append(
+            f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "
+            "middle frame only"
+        )
+    return found
 
 
 def halves(job: Job) -> dict[str, dict[str, Any]]:

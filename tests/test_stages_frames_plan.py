@@ -83,6 +83,11 @@ def test_too_many_frames_are_thinned_evenly() -> None:
     assert list(cut(list(range(30)), fps=10, max_frames=4)[0].ticks) == [0, 7, 15, 22]
 
 
+def test_a_single_frame_is_the_middle_one() -> None:
+    plans = cut(list(range(75)), frames=1)
+    assert [list(p.ticks) for p in plans] == [[15], [45], [67]]
+
+
 def test_one_frame_makes_one_chunk() -> None:
     plans = cut([7], fps=1)
     assert [(p.start, p.end, list(p.ticks)) for p in plans] == [(0, 0.1, [7])]

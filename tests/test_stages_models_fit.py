@@ -36,7 +36,8 @@ OWN_WAYS = {"emu3"}
 def needed(processor: Any, clip: Clip) -> float:
     """The part of its size that a frame must keep."""
     height, width = clip.frames.shape[1:3]
-    return max(max(h / height, w / width) for h, w in resized(processor, clip))
+    sizes = resized(processor, clip)
+    return max(max(h / float(height), w / float(width)) for h, w in sizes)
 
 
 @pytest.mark.parametrize("family", WAYS)

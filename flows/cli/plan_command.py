@@ -10,7 +10,7 @@ from flows.display import Display, duration, size
 from flows.launch import DirectLauncher
 from flows.ledger import cut_waves
 from flows.prepare import Job, prepare
-from flows.run import halves, route_note
+from flows.run import halves, notes
 from flows.sizes import SHOT_SECONDS, estimates, wave_limit
 from flows.weights import bytes_to_fetch, halves_wanted
 
@@ -38,7 +38,7 @@ def plan(job: Job) -> dict[str, Any]:
         "commit": job.model.checkpoint.commit,
         "halves": halves(job),
         "route": job.model.card.route,
-        "notes": [note] if (note := route_note(job)) else [],
+        "notes": notes(job),
         "fetch_bytes": bytes_to_fetch(job.model, halves_wanted(job.ledger, job.media)),
         "sampling": {n: getattr(job.sampling, n) for n in job.sampling.__slots__},
         "files": len(job.files),

@@ -1,4 +1,4 @@
 """Cuts media files into chunks of RGB frames; knows nothing of models."""
 
-RECIPE = 3
+RECIPE = 4
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""

@@ -3,7 +3,8 @@
 A chunk is a stretch [k * chunk_seconds, (k + 1) * chunk_seconds) of media time, 0 being the first
 frame. A frame belongs to the chunk in which it begins. For each target time the frame taken is the
 one on display then among the chunk's own, or the chunk's first one where none of its own has begun
-yet. A chunk in which no frame begins, under a picture that stands, takes the one on display.
+yet; a single frame is the one of the chunk's middle. A chunk in which no frame begins, under a
+picture that stands, takes the one on display.
 """
 
 import math
@@ -103,7 +104,8 @@ def _picks(
     """Positions of the frames to take among those from `low` to `high`."""
     step = 1 / sampling.fps if sampling.fps else (end - start) / (sampling.frames or 1)
     targets = max(1, math.ceil((end - start - ROUNDING_SECONDS) / step))
-    moments = [tick_at(timeline, start + j * step) for j in range(targets)]
+    first = (start + end) / 2 if sampling.frames == 1 else start
+    moments = [tick_at(timeline, first + j * step) for j in range(targets)]
     shown = np.searchsorted(timeline.pts, np.array(moments, dtype=np.int64), side="right") - 1
     picks = np.unique(np.clip(shown, low, high - 1))
     least = min(sampling.min_frames, high - low)

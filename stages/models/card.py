@@ -6,7 +6,7 @@ from typing import Any
 
 from artifacts.schema import FrameFit, Modality, Route
 
-RECIPE = 3
+RECIPE = 4
 """Raised when what a card says changes; part of its key."""
 
 
@@ -60,6 +60,9 @@ class ModelCard:
     model_type: str
     modalities: tuple[Modality, ...]
     """What its encoder takes; without `video`, the frames of a video go in as images."""
+    images_a_prompt: int = 0
+    """How many pictures one prompt takes at most; 0: as many as there are. With 1, and without
+    `video`, a video's chunk goes in as its middle frame."""
     dtype: str
     """The checkpoint's own precision, such as bfloat16."""
     route: Route = "protocol"

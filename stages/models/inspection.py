@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from artifacts.errors import UsageError
+from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Modality
 from stages.models.attention import attention_of_half, supports_flash
 from stages.models.boundary import HALVES, Half, Part, absent_paths, belongs_to
@@ -14,7 +14,9 @@ from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.models.fit import Probe, probe
 from stages.models.halves import config_and_class, one_line, refuse_pickle, skeleton_of
 from stages.models.headers import Header, read_headers
-from stages.models.prepare import load_processor, placeholder_tokens, render, takes_videos
+from stages.models.layout import layout_of
+from stages.models.prepare import load_processor, placeholder_tokens, takes_videos
+from stages.models.processor import takes_images
 from stages.models.quantize import check_stored, quantizable
 from stages.models.resolve import find_model
 from stages.models.routes import Choice, choose_route, depends_on_prompt
@@ -38,7 +40,7 @@ def describe(
         _undivided(skeleton, headers) if choice.route == "joint" else _halves(skeleton, headers)
     )
     processor = load_processor(folder, trust_remote_code)
-    _try_template(processor, folder)
+    _try_processor(processor, folder)
     image = probe(processor, "image")
     video = probe(processor, "video") if takes_videos(processor) else image
     return _card(folder, skeleton, choice, processor, halves, image, video)
@@ -56,11 +58,13 @@ def _card(
     config = skeleton.config
     dtype = config.dtype if config.dtype is not None else torch.float32
     modalities: tuple[Modality, ...] = ("image", "video") if takes_videos(processor) else ("image",)
+    alone = takes_images(processor) and layout_of(processor, "images").alone
     return ModelCard(
         folder=str(folder),
         class_name=type(skeleton).__name__,
         model_type=config.model_type,
         modalities=modalities,
+        images_a_prompt=int(alone),
         dtype=str(dtype).removeprefix("torch."),
         route=choice.route,
         why=choice.why,
@@ -77,11 +81,15 @@ def _card(
     )
 
 
-def _try_template(processor: Any, folder: Path) -> None:
-    """Raises UsageError when a prompt cannot be written; probing would pass over it."""
-    for channel in ("images", "videos") if takes_videos(processor) else ("images",):
+def _try_processor(processor: Any, folder: Path) -> None:
+    """Raises PenstockError when no prompt can be written or no picture goes in; probing would pass
+    over it."""
+    kinds = {"images": takes_images(processor), "videos": takes_videos(processor)}
+    for channel in (channel for channel, taken in kinds.items() if taken):
         try:
-            render(processor, channel, 1, "Describe.")
+            layout_of(processor, channel)
+        except PenstockError:
+            raise
         except Exception as error:  # a template may fail in any way that its expressions can
             raise UsageError(
                 f"the chat template of {folder} cannot be rendered for {channel}: "
