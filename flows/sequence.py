@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import Failure
-from artifacts.errors import Interrupted, PenstockError
-from artifacts.packs import DamagedRecord
+from artifacts.errors import Interrupted, PenstockError, StageDied
+from artifacts.packs import DamagedRecord, Record
 from flows.dataset import write_dataset
 from flows.launch import Launcher, Running, StageCall
 from flows.ledger import Medium, Task, decode_batches, encode_batches
@@ -21,6 +21,7 @@ from flows.run_record import RunRecord
 from flows.sizes import media_bytes, wave_limit
 from flows.weights import halves_wanted
 from stages.models.card import HalfCard
+from stages.process.ending import is_crash
 
 if TYPE_CHECKING:  # it imports torch
     from stages.models.boundary import Half
@@ -119,14 +120,44 @@ class Sequence:
                 self._job.ledger.refresh()
 
     def _frames(self, wave: list[Medium]) -> None:
-        if self._ahead is not None:
-            running, self._ahead = self._ahead, None
+        running, self._ahead = self._ahead, None
+        if running is not None:
+            self._finish_frames(running, wave)
+        while (running := self._start_frames(wave)) and self._finish_frames(running, wave):
+            pass
+
+    def _finish_frames(self, running: Running, wave: list[Medium]) -> bool:
+        """Whether it crashed. Then one of the media in hand is to blame, which each tells alone."""
+        try:
             self._finish(running)
+        except StageDied as error:
+            suspects = [m for m in wave if m.digest in running.outcome.in_hand]
+            if not is_crash(error) or not suspects:
+                raise
             self._job.ledger.refresh()
-        running_now = self._start_frames(wave)
-        if running_now is not None:
-            self._finish(running_now)
-            self._job.ledger.refresh()
+            for medium in suspects:
+                self._cut_alone(medium)
+            return True
+        self._job.ledger.refresh()
+        return False
+
+    def _cut_alone(self, medium: Medium) -> None:
+        """Cut one medium in a process of its own, and record it as failed if that crashes."""
+        running = self._start_frames([medium])
+        if running is None:
+            return
+        try:
+            self._finish(running)
+        except StageDied as error:
+            if not is_crash(error):
+                raise
+            meta = {
+                "kind": "crash",
+                "message": "the library that decodes the file crashed over it",
+                "hint": "Convert it, for example to H.264 in MP4",
+            }
+            self._job.ledger.failures.publish([Record(key=medium.digest, meta=meta)])
+        self._job.ledger.refresh()
 
     def _start_frames(self, wave: list[Medium]) -> Running | None:
         job = self._job

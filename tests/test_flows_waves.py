@@ -135,6 +135,12 @@ class Heard:
     def total(self, items: int) -> None:
         pass
 
+    def begin(self, media: str) -> None:
+        pass
+
+    def done(self, media: str) -> None:
+        pass
+
     def failure(self, *_: Any) -> None:
         pass
 

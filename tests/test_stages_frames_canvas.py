@@ -5,6 +5,7 @@ import subprocess
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -72,3 +73,12 @@ def test_full_and_limited_range_come_out_alike(tmp_path: Path) -> None:
     (limited,) = cut(write_video(tmp_path / "limited.mp4"))
     (full,) = cut(write_video(tmp_path / "full.avi", codec="mjpeg", options={"q": "1"}))
     assert np.abs(limited.pixels[0].astype(int) - full.pixels[0]).mean() < 12
+
+
+def test_a_colour_matrix_that_cannot_be_undone_ends_nothing(tmp_path: Path) -> None:
+    path = write_video(
+        tmp_path / "a.mp4", options={"preset": "ultrafast", "x264-params": "colormatrix=YCgCo"}
+    )
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).colorspace == 8
+    assert cut(path)[0].pixels.shape == (1, 48, 64, 3)

@@ -1,6 +1,7 @@
 """Damaged files are cut as far as they can be read, and say so; unusable ones say why."""
 
 import os
+import struct
 from pathlib import Path
 
 import av
@@ -10,6 +11,7 @@ from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, Sampling
 from stages.frames.decoder import MAX_BAD_PACKETS
 from stages.frames.video import Chunk, Video
+from stages.process.memory import Sampler
 from tests.media import decode_plainly, flip_time, spoil, write_audio, write_video
 
 EVERY_SECOND = Sampling(chunk_seconds=2, fps=1, max_frames=32)
@@ -181,3 +183,51 @@ def test_a_name_that_is_not_unicode_can_be_opened(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9 \xff.mp4")
     write_video(tmp_path / "plain.mp4").rename(path)
     assert len(cut(path)[0]) == 1
+
+
+def test_a_title_that_is_not_unicode_is_no_damage(tmp_path: Path) -> None:
+    data = write_video(tmp_path / "a.mkv").read_bytes()
+    assert data.count(b"Lavf") >= 1
+    (tmp_path / "b.mkv").write_bytes(data.replace(b"Lavf", b"L\xe4vf"))
+    assert cut(tmp_path / "b.mkv")[1] == ()
+
+
+def test_an_index_of_absurd_size_is_damage_and_not_a_lack_of_memory(tmp_path: Path) -> None:
+    data = bytearray(write_video(tmp_path / "a.mp4", ticks=range(90)).read_bytes())
+    at = data.index(b"stss") + 8
+    data[at : at + 4] = struct.pack(">I", 1 << 29)  # how many keyframes there are
+    (tmp_path / "b.mp4").write_bytes(data)
+    with pytest.raises(MediaError) as caught:
+        Video(tmp_path / "b.mp4")
+    assert caught.value.kind == "damaged"
+
+
+def test_a_stream_that_begins_late_in_a_broadcast_does_not_end_it(tmp_path: Path) -> None:
+    silent = write_video(tmp_path / "a.ts", ticks=range(60))
+    loud = write_video(tmp_path / "b.ts", ticks=range(60, 120), audio=True)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(silent.read_bytes() * 40 + loud.read_bytes())
+    chunks, warnings = cut(joined)
+    assert chunks[-1].index.end == pytest.approx(41 * 2, abs=0.5)
+    assert any("its clock is set anew" in text for text in warnings)
+
+
+@pytest.mark.parametrize(("stated", "kind"), [(True, "too-large"), (False, "no-frames")])
+def test_frames_of_absurd_size_are_refused_before_one_is_decoded(
+    tmp_path: Path, stated: bool, kind: str
+) -> None:
+    data = bytearray(write_video(tmp_path / "a.avi", codec="mjpeg").read_bytes())
+    edge = 14000  # FFmpeg itself refuses 16384
+    if stated:
+        at = data.index(b"strf") + 12
+        data[at : at + 8] = struct.pack("<II", edge, edge)
+    at = -1
+    while (at := data.find(b"\xff\xc0\x00\x11\x08", at + 1)) >= 0:
+        data[at + 5 : at + 9] = struct.pack(">HH", edge, edge)
+    (tmp_path / "b.avi").write_bytes(data)
+    with Sampler("cpu") as memory:
+        before = memory.peak_host_bytes
+        with pytest.raises(MediaError) as caught:
+            Video(tmp_path / "b.avi")
+    assert caught.value.kind == kind
+    assert memory.peak_host_bytes - before < 100 << 20

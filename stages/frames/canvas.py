@@ -4,6 +4,7 @@ of times."""
 from fractions import Fraction
 from typing import Any
 
+import av
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import (
@@ -15,6 +16,7 @@ from av.video.reformatter import (
 )
 from numpy.typing import NDArray
 
+from artifacts.errors import MediaError
 from artifacts.schema import FrameFit
 
 FILTER = Interpolation.BICUBIC
@@ -51,7 +53,7 @@ class Canvas:
         return np.empty((count, self.height, self.width, 3), dtype=np.uint8)
 
     def paint(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
-        """Fill `out` [height, width, 3]."""
+        """Fill `out` [height, width, 3]. Raises MediaError."""
         height, width = self.height, self.width
         if self.turns % 2:
             height, width = width, height
@@ -59,18 +61,26 @@ class Canvas:
         matrix = None
         if frame.colorspace not in MATRICES:
             matrix = Colorspace.BT2020 if frame.colorspace in BT2020_LIKE else Colorspace.ITU709
-        picture = self._reformatter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="rgb48le" if hdr else "rgb24",
-            src_colorspace=matrix,
-            dst_colorspace=matrix,
-            interpolation=FILTER,
-            threads=1,
-        )
-        if hdr:
-            picture = self._mapped(picture)
+        try:
+            picture = self._reformatter.reformat(
+                frame,
+                width=width,
+                height=height,
+                format="rgb48le" if hdr else "rgb24",
+                src_colorspace=matrix,
+                dst_colorspace=matrix,
+                interpolation=FILTER,
+                threads=1,
+            )
+            if hdr:
+                picture = self._mapped(picture)
+        except av.error.FFmpegError as error:
+            # Some of these call themselves errors of the disk.
+            raise MediaError(
+                f"the file holds pictures ({frame.format.name}) that cannot be shown ({error})",
+                kind="no-decoder",
+                hint="Convert it, for example to H.264 in MP4",
+            ) from error
         pixels = picture.to_ndarray()
         out[...] = np.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 from av.video.frame import VideoFrame
 
-from stages.frames.opening import is_damage, open_video
+from stages.frames.opening import open_video
 from stages.frames.route import END, Route
 from stages.frames.survey import packets
 from stages.frames.timeline import Keyframes, VideoPacket
@@ -181,7 +181,7 @@ class Decoder:
         self.restart()
 
     def _begin(self) -> None:
-        self._packets = _Packets(packets(self.container, self.stream))
+        self._packets = _Packets(packets(self.path, self.container, self.stream))
         self._ready.clear()
         self._ended = False
         self._skips = False
@@ -213,9 +213,8 @@ class Decoder:
             self._bad_in_a_row = 0
         except av.error.EOFError:
             self._ended = True
-        except av.error.FFmpegError as error:
-            if not is_damage(error):
-                raise
+        except av.error.FFmpegError:
+            # Memory that cannot be had is damage too: the size of a picture was misread.
             self.landed = None
             self.bad_packets += 1
             self._bad_in_a_row += 1

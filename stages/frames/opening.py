@@ -14,6 +14,10 @@ from artifacts.errors import MediaError
 ISO_BRANDS_AT = slice(4, 8)
 """Where an MP4 or MOV file says `ftyp`."""
 
+READ_BYTES = 1 << 20
+MAX_PIXELS = 1 << 27
+"""No camera's frame has more: 16384 x 8192. A decoder holds several of them."""
+
 
 def check_file(path: Path) -> None:
     """Raise MediaError unless `path` is a file with something in it that can be read."""
@@ -39,9 +43,21 @@ def check_file(path: Path) -> None:
         ) from error
 
 
-def is_damage(error: av.error.FFmpegError) -> bool:
-    """Whether the file's content is at fault, and not its disk or the machine's memory."""
-    return not isinstance(error, OSError | MemoryError)
+def is_damage(error: av.error.FFmpegError, path: Path) -> bool:
+    """Whether the file's content is at fault, and not its disk.
+
+    Over broken content FFmpeg speaks of input and output as well, and asks for memory that no
+    machine has; so the disk is asked itself.
+    """
+    if not isinstance(error, OSError):
+        return True
+    try:
+        with path.open("rb") as file:
+            while file.read(READ_BYTES):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 def open_video(path: Path, *, threads: int = 0) -> tuple[InputContainer, VideoStream]:
@@ -50,9 +66,13 @@ def open_video(path: Path, *, threads: int = 0) -> tuple[InputContainer, VideoSt
     check_file(path)
     try:
         # A playlist dressed up as a video must not make this program open addresses.
-        container = av.open(os.fspath(path.absolute()), options={"protocol_whitelist": "file"})
+        container = av.open(
+            os.fspath(path.absolute()),
+            options={"protocol_whitelist": "file"},
+            metadata_errors="replace",  # titles in Latin-1 are common
+        )
     except av.error.FFmpegError as error:
-        if not is_damage(error):
+        if not is_damage(error, path):
             raise
         raise _cannot_open(path, error) from error
     try:
@@ -62,6 +82,7 @@ def open_video(path: Path, *, threads: int = 0) -> tuple[InputContainer, VideoSt
                 other.discard = Discard.all
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = threads
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     except BaseException:
         container.close()
         raise
@@ -83,6 +104,13 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
             kind="no-decoder",
             hint="Convert it, for example to H.264 in MP4",
         )
+    if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+        raise MediaError(
+            f"{path} says that its frames are {stream.codec_context.width} x "
+            f"{stream.codec_context.height} pixels, more than any camera's",
+            kind="too-large",
+            hint="Scale it down first, if it is what it says",
+        )
     if stream.time_base is None:
         raise MediaError(
             f"{path} has no clock", kind="damaged", hint="Remux it: ffmpeg -i FILE -c copy OUT.mkv"
@@ -90,12 +118,27 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     return stream
 
 
+def no_frames(path: Path) -> MediaError:
+    """What a video without a single frame to be seen is refused by."""
+    return MediaError(
+        f"{path} holds no frame that can be decoded",
+        kind="no-frames",
+        hint="Play it elsewhere to see whether it is whole, or leave it out",
+    )
+
+
 def _cannot_open(path: Path, error: av.error.FFmpegError) -> MediaError:
     with path.open("rb") as file:
         start = file.read(16)
+    if not isinstance(error, av.error.InvalidDataError | av.error.EOFError):
+        return MediaError(
+            f"{path} is damaged ({error.strerror})",
+            kind="damaged",
+            hint="Copy or download it again",
+        )
     if start[ISO_BRANDS_AT] == b"ftyp":
         return MediaError(
-            f"{path} was cut off before its index (no moov atom)",
+            f"{path} was cut off before its index, or that is damaged (no moov atom)",
             kind="no-moov",
             hint="Copy or download it again, or repair it with untrunc",
         )

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from av.video.frame import VideoFrame
 
-from artifacts.errors import MediaError
 from stages.frames.decoder import Decoder
+from stages.frames.opening import no_frames
 from stages.frames.route import Route
 from stages.frames.survey import survey, watch
 from stages.frames.timeline import STAMPS, Timeline
@@ -99,11 +99,7 @@ class Reader:
             decoder.jumps, decoder.disbelieved = timeline.jumps, timeline.disbelieved
         first = decoder.pull()
         if first is None:
-            raise MediaError(
-                f"{self.path} holds no frame that can be decoded",
-                kind="no-frames",
-                hint="Play it elsewhere to see whether it is whole, or leave it out",
-            )
+            raise no_frames(self.path)
         if timeline is not None and first.pts is not None:
             at = bisect_left(timeline.pts, first.pts)
             if at < len(timeline.pts) and timeline.pts[at] == first.pts:

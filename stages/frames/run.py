@@ -6,6 +6,7 @@ the memory there is, however long the videos and however slow the disk.
 """
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import EnvironmentFault, MediaError
+from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
 from artifacts.packs import Record, Shelf
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
@@ -25,6 +26,8 @@ from stages.frames.picture import read_picture
 from stages.frames.plan import ChunkPlan
 from stages.frames.video import Chunk, Damage, Video
 from stages.process.report import Report
+
+log = logging.getLogger(__name__)
 
 PACK_RECORDS = 64
 """At most so many pictures are stored together."""
@@ -240,21 +243,37 @@ class Stage:
     @contextlib.contextmanager
     def _failing(self, medium: Medium) -> Iterator[None]:
         """Record what makes a medium unusable, and go on."""
+        self.report.begin(medium.digest)
         try:
             yield
         except MediaError as error:
             if error.kind in PASSING:
                 hint = "Check the disk it lies on; the same command then goes on"
                 raise EnvironmentFault(error.message, hint=hint) from error
-            # Remembered by content, under whatever name it comes next time.
-            message = error.message.replace(str(medium.path), "the file")
-            meta = {"kind": error.kind, "message": message, "hint": error.hint}
-            self.failures.publish([Record(key=medium.digest, meta=meta)])
-            self.report.failure(
-                medium.digest, error.kind, f"{medium.path.name}: {message}", error.hint
-            )
+            self._refuse(medium, error)
         except OSError as error:
             raise EnvironmentFault(
                 f"{medium.path} could not be read to its end ({error.strerror or error})",
                 hint="Check the disk it lies on; the same command then goes on",
             ) from error
+        except (PenstockError, MemoryError):
+            raise
+        except Exception as error:
+            # One file must not end the run, whatever a library makes of it.
+            log.warning("while cutting %s", medium.path, exc_info=True)
+            self._refuse(
+                medium,
+                MediaError(
+                    f"{medium.path} cannot be read ({type(error).__name__}: {error})",
+                    kind="unexpected",
+                    hint="Convert it, for example to H.264 in MP4; the log of the stage says more",
+                ),
+            )
+        self.report.done(medium.digest)
+
+    def _refuse(self, medium: Medium, error: MediaError) -> None:
+        """Remembered by content, under whatever name it comes next time."""
+        message = error.message.replace(str(medium.path), "the file")
+        meta = {"kind": error.kind, "message": message, "hint": error.hint}
+        self.failures.publish([Record(key=medium.digest, meta=meta)])
+        self.report.failure(medium.digest, error.kind, f"{medium.path.name}: {message}", error.hint)

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import av
@@ -32,6 +33,8 @@ STREAMED = ("mpegts", "mpeg")
 at the very end, which looks the same, is rather found in the others."""
 BLOCK = 1 << 14
 """Frames judged at a time, so that judging takes no memory to speak of."""
+MAX_TRIES = 1000
+"""How often FFmpeg may ask to be called again in one file."""
 DEFAULT_RATE = Fraction(25)
 """Frames a second where a file states neither times nor a rate, as raw streams do."""
 
@@ -123,15 +126,22 @@ def _is_hidden(packet: VideoPacket) -> bool:
     return not memoryview(packet)[0] & 0x10
 
 
-def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
+def packets(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
     """The stream's packets that hold something, until the file ends or its structure breaks."""
-    try:
-        for packet in container.demux(stream):
-            if packet.size:
-                yield packet
-    except av.error.FFmpegError as error:
-        if not is_damage(error):
-            raise
+    for _ in range(MAX_TRIES):
+        try:
+            for packet in container.demux(stream):
+                if packet.size:
+                    yield packet
+            return
+        except IndexError:
+            return  # PyAV, at the end of a file that began another stream on the way
+        except av.error.BlockingIOError:
+            continue  # FFmpeg passed over something
+        except av.error.FFmpegError as error:
+            if not is_damage(error, path):
+                raise
+            return
 
 
 def survey(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from stages.frames.canvas import Canvas, shown_size
+from stages.frames.opening import no_frames
 from stages.frames.plan import ChunkPlan, plan_again, plan_chunks
 from stages.frames.reader import Reader
 from stages.frames.shot_cutter import ShotCutter
@@ -168,7 +169,10 @@ class Video:
         return tuple(found)
 
     def media_index(self, chunks: Sequence[ChunkIndex]) -> MediaIndex:
-        """What there is to say about the whole file."""
+        """What there is to say about the whole file. Raises MediaError if nothing of it can be
+        seen."""
+        if not chunks:
+            raise no_frames(self._reader.path)
         return MediaIndex(
             kind="video",
             height=self.height,

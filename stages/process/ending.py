@@ -9,6 +9,8 @@ from artifacts.packs import DamagedRecord
 
 STOPPING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals by which people and kernels stop a process; others are its own fault and come again."""
+CRASHING = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+"""Signals by which a library in C ends the process that called it."""
 OUT_OF_MEMORY = (
     "CUDA out of memory",
     "CUDA error: out of memory",
@@ -51,6 +53,11 @@ def fault_of_stage(
         hint=f"Its log is {log}; what is finished stays done",
         return_code=code,
     )
+
+
+def is_crash(error: BaseException) -> bool:
+    """Whether a stage died in a library, of what it was reading, and not of the machine."""
+    return isinstance(error, errors.StageDied) and -(error.return_code or 0) in CRASHING
 
 
 def signal_name(number: int) -> str:

@@ -2,7 +2,7 @@
 listens.
 
 Libraries print on stdout, so events travel on a file descriptor of their own. Kinds of event:
-`total` `item` `failure` `warning` `note` `memory` `error` `end`.
+`total` `item` `begin` `done` `failure` `warning` `note` `memory` `error` `end`.
 """
 
 import json
@@ -37,6 +37,14 @@ class Report:
             with self._lock, self._journal.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": round(time.time(), 3), "key": key}) + "\n")
         self.send("item", key=key, label=label, media_seconds=seconds_of_media, tokens=tokens)
+
+    def begin(self, media: str) -> None:
+        """A medium is opened: whoever dies from now on may have died of it."""
+        self.send("begin", media=media)
+
+    def done(self, media: str) -> None:
+        """A medium is closed again."""
+        self.send("done", media=media)
 
     def failure(self, media: str, kind: str, message: str, hint: str) -> None:
         """One medium, named by its content digest, cannot be used; the others can."""

@@ -47,6 +47,8 @@ class StageOutcome:
     warnings: list[str] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     error: dict[str, str] | None = None
+    in_hand: set[str] = field(default_factory=set)
+    """Media, by content digest, that were open when the process ended."""
 
 
 class StageProcess:
@@ -160,6 +162,10 @@ class StageProcess:
         if kind == "item":
             outcome.items += 1
             outcome.tokens += event["tokens"]
+        elif kind == "begin":
+            outcome.in_hand.add(event["media"])
+        elif kind == "done":
+            outcome.in_hand.discard(event["media"])
         elif kind == "failure":
             outcome.failures.append({k: v for k, v in event.items() if k != "event"})
         elif kind == "warning":

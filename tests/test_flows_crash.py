@@ -1,0 +1,87 @@
+"""A library that crashes over one file costs that file, and no other."""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+from flows.config import CaptionConfig
+from flows.display import Display
+from flows.launch import StageCall
+from flows.run import caption
+from stages.frames import run as stage
+from stages.frames.video import Video
+from stages.process.report import Report
+from stages.process.stage_process import Listener, StageProcess
+from tests.media import write_video
+from tests.pipeline import read_lines
+from tests.test_flows_waves import Stages
+
+MARK = b"crash"
+"""A file that begins so ends the process that opens it."""
+
+
+class CrashingVideo(Video):
+    """As FFmpeg would be with a bug in it."""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        if path.read_bytes().startswith(MARK):
+            ctypes.string_at(0)
+        super().__init__(path, threads=threads)
+
+
+def frames(job: dict[str, Any], report: Report) -> None:
+    """The real stage, over such a library."""
+    stage.Video = CrashingVideo  # type: ignore[misc]
+    stage.run(job, report)
+
+
+class RealFrames(Stages):
+    """Frames are cut in a process of their own; the other stages answer at once."""
+
+    def launcher(self, listen: Listener) -> "RealFrames":
+        self._listen = listen
+        return self
+
+    def start(self, call: StageCall) -> Any:
+        if call.name != "frames":
+            return super().start(call)
+        self.calls.append(call)
+        entry = f"tests.{Path(__file__).stem}:frames"
+        arguments = call.arguments
+        return StageProcess(
+            call.name, entry, arguments, device="cpu", log=call.log, listen=self._listen
+        )
+
+
+def test_the_file_that_crashes_the_decoder_is_named_and_the_others_are_captioned(
+    tmp_path: Path,
+) -> None:
+    clips, model = tmp_path / "clips", tmp_path / "model"
+    clips.mkdir()
+    for number in range(6):
+        write_video(clips / f"{number}.mp4", ticks=range(40), gop=5 + number)
+    for name in ("2-bad.mp4", "5-bad.mp4"):
+        (clips / name).write_bytes(MARK + name.encode())
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text("{}")
+    config = CaptionConfig(
+        sources=(str(clips),),
+        model=str(model),
+        out=str(tmp_path / "out"),
+        store=str(tmp_path / "store"),
+    )
+    stages = RealFrames()
+    assert caption(config, Display(quiet=True), stages.launcher).exit_code == 1
+    rows = read_lines(tmp_path / "out" / "captions.jsonl")
+    assert [row["media_path"] for row in rows] == [f"{number}.mp4" for number in range(6)]
+    failures = read_lines(tmp_path / "out" / "failures.jsonl")
+    assert [(f["media_path"], f["error"]) for f in failures] == [
+        ("2-bad.mp4", "crash"),
+        ("5-bad.mp4", "crash"),
+    ]
+    assert all(failure["hint"] for failure in failures)
+    tried = len(stages.calls)
+    again = caption(config, Display(quiet=True), stages.launcher)
+    assert [f.error for f in again.failures] == ["crash", "crash"]
+    assert "frames" not in [call.name for call in stages.calls[tried:]]
