@@ -70,7 +70,7 @@ def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
     assert outcome.in_hand == set()
     assert outcome.peak_host_bytes - outcome.notes["loaded_bytes"] < MEMORY_BYTES
 
-    store = open_store(job["store"])
+    store = open_store(str(tmp_path / "store"))
     cut, refused = Shelf(store, "media", SCOPE), Shelf(store, "failures", SCOPE)
     digests = {m["digest"] for m in media}
     assert len(digests) > COUNT * 0.9

@@ -181,7 +181,7 @@ class Decoder:
         self.restart()
 
     def _begin(self) -> None:
-        self._packets = _Packets(packets(self.path, self.container, self.stream))
+        self._packets = _Packets(packets(self.container, self.stream))
         self._ready.clear()
         self._ended = False
         self._skips = False

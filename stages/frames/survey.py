@@ -126,7 +126,7 @@ def _is_hidden(packet: VideoPacket) -> bool:
     return not memoryview(packet)[0] & 0x10
 
 
-def packets(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
+def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
     """The stream's packets that hold something, until the file ends or its structure breaks."""
     for _ in range(MAX_TRIES):
         try:
@@ -139,7 +139,7 @@ def packets(path: Path, container: InputContainer, stream: VideoStream) -> Itera
         except av.error.BlockingIOError:
             continue  # FFmpeg passed over something
         except av.error.FFmpegError as error:
-            if not is_damage(error, path):
+            if not is_damage(error, Path(container.name)):
                 raise
             return
 
