@@ -39,6 +39,8 @@ def bytes_to_fetch(model: Model, halves: "Collection[Half]") -> int:
 
 def fetch_halves(model: Model, halves: "Collection[Half]", display: Display) -> None:
     """Bring the files that hold these halves here, unless they are. Raises PenstockError."""
+    if not halves:
+        return
     whole = model.shards(halves) == model.shards(("vision", "language"))
     fetch(
         model.checkpoint,
