@@ -1,6 +1,7 @@
 """What a run needs to know of its checkpoint, without ever importing a model library."""
 
 import contextlib
+import fnmatch
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from flows.launch import Launcher, StageCall
 from flows.precision import BYTES, HalfSettings, settle
 from stages.models.card import RECIPE as DESCRIBE_RECIPE
 from stages.models.card import ModelCard
-from stages.models.checkpoint import Checkpoint
+from stages.models.checkpoint import SMALL, Checkpoint
 from stages.models.resolve import find_model, refuse_revision
 from stages.models.transfer import Announce
 
@@ -129,7 +130,7 @@ def open_model(
     checkpoint = find_checkpoint(config, announce)
     folder = checkpoint.folder
     with readable(config.model):
-        small = {p.name: digests.of(p) for p in small_files(folder)}
+        small = {p.name: digests.of(p) for p in small_files(checkpoint)}
     card = read_card(checkpoint, small, config, store=store, launcher=launcher)
     halves = {"vision": card.vision.shards, "language": card.language.shards}
     names = sorted({shard for shards in halves.values() for shard in shards})
@@ -202,10 +203,16 @@ def readable(model: str) -> Iterator[None]:
         ) from error
 
 
-def small_files(folder: Path) -> Iterable[Path]:
-    """Everything of a checkpoint but its weights: configuration, tokenizer, processor, template."""
+def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
+    """Everything of a checkpoint but its weights: configuration, tokenizer, processor, template.
+    What other programs brought from the hub besides decides nothing."""
+    taken = SMALL if checkpoint.commit is not None else ("*",)
     return sorted(
-        p for p in folder.iterdir() if p.is_file() and p.suffix.lower() not in WEIGHT_SUFFIXES
+        p
+        for p in checkpoint.folder.iterdir()
+        if p.is_file()
+        and p.suffix.lower() not in WEIGHT_SUFFIXES
+        and any(fnmatch.fnmatch(p.name, pattern) for pattern in taken)
     )
 
 

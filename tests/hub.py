@@ -44,7 +44,7 @@ class Trouble:
     damages: int = 0
     """In so many answers, one byte is another."""
     statuses: list[int] = field(default_factory=list)
-    """Given instead of an answer."""
+    """Given instead of an answer; 200 lets one pass."""
     seconds_a_block: float = 0.0
     """How slow the line is; not used up."""
     whole_only: bool = False
@@ -165,6 +165,8 @@ def answer_to(
             return unknown("Repo")
         return listing(listed[1], listed[2] or "", repository)
     if stored := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
+        if token:  # the storage is another's, and is not to see it
+            return Answer(400)
         return Answer(200, repositories[stored[1]].files[stored[2]], name=stored[2])
     if wanted := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
         repository = repositories.get(wanted[1])
@@ -211,8 +213,8 @@ def content(path: str, repository: Repository, storage: str) -> Answer:
 
 def spoilt(answer: Answer, asked: str, trouble: Trouble) -> Answer:
     """The part of the answer that was asked for, after what is wrong with the line."""
-    if trouble.statuses:
-        return Answer(trouble.statuses.pop(0))
+    if trouble.statuses and (status := trouble.statuses.pop(0)) != 200:
+        return Answer(status)
     body, length = answer.body, len(answer.body)
     if trouble.damages:
         trouble.damages -= 1

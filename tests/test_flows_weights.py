@@ -1,14 +1,26 @@
 """A model of the hub is planned without its weights, and each half's are fetched when it has work
 to do."""
 
+import io
 import json
 import os
 import subprocess
 from pathlib import Path
 
+import pytest
+import torch
+
+from artifacts.packs import Record
+from flows.display import Display
+from flows.weights import halves_wanted
+from stages.models import describe, load_half
+from stages.models.fetching import fetch
+from stages.models.resolve import find_model
 from tests.hub import COMMIT, Hub, serve
+from tests.hub_client import client, use_cache
 from tests.pipeline import PENSTOCK, ROOT, read_lines
 from tests.sharded import repository, sharded
+from tests.test_flows_ledger import ledger, medium
 
 MODEL = "owner/name"
 CLIP = ROOT / "demo" / "samples" / "clip-01.mp4"
@@ -41,6 +53,66 @@ def halves(folder: Path) -> dict[str, set[str]]:
 
 def size(files: set[str]) -> int:
     return sum((sharded() / name).stat().st_size for name in files)
+
+
+def test_a_half_is_wanted_when_the_store_lacks_what_it_makes(tmp_path: Path) -> None:
+    one = medium("a")
+    assert halves_wanted(ledger(tmp_path / "new"), [one]) == ["vision", "language"]
+    book = ledger(tmp_path, a=[8, 8])
+    first, second = book.tasks([one])
+    assert halves_wanted(book, [one]) == ["vision", "language"]
+    book.captions.publish([Record(key=first.caption)])
+    book.features.publish([Record(key=second.features)])
+    assert halves_wanted(book, [one]) == ["language"]
+    book.captions.publish([Record(key=second.caption)])
+    assert halves_wanted(book, [one]) == []
+
+
+def test_what_the_model_refuses_or_nothing_can_read_wants_no_half(tmp_path: Path) -> None:
+    book = ledger(tmp_path, a=[8])
+    book.refused.publish([Record(key=book.tasks([medium("a")])[0].features)])
+    book.failures.publish([Record(key="b", meta={"kind": "no-video"})])
+    assert halves_wanted(book, [medium("a"), medium("b")]) == []
+
+
+def test_a_vision_half_alone_costs_little_more_than_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_cache(tmp_path / "hub", monkeypatch)
+    held = halves(sharded())
+    with serve({MODEL: repository(sharded())}) as hub, client(monkeypatch) as connect:
+        connect(hub.url)
+        card = describe(MODEL)
+        assert set(card.vision.shards) == held["vision"]
+        found = find_model(MODEL)
+        fetch(found, card.vision.shards)
+        assert hub.weights_sent() <= 1.05 * size(held["vision"])
+        assert {file.name for file in found.missing()} == held["language"] - held["vision"]
+        hub.forget()
+        here = load_half(found.folder, "vision").state_dict()
+        assert hub.asked == []
+        load_half(found.folder, "language")  # of which too little is here
+        assert hub.weights_sent() == size(held["language"] - held["vision"])
+    whole = load_half(sharded(), "vision").state_dict()
+    assert here.keys() == whole.keys()
+    assert all(torch.equal(here[name], whole[name]) for name in whole)
+
+
+def test_a_download_is_a_line_that_moves_on_a_terminal_alone() -> None:
+    for terminal in (True, False):
+        to = Terminal() if terminal else io.StringIO()
+        display = Display(to=to)
+        for here in range(11):
+            display.fetched(here * 1_000_000, 10_000_000)
+        last = to.getvalue().rsplit("\x1b[K", 1)[-1]
+        assert last.startswith("downloaded 10.0 MB in ") and last.endswith("\n")
+        assert to.getvalue().count("\n") == 1
+        assert ("\r" in to.getvalue()) == terminal
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_a_run_fetches_each_half_when_it_has_work(tmp_path: Path) -> None:

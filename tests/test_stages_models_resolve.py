@@ -12,8 +12,9 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.checkpoint import is_complete
-from stages.models.resolve import resolve_model
+from stages.models.resolve import find_model, resolve_model
 from tests.hub import Hub, Repository, serve
+from tests.hub_client import client, use_cache
 
 MODEL = "owner/name"
 SMALL = Repository(files={"config.json": b"{}", "model.safetensors": bytes(3_400_000)})
@@ -24,30 +25,13 @@ PICKLED = Repository(files={"config.json": b"{}", "pytorch_model.bin": b"pickle"
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache of this test's own."""
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
+    return use_cache(tmp_path / "hub", monkeypatch)
 
 
 @pytest.fixture
-def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Points the hub's client, which has read the environment already, to an address."""
-    from huggingface_hub import close_session, constants
-
-    def to(url: str) -> None:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    remembered = str(tmp_path / "harnesses.json")
-    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", remembered, raising=False)
-    close_session()
-    yield to
-    close_session()
+def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    with client(monkeypatch) as to:
+        yield to
 
 
 def snapshot(cache: Path, name: str, files: dict[str, str]) -> Path:
@@ -73,6 +57,12 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_folder_without_a_configuration_fails(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no config\.json"):
         resolve_model(tmp_path)
+
+
+def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"--revision v2 is given, .* has no revisions.*hub id"):
+        find_model(tmp_path, "v2")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "a/b/c", "word", "owner/--bad--"])
@@ -201,6 +191,27 @@ def test_what_the_hub_will_not_give_is_bad_usage(
         assert hub.downloads() == []
     assert said == []
     assert error.value.hint and "\n" not in str(error.value)
+
+
+def test_a_private_model_is_known_to_those_with_a_token(
+    connect: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve({MODEL: Repository(files=SMALL.files, token="hf_right")}) as hub:
+        connect(hub.url)
+        for token in ("", "hf_wrong"):
+            monkeypatch.setenv("HF_TOKEN", token)
+            with pytest.raises(UsageError, match=r"knows no model owner/name.*hf auth login"):
+                find_model(MODEL)
+        monkeypatch.setenv("HF_TOKEN", "hf_right")
+        assert (resolve_model(MODEL) / "model.safetensors").exists()
+
+
+def test_an_index_that_names_what_the_hub_lacks_fails(connect: Callable[[str], None]) -> None:
+    files = {"config.json": b"{}", "model.safetensors.index.json": INDEX.encode()}
+    with serve({MODEL: Repository(files={**files, "model-1.safetensors": b"1"})}) as hub:
+        connect(hub.url)
+        with pytest.raises(UsageError, match=r"owner/name lacks model-2\.safetensors"):
+            find_model(MODEL)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ from artifacts.errors import EnvironmentFault
 AGAIN = "Download it again (with git: git lfs pull)"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*")
+"""Files of a hub repository that a run can use, besides weights; pickled and converted weights are
+left there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.boundary import Part, absent_paths, cut
 from stages.models.partial import weights_here
-from stages.models.resolve import resolve_model
+from stages.models.resolve import fetch_rest, resolve_model
 
 MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
 """What the loader says of weights that have no place in the model."""
@@ -32,6 +32,7 @@ def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **opt
     config.json says of it. Raises UsageError when the model cannot be cut or is not to be trusted,
     EnvironmentFault when its weights are not all there.
     """
+    given = dict(options)
     trusted = bool(options.get("trust_remote_code", False))
     folder = resolve_model(path, options.pop("revision", None))
     config, cls = config_and_class(folder, trusted)
@@ -43,7 +44,11 @@ def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **opt
         model, found = half_class(cls, keep, tuple(pieces)).from_pretrained(
             there, config=config, output_loading_info=True, **options
         )
-    if missing := sorted(found["missing_keys"]):
+    missing = sorted(found["missing_keys"])
+    if missing and fetch_rest(folder):  # a piece of the other half is wanted, whose file was not
+        del model, found
+        return load_half(path, keep, pieces=pieces, **given)
+    if missing:
         raise EnvironmentFault(
             f"{folder} lacks {len(missing)} tensors of the {_named(keep)}, such as {missing[0]}",
             hint="Download or save the checkpoint again",

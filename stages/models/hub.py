@@ -9,6 +9,7 @@ from artifacts.errors import UsageError
 from stages.models.checkpoint import (
     INDEX,
     SINGLE,
+    SMALL,
     Checkpoint,
     WeightFile,
     is_complete,
@@ -18,9 +19,8 @@ from stages.models.fetching import check_space
 from stages.models.hub_faults import cache_folder, hub_errors, shown, size_of, without_safetensors
 from stages.models.transfer import Announce
 
-SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*")
-"""Files of a hub repository that a run can use, besides weights; pickled and converted weights are
-left there."""
+PREFIX = "models--"
+"""How the names of models' folders in the hub's cache begin."""
 
 Listing = dict[str, tuple[int, str]]
 """Path in the repository -> bytes, and SHA-256 of what is kept as a large file, else empty."""
@@ -90,7 +90,14 @@ def describe_remote(name: str, revision: str | None, announce: Announce | None) 
 
 def repository_folder(name: str) -> Path:
     """Where the hub's cache keeps a model."""
-    return cache_folder() / f"models--{name.replace('/', '--')}"
+    return cache_folder() / f"{PREFIX}{name.replace('/', '--')}"
+
+
+def hub_id_of(folder: Path) -> str:
+    """The hub id of a snapshot in the hub's cache; empty for any other folder."""
+    home = folder.parents[1] if folder.parent.name == "snapshots" else cache_folder()
+    ours = home.parent == cache_folder() and home.name.startswith(PREFIX)
+    return home.name.removeprefix(PREFIX).replace("--", "/") if ours else ""
 
 
 def _ask_listing(api: Any, name: str, commit: str) -> Listing:

@@ -5,7 +5,7 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from stages.models.checkpoint import Checkpoint
 from stages.models.fetching import fetch
-from stages.models.hub import cached, describe_remote, is_hub_id
+from stages.models.hub import cached, describe_remote, hub_id_of, is_hub_id
 from stages.models.transfer import Announce
 
 
@@ -44,6 +44,17 @@ def find_model(
             hint="Give a folder with a config.json, a hub id such as owner/name, or demo",
         )
     return cached(str(name), revision) or describe_remote(str(name), revision, announce)
+
+
+def fetch_rest(folder: Path) -> bool:
+    """Bring all weights of a hub's snapshot here; False when there is nothing to bring. Raises what
+    `fetch` does."""
+    name = hub_id_of(folder)
+    found = cached(name, folder.name) if name else None
+    if found is None or not found.missing():
+        return False
+    fetch(found)
+    return True
 
 
 def refuse_revision(what: str, revision: str | None) -> None:

@@ -15,7 +15,6 @@ from artifacts.errors import EnvironmentFault
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each new try while nothing arrives; what arrives starts them anew."""
-READ_BYTES = 1 << 20
 TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 """Statuses that pass by themselves."""
 LOCK_SECONDS = 0.5
@@ -160,7 +159,7 @@ def _stream(remote: Remote, file: FileIO, start: int, watch: Watch) -> None:
             watch.arrived(-start)
             file.truncate(0)
         left = remote.size - _size(file)
-        for block in response.iter_bytes(READ_BYTES):
+        for block in response.iter_bytes():
             block = block[:left]
             if file.write(block) != len(block):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
