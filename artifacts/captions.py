@@ -3,8 +3,9 @@ of where it comes from."""
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from artifacts.files import write_text
 
@@ -56,4 +57,10 @@ def write_jsonl(path: Path, rows: Iterable[Caption | Failure]) -> None:
 
 def json_line(row: Caption | Failure) -> str:
     """One line of a `.jsonl` file."""
-    return json.dumps(asdict(row), ensure_ascii=False) + "\n"
+    return json.dumps(values_of(row), ensure_ascii=False) + "\n"
+
+
+def values_of(row: Caption | Failure) -> dict[str, Any]:
+    """The fields of a row by name; not `asdict`, which copies what is in them and takes thrice as
+    long."""
+    return {name: getattr(row, name) for name in row.__slots__}

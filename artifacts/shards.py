@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from artifacts.captions import Caption
+from artifacts.captions import Caption, values_of
 from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, whole_file, write_json
 from artifacts.keys import digest_of
@@ -54,7 +54,7 @@ class Sample:
     """Digest of the medium that it is of."""
 
     def digest(self) -> str:
-        return digest_of([RECIPE, self.key, asdict(self.row), self.content])
+        return digest_of([RECIPE, self.key, values_of(self.row), self.content])
 
 
 Samples = Iterator[tuple[Sample, Media | None]]
@@ -187,7 +187,7 @@ def _add(tar: tarfile.TarFile, sample: Sample, media: Media | None, size: int) -
     if media is not None:
         with _reading(media.path) as source:
             tar.addfile(_member(f"{sample.key}.{media.suffix}", size), source)
-    line = {**asdict(sample.row), "media_start": media.start if media is not None else None}
+    line = {**values_of(sample.row), "media_start": media.start if media is not None else None}
     texts = {"txt": sample.row.caption, "json": json.dumps(line, ensure_ascii=False)}
     for suffix, text in texts.items():
         data = text.encode("utf-8", errors="replace")

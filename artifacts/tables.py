@@ -8,12 +8,11 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from artifacts.captions import Caption
+from artifacts.captions import Caption, values_of
 from artifacts.files import whole_file
 
 COLUMNS = tuple(Caption.__slots__)
@@ -32,7 +31,7 @@ def write_csv(path: Path, rows: Iterable[Caption]) -> None:
         writer = csv.writer(text)
         writer.writerow(COLUMNS)
         for row in rows:
-            writer.writerow([_cell(value) for value in asdict(row).values()])
+            writer.writerow([_cell(value) for value in values_of(row).values()])
         text.detach()
 
 
@@ -70,7 +69,7 @@ def _write_groups(file: IO[bytes], rows: Iterator[Caption]) -> None:
     assert tuple(schema.names) == COLUMNS
     with ParquetWriter(file, schema) as writer:
         while group := list(islice(rows, GROUP_ROWS)):
-            table = [{k: _utf8(v) for k, v in asdict(row).items()} for row in group]
+            table = [{k: _utf8(v) for k, v in values_of(row).items()} for row in group]
             writer.write_table(pa.Table.from_pylist(table, schema))
 
 

@@ -140,7 +140,7 @@ class Cutter:
                 if "file" in said:
                     path = self._folder / said["file"]
                     found[item.sample.key] = Media(
-                        path=path, suffix=path.suffix.lstrip("."), start=said["start"]
+                        path=path, suffix=media_suffix(path.name), start=said["start"]
                     )
                 elif "error" in said:
                     self.refused.append(f"{item.file.name}: {said['error']}")

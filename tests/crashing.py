@@ -8,6 +8,12 @@ from stages.frames.cut import run as cut
 from stages.process.report import Report
 
 
+def stop(job: dict[str, Any], report: Report) -> None:
+    """Cut the first stretch and be asked to end."""
+    cut({**job, "cuts": job["cuts"][:1]}, report)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def run(job: dict[str, Any], report: Report) -> None:
     """Cut until it comes to the second stretch of a file called `deadly`."""
     seen = 0

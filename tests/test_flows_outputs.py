@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import flows.dataset
 import flows.launch
 from artifacts.errors import Interrupted, UsageError
 from artifacts.packs import Record, Shelf
@@ -230,6 +231,40 @@ def test_a_process_that_dies_of_a_file_costs_that_file_s_clips_alone(
     again = run(config, stages)
     assert [w[:38] for w in again.warnings] == [warning[:38]]
     assert stages.names()[-2:] == ["cut", "cut"] and stages.names().count("cut") == 2
+
+
+def test_stopped_while_clips_are_cut_the_old_shards_stay(
+    config: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config)
+    folder = tmp_path / "out" / "webdataset"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setitem(flows.launch.ENTRIES, "cut", "tests.crashing:stop")
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            run(config, prompt="Who?")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {row["prompt"] for row in lines(config)} == {"Who?"}
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "interrupted"
+
+
+def test_clips_are_cut_a_few_videos_at_a_time(
+    config: CaptionConfig, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        write_video(clips / f"more-{number}.mp4", ticks=range(75), gop=20 + number)
+    monkeypatch.setattr(flows.dataset, "SHARD_BYTES", (clips / LONG).stat().st_size - 1)
+    stages = Saying()
+    run(config, stages)
+    told = [c.arguments["cuts"] for c in stages.calls if c.name == "cut"]
+    assert [[Path(c["path"]).name[:6] for c in cuts] for cuts in told] == [
+        [LONG[:6]] * 3,
+        ["more-0", "more-0", "more-1", "more-1"],
+        ["more-2", "more-2"],
+    ]
+    assert [sample["json"] | {"media_start": 0} for sample in samples(config)] == [
+        row | {"media_start": 0} for row in lines(config)
+    ]
 
 
 def write_list(clips: Path, *entries: Mapping[str, str]) -> tuple[str]:

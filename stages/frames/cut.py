@@ -45,29 +45,26 @@ def run(job: dict[str, Any], report: Report) -> None:
         cuts = list(group)
         try:
             video = Stretches(Path(path))
-        except (MediaError, av.error.FFmpegError) as error:
+        except Exception as error:  # PyAV lets an IndexError or UnicodeDecodeError through as well
             refused = _refusal(error, path, folder)
             report.note(**{cut["name"]: refused for cut in cuts})
             continue
         for cut in cuts:
             try:
                 made = video.copy(cut["start"], cut["end"], folder / cut["name"])
-            except (MediaError, av.error.FFmpegError, OSError) as error:
+            except Exception as error:
                 made = _refusal(error, path, folder)
             report.note(**{cut["name"]: made})
             report.item(cut["name"], label=Path(path).name)
 
 
-def _refusal(
-    error: MediaError | av.error.FFmpegError | OSError, path: str, folder: Path
-) -> dict[str, str]:
+def _refusal(error: Exception, path: str, folder: Path) -> dict[str, str]:
     """Why a file cannot be cut from. Raises EnvironmentFault where not the file is at fault."""
     if isinstance(error, OSError):
         raise fault_of(error, folder) from error
     if isinstance(error, MediaError) and error.kind in PASSING:
         raise EnvironmentFault(error.message, hint=error.hint) from error
-    text = error.message if isinstance(error, MediaError) else error.strerror
-    return {"error": str(text).replace(path, "the file")}
+    return {"error": getattr(error, "message", str(error)).replace(path, "the file")}
 
 
 class Stretches:
