@@ -60,7 +60,8 @@ def build(folder: Path, shape: Shape, tokens: int) -> Path:
         half = "vision" if ".visual." in name else "language"
         if name != "lm_head.weight":  # tied
             files[half][name] = weight
-    places, total = {}, 0
+    places: dict[str, str] = {}
+    total = 0
     for half, weights in files.items():
         shard = f"model-{half}.safetensors"
         save_file(weights, folder / shard, metadata={"format": "pt"})

@@ -166,25 +166,28 @@ def decode(job: dict[str, Any], watch: Watch) -> list[str]:
     from stages.decode.run import run
 
     run(job, watch)
-    return []
+    captions = Shelf(open_store(job["store"]), "captions", job["scope"])
+    return [captions.meta(m["key"])["caption"] for batch in job["batches"] for m in batch]
 
 
 def pure(job: dict[str, Any], watch: Watch) -> list[str]:
     """`generate` alone, on the decode stage's batches: features and inputs lie ready in memory."""
     from stages.decode.run import make_greedy, read_features
-    from stages.models.features import Features, generate
+    from stages.models.delivery import generate
+    from stages.models.features import Features
     from stages.models.loading import ModelJob
     from stages.models.prepare import rebuild
-    from stages.models.records import merge_rows
+    from stages.models.records import merge_blank, merge_rows
 
-    half, processor = ModelJob.of(job).load("language")
+    source = ModelJob.of(job)
+    processor, half = source.processor(), source.hold("language").model
     make_greedy(half, processor)
     shelf = Shelf(open_store(job["store"]), "features", job["features_scope"])
     ready = []
     for batch in job["batches"]:
         rows = [read_features(shelf, member["features"]) for member in batch]
         inputs = rebuild(processor, rows, [member["prompt"] for member in batch])
-        ready.append((inputs, Features(merge_rows(rows), rows[0].needs)))
+        ready.append((inputs, Features(merge_rows(rows), rows[0].needs, merge_blank(rows))))
     watch.note(attention="")
     for batch, (inputs, features) in zip(job["batches"], ready, strict=True):
         generate(half, inputs, features, max_new_tokens=job["max_new_tokens"])
@@ -229,6 +232,7 @@ def perform(mode: str, job: dict[str, Any]) -> Outcome:
         texts = MODES[mode](job, watch)
         ended, cpu = time.monotonic(), time.process_time()
     return Outcome(
+        whole_seconds=ended - watch.started,
         load_seconds=watch.loaded - watch.started,
         seconds=ended - watch.loaded,
         cpu_seconds=cpu - watch.cpu,

@@ -53,8 +53,8 @@ def compare(bench: Bench, larger: int, repeat: int) -> list[Line]:
     least = peaks["joint"][1] + round(SLACK * larger)
     budgets[f"{least / larger:.2f} x (joint's least)"] = least
     for label, budget in sorted(budgets.items(), key=lambda item: item[1]):
-        sizes = {mode: bench.largest(mode, budget, peaks[mode]) for mode in peaks}
-        lines.append(Line(label=f"{label} = {budget / MIB:.0f} MiB", **sizes))
+        taken = {mode: bench.largest(mode, budget, peaks[mode]) for mode in peaks}
+        lines.append(Line(label=f"{label} = {budget / MIB:.0f} MiB", **taken))
     for size in (bench.batches[0], bench.batches[-2]):
         lines.append(Line(label=f"equal batch {size}", joint=size, encode=size, decode=size))
     wanted = {(mode, getattr(line, mode)) for line in lines for mode in peaks}

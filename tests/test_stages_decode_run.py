@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault
 from artifacts.packs import DamagedRecord, Record
+from demo import CHECKPOINT
+from stages.decode import run as decode_run
+from stages.models.delivery import new_tokens
 from stages.models.prepare import Clip, load_processor
 from tests.clips import PROMPTS, clips, joint_inputs, joint_model
 from tests.families import BUILDERS, checkpoint
@@ -107,6 +112,36 @@ def test_a_checkpoint_that_samples_is_decoded_greedily(tmp_path: Path) -> None:
     wave.encode()
     wave.decode(PROMPTS)
     assert said(wave.captions()) == joint_captions(checkpoint("llava"), batch, PROMPTS)
+
+
+def test_a_batch_ends_when_every_row_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"  # whose settings say nothing of an end
+    shutil.copytree(CHECKPOINT, folder)
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    noise, other = clips("video", 2, frames=8, height=64)
+    dark = replace(other, frames=other.frames * np.uint8(0))
+    wave = Wave(tmp_path / "store", CHECKPOINT, [[dark, noise]])
+    wave.encode()
+    wave.decode(("Describe this video in detail.",), tokens=128)
+    made: list[int] = []
+
+    def counting(*given: Any) -> torch.Tensor:
+        new = new_tokens(*given)
+        made.append(new.shape[1])
+        return new
+
+    monkeypatch.setattr(decode_run, "new_tokens", counting)
+    wave.model = str(folder)
+    wave.decode(("Describe this video in detail.",), scope="dd" * 32, tokens=128)
+    found = wave.captions("dd" * 32)
+    assert found == wave.captions()
+    counts = [caption["tokens"] for caption in found]
+    assert made == [max(counts)] and min(counts) < max(counts) < 128
 
 
 def test_features_that_are_gone_fail(tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ class Wave:
             encode(job, report)
         return told
 
-    def decode(self, prompts: Sequence[str], scope: str = CAPTIONS) -> list[dict[str, Any]]:
+    def decode(
+        self, prompts: Sequence[str], scope: str = CAPTIONS, tokens: int = 8
+    ) -> list[dict[str, Any]]:
         """Run the stage with a prompt a clip; returns the events it told."""
         batches = [
             [
@@ -63,7 +65,8 @@ class Wave:
             ]
             for batch in self.batches
         ]
-        job = self._job(features_scope=FEATURES, scope=scope, batches=batches, max_new_tokens=8)
+        limit = {"max_new_tokens": tokens}
+        job = self._job(features_scope=FEATURES, scope=scope, batches=batches, **limit)
         with events() as (report, told):
             decode(job, report)
         return told

@@ -94,8 +94,12 @@ def set_packs_aside(store: Store, scope: str, keys: set[str]) -> None:
 
 
 def make_greedy(half: Any, processor: Any) -> None:
-    """Make the half decode greedily by default, and pad with a token that it knows."""
+    """Make the half decode greedily by default, end where its checkpoint or else its tokenizer
+    says, and pad with a token that it knows."""
     settings = half.generation_config
+    if settings.eos_token_id is None and half.config.get_text_config().eos_token_id is None:
+        # Without one every batch would run to the last token allowed.
+        settings.eos_token_id = processor.tokenizer.eos_token_id
     settings.do_sample, settings.num_beams = False, 1
     for name in SAMPLING_ONLY:
         setattr(settings, name, None)

@@ -1,0 +1,74 @@
+"""The benchmarks of decoding compare the same captions on both sides, and see what memory holds."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import _modes, reprompt, staged_vs_joint
+from benchmarks._bench import Bench, batches_of
+from benchmarks._models import LARGE, TINY, build, half_bytes, publish_clips
+from benchmarks._modes import Outcome, perform
+from demo import CHECKPOINT
+
+TOKENS = 3
+
+
+def here(mode: str, job: dict[str, Any], budget: int | None = None) -> Outcome:
+    """A mode in this process, where all is imported already."""
+    return perform(mode, {**job, "dtype": "float32"})
+
+
+def bench_of(model: Path, store: str, tokens: int) -> Bench:
+    members = publish_clips(store, [8, 4, 8])
+    sizes: dict[str, Any] = {"clips": 3, "tokens": tokens, "batches": (1, 2)}
+    return Bench(model=model, store=store, members=members, runner=here, **sizes)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("bench")
+    return bench_of(build(folder / "model", TINY, TOKENS), str(folder / "store"), TOKENS)
+
+
+def test_both_sides_make_the_same_captions(tmp_path: Path) -> None:
+    bench = bench_of(CHECKPOINT, str(tmp_path), 24)
+    cut = batches_of(bench.members, 2)
+    bench.run("encode", cut)
+    staged, joint = bench.run("decode", cut), bench.run("joint", cut)
+    assert staged.texts == joint.texts
+    assert len(set(joint.texts)) > 1
+    assert len(staged.peaks) == len(joint.peaks) == 3
+
+
+def test_the_large_model_has_its_size_and_each_half_in_a_file_of_its_own(bench: Bench) -> None:
+    halves = half_bytes(bench.model)
+    files = {path.stem.split("-")[1]: path for path in bench.model.glob("*.safetensors")}
+    assert all(0 < halves[half] < path.stat().st_size for half, path in files.items())
+    assert 12 * LARGE.layers * LARGE.width**2 > 0.3e9
+
+
+def test_a_table_has_a_line_for_each_budget_and_says_what_does_not_fit(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = staged_vs_joint.compare(bench, max(half_bytes(bench.model).values()), repeat=1)
+    table = staged_vs_joint.table(bench, lines)
+    assert len(table) == 2 + 5 + 2
+    assert "equal batch 1" in table[-2]
+    assert "peak of joint in MiB at batch 1: " in capsys.readouterr().out
+
+
+def test_a_budget_that_is_too_small_is_told_from_another_fault(monkeypatch: Any) -> None:
+    class Done:
+        returncode, stderr = 1, "RuntimeError: can't allocate memory: you tried 12 bytes"
+
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: Done)
+    assert "allocate" in _modes.run_mode("joint", {}, budget=1).died
+    with pytest.raises(RuntimeError, match="joint failed"):
+        _modes.run_mode("joint", {})
+
+
+def test_the_ratio_of_a_new_prompt_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    reprompt.main(["--clips", "2", "--batch", "2", "--repeat", "1", "--only", "demo"], runner=here)
+    assert "a new prompt ÷ pure decoding, CPU after loading: " in capsys.readouterr().out
