@@ -57,6 +57,19 @@ def test_a_prompt_can_come_from_a_file(tmp_path: Path) -> None:
     assert config_of(given).prompt == "Was passiert\nübrigens?"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--", "a.mp4", "--out.mp4"],
+        ["a.mp4", "--", "--out.mp4"],
+        ["a.mp4", "--model", "demo", "--", "--out.mp4"],
+        ["--model", "demo", "a.mp4", "--quiet", "--", "--out.mp4"],
+    ],
+)
+def test_what_follows_two_dashes_is_a_source(words: list[str]) -> None:
+    assert parse(["caption", *words]).sources == ["a.mp4", "--out.mp4"]
+
+
 def test_sources_stand_before_and_after_options() -> None:
     given = parse(["caption", "a.mp4", "--model", "demo", "b.mp4", "--fps", "1", "c.mp4"])
     assert config_of(given).sources == ("a.mp4", "b.mp4", "c.mp4")

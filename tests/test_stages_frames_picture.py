@@ -1,15 +1,21 @@
 """Pictures come out upright, in RGB, at the size asked for; unusable ones say why."""
 
+import zlib
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from artifacts.errors import MediaError
-from artifacts.schema import FrameFit
+from artifacts.schema import FrameFit, Sampling
 from stages.frames.picture import read_picture
-from tests.media import picture
+from stages.frames.video import Video
+from stages.process.memory import Sampler
+from tests.media import picture, write_video
 
 AS_IT_IS = FrameFit()
 
@@ -120,3 +126,86 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(MediaError) as caught:
         read_picture(path, AS_IT_IS)
     assert caught.value.kind == "too-large"
+
+
+def test_a_picture_of_30000_by_30000_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(picture(0)))
+    data = bytearray(path.read_bytes())
+    data[16:24] = (30000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    with Sampler("cpu") as memory:
+        before = memory.peak_host_bytes
+        with pytest.raises(MediaError) as caught:
+            read_picture(path, AS_IT_IS)
+    assert caught.value.kind == "too-large"
+    assert memory.peak_host_bytes - before < 50 << 20
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_transparency_of_every_mode_shows_white(tmp_path: Path, mode: str) -> None:
+    image = Image.new("RGBA", (8, 8), (200, 200, 200, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 4, 8))
+    if mode == "P":
+        flat = Image.new("P", (8, 8), 1)
+        flat.putpalette([0, 0, 0, 200, 200, 200])
+        flat.paste(0, (0, 0, 4, 8))
+        flat.save(tmp_path / "a.png", transparency=0)
+    else:
+        image.convert(mode).save(tmp_path / "a.png")
+    _, chunk = read_picture(tmp_path / "a.png", AS_IT_IS)
+    assert chunk.pixels[0, 4, [1, 6]].tolist() == [[255] * 3, [200] * 3]
+
+
+def test_sixteen_bits_a_colour_keep_their_shades(tmp_path: Path) -> None:
+    frame = av.VideoFrame.from_ndarray(picture(3), format="rgb24").reformat(format="rgb48be")
+    encoder = av.codec.CodecContext.create("png", "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.width, encoder.height, encoder.pix_fmt = 64, 48, "rgb48be"
+    encoder.time_base = Fraction(1)
+    packets = [*encoder.encode(frame), *encoder.encode(None)]
+    (tmp_path / "a.png").write_bytes(b"".join(bytes(packet) for packet in packets))
+    assert (tmp_path / "a.png").read_bytes()[24] == 16
+    _, chunk = read_picture(tmp_path / "a.png", AS_IT_IS)
+    assert np.abs(chunk.pixels[0].astype(int) - picture(3)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif"])
+def test_of_several_pictures_in_a_file_the_first_is_taken_with_a_warning(
+    tmp_path: Path, name: str
+) -> None:
+    several = [Image.fromarray(picture(n)) for n in (3, 4, 5)]
+    options: Any = {"lossless": True} if name == "a.webp" else {}
+    several[0].save(tmp_path / name, save_all=True, append_images=several[1:], **options)
+    media, chunk = read_picture(tmp_path / name, AS_IT_IS)
+    assert media.warnings == ("holds 3 pictures, of which the first is captioned",)
+    np.testing.assert_array_equal(chunk.pixels[0], picture(3))
+
+
+def test_a_phone_s_photo_with_a_second_view_in_it_is_one_picture(tmp_path: Path) -> None:
+    views = [Image.fromarray(picture(n)) for n in (3, 4)]
+    views[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=views[1:])
+    assert read_picture(tmp_path / "a.jpg", AS_IT_IS)[0].warnings == ()
+
+
+def test_a_wrong_suffix_of_a_picture_does_not_matter(tmp_path: Path) -> None:
+    Image.fromarray(picture(3)).save(tmp_path / "a.jpg", format="PNG")
+    np.testing.assert_array_equal(
+        read_picture(tmp_path / "a.jpg", AS_IT_IS)[1].pixels[0], picture(3)
+    )
+
+
+def test_a_video_named_as_a_picture_is_told_its_suffix(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4").rename(tmp_path / "a.jpg")
+    with pytest.raises(MediaError, match=r"\.mp4") as caught:
+        read_picture(tmp_path / "a.jpg", AS_IT_IS)
+    assert caught.value.kind == "not-media"
+
+
+def test_a_picture_named_as_a_video_is_a_video_of_one_frame(tmp_path: Path) -> None:
+    Image.fromarray(picture(3)).save(tmp_path / "a.mp4", format="PNG")
+    with Video(tmp_path / "a.mp4") as video:
+        (chunk,) = video.chunks(
+            video.plan(Sampling(chunk_seconds=9, fps=1, max_frames=9)), AS_IT_IS
+        )
+    np.testing.assert_array_equal(chunk.pixels[0], picture(3))

@@ -50,11 +50,17 @@ def parser() -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line understood; sources may stand before and after options."""
     top = parser()
-    given, rest = top.parse_known_args(arguments)
-    if rest and ("sources" not in given or any(word.startswith("-") for word in rest)):
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # What follows `--` is a source whatever it looks like; argparse takes it for unknown options
+    # where sources stand before the options.
+    end = words.index("--") if "--" in words else len(words)
+    given, rest = top.parse_known_args(words[:end])
+    literal = words[end + 1 :]
+    if "sources" not in given:
+        return top.parse_args(words)
+    if any(word.startswith("-") for word in rest):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        given.sources += rest
+    given.sources += [*rest, *literal]
     return given
 
 

@@ -30,6 +30,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What sets a picture of that EXIF orientation upright; those from 5 on swap the sides."""
+ONE_OF_ITSELF = frozenset(("JPEG", "MPO"))
+"""What else such a file of a phone holds is the same view: a preview, a depth, a gain map."""
 BROKEN = (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, struct.error)
 """What Pillow raises over bad content, by format."""
 
@@ -37,16 +39,15 @@ BROKEN = (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, struct
 def read_picture(path: Path, fit: FrameFit) -> tuple[MediaIndex, Chunk]:
     """A picture as a medium of one chunk of one frame. Raises MediaError."""
     check_file(path)
-    warnings: tuple[str, ...] = ()
     try:
         try:
-            height, width, pixels = _decode(path, fit)
+            height, width, pixels, warnings = _decode(path, fit)
         except OSError as error:
             whole = path.read_bytes()
             if error.errno is not None or not whole.startswith(JPEG_START):
                 raise
             # libjpeg fills what is missing with grey when it meets the end it was promised.
-            height, width, pixels = _decode(io.BytesIO(whole + JPEG_END), fit)
+            height, width, pixels, _ = _decode(io.BytesIO(whole + JPEG_END), fit)
             warnings = ("cut short: the picture's missing part is grey",)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(
@@ -71,9 +72,12 @@ def read_picture(path: Path, fit: FrameFit) -> tuple[MediaIndex, Chunk]:
     return media, Chunk(index=index, pixels=pixels[None])
 
 
-def _decode(source: Path | io.BytesIO, fit: FrameFit) -> tuple[int, int, NDArray[np.uint8]]:
-    """(height, width) as shown, and the pixels [height, width, 3] at the size of `fit`."""
+def _decode(
+    source: Path | io.BytesIO, fit: FrameFit
+) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
+    """(height, width) as shown, pixels [height, width, 3] at the size of `fit`, and warnings."""
     with Image.open(source) as image:
+        count = 1 if image.format in ONE_OF_ITSELF else getattr(image, "n_frames", 1)
         turn = UPRIGHT.get(_orientation(image))
         swaps = turn is not None and _orientation(image) >= 5
         width, height = image.size[::-1] if swaps else image.size
@@ -86,7 +90,8 @@ def _decode(source: Path | io.BytesIO, fit: FrameFit) -> tuple[int, int, NDArray
         flat = flat.resize(kept, Image.Resampling.BICUBIC, reducing_gap=3.0)
     if turn is not None:
         flat = flat.transpose(turn)
-    return height, width, np.asarray(flat, dtype=np.uint8)
+    more = (f"holds {count} pictures, of which the first is captioned",) if count > 1 else ()
+    return height, width, np.asarray(flat, dtype=np.uint8), more
 
 
 def _orientation(image: Image.Image) -> int:
@@ -116,6 +121,12 @@ def _unknown(path: Path) -> MediaError:
             f"{path} is a HEIC picture, which is not read",
             kind="heic",
             hint="Convert it to JPEG, for example with heif-convert",
+        )
+    if start[4:8] == b"ftyp":
+        return MediaError(
+            f"{path} is a video by its content, whatever its suffix says",
+            kind="not-media",
+            hint="Give it the suffix .mp4",
         )
     return MediaError(
         f"{path} is not a picture Pillow can read",
