@@ -21,11 +21,13 @@ from artifacts.shards import (
     sample_key,
     write_shards,
 )
+from artifacts.store import fault_of
 from flows.launch import Launcher, StageCall
 from flows.ledger import Medium
 from flows.outputs import captions_of
 from flows.prepare import Job
 from flows.sources import MediaFile
+from stages.process.ending import is_crash
 
 SAME_SECONDS = 0.001
 """A chunk that reaches this close to the end of its medium holds all of it."""
@@ -149,7 +151,10 @@ class Cutter:
 
     def _run(self, items: Sequence[Item]) -> dict[str, Any]:
         """What the process told of each; after its death of the file that it died of, too."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise fault_of(error, self._folder) from error
         cuts = [
             {"path": str(i.file), "name": i.sample.key, "start": i.start, "end": i.end}
             for i in items
@@ -163,7 +168,7 @@ class Cutter:
         except (StageDied, CannotFit) as error:
             told = dict(running.outcome.notes)
             first = next((item for item in items if item.sample.key not in told), None)
-            if first is None or not _is_its_fault(error):
+            if first is None or not (isinstance(error, CannotFit) or is_crash(error)):
                 raise
             for item in items:
                 if item.file == first.file:
@@ -172,8 +177,3 @@ class Cutter:
         except BaseException:
             running.stop()
             raise
-
-
-def _is_its_fault(error: StageDied | CannotFit) -> bool:
-    """Whether a process was brought down by what it read."""
-    return isinstance(error, CannotFit) or (error.return_code or 0) < 0

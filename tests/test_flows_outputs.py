@@ -74,30 +74,42 @@ class Saying(Stages):
         return None
 
 
-@pytest.fixture
-def clips(tmp_path: Path) -> Path:
+def make(root: Path) -> CaptionConfig:
     """A video of three chunks, one of one chunk with an odd name, and a picture."""
-    folder = tmp_path / "clips"
+    folder = root / "clips"
     folder.mkdir()
     write_video(folder / LONG, ticks=range(150), gop=25)
     write_video(folder / ODD, ticks=range(20))
     Image.fromarray(np.full((48, 64, 3), 200, np.uint8)).save(folder / "photo.PNG")
-    (tmp_path / "model").mkdir()
+    (root / "model").mkdir()
     for name in ("config.json", "model.safetensors"):
-        (tmp_path / "model" / name).write_text("{}")
-    return folder
-
-
-@pytest.fixture
-def config(clips: Path, tmp_path: Path) -> CaptionConfig:
+        (root / "model" / name).write_text("{}")
     return CaptionConfig(
-        sources=(str(clips),),
-        model=str(tmp_path / "model"),
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
+        sources=(str(folder),),
+        model=str(root / "model"),
+        out=str(root / "out"),
+        store=str(root / "store"),
         chunk=2.0,
         format=ALL,
     )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CaptionConfig:
+    return make(tmp_path)
+
+
+@pytest.fixture
+def clips(config: CaptionConfig) -> Path:
+    return Path(config.sources[0])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
+    """What was captioned once, to be looked at."""
+    config = make(tmp_path_factory.mktemp("outputs"))
+    assert run(config).warnings == []
+    return config
 
 
 def run(config: CaptionConfig, stages: Saying | None = None, **more: Any) -> RunResult:
@@ -124,11 +136,10 @@ def frames_of(sample: Mapping[str, Any]) -> list[float]:
         return [float(f.time) for f in container.decode(video=0) if f.time is not None]
 
 
-def test_each_format_says_what_the_lines_say(config: CaptionConfig, tmp_path: Path) -> None:
+def test_each_format_says_what_the_lines_say(done: CaptionConfig) -> None:
     import pandas
 
-    assert run(config).warnings == []
-    rows = lines(config)
+    rows = lines(done)
     assert [(row["media_path"], row["start"]) for row in rows] == [
         (ODD, 0.0),
         (LONG, 0.0),
@@ -136,7 +147,7 @@ def test_each_format_says_what_the_lines_say(config: CaptionConfig, tmp_path: Pa
         (LONG, 4.0),
         ("photo.PNG", 0.0),
     ]
-    out = tmp_path / "out"
+    out = Path(done.out)
     table = pandas.read_parquet(out / "captions.parquet")
     assert list(table["caption"]) == [row["caption"] for row in rows]
     text = pandas.read_csv(out / "captions.csv", keep_default_na=False)
@@ -148,24 +159,22 @@ def test_each_format_says_what_the_lines_say(config: CaptionConfig, tmp_path: Pa
     assert (out / "photo.srt").read_text().startswith("1\n00:00:00,000 --> 00:00:00,001\n")
 
 
-def test_the_webdataset_library_reads_every_sample(config: CaptionConfig, clips: Path) -> None:
-    run(config)
-    rows, found = lines(config), samples(config)
+def test_the_webdataset_library_reads_every_sample(done: CaptionConfig) -> None:
+    rows, found = lines(done), samples(done)
     assert len({sample["__key__"] for sample in found}) == len(rows)
     for row, sample in zip(rows, found, strict=True):
         assert sample["txt"] == row["caption"]
         assert sample["json"].pop("media_start") >= 0.0
         assert sample["json"] == row
-    assert found[0]["mp4"] == (clips / ODD).read_bytes()
+    assert found[0]["mp4"] == Path(done.sources[0], ODD).read_bytes()
     assert found[4]["png"].size == (64, 48)
 
 
 def test_a_chunk_of_a_longer_video_comes_with_its_pictures(
-    config: CaptionConfig, clips: Path, tmp_path: Path
+    done: CaptionConfig, tmp_path: Path
 ) -> None:
-    run(config)
-    whole = decode_plainly(clips / LONG)
-    for sample in samples(config)[1:4]:
+    whole = decode_plainly(Path(done.sources[0], LONG))
+    for sample in samples(done)[1:4]:
         row = sample["json"]
         times = frames_of(sample)
         begin = row["media_start"]
@@ -303,6 +312,7 @@ def test_files_beside_are_kept_in_every_format(config: CaptionConfig, clips: Pat
     mine = clips / "long.srt"
     mine.write_text("by hand\n")
     (clips / "photo.vtt").mkdir()
+    config = replace(config, format=("txt", "vtt", "srt"))
     kept = run(config, beside=True).warnings
     assert [warning[:12] for warning in kept] == ["1 .vtt files", "1 .srt files"]
     assert mine.read_text() == "by hand\n"
