@@ -144,6 +144,9 @@ class Display:
             self._to.write("\r\x1b[K")
 
     def _close(self) -> None:
+        if self._fetch_total:  # it was broken off
+            self._clear()
+            self._fetch_total = 0
         if self._stage and self._done > self._before and not self._quiet and not self._json:
             self._clear()
             seconds = time.monotonic() - self._started

@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 COMMIT = "c0ffee" + "0" * 34
 """The one commit of every repository here."""
+KNOWN_TOKENS = ("hf_right", "hf_other")
+BAD_TOKEN = "Invalid credentials in Authorization header"
 BLOCK = 1 << 16
 """Bytes sent at a time."""
 
@@ -33,6 +35,8 @@ class Repository:
     """Files of weights that are small enough to lie in git."""
     token: str = ""
     """What must be shown to be given anything; empty: nothing."""
+    tags: tuple[str, ...] = ()
+    """Other names of the one commit, beside main."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -161,6 +165,8 @@ def answer_to(
     """What the hub says to a GET of `path`; large files lie below the address `storage`."""
     if listed := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", path):
         repository = repositories.get(listed[1])
+        if token and token not in KNOWN_TOKENS:
+            return Answer(401, headers={"X-Error-Message": BAD_TOKEN})
         if repository is None or repository.token not in ("", token):
             return unknown("Repo")
         return listing(listed[1], listed[2] or "", repository)
@@ -177,7 +183,8 @@ def answer_to(
 
 
 def listing(name: str, what: str, repository: Repository) -> Answer:
-    if what in ("", "/revision/main", f"/revision/{COMMIT}"):
+    names = {"main", COMMIT, *repository.tags}
+    if what in ("", *(f"/revision/{known}" for known in names)):
         return as_json({"id": name, "modelId": name, "sha": COMMIT, "siblings": []})
     if what not in ("/tree/main", f"/tree/{COMMIT}"):
         return unknown("Revision")

@@ -13,7 +13,7 @@ import torch
 from artifacts.packs import Record
 from flows.display import Display
 from flows.weights import halves_wanted
-from stages.models import describe, load_half
+from stages.models import describe, load_half, transfer
 from stages.models.fetching import fetch
 from stages.models.resolve import find_model
 from tests.hub import COMMIT, Hub, serve
@@ -82,6 +82,8 @@ def test_a_vision_half_alone_costs_little_more_than_its_files(
     held = halves(sharded())
     with serve({MODEL: repository(sharded())}) as hub, client(monkeypatch) as connect:
         connect(hub.url)
+        monkeypatch.setattr(transfer, "WAITS", (0.0, 0.0))
+        hub.trouble.statuses += [503, 429]
         card = describe(MODEL)
         assert set(card.vision.shards) == held["vision"]
         found = find_model(MODEL)
@@ -118,9 +120,10 @@ class Terminal(io.StringIO):
 def test_a_run_fetches_each_half_when_it_has_work(tmp_path: Path) -> None:
     held, out = halves(sharded()), str(tmp_path / "out")
     assert held["vision"] - held["language"] and held["language"] - held["vision"]
-    caption = ("caption", str(CLIP), "--out", out, "--max-new-tokens", "4")
-    with serve({MODEL: repository(sharded())}) as hub:
-        planned = run(hub, tmp_path, "plan", str(CLIP), "--json")
+    asked = (str(CLIP), "--revision", "v1", "--max-new-tokens", "4")
+    caption = ("caption", *asked, "--out", out)
+    with serve({MODEL: repository(sharded(), tags=("v1",))}) as hub:
+        planned = run(hub, tmp_path, "plan", *asked, "--json")
         assert planned.returncode == 0, planned.stderr
         assert json.loads(planned.stdout)["fetch_bytes"] == size(held["vision"] | held["language"])
         assert hub.weights_sent() <= 5 * 100_001, "a plan reads headers alone"

@@ -13,7 +13,7 @@ import pytest
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.checkpoint import is_complete
 from stages.models.resolve import find_model, resolve_model
-from tests.hub import Hub, Repository, serve
+from tests.hub import COMMIT, Hub, Repository, serve
 from tests.hub_client import client, use_cache
 
 MODEL = "owner/name"
@@ -57,6 +57,16 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_folder_without_a_configuration_fails(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no config\.json"):
         resolve_model(tmp_path)
+
+
+def test_a_revision_leads_to_its_commit(connect: Callable[[str], None]) -> None:
+    with serve({MODEL: Repository(files=SMALL.files, tags=("v1",))}) as hub:
+        connect(hub.url)
+        found = find_model(MODEL, "v1")
+        assert found.commit == found.folder.name == COMMIT
+        with pytest.raises(UsageError, match="knows no model owner/name at revision v2"):
+            find_model(MODEL, "v2")
+    assert find_model(MODEL, "v1") == find_model(MODEL, COMMIT) == found  # the hub is gone by now
 
 
 def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
@@ -198,9 +208,10 @@ def test_a_private_model_is_known_to_those_with_a_token(
 ) -> None:
     with serve({MODEL: Repository(files=SMALL.files, token="hf_right")}) as hub:
         connect(hub.url)
-        for token in ("", "hf_wrong"):
+        says = {"": "knows no model", "hf_other": "knows no model", "hf_wrong": "refuses to give"}
+        for token, words in says.items():
             monkeypatch.setenv("HF_TOKEN", token)
-            with pytest.raises(UsageError, match=r"knows no model owner/name.*hf auth login"):
+            with pytest.raises(UsageError, match=rf"{words}.*owner/name.*hf auth login"):
                 find_model(MODEL)
         monkeypatch.setenv("HF_TOKEN", "hf_right")
         assert (resolve_model(MODEL) / "model.safetensors").exists()

@@ -3,11 +3,13 @@ which are read off the hub where the files are not here; reads no weights."""
 
 import json
 import struct
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.errors import EnvironmentFault
+from stages.models import transfer
 from stages.models.checkpoint import (
     AGAIN,
     INDEX,
@@ -60,9 +62,16 @@ def _ask_hub(checkpoint: Checkpoint, file: WeightFile) -> list[Header]:
     from huggingface_hub import HfApi
 
     with hub_errors(checkpoint.name, checkpoint.commit):
-        found = HfApi().parse_safetensors_file_metadata(
-            checkpoint.name, file.name, revision=checkpoint.commit
-        )
+        for seconds in (*transfer.WAITS, None):
+            try:
+                found = HfApi().parse_safetensors_file_metadata(
+                    checkpoint.name, file.name, revision=checkpoint.commit
+                )
+                break
+            except Exception as error:
+                if seconds is None or not transfer.passes(error):
+                    raise
+                time.sleep(seconds)
     return [
         Header(name, file.name, str(t.dtype), tuple(t.shape), t.data_offsets[1] - t.data_offsets[0])
         for name, t in found.tensors.items()

@@ -85,6 +85,16 @@ def transfer(remote: Remote, target: Path, watch: Watch) -> None:
         os.replace(part, target)
 
 
+def passes(error: Exception) -> bool:
+    """Whether what the hub's session raised may be gone at the next try."""
+    from httpx2 import NetworkError, RemoteProtocolError, TimeoutException
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in TRY_AGAIN
+    return isinstance(error, (NetworkError, RemoteProtocolError, TimeoutException))
+
+
 def _alone(name: str, part: Path, watch: Watch) -> FileIO:
     """The partial file, opened and locked against other processes of this machine."""
     waiting = False
@@ -116,18 +126,13 @@ def _still(part: Path, file: FileIO) -> bool:
 
 def _receive(remote: Remote, file: FileIO, watch: Watch) -> None:
     """Make the file as long as it should be, however often the connection breaks."""
-    from httpx2 import NetworkError, RemoteProtocolError, TimeoutException
-    from huggingface_hub.errors import HfHubHTTPError
-
     waits = iter(WAITS)
     while (have := _size(file)) < remote.size:
         failure: Exception = ConnectionError("the server sent no more")
         try:
             _stream(remote, file, have, watch)
-        except (NetworkError, RemoteProtocolError, TimeoutException) as error:
-            failure = error
-        except HfHubHTTPError as error:
-            if error.response.status_code not in TRY_AGAIN:
+        except Exception as error:
+            if not passes(error):
                 raise
             failure = error
         if _size(file) >= remote.size:
