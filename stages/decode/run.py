@@ -15,7 +15,7 @@ import torch
 from artifacts.packs import QUARANTINE, DamagedRecord, Record, Shelf, read_header, set_aside
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
-from stages.models.ahead import read_ahead
+from stages.models.ahead import read_ahead, write_behind
 from stages.models.delivery import generate, new_tokens
 from stages.models.features import Features
 from stages.models.loading import ModelJob, facts
@@ -52,21 +52,25 @@ def run(job: dict[str, Any], report: Report) -> None:
                 hint="Run the same command again: it encodes them anew",
             ) from error
 
-    for batch, rows in read_ahead(batches, read):
-        prompts = [member["prompt"] for member in batch]
-        made = held.use(
-            functools.partial(
-                decode_batch,
-                processor=processor,
-                rows=rows,
-                prompts=prompts,
-                max_new_tokens=job["max_new_tokens"],
-            )
-        )
+    def publish(batch: list[dict[str, Any]], made: list[tuple[str, int]]) -> None:
         records = [_record(m["key"], *c) for m, c in zip(batch, made, strict=True)]
         tokens = {record.key: record.meta["tokens"] for record in records}
         for key in captions.publish(records):
             report.item(key, tokens=tokens[key])
+
+    with write_behind() as later:
+        for batch, rows in read_ahead(batches, read):
+            prompts = [member["prompt"] for member in batch]
+            made = held.use(
+                functools.partial(
+                    decode_batch,
+                    processor=processor,
+                    rows=rows,
+                    prompts=prompts,
+                    max_new_tokens=job["max_new_tokens"],
+                )
+            )
+            later(functools.partial(publish, batch, made))
 
 
 def read_features(shelf: Shelf, key: str) -> FeatureRecord:

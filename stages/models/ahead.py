@@ -1,9 +1,10 @@
-"""Reads the next batches on the CPU while the device works on this one; knows nothing of what a
-batch holds."""
+"""Reads the next batches and writes the last one on the CPU while the device works on this one;
+knows nothing of what a batch holds."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Batch = TypeVar("Batch")
@@ -24,3 +25,22 @@ def read_ahead(
             if index + AHEAD < len(batches):
                 waiting.append(pool.submit(read, batches[index + AHEAD]))
             yield batch, rows
+
+
+@contextmanager
+def write_behind() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Gives a function that lets work be done beside the caller's, one piece at a time and in
+    order. What a piece raised is raised at the next one, or at the end; a piece that was begun is
+    finished also when the caller fails."""
+    last: Future[None] | None = None
+
+    def later(work: Callable[[], None]) -> None:
+        nonlocal last
+        if last is not None:
+            last.result()
+        last = pool.submit(work)
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        yield later
+        if last is not None:
+            last.result()
