@@ -1,6 +1,7 @@
 """Processors of many families are called as their families document it, found out by trying."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,6 +127,39 @@ def test_a_word_that_stands_for_a_picture_is_refused(family: str) -> None:
     word = "<soft>" if family == "gemma3" else "<image>"
     with pytest.raises(UsageError, match=word):
         rebuilt(processor, clips("image", 1), (f"What is {word}?",))
+
+
+@pytest.mark.parametrize(
+    ("family", "texts"),
+    [
+        ("glm4v", ("<|end_of_image|>0<", "<|end_of_image|>61<")),
+        ("video_llama_3", ("Time 0.5s:", "Time 1.5s:", "Time 61.0s:", "Time 62.5s:")),
+    ],
+)
+def test_true_times_stand_in_the_prompt(family: str, texts: tuple[str, ...]) -> None:
+    processor, (noise,) = processor_of(family), clips("video", 1)
+    row = prepare(processor, replace(noise, times=(0.5, 1.5, 61.0, 62.5), seconds=64.0))
+    (ids,) = rebuild(processor, [row], ["What happens?"])["input_ids"]
+    said = processor.tokenizer.decode(ids)
+    assert all(text in said for text in texts), said
+
+
+def test_a_processor_that_takes_one_prompt_a_call_is_called_for_each() -> None:
+    processor = load_processor(processor_folder("idefics2"))
+    compute = type(processor).__call__
+
+    class Single(type(processor)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            assert len(kwargs["text"]) == 1, "one at a time"
+            return compute(self, *args, **kwargs)
+
+    processor.__class__ = Single
+    batch, prompts = clips("image", 2), PROMPTS[:2]
+    wanted = plain_call("idefics2", processor_of("idefics2"), batch, prompts)
+    assert not layout_of(processor, "images").batched
+    assert_same(whole(processor, batch, prompts), wanted)
+    texts = {name: value for name, value in wanted.items() if not is_picture(name)}
+    assert_same(rebuilt(processor, batch, prompts), texts)
 
 
 def test_a_processor_that_takes_pictures_in_no_way_is_refused() -> None:

@@ -8,7 +8,7 @@ in which two rows with different prompts come out whole is the one to take.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -18,7 +18,13 @@ import torch
 
 from artifacts.errors import PenstockError, UsageError
 from stages.models.clip import Clip, pictures, video_metadata
-from stages.models.processor import count_places, declared_ids, is_picture, needs_package
+from stages.models.processor import (
+    count_places,
+    declared_ids,
+    is_picture,
+    needs_package,
+    takes_images,
+)
 from stages.models.turn import PARTS, PLAIN, SPELLED, WORDS, forms, write
 
 PROBES = ("Describe.", "What happens in this video?")
@@ -27,6 +33,10 @@ PROBE_SHAPE = (4, 96, 128, 3)
 """Frames, height, width of the noise that processors are tried on."""
 TEXT_IDS = ("input_ids", "decoder_input_ids", "labels")
 """Under which names processors give the tokens of the text."""
+SAMPLE, TIMES, TOLD = "do_sample_frames", "video_metadata", "return_metadata"
+"""Options for videos: whether to take only some of the frames, the times of the frames, and whether
+those are given back, which some processors rely on while they write the prompt."""
+BOTH = (True, False)
 Answer = TypeVar("Answer")
 _KNOWN: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
 
@@ -41,8 +51,10 @@ class Layout:
     """The processor's argument that takes them: some take videos as `images`."""
     nested: bool
     """Whether it takes a list for each prompt, and not one list for all."""
-    timed: bool
-    """Whether it takes the times of a video's frames."""
+    options: tuple[str, ...] = ()
+    """Which of its options for videos it takes."""
+    batched: bool = True
+    """Whether it takes several prompts at once."""
     form: str
     """How a turn is written; see `turn`."""
     alone: bool = False
@@ -69,12 +81,18 @@ def run(
     processor: Any, layout: Layout, clips: Sequence[Clip], prompts: Sequence[str]
 ) -> dict[str, Any]:
     """All outputs of the processor for these media and prompts."""
+    if len(clips) > 1 and not layout.batched:
+        pairs = zip(clips, prompts, strict=True)
+        return _padded(processor, [run(processor, layout, [c], [p]) for c, p in pairs])
     rows = [_media(layout, clip) for clip in clips]
     options: dict[str, Any] = {}
-    if layout.channel == "videos" and layout.timed:
+    if SAMPLE in layout.options:
+        options[SAMPLE] = False
+    if TOLD in layout.options:
+        options[TOLD] = True
+    if TIMES in layout.options:
         times: list[Any] = [[video_metadata(clip)] for clip in clips]
-        metadata = times if layout.nested else list(itertools.chain.from_iterable(times))
-        options = {"video_metadata": metadata, "do_sample_frames": False}
+        options[TIMES] = times if layout.nested else list(itertools.chain.from_iterable(times))
     texts = [
         write(processor, layout.form, layout.channel, len(row), prompt)
         for row, prompt in zip(rows, prompts, strict=True)
@@ -84,7 +102,29 @@ def run(
         options["add_special_tokens"] = False  # the template wrote it; as apply_chat_template does
     media = rows if layout.nested else list(itertools.chain.from_iterable(rows))
     given = {"text": texts, layout.argument: media}
-    return dict(processor(**given, return_tensors="pt", padding=True, **options))
+    outputs = dict(processor(**given, return_tensors="pt", padding=True, **options))
+    outputs.pop(TIMES, None)
+    return outputs
+
+
+def _padded(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The outputs of several calls as one batch: what has a number for each token of the text is
+    filled up on the left, with nothing or with the token for that."""
+    length = max(text_ids(row).shape[1] for row in rows)
+    joined: dict[str, Any] = {}
+    for name in rows[0]:
+        parts = []
+        if rows[0][name] is None:
+            continue
+        for row in rows:
+            ids, value = text_ids(row), torch.as_tensor(row[name])
+            if value.shape[:2] == ids.shape and not is_picture(name):
+                fill = processor.tokenizer.pad_token_id if name in TEXT_IDS else 0
+                missing = (1, length - ids.shape[1], *value.shape[2:])
+                value = torch.cat([value.new_full(missing, fill), value], dim=1)
+            parts.append(value)
+        joined[name] = torch.cat(parts)
+    return joined
 
 
 def places(processor: Any, outputs: dict[str, Any], media: int) -> int:
@@ -147,14 +187,26 @@ def _try_template(processor: Any, channel: str) -> None:
             raise error from None
 
 
-def _candidates(processor: Any, channel: str) -> list[Layout]:
-    arguments = [(channel, True)] if channel == "images" else [(channel, True), ("images", False)]
-    return [
-        Layout(channel=channel, argument=argument, nested=nested, timed=timed, form=form)
-        for argument, timed in arguments
-        for nested in (True, False)
-        for form in forms(processor)
-    ]
+def _candidates(processor: Any, channel: str) -> Iterator[Layout]:
+    """What to try, the commonest way first."""
+    taking: list[tuple[str, tuple[str, ...]]] = [(channel, ())]
+    if channel == "videos":
+        taking = [
+            (channel, (SAMPLE, TIMES)),
+            (channel, (SAMPLE, TIMES, TOLD)),
+            (channel, (SAMPLE,)),
+        ]
+        taking += [] if takes_images(processor) else [("images", ())]
+    for argument, options in taking:
+        for batched, nested, form in itertools.product(BOTH, BOTH, forms(processor)):
+            yield Layout(
+                channel=channel,
+                argument=argument,
+                options=options,
+                batched=batched,
+                nested=nested,
+                form=form,
+            )
 
 
 def _check(processor: Any, layout: Layout, outputs: dict[str, Any]) -> None:
@@ -164,8 +216,10 @@ def _check(processor: Any, layout: Layout, outputs: dict[str, Any]) -> None:
     ids = text_ids(outputs)
     if len(ids) != len(PROBES) or torch.equal(ids[0], ids[1]):
         raise ValueError("the prompts did not come out")
-    declared = declared_ids(processor)
-    if declared and not places(processor, outputs, 1):
+    known = declared_ids(processor)
+    text = write(processor, layout.form, layout.channel, 1, PROBES[1])
+    words, row = processor.tokenizer(text)["input_ids"], ids[1].tolist()
+    if known and not known & set(row) and len(row) <= len(words):
         raise ValueError("the text that came out has no place for a picture")
 
 

@@ -58,7 +58,9 @@ def takes_images(processor: Any) -> bool:
 
 def is_picture(name: str) -> bool:
     """Whether an output shows what is in the picture, or masks it."""
-    return is_pixels(name) or "pixel" in name or name.endswith("patches")
+    return not name.startswith("num_") and (
+        is_pixels(name) or "pixel" in name or name.endswith("patches")
+    )
 
 
 def token(processor: Any, kind: str) -> str:
@@ -92,13 +94,14 @@ def count_places(processor: Any, ids: list[int], media: int) -> int:
     Some processors declare the token that stands once for a whole picture, and write another for
     each feature: then it is the most frequent of the tokens that are no piece of text.
     """
-    declared = sum(ids.count(number) for number in declared_ids(processor))
-    if declared > media:
+    known = declared_ids(processor)
+    declared = sum(ids.count(number) for number in known)
+    if declared > media or not known:
         return declared
-    added = {i: ids.count(i) for i in set(ids) & set(processor.tokenizer.added_tokens_decoder)}
-    added.pop(processor.tokenizer.pad_token_id, None)
-    most = max(added.values(), default=0)
-    return most if declared and most > declared else declared
+    words = processor.tokenizer
+    added = set(words.added_tokens_decoder) - known
+    added -= {words.pad_token_id, words.bos_token_id, words.eos_token_id}
+    return max(declared, *(ids.count(number) for number in added & set(ids)), 0)
 
 
 def _word(value: Any) -> str:

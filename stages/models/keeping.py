@@ -1,0 +1,223 @@
+"""Keeps of one chunk what its prompt will need, in a way found out by trying; knows no family.
+
+Three ways are tried on noise, and the first that gives for a prompt without pictures what the
+processor gives with them is taken:
+
+    answers   what the processor's own method for pictures answers is kept; it answers so again
+    shapes    the same, with tensors of nothing in place of the pixels
+    outline   sizes and times; the processor is run on black frames, and their pixels thrown away
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from artifacts.errors import UsageError
+from stages.models.clip import Clip
+from stages.models.layout import PROBES, Layout, noise, places, run, text_ids
+from stages.models.processor import is_picture
+from stages.models.records import RowCount
+
+HOOKS = {"images": "_process_images", "videos": "_process_videos"}
+"""Channel -> the processor's method that handles it."""
+NEVER_KEPT = ("video_metadata",)
+"""Outputs that a processor uses only while it writes the prompt."""
+OUTLINE, SHAPES = "outline", "shapes"
+"""In a row's side: the frames' sizes and times; the shapes of their pixels."""
+
+
+class Row(Protocol):
+    """What is kept of a row's media for its prompt."""
+
+    @property
+    def channel(self) -> str: ...
+    @property
+    def side(self) -> dict[str, Any]: ...
+    @property
+    def replacements(self) -> tuple[str, ...]: ...
+    @property
+    def count(self) -> RowCount: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """One chunk as the encoder takes it, and what its prompt will need."""
+
+    inputs: dict[str, Any]
+    """What the processor makes of the frames and not of the text."""
+    channel: str
+    """`images` or `videos`: as which the frames were taken."""
+    side: dict[str, Any]
+    """What the prompt needs besides `replacements`: those outputs of the image or video processor
+    that are not pixels, and the pixels' shapes; or the frames' outline."""
+    replacements: tuple[str, ...]
+    """What stands in the prompt for each picture."""
+    count: RowCount
+
+
+Keep = Callable[[Any, Layout, Clip, str], Prepared]
+
+
+def way_of_keeping(processor: Any, layout: Layout) -> Keep:
+    """The way that is right for this processor. Raises UsageError when none is."""
+    clip = noise(layout.channel)
+    wanted = without_pictures(run(processor, layout, [clip] * 2, PROBES))
+    for keep in (keep_answers, keep_shapes, keep_outline):
+        try:
+            row = keep(processor, layout, clip, "")
+            found = restore(processor, layout, [row] * 2, PROBES)
+        except Exception:  # a processor may fail in any way when it is handed what was kept
+            continue
+        if _same(found, wanted):
+            return keep
+    raise _telling(processor)
+
+
+def check_outline(processor: Any, layout: Layout, clip: Clip, row: Prepared) -> None:
+    """Raises UsageError when a real clip makes another text than black frames, as words in a
+    picture may, and noise does not."""
+    wanted = without_pictures(run(processor, layout, [clip], PROBES[:1]))
+    if not _same(restore(processor, layout, [row], PROBES[:1]), wanted):
+        raise _telling(processor)
+
+
+def restore(
+    processor: Any, layout: Layout, rows: Sequence[Row], prompts: Sequence[str]
+) -> dict[str, Any]:
+    """What the processor gives for these prompts and the media that were kept, besides pixels."""
+    if OUTLINE in rows[0].side:
+        clips = [Clip.blank(row.side[OUTLINE]) for row in rows]
+        return without_pictures(run(processor, layout, clips, prompts))
+    if not layout.batched and len(rows) > 1:
+        raise ValueError("a processor that takes one prompt a call cannot be answered for")
+    names = [name for name in rows[0].side if name != SHAPES]
+    side = {name: joined([row.side[name] for row in rows]) for name in names}
+    for name in rows[0].side.get(SHAPES, ()):
+        side[name] = _nothing([row.side[SHAPES][name] for row in rows])
+    replacements = [text for row in rows for text in row.replacements]
+    clips = [_speck(layout.channel, row.count.media) for row in rows]
+    with _answering(processor, layout.channel, lambda *_, **__: (dict(side), [*replacements])):
+        return without_pictures(run(processor, layout, clips, prompts))
+
+
+def keep_answers(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:
+    return _answers(processor, layout, clip, prompt)[0]
+
+
+def keep_shapes(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:
+    row, found = _answers(processor, layout, clip, prompt)
+    shapes = {name: list(value.shape) for name, value in found.items() if is_picture(name)}
+    return replace(row, side={**row.side, SHAPES: shapes})
+
+
+def keep_outline(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:
+    outputs = run(processor, layout, [clip], [prompt])
+    return Prepared(
+        inputs=_of_pictures(outputs),
+        channel=layout.channel,
+        side={OUTLINE: clip.outline()},
+        replacements=(),
+        count=_count(processor, layout, clip, outputs),
+    )
+
+
+def _answers(
+    processor: Any, layout: Layout, clip: Clip, prompt: str
+) -> tuple[Prepared, dict[str, Any]]:
+    """The row, and all that the processor's method answered."""
+    kept: list[tuple[dict[str, Any], list[str]]] = []
+    compute = getattr(processor, HOOKS[layout.channel])
+
+    def remember(*args: Any, **kwargs: Any) -> Any:
+        found, replacements = compute(*args, **kwargs)
+        kept.append((dict(found), [*replacements]))
+        return found, replacements
+
+    with _answering(processor, layout.channel, remember):
+        outputs = run(processor, layout, [clip], [prompt])
+    ((found, replacements),) = kept
+    side = {n: v for n, v in found.items() if not is_picture(n) and n not in NEVER_KEPT}
+    row = Prepared(
+        inputs=_of_pictures(outputs),
+        channel=layout.channel,
+        side=side,
+        replacements=tuple(replacements),
+        count=_count(processor, layout, clip, outputs),
+    )
+    return row, found
+
+
+def without_pictures(outputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in outputs.items() if not is_picture(name)}
+
+
+def joined(values: list[Any]) -> Any:
+    """One output of several rows: tensors and sequences end to end, anything else if all agree."""
+    if isinstance(values[0], torch.Tensor):
+        return torch.cat(values)
+    if isinstance(values[0], list | tuple):
+        return list(itertools.chain.from_iterable(values))
+    if any(value != values[0] for value in values):
+        raise ValueError(f"outputs that differ between rows cannot be joined: {values}")
+    return values[0]
+
+
+def _nothing(shapes: list[list[int]]) -> torch.Tensor:
+    """What stands for the pixels of several rows and takes no memory."""
+    rest = [max(lengths) for lengths in zip(*(shape[1:] for shape in shapes), strict=True)]
+    return torch.zeros(()).expand(sum(shape[0] for shape in shapes), *rest)
+
+
+def _of_pictures(outputs: dict[str, Any]) -> dict[str, Any]:
+    """The outputs without those that have a number for each token of the text."""
+    shape = text_ids(outputs).shape
+    return {
+        name: value
+        for name, value in outputs.items()
+        if is_picture(name) or getattr(value, "shape", ())[:2] != shape
+    }
+
+
+def _count(processor: Any, layout: Layout, clip: Clip, outputs: dict[str, Any]) -> RowCount:
+    media = 1 if layout.channel == "videos" else len(clip.frames)
+    return RowCount(tokens=places(processor, outputs, media), media=media)
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict):
+        equal = found.keys() == wanted.keys()
+        return equal and all(_same(found[name], wanted[name]) for name in wanted)
+    if isinstance(wanted, torch.Tensor):
+        return isinstance(found, torch.Tensor) and torch.equal(found, wanted)
+    return repr(found) == repr(wanted)
+
+
+def _speck(channel: str, media: int) -> Clip:
+    """The smallest clip of so many media, for a processor that will not look at it."""
+    count = media if channel == "images" else 1
+    frames = np.zeros((count, 2, 2, 3), np.uint8)
+    kind: Any = channel.removesuffix("s")
+    return Clip(frames=frames, times=(0.0,) * count, seconds=0.0, kind=kind)
+
+
+@contextlib.contextmanager
+def _answering(processor: Any, channel: str, answer: Callable[..., Any]) -> Iterator[None]:
+    """Let this processor object, not its class, answer for its media otherwise."""
+    processor.__dict__[HOOKS[channel]] = answer
+    try:
+        yield
+    finally:
+        del processor.__dict__[HOOKS[channel]]
+
+
+def _telling(processor: Any) -> UsageError:
+    return UsageError(
+        f"{type(processor).__name__} writes into the prompt what only the pictures themselves say, "
+        "so that no prompt can be written without them",
+        hint="Use another model",
+    )
