@@ -33,6 +33,8 @@ class Repository:
     """Sizes in bytes that the hub claims of files, where they are not the truth."""
     in_git: tuple[str, ...] = ()
     """Files of weights that are small enough to lie in git."""
+    large: tuple[str, ...] = ()
+    """Other files that lie in the storage."""
     token: str = ""
     """What must be shown to be given anything; empty: nothing."""
     tags: tuple[str, ...] = ()
@@ -41,7 +43,7 @@ class Repository:
 
 @dataclass(kw_only=True, slots=True)
 class Trouble:
-    """What goes wrong with the answers that carry weights; each is used up by what it spoils."""
+    """What goes wrong with the answers of the storage; each is used up by what it spoils."""
 
     breaks: list[int] = field(default_factory=list)
     """The connection is cut after so many bytes of an answer."""
@@ -114,7 +116,7 @@ def serve(
                 return
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
             answer = Answer(broken) if broken else answer_to(path, repositories, storage, token)
-            if self.command == "GET" and answer.name.endswith(".safetensors"):
+            if self.command == "GET" and path.startswith("/cdn/"):
                 answer = spoilt(answer, self.headers.get("Range", ""), hub.trouble)
             self.send_response(answer.status)
             for name, value in answer.headers.items():
@@ -131,7 +133,7 @@ def serve(
             if answer.name:
                 start = answer.headers.get("Content-Range", "bytes 0-")
                 hub.starts.append((answer.name, int(start.split()[1].split("-")[0])))
-            if answer.name.endswith(".safetensors") and hub.trouble.breaks:
+            if self.path.startswith("/cdn/") and hub.trouble.breaks:
                 last = hub.trouble.breaks.pop(0)
                 self.close_connection = True
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -221,7 +223,7 @@ def content(path: str, repository: Repository, storage: str) -> Answer:
 def spoilt(answer: Answer, asked: str, trouble: Trouble) -> Answer:
     """The part of the answer that was asked for, after what is wrong with the line."""
     if trouble.statuses and (status := trouble.statuses.pop(0)) != 200:
-        return Answer(status)
+        return Answer(status, b'{"error": "out of order"}', {"Content-Type": "application/json"})
     body, length = answer.body, len(answer.body)
     if trouble.damages:
         trouble.damages -= 1
@@ -237,7 +239,8 @@ def spoilt(answer: Answer, asked: str, trouble: Trouble) -> Answer:
 
 
 def is_large(path: str, repository: Repository) -> bool:
-    return path.endswith(".safetensors") and path not in repository.in_git
+    weights = path.endswith(".safetensors") and path not in repository.in_git
+    return weights or path in repository.large
 
 
 def unknown(what: str) -> Answer:

@@ -53,6 +53,18 @@ def left(cache: Path) -> list[Path]:
     return list(cache.rglob("*.incomplete"))
 
 
+def test_a_large_tokenizer_is_checked_as_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {**REPOSITORY.files, "tokenizer.json": b"[1, 2]"}
+    with serve({MODEL: Repository(files=files, large=("tokenizer.json",))}) as hub:
+        hub.trouble.damages = 1
+        with client(monkeypatch) as connect:
+            connect(hub.url)
+            found = find_model(MODEL)
+        assert (found.folder / "tokenizer.json").read_bytes() == b"[1, 2]"
+        assert hub.downloads() == ["config.json", "tokenizer.json", "tokenizer.json"]
+    assert find_model(MODEL) == found  # the hub is gone by now
+
+
 def test_a_broken_line_is_taken_up_where_it_broke(hub: Hub, cache: Path) -> None:
     hub.trouble.breaks += [2_000_000, 1_500_000]
     said: list[str] = []

@@ -15,7 +15,7 @@ from stages.models.checkpoint import (
     is_complete,
     weight_names,
 )
-from stages.models.fetching import check_space
+from stages.models.fetching import check_space, fetch
 from stages.models.hub_faults import cache_folder, hub_errors, shown, size_of, without_safetensors
 from stages.models.transfer import Announce
 
@@ -63,10 +63,11 @@ def cached(name: str, revision: str | None) -> Checkpoint | None:
     return None if unsure else found
 
 
-def describe_remote(name: str, revision: str | None, announce: Announce | None) -> Checkpoint:
+def bring_small(name: str, revision: str | None, announce: Announce | None) -> Checkpoint:
     """A model with its small files downloaded; `announce` is told before. Raises UsageError for
     what the hub does not have or does not give, EnvironmentFault when it cannot be reached."""
     from huggingface_hub import HfApi, hf_hub_url, snapshot_download
+    from huggingface_hub.utils._paths import filter_repo_objects
 
     with hub_errors(name, revision):
         api = HfApi()
@@ -76,16 +77,20 @@ def describe_remote(name: str, revision: str | None, announce: Announce | None) 
             raise without_safetensors(name, list(listing))
         # Names may be listed of a model that is not to be downloaded.
         api.get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=resolved.resolved))
-        patterns = [*SMALL, *(n for n, (_, sha) in listing.items() if _is_weight(n) and not sha)]
-        _announce_small(
-            name, listing, _absent(name, resolved.resolved, listing, patterns), announce
+        in_git = [n for n, (_, digest) in listing.items() if _is_weight(n) and not digest]
+        wanted = [*filter_repo_objects(listing, allow_patterns=[*SMALL, *in_git])]
+        folder = repository_folder(name) / "snapshots" / resolved.resolved
+        absent = {file: listing[file] for file in wanted if not (folder / file).exists()}
+        _announce_small(name, sum(size for size, _ in absent.values()), announce)
+        snapshot_download(
+            name,
+            revision=resolved,
+            allow_patterns=[file for file in wanted if not listing[file][1]],
+            tqdm_class=_silent(),
         )
-        folder = Path(
-            snapshot_download(
-                name, revision=resolved, allow_patterns=patterns, tqdm_class=_silent()
-            )
-        )
-        return _checkpoint(name, folder, listing)
+    # Such as a tokenizer's: what the hub states a sum of is checked against it.
+    fetch(Checkpoint(name=name, folder=folder, commit=folder.name, weights=_large(absent)))
+    return _checkpoint(name, folder, listing)
 
 
 def repository_folder(name: str) -> Path:
@@ -132,21 +137,17 @@ def _checkpoint(name: str, folder: Path, listing: Listing) -> Checkpoint:
     return Checkpoint(name=name, folder=folder, commit=folder.name, weights=tuple(weights))
 
 
-def _absent(name: str, commit: str, listing: Listing, patterns: list[str]) -> list[str]:
-    """Files of the repository that match and are not here."""
-    from huggingface_hub.utils._paths import filter_repo_objects
+def _large(files: Listing) -> tuple[WeightFile, ...]:
+    return tuple(
+        WeightFile(name=file, size=size, digest=digest)
+        for file, (size, digest) in files.items()
+        if digest
+    )
 
-    folder = repository_folder(name) / "snapshots" / commit
-    matching = filter_repo_objects(listing, allow_patterns=patterns)
-    return [file for file in matching if not (folder / file).exists()]
 
-
-def _announce_small(
-    name: str, listing: Listing, absent: list[str], announce: Announce | None
-) -> None:
-    needed = sum(listing[file][0] for file in absent)
+def _announce_small(name: str, needed: int, announce: Announce | None) -> None:
     check_space(name, needed)
-    if absent and announce is not None:
+    if needed and announce is not None:
         into = shown(cache_folder())
         announce(f"downloading what describes {name}, {size_of(needed)}, into {into} (once)")
 

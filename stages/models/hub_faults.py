@@ -52,7 +52,7 @@ def cache_folder() -> Path:
     """Where the hub's client keeps what it downloads."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser().absolute()
+    return Path(constants.HF_HUB_CACHE).expanduser().resolve()
 
 
 def size_of(count: int) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from stages.models.checkpoint import Checkpoint
 from stages.models.fetching import fetch
-from stages.models.hub import cached, describe_remote, hub_id_of, is_hub_id
+from stages.models.hub import bring_small, cached, hub_id_of, is_hub_id
 from stages.models.transfer import Announce
 
 
@@ -43,7 +43,7 @@ def find_model(
             f"there is no model at {name}",
             hint="Give a folder with a config.json, a hub id such as owner/name, or demo",
         )
-    return cached(str(name), revision) or describe_remote(str(name), revision, announce)
+    return cached(str(name), revision) or bring_small(str(name), revision, announce)
 
 
 def fetch_rest(folder: Path) -> bool:
