@@ -1,0 +1,210 @@
+"""What the halves of a run are run in: chosen by few rules, written into every key and record, and
+true of what the stages load."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import demo
+from artifacts.errors import UsageError
+from flows import precision
+from flows.config import CaptionConfig
+from flows.models import Model
+from flows.precision import HalfSettings, attention, settle, weight_bytes
+from flows.prepare import scopes_of
+from stages.models import describe
+from stages.models.boundary import HALVES
+from stages.models.card import ModelCard
+from stages.models.checkpoint import Checkpoint
+from stages.models.loading import ModelJob
+from tests.pipeline import Place
+from tests.test_flows_waves import CARD
+
+
+@pytest.fixture(scope="module")
+def card() -> ModelCard:
+    """Of the demo: in bfloat16, its classes take FlashAttention."""
+    return describe(demo.CHECKPOINT)
+
+
+@pytest.fixture(autouse=True)
+def cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: False)
+
+
+def asked(card: ModelCard, device: str = "cpu", **options: Any) -> list[list[str]]:
+    """What the vision and the language half are run in."""
+    found = settle(CaptionConfig(sources=("a.mp4",), **options), card, device)
+    return [[half.precision, half.dtype] for half in found.values()]
+
+
+FP32, BF16, FP16 = ["fp32", "float32"], ["bf16", "bfloat16"], ["fp16", "float16"]
+
+
+@pytest.mark.parametrize(
+    ("options", "on_cpu", "on_gpu"),
+    [
+        ({}, [FP32, FP32], [BF16, BF16]),
+        ({"precision": "fp32"}, [FP32, FP32], [FP32, FP32]),
+        ({"precision": "bf16"}, [BF16, BF16], [BF16, BF16]),
+        ({"precision": "fp16"}, [FP16, FP16], [FP16, FP16]),
+        ({"precision": "nf4"}, [FP32, ["nf4", "float32"]], [BF16, ["nf4", "bfloat16"]]),
+        ({"language_precision": "int8"}, [FP32, ["int8", "float32"]], [BF16, ["int8", "bfloat16"]]),
+        (
+            {"precision": "nf4", "vision_precision": "int8"},
+            [["int8", "float32"], ["nf4", "float32"]],
+            [["int8", "bfloat16"], ["nf4", "bfloat16"]],
+        ),
+        ({"vision_precision": "nf4"}, [["nf4", "float32"], FP32], [["nf4", "bfloat16"], BF16]),
+        ({"precision": "fp16", "language_precision": "bf16"}, [FP16, BF16], [FP16, BF16]),
+    ],
+)
+def test_each_half_is_run_in_what_is_asked_of_it(
+    card: ModelCard, options: dict[str, str], on_cpu: Any, on_gpu: Any
+) -> None:
+    assert asked(card, **options) == on_cpu
+    assert asked(card, "cuda:0", **options) == on_gpu
+
+
+def test_a_cpu_with_bfloat16_keeps_to_the_checkpoint(
+    card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    assert asked(card) == [BF16, BF16]
+    assert asked(card, precision="nf4") == [BF16, ["nf4", "bfloat16"]]
+
+
+def saved_in(card: ModelCard, vision: str, language: str) -> ModelCard:
+    return replace(
+        card,
+        vision=replace(card.vision, stored_as=vision),
+        language=replace(card.language, stored_as=language),
+    )
+
+
+def test_a_checkpoint_saved_quantized_is_named_for_what_it_is(card: ModelCard) -> None:
+    saved = saved_in(card, "", "nf4")
+    assert asked(saved) == asked(saved, precision="nf4") == [FP32, ["nf4", "float32"]]
+    assert asked(saved, vision_precision="fp16") == [FP16, ["nf4", "float32"]]
+    fp4 = saved_in(card, "fp4", "fp4")
+    assert asked(fp4) == [["fp4", "float32"]] * 2
+    stored = card.language.stored_bytes
+    assert weight_bytes(fp4.language, "fp4", "float32") == stored
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"precision": "bf16"}, "the language half of .* was saved in nf4.* into bf16"),
+        ({"language_precision": "int8"}, "the language half of .* was saved in nf4.* into int8"),
+        ({"vision_precision": "nf4"}, "the vision half of .* was saved unquantized"),
+    ],
+)
+def test_what_was_saved_quantized_cannot_be_had_otherwise(
+    card: ModelCard, options: dict[str, str], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said) as raised:
+        asked(saved_in(card, "", "nf4"), **options)
+    assert "native" in raised.value.hint
+
+
+def test_a_half_without_layers_to_quantize_is_refused(card: ModelCard) -> None:
+    bare = replace(card, vision=replace(card.vision, linear_modules=0))
+    with pytest.raises(UsageError, match="no layer of the vision half"):
+        asked(bare, vision_precision="nf4")
+
+
+def test_a_model_that_is_run_whole_sees_in_what_it_reads_in(card: ModelCard) -> None:
+    whole = replace(card, route="joint")
+    assert asked(whole, precision="nf4") == [FP32, ["nf4", "float32"]]
+    assert asked(whole, vision_precision="fp32") == [FP32, FP32]
+    with pytest.raises(UsageError, match="run whole"):
+        asked(whole, vision_precision="nf4")
+    with pytest.raises(UsageError, match="run whole"):
+        asked(whole, vision_precision="fp16", language_precision="bf16")
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16", "int8", "nf4"])
+@pytest.mark.parametrize("keep", HALVES)
+def test_bytes_are_foretold(card: ModelCard, keep: Any, name: str) -> None:
+    settings = settle(
+        CaptionConfig(sources=("a",), vision_precision=name, language_precision=name), card, "cpu"
+    )[keep]
+    job = ModelJob(model=str(demo.CHECKPOINT), dtype=settings.dtype, precision=name)
+    half: Any = job.load(keep)
+    found = sum(weight.numel() * weight.element_size() for weight in half.parameters())
+    slack = 0.05 if name in ("int8", "nf4") else 0  # scales are not among the parameters
+    assert found <= settings.weight_bytes <= found * (1 + slack)
+
+
+def test_flash_attention_is_taken_where_all_it_needs_is_there(
+    card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = card.language
+    assert attention(half, "bfloat16", "cuda:0") == "sdpa"
+    monkeypatch.setattr(precision, "flash_installed", lambda: True)
+    assert attention(half, "bfloat16", "cuda:0") == "sdpa", "no GPU tells what it can"
+    monkeypatch.setattr(precision, "device_capability", lambda _: (8, 0))
+    assert attention(half, "bfloat16", "cuda:0") == "flash_attention_2"
+    assert attention(half, "float16", "cuda:0") == "flash_attention_2"
+    assert attention(half, "float32", "cuda:0") == "sdpa"
+    assert attention(half, "bfloat16", "cpu") == "sdpa"
+    assert attention(replace(half, flash=False), "bfloat16", "cuda:0") == "sdpa"
+    assert attention(replace(half, attention="eager"), "bfloat16", "cpu") == "eager"
+    monkeypatch.setattr(precision, "device_capability", lambda _: (7, 5))
+    assert attention(half, "bfloat16", "cuda:0") == "sdpa"
+
+
+def test_each_key_holds_what_its_half_is_run_in() -> None:
+    settings = HalfSettings(precision="fp32", dtype="float32", attention="sdpa", weight_bytes=4)
+    changes: list[dict[str, Any]] = [
+        {},
+        {"precision": "nf4"},
+        {"dtype": "bfloat16"},
+        {"attention": "eager"},
+    ]
+    of_language = [scopes(settings, replace(settings, **change)) for change in changes]
+    assert len({scope.features for scope in of_language}) == 1
+    assert len({scope.captions for scope in of_language}) == 4
+    of_vision = [scopes(replace(settings, **change), settings) for change in changes]
+    assert len({scope.features for scope in of_vision}) == 4
+    assert len({scope.captions for scope in of_vision}) == 4
+    assert len({scope.frames for scope in [*of_language, *of_vision]}) == 1
+
+
+def scopes(vision: HalfSettings, language: HalfSettings) -> Any:
+    model = Model(
+        name="any",
+        checkpoint=Checkpoint(name="any", folder=Path("any")),
+        card=CARD,
+        vision_digest="v",
+        language_digest="l",
+        vision=vision,
+        language=language,
+    )
+    config = CaptionConfig(sources=("a.mp4",))
+    return scopes_of(config, model, model.sampling(config))
+
+
+def test_another_precision_of_the_language_half_encodes_nothing_anew(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    (clips / "a.mp4").write_bytes((demo.CLIPS / "clip-01.mp4").read_bytes())
+    plain = Place(clips=clips, out=tmp_path / "plain", store=tmp_path / "store")
+    small = Place(clips=clips, out=tmp_path / "small", store=tmp_path / "store")
+    assert plain.run("--precision", "fp32").returncode == 0
+    done = small.run("--vision-precision", "fp32", "--language-precision", "nf4")
+    assert done.returncode == 0, done.stderr
+    (first,), (second,) = plain.captions(), small.captions()
+    assert first["precision"] == {"vision": "fp32", "language": "fp32"}
+    assert second["precision"] == {"vision": "fp32", "language": "nf4"}
+    assert first["features"] == second["features"]
+    stages = small.stages()
+    assert [stages[name]["processes"] for name in ("frames", "encode", "decode")] == [0, 0, 1]
+    notes = stages["decode"]["notes"]
+    assert notes["quantized_modules"] == {"nf4": 28}
+    assert notes["linear_modules"] == 29
+    assert stages["decode"]["attention"] == "sdpa"
+    assert plain.stages()["decode"]["notes"]["quantized_modules"] == {}
