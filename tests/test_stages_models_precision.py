@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models import ModelCard, describe, encode, generate, load_half
@@ -178,6 +179,14 @@ def test_weights_that_are_not_what_the_configuration_says_fail(tmp_path: Path) -
             describe(wrong)
         with pytest.raises(UsageError, match=r"the weights are .* and config\.json says"):
             loaded(wrong, "language", "nf4")
+
+
+def test_the_plain_half_of_a_quantized_checkpoint_loads_without_the_other(tmp_path: Path) -> None:
+    folder = saved(checkpoint("llava"), tmp_path, "nf4", FULL_PATHS)
+    names = describe(folder).vision.tensors
+    weights = {n: t for n, t in load_file(folder / "model.safetensors").items() if n in names}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert facts(loaded(folder, "vision", "fp32"))["quantized_modules"] == {}
 
 
 def test_another_way_of_quantizing_is_refused(tmp_path: Path) -> None:

@@ -46,11 +46,12 @@ def plan(
     stored: Mapping[str, str] | None = None,
 ) -> Quantization:
     """How the half to keep of the model over `skeleton` comes to `precision`; its quantized layers
-    compute in `dtype`. `stored` says what is quantized in the checkpoint already. Raises UsageError
-    for what cannot be had."""
-    check_stored(skeleton.config, set((stored or {}).values()))
-    if stored:
-        return _as_stored(skeleton, precision, dtype, stored)
+    compute in `dtype`. `stored` says what is quantized already, in those of the checkpoint's files
+    that are here. Raises UsageError for what cannot be had."""
+    if stored or precision in KINDS:
+        check_stored(skeleton.config, set((stored or {}).values()))
+    if stored_settings(skeleton.config) is not None:
+        return _as_stored(skeleton, precision, dtype, stored or {})
     if precision not in KINDS:
         return Quantization(kind="", modules=frozenset(), options={})
     modules = quantizable(skeleton, keep)
@@ -156,7 +157,7 @@ def _as_stored(
     skeleton: Any, precision: str, dtype: torch.dtype, stored: Mapping[str, str]
 ) -> Quantization:
     """What the weights say goes; settings may name modules in a way that the loader passes over."""
-    kind = next(iter(stored.values()))
+    kind = next(iter(stored.values()), "")  # the files of a half that is not quantized may be alone
     if precision in KINDS and precision != kind:
         raise UsageError(
             f"the checkpoint was saved in {kind} and cannot be had in {precision}",
