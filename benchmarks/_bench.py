@@ -19,6 +19,18 @@ Runner = Callable[[str, dict[str, Any], int | None], Outcome]
 """Runs a mode over a job within a budget of bytes."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One batch."""
+
+    seconds: float
+    """Wall seconds a clip."""
+    cpu_seconds: float
+    """CPU seconds a clip, of all threads."""
+    peak: int
+    """Bytes."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Bench:
     """One checkpoint with its clips, and all that was measured on it."""
@@ -26,14 +38,16 @@ class Bench:
     model: Path
     store: str
     members: list[Member]
-    clips: int
-    """How many are captioned in a timed run; the others serve to measure peaks."""
     tokens: int
     """New tokens a caption."""
     batches: tuple[int, ...] = BATCHES
     runner: Runner = run_mode
-    found: dict[tuple[str, int], list[Outcome]] = field(default_factory=dict)
-    """(mode, batch) → outcomes, one a round."""
+    steps: dict[tuple[str, int], list[Step]] = field(default_factory=dict)
+    """(mode, batch) → what it took, one a round."""
+    starts: dict[str, list[float]] = field(default_factory=dict)
+    """Mode → seconds of a process outside its steady state: start, import and load."""
+    lived: dict[tuple[str, int], int] = field(default_factory=dict)
+    """(mode, batch) → a budget in bytes within which it was seen to live."""
     features: str = ""
     """Scope of the features that decoding reads: those of the first encoding."""
     _scopes: int = 0
@@ -64,32 +78,37 @@ class Bench:
         }
         return self.runner(mode, {**job, **changes}, budget)
 
-    def peaks(self, mode: str) -> dict[int, int]:
-        """Batch → peak memory of one batch of that size, in bytes; all in one process, growing."""
-        sizes, at = list(self.batches), 0
-        cut = []
+    def ladder(self, mode: str) -> None:
+        """One process that takes a batch of each size in turn, each larger than the last; the
+        first batch warms it up and does not count."""
+        sizes, cut, at = (1, *self.batches), [], 0
         for size in sizes:
             cut.append(self.members[at : at + size])
             at += size
-        peaks = self.run(mode, cut).peaks
-        ends = [sum(sizes[: i + 1]) - 1 for i in range(len(sizes))]
-        return {size: peaks[end] for size, end in zip(sizes, ends, strict=True)}
+        outcome = self.run(mode, cut)
+        self.starts.setdefault(mode, []).append(outcome.whole_seconds - outcome.seconds)
+        before, end = outcome.marks[0], 0
+        for size in self.batches:
+            end += size
+            mark = outcome.marks[end]
+            seconds, cpu = ((mark[i] - before[i]) / size for i in (0, 1))
+            step = Step(seconds=seconds, cpu_seconds=cpu, peak=mark[2])
+            self.steps.setdefault((mode, size), []).append(step)
+            before = mark
 
-    def timed(self, mode: str, batch: int, budget: int | None = None) -> Outcome:
-        """One more run over the clips, in batches of one size."""
-        outcome = self.run(mode, batches_of(self.members[: self.clips], batch), budget)
-        if not outcome.died:
-            self.found.setdefault((mode, batch), []).append(outcome)
-        return outcome
+    def peak(self, mode: str, size: int) -> int:
+        """The highest memory of a batch of that size in any round, in bytes."""
+        return max(step.peak for step in self.steps[mode, size])
 
-    def largest(self, mode: str, budget: int, peaks: dict[int, int]) -> int:
+    def largest(self, mode: str, budget: int) -> int:
         """The largest batch that lives within the budget; 0 when none does. It is tried for real,
         also where the peak says that it would not fit."""
-        fitting = [size for size in self.batches if peaks[size] <= budget]
+        fitting = [size for size in self.batches if self.peak(mode, size) <= budget]
         for size in sorted(fitting, reverse=True) or [self.batches[0]]:
-            if (mode, size) in self.found and size in fitting:
+            if budget >= self.lived.get((mode, size), budget + 1):
                 return size
-            if not self.timed(mode, size, budget).died:
+            if not self.run(mode, [self.members[:size]], budget).died:
+                self.lived[mode, size] = budget
                 return size
         return 0
 

@@ -35,22 +35,17 @@ class Outcome:
 
     whole_seconds: float = 0.0
     """From before the process is started to after it ended."""
-    load_seconds: float = 0.0
     seconds: float = 0.0
-    """After the weights are there, to the last caption: the steady state."""
+    """After the weights are there, to the end: the steady state."""
     cpu_seconds: float = 0.0
     """CPU time in those seconds, of all threads."""
-    peaks: tuple[int, ...] = ()
-    """Highest memory so far at each item: anonymous, above what the libraries take, and the mapped
-    checkpoint, in bytes."""
+    marks: tuple[tuple[float, float, int], ...] = ()
+    """At each item: seconds and CPU seconds since the weights were there, and the highest memory so
+    far in bytes, which is anonymous memory above what the libraries take and mapped weights."""
     texts: tuple[str, ...] = ()
     """Captions, where the mode makes them without a store."""
     died: str = ""
     """Why it did not finish within its budget; empty when it did."""
-
-    @property
-    def peak(self) -> int:
-        return max(self.peaks, default=0)
 
 
 def run_mode(mode: str, job: dict[str, Any], budget: int | None = None) -> Outcome:
@@ -87,7 +82,7 @@ class Watch(Report):
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._mapped = 0
         self._peak = 0
-        self.peaks: list[int] = []
+        self.marks: list[tuple[float, float, int]] = []
         self.started = self.loaded = time.monotonic()
         self.cpu = 0.0
 
@@ -107,7 +102,8 @@ class Watch(Report):
 
     def item(self, key: str, **values: Any) -> None:
         self._look()
-        self.peaks.append(self._peak)
+        since = time.monotonic() - self.loaded, time.process_time() - self.cpu
+        self.marks.append((*since, self._peak))
 
     def _follow(self) -> None:
         while not self._stop.wait(LOOK_SECONDS):
@@ -233,10 +229,9 @@ def perform(mode: str, job: dict[str, Any]) -> Outcome:
         ended, cpu = time.monotonic(), time.process_time()
     return Outcome(
         whole_seconds=ended - watch.started,
-        load_seconds=watch.loaded - watch.started,
         seconds=ended - watch.loaded,
         cpu_seconds=cpu - watch.cpu,
-        peaks=tuple(watch.peaks),
+        marks=tuple(watch.marks),
         texts=tuple(texts),
     )
 

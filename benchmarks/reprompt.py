@@ -57,7 +57,6 @@ def main(arguments: Sequence[str] | None = None, runner: Runner = run_mode) -> N
                 model=CHECKPOINT if name == "demo" else build(large, LARGE, given.tokens),
                 store=f"{folder}/store",
                 members=publish_clips(f"{folder}/store", [8] * given.clips, FIRST),
-                clips=given.clips,
                 tokens=given.tokens,
                 runner=runner,
             )

@@ -11,13 +11,12 @@ kernel, and each side takes the largest batch that lives. Knows no stage's insid
 import argparse
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks._bench import BATCHES, Bench
+from benchmarks._bench import BATCHES, Bench, Step
 from benchmarks._models import LARGE, TINY, build, half_bytes, publish_clips
-from benchmarks._modes import Outcome
 from demo import CHECKPOINT
 
 BUDGETS = (1.1, 1.5, 2.0, 4.0)
@@ -25,7 +24,10 @@ BUDGETS = (1.1, 1.5, 2.0, 4.0)
 SLACK = 0.05
 """Of the larger half's weights: how far the tightest budget of joint is above what it took, because
 the kernel counts what malloc holds back as well."""
-CLIPS = {"demo": 31, "large": 16}
+MODES = ("encode", "decode", "joint")
+"""In this order: decoding reads the features that encoding made."""
+MANY = 200
+"""Clips of the run for which start-up is told."""
 TOKENS = 32
 MIB = 1 << 20
 
@@ -43,91 +45,91 @@ class Line:
 
 def compare(bench: Bench, larger: int, repeat: int) -> list[Line]:
     """Measure everything there is to say of one checkpoint."""
-    # In this order: decoding reads the features that encoding made.
-    peaks = {mode: bench.peaks(mode) for mode in ("encode", "decode", "joint")}
-    for mode, found in peaks.items():
-        sizes = ", ".join(f"{size}: {peak / MIB:.0f}" for size, peak in found.items())
-        print(f"peak of {mode} in MiB at batch {sizes}", flush=True)
-    lines = []
+    for _ in range(repeat):
+        for mode in MODES:
+            bench.ladder(mode)
+    lines = [
+        Line(label=f"equal batch {size}", joint=size, encode=size, decode=size)
+        for size in bench.batches
+    ]
+    print("\n".join(table(bench, lines)), flush=True)
     budgets = {f"{times} x": round(times * larger) for times in BUDGETS}
-    least = peaks["joint"][1] + round(SLACK * larger)
+    least = bench.peak("joint", 1) + round(SLACK * larger)
     budgets[f"{least / larger:.2f} x (joint's least)"] = least
     for label, budget in sorted(budgets.items(), key=lambda item: item[1]):
-        taken = {mode: bench.largest(mode, budget, peaks[mode]) for mode in peaks}
+        taken = {mode: bench.largest(mode, budget) for mode in MODES}
         lines.append(Line(label=f"{label} = {budget / MIB:.0f} MiB", **taken))
-    for size in (bench.batches[0], bench.batches[-2]):
-        lines.append(Line(label=f"equal batch {size}", joint=size, encode=size, decode=size))
-    wanted = {(mode, getattr(line, mode)) for line in lines for mode in peaks}
-    for done in range(repeat):
-        for mode, size in sorted(wanted, key=lambda item: (item[1], item[0])):
-            if size and len(bench.found.get((mode, size), ())) <= done:
-                bench.timed(mode, size)
+        print(label, taken, flush=True)
     return lines
 
 
 def table(bench: Bench, lines: list[Line]) -> list[str]:
     """Markdown: a row a line."""
     rows = [
-        "| budget | joint: batch, captions/s, MiB | staged: batches, captions/s, MiB "
-        "| ratio | CPU | with start-up |",
+        "| | joint: batch, captions/s, MiB | staged: batches, captions/s, MiB "
+        f"| ratio | in CPU time | of {MANY} clips with start-up |",
         "|---|---|---|---|---|---|",
     ]
     for line in lines:
-        made = bench.clips
-        joint = bench.found.get(("joint", line.joint), [])
-        pairs = list(
-            zip(
-                bench.found.get(("encode", line.encode), []),
-                bench.found.get(("decode", line.decode), []),
-                strict=False,
-            )
-        )
+        joint = bench.steps.get(("joint", line.joint), [])
+        first = bench.steps.get(("encode", line.encode), [])
+        second = bench.steps.get(("decode", line.decode), [])
         left = right = "does not fit"
         if joint:
-            rate = made / _median([o.seconds for o in joint])
-            left = f"{line.joint}, {rate:.2f}, {_peak(joint)}"
-        if pairs:
-            rate = made / _median([e.seconds + d.seconds for e, d in pairs])
-            peak = max(_peak([e for e, _ in pairs]), _peak([d for _, d in pairs]))
-            right = f"{line.encode} and {line.decode}, {rate:.2f}, {peak}"
+            left = f"{line.joint}, {1 / _median(s.seconds for s in joint):.2f}, {_peak(joint)}"
+        if first and second:
+            rate = 1 / _median(e.seconds + d.seconds for e, d in zip(first, second, strict=True))
+            both = f"{line.encode} and {line.decode}"
+            right = f"{both}, {rate:.2f}, {max(_peak(first), _peak(second))}"
         ratios = ["", "", ""]
-        if joint and pairs:
-            for at, name in enumerate(("seconds", "cpu_seconds", "whole_seconds")):
-                both = zip(joint, pairs, strict=False)
-                of = [
-                    getattr(j, name) / (getattr(e, name) + getattr(d, name)) for j, (e, d) in both
-                ]
-                ratios[at] = f"{_median(of):.2f}"
+        if joint and first and second:
+            ratios = [f"{ratio:.2f}" for ratio in _ratios(bench, joint, first, second)]
         rows.append(f"| {line.label} | {left} | {right} | {' | '.join(ratios)} |")
     return rows
 
 
-def _median(values: list[float]) -> float:
+def _ratios(
+    bench: Bench, joint: list[Step], first: list[Step], second: list[Step]
+) -> tuple[float, float, float]:
+    """Joint's time over that of the stages: wall, CPU, and wall of a run with its start; medians
+    of the rounds."""
+    rounds = list(zip(joint, first, second, strict=True))
+    starts = zip(*(bench.starts[mode] for mode in ("joint", "encode", "decode")), strict=True)
+    whole = [
+        (sj + MANY * j.seconds) / (se + sd + MANY * (e.seconds + d.seconds))
+        for (j, e, d), (sj, se, sd) in zip(rounds, starts, strict=True)
+    ]
+    return (
+        _median(j.seconds / (e.seconds + d.seconds) for j, e, d in rounds),
+        _median(j.cpu_seconds / (e.cpu_seconds + d.cpu_seconds) for j, e, d in rounds),
+        _median(whole),
+    )
+
+
+def _median(values: Iterable[float]) -> float:
     return statistics.median(values)
 
 
-def _peak(outcomes: list[Outcome]) -> int:
-    return round(max(outcome.peak for outcome in outcomes) / MIB)
+def _peak(steps: list[Step]) -> int:
+    return round(max(step.peak for step in steps) / MIB)
 
 
 def measure(name: str, model: Path, folder: Path, given: argparse.Namespace) -> None:
     """Measure one checkpoint and print what was found."""
     batches = (1, 2) if given.quick else BATCHES
-    clips = 3 if given.quick else CLIPS[name]
     tokens = 4 if given.quick else TOKENS
     store = str(folder / f"store-{name}")
-    members = publish_clips(store, [8] * max(clips, sum(batches)))
+    members = publish_clips(store, [8] * (1 + sum(batches)))
     bench = Bench(
         model=model,
         store=store,
         members=members,
-        clips=clips,
         tokens=tokens,
         batches=batches,
     )
     halves = half_bytes(model)
     weights = ", ".join(f"{half} {size / MIB:.0f} MiB" for half, size in halves.items())
-    print(f"\n## {name}: {weights}; {clips} clips of 8 frames, up to {tokens} new tokens\n")
+    print(f"\n## {name}: {weights}; clips of 8 frames, up to {tokens} new tokens\n")
     lines = compare(bench, max(halves.values()), 1 if given.quick else given.repeat)
     print("\n".join(["", *table(bench, lines)]), flush=True)
 
