@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from artifacts.schema import FrameFit, Sampling
+from stages.frames.shots import Eye, distance
 from stages.frames.video import Video
 from tests.media import write_video
 
@@ -46,6 +48,16 @@ def write(path: Path, draw: Draw, *, frames: int = 120, codec: str = "libx264") 
     return write_video(path, ticks=range(frames), size=(96, 128), codec=codec, draw=draw)
 
 
+def lit(draw: Draw, light: Callable[[int], float]) -> Draw:
+    """The same pictures, each under a light of its own."""
+
+    def drawn(index: int, height: int, width: int) -> NDArray[np.uint8]:
+        shade: NDArray[np.uint8] = np.clip(draw(index, height, width) * light(index), 0, 255)
+        return shade.astype(np.uint8)
+
+    return drawn
+
+
 def test_cuts_are_found_at_their_very_frames(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", moving([31, 62, 80]))
     assert borders(path) == [0, 31 / 30, 62 / 30, 80 / 30]
@@ -57,3 +69,60 @@ def test_cuts_are_found_at_their_very_frames(tmp_path: Path) -> None:
 def test_cuts_are_found_whatever_the_codec(tmp_path: Path, name: str, codec: str) -> None:
     path = write(tmp_path / name, moving([31]), frames=60, codec=codec)
     assert borders(path) == pytest.approx([0, 31 / 30], abs=0.001)
+
+
+def test_a_pan_is_one_shot(tmp_path: Path) -> None:
+    assert borders(write(tmp_path / "a.mp4", moving([], speed=9))) == [0]
+
+
+def test_light_that_fades_slowly_is_one_shot(tmp_path: Path) -> None:
+    fading = lit(moving([], speed=0), lambda index: 1 - 0.7 * index / 120)
+    assert borders(write(tmp_path / "a.mp4", fading)) == [0]
+
+
+@pytest.mark.parametrize("light", [0.0, 9.0])
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_a_flash_or_a_blink_is_no_cut(tmp_path: Path, frames: int, light: float) -> None:
+    def flash(index: int) -> float:
+        return light if 40 <= index < 40 + frames else 1.0
+
+    assert borders(write(tmp_path / "a.mp4", lit(moving([62]), flash))) == [0, 62 / 30]
+
+
+def test_a_light_that_stays_on_is_a_cut(tmp_path: Path) -> None:
+    lasting = lit(moving([], speed=0), lambda index: 0.3 if index < 40 else 1.0)
+    assert borders(write(tmp_path / "a.mp4", lasting)) == [0, 40 / 30]
+
+
+def test_a_fade_to_black_and_back_is_cut_where_the_picture_comes_back(tmp_path: Path) -> None:
+    fade = lit(moving([60]), lambda index: min(1.0, abs(index - 60) / 15))
+    (_, border) = borders(write(tmp_path / "a.mp4", fade))
+    assert 60 < border * 30 <= 65
+
+
+def test_a_second_cut_within_half_a_second_is_passed_over(tmp_path: Path) -> None:
+    assert borders(write(tmp_path / "a.mp4", moving([5, 40, 50, 80, 110]))) == [0, 40 / 30, 80 / 30]
+
+
+def test_times_of_frames_are_true_where_their_rate_changes(tmp_path: Path) -> None:
+    ticks = [*range(40), *range(40, 160, 6), *range(160, 200)]
+    draw = moving([30, 50])  # positions: at ticks 30 and 40 + 6 * 10
+    path = write_video(tmp_path / "a.mp4", ticks=ticks, size=(96, 128), draw=draw)
+    assert borders(path) == pytest.approx([0, 30 / 30, 100 / 30])
+
+
+def test_every_picture_of_a_slow_slide_show_is_a_shot(tmp_path: Path) -> None:
+    draw = moving([1, 2, 3, 4], speed=0)
+    path = write_video(tmp_path / "a.mp4", ticks=range(0, 300, 60), size=(96, 128), draw=draw)
+    assert borders(path) == [0, 2, 4, 6, 8]
+
+
+def test_what_needs_converting_first_is_looked_at_all_the_same(tmp_path: Path) -> None:
+    plain = np.full((96, 128), 90, dtype=np.uint8)
+    plain[:48, :64] = 200
+    eye = Eye()
+    looks = [eye.look(VideoFrame.from_ndarray(plain, format="gray"))]
+    for wanted in ("rgb24", "yuv420p10le"):
+        frame = VideoFrame.from_ndarray(plain, format="gray").reformat(format=wanted)
+        looks.append(eye.look(frame))
+    assert distance(looks[0], looks[1]) < 0.1 and distance(looks[0], looks[2]) < 0.15

@@ -78,11 +78,11 @@ class _Piece:
         if len(self._kept) < sampling.min_frames:
             return True
         if sampling.fps is None:
-            return self._leaves_a_gap(ticks, following, sampling.frames or 1)
+            return self._leaves_a_gap(following, sampling.frames or 1)
         if self._is_target(ticks, following, 1 / sampling.fps):
             return True
         in_the_beginning = timeline.seconds(ticks) - self.start < sampling.min_frames / sampling.fps
-        return in_the_beginning and self._leaves_a_gap(ticks, following, sampling.min_frames)
+        return in_the_beginning and self._leaves_a_gap(following, sampling.min_frames)
 
     def keep(self, kept: Kept) -> None:
         """Hold a frame, and let others go when there are too many."""
@@ -108,14 +108,15 @@ class _Piece:
             self._targets += 1
         return moment < following
 
-    def _leaves_a_gap(self, ticks: int, following: int, count: int) -> bool:
+    def _leaves_a_gap(self, following: int, count: int) -> bool:
         """Whether the next frame would come too late, if `count` are to be taken evenly from a shot
         that may end any time from here on."""
         if count == 1:
             return not self._kept
         seconds = self._timeline.seconds
         last = seconds(self._kept[-1].ticks)
-        length = max(seconds(ticks) - self.start, self._least_seconds)
+        # A place as far from the start is no later than the last of them, at (count - 1) / count.
+        length = max(last - self.start, self._least_seconds)
         return seconds(following) - last > 2 * LEEWAY * length / (count - 1)
 
     def _thin(self, gap: float) -> None:

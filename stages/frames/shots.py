@@ -1,7 +1,7 @@
 """Finds where one shot ends and the next begins, from frame to frame; knows nothing of files or
 chunks.
 
-What is compared is the brightness of at most 160 by 90 points of the picture, as a histogram of
+What is compared is the brightness of at most 106 by 60 points of the picture, as a histogram of
 each of 16 blocks. A cut is a frame unlike the one before it, and far more so than its neighbours
 are unlike theirs: motion changes many frames in a row, a cut one. And what comes after it must be
 unlike what was before it, or it is a flash.
@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-ROWS, COLUMNS = 90, 160
+ROWS, COLUMNS = 60, 106
 """At most so many points are looked at."""
 BLOCKS = 4
 """So many along each side."""
@@ -31,12 +31,19 @@ BEHIND = 8
 """So many frames before it are."""
 FLASH_FRAMES = 3
 """A change that is taken back within so many frames is none."""
+STAYING = 0.5
+"""So much of it must be left by then."""
 NEAR_SECONDS = 0.5
 """Frames further away say nothing of how fast things move here."""
-LEAST = 0.20
-"""Distance of two frames, of 1, below which they are of one shot."""
-TIMES = 2.8
-"""A cut's distance is so many times the mean of those around it."""
+LEAST = 0.08
+"""Distance of two frames, of 1, below which they are of one shot where nothing moves."""
+TIMES = 2.5
+"""What moves adds so many times the mean of the distances around."""
+BLACK, BLACK_SHARE = 32, 0.98
+"""In a black picture so many of the points are darker than this, of 255."""
+LIGHTER = 4.0
+"""A picture that comes back from black gains so much brightness, of 255, in `AHEAD` frames."""
+LEVELS = np.arange(BINS) * (256 // BINS)
 SHORTEST_SECONDS = 0.5
 """No shot is shorter: a second cut within it is passed over."""
 
@@ -45,18 +52,26 @@ PLAIN = frozenset(
 )
 """Formats whose first plane is the brightness, a byte a point."""
 
-Signature = NDArray[np.float32]
-"""What is compared of a frame, [blocks, bins]; a block's sum is 1."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What is compared of a frame."""
+
+    blocks: NDArray[np.float32]
+    """Histograms, [blocks, bins]; a block's sum is 1."""
+    brightness: float
+    """Mean of the points, of 255."""
+    is_black: bool
 
 
 class Eye:
-    """Makes signatures of the frames of one video."""
+    """Looks at the frames of one video."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
         self._places: dict[tuple[int, int], NDArray[np.intp]] = {}
 
-    def look(self, frame: VideoFrame) -> Signature:
+    def look(self, frame: VideoFrame) -> Look:
         """What a frame looks like."""
         points = self._points(frame)
         if points.shape not in self._places:
@@ -69,9 +84,14 @@ class Eye:
         padded = np.zeros((len(counts), BINS + 2 * SPREAD), dtype=np.float32)
         np.cumsum(counts, axis=1, out=padded[:, SPREAD : SPREAD + BINS])
         padded[:, SPREAD + BINS :] = padded[:, SPREAD + BINS - 1 : SPREAD + BINS]
-        spread: Signature = padded[:, SPREAD:] - padded[:, :-SPREAD]
+        spread = padded[:, SPREAD:] - padded[:, :-SPREAD]
         spread /= np.maximum(padded[:, -1:] * SPREAD, 1)
-        return spread
+        whole = counts.sum(axis=0)
+        return Look(
+            blocks=spread,
+            brightness=float(whole @ LEVELS) / points.size,
+            is_black=bool(whole[BLACK // 4 :].sum() <= (1 - BLACK_SHARE) * points.size),
+        )
 
     def _points(self, frame: VideoFrame) -> NDArray[np.uint8]:
         if frame.format.name in PLAIN:
@@ -91,9 +111,9 @@ class Eye:
         return small.to_ndarray().astype(np.uint8, copy=False)
 
 
-def distance(one: Signature, other: Signature) -> float:
+def distance(one: Look, other: Look) -> float:
     """How unlike two frames are, from 0 to 1."""
-    return float(np.abs(one - other).sum()) / (2 * len(one))
+    return float(np.abs(one.blocks - other.blocks).sum()) / (2 * len(one.blocks))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +121,7 @@ class _Seen:
     """One frame as the finder remembers it."""
 
     seconds: float
-    signature: Signature
+    look: Look
     step: float
     """Distance from the frame before."""
 
@@ -114,11 +134,11 @@ class CutFinder:
         self._seen: deque[_Seen] = deque(maxlen=BEHIND + 1 + AHEAD)
         self._undecided = 0
 
-    def see(self, seconds: float, signature: Signature) -> bool | None:
+    def see(self, seconds: float, look: Look) -> bool | None:
         """Take in a frame; the verdict on the one `AHEAD` frames before it, None while there is
         none."""
-        step = distance(self._seen[-1].signature, signature) if self._seen else 0.0
-        self._seen.append(_Seen(seconds=seconds, signature=signature, step=step))
+        step = distance(self._seen[-1].look, look) if self._seen else 0.0
+        self._seen.append(_Seen(seconds=seconds, look=look, step=step))
         self._undecided += 1
         if self._undecided <= AHEAD:
             return None
@@ -130,24 +150,28 @@ class CutFinder:
             return None
         at = len(self._seen) - self._undecided
         self._undecided -= 1
-        return at > 0 and self._stands_out(at) and self._stays(at)
+        if not at:
+            return False
+        return self._stays(at) if self._stands_out(at) else self._fades_in(at)
 
     def _stands_out(self, at: int) -> bool:
         here = self._seen[at]
-        if here.step < LEAST:
-            return False
         around = [
             other.step
             for i, other in enumerate(self._seen)
             if i not in (0, at) and abs(other.seconds - here.seconds) <= NEAR_SECONDS
         ]
-        return not around or here.step >= TIMES * math.fsum(around) / len(around)
+        return here.step >= LEAST + TIMES * math.fsum(around) / max(1, len(around))
 
     def _stays(self, at: int) -> bool:
         """Whether what comes is unlike what was, also a flash's length away."""
-        last = len(self._seen) - 1
-        later = self._seen[min(last, at + FLASH_FRAMES - 1)].signature
-        earlier = self._seen[max(0, at - FLASH_FRAMES)].signature
-        before, now = self._seen[at - 1].signature, self._seen[at].signature
+        first, last = max(0, at - 1 - FLASH_FRAMES), min(len(self._seen) - 1, at + FLASH_FRAMES)
+        earlier, before, now, later = (self._seen[i].look for i in (first, at - 1, at, last))
         pairs = ((before, later), (earlier, now), (earlier, later))
-        return all(distance(one, other) >= LEAST for one, other in pairs)
+        return min(distance(*pair) for pair in pairs) >= STAYING * self._seen[at].step
+
+    def _fades_in(self, at: int) -> bool:
+        """Whether the picture slowly comes back from black: the middle of a fade."""
+        before, now, last = self._seen[at - 1].look, self._seen[at].look, self._seen[-1].look
+        lighter = last.brightness - before.brightness >= LIGHTER
+        return before.is_black and not now.is_black and lighter
