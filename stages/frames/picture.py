@@ -3,6 +3,7 @@ goes."""
 
 import io
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,12 @@ from artifacts.schema import ChunkIndex, FrameFit, MediaIndex
 from stages.frames.opening import check_file
 from stages.frames.video import Chunk
 
+MAX_PIXELS = 1 << 27
+"""A picture that must be decoded at its whole size has no more; it takes 3 to 8 bytes each."""
+MAX_DRAFT_PIXELS = 1 << 28
+"""A JPEG is decoded small: one of a phone's 200 million pixels takes 18 MB and 0.3 s."""
+Image.MAX_IMAGE_PIXELS = MAX_DRAFT_PIXELS // 2  # Pillow warns above it and refuses above twice it
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 DRAFT_FACTOR = 2
 """A JPEG is decoded no smaller than this many times the size asked for, so that it stays sharp."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
@@ -30,9 +37,17 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What sets a picture of that EXIF orientation upright; those from 5 on swap the sides."""
-ONE_OF_ITSELF = frozenset(("JPEG", "MPO"))
+JPEGS = frozenset(("JPEG", "MPO"))
 """What else such a file of a phone holds is the same view: a preview, a depth, a gain map."""
-BROKEN = (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, struct.error)
+BROKEN = (
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    struct.error,
+)
 """What Pillow raises over bad content, by format."""
 
 
@@ -41,17 +56,17 @@ def read_picture(path: Path, fit: FrameFit) -> tuple[MediaIndex, Chunk]:
     check_file(path)
     try:
         try:
-            height, width, pixels, warnings = _decode(path, fit)
+            height, width, pixels, found = _decode(path, fit)
         except OSError as error:
             whole = path.read_bytes()
             if error.errno is not None or not whole.startswith(JPEG_START):
                 raise
             # libjpeg fills what is missing with grey when it meets the end it was promised.
             height, width, pixels, _ = _decode(io.BytesIO(whole + JPEG_END), fit)
-            warnings = ("cut short: the picture's missing part is grey",)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            found = ("cut short: the picture's missing part is grey",)
+    except Image.DecompressionBombError as error:
         raise MediaError(
-            f"{path} has more pixels than any real picture ({error})",
+            f"{path} has more pixels than are read ({error})",
             kind="too-large",
             hint="Scale it down first, if it is what it says",
         ) from error
@@ -67,7 +82,7 @@ def read_picture(path: Path, fit: FrameFit) -> tuple[MediaIndex, Chunk]:
         index=0, start=0.0, end=0.0, times=(0.0,), height=pixels.shape[0], width=pixels.shape[1]
     )
     media = MediaIndex(
-        kind="image", height=height, width=width, duration=0.0, chunks=(index,), warnings=warnings
+        kind="image", height=height, width=width, duration=0.0, chunks=(index,), warnings=found
     )
     return media, Chunk(index=index, pixels=pixels[None])
 
@@ -77,7 +92,9 @@ def _decode(
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
     """(height, width) as shown, pixels [height, width, 3] at the size of `fit`, and warnings."""
     with Image.open(source) as image:
-        count = 1 if image.format in ONE_OF_ITSELF else getattr(image, "n_frames", 1)
+        if image.width * image.height > MAX_PIXELS and image.format not in JPEGS:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+        count = 1 if image.format in JPEGS else getattr(image, "n_frames", 1)
         turn = UPRIGHT.get(_orientation(image))
         swaps = turn is not None and _orientation(image) >= 5
         width, height = image.size[::-1] if swaps else image.size
