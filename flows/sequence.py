@@ -153,7 +153,7 @@ class Sequence:
                 raise
             meta = {
                 "kind": "crash",
-                "message": "the library that decodes the file crashed over it",
+                "message": "the library that decodes the file crashed over it, or never ended",
                 "hint": "Convert it, for example to H.264 in MP4",
             }
             self._job.ledger.failures.publish([Record(key=medium.digest, meta=meta)])

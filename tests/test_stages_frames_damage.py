@@ -92,6 +92,20 @@ def test_one_wrong_time_does_not_make_a_video_longer(tmp_path: Path, packet: int
     assert times[1] == pytest.approx(times[0], abs=0.05)
 
 
+@pytest.mark.parametrize("index", [0, 39, 59])
+def test_one_absurd_time_of_display_does_not_make_a_video_of_weeks(
+    tmp_path: Path, index: int
+) -> None:
+    data = bytearray(write_video(tmp_path / "a.flv", ticks=range(60)).read_bytes())
+    with av.open(str(tmp_path / "a.flv")) as container:
+        found = [p.pos for p in container.demux(container.streams.video[0]) if p.size]
+    # Adobe FLV 10.1, E.4.3.1: 13 bytes on, by how much a frame is shown later than decoded.
+    data[(found[index] or 0) + 13] ^= 0x80
+    (tmp_path / "b.flv").write_bytes(data)
+    chunks, _ = cut(tmp_path / "b.flv")
+    assert chunks[-1].index.end == pytest.approx(2, abs=0.1)
+
+
 @pytest.mark.parametrize(("name", "last"), [("a.ts", 10), ("a.mp4", 1), ("a.mkv", 1)])
 def test_a_picture_that_stands_for_minutes_has_the_time_it_says(
     tmp_path: Path, name: str, last: int

@@ -43,6 +43,7 @@ BROKEN = (
     OSError,
     RuntimeError,
     SyntaxError,
+    TypeError,
     ValueError,
     ArithmeticError,
     LookupError,
@@ -114,7 +115,7 @@ def _decode(
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
-    except (*BROKEN, TypeError):
+    except BROKEN:
         return 1  # a broken description is no reason to refuse the picture
 
 

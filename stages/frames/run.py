@@ -25,6 +25,7 @@ from artifacts.store import open_store
 from stages.frames.picture import read_picture
 from stages.frames.plan import ChunkPlan
 from stages.frames.video import Chunk, Damage, Video
+from stages.frames.watchdog import Watchdog
 from stages.process.report import Report
 
 log = logging.getLogger(__name__)
@@ -62,9 +63,10 @@ def run(job: dict[str, Any], report: Report) -> None:
     A medium that cannot be used is recorded as such and the others go on. Raises EnvironmentFault
     when the store or a disk is in the way.
     """
-    stage = Stage(job, report)
+    watchdog = Watchdog()
+    stage = Stage(job, report, watchdog)
     workers = max(1, int(job["workers"]))
-    with ThreadPoolExecutor(workers, thread_name_prefix="frames") as pool:
+    with watchdog, ThreadPoolExecutor(workers, thread_name_prefix="frames") as pool:
         futures = [pool.submit(task) for task in stage.tasks(workers)]
         try:
             for future in as_completed(futures):
@@ -77,7 +79,7 @@ def run(job: dict[str, Any], report: Report) -> None:
 class Stage:
     """One job: its shelves, and what is still to do."""
 
-    def __init__(self, job: dict[str, Any], report: Report) -> None:
+    def __init__(self, job: dict[str, Any], report: Report, watchdog: Watchdog) -> None:
         store, self.scope = open_store(job["store"]), str(job["scope"])
         self.frames = Shelf(store, "frames", self.scope)
         self.media = Shelf(store, "media", self.scope)
@@ -88,6 +90,7 @@ class Stage:
             for kind, edges in job["fit"].items()
         }
         self.report = report
+        self.watchdog = watchdog
         self.stop = threading.Event()
         """Set when workers are to end after the chunk in hand."""
         media = map(Medium.from_json, job["media"])
@@ -245,7 +248,8 @@ class Stage:
         """Record what makes a medium unusable, and go on."""
         self.report.begin(medium.digest)
         try:
-            yield
+            with self.watchdog.over():
+                yield
         except MediaError as error:
             if error.kind in PASSING:
                 hint = "Check the disk it lies on; the same command then goes on"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stages.frames.opening import is_damage
 from stages.frames.timeline import STAMPS, Keyframes, Timeline, VideoPacket
+from stages.frames.watchdog import step
 
 JUMP_BACK_SECONDS = 1.0
 """A clock that goes back further than this was set anew, as where recordings were joined."""
@@ -81,7 +82,8 @@ class _Survey:
     def disbelieve(self, time_base: Fraction, *, to_the_end: bool) -> frozenset[int]:
         """Take out the frames whose time cannot be right; returns their packets' ordinals.
 
-        The last few, which no later packet bears out, are judged only with `to_the_end`.
+        The last few, which no later packet bears out, are judged like the others with `to_the_end`,
+        else only by how far a clock may leap.
         """
         pts, dts, ordinals = (
             np.frombuffer(column, dtype=np.int64) for column in (self.pts, self.dts, self.ordinals)
@@ -89,7 +91,9 @@ class _Survey:
         step = (int(dts[-1]) - int(dts[0])) // len(dts)
         # At the end no later packet tells, so that slow slide shows need room there.
         bound = max(int(REORDER_SECONDS / time_base), REORDER_PACKETS * step)
-        end = int(dts[-1]) if to_the_end else int(pts.max())
+        end = int(dts[-1])
+        if not to_the_end:
+            end = max(end, min(int(pts.max()), end + self._ahead))
         odd = np.empty(len(pts), dtype=np.bool_)
         for first in range(0, len(pts), BLOCK):
             here = slice(first, first + BLOCK)
@@ -131,6 +135,7 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPac
     for _ in range(MAX_TRIES):
         try:
             for packet in container.demux(stream):
+                step()
                 if packet.size:
                     yield packet
             return
