@@ -24,7 +24,7 @@ COMMANDS = {
     "status": {"OUT", "--json"},
     "cache": {"action", "--store"},
     "doctor": set(),
-    "demo": {"--clips", "--seed"},
+    "demo": {"--clips", "--seed", "--precision"},
 }
 
 

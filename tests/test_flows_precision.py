@@ -188,6 +188,7 @@ def scopes(vision: HalfSettings, language: HalfSettings) -> Any:
     return scopes_of(config, model, model.sampling(config))
 
 
+@pytest.mark.slow
 def test_another_precision_of_the_language_half_encodes_nothing_anew(tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()
@@ -208,3 +209,18 @@ def test_another_precision_of_the_language_half_encodes_nothing_anew(tmp_path: P
     assert notes["linear_modules"] == 29
     assert stages["decode"]["attention"] == "sdpa"
     assert plain.stages()["decode"]["notes"]["quantized_modules"] == {}
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_a_line_for_each_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.quantization import HEADS, main
+
+    main(["--clips", "3", "--rows", "nf4"])
+    printed = capsys.readouterr().out.splitlines()
+    table = [[cell.strip() for cell in row.strip("|").split("|")] for row in printed[1:]]
+    assert table[0] == list(HEADS)
+    assert {len(row) for row in table} == {len(HEADS)}
+    assert [row[0] for row in table[2:]] == ["fp32", "nf4"]
+    assert table[2][5:] == ["100.0 %", "100.00 %", "0.00000"]
+    assert table[3][2] == "nf4 (28 of 29 layers)"
+    assert float(table[3][-1]) > 0

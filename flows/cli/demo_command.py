@@ -13,6 +13,9 @@ from flows.config import DEMO_MODEL, CaptionConfig
 from flows.display import Display, duration, size
 from flows.run import caption
 
+HALF_OF = {"encode": "vision", "decode": "language"}
+"""Stage → the half that it runs."""
+
 
 def demo_command(given: argparse.Namespace) -> int:
     """Caption the shipped clips and fresh ones; exit code of the run. Raises PenstockError."""
@@ -32,6 +35,7 @@ def demo_command(given: argparse.Namespace) -> int:
             model=DEMO_MODEL,
             out=str(Path(folder, "out")),
             store=str(Path(folder, "store")),
+            precision=given.precision,
             batch_size=16,
         )
         result = caption(config, Display())
@@ -69,4 +73,6 @@ def _print_stages(record: dict[str, Any]) -> None:
     print()
     for stage in record["stages"]:
         peak, seconds = size(stage["peak_host_bytes"]), duration(stage["seconds"])
-        print(f"{stage['name']:8s}{stage['items']:5d} items  {seconds:>8s}  peak {peak}")
+        half = HALF_OF.get(stage["name"], "")
+        precision = f"  {half} half in {record['plan']['precision'][half]}" if half else ""
+        print(f"{stage['name']:8s}{stage['items']:5d} items  {seconds:>8s}  peak {peak}{precision}")

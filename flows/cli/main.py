@@ -10,6 +10,7 @@ from pathlib import Path
 
 from artifacts.errors import PenstockError
 from flows.cli.options import add_caption_options, add_running_options
+from flows.config import PRECISIONS
 
 EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage · 3 cannot fit ·
 4 interrupted, resumable · 5 environment (disk, store, driver, network)"""
@@ -44,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
         "--clips", type=int, default=200, metavar="N", help="fresh clips to score [200]"
     )
     demo.add_argument("--seed", type=int, metavar="S", help="of the fresh clips [a new one]")
+    demo.add_argument(
+        "--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]"
+    )
     return top
 
 
