@@ -124,11 +124,13 @@ def measure(
 
 
 def loaded_as(record: dict[str, Any], half: str, stage: str) -> str:
-    """Such as `nf4 (28 of 29 layers)`."""
+    """Such as `nf4 (28 of 29 layers)`; nothing is counted where another row's features did."""
     notes = next(s["notes"] for s in record["stages"] if s["name"] == stage)
-    quantized, precision = sum(notes["quantized_modules"].values()), record["plan"]["precision"]
-    counted = f" ({quantized} of {notes['linear_modules']} layers)" if quantized else ""
-    return f"{precision[half]}{counted}"
+    precision = str(record["plan"]["precision"][half])
+    quantized = sum(notes.get("quantized_modules", {}).values())
+    return (
+        f"{precision} ({quantized} of {notes['linear_modules']} layers)" if quantized else precision
+    )
 
 
 def read_out(
