@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import _modes, reprompt, staged_vs_joint
+from benchmarks import _modes, ablation, reprompt, staged_vs_joint
 from benchmarks._bench import Bench, batches_of
 from benchmarks._models import LARGE, TINY, build, half_bytes, publish_clips
 from benchmarks._modes import Outcome, perform
@@ -72,3 +72,10 @@ def test_a_budget_that_is_too_small_is_told_from_another_fault(monkeypatch: Any)
 def test_the_ratio_of_a_new_prompt_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     reprompt.main(["--clips", "2", "--batch", "2", "--repeat", "1", "--only", "demo"], runner=here)
     assert "a new prompt ÷ pure decoding, CPU after loading: " in capsys.readouterr().out
+
+
+def test_the_ablation_takes_one_part_away_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--quick", "--clips", "4", "--batch", "2", "--repeat", "1", "--skip", "int8,nf4"]
+    ablation.main(few, runner=here)
+    rows = [line.split(" | ")[0].strip("| ") for line in capsys.readouterr().out.splitlines()]
+    assert rows[2:] == ["all of it", "without batches by length", "without separation"]
