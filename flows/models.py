@@ -95,6 +95,11 @@ class Model:
         """Whether only one frame of a video's chunk can be shown to it."""
         return self.card.images_a_prompt == 1 and "video" not in self.card.modalities
 
+    def prompt_for(self, config: CaptionConfig, kind: str) -> str:
+        """What it is asked about a medium of this kind when the file's own line asks nothing."""
+        asked = config.prompt is not None or not self.card.goes_on
+        return config.prompt_for(kind) if asked else ""
+
     def fit(self, kind: str) -> FrameFit:
         """The size at which the processor keeps frames of videos, or images."""
         return self.card.fit_image if kind == "image" else self.card.fit_video

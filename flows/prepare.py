@@ -81,7 +81,9 @@ def prepare(config: CaptionConfig, launcher: Launcher, announce: Announce | None
         device=device,
         announce=announce,
     )
-    readable, contents, unreadable = read_contents(files, digests, config.prompt_for)
+    readable, contents, unreadable = read_contents(
+        files, digests, lambda kind: model.prompt_for(config, kind)
+    )
     if not readable:
         raise NothingToCaption([*failures, *unreadable])
     check_prompts(contents, model)

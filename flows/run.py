@@ -96,6 +96,11 @@ def notes(job: Job) -> list[str]:
         found.append(
             f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
         )
+    if card.goes_on and job.config.prompt is None:
+        found.append(
+            f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
+            "none; --prompt gives its captions a beginning"
+        )
     if job.model.one_frame and any(medium.kind == "video" for medium in job.contents):
         found.append(
             f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from stages.models.prepare import Clip, video_metadata
 from tests.families import GRID, hf
@@ -276,7 +276,12 @@ def _pix2struct() -> Any:
 
 
 def _git() -> Any:
-    return hf.GitProcessor(hf.CLIPImageProcessor(**CROPPED), words())
+    made = words()
+    marks = [("<s>", made.bos_token_id), ("</s>", made.eos_token_id)]
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=marks
+    )
+    return hf.GitProcessor(hf.CLIPImageProcessor(**CROPPED), made)
 
 
 def _blip() -> Any:

@@ -124,6 +124,7 @@ def test_rows_of_unlike_structure_are_kept_apart() -> None:
         feature_record(torch.randn(1, 4, 3)),
         feature_record([torch.randn(4, 3)], channel="videos"),
         feature_record([torch.randn(4, 3)], side={}),
+        feature_record([torch.randn(4, 3)], side={"image_grid_thw": torch.ones(1, 5)}),
         feature_record(torch.randn(7, 3)),
         feature_record(torch.randn(7, 3)),
     ]

@@ -19,7 +19,7 @@ from stages.models.ahead import read_ahead, write_behind
 from stages.models.delivery import generate, new_tokens
 from stages.models.features import Features
 from stages.models.loading import ModelJob, facts
-from stages.models.prepare import rebuild
+from stages.models.prepare import open_ended, rebuild
 from stages.models.records import FeatureRecord, merge_blank, merge_rows
 from stages.process.report import Report
 
@@ -123,7 +123,8 @@ def decode_batch(
     captions: dict[int, tuple[str, int]] = {}
     for indexes in _groups(rows):
         together = [rows[index] for index in indexes]
-        inputs = rebuild(processor, together, [prompts[index] for index in indexes])
+        asked = [prompts[index] for index in indexes]
+        inputs = open_ended(half, rebuild(processor, together, asked))
         features = Features(merge_rows(together), together[0].needs, merge_blank(together))
         tokens = generate(half, inputs, features, max_new_tokens=max_new_tokens)
         new = new_tokens(tokens, inputs["input_ids"]).cpu()

@@ -6,7 +6,7 @@ from typing import Any
 
 from artifacts.schema import FrameFit, Modality, Route
 
-RECIPE = 4
+RECIPE = 5
 """Raised when what a card says changes; part of its key."""
 
 
@@ -63,6 +63,9 @@ class ModelCard:
     images_a_prompt: int = 0
     """How many pictures one prompt takes at most; 0: as many as there are. With 1, and without
     `video`, a video's chunk goes in as its middle frame."""
+    goes_on: bool = False
+    """Whether a caption is what follows the prompt, as with captioners that have no chat template:
+    by default nothing is asked of them."""
     dtype: str
     """The checkpoint's own precision, such as bfloat16."""
     route: Route = "protocol"

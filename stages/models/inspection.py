@@ -15,7 +15,7 @@ from stages.models.fit import Probe, probe
 from stages.models.halves import config_and_class, one_line, refuse_pickle, skeleton_of
 from stages.models.headers import Header, read_headers
 from stages.models.layout import layout_of
-from stages.models.prepare import load_processor, placeholder_tokens, takes_videos
+from stages.models.prepare import goes_on, load_processor, placeholder_tokens, takes_videos
 from stages.models.processor import takes_images
 from stages.models.quantize import check_stored, quantizable
 from stages.models.resolve import find_model
@@ -65,6 +65,7 @@ def _card(
         model_type=config.model_type,
         modalities=modalities,
         images_a_prompt=int(alone),
+        goes_on=goes_on(processor) and not config.is_encoder_decoder,
         dtype=str(dtype).removeprefix("torch."),
         route=choice.route,
         why=choice.why,

@@ -10,6 +10,8 @@ that cannot be found out is refused, before anything is encoded.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from artifacts.errors import UsageError
 from artifacts.schema import MediaKind
 from stages.models.clip import Clip, video_metadata
@@ -22,22 +24,25 @@ from stages.models.keeping import (
     restore,
     way_of_keeping,
 )
-from stages.models.layout import Layout, known, layout_of, run
+from stages.models.layout import Layout, known, layout_of, noise, run, text_ids
 from stages.models.processor import (
     load_processor,
     placeholder_tokens,
     takes_images,
     takes_videos,
 )
-from stages.models.turn import write
+from stages.models.routes import overrides_generate
+from stages.models.turn import PLAIN, SPELLED, write
 
 __all__ = [
     "Clip",
     "Prepared",
     "Row",
     "channel_of",
+    "goes_on",
     "joined",
     "load_processor",
+    "open_ended",
     "placeholder_tokens",
     "prepare",
     "rebuild",
@@ -90,6 +95,31 @@ def whole(processor: Any, clips: Sequence[Clip], prompts: Sequence[str]) -> dict
 def render(processor: Any, channel: str, media: int, prompt: str) -> str:
     """The text of one turn, media first, by the checkpoint's chat template if it has one."""
     return write(processor, layout_of(processor, channel).form, channel, media, prompt)
+
+
+def goes_on(processor: Any) -> bool:
+    """Whether the text is the prompt alone, and may be empty: a decoder then goes on from it."""
+    layout = layout_of(processor, channel_of(processor, "image"))
+    if layout.form not in (PLAIN[0], SPELLED):
+        return False
+    outputs = run(processor, layout, [noise(layout.channel)], [""])
+    return text_ids(outputs).shape[1] > 0
+
+
+def open_ended(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs without the end token that tokenizers made for encoders put after a prompt: a
+    decoder that is to go on from it has nothing to say after an end. A `generate` of the model's
+    own knows what its processor gives."""
+    if model.config.is_encoder_decoder or overrides_generate(model):
+        return inputs
+    ids, ends = text_ids(inputs), model.generation_config.eos_token_id
+    last = torch.isin(ids[:, -1], torch.tensor(ends)) if ends is not None else torch.zeros(1)
+    if ids.shape[1] < 2 or not last.all():
+        return inputs
+    return {
+        name: value[:, :-1] if getattr(value, "shape", ())[:2] == ids.shape else value
+        for name, value in inputs.items()
+    }
 
 
 def _seen(layout: Layout, clip: Clip) -> Clip:

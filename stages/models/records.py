@@ -80,8 +80,14 @@ class FeatureRecord:
         """Equal for records that can be decoded in one batch."""
         shapes = {m: _shapes(self.features[m], rule) for m, rule in self.rules.items()}
         blank = {name: shape[1:] for name, shape in self.blank.items()}
-        names = [self.channel, sorted(self.side), sorted(self.needs), blank]
+        side = {name: _shape(value) for name, value in self.side.items()}
+        names = [self.channel, side, sorted(self.needs), blank]
         return json.dumps([*names, self.rules, shapes], sort_keys=True)
+
+
+def _shape(value: Any) -> list[int]:
+    """Of a tensor, the lengths that it has to share with those of other rows."""
+    return list(value.shape[1:]) if isinstance(value, torch.Tensor) else []
 
 
 def split(record: Any, rows: Sequence[RowCount]) -> tuple[list[Any], Rule]:
