@@ -14,6 +14,7 @@ IMAGE_SUFFIXES = frozenset(
     [
         ".jpg",
         ".jpeg",
+        ".jfif",
         ".png",
         ".webp",
         ".bmp",
@@ -42,6 +43,10 @@ VIDEO_SUFFIXES = frozenset(
         ".wmv",
         ".flv",
         ".3gp",
+        ".3g2",
+        ".asf",
+        ".mxf",
+        ".vob",
         ".ogv",
         ".gif",
         ".y4m",

@@ -106,6 +106,18 @@ def test_one_absurd_time_of_display_does_not_make_a_video_of_weeks(
     assert chunks[-1].index.end == pytest.approx(2, abs=0.1)
 
 
+@pytest.mark.parametrize("options", [{"bf": "2"}, {"bf": "0"}])
+def test_a_clock_of_weeks_a_frame_is_not_believed(tmp_path: Path, options: dict[str, str]) -> None:
+    path = write_video(tmp_path / "a.avi", ticks=range(60), codec="mpeg4", options=options)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"vids") + 4 + 16  # of the header of the stream: a tick, as a fraction
+    data[at : at + 4] = struct.pack("<I", 1 << 30)
+    path.write_bytes(data)
+    chunks, warnings = cut(path)
+    assert chunks[-1].index.end == pytest.approx(60 / 25, abs=0.1)
+    assert any("its clock cannot be right" in text for text in warnings)
+
+
 @pytest.mark.parametrize(("name", "last"), [("a.ts", 10), ("a.mp4", 1), ("a.mkv", 1)])
 def test_a_picture_that_stands_for_minutes_has_the_time_it_says(
     tmp_path: Path, name: str, last: int

@@ -105,14 +105,14 @@ class Reader:
             if at < len(timeline.pts) and timeline.pts[at] == first.pts:
                 self._next = (first.pts, first)
                 decoder.keyframes = timeline.keyframes
-                return timeline.starting_at(first.pts), first
+                return timeline.believable().starting_at(first.pts), first
         # The packets' times are missing, or are not those of the frames in them.
         decoder.jumps, decoder.disbelieved = (), frozenset()
         decoder.restart()
         timeline = watch(self._all(), decoder.container, decoder.stream)
         decoder.restart()
         decoder.bad_packets = 0
-        return timeline, first
+        return timeline.believable(), first
 
     def _all(self) -> Iterator[VideoFrame]:
         while (frame := self.decoder.pull()) is not None:

@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from stages.frames.opening import is_damage
-from stages.frames.timeline import STAMPS, Keyframes, Timeline, VideoPacket
+from stages.frames.timeline import DEFAULT_RATE, STAMPS, Keyframes, Timeline, VideoPacket
 from stages.frames.watchdog import step
 
 JUMP_BACK_SECONDS = 1.0
@@ -36,8 +36,6 @@ BLOCK = 1 << 14
 """Frames judged at a time, so that judging takes no memory to speak of."""
 MAX_TRIES = 1000
 """How often FFmpeg may ask to be called again in one file."""
-DEFAULT_RATE = Fraction(25)
-"""Frames a second where a file states neither times nor a rate, as raw streams do."""
 
 
 class _Survey:
@@ -57,7 +55,7 @@ class _Survey:
         self._clock: int | None = None
         self._step = 0
         self._back = int(JUMP_BACK_SECONDS / time_base)
-        self._ahead = int(JUMP_AHEAD_SECONDS / time_base)
+        self._ahead = max(1, int(JUMP_AHEAD_SECONDS / time_base))
 
     def add(self, packet: VideoPacket) -> None:
         ordinal, self.count = self.count, self.count + 1

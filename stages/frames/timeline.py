@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 
 SHORT_SECONDS = 0.5
 """Frames that end this much before the announced end mean that the file was cut short."""
+DEFAULT_RATE = Fraction(25)
+"""Frames a second where a file states neither times nor a rate, as raw streams do."""
+SLOWEST_SECONDS = 3600.0
+"""Frames that stand longer than this, one with another, come of a clock that is broken."""
 
 VideoPacket: TypeAlias = "Packet[VideoStream]"
 Stamp = Callable[[VideoFrame, int], int | None]
@@ -75,6 +79,21 @@ class Timeline:
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last."""
         return self.seconds(int(self.pts[-1]) + self.last_ticks)
+
+    def believable(self) -> "Timeline":
+        """Itself, or at a usual rate where each frame would stand for hours."""
+        if self.duration <= SLOWEST_SECONDS * len(self.pts):
+            return self
+        ticks = int(self.pts[-1]) + self.last_ticks - self.start
+        return replace(
+            self,
+            time_base=len(self.pts) / (DEFAULT_RATE * ticks),
+            announced_seconds=None,
+            warnings=(
+                *self.warnings,
+                f"its clock cannot be right; {DEFAULT_RATE} frames a second are assumed",
+            ),
+        )
 
     def starting_at(self, ticks: int) -> "Timeline":
         """Without the frames before the first one that can be decoded."""
