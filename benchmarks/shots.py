@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -69,6 +70,7 @@ def ours(path: Path) -> list[float]:
 def scenedetect(detector: str, backend: str, path: Path) -> list[float]:
     library: Any = importlib.import_module("scenedetect")
     video = library.open_video(str(path), backend=backend)
+    av.logging.set_level(None)  # which it turns on
     manager = library.SceneManager()
     manager.add_detector(getattr(library, detector)())
     manager.detect_scenes(video)

@@ -31,12 +31,17 @@ class Desk:
         self.url = str(folder / "store")
         self.events: list[dict[str, Any]] = []
 
-    def run(self, *media: dict[str, Any], workers: int = 2) -> list[str]:
+    def run(
+        self,
+        *media: dict[str, Any],
+        workers: int = 2,
+        sampling: dict[str, Any] | None = None,
+    ) -> list[str]:
         """Run the stage; returns the keys it published, in order."""
         job = {
             "store": self.url,
             "scope": SCOPE,
-            "sampling": {"chunk_seconds": 2, "fps": 1, "frames": None, "max_frames": 8},
+            "sampling": sampling or {"chunk_seconds": 2, "fps": 1, "frames": None, "max_frames": 8},
             "fit": {"video": [[1.0, 32]], "image": [[1.0, 40]]},
             "media": list(media),
             "workers": workers,

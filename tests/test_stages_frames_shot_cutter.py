@@ -9,7 +9,8 @@ import pytest
 from artifacts.schema import ChunkIndex, FrameFit, Sampling
 from stages.frames.shot_cutter import KEPT_PER_FRAME, LEEWAY, Kept, _Piece
 from stages.frames.video import Chunk, Video
-from tests.media import decode_plainly, digest_of_pixels, repeat_video, write_video
+from tests.media import decode_plainly, digest_of_pixels, repeat_video, spoil, write_video
+from tests.test_stages_frames_run import Desk, medium
 from tests.test_stages_frames_shots import moving, write
 
 FIT = FrameFit()
@@ -146,3 +147,46 @@ def test_one_long_shot_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> 
         assert count == 8
         peaks.append(peak)
     assert peaks[1] - peaks[0] < 16 << 20  # all 4,096 frames would take 150 MB
+
+
+def test_a_run_killed_after_any_shot_ends_with_the_same_chunks_and_bytes(
+    film: Path, tmp_path: Path
+) -> None:
+    desk, one = Desk(tmp_path), medium(film)
+    sampling = {"chunk_seconds": 2, "shots": True, "frames": 3, "max_frames": 3}
+    stored = desk.run(one, sampling=sampling)
+    undisturbed = [desk.shelf("frames").read(key).payload for key in stored]
+    index = desk.shelf("media").meta(one["digest"])
+    assert [round(chunk["end"] * 30) for chunk in index["chunks"]] == [40, 100, 160, 200, 260, 300]
+    for killed_after in (0, 2, 3, 6):
+        desk.shelf("frames").drop(stored[killed_after:])
+        desk.shelf("media").drop([one["digest"]])
+        assert desk.run(one, sampling=sampling) == stored[killed_after:]
+        assert [desk.shelf("frames").read(key).payload for key in stored] == undisturbed
+        assert desk.shelf("media").meta(one["digest"]) == index
+
+
+def test_deleted_shots_of_a_known_video_are_made_again_when_wanted(
+    film: Path, tmp_path: Path
+) -> None:
+    desk, one = Desk(tmp_path), medium(film)
+    sampling = {"chunk_seconds": 2, "shots": True, "frames": 3, "max_frames": 3}
+    stored = desk.run(one, sampling=sampling)
+    before = desk.shelf("frames").read(stored[3]).payload
+    desk.shelf("frames").drop(stored)
+    assert desk.run({**one, "wanted": [3]}, sampling=sampling) == [stored[3]]
+    assert desk.shelf("frames").read(stored[3]).payload == before
+
+
+def test_shots_around_damage_are_cut_and_told_of(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.mov", moving([40, 100], speed=0), frames=150, codec="mjpeg")
+    desk, one = (
+        Desk(tmp_path),
+        medium(spoil(whole, tmp_path / "a.mov", which=range(60, 80).__contains__)),
+    )
+    stored = desk.run(
+        one, sampling={"chunk_seconds": 30, "shots": True, "fps": 5, "max_frames": 99}
+    )
+    index = desk.shelf("media").meta(one["digest"])
+    assert [round(chunk["start"] * 30) for chunk in index["chunks"]] == [0, 40, 100]
+    assert len(stored) == 3 and any("could not be decoded" in said for said in index["warnings"])

@@ -126,3 +126,13 @@ def test_what_needs_converting_first_is_looked_at_all_the_same(tmp_path: Path) -
         frame = VideoFrame.from_ndarray(plain, format="gray").reformat(format=wanted)
         looks.append(eye.look(frame))
     assert distance(looks[0], looks[1]) < 0.1 and distance(looks[0], looks[2]) < 0.15
+
+
+def test_a_thing_that_comes_and_goes_is_in_one_shot(tmp_path: Path) -> None:
+    def draw(index: int, height: int, width: int) -> NDArray[np.uint8]:
+        image = scene(0, height, width)[:, :width].copy()
+        if 30 <= index < 80:
+            image[height // 3 : height // 3 + 36, width // 3 : width // 3 + 48] = (255, 255, 0)
+        return image
+
+    assert borders(write(tmp_path / "a.mp4", draw)) == [0]

@@ -37,6 +37,8 @@ NEAR_SECONDS = 0.5
 """Frames further away say nothing of how fast things move here."""
 LEAST = 0.08
 """Distance of two frames, of 1, below which they are of one shot where nothing moves."""
+ALL_OVER = 0.03
+"""Half of the blocks differ by this much, of 1, or a thing has come or gone within the shot."""
 TIMES = 2.5
 """What moves adds so many times the mean of the distances around."""
 BLACK, BLACK_SHARE = 32, 0.98
@@ -116,6 +118,12 @@ def distance(one: Look, other: Look) -> float:
     return float(np.abs(one.blocks - other.blocks).sum()) / (2 * len(one.blocks))
 
 
+def _all_over(one: Look, other: Look) -> bool:
+    """Whether they differ in most places, and not only where a thing has come or gone."""
+    apart = np.abs(one.blocks - other.blocks).sum(axis=1) / 2
+    return float(np.median(apart)) >= ALL_OVER
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Seen:
     """One frame as the finder remembers it."""
@@ -161,7 +169,10 @@ class CutFinder:
             for i, other in enumerate(self._seen)
             if i not in (0, at) and abs(other.seconds - here.seconds) <= NEAR_SECONDS
         ]
-        return here.step >= LEAST + TIMES * math.fsum(around) / max(1, len(around))
+        usual = math.fsum(around) / max(1, len(around))
+        if here.step < LEAST + TIMES * usual:
+            return False
+        return _all_over(self._seen[at - 1].look, here.look)
 
     def _stays(self, at: int) -> bool:
         """Whether what comes is unlike what was, also a flash's length away."""
