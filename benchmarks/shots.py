@@ -39,7 +39,7 @@ from stages.frames.reader import Reader
 from stages.frames.video import Video
 
 ROUNDS = 3
-SHOTS = 40
+SHOTS = 60
 """In each generated video."""
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
 PHOTOS = ("ski_chelsea.png", "ski_coffee.png", "mei_jpg_Issue_266.jpg", "rec_Landscape_6.jpg")
