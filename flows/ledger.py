@@ -20,6 +20,8 @@ class Scopes:
     frames: str
     features: str
     captions: str
+    prompted: bool = False
+    """Whether features are made of the prompt too, so that another prompt has others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,11 +113,12 @@ class Ledger:
 
     def _task(self, medium: Medium, chunk: ChunkIndex) -> Task:
         scopes, place = self.scopes, (medium.digest, chunk.index)
+        seen = (medium.prompt,) if scopes.prompted else ()
         return Task(
             medium=medium,
             chunk=chunk,
             frames=item_key(scopes.frames, *place),
-            features=item_key(scopes.features, *place),
+            features=item_key(scopes.features, *place, *seen),
             caption=item_key(scopes.captions, *place, medium.prompt),
         )
 

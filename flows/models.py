@@ -141,7 +141,8 @@ def open_model(
     names = sorted({shard for shards in halves.values() for shard in shards})
     with readable(config.model):
         weights = {s: checkpoint.digest(s) or digests.of(folder / s) for s in names}
-    seen = {n: d for n, d in small.items() if not n.lower().startswith(TEXT_ONLY)}
+    text = () if card.prompted else TEXT_ONLY
+    seen = {n: d for n, d in small.items() if not n.lower().startswith(text)}
     return Model(
         name=config.model,
         checkpoint=checkpoint,

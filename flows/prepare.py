@@ -136,7 +136,7 @@ def scopes_of(config: CaptionConfig, model: Model, sampling: Sampling) -> Scopes
             config.max_new_tokens,
         ]
     )
-    return Scopes(frames=frames, features=features, captions=captions)
+    return Scopes(frames=frames, features=features, captions=captions, prompted=model.card.prompted)
 
 
 def read_contents(

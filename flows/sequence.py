@@ -196,7 +196,7 @@ class Sequence:
         if batches:
             self._fetch(["vision"])
             self._tell("encode", len(needed), len(needed) - len(missing))
-            entries = [[_entry(t, key=t.features, frames=t.frames) for t in b] for b in batches]
+            entries = [[self._to_encode(t) for t in b] for b in batches]
             arguments = {
                 **self._half(job.model.vision, job.model.card.vision),
                 "frames_scope": job.ledger.scopes.frames,
@@ -236,6 +236,10 @@ class Sequence:
         }
         self._finish(self._launcher.start(self._call("decode", arguments)))
         job.ledger.refresh()
+
+    def _to_encode(self, task: Task) -> dict[str, str]:
+        seen = {"prompt": task.medium.prompt} if self._job.model.card.prompted else {}
+        return _entry(task, key=task.features, frames=task.frames, **seen)
 
     def _half(self, half: HalfSettings, card: HalfCard) -> dict[str, Any]:
         model = self._job.model

@@ -92,7 +92,7 @@ def undivided(row: Prepared) -> FeatureRecord:
     return FeatureRecord(
         features={PIXELS: pixels},
         rules={PIXELS: {"fields": {n: rule_of_input(v) for n, v in pixels.items()}}},
-        needs=tuple(sorted(row.side)),
+        needs=tuple(sorted(n for n in row.inputs if n not in pixels)),
         channel=row.channel,
         side=row.side,
         replacements=row.replacements,
@@ -105,13 +105,13 @@ def read_member(shelf: Shelf, processor: Any, member: dict[str, Any]) -> Prepare
     clip = None
     try:
         clip = read_clip(shelf, member)
-        return prepare(processor, clip)
+        return prepare(processor, clip, member.get("prompt", ""))
     except REFUSALS as error:
         if _out_of_memory(error):
             raise
         if clip is not None and clip.kind == "video" and len(clip.frames) == 1:
             with contextlib.suppress(*REFUSALS):
-                return prepare(processor, shown_twice(clip))
+                return prepare(processor, shown_twice(clip), member.get("prompt", ""))
         text = " ".join(str(error).strip().split("\n")[0].split()) or type(error).__name__
         return Refusal(message=f"the model's processor refuses these frames: {text[:160]}")
 

@@ -4,10 +4,13 @@ and loads nothing.
 O, the owner, is the innermost module whose class defines `get_image_features` or
 `get_video_features`. R, the reader, is O's child on the way to the decoder. H is the output head.
 The vision half is what O holds besides R, H and an audio encoder. The language half is R, H and all
-that lies outside O.
+that lies outside O. Where the decoder is not strictly inside O, the vision half is what those two
+methods name of O's parts, and the language half all the rest.
 """
 
+import inspect
 from collections.abc import Iterable, Iterator
+from types import CodeType
 from typing import Any, Literal
 
 from torch import nn
@@ -56,6 +59,10 @@ def _absent_paths(model: nn.Module, keep: Half) -> list[str]:
     head = _path_of(model, _call(model, "get_output_embeddings"))
     of_language = {path for path in (reader, head) if path is not None}
     units = [_join(owner, name) for name in _unit_names(model.get_submodule(owner))]
+    if reader is None:
+        parts = set(_unit_names(model.get_submodule(owner)))
+        parts -= _named_by_encoders(model.get_submodule(owner))
+        of_language |= {_join(owner, name) for name in parts}
     if keep == "language":
         return [unit for unit in units if unit not in of_language]
     audio = _audio_path(model)
@@ -114,6 +121,29 @@ def _owner(model: nn.Module) -> str:
 def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
     """The halves that keep the weight called `path`, given what each does without."""
     return [half for half in HALVES if not any(_within(path, p) for p in halves[half])]
+
+
+def names_in(function: Any) -> set[str]:
+    """Names of attributes and globals that a function's code refers to."""
+    codes, found = [inspect.unwrap(function).__code__], set[str]()
+    while codes:
+        code = codes.pop()
+        found |= set(code.co_names)
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return found
+
+
+def _named_by_encoders(owner: nn.Module) -> set[str]:
+    """O's parts that its methods for features name, also by way of other methods of its class."""
+    units, cls = set(_unit_names(owner)), type(owner)
+    todo = {f"get_{kind}_features" for kind in ("image", "video")}
+    seen, found = set[str](), set[str]()
+    while todo := {name for name in todo - seen if inspect.isfunction(getattr(cls, name, None))}:
+        seen |= todo
+        names = set[str]().union(*(names_in(getattr(cls, name)) for name in todo))
+        found |= names & units
+        todo = {name for name in names if name in vars(cls)}
+    return found
 
 
 def _outside(model: nn.Module, owner: str) -> Iterator[str]:

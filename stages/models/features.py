@@ -44,7 +44,7 @@ class Features(dict[str, Any]):
 
 def is_pixels(name: str) -> bool:
     """Whether an input holds pixels or their mask, which only the vision half reads."""
-    return name.startswith("pixel_") or name in PIXELS
+    return "pixel" in name or name.endswith("patches")
 
 
 def encode(half: Any, inputs: Mapping[str, Any]) -> Features:

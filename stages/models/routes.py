@@ -16,7 +16,7 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from artifacts.schema import Route
-from stages.models.boundary import owner_path, reader_path
+from stages.models.boundary import names_in, owner_path, reader_path
 
 MODALITIES = ("image", "video")
 PIXELS = (
@@ -60,7 +60,7 @@ def choose_route(model: Any) -> Choice:
         return Choice(route="protocol", why=f"generate of {name} takes mm_encoder_outputs")
     if _asks_for_features(model):
         return Choice(route="replay", why=f"generate of {name} asks get_*_features")
-    if not stock and "masked_scatter" in _names_in(type(model).generate) and _reader(model):
+    if not stock and "masked_scatter" in names_in(type(model).generate) and _reader(model):
         return Choice(route="splice", why=f"{name} scatters features into the embeddings")
     return Choice(route="joint", why=f"{name} joins pixels and text where nothing can come between")
 
@@ -112,18 +112,13 @@ def _asks_for_features(model: Any) -> bool:
     """Whether what `generate` runs calls `get_*_features`."""
     wanted = {f"get_{modality}_features" for modality in MODALITIES}
     if overrides_generate(model):
-        names = _names_in(type(model).generate)
+        names = names_in(type(model).generate)
         if not names & {*wanted, "super"}:
             return False
         if names & wanted or takes_outputs(model):
             return True
     owner = model.get_submodule(owner_path(model) or "")
-    return any(wanted & _names_in(type(module).forward) for module in (model, owner))
-
-
-def _names_in(function: Any) -> set[str]:
-    """Names that a function's code refers to."""
-    return set(inspect.unwrap(function).__code__.co_names)
+    return any(wanted & names_in(type(module).forward) for module in (model, owner))
 
 
 def _reader(model: Any) -> nn.Module | None:
