@@ -127,7 +127,7 @@ def decode_batch(
         inputs = open_ended(half, rebuild(processor, together, asked))
         features = Features(merge_rows(together), together[0].needs, merge_blank(together))
         tokens = generate(half, inputs, features, max_new_tokens=max_new_tokens)
-        new = new_tokens(tokens, inputs["input_ids"]).cpu()
+        new = new_tokens(tokens, inputs.get("input_ids")).cpu()
         texts = processor.batch_decode(new, skip_special_tokens=True)
         counts = _lengths(half, new)
         pairs = [(text.strip(), count) for text, count in zip(texts, counts, strict=True)]

@@ -46,11 +46,11 @@ def generate(
     return tokens
 
 
-def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
     """What was generated, without the prompt before it, or without the token that starts it where
     the prompt went to an encoder."""
-    length = prompt.shape[1]
-    if torch.equal(tokens[:, :length], prompt.to(tokens.device)):
+    length = 0 if prompt is None else prompt.shape[1]
+    if prompt is not None and torch.equal(tokens[:, :length], prompt.to(tokens.device)):
         return tokens[:, length:]
     return tokens[:, 1:]
 

@@ -1,0 +1,164 @@
+"""Writes docs/models.md: of every vision-language family that transformers has, whether its halves
+say what the whole model says. `make models` runs it; it takes minutes and needs no network.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+PAGE = ROOT / "docs" / "models.md"
+HEAD = """# Models
+
+Which families of transformers {version} run in halves, found out by `make models`. For each, a tiny
+model with random weights is saved to disk and run twice: as a whole by its own `generate`, and in
+two stages, each of which loads only its half, with the features going through the form that they
+have in the store. *exact*: all tokens and logits are equal to the last bit, in 32 bit, greedy.
+*joint*: the family has no place where it could be cut, so the first stage keeps the processor's
+pixels and the second loads the whole model; a run says so. *refused*: a run ends with the reason.
+
+How features reach the language half is read off the model's classes, not off its name: by
+*protocol* (`generate` takes `mm_encoder_outputs`), by *replay* (`generate` asks the model's own
+`get_image_features`, which then answers from the store), or by *splice* (into the embeddings).
+
+**{exact} families exact, {joint} joint, {refused} refused.**
+
+| family | image | video | batch of 2 | mixed | route | vision half | language half | note |
+|---|---|---|---|---|---|---|---|---|
+"""
+FOOT = """
+Halves are shares of the tiny model's own bytes; both together are more than 100 % where a piece of
+one is needed in the other. *One row at a time*: the features of a batch do not say which row they
+belong to, so each is encoded and decoded by itself. Besides images, `video` counts only where the
+family's processor takes videos as such; elsewhere the frames of a video go in as images.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("families", nargs="*", help="only these, printed and not written")
+    given = parser.parse_args()
+
+    import torch
+    import transformers
+
+    from tests.tiny_families import FAMILIES
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    names = list(dict.fromkeys(variant.split(":")[0] for variant in FAMILIES))
+    wanted = given.families or names
+    rows = [family_row(name) for name in sorted(wanted, key=str.lower)]
+    if given.families:
+        print("\n".join(line(row) for row in rows))
+        return 0
+    rows += unbuilt_rows({row["model_type"] for row in rows})
+    rows.sort(key=lambda row: str(row["family"]).lower())
+    counts = {kind: sum(row["result"] == kind for row in rows) for kind in RESULTS}
+    head = HEAD.format(version=transformers.__version__, **counts)
+    PAGE.write_text(head + "".join(line(row) + "\n" for row in rows) + FOOT)
+    print(f"{PAGE}: {counts}")
+    return 0 if counts["exact"] >= LEAST and not counts["differs"] else 1
+
+
+RESULTS = ("exact", "joint", "refused", "differs")
+LEAST = 75
+"""Families that must be exact."""
+
+
+def family_row(name: str) -> dict[str, Any]:
+    """All variants of one family as one row."""
+    from tests.tiny_families import FAMILIES
+    from tests.tiny_families.verdict import judge
+
+    print(f"{name}…", file=sys.stderr, flush=True)
+    found = {}
+    for variant in FAMILIES:
+        if variant.split(":")[0] == name:
+            with tempfile.TemporaryDirectory() as folder:
+                found[variant] = judge(variant, Path(folder))
+    first = next(iter(found.values()))
+    results = {verdict.result.split(":")[0] for verdict in found.values()}
+    columns = {
+        "image": [v.result for n, v in found.items() if kind_of(n) == "image"],
+        "video": [v.result for n, v in found.items() if kind_of(n) == "video"],
+        "batch": [v.result for n, v in found.items() if n.endswith(":b2")],
+        "mixed": [v.result for n, v in found.items() if n.endswith(MIXED)],
+    }
+    return {
+        "family": name,
+        "model_type": first.model_type,
+        "result": max(results, key=RESULTS.index),
+        **{column: summed(results) for column, results in columns.items()},
+        "route": first.route,
+        "loaded": first.loaded,
+        "note": note_of(list(found.values())),
+    }
+
+
+MIXED = (":mixed", ":uneven", ":textrow")
+
+
+def kind_of(variant: str) -> str:
+    """`image` or `video` for a single medium; empty for what is mixed."""
+    if variant.endswith((*MIXED, ":b2")):
+        return ""
+    return "video" if "video" in variant.split(":")[1:] else "image"
+
+
+def summed(results: list[str]) -> str:
+    """One word for several variants: the worst."""
+    words = {result.split(":")[0] for result in results}
+    return max(words, key=RESULTS.index) if words else ""
+
+
+def note_of(verdicts: Iterable[Any]) -> str:
+    found = list(verdicts)
+    pieces = sorted({piece for verdict in found for piece in verdict.pieces})
+    notes = [f"also needs `{'`, `'.join(pieces)}`"] if pieces else []
+    if not all(verdict.by_row for verdict in found):
+        notes.append("one row at a time")
+    if found[0].route == "joint":
+        notes.append(found[0].why)
+    return "; ".join(notes)
+
+
+def unbuilt_rows(known: set[str]) -> list[dict[str, Any]]:
+    """Families of which there is no tiny model: their route, from the classes alone."""
+    import torch
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    from artifacts.errors import PenstockError
+    from stages.models.routes import choose_route
+
+    rows = []
+    for config, cls in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.items():
+        if config.model_type in known:
+            continue
+        row = {"family": config.model_type, "model_type": config.model_type, "loaded": (0, 0, 0)}
+        try:
+            with torch.device("meta"):
+                choice = choose_route(cls(config()))
+            row |= {"result": choice.route, "route": choice.route, "note": choice.why}
+        except PenstockError as error:
+            row |= {"result": "refused", "route": "", "note": error.message}
+        words = {column: "" for column in ("video", "batch", "mixed")}
+        rows.append({**row, **words, "image": row["result"]})
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    vision, language, whole = row["loaded"]
+    shares = [f"{100 * half / whole:.0f} %" if whole else "" for half in (vision, language)]
+    words = [row[column] for column in ("image", "video", "batch", "mixed", "route")]
+    return "| " + " | ".join([row["family"], *words, *shares, row["note"]]) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

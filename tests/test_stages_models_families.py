@@ -1,0 +1,117 @@
+"""Every family that transformers has: in halves it says what it says as a whole, or it is known why
+not. No family is named in the program."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from artifacts.errors import UsageError
+from stages.models.absent import NeedsWeights
+from stages.models.delivery import generate
+from stages.models.features import Features, encode
+from stages.models.halves import load_half
+from tests.tiny_families import FAMILIES
+from tests.tiny_families.verdict import GREEDY, judge
+
+ROOT = Path(__file__).parent.parent
+QUICK = [name for name in FAMILIES if ":" not in name]
+SLOW = [name for name in FAMILIES if ":" in name]
+UNCUT = {"blip", "git", "kosmos-2", "mllama", "pix2struct", "vision-encoder-decoder"}
+BY_OTHER_ROUTES = {
+    "blip_2": "splice",
+    "florence2": "replay",
+    "instructblip": "replay",
+    "instructblipvideo": "replay",
+    "janus": "replay",
+    "t5gemma2": "replay",
+}
+NEEDING_PIECES = {
+    "chameleon": ("model.embed_tokens",),
+    "emu3": ("model.text_model.embed_tokens",),
+    "gemma3n": ("model.embed_vision", "model.embed_audio"),
+    "llama4": ("multi_modal_projector",),
+}
+
+
+@pytest.mark.parametrize("variant", QUICK)
+def test_a_family_says_the_same_in_halves(variant: str, tmp_path: Path) -> None:
+    verdict = judge(variant, tmp_path)
+    assert verdict.result == ("joint" if variant in UNCUT else "exact")
+    other = "joint" if variant in UNCUT else "protocol"
+    assert verdict.route == BY_OTHER_ROUTES.get(variant, other)
+    assert verdict.pieces == NEEDING_PIECES.get(variant, ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", SLOW)
+def test_videos_batches_and_mixed_media_say_the_same_in_halves(
+    variant: str, tmp_path: Path
+) -> None:
+    expected = "joint" if variant.split(":")[0] in UNCUT else "exact"
+    assert judge(variant, tmp_path).result == expected
+
+
+def test_the_table_of_models_counts_its_rows() -> None:
+    page = (ROOT / "docs" / "models.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    results = Counter(row[1] for row in rows)
+    stated = re.search(r"\*\*(\d+) families exact, (\d+) joint, (\d+) refused\.\*\*", page)
+    assert stated is not None
+    assert [results[name] for name in ("exact", "joint", "refused")] == [*map(int, stated.groups())]
+    assert results.total() == sum(results[name] for name in ("exact", "joint", "refused"))
+    assert results["exact"] >= 75
+    assert {row[0].removeprefix("| ") for row in rows} >= {name for name in QUICK}
+
+
+def test_the_program_names_no_family() -> None:
+    """Whole words only, and none that are words of the language: a family is called `git`."""
+    common = {"git"}
+    names = {name for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if name not in common}
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))})\b", re.IGNORECASE)
+    for path in sorted((ROOT / "stages").rglob("*.py")):
+        assert not pattern.findall(path.read_text()), path
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("janus")
+    torch.manual_seed(0)
+    model, inputs = FAMILIES["janus"]()
+    model.save_pretrained(folder)
+    return folder, inputs
+
+
+def test_features_that_are_not_asked_for_fail(
+    replayed: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    """A model that is shown no pixels asks for no features, and would speak of nothing."""
+    folder, inputs = replayed
+    features = encode(load_half(folder, "vision"), inputs)
+    unseen = Features(features, features.needs, blank={})
+    with pytest.raises(UsageError, match="did not ask for its image features"):
+        generate(load_half(folder, "language"), inputs, unseen, **GREEDY)
+
+
+def test_a_piece_that_was_not_loaded_is_named(tmp_path: Path) -> None:
+    model, inputs = FAMILIES["emu3"]()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(NeedsWeights, match=r"model\.text_model\.embed_tokens"):
+        encode(load_half(tmp_path, "vision"), inputs)
+
+
+@pytest.mark.parametrize("name", ["PI0Config", "Mistral4Config", "EvollaConfig"])
+def test_a_model_that_captions_no_pictures_is_refused(name: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    from stages.models.routes import choose_route
+
+    config = getattr(transformers, name)
+    with torch.device("meta"):
+        model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config](config())
+    with pytest.raises(UsageError, match=r"takes no pictures|does not write text"):
+        choose_route(model)
