@@ -1,12 +1,13 @@
 # What the README tells people to call. Everything runs in .venv, which scripts/setup makes.
 PYTEST ?= .venv/bin/pytest -q
 
-.PHONY: help setup demo test test-slow check bench wheel lock clean distclean
+.PHONY: help setup demo test test-slow check models bench wheel lock clean distclean
 
 help:
 	@echo "make demo       captions the demo clips through the whole pipeline"
 	@echo "make test       runs the tests (make test-slow: those that take minutes)"
 	@echo "make check      format, lint, types, layers and tests"
+	@echo "make models     judges every family in halves and writes docs/models.md"
 	@echo "make bench      runs the benchmarks; installs what they compare with"
 	@echo "make wheel      builds dist/penstock-*.whl"
 	@echo "make lock       pins the dependencies anew (needs uv; UPGRADE=1 takes newer versions)"
@@ -30,6 +31,9 @@ check: setup
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 	@$(PYTEST)
+
+models: setup
+	@.venv/bin/python scripts/model_table.py
 
 bench: setup
 	@scripts/bench

@@ -138,7 +138,8 @@ def unbuilt_rows(known: set[str]) -> list[dict[str, Any]]:
     from stages.models.routes import choose_route
 
     rows = []
-    for config, cls in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.items():
+    mapping: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    for config, cls in mapping.items():
         if config.model_type in known:
             continue
         row = {"family": config.model_type, "model_type": config.model_type, "loaded": (0, 0, 0)}

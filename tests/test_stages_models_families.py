@@ -4,6 +4,7 @@ not. No family is named in the program."""
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,7 +112,8 @@ def test_a_model_that_captions_no_pictures_is_refused(name: str) -> None:
     from stages.models.routes import choose_route
 
     config = getattr(transformers, name)
+    cls: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config]
     with torch.device("meta"):
-        model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config](config())
+        model = cls(config())
     with pytest.raises(UsageError, match=r"takes no pictures|does not write text"):
         choose_route(model)
