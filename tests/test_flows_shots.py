@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import av
+import numpy as np
+from numpy.typing import NDArray
 
 from demo.clips import write_clips
 from tests.media import rgb, write_video
@@ -11,7 +13,8 @@ from tests.pipeline import Place
 
 def test_clips_joined_to_one_video_are_captioned_one_by_one(tmp_path: Path) -> None:
     truths = write_clips(tmp_path / "single", 3, seed=5)
-    pictures, starts = [], []
+    pictures: list[NDArray[np.uint8]] = []
+    starts: list[int] = []
     for truth in truths:
         starts.append(len(pictures))
         with av.open(str(tmp_path / "single" / truth.file)) as container:
@@ -23,7 +26,7 @@ def test_clips_joined_to_one_video_are_captioned_one_by_one(tmp_path: Path) -> N
         tmp_path / "joined" / "all.mp4",
         ticks=range(len(pictures)),
         time_base=1 / rate,
-        size=pictures[0].shape[:2],
+        size=(pictures[0].shape[0], pictures[0].shape[1]),
         options={"crf": "18"},
         draw=lambda index, *_: pictures[index],
     )
