@@ -143,7 +143,8 @@ def test_one_run_over_all_real_files_captions_or_names_each(
 ) -> None:
     place = Place(clips=shared_clips, out=tmp_path / "out", store=tmp_path / "store")
     sound = str(shared_clips / "tc_audio.mp3")  # which a folder does not bring in
-    assert place.run("--recursive", "--chunk", "10", "--fps", "0.5", sound).returncode == 1
+    options = ("--recursive", "--chunk", "10", "--fps", "0.5", "--max-new-tokens", "4")
+    assert place.run(*options, sound).returncode == 1
     rows = {row["media_path"]: row for row in place.captions()}  # the last of each
     assert rows.keys() == {*VIDEOS, *PHOTOS}
     assert {name for name, row in rows.items() if row["warnings"]} == DAMAGED.keys()
