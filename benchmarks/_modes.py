@@ -39,6 +39,8 @@ class Outcome:
     """After the weights are there, to the end: the steady state."""
     cpu_seconds: float = 0.0
     """CPU time in those seconds, of all threads."""
+    generate_seconds: float = 0.0
+    """Of them, in `generate`."""
     marks: tuple[tuple[float, float, int], ...] = ()
     """At each item: seconds and CPU seconds since the weights were there, and the highest memory so
     far in bytes, which is anonymous memory above what the libraries take and mapped weights."""
@@ -75,9 +77,10 @@ def run_mode(mode: str, job: dict[str, Any], budget: int | None = None) -> Outco
 class Watch(Report):
     """Takes what a stage reports, and looks at the clock and at the memory."""
 
-    def __init__(self, baseline: int) -> None:
+    def __init__(self, baseline: int, limit: int | None) -> None:
         super().__init__(os.open(os.devnull, os.O_WRONLY))
         self._baseline = baseline
+        self._limit = limit
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._mapped = 0
@@ -85,6 +88,7 @@ class Watch(Report):
         self.marks: list[tuple[float, float, int]] = []
         self.started = self.loaded = time.monotonic()
         self.cpu = 0.0
+        self.generating = 0.0
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -98,6 +102,10 @@ class Watch(Report):
         """The stages tell what they loaded once it is loaded."""
         if "attention" in values:
             self._mapped = mapped_bytes()
+            if self._limit is not None:
+                # Only now: the loader maps the files of the other half as well for a moment, which
+                # the kernel counts and which takes no memory.
+                resource.setrlimit(resource.RLIMIT_DATA, (self._limit, self._limit))
             self.loaded, self.cpu = time.monotonic(), time.process_time()
 
     def item(self, key: str, **values: Any) -> None:
@@ -159,9 +167,21 @@ def encode(job: dict[str, Any], watch: Watch) -> list[str]:
 
 
 def decode(job: dict[str, Any], watch: Watch) -> list[str]:
-    from stages.decode.run import run
+    from stages.decode import run as stage
 
-    run(job, watch)
+    generate: Callable[..., Any] = stage.__dict__["generate"]
+
+    def timed(*given: Any, **options: Any) -> Any:
+        started = time.monotonic()
+        tokens = generate(*given, **options)
+        watch.generating += time.monotonic() - started
+        return tokens
+
+    stage.__dict__["generate"] = timed
+    try:
+        stage.run(job, watch)
+    finally:
+        stage.__dict__["generate"] = generate
     captions = Shelf(open_store(job["store"]), "captions", job["scope"])
     return [captions.meta(m["key"])["caption"] for batch in job["batches"] for m in batch]
 
@@ -222,15 +242,16 @@ def data_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
 
 
-def perform(mode: str, job: dict[str, Any]) -> Outcome:
-    """Run a mode in this process."""
-    with Watch(anonymous_bytes()) as watch:
+def perform(mode: str, job: dict[str, Any], limit: int | None = None) -> Outcome:
+    """Run a mode in this process, whose data must stay below `limit` bytes once it has loaded."""
+    with Watch(anonymous_bytes(), limit) as watch:
         texts = MODES[mode](job, watch)
         ended, cpu = time.monotonic(), time.process_time()
     return Outcome(
         whole_seconds=ended - watch.started,
         seconds=ended - watch.loaded,
         cpu_seconds=cpu - watch.cpu,
+        generate_seconds=watch.generating,
         marks=tuple(watch.marks),
         texts=tuple(texts),
     )
@@ -240,10 +261,8 @@ def main(path: str) -> None:
     """Run what the file says, and write the outcome where it says."""
     spec = json.loads(Path(path).read_text())
     warm(spec["job"])
-    if spec["budget"] is not None:
-        most = data_bytes() + spec["budget"]
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    Path(spec["to"]).write_text(json.dumps(asdict(perform(spec["mode"], spec["job"]))))
+    limit = None if spec["budget"] is None else data_bytes() + spec["budget"]
+    Path(spec["to"]).write_text(json.dumps(asdict(perform(spec["mode"], spec["job"], limit))))
 
 
 if __name__ == "__main__":
