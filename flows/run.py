@@ -15,6 +15,7 @@ from flows.launch import DirectLauncher, Launcher
 from flows.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.run_record import RunRecord
 from flows.sequence import RunResult, Sequence
+from flows.steps import Steps
 from flows.weights import fetch_halves
 from stages.process.lock import holder, try_hold
 from stages.process.stage_process import Listener
@@ -60,7 +61,8 @@ def caption(
             record.value["plan"] = summary(job)
             record.write(force=True)
             try:
-                return Sequence(job, launcher, record, tell, fetch).run()
+                steps = Steps(job, launcher, record, tell, fetch)
+                return Sequence(job, steps, record).run()
             finally:
                 display.close()
 
