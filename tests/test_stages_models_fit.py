@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from artifacts.schema import FrameFit
 from stages.models.fit import ASPECTS, COMMON, black, probe, resized
@@ -36,7 +37,7 @@ OWN_WAYS = {"emu3"}
 def needed(processor: Any, clip: Clip) -> float:
     """The part of its size that a frame must keep."""
     height, width = clip.frames.shape[1:3]
-    sizes = resized(processor, clip)
+    sizes, _ = resized(processor, clip, wait=True)
     return max(max(h / float(height), w / float(width)) for h, w in sizes)
 
 
@@ -86,6 +87,22 @@ def test_a_fitted_frame_comes_out_as_the_whole_one(family: str, shape: tuple[int
     rows = [Clip(frames=f, times=(0.0,), seconds=0.0, kind="image") for f in frames]
     whole, fitted = (prepare(processor, row).inputs["pixel_values"] for row in rows)
     assert np.shape(whole) == np.shape(fitted)
+
+
+def test_a_processor_that_cuts_pieces_out_of_a_frame_as_it_is_gets_it_whole() -> None:
+    processor = load_processor(processor_folder("git"))
+    compute = type(processor).__call__
+
+    class Cutting(type(processor)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            outputs = compute(self, *args, **kwargs)
+            pieces = [picture.size[0] // 64 for row in kwargs["images"] for picture in row]
+            outputs["pixel_pieces"] = torch.zeros(sum(pieces), 64, 64)
+            return outputs
+
+    assert probe(processor, "image").fit != FrameFit()
+    processor.__class__ = Cutting
+    assert probe(processor, "image").fit == FrameFit()
 
 
 def test_a_size_without_probes_keeps_frames() -> None:

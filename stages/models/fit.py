@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from artifacts.schema import FrameFit, MediaKind
 from stages.models.clip import Clip
 from stages.models.prepare import channel_of, prepare
+from stages.models.processor import is_picture
 
 COMMON = (9 / 16, 16 / 9, 3 / 4, 4 / 3, 1 / 2, 2.0)
 """Height / width of most files: frames of these are fitted exactly. The first is tried first."""
@@ -54,11 +55,15 @@ def probe(processor: Any, kind: MediaKind) -> Probe:
     try:
         clip = black(processor, kind, 1.0, LONG_EDGES[0])
         tokens = math.ceil(prepare(processor, clip).count.tokens / len(clip.frames))
-        found = (_made(processor, kind, long_edge) for long_edge in LONG_EDGES)
-        made = next((made for made in found if made), None)
+        wait = resized(processor, clip, wait=True)[1]
+        for long_edge in LONG_EDGES:
+            if made := _made(processor, kind, long_edge, wait):
+                fit = FrameFit(long_edges=_steps(made))
+                alike = _comes_out_alike(processor, kind, long_edge, fit)
+                return Probe(fit=fit if alike else FrameFit(), tokens=tokens)
     except Exception:  # a processor may refuse a probe in any way; real frames will tell
-        return Probe(fit=FrameFit(), tokens=tokens)
-    return Probe(fit=FrameFit(long_edges=_steps(made) if made else ()), tokens=tokens)
+        pass
+    return Probe(fit=FrameFit(), tokens=tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,14 +76,31 @@ class Made:
     """All heights and widths in pixels."""
 
 
-def _made(processor: Any, kind: MediaKind, long_edge: int) -> dict[float, Made]:
+def _comes_out_alike(processor: Any, kind: MediaKind, long_edge: int, fit: FrameFit) -> bool:
+    """Whether fitted frames make as many pixels and tokens as whole ones: a processor may also cut
+    pieces out of a frame as it is, of which a smaller one has fewer."""
+    for aspect in (COMMON[0], 1.0):
+        clip = black(processor, kind, aspect, long_edge)
+        count, *whole = clip.frames.shape[:3]
+        fitted = np.zeros((count, *fit.size(*whole), 3), np.uint8)
+        if _outcome(processor, clip) != _outcome(processor, replace(clip, frames=fitted)):
+            return False
+    return True
+
+
+def _outcome(processor: Any, clip: Clip) -> Any:
+    row = prepare(processor, clip)
+    return row.count, {n: np.shape(v) for n, v in row.inputs.items() if is_picture(n)}
+
+
+def _made(processor: Any, kind: MediaKind, long_edge: int, wait: bool) -> dict[float, Made]:
     """Aspect -> what becomes of frames of this long edge; empty when those of any aspect are made
     no smaller."""
     made: dict[float, Made] = {}
     for aspect in dict.fromkeys((*COMMON, *ASPECTS)):
         clip = black(processor, kind, aspect, long_edge)
         height, width = clip.frames.shape[1:3]
-        sizes = resized(processor, clip)
+        sizes, _ = resized(processor, clip, wait)
         scale = max((max(h / height, w / width) for h, w in sizes), default=1.0)
         if scale >= 1:
             return {}
@@ -120,13 +142,15 @@ def black(processor: Any, kind: MediaKind, aspect: float, long_edge: int) -> Cli
     return Clip(frames=frames, times=times, seconds=float(count), kind=kind)
 
 
-def resized(processor: Any, clip: Clip) -> list[tuple[int, int]]:
-    """Sizes (height, width) in pixels to which the processor resizes the clip's frames. What it
-    does to pieces of a frame, or to one that it has resized, needs no larger one."""
+def resized(processor: Any, clip: Clip, wait: bool = False) -> tuple[list[tuple[int, int]], bool]:
+    """Sizes (height, width) in pixels to which the processor resizes the clip's frames, and whether
+    it does so after it has gone on to the next step, which else is not waited for. What it does to
+    frames that it has resized already needs no larger ones."""
     videos = channel_of(processor, clip.kind) == "videos"
     part = processor.video_processor if videos else processor.image_processor
     produced: list[tuple[int, int]] = []
     resize, normalize = part.resize, getattr(part, NORMALIZE, None)
+    before = [0]
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         image = next(v for v in (*args, *kwargs.values()) if hasattr(v, "shape"))
@@ -136,7 +160,9 @@ def resized(processor: Any, clip: Clip) -> list[tuple[int, int]]:
         return result
 
     def stop(*args: Any, **kwargs: Any) -> Any:
-        if produced or normalize is None:
+        if not before[0]:
+            before[0] = len(produced)
+        if normalize is None or (produced and not wait):
             raise Enough
         return normalize(*args, **kwargs)
 
@@ -146,7 +172,7 @@ def resized(processor: Any, clip: Clip) -> list[tuple[int, int]]:
             prepare(processor, clip)
     finally:
         del part.__dict__["resize"], part.__dict__[NORMALIZE]
-    return produced
+    return produced, 0 < before[0] < len(produced)
 
 
 def _size(image: Any) -> tuple[int, int]:
