@@ -6,7 +6,7 @@ from typing import Any
 
 from artifacts.schema import FrameFit, Modality, Route
 
-RECIPE = 5
+RECIPE = 6
 """Raised when what a card says changes; part of its key."""
 
 
