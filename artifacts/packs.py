@@ -9,6 +9,7 @@ no other book.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import struct
 import threading
@@ -58,6 +59,8 @@ class Shelf:
         self._folder = f"{kind}/{scope[:2]}/{scope}"
         self._places: dict[str, _Place] = {}
         self._packs: set[str] = set()
+        self._used: set[str] = set()
+        """Packs whose use is noted already."""
         self._lock = threading.RLock()
         """Workers of one stage publish and drop at the same time; held while the books change."""
         self.refresh()
@@ -108,16 +111,23 @@ class Shelf:
         if len(payload) != place.length or hashlib.sha256(payload).hexdigest() != place.checksum:
             self._forget(place.pack)
             raise set_aside(self._store, place.pack)
+        self.use([key])
         return Record(key=key, meta=place.meta, payload=payload)
+
+    def use(self, keys: Iterable[str]) -> None:
+        """Note that records are wanted still, so that others are the first to go for space."""
+        packs = {self._places[key].pack for key in keys if key in self._places}
+        for pack in packs - self._used:
+            self._store.touch(pack)
+        self._used |= packs
 
     def publish(self, records: Sequence[Record]) -> list[str]:
         """Store the records that are not there yet as one pack; returns their keys, in order."""
         new = [record for record in records if record.key not in self._places]
         if not new:
             return []
-        name = digest_of(sorted(record.key for record in new))
-        name = f"{self._folder}/{name[:2]}/{name}.pack"
-        header, places = _header(name, new)
+        name = self._name(record.key for record in new)
+        header, places = _header(name, [_entry(record) for record in new])
         self._store.put_if_absent(name, [header, *(record.payload for record in new)])
         with self._lock:
             self._packs.add(name)
@@ -134,27 +144,67 @@ class Shelf:
                 self._packs.discard(pack)
                 self._store.delete(pack)
 
+    def remove(self, keys: Iterable[str]) -> int:
+        """Delete records for good, packs that hold others too being written anew without them;
+        returns the bytes of the payloads."""
+        with self._lock:
+            gone = {key: self._places[key] for key in keys if key in self._places}
+            packs = {place.pack for place in gone.values()}
+            kept: dict[str, dict[str, _Place]] = {pack: {} for pack in packs}
+            for key, place in self._places.items():
+                if place.pack in packs and key not in gone:
+                    kept[place.pack][key] = place
+        for pack, places in kept.items():
+            self._move(places)
+            self._store.delete(pack)
+            self._forget(pack)
+        return sum(place.length for place in gone.values())
+
+    def _move(self, places: dict[str, _Place]) -> None:
+        """Write records into a pack of their own, one payload in memory at a time."""
+        if not places:
+            return
+        name = self._name(places)
+        header, moved = _header(name, [_entry_of(key, place) for key, place in places.items()])
+        old = places.values()
+        payloads = (self._store.get(p.pack, p.offset, p.length) for p in old)
+        self._store.put_if_absent(name, itertools.chain([header], payloads))
+        with self._lock:
+            self._packs.add(name)
+            self._places.update(moved)
+
+    def _name(self, keys: Iterable[str]) -> str:
+        name = digest_of(sorted(keys))
+        return f"{self._folder}/{name[:2]}/{name}.pack"
+
     def _forget(self, pack: str) -> None:
         with self._lock:
             self._packs.discard(pack)
             self._places = {k: p for k, p in self._places.items() if p.pack != pack}
 
 
-def _header(name: str, records: Sequence[Record]) -> tuple[bytes, dict[str, _Place]]:
-    entries, offset = [], 0
-    for record in records:
-        length = memoryview(record.payload).nbytes
-        checksum = hashlib.sha256(record.payload).hexdigest()
-        entries.append(
-            {
-                "key": record.key,
-                "offset": offset,
-                "length": length,
-                "sha256": checksum,
-                "meta": record.meta,
-            }
-        )
-        offset += length
+def _entry(record: Record) -> dict[str, Any]:
+    return {
+        "key": record.key,
+        "offset": 0,
+        "length": memoryview(record.payload).nbytes,
+        "sha256": hashlib.sha256(record.payload).hexdigest(),
+        "meta": record.meta,
+    }
+
+
+def _entry_of(key: str, place: _Place) -> dict[str, Any]:
+    checked = {"length": place.length, "sha256": place.checksum}
+    return {"key": key, "offset": 0, **checked, "meta": place.meta}
+
+
+def _header(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str, _Place]]:
+    """The head of a pack of these records, whose payloads follow in this order, and their
+    places."""
+    offset = 0
+    for entry in entries:
+        entry["offset"] = offset
+        offset += entry["length"]
     text = json.dumps({"records": entries}, separators=(",", ":")).encode()
     lead = LEAD.pack(MAGIC, len(text), hashlib.sha256(text).digest())
     return lead + text, dict(_places(name, entries, LEAD.size + len(text)))

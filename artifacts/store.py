@@ -1,5 +1,5 @@
-"""The store's five verbs over a folder: get, put-if-absent, list, stat, delete; knows nothing of
-what the bytes mean."""
+"""The store's five verbs over a folder: get, put-if-absent, list, stat, delete, and a hint that
+something was used; knows nothing of what the bytes mean."""
 
 import contextlib
 import errno
@@ -26,12 +26,12 @@ class ObjectStat:
     size: int
     """Bytes."""
     modified: float
-    """Seconds since the epoch."""
+    """When it was written or last used: seconds since the epoch."""
 
 
 class Store(Protocol):
     """Named immutable objects. A folder, a shared folder and object storage can each do these five
-    things."""
+    things; where `touch` can do nothing, the oldest goes first instead of the longest unused."""
 
     @property
     def url(self) -> str: ...
@@ -45,6 +45,8 @@ class Store(Protocol):
     def stat(self, name: str) -> ObjectStat | None: ...
 
     def delete(self, name: str) -> None: ...
+
+    def touch(self, name: str) -> None: ...
 
 
 def open_store(url: str) -> "FolderStore":
@@ -133,6 +135,12 @@ class FolderStore:
     def delete(self, name: str) -> None:
         """Remove an object; no error when there is none."""
         (self.root / name).unlink(missing_ok=True)
+
+    def touch(self, name: str) -> None:
+        """Note that an object was used just now. A store that is full or may only be read keeps
+        working."""
+        with contextlib.suppress(OSError):
+            os.utime(self.root / name)
 
     def check_writable(self) -> None:
         """Raise EnvironmentFault when nothing can be written here, before hours are spent to find

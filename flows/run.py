@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from artifacts.captions import write_jsonl
 from artifacts.errors import Interrupted, UsageError
 from artifacts.store import fault_of
+from flows.cache import note_scopes
 from flows.config import CaptionConfig
 from flows.display import Display
+from flows.holds import Hold, holding
 from flows.launch import DirectLauncher, Launcher
 from flows.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.run_record import RunRecord
@@ -54,14 +56,14 @@ def caption(
         except NothingToCaption as error:
             write_jsonl(out_folder(config) / "failures.jsonl", error.failures)
             raise
-        with only_run_in(job):
+        with only_run_in(job), claiming(job) as hold:
             for note in notes(job):
                 display.say(note)
             record = RunRecord(job.out)
             record.value["plan"] = summary(job)
             record.write(force=True)
             try:
-                steps = Steps(job, launcher, record, tell, fetch)
+                steps = Steps(job, launcher, record, tell, fetch, hold)
                 return Sequence(job, steps, record).run()
             finally:
                 display.close()
@@ -128,6 +130,15 @@ def halves(job: Job) -> dict[str, dict[str, Any]]:
             ("language", model.card.language, model.language),
         )
     }
+
+
+@contextlib.contextmanager
+def claiming(job: Job) -> Iterator[Hold]:
+    """Keep what the job needs from being deleted by others, and note what it is of."""
+    scopes = job.ledger.scopes
+    with holding(job.store, (scopes.frames, scopes.features, scopes.captions), job.out) as hold:
+        note_scopes(job)
+        yield hold
 
 
 @contextlib.contextmanager

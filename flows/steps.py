@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import StageDied
 from artifacts.packs import Record
+from flows.holds import Hold
 from flows.launch import Launcher, Running, StageCall
 from flows.ledger import Medium, Task, decode_batches, encode_batches
 from flows.models import cores
@@ -33,12 +34,14 @@ class Steps:
         record: RunRecord,
         tell: Callable[[str, int, int], None],
         fetch: "Callable[[Collection[Half]], None]",
+        hold: Hold,
     ) -> None:
         self._job = job
         self.launcher = launcher
         self._record = record
         self.tell = tell
         self.fetch = fetch
+        self._hold = hold
         self._ahead: Running | None = None
 
     def frames(self, wave: list[Medium]) -> None:
@@ -129,7 +132,8 @@ class Steps:
             }
             self._finish(self.launcher.start(self._call("encode", arguments)))
             job.ledger.refresh()
-        if not job.config.keep_frames:
+        # Of the last of the jobs that look at them: the others would have to cut them again.
+        if not job.config.keep_frames and not self._hold.shares(job.ledger.scopes.frames):
             done = job.ledger.features.keys() | job.ledger.refused.keys()
             job.ledger.frames.drop([t.frames for t in tasks if t.features in done])
 

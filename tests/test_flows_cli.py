@@ -22,27 +22,39 @@ COMMANDS = {
     "caption": CAPTION_OPTIONS | {"--dry-run", "--quiet", "--json", "--prefect"},
     "plan": CAPTION_OPTIONS | {"--json"},
     "status": {"OUT", "--json"},
-    "cache": {"action", "--store"},
+    "cache": {"ACTION"},
     "doctor": set(),
     "demo": {"--clips", "--seed", "--precision"},
 }
 
 
-def subparsers() -> dict[str, argparse.ArgumentParser]:
-    action = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+def subparsers(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    action = next(a for a in of._actions if isinstance(a, argparse._SubParsersAction))
     return dict(action.choices)
 
 
-def test_no_option_comes_or_goes_unnoticed() -> None:
-    found = {
+def options(commands: dict[str, argparse.ArgumentParser]) -> dict[str, set[str]]:
+    return {
         name: {
-            (action.option_strings[-1] if action.option_strings else action.metavar or action.dest)
+            str(action.option_strings[-1] if action.option_strings else action.metavar)
             for action in command._actions
         }
         - {"--help"}
-        for name, command in subparsers().items()
+        for name, command in commands.items()
     }
-    assert found == COMMANDS
+
+
+def test_no_option_comes_or_goes_unnoticed() -> None:
+    commands = subparsers(parser())
+    assert options(commands) == COMMANDS
+    assert options(subparsers(commands["cache"])) == CACHE
+
+
+CACHE = {
+    "ls": {"--store", "--json"},
+    "verify": {"--store"},
+    "gc": {"--store", "--max", "--dry-run"},
+}
 
 
 def test_every_configuration_field_has_an_option() -> None:
@@ -97,6 +109,7 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
         (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),
         (["caption", "a", "--store", "ftp://host/x"], "no store can be opened at ftp://host/x"),
         (["caption", "./nowhere.mp4", "--model", "demo"], "nothing to caption: ./nowhere.mp4"),
+        (["cache", "gc", "--max", "12 apples"], "'12 apples' is not a size"),
         (["status", "/nowhere"], "no run has written to /nowhere"),
     ],
 )

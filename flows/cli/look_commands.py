@@ -1,16 +1,14 @@
-"""`status`, `cache` and `doctor`: commands that look and change nothing but what is damaged."""
+"""`status` and `doctor`: commands that look and change nothing."""
 
 import argparse
 import json
 import os
 import platform
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.packs import verify
 from artifacts.store import open_store
 from flows.config import default_store
 from flows.display import duration, printable, size
@@ -65,34 +63,6 @@ def _failures(out: Path) -> Iterator[dict[str, str]]:
         yield json.loads(line)
 
 
-def cache_command(given: argparse.Namespace) -> int:
-    """List what the store holds by kind, or check every byte of it."""
-    store = open_store(given.store or default_store())
-    if given.action == "verify":
-        good = bad = 0
-        for name, fine in verify(store):
-            good, bad = good + fine, bad + (not fine)
-            if not fine:
-                print(f"damaged, set aside: {name}")
-        print(f"{good} packs good, {bad} set aside in {store.url}")
-        if bad:
-            print("The next run of the same commands makes them again")
-        return 0
-    packs: Counter[str] = Counter()
-    bytes_of: Counter[str] = Counter()
-    for name in store.list():
-        if not name.endswith(".pack"):
-            continue
-        kind = name.split("/", 1)[0]
-        found = store.stat(name)
-        packs[kind] += 1
-        bytes_of[kind] += found.size if found is not None else 0
-    for kind in sorted(packs):
-        print(f"{kind:12s}{packs[kind]:8d} packs  {size(bytes_of[kind]):>10s}")
-    print(f"{size(sum(bytes_of.values()))} in {store.url}, {size(store.free_bytes())} free")
-    return 0
-
-
 def doctor_command(given: argparse.Namespace) -> int:
     """What this machine has and what is in the way; exit 5 when something is."""
     device = device_name()
@@ -118,6 +88,5 @@ def doctor_command(given: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": status_command,
-    "cache": cache_command,
     "doctor": doctor_command,
 }

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts.errors import PenstockError
-from flows.cli.options import add_caption_options, add_running_options
+from flows.cli.options import add_cache_commands, add_caption_options, add_running_options
 from flows.config import PRECISIONS
 
 EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage · 3 cannot fit ·
@@ -36,9 +36,7 @@ def parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="how a run stands", epilog=EPILOG)
     status.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     status.add_argument("--json", action="store_true", help="print the record as JSON")
-    cache = commands.add_parser("cache", help="look after the store", epilog=EPILOG)
-    cache.add_argument("action", choices=("ls", "verify"), help="list it, or check every byte")
-    cache.add_argument("--store", default="", metavar="DIR")
+    add_cache_commands(commands.add_parser("cache", help="look after the store", epilog=EPILOG))
     commands.add_parser("doctor", help="what this machine has and lacks", epilog=EPILOG)
     demo = commands.add_parser("demo", help="caption a dozen clips of the demo world, with score")
     demo.add_argument(
@@ -113,6 +111,10 @@ def run(given: argparse.Namespace) -> int:
         from flows.cli.demo_command import demo_command
 
         return demo_command(given)
+    if given.command == "cache":
+        from flows.cli.cache_command import cache_command
+
+        return cache_command(given)
     from flows.cli import look_commands
 
     return look_commands.COMMANDS[given.command](given)

@@ -6,6 +6,8 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from flows.config import DEFAULT_MODEL, FORMATS, PRECISIONS, CaptionConfig
 
+STORE_HELP = "[$PENSTOCK_STORE or the user's cache folder]"
+
 
 def add_caption_options(parser: argparse.ArgumentParser) -> None:
     """What `caption` and `plan` understand."""
@@ -24,7 +26,7 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--prompt", metavar="TEXT", help='["Describe this video in detail."]')
     prompt.add_argument("--prompt-file", metavar="F", help="a text file that holds the prompt")
     add("--out", default="penstock-out", metavar="DIR", help="folder of the captions [%(default)s]")
-    add("--store", default="", metavar="DIR", help="[$PENSTOCK_STORE or the user's cache folder]")
+    add("--store", default="", metavar="DIR", help=STORE_HELP)
     add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
     sampling = parser.add_argument_group("sampling")
     add = sampling.add_argument
@@ -75,6 +77,19 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
     quiet.add_argument("--quiet", action="store_true", help="print errors only")
     quiet.add_argument("--json", action="store_true", help="print events as JSON lines")
     group.add_argument("--prefect", action="store_true", help="run as a Prefect flow")
+
+
+def add_cache_commands(cache: argparse.ArgumentParser) -> None:
+    """What `cache` understands."""
+    actions = cache.add_subparsers(dest="action", metavar="ACTION", required=True)
+    ls = actions.add_parser("ls", help="what is stored, by model, age and size")
+    ls.add_argument("--json", action="store_true", help="print the list as JSON")
+    verify = actions.add_parser("verify", help="check every byte; what is bad is set aside")
+    gc = actions.add_parser("gc", help="delete what was not used for the longest time")
+    gc.add_argument("--max", required=True, metavar="SIZE", help="keep so much: 200GB, 1.5TiB")
+    gc.add_argument("--dry-run", action="store_true", help="say what would be deleted")
+    for action in (ls, verify, gc):
+        action.add_argument("--store", default="", metavar="DIR", help=STORE_HELP)
 
 
 def config_of(arguments: argparse.Namespace) -> CaptionConfig:

@@ -1,0 +1,113 @@
+"""Bringing a store below a size: the least recently used goes first, what running jobs need stays;
+knows no job but by what it holds."""
+
+import contextlib
+import math
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from artifacts.errors import UsageError
+from artifacts.packs import QUARANTINE
+from artifacts.store import STALE_SECONDS, TEMPORARY, FolderStore
+from flows.cache import Pack, packs
+from flows.holds import running_jobs
+
+LARGE = ("frames", "features")
+"""Kinds that take nearly all the space; the others are small, and go only when these are gone."""
+KEPT = ("rebuilds", "scopes")
+"""Kinds that are never given up: a few kB which say what the rest is."""
+UNITS = {
+    "": 1,
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", 1)},
+    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGTP", 1)},
+    "B": 1,
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class Collection:
+    """What was deleted, or would be."""
+
+    before: int
+    """Bytes of all files in the store."""
+    limit: int
+    """Bytes that it was to be brought to."""
+    packs: Counter[str] = field(default_factory=Counter)
+    """Kind → packs deleted."""
+    bytes: int = 0
+    """Bytes deleted."""
+    held: int = 0
+    """Bytes that running jobs need."""
+    jobs: list[str] = field(default_factory=list)
+    """Those jobs, in words."""
+
+    @property
+    def after(self) -> int:
+        return self.before - self.bytes
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `200GB`, `1.5TiB`, `4096`. Raises UsageError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    unit = UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None or not math.isfinite(size := float(found[1]) * unit):
+        raise UsageError(f"{text!r} is not a size", hint="Write it like 200GB, 1.5TiB or 800MB")
+    return int(size)
+
+
+def collect(store: FolderStore, limit: int, *, dry_run: bool) -> Collection:
+    """Delete what was not used for the longest time until at most `limit` bytes are left, and first
+    what is no use: half-written and damaged files."""
+    jobs = running_jobs(store)
+    made = Collection(before=sum(size for _, size in _files(store.root)), limit=limit)
+    for path, size in _rubbish(store.root):
+        made.bytes += size
+        made.packs["rubbish"] += 1
+        if not dry_run:
+            path.unlink(missing_ok=True)
+    held = frozenset[str]().union(*(job.scopes for job in jobs))
+    made.jobs = [job.who for job in jobs]
+    for pack in sorted(packs(store), key=_order):
+        if pack.scope in held:
+            made.held += pack.stat.size
+        elif pack.kind not in KEPT and made.after > limit:
+            _delete(store, pack, made, dry_run)
+    return made
+
+
+def _order(pack: Pack) -> tuple[bool, float, str]:
+    return pack.kind not in LARGE, pack.stat.modified, pack.name
+
+
+def _delete(store: FolderStore, pack: Pack, made: Collection, dry_run: bool) -> None:
+    if not dry_run:
+        found = store.stat(pack.name)
+        if found is not None and found.modified > pack.stat.modified:
+            return  # used since it was listed
+        if any(pack.scope in job.scopes for job in running_jobs(store)):
+            made.held += pack.stat.size
+            return
+        store.delete(pack.name)
+    made.bytes += pack.stat.size
+    made.packs[pack.kind] += 1
+
+
+def _rubbish(root: Path) -> Iterator[tuple[Path, int]]:
+    yield from _files(root / QUARANTINE)
+    for path, size in _files(root / TEMPORARY):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - STALE_SECONDS:
+                yield path, size
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, int]]:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            with contextlib.suppress(FileNotFoundError):
+                yield path, path.stat().st_size

@@ -1,0 +1,97 @@
+"""`penstock cache ls|verify|gc|rebuild`: looking after the store."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+from artifacts.packs import verify
+from artifacts.store import open_store
+from flows.cache import Holding, holdings, sampling_text
+from flows.cache_gc import Collection, collect, parse_size
+from flows.config import default_store
+from flows.display import duration, printable, size
+
+
+def cache_command(given: argparse.Namespace) -> int:
+    """Returns the exit code of the contract. Raises PenstockError."""
+    return ACTIONS[given.action](given)
+
+
+def list_store(given: argparse.Namespace) -> int:
+    """What the store holds, by model, the last used first."""
+    store = open_store(given.store or default_store())
+    found = holdings(store)
+    if given.json:
+        print(json.dumps([holding.to_json() for holding in found], indent=1))
+        return 0
+    if found:
+        print(f"{'model':32s} {'kind':9s} {'in':9s} {'packs':>7s} {'size':>9s}  last used")
+    for holding in found:
+        print(printable(line_of(holding)))
+    total = size(sum(holding.bytes for holding in found))
+    print(f"{total} in {store.url}, {size(store.free_bytes())} free")
+    return 0
+
+
+def line_of(holding: Holding) -> str:
+    """One row of the list."""
+    settings = holding.settings
+    name = settings.get("model", "")
+    if settings.get("commit"):
+        name = f"{name}@{settings['commit'][:7]}"
+    of_precision = holding.kind in ("features", "captions") and settings
+    precision = settings["precision"] if of_precision else ""
+    seen = f"  {sampling_text(settings['sampling'])}" if settings else ""
+    ago = f"{duration(max(0.0, time.time() - holding.used))} ago"
+    return (
+        f"{name or '-':32s} {holding.kind:9s} {precision:9s} {holding.packs:7d} "
+        f"{size(holding.bytes):>9s}  {ago}{seen}"
+    )
+
+
+def verify_store(given: argparse.Namespace) -> int:
+    """Check every byte; exit 1 when something was set aside, so that a nightly check is noticed."""
+    store = open_store(given.store or default_store())
+    good = bad = 0
+    for name, fine in verify(store):
+        good, bad = good + fine, bad + (not fine)
+        if not fine:
+            print(f"damaged, set aside: {name}")
+    print(f"{good} packs good, {bad} set aside in {store.url}")
+    if bad:
+        print("The next run of the same commands makes them again")
+    return 1 if bad else 0
+
+
+def collect_store(given: argparse.Namespace) -> int:
+    """Bring the store below a size; exit 1 when running jobs need more than that."""
+    limit = parse_size(given.max)
+    store = open_store(given.store or default_store())
+    made = collect(store, limit, dry_run=given.dry_run)
+    print("\n".join(lines_of(made, dry_run=given.dry_run)))
+    return 0 if made.after <= limit else 1
+
+
+def lines_of(made: Collection, *, dry_run: bool) -> list[str]:
+    """What was deleted, and what stands in the way of more."""
+    would = "would delete" if dry_run else "deleted"
+    what = ", ".join(f"{count} {kind}" for kind, count in sorted(made.packs.items()))
+    lines = [f"{would} {size(made.bytes)}{f' ({what})' if what else ''}"]
+    lines += [f"in use by {printable(job)}" for job in made.jobs]
+    held = f", {size(made.held)} of it in use" if made.held else ""
+    lines.append(f"{size(made.after)} of at most {size(made.limit)}{held}")
+    if made.after > made.limit:
+        lines.append(
+            "Run it again when those jobs are done"
+            if made.held
+            else "What is left are logs and notes; remove them by hand if they are in the way"
+        )
+    return lines
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "ls": list_store,
+    "verify": verify_store,
+    "gc": collect_store,
+}
