@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import _modes, ablation, reprompt, staged_vs_joint
+from benchmarks import _modes, ablation, equal_batch, reprompt, staged_vs_joint
 from benchmarks._bench import Bench, batches_of
 from benchmarks._models import LARGE, TINY, build, half_bytes, publish_clips
 from benchmarks._modes import Outcome, perform
@@ -79,3 +79,8 @@ def test_the_ablation_takes_one_part_away_at_a_time(capsys: pytest.CaptureFixtur
     ablation.main(few, runner=here)
     rows = [line.split(" | ")[0].strip("| ") for line in capsys.readouterr().out.splitlines()]
     assert rows[2:] == ["all of it", "without batches by length", "without separation"]
+
+
+def test_equal_batches_are_compared_in_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    equal_batch.main(["--quick", "--batch", "1", "--pairs", "1", "--tokens", "2"])
+    assert "joint ÷ staged, wall " in capsys.readouterr().out
