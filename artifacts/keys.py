@@ -1,22 +1,28 @@
 """Digests: of values, of items, and of files' contents, remembered; knows nothing of what the
 digests are used for."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-READ_BYTES = 1 << 20
+from artifacts.paths import RealPaths
+
+ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+"""Made once: `json.dumps` makes one for every call, which takes longer than the rest of a key."""
+LOOKED_AT_TOGETHER = 256
+"""Files whose digests are looked up by one thread in one go."""
 
 
 def digest_of(value: Any) -> str:
     """64 hex digits that depend on nothing but the JSON value; the order of a mapping's keys does
     not matter."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(ENCODER.encode(value).encode()).hexdigest()
 
 
 def item_key(scope: str, media_digest: str, chunk_index: int, *more: Any) -> str:
@@ -48,6 +54,7 @@ class ContentDigests:
     def __init__(self, memory: Path) -> None:
         self._memory = memory
         self._known: dict[str, tuple[list[int], str]] = {}
+        self._real = RealPaths()
         try:
             lines = memory.read_text(encoding="utf-8").splitlines()
         except OSError:
@@ -61,20 +68,23 @@ class ContentDigests:
 
     def of(self, path: Path) -> str:
         """The digest of one file's content. Raises OSError when it cannot be read."""
-        name = os.path.realpath(path)
+        known = self._remembered(path)
+        if known is not None:
+            return known
+        name = self._real.of(path)
         stamp = _stamp(name)
-        known = self._known.get(name)
-        if known is not None and known[0] == stamp:
-            return known[1]
         digest = _name_in_hub_cache(Path(name)) or hash_file(Path(name))
         if _stamp(name) == stamp:  # else it is being written: right now, not for later
             self._known[name] = (stamp, digest)
             self._remember(json.dumps([name, stamp, digest]) + "\n")
         return digest
 
-    def of_many(self, paths: Iterable[Path], workers: int) -> list[str | OSError]:
+    def of_many(self, paths: Sequence[Path], workers: int) -> list[str | OSError]:
         """The digest of each file, or the error that reading it gave; hashing runs on `workers`
         threads."""
+
+        def remembered(group: Sequence[Path]) -> list[str | None]:
+            return [self._remembered(path) for path in group]
 
         def one(path: Path) -> str | OSError:
             try:
@@ -82,8 +92,23 @@ class ContentDigests:
             except OSError as error:
                 return error
 
+        groups = [
+            paths[at : at + LOOKED_AT_TOGETHER] for at in range(0, len(paths), LOOKED_AT_TOGETHER)
+        ]
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            return list(pool.map(one, paths))
+            known = list(chain.from_iterable(pool.map(remembered, groups)))
+            unknown = (p for p, digest in zip(paths, known, strict=True) if digest is None)
+            hashed = pool.map(one, unknown)
+            return [next(hashed) if digest is None else digest for digest in known]
+
+    def _remembered(self, path: Path) -> str | None:
+        """The digest of a file that was read before and has not changed since."""
+        name = self._real.of(path)
+        known = self._known.get(name)
+        with contextlib.suppress(OSError):
+            if known is not None and known[0] == _stamp(name):
+                return known[1]
+        return None
 
     def _remember(self, line: str) -> None:
         try:

@@ -13,7 +13,7 @@ import itertools
 import json
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +69,7 @@ class Shelf:
         """See what others have published, dropped or set aside since."""
         names = list(self._store.list(self._folder))
         with self._lock:
-            for gone in self._packs.difference(names):
-                self._forget(gone)
+            self._forget(self._packs.difference(names))
             for name in names:
                 if name in self._packs:
                     continue
@@ -103,13 +102,13 @@ class Shelf:
         try:
             payload = self._store.get(place.pack, place.offset, place.length)
         except FileNotFoundError as error:
-            self._forget(place.pack)
+            self._forget({place.pack})
             raise DamagedRecord(
                 f"{self._store.url}/{place.pack} is gone",
                 hint="Run the same command again: it makes only that part anew",
             ) from error
         if len(payload) != place.length or hashlib.sha256(payload).hexdigest() != place.checksum:
-            self._forget(place.pack)
+            self._forget({place.pack})
             raise set_aside(self._store, place.pack)
         self.use([key])
         return Record(key=key, meta=place.meta, payload=payload)
@@ -157,7 +156,7 @@ class Shelf:
         for pack, places in kept.items():
             self._move(places)
             self._store.delete(pack)
-            self._forget(pack)
+        self._forget(packs)
         return sum(place.length for place in gone.values())
 
     def _move(self, places: dict[str, _Place]) -> None:
@@ -177,10 +176,11 @@ class Shelf:
         name = digest_of(sorted(keys))
         return f"{self._folder}/{name[:2]}/{name}.pack"
 
-    def _forget(self, pack: str) -> None:
+    def _forget(self, packs: Set[str]) -> None:
         with self._lock:
-            self._packs.discard(pack)
-            self._places = {k: p for k, p in self._places.items() if p.pack != pack}
+            if packs:
+                self._packs -= packs
+                self._places = {k: p for k, p in self._places.items() if p.pack not in packs}
 
 
 def _entry(record: Record) -> dict[str, Any]:

@@ -62,7 +62,10 @@ class Ledger:
         self.refused = Shelf(store, "failures", scopes.features)
         self.captions = Shelf(store, "captions", scopes.captions)
         self._waves = Shelf(store, "waves", scopes.captions)
-        self._indexes: dict[str, MediaIndex] = {}
+        self._indexes: dict[str, tuple[dict[str, Any], MediaIndex]] = {}
+        """Content digest → what the shelf said of it and what that means."""
+        self._tasks: dict[tuple[str, str], tuple[MediaIndex, list[Task]]] = {}
+        """(content digest, prompt) → the chunks that were found in it and the tasks of them."""
 
     def refresh(self) -> None:
         """See what the stages have published since."""
@@ -75,16 +78,16 @@ class Ledger:
             self.captions,
         ):
             shelf.refresh()
-        self._indexes.clear()
 
     def index(self, medium: Medium) -> MediaIndex | None:
         """What the frames stage found in a medium; None when it has not been there."""
         if medium.digest not in self.media:
             return None
-        if medium.digest not in self._indexes:
-            index = MediaIndex.from_json(self.media.meta(medium.digest))
-            self._indexes[medium.digest] = index
-        return self._indexes[medium.digest]
+        meta = self.media.meta(medium.digest)
+        known = self._indexes.get(medium.digest)
+        if known is None or known[0] is not meta:
+            known = self._indexes[medium.digest] = (meta, MediaIndex.from_json(meta))
+        return known[1]
 
     def failure(self, medium: Medium) -> dict[str, Any] | None:
         """Why a medium cannot be captioned, when that is known."""
@@ -104,12 +107,21 @@ class Ledger:
 
     def tasks(self, media: Iterable[Medium]) -> list[Task]:
         """Every chunk of the media whose chunks are known, in order."""
-        found = []
+        found: list[Task] = []
         for medium in media:
-            index = self.index(medium)
-            for chunk in index.chunks if index is not None else ():
-                found.append(self._task(medium, chunk))
+            found += self._tasks_of(medium)
         return found
+
+    def _tasks_of(self, medium: Medium) -> list[Task]:
+        index = self.index(medium)
+        if index is None:
+            return []
+        identity = (medium.digest, medium.prompt)
+        known = self._tasks.get(identity)
+        if known is None or known[0] is not index:
+            tasks = [self._task(medium, chunk) for chunk in index.chunks]
+            known = self._tasks[identity] = (index, tasks)
+        return known[1]
 
     def _task(self, medium: Medium, chunk: ChunkIndex) -> Task:
         scopes, place = self.scopes, (medium.digest, chunk.index)

@@ -2,6 +2,7 @@
 and without Prefect."""
 
 import contextlib
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:  # it imports torch
 
 KEY_OF = {"frames": "frames", "encode": "features", "decode": "caption"}
 """Stage → the field of a task that holds the key of what it makes."""
+WRITING_SHARE = 20
+"""Between waves the outputs, which are written whole, take one part in so many of a run's time."""
 REMAKES = 3
 """How often a wave is gone through again because a stored record was found damaged."""
 
@@ -59,6 +62,8 @@ class Sequence:
         self._job = job
         self._steps = steps
         self._record = record
+        self._write_at = 0.0
+        """When, on the monotonic clock, the outputs may be written again between waves."""
 
     def run(self) -> RunResult:
         """Bring every item to its caption; raises what stopped the run, after writing what is
@@ -116,7 +121,11 @@ class Sequence:
         for number, wave in enumerate(waves):
             following = waves[number + 1] if number + 1 < len(waves) else []
             self._wave(wave, following, decode)
-            write(not following)
+            if not following or time.monotonic() >= self._write_at:
+                started = time.monotonic()
+                write(not following)
+                took = time.monotonic() - started
+                self._write_at = started + WRITING_SHARE * took
 
     def _wave(
         self,

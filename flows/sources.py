@@ -5,9 +5,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from artifacts.captions import Failure
+from artifacts.paths import RealPaths
 from artifacts.schema import MediaKind
 
 IMAGE_SUFFIXES = frozenset(
@@ -79,7 +80,7 @@ class Selection:
     extensions: tuple[str, ...]
 
     def takes(self, name: str) -> bool:
-        suffix = PurePosixPath(name).suffix.lower()
+        suffix = os.path.splitext(name)[1].lower()
         if self.extensions:
             return suffix.lstrip(".") in {e.lower().lstrip(".") for e in self.extensions}
         return suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES
@@ -96,13 +97,14 @@ def find_media(
     found: list[MediaFile] = []
     failures: list[Failure] = []
     seen: set[tuple[str, str, str | None]] = set()
+    real = RealPaths()
     for source in sources:
         for result in _expand(source, source, selection):
             if isinstance(result, Failure):
                 failures.append(result)
                 continue
             prompt = result.prompt or (prompt_for(result.kind) if prompt_for else None)
-            identity = (os.path.realpath(result.path), result.media_path, prompt)
+            identity = (real.of(result.path), result.media_path, prompt)
             if identity not in seen:
                 seen.add(identity)
                 found.append(result)
@@ -134,17 +136,18 @@ def _expand(text: str, source: str, selection: Selection) -> Iterator[MediaFile 
 
 def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
     count = 0
-    for path in _walk(folder, selection.recursive):
-        if selection.takes(path.name):
+    for name in _walk(folder, selection.recursive):
+        if selection.takes(name):
             count += 1
-            yield _file(path, path.relative_to(folder).as_posix(), source)
+            yield _file(folder / name, name, source)
     if not count:
         hint = "Check the folder, or add --recursive" if not selection.recursive else "Check it"
         yield _failure(source, str(folder), "no-media", "no media file in this folder", hint)
 
 
-def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
-    """Files in name order; a folder that a link leads back to is entered once."""
+def _walk(folder: Path, recursive: bool) -> Iterator[str]:
+    """Files in name order, named from the folder on; a folder that a link leads back to is entered
+    once."""
     entered = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -153,9 +156,10 @@ def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
             continue
         entered.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
+        inside = place.removeprefix(str(folder)).lstrip("/")
         for name in sorted(files):
             if not name.startswith("."):
-                yield Path(place, name)
+                yield os.path.join(inside, name)
 
 
 def _listed(path: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:

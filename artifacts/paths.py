@@ -1,0 +1,20 @@
+"""Where paths lead once links are followed; knows nothing of what lies there."""
+
+import os
+from pathlib import Path
+
+
+class RealPaths:
+    """`os.path.realpath` for many files of few folders: each folder is walked down once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def of(self, path: str | Path) -> str:
+        """The path with every link in it followed."""
+        folder, name = os.path.split(os.path.abspath(path))
+        if not name or os.path.islink(path):
+            return os.path.realpath(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._folders[folder], name)

@@ -1,0 +1,79 @@
+"""Stages that publish tiny records at once, packed as the real ones pack theirs: what is left of a
+run's time is orchestration. Knows no model and opens no media file."""
+
+from dataclasses import asdict
+from typing import Any
+
+from artifacts.keys import item_key
+from artifacts.packs import Record, Shelf
+from artifacts.schema import ChunkIndex, MediaIndex
+from artifacts.store import open_store
+from flows.launch import DirectLauncher, Running, StageCall
+from stages.process.report import Report
+from stages.process.stage_process import Listener, StageProcess
+
+SIDE = 8
+"""Height and width of every picture, in pixels."""
+PACK_RECORDS = 64
+"""Pictures stored together, as by the real frames stage."""
+PAYLOAD = b"penstock" * 8
+
+
+def frames(job: dict[str, Any], report: Report) -> None:
+    """An index and one chunk of frames for each medium."""
+    store, scope = open_store(job["store"]), job["scope"]
+    frames, media = Shelf(store, "frames", scope), Shelf(store, "media", scope)
+    chunk = ChunkIndex(index=0, start=0.0, end=0.0, times=(0.0,), height=SIDE, width=SIDE)
+    index = MediaIndex(kind="image", height=SIDE, width=SIDE, duration=0.0, chunks=(chunk,))
+    told = job["media"]
+    report.total(len(told))
+    for at in range(0, len(told), PACK_RECORDS):
+        group = [medium["digest"] for medium in told[at : at + PACK_RECORDS]]
+        keys = [item_key(scope, digest, 0) for digest in group]
+        frames.publish([Record(key=key, meta=asdict(chunk), payload=PAYLOAD) for key in keys])
+        media.publish([Record(key=digest, meta=index.to_json()) for digest in group])
+        for key in keys:
+            report.item(key)
+
+
+def encode(job: dict[str, Any], report: Report) -> None:
+    """Features for each chunk, a pack a batch."""
+    Shelf(open_store(job["store"]), "frames", job["frames_scope"])
+    publish(job, "features", {"tokens": 4}, report)
+
+
+def decode(job: dict[str, Any], report: Report) -> None:
+    """A caption for each chunk, a pack a batch."""
+    Shelf(open_store(job["store"]), "features", job["features_scope"])
+    publish(job, "captions", {"caption": "a red square on grey", "tokens": 7}, report)
+
+
+def publish(job: dict[str, Any], kind: str, meta: dict[str, Any], report: Report) -> None:
+    shelf = Shelf(open_store(job["store"]), kind, job["scope"])
+    for batch in job["batches"]:
+        records = [Record(key=m["key"], meta=meta, payload=PAYLOAD) for m in batch]
+        for key in shelf.publish(records):
+            report.item(key, tokens=meta["tokens"])
+
+
+ENTRIES = {name: f"benchmarks._synthetic:{name}" for name in ("frames", "encode", "decode")}
+
+
+class SyntheticLauncher:
+    """Starts real processes, of the stages above."""
+
+    def __init__(self, listen: Listener, seconds: dict[str, float] | None = None) -> None:
+        self._listen = listen
+        self._direct = DirectLauncher(listen)
+
+    def start(self, call: StageCall) -> Running:
+        if call.name not in ENTRIES:
+            return self._direct.start(call)
+        return StageProcess(
+            call.name,
+            ENTRIES[call.name],
+            call.arguments,
+            device=call.device,
+            log=call.log,
+            listen=self._listen,
+        )

@@ -1,0 +1,148 @@
+"""What a run costs beside its stages' work: seconds and memory an item, and of a run with nothing
+to do; with real processes, store, ledger and outputs, and stages that compute nothing.
+
+    python benchmarks/orchestration.py [--items 10,1000,100000] [--waves 1] [--folder DIR]
+"""
+
+import argparse
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flows.sizes
+from benchmarks._synthetic import SIDE, SyntheticLauncher
+from flows.config import CaptionConfig
+from flows.display import Display
+from flows.run import caption
+
+ROOT = Path(__file__).resolve().parents[1]
+RERUN = 10_000
+"""Items of the run that is repeated with nothing to do."""
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """So many small pictures of different content, a thousand to a folder."""
+    pixels = zlib.compress(b"\0" * (SIDE + 1) * SIDE)
+    head = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 0, 0, 0, 0)
+    for number in range(count):
+        if number % 1000 == 0:
+            (folder / f"{number // 1000:03d}").mkdir(parents=True)
+        parts = [("IHDR", head), ("tEXt", b"n\0%d" % number), ("IDAT", pixels), ("IEND", b"")]
+        data = b"\x89PNG\r\n\x1a\n" + b"".join(_png_part(*part) for part in parts)
+        (folder / f"{number // 1000:03d}" / f"{number:06d}.png").write_bytes(data)
+
+
+def _png_part(name: str, data: bytes) -> bytes:
+    body = name.encode() + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def config_of(folder: Path) -> CaptionConfig:
+    return CaptionConfig(
+        sources=(str(folder / "pictures"),),
+        recursive=True,
+        model="demo",
+        out=str(folder / "out"),
+        store=str(folder / "store"),
+    )
+
+
+def measured(command: Sequence[str]) -> dict[str, Any]:
+    """A command's wall and CPU seconds without those of its children, and the most memory it had
+    resident, in bytes."""
+    started = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    seconds = time.monotonic() - started
+    cpu = usage.ru_utime + usage.ru_stime
+    return {"seconds": seconds, "cpu": cpu, "peak": usage.ru_maxrss << 10}
+
+
+def run_once(folder: Path, waves: int, items: int) -> None:
+    """The run that `measured` measures, in a process of its own."""
+    if waves > 1:
+        from flows.launch import DirectLauncher
+        from flows.prepare import prepare
+
+        job = prepare(config_of(folder), DirectLauncher(lambda *_: None))
+        each = flows.sizes.media_bytes(job)[0]
+        flows.sizes.LARGEST_WAVE = each * -(-items // waves)
+    result = caption(config_of(folder), Display(quiet=True), SyntheticLauncher)
+    assert result.captions == items, result
+
+
+def stage_seconds(folder: Path) -> dict[str, Any]:
+    """What the run's record says of its stages: seconds, and memory at the highest."""
+    stages = json.loads((folder / "out" / "run.json").read_text())["stages"]
+    return {stage["name"]: stage for stage in stages}
+
+
+def packs(folder: Path) -> tuple[int, int]:
+    """Files in the store and bytes in them."""
+    found = [path.stat().st_size for path in (folder / "store").rglob("*.pack")]
+    return len(found), sum(found)
+
+
+def describe_demo(folder: Path) -> None:
+    """One item, so that the model's card is in the store already."""
+    write_pictures(folder / "pictures", 1)
+    caption(config_of(folder), Display(quiet=True), SyntheticLauncher)
+
+
+def measure(folder: Path, items: int, waves: int, card: Path) -> dict[str, Any]:
+    write_pictures(folder / "pictures", items)
+    subprocess.run(["cp", "-r", str(card / "store"), str(folder / "store")], check=True)
+    own = [sys.executable, "-m", "benchmarks.orchestration", "--run", str(folder)]
+    row = measured([*own, "--waves", str(waves), "--items", str(items)])
+    row["stages"] = stage_seconds(folder)
+    row["packs"], row["bytes"] = packs(folder)
+    penstock = [sys.executable, "-m", "flows.cli.main", "caption", str(folder / "pictures")]
+    where = ["--out", str(folder / "out"), "--store", str(folder / "store")]
+    row["rerun"] = measured([*penstock, "--recursive", "--model", "demo", "--quiet", *where])
+    return row
+
+
+def tell(items: int, waves: int, row: dict[str, Any]) -> None:
+    stages = sum(stage["seconds"] for stage in row["stages"].values())
+    again = row["rerun"]
+    print(
+        f"{items:7d} items {waves:3d} waves  {row['seconds']:7.1f} s wall "
+        f"{1000 * row['seconds'] / items:8.2f} ms/item   parent {row['cpu']:6.1f} s cpu "
+        f"{1000 * row['cpu'] / items:8.3f} ms/item  peak {row['peak'] / 1e6:6.0f} MB   "
+        f"stages {stages:6.1f} s   {row['packs']} packs {row['bytes'] / 1e6:.0f} MB   "
+        f"rerun {again['seconds']:.2f} s wall {again['cpu']:.2f} s cpu "
+        f"{again['peak'] / 1e6:.0f} MB",
+        flush=True,
+    )
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--items", default="10,1000,10000,100000")
+    options.add_argument("--waves", type=int, default=1)
+    options.add_argument("--folder", type=Path, help="on the disk to be measured [a temporary one]")
+    options.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    given = options.parse_args()
+    counts = [int(count) for count in given.items.split(",")]
+    if given.run:
+        run_once(given.run, given.waves, counts[0])
+        return
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        card = Path(name) / "card"
+        describe_demo(card)
+        for items in counts:
+            tell(items, given.waves, measure(Path(name) / str(items), items, given.waves, card))
+
+
+if __name__ == "__main__":
+    main()
