@@ -58,6 +58,13 @@ def main() -> int:
     if given.families:
         print("\n".join(line(row) for row in rows))
         return 0
+    return write_page(rows)
+
+
+def write_page(rows: list[dict[str, Any]]) -> int:
+    """The table of these rows and of all families that have no tiny model."""
+    import transformers
+
     rows += unbuilt_rows({row["model_type"] for row in rows})
     rows.sort(key=lambda row: str(row["family"]).lower())
     counts = {kind: sum(row["result"] == kind for row in rows) for kind in RESULTS}
@@ -135,7 +142,7 @@ def unbuilt_rows(known: set[str]) -> list[dict[str, Any]]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     from artifacts.errors import PenstockError
-    from stages.models.routes import choose_route
+    from stages.models.routes import choose_route, refuse
 
     rows = []
     mapping: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -144,6 +151,7 @@ def unbuilt_rows(known: set[str]) -> list[dict[str, Any]]:
             continue
         row = {"family": config.model_type, "model_type": config.model_type, "loaded": (0, 0, 0)}
         try:
+            refuse(cls)
             with torch.device("meta"):
                 choice = choose_route(cls(config()))
             row |= {"result": choice.route, "route": choice.route, "note": choice.why}

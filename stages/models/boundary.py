@@ -8,19 +8,20 @@ that lies outside O. Where the decoder is not strictly inside O, the vision half
 methods name of O's parts, and the language half all the rest.
 """
 
-import inspect
 from collections.abc import Iterable, Iterator
-from types import CodeType
 from typing import Any, Literal
 
 from torch import nn
 
 from artifacts.errors import UsageError
 from stages.models.absent import Absent, AbsentWeight, NeedsWeights
+from stages.models.bytecode import called_in, names_in, reached
 
 Half = Literal["vision", "language"]
 Part = Literal["vision", "language", "whole"]
 HALVES: tuple[Half, Half] = ("vision", "language")
+ENCODERS = ("get_image_features", "get_video_features")
+"""The methods by which a model makes features of pixels."""
 
 
 def absent_paths(model: nn.Module, keep: Part, pieces: Iterable[str] = ()) -> list[str]:
@@ -123,27 +124,33 @@ def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
     return [half for half in HALVES if not any(_within(path, p) for p in halves[half])]
 
 
-def names_in(function: Any) -> set[str]:
-    """Names of attributes and globals that a function's code refers to."""
-    codes, found = [inspect.unwrap(function).__code__], set[str]()
-    while codes:
-        code = codes.pop()
-        found |= set(code.co_names)
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return found
+def pieces_called(model: nn.Module, keep: Half) -> tuple[str, ...]:
+    """Paths of what the half's own code calls of the other half: a projector that is applied where
+    features are read, the embeddings where features are made of codes."""
+    owner = _owner(model)
+    cls = type(model.get_submodule(owner))
+    left_out = _absent_paths(model, keep)
+    if keep == "vision":
+        called = reached(cls, ENCODERS, called_in)
+        embeddings = _path_of(model, _call(model, "get_input_embeddings"))
+        found = [embeddings] if embeddings and "get_input_embeddings" in called else []
+        found = [path for path in found if any(_within(path, p) for p in left_out)]
+    else:
+        called = reached(cls, ["forward"], called_in, ENCODERS)
+        called |= reached(type(model), ["forward"], called_in, ENCODERS)
+        found = []
+    return tuple([*found, *(unit for unit in left_out if _called_part(owner, unit) in called)])
+
+
+def _called_part(owner: str, path: str) -> str:
+    """The name of O's part at a path; nothing for what lies elsewhere."""
+    name = path.removeprefix(_join(owner, "") if owner else "")
+    return "" if "." in name or (name == path and owner) else name
 
 
 def _named_by_encoders(owner: nn.Module) -> set[str]:
     """O's parts that its methods for features name, also by way of other methods of its class."""
-    units, cls = set(_unit_names(owner)), type(owner)
-    todo = {f"get_{kind}_features" for kind in ("image", "video")}
-    seen, found = set[str](), set[str]()
-    while todo := {name for name in todo - seen if inspect.isfunction(getattr(cls, name, None))}:
-        seen |= todo
-        names = set[str]().union(*(names_in(getattr(cls, name)) for name in todo))
-        found |= names & units
-        todo = {name for name in names if name in vars(cls)}
-    return found
+    return reached(type(owner), ENCODERS, names_in) & set(_unit_names(owner))
 
 
 def _outside(model: nn.Module, owner: str) -> Iterator[str]:

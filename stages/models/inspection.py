@@ -1,6 +1,7 @@
 """Finds out what a model is from its configuration, its processor and the headers of its files;
 reads no weights, and downloads none."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Modality
 from stages.models.attention import attention_of_half, supports_flash
-from stages.models.boundary import HALVES, Half, Part, absent_paths, belongs_to
+from stages.models.boundary import HALVES, Half, Part, absent_paths, belongs_to, pieces_called
 from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.models.fit import Probe, probe
 from stages.models.halves import config_and_class, one_line, refuse_pickle, skeleton_of
@@ -100,7 +101,8 @@ def _try_processor(processor: Any, folder: Path) -> None:
 
 
 def _halves(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:
-    absent: dict[Half, list[str]] = {half: absent_paths(skeleton, half) for half in HALVES}
+    pieces = {half: pieces_called(skeleton, half) for half in HALVES}
+    absent = {half: absent_paths(skeleton, half, pieces[half]) for half in HALVES}
     held: dict[Half, list[Weight]] = {half: [] for half in HALVES}
     weights = weights_of(skeleton, headers)
     check_stored(skeleton.config, {weight.kind for weight in weights if weight.kind})
@@ -112,7 +114,10 @@ def _halves(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:
             f"the checkpoint of this {type(skeleton).__name__} holds no weights of a vision half",
             hint="Choose the whole vision-language checkpoint, not its text part",
         )
-    return {half: _half_card(skeleton, half, found) for half, found in held.items()}
+    return {
+        half: replace(_half_card(skeleton, half, found), pieces=pieces[half])
+        for half, found in held.items()
+    }
 
 
 def _undivided(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:

@@ -16,7 +16,8 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from artifacts.schema import Route
-from stages.models.boundary import names_in, owner_path, reader_path
+from stages.models.boundary import owner_path, reader_path
+from stages.models.bytecode import names_in
 
 MODALITIES = ("image", "video")
 PIXELS = (
@@ -52,7 +53,7 @@ def choose_route(model: Any) -> Choice:
     """How `model`, which may be a skeleton, is run. Raises UsageError for one that captions no
     pictures."""
     name = type(model).__name__
-    _refuse(model)
+    refuse(type(model))
     if not any(True for _ in encoders(model)):
         return Choice(route="joint", why=f"{name} has no get_image_features or get_video_features")
     stock = not overrides_generate(model)
@@ -95,15 +96,18 @@ def overrides_generate(model: Any) -> bool:
     return getattr(type(model), "generate", None) is not GenerationMixin.generate
 
 
-def _refuse(model: Any) -> None:
-    if not model.can_generate():
+def refuse(cls: Any) -> None:
+    """Raises UsageError for a class of models that caption no pictures."""
+    from transformers import GenerationMixin
+
+    if not issubclass(cls, GenerationMixin):
         raise UsageError(
-            f"{type(model).__name__} does not write text",
+            f"{cls.__name__} does not write text token by token",
             hint="Choose a model that captions pictures, such as SmolVLM2 or Qwen2.5-VL",
         )
-    if not set(MODALITIES) & set(model.input_modalities):
+    if not set(MODALITIES) & set(cls.input_modalities):
         raise UsageError(
-            f"{type(model).__name__} takes no pictures: it has no vision half",
+            f"{cls.__name__} takes no pictures: it has no vision half",
             hint="Choose a model of the image-text-to-text kind, such as SmolVLM2 or Qwen2.5-VL",
         )
 

@@ -12,7 +12,7 @@ import torch
 
 from artifacts.errors import PenstockError
 from artifacts.tensors import pack_tree, unpack_tree
-from stages.models.boundary import HALVES, Half
+from stages.models.boundary import HALVES, Half, pieces_called
 from stages.models.delivery import PIXELS, generate
 from stages.models.features import Features, encode, is_pixels, placeholder_ids
 from stages.models.halves import config_and_class, load_half, skeleton_of
@@ -46,6 +46,8 @@ class Verdict:
     """`exact`, `joint`, `differs` or `refused: …`."""
     pieces: tuple[str, ...] = ()
     """What a half turned out to need of the other."""
+    foreseen: tuple[str, ...] = ()
+    """What the classes say that a half needs of the other."""
     by_row: bool = True
     """Whether a batch's features say which row they belong to."""
     loaded: tuple[int, int, int] = (0, 0, 0)
@@ -58,7 +60,8 @@ def judge(variant: str, folder: Path) -> Verdict:
     model, inputs = FAMILIES[variant]()
     model.save_pretrained(folder)
     config, cls = config_and_class(folder, trusted=False)
-    choice = choose_route(skeleton_of(config, cls))
+    skeleton = skeleton_of(config, cls)
+    choice = choose_route(skeleton)
     facts: dict[str, Any] = {
         "variant": variant,
         "model_type": config.model_type,
@@ -73,6 +76,7 @@ def judge(variant: str, folder: Path) -> Verdict:
         given = Features({PIXELS: {n: v for n, v in inputs.items() if is_pixels(n)}})
         same = _equal(generate(whole, inputs, given, **GREEDY), wanted)
         return Verdict(**facts, result="joint" if same else "differs")
+    facts["foreseen"] = tuple(p for half in HALVES for p in pieces_called(skeleton, half))
     try:
         return _staged(folder, inputs, wanted, facts, size(whole))
     except PenstockError as error:
