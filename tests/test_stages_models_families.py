@@ -1,6 +1,7 @@
 """Every family that transformers has: in halves it says what it says as a whole, or it is known why
 not. No family is named in the program."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.absent import NeedsWeights
 from stages.models.delivery import generate
 from stages.models.features import Features, encode
@@ -105,6 +106,17 @@ def test_a_piece_that_was_not_loaded_is_named(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(NeedsWeights, match=r"model\.text_model\.embed_tokens"):
         encode(load_half(tmp_path, "vision"), inputs)
+
+
+def test_a_tower_that_the_installed_package_lacks_is_told_in_one_line(tmp_path: Path) -> None:
+    model, _ = FAMILIES["perception_lm"]()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"]["architecture"] = "vit_of_another_time"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EnvironmentFault, match="needs a package") as caught:
+        load_half(tmp_path, "vision")
+    assert "timm" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

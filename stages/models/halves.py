@@ -40,7 +40,7 @@ def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **opt
     if (stored := options.pop("stored_quantization", None)) is not None:
         config.quantization_config = stored
     options.setdefault("use_safetensors", None if trusted else True)
-    with _whole_weights(folder), weights_here(folder) as there:
+    with _whole_weights(folder), _with_packages(cls), weights_here(folder) as there:
         model, found = half_class(cls, keep, tuple(pieces)).from_pretrained(
             there, config=config, output_loading_info=True, **options
         )
@@ -78,6 +78,22 @@ def _whole_weights(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def _with_packages(cls: type[Any]) -> Iterator[None]:
+    """Turns what a model raises for want of a package into one line; what is said of attention is
+    told by who chose it."""
+    try:
+        yield
+    except ImportError as error:
+        if "ttention" in str(error) or "flash" in str(error):
+            raise
+        raise EnvironmentFault(
+            f"{cls.__name__} needs a package that is not installed, or a newer one: "
+            f"{one_line(error)}",
+            hint="Install it, and run the same command again",
+        ) from error
+
+
 def _named(part: Part) -> str:
     return "model" if part == "whole" else f"{part} half"
 
@@ -110,7 +126,7 @@ def config_and_class(folder: Path, trusted: bool) -> tuple[Any, type[Any]]:
 
 def skeleton_of(config: Any, cls: type[Any]) -> Any:
     """The whole model without storage."""
-    with torch.device("meta"):
+    with torch.device("meta"), _with_packages(cls):
         return cls(config)
 
 
