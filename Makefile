@@ -1,10 +1,11 @@
 # What the README tells people to call. Everything runs in .venv, which scripts/setup makes.
 PYTEST ?= .venv/bin/pytest -q
 
-.PHONY: help setup demo test test-slow check models bench wheel lock clean distclean
+.PHONY: help setup demo server worker test test-slow check models bench wheel lock clean distclean
 
 help:
 	@echo "make demo       captions the demo clips through the whole pipeline"
+	@echo "make server     runs a Prefect server on 127.0.0.1; make worker deploys and runs a worker"
 	@echo "make test       runs the tests (make test-slow: those that take minutes)"
 	@echo "make check      format, lint, types, layers and tests"
 	@echo "make models     judges every family in halves and writes docs/models.md"
@@ -18,6 +19,12 @@ setup:
 
 demo: setup
 	@.venv/bin/penstock demo
+
+server: setup
+	@exec scripts/server
+
+worker: setup
+	@exec scripts/worker
 
 test: setup
 	@$(PYTEST)

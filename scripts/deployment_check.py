@@ -1,199 +1,93 @@
 """Shows that a deployment makes the very bytes that the plain command makes: starts a Prefect
 server, a worker and all that belongs to them, compares, and leaves nothing behind.
 
-    python scripts/deployment_check.py [--clips FOLDER]
+    python scripts/deployment_check.py [--clips FOLDER] [--postgres | --database URL]
 """
 
 import argparse
+import contextlib
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+import demo
+from scripts.prefect_stack import CheckFailed, Stack, prefect_stack
+from scripts.throwaway_postgres import throwaway_postgres
+
+DEPLOYMENT = "caption-videos/batch"
 COMPARED = ("*.jsonl", "*.txt", "*.vtt")
-RUN_SECONDS = 900
-STOP_SECONDS = 10
-MARK = "PENSTOCK_DEPLOYMENT_CHECK"
-"""In the environment of every process of this check, so that none outlives it."""
+REFUSED: tuple[dict[str, Any], ...] = (
+    {"sources": []},
+    {"sources": ["a.mp4"], "fsp": 2},
+    {"sources": ["a.mp4"], "precision": "int9"},
+    {"sources": ["a.mp4"], "shots": "often"},
+)
 
 
-class CheckFailed(Exception):
-    """What was found is not what was promised."""
+def check(stack: Stack, clips: Path) -> None:
+    """Every step, in order. Raises CheckFailed."""
+    stack.serve()
+    stack.work()
+    for config in REFUSED:
+        refuses(stack, config)
+    deployed = stack.folder / "deployed"
+    stack.run(DEPLOYMENT, caption_config(clips, deployed, stack.folder / "deployed-store"))
+    if not all(items(deployed).values()):
+        raise CheckFailed(f"the deployment run says that it made {items(deployed)}")
+    plain = plain_run(stack, clips)
+    compare(stack, deployed, plain)
+    stack.run(DEPLOYMENT, caption_config(clips, deployed, stack.folder / "deployed-store"))
+    if any(items(deployed).values()):
+        raise CheckFailed(f"a second deployment run did work again: {items(deployed)}")
+    stack.say("a second deployment run did no stage work")
+    compare(stack, deployed, plain)
 
 
-class Check:
-    """A server, a pool, a worker and the runs on them, in one temporary folder."""
+def refuses(stack: Stack, config: Mapping[str, Any]) -> None:
+    """Bad parameters make no run. Raises CheckFailed."""
+    before = len(stack.flow_runs("caption-videos"))
+    if stack.submit(DEPLOYMENT, config) or len(stack.flow_runs("caption-videos")) != before:
+        raise CheckFailed(f"{config} was taken for good parameters")
+    stack.say(f"{json.dumps(config)} was refused before a run")
 
-    def __init__(self, folder: Path, clips: Path) -> None:
-        self._folder = folder
-        self._clips = clips
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self._api = f"http://127.0.0.1:{self._port}/api"
-        self._started = time.monotonic()
 
-    def run(self) -> None:
-        """Every step, in order. Raises CheckFailed."""
-        self.serve()
-        self.prefect("work-pool", "create", "gpu", "--type", "process")
-        self.say("made the work pool gpu")
-        self.prefect("--no-prompt", "deploy", "--all")
-        self.say("deployed caption-videos/batch from prefect.yaml")
-        self.start("worker", "worker", "start", "--pool", "gpu", "--type", "process", "--limit=1")
-        self.say("started a worker")
-        self.refuses({"sources": []})
-        self.refuses({"sources": ["a.mp4"], "fsp": 2})
-        deployed = self.deployment_run()
-        if not all(items(deployed).values()):
-            raise CheckFailed(f"the deployment run says that it made {items(deployed)}")
-        plain = self.plain_run()
-        self.compare(deployed, plain)
-        again = items(self.deployment_run())
-        if any(again.values()):
-            raise CheckFailed(f"a second deployment run did work again: {again}")
-        self.say("a second deployment run did no stage work")
-        self.compare(deployed, plain)
+def caption_config(clips: Path, out: Path, store: Path) -> dict[str, Any]:
+    return {
+        "sources": [str(clips)],
+        "model": "demo",
+        "out": str(out),
+        "store": str(store),
+        "format": ["txt", "vtt"],
+    }
 
-    def serve(self) -> None:
-        """Start the server and wait for it."""
-        from flows.prefect_server import START_SECONDS, answers
 
-        where = ("--host", "127.0.0.1", "--port", str(self._port))
-        server = self.start("server", "server", "start", *where)
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(self._api):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise CheckFailed(f"the server did not start\n{self.log_end('server')}")
-            time.sleep(0.2)
-        self.say(f"started a Prefect server on port {self._port}")
+def plain_run(stack: Stack, clips: Path) -> Path:
+    """The plain command on the same clips, with a store of its own; returns its folder."""
+    out = stack.folder / "plain"
+    config = caption_config(clips, out, stack.folder / "plain-store")
+    before = time.monotonic()
+    options = [f"--{name}={config[name]}" for name in ("model", "out", "store")]
+    options.append(f"--format={','.join(config['format'])}")
+    env = {k: v for k, v in stack.environment().items() if k != "PREFECT_API_URL"}
+    stack.call("flows.cli.main", "caption", *config["sources"], *options, env=env)
+    stack.say(f"plain command in {time.monotonic() - before:.0f} s")
+    return out
 
-    def refuses(self, config: Mapping[str, Any]) -> None:
-        """Bad parameters make no run."""
-        before = len(self.flow_runs())
-        code = self.prefect(*self.submit(config), check=False)
-        if code == 0 or len(self.flow_runs()) != before:
-            raise CheckFailed(f"{config} was taken for good parameters")
-        self.say(f"{json.dumps(config)} was refused before a run")
 
-    def deployment_run(self) -> Path:
-        """A run of the deployment on the clips, awaited; returns its folder of outputs."""
-        out = self._folder / "deployed"
-        before = time.monotonic()
-        config = self.config(out, store="deployed-store")
-        watch = ("--watch", "--watch-timeout", str(RUN_SECONDS))
-        self.prefect(*self.submit(config), *watch, check=False)
-        state = self.flow_runs()[0]["state"]
-        if state["type"] != "COMPLETED":
-            raise CheckFailed(
-                f"the flow run is {state['name']}: {state['message']}\n{self.log_end('worker')}"
-            )
-        seconds = time.monotonic() - before
-        self.say(f"deployment run {state['name']} in {seconds:.0f} s: {state['message']}")
-        return out
-
-    def plain_run(self) -> Path:
-        """The plain command on the same clips, with a store of its own."""
-        out = self._folder / "plain"
-        config = self.config(out, store="plain-store")
-        before = time.monotonic()
-        options = [f"--{name}={config[name]}" for name in ("model", "out", "store")]
-        options.append(f"--format={','.join(config['format'])}")
-        env = {k: v for k, v in self.environment().items() if k != "PREFECT_API_URL"}
-        self.call("flows.cli.main", "caption", *config["sources"], *options, env=env)
-        self.say(f"plain command in {time.monotonic() - before:.0f} s")
-        return out
-
-    def config(self, out: Path, store: str) -> dict[str, Any]:
-        return {
-            "sources": [str(self._clips)],
-            "model": "demo",
-            "out": str(out),
-            "store": str(self._folder / store),
-            "format": ["txt", "vtt"],
-        }
-
-    def submit(self, config: Mapping[str, Any]) -> list[str]:
-        value = f"config={json.dumps(config)}"
-        return ["deployment", "run", "caption-videos/batch", "--param", value]
-
-    def compare(self, deployed: Path, plain: Path) -> None:
-        """The same files with the same bytes. Raises CheckFailed."""
-        found = [{p.name: p.read_bytes() for p in outputs(out)} for out in (deployed, plain)]
-        if not found[1]["captions.jsonl"]:
-            raise CheckFailed("the plain command captioned nothing")
-        names = sorted({*found[0], *found[1]})
-        differing = [name for name in names if found[0].get(name) != found[1].get(name)]
-        if differing:
-            raise CheckFailed(f"these files differ: {', '.join(differing)}")
-        total = sum(map(len, found[1].values()))
-        self.say(f"{len(found[1])} files, {total} bytes: equal")
-
-    def flow_runs(self) -> list[dict[str, Any]]:
-        """All runs, the newest first."""
-        request = urllib.request.Request(
-            f"{self._api}/flow_runs/filter",
-            data=json.dumps({"sort": "START_TIME_DESC"}).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            runs: list[dict[str, Any]] = json.load(answer)
-        return runs
-
-    def prefect(self, *arguments: str, check: bool = True) -> int:
-        return self.call("prefect", *arguments, env=self.environment(), check=check)
-
-    def call(self, module: str, *arguments: str, env: Mapping[str, str], check: bool = True) -> int:
-        """Run to the end. Raises CheckFailed with what it printed."""
-        command = [sys.executable, "-m", module, *arguments]
-        done = subprocess.run(
-            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
-        )
-        if check and done.returncode != 0:
-            raise CheckFailed(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-        return done.returncode
-
-    def start(self, name: str, *arguments: str) -> "subprocess.Popen[bytes]":
-        """A process that stays until the end, with a log."""
-        with (self._folder / f"{name}.log").open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "prefect", *arguments],
-                cwd=ROOT,
-                env=self.environment(),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def environment(self) -> dict[str, str]:
-        """Ours, with a Prefect that knows nothing of the user's and reports to nobody."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-        return {
-            **kept,
-            MARK: str(self._folder),
-            "PREFECT_HOME": str(self._folder / "prefect"),
-            "PREFECT_API_URL": self._api,
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_WORKER_QUERY_SECONDS": "2",
-            "DO_NOT_TRACK": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]),
-        }
-
-    def log_end(self, name: str) -> str:
-        return (self._folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")[-3000:]
-
-    def say(self, text: str) -> None:
-        print(f"{time.monotonic() - self._started:5.0f} s  {text}", flush=True)
+def compare(stack: Stack, deployed: Path, plain: Path) -> None:
+    """The same files with the same bytes. Raises CheckFailed."""
+    found = [{p.name: p.read_bytes() for p in outputs(out)} for out in (deployed, plain)]
+    if not found[1]["captions.jsonl"]:
+        raise CheckFailed("the plain command captioned nothing")
+    names = sorted({*found[0], *found[1]})
+    differing = [name for name in names if found[0].get(name) != found[1].get(name)]
+    if differing:
+        raise CheckFailed(f"these files differ: {', '.join(differing)}")
+    total = sum(map(len, found[1].values()))
+    stack.say(f"{len(found[1])} files, {total} bytes: equal")
 
 
 def outputs(out: Path) -> list[Path]:
@@ -207,48 +101,23 @@ def items(out: Path) -> dict[str, int]:
     return {stage["name"]: stage["items"] for stage in record["stages"]}
 
 
-def stop_all(folder: Path) -> None:
-    """End every process of this check, asked first."""
-    deadline = time.monotonic() + STOP_SECONDS
-    while running := marked(folder):
-        late = time.monotonic() > deadline
-        for pid in running:
-            try:
-                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-            except ProcessLookupError:
-                continue
-        time.sleep(0.5)
-
-
-def marked(folder: Path) -> list[int]:
-    mark = f"{MARK}={folder}".encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if mark in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
-
-
 def main() -> int:
     """0 when the flow run completed and every byte is equal."""
-    sys.path.insert(0, str(ROOT))
-    import demo
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=Path, default=demo.CLIPS, help="folder [the demo's]")
-    clips = parser.parse_args().clips.absolute()
-    folder = Path(tempfile.mkdtemp(prefix="penstock-deployment-"))
+    database = parser.add_mutually_exclusive_group()
+    database.add_argument("--database", default="", help="postgresql+asyncpg://… [SQLite]")
+    database.add_argument(
+        "--postgres", action="store_true", help="on a Postgres that is started for the check"
+    )
+    given = parser.parse_args()
     try:
-        Check(folder, clips).run()
+        with contextlib.ExitStack() as stack:
+            url = stack.enter_context(throwaway_postgres()) if given.postgres else given.database
+            check(stack.enter_context(prefect_stack(url)), given.clips.absolute())
     except CheckFailed as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
-    finally:
-        stop_all(folder)
-        shutil.rmtree(folder, ignore_errors=True)
     print("the deployment makes the same bytes as the plain command")
     return 0
 

@@ -1,4 +1,5 @@
-"""A deployment on a real server and worker makes the bytes of the plain command."""
+"""Deployments on a real server and worker: the bytes of the plain command, and the documented
+commands as they stand. Slow, all of them."""
 
 import subprocess
 import sys
@@ -6,28 +7,30 @@ from pathlib import Path
 
 import pytest
 
+from scripts.prefect_stack import MARK
+from scripts.throwaway_postgres import postgres_programs
+
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_deployment_makes_the_plain_commands_bytes() -> None:
+def script(name: str, *options: str) -> str:
+    """What the script printed; it must succeed and leave no process behind."""
     done = subprocess.run(
-        [sys.executable, "scripts/deployment_check.py"],
+        [sys.executable, f"scripts/{name}", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "deployment run Completed" in done.stdout
-    assert "a second deployment run did no stage work" in done.stdout
     left = [
         path.parent.name
         for path in Path("/proc").glob("[0-9]*/environ")
-        if b"PENSTOCK_DEPLOYMENT_CHECK=" in environment(path)
+        if f"{MARK}=".encode() in environment(path)
     ]
     assert left == []
+    return done.stdout
 
 
 def environment(path: Path) -> bytes:
@@ -35,3 +38,21 @@ def environment(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+def test_the_deployment_makes_the_plain_commands_bytes() -> None:
+    told = script("deployment_check.py")
+    assert "is Completed: 12 captions" in told
+    assert "a second deployment run did no stage work" in told
+
+
+@pytest.mark.skipif(postgres_programs() is None, reason="Postgres is not installed")
+def test_the_deployment_makes_the_same_bytes_on_postgres() -> None:
+    assert "a second deployment run did no stage work" in script(
+        "deployment_check.py", "--postgres"
+    )
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone")
+def test_the_documented_commands_work_in_a_fresh_clone() -> None:
+    assert "docs/deploy/README.md works as it stands" in script("follow_docs.py")

@@ -1,0 +1,229 @@
+"""A Prefect server and a worker of one's own, started by the commands that people are told, for the
+scripts that look at what happens on them; leaves nothing behind and knows nothing of captions.
+
+    with prefect_stack() as stack:
+        stack.serve()
+        stack.work()
+        run = stack.run("caption-videos/batch", config)
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.prefect_server import answers
+
+ROOT = Path(__file__).resolve().parent.parent
+MARK = "PENSTOCK_PREFECT_STACK"
+"""In the environment of every process of a stack, so that none outlives it."""
+WORKER_STARTED = "started!"
+"""Ends the line that a worker prints when it begins to take runs."""
+START_SECONDS = 300
+RUN_SECONDS = 900
+STOP_SECONDS = 10
+
+
+class CheckFailed(Exception):
+    """What was found is not what was promised."""
+
+
+class Stack:
+    """A server, a worker and the runs on them, in one folder. All methods raise CheckFailed."""
+
+    def __init__(self, folder: Path, *, database: str = "", root: Path = ROOT) -> None:
+        self.folder = folder
+        self.root = root
+        """The clone whose commands and flows are used."""
+        self.port = free_port()
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        self._database = database
+        self._began = time.monotonic()
+
+    def serve(self) -> "subprocess.Popen[bytes]":
+        """`make server`, until it answers; again on the same port and database, if called again."""
+        server = self.start("server", str(self.root / "scripts/server"))
+        self.wait_up(server, "server", lambda: answers(self.api))
+        self.say(f"started a Prefect server on port {self.port}")
+        return server
+
+    def work(self) -> "subprocess.Popen[bytes]":
+        """`make worker`, until it takes runs: the pool, the deployments, the automation."""
+        log = self.folder / "worker.log"
+        before = log.stat().st_size if log.exists() else 0
+        worker = self.start("worker", str(self.root / "scripts/worker"))
+        started = WORKER_STARTED.encode()
+        self.wait_up(worker, "worker", lambda: started in log.read_bytes()[before:])
+        self.say("deployed what prefect.yaml names and started a worker")
+        return worker
+
+    def wait_up(
+        self, process: "subprocess.Popen[bytes]", name: str, up: Callable[[], bool]
+    ) -> None:
+        """Until something is so, or the process has ended before it was."""
+        deadline = time.monotonic() + START_SECONDS
+        while not up():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise CheckFailed(f"the {name} did not start\n{self.log_end(name)}")
+            time.sleep(0.2)
+
+    def submit(self, deployment: str, config: Mapping[str, Any]) -> bool:
+        """Ask for a run; whether that was taken."""
+        value = f"config={json.dumps(config)}"
+        return self.prefect("deployment", "run", deployment, "--param", value, check=False) == 0
+
+    def run(self, deployment: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A run of the deployment, awaited; it must complete."""
+        before = time.monotonic()
+        known = {run["id"] for run in self.flow_runs()}
+        if not self.submit(deployment, config):
+            raise CheckFailed(f"{deployment} does not take {config}")
+        (new,) = [run["id"] for run in self.flow_runs() if run["id"] not in known]
+        run = self.ended(new)
+        if run["state"]["type"] != "COMPLETED":
+            raise CheckFailed(f"{described(run)}\n{self.log_end('worker')}")
+        self.say(f"{deployment}: {described(run)} in {time.monotonic() - before:.0f} s")
+        return run
+
+    def ended(self, run_id: str, seconds: float = RUN_SECONDS) -> dict[str, Any]:
+        """The flow run once it is over."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            run: dict[str, Any] = self.ask("GET", f"/flow_runs/{run_id}")
+            if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                return run
+            time.sleep(1)
+        raise CheckFailed(f"{described(run)} after {seconds:.0f} s\n{self.log_end('worker')}")
+
+    def flow_runs(self, flow: str | None = None) -> list[dict[str, Any]]:
+        """Runs of a flow, or all, in the order that they were started in."""
+        wanted = {"flows": {"name": {"any_": [flow]}}} if flow else {}
+        runs: list[dict[str, Any]] = self.ask(
+            "POST", "/flow_runs/filter", {**wanted, "sort": "START_TIME_ASC"}
+        )
+        return runs
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """One request to the server's API."""
+        request = urllib.request.Request(
+            self.api + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def prefect(self, *arguments: str, check: bool = True) -> int:
+        """The command `prefect` on this server; returns its exit code."""
+        return self.call("prefect", *arguments, env=self.environment(), check=check)
+
+    def call(self, module: str, *arguments: str, env: Mapping[str, str], check: bool = True) -> int:
+        """Run a module to its end."""
+        command = [sys.executable, "-m", module, *arguments]
+        done = subprocess.run(
+            command, cwd=self.root, env=env, capture_output=True, text=True, check=False
+        )
+        if check and done.returncode != 0:
+            raise CheckFailed(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        return done.returncode
+
+    def start(
+        self, name: str, *command: str, env: Mapping[str, str] | None = None
+    ) -> "subprocess.Popen[bytes]":
+        """A process that stays, with a log."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=env or self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def environment(self) -> dict[str, str]:
+        """Ours, with a Prefect that knows nothing of the user's and reports to nobody."""
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith("PREFECT_") and k != "PENSTOCK_DATABASE"
+        }
+        more = {"PENSTOCK_DATABASE": self._database} if self._database else {}
+        return {
+            **kept,
+            **more,
+            MARK: str(self.folder),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")]),
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_API_URL": self.api,
+            "PREFECT_SERVER_API_PORT": str(self.port),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "DO_NOT_TRACK": "1",
+            "PYTHONPATH": os.pathsep.join(
+                [str(self.root), *filter(None, [kept.get("PYTHONPATH")])]
+            ),
+        }
+
+    def log_end(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")[-3000:]
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self._began:5.0f} s  {text}", flush=True)
+
+
+@contextlib.contextmanager
+def prefect_stack(database: str = "", root: Path = ROOT) -> Iterator[Stack]:
+    """A stack in a temporary folder; at the end every process of it is gone, and the folder."""
+    folder = Path(tempfile.mkdtemp(prefix="penstock-stack-"))
+    try:
+        yield Stack(folder, database=database, root=root)
+    finally:
+        stop_all(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def described(run: Mapping[str, Any]) -> str:
+    return f"{run['name']} is {run['state']['name']}: {run['state']['message']}"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def stop_all(folder: Path) -> None:
+    """End every process of a stack, asked first."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while running := marked(folder):
+        late = time.monotonic() > deadline
+        for pid in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+        time.sleep(0.5)
+
+
+def marked(folder: Path) -> list[int]:
+    """The processes of a stack."""
+    mark = f"{MARK}={folder}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found

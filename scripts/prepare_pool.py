@@ -1,0 +1,122 @@
+"""Gives a Prefect server what the deployments stand on: the work pool `gpu`, and the automation
+that marks runs as Crashed which nobody hears of any more; knows nothing of what the runs do.
+
+    PREFECT_API_URL=http://127.0.0.1:4200/api python -m scripts.prepare_pool
+
+Called by scripts/worker. What is there already stays as it is: a limit set on the pool, an
+automation that somebody has switched off.
+"""
+
+import os
+import time
+from datetime import timedelta
+
+# Before the first import of Prefect, which reads it once.
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import PREFECT_API_URL
+from prefect.workers.process import ProcessWorker
+
+from flows.prefect_server import answers
+
+POOL = "gpu"
+FLOWS = ("caption-videos", "rebuild-features", "sweep-crashed")
+"""Runs of other flows may beat more slowly, and are none of ours to mark."""
+AUTOMATION = "penstock: a run that is not heard of has crashed"
+BEATS_MISSED = 4
+"""Three can be lost to a busy machine and a server that is started anew."""
+WAIT_SECONDS = 300
+"""For the server: on an empty database its first start takes a minute on a busy machine."""
+
+
+def crash_automation(beat_seconds: int) -> AutomationCore:
+    """After a heartbeat, another or the end of the run must follow in time."""
+    ended = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
+    beat = "prefect.flow-run.heartbeat"
+    within = timedelta(seconds=BEATS_MISSED * beat_seconds)
+    return AutomationCore(
+        name=AUTOMATION,
+        description="Made by scripts/prepare_pool.py. It marks, it does not kill.",
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
+            ),
+            for_each={"prefect.resource.id"},
+            after={beat},
+            expect={beat, *ended},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=within,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed",
+                state=StateType.CRASHED,
+                force=False,
+                message=f"Nothing was heard of this run for {within.total_seconds():.0f} s",
+            )
+        ],
+    )
+
+
+def put_automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
+    """Create it, or bring the one of that name up to date; returns what was done. One that is as
+    wanted is left alone: an update makes the server forget the runs that it is watching."""
+    found = client.read_automations_by_name(wanted.name)
+    if not found:
+        client.create_automation(wanted)
+        return "made"
+    there = found[0]
+    same = AutomationCore.model_validate(there.model_dump()) == wanted.model_copy(
+        update={"enabled": there.enabled}
+    )
+    if same:
+        return "is there"
+    client.update_automation(there.id, wanted.model_copy(update={"enabled": there.enabled}))
+    return "brought up to date"
+
+
+def put_pool(client: SyncPrefectClient) -> str:
+    """Create the pool where it is missing; returns what was done."""
+    template = ProcessWorker.get_default_base_job_template()
+    try:
+        client.create_work_pool(
+            WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
+        )
+    except ObjectAlreadyExists:
+        return "is there"
+    return "made"
+
+
+def wait_for(url: str) -> None:
+    """Raises SystemExit when no server answers there."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not answers(url):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"penstock: no Prefect server at {url}. Start one: make server")
+        time.sleep(0.5)
+
+
+def main() -> None:
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise SystemExit("penstock: PREFECT_API_URL is not set. Call scripts/worker, which sets it")
+    wait_for(url)
+    beat = int(os.environ.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30"))
+    with get_client(sync_client=True) as client:
+        print(f"penstock: the work pool {POOL} {put_pool(client)}")
+        print(
+            f"penstock: the heartbeat automation {put_automation(client, crash_automation(beat))}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What is deployed, documented and handed to systemd fits together; no server is started."""
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect import Flow
+
+from scripts.follow_docs import TERMINALS, blocks
+from scripts.prepare_pool import FLOWS, POOL, crash_automation
+
+ROOT = Path(__file__).resolve().parent.parent
+DEPLOY = ROOT / "docs" / "deploy"
+UNITS = sorted(DEPLOY.glob("*.service"))
+DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())[
+    "deployments"
+]
+
+
+def flow_of(deployment: dict[str, Any]) -> "Flow[..., Any]":
+    path, name = deployment["entrypoint"].split(":")
+    found = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+    assert isinstance(found, Flow)
+    return found
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["name"])
+def test_what_is_deployed_can_be_run_and_is_watched(deployment: dict[str, Any]) -> None:
+    flow = flow_of(deployment)
+    flow.validate_parameters(deployment.get("parameters", {}))
+    assert deployment["work_pool"]["name"] == POOL
+    assert flow.name in FLOWS
+
+
+def test_make_and_systemd_run_the_same_commands() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert [unit.stem for unit in UNITS] == ["penstock-server", "penstock-worker"]
+    for unit in UNITS:
+        command = re.search(r"^ExecStart=%h/penstock/(\S+)$", unit.read_text(), re.MULTILINE)
+        assert command
+        assert os.access(ROOT / command[1], os.X_OK)
+        name = unit.stem.removeprefix("penstock-")
+        assert f"{name}: setup\n\t@exec {command[1]}\n" in makefile
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
+def test_systemd_understands_the_units(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "scripts", tmp_path / "penstock" / "scripts")
+    done = subprocess.run(
+        ["systemd-analyze", "--user", "verify", *UNITS],
+        env={**os.environ, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_documented_steps_are_found_and_hold_both_terminals() -> None:
+    found = blocks((DEPLOY / "README.md").read_text())
+    assert found[0] == "make setup"
+    assert found[1:3] == list(TERMINALS)
+    assert "prefect deployment run 'caption-videos/batch'" in found[3]
+
+
+def test_every_variable_of_the_scripts_is_explained() -> None:
+    told = (DEPLOY / "README.md").read_text()
+    scripts = [(ROOT / "scripts" / name).read_text() for name in ("server", "worker")]
+    used = {name for text in scripts for name in re.findall(r"\$\{(PE?[A-Z]+_\w+):-", text)}
+    assert {"PENSTOCK_DATABASE", "PREFECT_API_URL"} <= used
+    assert [name for name in sorted(used) if name not in told] == []
+
+
+def test_a_run_is_given_up_after_several_heartbeats_and_only_if_it_is_ours() -> None:
+    automation = crash_automation(30)
+    trigger = automation.trigger
+    assert trigger.within.total_seconds() == 120  # type: ignore[union-attr]
+    assert trigger.match_related.root["prefect.resource.name"] == list(FLOWS)  # type: ignore[union-attr]
+    assert automation.enabled
