@@ -4,7 +4,7 @@ the describing one."""
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.captions import Failure
@@ -62,9 +62,15 @@ class NothingToCaption(UsageError):
         self.failures = tuple(failures)
 
 
-def prepare(config: CaptionConfig, launcher: Launcher, announce: Announce | None = None) -> Job:
+def prepare(
+    config: CaptionConfig,
+    launcher: Launcher,
+    announce: Announce | None = None,
+    *,
+    text: bool = True,
+) -> Job:
     """Everything a run must know before it starts a stage; `announce` is told of what takes long.
-    Raises PenstockError."""
+    Without `text` no caption is looked for. Raises PenstockError."""
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)
@@ -88,6 +94,9 @@ def prepare(config: CaptionConfig, launcher: Launcher, announce: Announce | None
         raise NothingToCaption([*failures, *unreadable])
     check_prompts(contents, model)
     sampling = model.sampling(config)
+    scopes = scopes_of(config, model, sampling)
+    if not text:  # a chunk that is captioned still has its features made
+        scopes = replace(scopes, captions=digest_of(["no text", scopes.features]))
     return Job(
         config=config,
         store=store,
@@ -97,7 +106,7 @@ def prepare(config: CaptionConfig, launcher: Launcher, announce: Announce | None
         files=tuple(readable),
         contents=tuple(contents),
         failures=(*failures, *unreadable),
-        ledger=Ledger(store, scopes_of(config, model, sampling)),
+        ledger=Ledger(store, scopes),
     )
 
 

@@ -99,6 +99,11 @@ def last_record(store: FolderStore, job: str) -> RebuildRecord | None:
     return max(found, key=lambda record: record.number, default=None)
 
 
+def same(one: RebuildRecord | None, other: RebuildRecord) -> bool:
+    """Whether they say the same."""
+    return one is not None and replace(one, number=other.number) == other
+
+
 def write_record(store: FolderStore, job: str, record: RebuildRecord) -> None:
     """Put a record in the place of the earlier ones."""
     shelf = Shelf(store, KIND, job)
@@ -120,16 +125,25 @@ def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
         (str(file.path), medium.digest, medium.prompt if scopes.prompted else "")
         for file, medium in zip(job.files, job.contents, strict=True)
     )
-    same = last is not None and last.features == scopes.features
     now = RebuildRecord(
         number=last.number + 1 if last else 1,
         frames=scopes.frames,
         features=scopes.features,
         settings=settings_of(job),
         files=files,
-        seconds_a_chunk=last.seconds_a_chunk if last and same else None,
+        seconds_a_chunk=last.seconds_a_chunk
+        if last is not None and last.features == scopes.features
+        else None,
     )
     return replace(now, past=merged(now.reach, [*last.past, last.reach]) if last else ())
+
+
+def begun(last: RebuildRecord | None, now: RebuildRecord) -> RebuildRecord:
+    """What is recorded while a rebuild works: what it makes is known for this job's, even if it
+    never ends and the next one is told something else."""
+    old = last or replace(now, files=())
+    past = merged(old.reach, [*old.past, now.reach])
+    return replace(old, past=past, number=now.number)
 
 
 def merged(now: Reach, past: Iterable[Reach]) -> tuple[Reach, ...]:

@@ -28,45 +28,63 @@ if TYPE_CHECKING:  # it imports torch
 LauncherMaker = Callable[[Listener], Launcher]
 
 
+class Watch:
+    """Tells people and the record what the stages do."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._record: RunRecord | None = None
+        self._items: dict[str, int] = {}
+
+    def listen(self, stage: str, event: Mapping[str, Any]) -> None:
+        """Hear an event of a stage."""
+        self._display.listen(stage, event)
+        if event["event"] == "item" and self._record is not None:
+            self._items[stage] += 1
+            self._record.live(stage, self._items[stage])
+
+    def tell(self, stage: str, total: int, done: int) -> None:
+        """A stage is about to start."""
+        self._items[stage] = 0
+        self._display.stage(stage, total, done)
+
+    @contextlib.contextmanager
+    def working(
+        self, job: Job, launcher: Launcher, doing: str
+    ) -> Iterator[tuple[Sequence, RunRecord, Hold]]:
+        """The sequence of a job, which nobody else works on and nobody deletes under it."""
+
+        def fetch(halves: "Collection[Half]") -> None:
+            fetch_halves(job.model, halves, self._display)
+
+        with only_run_in(job, doing), claiming(job) as hold:
+            for note in notes(job):
+                self._display.say(note)
+            self._record = record = RunRecord(job.out)
+            record.value["plan"] = summary(job)
+            record.write(force=True)
+            steps = Steps(job, launcher, record, self.tell, fetch, hold)
+            try:
+                yield Sequence(job, steps, record), record, hold
+            finally:
+                self._display.close()
+
+
 def caption(
     config: CaptionConfig, display: Display, make_launcher: LauncherMaker = DirectLauncher
 ) -> RunResult:
     """Caption everything the configuration names. Raises PenstockError; what is finished stays
     done."""
-    record: RunRecord | None = None
-    items: dict[str, int] = {}
-
-    def listen(stage: str, event: Mapping[str, Any]) -> None:
-        display.listen(stage, event)
-        if event["event"] == "item" and record is not None:
-            items[stage] += 1
-            record.live(stage, items[stage])
-
-    def tell(stage: str, total: int, done: int) -> None:
-        items[stage] = 0
-        display.stage(stage, total, done)
-
-    def fetch(halves: "Collection[Half]") -> None:
-        fetch_halves(job.model, halves, display)
-
-    launcher = make_launcher(listen)
+    watch = Watch(display)
+    launcher = make_launcher(watch.listen)
     with stopped_in_order():
         try:
             job = prepare(config, launcher, display.say)
         except NothingToCaption as error:
             write_jsonl(out_folder(config) / "failures.jsonl", error.failures)
             raise
-        with only_run_in(job), claiming(job) as hold:
-            for note in notes(job):
-                display.say(note)
-            record = RunRecord(job.out)
-            record.value["plan"] = summary(job)
-            record.write(force=True)
-            try:
-                steps = Steps(job, launcher, record, tell, fetch, hold)
-                return Sequence(job, steps, record).run()
-            finally:
-                display.close()
+        with watch.working(job, launcher, "captioning into") as (sequence, _, _):
+            return sequence.run()
 
 
 def summary(job: Job) -> dict[str, Any]:
@@ -142,7 +160,7 @@ def claiming(job: Job) -> Iterator[Hold]:
 
 
 @contextlib.contextmanager
-def only_run_in(job: Job) -> Iterator[None]:
+def only_run_in(job: Job, doing: str) -> Iterator[None]:
     """Two runs that write one folder would take turns at destroying each other's files."""
     path = job.out / ".lock"
     try:
@@ -152,7 +170,7 @@ def only_run_in(job: Job) -> Iterator[None]:
         raise fault_of(error, job.out) from error
     if lock is None:
         raise UsageError(
-            f"{holder(path)} is captioning into {job.out} already",
+            f"{holder(path)} is {doing} {job.out} already",
             hint="Wait for it, watch it with `penstock status`, or give another --out",
         )
     with lock:

@@ -5,8 +5,9 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
-from artifacts.schema import MediaIndex, Sampling
+from artifacts.schema import ChunkIndex, MediaIndex, Sampling
 from flows.ledger import Medium
 from flows.models import cores
 from flows.prepare import Job
@@ -53,6 +54,44 @@ def estimates(job: Job) -> list[Estimate]:
     with ThreadPoolExecutor(cores()) as pool:
         headers = dict(zip((m.digest for m in unknown), pool.map(_header, unknown), strict=True))
     return [_estimate(job, m, headers.get(m.digest)) for m in media]
+
+
+def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
+    """What has no features yet, an estimate for each content; and whether that is a guess by its
+    header, which it is until the frames stage has been there."""
+    ledger, found = job.ledger, []
+    seen: set[Any] = set()
+    for medium, estimate in zip(job.media, estimates(job), strict=True):
+        if ledger.failure(medium) is not None:
+            continue
+        if ledger.index(medium) is None:
+            identity = (medium.digest, ledger.scopes.prompted and medium.prompt)
+            if identity not in seen:
+                found.append((estimate, True))
+            seen.add(identity)
+            continue
+        chunks = [
+            task.chunk
+            for task in ledger.tasks([medium])
+            if task.features not in ledger.features
+            and task.features not in ledger.refused
+            and task.features not in seen
+        ]
+        seen.update(task.features for task in ledger.tasks([medium]))
+        if chunks:
+            found.append((_of_chunks(job, medium, chunks), False))
+    return found
+
+
+def _of_chunks(job: Job, medium: Medium, chunks: Sequence[ChunkIndex]) -> Estimate:
+    frames = sum(len(chunk.times) for chunk in chunks)
+    return Estimate(
+        seconds=sum(chunk.end - chunk.start for chunk in chunks),
+        chunks=len(chunks),
+        frames=frames,
+        frame_bytes=sum(3 * len(c.times) * c.height * c.width for c in chunks),
+        feature_bytes=frames * job.model.feature_bytes(medium.kind),
+    )
 
 
 def _estimate(job: Job, medium: Medium, header: tuple[float, int, int] | None) -> Estimate:

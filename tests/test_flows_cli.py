@@ -54,6 +54,9 @@ CACHE = {
     "ls": {"--store", "--json"},
     "verify": {"--store"},
     "gc": {"--store", "--max", "--dry-run"},
+    "rebuild": CAPTION_OPTIONS
+    - {"--out", "--max-new-tokens", "--prefix", "--suffix", "--format", "--beside", "--overwrite"}
+    | {"--name", "--prune", "--dry-run", "--quiet", "--json"},
 }
 
 

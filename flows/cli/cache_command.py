@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 
@@ -9,8 +10,10 @@ from artifacts.packs import verify
 from artifacts.store import open_store
 from flows.cache import Holding, holdings, sampling_text
 from flows.cache_gc import Collection, collect, parse_size
+from flows.cli.options import config_of
 from flows.config import default_store
-from flows.display import duration, printable, size
+from flows.display import Display, duration, printable, size
+from flows.rebuild_run import RebuildOptions, rebuild
 
 
 def cache_command(given: argparse.Namespace) -> int:
@@ -90,8 +93,27 @@ def lines_of(made: Collection, *, dry_run: bool) -> list[str]:
     return lines
 
 
+def rebuild_features(given: argparse.Namespace) -> int:
+    """Encode what is missing, or say what that is."""
+    display = Display(quiet=given.quiet, as_json=given.json)
+    options = RebuildOptions(name=given.name, prune=given.prune, dry_run=given.dry_run)
+    result = rebuild(config_of(given), options, display)
+    if given.json:
+        print(json.dumps({"event": "rebuild", **result.to_json()}))
+        return result.exit_code
+    for failure in result.failures:
+        text = f"failed: {failure.media_path}: {failure.message}. {failure.hint}"
+        print(printable(text), file=sys.stderr)
+    if given.dry_run:
+        print("\n".join(map(printable, result.plan_lines())))
+    if given.dry_run or not given.quiet:
+        print(result.line())
+    return result.exit_code
+
+
 ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "ls": list_store,
     "verify": verify_store,
     "gc": collect_store,
+    "rebuild": rebuild_features,
 }

@@ -9,8 +9,8 @@ from flows.config import DEFAULT_MODEL, FORMATS, PRECISIONS, CaptionConfig
 STORE_HELP = "[$PENSTOCK_STORE or the user's cache folder]"
 
 
-def add_caption_options(parser: argparse.ArgumentParser) -> None:
-    """What `caption` and `plan` understand."""
+def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -> None:
+    """What `caption` and `plan` understand; without `text`, what of that decides features."""
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCES", help="files, folders, globs, or lists (@list.txt)")
     model = parser.add_argument_group("model and store")
@@ -25,7 +25,8 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
     prompt = model.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help='["Describe this video in detail."]')
     prompt.add_argument("--prompt-file", metavar="F", help="a text file that holds the prompt")
-    add("--out", default="penstock-out", metavar="DIR", help="folder of the captions [%(default)s]")
+    if text:
+        add("--out", default="penstock-out", metavar="DIR", help="for captions [%(default)s]")
     add("--store", default="", metavar="DIR", help=STORE_HELP)
     add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
     sampling = parser.add_argument_group("sampling")
@@ -49,22 +50,23 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
     add("--vision-precision", metavar="P", help="of the vision half [--precision, unquantized]")
     add("--language-precision", metavar="P", help="of the language half [--precision]")
     add("--batch-size", type=int, default=8, metavar="N", help="chunks a batch [8]")
-    text = parser.add_argument_group("text")
-    add = text.add_argument
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="longest caption [128]")
-    add("--prefix", default="", metavar="T", help="put before every caption")
-    add("--suffix", default="", metavar="T", help="put after every caption")
-    _add_file_options(parser.add_argument_group("files"))
+    if text:
+        add = parser.add_argument_group("text").add_argument
+        add("--max-new-tokens", type=int, default=128, metavar="N", help="longest caption [128]")
+        add("--prefix", default="", metavar="T", help="put before every caption")
+        add("--suffix", default="", metavar="T", help="put after every caption")
+    _add_file_options(parser.add_argument_group("files"), text)
 
 
-def _add_file_options(group: "argparse._ArgumentGroup") -> None:
+def _add_file_options(group: "argparse._ArgumentGroup", text: bool) -> None:
     add = group.add_argument
     add("--recursive", action="store_true", help="look into the folders of a folder")
     add("--extensions", default="", metavar="mp4,mkv", help="take only these from folders")
     add("--limit", type=int, metavar="N", help="at most so many files")
-    add("--format", default="", metavar="F,F", help=f"beside jsonl: {', '.join(FORMATS[1:])}")
-    add("--beside", action="store_true", help="put txt, vtt and srt next to the media files")
-    add("--overwrite", action="store_true", help="with --beside: replace files that are there")
+    if text:
+        add("--format", default="", metavar="F,F", help=f"beside jsonl: {', '.join(FORMATS[1:])}")
+        add("--beside", action="store_true", help="put txt, vtt and srt next to the media files")
+        add("--overwrite", action="store_true", help="with --beside: replace files that are there")
     add("--retry-failed", action="store_true", help="try media again that failed before")
     add("--keep-frames", action="store_true", help="keep the stored frames after encoding")
 
@@ -90,6 +92,15 @@ def add_cache_commands(cache: argparse.ArgumentParser) -> None:
     gc.add_argument("--dry-run", action="store_true", help="say what would be deleted")
     for action in (ls, verify, gc):
         action.add_argument("--store", default="", metavar="DIR", help=STORE_HELP)
+    rebuild = actions.add_parser("rebuild", help="encode what of SOURCES has no features")
+    add_caption_options(rebuild, text=False)
+    add = rebuild.add_argument_group("rebuild").add_argument
+    add("--name", default="", metavar="N", help="tells apart jobs over the same sources")
+    add("--prune", action="store_true", help="remove what this job made and needs no more")
+    add("--dry-run", action="store_true", help="say what would be done and what it costs")
+    quiet = rebuild.add_mutually_exclusive_group()
+    quiet.add_argument("--quiet", action="store_true", help="print errors only")
+    quiet.add_argument("--json", action="store_true", help="print events as JSON lines")
 
 
 def config_of(arguments: argparse.Namespace) -> CaptionConfig:
@@ -98,7 +109,7 @@ def config_of(arguments: argparse.Namespace) -> CaptionConfig:
     named["sources"] = tuple(arguments.sources)
     if arguments.prompt_file is not None:
         named["prompt"] = read_prompt(Path(arguments.prompt_file))
-    for name in ("format", "extensions"):
+    for name in {"format", "extensions"} & named.keys():
         named[name] = tuple(v.strip() for v in named[name].split(",") if v.strip())
     return CaptionConfig(**named)
 

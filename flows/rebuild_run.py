@@ -1,0 +1,194 @@
+"""A rebuild from its configuration to its exit code: what of the features is missing is encoded,
+and nothing else; knows no Prefect."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from artifacts.captions import Failure
+from artifacts.store import open_store
+from flows.config import CaptionConfig
+from flows.display import Display, duration, size
+from flows.holds import RunningJob, running_jobs
+from flows.launch import DirectLauncher
+from flows.outputs import failures_of
+from flows.prepare import Job, prepare
+from flows.rebuild_prune import prune
+from flows.rebuild_record import (
+    Difference,
+    Reach,
+    RebuildRecord,
+    begun,
+    difference,
+    job_digest,
+    last_record,
+    record_of,
+    same,
+    write_record,
+)
+from flows.run import LauncherMaker, Watch, stopped_in_order
+from flows.sizes import unencoded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RebuildOptions:
+    """What a rebuild is asked besides what to look at and how."""
+
+    name: str = ""
+    """Tells apart jobs over the same sources, such as those of two models."""
+    prune: bool = False
+    """Remove what this job made and nothing refers to any more."""
+    dry_run: bool = False
+    """Say what would be done, and do nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Missing:
+    """What is to be encoded."""
+
+    files: int = 0
+    """Contents of which something is missing; equal files are one."""
+    chunks: int = 0
+    frames: int = 0
+    frame_bytes: int = 0
+    """Of frames, while they are there."""
+    feature_bytes: int = 0
+    guessed: bool = False
+    """Whether some are known by their headers alone."""
+
+    @classmethod
+    def of(cls, job: Job) -> "Missing":
+        found = unencoded(job)
+        return cls(
+            files=len(found),
+            chunks=sum(estimate.chunks for estimate, _ in found),
+            frames=sum(estimate.frames for estimate, _ in found),
+            frame_bytes=sum(estimate.frame_bytes for estimate, _ in found),
+            feature_bytes=sum(estimate.feature_bytes for estimate, _ in found),
+            guessed=any(guessed for _, guessed in found),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class RebuildResult:
+    """How a rebuild ended, or what it would do."""
+
+    files: int
+    difference: Difference
+    missing: Missing
+    seconds_a_chunk: float | None
+    """How long encoding took last time; None: never done here with this model and sampling."""
+    dry_run: bool
+    encoded: int = 0
+    """Chunks."""
+    removed: int = 0
+    """Records of features and frames that nothing refers to."""
+    removed_bytes: int = 0
+    kept: str = ""
+    """Why nothing was removed although it was asked; empty when it was."""
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all there · 1 some files failed · 2 all of them did."""
+        return (1 if self.files else 2) if self.failures else 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "exit_code": self.exit_code}
+
+    def plan_lines(self) -> list[str]:
+        """What differs and what is to be done about it."""
+        missing = self.missing
+        lines = [f"{self.files} files: {self.difference.line()}", *self.difference.why]
+        if not missing.chunks:
+            return [*lines, "nothing to encode"]
+        about = "about " if missing.guessed else ""
+        took = "unknown until some were made"
+        if self.seconds_a_chunk is not None:
+            took = f"about {duration(self.seconds_a_chunk * missing.chunks)}"
+        return [
+            *lines,
+            f"to encode: {about}{missing.chunks} chunks of {missing.files} files, "
+            f"{about}{missing.frames} frames, {size(missing.frame_bytes)} while they are there",
+            f"to store: about {size(missing.feature_bytes)} of features; time: {took}",
+        ]
+
+    def line(self) -> str:
+        """The outcome in one line."""
+        would = "would encode" if self.dry_run else "encoded"
+        chunks = self.missing.chunks if self.dry_run else self.encoded
+        text = f"{self.files} files: {self.difference.line()}; {would} {chunks} chunks"
+        if self.removed:
+            verb = "would remove" if self.dry_run else "removed"
+            text += f", {verb} {self.removed} records of {size(self.removed_bytes)}"
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"{text}{failed}{f'; nothing was removed: {self.kept}' if self.kept else ''}"
+
+
+def rebuild(
+    config: CaptionConfig,
+    options: RebuildOptions,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+) -> RebuildResult:
+    """Bring the stored features of everything the configuration names up to date; what it says of
+    text and of output files has no effect. Raises PenstockError; what is finished stays done."""
+    name = job_digest(config.sources, options.name)
+    # Logs and the record of the run lie in the store: a rebuild has no outputs.
+    out = open_store(config.store_url).root / "logs" / f"rebuild-{name[:12]}"
+    config = replace(config, out=str(out), format=(), beside=False)
+    watch = Watch(display)
+    launcher = make_launcher(watch.listen)
+    with stopped_in_order():
+        job = prepare(config, launcher, display.say, text=False)
+        last = last_record(job.store, name)
+        now = record_of(job, last)
+        result = RebuildResult(
+            files=len(job.files),
+            difference=difference(last, now),
+            missing=Missing.of(job),
+            seconds_a_chunk=now.seconds_a_chunk,
+            dry_run=options.dry_run,
+        )
+        if options.dry_run:
+            _prune(job, name, now, running_jobs(job.store), options, result)
+            result.failures = failures_of(job)
+            return result
+        for line in result.plan_lines():
+            display.say(line)
+        with watch.working(job, launcher, "rebuilding, with its logs in") as (sequence, ran, hold):
+            if result.missing.chunks:
+                write_record(job.store, name, begun(last, now))
+                now = replace(now, number=now.number + 1)
+            sequence.fill()
+            job.ledger.features.use(task.features for task in job.ledger.tasks(job.media))
+            encode = ran.stage("encode")
+            result.encoded = encode["items"]
+            if result.encoded:
+                seconds = encode["seconds"] + ran.stage("frames")["seconds"]
+                now = replace(now, seconds_a_chunk=seconds / result.encoded)
+            now = replace(now, past=_prune(job, name, now, hold.others(), options, result))
+            if result.missing.chunks or not same(last, now):
+                write_record(job.store, name, now)
+        result.failures = failures_of(job)
+    return result
+
+
+def _prune(
+    job: Job,
+    name: str,
+    now: RebuildRecord,
+    running: Sequence[RunningJob],
+    options: RebuildOptions,
+    result: RebuildResult,
+) -> tuple[Reach, ...]:
+    """Remove what nothing refers to, if that was asked; returns what is still to be removed."""
+    if not options.prune:
+        return now.past
+    if job.failures:
+        # A disk that is not there must not cost what was made of the files on it.
+        result.kept = f"{job.failures[0].media_path} could not be looked at"
+        return now.past
+    made = prune(job, name, now, running, dry_run=options.dry_run)
+    result.removed, result.removed_bytes = made.records, made.bytes
+    return made.left
