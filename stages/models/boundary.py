@@ -136,8 +136,9 @@ def pieces_called(model: nn.Module, keep: Half) -> tuple[str, ...]:
         found = [embeddings] if embeddings and "get_input_embeddings" in called else []
         found = [path for path in found if any(_within(path, p) for p in left_out)]
     else:
-        called = reached(cls, ["forward"], called_in, ENCODERS)
-        called |= reached(type(model), ["forward"], called_in, ENCODERS)
+        beyond = (*ENCODERS, "get_audio_features")
+        called = reached(cls, ["forward"], called_in, beyond)
+        called |= reached(type(model), ["forward"], called_in, beyond)
         found = []
     return tuple([*found, *(unit for unit in left_out if _called_part(owner, unit) in called)])
 
