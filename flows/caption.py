@@ -34,6 +34,8 @@ from flows.run import caption, stopped_in_order
 from flows.sequence import RunResult
 from stages.process.stage_process import Listener, StageOutcome, StageProcess
 
+TABLE = "penstock-captions"
+"""Key of the table in the UI."""
 PROGRESS_SECONDS = 2.0
 """How often a stage's progress is sent to the server."""
 
@@ -81,18 +83,23 @@ def caption_videos(config: CaptionConfig) -> State[Any]:
     try:
         result = caption(config, display, PrefectLauncher)
     except PenstockError as error:
-        if isinstance(error, NothingToCaption):
-            show(table(error.failures), str(error))
-        ended = Cancelled if isinstance(error.__cause__, KeyboardInterrupt) else Failed
-        return ended(message=str(error), data=error)
+        return ended_by(error, TABLE)
     if caller:
         caller.result = result
     done = {"files": result.files, "captions": result.captions, "folder": plain(str(result.out))}
-    show(table(result.failures) or [done], result.line())
+    show(table(result.failures) or [done], result.line(), TABLE)
     if result.exit_code >= 2:
         nothing = UsageError(result.line(), hint=f"Read {result.out / 'failures.jsonl'}")
         return Failed(message=str(nothing), data=nothing)
     return Completed(message=result.line())
+
+
+def ended_by(error: PenstockError, key: str) -> State[Any]:
+    """How a flow ends that an error ended."""
+    if isinstance(error, NothingToCaption):
+        show(table(error.failures), str(error), key)
+    ended = Cancelled if isinstance(error.__cause__, KeyboardInterrupt) else Failed
+    return ended(message=str(error), data=error)
 
 
 class PrefectLauncher:

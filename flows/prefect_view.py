@@ -67,10 +67,10 @@ class RunLog(io.StringIO):
         return len(text)
 
 
-def show(rows: list[dict[str, Any]], line: str) -> None:
+def show(rows: list[dict[str, Any]], line: str, key: str) -> None:
     """Put a table into the UI. A server that does not answer costs the table, not the run."""
     try:
-        create_table_artifact(table=rows, key="penstock-captions", description=plain(line))
+        create_table_artifact(table=rows, key=key, description=plain(line))
     except Exception as error:
         logger.warning("the table was not taken: %s", error)
 

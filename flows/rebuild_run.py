@@ -93,6 +93,18 @@ class RebuildResult:
         """0 all there · 1 some files failed · 2 all of them did."""
         return (1 if self.files else 2) if self.failures else 0
 
+    def row(self) -> dict[str, int]:
+        """The counts, as a row of a table."""
+        found = self.difference
+        return {
+            "unchanged": found.unchanged,
+            "added": found.added,
+            "changed": found.changed,
+            "removed": found.removed,
+            "chunks encoded": self.encoded,
+            "records removed": 0 if self.dry_run else self.removed,
+        }
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "exit_code": self.exit_code}
 

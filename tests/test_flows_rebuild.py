@@ -65,6 +65,29 @@ def other_weights(config: CaptionConfig) -> None:
     Path(config.model, "model.safetensors").write_text("others")
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"config": {"sources": []}},
+        {"config": {"sources": ["a"], "fps": 0}},
+        {"config": {"sources": ["a"], "prune": True}},
+        {"config": {"sources": ["a"]}, "prune": "perhaps"},
+        {"config": {"sources": ["a"]}, "name": 3},
+    ],
+    ids=str,
+)
+def test_the_server_refuses_bad_parameters_before_a_run(parameters: dict[str, Any]) -> None:
+    from prefect.utilities.schema_tools import ValidationError, validate
+
+    from flows.rebuild import rebuild_features
+
+    schema = rebuild_features.parameters.model_dump()
+    validate({"config": {"sources": ["a"]}, "prune": True}, schema, raise_on_error=True)
+    with pytest.raises(ValidationError):
+        validate(parameters, schema, raise_on_error=True)
+
+
 def test_a_rebuild_makes_what_a_caption_run_then_finds(config: CaptionConfig) -> None:
     stages = Stages()
     result = answered(config, stages)
