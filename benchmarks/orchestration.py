@@ -75,7 +75,7 @@ def run_once(folder: Path, waves: int, items: int) -> None:
         from flows.prepare import prepare
 
         job = prepare(config_of(folder), DirectLauncher(lambda *_: None))
-        each = flows.sizes.media_bytes(job)[0]
+        each = flows.sizes.estimates(job)[0].bytes
         flows.sizes.LARGEST_WAVE = each * -(-items // waves)
     result = caption(config_of(folder), Display(quiet=True), SyntheticLauncher)
     assert result.captions == items, result

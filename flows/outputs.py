@@ -1,8 +1,9 @@
 """From stored captions to the files people asked for; runs no model."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from artifacts.captions import Caption, Failure, write_jsonl
 from artifacts.files import write_text
@@ -35,6 +36,33 @@ def failures_of(job: Job) -> list[Failure]:
             )
         )
     return found
+
+
+def failure_of(job: Job, stage: str, event: Mapping[str, Any]) -> dict[str, str]:
+    """What a stage told of a medium, or of a chunk's features, with the name of a file."""
+    told = event["media"]
+    name = next(
+        (
+            file.media_path
+            for file, medium in zip(job.files, job.contents, strict=True)
+            if medium.digest == told or told in {t.features for t in job.ledger.tasks([medium])}
+        ),
+        "",
+    )
+    return {"media_path": name, "stage": stage, "message": event["message"], "hint": event["hint"]}
+
+
+def places(job: Job) -> dict[str, str]:
+    """Where each kind of output is written."""
+    found = {"captions": str(job.out / "captions.jsonl")}
+    for form in job.config.format:
+        if form in TABLES:
+            found[form] = str(job.out / f"captions.{form}")
+        elif form in WRITERS:
+            found[form] = "beside the media" if job.config.beside else str(job.out)
+        elif form != "jsonl":
+            found[form] = str(job.out / form)
+    return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
 
 
 MIDDLE = ("only the chunk's middle frame was seen: the model takes one picture a prompt",)

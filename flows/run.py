@@ -14,6 +14,7 @@ from flows.config import CaptionConfig
 from flows.display import Display
 from flows.holds import Hold, holding
 from flows.launch import DirectLauncher, Launcher
+from flows.outputs import failure_of, places
 from flows.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.run_record import RunRecord
 from flows.sequence import RunResult, Sequence
@@ -26,26 +27,38 @@ if TYPE_CHECKING:  # it imports torch
     from stages.models.boundary import Half
 
 LauncherMaker = Callable[[Listener], Launcher]
+Begun = Callable[[RunRecord], None]
 
 
 class Watch:
     """Tells people and the record what the stages do."""
 
-    def __init__(self, display: Display) -> None:
+    def __init__(self, display: Display, begun: Begun | None = None) -> None:
         self._display = display
+        self._begun = begun
+        self._job: Job | None = None
         self._record: RunRecord | None = None
         self._items: dict[str, int] = {}
 
     def listen(self, stage: str, event: Mapping[str, Any]) -> None:
         """Hear an event of a stage."""
         self._display.listen(stage, event)
-        if event["event"] == "item" and self._record is not None:
+        record, job, kind = self._record, self._job, event["event"]
+        if record is None or job is None:
+            return
+        if kind == "item":
             self._items[stage] += 1
-            self._record.live(stage, self._items[stage])
+            record.live(stage, self._items[stage])
+        elif kind == "memory":
+            record.peak(stage, event["peak_host_bytes"], event["peak_device_bytes"])
+        elif kind == "failure":
+            record.fail(stage, failure_of(job, stage, event))
 
     def tell(self, stage: str, total: int, done: int) -> None:
         """A stage is about to start."""
         self._items[stage] = 0
+        if self._record is not None:
+            self._record.begin(stage)
         self._display.stage(stage, total, done)
 
     @contextlib.contextmanager
@@ -60,9 +73,11 @@ class Watch:
         with only_run_in(job, doing), claiming(job) as hold:
             for note in notes(job):
                 self._display.say(note)
-            self._record = record = RunRecord(job.out)
-            record.value["plan"] = summary(job)
+            self._job, self._record = job, (record := RunRecord(job.out))
+            record.value.update(plan=summary(job), outputs=places(job))
             record.write(force=True)
+            if self._begun is not None:
+                self._begun(record)
             steps = Steps(job, launcher, record, self.tell, fetch, hold)
             try:
                 yield Sequence(job, steps, record), record, hold
@@ -71,11 +86,14 @@ class Watch:
 
 
 def caption(
-    config: CaptionConfig, display: Display, make_launcher: LauncherMaker = DirectLauncher
+    config: CaptionConfig,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+    begun: Begun | None = None,
 ) -> RunResult:
-    """Caption everything the configuration names. Raises PenstockError; what is finished stays
-    done."""
-    watch = Watch(display)
+    """Caption everything the configuration names; `begun` is given the run's record before work
+    begins. Raises PenstockError; what is finished stays done."""
+    watch = Watch(display, begun)
     launcher = make_launcher(watch.listen)
     with stopped_in_order():
         try:

@@ -2,45 +2,44 @@
 resume relies on."""
 
 import contextlib
+import json
 import os
+import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import EnvironmentFault
+from artifacts.captions import Failure, values_of
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import write_json
 from stages.process.stage_process import StageOutcome
 
 STAGES = ("frames", "encode", "decode")
 REWRITE_SECONDS = 2.0
 """How often a running run rewrites its record at the most."""
+SAMPLE_SECONDS = 65.0
+"""How far back the samples go that the latest speed is told from."""
+NAMED_FAILURES = 20
+"""Failures that the record names; all of them are in `failures.jsonl` when the run ends."""
+TIMELINE_POINTS = 7200
+"""Points of a stage's memory timeline; when there are more, every two neighbours become one."""
 RECORDED = ("penstock", "torch", "transformers", "accelerate", "bitsandbytes", "av", "prefect")
 
 
 class RunRecord:
     """What `penstock status` and people read."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, **more: Any) -> None:
+        """`more` is what else to say of the run, such as who started it."""
         self.path = out / "run.json"
         self._written = 0.0
         self._lock = threading.RLock()
-        self.value: dict[str, Any] = {
-            "state": "running",
-            "pid": os.getpid(),
-            "started": now(),
-            "updated": now(),
-            "plan": {},
-            "rungs": [],
-            "stages": [_empty(name) for name in STAGES],
-            "media": {"total": 0, "failed": 0},
-            "captions": 0,
-            "versions": versions(),
-            "error": "",
-        }
+        self.value: dict[str, Any] = {**_blank(out), "versions": versions(), **more}
 
     def stage(self, name: str) -> dict[str, Any]:
         """The record of one stage, to be changed in place."""
@@ -52,6 +51,41 @@ class RunRecord:
         entry = self.stage(name)
         entry.update(total=total, before=max(0, done - entry["items"]))
 
+    def begin(self, name: str) -> None:
+        """A process of a stage starts."""
+        if name in STAGES:
+            with self._lock, contextlib.suppress(EnvironmentFault):
+                self.stage(name).update(since=round(time.time(), 1), running=0, recent=[])
+                self.write(force=True)
+
+    def peak(self, name: str, host: int, device: int) -> None:
+        """So many bytes at the most a running process has had so far."""
+        if name in STAGES:
+            with self._lock, contextlib.suppress(EnvironmentFault):
+                entry = self.stage(name)
+                entry["peak_host_bytes"] = max(entry["peak_host_bytes"], host)
+                entry["peak_device_bytes"] = max(entry["peak_device_bytes"], device)
+                self.write(force=False)
+
+    def fail(self, name: str, failure: Mapping[str, str]) -> None:
+        """Something failed in a stage that goes on; counted anew when the outputs are written."""
+        if name in STAGES:
+            with self._lock, contextlib.suppress(EnvironmentFault):
+                self.stage(name)["failed"] += 1
+                self.value["media"]["failed"] += 1
+                if len(self.value["failures"]) < NAMED_FAILURES:
+                    self.value["failures"].append(dict(failure))
+                self.write(force=False)
+
+    def fails(self, failures: Sequence[Failure]) -> None:
+        """All that failed, in this run and before it."""
+        counts = Counter(failure.stage for failure in failures)
+        with self._lock:
+            self.value["media"]["failed"] = len(failures)
+            self.value["failures"] = [values_of(f) for f in failures[:NAMED_FAILURES]]
+            for entry in self.value["stages"]:
+                entry["failed"] = counts[entry["name"]]
+
     def live(self, name: str, items: int) -> None:
         """Items published by the process that runs now, not yet in an outcome.
 
@@ -59,7 +93,12 @@ class RunRecord:
         """
         if name in STAGES:
             with self._lock, contextlib.suppress(EnvironmentFault):
-                self.stage(name)["running"] = items
+                entry, at = self.stage(name), time.time()
+                entry["running"] = items
+                if not entry["recent"] or at - entry["recent"][-1][0] >= REWRITE_SECONDS:
+                    since = at - SAMPLE_SECONDS
+                    entry["recent"] = [s for s in entry["recent"] if s[0] >= since]
+                    entry["recent"].append([round(at, 1), entry["items"] + items])
                 self.write(force=False)
 
     def add(self, outcome: StageOutcome, *, attention: str, precision: Mapping[str, str]) -> None:
@@ -74,7 +113,7 @@ class RunRecord:
         entry = self.stage(outcome.name)
         offset = entry["seconds"]
         entry["processes"] += 1
-        entry["running"] = 0
+        entry.update(running=0, since=0.0, recent=[])
         for name in ("items", "tokens", "seconds", "cpu_seconds"):
             entry[name] += getattr(outcome, name)
         for name in ("peak_host_bytes", "peak_device_bytes"):
@@ -84,6 +123,8 @@ class RunRecord:
         entry["timeline"] += [
             [round(offset + t, 2), host, device] for t, host, device in outcome.timeline
         ]
+        while len(entry["timeline"]) > TIMELINE_POINTS:
+            entry["timeline"] = coarser(entry["timeline"])
         entry["warnings"] += outcome.warnings
         entry["notes"] = outcome.notes
         entry["attention"] = attention
@@ -103,6 +144,52 @@ class RunRecord:
             write_json(self.path, self.value)
 
 
+def load_record(out: Path) -> dict[str, Any]:
+    """The record of the last run into a folder; its state is `died` when nobody works on it any
+    more and it does not say how it ended. Raises UsageError or EnvironmentFault."""
+    path = out / "run.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = {**_blank(out), **found}
+        record["stages"] = [{**_empty(stage["name"]), **stage} for stage in found["stages"]]
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"no run has written to {out}", hint="Name the --out folder of a run"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EnvironmentFault(f"{path} cannot be read", hint="Run the command again") from error
+    here = record["host"] in ("", socket.gethostname())
+    if record["state"] == "running" and here and not os.path.exists(f"/proc/{record['pid']}"):
+        record["state"] = "died"
+    return record
+
+
+def coarser(timeline: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Half as many points, each the higher of two."""
+    pairs = [timeline[at : at + 2] for at in range(0, len(timeline), 2)]
+    return [[pair[0][0], max(p[1] for p in pair), max(p[2] for p in pair)] for pair in pairs]
+
+
+def _blank(out: Path) -> dict[str, Any]:
+    return {
+        "state": "running",
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": now(),
+        "updated": now(),
+        "out": str(out),
+        "outputs": {},
+        "prefect": None,
+        "plan": {},
+        "rungs": [],
+        "stages": [_empty(name) for name in STAGES],
+        "media": {"total": 0, "failed": 0, "open": 0},
+        "captions": 0,
+        "failures": [],
+        "error": "",
+    }
+
+
 def _empty(name: str) -> dict[str, Any]:
     return {
         "name": name,
@@ -110,6 +197,9 @@ def _empty(name: str) -> dict[str, Any]:
         "total": 0,
         "before": 0,
         "running": 0,
+        "failed": 0,
+        "since": 0.0,
+        "recent": [],
         "processes": 0,
         "tokens": 0,
         "seconds": 0.0,

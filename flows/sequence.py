@@ -16,15 +16,13 @@ from flows.ledger import Medium
 from flows.outputs import write_outputs
 from flows.prepare import Job
 from flows.run_record import RunRecord
-from flows.sizes import media_bytes, wave_limit
+from flows.sizes import estimates, wave_limit
 from flows.steps import Steps
 from flows.weights import halves_wanted
 
 if TYPE_CHECKING:  # it imports torch
     from stages.models.boundary import Half
 
-KEY_OF = {"frames": "frames", "encode": "features", "decode": "caption"}
-"""Stage → the field of a task that holds the key of what it makes."""
 WRITING_SHARE = 20
 """Between waves the outputs, which are written whole, take one part in so many of a run's time."""
 REMAKES = 3
@@ -117,7 +115,11 @@ class Sequence:
         # All that will be wanted, so that a hub that cannot be reached is known before hours of
         # work and not in the middle.
         self._steps.fetch(halves)
-        waves = job.ledger.waves(job.media, media_bytes(job), wave_limit(job))
+        expected = estimates(job)
+        self._record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
+        self._record.value["media"]["total"] = len(job.files) + len(job.failures)
+        self._expect()
+        waves = job.ledger.waves(job.media, [e.bytes for e in expected], wave_limit(job))
         for number, wave in enumerate(waves):
             following = waves[number + 1] if number + 1 < len(waves) else []
             self._wave(wave, following, decode)
@@ -136,6 +138,7 @@ class Sequence:
         for attempt in range(REMAKES):
             try:
                 self._steps.frames(wave)
+                self._expect()
                 if attempt == 0:
                     self._steps.begin_frames(following)
                 self._steps.encode(wave)
@@ -150,17 +153,30 @@ class Sequence:
     def _write(self, result: RunResult, *, last: bool) -> None:
         written = write_outputs(self._job, last=last)
         result.captions, result.failures, result.warnings = written
-        media = {"total": result.files, "failed": len(result.failures)}
-        self._record.value.update(media=media, captions=result.captions)
+        self._record.value["media"]["total"] = result.files
+        self._record.value["captions"] = result.captions
+        self._record.fails(result.failures)
         self._expect()
 
     def _expect(self) -> None:
-        ledger = self._job.ledger
-        tasks = ledger.tasks(self._job.media)
-        done = {"encode": ledger.features.keys(), "decode": ledger.captions.keys()}
-        for stage, key in KEY_OF.items():
-            keys = {getattr(task, key) for task in tasks}
-            self._record.expect(stage, len(keys), len(keys & done.get(stage, keys)))
+        """Tell the record how much work there is, as far as it is known."""
+        ledger, media = self._job.ledger, self._job.media
+        tasks = ledger.tasks(media)
+        captioned = {t.features for t in tasks if t.caption in ledger.captions}
+        for stage, wanted, there in (
+            ("frames", {t.frames for t in tasks}, None),
+            ("encode", {t.features for t in tasks}, ledger.features.keys() | captioned),
+            (
+                "decode",
+                {t.caption for t in tasks if t.features not in ledger.refused},
+                ledger.captions.keys(),
+            ),
+        ):
+            done = wanted if there is None else wanted & there
+            self._record.expect(stage, len(wanted), len(done))
+        self._record.value["media"]["open"] = sum(
+            ledger.index(m) is None and ledger.failure(m) is None for m in media
+        )
 
     def _forget_failures(self) -> None:
         if self._job.config.retry_failed:

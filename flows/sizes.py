@@ -36,10 +36,10 @@ class Estimate:
     feature_bytes: int
     """Stored features; kept for the next prompt."""
 
-
-def media_bytes(job: Job) -> list[int]:
-    """Bytes of frames and features of each medium of the job, in order."""
-    return [e.frame_bytes + e.feature_bytes for e in estimates(job)]
+    @property
+    def bytes(self) -> int:
+        """What it takes until it is encoded."""
+        return self.frame_bytes + self.feature_bytes
 
 
 def wave_limit(job: Job) -> int:

@@ -115,6 +115,10 @@ def run(given: argparse.Namespace) -> int:
         from flows.cli.cache_command import cache_command
 
         return cache_command(given)
+    if given.command == "status":
+        from flows.cli.status_command import status_command
+
+        return status_command(given)
     from flows.cli import look_commands
 
     return look_commands.COMMANDS[given.command](given)

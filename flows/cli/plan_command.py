@@ -27,7 +27,7 @@ def plan(job: Job) -> dict[str, Any]:
     """The figures of a plan: bytes, counts, and what is done."""
     found = estimates(job)
     known = job.ledger.tasks(job.media)
-    sizes = [e.frame_bytes + e.feature_bytes for e in found]
+    sizes = [e.bytes for e in found]
     lengths = cut_waves(sizes, wave_limit(job))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     waves = [found[s : s + n] for s, n in zip(starts, lengths, strict=True)]

@@ -54,7 +54,7 @@ def main(job_path: str, parent: str, events: str) -> int:
     )
     started = time.monotonic()
     code = 0
-    with Sampler(job["device"]) as memory:
+    with Sampler(job["device"], report.memory) as memory:
         try:
             entry = load_entry(job["entry"])
             report.note(loaded_bytes=anonymous_bytes(), import_seconds=time.monotonic() - started)

@@ -1,15 +1,19 @@
 """Memory of a process and of a device, read from the kernel and the driver; makes no CUDA
 context."""
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 PEAK_INTERVAL = 0.05
 """Seconds between looks for the peak: short, because activations come and go."""
 TIMELINE_INTERVAL = 0.5
 """Seconds between points of the time line (2 Hz)."""
+TELL_INTERVAL = 2.0
+"""Seconds between the times that somebody is told of the peak."""
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:
@@ -96,10 +100,12 @@ def _handle(device: str) -> Any:
 
 
 class Sampler:
-    """Follows the memory of this process from a thread; a context manager."""
+    """Follows the memory of this process from a thread; a context manager. `tell(host, device)` is
+    given the peaks so far, in bytes, now and then."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, tell: Callable[[int, int], None] | None = None) -> None:
         self._device = device
+        self._tell = tell
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="memory", daemon=True)
         self._started = time.monotonic()
@@ -121,12 +127,17 @@ class Sampler:
         self._look(due=True)
 
     def _follow(self) -> None:
-        next_point = 0.0
+        next_point = next_word = 0.0
         while not self._stop.wait(PEAK_INTERVAL):
-            due = time.monotonic() - self._started >= next_point
+            passed = time.monotonic() - self._started
+            due = passed >= next_point
             self._look(due)
             if due:
-                next_point = time.monotonic() - self._started + TIMELINE_INTERVAL
+                next_point = passed + TIMELINE_INTERVAL
+            if self._tell is not None and passed >= next_word:
+                next_word = passed + TELL_INTERVAL
+                with contextlib.suppress(OSError):  # nobody listens any more
+                    self._tell(self.peak_host_bytes, self.peak_device_bytes)
 
     def _look(self, due: bool) -> None:
         host, device = anonymous_bytes(), device_used_bytes(self._device)

@@ -54,6 +54,11 @@ class Report:
         """Something a person should read, and that stops nothing."""
         self.send("warning", text=text)
 
+    def memory(self, host: int, device: int) -> None:
+        """The most memory so far, in bytes; also a sign of life from a stage whose items take
+        long."""
+        self.send("memory", peak_host_bytes=host, peak_device_bytes=device)
+
     def note(self, **values: Any) -> None:
         """Facts about the stage for `run.json`, such as the attention implementation."""
         self.send("note", **values)

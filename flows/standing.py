@@ -1,0 +1,93 @@
+"""How a run stands, worked out from its record: what is done, how fast, how long still; reads and
+starts nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+RECENT_SECONDS = 60.0
+"""What counts as lately."""
+SHORTEST_SECONDS = 1.0
+"""Nothing is said of the speed of less."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageStanding:
+    """One stage of a run, in chunks; what the frames stage failed at is counted in files."""
+
+    name: str
+    running: bool
+    done: int
+    """In this run and before it."""
+    failed: int
+    pending: int
+    about: bool
+    """Whether `pending` rests on files' headers: some were not looked into yet."""
+    rate: float | None
+    """Chunks a second of this run; None when it made none."""
+    rate_last_minute: float | None
+    """None when the stage is not running."""
+    seconds_left: float | None
+    """None: unknown."""
+    seconds: float
+    """How long it has worked in this run."""
+    peak_host_bytes: int
+    peak_device_bytes: int
+
+
+def standing(record: Mapping[str, Any], now: float) -> list[StageStanding]:
+    """The stages of a record at the time `now`, in seconds since the epoch."""
+    going = record["state"] == "running"
+    open_media = record["media"].get("open", 0)
+    about = int(record["plan"].get("chunks", 0)) if open_media else 0
+    return [_stage(entry, about, now if going else None) for entry in record["stages"]]
+
+
+def _stage(entry: Mapping[str, Any], about: int, now: float | None) -> StageStanding:
+    running = now is not None and bool(entry["since"])
+    made = entry["items"] + entry["running"]
+    total = max(entry["total"], about)
+    done = min(entry["before"] + made, total) if total else entry["before"] + made
+    lost = entry["failed"] if entry["name"] == "encode" else 0
+    pending = max(0, total - done - lost)
+    seconds = entry["seconds"]
+    if running and now is not None:
+        seconds += max(0.0, now - entry["since"])
+    rate = made / seconds if made and seconds >= SHORTEST_SECONDS else None
+    lately = _lately(entry, made, now) if running and now is not None else None
+    speed = lately or rate
+    left = 0.0 if not pending else pending / speed if speed and now is not None else None
+    return StageStanding(
+        name=entry["name"],
+        running=running,
+        done=done,
+        failed=entry["failed"],
+        pending=pending,
+        about=about > entry["total"],
+        rate=rate,
+        rate_last_minute=lately,
+        seconds_left=left,
+        seconds=seconds,
+        peak_host_bytes=entry["peak_host_bytes"],
+        peak_device_bytes=entry["peak_device_bytes"],
+    )
+
+
+def _lately(entry: Mapping[str, Any], made: int, now: float) -> float | None:
+    """Chunks a second since the oldest sample of the last minute; 0 when there is none."""
+    samples = [s for s in entry["recent"] if now - s[0] <= RECENT_SECONDS]
+    if not samples:
+        return 0.0 if now - entry["since"] > RECENT_SECONDS else None
+    at, then = samples[0]
+    return (made - then) / (now - at) if now - at >= SHORTEST_SECONDS else None
+
+
+def advice(record: Mapping[str, Any]) -> str:
+    """What to do about a run that ended before its work did; empty when there is nothing to do."""
+    if record["state"] in ("done", "running"):
+        return ""
+    again = "run the same command again to go on"
+    flow_run = record.get("prefect")
+    if flow_run:
+        again = f"`prefect flow-run retry {flow_run['id']}` goes on, and so does the same command"
+    return f"What is finished stays done: {again}"
