@@ -1,11 +1,10 @@
 """What is read ahead and written behind comes in order, and no failure of it is lost."""
 
 import threading
-from functools import partial
 
 import pytest
 
-from stages.models.ahead import AHEAD, read_ahead, write_behind
+from stages.models.ahead import AHEAD, BEHIND, read_ahead, write_behind
 
 SECONDS = 10.0
 
@@ -27,39 +26,55 @@ def test_batches_are_read_while_another_is_used() -> None:
     assert read == [0, 1, 2, 3, 4]
 
 
-def test_work_is_done_behind_the_caller_and_in_order() -> None:
-    goes_on, done = threading.Event(), list[int]()
+def test_what_comes_while_the_disk_is_busy_is_written_at_once_and_in_order() -> None:
+    busy, goes_on, written = threading.Event(), threading.Event(), list[list[int]]()
 
-    def first() -> None:
+    def write(made: list[int]) -> None:
+        busy.set()
         assert goes_on.wait(SECONDS)
-        done.append(0)
+        written.append(made)
 
-    with write_behind() as later:
-        later(first)
-        assert done == []
+    with write_behind(write) as later:
+        later(0)
+        assert busy.wait(SECONDS)
+        for number in range(1, BEHIND):
+            later(number)
+        assert written == []
         goes_on.set()
-        for number in range(1, 4):
-            later(partial(done.append, number))
-    assert done == [0, 1, 2, 3]
+    assert written == [[0], list(range(1, BEHIND))]
 
 
-def fail() -> None:
-    raise OSError("the disk is full")
+def test_no_more_than_a_few_batches_wait_for_the_disk() -> None:
+    most = 0
+
+    def write(made: list[int]) -> None:
+        nonlocal most
+        most = max(most, len(made))
+
+    with write_behind(write) as later:
+        for number in range(100):
+            later(number)
+    assert most <= BEHIND
 
 
-@pytest.mark.parametrize("more", [0, 1])
-def test_what_failed_behind_is_raised(more: int) -> None:
-    done: list[int] = []
-    with pytest.raises(OSError, match="full"), write_behind() as later:
-        later(fail)
-        for number in range(more):
-            later(partial(done.append, number))
-    assert done == []
+@pytest.mark.parametrize("more", [0, 1, 2 * BEHIND])
+def test_what_failed_behind_is_raised_and_nothing_is_written_after_it(more: int) -> None:
+    written: list[int] = []
+
+    def write(made: list[int]) -> None:
+        if 0 in made:
+            raise OSError("the disk is full")
+        written.extend(made)
+
+    with pytest.raises(OSError, match="full"), write_behind(write) as later:
+        for number in range(1 + more):
+            later(number)
+    assert written == []
 
 
-def test_what_was_begun_is_finished_when_the_caller_fails() -> None:
-    done: list[int] = []
-    with pytest.raises(ValueError, match="caller"), write_behind() as later:
-        later(partial(done.append, 1))
+def test_what_was_handed_over_is_written_when_the_caller_fails() -> None:
+    written: list[int] = []
+    with pytest.raises(ValueError, match="caller"), write_behind(written.extend) as later:
+        later(1)
         raise ValueError("the caller's own")
-    assert done == [1]
+    assert written == [1]

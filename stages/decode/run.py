@@ -52,13 +52,13 @@ def run(job: dict[str, Any], report: Report) -> None:
                 hint="Run the same command again: it encodes them anew",
             ) from error
 
-    def publish(batch: list[dict[str, Any]], made: list[tuple[str, int]]) -> None:
-        records = [_record(m["key"], *c) for m, c in zip(batch, made, strict=True)]
+    def publish(made: list[list[Record]]) -> None:
+        records = [record for batch in made for record in batch]
         tokens = {record.key: record.meta["tokens"] for record in records}
         for key in captions.publish(records):
             report.item(key, tokens=tokens[key])
 
-    with write_behind() as later:
+    with write_behind(publish) as later:
         for batch, rows in read_ahead(batches, read):
             prompts = [member["prompt"] for member in batch]
             made = held.use(
@@ -70,7 +70,7 @@ def run(job: dict[str, Any], report: Report) -> None:
                     max_new_tokens=job["max_new_tokens"],
                 )
             )
-            later(functools.partial(publish, batch, made))
+            later([_record(m["key"], *c) for m, c in zip(batch, made, strict=True)])
 
 
 def read_features(shelf: Shelf, key: str) -> FeatureRecord:

@@ -16,13 +16,14 @@ import torch
 from artifacts.packs import DamagedRecord, Record, Shelf
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
-from stages.models.ahead import read_ahead
+from stages.models.ahead import read_ahead, write_behind
 from stages.models.delivery import PIXELS
 from stages.models.features import Features, encode, is_pixels
 from stages.models.loading import ModelJob, facts
 from stages.models.pieces import Held
 from stages.models.prepare import Clip, Prepared, joined, prepare
 from stages.models.records import CannotSplit, FeatureRecord, rule_of_input, split
+from stages.process.ending import out_of_memory
 from stages.process.report import Report
 
 REFUSALS = (ValueError, TypeError, KeyError, IndexError, AssertionError, RuntimeError)
@@ -65,18 +66,23 @@ def run(job: dict[str, Any], report: Report) -> None:
     def read(batch: list[dict[str, Any]]) -> list[Prepared | Refusal]:
         return [read_member(frames, processor, member) for member in batch]
 
-    for batch, read_rows in read_ahead(batches, read):
-        found = dict(zip((m["key"] for m in batch), read_rows, strict=True))
-        for key, row in found.items():
+    def publish(made: list[list[tuple[dict[str, Any], FeatureRecord | Refusal]]]) -> None:
+        rows = {member["key"]: (member, row) for batch in made for member, row in batch}
+        for key, (_, row) in rows.items():
             if isinstance(row, Refusal):
                 failures.publish([Record(key=key, meta=row.meta())])
                 report.failure(media=key, **row.meta())
-        prepared = {key: row for key, row in found.items() if isinstance(row, Prepared)}
-        rows = _encoded(half, list(prepared.values()))
-        records = [_record(key, row) for key, row in zip(prepared, rows, strict=True)]
-        metas = {member["key"]: frames.meta(member["frames"]) for member in batch}
-        for key in features.publish(records):
-            report.item(key, seconds_of_media=metas[key]["end"] - metas[key]["start"])
+        whole = [_record(k, row) for k, (_, row) in rows.items() if isinstance(row, FeatureRecord)]
+        for key in features.publish(whole):
+            meta = frames.meta(rows[key][0]["frames"])
+            report.item(key, seconds_of_media=meta["end"] - meta["start"])
+
+    with write_behind(publish) as later:
+        for batch, read_rows in read_ahead(batches, read):
+            prepared = [row for row in read_rows if isinstance(row, Prepared)]
+            made = iter(_encoded(half, prepared))
+            rows = [row if isinstance(row, Refusal) else next(made) for row in read_rows]
+            later(list(zip(batch, rows, strict=True)))
 
 
 def _encoded(half: Held | None, rows: list[Prepared]) -> list[FeatureRecord]:
@@ -107,7 +113,7 @@ def read_member(shelf: Shelf, processor: Any, member: dict[str, Any]) -> Prepare
         clip = read_clip(shelf, member)
         return prepare(processor, clip, member.get("prompt", ""))
     except REFUSALS as error:
-        if _out_of_memory(error):
+        if out_of_memory(error):
             raise
         if clip is not None and clip.kind == "video" and len(clip.frames) == 1:
             with contextlib.suppress(*REFUSALS):
@@ -124,11 +130,6 @@ def shown_twice(clip: Clip) -> Clip:
         frames=np.concatenate([clip.frames, clip.frames]),
         times=(first, first + max(clip.seconds, SHORTEST) / 2),
     )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether the machine is at fault and not the frames: torch has no class for it on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def read_clip(shelf: Shelf, member: dict[str, Any]) -> Clip:

@@ -12,6 +12,8 @@ Rows = TypeVar("Rows")
 
 AHEAD = 2
 """Batches that are read and prepared while one is computed."""
+BEHIND = 4
+"""Batches that may wait to be written before the computing waits for the disk."""
 
 
 def read_ahead(
@@ -28,19 +30,34 @@ def read_ahead(
 
 
 @contextmanager
-def write_behind() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Gives a function that lets work be done beside the caller's, one piece at a time and in
-    order. What a piece raised is raised at the next one, or at the end; a piece that was begun is
-    finished also when the caller fails."""
-    last: Future[None] | None = None
+def write_behind(write: Callable[[list[Rows]], None]) -> Iterator[Callable[[Rows], None]]:
+    """Gives a function that hands what was made to `write`, which works beside the caller.
 
-    def later(work: Callable[[], None]) -> None:
-        nonlocal last
-        if last is not None:
-            last.result()
-        last = pool.submit(work)
+    `write` gets at once, in order, all that came while it was busy: where much is made in a moment,
+    one syncing of the disk serves many batches. What it raised is raised at the next handing over,
+    or at the end, and nothing is written after it; what was handed over before the caller fails is
+    written all the same.
+    """
+    waiting: deque[Rows] = deque()
+    running: deque[Future[None]] = deque()
+    failed = False
+
+    def flush() -> None:
+        nonlocal failed
+        taken = [waiting.popleft() for _ in range(len(waiting))]
+        if not taken or failed:
+            return
+        failed = True
+        write(taken)
+        failed = False
+
+    def later(made: Rows) -> None:
+        while running and (running[0].done() or len(running) >= BEHIND):
+            running.popleft().result()
+        waiting.append(made)
+        running.append(pool.submit(flush))
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         yield later
-        if last is not None:
-            last.result()
+        for flushed in running:
+            flushed.result()

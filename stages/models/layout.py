@@ -26,6 +26,7 @@ from stages.models.processor import (
     takes_images,
 )
 from stages.models.turn import PARTS, PLAIN, SPELLED, WORDS, forms, write
+from stages.process.ending import out_of_memory
 
 PROBES = ("Describe.", "What happens in this video?")
 """Prompts of different lengths, so that padding is tried too."""
@@ -165,6 +166,8 @@ def _find(processor: Any, channel: str) -> Layout:
         except PenstockError:
             raise
         except Exception as error:  # a processor may refuse in any way; the next form may do
+            if out_of_memory(error):
+                raise
             problem = problem or error
             continue
         layout = _spelled(processor, layout, outputs)
@@ -242,7 +245,9 @@ def _takes_one(processor: Any, layout: Layout) -> bool:
     try:
         outputs = [run(processor, layout, [clip], PROBES[:1]) for clip in (one, two)]
         counts = [places(processor, found, media) for media, found in enumerate(outputs, 1)]
-    except Exception:  # it may refuse in any way
+    except Exception as error:  # it may refuse in any way
+        if out_of_memory(error):
+            raise
         return True
     if counts[0]:
         return counts[1] <= counts[0]

@@ -23,6 +23,11 @@ OUT_OF_MEMORY = (
 NumPy, Python)."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the machine is at fault: libraries have many words for it, and no class in common."""
+    return any(sign in f"{type(error).__name__}: {error}" for sign in OUT_OF_MEMORY)
+
+
 def fault_of_stage(
     name: str, code: int, told: Mapping[str, str] | None, log_tail: str, log: Path
 ) -> errors.PenstockError:
