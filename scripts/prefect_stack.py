@@ -54,6 +54,8 @@ class Stack:
         """`make server`, until it answers; again on the same port and database, if called again."""
         server = self.start("server", str(self.root / "scripts/server"))
         self.wait_up(server, "server", lambda: answers(self.api))
+        if (self.folder / "prefect" / "prefect.db").exists() == bool(self._database):
+            raise CheckFailed(f"the server does not use {self._database or 'SQLite'}")
         self.say(f"started a Prefect server on port {self.port}")
         return server
 
