@@ -9,7 +9,20 @@ PenstockError
 └── MediaError        one file cannot be captioned; the others can       exit 1
 """
 
+import re
 from typing import ClassVar
+
+SECRETS = re.compile(
+    r"(?<=://)[^/\s@]+(?=@)"
+    r"|\bhf_[A-Za-z0-9]{16,}"
+    r"|(?i:(?<=[?&;]token=)|(?<=signature=)|(?<=password=)|(?<=api_key=)|(?<=secret=))[^&\s]+"
+)
+"""User and password of an address, a token of the hub, secret parameters of an address."""
+
+
+def redacted(text: str) -> str:
+    """Text without what lets its readers in elsewhere: it goes to logs, records and servers."""
+    return SECRETS.sub("…", text)
 
 
 class PenstockError(Exception):
@@ -18,6 +31,7 @@ class PenstockError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
+        message, hint = redacted(message), redacted(hint)
         super().__init__(message, hint)
         self.message = message
         self.hint = hint

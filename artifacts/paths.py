@@ -18,3 +18,9 @@ class RealPaths:
         if folder not in self._folders:
             self._folders[folder] = os.path.realpath(folder)
         return os.path.join(self._folders[folder], name)
+
+
+def lies_in(path: str, folder: str) -> bool:
+    """Whether a path is a folder or in it, wherever links lead."""
+    real = os.path.realpath(folder)
+    return os.path.commonpath([real, os.path.realpath(path)]) == real

@@ -25,8 +25,10 @@ from pydantic import ConfigDict, with_config
 
 from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, UsageError
 from flows.config import ABOVE_ZERO, FORMATS, PRECISIONS, CaptionConfig
-from flows.display import Display
+from flows.confine import confine
+from flows.display import Display, printable
 from flows.launch import ENTRIES, StageCall
+from flows.prefect_page import RunPage
 from flows.prefect_server import start_server
 from flows.prefect_view import Progress, RunLog, plain, quiet_console, show, table
 from flows.prepare import NothingToCaption
@@ -80,18 +82,23 @@ def caption_videos(config: CaptionConfig) -> State[Any]:
     """
     caller = _caller.get()
     display = caller.display if caller else Display(to=RunLog(get_run_logger()))
+    page = RunPage()
     try:
-        result = caption(config, display, PrefectLauncher)
+        if caller is None:
+            confine(config)
+        result = caption(config, display, PrefectLauncher, page.begin)
     except PenstockError as error:
         return ended_by(error, TABLE)
+    finally:
+        page.end()
     if caller:
         caller.result = result
     done = {"files": result.files, "captions": result.captions, "folder": plain(str(result.out))}
     show(table(result.failures) or [done], result.line(), TABLE)
     if result.exit_code >= 2:
         nothing = UsageError(result.line(), hint=f"Read {result.out / 'failures.jsonl'}")
-        return Failed(message=str(nothing), data=nothing)
-    return Completed(message=result.line())
+        return Failed(message=printable(str(nothing)), data=nothing)
+    return Completed(message=printable(result.line()))
 
 
 def ended_by(error: PenstockError, key: str) -> State[Any]:
@@ -99,7 +106,7 @@ def ended_by(error: PenstockError, key: str) -> State[Any]:
     if isinstance(error, NothingToCaption):
         show(table(error.failures), str(error), key)
     ended = Cancelled if isinstance(error.__cause__, KeyboardInterrupt) else Failed
-    return ended(message=str(error), data=error)
+    return ended(message=printable(str(error)), data=error)
 
 
 class PrefectLauncher:

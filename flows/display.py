@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
+from artifacts.errors import redacted
+
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0
 """How often a log without a terminal gets a line a stage."""
@@ -68,6 +70,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line that stays."""
+        text = redacted(text)
         with self._lock:
             self._emit({"event": "message", "text": text})
             if not self._quiet and not self._json:

@@ -15,14 +15,17 @@ from prefect.artifacts import (
 from prefect.logging.handlers import PrefectConsoleHandler
 
 from artifacts.captions import Failure
+from flows.display import printable
 
 logger = logging.getLogger(__name__)
 
 TABLE_ROWS = 200
 """Rows of the UI's table; the rest is in the output files."""
-MARKUP = re.compile(r"\\(?=[^\w\s])|[`*<~]|\[(?=[^]]*]\()|(?<!\w)_|_(?!\w)|^[#>+-]")
+MARKUP = re.compile(r"\\(?=[^\w\s])|[`*<~]|\[(?=[^]]*][(:\[])|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^[#>+-]")
 """What markdown takes for itself. One of Prefect's two UIs reads table cells as markdown, the other
 shows every backslash, so no more is escaped than must be."""
+LISTED = re.compile(r"^(\d+)([.)])(?=\s)")
+"""The beginning of a numbered list."""
 
 
 class Progress:
@@ -88,8 +91,10 @@ def table(failures: Sequence[Failure]) -> list[dict[str, Any]]:
 
 
 def plain(text: str) -> str:
-    """Text that markdown shows as it is."""
-    return MARKUP.sub(lambda found: f"\\{found.group()}", text)
+    """Text that markdown shows as it is, in one line; control characters, which some databases do
+    not take, become question marks."""
+    escaped = MARKUP.sub(lambda found: f"\\{found.group()}", printable(text).strip())
+    return LISTED.sub(r"\1\\\2", escaped)
 
 
 def quiet_console() -> None:

@@ -12,7 +12,9 @@ from prefect.states import Completed, Failed
 
 from artifacts.errors import PenstockError, UsageError
 from flows.config import CaptionConfig
+from flows.confine import confine
 from flows.display import Display
+from flows.prefect_page import RunPage
 from flows.prefect_view import RunLog, show, table
 from flows.rebuild_run import RebuildOptions, rebuild
 
@@ -33,10 +35,14 @@ def rebuild_features(
     """
     display = Display(to=RunLog(get_run_logger()))
     options = RebuildOptions(name=name, prune=prune, dry_run=dry_run)
+    page = RunPage()
     try:
-        result = rebuild(config, options, display, PrefectLauncher)
+        confine(config, out=False)
+        result = rebuild(config, options, display, PrefectLauncher, page.begin)
     except PenstockError as error:
         return ended_by(error, TABLE)
+    finally:
+        page.end()
     if dry_run:
         for line in result.plan_lines():
             display.say(line)

@@ -26,7 +26,7 @@ from flows.rebuild_record import (
     same,
     write_record,
 )
-from flows.run import LauncherMaker, Watch, stopped_in_order
+from flows.run import LauncherMaker, OnBegin, Watch, stopped_in_order
 from flows.sizes import unencoded
 
 
@@ -142,14 +142,16 @@ def rebuild(
     options: RebuildOptions,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
 ) -> RebuildResult:
     """Bring the stored features of everything the configuration names up to date; what it says of
-    text and of output files has no effect. Raises PenstockError; what is finished stays done."""
+    text and of output files has no effect. `on_begin` is given the run's record before work begins.
+    Raises PenstockError; what is finished stays done."""
     name = job_digest(config.sources, options.name)
     # Logs and the record of the run lie in the store: a rebuild has no outputs.
     out = open_store(config.store_url).root / "logs" / f"rebuild-{name[:12]}"
     config = replace(config, out=str(out), format=(), beside=False)
-    watch = Watch(display)
+    watch = Watch(display, on_begin)
     launcher = make_launcher(watch.listen)
     with stopped_in_order():
         job = prepare(config, launcher, display.say, text=False)

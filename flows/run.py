@@ -27,15 +27,15 @@ if TYPE_CHECKING:  # it imports torch
     from stages.models.boundary import Half
 
 LauncherMaker = Callable[[Listener], Launcher]
-Begun = Callable[[RunRecord], None]
+OnBegin = Callable[[RunRecord], None]
 
 
 class Watch:
     """Tells people and the record what the stages do."""
 
-    def __init__(self, display: Display, begun: Begun | None = None) -> None:
+    def __init__(self, display: Display, on_begin: OnBegin | None = None) -> None:
         self._display = display
-        self._begun = begun
+        self._on_begin = on_begin
         self._job: Job | None = None
         self._record: RunRecord | None = None
         self._items: dict[str, int] = {}
@@ -76,8 +76,8 @@ class Watch:
             self._job, self._record = job, (record := RunRecord(job.out))
             record.value.update(plan=summary(job), outputs=places(job))
             record.write(force=True)
-            if self._begun is not None:
-                self._begun(record)
+            if self._on_begin is not None:
+                self._on_begin(record)
             steps = Steps(job, launcher, record, self.tell, fetch, hold)
             try:
                 yield Sequence(job, steps, record), record, hold
@@ -89,11 +89,11 @@ def caption(
     config: CaptionConfig,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
-    begun: Begun | None = None,
+    on_begin: OnBegin | None = None,
 ) -> RunResult:
-    """Caption everything the configuration names; `begun` is given the run's record before work
+    """Caption everything the configuration names; `on_begin` is given the run's record before work
     begins. Raises PenstockError; what is finished stays done."""
-    watch = Watch(display, begun)
+    watch = Watch(display, on_begin)
     launcher = make_launcher(watch.listen)
     with stopped_in_order():
         try:

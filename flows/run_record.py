@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Failure, values_of
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import EnvironmentFault, UsageError, redacted
 from artifacts.files import write_json
 from stages.process.stage_process import StageOutcome
 
@@ -132,7 +132,7 @@ class RunRecord:
 
     def finish(self, state: str, error: str = "") -> None:
         """The run's last word: done, failed or interrupted."""
-        self.value.update(state=state, error=error)
+        self.value.update(state=state, error=redacted(error))
         self.write(force=True)
 
     def write(self, *, force: bool) -> None:

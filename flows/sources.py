@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.captions import Failure
+from artifacts.errors import redacted
 from artifacts.paths import RealPaths
 from artifacts.schema import MediaKind
 
@@ -122,7 +123,7 @@ def _expand(text: str, source: str, selection: Selection) -> Iterator[MediaFile 
         yield from _listed(path, source, selection)
     elif os.path.exists(path):
         yield _file(path, path.name, source)
-    elif glob.has_magic(text):
+    elif glob.has_magic(text) and "\0" not in text:
         matches = sorted(glob.glob(os.path.expanduser(text), recursive=True))
         files = [Path(m) for m in matches if os.path.isfile(m) and selection.takes(m)]
         if not files:
@@ -229,8 +230,8 @@ def writable(name: str) -> str:
 
 def _failure(source: str, name: str, error: str, message: str, hint: str) -> Failure:
     return Failure(
-        media_path=writable(name),
-        source=writable(source),
+        media_path=redacted(writable(name)),
+        source=redacted(writable(source)),
         stage="sources",
         error=error,
         message=message,

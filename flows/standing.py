@@ -1,9 +1,12 @@
 """How a run stands, worked out from its record: what is done, how fast, how long still; reads and
 starts nothing."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from flows.display import duration, size
 
 RECENT_SECONDS = 60.0
 """What counts as lately."""
@@ -91,3 +94,54 @@ def advice(record: Mapping[str, Any]) -> str:
     if flow_run:
         again = f"`prefect flow-run retry {flow_run['id']}` goes on, and so does the same command"
     return f"What is finished stays done: {again}"
+
+
+COLUMNS = (
+    "stage", "done", "failed", "pending", "last minute", "overall", "time left", "worked",
+    "peak memory",
+)  # fmt: skip
+
+
+def cells(stage: StageStanding) -> tuple[str, ...]:
+    """One stage for people, a text a column."""
+    lately = "-" if stage.rate_last_minute is None else f"{stage.rate_last_minute:.2f}/s"
+    left = "-"
+    if stage.pending:
+        left = "unknown" if stage.seconds_left is None else duration(stage.seconds_left)
+    peak = f"{size(stage.peak_host_bytes)} host" if stage.peak_host_bytes else "-"
+    if stage.peak_device_bytes:
+        peak += f", {size(stage.peak_device_bytes)} GPU"
+    return (
+        stage.name,
+        str(stage.done),
+        str(stage.failed),
+        ("~" if stage.about and stage.pending else "") + str(stage.pending),
+        lately,
+        "-" if stage.rate is None else f"{stage.rate:.2f}/s",
+        left,
+        duration(stage.seconds) if stage.seconds else "-",
+        peak,
+    )
+
+
+def what(record: Mapping[str, Any]) -> Iterator[str]:
+    """What is run, by whom, and what came of it so far."""
+    plan, media = record["plan"], record["media"]
+    if plan:
+        precision = ", ".join(f"{half} {kind}" for half, kind in plan["precision"].items())
+        yield f"{plan['model']} on {plan['device']}, {precision}, batches of {plan['batch_size']}"
+    for name, half in plan.get("halves", {}).items():
+        yield f"{name} half: {size(half['bytes'])} of weights, {half['attention']} attention"
+    if record["rungs"]:
+        yield f"rung: {json.dumps(record['rungs'][-1])}"
+    if record["prefect"]:
+        yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
+    still = f", {media['open']} not looked into yet" if media.get("open") else ""
+    failed = media["failed"]
+    yield f"{media['total']} files, {failed} failed{still}; {record['captions']} captions written"
+
+
+def places(record: Mapping[str, Any]) -> dict[str, str]:
+    """Where what the run made lies."""
+    found = {**record["outputs"], "store": record["plan"].get("store", "")}
+    return {name: path for name, path in found.items() if path}

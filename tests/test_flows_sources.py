@@ -176,3 +176,43 @@ def test_a_relative_source_gives_an_absolute_path(
     found, _ = find_media(["b.mp4"], PLAIN)
     assert found[0].path == Path(os.getcwd(), "b.mp4")
     assert found[0].source == "b.mp4"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a\0b.mp4",
+        "a\0/*.mp4",
+        "\0",
+        "a\nb.mp4",
+        "../" * 40 + "nothing.mp4",
+        "/dev/null/x.mp4",
+        "@/etc/passwd",
+        "x" * 5000 + ".mp4",
+        "{a,b}.mp4",
+        "[",
+    ],
+)
+def test_a_hostile_line_of_a_list_is_a_failure_and_no_more(tmp_path: Path, line: str) -> None:
+    (tmp_path / "here.mp4").touch()
+    rows = [{"path": line}, {"path": "here.mp4"}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files, failures = find_media(
+        [str(tmp_path / "list.jsonl")], Selection(recursive=False, extensions=())
+    )
+    assert [file.media_path for file in files] == ["here.mp4"]
+    assert len(failures) == 1
+
+
+def test_listed_files_bear_their_own_name_wherever_they_lie(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "er"
+    folder.mkdir(parents=True)
+    for name in ("a\nb.mp4", "c.mp4", "...mp4"):
+        (tmp_path / name).touch()
+    names = ["../../a\nb.mp4", str(tmp_path / "c.mp4"), "../er/../../...mp4", "../.."]
+    (folder / "list.jsonl").write_text("\n".join(json.dumps({"path": name}) for name in names))
+    files, failures = find_media(
+        [str(folder / "list.jsonl")], Selection(recursive=False, extensions=())
+    )
+    assert [f.media_path for f in files] == ["a\nb.mp4", "c.mp4", "...mp4"]
+    assert failures == []

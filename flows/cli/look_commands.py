@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from artifacts.errors import redacted
 from artifacts.store import open_store
 from flows.config import default_store
 from flows.display import size
@@ -34,8 +35,8 @@ def doctor_command(given: argparse.Namespace) -> int:
         print(f"{name:14s}{number}")
     store.check_writable()
     print(f"store     {store.url}, {size(store.free_bytes())} free")
-    api = os.environ.get("PREFECT_API_URL")
-    print(f"prefect   {api or 'no server named; --prefect starts one of its own'}")
+    api = os.environ.get("PREFECT_API_URL", "")
+    print(f"prefect   {redacted(api) or 'no server named; --prefect starts one of its own'}")
     return 0
 
 

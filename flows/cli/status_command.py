@@ -9,11 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flows.display import duration, printable, size
+from flows.display import duration, printable
 from flows.run_record import load_record
-from flows.standing import StageStanding, advice, standing
+from flows.standing import COLUMNS, StageStanding, advice, cells, places, standing, what
 
-COLUMNS = "{:8s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"
+ROW = "{:8s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"
 
 
 def status_command(given: argparse.Namespace) -> int:
@@ -36,14 +36,10 @@ def lines(record: Mapping[str, Any], stages: list[StageStanding]) -> Iterator[st
     if advice(record):
         yield advice(record)
     yield from what(record)
-    yield COLUMNS.format(
-        "stage", "done", "failed", "pending", "last minute", "overall", "time left", "worked",
-        "peak memory",
-    )  # fmt: skip
-    yield from map(row, stages)
-    for place, path in {**record["outputs"], "store": record["plan"].get("store", "")}.items():
-        if path:
-            yield f"{place:10s}{path}"
+    yield ROW.format(*COLUMNS)
+    yield from (ROW.format(*cells(stage)) for stage in stages)
+    for place, path in places(record).items():
+        yield f"{place:10s}{path}"
     for failure in record["failures"]:
         yield f"failed: {failure['media_path']}: {failure['message']}. {failure['hint']}"
     rest = record["media"]["failed"] - len(record["failures"])
@@ -62,43 +58,6 @@ def headline(record: Mapping[str, Any]) -> str:
     if state == "died":
         return f"died: process {record['pid']} is gone; its last word is {ago} old"
     return f"{state} {ago} ago{error}"
-
-
-def what(record: Mapping[str, Any]) -> Iterator[str]:
-    """What is run, by whom, and what came of it so far."""
-    plan, media = record["plan"], record["media"]
-    if plan:
-        precision = ", ".join(f"{half} {kind}" for half, kind in plan["precision"].items())
-        yield f"{plan['model']} on {plan['device']}, {precision}, batches of {plan['batch_size']}"
-    if record["rungs"]:
-        yield f"rung: {json.dumps(record['rungs'][-1])}"
-    if record["prefect"]:
-        yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
-    still = f", {media['open']} not looked into yet" if media.get("open") else ""
-    failed = media["failed"]
-    yield f"{media['total']} files, {failed} failed{still}; {record['captions']} captions written"
-
-
-def row(stage: StageStanding) -> str:
-    """One stage."""
-    lately = "-" if stage.rate_last_minute is None else f"{stage.rate_last_minute:.2f}/s"
-    left = "-"
-    if stage.pending:
-        left = "unknown" if stage.seconds_left is None else duration(stage.seconds_left)
-    peak = f"{size(stage.peak_host_bytes)} host" if stage.peak_host_bytes else "-"
-    if stage.peak_device_bytes:
-        peak += f", {size(stage.peak_device_bytes)} GPU"
-    return COLUMNS.format(
-        stage.name,
-        str(stage.done),
-        str(stage.failed),
-        ("~" if stage.about and stage.pending else "") + str(stage.pending),
-        lately,
-        "-" if stage.rate is None else f"{stage.rate:.2f}/s",
-        left,
-        duration(stage.seconds) if stage.seconds else "-",
-        peak,
-    )
 
 
 def seconds_of(stamp: str) -> float:

@@ -1,0 +1,27 @@
+import pytest
+
+from artifacts.errors import UsageError, redacted
+from flows.sources import Selection, find_media
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("no https://user:pa55@host/a.mp4", "no https://…@host/a.mp4"),
+        ("postgresql+asyncpg://me:pa55@db/x", "postgresql+asyncpg://…@db/x"),
+        ("bearer hf_AbCdEfGhIjKlMnOpQrStUv.", "bearer …."),
+        ("http://h/a?token=pa55&x=1", "http://h/a?token=…&x=1"),
+        ("http://h/a?X-Amz-Signature=pa55", "http://h/a?X-Amz-Signature=…"),
+        ("mail@example.org has a@b.mp4", "mail@example.org has a@b.mp4"),
+        ("https://host/a@b.mp4", "https://host/a@b.mp4"),
+    ],
+)
+def test_what_lets_readers_in_elsewhere_is_left_out(text: str, told: str) -> None:
+    assert redacted(text) == told
+    assert str(UsageError(text, hint=text)) == f"{told}. {told}"
+
+
+def test_a_source_s_password_is_in_no_failure() -> None:
+    source = "https://user:pa55@host/a.mp4"
+    _, (failure,) = find_media([source], Selection(recursive=False, extensions=()))
+    assert "pa55" not in repr(failure) and "host/a.mp4" in failure.media_path

@@ -1,0 +1,146 @@
+"""The page and the tables of Prefect's UI: what they say, and that no name or caption gets out of
+its cell."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from artifacts.captions import Failure
+from flows import prefect_page
+from flows.display import printable
+from flows.prefect_page import RunPage, cell, grid, page
+from flows.prefect_view import plain, table
+from flows.run_record import RunRecord
+
+HOSTILE = [
+    "<script>alert(1)</script>.mp4",
+    "<img src=x onerror=alert(1)>",
+    "a | b | c.mp4",
+    r"a\|b\\|c\.mp4",
+    "`code` ``more`` `.mp4",
+    "[here](javascript:alert(1))",
+    "![](http://evil/x.png)",
+    "[a][b] [a]: http://evil",
+    "<http://evil>",
+    "**bold** _thin_ ~~gone~~ *a*",
+    "# heading",
+    "1. first",
+    "- item",
+    "> quoted",
+    "a\nb\r\n\n# c\n| d | e |",
+    "a\x00b\x1b[2J\x7f\u2028\u202e",
+    "&lt;b&gt; &amp; &#60; a&b",
+    "---",
+    "trailing\\",
+    "half \ud800 a character",
+]
+ALPHABET = "a1 |\\`*_~[]()<>!#&;:-+.\"'\n\t/="
+
+
+def rendered(text: str) -> list[Token]:
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
+
+
+def cells_of(tokens: list[Token]) -> list[list[str]]:
+    """The rows of a table, each cell as what is read in it, which must be text and nothing else."""
+    rows: list[list[str]] = []
+    for token in tokens:
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type == "inline":
+            kinds = {child.type for child in token.children or ()}
+            assert kinds <= {"text", "text_special"}, (token.content, kinds)
+            rows[-1].append("".join(child.content for child in token.children or ()))
+    return rows
+
+
+def texts() -> list[str]:
+    dice = random.Random(7)
+    made = ["".join(dice.choices(ALPHABET, k=dice.randint(1, 24))) for _ in range(1500)]
+    return [*HOSTILE, *made]
+
+
+def test_no_text_gets_out_of_its_cell() -> None:
+    for text in texts():
+        tokens = rendered(grid(("file", "what"), [(text, "x"), ("y", text)]))
+        assert [t.type for t in tokens if t.level == 0] == ["table_open", "table_close"], text
+        seen = printable(text).strip()
+        assert cells_of(tokens) == [["file", "what"], [seen, "x"], ["y", seen]], text
+
+
+def test_no_text_is_more_than_a_paragraph_where_a_table_s_cell_is_read_alone() -> None:
+    for text in texts():
+        tokens = rendered(plain(text))
+        kinds = [t.type for t in tokens if t.level == 0]
+        assert kinds in (["paragraph_open", "paragraph_close"], []), (text, kinds)
+        children = [c for t in tokens for c in t.children or ()]
+        assert {c.type for c in children} <= {"text", "text_special"}, text
+        assert "".join(c.content for c in children) == printable(text).strip()
+
+
+def test_a_table_s_rows_have_no_control_character() -> None:
+    failure = Failure(
+        media_path="a\x00\n.mp4", source="", stage="frames", error="x", message="b\x1b", hint="c\r"
+    )
+    (row,) = table([failure])
+    assert list(row.values()) == ["a??.mp4", "b?", "c?"]
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    made = RunRecord(tmp_path)
+    made.expect("encode", 100, 10)
+    made.value["plan"] = {
+        "model": "org/<b>odd</b>|model",
+        "device": "cuda:0",
+        "precision": {"vision": "bf16", "language": "nf4"},
+        "batch_size": 8,
+        "store": "/data/store",
+        "halves": {"vision": {"bytes": 2_000_000_000, "attention": "sdpa"}},
+    }
+    made.value["outputs"] = {"captions": "/data/out/captions.jsonl"}
+    made.value["rungs"] = [{"stage": "encode", "batch_size": 4}]
+    made.peak("encode", 3_000_000_000, 7_000_000_000)
+    return made
+
+
+def test_the_page_tells_plan_rung_peaks_failures_and_places(record: RunRecord) -> None:
+    hint = "Convert | it"
+    record.fail("frames", {"media_path": HOSTILE[0], "message": "broken", "hint": hint})
+    tokens = rendered(page(record.value, 0.0))
+    text = "".join(c.content for t in tokens for c in t.children or ())
+    for said in (
+        "org/<b>odd</b>|model on cuda:0, vision bf16, language nf4",
+        "2.0 GB of weights",
+        '"batch_size": 4',
+        "3.0 GB host, 7.0 GB GPU",
+        "/data/out/captions.jsonl",
+        "/data/store",
+        HOSTILE[0],
+        "Convert | it",
+    ):
+        assert said in text, said
+    assert [t.type for t in tokens].count("table_open") == 3
+    assert not any(t.type == "html_block" for t in tokens)
+
+
+def test_a_server_that_does_not_answer_costs_the_page_alone(
+    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(prefect_page, "create_markdown_artifact", refuse)
+    shown = RunPage()
+    shown.begin(record)
+    shown.end()
+    assert record.value["prefect"] is not None
+
+
+def test_a_cell_ends_where_its_text_does() -> None:
+    assert cell("a|b") == r"a\|b"
+    assert cell("x\\") == "x\\"
