@@ -170,7 +170,8 @@ def rebuild(
             return result
         for line in result.plan_lines():
             display.say(line)
-        with watch.working(job, launcher, "rebuilding, with its logs in") as (sequence, ran, hold):
+        words = ("rebuilding, with its logs in", "give it another --name")
+        with watch.working(job, launcher, *words) as (sequence, ran, hold):
             if result.missing.chunks:
                 write_record(job.store, name, begun(last, now))
                 now = replace(now, number=now.number + 1)
@@ -198,6 +199,9 @@ def _prune(
 ) -> tuple[Reach, ...]:
     """Remove what nothing refers to, if that was asked; returns what is still to be removed."""
     if not options.prune:
+        return now.past
+    if job.config.limit is not None:
+        result.kept = "--limit leaves files out that are there"
         return now.past
     if job.failures:
         # A disk that is not there must not cost what was made of the files on it.

@@ -63,14 +63,18 @@ class Watch:
 
     @contextlib.contextmanager
     def working(
-        self, job: Job, launcher: Launcher, doing: str
+        self,
+        job: Job,
+        launcher: Launcher,
+        doing: str = "captioning into",
+        another: str = "give another --out",
     ) -> Iterator[tuple[Sequence, RunRecord, Hold]]:
         """The sequence of a job, which nobody else works on and nobody deletes under it."""
 
         def fetch(halves: "Collection[Half]") -> None:
             fetch_halves(job.model, halves, self._display)
 
-        with only_run_in(job, doing), claiming(job) as hold:
+        with only_run_in(job, doing, another), claiming(job) as hold:
             for note in notes(job):
                 self._display.say(note)
             self._job, self._record = job, (record := RunRecord(job.out))
@@ -101,7 +105,7 @@ def caption(
         except NothingToCaption as error:
             write_jsonl(out_folder(config) / "failures.jsonl", error.failures)
             raise
-        with watch.working(job, launcher, "captioning into") as (sequence, _, _):
+        with watch.working(job, launcher) as (sequence, _, _):
             return sequence.run()
 
 
@@ -178,7 +182,7 @@ def claiming(job: Job) -> Iterator[Hold]:
 
 
 @contextlib.contextmanager
-def only_run_in(job: Job, doing: str) -> Iterator[None]:
+def only_run_in(job: Job, doing: str, another: str) -> Iterator[None]:
     """Two runs that write one folder would take turns at destroying each other's files."""
     path = job.out / ".lock"
     try:
@@ -189,7 +193,7 @@ def only_run_in(job: Job, doing: str) -> Iterator[None]:
     if lock is None:
         raise UsageError(
             f"{holder(path)} is {doing} {job.out} already",
-            hint="Wait for it, watch it with `penstock status`, or give another --out",
+            hint=f"Wait for it, watch it with `penstock status {job.out}`, or {another}",
         )
     with lock:
         yield

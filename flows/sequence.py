@@ -128,6 +128,8 @@ class Sequence:
                 write(not following)
                 took = time.monotonic() - started
                 self._write_at = started + WRITING_SHARE * took
+        # Once more: another job that they were left for may have ended meanwhile.
+        self._steps.give_back(job.media)
 
     def _wave(
         self,

@@ -1,6 +1,6 @@
 """What each stage of a run is told, and what its death means; knows not what runs after what."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -132,10 +132,16 @@ class Steps:
             }
             self._finish(self.launcher.start(self._call("encode", arguments)))
             job.ledger.refresh()
-        # Of the last of the jobs that look at them: the others would have to cut them again.
-        if not job.config.keep_frames and not self._hold.shares(job.ledger.scopes.frames):
-            done = job.ledger.features.keys() | job.ledger.refused.keys()
-            job.ledger.frames.drop([t.frames for t in tasks if t.features in done])
+        self.give_back(wave)
+
+    def give_back(self, media: Sequence[Medium]) -> None:
+        """Delete frames that are encoded, unless they are to be kept or another running job looks
+        at them too, which would have to cut them again."""
+        job = self._job
+        if job.config.keep_frames or self._hold.shares(job.ledger.scopes.frames):
+            return
+        done = job.ledger.features.keys() | job.ledger.refused.keys()
+        job.ledger.frames.drop(t.frames for t in job.ledger.tasks(media) if t.features in done)
 
     def decode(self, wave: list[Medium]) -> None:
         """Make the captions of a wave."""

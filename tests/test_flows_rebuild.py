@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.errors import Interrupted
+from artifacts.errors import Interrupted, UsageError
 from artifacts.packs import Shelf
 from artifacts.store import FolderStore
 from flows.config import CaptionConfig
@@ -15,6 +15,7 @@ from flows.display import Display
 from flows.holds import holding
 from flows.rebuild_run import RebuildOptions, RebuildResult, rebuild
 from flows.run import caption
+from stages.process.lock import try_hold
 from tests.media import write_video
 from tests.test_flows_waves import Stages
 
@@ -195,9 +196,20 @@ def test_nothing_is_removed_while_a_source_is_not_there(config: CaptionConfig) -
     write_video(clips.parent / "disk" / "4.mp4", ticks=range(12))
     assert answered(more).encoded == 4
     shutil.rmtree(clips.parent / "disk")
+    assert "--limit" in answered(replace(config, limit=1), prune=True).kept
     result = answered(more, prune=True)
     assert (result.exit_code, result.removed, features(config)) == (1, 0, 4)
     assert "nothing was removed" in result.line() and "disk" in result.kept
+
+
+def test_two_rebuilds_of_one_job_are_refused(config: CaptionConfig) -> None:
+    answered(config)
+    (folder,) = (Path(config.store) / "logs").glob("rebuild-*")
+    lock = try_hold(folder / ".lock")
+    assert lock is not None
+    with lock, pytest.raises(UsageError, match=r"is rebuilding, with its logs in .* --name"):
+        answered(config)
+    assert answered(config, name="another").encoded == 0
 
 
 def test_a_file_that_cannot_be_used_fails_alone(config: CaptionConfig) -> None:

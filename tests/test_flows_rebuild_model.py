@@ -96,6 +96,31 @@ def test_only_what_changed_is_encoded(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
+def test_the_flow_makes_the_bytes_of_the_plain_command(tmp_path: Path) -> None:
+    from prefect.testing.utilities import prefect_test_harness
+
+    from flows.config import CaptionConfig
+    from flows.rebuild import rebuild_features
+
+    write_clips(tmp_path / "clips", 2, seed=6)
+    plain = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "plain")
+    where = [str(plain.clips), "--model", "demo", "--store", str(plain.store)]
+    subprocess.run([*PENSTOCK, "cache", "rebuild", *where], cwd=ROOT, check=True)
+    flow = Place(clips=plain.clips, out=plain.out, store=tmp_path / "flow")
+    config = CaptionConfig(sources=(str(flow.clips),), model="demo", store=str(flow.store))
+    with prefect_test_harness(server_startup_timeout=120):
+        for encoded in (2, 0):
+            state = rebuild_features(config, prune=True, return_state=True)
+            assert state.is_completed()
+            assert f"encoded {encoded} chunks" in str(state.message)
+        (plain.clips / "late.txt").write_text("no medium")
+        nothing = CaptionConfig(sources=(str(flow.clips / "*.txt"),), store=str(flow.store))
+        assert rebuild_features(nothing, return_state=True).is_failed()
+    assert flow.stored("features") == plain.stored("features")
+    assert len(flow.stored("features")) == 2
+
+
+@pytest.mark.slow
 def test_what_a_real_run_needs_is_not_collected_under_it(tmp_path: Path) -> None:
     write_clips(tmp_path / "clips", 6, seed=4)
     write_clips(tmp_path / "old", 1, seed=5)

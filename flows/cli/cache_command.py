@@ -107,7 +107,7 @@ def rebuild_features(given: argparse.Namespace) -> int:
     if given.dry_run:
         print("\n".join(map(printable, result.plan_lines())))
     if given.dry_run or not given.quiet:
-        print(result.line())
+        print(printable(result.line()))
     return result.exit_code
 
 
