@@ -4,6 +4,7 @@ PenstockError
 ├── UsageError        bad option, no source at all, no such model        exit 2
 ├── CannotFit         the model does not fit the memory budget           exit 3
 ├── Interrupted       stopped by a signal; the same command resumes      exit 4
+│   └── Killed        a stage's process got signal 9, from nobody in the run
 ├── EnvironmentFault  disk, store, driver, network                       exit 5
 │   └── StageDied     a stage's process ended without finishing
 └── MediaError        one file cannot be captioned; the others can       exit 1
@@ -56,6 +57,15 @@ class Interrupted(PenstockError):
     """The run was stopped from outside; what is done stays done."""
 
     exit_code = 4
+
+
+class Killed(Interrupted):
+    """A stage's process was ended by signal 9: by somebody, or by the kernel for want of memory."""
+
+    def __init__(self, message: str, *, hint: str = "", items: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.items = items
+        """What the process had published before."""
 
 
 class EnvironmentFault(PenstockError):

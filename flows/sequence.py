@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.captions import Failure
-from artifacts.errors import Interrupted, PenstockError
+from artifacts.errors import Interrupted, Killed, PenstockError
 from artifacts.packs import DamagedRecord
 from flows.dataset import write_dataset
 from flows.ledger import Medium
@@ -27,6 +27,8 @@ WRITING_SHARE = 20
 """Between waves the outputs, which are written whole, take one part in so many of a run's time."""
 REMAKES = 3
 """How often a wave is gone through again because a stored record was found damaged."""
+KILLS = 2
+"""How often in a row a stage may be killed before it made anything, and is started again."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -137,20 +139,30 @@ class Sequence:
         following: list[Medium],
         decode: Callable[[list[Medium]], None] | None,
     ) -> None:
-        for attempt in range(REMAKES):
+        remakes = kills = 0
+        begun = False
+        while True:
             try:
                 self._steps.frames(wave)
                 self._expect()
-                if attempt == 0:
+                if not begun:
+                    begun = True
                     self._steps.begin_frames(following)
                 self._steps.encode(wave)
                 if decode is not None:
                     decode(wave)
                 return
             except DamagedRecord:
-                if attempt + 1 == REMAKES:
+                remakes += 1
+                if remakes == REMAKES:
                     raise
-                self._job.ledger.refresh()
+            except Killed as error:
+                # By whom is not told. If the kernel did it for want of memory it will again, before
+                # anything is made; whoever wants the run to end stops this process.
+                kills = 0 if error.items else kills + 1
+                if kills > KILLS:
+                    raise
+            self._job.ledger.refresh()
 
     def _write(self, result: RunResult, *, last: bool) -> None:
         written = write_outputs(self._job, last=last)

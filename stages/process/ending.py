@@ -29,11 +29,17 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def fault_of_stage(
-    name: str, code: int, told: Mapping[str, str] | None, log_tail: str, log: Path
+    name: str,
+    code: int,
+    told: Mapping[str, str] | None,
+    log_tail: str,
+    log: Path,
+    items: int = 0,
 ) -> errors.PenstockError:
     """The error that a stage's end amounts to.
 
-    `told` is the error event that the child sent, if it could; `log_tail` the last line of its log.
+    `told` is the error event that the child sent, if it could; `log_tail` the last line of its log;
+    `items` what it had published.
     """
     told = told or {"type": "", "message": "", "hint": ""}
     known = {**vars(errors), "DamagedRecord": DamagedRecord}.get(told["type"])
@@ -48,10 +54,11 @@ def fault_of_stage(
             hint="Nothing finished is lost; run it again with a smaller --batch-size",
         )
     if -code in STOPPING:
-        return errors.Interrupted(
-            f"the {name} stage was ended by {signal_name(-code)}",
-            hint="Nothing finished is lost; run the same command again to go on",
-        )
+        message = f"the {name} stage was ended by {signal_name(-code)}"
+        hint = "Nothing finished is lost; run the same command again to go on"
+        if -code == signal.SIGKILL:
+            return errors.Killed(message, hint=hint, items=items)
+        return errors.Interrupted(message, hint=hint)
     ended = signal_name(-code) if code < 0 else f"exit status {code}"
     return errors.StageDied(
         f"the {name} stage failed: {last_words or ended}",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from artifacts.errors import Killed
 from artifacts.store import fault_of
 from stages.process.ending import fault_of_stage
 from stages.process.memory import device_holders, device_used_bytes
@@ -123,7 +124,12 @@ class StageProcess:
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         self.outcome.baseline_after_bytes = self._await_baseline()
         if code != 0 or self.outcome.error is not None:
-            raise fault_of_stage(self.name, code, self.outcome.error, self._log_tail(), self.log)
+            outcome = self.outcome
+            told, tail = outcome.error, self._log_tail()
+            fault = fault_of_stage(self.name, code, told, tail, self.log, outcome.items)
+            if isinstance(fault, Killed):  # it may be started again, without a word
+                self._warn(fault.message)
+            raise fault
         return self.outcome
 
     def ended(self, seconds: float) -> bool:
@@ -195,13 +201,15 @@ class StageProcess:
             used = device_used_bytes(self._device)
         if used > allowed:
             others = ", ".join(f"process {p}" for p in device_holders(self._device)) or "the driver"
-            text = (
+            self._warn(
                 f"{(used - allowed) >> 20} MiB of the GPU did not come back after {self.name}: "
                 f"{others} hold memory"
             )
-            self.outcome.warnings.append(text)
-            self._listen(self.name, {"event": "warning", "text": text})
         return used
+
+    def _warn(self, text: str) -> None:
+        self.outcome.warnings.append(text)
+        self._listen(self.name, {"event": "warning", "text": text})
 
     def _log_tail(self) -> str:
         try:
