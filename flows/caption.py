@@ -10,6 +10,9 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 # What scripts/prepare_pool.py reckons with; Prefect's own 180 s is too long to wait for four times.
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
+# Of a command; in a deployment, Prefect was imported already. Each try waits twice as long as the
+# one before, and how long the run waits is decided in flows/prefect_patience.py.
+os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")
 
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -29,6 +32,7 @@ from flows.confine import confine
 from flows.display import Display, printable
 from flows.launch import ENTRIES, StageCall
 from flows.prefect_page import RunPage
+from flows.prefect_patience import await_server
 from flows.prefect_server import start_server
 from flows.prefect_view import Progress, RunLog, plain, quiet_console, show, table
 from flows.prepare import NothingToCaption
@@ -40,6 +44,9 @@ TABLE = "penstock-captions"
 """Key of the table in the UI."""
 PROGRESS_SECONDS = 2.0
 """How often a stage's progress is sent to the server."""
+
+INTERRUPTED = "Interrupted"
+"""Name of the state of a run that was ended from outside without being asked."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -93,6 +100,7 @@ def caption_videos(config: CaptionConfig) -> State[Any]:
         page.end()
     if caller:
         caller.result = result
+    await_server()
     done = {"files": result.files, "captions": result.captions, "folder": plain(str(result.out))}
     show(table(result.failures) or [done], result.line(), TABLE)
     if result.exit_code >= 2:
@@ -102,11 +110,16 @@ def caption_videos(config: CaptionConfig) -> State[Any]:
 
 
 def ended_by(error: PenstockError, key: str) -> State[Any]:
-    """How a flow ends that an error ended."""
+    """How a flow ends that an error ended, told as soon as the server answers. `Interrupted` is
+    what flows/sweep.py starts again."""
+    await_server()
     if isinstance(error, NothingToCaption):
         show(table(error.failures), str(error), key)
-    ended = Cancelled if isinstance(error.__cause__, KeyboardInterrupt) else Failed
-    return ended(message=printable(str(error)), data=error)
+    message = printable(str(error))
+    if isinstance(error.__cause__, KeyboardInterrupt):
+        return Cancelled(message=message, data=error)
+    name = INTERRUPTED if isinstance(error, Interrupted) else "Failed"
+    return Failed(name=name, message=message, data=error)
 
 
 class PrefectLauncher:
@@ -152,8 +165,8 @@ class PrefectRunning:
 
     def _run(self) -> StageOutcome | State[Any]:
         process = self._start()
+        progress = Progress(self._call.name)
         try:
-            progress = Progress(self._call.name)
             while not process.ended(PROGRESS_SECONDS):
                 progress.tell(self._done, self._total)
             outcome = process.wait()
@@ -163,6 +176,7 @@ class PrefectRunning:
             return Failed(message=str(error), data=error)  # raised, it is logged with a traceback
         finally:
             process.stop()
+            progress.close()
 
     def _start(self) -> StageProcess:
         call = self._call

@@ -1,8 +1,10 @@
 """What Prefect shows of a run: bars, a table, lines of the log; knows no flow and no stage."""
 
+import contextvars
 import io
 import logging
 import re
+import threading
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -16,9 +18,12 @@ from prefect.logging.handlers import PrefectConsoleHandler
 
 from artifacts.captions import Failure
 from flows.display import printable
+from flows.prefect_patience import impatient
 
 logger = logging.getLogger(__name__)
 
+LAST_STEP_SECONDS = 2.0
+"""How long the end of a stage waits for its bar."""
 TABLE_ROWS = 200
 """Rows of the UI's table; the rest is in the output files."""
 MARKUP = re.compile(r"\\(?=[^\w\s])|[`*<~]|\[(?=[^]]*][(:\[])|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^[#>+-]")
@@ -29,32 +34,62 @@ LISTED = re.compile(r"^(\d+)([.)])(?=\s)")
 
 
 class Progress:
-    """A bar in the UI, from the moment that there is something to count."""
+    """A bar in the UI, from the moment that there is something to count. It is drawn by a thread of
+    its own: a server that does not answer costs the bar, and the stage not a second."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._artifact: UUID | None = None
-        self._told = 0.0
-        self._given_up = False
+        self._wanted: float | None = None
+        self._changed = threading.Event()
+        self._closed = False
+        context = contextvars.copy_context()  # it names the run that the bar belongs to
+        self._thread = threading.Thread(
+            target=context.run, args=(self._follow,), name=f"bar-{stage}", daemon=True
+        )
+        self._thread.start()
 
     def tell(self, done: int, total: int) -> None:
-        """A server that does not answer costs the bar, not the run."""
-        percent = 100 * done / total if total else 0.0
-        if self._given_up or not total or (self._artifact and percent == self._told):
-            return
-        try:
-            if self._artifact is None:
-                key = f"penstock-{self._stage}"
-                made = create_progress_artifact(percent, key=key, description=self._stage)
-                assert isinstance(made, UUID)  # a coroutine only where the caller is one
-                self._artifact = made
+        """Never waits."""
+        if total:
+            self._wanted = 100 * done / total
+            self._changed.set()
+
+    def close(self) -> None:
+        """Wait for the bar's last step, but not for a server that is away."""
+        self._closed = True
+        self._changed.set()
+        self._thread.join(LAST_STEP_SECONDS)
+
+    def _follow(self) -> None:
+        told: float | None = None
+        missed = False
+        while not self._closed or self._wanted != told:
+            self._changed.wait()
+            self._changed.clear()
+            wanted = self._wanted
+            if wanted is None or wanted == told:
+                continue
+            try:
+                with impatient():
+                    self._draw(wanted)
+            except Exception as error:
+                if not missed:
+                    logger.warning("progress of %s was not taken: %s", self._stage, error)
+                missed = True
+                if self._closed and wanted == self._wanted:
+                    return
             else:
-                update_progress_artifact(self._artifact, percent)
-            self._told = percent
-        except Exception as error:
-            # Prefect tried for a minute or two, in which nobody saw whether the stage has ended.
-            self._given_up = True
-            logger.warning("progress of %s was not taken: %s", self._stage, error)
+                told = wanted
+
+    def _draw(self, percent: float) -> None:
+        if self._artifact is not None:
+            update_progress_artifact(self._artifact, percent)
+            return
+        key = f"penstock-{self._stage}"
+        made = create_progress_artifact(percent, key=key, description=self._stage)
+        assert isinstance(made, UUID)  # a coroutine only where the caller is one
+        self._artifact = made
 
 
 class RunLog(io.StringIO):
@@ -73,7 +108,8 @@ class RunLog(io.StringIO):
 def show(rows: list[dict[str, Any]], line: str, key: str) -> None:
     """Put a table into the UI. A server that does not answer costs the table, not the run."""
     try:
-        create_table_artifact(table=rows, key=key, description=plain(line))
+        with impatient():
+            create_table_artifact(table=rows, key=key, description=plain(line))
     except Exception as error:
         logger.warning("the table was not taken: %s", error)
 

@@ -15,6 +15,7 @@ from flows.config import CaptionConfig
 from flows.confine import confine
 from flows.display import Display
 from flows.prefect_page import RunPage
+from flows.prefect_patience import await_server
 from flows.prefect_view import RunLog, show, table
 from flows.rebuild_run import RebuildOptions, rebuild
 
@@ -46,6 +47,7 @@ def rebuild_features(
     if dry_run:
         for line in result.plan_lines():
             display.say(line)
+    await_server()
     show(table(result.failures) or [result.row()], result.line(), TABLE)
     if result.exit_code >= 2:
         nothing = UsageError(result.line(), hint="The table of the run says why of each file")

@@ -6,10 +6,12 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -18,10 +20,11 @@ from prefect.testing.utilities import prefect_test_harness
 from prefect.utilities.schema_tools import ValidationError, validate
 
 import demo
+import flows.caption
 from artifacts.captions import Failure
-from artifacts.errors import UsageError
+from artifacts.errors import CannotFit, Interrupted, Killed, UsageError
 from flows import prefect_view
-from flows.caption import caption_videos
+from flows.caption import INTERRUPTED, caption_videos, ended_by
 from flows.config import CaptionConfig
 from flows.prefect_view import TABLE_ROWS, Progress, RunLog, plain, table
 from tests.pipeline import PENSTOCK, ROOT, child_processes, wait_gone
@@ -109,21 +112,60 @@ def test_a_long_table_says_what_it_leaves_out() -> None:
     assert rows[-1]["file"] == "7 more"
 
 
-def test_a_server_that_does_not_answer_costs_the_bar_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tried = []
+def test_a_bar_goes_on_when_the_server_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+    drawn: list[float] = []
 
     def refuse(percent: float, **_: object) -> None:
-        tried.append(percent)
+        asked.set()
         raise ConnectionError("gone")
+
+    def draw(percent: float, **_: object) -> UUID:
+        drawn.append(percent)
+        return uuid4()
 
     monkeypatch.setattr(prefect_view, "create_progress_artifact", refuse)
     progress = Progress("encode")
     progress.tell(0, 0)
     progress.tell(1, 4)
+    assert asked.wait(30)
+    monkeypatch.setattr(prefect_view, "create_progress_artifact", draw)
+    progress.tell(4, 4)
+    progress.close()
+    assert drawn == [100.0]
+
+
+def test_a_server_that_never_answers_holds_up_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def hang(percent: float, **_: object) -> UUID:
+        asked.set()
+        answer.wait()
+        return uuid4()
+
+    monkeypatch.setattr(prefect_view, "create_progress_artifact", hang)
+    monkeypatch.setattr(prefect_view, "update_progress_artifact", lambda *_: None)
+    monkeypatch.setattr(prefect_view, "LAST_STEP_SECONDS", 0.1)
+    progress = Progress("encode")
+    progress.tell(1, 4)
+    assert asked.wait(30)
     progress.tell(2, 4)
-    assert tried == [25.0]
+    progress.close()
+    answer.set()
+    monkeypatch.setattr(prefect_view, "LAST_STEP_SECONDS", 30)
+    progress.close()  # so that the thread ends before what it stands on is there again
+
+
+def test_how_a_run_ended_tells_whether_it_is_to_be_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flows.caption, "await_server", lambda: True)
+    asked = Interrupted("stopped")
+    asked.__cause__ = KeyboardInterrupt()
+    errors = (asked, Killed("killed"), CannotFit("too big"))
+    states = [ended_by(error, "table") for error in errors]
+    assert [state.name for state in states] == ["Cancelled", INTERRUPTED, "Failed"]
+    assert [state.type.value for state in states] == ["CANCELLED", "FAILED", "FAILED"]
 
 
 def test_lines_go_to_the_log(caplog: pytest.LogCaptureFixture) -> None:

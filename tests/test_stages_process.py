@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.errors import CannotFit, Interrupted, StageDied, UsageError
+from artifacts.errors import CannotFit, Interrupted, Killed, StageDied, UsageError
 from stages.process import lock
 from stages.process.ending import fault_of_stage
 from stages.process.memory import Sampler, anonymous_bytes
@@ -136,9 +136,10 @@ def test_a_killed_stage_is_resumable(tmp_path: Path) -> None:
     process = start("waits", tmp_path, heard)
     wait_for("item", heard)
     os.kill(process.pid, signal.SIGKILL)
-    with pytest.raises(Interrupted, match="SIGKILL"):
+    with pytest.raises(Killed, match="SIGKILL") as caught:
         process.wait()
-    assert process.outcome.items == 1
+    assert caught.value.items == process.outcome.items == 1
+    assert heard[-1]["event"] == "warning" and "SIGKILL" in heard[-1]["text"]
 
 
 def test_stop_ends_a_stage(tmp_path: Path) -> None:
@@ -205,7 +206,8 @@ def test_the_sampler_sees_a_peak_that_has_passed() -> None:
 @pytest.mark.parametrize(
     ("code", "told", "tail", "expected"),
     [
-        (-9, None, "", Interrupted),
+        (-9, None, "", Killed),
+        (-15, None, "", Interrupted),
         (-11, None, "", StageDied),
         (1, {"type": "MemoryError", "message": "", "hint": ""}, "", CannotFit),
         (-9, None, "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED", CannotFit),

@@ -6,8 +6,10 @@ import os
 import sys
 from dataclasses import asdict
 
+from artifacts.errors import PenstockError
 from flows.cli.options import config_of
 from flows.cli.plan_command import plan_lines
+from flows.config import CaptionConfig
 from flows.display import Display, printable
 from flows.sequence import RunResult
 
@@ -27,9 +29,7 @@ def caption_command(given: argparse.Namespace) -> int:
         print("\n".join(plan_lines(job)))
         return 0
     if given.prefect or os.environ.get("PREFECT_API_URL"):
-        from flows.caption import run_with_prefect
-
-        result = run_with_prefect(config, display)
+        result = with_prefect(config, display)
     else:
         from flows.run import caption
 
@@ -40,6 +40,21 @@ def caption_command(given: argparse.Namespace) -> int:
     else:
         report(result, quiet=given.quiet)
     return result.exit_code
+
+
+def with_prefect(config: CaptionConfig, display: Display) -> RunResult:
+    """The flow inside this command, whose process then ends soon whatever Prefect's threads
+    want."""
+    from flows.caption import run_with_prefect
+    from flows.prefect_patience import leave_within
+
+    try:
+        result = run_with_prefect(config, display)
+    except PenstockError as error:
+        leave_within(error.exit_code)
+        raise
+    leave_within(result.exit_code)
+    return result
 
 
 def report(result: RunResult, *, quiet: bool) -> None:

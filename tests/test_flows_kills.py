@@ -1,0 +1,105 @@
+"""A stage that is killed from outside is started again in the same run, as long as that helps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import Interrupted, Killed
+from flows.config import CaptionConfig
+from flows.display import Display
+from flows.launch import StageCall
+from flows.run import caption
+from stages.process.stage_process import StageOutcome
+from tests.media import write_video
+from tests.pipeline import read_lines
+from tests.test_flows_waves import Answer, Stages
+
+
+class KilledStages(Stages):
+    """Each (stage, items) in turn ends that stage after it made so many items."""
+
+    def __init__(self, *kills: tuple[str, int], error: type[Interrupted] = Killed) -> None:
+        super().__init__()
+        self.kills = list(kills)
+        self._error = error
+
+    def start(self, call: StageCall) -> Answer:
+        if not self.kills or self.kills[0][0] != call.name:
+            return super().start(call)
+        _, items = self.kills.pop(0)
+        self.calls.append(call)
+
+        def work(outcome: StageOutcome) -> StageOutcome:
+            if items:
+                self.stop_after = {call.name: items}
+                with pytest.raises(Interrupted):
+                    self._answer(call, outcome)
+                self.stop_after = {}
+            if self._error is Killed:
+                raise Killed(f"{call.name} was killed", items=outcome.items)
+            raise self._error(f"{call.name} was stopped")
+
+        return Answer(StageOutcome(name=call.name), work)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CaptionConfig:
+    (tmp_path / "clips").mkdir()
+    for number in range(4):
+        # Another distance of keyframes makes other bytes: equal files would be one item.
+        write_video(tmp_path / "clips" / f"{number}.mp4", ticks=range(10), gop=5 + number)
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("{}")
+    return CaptionConfig(
+        sources=(str(tmp_path / "clips"),),
+        model=str(tmp_path / "model"),
+        out=str(tmp_path / "out"),
+        store=str(tmp_path / "store"),
+        batch_size=1,
+    )
+
+
+def run(config: CaptionConfig, stages: Stages) -> int:
+    return caption(config, Display(quiet=True), stages.launcher).captions
+
+
+@pytest.mark.parametrize(
+    ("kills", "names"),
+    [
+        ([("frames", 0)], ["frames", "frames", "encode", "decode"]),
+        ([("encode", 1)], ["frames", "encode", "encode", "decode"]),
+        ([("decode", 3)], ["frames", "encode", "decode", "decode"]),
+        ([("encode", 0), ("encode", 0)], ["frames", "encode", "encode", "encode", "decode"]),
+        ([("decode", 1)] * 3, ["frames", "encode", *["decode"] * 4]),
+    ],
+)
+def test_a_killed_stage_goes_on_where_it_was(
+    config: CaptionConfig, kills: Sequence[tuple[str, int]], names: list[str]
+) -> None:
+    stages = KilledStages(*kills)
+    assert run(config, stages) == 4
+    assert stages.names() == names
+    assert len(read_lines(Path(config.out) / "captions.jsonl")) == 4
+    for stage in ("encode", "decode"):
+        told = [len(c.arguments["batches"]) for c in stages.calls if c.name == stage]
+        made = [items for name, items in kills if name == stage]
+        assert told == [4 - sum(made[:before]) for before in range(len(told))]
+
+
+def test_a_stage_that_is_killed_again_and_again_before_it_made_anything_ends_the_run(
+    config: CaptionConfig,
+) -> None:
+    stages = KilledStages(("encode", 0), ("encode", 0), ("encode", 0))
+    with pytest.raises(Killed):
+        run(config, stages)
+    assert stages.names() == ["frames", "encode", "encode", "encode"]
+    assert run(config, Stages()) == 4
+
+
+def test_a_stage_that_was_asked_to_stop_is_not_started_again(config: CaptionConfig) -> None:
+    stages = KilledStages(("encode", 1), error=Interrupted)
+    with pytest.raises(Interrupted):
+        run(config, stages)
+    assert stages.names() == ["frames", "encode"]
