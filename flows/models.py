@@ -143,12 +143,14 @@ def open_model(
         weights = {s: checkpoint.digest(s) or digests.of(folder / s) for s in names}
     text = () if card.prompted else TEXT_ONLY
     seen = {n: d for n, d in small.items() if not n.lower().startswith(text)}
+    with readable(config.model):
+        code = own_code(folder, trusted=config.trust_remote_code)
     return Model(
         name=config.model,
         checkpoint=checkpoint,
         card=card,
-        vision_digest=digest_of([seen, {s: weights[s] for s in halves["vision"]}]),
-        language_digest=digest_of([small, {s: weights[s] for s in halves["language"]}]),
+        vision_digest=digest_of([seen, {s: weights[s] for s in halves["vision"]}, *code]),
+        language_digest=digest_of([small, {s: weights[s] for s in halves["language"]}, *code]),
         **settle(config, card, device),
     )
 
@@ -220,6 +222,15 @@ def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
         and p.suffix.lower() not in WEIGHT_SUFFIXES
         and any(fnmatch.fnmatch(p.name, pattern) for pattern in taken)
     )
+
+
+def own_code(folder: Path, *, trusted: bool) -> list[str]:
+    """What to key of code that a checkpoint names, which may lie in another repository: trusted, it
+    is run even where transformers has a class for the model, and gives other bytes."""
+    if not trusted:
+        return []
+    named = any(b'"auto_map"' in path.read_bytes() for path in folder.glob("*config.json"))
+    return ["its own code"] if named else []
 
 
 def weight_files(folder: Path) -> Iterable[Path]:

@@ -45,7 +45,8 @@ def failure_of(job: Job, stage: str, event: Mapping[str, Any]) -> dict[str, str]
         (
             file.media_path
             for file, medium in zip(job.files, job.contents, strict=True)
-            if medium.digest == told or told in {t.features for t in job.ledger.tasks([medium])}
+            if told == medium.digest
+            or (stage == "encode" and any(t.features == told for t in job.ledger.tasks([medium])))
         ),
         "",
     )

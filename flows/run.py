@@ -52,7 +52,7 @@ class Watch:
         elif kind == "memory":
             record.peak(stage, event["peak_host_bytes"], event["peak_device_bytes"])
         elif kind == "failure":
-            record.fail(stage, failure_of(job, stage, event))
+            record.fail(stage, lambda: failure_of(job, stage, event))
 
     def tell(self, stage: str, total: int, done: int) -> None:
         """A stage is about to start."""

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,14 +67,15 @@ class RunRecord:
                 entry["peak_device_bytes"] = max(entry["peak_device_bytes"], device)
                 self.write(force=False)
 
-    def fail(self, name: str, failure: Mapping[str, str]) -> None:
-        """Something failed in a stage that goes on; counted anew when the outputs are written."""
+    def fail(self, name: str, failure: Callable[[], Mapping[str, str]]) -> None:
+        """Something failed in a stage that goes on; counted anew when the outputs are written. What
+        it was is asked for the first ones alone: to find a file's name takes a look at all."""
         if name in STAGES:
             with self._lock, contextlib.suppress(EnvironmentFault):
                 self.stage(name)["failed"] += 1
                 self.value["media"]["failed"] += 1
                 if len(self.value["failures"]) < NAMED_FAILURES:
-                    self.value["failures"].append(dict(failure))
+                    self.value["failures"].append(dict(failure()))
                 self.write(force=False)
 
     def fails(self, failures: Sequence[Failure]) -> None:

@@ -141,16 +141,17 @@ def _header(medium: Medium) -> tuple[float, int, int]:
     if medium.kind == "image":
         return 0.0, *_image_size(medium.path)
     import av
-    from av.error import FFmpegError
 
     try:
-        with av.open(medium.path) as container:
+        # As the frames stage does: a playlist dressed up as a video opens no addresses.
+        options = {"protocol_whitelist": "file"}
+        with av.open(medium.path, options=options, metadata_errors="replace") as container:
             seconds = (container.duration or 0) / 1_000_000 or UNKNOWN_SECONDS
             if not container.streams.video:
                 return seconds, *UNKNOWN_SIZE
             stream = container.streams.video[0]
             return seconds, stream.height or UNKNOWN_SIZE[0], stream.width or UNKNOWN_SIZE[1]
-    except (FFmpegError, OSError, ValueError):
+    except Exception:  # a broken header may fail in any way; the frames stage says what is wrong
         return UNKNOWN_SECONDS, *UNKNOWN_SIZE
 
 
@@ -164,5 +165,5 @@ def _image_size(path: str) -> tuple[int, int]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 return image.height, image.width
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except Exception:  # as above
         return UNKNOWN_SIZE

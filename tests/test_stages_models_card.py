@@ -17,7 +17,7 @@ from artifacts.schema import FrameFit
 from artifacts.store import open_store
 from flows.config import CaptionConfig
 from flows.launch import DirectLauncher
-from flows.models import open_model
+from flows.models import open_model, own_code
 from stages.models import ModelCard, describe
 from stages.models.card import SamplingCard
 from stages.models.checkpoint import Checkpoint
@@ -184,6 +184,16 @@ def test_a_weight_file_that_is_a_link_to_nowhere_is_named(name: str, tmp_path: P
             launcher=DirectLauncher(lambda *_: None),
             device="cpu",
         )
+
+
+def test_code_of_a_checkpoints_own_is_keyed_where_it_is_trusted(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llava"), folder)
+    assert own_code(folder, trusted=True) == []
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "other/place--code.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert own_code(folder, trusted=True) != own_code(folder, trusted=False) == []
 
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 1\n" % 0

@@ -68,5 +68,5 @@ def report(result: RunResult, *, quiet: bool) -> None:
     if quiet:
         return
     for warning in result.warnings:
-        print(f"note: {warning}", file=sys.stderr)
+        print(printable(f"note: {warning}"), file=sys.stderr)
     print(result.line())

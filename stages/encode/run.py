@@ -68,10 +68,10 @@ def run(job: dict[str, Any], report: Report) -> None:
 
     def publish(made: list[list[tuple[dict[str, Any], FeatureRecord | Refusal]]]) -> None:
         rows = {member["key"]: (member, row) for batch in made for member, row in batch}
-        for key, (_, row) in rows.items():
-            if isinstance(row, Refusal):
-                failures.publish([Record(key=key, meta=row.meta())])
-                report.failure(media=key, **row.meta())
+        refused = {k: row.meta() for k, (_, row) in rows.items() if isinstance(row, Refusal)}
+        failures.publish([Record(key=key, meta=why) for key, why in refused.items()])
+        for key, why in refused.items():
+            report.failure(media=key, **why)
         whole = [_record(k, row) for k, (_, row) in rows.items() if isinstance(row, FeatureRecord)]
         for key in features.publish(whole):
             meta = frames.meta(rows[key][0]["frames"])

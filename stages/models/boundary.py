@@ -114,7 +114,7 @@ def _owner(model: nn.Module) -> str:
     if owner is None:
         raise UsageError(
             f"{type(model).__name__} has no vision half that can be run by itself",
-            hint="Choose a model of the image-text-to-text kind, such as SmolVLM2 or Qwen2.5-VL",
+            hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
         )
     return owner
 

@@ -14,6 +14,7 @@ from artifacts.schema import FrameFit, MediaKind
 from stages.models.clip import Clip
 from stages.models.prepare import channel_of, prepare
 from stages.models.processor import is_picture
+from stages.process.ending import out_of_memory
 
 COMMON = (9 / 16, 16 / 9, 3 / 4, 4 / 3, 1 / 2, 2.0)
 """Height / width of most files: frames of these are fitted exactly. The first is tried first."""
@@ -61,8 +62,9 @@ def probe(processor: Any, kind: MediaKind) -> Probe:
                 fit = FrameFit(long_edges=_steps(made))
                 alike = _comes_out_alike(processor, kind, long_edge, fit)
                 return Probe(fit=fit if alike else FrameFit(), tokens=tokens)
-    except Exception:  # a processor may refuse a probe in any way; real frames will tell
-        pass
+    except Exception as error:  # a processor may refuse in any way; real frames will tell
+        if out_of_memory(error):
+            raise
     return Probe(fit=FrameFit(), tokens=tokens)
 
 

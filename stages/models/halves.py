@@ -148,7 +148,7 @@ def load_config(folder: Path, trusted: bool) -> Any:
             raise needs_trust(folder) from error
         raise UsageError(
             f"{folder}/config.json describes no model that transformers knows",
-            hint="Choose a model of the image-text-to-text kind, such as SmolVLM2 or Qwen2.5-VL",
+            hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
         ) from error
 
 
@@ -165,7 +165,7 @@ def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
     if reference is None:
         raise UsageError(
             f"{folder} is a {config.model_type} model, which has no vision half",
-            hint="Choose a model of the image-text-to-text kind, such as SmolVLM2 or Qwen2.5-VL",
+            hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
         )
     if not trusted:
         raise needs_trust(folder)

@@ -91,7 +91,7 @@ def without_safetensors(name: str, files: Sequence[str]) -> UsageError:
         )
     return UsageError(
         f"{name} holds no model with weights (*.safetensors)",
-        hint="Choose a checkpoint saved by transformers, such as one of SmolVLM2",
+        hint="Choose a checkpoint saved by transformers, with model.safetensors",
     )
 
 

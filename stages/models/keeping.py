@@ -22,6 +22,7 @@ from stages.models.clip import Clip
 from stages.models.layout import PROBES, Layout, noise, places, run, text_ids
 from stages.models.processor import is_picture
 from stages.models.records import RowCount
+from stages.process.ending import out_of_memory
 
 HOOKS = {"images": "_process_images", "videos": "_process_videos"}
 """Channel -> the processor's method that handles it."""
@@ -71,7 +72,9 @@ def way_of_keeping(processor: Any, layout: Layout) -> Keep:
         try:
             row = keep(processor, layout, clip, "")
             found = restore(processor, layout, [row] * 2, PROBES)
-        except Exception:  # a processor may fail in any way when it is handed what was kept
+        except Exception as error:  # a processor may fail in any way, handed what was kept
+            if out_of_memory(error):
+                raise
             continue
         if _same(found, wanted):
             return keep

@@ -103,12 +103,12 @@ def refuse(cls: Any) -> None:
     if not issubclass(cls, GenerationMixin):
         raise UsageError(
             f"{cls.__name__} does not write text token by token",
-            hint="Choose a model that captions pictures, such as SmolVLM2 or Qwen2.5-VL",
+            hint="Choose a model that captions pictures: docs/models.md lists them",
         )
     if not set(MODALITIES) & set(cls.input_modalities):
         raise UsageError(
             f"{cls.__name__} takes no pictures: it has no vision half",
-            hint="Choose a model of the image-text-to-text kind, such as SmolVLM2 or Qwen2.5-VL",
+            hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
         )
 
 
