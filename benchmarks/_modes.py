@@ -138,8 +138,8 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     from transformers import AutoModelForImageTextToText
 
     from stages.encode.run import read_clip
-    from stages.models.prepare import load_processor
-    from stages.models.prepare import whole as inputs_of
+    from stages.models.processors.prepare import load_processor
+    from stages.models.processors.prepare import whole as inputs_of
 
     load: Any = AutoModelForImageTextToText.from_pretrained
     model = load(job["model"], dtype=getattr(torch, job["dtype"])).eval()
@@ -189,11 +189,11 @@ def decode(job: dict[str, Any], watch: Watch) -> list[str]:
 def pure(job: dict[str, Any], watch: Watch) -> list[str]:
     """`generate` alone, on the decode stage's batches: features and inputs lie ready in memory."""
     from stages.decode.run import make_greedy, read_features
-    from stages.models.delivery import generate
-    from stages.models.features import Features
+    from stages.models.halves.delivery import generate
+    from stages.models.halves.features import Features
+    from stages.models.halves.records import merge_blank, merge_rows
     from stages.models.loading import ModelJob
-    from stages.models.prepare import rebuild
-    from stages.models.records import merge_blank, merge_rows
+    from stages.models.processors.prepare import rebuild
 
     source = ModelJob.of(job)
     processor, half = source.processor(), source.hold("language").model
@@ -226,8 +226,8 @@ def warm(job: dict[str, Any]) -> None:
 
     import stages.decode.run
     import stages.encode.run  # noqa: F401
-    from stages.models.halves import load_config, model_class
-    from stages.models.prepare import load_processor
+    from stages.models.halves.load import load_config, model_class
+    from stages.models.processors.prepare import load_processor
 
     folder = Path(job["model"])
     model_class(load_config(folder, False), folder, False)

@@ -26,11 +26,11 @@ from flows.launch import DirectLauncher
 from flows.prepare import Job, prepare
 from flows.run import caption
 from stages.decode.run import make_greedy, read_features
-from stages.models.delivery import generate, new_tokens
-from stages.models.features import Features
+from stages.models.halves.delivery import generate, new_tokens
+from stages.models.halves.features import Features
+from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob
-from stages.models.prepare import rebuild
-from stages.models.records import FeatureRecord, merge_blank, merge_rows
+from stages.models.processors.prepare import rebuild
 
 BATCH = 16
 ROWS: dict[str, tuple[str, str | None]] = {

@@ -19,12 +19,12 @@ from flows.launch import Launcher, StageCall
 from flows.precision import BYTES, HalfSettings, settle
 from stages.models.card import RECIPE as DESCRIBE_RECIPE
 from stages.models.card import ModelCard
-from stages.models.checkpoint import SMALL, Checkpoint
-from stages.models.resolve import find_model, refuse_revision
-from stages.models.transfer import Announce
+from stages.models.hub.checkpoint import SMALL, Checkpoint
+from stages.models.hub.resolve import find_model, refuse_revision
+from stages.models.hub.transfer import Announce
 
 if TYPE_CHECKING:  # it imports torch
-    from stages.models.boundary import Half
+    from stages.models.halves.boundary import Half
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 FPS = 1.0

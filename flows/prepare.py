@@ -20,7 +20,7 @@ from flows.sources import MediaFile, Selection, find_media
 from stages.decode import RECIPE as DECODE_RECIPE
 from stages.encode import RECIPE as ENCODE_RECIPE
 from stages.frames import RECIPE as FRAMES_RECIPE
-from stages.models.transfer import Announce
+from stages.models.hub.transfer import Announce
 from stages.process.memory import device_name
 
 

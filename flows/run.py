@@ -24,7 +24,7 @@ from stages.process.lock import holder, try_hold
 from stages.process.stage_process import Listener
 
 if TYPE_CHECKING:  # it imports torch
-    from stages.models.boundary import Half
+    from stages.models.halves.boundary import Half
 
 LauncherMaker = Callable[[Listener], Launcher]
 OnBegin = Callable[[RunRecord], None]

@@ -21,7 +21,7 @@ from flows.steps import Steps
 from flows.weights import halves_wanted
 
 if TYPE_CHECKING:  # it imports torch
-    from stages.models.boundary import Half
+    from stages.models.halves.boundary import Half
 
 WRITING_SHARE = 20
 """Between waves the outputs, which are written whole, take one part in so many of a run's time."""

@@ -17,7 +17,7 @@ from stages.models.card import HalfCard
 from stages.process.ending import is_crash
 
 if TYPE_CHECKING:  # it imports torch
-    from stages.models.boundary import Half
+    from stages.models.halves.boundary import Half
 
 FRAMES_A_BATCH = 64
 """The encode stage takes fewer chunks a batch when they hold more frames than this together."""

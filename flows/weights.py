@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from flows.display import Display
 from flows.ledger import Ledger, Medium
 from flows.models import Model
-from stages.models.fetching import fetch
+from stages.models.hub.fetching import fetch
 
 if TYPE_CHECKING:  # it imports torch
-    from stages.models.boundary import Half
+    from stages.models.halves.boundary import Half
 
 
 def halves_wanted(ledger: Ledger, media: Sequence[Medium]) -> "list[Half]":

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from stages.models import load_half
-from stages.models.boundary import Half
-from stages.models.prepare import Clip
+from stages.models.halves.boundary import Half
+from stages.models.processors.prepare import Clip
 
 PROMPTS = ("Describe.", "What happens in it?", "Say in one long sentence what you see.", "Who?")
 NATIVE_FPS = 30

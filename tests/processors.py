@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from stages.models.prepare import Clip, video_metadata
+from stages.models.processors.prepare import Clip, video_metadata
 from tests import builders
 
 

@@ -15,9 +15,9 @@ from flows.models import Model
 from flows.precision import HalfSettings, attention, settle, weight_bytes
 from flows.prepare import scopes_of
 from stages.models import describe
-from stages.models.boundary import HALVES
 from stages.models.card import ModelCard
-from stages.models.checkpoint import Checkpoint
+from stages.models.halves.boundary import HALVES
+from stages.models.hub.checkpoint import Checkpoint
 from stages.models.loading import ModelJob
 from tests.pipeline import Place
 from tests.test_flows_waves import CARD

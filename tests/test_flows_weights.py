@@ -14,8 +14,8 @@ from artifacts.packs import Record
 from flows.display import Display
 from flows.weights import halves_wanted
 from stages.models import describe, load_half, transfer
-from stages.models.fetching import fetch
-from stages.models.resolve import find_model
+from stages.models.hub.fetching import fetch
+from stages.models.hub.resolve import find_model
 from tests.hub import COMMIT, Hub, serve
 from tests.hub_client import client, use_cache
 from tests.pipeline import PENSTOCK, ROOT, read_lines

@@ -14,8 +14,8 @@ from artifacts.errors import EnvironmentFault
 from artifacts.packs import DamagedRecord, Record
 from demo import CHECKPOINT
 from stages.decode import run as decode_run
-from stages.models.delivery import new_tokens
-from stages.models.prepare import Clip, load_processor
+from stages.models.halves.delivery import new_tokens
+from stages.models.processors.prepare import Clip, load_processor
 from tests.clips import PROMPTS, clips, joint_inputs, joint_model
 from tests.families import BUILDERS, checkpoint
 from tests.waves import CAPTIONS, FEATURES, Wave, keys_told

@@ -10,7 +10,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packs import Record
 from stages.encode.run import read_clip
 from stages.models.loading import ModelJob
-from stages.models.prepare import Clip
+from stages.models.processors.prepare import Clip
 from tests.clips import clips
 from tests.families import checkpoint
 from tests.waves import FEATURES, FRAMES, Wave, keys_told

@@ -20,10 +20,10 @@ from flows.launch import DirectLauncher
 from flows.models import open_model, own_code
 from stages.models import ModelCard, describe
 from stages.models.card import SamplingCard
-from stages.models.checkpoint import Checkpoint
-from stages.models.fit import probe
-from stages.models.headers import read_headers
-from stages.models.prepare import Clip, load_processor, prepare
+from stages.models.hub.checkpoint import Checkpoint
+from stages.models.hub.headers import read_headers
+from stages.models.processors.fit import probe
+from stages.models.processors.prepare import Clip, load_processor, prepare
 from stages.models.run import run
 from tests.clips import half_model
 from tests.families import BUILDERS, checkpoint

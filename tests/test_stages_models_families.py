@@ -13,10 +13,10 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.absent import NeedsWeights
-from stages.models.delivery import generate
-from stages.models.features import Features, encode
-from stages.models.halves import load_half
+from stages.models.halves.absent import NeedsWeights
+from stages.models.halves.delivery import generate
+from stages.models.halves.features import Features, encode
+from stages.models.halves.load import load_half
 from tests.tiny_families import FAMILIES
 from tests.tiny_families.verdict import GREEDY, judge
 
@@ -125,7 +125,7 @@ def test_a_tower_that_the_installed_package_lacks_is_told_in_one_line(tmp_path: 
 def test_a_model_that_captions_no_pictures_is_refused(name: str) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    from stages.models.routes import refuse
+    from stages.models.halves.routes import refuse
 
     cls: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[getattr(transformers, name)]
     with pytest.raises(UsageError, match=r"takes no pictures|does not write text token by token"):

@@ -13,10 +13,10 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.keys import ContentDigests, hash_file
-from stages.models import transfer
-from stages.models.checkpoint import Checkpoint, WeightFile
-from stages.models.fetching import fetch
-from stages.models.resolve import fetch_rest, find_model
+from stages.models.hub import transfer
+from stages.models.hub.checkpoint import Checkpoint, WeightFile
+from stages.models.hub.fetching import fetch
+from stages.models.hub.resolve import fetch_rest, find_model
 from tests.hub import Hub, Repository, serve
 from tests.hub_client import client, use_cache
 from tests.pipeline import ROOT
@@ -133,7 +133,7 @@ def test_a_line_that_stays_broken_keeps_what_came(
 
 def test_a_download_that_was_killed_goes_on(hub: Hub, cache: Path) -> None:
     hub.trouble.seconds_a_block = 0.02
-    code = f"from stages.models.resolve import resolve_model; resolve_model({MODEL!r})"
+    code = f"from stages.models.hub.resolve import resolve_model; resolve_model({MODEL!r})"
     environment = {name: v for name, v in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache)}
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)

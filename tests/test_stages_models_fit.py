@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from artifacts.schema import FrameFit
-from stages.models.fit import ASPECTS, COMMON, black, probe, resized
-from stages.models.prepare import Clip, load_processor, prepare
+from stages.models.processors.fit import ASPECTS, COMMON, black, probe, resized
+from stages.models.processors.prepare import Clip, load_processor, prepare
 from tests.families import checkpoint
 from tests.processors import processor_folder
 

@@ -13,9 +13,9 @@ from transformers.utils import logging
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models import NeedsWeights, describe, encode, generate, load_half
-from stages.models.boundary import HALVES
-from stages.models.features import Features
-from stages.models.prepare import load_processor
+from stages.models.halves.boundary import HALVES
+from stages.models.halves.features import Features
+from stages.models.processors.prepare import load_processor
 from tests.clips import PROMPTS, clips, half_model, joint_inputs, joint_model, without_pixels
 from tests.families import BUILDERS, checkpoint
 

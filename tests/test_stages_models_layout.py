@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.layout import layout_of
-from stages.models.prepare import (
+from stages.models.processors.layout import layout_of
+from stages.models.processors.loading import is_picture, takes_images
+from stages.models.processors.prepare import (
     Clip,
     load_processor,
     prepare,
@@ -18,7 +19,6 @@ from stages.models.prepare import (
     takes_videos,
     whole,
 )
-from stages.models.processor import is_picture, takes_images
 from tests.clips import PROMPTS, clips
 from tests.processors import KINDS, plain_call, processor_folder
 

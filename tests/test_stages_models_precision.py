@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models import ModelCard, describe, encode, generate, load_half
-from stages.models.boundary import HALVES, Half
-from stages.models.halves import config_and_class, skeleton_of
+from stages.models.halves.boundary import HALVES, Half
+from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
-from stages.models.prepare import load_processor
-from stages.models.quantize import check, plan
+from stages.models.precision.quantize import check, plan
+from stages.models.processors.prepare import load_processor
 from tests.clips import PROMPTS, clips, joint_inputs, without_pixels
 from tests.families import checkpoint
 from tests.waves import Wave

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
-from stages.models.prepare import (
+from stages.models.processors.prepare import (
     Clip,
     load_processor,
     prepare,

@@ -10,8 +10,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from artifacts.tensors import make_record, pack_tree, unpack_tree
 from stages.encode.run import encode_batch
 from stages.models import encode
-from stages.models.prepare import load_processor, prepare
-from stages.models.records import CannotSplit, FeatureRecord, RowCount, merge, merge_rows, split
+from stages.models.halves.records import (
+    CannotSplit,
+    FeatureRecord,
+    RowCount,
+    merge,
+    merge_rows,
+    split,
+)
+from stages.models.processors.prepare import load_processor, prepare
 from tests.clips import PROMPTS, clips, half_model, joint_inputs
 from tests.families import BUILDERS, checkpoint
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.checkpoint import is_complete
-from stages.models.resolve import find_model, resolve_model
+from stages.models.hub.checkpoint import is_complete
+from stages.models.hub.resolve import find_model, resolve_model
 from tests.hub import COMMIT, Hub, Repository, serve
 from tests.hub_client import client, use_cache
 
@@ -275,7 +275,7 @@ def test_the_command_refuses_a_gated_model_with_exit_2(tmp_path: Path) -> None:
 
 def test_resolving_and_the_package_import_nothing_heavy() -> None:
     code = (
-        "import sys, stages.models, stages.models.resolve, stages.models.card;"
+        "import sys, stages.models, stages.models.hub.resolve, stages.models.card;"
         "print([name for name in ('torch', 'transformers', 'numpy', 'av') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.models.delivery import new_tokens
+from stages.models.halves.delivery import new_tokens
 from stages.models.inspection import describe
-from stages.models.prepare import Clip, load_processor
+from stages.models.processors.prepare import Clip, load_processor
 from tests.checkpoints import MODELS, whole_checkpoint
 from tests.clips import PROMPTS, clips, joint_model
 from tests.media import write_video

@@ -12,7 +12,7 @@ from artifacts.schema import ChunkIndex
 from artifacts.store import open_store
 from stages.decode.run import run as decode
 from stages.encode.run import run as encode
-from stages.models.prepare import Clip
+from stages.models.processors.prepare import Clip
 from stages.process.report import Report
 
 FRAMES, FEATURES, CAPTIONS = "aa" * 32, "bb" * 32, "cc" * 32

@@ -16,11 +16,11 @@ from artifacts.packs import QUARANTINE, DamagedRecord, Record, Shelf, read_heade
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
 from stages.models.ahead import read_ahead, write_behind
-from stages.models.delivery import generate, new_tokens
-from stages.models.features import Features
+from stages.models.halves.delivery import generate, new_tokens
+from stages.models.halves.features import Features
+from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
-from stages.models.prepare import open_ended, rebuild
-from stages.models.records import FeatureRecord, merge_blank, merge_rows
+from stages.models.processors.prepare import open_ended, rebuild
 from stages.process.report import Report
 
 SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")

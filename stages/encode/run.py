@@ -17,12 +17,12 @@ from artifacts.packs import DamagedRecord, Record, Shelf
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
 from stages.models.ahead import read_ahead, write_behind
-from stages.models.delivery import PIXELS
-from stages.models.features import Features, encode, is_pixels
+from stages.models.halves.delivery import PIXELS
+from stages.models.halves.features import Features, encode, is_pixels
+from stages.models.halves.pieces import Held
+from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
 from stages.models.loading import ModelJob, facts
-from stages.models.pieces import Held
-from stages.models.prepare import Clip, Prepared, joined, prepare
-from stages.models.records import CannotSplit, FeatureRecord, rule_of_input, split
+from stages.models.processors.prepare import Clip, Prepared, joined, prepare
 from stages.process.ending import out_of_memory
 from stages.process.report import Report
 

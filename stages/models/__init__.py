@@ -14,22 +14,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stages.models.absent import NeedsWeights as NeedsWeights
     from stages.models.card import ModelCard as ModelCard
-    from stages.models.delivery import generate as generate
-    from stages.models.features import encode as encode
-    from stages.models.halves import load_half as load_half
+    from stages.models.halves.absent import NeedsWeights as NeedsWeights
+    from stages.models.halves.delivery import generate as generate
+    from stages.models.halves.features import encode as encode
+    from stages.models.halves.load import load_half as load_half
+    from stages.models.hub.resolve import resolve_model as resolve_model
     from stages.models.inspection import describe as describe
-    from stages.models.resolve import resolve_model as resolve_model
 
 _HOMES = {
-    "NeedsWeights": "absent",
+    "NeedsWeights": "halves.absent",
     "ModelCard": "card",
     "describe": "inspection",
-    "encode": "features",
-    "generate": "delivery",
-    "load_half": "halves",
-    "resolve_model": "resolve",
+    "encode": "halves.features",
+    "generate": "halves.delivery",
+    "load_half": "halves.load",
+    "resolve_model": "hub.resolve",
 }
 
 __all__ = [

@@ -9,19 +9,31 @@ import torch
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Modality
-from stages.models.attention import attention_of_half, supports_flash
-from stages.models.boundary import HALVES, Half, Part, absent_paths, belongs_to, pieces_called
 from stages.models.card import HalfCard, ModelCard, SamplingCard
-from stages.models.fit import Probe, probe
-from stages.models.halves import config_and_class, one_line, refuse_pickle, skeleton_of
-from stages.models.headers import Header, read_headers
-from stages.models.layout import layout_of
-from stages.models.prepare import goes_on, load_processor, placeholder_tokens, takes_videos
-from stages.models.processor import takes_images
-from stages.models.quantize import check_stored, quantizable
-from stages.models.resolve import find_model
-from stages.models.routes import Choice, choose_route, depends_on_prompt
-from stages.models.weights import Weight, weights_of
+from stages.models.halves.boundary import (
+    HALVES,
+    Half,
+    Part,
+    absent_paths,
+    belongs_to,
+    pieces_called,
+)
+from stages.models.halves.load import config_and_class, one_line, refuse_pickle, skeleton_of
+from stages.models.halves.routes import Choice, choose_route, depends_on_prompt
+from stages.models.hub.headers import Header, read_headers
+from stages.models.hub.resolve import find_model
+from stages.models.precision.attention import attention_of_half, supports_flash
+from stages.models.precision.quantize import check_stored, quantizable
+from stages.models.precision.weights import Weight, weights_of
+from stages.models.processors.fit import Probe, probe
+from stages.models.processors.layout import layout_of
+from stages.models.processors.loading import takes_images
+from stages.models.processors.prepare import (
+    goes_on,
+    load_processor,
+    placeholder_tokens,
+    takes_videos,
+)
 
 
 def describe(

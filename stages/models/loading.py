@@ -13,14 +13,21 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Route
-from stages.models.attention import attention_of, for_half
-from stages.models.boundary import Half, Part
-from stages.models.halves import config_and_class, load_half, one_line, skeleton_of
-from stages.models.pieces import Held
-from stages.models.prepare import load_processor
-from stages.models.quantize import KINDS, check, count, keep_to_dtype, plan, stored_settings
-from stages.models.resolve import resolve_model
-from stages.models.weights import stored_modules
+from stages.models.halves.boundary import Half, Part
+from stages.models.halves.load import config_and_class, load_half, one_line, skeleton_of
+from stages.models.halves.pieces import Held
+from stages.models.hub.resolve import resolve_model
+from stages.models.precision.attention import attention_of, for_half
+from stages.models.precision.quantize import (
+    KINDS,
+    check,
+    count,
+    keep_to_dtype,
+    plan,
+    stored_settings,
+)
+from stages.models.precision.weights import stored_modules
+from stages.models.processors.prepare import load_processor
 
 BY_ITSELF = ("sdpa", "+")
 """Attention implementations that a model takes when none is asked for: this one where its classes

@@ -12,13 +12,13 @@ import torch
 
 from artifacts.errors import PenstockError
 from artifacts.tensors import pack_tree, unpack_tree
-from stages.models.boundary import HALVES, Half, pieces_called
-from stages.models.delivery import PIXELS, generate
-from stages.models.features import Features, encode, is_pixels, placeholder_ids
-from stages.models.halves import config_and_class, load_half, skeleton_of
-from stages.models.pieces import Held
-from stages.models.records import CannotSplit, FeatureRecord, RowCount, merge_rows, split
-from stages.models.routes import choose_route
+from stages.models.halves.boundary import HALVES, Half, pieces_called
+from stages.models.halves.delivery import PIXELS, generate
+from stages.models.halves.features import Features, encode, is_pixels, placeholder_ids
+from stages.models.halves.load import config_and_class, load_half, skeleton_of
+from stages.models.halves.pieces import Held
+from stages.models.halves.records import CannotSplit, FeatureRecord, RowCount, merge_rows, split
+from stages.models.halves.routes import choose_route
 from tests.tiny_families import FAMILIES
 
 GREEDY: dict[str, Any] = {

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from stages.models.absent import NeedsWeights
-from stages.models.boundary import Part, piece_of
+from stages.models.halves.absent import NeedsWeights
+from stages.models.halves.boundary import Part, piece_of
 
 Result = TypeVar("Result")
 

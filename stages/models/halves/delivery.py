@@ -12,9 +12,9 @@ import torch
 from artifacts.errors import UsageError
 from artifacts.schema import Route
 from artifacts.tensors import make_record
-from stages.models.boundary import owner_path, reader_path
-from stages.models.features import count_tokens, is_pixels, moved, placeholder_ids
-from stages.models.routes import MODALITIES, choose_route
+from stages.models.halves.boundary import owner_path, reader_path
+from stages.models.halves.features import count_tokens, is_pixels, moved, placeholder_ids
+from stages.models.halves.routes import MODALITIES, choose_route
 
 PIXELS = "pixels"
 """Under this name the pixels themselves stand among features, for the whole model."""

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from artifacts.errors import UsageError
-from stages.models.clip import Clip
-from stages.models.layout import PROBES, Layout, noise, places, run, text_ids
-from stages.models.processor import is_picture
-from stages.models.records import RowCount
+from stages.models.halves.records import RowCount
+from stages.models.processors.clip import Clip
+from stages.models.processors.layout import PROBES, Layout, noise, places, run, text_ids
+from stages.models.processors.loading import is_picture
 from stages.process.ending import out_of_memory
 
 HOOKS = {"images": "_process_images", "videos": "_process_videos"}

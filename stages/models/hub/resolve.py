@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from artifacts.errors import UsageError
-from stages.models.checkpoint import Checkpoint
-from stages.models.fetching import fetch
-from stages.models.hub import bring_small, cached, hub_id_of, is_hub_id
-from stages.models.transfer import Announce
+from stages.models.hub.checkpoint import Checkpoint
+from stages.models.hub.fetching import fetch
+from stages.models.hub.repository import bring_small, cached, hub_id_of, is_hub_id
+from stages.models.hub.transfer import Announce
 
 
 def resolve_model(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from stages.models.checkpoint import Checkpoint, WeightFile
+from stages.models.hub.checkpoint import Checkpoint, WeightFile
 
 OF_THE_DISK = (
     errno.ENOSPC,

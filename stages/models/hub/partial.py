@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.models.checkpoint import INDEX, weight_names
+from stages.models.hub.checkpoint import INDEX, weight_names
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault
-from stages.models.checkpoint import Checkpoint, WeightFile
-from stages.models.hub_faults import (
+from stages.models.hub.checkpoint import Checkpoint, WeightFile
+from stages.models.hub.faults import (
     MORE_ROOM,
     cache_folder,
     hub_errors,
@@ -17,7 +17,7 @@ from stages.models.hub_faults import (
     shown,
     size_of,
 )
-from stages.models.transfer import Announce, Remote, Watch, partial, transfer
+from stages.models.hub.transfer import Announce, Remote, Watch, partial, transfer
 
 AT_ONCE = 4
 """Files fetched at a time."""

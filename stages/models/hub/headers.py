@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.errors import EnvironmentFault
-from stages.models import transfer
-from stages.models.checkpoint import (
+from stages.models.hub import transfer
+from stages.models.hub.checkpoint import (
     AGAIN,
     INDEX,
     SINGLE,
@@ -19,7 +19,7 @@ from stages.models.checkpoint import (
     not_whole,
     weight_names,
 )
-from stages.models.hub_faults import hub_errors, refuse_offline
+from stages.models.hub.faults import hub_errors, refuse_offline
 
 AT_ONCE = 8
 """Headers asked of the hub at a time."""

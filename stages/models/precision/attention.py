@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stages.models.boundary import Part, absent_paths
+from stages.models.halves.boundary import Part, absent_paths
 
 
 def attention_of(model: Any, absent: list[str] | None = None) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.boundary import Part, absent_paths, cut
-from stages.models.partial import weights_here
-from stages.models.resolve import fetch_rest, resolve_model
+from stages.models.halves.boundary import Part, absent_paths, cut
+from stages.models.hub.partial import weights_here
+from stages.models.hub.resolve import fetch_rest, resolve_model
 
 MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
 """What the loader says of weights that have no place in the model."""

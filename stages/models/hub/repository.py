@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
-from stages.models.checkpoint import (
+from stages.models.hub.checkpoint import (
     INDEX,
     SINGLE,
     SMALL,
@@ -15,9 +15,9 @@ from stages.models.checkpoint import (
     is_complete,
     weight_names,
 )
-from stages.models.fetching import check_space, fetch
-from stages.models.hub_faults import cache_folder, hub_errors, shown, size_of, without_safetensors
-from stages.models.transfer import Announce
+from stages.models.hub.faults import cache_folder, hub_errors, shown, size_of, without_safetensors
+from stages.models.hub.fetching import check_space, fetch
+from stages.models.hub.transfer import Announce
 
 PREFIX = "models--"
 """How the names of models' folders in the hub's cache begin."""

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.absent import Absent
-from stages.models.boundary import Part, absent_paths
+from stages.models.halves.absent import Absent
+from stages.models.halves.boundary import Part, absent_paths
 
 KINDS = ("int8", "nf4")
 """What a checkpoint can be quantized to while it is loaded."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from artifacts.schema import FrameFit, MediaKind
-from stages.models.clip import Clip
-from stages.models.prepare import channel_of, prepare
-from stages.models.processor import is_picture
+from stages.models.processors.clip import Clip
+from stages.models.processors.loading import is_picture
+from stages.models.processors.prepare import channel_of, prepare
 from stages.process.ending import out_of_memory
 
 COMMON = (9 / 16, 16 / 9, 3 / 4, 4 / 3, 1 / 2, 2.0)

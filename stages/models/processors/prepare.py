@@ -14,8 +14,9 @@ import torch
 
 from artifacts.errors import UsageError
 from artifacts.schema import MediaKind
-from stages.models.clip import Clip, video_metadata
-from stages.models.keeping import (
+from stages.models.halves.routes import overrides_generate
+from stages.models.processors.clip import Clip, video_metadata
+from stages.models.processors.keeping import (
     OUTLINE,
     Prepared,
     Row,
@@ -24,15 +25,14 @@ from stages.models.keeping import (
     restore,
     way_of_keeping,
 )
-from stages.models.layout import Layout, known, layout_of, noise, run, text_ids
-from stages.models.processor import (
+from stages.models.processors.layout import Layout, known, layout_of, noise, run, text_ids
+from stages.models.processors.loading import (
     load_processor,
     placeholder_tokens,
     takes_images,
     takes_videos,
 )
-from stages.models.routes import overrides_generate
-from stages.models.turn import PLAIN, SPELLED, write
+from stages.models.processors.turn import PLAIN, SPELLED, write
 
 __all__ = [
     "Clip",

@@ -7,7 +7,7 @@ or the model has no place for them in its text: then the prompt is what the text
 
 from typing import Any
 
-from stages.models.processor import token
+from stages.models.processors.loading import token
 
 PARTS = "parts"
 """The chat template is given a list of pictures and text."""

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 
 from artifacts.errors import PenstockError, UsageError
-from stages.models.clip import Clip, pictures, video_metadata
-from stages.models.processor import (
+from stages.models.processors.clip import Clip, pictures, video_metadata
+from stages.models.processors.loading import (
     count_places,
     declared_ids,
     is_picture,
     needs_package,
     takes_images,
 )
-from stages.models.turn import PARTS, PLAIN, SPELLED, WORDS, forms, write
+from stages.models.processors.turn import PARTS, PLAIN, SPELLED, WORDS, forms, write
 from stages.process.ending import out_of_memory
 
 PROBES = ("Describe.", "What happens in this video?")

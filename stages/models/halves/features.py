@@ -11,7 +11,7 @@ import torch
 
 from artifacts.errors import UsageError
 from artifacts.tensors import make_record
-from stages.models.routes import PIXELS, encoders
+from stages.models.halves.routes import PIXELS, encoders
 
 UNREAD = (
     "last_hidden_state",

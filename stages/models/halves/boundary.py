@@ -14,8 +14,8 @@ from typing import Any, Literal
 from torch import nn
 
 from artifacts.errors import UsageError
-from stages.models.absent import Absent, AbsentWeight, NeedsWeights
-from stages.models.bytecode import called_in, names_in, reached
+from stages.models.halves.absent import Absent, AbsentWeight, NeedsWeights
+from stages.models.halves.bytecode import called_in, names_in, reached
 
 Half = Literal["vision", "language"]
 Part = Literal["vision", "language", "whole"]

@@ -16,8 +16,8 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from artifacts.schema import Route
-from stages.models.boundary import owner_path, reader_path
-from stages.models.bytecode import names_in
+from stages.models.halves.boundary import owner_path, reader_path
+from stages.models.halves.bytecode import names_in
 
 MODALITIES = ("image", "video")
 PIXELS = (

@@ -1,0 +1,1 @@
+"""How a checkpoint's processor is called and what it keeps of pictures; knows no weights."""
