@@ -162,28 +162,36 @@ def difference(last: RebuildRecord | None, now: RebuildRecord) -> Difference:
     """What is new since the last rebuild; all of it when there was none."""
     before, after = _by_path(last), _by_path(now)
     shared = before.keys() & after.keys()
-    changed = sum(before[path] != after[path] for path in shared)
+    changed = sum(before[path].keys() != after[path].keys() for path in shared)
     return Difference(
         unchanged=len(shared) - changed,
         added=len(after.keys() - before.keys()),
         changed=changed,
         removed=len(before.keys() - after.keys()),
-        why=tuple(reasons(last.settings, now.settings))
-        if last is not None and last.features != now.features
-        else (),
+        why=tuple(reasons(last, now)) if last is not None else (),
     )
 
 
-def _by_path(record: RebuildRecord | None) -> dict[str, set[Content]]:
-    found: dict[str, set[Content]] = {}
+def _by_path(record: RebuildRecord | None) -> dict[str, dict[str, set[str]]]:
+    """Path → digest → prompts."""
+    found: dict[str, dict[str, set[str]]] = {}
     for path, digest, prompt in record.files if record is not None else ():
-        found.setdefault(path, set()).add((digest, prompt))
+        found.setdefault(path, {}).setdefault(digest, set()).add(prompt)
     return found
 
 
-def reasons(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Which of the settings that decide features are others."""
-    found = []
+def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
+    """Why what was made then of equal files does not do now."""
+    if last.features == record.features:
+        then = _by_path(last)
+        asked_again = any(
+            then.get(path, {}).get(digest, prompts) != prompts
+            for path, digests in _by_path(record).items()
+            for digest, prompts in digests.items()
+        )
+        text = "prompt changed, which this model's features are made of too"
+        return [text] if asked_again else []
+    before, now, found = last.settings, record.settings, []
     if before["model"] != now["model"]:
         found.append(f"model changed ({before['model']} → {now['model']})")
     elif before["commit"] != now["commit"]:

@@ -28,6 +28,7 @@ from flows.rebuild_record import (
 )
 from flows.run import LauncherMaker, OnBegin, Watch, stopped_in_order
 from flows.sizes import unencoded
+from flows.weights import bytes_to_fetch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +79,8 @@ class RebuildResult:
     missing: Missing
     seconds_a_chunk: float | None
     """How long encoding took last time; None: never done here with this model and sampling."""
+    fetch_bytes: int
+    """Of weights, which have to be downloaded for that."""
     dry_run: bool
     encoded: int = 0
     """Chunks."""
@@ -118,6 +121,8 @@ class RebuildResult:
         took = "unknown until some were made"
         if self.seconds_a_chunk is not None:
             took = f"about {duration(self.seconds_a_chunk * missing.chunks)}"
+        if self.fetch_bytes:
+            lines.append(f"to download: {size(self.fetch_bytes)} of weights")
         return [
             *lines,
             f"to encode: {about}{missing.chunks} chunks of {missing.files} files, "
@@ -157,10 +162,12 @@ def rebuild(
         job = prepare(config, launcher, display.say, text=False)
         last = last_record(job.store, name)
         now = record_of(job, last)
+        to_make = Missing.of(job)
         result = RebuildResult(
             files=len(job.files),
             difference=difference(last, now),
-            missing=Missing.of(job),
+            missing=to_make,
+            fetch_bytes=bytes_to_fetch(job.model, ["vision"] if to_make.chunks else []),
             seconds_a_chunk=now.seconds_a_chunk,
             dry_run=options.dry_run,
         )

@@ -16,6 +16,7 @@ from flows.holds import holding
 from flows.rebuild_run import RebuildOptions, RebuildResult, rebuild
 from flows.run import caption
 from stages.process.lock import try_hold
+from tests import test_flows_waves as waves
 from tests.media import write_video
 from tests.test_flows_waves import Stages
 
@@ -180,6 +181,18 @@ def test_frames_that_another_job_looks_at_are_left_for_it(config: CaptionConfig)
     assert len(list(store.list("frames"))) == 3
     answered(config)
     assert list(store.list("frames")) == []
+
+
+def test_features_of_an_earlier_prompt_go_where_prompts_decide_them(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waves, "CARD", replace(waves.CARD, prompted=True))
+    answered(config)
+    asked = replace(config, prompt="Who is there?")
+    result = answered(asked, prune=True)
+    assert (counts(result), result.encoded, result.removed) == ((3, 0, 0, 0), 3, 3)
+    assert "prompt changed" in result.difference.why[0]
+    assert answered(asked).difference.why == ()
 
 
 def test_two_jobs_over_the_same_sources_are_told_apart_by_name(config: CaptionConfig) -> None:
