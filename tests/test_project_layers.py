@@ -46,6 +46,7 @@ def copy(tmp_path: Path) -> Path:
         ("stages/process/report.py", "import stages.models", "Inside stages"),
         ("stages/new.py", "", "Inside stages"),
         ("stages/frames/__init__.py", "import stages.encode", "Inside stages"),
+        ("stages/models/halves/load.py", "import stages.models.processors", "Inside models"),
         ("demo/world.py", "import artifacts", "The demo is a leaf"),
         ("stages/process/report.py", "import demo", "Only flows knows the demo"),
         ("stages/process/report.py", "import prefect", "Only flows knows Prefect"),
