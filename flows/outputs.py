@@ -1,7 +1,7 @@
 """From stored captions to the files people asked for; runs no model."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,23 +107,40 @@ def write_outputs(job: Job, *, last: bool) -> tuple[int, list[Failure], list[str
     them while the run goes on.
     """
     failures = failures_of(job)
-    rows = [captions_of(job, f, m) for f, m in zip(job.files, job.contents, strict=True)]
-    write_jsonl(job.out / "captions.jsonl", (row for group in rows for row in group))
+    written = 0
+
+    def rows() -> Iterator[Caption]:
+        # Made anew for each file: all of them together would be most of the memory of a large run.
+        nonlocal written
+        written = 0
+        for captions in captions_by_file(job):
+            written += len(captions)
+            yield from captions
+
+    write_jsonl(job.out / "captions.jsonl", rows())
     write_jsonl(job.out / "failures.jsonl", failures)
     warnings: list[str] = []
     for form in job.config.format:
         if form in WRITERS:
-            warnings += _write_files(job, form, rows)
+            warnings += _write_files(job, form)
         elif form in TABLES and last:
-            TABLES[form](job.out / f"captions.{form}", (row for group in rows for row in group))
-    return sum(map(len, rows)), failures, warnings
+            TABLES[form](job.out / f"captions.{form}", rows())
+    return written, failures, warnings
 
 
-def _write_files(job: Job, form: str, rows: Sequence[Sequence[Caption]]) -> list[str]:
+def captions_by_file(job: Job) -> Iterator[list[Caption]]:
+    """The captions of each file that are there, in source order."""
+    for file, medium in zip(job.files, job.contents, strict=True):
+        yield captions_of(job, file, medium)
+
+
+def _write_files(job: Job, form: str) -> list[str]:
     """One file a medium; beside the media, files that are there already are kept unless told
     otherwise."""
     kept = []
-    for medium, stem, captions in zip(job.contents, _stems(job), rows, strict=True):
+    for medium, stem, captions in zip(
+        job.contents, _stems(job), captions_by_file(job), strict=True
+    ):
         tasks = job.ledger.tasks([medium])
         if not captions or len(captions) < sum(t.features not in job.ledger.refused for t in tasks):
             continue  # half a text would look like a whole one

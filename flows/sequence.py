@@ -144,7 +144,8 @@ class Sequence:
         while True:
             try:
                 self._steps.frames(wave)
-                self._expect()
+                if time.monotonic() >= self._write_at:
+                    self._expect()
                 if not begun:
                     begun = True
                     self._steps.begin_frames(following)

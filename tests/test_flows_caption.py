@@ -30,6 +30,7 @@ from flows.prefect_view import TABLE_ROWS, Progress, RunLog, plain, table
 from tests.pipeline import PENSTOCK, ROOT, child_processes, wait_gone
 
 CLIPS = [str(demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
+SECRET = "not-to-be-told-4711"
 BAD = [
     {},
     {"sources": []},
@@ -223,19 +224,43 @@ def run_flow(tmp_path: Path, sources: list[str]) -> tuple[Any, dict[str, Artifac
 
 
 @pytest.mark.slow
-def test_a_flow_with_a_bad_file_completes_and_says_so(server: None, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.mp4"
+def test_a_flow_with_a_bad_file_completes_and_says_so(
+    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "PREFECT_SERVER_API_AUTH_STRING", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, SECRET)
+    bad = tmp_path / "<b>bad|\n.mp4"
     bad.write_text("no video")
-    state, artifacts = run_flow(tmp_path, [CLIPS[0], str(bad)])
+    state, artifacts = run_flow(tmp_path, [CLIPS[0], str(bad), f"https://me:{SECRET}@host/a.mp4"])
     assert state.is_completed()
-    assert "1 of 2 files failed" in state.message
+    assert "2 of 3 files failed" in state.message
     assert set(artifacts) == {
         "penstock-frames", "penstock-encode", "penstock-decode", "penstock-captions",
+        "penstock-run",
     }  # fmt: skip
     assert artifacts["penstock-decode"].data == 100
     rows = json.loads(str(artifacts["penstock-captions"].data))
-    assert [row["file"] for row in rows] == ["bad.mp4"]
-    assert rows[0]["what to do"]
+    assert [row["file"] for row in rows] == ["https://…@host/a.mp4", r"\<b>bad|?.mp4"]
+    assert all(row["what to do"] for row in rows)
+    page = str(artifacts["penstock-run"].data)
+    assert page.startswith("**done**") and str(tmp_path / "out" / "captions.jsonl") in page
+    assert r"| \<b>bad\|?.mp4 |" in page
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["prefect"]["id"] == str(state.state_details.flow_run_id)
+    assert SECRET not in page + str(rows) + state.message
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path != bad]
+    assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.slow
+def test_a_flow_that_would_leave_its_worker_s_folders_fails(
+    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_OUT_ROOT", str(tmp_path / "else"))
+    state, _ = run_flow(tmp_path, CLIPS)
+    assert state.is_failed()
+    assert "`out` leads to" in state.message
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
