@@ -62,7 +62,7 @@ ENTRIES = {name: f"benchmarks._synthetic:{name}" for name in ("frames", "encode"
 class SyntheticLauncher:
     """Starts real processes, of the stages above."""
 
-    def __init__(self, listen: Listener, seconds: dict[str, float] | None = None) -> None:
+    def __init__(self, listen: Listener) -> None:
         self._listen = listen
         self._direct = DirectLauncher(listen)
 

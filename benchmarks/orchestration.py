@@ -2,11 +2,14 @@
 to do; with real processes, store, ledger and outputs, and stages that compute nothing.
 
     python benchmarks/orchestration.py [--items 10,1000,100000] [--waves 1] [--folder DIR]
+        [--prefect]
 """
 
 import argparse
 import json
 import os
+import shutil
+import statistics
 import struct
 import subprocess
 import sys
@@ -14,18 +17,18 @@ import tempfile
 import time
 import zlib
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import flows.sizes
-from benchmarks._synthetic import SIDE, SyntheticLauncher
+from benchmarks._synthetic import ENTRIES, SIDE, SyntheticLauncher
 from flows.config import CaptionConfig
 from flows.display import Display
 from flows.run import caption
+from flows.sequence import RunResult
 
 ROOT = Path(__file__).resolve().parents[1]
-RERUN = 10_000
-"""Items of the run that is repeated with nothing to do."""
 
 
 def write_pictures(folder: Path, count: int) -> None:
@@ -55,17 +58,37 @@ def config_of(folder: Path) -> CaptionConfig:
     )
 
 
-def measured(command: Sequence[str]) -> dict[str, Any]:
+def measured(command: Sequence[str], **environment: str) -> dict[str, Any]:
     """A command's wall and CPU seconds without those of its children, and the most memory it had
     resident, in bytes."""
     started = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
     seconds = time.monotonic() - started
     cpu = usage.ru_utime + usage.ru_stime
     return {"seconds": seconds, "cpu": cpu, "peak": usage.ru_maxrss << 10}
+
+
+def run_in_prefect(folder: Path) -> None:
+    """The run as a flow, with a server of its own; prints how long its sequence took, which is all
+    but the start and the end of server and flow."""
+    flow: Any = import_module("flows.caption")
+    plain = flow.caption
+
+    def timed(*given: Any) -> RunResult:
+        started = time.monotonic()
+        try:
+            result: RunResult = plain(*given)
+            return result
+        finally:
+            (folder / "seconds").write_text(str(time.monotonic() - started))
+
+    flow.ENTRIES = {**flow.ENTRIES, **ENTRIES}
+    flow.caption = timed
+    flow.run_with_prefect(config_of(folder), Display(quiet=True))
 
 
 def run_once(folder: Path, waves: int, items: int) -> None:
@@ -77,7 +100,9 @@ def run_once(folder: Path, waves: int, items: int) -> None:
         job = prepare(config_of(folder), DirectLauncher(lambda *_: None))
         each = flows.sizes.estimates(job)[0].bytes
         flows.sizes.LARGEST_WAVE = each * -(-items // waves)
+    started = time.monotonic()
     result = caption(config_of(folder), Display(quiet=True), SyntheticLauncher)
+    (folder / "seconds").write_text(str(time.monotonic() - started))
     assert result.captions == items, result
 
 
@@ -101,7 +126,7 @@ def describe_demo(folder: Path) -> None:
 
 def measure(folder: Path, items: int, waves: int, card: Path) -> dict[str, Any]:
     write_pictures(folder / "pictures", items)
-    subprocess.run(["cp", "-r", str(card / "store"), str(folder / "store")], check=True)
+    shutil.copytree(card / "store", folder / "store")
     own = [sys.executable, "-m", "benchmarks.orchestration", "--run", str(folder)]
     row = measured([*own, "--waves", str(waves), "--items", str(items)])
     row["stages"] = stage_seconds(folder)
@@ -110,6 +135,23 @@ def measure(folder: Path, items: int, waves: int, card: Path) -> dict[str, Any]:
     where = ["--out", str(folder / "out"), "--store", str(folder / "store")]
     row["rerun"] = measured([*penstock, "--recursive", "--model", "demo", "--quiet", *where])
     return row
+
+
+def compare(folder: Path, items: int, card: Path) -> None:
+    """The seconds of the same sequence without Prefect and with it, a store each, three times in
+    turn."""
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(3):
+        for prefect in seconds:
+            place = folder / f"{number}-{prefect}"
+            write_pictures(place / "pictures", items)
+            shutil.copytree(card / "store", place / "store")
+            own = [sys.executable, "-m", "benchmarks.orchestration", "--run", str(place)]
+            more = ["--prefect"] if prefect else ["--items", str(items)]
+            measured([*own, *more], PREFECT_HOME=str(folder / "prefect"))
+            seconds[prefect].append(float((place / "seconds").read_text()))
+    plain, inside = (statistics.median(seconds[prefect]) for prefect in (False, True))
+    print(f"{items:7d} items  sequence {plain:.2f} s plain, {inside:.2f} s inside a flow")
 
 
 def tell(items: int, waves: int, row: dict[str, Any]) -> None:
@@ -131,9 +173,13 @@ def main() -> None:
     options.add_argument("--items", default="10,1000,10000,100000")
     options.add_argument("--waves", type=int, default=1)
     options.add_argument("--folder", type=Path, help="on the disk to be measured [a temporary one]")
+    options.add_argument("--prefect", action="store_true", help="once more inside Prefect")
     options.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     given = options.parse_args()
     counts = [int(count) for count in given.items.split(",")]
+    if given.run and given.prefect:
+        run_in_prefect(given.run)
+        return
     if given.run:
         run_once(given.run, given.waves, counts[0])
         return
@@ -142,6 +188,8 @@ def main() -> None:
         describe_demo(card)
         for items in counts:
             tell(items, given.waves, measure(Path(name) / str(items), items, given.waves, card))
+            if given.prefect:
+                compare(Path(name) / f"{items}-compared", items, card)
 
 
 if __name__ == "__main__":
