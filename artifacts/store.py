@@ -207,7 +207,12 @@ def fault_of(error: OSError, where: Path) -> EnvironmentFault:
             f"the disk of {where} is full",
             hint="Free some space or give another --store or --out; the same command then goes on",
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return EnvironmentFault(
+            f"{where} cannot be made: a file is in its place, or in that of a folder above it",
+            hint="Give a folder with --store and --out",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
         return EnvironmentFault(
             f"{where} cannot be written ({error.strerror})",
             hint="Give a folder you may write to with --store and --out",

@@ -13,6 +13,8 @@ VIDEO_PROMPT = "Describe this video in detail."
 IMAGE_PROMPT = "Describe this image in detail."
 FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset")
 """What `--format` accepts; jsonl is always written."""
+BESIDE = ("txt", "vtt", "srt")
+"""Formats that make one file a medium, which `--beside` puts next to it."""
 PRECISIONS = ("native", "fp32", "bf16", "fp16", "int8", "nf4")
 """What `--precision` accepts; the vision half is quantized only when its own option says so."""
 ABOVE_ZERO = ("chunk", "fps", "frames", "max_frames", "batch_size", "max_new_tokens", "limit")
@@ -110,6 +112,13 @@ class CaptionConfig:
                 f"--format {','.join(unknown)} is not known",
                 hint=f"Choose from {', '.join(FORMATS)}",
             )
+        if self.beside and not set(self.format) & set(BESIDE):
+            raise UsageError(
+                "--beside is given, and no format that goes beside the media",
+                hint=f"Add --format {','.join(BESIDE)}, or one of them",
+            )
+        if not self.model:
+            raise UsageError("--model is empty", hint="Give a folder, a hub id, or demo")
         if self.prompt is not None and not self.prompt.strip():
             raise UsageError("--prompt is empty", hint="Leave it out to ask for a description")
 

@@ -1,5 +1,6 @@
 """What a person, or a program, sees of a run while it works; decides nothing."""
 
+import io
 import json
 import sys
 import threading
@@ -29,7 +30,7 @@ class Display:
     def __init__(
         self, *, quiet: bool = False, as_json: bool = False, to: IO[str] | None = None
     ) -> None:
-        self._to = to or sys.stderr
+        self._to = to or sys.stderr or io.StringIO()  # none where it was closed
         self._quiet = quiet
         self._json = as_json
         self._moving = not quiet and not as_json and self._to.isatty()

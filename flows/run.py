@@ -1,9 +1,12 @@
 """One caption run from its configuration to its exit code, whoever launches the stages."""
 
 import contextlib
+import errno
+import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import write_jsonl
@@ -99,6 +102,7 @@ def caption(
     begins. Raises PenstockError; what is finished stays done."""
     watch = Watch(display, on_begin)
     launcher = make_launcher(watch.listen)
+    refuse_file(out_folder(config))
     with stopped_in_order():
         try:
             job = prepare(config, launcher, display.say)
@@ -107,6 +111,14 @@ def caption(
             raise
         with watch.working(job, launcher) as (sequence, _, _):
             return sequence.run()
+
+
+def refuse_file(folder: Path) -> None:
+    """Raises EnvironmentFault for a folder that cannot be made because a file is in its place:
+    before a model is read, or downloaded."""
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise fault_of(NotADirectoryError(errno.ENOTDIR, ""), folder)
 
 
 def summary(job: Job) -> dict[str, Any]:

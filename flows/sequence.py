@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import Failure
 from artifacts.errors import Interrupted, Killed, PenstockError
@@ -48,6 +48,17 @@ class RunResult:
         if not self.failures:
             return 0
         return 1 if self.captions else 2
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome for programs; each failure is told by itself."""
+        return {
+            "out": str(self.out),
+            "files": self.files,
+            "captions": self.captions,
+            "failed": len(self.failures),
+            "warnings": self.warnings,
+            "exit_code": self.exit_code,
+        }
 
     def line(self) -> str:
         """The outcome in one line."""

@@ -190,7 +190,7 @@ def _listed(path: Path, source: str, selection: Selection) -> Iterator[MediaFile
             message = f"line {number} names another list"
             yield _failure(source, entry, "list", message, "Name media files and folders only")
             continue
-        for result in _expand(os.path.join(path.parent, entry), source, selection):
+        for result in _expand(str(path.parent / entry), source, selection):
             yield replace(result, prompt=prompt) if isinstance(result, MediaFile) else result
 
 

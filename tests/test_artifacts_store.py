@@ -73,7 +73,7 @@ def test_a_full_disk_is_told_with_what_to_do(
 
 def test_a_store_below_a_file_fails_before_work_starts(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(EnvironmentFault, match="cannot be written"):
+    with pytest.raises(EnvironmentFault, match="a file is in its place"):
         FolderStore(tmp_path / "file" / "store").check_writable()
 
 

@@ -2,13 +2,17 @@
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+import demo
 from flows.cli.main import main, parse, parser
 from flows.cli.options import config_of
 from flows.config import CaptionConfig
+from flows.display import Display
 
 CAPTION_OPTIONS = {
     "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",
@@ -109,6 +113,9 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
         (["caption", "a", "--format", "txt,docx"], "--format docx is not known"),
         (["caption", "a", "--prompt", "  "], "--prompt is empty"),
         (["caption", "a", "--prompt-file", "./gone.txt"], "--prompt-file gone.txt cannot be read"),
+        (["caption", "a", "--prompt-file", os.devnull], "--prompt-file /dev/null holds no text"),
+        (["caption", "a", "--beside", "--format", "csv"], "--beside is given, and no format"),
+        (["caption", "a", "--model", ""], "--model is empty"),
         (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),
         (["caption", "a", "--store", "ftp://host/x"], "no store can be opened at ftp://host/x"),
         (["caption", "./nowhere.mp4", "--model", "demo"], "nothing to caption: ./nowhere.mp4"),
@@ -129,6 +136,40 @@ def test_bad_usage_is_one_line_and_exit_2(
     assert shown.out == ""
     assert len(shown.err.splitlines()) == 1
     assert says in shown.err
+
+
+@pytest.mark.parametrize("option", ["--out", "--store"])
+def test_a_file_in_the_place_of_a_folder_is_exit_5_and_named(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "notes.txt"
+    place.write_text("mine")
+    words = {"--out": tmp_path / "out", "--store": tmp_path / "store", option: place}
+    asked = [str(word) for pair in words.items() for word in pair]
+    clip = next(demo.CLIPS.glob("*.mp4"))
+    assert main(["caption", str(clip), "--model", "demo", "--quiet", *asked]) == 5
+    said = capsys.readouterr().err
+    assert said.startswith(f"penstock: {place} cannot be made: a file is in its place")
+    assert len(said.splitlines()) == 1
+
+
+def test_what_nobody_can_see_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as Python has it where it was closed: 2>&-
+    Display().say("cutting frames")
+
+
+def test_json_tells_the_plan_and_how_a_run_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.mp4").touch()
+    where = ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    command = ["caption", str(tmp_path / "empty.mp4"), "--model", "demo", "--json", *where]
+    assert main([*command, "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == 1
+    code = main(command)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events[-2:]] == ["failed", "end"]
+    assert (events[-1]["failed"], events[-1]["exit_code"]) == (1, code)
 
 
 def test_an_unknown_option_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def test_no_parameter_leads_out_of_it(config: CaptionConfig, tmp_path: Path, out
 
 def test_what_could_write_anywhere_is_refused(config: CaptionConfig) -> None:
     with pytest.raises(UsageError, match="beside"):
-        confine(replace(config, beside=True))
+        confine(replace(config, beside=True, format=("txt",)))
     with pytest.raises(UsageError, match="trust_remote_code"):
         confine(replace(config, trust_remote_code=True))
 
@@ -60,7 +60,7 @@ def test_without_the_variable_runs_write_where_they_are_told(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(VARIABLE)
-    confine(replace(config, out="/etc", store="/", beside=True))
+    confine(replace(config, out="/etc", store="/", beside=True, format=("txt",)))
 
 
 def test_a_job_without_outputs_is_not_asked_for_them(config: CaptionConfig) -> None:

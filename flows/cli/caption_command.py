@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from artifacts.errors import PenstockError
 from flows.cli.options import config_of
-from flows.cli.plan_command import plan_lines
+from flows.cli.plan_command import plan, plan_lines
 from flows.config import CaptionConfig
 from flows.display import Display, printable
 from flows.sequence import RunResult
@@ -26,7 +26,7 @@ def caption_command(given: argparse.Namespace) -> int:
         from flows.prepare import prepare
 
         job = prepare(config, DirectLauncher(display.listen), display.say)
-        print("\n".join(plan_lines(job)))
+        print(json.dumps(plan(job), indent=1) if given.json else "\n".join(plan_lines(job)))
         return 0
     if given.prefect or os.environ.get("PREFECT_API_URL"):
         result = with_prefect(config, display)
@@ -37,6 +37,7 @@ def caption_command(given: argparse.Namespace) -> int:
     if given.json:
         for failure in result.failures:
             print(json.dumps({"event": "failed", **asdict(failure)}))
+        print(json.dumps({"event": "end", **result.to_json()}))
     else:
         report(result, quiet=given.quiet)
     return result.exit_code

@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         from artifacts.store import fault_of
 
-        fault = fault_of(error, Path(error.filename or "."))
+        fault = fault_of(error, Path(error.filename or "standard output"))
         print(f"penstock: {fault}", file=sys.stderr)
         return fault.exit_code
 

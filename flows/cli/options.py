@@ -109,6 +109,11 @@ def config_of(arguments: argparse.Namespace) -> CaptionConfig:
     named["sources"] = tuple(arguments.sources)
     if arguments.prompt_file is not None:
         named["prompt"] = read_prompt(Path(arguments.prompt_file))
+        if not named["prompt"]:
+            raise UsageError(
+                f"--prompt-file {arguments.prompt_file} holds no text",
+                hint="Leave it out to ask for a description",
+            )
     for name in {"format", "extensions"} & named.keys():
         named[name] = tuple(v.strip() for v in named[name].split(",") if v.strip())
     return CaptionConfig(**named)

@@ -155,9 +155,10 @@ def _unreachable(name: str, error: Exception, begun: bool) -> EnvironmentFault:
             f"the rest of {name} is missing, and {reason}",
             hint="Connect and run the same command again: it goes on from what is there",
         )
+    connect = f"Unset {_offline_switch()}" if constants.is_offline_mode() else "Connect"
     return EnvironmentFault(
         f"{name} was not downloaded before, and {reason}",
-        hint="Connect and run the same command again, or try the program with --model demo",
+        hint=f"{connect} and run the same command again, or try the program with --model demo",
     )
 
 
