@@ -26,6 +26,8 @@ from prefect.client.schemas.filters import (
     FlowFilterName,
     FlowRunFilter,
     FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
@@ -35,6 +37,7 @@ from pydantic import Field
 
 from flows.caption import INTERRUPTED
 
+NAME = "sweep-crashed"
 SWEPT = ("caption-videos", "rebuild-features")
 """Flows whose runs may be started again at any time."""
 PAGE = 200
@@ -50,7 +53,7 @@ class Verdict:
     """Why it is left alone; empty for one that is started again."""
 
 
-@flow(name="sweep-crashed", persist_result=False)
+@flow(name=NAME, persist_result=False)
 def sweep_crashed(
     max_retries: Annotated[int, Field(ge=0)] = 3,
     older_than_seconds: Annotated[float, Field(ge=0)] = 60.0,
@@ -72,6 +75,7 @@ def sweep_crashed(
             older_than=timedelta(seconds=older_than_seconds),
         )
         told = [start_again(client, verdict, max_retries) for verdict in found]
+        drop_late(client, now)
     for line in told:
         log.info("%s", line)
     again = sum(not verdict.why_not for verdict in found)
@@ -94,6 +98,21 @@ def runs_since(client: SyncPrefectClient, since: datetime) -> Iterator[FlowRun]:
         if len(page) < PAGE:
             return
         offset += PAGE
+
+
+def drop_late(client: SyncPrefectClient, now: datetime) -> None:
+    """Delete sweeps that were due already: a worker that was busy for hours has one of every ten
+    minutes before it, which would find what this one has found."""
+    due_before = FlowRunFilterExpectedStartTime.model_validate({"before_": now})
+    waiting = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+    late = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[NAME])),
+        flow_run_filter=FlowRunFilter(expected_start_time=due_before, state=waiting),
+        limit=PAGE,
+    )
+    for run in late:
+        if run.auto_scheduled:
+            client.delete_flow_run(run.id)
 
 
 def verdicts(

@@ -104,7 +104,9 @@ def tick(stack: Stack, change: Callable[[], None], what: str, expected: int) -> 
             f"{what}: {encoded} chunks were encoded, not {expected}: {described(last)}"
         )
     late = moment(last["start_time"]) - moment(last["expected_start_time"])
-    stack.say(f"{what}: {last['state']['message']} ({abs(late.total_seconds()):.0f} s after its minute)")
+    stack.say(
+        f"{what}: {last['state']['message']} ({abs(late.total_seconds()):.0f} s after its minute)"
+    )
 
 
 def scheduled_after(stack: Stack, before: datetime) -> list[dict[str, Any]]:

@@ -87,10 +87,12 @@ class Stack:
     def run(self, deployment: str, config: Mapping[str, Any]) -> dict[str, Any]:
         """A run of the deployment, awaited; it must complete."""
         before = time.monotonic()
-        known = {run["id"] for run in self.flow_runs()}
+        flow = deployment.split("/")[0]
+        known = {run["id"] for run in self.flow_runs(flow)}
         if not self.submit(deployment, config):
             raise CheckFailed(f"{deployment} does not take {config}")
-        (new,) = [run["id"] for run in self.flow_runs() if run["id"] not in known]
+        asked = [run for run in self.flow_runs(flow) if not run["auto_scheduled"]]
+        (new,) = [run["id"] for run in asked if run["id"] not in known]
         run = self.ended(new)
         if run["state"]["type"] != "COMPLETED":
             raise CheckFailed(f"{described(run)}\n{self.log_end('worker')}")
