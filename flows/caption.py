@@ -95,12 +95,11 @@ def caption_videos(config: CaptionConfig) -> State[Any]:
             confine(config)
         result = caption(config, display, PrefectLauncher, page.begin)
     except PenstockError as error:
-        return ended_by(error, TABLE)
-    finally:
-        page.end()
+        return ended_by(error, TABLE, page)
     if caller:
         caller.result = result
     await_server()
+    page.end()
     done = {"files": result.files, "captions": result.captions, "folder": plain(str(result.out))}
     show(table(result.failures) or [done], result.line(), TABLE)
     if result.exit_code >= 2:
@@ -109,10 +108,11 @@ def caption_videos(config: CaptionConfig) -> State[Any]:
     return Completed(message=printable(result.line()))
 
 
-def ended_by(error: PenstockError, key: str) -> State[Any]:
+def ended_by(error: PenstockError, key: str, page: RunPage) -> State[Any]:
     """How a flow ends that an error ended, told as soon as the server answers. `Interrupted` is
     what flows/sweep.py starts again."""
     await_server()
+    page.end()
     if isinstance(error, NothingToCaption):
         show(table(error.failures), str(error), key)
     message = printable(str(error))

@@ -12,6 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.runtime import flow_run
 
+from flows.prefect_patience import impatient
 from flows.prefect_view import plain
 from flows.run_record import RunRecord
 from flows.standing import COLUMNS, advice, cells, places, standing, what
@@ -43,16 +44,19 @@ class RunPage:
     def _show(self, record: RunRecord) -> None:
         """A server that does not answer costs the page, not the run."""
         try:
-            text = page(record.value, time.time())
-            if self._artifact is None:
-                made = create_markdown_artifact(text, key=KEY, description="How the run stands")
-                assert isinstance(made, UUID)  # a coroutine only where the caller is one
-                self._artifact = made
-            else:
-                client = get_client(sync_client=True)
-                client.update_artifact(self._artifact, ArtifactUpdate(data=text))
+            with impatient():
+                self._write(page(record.value, time.time()))
         except Exception as error:
             logger.warning("the page of the run was not taken: %s", error)
+
+    def _write(self, text: str) -> None:
+        if self._artifact is None:
+            made = create_markdown_artifact(text, key=KEY, description="How the run stands")
+            assert isinstance(made, UUID)  # a coroutine only where the caller is one
+            self._artifact = made
+            return
+        with get_client(sync_client=True) as client:
+            client.update_artifact(self._artifact, ArtifactUpdate(data=text))
 
 
 def page(record: Mapping[str, Any], now: float) -> str:

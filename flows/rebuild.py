@@ -13,7 +13,7 @@ from prefect.states import Completed, Failed
 from artifacts.errors import PenstockError, UsageError
 from flows.config import CaptionConfig
 from flows.confine import confine
-from flows.display import Display
+from flows.display import Display, printable
 from flows.prefect_page import RunPage
 from flows.prefect_patience import await_server
 from flows.prefect_view import RunLog, show, table
@@ -41,15 +41,14 @@ def rebuild_features(
         confine(config, out=False)
         result = rebuild(config, options, display, PrefectLauncher, page.begin)
     except PenstockError as error:
-        return ended_by(error, TABLE)
-    finally:
-        page.end()
+        return ended_by(error, TABLE, page)
     if dry_run:
         for line in result.plan_lines():
             display.say(line)
     await_server()
+    page.end()
     show(table(result.failures) or [result.row()], result.line(), TABLE)
     if result.exit_code >= 2:
         nothing = UsageError(result.line(), hint="The table of the run says why of each file")
-        return Failed(message=str(nothing), data=nothing)
-    return Completed(message=result.line())
+        return Failed(message=printable(str(nothing)), data=nothing)
+    return Completed(message=printable(result.line()))

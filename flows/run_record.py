@@ -28,6 +28,8 @@ NAMED_FAILURES = 20
 """Failures that the record names; all of them are in `failures.jsonl` when the run ends."""
 TIMELINE_POINTS = 7200
 """Points of a stage's memory timeline; when there are more, every two neighbours become one."""
+KEPT_WARNINGS = 1000
+"""Warnings of a stage that are kept; each caption has its own in `captions.jsonl`."""
 RECORDED = ("penstock", "torch", "transformers", "accelerate", "bitsandbytes", "av", "prefect")
 
 
@@ -126,7 +128,7 @@ class RunRecord:
         ]
         while len(entry["timeline"]) > TIMELINE_POINTS:
             entry["timeline"] = coarser(entry["timeline"])
-        entry["warnings"] += outcome.warnings
+        entry["warnings"] = [*entry["warnings"], *outcome.warnings][:KEPT_WARNINGS]
         entry["notes"] = outcome.notes
         entry["attention"] = attention
         entry["precision"] = dict(precision)

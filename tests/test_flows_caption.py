@@ -26,6 +26,7 @@ from artifacts.errors import CannotFit, Interrupted, Killed, UsageError
 from flows import prefect_view
 from flows.caption import INTERRUPTED, caption_videos, ended_by
 from flows.config import CaptionConfig
+from flows.prefect_page import RunPage
 from flows.prefect_view import TABLE_ROWS, Progress, RunLog, plain, table
 from tests.pipeline import PENSTOCK, ROOT, child_processes, wait_gone
 
@@ -164,7 +165,7 @@ def test_how_a_run_ended_tells_whether_it_is_to_be_started_again(
     asked = Interrupted("stopped")
     asked.__cause__ = KeyboardInterrupt()
     errors = (asked, Killed("killed"), CannotFit("too big"))
-    states = [ended_by(error, "table") for error in errors]
+    states = [ended_by(error, "table", RunPage()) for error in errors]
     assert [state.name for state in states] == ["Cancelled", INTERRUPTED, "Failed"]
     assert [state.type.value for state in states] == ["CANCELLED", "FAILED", "FAILED"]
 
