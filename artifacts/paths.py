@@ -12,8 +12,8 @@ class RealPaths:
 
     def of(self, path: str | Path) -> str:
         """The path with every link in it followed."""
-        folder, name = os.path.split(os.path.abspath(path))
-        if not name or os.path.islink(path):
+        folder, name = os.path.split(path)
+        if name in ("", ".", "..") or os.path.islink(path):
             return os.path.realpath(path)
         if folder not in self._folders:
             self._folders[folder] = os.path.realpath(folder)

@@ -9,15 +9,20 @@ from typing import Any
 
 import pytest
 
+import flows.ledger
+import flows.sequence
 import flows.sizes
+from artifacts.captions import Failure
 from artifacts.errors import Interrupted
-from artifacts.keys import digest_of
+from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, Shelf
 from artifacts.schema import FrameFit
 from artifacts.store import FolderStore
 from flows.config import CaptionConfig
 from flows.display import Display
 from flows.launch import StageCall
+from flows.outputs import write_outputs
+from flows.prepare import Job
 from flows.run import caption
 from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.process.stage_process import Listener, StageOutcome
@@ -192,6 +197,39 @@ def test_the_next_wave_s_frames_are_cut_while_this_one_is_encoded(
     assert stages.names() == ["frames", *wave, *wave, "encode", "decode"]
     told = [len(c.arguments["media"]) for c in stages.calls if c.name == "frames"]
     assert told == [3, 1, 1]
+
+
+def test_outputs_are_not_written_after_every_wave_of_a_large_run(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bool] = []
+
+    def write(job: Job, *, last: bool) -> tuple[int, list[Failure], list[str]]:
+        written.append(last)
+        return write_outputs(job, last=last)
+
+    monkeypatch.setattr(flows.sequence, "write_outputs", write)
+    monkeypatch.setattr(flows.sequence, "WRITING_SHARE", 10**9)
+    monkeypatch.setattr(flows.sizes, "LARGEST_WAVE", 1)
+    stages = Stages()
+    assert run(config, stages) == 5
+    assert stages.names().count("decode") == 5
+    assert written == [False, True]
+
+
+def test_a_key_is_worked_out_once_a_run(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config, Stages())
+    asked: list[tuple[Any, ...]] = []
+
+    def count(*parts: Any) -> str:
+        asked.append(parts)
+        return item_key(*parts)
+
+    monkeypatch.setattr(flows.ledger, "item_key", count)
+    assert run(config, Stages()) == 5
+    assert len(asked) == len(set(asked)) == 3 * 5
 
 
 def test_frames_are_given_back_after_encoding_unless_they_are_to_be_kept(
