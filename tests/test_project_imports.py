@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # Each costs from a tenth of a second to ten.
 HEAVY = ["PIL", "accelerate", "av", "bitsandbytes", "huggingface_hub", "numpy", "onnxruntime"]
-HEAVY += ["prefect", "pydantic", "safetensors", "torch", "torchvision", "transformers"]
+HEAVY += ["pandas", "prefect", "pyarrow", "pydantic", "safetensors", "torch", "torchvision"]
+HEAVY += ["transformers"]
 
 RUN = """
 import sys

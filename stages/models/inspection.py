@@ -34,6 +34,7 @@ from stages.models.processors.prepare import (
     placeholder_tokens,
     takes_videos,
 )
+from stages.process.ending import out_of_memory
 
 
 def describe(
@@ -105,6 +106,8 @@ def _try_processor(processor: Any, folder: Path) -> None:
         except PenstockError:
             raise
         except Exception as error:  # a template may fail in any way that its expressions can
+            if out_of_memory(error):
+                raise
             raise UsageError(
                 f"the chat template of {folder} cannot be rendered for {channel}: "
                 f"{one_line(error)}",
