@@ -54,7 +54,8 @@ class Display:
             self._started = self._shown = time.monotonic()
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
             if self._plain:
-                self._line(f"{VERBS.get(name, name)}: {total} items, {done} there already")
+                before = f", {done} there already" if done else ""
+                self._line(f"{VERBS.get(name, name)}: {total - done} to do{before}")
 
     def listen(self, name: str, event: Mapping[str, Any]) -> None:
         """An event from a stage process."""
