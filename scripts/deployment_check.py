@@ -7,8 +7,11 @@ server, a worker and all that belongs to them, compares, and leaves nothing behi
 import argparse
 import contextlib
 import json
+import secrets
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,10 +30,11 @@ REFUSED: tuple[dict[str, Any], ...] = (
 )
 
 
-def check(stack: Stack, clips: Path) -> None:
+def check(stack: Stack, clips: Path, secret: str) -> None:
     """Every step, in order. Raises CheckFailed."""
     stack.serve()
     stack.work()
+    lets_nobody_in(stack)
     for config in REFUSED:
         refuses(stack, config)
     deployed = stack.folder / "deployed"
@@ -44,6 +48,30 @@ def check(stack: Stack, clips: Path) -> None:
         raise CheckFailed(f"a second deployment run did work again: {items(deployed)}")
     stack.say("a second deployment run did no stage work")
     compare(stack, deployed, plain)
+    keeps_the_secret(stack, secret)
+
+
+def lets_nobody_in(stack: Stack) -> None:
+    """Without the secret there is no answer. Raises CheckFailed."""
+    try:
+        urllib.request.urlopen(f"{stack.api}/admin/version", timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 401:
+            stack.say("a client without the secret was refused")
+            return
+    raise CheckFailed("a client without the secret was let in")
+
+
+def keeps_the_secret(stack: Stack, secret: str) -> None:
+    """It is in nothing that a run leaves. Raises CheckFailed."""
+    shown = [path for path in stack.folder.rglob("*") if path.suffix in (".log", ".json", ".jsonl")]
+    told = [str(path) for path in shown if secret.encode() in path.read_bytes()]
+    for kind in ("logs", "artifacts", "flow_runs", "task_runs"):
+        if secret in json.dumps(stack.ask("POST", f"/{kind}/filter", {})):
+            told.append(kind)
+    if told:
+        raise CheckFailed(f"the secret can be read in {', '.join(told)}")
+    stack.say(f"the secret is in no log, parameter or artifact ({len(shown)} files looked at)")
 
 
 def refuses(stack: Stack, config: Mapping[str, Any]) -> None:
@@ -114,7 +142,9 @@ def main() -> int:
     try:
         with contextlib.ExitStack() as stack:
             url = stack.enter_context(throwaway_postgres()) if given.postgres else given.database
-            check(stack.enter_context(prefect_stack(url)), given.clips.absolute())
+            secret = secrets.token_urlsafe()
+            login = f"penstock:{secret}"
+            check(stack.enter_context(prefect_stack(url, login)), given.clips.absolute(), secret)
     except CheckFailed as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1

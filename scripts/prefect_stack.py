@@ -7,6 +7,7 @@ scripts that look at what happens on them; leaves nothing behind and knows nothi
         run = stack.run("caption-videos/batch", config)
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -41,13 +42,16 @@ class CheckFailed(Exception):
 class Stack:
     """A server, a worker and the runs on them, in one folder. All methods raise CheckFailed."""
 
-    def __init__(self, folder: Path, *, database: str = "", root: Path = ROOT) -> None:
+    def __init__(
+        self, folder: Path, *, database: str = "", secret: str = "", root: Path = ROOT
+    ) -> None:
         self.folder = folder
         self.root = root
         """The clone whose commands and flows are used."""
         self.port = free_port()
         self.api = f"http://127.0.0.1:{self.port}/api"
         self._database = database
+        self._secret = secret
         self._began = time.monotonic()
 
     def serve(self) -> "subprocess.Popen[bytes]":
@@ -119,11 +123,15 @@ class Stack:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """One request to the server's API."""
+        login = base64.b64encode(self._secret.encode()).decode()
         request = urllib.request.Request(
             self.api + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={
+                "Content-Type": "application/json",
+                **({"Authorization": f"Basic {login}"} if self._secret else {}),
+            },
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             text = answer.read()
@@ -165,10 +173,14 @@ class Stack:
             for k, v in os.environ.items()
             if not k.startswith("PREFECT_") and k != "PENSTOCK_DATABASE"
         }
-        more = {"PENSTOCK_DATABASE": self._database} if self._database else {}
+        given = {
+            "PENSTOCK_DATABASE": self._database,
+            "PREFECT_SERVER_API_AUTH_STRING": self._secret,
+            "PREFECT_API_AUTH_STRING": self._secret,
+        }
         return {
             **kept,
-            **more,
+            **{name: value for name, value in given.items() if value},
             MARK: str(self.folder),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")]),
             "PREFECT_HOME": str(self.folder / "prefect"),
@@ -190,11 +202,12 @@ class Stack:
 
 
 @contextlib.contextmanager
-def prefect_stack(database: str = "", root: Path = ROOT) -> Iterator[Stack]:
-    """A stack in a temporary folder; at the end every process of it is gone, and the folder."""
+def prefect_stack(database: str = "", secret: str = "", root: Path = ROOT) -> Iterator[Stack]:
+    """A stack in a temporary folder; at the end every process of it is gone, and the folder.
+    `secret` is a USER:PASSWORD that its clients must give, and do."""
     folder = Path(tempfile.mkdtemp(prefix="penstock-stack-"))
     try:
-        yield Stack(folder, database=database, root=root)
+        yield Stack(folder, database=database, secret=secret, root=root)
     finally:
         stop_all(folder)
         shutil.rmtree(folder, ignore_errors=True)

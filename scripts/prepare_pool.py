@@ -29,6 +29,9 @@ from flows.prefect_server import answers
 POOL = "gpu"
 FLOWS = ("caption-videos", "rebuild-features", "sweep-crashed")
 """Runs of other flows may beat more slowly, and are none of ours to mark."""
+BEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+BEAT_SECONDS = 30
+"""The shortest that Prefect takes."""
 AUTOMATION = "penstock: a run that is not heard of has crashed"
 BEATS_MISSED = 4
 """Three can be lost to a busy machine and a server that is started anew."""
@@ -110,7 +113,7 @@ def main() -> None:
     if not url:
         raise SystemExit("penstock: PREFECT_API_URL is not set. Call scripts/worker, which sets it")
     wait_for(url)
-    beat = int(os.environ.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30"))
+    beat = int(os.environ.get(BEAT) or BEAT_SECONDS)
     with get_client(sync_client=True) as client:
         print(f"penstock: the work pool {POOL} {put_pool(client)}")
         print(

@@ -13,7 +13,7 @@ import yaml
 from prefect import Flow
 
 from scripts.follow_docs import TERMINALS, blocks
-from scripts.prepare_pool import FLOWS, POOL, crash_automation
+from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOL, crash_automation
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "docs" / "deploy"
@@ -35,6 +35,7 @@ def test_what_is_deployed_can_be_run_and_is_watched(deployment: dict[str, Any]) 
     flow = flow_of(deployment)
     flow.validate_parameters(deployment.get("parameters", {}))
     assert deployment["work_pool"]["name"] == POOL
+    assert deployment["work_pool"]["job_variables"]["env"] == {BEAT: f"{BEAT_SECONDS}"}
     assert flow.name in FLOWS
 
 
