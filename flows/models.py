@@ -66,8 +66,10 @@ class Model:
 
     def sampling(self, config: CaptionConfig) -> Sampling:
         """What the user asked for, and for the rest what the checkpoint's processor states."""
-        if self.one_frame:
-            return Sampling(chunk_seconds=config.chunk, shots=config.shots, frames=1, max_frames=1)
+        if only := 1 if self.one_frame else self.card.frames_a_video:
+            return Sampling(
+                chunk_seconds=config.chunk, shots=config.shots, frames=only, max_frames=only
+            )
         stated = self.card.sampling
         fps, frames = config.fps, config.frames
         if fps is None and frames is None:
@@ -105,7 +107,11 @@ class Model:
         return self.card.fit_image if kind == "image" else self.card.fit_video
 
     def feature_bytes(self, kind: str) -> int:
-        """Bytes that the features of one frame are expected to take."""
+        """Bytes that the features of one frame are expected to take; of a model that cannot be cut,
+        its pixels."""
+        card = self.card
+        if card.route == "joint":
+            return card.image_pixel_bytes if kind == "image" else card.frame_pixel_bytes
         tokens = self.card.image_tokens if kind == "image" else self.card.frame_tokens
         return tokens * self.card.feature_width * BYTES.get(self.vision.dtype, 4)
 

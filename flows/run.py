@@ -162,6 +162,11 @@ def notes(job: Job) -> list[str]:
             f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "
             "middle frame only"
         )
+    elif card.frames_a_video:
+        found.append(
+            f"{job.model.name} takes {card.frames_a_video} frames of each chunk, no more and no "
+            "fewer"
+        )
     return found
 
 

@@ -128,6 +128,7 @@ class Steps:
                 **self._half(job.model.vision, job.model.card.vision),
                 "frames_scope": job.ledger.scopes.frames,
                 "scope": job.ledger.scopes.features,
+                "frames_a_video": job.model.card.frames_a_video,
                 "batches": entries,
             }
             self._finish(self.launcher.start(self._call("encode", arguments)))

@@ -202,7 +202,7 @@ def paligemma() -> Any:
 
 def florence2() -> Any:
     image = hf.CLIPImageProcessor(**CROPPED)
-    image.image_seq_length = 4
+    image.image_seq_length = 2
     return hf.Florence2Processor(image_processor=image, tokenizer=words(image_token="<image>"))
 
 
@@ -216,16 +216,21 @@ def pix2struct() -> Any:
 
 
 def git() -> Any:
-    made = words()
+    return hf.GitProcessor(hf.CLIPImageProcessor(**CROPPED), _framed(words()))
+
+
+def blip() -> Any:
+    return hf.BlipProcessor(hf.BlipImageProcessor(size=SQUARE), _framed(words()))
+
+
+def _framed(made: Any) -> Any:
+    """The tokenizer, putting a token before and one after every text, as those made for encoders
+    do."""
     marks = [("<s>", made.bos_token_id), ("</s>", made.eos_token_id)]
     made.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=marks
     )
-    return hf.GitProcessor(hf.CLIPImageProcessor(**CROPPED), made)
-
-
-def blip() -> Any:
-    return hf.BlipProcessor(hf.BlipImageProcessor(size=SQUARE), words())
+    return made
 
 
 def blip_2() -> Any:
@@ -233,12 +238,12 @@ def blip_2() -> Any:
 
 
 def instructblip() -> Any:
-    parts = (hf.BlipImageProcessor(size=SQUARE), words(), words())
+    parts = (hf.BlipImageProcessor(size=SQUARE), words(), _framed(words()))
     return hf.InstructBlipProcessor(*parts, num_query_tokens=4)
 
 
 def instructblipvideo() -> Any:
-    parts = (hf.InstructBlipVideoVideoProcessor(size=SQUARE), words(), words())
+    parts = (hf.InstructBlipVideoVideoProcessor(size=SQUARE), words(), _framed(words()))
     return hf.InstructBlipVideoProcessor(*parts, num_query_tokens=4)
 
 

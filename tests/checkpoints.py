@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests import checkpoints_whole as other
 from tests.families import GRID, MROPE, decisive, hf, qwen_tower, text_config, tower
 from tests.processors import KINDS
 
@@ -139,13 +140,20 @@ def _paligemma(words: Any) -> Any:
 
 
 MODELS: dict[str, Callable[[Any], Any]] = {
+    "blip": other.blip,
     "blip_2": _blip_2,
+    "florence2": other.florence2,
     "gemma3": _gemma3,
     "git": _git,
     "glm4v": _glm4v,
+    "instructblip": other.instructblip,
+    "instructblipvideo": other.instructblipvideo,
     "internvl": _internvl,
+    "llama4": other.llama4,
     "llava_next": _llava_next,
+    "mllama": other.mllama,
     "paligemma": _paligemma,
+    "pix2struct": other.pix2struct,
 }
 """Family -> makes its tiny model for the processor's tokenizer."""
 

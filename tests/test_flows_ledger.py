@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 from artifacts.packs import Record
@@ -52,6 +53,19 @@ def test_only_chunks_with_neither_frames_features_nor_caption_are_cut(tmp_path: 
     book.features.publish([Record(key=tasks[1].features)])
     book.captions.publish([Record(key=tasks[2].caption)])
     assert book.frames_wanted(medium("a")) == [3]
+
+
+def test_of_features_made_with_the_prompt_in_mind_a_new_prompt_changes_the_key(
+    tmp_path: Path,
+) -> None:
+    book = Ledger(FolderStore(tmp_path), replace(SCOPES, prompted=True))
+    book.media.publish([Record(key="a", meta=index([8]).to_json())])
+    (one,), (other,) = book.tasks([medium("a")]), book.tasks([medium("a", prompt="Who?")])
+    assert one.frames == other.frames
+    assert one.features != other.features and one.caption != other.caption
+    book.features.publish([Record(key=one.features)])
+    assert book.frames_wanted(medium("a")) == []
+    assert book.frames_wanted(medium("a", prompt="Who?")) == [0]
 
 
 def test_a_new_prompt_changes_the_caption_s_key_alone(tmp_path: Path) -> None:

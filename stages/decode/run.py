@@ -16,7 +16,7 @@ from artifacts.packs import QUARANTINE, DamagedRecord, Record, Shelf, read_heade
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
 from stages.models.ahead import read_ahead, write_behind
-from stages.models.halves.delivery import generate, new_tokens
+from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
@@ -127,7 +127,7 @@ def decode_batch(
         inputs = open_ended(half, rebuild(processor, together, asked))
         features = Features(merge_rows(together), together[0].needs, merge_blank(together))
         tokens = generate(half, inputs, features, max_new_tokens=max_new_tokens)
-        new = new_tokens(tokens, inputs.get("input_ids")).cpu()
+        new = new_tokens(tokens, prompt_in(half, inputs)).cpu()
         texts = processor.batch_decode(new, skip_special_tokens=True)
         counts = _lengths(half, new)
         pairs = [(text.strip(), count) for text, count in zip(texts, counts, strict=True)]

@@ -29,7 +29,7 @@ from stages.process.report import Report
 REFUSALS = (ValueError, TypeError, KeyError, IndexError, AssertionError, RuntimeError)
 """What processors raise at frames they cannot take; anything else concerns the whole stage."""
 SHORTEST = 0.04
-"""Seconds that a chunk is taken to last at least, when its one frame is shown twice."""
+"""Seconds that a chunk is taken to last at least, when its frames are shown more than once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,12 +59,13 @@ def run(job: dict[str, Any], report: Report) -> None:
         return
     source = ModelJob.of(job)
     processor = source.processor()
+    count = job.get("frames_a_video", 0)
     half = None if source.route == "joint" else source.hold("vision")
     if half is not None:
         report.note(**facts(half.model))
 
     def read(batch: list[dict[str, Any]]) -> list[Prepared | Refusal]:
-        return [read_member(frames, processor, member) for member in batch]
+        return [read_member(frames, processor, member, count) for member in batch]
 
     def publish(made: list[list[tuple[dict[str, Any], FeatureRecord | Refusal]]]) -> None:
         rows = {member["key"]: (member, row) for batch in made for member, row in batch}
@@ -106,30 +107,36 @@ def undivided(row: Prepared) -> FeatureRecord:
     )
 
 
-def read_member(shelf: Shelf, processor: Any, member: dict[str, Any]) -> Prepared | Refusal:
-    """One chunk as the encoder takes it, or why the processor does not take its frames."""
+def read_member(
+    shelf: Shelf, processor: Any, member: dict[str, Any], count: int = 0
+) -> Prepared | Refusal:
+    """One chunk as the encoder takes it, with `count` frames if that is not 0; or why the processor
+    does not take its frames."""
     clip = None
     try:
         clip = read_clip(shelf, member)
+        if count and len(clip.frames) != count:
+            clip = shown(clip, count)
         return prepare(processor, clip, member.get("prompt", ""))
     except REFUSALS as error:
         if out_of_memory(error):
             raise
         if clip is not None and clip.kind == "video" and len(clip.frames) == 1:
             with contextlib.suppress(*REFUSALS):
-                return prepare(processor, shown_twice(clip), member.get("prompt", ""))
+                return prepare(processor, shown(clip, 2), member.get("prompt", ""))
         text = " ".join(str(error).strip().split("\n")[0].split()) or type(error).__name__
         return Refusal(message=f"the model's processor refuses these frames: {text[:160]}")
 
 
-def shown_twice(clip: Clip) -> Clip:
-    """A clip of one frame as one of two, for models whose encoder takes frames in pairs."""
-    first = clip.times[0]
-    return replace(
-        clip,
-        frames=np.concatenate([clip.frames, clip.frames]),
-        times=(first, first + max(clip.seconds, SHORTEST) / 2),
-    )
+def shown(clip: Clip, count: int) -> Clip:
+    """A clip as one of so many frames, for models that take no other number: some of its frames,
+    evenly, or all and some of them twice or more."""
+    taken = [index * len(clip.frames) // count for index in range(count)]
+    times = tuple(clip.times[index] for index in taken)
+    if count > len(clip.frames):
+        first, step = clip.times[0], max(clip.seconds, SHORTEST) / count
+        times = tuple(first + index * step for index in range(count))
+    return replace(clip, frames=clip.frames[taken], times=times)
 
 
 def read_clip(shelf: Shelf, member: dict[str, Any]) -> Clip:

@@ -6,7 +6,7 @@ from typing import Any
 
 from artifacts.schema import FrameFit, Modality, Route
 
-RECIPE = 6
+RECIPE = 7
 """Raised when what a card says changes; part of its key."""
 
 
@@ -63,6 +63,8 @@ class ModelCard:
     images_a_prompt: int = 0
     """How many pictures one prompt takes at most; 0: as many as there are. With 1, and without
     `video`, a video's chunk goes in as its middle frame."""
+    frames_a_video: int = 0
+    """How many frames a video must have, and an image is shown as often; 0: any number."""
     goes_on: bool = False
     """Whether a caption is what follows the prompt, as with captioners that have no chat template:
     by default nothing is asked of them."""
@@ -89,6 +91,11 @@ class ModelCard:
     """Placeholders of a square image of 1280 pixels; 0 when it could not be found out."""
     frame_tokens: int
     """Placeholders a frame of two square ones of 1280 pixels; 0 when it could not be found out."""
+    image_pixel_bytes: int = 0
+    """What the processor makes of a square image of 1280 pixels, in bytes; 0 when it could not be
+    found out."""
+    frame_pixel_bytes: int = 0
+    """The same a frame of two square ones."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

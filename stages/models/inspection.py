@@ -25,16 +25,22 @@ from stages.models.hub.resolve import find_model
 from stages.models.precision.attention import attention_of_half, supports_flash
 from stages.models.precision.quantize import check_stored, quantizable
 from stages.models.precision.weights import Weight, weights_of
-from stages.models.processors.fit import Probe, probe
+from stages.models.processors.fit import Probe, black, probe
 from stages.models.processors.layout import layout_of
 from stages.models.processors.loading import takes_images
 from stages.models.processors.prepare import (
     goes_on,
     load_processor,
     placeholder_tokens,
+    prepare,
     takes_videos,
 )
 from stages.process.ending import out_of_memory
+
+EDGE = 64
+"""Pixels of a side of the frames by which a processor's counting is tried."""
+FEW_AND_MANY = (2, 8)
+"""How many of them: not one, because encoders that take frames in pairs make two of it."""
 
 
 def describe(
@@ -60,6 +66,17 @@ def describe(
     return _card(folder, skeleton, choice, processor, halves, image, video)
 
 
+def frames_a_video(processor: Any) -> int:
+    """How many frames a video must have for a processor that writes as many places whatever it is
+    shown; 0 where it counts them, or does not say how many a frame takes."""
+    each = getattr(processor, "num_query_tokens", None)
+    if not each or not takes_videos(processor):
+        return 0
+    clips = [black(processor, "video", 1.0, EDGE, count) for count in FEW_AND_MANY]
+    few, many = (prepare(processor, clip).count.tokens for clip in clips)
+    return int(few // each) if few == many else 0
+
+
 def _card(
     folder: Path,
     skeleton: Any,
@@ -72,6 +89,7 @@ def _card(
     config = skeleton.config
     dtype = config.dtype if config.dtype is not None else torch.float32
     modalities: tuple[Modality, ...] = ("image", "video") if takes_videos(processor) else ("image",)
+    prompted = choice.route != "joint" and depends_on_prompt(skeleton)
     alone = takes_images(processor) and layout_of(processor, "images").alone
     return ModelCard(
         folder=str(folder),
@@ -79,11 +97,12 @@ def _card(
         model_type=config.model_type,
         modalities=modalities,
         images_a_prompt=int(alone),
-        goes_on=goes_on(processor) and not config.is_encoder_decoder,
+        frames_a_video=frames_a_video(processor),
+        goes_on=not prompted and goes_on(processor, config.is_encoder_decoder),
         dtype=str(dtype).removeprefix("torch."),
         route=choice.route,
         why=choice.why,
-        prompted=choice.route != "joint" and depends_on_prompt(skeleton),
+        prompted=prompted,
         vision=halves["vision"],
         language=halves["language"],
         sampling=_sampling(processor),
@@ -93,6 +112,8 @@ def _card(
         feature_width=int(config.get_text_config().hidden_size),
         image_tokens=image.tokens,
         frame_tokens=video.tokens,
+        image_pixel_bytes=image.pixel_bytes,
+        frame_pixel_bytes=video.pixel_bytes,
     )
 
 

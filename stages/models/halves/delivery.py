@@ -47,12 +47,28 @@ def generate(
 
 
 def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
-    """What was generated, without the prompt before it, or without the token that starts it where
-    the prompt went to an encoder."""
+    """What was generated, without the prompt before it and the token that starts it.
+
+    The prompt stands there as it is, after a token of the model's own, or with that in place of its
+    first token and without its last one; or not at all where it went to an encoder.
+    """
     length = 0 if prompt is None else prompt.shape[1]
-    if prompt is not None and torch.equal(tokens[:, :length], prompt.to(tokens.device)):
-        return tokens[:, length:]
+    if prompt is None or not length:
+        return tokens[:, 1:]
+    given = prompt.to(tokens.device)
+    for start in (0, 1):
+        if torch.equal(tokens[:, start : start + length], given):
+            return tokens[:, start + length :]
+    if length > 2 and torch.equal(tokens[:, 1 : length - 1], given[:, 1:-1]):
+        return tokens[:, length - 1 :]
     return tokens[:, 1:]
+
+
+def prompt_in(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """The tokens with which what `model` generates may begin: none of those that an encoder
+    takes."""
+    encodes = model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder
+    return inputs.get("decoder_input_ids" if encodes else "input_ids")
 
 
 def _by_protocol(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:

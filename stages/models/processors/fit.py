@@ -40,6 +40,8 @@ class Probe:
     fit: FrameFit
     tokens: int
     """Placeholders a frame of a large square picture; 0 when it could not be found out."""
+    pixel_bytes: int
+    """Bytes that the processor makes of such a frame; 0 when it could not be found out."""
 
 
 class Enough(Exception):
@@ -52,20 +54,24 @@ def probe(processor: Any, kind: MediaKind) -> Probe:
     A processor that keeps large frames as they are, or that does something else than resize, gives
     an empty fit: frames then keep their size.
     """
-    tokens = 0
+    tokens = size = 0
     try:
         clip = black(processor, kind, 1.0, LONG_EDGES[0])
-        tokens = math.ceil(prepare(processor, clip).count.tokens / len(clip.frames))
+        row = prepare(processor, clip)
+        tokens = math.ceil(row.count.tokens / len(clip.frames))
+        pictures = (bytes_of(v) for n, v in row.inputs.items() if is_picture(n))
+        size = math.ceil(sum(pictures) / len(clip.frames))
         wait = resized(processor, clip, wait=True)[1]
         for long_edge in LONG_EDGES:
             if made := _made(processor, kind, long_edge, wait):
                 fit = FrameFit(long_edges=_steps(made))
                 alike = _comes_out_alike(processor, kind, long_edge, fit)
-                return Probe(fit=fit if alike else FrameFit(), tokens=tokens)
+                fit = fit if alike else FrameFit()
+                return Probe(fit=fit, tokens=tokens, pixel_bytes=size)
     except Exception as error:  # a processor may refuse in any way; real frames will tell
         if out_of_memory(error):
             raise
-    return Probe(fit=FrameFit(), tokens=tokens)
+    return Probe(fit=FrameFit(), tokens=tokens, pixel_bytes=size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,9 +140,16 @@ def _steps(made: dict[float, Made]) -> tuple[tuple[float, int], ...]:
     return (points[0], *needed, points[-1])
 
 
-def black(processor: Any, kind: MediaKind, aspect: float, long_edge: int) -> Clip:
-    """Black frames of this height / width: two where they go in as a video."""
-    count = 2 if channel_of(processor, kind) == "videos" else 1
+def bytes_of(value: Any) -> int:
+    """Of a tensor, or of all in a sequence."""
+    if isinstance(value, list | tuple):
+        return sum(map(bytes_of, value))
+    return int(getattr(value, "nbytes", 0))
+
+
+def black(processor: Any, kind: MediaKind, aspect: float, long_edge: int, shown: int = 2) -> Clip:
+    """Black frames of this height / width: `shown` of them where they go in as a video."""
+    count = shown if channel_of(processor, kind) == "videos" else 1
     height = long_edge if aspect >= 1 else max(1, round(long_edge * aspect))
     width = max(1, round(long_edge / aspect)) if aspect >= 1 else long_edge
     frames = np.zeros((count, height, width, 3), np.uint8)

@@ -34,6 +34,9 @@ from stages.models.processors.loading import (
 )
 from stages.models.processors.turn import PLAIN, SPELLED, write
 
+DECODED = "decoder_input_ids"
+"""Under this name a prompt goes to the decoder of a model that has an encoder."""
+
 __all__ = [
     "Clip",
     "Prepared",
@@ -97,19 +100,22 @@ def render(processor: Any, channel: str, media: int, prompt: str) -> str:
     return write(processor, layout_of(processor, channel).form, channel, media, prompt)
 
 
-def goes_on(processor: Any) -> bool:
-    """Whether the text is the prompt alone, and may be empty: a decoder then goes on from it."""
+def goes_on(processor: Any, encodes: bool) -> bool:
+    """Whether the text is the prompt alone, and may be empty, and a decoder goes on from it;
+    `encodes`: the model has an encoder for texts, which go to its decoder only by that name."""
     layout = layout_of(processor, channel_of(processor, "image"))
     if layout.form not in (PLAIN[0], SPELLED):
         return False
     outputs = run(processor, layout, [noise(layout.channel)], [""])
-    return text_ids(outputs).shape[1] > 0
+    return DECODED in outputs if encodes else text_ids(outputs).shape[1] > 0
 
 
 def open_ended(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs without the end token that tokenizers made for encoders put after a prompt: a
     decoder that is to go on from it has nothing to say after an end. A `generate` of the model's
     own knows what its processor gives."""
+    if DECODED in inputs and not text_ids(inputs).numel():  # the decoder's own start will do
+        return {n: v for n, v in inputs.items() if n not in (DECODED, "decoder_attention_mask")}
     if model.config.is_encoder_decoder or overrides_generate(model):
         return inputs
     ids, ends = text_ids(inputs), model.generation_config.eos_token_id

@@ -1,0 +1,91 @@
+"""A whole caption run in this process: the flow, the stages and the store are the program's own,
+and only the child processes are spared."""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib import import_module
+from io import StringIO
+from typing import Any
+
+from flows.config import CaptionConfig
+from flows.display import Display
+from flows.launch import ENTRIES, StageCall
+from flows.run import caption
+from flows.sequence import RunResult
+from stages.process.report import Report
+from stages.process.stage_process import Listener, StageOutcome
+from tests.pipeline import Place
+
+
+@dataclass(kw_only=True, slots=True)
+class Ran:
+    """What one run did."""
+
+    result: RunResult
+    said: str
+    """All that a person is told."""
+    started: list[str]
+    """Stages, in the order in which they were started."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Ended:
+    """A stage that was run to its end when it was started."""
+
+    outcome: StageOutcome
+
+    def wait(self) -> StageOutcome:
+        return self.outcome
+
+    def stop(self) -> None: ...
+
+
+@dataclass(kw_only=True, slots=True)
+class InsideLauncher:
+    """Runs each stage as a function of this process."""
+
+    listen: Listener = lambda *_: None
+    started: list[str] = field(default_factory=list)
+
+    def start(self, call: StageCall) -> Ended:
+        self.started.append(call.name)
+        module, _, name = ENTRIES[call.name].partition(":")
+        outcome = StageOutcome(name=call.name)
+        descriptor = os.memfd_create("events")
+        arguments = json.loads(json.dumps({**call.arguments, "device": call.device}))
+        with closing(os.fdopen(descriptor, "rb", closefd=True)) as file:
+            getattr(import_module(module), name)(arguments, Report(descriptor))
+            file.seek(0)
+            for line in file:
+                self._take(outcome, json.loads(line))
+        return Ended(outcome=outcome)
+
+    def _take(self, outcome: StageOutcome, event: Mapping[str, Any]) -> None:
+        if event["event"] == "item":
+            outcome.items += 1
+            outcome.tokens += event["tokens"]
+        elif event["event"] == "note":
+            outcome.notes.update({k: v for k, v in event.items() if k != "event"})
+        self.listen(outcome.name, event)
+
+
+def run_inside(place: Place, **options: Any) -> Ran:
+    """Caption a place's clips with these fields of the configuration. Raises PenstockError."""
+    launcher, heard = InsideLauncher(), StringIO()
+
+    def make(listen: Listener) -> InsideLauncher:
+        launcher.listen = listen
+        return launcher
+
+    config = CaptionConfig(
+        sources=(str(place.clips),),
+        model=place.model,
+        out=str(place.out),
+        store=str(place.store),
+        **options,
+    )
+    result = caption(config, Display(to=heard), make)
+    return Ran(result=result, said=heard.getvalue(), started=launcher.started)
