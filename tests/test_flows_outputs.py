@@ -3,95 +3,22 @@ the cutting of clips included, is real."""
 
 import io
 import json
-import os
-import tarfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pytest
-from PIL import Image
 
 import flows.dataset
 import flows.launch
-from artifacts.errors import Interrupted, UsageError
-from artifacts.packs import Record, Shelf
-from artifacts.store import FolderStore
+from artifacts.errors import Interrupted
 from flows.config import CaptionConfig
-from flows.display import Display
-from flows.launch import DirectLauncher, StageCall
-from flows.run import caption
-from flows.sequence import RunResult
-from stages.process.stage_process import Listener, StageOutcome
 from tests.media import decode_plainly, write_video
-from tests.rows import HARD
-from tests.test_flows_waves import CARD, Stages
-
-ALL = ("txt", "vtt", "srt", "csv", "parquet", "webdataset")
-LONG = "long.mp4"
-ODD = "[1] Übung & <b>no.1 & co.mp4"
-
+from tests.saying import LONG, ODD, Saying, lines, make, run, samples
 
 # The library leaves its shards open.
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
-
-
-class Saying(Stages):
-    """Says something hard to write down of each chunk, its prompt included; clips are really cut,
-    in a process of their own."""
-
-    def launcher(self, listen: Listener) -> "Saying":
-        self._direct = DirectLauncher(listen)
-        return self
-
-    def start(self, call: StageCall) -> Any:
-        if call.name != "cut":
-            return super().start(call)
-        self.calls.append(call)
-        return self._direct.start(call)
-
-    def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
-        if call.name == "describe":
-            outcome.notes["card"] = replace(CARD, placeholders=("<image>",)).to_json()
-            return outcome
-        return super()._answer(call, outcome)
-
-    def _make(self, call: StageCall, outcome: StageOutcome) -> None:
-        if call.name != "decode":
-            return super()._make(call, outcome)
-        shelf = Shelf(
-            FolderStore(Path(call.arguments["store"])), "captions", call.arguments["scope"]
-        )
-        for member in (m for batch in call.arguments["batches"] for m in batch):
-            if outcome.items >= self.stop_after.get("decode", 10**9):
-                raise Interrupted("decode was killed")
-            said = f"{member['prompt']} {HARD[outcome.items % len(HARD)]}"
-            shelf.publish([Record(key=member["key"], meta={"caption": said, "tokens": 1})])
-            outcome.items += 1
-        return None
-
-
-def make(root: Path) -> CaptionConfig:
-    """A video of three chunks, one of one chunk with an odd name, and a picture."""
-    folder = root / "clips"
-    folder.mkdir()
-    write_video(folder / LONG, ticks=range(150), gop=25)
-    write_video(folder / ODD, ticks=range(20))
-    Image.fromarray(np.full((48, 64, 3), 200, np.uint8)).save(folder / "photo.PNG")
-    (root / "model").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (root / "model" / name).write_text("{}")
-    return CaptionConfig(
-        sources=(str(folder),),
-        model=str(root / "model"),
-        out=str(root / "out"),
-        store=str(root / "store"),
-        chunk=2.0,
-        format=ALL,
-    )
 
 
 @pytest.fixture
@@ -110,25 +37,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
     config = make(tmp_path_factory.mktemp("outputs"))
     assert run(config).warnings == []
     return config
-
-
-def run(config: CaptionConfig, stages: Saying | None = None, **more: Any) -> RunResult:
-    launcher = (stages or Saying()).launcher
-    return caption(replace(config, **more), Display(quiet=True), launcher)
-
-
-def lines(config: CaptionConfig) -> list[dict[str, Any]]:
-    text = (Path(config.out) / "captions.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n")[:-1]]
-
-
-def samples(config: CaptionConfig) -> list[dict[str, Any]]:
-    """What the webdataset library makes of the shards; pictures are decoded."""
-    import webdataset
-
-    shards = sorted(str(path) for path in (Path(config.out) / "webdataset").glob("*.tar"))
-    loaded = webdataset.WebDataset(shards, shardshuffle=False).decode("pil")
-    return list(loaded)
 
 
 def frames_of(sample: Mapping[str, Any]) -> list[float]:
@@ -274,75 +182,3 @@ def test_clips_are_cut_a_few_videos_at_a_time(
     assert [sample["json"] | {"media_start": 0} for sample in samples(config)] == [
         row | {"media_start": 0} for row in lines(config)
     ]
-
-
-def write_list(clips: Path, *entries: Mapping[str, str]) -> tuple[str]:
-    (clips / "list.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
-    return (str(clips / "list.jsonl"),)
-
-
-@pytest.mark.parametrize("beside", [False, True])
-def test_a_file_of_which_two_things_are_asked_has_two_of_each(
-    config: CaptionConfig, clips: Path, tmp_path: Path, beside: bool
-) -> None:
-    asked = [{"path": ODD, "prompt": "Who?"}, {"path": ODD, "prompt": "Where?"}, {"path": ODD}]
-    stages = Saying()
-    run(config, stages, sources=write_list(clips, *asked), prompt="What?", beside=beside)
-    assert [row["prompt"] for row in lines(config)] == ["Who?", "Where?", "What?"]
-    assert [len(batch) for batch in stages.batches("encode")] == [1]
-    folder = clips if beside else tmp_path / "out"
-    for suffix in ("txt", "vtt", "srt"):
-        texts = [folder / f"{name}.{suffix}" for name in (ODD, f"{ODD}-2", f"{ODD}-3")]
-        for text, word in zip(texts, ("Who?", "Where?", "What?"), strict=True):
-            assert word in text.read_text()
-    assert len({sample["__key__"] for sample in samples(config)}) == 3
-    assert (tmp_path / "out" / "captions.csv").is_file()
-
-
-def test_a_line_s_prompt_that_holds_the_place_of_a_picture_is_refused(
-    config: CaptionConfig, clips: Path
-) -> None:
-    asked = [{"path": LONG}, {"path": ODD, "prompt": "What is <image>?"}]
-    with pytest.raises(UsageError, match=r"no\.1") as caught:
-        run(config, sources=write_list(clips, *asked))
-    assert "<image>" in caught.value.message
-
-
-def test_files_beside_are_kept_in_every_format(config: CaptionConfig, clips: Path) -> None:
-    mine = clips / "long.srt"
-    mine.write_text("by hand\n")
-    (clips / "photo.vtt").mkdir()
-    config = replace(config, format=("txt", "vtt", "srt"))
-    kept = run(config, beside=True).warnings
-    assert [warning[:12] for warning in kept] == ["1 .vtt files", "1 .srt files"]
-    assert mine.read_text() == "by hand\n"
-    run(config, beside=True, overwrite=True)
-    assert mine.read_text().startswith("1\n00:00:00,000 --> ")
-
-
-@pytest.mark.parametrize("beside", [False, True])
-def test_the_longest_names_have_every_text(
-    config: CaptionConfig, clips: Path, tmp_path: Path, beside: bool
-) -> None:
-    names = ["ü" * 126 + ".ts", "🐦" * 63 + "m.x", "x" * 251 + ".mp4", "y" * 252 + ".ts", "z" * 255]
-    for number, name in enumerate(names):
-        (clips / name).write_bytes((clips / ODD).read_bytes() + bytes(number))
-    result = run(config, sources=tuple(str(clips / name) for name in names), beside=beside)
-    assert (result.captions, result.failures) == (5, [])
-    folder = clips if beside else tmp_path / "out"
-    for suffix in ("txt", "vtt", "srt"):
-        assert len(list(folder.glob(f"*.{suffix}"))) == 5
-    assert [sample["json"]["media_path"] for sample in samples(config)] == names
-
-
-@pytest.mark.parametrize("name", ["..mp4", "...mp4", ".hidden.mp4", "-rf.mp4", "a\nb.mp4"])
-def test_no_name_leads_out_of_the_folder(
-    config: CaptionConfig, clips: Path, tmp_path: Path, name: str
-) -> None:
-    os.rename(clips / ODD, clips / name)
-    outside = {path for path in tmp_path.iterdir()}
-    run(config, sources=(str(clips / name),))
-    assert {path for path in tmp_path.iterdir()} - outside == {tmp_path / "out", tmp_path / "store"}
-    assert [path.parent for path in tmp_path.rglob("*.txt")] == [tmp_path / "out"]
-    with tarfile.open(tmp_path / "out" / "webdataset" / "000000.tar") as tar:
-        assert all("/" not in member and member.count(".") == 1 for member in tar.getnames())
