@@ -20,7 +20,7 @@ from flows.sequence import RunResult
 from stages.process.stage_process import Listener, StageOutcome
 from tests.media import write_video
 from tests.rows import HARD
-from tests.test_flows_waves import CARD, Stages
+from tests.stand_ins import CARD, Stages
 
 ALL = ("txt", "vtt", "srt", "csv", "parquet", "webdataset")
 LONG = "long.mp4"

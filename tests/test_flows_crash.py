@@ -16,7 +16,7 @@ from stages.process.report import Report
 from stages.process.stage_process import Listener, StageProcess
 from tests.media import write_video
 from tests.pipeline import read_lines
-from tests.test_flows_waves import Stages
+from tests.stand_ins import Stages
 
 CRASH, HANG = b"crash", b"hang"
 """Files that begin so end the process that opens them, or keep it busy for ever."""

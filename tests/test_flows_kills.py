@@ -13,7 +13,7 @@ from flows.run import caption
 from stages.process.stage_process import StageOutcome
 from tests.media import write_video
 from tests.pipeline import read_lines
-from tests.test_flows_waves import Answer, Stages
+from tests.stand_ins import Answer, Stages
 
 
 class KilledStages(Stages):

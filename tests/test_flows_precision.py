@@ -20,7 +20,7 @@ from stages.models.halves.boundary import HALVES
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.loading import ModelJob
 from tests.pipeline import Place
-from tests.test_flows_waves import CARD
+from tests.stand_ins import CARD
 
 
 @pytest.fixture(scope="module")

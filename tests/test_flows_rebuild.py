@@ -16,9 +16,9 @@ from flows.holds import holding
 from flows.rebuild_run import RebuildOptions, RebuildResult, rebuild
 from flows.run import caption
 from stages.process.lock import try_hold
-from tests import test_flows_waves as waves
+from tests import stand_ins
 from tests.media import write_video
-from tests.test_flows_waves import Stages
+from tests.stand_ins import Stages
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_frames_that_another_job_looks_at_are_left_for_it(config: CaptionConfig)
 def test_features_of_an_earlier_prompt_go_where_prompts_decide_them(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waves, "CARD", replace(waves.CARD, prompted=True))
+    monkeypatch.setattr(stand_ins, "CARD", replace(stand_ins.CARD, prompted=True))
     answered(config)
     asked = replace(config, prompt="Who is there?")
     result = answered(asked, prune=True)

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,142 +14,14 @@ import flows.sizes
 from artifacts.captions import Failure
 from artifacts.errors import Interrupted
 from artifacts.keys import digest_of, item_key
-from artifacts.packs import Record, Shelf
-from artifacts.schema import FrameFit
 from artifacts.store import FolderStore
 from flows.config import CaptionConfig
 from flows.display import Display
-from flows.launch import StageCall
 from flows.outputs import write_outputs
 from flows.prepare import Job
 from flows.run import caption
-from stages.models.card import HalfCard, ModelCard, SamplingCard
-from stages.process.stage_process import Listener, StageOutcome
 from tests.media import write_video
-
-HALF = HalfCard(shards=("model.safetensors",), tensors=(), parameters=1, stored_bytes=2)
-CARD = ModelCard(
-    folder="",
-    class_name="Any",
-    model_type="any",
-    modalities=("video", "image"),
-    dtype="float32",
-    vision=HALF,
-    language=HALF,
-    sampling=SamplingCard(fps=2.0, max_frames=8),
-    fit_video=FrameFit(),
-    fit_image=FrameFit(),
-    feature_width=8,
-    image_tokens=4,
-    frame_tokens=4,
-)
-
-
-class Stages:
-    """Stands for the child processes: frames are really cut, features and captions are told from
-    their keys. `stop_after` ends the named stage after so many items, as a kill would."""
-
-    def __init__(self) -> None:
-        self.calls: list[StageCall] = []
-        self.stop_after: dict[str, int] = {}
-        self.refuse_first = False
-
-    def launcher(self, _: Listener) -> "Stages":
-        return self
-
-    def start(self, call: StageCall) -> "Answer":
-        self.calls.append(call)
-        return Answer(StageOutcome(name=call.name), lambda made: self._answer(call, made))
-
-    def names(self) -> list[str]:
-        return [call.name for call in self.calls if call.name != "describe"]
-
-    def batches(self, stage: str) -> list[list[str]]:
-        """Keys of the batches that a stage was told, call after call."""
-        told = [call.arguments["batches"] for call in self.calls if call.name == stage]
-        return [[member["key"] for member in batch] for batches in told for batch in batches]
-
-    def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
-        if call.name == "describe":
-            outcome.notes["card"] = CARD.to_json()
-        elif call.name == "frames":
-            import stages.frames.run
-
-            heard = Heard(outcome)
-            stages.frames.run.run(call.arguments, heard)  # type: ignore[arg-type]
-        else:
-            self._make(call, outcome)
-        return outcome
-
-    def _make(self, call: StageCall, outcome: StageOutcome) -> None:
-        kind = {"encode": "features", "decode": "captions"}[call.name]
-        store = FolderStore(Path(call.arguments["store"]))
-        shelf = Shelf(store, kind, call.arguments["scope"])
-        if call.name == "encode":
-            frames = Shelf(store, "frames", call.arguments["frames_scope"])
-            assert all(m["frames"] in frames for b in call.arguments["batches"] for m in b)
-        if call.name == "encode" and self.refuse_first:
-            refused = Shelf(store, "failures", call.arguments["scope"])
-            why = {"kind": "refused", "message": "too narrow", "hint": "Widen it"}
-            keys = [m["key"] for batch in call.arguments["batches"] for m in batch][:1]
-            refused.publish([Record(key=key, meta=why) for key in keys])
-            shelf = Without(shelf, keys)  # type: ignore[assignment]
-        for batch in call.arguments["batches"]:
-            if outcome.items >= self.stop_after.get(call.name, 10**9):
-                raise Interrupted(f"{call.name} was killed")
-            meta = {"caption": "something", "tokens": 1}
-            made = [Record(key=m["key"], meta=meta) for m in batch]
-            outcome.items += len(shelf.publish(made))
-
-
-class Without:
-    """A shelf that some keys are never put on."""
-
-    def __init__(self, shelf: Shelf, keys: list[str]) -> None:
-        self._shelf = shelf
-        self._keys = keys
-
-    def publish(self, records: list[Record]) -> list[str]:
-        return self._shelf.publish([r for r in records if r.key not in self._keys])
-
-
-class Answer:
-    """A stage that does its work when it is waited for."""
-
-    def __init__(self, outcome: StageOutcome, work: Callable[[StageOutcome], StageOutcome]) -> None:
-        self.outcome = outcome
-        self._work = work
-
-    def wait(self) -> StageOutcome:
-        return self._work(self.outcome)
-
-    def stop(self) -> None:
-        pass
-
-
-class Heard:
-    """A report that counts."""
-
-    def __init__(self, outcome: StageOutcome) -> None:
-        self._outcome = outcome
-
-    def item(self, key: str, **_: Any) -> None:
-        self._outcome.items += 1
-
-    def total(self, items: int) -> None:
-        pass
-
-    def begin(self, media: str) -> None:
-        pass
-
-    def done(self, media: str) -> None:
-        pass
-
-    def failure(self, *_: Any) -> None:
-        pass
-
-    def warning(self, text: str) -> None:
-        pass
+from tests.stand_ins import Stages
 
 
 @pytest.fixture
