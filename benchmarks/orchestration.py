@@ -1,7 +1,7 @@
 """What a run costs beside its stages' work: seconds and memory an item, and of a run with nothing
 to do; with real processes, store, ledger and outputs, and stages that compute nothing.
 
-    python benchmarks/orchestration.py [--items 10,1000,100000] [--waves 1] [--folder DIR]
+    python benchmarks/orchestration.py [--items 10,1000,10000] [--waves 1] [--folder DIR]
         [--prefect]
 """
 
@@ -170,7 +170,7 @@ def tell(items: int, waves: int, row: dict[str, Any]) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--items", default="10,1000,10000,100000")
+    options.add_argument("--items", default="10,1000,10000")
     options.add_argument("--waves", type=int, default=1)
     options.add_argument("--folder", type=Path, help="on the disk to be measured [a temporary one]")
     options.add_argument("--prefect", action="store_true", help="once more inside Prefect")
