@@ -1,0 +1,301 @@
+"""Shows that a run under a worker ends complete whatever is killed, and that nothing finished is
+made twice: kills the stage, the flow, the worker, both and the server at several moments each.
+
+    python -m scripts.fault_check [--moments 5] [--kinds child,flow,worker,both,server,away,cancel]
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from demo.clips import write_clips
+from scripts.prefect_stack import CheckFailed, Stack, described, marked, prefect_stack
+from stages.process.lock import try_hold
+
+CLIPS = 24
+STAGES = ("frames", "encode", "decode")
+MOMENTS = (
+    ("encode", 1),
+    ("decode", CLIPS // 2),
+    ("frames", 1),
+    ("encode", CLIPS // 2),
+    ("decode", 1),
+)
+"""(stage, items it has published) at which something is killed; the test takes the first."""
+AWAY_SECONDS = 60
+CANCEL_SECONDS = 10
+"""A stage must be gone so soon after its run is cancelled."""
+GONE_SECONDS = 5
+"""A stage must be gone so soon after its parent is."""
+MARK_SECONDS = 300
+"""The heartbeat automation takes four beats of 30 s, and the server looks every few seconds."""
+POLL_SECONDS = 0.005
+CHILD = "stages.process.child"
+
+
+class Faults:
+    """The runs, and what is done to them. All methods raise CheckFailed."""
+
+    def __init__(self, stack: Stack, clips: Path) -> None:
+        self._stack = stack
+        self._clips = clips
+        self._server = stack.serve()
+        self._worker = stack.work()
+        name = "/deployments/name/caption-videos/batch"
+        self._deployment = stack.ask("GET", name)["id"]
+        self._child = self._flow = 0
+        """The stage at which the run was disturbed last, and the process that started it."""
+        self.held = 0
+        """Moments after which all was as promised."""
+        whole = self._out("undisturbed")
+        self._complete(self._submit(whole))
+        self._captions = (whole / "captions.jsonl").read_bytes()
+        made = self._captions.count(b"\n")
+        if made != CLIPS:
+            raise CheckFailed(f"the undisturbed run made {made} captions")
+
+    def child(self, stage: str, item: int) -> None:
+        """The run itself starts the stage again."""
+        out, run = self._begin("child", stage, item)
+        self._kill(self._child)
+        self._complete(run)
+        self._check(out, starts=1, run=run)
+
+    def flow(self, stage: str, item: int) -> None:
+        """The worker says Crashed at once, and `prefect flow-run retry` goes on."""
+        out, run = self._begin("flow", stage, item)
+        self._kill(self._flow)
+        self._free(out)
+        self._ended(run, "CRASHED")
+        self._stack.prefect("flow-run", "retry", run)
+        self._complete(run)
+        self._check(out, starts=2, run=run)
+
+    def worker(self, stage: str, item: int) -> None:
+        """The flow goes on without it, or dies and is started again by the sweep."""
+        out, run = self._begin("worker", stage, item)
+        self._kill(self._worker.pid)
+        self._worker = self._stack.work()
+        ended = self._stack.ended(run)
+        if ended["state"]["type"] != "COMPLETED":
+            self._sweep()
+            self._complete(run)
+        self._check(out, run=run)
+
+    def both(self, stage: str, item: int) -> None:
+        """Nobody is left to say that the run crashed: the automation does, and the sweep goes
+        on."""
+        out, run = self._begin("both", stage, item)
+        self._kill(self._worker.pid, self._flow)
+        self._free(out)
+        self._worker = self._stack.work()
+        self._ended(run, "CRASHED")
+        self._sweep()
+        self._complete(run)
+        self._check(out, starts=2, run=run)
+
+    def server(self, stage: str, item: int) -> None:
+        """A server that is started again at once is missed by nobody."""
+        self._without_server("server", stage, item, 0)
+
+    def away(self, stage: str, item: int) -> None:
+        """Nor one that is away for a minute."""
+        self._without_server("away", stage, item, AWAY_SECONDS)
+
+    def cancel(self, stage: str, item: int) -> None:
+        """The stage ends soon, the run is Cancelled, and another run of the job completes."""
+        out, run = self._begin("cancel", stage, item)
+        self._stack.ask(
+            "POST",
+            f"/flow_runs/{run}/set_state",
+            {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False},
+        )
+        asked = time.monotonic()
+        wait_gone([self._child], CANCEL_SECONDS)
+        self._stack.say(f"  its stage ended after {time.monotonic() - asked:.1f} s")
+        self._ended(run, "CANCELLED")
+        self._free(out)
+        again = self._submit(out)
+        self._complete(again)
+        self._check(out, run=again)
+
+    def _without_server(self, kind: str, stage: str, item: int, seconds: float) -> None:
+        out, run = self._begin(kind, stage, item)
+        self._kill(*family(self._server.pid))
+        time.sleep(seconds)
+        self._server = self._stack.serve()
+        ended = self._stack.ended(run)
+        if ended["state"]["type"] != "COMPLETED":
+            self._sweep()
+            self._complete(run)
+        self._check(out, run=run)
+
+    def _begin(self, kind: str, stage: str, item: int) -> tuple[Path, str]:
+        """A run, as soon as the stage has published so many items."""
+        out = self._out(f"{kind}-{stage}-{item}")
+        self._stack.say(f"{kind} at item {item} of {stage}")
+        run = self._submit(out)
+        path = out / "logs" / f"{stage}.items.jsonl"
+        deadline = time.monotonic() + MARK_SECONDS
+        self._child = 0
+        while not path.exists() or path.read_bytes().count(b"\n") < item:
+            if time.monotonic() > deadline:
+                raise CheckFailed(f"{stage} never came to item {item}{self._log()}")
+            if not self._child:  # looked for before the moment, which is soon over
+                self._find(stage)
+            time.sleep(POLL_SECONDS)
+        if not self._child or path.read_bytes().count(b"\n") == CLIPS:
+            raise CheckFailed(f"{stage} was too fast to be disturbed")
+        return out, run
+
+    def _find(self, stage: str) -> None:
+        for pid in children(self._stack):
+            if f"penstock-{stage}-" in command(pid):
+                self._child, self._flow = pid, parent_of(pid)
+
+    def _out(self, name: str) -> Path:
+        return self._stack.folder / name
+
+    def _submit(self, out: Path) -> str:
+        config = {"sources": [str(self._clips)], "model": "demo", "batch_size": 1}
+        config |= {"out": str(out), "store": f"{out}-store"}
+        body = {"parameters": {"config": config}, "state": {"type": "SCHEDULED"}}
+        made = self._stack.ask("POST", f"/deployments/{self._deployment}/create_flow_run", body)
+        return str(made["id"])
+
+    def _kill(self, *pids: int) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _free(self, out: Path) -> None:
+        """No stage outlives its parent, and what a run held is free."""
+        began = time.monotonic()
+        wait_gone(children(self._stack), GONE_SECONDS)
+        lock = try_hold(out / ".lock")
+        if lock is None:
+            raise CheckFailed(f"{out}/.lock is held though the run is gone")
+        lock.close()
+        self._stack.say(f"  stage gone and lock free after {time.monotonic() - began:.2f} s")
+
+    def _sweep(self) -> None:
+        code = "from flows.sweep import sweep_crashed; sweep_crashed(older_than_seconds=0)"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=self._stack.root,
+            env=self._stack.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0 or "is started again" not in done.stdout + done.stderr:
+            raise CheckFailed(f"the sweep started nothing\n{done.stdout}{done.stderr}")
+
+    def _ended(self, run: str, wanted: str) -> None:
+        state = self._stack.ended(run, MARK_SECONDS)
+        if state["state"]["type"] != wanted:
+            raise CheckFailed(f"{described(state)}, not {wanted}{self._log()}")
+
+    def _complete(self, run: str) -> None:
+        began = time.monotonic()
+        while True:
+            found = self._stack.ask("GET", f"/flow_runs/{run}")
+            if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                break
+            if time.monotonic() - began > MARK_SECONDS:
+                raise CheckFailed(f"{described(found)}{self._log()}")
+            time.sleep(0.5)
+        if found["state"]["type"] != "COMPLETED":
+            raise CheckFailed(f"{described(found)}{self._log()}")
+
+    def _check(self, out: Path, *, run: str, starts: int = 0) -> None:
+        """Bytes as undisturbed, nothing made twice, nothing left running."""
+        if (out / "captions.jsonl").read_bytes() != self._captions:
+            raise CheckFailed(f"{out}/captions.jsonl is not that of the undisturbed run")
+        for stage in STAGES:
+            lines = (out / "logs" / f"{stage}.items.jsonl").read_text().splitlines()
+            made = Counter(json.loads(line)["key"] for line in lines)
+            if len(made) != CLIPS or set(made.values()) != {1}:
+                raise CheckFailed(f"{stage} made {made.total()} items of {len(made)}: {out}")
+        wait_gone(children(self._stack), GONE_SECONDS)
+        found = self._stack.ask("GET", f"/flow_runs/{run}")
+        if starts and found["run_count"] != starts:
+            raise CheckFailed(f"{described(found)} was started {found['run_count']} times")
+        self.held += 1
+        self._stack.say(f"  complete, started {found['run_count']} times, nothing made twice")
+
+    def _log(self) -> str:
+        return f"\n{self._stack.log_end('worker')}"
+
+
+def children(stack: Stack) -> list[int]:
+    """The stages that run now."""
+    return [pid for pid in marked(stack.folder) if CHILD in command(pid)]
+
+
+def command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += family(int(child))
+    return found
+
+
+def wait_gone(pids: list[int], seconds: float) -> None:
+    """Raises CheckFailed."""
+    deadline = time.monotonic() + seconds
+    for pid in pids:
+        while CHILD in command(pid):
+            if time.monotonic() > deadline:
+                raise CheckFailed(f"process {pid} is still there after {seconds} s")
+            time.sleep(0.01)
+
+
+def main() -> int:
+    """0 when after every fault the run ended complete."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--moments", type=int, default=5, choices=range(1, 6), help="each [5]")
+    kinds = ("child", "flow", "worker", "both", "server", "away", "cancel")
+    parser.add_argument("--kinds", default=",".join(kinds), help="[%(default)s]")
+    given = parser.parse_args()
+    failed = 0
+    with tempfile.TemporaryDirectory() as clips, prefect_stack() as stack:
+        write_clips(Path(clips), CLIPS, seed=11)
+        faults = Faults(stack, Path(clips))
+        for stage, item in MOMENTS[: given.moments]:
+            for kind in given.kinds.split(","):
+                fault: Callable[[str, int], Any] = getattr(faults, kind)
+                try:
+                    fault(stage, item)
+                except CheckFailed as error:
+                    failed += 1
+                    print(f"FAILED: {kind} at item {item} of {stage}: {error}", flush=True)
+        print(
+            f"{faults.held} of {faults.held + failed} moments: complete, same bytes, no item twice"
+        )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
