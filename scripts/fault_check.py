@@ -1,7 +1,7 @@
 """Shows that a run under a worker ends complete whatever is killed, and that nothing finished is
 made twice: kills the stage, the flow, the worker, both and the server at several moments each.
 
-    python -m scripts.fault_check [--moments 5] [--kinds child,flow,worker,both,server,away,cancel]
+    python -m scripts.fault_check [--moments 5] [--kinds child,flow,worker,…]
 """
 
 import argparse
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from demo.clips import write_clips
-from scripts.prefect_stack import CheckFailed, Stack, described, marked, prefect_stack
+from scripts.prefect_stack import CheckFailed, Stack, described, prefect_stack
+from scripts.stage_processes import children, command, family, parent_of, wait_gone
 from stages.process.lock import try_hold
 
 CLIPS = 24
@@ -40,7 +41,6 @@ GONE_SECONDS = 5
 MARK_SECONDS = 300
 """The heartbeat automation takes four beats of 30 s, and the server looks every few seconds."""
 POLL_SECONDS = 0.005
-CHILD = "stages.process.child"
 
 
 class Faults:
@@ -52,7 +52,7 @@ class Faults:
         self._server = stack.serve()
         self._worker = stack.work()
         name = "/deployments/name/caption-videos/batch"
-        self._deployment = stack.ask("GET", name)["id"]
+        self._deployment = self._ask("GET", name)["id"]
         self._child = self._flow = 0
         """The stage at which the run was disturbed last, and the process that started it."""
         self.held = 0
@@ -86,7 +86,7 @@ class Faults:
         out, run = self._begin("worker", stage, item)
         self._kill(self._worker.pid)
         self._worker = self._stack.work()
-        ended = self._stack.ended(run)
+        ended = self._over(run)
         if ended["state"]["type"] != "COMPLETED":
             self._sweep()
             self._complete(run)
@@ -115,7 +115,7 @@ class Faults:
     def cancel(self, stage: str, item: int) -> None:
         """The stage ends soon, the run is Cancelled, and another run of the job completes."""
         out, run = self._begin("cancel", stage, item)
-        self._stack.ask(
+        self._ask(
             "POST",
             f"/flow_runs/{run}/set_state",
             {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False},
@@ -129,12 +129,32 @@ class Faults:
         self._complete(again)
         self._check(out, run=again)
 
+    def gone(self, stage: str, item: int) -> None:
+        """A command whose server goes away for good loses no caption, and ends soon."""
+        out = self._out(f"gone-{stage}-{item}")
+        self._stack.say(f"gone at item {item} of {stage}")
+        where = ["--out", str(out), "--store", f"{out}-store", "--batch-size=1"]
+        command = ["flows.cli.main", "caption", str(self._clips), "--model=demo", *where]
+        process = self._stack.start("command", sys.executable, "-m", *command)
+        self._await_item(out, stage, item)
+        self._kill(*family(self._server.pid))
+        while not (out / "run.json").exists() or b'"done"' not in (out / "run.json").read_bytes():
+            if process.poll() is not None:
+                raise CheckFailed(f"the command ended: {self._stack.log_end('command')}")
+            time.sleep(0.1)
+        worked = time.monotonic()
+        if process.wait() != 0:
+            raise CheckFailed(f"the command failed: {self._stack.log_end('command')}")
+        self._stack.say(f"  it ended {time.monotonic() - worked:.0f} s after its work")
+        self._server = self._stack.serve()
+        self._check(out)
+
     def _without_server(self, kind: str, stage: str, item: int, seconds: float) -> None:
         out, run = self._begin(kind, stage, item)
         self._kill(*family(self._server.pid))
         time.sleep(seconds)
         self._server = self._stack.serve()
-        ended = self._stack.ended(run)
+        ended = self._over(run)
         if ended["state"]["type"] != "COMPLETED":
             self._sweep()
             self._complete(run)
@@ -144,7 +164,15 @@ class Faults:
         """A run, as soon as the stage has published so many items."""
         out = self._out(f"{kind}-{stage}-{item}")
         self._stack.say(f"{kind} at item {item} of {stage}")
+        if self._server.poll() is not None:  # the moment before failed
+            self._server = self._stack.serve()
+        if self._worker.poll() is not None:
+            self._worker = self._stack.work()
         run = self._submit(out)
+        self._await_item(out, stage, item)
+        return out, run
+
+    def _await_item(self, out: Path, stage: str, item: int) -> None:
         path = out / "logs" / f"{stage}.items.jsonl"
         deadline = time.monotonic() + MARK_SECONDS
         self._child = 0
@@ -156,7 +184,6 @@ class Faults:
             time.sleep(POLL_SECONDS)
         if not self._child or path.read_bytes().count(b"\n") == CLIPS:
             raise CheckFailed(f"{stage} was too fast to be disturbed")
-        return out, run
 
     def _find(self, stage: str) -> None:
         for pid in children(self._stack):
@@ -169,8 +196,9 @@ class Faults:
     def _submit(self, out: Path) -> str:
         config = {"sources": [str(self._clips)], "model": "demo", "batch_size": 1}
         config |= {"out": str(out), "store": f"{out}-store"}
-        body = {"parameters": {"config": config}, "state": {"type": "SCHEDULED"}}
-        made = self._stack.ask("POST", f"/deployments/{self._deployment}/create_flow_run", body)
+        body: dict[str, Any] = {"parameters": {"config": config}, "state": {"type": "SCHEDULED"}}
+        body["idempotency_key"] = f"{out.name} {time.monotonic()}"
+        made = self._ask("POST", f"/deployments/{self._deployment}/create_flow_run", body)
         return str(made["id"])
 
     def _kill(self, *pids: int) -> None:
@@ -182,9 +210,10 @@ class Faults:
         """No stage outlives its parent, and what a run held is free."""
         began = time.monotonic()
         wait_gone(children(self._stack), GONE_SECONDS)
-        lock = try_hold(out / ".lock")
-        if lock is None:
-            raise CheckFailed(f"{out}/.lock is held though the run is gone")
+        while (lock := try_hold(out / ".lock")) is None:
+            if time.monotonic() - began > GONE_SECONDS:
+                raise CheckFailed(f"{out}/.lock is held though the run is gone")
+            time.sleep(0.01)
         lock.close()
         self._stack.say(f"  stage gone and lock free after {time.monotonic() - began:.2f} s")
 
@@ -202,23 +231,33 @@ class Faults:
             raise CheckFailed(f"the sweep started nothing\n{done.stdout}{done.stderr}")
 
     def _ended(self, run: str, wanted: str) -> None:
-        state = self._stack.ended(run, MARK_SECONDS)
+        state = self._over(run)
         if state["state"]["type"] != wanted:
             raise CheckFailed(f"{described(state)}, not {wanted}{self._log()}")
 
     def _complete(self, run: str) -> None:
-        began = time.monotonic()
-        while True:
-            found = self._stack.ask("GET", f"/flow_runs/{run}")
-            if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-                break
-            if time.monotonic() - began > MARK_SECONDS:
-                raise CheckFailed(f"{described(found)}{self._log()}")
-            time.sleep(0.5)
-        if found["state"]["type"] != "COMPLETED":
-            raise CheckFailed(f"{described(found)}{self._log()}")
+        self._ended(run, "COMPLETED")
 
-    def _check(self, out: Path, *, run: str, starts: int = 0) -> None:
+    def _over(self, run: str) -> dict[str, Any]:
+        deadline = time.monotonic() + MARK_SECONDS
+        while time.monotonic() < deadline:
+            found: dict[str, Any] = self._ask("GET", f"/flow_runs/{run}")
+            if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                return found
+            time.sleep(0.5)
+        raise CheckFailed(f"{described(found)} after {MARK_SECONDS} s{self._log()}")
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        """As Prefect's clients do: a busy server answers 503."""
+        for patience in (1, 5, 25, 0):
+            try:
+                return self._stack.ask(method, path, body)
+            except OSError as error:
+                if not patience:
+                    raise CheckFailed(f"{path}: {error}") from error
+                time.sleep(patience)
+
+    def _check(self, out: Path, *, run: str = "", starts: int = 0) -> None:
         """Bytes as undisturbed, nothing made twice, nothing left running."""
         if (out / "captions.jsonl").read_bytes() != self._captions:
             raise CheckFailed(f"{out}/captions.jsonl is not that of the undisturbed run")
@@ -228,55 +267,21 @@ class Faults:
             if len(made) != CLIPS or set(made.values()) != {1}:
                 raise CheckFailed(f"{stage} made {made.total()} items of {len(made)}: {out}")
         wait_gone(children(self._stack), GONE_SECONDS)
-        found = self._stack.ask("GET", f"/flow_runs/{run}")
-        if starts and found["run_count"] != starts:
-            raise CheckFailed(f"{described(found)} was started {found['run_count']} times")
+        count = self._ask("GET", f"/flow_runs/{run}")["run_count"] if run else 1
+        if starts and count != starts:
+            raise CheckFailed(f"the run was started {count} times, not {starts}")
         self.held += 1
-        self._stack.say(f"  complete, started {found['run_count']} times, nothing made twice")
+        self._stack.say(f"  complete, started {count} times, nothing made twice")
 
     def _log(self) -> str:
         return f"\n{self._stack.log_end('worker')}"
-
-
-def children(stack: Stack) -> list[int]:
-    """The stages that run now."""
-    return [pid for pid in marked(stack.folder) if CHILD in command(pid)]
-
-
-def command(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return ""
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += family(int(child))
-    return found
-
-
-def wait_gone(pids: list[int], seconds: float) -> None:
-    """Raises CheckFailed."""
-    deadline = time.monotonic() + seconds
-    for pid in pids:
-        while CHILD in command(pid):
-            if time.monotonic() > deadline:
-                raise CheckFailed(f"process {pid} is still there after {seconds} s")
-            time.sleep(0.01)
 
 
 def main() -> int:
     """0 when after every fault the run ended complete."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moments", type=int, default=5, choices=range(1, 6), help="each [5]")
-    kinds = ("child", "flow", "worker", "both", "server", "away", "cancel")
+    kinds = ("child", "flow", "worker", "both", "server", "away", "gone", "cancel")
     parser.add_argument("--kinds", default=",".join(kinds), help="[%(default)s]")
     given = parser.parse_args()
     failed = 0

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kinds", ["child,flow,worker", "server,away,cancel", "both"])
+@pytest.mark.parametrize("kinds", ["child,flow,worker", "server,away,gone,cancel", "both"])
 def test_runs_end_complete_whatever_is_killed(kinds: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "scripts.fault_check", "--moments", "2", "--kinds", kinds],
