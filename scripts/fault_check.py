@@ -57,8 +57,8 @@ class Faults:
         """The stage at which the run was disturbed last, and the process that started it."""
         self.held = 0
         """Moments after which all was as promised."""
-        whole = self._out("undisturbed")
-        self._complete(self._submit(whole))
+        whole = self._stack.folder / "undisturbed"
+        self._ended(self._submit(whole), "COMPLETED")
         self._captions = (whole / "captions.jsonl").read_bytes()
         made = self._captions.count(b"\n")
         if made != CLIPS:
@@ -68,7 +68,7 @@ class Faults:
         """The run itself starts the stage again."""
         out, run = self._begin("child", stage, item)
         self._kill(self._child)
-        self._complete(run)
+        self._ended(run, "COMPLETED")
         self._check(out, starts=1, run=run)
 
     def flow(self, stage: str, item: int) -> None:
@@ -78,7 +78,7 @@ class Faults:
         self._free(out)
         self._ended(run, "CRASHED")
         self._stack.prefect("flow-run", "retry", run)
-        self._complete(run)
+        self._ended(run, "COMPLETED")
         self._check(out, starts=2, run=run)
 
     def worker(self, stage: str, item: int) -> None:
@@ -89,7 +89,7 @@ class Faults:
         ended = self._over(run)
         if ended["state"]["type"] != "COMPLETED":
             self._sweep()
-            self._complete(run)
+            self._ended(run, "COMPLETED")
         self._check(out, run=run)
 
     def both(self, stage: str, item: int) -> None:
@@ -101,7 +101,7 @@ class Faults:
         self._worker = self._stack.work()
         self._ended(run, "CRASHED")
         self._sweep()
-        self._complete(run)
+        self._ended(run, "COMPLETED")
         self._check(out, starts=2, run=run)
 
     def server(self, stage: str, item: int) -> None:
@@ -126,12 +126,12 @@ class Faults:
         self._ended(run, "CANCELLED")
         self._free(out)
         again = self._submit(out)
-        self._complete(again)
+        self._ended(again, "COMPLETED")
         self._check(out, run=again)
 
     def gone(self, stage: str, item: int) -> None:
         """A command whose server goes away for good loses no caption, and ends soon."""
-        out = self._out(f"gone-{stage}-{item}")
+        out = self._stack.folder / f"gone-{stage}-{item}"
         self._stack.say(f"gone at item {item} of {stage}")
         where = ["--out", str(out), "--store", f"{out}-store", "--batch-size=1"]
         command = ["flows.cli.main", "caption", str(self._clips), "--model=demo", *where]
@@ -157,12 +157,12 @@ class Faults:
         ended = self._over(run)
         if ended["state"]["type"] != "COMPLETED":
             self._sweep()
-            self._complete(run)
+            self._ended(run, "COMPLETED")
         self._check(out, run=run)
 
     def _begin(self, kind: str, stage: str, item: int) -> tuple[Path, str]:
         """A run, as soon as the stage has published so many items."""
-        out = self._out(f"{kind}-{stage}-{item}")
+        out = self._stack.folder / f"{kind}-{stage}-{item}"
         self._stack.say(f"{kind} at item {item} of {stage}")
         if self._server.poll() is not None:  # the moment before failed
             self._server = self._stack.serve()
@@ -189,9 +189,6 @@ class Faults:
         for pid in children(self._stack):
             if f"penstock-{stage}-" in command(pid):
                 self._child, self._flow = pid, parent_of(pid)
-
-    def _out(self, name: str) -> Path:
-        return self._stack.folder / name
 
     def _submit(self, out: Path) -> str:
         config = {"sources": [str(self._clips)], "model": "demo", "batch_size": 1}
@@ -234,9 +231,6 @@ class Faults:
         state = self._over(run)
         if state["state"]["type"] != wanted:
             raise CheckFailed(f"{described(state)}, not {wanted}{self._log()}")
-
-    def _complete(self, run: str) -> None:
-        self._ended(run, "COMPLETED")
 
     def _over(self, run: str) -> dict[str, Any]:
         deadline = time.monotonic() + MARK_SECONDS
