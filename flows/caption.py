@@ -102,7 +102,7 @@ def caption_videos(config: CaptionConfig) -> State[Any]:
     page.end()
     done = {"files": result.files, "captions": result.captions, "folder": plain(str(result.out))}
     show(table(result.failures) or [done], result.line(), TABLE)
-    if result.exit_code >= 2:
+    if result.failures and not result.captions:
         nothing = UsageError(result.line(), hint=f"Read {result.out / 'failures.jsonl'}")
         return Failed(message=printable(str(nothing)), data=nothing)
     return Completed(message=printable(result.line()))

@@ -48,7 +48,7 @@ def rebuild_features(
     await_server()
     page.end()
     show(table(result.failures) or [result.row()], result.line(), TABLE)
-    if result.exit_code >= 2:
+    if result.failures and not result.files:
         nothing = UsageError(result.line(), hint="The table of the run says why of each file")
         return Failed(message=printable(str(nothing)), data=nothing)
     return Completed(message=printable(result.line()))

@@ -44,10 +44,8 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 all captioned · 1 some items failed · 2 nothing was left to caption."""
-        if not self.failures:
-            return 0
-        return 1 if self.captions else 2
+        """0 all captioned · 1 some items failed."""
+        return 1 if self.failures else 0
 
     def to_json(self) -> dict[str, Any]:
         """The outcome for programs; each failure is told by itself."""

@@ -159,12 +159,12 @@ def test_staged_captions_are_those_of_the_whole_model(
     assert whole_model_captions(run, model, batch) == said
 
 
-def test_nothing_left_to_caption_is_exit_2(place: Place, tmp_path: Path) -> None:
+def test_files_that_all_fail_are_exit_1_and_no_files_at_all_exit_2(place: Place, tmp_path: Path) -> None:
     only_bad = tmp_path / "clips"
     only_bad.mkdir()
     (only_bad / "text.mp4").write_text("not a video")
     again = Place(clips=only_bad, out=tmp_path / "out", store=place.store)
-    assert again.run().returncode == 2
+    assert again.run().returncode == 1
     assert [f["error"] for f in again.failures()] == ["not-media"]
     nowhere = Place(clips=tmp_path / "nowhere", out=tmp_path / "out2", store=place.store)
     done = nowhere.run()
