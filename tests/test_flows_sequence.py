@@ -159,7 +159,9 @@ def test_staged_captions_are_those_of_the_whole_model(
     assert whole_model_captions(run, model, batch) == said
 
 
-def test_files_that_all_fail_are_exit_1_and_no_files_at_all_exit_2(place: Place, tmp_path: Path) -> None:
+def test_files_that_all_fail_are_exit_1_and_no_files_at_all_exit_2(
+    place: Place, tmp_path: Path
+) -> None:
     only_bad = tmp_path / "clips"
     only_bad.mkdir()
     (only_bad / "text.mp4").write_text("not a video")
