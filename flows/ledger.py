@@ -81,9 +81,10 @@ class Ledger:
 
     def index(self, medium: Medium) -> MediaIndex | None:
         """What the frames stage found in a medium; None when it has not been there."""
-        if medium.digest not in self.media:
+        try:
+            meta = self.media.meta(medium.digest)
+        except KeyError:
             return None
-        meta = self.media.meta(medium.digest)
         known = self._indexes.get(medium.digest)
         if known is None or known[0] is not meta:
             known = self._indexes[medium.digest] = (meta, MediaIndex.from_json(meta))

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,18 +130,13 @@ class Sequence:
         expected = estimates(job)
         self._record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
         self._record.value["media"]["total"] = len(job.files) + len(job.failures)
-        self._expect()
+        self._seldom(self._expect)
         waves = job.ledger.waves(job.media, [e.bytes for e in expected], wave_limit(job))
         for number, wave in enumerate(waves):
             following = waves[number + 1] if number + 1 < len(waves) else []
             self._wave(wave, following, decode)
             if not following or time.monotonic() >= self._write_at:
-                started = time.monotonic()
-                write(not following)
-                took = time.monotonic() - started
-                self._write_at = started + WRITING_SHARE * took
-        # Once more: another job that they were left for may have ended meanwhile.
-        self._steps.give_back(job.media)
+                self._seldom(partial(write, not following))
 
     def _wave(
         self,
@@ -181,6 +177,12 @@ class Sequence:
         self._record.value["captions"] = result.captions
         self._record.fails(result.failures)
         self._expect()
+
+    def _seldom(self, do: Callable[[], None]) -> None:
+        """Do what takes longer the more items there are, and not again for a good while."""
+        started = time.monotonic()
+        do()
+        self._write_at = started + WRITING_SHARE * (time.monotonic() - started)
 
     def _expect(self) -> None:
         """Tell the record how much work there is, as far as it is known."""
