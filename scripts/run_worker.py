@@ -34,7 +34,9 @@ def told(number: int, frame: FrameType | None) -> NoReturn:
 def run(command: list[str]) -> int:
     """The exit code of the worker, or 0 if it was told to end."""
     for number in ENDING:
-        signal.signal(number, told)
+        # Under nohup a hangup is none.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, told)
     # A session of its own: Ctrl-C in the terminal is for this process alone.
     worker = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
     try:

@@ -4,10 +4,10 @@ commands as they stand. Slow, all of them."""
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
-from scripts.prefect_stack import MARK
 from scripts.throwaway_postgres import postgres_programs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,8 +16,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 def script(name: str, *options: str) -> str:
     """What the script printed; it must succeed and leave no process behind."""
+    mark = f"PENSTOCK_TEST={uuid4()}"
     done = subprocess.run(
-        [sys.executable, f"scripts/{name}", *options],
+        ["env", mark, sys.executable, f"scripts/{name}", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -27,7 +28,7 @@ def script(name: str, *options: str) -> str:
     left = [
         path.parent.name
         for path in Path("/proc").glob("[0-9]*/environ")
-        if f"{MARK}=".encode() in environment(path)
+        if mark.encode() in environment(path)
     ]
     assert left == []
     return done.stdout

@@ -62,6 +62,13 @@ def test_a_flow_has_its_last_words_before_the_worker_ends(
     assert running.wait(30) == 0
 
 
+def test_under_nohup_a_hangup_is_none() -> None:
+    ignoring = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {RUN}"
+    worker = "import os, signal; os.kill(os.getppid(), signal.SIGHUP); raise SystemExit(7)"
+    command = [sys.executable, "-c", ignoring, sys.executable, "-c", worker]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 7
+
+
 def test_a_worker_does_not_outlive_the_script(running: "subprocess.Popen[str]") -> None:
     (worker,) = child_processes(running.pid)
     flows = child_processes(worker)
