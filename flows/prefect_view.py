@@ -1,6 +1,7 @@
 """What Prefect shows of a run: bars, a table, lines of the log; knows no flow and no stage."""
 
 import contextvars
+import functools
 import io
 import logging
 import re
@@ -98,6 +99,7 @@ class RunLog(io.StringIO):
     def __init__(self, log: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
         super().__init__()
         self._log = log
+        outlive_readers()
 
     def write(self, text: str) -> int:
         for line in text.splitlines():
@@ -133,10 +135,22 @@ def plain(text: str) -> str:
     return LISTED.sub(r"\1\\\2", escaped)
 
 
+def outlive_readers() -> None:
+    """Let the log's lines go nowhere when nobody reads them any more, as after the worker is
+    killed: rich would end the thread that writes one, and with it the stage that it listens to."""
+    for handler in console_handlers():
+        console = handler.console
+        vars(console)["on_broken_pipe"] = functools.partial(setattr, console, "quiet", True)
+
+
 def quiet_console() -> None:
     """Keep Prefect's own lines off the terminal for good; the log that the UI shows gets them
     still."""
-    for name in ("", "prefect", "uvicorn", "fastapi"):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, PrefectConsoleHandler):
-                handler.setLevel(logging.CRITICAL + 1)
+    for handler in console_handlers():
+        handler.setLevel(logging.CRITICAL + 1)
+
+
+def console_handlers() -> list[PrefectConsoleHandler]:
+    loggers = map(logging.getLogger, ("", "prefect", "uvicorn", "fastapi"))
+    handlers = [handler for logger in loggers for handler in logger.handlers]
+    return [handler for handler in handlers if isinstance(handler, PrefectConsoleHandler)]

@@ -115,12 +115,12 @@ class Faults:
     def cancel(self, stage: str, item: int) -> None:
         """The stage ends soon, the run is Cancelled, and another run of the job completes."""
         out, run = self._begin("cancel", stage, item)
+        asked = time.monotonic()
         self._ask(
             "POST",
             f"/flow_runs/{run}/set_state",
             {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False},
         )
-        asked = time.monotonic()
         wait_gone([self._child], CANCEL_SECONDS)
         self._stack.say(f"  its stage ended after {time.monotonic() - asked:.1f} s")
         self._ended(run, "CANCELLED")
