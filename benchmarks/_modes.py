@@ -25,6 +25,8 @@ from stages.process.report import Report
 from stages.process.stage_process import child_environment
 
 LOOK_SECONDS = 0.02
+STUCK_SECONDS = 120.0
+"""Libraries that get no memory for a thread may wait for it for ever; one batch takes seconds."""
 MEMORY_WORDS = ("allocate", "MemoryError", "bad_alloc", "hread")
 """What stands in the last words of whoever gets no memory, or no stack for a thread."""
 
@@ -57,13 +59,17 @@ def run_mode(mode: str, job: dict[str, Any], budget: int | None = None) -> Outco
         spec, answer = Path(name, "spec.json"), Path(name, "answer.json")
         spec.write_text(json.dumps({"mode": mode, "job": job, "budget": budget, "to": str(answer)}))
         started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks._modes", str(spec)],
-            env=child_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks._modes", str(spec)],
+                env=child_environment(),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=None if budget is None else STUCK_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return Outcome(died=f"it did not end in {STUCK_SECONDS:.0f} s")
         whole = time.monotonic() - started
         if answer.exists():
             found = json.loads(answer.read_text())
