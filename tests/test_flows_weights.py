@@ -13,7 +13,8 @@ import torch
 from artifacts.packs import Record
 from flows.display import Display
 from flows.weights import halves_wanted
-from stages.models import describe, load_half, transfer
+from stages.models import describe, load_half
+from stages.models.hub import transfer
 from stages.models.hub.fetching import fetch
 from stages.models.hub.resolve import find_model
 from tests.hub import COMMIT, Hub, serve
