@@ -27,8 +27,9 @@ from stages.process.stage_process import child_environment
 LOOK_SECONDS = 0.02
 STUCK_SECONDS = 120.0
 """Libraries that get no memory for a thread may wait for it for ever; one batch takes seconds."""
-MEMORY_WORDS = ("allocate", "MemoryError", "bad_alloc", "hread")
-"""What stands in the last words of whoever gets no memory, or no stack for a thread."""
+MEMORY_WORDS = ("allocate", "MemoryError", "bad_alloc", "hread", "create a primitive")
+"""What stands in the last words of whoever gets no memory, or no stack for a thread; the last is
+oneDNN's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
