@@ -8,9 +8,10 @@ from artifacts.keys import item_key
 from artifacts.packs import Record, Shelf
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
-from flows.launch import DirectLauncher, Running, StageCall
+from flows.launch import ENTRIES as STAGES
+from flows.launch import DirectLauncher
 from stages.process.report import Report
-from stages.process.stage_process import Listener, StageProcess
+from stages.process.stage_process import Listener
 
 SIDE = 8
 """Height and width of every picture, in pixels."""
@@ -59,21 +60,8 @@ def publish(job: dict[str, Any], kind: str, meta: dict[str, Any], report: Report
 ENTRIES = {name: f"benchmarks._synthetic:{name}" for name in ("frames", "encode", "decode")}
 
 
-class SyntheticLauncher:
+class SyntheticLauncher(DirectLauncher):
     """Starts real processes, of the stages above."""
 
     def __init__(self, listen: Listener) -> None:
-        self._listen = listen
-        self._direct = DirectLauncher(listen)
-
-    def start(self, call: StageCall) -> Running:
-        if call.name not in ENTRIES:
-            return self._direct.start(call)
-        return StageProcess(
-            call.name,
-            ENTRIES[call.name],
-            call.arguments,
-            device=call.device,
-            log=call.log,
-            listen=self._listen,
-        )
+        super().__init__(listen, {**STAGES, **ENTRIES})

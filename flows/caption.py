@@ -30,7 +30,7 @@ from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, Usage
 from flows.config import ABOVE_ZERO, FORMATS, PRECISIONS, CaptionConfig
 from flows.confine import confine
 from flows.display import Display, printable
-from flows.launch import ENTRIES, StageCall
+from flows.launch import DirectLauncher, StageCall
 from flows.prefect_page import RunPage
 from flows.prefect_patience import await_server
 from flows.prefect_server import start_server
@@ -183,14 +183,7 @@ class PrefectRunning:
         with self._lock:
             if self._stopped:
                 raise Interrupted(f"the {call.name} stage was stopped before it started")
-            self._process = StageProcess(
-                call.name,
-                ENTRIES[call.name],
-                call.arguments,
-                device=call.device,
-                log=call.log,
-                listen=self._count,
-            )
+            self._process = DirectLauncher(self._count).start(call)
             return self._process
 
     def _count(self, stage: str, event: Mapping[str, Any]) -> None:

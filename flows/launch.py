@@ -52,13 +52,14 @@ class Launcher(Protocol):
 class DirectLauncher:
     """Starts each stage as a child of this process."""
 
-    def __init__(self, listen: Listener) -> None:
+    def __init__(self, listen: Listener, entries: Mapping[str, str] = ENTRIES) -> None:
         self._listen = listen
+        self._entries = entries
 
     def start(self, call: StageCall) -> StageProcess:
         return StageProcess(
             call.name,
-            ENTRIES[call.name],
+            self._entries[call.name],
             call.arguments,
             device=call.device,
             log=call.log,

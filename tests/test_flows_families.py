@@ -16,7 +16,7 @@ from flows.display import Display
 from flows.prepare import prepare
 from flows.sizes import estimates
 from stages.decode.run import read_features
-from stages.models.halves.delivery import PIXELS
+from stages.models.halves.delivery import UNDIVIDED
 from stages.models.inspection import describe
 from stages.models.processors.prepare import Clip, load_processor
 from tests.checkpoints import whole_checkpoint
@@ -149,8 +149,8 @@ def test_of_a_model_that_is_run_whole_pixels_are_stored_and_as_many_as_foreseen(
     stored = 0
     for key in sorted(features.keys()):
         record = read_features(features, key)
-        assert set(record.features) == {PIXELS}
-        stored += sum(tensor.nbytes for tensor in record.features[PIXELS].values())
+        assert set(record.features) == {UNDIVIDED}
+        stored += sum(tensor.nbytes for tensor in record.features[UNDIVIDED].values())
     assert len(features.keys()) == 5
     assert 0.9 < stored / expected <= 1.0
 

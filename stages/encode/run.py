@@ -17,7 +17,7 @@ from artifacts.packs import DamagedRecord, Record, Shelf
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
 from stages.models.ahead import read_ahead, write_behind
-from stages.models.halves.delivery import PIXELS
+from stages.models.halves.delivery import UNDIVIDED
 from stages.models.halves.features import Features, encode, is_pixels
 from stages.models.halves.pieces import Held
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
@@ -97,8 +97,8 @@ def undivided(row: Prepared) -> FeatureRecord:
     """What the whole model needs of a chunk: the pixels themselves."""
     pixels = {n: v for n, v in row.inputs.items() if is_pixels(n) and v is not None}
     return FeatureRecord(
-        features={PIXELS: pixels},
-        rules={PIXELS: {"fields": {n: rule_of_input(v) for n, v in pixels.items()}}},
+        features={UNDIVIDED: pixels},
+        rules={UNDIVIDED: {"fields": {n: rule_of_input(v) for n, v in pixels.items()}}},
         needs=tuple(sorted(n for n in row.inputs if n not in pixels)),
         channel=row.channel,
         side=row.side,

@@ -25,7 +25,12 @@ NumPy, Python)."""
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether the machine is at fault: libraries have many words for it, and no class in common."""
-    return any(sign in f"{type(error).__name__}: {error}" for sign in OUT_OF_MEMORY)
+    return says_out_of_memory(f"{type(error).__name__}: {error}")
+
+
+def says_out_of_memory(words: str) -> bool:
+    """Whether these last words are those of somebody who got no memory."""
+    return any(sign in words for sign in OUT_OF_MEMORY)
 
 
 def fault_of_stage(
@@ -48,7 +53,7 @@ def fault_of_stage(
             return errors.MediaError(told["message"], kind="media", hint=told["hint"])
         return known(told["message"], hint=told["hint"])
     last_words = f"{told['type']}: {told['message']}" if told["type"] else log_tail
-    if any(sign in last_words for sign in OUT_OF_MEMORY):
+    if says_out_of_memory(last_words):
         return errors.CannotFit(
             f"the {name} stage ran out of memory ({last_words[:160]})",
             hint="Nothing finished is lost; run it again with a smaller --batch-size",

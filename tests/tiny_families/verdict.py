@@ -13,7 +13,7 @@ import torch
 from artifacts.errors import PenstockError
 from artifacts.tensors import pack_tree, unpack_tree
 from stages.models.halves.boundary import HALVES, Half, pieces_called
-from stages.models.halves.delivery import PIXELS, generate
+from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels, placeholder_ids
 from stages.models.halves.load import config_and_class, load_half, skeleton_of
 from stages.models.halves.pieces import Held
@@ -73,7 +73,7 @@ def judge(variant: str, folder: Path) -> Verdict:
     with torch.inference_mode():
         wanted = cls.from_pretrained(folder).eval().generate(**inputs, **GREEDY)
     if choice.route == "joint":
-        given = Features({PIXELS: {n: v for n, v in inputs.items() if is_pixels(n)}})
+        given = Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
         same = _equal(generate(whole, inputs, given, **GREEDY), wanted)
         return Verdict(**facts, result="joint" if same else "differs")
     facts["foreseen"] = tuple(p for half in HALVES for p in pieces_called(skeleton, half))

@@ -16,7 +16,7 @@ from stages.models.halves.boundary import owner_path, reader_path
 from stages.models.halves.features import count_tokens, is_pixels, moved, placeholder_ids
 from stages.models.halves.routes import MODALITIES, choose_route
 
-PIXELS = "pixels"
+UNDIVIDED = "pixels"
 """Under this name the pixels themselves stand among features, for the whole model."""
 
 
@@ -38,7 +38,7 @@ def generate(
             f"decoding needs {', '.join(absent)}, as encoding had",
             hint="Pass every output of the processor besides the pixels",
         )
-    route: Route = "joint" if PIXELS in features else choose_route(half).route
+    route: Route = "joint" if UNDIVIDED in features else choose_route(half).route
     if route != "joint":
         _check_placeholders(half, text, features)
     with torch.inference_mode():
@@ -132,7 +132,7 @@ def _by_splice(half: Any, text: Any, features: Mapping[str, Any], options: Any) 
 
 
 def _jointly(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:
-    pixels = {n: moved(v, half.device, half.dtype) for n, v in features[PIXELS].items()}
+    pixels = {n: moved(v, half.device, half.dtype) for n, v in features[UNDIVIDED].items()}
     return half.generate(**text, **pixels, **options)
 
 
