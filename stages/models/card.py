@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from artifacts.schema import FrameFit, Modality, Route
+from stages.models.footprint import Work
 
-RECIPE = 7
+RECIPE = 8
 """Raised when what a card says changes; part of its key."""
 
 
@@ -36,6 +37,8 @@ class HalfCard:
     """Whether its classes take FlashAttention."""
     pieces: tuple[str, ...] = ()
     """Paths of what belongs to the other half and is loaded, and counted, with this one too."""
+    works: tuple[Work, ...] = ()
+    """What computing takes, at a few sizes; empty when it could not be found out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +109,8 @@ class ModelCard:
         for name in ("vision", "language"):
             half = value[name]
             lists = {key: tuple(half[key]) for key in ("shards", "tensors", "pieces")}
-            made[name] = HalfCard(**{**half, **lists})
+            works = tuple(Work(**work) for work in half["works"])
+            made[name] = HalfCard(**{**half, **lists, "works": works})
         made["sampling"] = SamplingCard(**value["sampling"])
         for name in ("fit_video", "fit_image"):
             edges = value[name]["long_edges"]
