@@ -7,7 +7,7 @@ from typing import Any
 from artifacts.schema import FrameFit, Modality, Route
 from stages.models.footprint import Work
 
-RECIPE = 8
+RECIPE = 9
 """Raised when what a card says changes; part of its key."""
 
 
@@ -31,6 +31,12 @@ class HalfCard:
     """How many numbers those hold."""
     linear_rows: int = 0
     """How many rows those numbers stand in."""
+    largest_linear: int = 0
+    """How many numbers the largest of those layers holds."""
+    layers: int = 0
+    """How many layers lie one behind another in its largest stack."""
+    layer_parameters: int = 0
+    """How many numbers the largest of those holds."""
     attention: str = "sdpa"
     """The attention implementation that it takes by default; several are joined by `+`."""
     flash: bool = False
@@ -51,6 +57,18 @@ class SamplingCard:
     """Frames a video."""
     min_frames: int | None = None
     max_frames: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeenSize:
+    """What a processor makes of a square frame."""
+
+    edge: int
+    """Pixels of a side."""
+    tokens: int
+    """Placeholders a frame."""
+    pixel_bytes: int
+    """Bytes of what the encoder is given of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +117,10 @@ class ModelCard:
     found out."""
     frame_pixel_bytes: int = 0
     """The same a frame of two square ones."""
+    image_sizes: tuple[SeenSize, ...] = ()
+    """The same of smaller images, smallest first."""
+    frame_sizes: tuple[SeenSize, ...] = ()
+    """The same a frame of two smaller ones."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -112,6 +134,8 @@ class ModelCard:
             works = tuple(Work(**work) for work in half["works"])
             made[name] = HalfCard(**{**half, **lists, "works": works})
         made["sampling"] = SamplingCard(**value["sampling"])
+        for name in ("image_sizes", "frame_sizes"):
+            made[name] = tuple(SeenSize(**size) for size in value[name])
         for name in ("fit_video", "fit_image"):
             edges = value[name]["long_edges"]
             made[name] = FrameFit(long_edges=tuple((a, e) for a, e in edges))

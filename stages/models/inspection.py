@@ -1,6 +1,8 @@
 """Finds out what a model is from its configuration, its processor and the headers of its files;
 reads no weights, and downloads none."""
 
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,8 @@ EDGE = 64
 """Pixels of a side of the frames by which a processor's counting is tried."""
 FEW_AND_MANY = (2, 8)
 """How many of them: not one, because encoders that take frames in pairs make two of it."""
+LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
+"""The path of a layer in the name of a weight of it."""
 
 
 def describe(
@@ -114,6 +118,8 @@ def _card(
         frame_tokens=video.tokens,
         image_pixel_bytes=image.pixel_bytes,
         frame_pixel_bytes=video.pixel_bytes,
+        image_sizes=image.smaller,
+        frame_sizes=video.smaller,
     )
 
 
@@ -167,6 +173,7 @@ def _undivided(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:
 
 def _half_card(skeleton: Any, half: Part, weights: list[Weight]) -> HalfCard:
     linears = quantizable(skeleton, half).values()
+    stack = layers_of(weights)
     return HalfCard(
         shards=tuple(sorted({weight.shard for weight in weights})),
         tensors=tuple(sorted(weight.name for weight in weights)),
@@ -176,9 +183,21 @@ def _half_card(skeleton: Any, half: Part, weights: list[Weight]) -> HalfCard:
         linear_modules=len(linears),
         linear_parameters=sum(linear.weight.numel() for linear in linears),
         linear_rows=sum(linear.weight.shape[0] for linear in linears),
+        largest_linear=max((linear.weight.numel() for linear in linears), default=0),
+        layers=len(stack),
+        layer_parameters=max(stack.values(), default=0),
         attention=attention_of_half(skeleton, half),
         flash=supports_flash(skeleton, half),
     )
+
+
+def layers_of(weights: list[Weight]) -> Counter[str]:
+    """Path of each layer of the largest stack of them → how many numbers it holds."""
+    stacks: dict[str, Counter[str]] = {}
+    for weight in weights:
+        if match := LAYER.match(weight.path):
+            stacks.setdefault(match["stack"], Counter())[match[0]] += weight.parameters
+    return max(stacks.values(), key=Counter.total, default=Counter())
 
 
 def _sampling(processor: Any) -> SamplingCard:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.schema import FrameFit, MediaKind
+from stages.models.card import SeenSize
 from stages.models.processors.clip import Clip
 from stages.models.processors.loading import is_picture
 from stages.models.processors.prepare import channel_of, prepare
@@ -23,6 +24,8 @@ ASPECTS = tuple(sorted({*COMMON, *(3.0 ** (step / 5) for step in range(-5, 6))})
 a processor makes of it may leap there, as where it chooses another number of tiles."""
 LONG_EDGES = (1280, 3840)
 """Pixels of a probe's longer side; the second, that of 4K, when the first is not made smaller."""
+SMALLER = (64, 224, 448, 720)
+"""Pixels of the sides of smaller squares, by which it is told what smaller frames take."""
 BESIDE = 1e-6
 """Aspects differ by so large a part at least."""
 NORMALIZE = "rescale_and_normalize"
@@ -42,6 +45,8 @@ class Probe:
     """Placeholders a frame of a large square picture; 0 when it could not be found out."""
     pixel_bytes: int
     """Bytes that the processor makes of such a frame; 0 when it could not be found out."""
+    smaller: tuple[SeenSize, ...] = ()
+    """The same of smaller square pictures, smallest first."""
 
 
 class Enough(Exception):
@@ -55,23 +60,35 @@ def probe(processor: Any, kind: MediaKind) -> Probe:
     an empty fit: frames then keep their size.
     """
     tokens = size = 0
+    smaller: tuple[SeenSize, ...] = ()
     try:
         clip = black(processor, kind, 1.0, LONG_EDGES[0])
-        row = prepare(processor, clip)
-        tokens = math.ceil(row.count.tokens / len(clip.frames))
-        pictures = (bytes_of(v) for n, v in row.inputs.items() if is_picture(n))
-        size = math.ceil(sum(pictures) / len(clip.frames))
+        seen = _seen(processor, clip)
+        tokens, size = seen.tokens, seen.pixel_bytes
+        squares = [black(processor, kind, 1.0, edge) for edge in SMALLER]
+        smaller = tuple(_seen(processor, square) for square in squares)
         wait = resized(processor, clip, wait=True)[1]
         for long_edge in LONG_EDGES:
             if made := _made(processor, kind, long_edge, wait):
                 fit = FrameFit(long_edges=_steps(made))
                 alike = _comes_out_alike(processor, kind, long_edge, fit)
                 fit = fit if alike else FrameFit()
-                return Probe(fit=fit, tokens=tokens, pixel_bytes=size)
+                return Probe(fit=fit, tokens=tokens, pixel_bytes=size, smaller=smaller)
     except Exception as error:  # a processor may refuse in any way; real frames will tell
         if out_of_memory(error):
             raise
-    return Probe(fit=FrameFit(), tokens=tokens, pixel_bytes=size)
+    return Probe(fit=FrameFit(), tokens=tokens, pixel_bytes=size, smaller=smaller)
+
+
+def _seen(processor: Any, clip: Clip) -> SeenSize:
+    row = prepare(processor, clip)
+    pictures = sum(bytes_of(v) for n, v in row.inputs.items() if is_picture(n))
+    count = len(clip.frames)
+    return SeenSize(
+        edge=clip.frames.shape[1],
+        tokens=math.ceil(row.count.tokens / count),
+        pixel_bytes=math.ceil(pictures / count),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
