@@ -7,7 +7,7 @@ give the same words. A batch is always computed whole, because rounding depends 
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch
 from artifacts.packs import QUARANTINE, DamagedRecord, Record, Shelf, read_header, set_aside
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
+from stages.memory.shrinking import Shrinking
 from stages.models.ahead import read_ahead, write_behind
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features
@@ -58,19 +59,24 @@ def run(job: dict[str, Any], report: Report) -> None:
         for key in captions.publish(records):
             report.item(key, tokens=tokens[key])
 
+    def captioned(members: Sequence[tuple[dict[str, Any], FeatureRecord]]) -> list[Record]:
+        made = held.use(
+            functools.partial(
+                decode_batch,
+                processor=processor,
+                rows=[row for _, row in members],
+                prompts=[member["prompt"] for member, _ in members],
+                max_new_tokens=job["max_new_tokens"],
+            )
+        )
+        return [_record(m["key"], *c) for (m, _), c in zip(members, made, strict=True)]
+
+    shrinking = Shrinking(report)
     with write_behind(publish) as later:
         for batch, rows in read_ahead(batches, read):
-            prompts = [member["prompt"] for member in batch]
-            made = held.use(
-                functools.partial(
-                    decode_batch,
-                    processor=processor,
-                    rows=rows,
-                    prompts=prompts,
-                    max_new_tokens=job["max_new_tokens"],
-                )
-            )
-            later([_record(m["key"], *c) for m, c in zip(batch, made, strict=True)])
+            members = list(zip(batch, rows, strict=True))
+            for _, made in shrinking.through(members, lambda pair: str(pair[0]["key"]), captioned):
+                later(made)
 
 
 def read_features(shelf: Shelf, key: str) -> FeatureRecord:

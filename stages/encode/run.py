@@ -6,8 +6,9 @@ whose encoder inputs have equal shapes go through together.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from artifacts.packs import DamagedRecord, Record, Shelf
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
+from stages.memory.shrinking import Shrinking
 from stages.models.ahead import read_ahead, write_behind
 from stages.models.halves.delivery import UNDIVIDED
 from stages.models.halves.features import Features, encode, is_pixels
@@ -78,19 +80,28 @@ def run(job: dict[str, Any], report: Report) -> None:
             meta = frames.meta(rows[key][0]["frames"])
             report.item(key, seconds_of_media=meta["end"] - meta["start"])
 
+    shrinking = Shrinking(report)
     with write_behind(publish) as later:
-        for batch, read_rows in read_ahead(batches, read):
-            prepared = [row for row in read_rows if isinstance(row, Prepared)]
-            made = iter(_encoded(half, prepared))
-            rows = [row if isinstance(row, Refusal) else next(made) for row in read_rows]
-            later(list(zip(batch, rows, strict=True)))
+        for batch, rows in read_ahead(batches, read):
+            members = list(zip(batch, rows, strict=True))
+            for _, made in shrinking.through(members, _key, partial(_encoded, half)):
+                later(made)
 
 
-def _encoded(half: Held | None, rows: list[Prepared]) -> list[FeatureRecord]:
-    """A record for each chunk; of a model that cannot be cut, its pixels."""
+def _key(pair: tuple[dict[str, Any], object]) -> str:
+    return str(pair[0]["key"])
+
+
+def _encoded(
+    half: Held | None, members: Sequence[tuple[dict[str, Any], Prepared | Refusal]]
+) -> list[tuple[dict[str, Any], FeatureRecord | Refusal]]:
+    """A record for each chunk that was not refused; of a model that cannot be cut, its pixels."""
+    rows = [row for _, row in members if isinstance(row, Prepared)]
     if half is None:
-        return [undivided(row) for row in rows]
-    return half.use(lambda model: encode_batch(model, rows))
+        made = iter([undivided(row) for row in rows])
+    else:
+        made = iter(half.use(lambda model: encode_batch(model, rows)))
+    return [(m, row if isinstance(row, Refusal) else next(made)) for m, row in members]
 
 
 def undivided(row: Prepared) -> FeatureRecord:

@@ -2,7 +2,7 @@
 listens.
 
 Libraries print on stdout, so events travel on a file descriptor of their own. Kinds of event:
-`total` `item` `begin` `done` `failure` `warning` `note` `memory` `error` `end`.
+`total` `item` `begin` `done` `failure` `rung` `too_large` `warning` `note` `memory` `error` `end`.
 """
 
 import json
@@ -49,6 +49,15 @@ class Report:
     def failure(self, media: str, kind: str, message: str, hint: str) -> None:
         """One medium, named by its content digest, cannot be used; the others can."""
         self.send("failure", media=media, kind=kind, message=message, hint=hint)
+
+    def rung(self, batch: int, *, failed: int, error: str) -> None:
+        """A batch of `failed` items did not fit; from here on they are at most so large."""
+        self.send("rung", batch=batch, failed=failed, error=error)
+
+    def too_large(self, key: str, wanted: int, error: str) -> None:
+        """An item does not fit, even alone, where others do; `wanted` bytes, 0 if unknown, could
+        not be had for it."""
+        self.send("too_large", key=key, wanted_bytes=wanted, error=error)
 
     def warning(self, text: str) -> None:
         """Something a person should read, and that stops nothing."""

@@ -48,6 +48,8 @@ class StageOutcome:
     warnings: list[str] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     error: dict[str, str] | None = None
+    too_large: list[dict[str, Any]] = field(default_factory=list)
+    """Items that did not fit even alone: `key`, `wanted_bytes`, `error`."""
     in_hand: set[str] = field(default_factory=set)
     """Media, by content digest, that were open when the process ended."""
 
@@ -174,6 +176,8 @@ class StageProcess:
             outcome.in_hand.discard(event["media"])
         elif kind == "failure":
             outcome.failures.append({k: v for k, v in event.items() if k != "event"})
+        elif kind == "too_large":
+            outcome.too_large.append({k: v for k, v in event.items() if k != "event"})
         elif kind == "warning":
             outcome.warnings.append(event["text"])
         elif kind == "note":

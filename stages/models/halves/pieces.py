@@ -28,6 +28,8 @@ class Held:
     def use(self, function: Callable[[Any], Result]) -> Result:
         """What `function` makes of the half."""
         while True:
+            if self.model is None:  # loading it again failed, and whoever called goes on
+                self.model = self._load(self.pieces)
             try:
                 return function(self.model)
             except NeedsWeights as error:

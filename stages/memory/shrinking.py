@@ -1,0 +1,108 @@
+"""Goes through batches in pieces that fit: one that runs out of memory is halved, and so are those
+that follow; knows neither models nor what a batch holds.
+
+A piece is cut at a multiple of its size, and sizes are powers of two below the largest: so a piece
+holds what it would hold had this size been chosen from the start.
+"""
+
+import contextlib
+import ctypes
+import gc
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from artifacts.errors import CannotFit, PenstockError
+from stages.process.ending import out_of_memory
+from stages.process.report import Report
+
+Member = TypeVar("Member")
+Made = TypeVar("Made")
+
+HOPELESS = 3
+"""When so many items fail one after the other, each alone, before any went through, the fault is
+not theirs."""
+WANTED = re.compile(r"allocate (\d+(?:\.\d+)?) ?(bytes|KiB|MiB|GiB|TiB)", re.IGNORECASE)
+UNITS = {"bytes": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
+
+
+def pieces(batch: Sequence[Member], size: int) -> list[Sequence[Member]]:
+    """The batch cut into pieces of at most `size`."""
+    return [batch[at : at + size] for at in range(0, len(batch), size)]
+
+
+def smaller(size: int) -> int:
+    """The next size below: a power of two, so that sizes divide each other."""
+    return 1 << (size - 1).bit_length() - 1 if size > 1 else 0
+
+
+class Shrinking:
+    """What one process does about batches that do not fit; the size that fits is kept."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._size = 0
+        """Largest piece; 0: no batch has failed yet."""
+        self._went = False
+        """Whether anything fitted at all."""
+        self._failed = 0
+        """Items that did not fit alone, since one did."""
+
+    def through(
+        self,
+        batch: Sequence[Member],
+        key: Callable[[Member], str],
+        compute: Callable[[Sequence[Member]], Made],
+    ) -> Iterator[tuple[Sequence[Member], Made]]:
+        """Each piece with what `compute` made of it, in order. What does not fit even alone is told
+        and left out. Raises CannotFit when nothing fits."""
+        waiting = [batch]
+        while waiting:
+            piece = waiting.pop()
+            if 0 < self._size < len(piece):
+                waiting += pieces(piece, self._size)[::-1]
+                continue
+            words = ""
+            made: list[Made] = []
+            try:
+                made.append(compute(piece))
+            except Exception as error:
+                if isinstance(error, PenstockError) or not out_of_memory(error):
+                    raise
+                words = " ".join(f"{type(error).__name__}: {error}".split())
+            if made:
+                self._went, self._failed = True, 0
+                yield piece, made.pop()
+                continue
+            # Only here is the failed computation's traceback gone, and with it what its frames
+            # held.
+            give_back()
+            if len(piece) > 1:
+                self._size = smaller(len(piece))
+                self._report.rung(self._size, failed=len(piece), error=words[:200])
+                waiting.append(piece)
+                continue
+            self._failed += 1
+            if not self._went and self._failed == HOPELESS:
+                raise CannotFit(
+                    f"not even single items fit the memory there is ({words[:160]})",
+                    hint="Nothing finished is lost; give --memory more, or --precision auto",
+                )
+            self._report.too_large(key(piece[0]), wanted_bytes(words), words[:200])
+
+
+def wanted_bytes(words: str) -> int:
+    """What an allocator says that it was asked for; 0 when it does not say."""
+    found = WANTED.search(words)
+    return int(float(found[1]) * (1 << UNITS[found[2].lower()])) if found else 0
+
+
+def give_back() -> None:
+    """Give unused memory back to the device and to the system."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(AttributeError, OSError):  # a C library that cannot
+        ctypes.CDLL(None).malloc_trim(0)
