@@ -38,6 +38,12 @@ class Estimate:
     """Stored frames; given back after encoding."""
     feature_bytes: int
     """Stored features; kept for the next prompt."""
+    chunk_frames: int = 0
+    """Frames of its longest chunk."""
+    stored: tuple[int, int] = (0, 0)
+    """Height and width of a stored frame, in pixels."""
+    shown: tuple[int, int] = (0, 0)
+    """The same of a frame in the file."""
 
     @property
     def bytes(self) -> int:
@@ -105,14 +111,16 @@ def _estimate(job: Job, medium: Medium, header: tuple[float, int, int] | None) -
         return Estimate(seconds=0.0, chunks=0, frames=0, frame_bytes=0, feature_bytes=0)
     if index is not None:
         seconds, frames, pixels = index.duration, *_indexed(index)
-        chunks = len(index.chunks)
+        chunks, shown = len(index.chunks), (index.height, index.width)
+        longest = max((len(chunk.times) for chunk in index.chunks), default=0)
+        stored = max(((c.height, c.width) for c in index.chunks), key=math.prod, default=(0, 0))
     else:
         assert header is not None
-        seconds, height, width = header
-        high, wide = job.model.fit(medium.kind).size(height, width)
+        seconds, shown = header[0], header[1:]
+        stored = job.model.fit(medium.kind).size(*shown)
         counts = [1] if medium.kind == "image" else frame_counts(job.sampling, seconds)
-        chunks, frames = len(counts), sum(counts)
-        pixels = frames * high * wide
+        chunks, frames, longest = len(counts), sum(counts), max(counts)
+        pixels = frames * math.prod(stored)
     features = frames * job.model.feature_bytes(medium.kind)
     return Estimate(
         seconds=seconds,
@@ -120,6 +128,9 @@ def _estimate(job: Job, medium: Medium, header: tuple[float, int, int] | None) -
         frames=frames,
         frame_bytes=3 * pixels,
         feature_bytes=features,
+        chunk_frames=longest,
+        stored=stored,
+        shown=shown,
     )
 
 

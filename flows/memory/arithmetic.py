@@ -1,0 +1,251 @@
+"""The arithmetic of each stage, term by term; knows no budget."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+from flows.memory.estimate import StageEstimate, Term
+from flows.memory.loads import PIXEL_BYTES, Load
+from flows.memory.rungs import Rung
+from flows.memory.works import Expected, decoder_by_dimensions, encoder_by_dimensions, expected
+from flows.models import Model
+from flows.precision import BYTES, DTYPES, QUANTIZED, HalfSettings, weight_bytes
+from stages.models.card import HalfCard
+
+CONTEXT_BYTES = 512 << 20
+"""Of a GPU: the driver's context and the kernels that torch and cuBLAS load, between 250 MiB on
+older cards and 600 on newer ones, until it is measured here."""
+GPU_WORKSPACE_BYTES = 32 << 20
+"""What cuBLAS keeps for itself by torch's default on the largest cards (8 on others)."""
+HELD_BACK = 0.04
+"""Part of what is computed with that the allocator holds in blocks nothing fits into."""
+LIBRARIES_BYTES = 64 << 20
+"""What a stage process takes beside its imports and its model: the processor and its tokenizer, the
+model's classes, threads."""
+AHEAD = 2
+"""Batches that are read while one is computed (stages/models/ahead.py)."""
+KV_BITS = 4.5
+"""Of a number of a quantized KV cache: four, and its scale and offset."""
+KV_WHOLE_TOKENS = 128
+"""Latest tokens that such a cache keeps as they are."""
+KV_LAYERS_HERE = 2
+"""Layers of an offloaded KV cache that are on the device: the one that computes and the next."""
+PICTURES_HELD = 20
+"""Pictures that a video decoder holds: 16 that others refer to, and those of its threads."""
+YUV_BYTES = 1.5
+"""Bytes of a pixel as videos have it."""
+FILE_BYTES = 16 << 20
+"""What reading a video takes beside its pictures: its index, its times, the container's buffers."""
+PACK_BYTES = 64 << 20
+"""Pictures are stored together up to so many bytes (stages/frames/run.py)."""
+
+
+def estimate(
+    model: Model, rung: Rung, loads: Sequence[Load], device: str, max_new_tokens: int
+) -> StageEstimate:
+    """What a stage takes on a rung at the worst of its loads."""
+    calculate = partial(STAGES[rung.stage], model, rung, device=device, new=max_new_tokens)
+    return max((calculate(load) for load in loads), key=lambda found: found.peak_bytes)
+
+
+def gib(count: float) -> str:
+    """`2.84 GiB`."""
+    return f"{count / (1 << 30):.2f} GiB"
+
+
+def power_of_two(count: int) -> int:
+    """What a pinned allocation of so many bytes takes."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+def _frames(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> StageEstimate:
+    high, wide = load.shown
+    files = max(1, min(rung.batch, load.chunks))
+    if load.kind == "video":
+        pictures = math.ceil(PICTURES_HELD * YUV_BYTES * high * wide) + FILE_BYTES
+        terms = [
+            Term(
+                part="activation",
+                bytes=files * (load.frame_bytes + pictures),
+                why=f"{files} files at once x ({load.frames} frames of "
+                f"{load.stored[1]}x{load.stored[0]}x3, and {PICTURES_HELD} pictures of "
+                f"{wide}x{high} in the decoder)",
+            )
+        ]
+    else:
+        held = PACK_BYTES + 2 * 3 * high * wide
+        why = f"{files} packs of pictures of {PACK_BYTES >> 20} MiB, each with one being read"
+        terms = [Term(part="activation", bytes=files * held, why=why)]
+    # The device does nothing: a GPU's stage is measured by the host's memory as well.
+    return StageEstimate.of(rung, terms, device="cpu", load=load)
+
+
+def _encode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> StageEstimate:
+    half, rows = model.card.vision, load.rows("encode", rung.batch)
+    settings = settings_on(model.vision, half, rung)
+    pixels = rows * load.units * PIXEL_BYTES
+    terms = list(_weights(half, settings, rung, device))
+    work = None
+    if model.card.route == "joint":
+        why = f"{rows} chunks x {load.units:,} numbers of pixels, which go on as they are"
+        terms.append(Term(part="activation", bytes=2 * pixels, why=why))
+    else:
+        work = _encoder_work(model, settings, rows, load)
+        why = f"{rows} chunks x {load.units:,} numbers of pixels: {_told(work)}"
+        terms.append(Term(part="activation", bytes=math.ceil(work.peak_bytes), why=why))
+    each = rows * (load.units * PIXEL_BYTES + load.frame_bytes)
+    terms += _around(rung, terms, device, _ahead(load, rows, each, "pixels and frames"))
+    flops = work.flops * load.chunks / rows if work else 0
+    guessed = work is not None and not work.known
+    return StageEstimate.of(
+        rung, terms, device=device, load=load, flops=flops, by_dimensions=guessed
+    )
+
+
+def _decode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> StageEstimate:
+    half, rows = model.card.language, load.rows("decode", rung.batch)
+    settings = settings_on(model.language, half, rung)
+    terms = list(_weights(half, settings, rung, device))
+    work = _decoder_work(model, settings, load.kind, rows, load.tokens)
+    whole = math.ceil(work.kept_bytes * (load.tokens + new) / load.tokens)
+    why = f"{rows} rows x ({load.tokens:,} + {new} tokens) x "
+    why += f"{whole / rows / (load.tokens + new):,.0f} bytes"
+    terms += _cache(rung, whole, half, rows, load.tokens + new, device, why)
+    reading = _reading(model, settings, rung, rows, load, work)
+    # The cache is counted as it is in the end; while the prompt is read it is not yet so long.
+    grows = min(whole - work.kept_bytes, reading) if not rung.kv else 0.0
+    why = f"{rows} rows x {load.tokens:,} tokens: {_told(work)}"
+    if rung.prefill:
+        why += f", {rung.prefill} at once through an MLP"
+    if grows:
+        why += f", less {gib(grows)} that the cache is shorter then"
+    terms.append(Term(part="activation", bytes=math.ceil(reading - grows), why=why))
+    ahead = _ahead(load, rows, rows * load.feature_bytes, "features")
+    terms += _around(rung, terms, device, ahead)
+    flops = (work.flops + new * work.step_flops) * load.chunks / rows
+    return StageEstimate.of(
+        rung, terms, device=device, load=load, flops=flops, by_dimensions=not work.known
+    )
+
+
+STAGES: dict[str, Callable[..., StageEstimate]] = {
+    "frames": _frames,
+    "encode": _encode,
+    "decode": _decode,
+}
+
+
+def settings_on(settings: HalfSettings, half: HalfCard, rung: Rung) -> HalfSettings:
+    """What a half computes in on a rung."""
+    precision = rung.precision or settings.precision
+    dtype = DTYPES.get(precision, settings.dtype)
+    taken = weight_bytes(half, precision, dtype)
+    if not half.parameters:
+        taken = 0
+    return replace(settings, precision=precision, dtype=dtype, weight_bytes=taken)
+
+
+def _weights(half: HalfCard, settings: HalfSettings, rung: Rung, device: str) -> Iterator[Term]:
+    each, precision = BYTES.get(settings.dtype, 4), settings.precision
+    count = f"{half.parameters / 1e6:,.0f} M"
+    if rung.offload:
+        ends = (half.parameters - half.layers * half.layer_parameters) * each
+        layer = half.layer_parameters * each
+        why = f"the largest of {half.layers} layers ({gib(layer)}) and what is outside of them"
+        yield Term(part="weight", bytes=layer + max(0, ends), why=why)
+        if device.startswith("cuda"):
+            why = f"{count} numbers x {each} bytes, kept in host memory"
+            yield Term(part="host", bytes=settings.weight_bytes, why=why)
+        return
+    why = f"{count} numbers x {each} bytes ({precision})"
+    if half.stored_as:
+        why = f"{count} numbers as they were saved ({half.stored_as})"
+    elif precision in QUANTIZED:
+        linear = half.linear_parameters / 1e6
+        why = f"{linear:,.0f} M of {count} numbers in {precision} with scales, others x {each}"
+    yield Term(part="weight", bytes=settings.weight_bytes, why=why)
+    if precision in (*QUANTIZED, "fp4"):
+        why = f"the largest quantized layer unpacked: {half.largest_linear:,} numbers x {each}"
+        yield Term(part="workspace", bytes=half.largest_linear * each, why=why)
+
+
+def _cache(
+    rung: Rung, whole: int, half: HalfCard, rows: int, tokens: int, device: str, why: str
+) -> Iterator[Term]:
+    layers = max(1, half.layers)
+    if rung.kv == "offloaded":
+        here = math.ceil(whole * min(1.0, KV_LAYERS_HERE / layers))
+        told = f"{KV_LAYERS_HERE} of {layers} layers of {why}"
+        yield Term(part="kv", bytes=here, why=told)
+        pinned = 2 * layers * power_of_two(math.ceil(whole / (2 * layers)))
+        yield Term(part="host", bytes=pinned, why=f"{why}, pinned: each a power of two")
+    elif rung.kv == "quantized":
+        latest = min(1.0, KV_WHOLE_TOKENS / tokens)
+        packed = whole * (latest + (1 - latest) * KV_BITS / 16)
+        told = f"{why}, {KV_BITS} bits each but of the latest {KV_WHOLE_TOKENS}"
+        yield Term(part="kv", bytes=math.ceil(packed), why=told)
+    else:
+        yield Term(part="kv", bytes=whole, why=why)
+
+
+def _around(rung: Rung, terms: Sequence[Term], device: str, ahead: Term) -> Iterator[Term]:
+    """What is needed beside weights and what is computed with."""
+    computing = sum(term.bytes for term in terms if term.part == "activation")
+    back = math.ceil(HELD_BACK * computing)
+    why = f"{HELD_BACK:.0%} of what is computed with, held back by the allocator"
+    yield Term(part="workspace", bytes=back, why=why)
+    if device.startswith("cuda"):
+        yield Term(part="workspace", bytes=GPU_WORKSPACE_BYTES, why="scratch of cuBLAS")
+        yield Term(part="context", bytes=CONTEXT_BYTES, why="the driver, and torch's kernels")
+        yield replace(ahead, part="host")
+        yield Term(part="host", bytes=LIBRARIES_BYTES, why="processor, tokenizer, classes")
+    else:
+        yield ahead
+        yield Term(part="workspace", bytes=LIBRARIES_BYTES, why="processor, tokenizer, classes")
+
+
+def _ahead(load: Load, rows: int, each: int, what: str) -> Term:
+    batches = min(AHEAD, math.ceil(load.chunks / rows) - 1)
+    why = f"{batches} batches of {what} read ahead x {gib(each)}"
+    return Term(part="workspace", bytes=batches * each, why=why)
+
+
+def _encoder_work(model: Model, settings: HalfSettings, rows: int, load: Load) -> Expected:
+    half = model.card.vision
+    if not half.works:
+        each = BYTES.get(settings.dtype, 4)
+        return encoder_by_dimensions(half, each, rows, load.units, load.feature_bytes)
+    return _in_dtype(expected(half.works, load.kind, rows, load.units), model, settings)
+
+
+def _decoder_work(
+    model: Model, settings: HalfSettings, kind: str, rows: int, tokens: int
+) -> Expected:
+    if not model.card.language.works:
+        return decoder_by_dimensions(model.card, BYTES.get(settings.dtype, 4), rows, tokens)
+    found = expected(model.card.language.works, kind, rows, tokens)
+    return _in_dtype(found, model, settings)
+
+
+def _in_dtype(work: Expected, model: Model, settings: HalfSettings) -> Expected:
+    """Works are told in the checkpoint's own dtype."""
+    times = BYTES.get(settings.dtype, 4) / BYTES.get(model.card.dtype, 4)
+    peak, kept = work.peak_bytes * times, work.kept_bytes * times
+    return replace(work, peak_bytes=peak, kept_bytes=kept)
+
+
+def _reading(
+    model: Model, settings: HalfSettings, rung: Rung, rows: int, load: Load, work: Expected
+) -> float:
+    """What reading the prompts takes beside weights and cache."""
+    most = max(0.0, work.peak_bytes - work.kept_bytes)
+    if not 0 < rung.prefill < load.tokens * rows:
+        return most
+    piece = _decoder_work(model, settings, load.kind, 1, rung.prefill)
+    going_on = 4 * rows * load.tokens * model.card.feature_width * BYTES.get(settings.dtype, 4)
+    return min(most, going_on + max(0.0, piece.peak_bytes - piece.kept_bytes))
+
+
+def _told(work: Expected) -> str:
+    return "a run without data" if work.known else "an estimate by dimensions"

@@ -1,0 +1,133 @@
+"""Which rung each stage of a job is started on: the first that is expected to keep to the budget;
+starts nothing."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from artifacts.errors import CannotFit
+from flows.config import CaptionConfig
+from flows.memory.arithmetic import estimate
+from flows.memory.budget import Budget
+from flows.memory.estimate import StageEstimate
+from flows.memory.loads import Load, loads_of
+from flows.memory.rungs import Rung
+from flows.models import Model
+
+if TYPE_CHECKING:
+    from flows.prepare import Job
+    from flows.sizes import Estimate
+
+STAGES = ("frames", "encode", "decode")
+DOUBT = 0.9
+"""A stage is refused when even so large a part of what its last rung is expected to take is too
+much: estimates are that good."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """What is to fit."""
+
+    model: Model
+    config: CaptionConfig
+    device: str
+    loads: tuple[Load, ...]
+    stages: tuple[str, ...] = STAGES
+
+    def estimate(self, rung: Rung) -> StageEstimate:
+        """What a stage takes on that rung."""
+        new = self.config.max_new_tokens
+        return estimate(self.model, rung, self.loads, self.device, new)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What was found for one stage."""
+
+    first: StageEstimate
+    """On the rung that the command asks for."""
+    taken: StageEstimate
+    """On the one that it is started on: the first that fits, else the smallest."""
+    fits: bool
+    """Whether that is expected to keep to the budget."""
+    refused: bool
+    """Whether it cannot."""
+
+
+def choose(
+    job: "Job",
+    budget: Budget,
+    rungs: Mapping[str, Sequence[Rung]],
+    expected: "Sequence[Estimate] | None" = None,
+) -> dict[str, StageEstimate]:
+    """What each stage of a job starts on. `rungs`: of each stage, cheapest first; `expected`: an
+    estimate of disk for each medium, when there is one already. Raises CannotFit."""
+    from flows.memory.changes import cannot_fit
+
+    question = question_of(job, tuple(rungs), expected)
+    if not question.loads:
+        return {}
+    found = choices(question, rungs, budget)
+    refused = [choice for choice in found.values() if choice.refused]
+    if refused:
+        raise cannot_fit(question, refused, budget)
+    return {stage: choice.taken for stage, choice in found.items()}
+
+
+def question_of(
+    job: "Job",
+    stages: Collection[str] = STAGES,
+    expected: "Sequence[Estimate] | None" = None,
+) -> Question:
+    """The question that a job is."""
+    from flows.sizes import estimates
+
+    media = job.media
+    loads = loads_of(job.model, media, estimates(job) if expected is None else expected)
+    return Question(
+        model=job.model,
+        config=job.config,
+        device=job.device,
+        loads=tuple(loads),
+        stages=tuple(stages),
+    )
+
+
+def choices(
+    question: Question, rungs: Mapping[str, Sequence[Rung]], budget: Budget
+) -> dict[str, Choice]:
+    """What is found for each stage."""
+    return {stage: _choice(question, rungs[stage], budget) for stage in question.stages}
+
+
+def _choice(question: Question, rungs: Sequence[Rung], budget: Budget) -> Choice:
+    tried: list[StageEstimate] = []
+    for rung in rungs:
+        found = question.estimate(rung)
+        tried.append(found)
+        if fits(found, budget):
+            return Choice(first=tried[0], taken=found, fits=True, refused=False)
+    least = min(tried, key=lambda found: found.peak_bytes)
+    return Choice(first=tried[0], taken=least, fits=False, refused=refused(least, budget))
+
+
+def fits(found: StageEstimate, budget: Budget) -> bool:
+    """Whether a stage is expected to keep to the budget."""
+    return found.peak_bytes <= allowed(found, budget) and found.host_bytes <= budget.host_bytes
+
+
+def refused(found: StageEstimate, budget: Budget) -> bool:
+    """Whether it cannot, as sure as estimates are."""
+    sure = DOUBT * found.peak_bytes
+    if found.by_dimensions:
+        sure = found.weight_bytes + found.context_bytes
+    return sure > allowed(found, budget) or DOUBT * found.host_bytes > budget.host_bytes
+
+
+def allowed(found: StageEstimate, budget: Budget) -> int:
+    """What a stage may take of where it computes: frames are cut on the host."""
+    on_host = found.rung.stage == "frames" and budget.device != "cpu"
+    return budget.host_bytes if on_host else budget.bytes
+
+
+__all__ = ["CannotFit", "Choice", "Question", "choices", "choose", "fits", "question_of"]

@@ -1,0 +1,162 @@
+"""What of a job is computed at once: its largest chunks, in pixels and tokens; opens no file."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from artifacts.schema import FrameFit, MediaKind, Sampling
+from flows.ledger import BYTES_A_TOKEN, Medium
+from flows.models import Model
+from flows.sizes import UNKNOWN_SIZE, Estimate, frame_counts
+from stages.models.card import ModelCard, SeenSize
+
+TEMPLATE_TOKENS = 48
+"""What a chat template writes about a prompt, such as a system's greeting, at the most."""
+FRAMES_A_BATCH = 64
+"""The encode stage takes fewer chunks a batch when they hold more frames than this together."""
+PROBED_EDGE = 1280
+"""Pixels of a side of the largest square of which a card tells what is made of it."""
+STANDARD_CHUNKS = 64
+"""Chunks that are assumed where no media are given: more than any batch holds."""
+PIXEL_BYTES = 4
+"""Processors give pixels as 32-bit numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """The chunks of one kind that a job has, told by the largest of them."""
+
+    kind: MediaKind
+    chunks: int
+    """How many there are."""
+    frames: int
+    """Of the largest."""
+    stored: tuple[int, int]
+    """Height and width of a stored frame, in pixels."""
+    shown: tuple[int, int]
+    """The same of a frame in the file."""
+    units: int
+    """Numbers of pixel input a chunk."""
+    tokens: int
+    """Tokens of the prompt of a chunk, the places of its pictures among them."""
+    text_tokens: int
+    """How many of them are no places of pictures."""
+    feature_bytes: int
+    """Features of a chunk, as stored."""
+
+    def rows(self, stage: str, batch: int) -> int:
+        """Chunks that go through together where at most `batch` may."""
+        if stage == "encode":
+            batch = min(batch, max(1, FRAMES_A_BATCH // self.frames))
+        return max(1, min(batch, self.chunks))
+
+    @property
+    def frame_bytes(self) -> int:
+        """Stored frames of a chunk."""
+        return 3 * self.frames * math.prod(self.stored)
+
+    def with_frames(self, frames: int) -> "Load":
+        """The same with fewer frames a chunk."""
+        share = frames / self.frames
+        return replace(
+            self,
+            frames=frames,
+            units=math.ceil(self.units * share),
+            tokens=self.text_tokens + math.ceil((self.tokens - self.text_tokens) * share),
+            feature_bytes=math.ceil(self.feature_bytes * share),
+        )
+
+    def line(self) -> str:
+        """`video chunks of up to 32 frames of 640x360, 2,100 tokens`."""
+        high, wide = self.stored
+        many = f"chunks of up to {self.frames} frames" if self.kind == "video" else "images"
+        return f"{self.kind} {many} of {wide}x{high}, {self.tokens:,} tokens a prompt"
+
+
+def loads_of(model: Model, media: Sequence[Medium], expected: Sequence[Estimate]) -> list[Load]:
+    """The loads of a job's media, an estimate for each: of either kind the chunk with the most
+    pixels and, where it is another, the one with the largest frames."""
+    found: list[Load] = []
+    pairs = [(m, e) for m, e in zip(media, expected, strict=True) if e.chunks]
+    kinds: tuple[MediaKind, MediaKind] = ("video", "image")
+    for kind in kinds:
+        of_kind = [(m, e) for m, e in pairs if m.kind == kind]
+        if not of_kind:
+            continue
+        chunks = sum(e.chunks for _, e in of_kind)
+        prompt = max((m.prompt for m, _ in of_kind), key=len)
+        most = max((e for _, e in of_kind), key=lambda e: e.chunk_frames * math.prod(e.stored))
+        widest = max((e for _, e in of_kind), key=lambda e: math.prod(e.stored))
+        for estimate in {id(e): e for e in (most, widest)}.values():
+            sizes = (estimate.chunk_frames, estimate.stored, estimate.shown)
+            found.append(load_of(model, kind, chunks, *sizes, prompt))
+    return found
+
+
+def standard_loads(model: Model, sampling: Sampling, prompt: str) -> list[Load]:
+    """What is assumed where no media are given: full chunks of a long video in full HD; of a model
+    that takes no video, the same as pictures."""
+    frames = max(frame_counts(sampling, 4 * sampling.chunk_seconds))
+    stored = model.fit("video").size(*UNKNOWN_SIZE)
+    return [load_of(model, "video", STANDARD_CHUNKS, frames, stored, UNKNOWN_SIZE, prompt)]
+
+
+def load_of(
+    model: Model,
+    kind: MediaKind,
+    chunks: int,
+    frames: int,
+    stored: tuple[int, int],
+    shown: tuple[int, int],
+    prompt: str,
+) -> Load:
+    """A load with what the card says of such frames."""
+    tokens, pixel_bytes = seen(model.card, model.fit(kind), kind, stored)
+    each = model.feature_bytes(kind)
+    most = model.card.image_tokens if kind == "image" else model.card.frame_tokens
+    share = tokens / most if most else 1.0
+    # Encoders that take frames in pairs make two of an odd one.
+    counted = frames + frames % 2 if "video" in model.card.modalities and kind == "video" else 1
+    counted = max(frames, counted)
+    text = TEMPLATE_TOKENS + len(prompt.encode()) // BYTES_A_TOKEN
+    return Load(
+        kind=kind,
+        chunks=chunks,
+        frames=frames,
+        stored=stored,
+        shown=shown,
+        units=math.ceil(counted * pixel_bytes / PIXEL_BYTES),
+        tokens=math.ceil(counted * tokens) + text,
+        text_tokens=text,
+        feature_bytes=math.ceil(counted * each * share),
+    )
+
+
+def seen(
+    card: ModelCard, fit: FrameFit, kind: MediaKind, stored: tuple[int, int]
+) -> tuple[float, float]:
+    """Tokens and pixel bytes of a stored frame, from what the card says of square ones of as many
+    pixels."""
+    image = kind == "image"
+    sizes = card.image_sizes if image else card.frame_sizes
+    largest = SeenSize(
+        edge=PROBED_EDGE,
+        tokens=card.image_tokens if image else card.frame_tokens,
+        pixel_bytes=card.image_pixel_bytes if image else card.frame_pixel_bytes,
+    )
+    # A frame that is stored as large as it is ever seen counts as one.
+    square = math.prod(fit.size(PROBED_EDGE, PROBED_EDGE))
+    pixels = math.prod(stored)
+    if pixels >= square:
+        return largest.tokens, largest.pixel_bytes
+    known = [*sizes, largest]
+    above = next((i for i, size in enumerate(known) if size.edge**2 >= pixels), len(known) - 1)
+    high, low = known[above], known[max(above - 1, 0)]
+    share = 1.0
+    if high.edge > low.edge:
+        share = min(1.0, max(0.0, (pixels - low.edge**2) / (high.edge**2 - low.edge**2)))
+
+    def between(a: int, b: int) -> float:
+        return a + share * (b - a)
+
+    return between(low.tokens, high.tokens), between(low.pixel_bytes, high.pixel_bytes)

@@ -1,0 +1,147 @@
+"""Cards written by hand, from published dimensions: LLaVA-1.5-7B as its paper has it."""
+
+from pathlib import Path
+
+from artifacts.schema import FrameFit
+from flows.config import CaptionConfig
+from flows.memory.budget import Budget
+from flows.memory.choose import Question
+from flows.memory.loads import Load
+from flows.models import Model
+from flows.precision import settle
+from stages.models.card import HalfCard, ModelCard, SamplingCard
+from stages.models.footprint import Work
+from stages.models.hub.checkpoint import Checkpoint
+
+GIB = 1 << 30
+WIDTH, INSIDE, LAYERS, VOCABULARY = 4096, 11008, 32, 32064
+LAYER = 4 * WIDTH**2 + 3 * WIDTH * INSIDE + 2 * WIDTH
+LANGUAGE = LAYERS * LAYER + 2 * VOCABULARY * WIDTH + WIDTH
+LINEAR = LAYERS * (LAYER - 2 * WIDTH)
+ROWS = LAYERS * (5 * WIDTH + 2 * INSIDE)
+KV_A_TOKEN = 2 * LAYERS * WIDTH * 2
+"""Bytes in 16 bit."""
+A_TOKEN = 100_000
+"""Bytes that reading a token is said to take beside the KV cache."""
+SEES = 303_507_456 + 20_979_712
+"""CLIP ViT-L/14 of 336 pixels, and the projector."""
+TOKENS = 576
+NUMBERS = 3 * 336 * 336
+AN_IMAGE = 50_000_000
+"""Bytes that encoding an image is said to take."""
+
+
+def decoding(rows: int, tokens: int) -> Work:
+    kept = rows * tokens * KV_A_TOKEN
+    return Work(
+        kind="image",
+        rows=rows,
+        units=tokens,
+        peak_bytes=kept + rows * tokens * A_TOKEN,
+        kept_bytes=kept,
+        flops=2 * LINEAR * rows * tokens,
+        step_flops=2 * LANGUAGE * rows,
+    )
+
+
+def encoding(rows: int) -> Work:
+    return Work(
+        kind="image",
+        rows=rows,
+        units=NUMBERS,
+        peak_bytes=rows * AN_IMAGE,
+        kept_bytes=rows * TOKENS * WIDTH * 2,
+        flops=rows * 350 * 10**9,
+    )
+
+
+CARD = ModelCard(
+    folder="llava",
+    class_name="LlavaForConditionalGeneration",
+    model_type="llava",
+    modalities=("image",),
+    dtype="float16",
+    vision=HalfCard(
+        shards=("a.safetensors",),
+        tensors=(),
+        parameters=SEES,
+        stored_bytes=2 * SEES,
+        linear_modules=146,
+        linear_parameters=302_000_000,
+        linear_rows=200_000,
+        largest_linear=WIDTH * WIDTH,
+        layers=24,
+        layer_parameters=12_596_224,
+        works=(encoding(1), encoding(2)),
+    ),
+    language=HalfCard(
+        shards=("b.safetensors",),
+        tensors=(),
+        parameters=LANGUAGE,
+        stored_bytes=2 * LANGUAGE,
+        linear_modules=7 * LAYERS,
+        linear_parameters=LINEAR,
+        linear_rows=ROWS,
+        largest_linear=WIDTH * INSIDE,
+        layers=LAYERS,
+        layer_parameters=LAYER,
+        works=(decoding(1, 512), decoding(2, 512), decoding(1, 2048)),
+    ),
+    sampling=SamplingCard(),
+    fit_video=FrameFit(long_edges=((1.0, 336),)),
+    fit_image=FrameFit(long_edges=((1.0, 336),)),
+    feature_width=WIDTH,
+    image_tokens=TOKENS,
+    frame_tokens=TOKENS,
+    image_pixel_bytes=4 * NUMBERS,
+    frame_pixel_bytes=4 * NUMBERS,
+)
+
+
+def model(card: ModelCard = CARD, device: str = "cuda:0", **options: str) -> Model:
+    """A card with the settings that these options give it."""
+    halves = settle(CaptionConfig(sources=("a",), **options), card, device)  # type: ignore[arg-type]
+    return Model(
+        name="llava",
+        checkpoint=Checkpoint(name="llava", folder=Path("llava")),
+        card=card,
+        vision_digest="v",
+        language_digest="l",
+        vision=halves["vision"],
+        language=halves["language"],
+    )
+
+
+def images(count: int = 8, tokens: int = 1000) -> Load:
+    return Load(
+        kind="image",
+        chunks=count,
+        frames=1,
+        stored=(336, 336),
+        shown=(1000, 1000),
+        units=NUMBERS,
+        tokens=tokens,
+        text_tokens=tokens - TOKENS,
+        feature_bytes=2 * TOKENS * WIDTH,
+    )
+
+
+def question(*loads: Load, device: str = "cuda:0", **options: str) -> Question:
+    return Question(
+        model=model(CARD, device, **options),
+        config=CaptionConfig(sources=("a",), **options),  # type: ignore[arg-type]
+        device=device,
+        loads=loads or (images(),),
+    )
+
+
+def budget(gib: float, device: str = "cuda:0", host: float = 64) -> Budget:
+    allowed = int(gib * GIB)
+    return Budget(
+        device=device,
+        bytes=allowed,
+        given=True,
+        free_bytes=allowed,
+        total_bytes=24 * GIB,
+        host_bytes=int(host * GIB),
+    )
