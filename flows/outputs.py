@@ -1,9 +1,11 @@
 """From stored captions to the files people asked for; runs no model."""
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from artifacts.captions import Caption, Failure, write_jsonl
 from artifacts.files import write_text
@@ -107,25 +109,34 @@ def write_outputs(job: Job, *, last: bool) -> tuple[int, list[Failure], list[str
     them while the run goes on.
     """
     failures = failures_of(job)
-    written = 0
+    counts: list[int] = []
 
     def rows() -> Iterator[Caption]:
         # Made anew for each file: all of them together would be most of the memory of a large run.
-        nonlocal written
-        written = 0
+        counts.clear()
         for captions in captions_by_file(job):
-            written += len(captions)
+            counts.append(len(captions))
             yield from captions
 
     write_jsonl(job.out / "captions.jsonl", rows())
     write_jsonl(job.out / "failures.jsonl", failures)
+    write_text(job.out / "media.jsonl", media_lines(job.files, counts))
     warnings: list[str] = []
     for form in job.config.format:
         if form in WRITERS:
             warnings += _write_files(job, form)
         elif form in TABLES and last:
             TABLES[form](job.out / f"captions.{form}", rows())
-    return written, failures, warnings
+    return sum(counts), failures, warnings
+
+
+def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator[str]:
+    """Of each file where it lies and how many lines of `captions.jsonl` are of it, in the order of
+    those lines: two files of one name and source could not be told apart otherwise."""
+    for file, count in zip(files, captions, strict=True):
+        row = {"media_path": file.media_path, "source": file.source, "kind": file.kind}
+        place = quote(os.fsencode(file.path))  # a name need not be UTF-8
+        yield json.dumps({**row, "url": f"file://{place}", "captions": count}) + "\n"
 
 
 def captions_by_file(job: Job) -> Iterator[list[Caption]]:

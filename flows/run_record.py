@@ -28,6 +28,8 @@ NAMED_FAILURES = 20
 """Failures that the record names; all of them are in `failures.jsonl` when the run ends."""
 TIMELINE_POINTS = 7200
 """Points of a stage's memory timeline; when there are more, every two neighbours become one."""
+SPANS = 1000
+"""Stage processes whose beginning and end are kept; of more, every two neighbours become one."""
 KEPT_WARNINGS = 1000
 """Warnings of a stage that are kept; each caption has its own in `captions.jsonl`."""
 RECORDED = ("penstock", "torch", "transformers", "accelerate", "bitsandbytes", "av", "prefect")
@@ -42,6 +44,7 @@ class RunRecord:
         self._written = 0.0
         self._lock = threading.RLock()
         self.value: dict[str, Any] = {**_blank(out), "versions": versions(), **more}
+        self._began = seconds_of(self.value["started"])
 
     def stage(self, name: str) -> dict[str, Any]:
         """The record of one stage, to be changed in place."""
@@ -114,7 +117,13 @@ class RunRecord:
 
     def _count(self, outcome: StageOutcome, attention: str, precision: Mapping[str, str]) -> None:
         entry = self.stage(outcome.name)
-        offset = entry["seconds"]
+        offset, ended = entry["seconds"], time.time()
+        began = entry["since"] or ended - outcome.seconds
+        span = [round(began - self._began, 1), round(ended - self._began, 1), round(offset, 2)]
+        entry["spans"].append([max(0.0, span[0]), *span[1:]])
+        while len(entry["spans"]) > SPANS:
+            pairs = [entry["spans"][at : at + 2] for at in range(0, len(entry["spans"]), 2)]
+            entry["spans"] = [[pair[0][0], pair[-1][1], pair[0][2]] for pair in pairs]
         entry["processes"] += 1
         entry.update(running=0, since=0.0, recent=[])
         for name in ("items", "tokens", "seconds", "cpu_seconds"):
@@ -213,6 +222,7 @@ def _empty(name: str) -> dict[str, Any]:
         "baseline_after_bytes": 0,
         "attention": "",
         "precision": {},
+        "spans": [],
         "timeline": [],
         "warnings": [],
         "notes": {},
@@ -221,6 +231,11 @@ def _empty(name: str) -> dict[str, Any]:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def seconds_of(stamp: str) -> float:
+    """A time of the record in seconds since the epoch."""
+    return datetime.fromisoformat(stamp).timestamp()
 
 
 def versions() -> dict[str, str]:

@@ -26,6 +26,7 @@ COMMANDS = {
     "caption": CAPTION_OPTIONS | {"--dry-run", "--quiet", "--json", "--prefect"},
     "plan": CAPTION_OPTIONS | {"--json"},
     "status": {"OUT", "--json"},
+    "report": {"OUT", "--to"},
     "cache": {"ACTION"},
     "doctor": set(),
     "demo": {"--clips", "--seed", "--precision"},

@@ -36,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="how a run stands", epilog=EPILOG)
     status.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     status.add_argument("--json", action="store_true", help="print the record as JSON")
+    report = commands.add_parser("report", help="a run as one HTML file", epilog=EPILOG)
+    report.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+    report.add_argument("--to", default="", metavar="FILE", help="[OUT/report.html]")
     add_cache_commands(commands.add_parser("cache", help="look after the store", epilog=EPILOG))
     commands.add_parser("doctor", help="what this machine has and lacks", epilog=EPILOG)
     demo = commands.add_parser("demo", help="caption a dozen clips of the demo world, with score")
@@ -119,6 +122,10 @@ def run(given: argparse.Namespace) -> int:
         from flows.cli.status_command import status_command
 
         return status_command(given)
+    if given.command == "report":
+        from flows.cli.report_command import report_command
+
+        return report_command(given)
     from flows.cli import look_commands
 
     return look_commands.COMMANDS[given.command](given)

@@ -5,12 +5,11 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from flows.display import duration, printable
-from flows.run_record import load_record
+from flows.run_record import load_record, seconds_of
 from flows.standing import COLUMNS, StageStanding, advice, cells, places, standing, what
 
 ROW = "{:8s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"
@@ -58,8 +57,3 @@ def headline(record: Mapping[str, Any]) -> str:
     if state == "died":
         return f"died: process {record['pid']} is gone; its last word is {ago} old"
     return f"{state} {ago} ago{error}"
-
-
-def seconds_of(stamp: str) -> float:
-    """A time of the record in seconds since the epoch."""
-    return datetime.fromisoformat(stamp).timestamp()

@@ -1,0 +1,102 @@
+// The page as a whole, from the data beside this script.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const main = document.getElementById("main");
+
+function section(id, title, ...children) {
+  document.getElementById("nav").append(el("a", {href: `#${id}`}, title));
+  const made = el("section", {id, "aria-label": title}, el("h2", {}, title), ...children);
+  main.append(made);
+  return made;
+}
+
+function run() {
+  const marks = {done: "✓", running: "…", failed: "✕", interrupted: "‖", died: "✕"};
+  section("run", "Run",
+    el("p", {class: "state"}, el("span", {class: `badge ${data.state}`}, `${marks[data.state] || ""} ${data.state}`), " ",
+      el("span", {class: "quiet"}, `${data.out} · as of ${data.updated.replace("T", " ")}`)),
+    data.error ? el("p", {class: "warning"}, data.error) : null,
+    data.advice ? el("p", {}, data.advice) : null,
+    el("dl", {class: "totals"}, data.totals.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
+    el("details", {open: true}, el("summary", {}, "What was run, and on what"),
+      el("dl", {class: "about"}, data.about.map(([name, value]) => [el("dt", {}, name), el("dd", {dir: "auto"}, value)]))));
+}
+
+function memory() {
+  const box = el("div");
+  section("memory", "Time and memory", box, table(data.columns, data.stages, "stages"));
+  new Plot(box, data.timeline);
+  const {rungs} = data.timeline;
+  if (rungs.length) section("rungs", "Rungs",
+    el("p", {class: "quiet"}, "How each stage was run, and why it was changed."),
+    table(["at", "stage", "rung", "because", "what was told"],
+      rungs.map(rung => [rung.at === null ? "-" : clock(rung.at), rung.stage, rung.name, rung.reason, rung.error])));
+}
+
+function trouble() {
+  const {failures, warnings} = data;
+  if (failures.length) {
+    const list = el("div", {class: "troubles"});
+    section("failures", "Failures", el("p", {class: "quiet"}, counted(Math.max(data.failed, failures.length), "file")), list);
+    windowed(list, failures, {group: 50, height: 76, build: failure => el("article", {class: "trouble"},
+      el("h3", {dir: "auto"}, failure.media_path, el("span", {class: "quiet"}, ` ${failure.stage}`)),
+      el("p", {dir: "auto"}, `${failure.message}. `, el("b", {}, failure.hint)))});
+  }
+  if (warnings.length) {
+    const list = el("div", {class: "troubles"});
+    section("warnings", "Warnings", el("details", {}, el("summary", {}, counted(warnings.length, "warning")), list));
+    windowed(list, warnings, {group: 50, height: 30, build: ([stage, text]) => el("p", {dir: "auto"}, el("b", {}, stage), ` ${text}`)});
+  }
+}
+
+function media() {
+  const open = viewer(document.getElementById("viewer"), data);
+  const kinds = [["video", "Videos", 6, 330], ["image", "Images", 40, 240]].map(([kind, title, group, height]) => {
+    const all = data.media.filter(medium => medium.kind === kind), list = el("div"), told = el("p", {class: "quiet", "aria-live": "polite"});
+    if (all.length) section(kind + "s", title, told, list);
+    return {kind, all, list, told, group, height};
+  });
+  const show = words => {
+    const has = text => words.every(word => text.toLowerCase().includes(word));
+    for (const {kind, all, list, told, group, height} of kinds) {
+      const found = all.map(medium => ({medium, shown: medium.captions.filter(caption => has(caption[2]))}))
+        .map(one => has(one.medium.name) && !one.shown.length ? {...one, shown: one.medium.captions} : one)
+        .filter(one => !words.length || one.shown.length || has(one.medium.name));
+      const captions = found.reduce((sum, one) => sum + one.shown.length, 0);
+      told.textContent = `${words.length ? `${found.length} of ` : ""}${counted(all.length, kind)}, ${counted(captions, "caption")}`;
+      const images = found.map(one => one.medium);
+      const build = kind === "video" ? one => videoCard(one.medium, one.shown, words, data)
+        : one => imageTile(one.medium, words, data, medium => open(medium, images));
+      windowed(list, found, {group, height, build, columns: kind === "image"});
+    }
+  };
+  show([]);
+  return {show, lists: kinds.map(one => one.list)};
+}
+
+run();
+memory();
+trouble();
+const shelves = media();
+
+const search = document.getElementById("search");
+let waiting = 0;
+search.addEventListener("input", () => {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => shelves.show(search.value.toLowerCase().split(/\s+/).filter(Boolean)), 150);
+});
+document.addEventListener("keydown", event => {
+  if (event.key !== "/" || event.target.matches("input, textarea")) return;
+  event.preventDefault();
+  search.focus();
+});
+document.getElementById("theme").addEventListener("click", () => {
+  const set = document.documentElement.dataset.theme;
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  document.documentElement.dataset.theme = (set || system) === "dark" ? "light" : "dark";
+});
+addEventListener("beforeprint", () => {
+  if (data.media.length <= 500) shelves.lists.forEach(list => list.putAll?.());
+});
+document.title = `${data.state} – ${data.out} – Penstock`;
+document.documentElement.dataset.ready = "true";
