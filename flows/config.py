@@ -21,10 +21,14 @@ ABOVE_ZERO = ("chunk", "fps", "frames", "max_frames", "batch_size", "max_new_tok
 """Options that are numbers above 0."""
 
 
+def user_cache() -> Path:
+    """Where what is known of this machine is kept, whatever the store."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "penstock"
+
+
 def default_store() -> str:
     """`$PENSTOCK_STORE`, or a folder in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return os.environ.get("PENSTOCK_STORE") or str(Path(cache).expanduser() / "penstock")
+    return os.environ.get("PENSTOCK_STORE") or str(user_cache())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

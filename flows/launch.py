@@ -14,6 +14,7 @@ ENTRIES: Mapping[str, str] = {
     "encode": "stages.encode.run:run",
     "decode": "stages.decode.run:run",
     "cut": "stages.frames.cut:run",
+    "measure": "stages.memory.measure:run",
 }
 """Stage name → the function that its process calls."""
 

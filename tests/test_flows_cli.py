@@ -28,7 +28,7 @@ COMMANDS = {
     "status": {"OUT", "--json"},
     "report": {"OUT", "--to"},
     "cache": {"ACTION"},
-    "doctor": set(),
+    "doctor": {"--measure"},
     "demo": {"--clips", "--seed", "--precision"},
 }
 

@@ -40,7 +40,10 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     report.add_argument("--to", default="", metavar="FILE", help="[OUT/report.html]")
     add_cache_commands(commands.add_parser("cache", help="look after the store", epilog=EPILOG))
-    commands.add_parser("doctor", help="what this machine has and lacks", epilog=EPILOG)
+    doctor = commands.add_parser("doctor", help="what this machine has and lacks", epilog=EPILOG)
+    doctor.add_argument(
+        "--measure", action="store_true", help="measure it (15 s), so that plans know times"
+    )
     demo = commands.add_parser("demo", help="caption a dozen clips of the demo world, with score")
     demo.add_argument(
         "--clips", type=int, default=200, metavar="N", help="fresh clips to score [200]"
@@ -126,9 +129,9 @@ def run(given: argparse.Namespace) -> int:
         from flows.cli.report_command import report_command
 
         return report_command(given)
-    from flows.cli import look_commands
+    from flows.cli.doctor_command import doctor_command
 
-    return look_commands.COMMANDS[given.command](given)
+    return doctor_command(given)
 
 
 def check_platform() -> None:

@@ -1,0 +1,122 @@
+"""`penstock doctor`: what this machine has, what is in the way, and how fast it is."""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from artifacts.errors import redacted
+from artifacts.store import FolderStore, open_store
+from flows.config import default_store
+from flows.display import Display, printable, size
+from flows.launch import DirectLauncher
+from flows.memory.machine import ADVICE, Known, Machine, find_machine, measure
+from flows.models import cores
+from flows.precision import FLASH_CAPABILITY, cpu_has_bfloat16, flash_installed
+from flows.prefect_server import answers
+from flows.run_record import versions
+from stages.process.memory import device_capability, device_holders, device_name, device_uuid
+
+ROW = "{:10s}{}"
+INNER = "  {:8s}{}"
+
+
+def doctor_command(given: argparse.Namespace) -> int:
+    """Look, and measure if that is asked for. Raises EnvironmentFault for what is in the way."""
+    device, store = device_name(), open_store(default_store())
+    for line in lines(device, store):
+        print(printable(line))
+    store.check_writable()
+    if given.measure:
+        display = Display()
+        display.say("measuring this machine …")
+        measure(device, store.root, DirectLauncher(display.listen))
+    for line in measured_lines(find_machine(device)):
+        print(printable(line))
+    return 0
+
+
+def lines(device: str, store: FolderStore) -> Iterator[str]:
+    """What is there, without measuring."""
+    bf16 = "with" if cpu_has_bfloat16() else "without"
+    free = f"{size(_free_memory())} of memory free"
+    yield ROW.format("python", f"{platform.python_version()} in {sys.prefix}")
+    yield ROW.format("machine", f"{cores()} cores {bf16} bfloat16, {free}")
+    yield from _device(device)
+    yield ROW.format("libraries", ", ".join(f"{n} {v}" for n, v in versions().items()))
+    yield ROW.format("store", f"{store.url}, {size(store.free_bytes())} free")
+    yield ROW.format("prefect", _prefect())
+
+
+def _device(device: str) -> Iterator[str]:
+    if device == "cpu":
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+        why = "CUDA_VISIBLE_DEVICES hides all GPUs" if hidden else "no NVIDIA driver answers"
+        yield ROW.format("device", f"cpu: {why}; models run on the CPU, which suits small ones")
+        return
+    major, minor = capability = device_capability(device)
+    yield ROW.format(
+        "device", f"{device} {device_uuid(device)}, compute capability {major}.{minor}"
+    )
+    for pid, held in device_holders(device).items():
+        yield INNER.format("held", f"{size(held)} by process {pid}")
+    yield INNER.format("flash", _flash(capability))
+
+
+def _flash(capability: tuple[int, int]) -> str:
+    if capability < FLASH_CAPABILITY:
+        return "attention is SDPA: FlashAttention 2 needs an Ampere GPU or a later one"
+    if flash_installed():
+        return "FlashAttention 2 is used where a model takes it, in bf16 and fp16"
+    return "attention is SDPA; `pip install flash-attn` is faster where a model takes it"
+
+
+def _prefect() -> str:
+    api = os.environ.get("PREFECT_API_URL", "")
+    if not api:
+        return "no server named; --prefect starts one of its own"
+    state = "answers" if answers(api) else "does not answer: start it, or unset PREFECT_API_URL"
+    return f"{redacted(api)} {state}"
+
+
+def _free_memory() -> int:
+    text = Path("/proc/meminfo").read_text(encoding="ascii")
+    found = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return int(found["MemAvailable"].split()[0]) * 1024
+
+
+def measured_lines(known: Known) -> Iterator[str]:
+    """The figures, or why there are none and what to do."""
+    machine = known.machine
+    if machine is None:
+        yield ROW.format("measured", f"no: {known.why}, so plans know no times; {ADVICE}")
+        return
+    again = f"; {known.why}, so measure again when it is quiet" if known.why else ""
+    yield ROW.format("measured", f"{machine.measured}{again}")
+    for precision in machine.passes:
+        yield INNER.format(precision, _speed(machine, precision))
+    reads, writes = (size(round(rate)) for rate in (machine.disk_read, machine.disk_write))
+    yield INNER.format("disk", f"reads {reads}/s, writes {writes}/s")
+    if machine.to_device:
+        to, back = (size(round(rate)) for rate in (machine.to_device, machine.from_device))
+        yield INNER.format("copies", f"to the GPU {to}/s, back {back}/s")
+        yield INNER.format("context", f"{size(machine.context_bytes)} of the GPU a process")
+    yield INNER.format("media", _media(machine))
+    yield INNER.format("start", f"{machine.start_seconds:.1f} s a stage that loads a model")
+    for what, why in machine.missing.items():
+        yield INNER.format("without", f"{what}: {why}")
+
+
+def _speed(machine: Machine, precision: str) -> str:
+    giga, steps = machine.flops(precision) / 1e9, machine.parameters(precision) / 1e9
+    made = machine.quantize.get(precision)
+    loading = f", {made / 1e6:.0f} M parameters/s quantized in loading" if made else ""
+    return f"{giga:,.0f} GFLOP/s over prompts, {steps:.3g} G parameters/s a step{loading}"
+
+
+def _media(machine: Machine) -> str:
+    frames = machine.video_pixels / (1280 * 720)
+    pictures = machine.cores * machine.picture_pixels / 12e6
+    return f"{frames:.0f} frames/s of 720p H.264, {pictures:.1f} JPEGs/s of 12 megapixels"

@@ -1,0 +1,121 @@
+"""The stage that measures this machine: arithmetic, memory, disk, device, video, start; knows no
+model, and keeps nothing itself."""
+
+import functools
+import importlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.memory.arithmetic import call_seconds, passes, preparing, quantizing
+from stages.memory.moving import copies, disk, picture_pixels, video_pixels
+from stages.process.memory import device_used_bytes
+from stages.process.report import Report
+
+QUANTIZED = ("nf4", "int8")
+ALONE = ("video_pixels", "picture_pixels", "library_seconds")
+"""Figures of which there is one."""
+LIBRARIES = (
+    "transformers.modeling_utils",
+    "transformers.generation",
+    "transformers.processing_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.processing_auto",
+)
+"""What a stage that runs half a model imports beside torch, whatever the model."""
+
+
+def run(job: dict[str, Any], report: Report) -> None:
+    """Job: device, folder (of the store), seconds (that it may take). Answers with a note
+    `machine`."""
+    device, folder = str(job["device"]), Path(job["folder"])
+    found: dict[str, Any] = {"python_seconds": _since_start()}
+    if device != "cpu":
+        found |= _context(device)
+    measured = Measured(time.perf_counter() + float(job["seconds"]))
+    with torch.inference_mode():
+        _needed(found, device, folder)
+        for name, piece in _wanted(device).items():
+            measured.add(name, piece)
+    for kind in ("passes", "quantize"):
+        found[kind] = measured.of(kind)
+    found |= {name: measured.found[name] for name in ALONE if name in measured.found}
+    report.note(machine={**found, "missing": measured.missing})
+
+
+def _needed(found: dict[str, Any], device: str, folder: Path) -> None:
+    """What nothing can be told without."""
+    found["call_seconds"] = call_seconds(device)
+    found["prepare"] = preparing()
+    found |= disk(folder)
+    if device != "cpu":
+        found |= copies(device)
+
+
+def _wanted(device: str) -> dict[str, Callable[[], Any]]:
+    """The rest, what is used most first."""
+    wanted: dict[str, Callable[[], Any]] = {}
+    for precision in ("fp32", "bf16"):
+        wanted[f"passes {precision}"] = functools.partial(passes, precision, device)
+    wanted |= {"video_pixels": video_pixels, "picture_pixels": picture_pixels}
+    wanted["library_seconds"] = _imports
+    for precision in (*QUANTIZED, "fp16"):
+        if precision in QUANTIZED:
+            wanted[f"quantize {precision}"] = functools.partial(quantizing, precision, device)
+        wanted[f"passes {precision}"] = functools.partial(passes, precision, device)
+    return wanted
+
+
+class Measured:
+    """Figures by name, and why others are missing: what a machine cannot do, or has no time for,
+    stops nothing."""
+
+    def __init__(self, end: float) -> None:
+        self._end = end
+        self.found: dict[str, Any] = {}
+        self.missing: dict[str, str] = {}
+
+    def add(self, name: str, piece: Callable[[], Any]) -> None:
+        if time.perf_counter() > self._end:
+            self.missing[name] = "there was no time left"
+            return
+        try:
+            self.found[name] = piece()
+        except Exception as error:  # a library without a kernel for it may fail in any way
+            first = str(error).strip().splitlines()
+            self.missing[name] = f"{type(error).__name__}: {first[0] if first else ''}"[:200]
+
+    def of(self, kind: str) -> dict[str, Any]:
+        """Of the figures `kind precision`: by precision."""
+        names = [name for name in self.found if name.startswith(f"{kind} ")]
+        return {name.partition(" ")[2]: self.found[name] for name in names}
+
+
+def _since_start() -> float:
+    """Seconds that this process has lived: Python, and torch with what it brings."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _context(device: str) -> dict[str, float]:
+    """What the driver takes for a process that uses the GPU, in seconds and in bytes."""
+    before, started = device_used_bytes(device), time.perf_counter()
+    torch.ones(1, device=device).add_(1)
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    reserved = torch.cuda.memory_reserved(device)
+    return {
+        "context_seconds": seconds,
+        "context_bytes": max(0, device_used_bytes(device) - before - reserved),
+    }
+
+
+def _imports() -> float:
+    started = time.perf_counter()
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    return time.perf_counter() - started
