@@ -3,6 +3,7 @@
 PenstockError
 ├── UsageError        bad option, no source at all, no such model        exit 2
 ├── CannotFit         the model does not fit the memory budget           exit 3
+│   └── OutOfMemory   a stage's process took more than it could have
 ├── Interrupted       stopped by a signal; the same command resumes      exit 4
 │   └── Killed        a stage's process got signal 9, from nobody in the run
 ├── EnvironmentFault  disk, store, driver, network                       exit 5
@@ -51,6 +52,19 @@ class CannotFit(PenstockError):
     """No way of running the model keeps within the memory budget."""
 
     exit_code = 3
+
+
+class OutOfMemory(CannotFit):
+    """A stage's process got no more memory, and ended; fewer items at once may do."""
+
+    def __init__(
+        self, message: str, *, hint: str = "", items: int = 0, peak_bytes: int = 0
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.items = items
+        """What the process had published before."""
+        self.peak_bytes = peak_bytes
+        """The most that it was seen to take, above what its imports take."""
 
 
 class Interrupted(PenstockError):

@@ -2,16 +2,13 @@
 knows no job but by what it holds."""
 
 import contextlib
-import math
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from artifacts.errors import UsageError
 from artifacts.packs import QUARANTINE
 from artifacts.store import STALE_SECONDS, TEMPORARY, FolderStore
 from flows.cache import Pack, packs
@@ -21,12 +18,6 @@ LARGE = ("frames", "features")
 """Kinds that take nearly all the space; the others are small, and go only when these are gone."""
 KEPT = ("rebuilds", "scopes")
 """Kinds that are never given up: a few kB which say what the rest is."""
-UNITS = {
-    "": 1,
-    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", 1)},
-    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGTP", 1)},
-    "B": 1,
-}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,15 +40,6 @@ class Collection:
     @property
     def after(self) -> int:
         return self.before - self.bytes
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `200GB`, `1.5TiB`, `4096`. Raises UsageError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
-    unit = UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None or not math.isfinite(size := float(found[1]) * unit):
-        raise UsageError(f"{text!r} is not a size", hint="Write it like 200GB, 1.5TiB or 800MB")
-    return int(size)
 
 
 def collect(store: FolderStore, limit: int, *, dry_run: bool) -> Collection:

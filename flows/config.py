@@ -17,7 +17,16 @@ BESIDE = ("txt", "vtt", "srt")
 """Formats that make one file a medium, which `--beside` puts next to it."""
 PRECISIONS = ("native", "fp32", "bf16", "fp16", "int8", "nf4")
 """What `--precision` accepts; the vision half is quantized only when its own option says so."""
-ABOVE_ZERO = ("chunk", "fps", "frames", "max_frames", "batch_size", "max_new_tokens", "limit")
+ABOVE_ZERO = (
+    "chunk",
+    "fps",
+    "frames",
+    "max_frames",
+    "batch_size",
+    "max_new_tokens",
+    "limit",
+    "memory",
+)
 """Options that are numbers above 0."""
 
 
@@ -64,6 +73,9 @@ class CaptionConfig:
     """What the vision half computes in, if not the same."""
     language_precision: str | None = None
     """What the language half computes in, if not the same."""
+    memory: int | None = None
+    """Bytes that a stage may take, of the GPU or else of the host, above what its imports take;
+    None: what is free, but for a reserve."""
     batch_size: int = 8
     """Chunks a batch; encode takes fewer when they hold many frames."""
     max_new_tokens: int = 128

@@ -2,13 +2,15 @@
 
 import io
 import json
+import math
+import re
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from typing import IO, Any
 
-from artifacts.errors import redacted
+from artifacts.errors import UsageError, redacted
 
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0
@@ -21,6 +23,14 @@ VERBS = {
     "webdataset": "writing samples",
     "cut": "cutting clips",
 }
+
+UNITS = {
+    "": 1,
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", 1)},
+    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGTP", 1)},
+    "B": 1,
+}
+"""Unit of a size, in capitals → bytes."""
 
 
 class Display:
@@ -192,3 +202,12 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `200GB`, `1.5TiB`, `4096`. Raises UsageError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    unit = UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None or not math.isfinite(size := float(found[1]) * unit):
+        raise UsageError(f"{text!r} is not a size", hint="Write it like 200GB, 1.5TiB or 800MB")
+    return int(size)

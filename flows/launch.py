@@ -31,6 +31,8 @@ class StageCall:
     """`cpu` or `cuda:N`: what the process computes on and, if a GPU, holds the lock of."""
     log: Path
     """Where the stage's own output goes."""
+    budget: int = 0
+    """Bytes of the device that it may take above its imports; 0: all that is there."""
 
 
 class Running(Protocol):
@@ -65,4 +67,5 @@ class DirectLauncher:
             device=call.device,
             log=call.log,
             listen=self._listen,
+            budget=call.budget,
         )

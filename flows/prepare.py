@@ -15,6 +15,7 @@ from artifacts.store import FolderStore, open_store
 from flows.config import CaptionConfig
 from flows.launch import Launcher
 from flows.ledger import Ledger, Medium, Scopes
+from flows.memory.budget import Budget, budget_for
 from flows.models import Model, cores, open_model
 from flows.sources import MediaFile, Selection, find_media
 from stages.decode import RECIPE as DECODE_RECIPE
@@ -32,6 +33,8 @@ class Job:
     store: FolderStore
     model: Model
     device: str
+    budget: Budget
+    """What a stage may take, as it was when the run began."""
     sampling: Sampling
     files: tuple[MediaFile, ...]
     """Files that exist and can be read, in source order."""
@@ -102,6 +105,7 @@ def prepare(
         store=store,
         model=model,
         device=device,
+        budget=budget_for(config, device),
         sampling=sampling,
         files=tuple(readable),
         contents=tuple(contents),

@@ -194,7 +194,9 @@ class Steps:
 
     def _call(self, name: str, arguments: dict[str, Any], device: str = "") -> StageCall:
         log = self._job.out / "logs" / f"{name}.log"
-        return StageCall(name=name, arguments=arguments, device=device or self._job.device, log=log)
+        device = device or self._job.device
+        allowed = self._job.budget.of_stage(device)
+        return StageCall(name=name, arguments=arguments, device=device, log=log, budget=allowed)
 
     def _finish(self, running: Running) -> None:
         model = self._job.model

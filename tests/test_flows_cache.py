@@ -14,8 +14,9 @@ from artifacts.errors import UsageError
 from artifacts.packs import Record, Shelf, verify
 from artifacts.store import FolderStore
 from flows.cache import holdings
-from flows.cache_gc import collect, parse_size
+from flows.cache_gc import collect
 from flows.cli.main import main
+from flows.display import parse_size
 from flows.holds import holding, running_jobs
 from tests.pipeline import ROOT, wait_gone
 

@@ -17,7 +17,7 @@ from flows.display import Display
 CAPTION_OPTIONS = {
     "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",
     "--frames", "--revision", "--shots", "--precision", "--vision-precision",
-    "--language-precision",
+    "--language-precision", "--memory",
     "--max-frames", "--batch-size", "--max-new-tokens", "--prefix", "--suffix", "--recursive",
     "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
     "--keep-frames", "--trust-remote-code",

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from artifacts.errors import CannotFit, Interrupted, Killed, StageDied, UsageError
+from artifacts.errors import CannotFit, Interrupted, Killed, OutOfMemory, StageDied, UsageError
 from stages.process import lock
-from stages.process.ending import fault_of_stage
+from stages.process.ending import Ending, fault_of_stage
 from stages.process.memory import Sampler, anonymous_bytes
 from stages.process.report import Report
 from stages.process.stage_process import StageProcess
@@ -209,8 +209,8 @@ def test_the_sampler_sees_a_peak_that_has_passed() -> None:
         (-9, None, "", Killed),
         (-15, None, "", Interrupted),
         (-11, None, "", StageDied),
-        (1, {"type": "MemoryError", "message": "", "hint": ""}, "", CannotFit),
-        (-9, None, "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED", CannotFit),
+        (1, {"type": "MemoryError", "message": "", "hint": ""}, "", OutOfMemory),
+        (-9, None, "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED", OutOfMemory),
         (1, {"type": "KeyError", "message": "'x'", "hint": ""}, "CUDA out of memory", StageDied),
         (1, {"type": "UsageError", "message": "no", "hint": "yes"}, "", UsageError),
     ],
@@ -218,7 +218,8 @@ def test_the_sampler_sees_a_peak_that_has_passed() -> None:
 def test_an_end_is_told_by_what_the_child_said_and_else_by_its_log(
     code: int, told: dict[str, str] | None, tail: str, expected: type[Exception]
 ) -> None:
-    fault = fault_of_stage("encode", code, told, tail, Path("encode.log"))
+    ending = Ending(code=code, told=told, last_lines=(tail,), log=Path("encode.log"))
+    fault = fault_of_stage("encode", ending)
     assert type(fault) is expected
 
 

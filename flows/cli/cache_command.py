@@ -9,10 +9,10 @@ from collections.abc import Callable
 from artifacts.packs import verify
 from artifacts.store import open_store
 from flows.cache import Holding, holdings, sampling_text
-from flows.cache_gc import Collection, collect, parse_size
+from flows.cache_gc import Collection, collect
 from flows.cli.options import config_of
 from flows.config import default_store
-from flows.display import Display, duration, printable, size
+from flows.display import Display, duration, parse_size, printable, size
 from flows.rebuild_run import RebuildOptions, rebuild
 
 

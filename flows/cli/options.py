@@ -5,6 +5,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from flows.config import DEFAULT_MODEL, FORMATS, PRECISIONS, CaptionConfig
+from flows.display import parse_size
 
 STORE_HELP = "[$PENSTOCK_STORE or the user's cache folder]"
 
@@ -45,6 +46,7 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     )
     memory = parser.add_argument_group("memory")
     add = memory.add_argument
+    add("--memory", metavar="SIZE", help="a stage takes at most so much: 8GiB [what is free]")
     known = "|".join(PRECISIONS)
     add("--precision", default="native", metavar="P", help=f"{known} [%(default)s]")
     add("--vision-precision", metavar="P", help="of the vision half [--precision, unquantized]")
@@ -114,6 +116,8 @@ def config_of(arguments: argparse.Namespace) -> CaptionConfig:
                 f"--prompt-file {arguments.prompt_file} holds no text",
                 hint="Leave it out to ask for a description",
             )
+    if named["memory"] is not None:
+        named["memory"] = parse_size(named["memory"])
     for name in {"format", "extensions"} & named.keys():
         named[name] = tuple(v.strip() for v in named[name].split(",") if v.strip())
     return CaptionConfig(**named)

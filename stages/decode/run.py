@@ -21,6 +21,7 @@ from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
+from stages.models.loading import warm as warm
 from stages.models.processors.prepare import open_ended, rebuild
 from stages.process.report import Report
 

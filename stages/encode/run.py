@@ -24,6 +24,7 @@ from stages.models.halves.features import Features, encode, is_pixels
 from stages.models.halves.pieces import Held
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
 from stages.models.loading import ModelJob, facts
+from stages.models.loading import warm as warm
 from stages.models.processors.prepare import Clip, Prepared, joined, prepare
 from stages.process.ending import out_of_memory
 from stages.process.report import Report

@@ -69,7 +69,8 @@ class ModelJob:
 
     def processor(self) -> Any:
         folder = resolve_model(Path(self.model), self.revision)
-        return load_processor(folder, self.trust_remote_code)
+        ready = _ready.pop((folder, self.trust_remote_code), None)
+        return ready or load_processor(folder, self.trust_remote_code)
 
     def hold(self, keep: Half) -> Held:
         """The half on its device, with the pieces that it needs; the whole of a model that cannot
@@ -118,13 +119,30 @@ class ModelJob:
         return half
 
 
+_ready: dict[tuple[Path, bool], Any] = {}
+"""Processors that were loaded before anybody asked for them."""
+
+
+def warm(job: dict[str, Any]) -> None:
+    """Import what the model needs and load its processor, before what a stage takes is counted:
+    neither is in a plan."""
+    source = ModelJob.of(job)
+    folder = resolve_model(Path(source.model), source.revision)
+    config_and_class(folder, source.trust_remote_code)
+    _ready[folder, source.trust_remote_code] = source.processor()
+
+
 def _tensor_names(folder: Path) -> Iterator[str]:
     """Of the files that are here: those of the other half need not be."""
     from safetensors import SafetensorError, safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
         # What is wrong with a file, the loader will tell.
-        with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
+        with (
+            contextlib.suppress(SafetensorError),
+            # Not mapped: a map to be written to counts against a limit, however little is read.
+            safe_open(path, "pt", backend="pread") as file,
+        ):
             yield from file.keys()
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import PenstockError
+from stages.process.budget import Limit, enforce
+from stages.process.ending import causes, says_out_of_memory
 from stages.process.lock import hold_device
-from stages.process.memory import Sampler, anonymous_bytes
+from stages.process.memory import Sampler, Taken, anonymous_bytes
 from stages.process.report import Report
 
 PR_SET_PDEATHSIG = 1
@@ -54,9 +56,17 @@ def main(job_path: str, parent: str, events: str) -> int:
     )
     started = time.monotonic()
     code = 0
-    with Sampler(job["device"], report.memory) as memory:
+    limits: list[Limit] = []
+
+    def each(now: Taken) -> None:
+        for limit in limits:
+            limit.allow(now)
+
+    with Sampler(job["device"], report.memory, each) as memory:
         try:
-            entry = load_entry(job["entry"])
+            entry = load_entry(job["entry"], job["arguments"])
+            if limit := enforce(job["device"], (job.get("budget") or {}).get("bytes", 0)):
+                limits.append(limit)
             report.note(loaded_bytes=anonymous_bytes(), import_seconds=time.monotonic() - started)
             entry(job["arguments"], report)
         except BaseException as error:
@@ -77,25 +87,38 @@ def main(job_path: str, parent: str, events: str) -> int:
     return code
 
 
-def load_entry(name: str) -> Callable[[dict[str, Any], Report], None]:
-    """The stage's function from `package.module:function`."""
-    module, _, function = name.partition(":")
-    loaded: Callable[[dict[str, Any], Report], None] = getattr(
-        importlib.import_module(module), function
-    )
+def load_entry(name: str, arguments: dict[str, Any]) -> Callable[[dict[str, Any], Report], None]:
+    """The stage's function from `package.module:function`; if the module has a function `warm`, it
+    has imported what the stage is going to import for this job, which is then no part of what the
+    stage takes."""
+    module_name, _, function = name.partition(":")
+    module = importlib.import_module(module_name)
+    loaded: Callable[[dict[str, Any], Report], None] = getattr(module, function)
+    if warm := getattr(module, "warm", None):
+        warm(arguments)
     return loaded
 
 
 def describe(error: BaseException) -> dict[str, str]:
     """An error as the parent will tell it: our own in their words, others by class and first
     line."""
+    short = next((e for e in causes(error) if says_out_of_memory(_words(e))), None)
+    if short is not None:  # whatever was made of it on the way
+        return {"type": "OutOfMemory", "message": _words(short), "hint": ""}
     if isinstance(error, PenstockError):
         return {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-    text = str(error).strip().splitlines()
-    first = text[0] if text else ""
+    return {"type": type(error).__name__, "message": _first_line(error), "hint": ""}
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
-        first = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return {"type": type(error).__name__, "message": first, "hint": ""}
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    text = str(error).strip().splitlines()
+    return text[0] if text else ""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""What ended a stage's process, told by its exit status and last words; knows no stage by name."""
+"""What ended a stage's process, told by its exit status, its last words and the kernel's count;
+knows no stage by name."""
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts import errors
@@ -12,20 +14,92 @@ STOPPING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CRASHING = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 """Signals by which a library in C ends the process that called it."""
 OUT_OF_MEMORY = (
+    # torch: its CUDA allocator (its class is OutOfMemoryError), the runtime, the driver
     "CUDA out of memory",
     "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA driver error: out of memory",
+    "OutOfMemory",
+    "cudaErrorMemoryAllocation",
+    # cuBLAS, cuDNN, cuSPARSE, cuSOLVER
+    "STATUS_ALLOC_FAILED",
+    "not enough workspace",
+    # the CPU allocator, and what it passes on of the kernel
     "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "Cannot allocate memory",
+    # NumPy, Python, C++
     "Unable to allocate",
     "MemoryError",
+    "std::bad_alloc",
 )
-"""How an out-of-memory death reads in a stage's last words (torch, cuBLAS, the CPU allocator,
-NumPy, Python)."""
+"""How an out-of-memory death reads in a stage's last words."""
+PERHAPS_OUT_OF_MEMORY = (
+    # oneDNN
+    "could not create a primitive",
+    "could not create a memory object",
+    "could not execute a primitive",
+    # threads, whose stacks are memory: C, OpenMP, Python
+    "Resource temporarily unavailable",
+    "Thread creation failed",
+    "can't start new thread",
+    # cuBLAS and cuDNN, of their handles
+    "STATUS_NOT_INITIALIZED",
+    "STATUS_INTERNAL_ERROR",
+)
+"""What is also said for other reasons: it counts only where memory was short."""
+AT_THE_LIMIT = 0.9
+"""Part of its budget at which a process that was killed, or crashed, died of its memory."""
+SHORT = 0.5
+"""Part of its budget from which on doubtful last words are taken for those of memory: what was
+asked for, and not given, may have been large."""
+KILLED_STATUS = 128 + signal.SIGKILL
+"""How a shell, or a container, tells that what it started was killed."""
+LAST_LINES = 5
+"""Lines at a log's end in which the reason stands when a library ended the process."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """What is known of a process that ended without success."""
+
+    code: int
+    """Its exit status; below zero, the signal."""
+    told: Mapping[str, str] | None = None
+    """The error event that it sent, if it could."""
+    log: Path
+    last_lines: tuple[str, ...] = ()
+    """Of its log."""
+    items: int = 0
+    """What it had published."""
+    peak_bytes: int = 0
+    """The most that it was seen to take, above what its imports take."""
+    budget: int = 0
+    """What it was allowed; 0: all there was."""
+    oom_kills: int = 0
+    """Processes of its group that the kernel killed meanwhile for want of memory."""
+
+    @property
+    def signal(self) -> int:
+        """The signal that ended it; 0 when none did."""
+        return signal.SIGKILL if self.code == KILLED_STATUS else max(0, -self.code)
+
+    def reached(self, part: float) -> bool:
+        """Whether it was seen to take that part of its budget, or the kernel was short itself."""
+        return self.oom_kills > 0 or 0 < self.budget * part <= self.peak_bytes
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether the machine is at fault: libraries have many words for it, and no class in common."""
-    return says_out_of_memory(f"{type(error).__name__}: {error}")
+    return any(says_out_of_memory(f"{type(e).__name__}: {e}") for e in causes(error))
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__ or error
 
 
 def says_out_of_memory(words: str) -> bool:
@@ -33,43 +107,66 @@ def says_out_of_memory(words: str) -> bool:
     return any(sign in words for sign in OUT_OF_MEMORY)
 
 
-def fault_of_stage(
-    name: str,
-    code: int,
-    told: Mapping[str, str] | None,
-    log_tail: str,
-    log: Path,
-    items: int = 0,
-) -> errors.PenstockError:
-    """The error that a stage's end amounts to.
-
-    `told` is the error event that the child sent, if it could; `log_tail` the last line of its log;
-    `items` what it had published.
-    """
-    told = told or {"type": "", "message": "", "hint": ""}
-    known = {**vars(errors), "DamagedRecord": DamagedRecord}.get(told["type"])
-    if isinstance(known, type) and issubclass(known, errors.PenstockError):
+def fault_of_stage(name: str, ending: Ending) -> errors.PenstockError:
+    """The error that a stage's end amounts to."""
+    told = ending.told or {"type": "", "message": "", "hint": ""}
+    last_words = f"{told['type']}: {told['message']}" if told["type"] else _last(ending)
+    known = _ours(told["type"])
+    if _of_memory(ending, told, last_words, ours=known is not None):
+        return _out_of_memory(name, ending, last_words)
+    if known is not None:
         if issubclass(known, errors.MediaError):
             return errors.MediaError(told["message"], kind="media", hint=told["hint"])
         return known(told["message"], hint=told["hint"])
-    last_words = f"{told['type']}: {told['message']}" if told["type"] else log_tail
-    if says_out_of_memory(last_words):
-        return errors.CannotFit(
-            f"the {name} stage ran out of memory ({last_words[:160]})",
-            hint="Nothing finished is lost; run it again with a smaller --batch-size",
-        )
-    if -code in STOPPING:
-        message = f"the {name} stage was ended by {signal_name(-code)}"
+    if ending.signal in STOPPING:
+        message = f"the {name} stage was ended by {signal_name(ending.signal)}"
         hint = "Nothing finished is lost; run the same command again to go on"
-        if -code == signal.SIGKILL:
-            return errors.Killed(message, hint=hint, items=items)
+        if ending.signal == signal.SIGKILL:
+            return errors.Killed(message, hint=hint, items=ending.items)
         return errors.Interrupted(message, hint=hint)
-    ended = signal_name(-code) if code < 0 else f"exit status {code}"
+    ended = signal_name(ending.signal) if ending.signal else f"exit status {ending.code}"
     return errors.StageDied(
         f"the {name} stage failed: {last_words or ended}",
-        hint=f"Its log is {log}; what is finished stays done",
-        return_code=code,
+        hint=f"Its log is {ending.log}; what is finished stays done",
+        return_code=ending.code,
     )
+
+
+def _ours(name: str) -> type[errors.PenstockError] | None:
+    """The error of this program that is called so."""
+    known = {**vars(errors), "DamagedRecord": DamagedRecord}.get(name)
+    return known if isinstance(known, type) and issubclass(known, errors.PenstockError) else None
+
+
+def _of_memory(ending: Ending, told: Mapping[str, str], last_words: str, *, ours: bool) -> bool:
+    """Whether it was its memory that it died of; `ours` is whether the error is one of this
+    program, which are never in doubt."""
+    words = [last_words] if told["type"] else [last_words, *ending.last_lines]
+    if any(map(says_out_of_memory, words)):
+        return True
+    if not ours and any(sign in text for sign in PERHAPS_OUT_OF_MEMORY for text in words):
+        return ending.reached(SHORT)
+    crashed = not told["type"] and ending.signal in (signal.SIGKILL, *CRASHING)
+    return crashed and ending.reached(AT_THE_LIMIT)
+
+
+def _out_of_memory(name: str, ending: Ending, last_words: str) -> errors.OutOfMemory:
+    words = last_words.removeprefix("OutOfMemory: ")
+    if ending.signal and not says_out_of_memory(words):
+        by_kernel = ending.oom_kills > 0 and ending.signal == signal.SIGKILL
+        words = "the kernel killed it" if by_kernel else signal_name(ending.signal)
+    took = f" at {ending.peak_bytes >> 20} MiB" if ending.peak_bytes > 0 else ""
+    of = f" of {ending.budget >> 20} MiB" if took and ending.budget else ""
+    return errors.OutOfMemory(
+        f"the {name} stage ran out of memory{took}{of} ({words[:160]})",
+        hint="Nothing finished is lost; run it again with a smaller --batch-size",
+        items=ending.items,
+        peak_bytes=ending.peak_bytes,
+    )
+
+
+def _last(ending: Ending) -> str:
+    return ending.last_lines[-1] if ending.last_lines else ""
 
 
 def is_crash(error: BaseException) -> bool:

@@ -6,27 +6,50 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 PEAK_INTERVAL = 0.05
 """Seconds between looks for the peak: short, because activations come and go."""
 TIMELINE_INTERVAL = 0.5
 """Seconds between points of the time line (2 Hz)."""
-TELL_INTERVAL = 2.0
-"""Seconds between the times that somebody is told of the peak."""
+RISE_BYTES = 64 << 20
+RISE_SHARE = 0.05
+"""By how much a peak is above the one that was told when it is told at once: whoever is killed at
+its peak can tell no more."""
 
 
-def anonymous_bytes(pid: int | str = "self") -> int:
-    """Resident memory that no file backs. The kernel's high-water mark counts file pages as
-    well."""
+class Taken(NamedTuple):
+    """What a process has of the host's memory."""
+
+    anonymous: int = 0
+    """Resident bytes that no file backs. The kernel's high-water mark counts file pages as well."""
+    data: int = 0
+    """Bytes that it may write to and does not share, touched or not: what RLIMIT_DATA limits."""
+    threads: int = 0
+
+
+FIELDS = {b"RssAnon": 0, b"VmData": 1, b"Threads": 2}
+"""Line of the kernel's status of a process → its place in Taken."""
+
+
+def taken(pid: int | str = "self") -> Taken:
+    """What a process has of the host's memory; nothing when there is no such process."""
+    found = [0, 0, 0]
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
             for line in status:
-                if line.startswith(b"RssAnon:"):
-                    return int(line.split()[1]) * 1024
+                name, _, value = line.partition(b":")
+                if name in FIELDS:
+                    number = int(value.split()[0])
+                    found[FIELDS[name]] = number if name == b"Threads" else number * 1024
     except OSError:
         pass
-    return 0
+    return Taken(*found)
+
+
+def anonymous_bytes(pid: int | str = "self") -> int:
+    """Resident memory that no file backs."""
+    return taken(pid).anonymous
 
 
 def device_name() -> str:
@@ -45,6 +68,17 @@ def device_used_bytes(device: str) -> int:
     import pynvml
 
     return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+
+
+def device_free_bytes(device: str) -> tuple[int, int]:
+    """(free, total) memory of a GPU; zeros for the CPU or when the driver does not tell."""
+    handle = _handle(device)
+    if handle is None:
+        return 0, 0
+    import pynvml
+
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return int(memory.free), int(memory.total)
 
 
 def device_holders(device: str) -> dict[int, int]:
@@ -100,15 +134,26 @@ def _handle(device: str) -> Any:
 
 
 class Sampler:
-    """Follows the memory of this process from a thread; a context manager. `tell(host, device)` is
-    given the peaks so far, in bytes, now and then."""
+    """Follows the memory of this process from a thread; a context manager.
 
-    def __init__(self, device: str, tell: Callable[[int, int], None] | None = None) -> None:
+    `tell(seconds, host, device, peak_host, peak_device)` is called at each point of the time line,
+    and at once when a peak rises. `each(taken)` is called at every look.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        tell: Callable[[float, int, int, int, int], None] | None = None,
+        each: Callable[[Taken], None] | None = None,
+    ) -> None:
         self._device = device
         self._tell = tell
+        self._each = each
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="memory", daemon=True)
         self._started = time.monotonic()
+        self._next_point = 0.0
+        self._told = (0, 0)
         self.peak_host_bytes = 0
         """Highest anonymous resident memory seen."""
         self.peak_device_bytes = 0
@@ -117,31 +162,38 @@ class Sampler:
         """(seconds since start, anonymous host bytes, device bytes)."""
 
     def __enter__(self) -> "Sampler":
-        self._look(due=True)
+        self.look()
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._look(due=True)
+        self._next_point = 0.0
+        self.look()
 
     def _follow(self) -> None:
-        next_point = next_word = 0.0
         while not self._stop.wait(PEAK_INTERVAL):
-            passed = time.monotonic() - self._started
-            due = passed >= next_point
-            self._look(due)
-            if due:
-                next_point = passed + TIMELINE_INTERVAL
-            if self._tell is not None and passed >= next_word:
-                next_word = passed + TELL_INTERVAL
-                with contextlib.suppress(OSError):  # nobody listens any more
-                    self._tell(self.peak_host_bytes, self.peak_device_bytes)
+            self.look()
 
-    def _look(self, due: bool) -> None:
-        host, device = anonymous_bytes(), device_used_bytes(self._device)
-        self.peak_host_bytes = max(self.peak_host_bytes, host)
+    def look(self) -> None:
+        """See how much there is now."""
+        now, device = taken(), device_used_bytes(self._device)
+        passed = round(time.monotonic() - self._started, 2)
+        self.peak_host_bytes = max(self.peak_host_bytes, now.anonymous)
         self.peak_device_bytes = max(self.peak_device_bytes, device)
+        if self._each is not None:
+            self._each(now)
+        peaks = (self.peak_host_bytes, self.peak_device_bytes)
+        due = passed >= self._next_point
         if due:
-            self.timeline.append((round(time.monotonic() - self._started, 2), host, device))
+            self._next_point = passed + TIMELINE_INTERVAL
+            self.timeline.append((passed, now.anonymous, device))
+        if self._tell is not None and (due or any(map(_rose, peaks, self._told))):
+            self._told = peaks
+            with contextlib.suppress(OSError):  # nobody listens any more
+                self._tell(passed, now.anonymous, device, *peaks)
+
+
+def _rose(peak: int, told: int) -> bool:
+    return peak - told > min(RISE_BYTES, told * RISE_SHARE)

@@ -63,10 +63,19 @@ class Report:
         """Something a person should read, and that stops nothing."""
         self.send("warning", text=text)
 
-    def memory(self, host: int, device: int) -> None:
-        """The most memory so far, in bytes; also a sign of life from a stage whose items take
-        long."""
-        self.send("memory", peak_host_bytes=host, peak_device_bytes=device)
+    def memory(
+        self, seconds: float, host: int, device: int, peak_host: int, peak_device: int
+    ) -> None:
+        """Memory after so many seconds, and the most so far, in bytes; also a sign of life from a
+        stage whose items take long."""
+        self.send(
+            "memory",
+            seconds=seconds,
+            host_bytes=host,
+            device_bytes=device,
+            peak_host_bytes=peak_host,
+            peak_device_bytes=peak_device,
+        )
 
     def note(self, **values: Any) -> None:
         """Facts about the stage for `run.json`, such as the attention implementation."""

@@ -16,7 +16,8 @@ from typing import Any
 
 from artifacts.errors import Killed
 from artifacts.store import fault_of
-from stages.process.ending import fault_of_stage
+from stages.process.cgroup import oom_kills
+from stages.process.ending import LAST_LINES, Ending, fault_of_stage
 from stages.process.memory import device_holders, device_used_bytes
 
 BASELINE_SLACK_BYTES = 64 << 20
@@ -67,10 +68,14 @@ class StageProcess:
         device: str,
         log: Path,
         listen: Listener,
+        budget: int = 0,
     ) -> None:
+        """`budget` bytes of the device it may take above its imports; 0: all that is there."""
         self.name = name
         self.log = log
         self._device = device
+        self._budget = budget
+        self._oom_kills = oom_kills()
         self._listen = listen
         self.outcome = StageOutcome(name=name, baseline_before_bytes=device_used_bytes(device))
         self._log_start = 0
@@ -84,7 +89,13 @@ class StageProcess:
         handle, self._job = tempfile.mkstemp(prefix=f"penstock-{name}-", suffix=".json")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             journal = str(log.with_suffix(".items.jsonl"))
-            job = {"entry": entry, "arguments": arguments, "device": device, "journal": journal}
+            job = {
+                "entry": entry,
+                "arguments": arguments,
+                "device": device,
+                "journal": journal,
+                "budget": {"bytes": budget} if budget else None,
+            }
             file.write(json.dumps(job))  # thrice as fast as json.dump
         read_end, write_end = os.pipe()
         try:
@@ -126,13 +137,27 @@ class StageProcess:
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         self.outcome.baseline_after_bytes = self._await_baseline()
         if code != 0 or self.outcome.error is not None:
-            outcome = self.outcome
-            told, tail = outcome.error, self._log_tail()
-            fault = fault_of_stage(self.name, code, told, tail, self.log, outcome.items)
+            fault = fault_of_stage(self.name, self._ending(code))
             if isinstance(fault, Killed):  # it may be started again, without a word
                 self._warn(fault.message)
             raise fault
         return self.outcome
+
+    def _ending(self, code: int) -> Ending:
+        outcome = self.outcome
+        above = outcome.peak_host_bytes - outcome.notes.get("loaded_bytes", 0)
+        if self._device.startswith("cuda"):
+            above = outcome.peak_device_bytes - outcome.baseline_before_bytes
+        return Ending(
+            code=code,
+            told=outcome.error,
+            log=self.log,
+            last_lines=self._log_tail(),
+            items=outcome.items,
+            peak_bytes=max(0, above) if outcome.notes else 0,
+            budget=self._budget,
+            oom_kills=oom_kills() - self._oom_kills,
+        )
 
     def ended(self, seconds: float) -> bool:
         """Whether the process has ended, after waiting for it so long at the most."""
@@ -182,6 +207,11 @@ class StageProcess:
             outcome.warnings.append(event["text"])
         elif kind == "note":
             outcome.notes.update({k: v for k, v in event.items() if k != "event"})
+        elif kind == "memory":
+            for name in ("peak_host_bytes", "peak_device_bytes"):
+                setattr(outcome, name, max(getattr(outcome, name), event[name]))
+            # What is known should it die; whoever ends in order tells it all.
+            outcome.timeline.append([event["seconds"], event["host_bytes"], event["device_bytes"]])
         elif kind == "error":
             outcome.error = {k: str(v) for k, v in event.items() if k != "event"}
         elif kind == "end":
@@ -215,24 +245,25 @@ class StageProcess:
         self.outcome.warnings.append(text)
         self._listen(self.name, {"event": "warning", "text": text})
 
-    def _log_tail(self) -> str:
+    def _log_tail(self) -> tuple[str, ...]:
         try:
             with self.log.open("rb") as file:
                 file.seek(self._log_start)
                 lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
         except OSError:
-            return ""
-        return lines[-1] if lines else ""
+            return ()
+        return tuple(lines[-LAST_LINES:])
 
 
 def child_environment() -> dict[str, str]:
     """The parent's environment, with what every stage wants set unless the user set it."""
     defaults = {
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
     }
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name, which torch reads first
+        defaults["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     roots = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, roots))}

@@ -40,7 +40,13 @@ def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **opt
     if (stored := options.pop("stored_quantization", None)) is not None:
         config.quantization_config = stored
     options.setdefault("use_safetensors", None if trusted else True)
-    with _whole_weights(folder), _with_packages(cls), weights_here(folder) as there:
+    on_host = options.get("device_map") is None
+    with (
+        _whole_weights(folder),
+        _with_packages(cls),
+        weights_here(folder) as there,
+        _reading_ranges() if on_host else contextlib.nullcontext(),
+    ):
         model, found = half_class(cls, keep, tuple(pieces)).from_pretrained(
             there, config=config, output_loading_info=True, **options
         )
@@ -54,6 +60,27 @@ def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **opt
             hint="Download or save the checkpoint again",
         )
     return model.eval()
+
+
+@contextlib.contextmanager
+def _reading_ranges() -> Iterator[None]:
+    """Have the loader read each tensor that the half has into memory of its own, instead of mapping
+    whole files to be written to, which the kernel counts against a limit, with what is in them of
+    the other half."""
+    import safetensors
+    from transformers import modeling_utils
+
+    library: Any = modeling_utils
+    mapping = library.safe_open
+
+    def reading(path: str, *, framework: str, device: str, backend: str) -> Any:
+        return safetensors.safe_open(path, framework, device, backend="pread")
+
+    library.safe_open = reading
+    try:
+        yield
+    finally:
+        library.safe_open = mapping
 
 
 @contextlib.contextmanager

@@ -1,0 +1,89 @@
+"""What the kernel lets a group of processes take, and how often it killed one of them for it; knows
+nothing of what they do."""
+
+from pathlib import Path
+
+UNLIMITED = 1 << 60
+"""A limit this high is none: version 1 writes one as the largest number of pages."""
+LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
+"""Of version 2: where the kernel kills, and where it slows down until next to nothing is done; of
+version 1."""
+USAGES = ("memory.current", "memory.usage_in_bytes")
+FILE_PAGES = ("inactive_file", "active_file")
+"""Lines of `memory.stat`: pages of files, which the kernel gives up before it kills anybody."""
+
+
+def host_free_bytes(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that processes of this group can still take: what the machine has available, or what
+    the tightest of the groups around this one has left."""
+    free = [line.split()[1] for line in _lines(proc / "meminfo") if line.startswith("MemAvailable")]
+    found = [int(free[0]) * 1024] if free else []
+    found += [left for left in map(_left, groups(proc, system)) if left is not None]
+    return max(0, min(found, default=0))
+
+
+def host_total_bytes(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory of the machine, or the tightest limit around this group."""
+    total = [line.split()[1] for line in _lines(proc / "meminfo") if line.startswith("MemTotal")]
+    found = [int(total[0]) * 1024] if total else []
+    return min([*found, *(limit for g in groups(proc, system) for limit in _limits(g))], default=0)
+
+
+def oom_kills(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
+    """How often the kernel has killed a process of this group for want of memory; where no group
+    counts, of the machine."""
+    for group in groups(proc, system):
+        for name in ("memory.events", "memory.oom_control"):
+            for line in _lines(group / name):
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    kills = [line.split()[1] for line in _lines(proc / "vmstat") if line.startswith("oom_kill ")]
+    return int(kills[0]) if kills else 0
+
+
+def groups(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """Folders of the group that this process is in and of those around it, innermost first."""
+    places: dict[Path, str] = {}
+    for line in _lines(proc / "self" / "cgroup"):
+        _, controllers, name = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            places[system / "memory"] = name  # version 1 wins: it then has the controller
+        elif not controllers:
+            places.setdefault(system, name)
+    for top in sorted(places, key=lambda place: place == system):
+        path = top / places[top].strip("/")
+        # In a container the folder may show its own group as the outermost, under a longer name.
+        inner = path if path.is_dir() else top
+        found = [inner, *(p for p in inner.parents if p == top or top in p.parents)]
+        if any((group / name).exists() for group in found for name in USAGES):
+            return found
+    return []
+
+
+def _left(group: Path) -> int | None:
+    """Bytes until the nearest limit of a group, its pages of files not counted."""
+    limits = _limits(group)
+    if not limits:
+        return None
+    used = max((_number(group / name) or 0 for name in USAGES), default=0)
+    stat = dict(line.split()[:2] for line in _lines(group / "memory.stat") if " " in line)
+    # Version 1 counts the groups inside only in the lines that begin with total.
+    pages = sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in FILE_PAGES)
+    return min(limits) - max(0, used - pages)
+
+
+def _limits(group: Path) -> list[int]:
+    found = (_number(group / name) for name in LIMITS)
+    return [limit for limit in found if limit is not None and limit < UNLIMITED]
+
+
+def _number(path: Path) -> int | None:
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
