@@ -232,7 +232,8 @@ def _in_dtype(work: Expected, model: Model, settings: HalfSettings) -> Expected:
     """Works are told in the checkpoint's own dtype."""
     times = BYTES.get(settings.dtype, 4) / BYTES.get(model.card.dtype, 4)
     peak, kept = work.peak_bytes * times, work.kept_bytes * times
-    return replace(work, peak_bytes=peak, kept_bytes=kept)
+    known = work.known and not model.card.by_dimensions
+    return replace(work, peak_bytes=peak, kept_bytes=kept, known=known)
 
 
 def _reading(

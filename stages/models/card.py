@@ -96,6 +96,8 @@ class ModelCard:
     empty."""
     why: str = ""
     """What of the model decided that, in one sentence."""
+    by_dimensions: bool = False
+    """Whether there is no class for it here, and all this was told from its dimensions."""
     prompted: bool = False
     """Whether features are made of the prompt too, so that another prompt needs others."""
     vision: HalfCard

@@ -1,0 +1,128 @@
+"""Which tensors of a checkpoint are equal layers one after another, and what their matrices say of
+attention and MLP; knows names and shapes only."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stages.models.hub.headers import Header
+
+LEAST_LAYERS = 2
+LEAST_TENSORS = 4
+"""A layer has at least so many; fewer, and it is a row of modules in something else."""
+ATTENTION = ("attn", "attention")
+"""What the name of a module holds that computes attention."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stack:
+    """Layers under one path, told by one of them."""
+
+    path: str
+    layers: int
+    parameters: int
+    """Of one layer."""
+    matrices: Mapping[str, tuple[int, int]]
+    """Of one layer: name below it → rows and columns."""
+    width: int
+    """Numbers a token has between two layers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attention:
+    query_width: int
+    """Numbers all heads of a token's query have."""
+    key_width: int
+    """The same of its keys, and of its values."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mlp:
+    width: int
+    gated: bool
+    """Whether two matrices lead into it, one of which gates the other."""
+
+
+def stacks_of(headers: Iterable[Header]) -> list[Stack]:
+    """All stacks, the largest first."""
+    held: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
+    for header in headers:
+        words = header.name.split(".")
+        at = next((i for i, word in enumerate(words) if word.isdigit()), None)
+        if at:
+            layers = held.setdefault(".".join(words[:at]), {})
+            layers.setdefault(int(words[at]), {})[".".join(words[at + 1 :])] = header.shape
+    found = [_stack(path, layers) for path, layers in held.items()]
+    return sorted(
+        (stack for stack in found if stack is not None),
+        key=lambda stack: -stack.layers * stack.parameters,
+    )
+
+
+def _stack(path: str, layers: dict[int, dict[str, tuple[int, ...]]]) -> Stack | None:
+    if sorted(layers) != list(range(len(layers))) or len(layers) < LEAST_LAYERS:
+        return None
+    # The layer that most others equal; the first or last of some models has more.
+    kinds = Counter(tuple(sorted(layer.items())) for layer in layers.values())
+    layer = dict(kinds.most_common(1)[0][0])
+    matrices = {name: (s[0], s[1]) for name, s in layer.items() if len(s) == 2}
+    if len(layer) < LEAST_TENSORS or not matrices:
+        return None
+    seen = Counter(side for shape in matrices.values() for side in set(shape))
+    return Stack(
+        path=path,
+        layers=len(layers),
+        parameters=sum(math.prod(shape) for shape in layer.values()),
+        matrices=matrices,
+        width=max(seen, key=lambda side: (seen[side], -side)),
+    )
+
+
+def roots_of(stacks: Sequence[Stack]) -> dict[str, str]:
+    """Of each stack the outermost path that holds no other; where even the one above its layers
+    holds another, that one, because what stands beside the layers goes with them."""
+    roots = {}
+    for stack in stacks:
+        words = stack.path.split(".")
+        others = [other.path for other in stacks if other is not stack]
+        above = [".".join(words[:n]) for n in range(1, len(words))]
+        free = [p for p in above if not any(f"{other}.".startswith(f"{p}.") for other in others)]
+        roots[stack.path] = free[0] if free else (above[-1] if above else stack.path)
+    return roots
+
+
+def attention_of(stack: Stack) -> Attention:
+    """From the matrices of modules that are named so: those that lead from a token's width are
+    query, key and value, in one or apart; the one that leads back is the output."""
+    named = {
+        name: shape
+        for name, shape in stack.matrices.items()
+        if any(word in name.lower() for word in ATTENTION)
+    }
+    width = stack.width
+    shapes = list(named.values())
+    if len(shapes) == 2:  # one for query, key and value, one for the output
+        into = max(shapes, key=lambda shape: shape[0])
+        out = min(shapes, key=lambda shape: shape[0])
+        return Attention(query_width=out[1], key_width=max(1, (into[0] - out[1]) // 2))
+    rows = [rows for rows, columns in shapes if columns == width]
+    if not rows:
+        return Attention(query_width=width, key_width=width)
+    return Attention(query_width=max(rows), key_width=min(rows))
+
+
+def mlp_of(stack: Stack) -> Mlp:
+    """From the other matrices: the widest side is the MLP's."""
+    others = [
+        shape
+        for name, shape in stack.matrices.items()
+        if not any(word in name.lower() for word in ATTENTION) and stack.width in shape
+    ]
+    if not others:
+        return Mlp(width=4 * stack.width, gated=False)
+    down = [columns for rows, columns in others if rows == stack.width and columns != stack.width]
+    into = [rows for rows, columns in others if columns == stack.width]
+    width = max(down, default=stack.width)
+    gated = sum(rows == width for rows in into) > 1 or 2 * width in into
+    return Mlp(width=width, gated=gated)

@@ -1,0 +1,181 @@
+"""Plans of models that are known by their dimensions only, checked by hand arithmetic. 16 GiB are
+17,179,869,184 bytes; where a sum stands, it is meant to be read."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+
+from artifacts.errors import UsageError
+from flows.config import CaptionConfig
+from flows.memory.arithmetic import CONTEXT_BYTES
+from flows.memory.estimate import StageEstimate
+from flows.memory.layers import pass_bytes
+from flows.memory.outline import Outline, Tower, read_outline
+from flows.memory.outline_card import outline_estimates, outline_model
+from flows.memory.rungs import Rung
+from stages.models.hub.checkpoint import Checkpoint
+from tests.plan_cases import make_folder, plan_case, write_header
+
+GIB = 1 << 30
+
+
+@cache
+def checkpoint(name: str) -> Checkpoint:
+    folder = make_folder(plan_case(name), Path(mkdtemp(prefix="penstock-plan-")))
+    return Checkpoint(name=name, folder=folder)
+
+
+def outline(name: str) -> Outline:
+    return read_outline(checkpoint(name))
+
+
+def stages(name: str, rows: int, frames: int, **given: Any) -> dict[str, StageEstimate]:
+    rungs = given.pop("rungs", ())
+    config = CaptionConfig(sources=("x",), **given)
+    model = outline_model(checkpoint(name), outline(name), config, "cuda:0")
+    found = outline_estimates(model, rows=rows, frames=frames, tokens=64, rungs=rungs)
+    return {estimate.rung.stage: estimate for estimate in found}
+
+
+def tower(found: Tower | None) -> Tower:
+    assert found is not None
+    return found
+
+
+def test_a_tower_of_eva_clip_takes_470_mb_a_layer_in_16_bit() -> None:
+    vision = tower(outline("eva-clip-8b").vision)
+    attention = 4 * 4096 * 4096 + 4096  # q, k, v, output; only the output has a bias
+    mlp = 2 * 4096 * 20480 + 20480 + 4096
+    assert vision.layer_parameters == attention + mlp + 2 * 4096  # and two norms
+    assert 2 * vision.layer_parameters == 469_835_776
+    assert (vision.layers, vision.width, vision.heads, vision.patch) == (32, 4096, 32, 14)
+    assert (vision.positions, vision.image_size) == (257, 224)  # 16 x 16 patches and a class token
+    assert (vision.mlp.width, vision.mlp.gated) == (20480, False)
+
+
+def test_a_language_half_with_grouped_heads_and_a_gated_mlp_is_read_off_its_shapes() -> None:
+    found = outline("qwen2.5-vl-7b-instruct")
+    text, vision = tower(found.text), tower(found.vision)
+    assert (text.layers, text.width, text.heads) == (28, 3584, 28)
+    assert (text.attention.query_width, text.attention.key_width) == (3584, 4 * 128)
+    assert (text.mlp.width, text.mlp.gated) == (18944, True)
+    assert (found.vocabulary, found.tied, found.writes) == (152064, False, True)
+    assert found.embedding_parameters == 2 * 152064 * 3584
+    assert (vision.merge, vision.frames_a_patch, vision.handed_over(448)) == (2, 2, 16 * 16)
+    assert found.text_parameters + found.vision_parameters == 8_292_166_656
+    assert found.vision_parameters == 676_550_144  # as transformers' class counts its half
+
+
+def test_query_key_and_value_in_one_matrix_are_told_apart() -> None:
+    """CogVLM2-Llama3-Caption: 4096 and twice 1024 rows, as Llama 3; a convolution of two by two and
+    two tokens around the picture."""
+    found = outline("cogvlm2-llama3-caption")
+    text, vision = tower(found.text), tower(found.vision)
+    assert (text.attention.query_width, text.attention.key_width) == (4096, 1024)
+    assert (vision.width, vision.layers, vision.mlp.width) == (1792, 63, 15360)
+    assert vision.handed_over(224) == 8 * 8 + 2
+    assert found.vision_parameters == 4_477_269_248
+    assert found.text_parameters == 8_030_263_296  # Llama 3 8B has 8,030,261,248; 32 x 64 of rotary
+
+
+def test_a_model_that_writes_nothing_has_no_language_half() -> None:
+    for name in ("clip-vit-large-patch14", "eva-clip-8b"):
+        assert not outline(name).writes
+        assert list(stages(name, rows=8, frames=1)) == ["encode"]
+
+
+def test_eva_clip_in_15_gib_is_resident_and_in_3_gib_layer_by_layer() -> None:
+    found = stages("eva-clip-8b", rows=8, frames=1, precision="bf16")["encode"]
+    assert found.weight_bytes == 2 * 7_527_728_385  # all but the tower of words
+    # A token: stream and norm (2 x 4096), MLP before and after its nonlinearity (2 x 20480).
+    computed = 8 * 257 * (2 * 4096 + 2 * 20480) * 2
+    # Told in the checkpoint's 32 bit and halved: pixels take 4 bytes there, not the 4 + 2 of two
+    # copies.
+    pixels = 8 * 3 * 224 * 224 * (4 + 4) // 2
+    features = 8 * 256 * 4096 * 2
+    assert found.activation_bytes == computed + pixels + features
+    assert found.peak_bytes < 15 * GIB
+    layered = Rung(stage="encode", batch=8, offload=True)
+    given = stages("eva-clip-8b", rows=8, frames=1, precision="bf16", rungs=[layered])["encode"]
+    ends = 7_527_728_385 - 32 * 234_917_888
+    assert given.weight_bytes == 2 * (234_917_888 + ends)
+    assert given.peak_bytes < 3 * GIB
+    assert found.peak_bytes > 3 * GIB
+
+
+def test_cogvlm2_needs_its_halves_apart_in_24_gib_and_its_text_quantized_in_16() -> None:
+    native = stages("cogvlm2-llama3-caption", rows=1, frames=24)
+    assert native["encode"].weight_bytes == 2 * 4_477_269_248
+    assert native["decode"].weight_bytes == 2 * 8_030_263_296
+    whole = sum(found.weight_bytes for found in native.values())
+    assert whole == 25_015_065_088  # 23.3 GiB: with anything beside it, too much for 24
+    assert max(found.peak_bytes for found in native.values()) < 20 * GIB
+    # One row just fits into 16 GiB on paper, and no card has all of them free; eight do not.
+    assert 15.8 * GIB < native["decode"].peak_bytes < 16 * GIB
+    assert stages("cogvlm2-llama3-caption", 8, 24)["decode"].peak_bytes > 18 * GIB
+    packed = stages("cogvlm2-llama3-caption", rows=1, frames=24, precision="nf4")["decode"]
+    linear = 32 * ((6144 + 4096) * 4096 + 3 * 14336 * 4096)
+    scales = linear // 64 + linear // 4096
+    others = 8_030_263_296 - linear
+    assert packed.weight_bytes == linear // 2 + scales + 2 * others
+    assert packed.peak_bytes < 8 * GIB
+    # 24 frames of 66 tokens, 64 of text, 128 new; 32 layers of keys and values of 1024 numbers.
+    assert packed.kv_bytes == 2 * 32 * 1024 * 2 * (24 * 66 + 64 + 128)
+
+
+@pytest.mark.parametrize(
+    ("budget", "precision", "rows"),
+    [(24, "native", 8), (16, "native", 1), (8, "int8", 1), (6, "nf4", 1)],
+)
+def test_llava_fits_in_24_16_8_and_6_gib(budget: int, precision: str, rows: int) -> None:
+    found = stages("llava-1.5-7b-hf", rows=rows, frames=1, precision=precision)
+    assert max(estimate.peak_bytes for estimate in found.values()) < budget * GIB
+
+
+def test_llava_does_not_fit_where_the_next_smaller_precision_is_needed() -> None:
+    def peak(precision: str, rows: int = 1) -> int:
+        return stages("llava-1.5-7b-hf", rows, 1, precision=precision)["decode"].peak_bytes
+
+    linear = 32 * (4 * 4096 * 4096 + 3 * 11008 * 4096)
+    others = 6_738_939_904 - linear
+    assert peak("native") > 2 * 6_738_939_904 > 8 * GIB
+    assert peak("int8") > linear + 2 * others > 6 * GIB
+    # 576 places, 64 words, 128 new: 0.5 MiB a token of cache.
+    cache = 2 * 32 * 4096 * 2 * (576 + 64 + 128)
+    assert stages("llava-1.5-7b-hf", 1, 1)["decode"].kv_bytes == cache == 402_653_184
+
+
+def test_clip_fits_in_8_gib_with_room_for_a_large_batch() -> None:
+    found = stages("clip-vit-large-patch14", rows=64, frames=1)["encode"]
+    assert found.weight_bytes == 4 * 304_556_033
+    assert found.weight_bytes + CONTEXT_BYTES < found.peak_bytes < 8 * GIB
+
+
+def test_attention_that_is_not_fused_keeps_scores() -> None:
+    vision = tower(outline("llava-1.5-7b-hf").vision)
+    fused = pass_bytes(vision, 8, 577, 2)
+    scores = 8 * 16 * 577 * 577 * (2 + 4)
+    rows = 8 * 577 * 2  # bytes of a number of every token
+    assert fused == rows * (2 * 1024 + 2 * 4096)
+    assert pass_bytes(vision, 8, 577, 2, fused=False) == rows * (2 + 4) * 1024 + scores
+
+
+def test_a_plan_from_dimensions_says_so() -> None:
+    for found in stages("cogvlm2-llama3-caption", rows=1, frames=8).values():
+        assert found.by_dimensions
+        assert any("by dimensions" in term.why for term in found.terms)
+
+
+def test_packed_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    tensors: dict[str, tuple[int, ...]] = {
+        f"layers.{n}.{m}.weight": (8, 8) for n in range(3) for m in ("q", "k", "v", "o")
+    }
+    write_header(tmp_path / "model.safetensors", tensors, "F16")
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"F16"', b'"U16"'))
+    with pytest.raises(UsageError, match="packed"):
+        read_outline(Checkpoint(name="packed", folder=tmp_path))
