@@ -1,0 +1,119 @@
+"""Lets the position-wise parts of a half take long inputs a piece at a time, which bounds what they
+hold at once; knows no family and no length.
+
+The inside of an MLP is several times as wide as what goes in and comes out, and for a long prompt
+it is the most that decoding ever holds. What is position-wise is told by what a module is made of,
+and then by trying it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from stages.models.halves.absent import Absent
+
+WIDENING = 2
+"""A module is worth it when its inside is so many times as wide as its input."""
+BESIDE = ("torch.nn.modules.activation", "torch.nn.modules.dropout", "transformers.activations")
+"""Where the classes are defined that may stand between linear layers."""
+
+
+def in_pieces(half: Any, rows: int) -> int:
+    """Make the MLPs of a half's layers take at most `rows` positions at once; 0: all, as ever.
+    Returns how many MLPs do, and raises nothing for a half that has none."""
+    found = list(_mlps(half))
+    for module in found:
+        if "forward" in module.__dict__ and hasattr(module.forward, "whole"):
+            del module.__dict__["forward"]  # from an earlier call
+        if rows:
+            module.__dict__["forward"] = _Pieces(module.forward, rows)
+    return len(found)
+
+
+class _Pieces:
+    """A module's forward over pieces of its input."""
+
+    def __init__(self, whole: Any, rows: int) -> None:
+        self.whole = whole
+        self._rows = rows
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        if len(flat) <= self._rows:
+            return self.whole(hidden)  # type: ignore[no-any-return]
+        first = self.whole(flat[: self._rows])
+        made = first.new_empty(len(flat), first.shape[-1])
+        made[: self._rows] = first
+        for at in range(self._rows, len(flat), self._rows):
+            made[at : at + self._rows] = self.whole(flat[at : at + self._rows])
+        return made.view(*hidden.shape[:-1], -1)
+
+
+def _mlps(half: Any) -> Iterator[nn.Module]:
+    """The position-wise modules of the half's layers that are wider inside than outside; of each
+    class and shape one is tried."""
+    verdicts: dict[Any, bool] = {}
+    inside: list[nn.Module] = []
+    for module in half.modules():
+        if any(module is part for part in inside) or isinstance(module, Absent):
+            continue
+        linears = _linears(module)
+        if len(linears) < 2:
+            continue
+        shapes = tuple((layer.in_features, layer.out_features) for layer in linears)
+        kind = (type(module), shapes)
+        if kind not in verdicts:
+            verdicts[kind] = _widens(shapes) and _is_position_wise(module, linears[0])
+        if verdicts[kind]:
+            inside.extend(module.modules())
+            yield module
+
+
+def _linears(module: nn.Module) -> list[Any]:
+    """The linear layers that a module is made of; none when it is made of anything else as well,
+    besides activations and dropout, or holds weights of its own."""
+    leaves = [part for part in module.modules() if not any(True for _ in part.children())]
+    linears = [leaf for leaf in leaves if _is_linear(leaf)]
+    others = [leaf for leaf in leaves if not _is_linear(leaf) and not _is_beside(leaf)]
+    own = [weight for part in module.modules() if part not in leaves for weight in part._parameters]
+    return [] if others or own or len(linears) == len(leaves) == 1 else linears
+
+
+def _is_linear(leaf: nn.Module) -> bool:
+    """`nn.Linear` and its quantized subclasses."""
+    return isinstance(leaf, nn.Linear)
+
+
+def _is_beside(leaf: nn.Module) -> bool:
+    named = type(leaf).__module__ in BESIDE and not isinstance(leaf, nn.MultiheadAttention)
+    return named or isinstance(leaf, nn.Identity)
+
+
+def _widens(shapes: tuple[tuple[int, int], ...]) -> bool:
+    outside = shapes[0][0]
+    return max(width for _, width in shapes) >= WIDENING * outside
+
+
+def _is_position_wise(module: nn.Module, first: Any) -> bool:
+    """Whether two positions together give what each gives apart, in any arrangement."""
+    like = next(module.parameters())
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 2, first.in_features, generator=generator)
+    floats = like.dtype if like.is_floating_point() else torch.float32
+    rows = rows.to(device=like.device, dtype=getattr(first, "compute_dtype", None) or floats)
+    try:
+        with torch.inference_mode():
+            together = module(rows)
+            apart = torch.cat([module(rows[0, :1]), module(rows[0, 1:])])
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return False  # it takes more than one tensor, or one of other axes
+    if not isinstance(together, torch.Tensor) or together.shape[:2] != rows.shape[:2]:
+        return False
+    # Products of one row and of two are rounded otherwise.
+    return torch.allclose(together[0].float(), apart.float(), rtol=0.05, atol=0.05 * _size(apart))
+
+
+def _size(value: torch.Tensor) -> float:
+    return float(value.float().abs().mean()) + torch.finfo(torch.float32).tiny
