@@ -24,12 +24,12 @@ class Wave:
     """Clips under the keys `frames-N`, cut into batches."""
 
     def __init__(
-        self, store: Path, model: Path, batches: Sequence[Sequence[Clip]], **settings: str
+        self, store: Path, model: Path, batches: Sequence[Sequence[Clip]], **settings: Any
     ) -> None:
         self.store = str(store)
         self.model = str(model)
         self.settings = settings
-        """Of how both halves are loaded, such as `dtype`."""
+        """What else the jobs of both stages say, such as `dtype`."""
         numbered = iter(range(sum(map(len, batches))))
         self.batches = [[(next(numbered), clip) for clip in batch] for batch in batches]
         shelf = self.shelf("frames", FRAMES)

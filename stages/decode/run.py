@@ -15,6 +15,7 @@ import torch
 from artifacts.packs import QUARANTINE, DamagedRecord, Record, Shelf, read_header, set_aside
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
+from stages.decode.reading import Reading
 from stages.memory.shrinking import Shrinking
 from stages.models.ahead import read_ahead, write_behind
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
@@ -39,6 +40,7 @@ def run(job: dict[str, Any], report: Report) -> None:
     if not batches:
         return
     source = ModelJob.of(job)
+    reading = Reading(job.get("prefill", 0), job.get("kv", ""), source.device)
     processor = source.processor()
     held = source.hold("language")
     report.note(**facts(held.model))
@@ -68,6 +70,7 @@ def run(job: dict[str, Any], report: Report) -> None:
                 rows=[row for _, row in members],
                 prompts=[member["prompt"] for member, _ in members],
                 max_new_tokens=job["max_new_tokens"],
+                reading=reading,
             )
         )
         return [_record(m["key"], *c) for (m, _), c in zip(members, made, strict=True)]
@@ -78,6 +81,7 @@ def run(job: dict[str, Any], report: Report) -> None:
             members = list(zip(batch, rows, strict=True))
             for _, made in shrinking.through(members, lambda pair: str(pair[0]["key"]), captioned):
                 later(made)
+    report.note(prefill_way=reading.way)
 
 
 def read_features(shelf: Shelf, key: str) -> FeatureRecord:
@@ -124,16 +128,19 @@ def decode_batch(
     rows: list[FeatureRecord],
     prompts: list[str],
     max_new_tokens: int,
+    reading: Reading | None = None,
 ) -> list[tuple[str, int]]:
     """The caption of each row and how many tokens it took, in order."""
     make_greedy(half, processor)
+    reading = reading or Reading()
     captions: dict[int, tuple[str, int]] = {}
     for indexes in _groups(rows):
         together = [rows[index] for index in indexes]
         asked = [prompts[index] for index in indexes]
         inputs = open_ended(half, rebuild(processor, together, asked))
         features = Features(merge_rows(together), together[0].needs, merge_blank(together))
-        tokens = generate(half, inputs, features, max_new_tokens=max_new_tokens)
+        options = reading.options(half, processor, together[0])
+        tokens = generate(half, inputs, features, max_new_tokens=max_new_tokens, **options)
         new = new_tokens(tokens, prompt_in(half, inputs)).cpu()
         texts = processor.batch_decode(new, skip_special_tokens=True)
         counts = _lengths(half, new)

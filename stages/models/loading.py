@@ -16,6 +16,7 @@ from artifacts.schema import Route
 from stages.models.halves.boundary import Half, Part
 from stages.models.halves.load import config_and_class, load_half, one_line, skeleton_of
 from stages.models.halves.pieces import Held
+from stages.models.halves.pieces_of_text import in_pieces
 from stages.models.hub.resolve import resolve_model
 from stages.models.precision.attention import attention_of, for_half
 from stages.models.precision.quantize import (
@@ -54,6 +55,9 @@ class ModelJob:
     """How the model is run in two stages."""
     pieces: tuple[str, ...] = ()
     """Paths of the other half's pieces that this half is known to need."""
+    prefill: int = 0
+    """Positions that go through an MLP of the vision half at once, 0: all; how the language half
+    reads its prompts is for who decodes."""
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
@@ -93,7 +97,8 @@ class ModelJob:
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
         if not (chosen or quantized):
-            return self._checked(load_half(folder, keep, pieces=pieces, **options), pieces)
+            half = load_half(folder, keep, pieces=pieces, **options)
+            return self._checked(half, keep, pieces)
         skeleton = skeleton_of(config, cls)
         if chosen:
             options["attn_implementation"] = for_half(skeleton, keep, str(self.attention))
@@ -105,17 +110,19 @@ class ModelJob:
         check(half, planned)
         keep_to_dtype(half)
         quiet_casts()
-        return self._checked(half, pieces)
+        return self._checked(half, keep, pieces)
 
-    def _checked(self, half: Any, pieces: Iterable[str]) -> Any:
-        """The half, if it computes attention as the key of its results says; pieces of the other
-        one may compute it otherwise."""
+    def _checked(self, half: Any, keep: Part, pieces: Iterable[str]) -> Any:
+        """The half as the job wants it, if it computes attention as the key of its results says;
+        pieces of the other one may compute it otherwise."""
         found = attention_of(half)
         if self.attention not in (None, found) and not any(pieces):
             raise EnvironmentFault(
                 f"asked for {self.attention} attention and got {found}",
                 hint="Run the same command again after an upgrade of transformers, or tell us",
             )
+        if keep == "vision" and self.prefill:
+            in_pieces(half, self.prefill)
         return half
 
 

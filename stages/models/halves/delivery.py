@@ -3,6 +3,7 @@ made, nor of any family.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,9 @@ from stages.models.halves.routes import MODALITIES, choose_route
 
 UNDIVIDED = "pixels"
 """Under this name the pixels themselves stand among features, for the whole model."""
+LOGITS_WORTH = 64 << 20
+"""Bytes of logits below which they are computed as the whole model does: one row is rounded
+otherwise than many."""
 
 
 def generate(
@@ -41,9 +45,32 @@ def generate(
     route: Route = "joint" if UNDIVIDED in features else choose_route(half).route
     if route != "joint":
         _check_placeholders(half, text, features)
-    with torch.inference_mode():
+    with torch.inference_mode(), _next_logits_only(half):
         tokens: torch.Tensor = DELIVER[route](half, text, features, options)
     return tokens
+
+
+@contextmanager
+def _next_logits_only(half: Any) -> Iterator[None]:
+    """Have the output head compute the last position alone, as most classes tell it to; the others
+    would make the logits of a whole prompt, of which `generate` reads those of its last token."""
+    head = half.get_output_embeddings()
+    if head is None or "logits_to_keep" in inspect.signature(half.forward).parameters:
+        yield
+        return
+
+    def last(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        hidden = given[0] if given else None
+        if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3:
+            return None
+        size = hidden.shape[:2].numel() * module.weight.shape[0] * hidden.element_size()
+        return (hidden[:, -1:], *given[1:]) if size > LOGITS_WORTH else None
+
+    hook = head.register_forward_pre_hook(last)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:

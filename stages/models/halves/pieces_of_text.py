@@ -21,15 +21,14 @@ BESIDE = ("torch.nn.modules.activation", "torch.nn.modules.dropout", "transforme
 
 
 def in_pieces(half: Any, rows: int) -> int:
-    """Make the MLPs of a half's layers take at most `rows` positions at once; 0: all, as ever.
-    Returns how many MLPs do, and raises nothing for a half that has none."""
-    found = list(_mlps(half))
-    for module in found:
-        if "forward" in module.__dict__ and hasattr(module.forward, "whole"):
-            del module.__dict__["forward"]  # from an earlier call
-        if rows:
+    """Make the MLPs of a half's layers take at most `rows` positions at once, for good. Returns how
+    many MLPs do; a second call changes nothing."""
+    halved = [m for m in half.modules() if isinstance(m.__dict__.get("forward"), _Pieces)]
+    if rows and not halved:
+        halved = list(_mlps(half))
+        for module in halved:
             module.__dict__["forward"] = _Pieces(module.forward, rows)
-    return len(found)
+    return len(halved)
 
 
 class _Pieces:
@@ -43,7 +42,7 @@ class _Pieces:
         flat = hidden.reshape(-1, hidden.shape[-1])
         if len(flat) <= self._rows:
             return self.whole(hidden)  # type: ignore[no-any-return]
-        first = self.whole(flat[: self._rows])
+        first: torch.Tensor = self.whole(flat[: self._rows])
         made = first.new_empty(len(flat), first.shape[-1])
         made[: self._rows] = first
         for at in range(self._rows, len(flat), self._rows):
@@ -65,7 +64,7 @@ def _mlps(half: Any) -> Iterator[nn.Module]:
         shapes = tuple((layer.in_features, layer.out_features) for layer in linears)
         kind = (type(module), shapes)
         if kind not in verdicts:
-            verdicts[kind] = _widens(shapes) and _is_position_wise(module, linears[0])
+            verdicts[kind] = _widens(shapes) and _is_position_wise(module, shapes[0][0], half)
         if verdicts[kind]:
             inside.extend(module.modules())
             yield module
@@ -96,13 +95,10 @@ def _widens(shapes: tuple[tuple[int, int], ...]) -> bool:
     return max(width for _, width in shapes) >= WIDENING * outside
 
 
-def _is_position_wise(module: nn.Module, first: Any) -> bool:
+def _is_position_wise(module: nn.Module, width: int, half: Any) -> bool:
     """Whether two positions together give what each gives apart, in any arrangement."""
-    like = next(module.parameters())
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(1, 2, first.in_features, generator=generator)
-    floats = like.dtype if like.is_floating_point() else torch.float32
-    rows = rows.to(device=like.device, dtype=getattr(first, "compute_dtype", None) or floats)
+    rows = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0))
+    rows = rows.to(device=half.device, dtype=half.dtype)
     try:
         with torch.inference_mode():
             together = module(rows)

@@ -1,0 +1,186 @@
+"""How a language half reads a long prompt and where it keeps what it read; knows no family.
+
+The best way to read a piece at a time is that of `generate` itself, which bounds all that a layer
+holds. But a model whose pictures look at what comes after them would silently read something else,
+and so would one whose features stand otherwise in its prompt. So it is tried on a short prompt
+first; where it differs, only what is position-wise goes in pieces.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from artifacts.errors import UsageError
+from artifacts.tensors import make_record
+from stages.models.halves.absent import NeedsWeights
+from stages.models.halves.delivery import UNDIVIDED, generate
+from stages.models.halves.features import Features, count_tokens
+from stages.models.halves.pieces_of_text import in_pieces
+from stages.models.halves.records import FeatureRecord
+from stages.models.halves.routes import choose_route
+from stages.models.processors.layout import noise
+from stages.models.processors.prepare import open_ended, prepare, rebuild
+from stages.process.ending import out_of_memory
+
+SLICED = {"pooler_output", "deepstack_features"}
+"""What `generate` hands on of a record when it reads in pieces."""
+PROBE = "Describe this in detail."
+KEPT: dict[str, dict[str, Any]] = {
+    "": {},
+    "offloaded": {"cache_implementation": "offloaded"},
+    # The one backend that transformers brings itself; in its others, too, bytes would hang on what
+    # is installed.
+    "quantized": {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}},
+}
+"""Where the KV cache is → what `generate` is told."""
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""How far pieces may be from the whole, to what is computed, before they are something else."""
+COARSE = 0.04
+"""The same of types with fewer bits."""
+
+
+class Reading:
+    """Options of `generate` for one job: `prefill` tokens of a prompt at once (0: all), and where
+    the KV cache is kept. Raises UsageError for what cannot be."""
+
+    def __init__(self, prefill: int = 0, kv: str = "", device: str = "cpu") -> None:
+        if kv not in KEPT:
+            raise UsageError(f"kv is {kv}", hint=f"Use one of {', '.join(KEPT)[2:]}")
+        if kv == "offloaded" and device == "cpu":
+            raise UsageError(
+                "a KV cache that is on the CPU cannot be offloaded to it", hint="Leave kv out"
+            )
+        self._prefill = prefill
+        self._kv = kv
+        self._half: Any = None
+        self.way = ""
+        """How the last half reads: `whole`, `generate` or `mlp`; empty before the first."""
+
+    def options(self, half: Any, processor: Any, row: FeatureRecord) -> dict[str, Any]:
+        """What `generate` is to be told for a batch with rows like this one; settles the half when
+        it is a new one."""
+        if half is not self._half:
+            self._half = half
+            self._settle(half, processor, row)
+        if self._kv == "quantized":
+            _refuse_other_attention(half)
+        read = {"prefill_chunk_size": self._prefill} if self.way == "generate" else {}
+        return {**KEPT[self._kv], **read}
+
+    def _settle(self, half: Any, processor: Any, row: FeatureRecord) -> None:
+        if not self._prefill:
+            self.way = "whole"
+        elif not comes_in_layers(half) and reads_in_pieces(half, processor, row):
+            self.way = "generate"
+        else:
+            self.way = "mlp" if in_pieces(half, self._prefill) else "whole"
+
+
+def comes_in_layers(half: Any) -> bool:
+    """Whether the half's weights come to the device layer by layer: each piece of a prompt would
+    fetch all of them again."""
+    return bool(getattr(half, "hf_device_map", None)) and any(
+        place in ("cpu", "disk") for place in half.hf_device_map.values()
+    )
+
+
+def reads_in_pieces(half: Any, processor: Any, row: FeatureRecord) -> bool:
+    """Whether `generate`, reading a short prompt of this kind in pieces, computes what it does at
+    once."""
+    if UNDIVIDED in row.features or choose_route(half).route != "protocol":
+        return False
+    probe = prepare(processor, noise(row.channel))
+    inputs = open_ended(half, rebuild(processor, [probe], [PROBE]))
+    try:
+        features = Features(_like(row.features, probe.count.tokens), row.needs)
+        return pieces_agree(half, inputs, features)
+    except ValueError:
+        return False
+
+
+def pieces_agree(half: Any, inputs: Mapping[str, Any], features: Features) -> bool:
+    """Whether this prompt, cut within a picture, is the same to `generate` as when it is whole."""
+    try:
+        cut = {"prefill_chunk_size": _within_a_picture(half, inputs["input_ids"], features)}
+        whole, pieces = (generate(half, inputs, features, **o, **_ONE_TOKEN) for o in ({}, cut))
+    except Exception as error:  # a family may refuse in any way what is not its own
+        if out_of_memory(error) or isinstance(error, NeedsWeights):
+            raise
+        return False
+    return _far(_computed(whole), _computed(pieces)) <= ROUNDING.get(half.dtype, COARSE)
+
+
+_ONE_TOKEN: dict[str, Any] = {
+    "max_new_tokens": 1,
+    "return_dict_in_generate": True,
+    "output_logits": True,
+}
+
+
+def _like(features: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """Records with so many tokens, made of those of others. Raises ValueError for records that
+    `generate` does not cut."""
+    made = {}
+    for modality, record in features.items():
+        if not _fields_are_cut(record):
+            raise ValueError("fields of the features would be left out")
+        fields = {name: _resized(value, tokens) for name, value in record.items()}
+        made[modality] = make_record(type(record), fields)
+    return made
+
+
+def _resized(value: Any, tokens: int) -> Any:
+    """So many rows, repeated from the start, in a container of the same kind."""
+    if isinstance(value, list | tuple) and not isinstance(value[0], torch.Tensor):
+        return type(value)(_resized(part, tokens) for part in value)
+    if isinstance(value, list | tuple) and value[0].ndim > 2:
+        raise ValueError("features of an unknown arrangement")
+    rows = torch.cat([part.reshape(-1, part.shape[-1]) for part in value])
+    taken = rows[torch.arange(tokens) % len(rows)]
+    return taken.unsqueeze(0) if isinstance(value, torch.Tensor) else type(value)([taken])
+
+
+def _within_a_picture(half: Any, ids: torch.Tensor, features: Mapping[str, Any]) -> int:
+    """A length of pieces whose bound lies inside a picture's tokens. Raises ValueError where
+    `generate` would not find those."""
+    found: list[int] = []
+    for modality, record in features.items():
+        where = (ids[0] == getattr(half.config, f"{modality}_token_id")).nonzero().flatten()
+        if len(where) != count_tokens(record):
+            raise ValueError(f"{modality} features have no token of their own")
+        found += where.tolist()
+    return max(1, sorted(found)[len(found) // 2] if found else ids.shape[1] // 2)
+
+
+def _fields_are_cut(record: Any) -> bool:
+    return set(record) <= SLICED and record.get("pooler_output") is not None
+
+
+def _computed(output: Any) -> list[torch.Tensor]:
+    """Logits of the next token, and the keys of every layer that has any."""
+    keys = [getattr(layer, "keys", None) for layer in output.past_key_values.layers]
+    return [output.logits[0], *(part for part in keys if part is not None)]
+
+
+def _far(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
+    """The largest difference of two tensors, to the size of what is in them."""
+    if len(first) != len(second):
+        return float("inf")
+    pairs = [(left.float(), right.float()) for left, right in zip(first, second, strict=True)]
+    if any(left.shape != right.shape for left, right in pairs):
+        return float("inf")
+    tiny = torch.finfo(torch.float32).tiny
+    return max(float((a - b).abs().mean() / (a.abs().mean() + tiny)) for a, b in pairs)
+
+
+def _refuse_other_attention(half: Any) -> None:
+    """Raises UsageError for a half whose cache cannot be quantized."""
+    text = half.config.get_text_config(decoder=True)
+    others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})
+    if half.config.is_encoder_decoder or others:
+        found = ", ".join(others) or "an encoder of its own"
+        raise UsageError(
+            f"{type(half).__name__} has {found}: its KV cache cannot be quantized",
+            hint="Try a smaller batch, or --language-precision int8",
+        )

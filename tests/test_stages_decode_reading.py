@@ -1,0 +1,184 @@
+"""Prompts that are read a piece at a time say what they say at once, and take less."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from artifacts.errors import UsageError
+from demo import CHECKPOINT
+from stages.decode.reading import Reading, pieces_agree
+from stages.models.halves import delivery
+from stages.models.halves.boundary import Half
+from stages.models.halves.delivery import generate
+from stages.models.halves.features import Features, encode
+from stages.models.halves.pieces import Held
+from stages.models.halves.pieces_of_text import in_pieces
+from stages.models.halves.routes import choose_route
+from stages.models.loading import ModelJob
+from tests.clips import PROMPTS, clips
+from tests.families import BUILDERS, checkpoint
+from tests.tiny_families import FAMILIES
+from tests.tiny_families.verdict import GREEDY
+from tests.waves import FEATURES, Wave
+
+OTHER = "dd" * 32
+
+
+def said(found: list[dict[str, Any]]) -> list[str]:
+    return [caption["caption"] for caption in found]
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("family", BUILDERS)
+def test_a_prompt_read_in_pieces_is_captioned_as_at_once(
+    family: str, kind: str, tmp_path: Path
+) -> None:
+    wave = Wave(tmp_path / "store", checkpoint(family), [clips(kind, 4)])
+    wave.encode()
+    wave.decode(PROMPTS)
+    wave.settings["prefill"] = 5
+    told = wave.decode(PROMPTS, OTHER)
+    assert said(wave.captions(OTHER)) == said(wave.captions())
+    ways = [event["prefill_way"] for event in told if "prefill_way" in event]
+    assert ways == ["generate"]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_features_made_in_pieces_say_the_same(family: str, tmp_path: Path) -> None:
+    wave = Wave(tmp_path / "store", checkpoint(family), [clips("video", 2)])
+    wave.encode()
+    wave.decode(PROMPTS)
+    whole = said(wave.captions())
+    wave.shelf("features", FEATURES).drop(["features-0", "features-1"])
+    wave.settings["prefill"] = 3
+    wave.encode()
+    wave.settings["prefill"] = 0
+    wave.decode(PROMPTS, OTHER)
+    assert said(wave.captions(OTHER)) == whole
+
+
+def test_only_what_is_position_wise_goes_in_pieces() -> None:
+    half = ModelJob(model=str(checkpoint("qwen2_5_vl"))).load("language")
+    layers = half.config.text_config.num_hidden_layers
+    assert in_pieces(half, 3) == layers
+    taken = [path for path, module in half.named_modules() if "forward" in module.__dict__]
+    assert all(path.endswith("mlp") for path in taken) and len(taken) == layers
+    mlp = half.get_submodule(taken[0])
+    seen: list[int] = []
+    mlp.down_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-2]))
+    with torch.inference_mode():
+        mlp(torch.ones(2, 4, 32))
+    assert seen == [3, 3, 2]
+
+
+class Smears(nn.Module):
+    """Made of linear layers like an MLP, but every position hears of those before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(8, 32)
+        self.down = nn.Linear(32, 8)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        smeared: torch.Tensor = self.down(self.up(hidden).cumsum(-2))
+        return smeared
+
+
+def test_what_looks_along_the_sequence_stays_whole() -> None:
+    half = nn.Module()
+    half.add_module("layer", Smears())
+    half.dtype, half.device = torch.float32, torch.device("cpu")  # type: ignore[assignment]
+    assert in_pieces(half, 3) == 0
+
+
+# In these, pictures are read in both directions, or their features stand elsewhere: what `generate`
+# reads in pieces is then something else, most often without an error.
+OTHERWISE = ["paligemma", "gemma3", "gemma4_unified", "glm4v:video", "fuyu"]
+ALIKE = ["qwen2_vl", "qwen3_5", "gemma4", "molmo2", "emu3"]
+
+
+def halves(variant: str, folder: Path) -> tuple[Held, dict[str, Any], Features]:
+    """The language half of a family, inputs, and features of them."""
+    torch.manual_seed(0)
+    model, inputs = FAMILIES[variant]()
+    model.save_pretrained(folder)
+
+    def held(keep: Half) -> Held:
+        return Held(keep, lambda pieces: ModelJob(model=str(folder)).load(keep, pieces))
+
+    return held("language"), inputs, held("vision").use(lambda half: encode(half, inputs))
+
+
+@pytest.mark.parametrize("variant", [*OTHERWISE, *ALIKE])
+def test_a_model_that_reads_otherwise_in_pieces_is_found_out(variant: str, tmp_path: Path) -> None:
+    held, inputs, features = halves(variant, tmp_path)
+    assert held.use(lambda half: pieces_agree(half, inputs, features)) == (variant in ALIKE)
+
+
+@pytest.mark.parametrize("variant", [*OTHERWISE, *ALIKE, "t5gemma2", "janus"])
+def test_mlps_in_pieces_change_no_token_of_a_family(variant: str, tmp_path: Path) -> None:
+    held, inputs, features = halves(variant, tmp_path)
+    whole: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
+    assert in_pieces(held.model, 2) > 0
+    pieces: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
+    assert torch.equal(whole.sequences, pieces.sequences)
+    torch.testing.assert_close(whole.logits, pieces.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_where_a_short_prompt_agrees_so_do_captions(variant: str, tmp_path: Path) -> None:
+    if choose_route(FAMILIES[variant]()[0]).route != "protocol":
+        pytest.skip("is not read by the stock generate")
+    held, inputs, features = halves(variant, tmp_path)
+    if held.use(lambda half: pieces_agree(half, inputs, features)):
+        whole: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
+        cut = {**GREEDY, "prefill_chunk_size": 3}
+        pieces: Any = held.use(lambda half: generate(half, inputs, features, **cut))
+        assert torch.equal(whole.sequences, pieces.sequences)
+
+
+# Their classes do not know `logits_to_keep`.
+ALL_LOGITS = ["minicpmv4_6", "minicpm_ocr", "video_llama_3", "qwen2_5_omni_thinker"]
+
+
+@pytest.mark.parametrize("variant", [*ALL_LOGITS, "qwen2_vl"])
+def test_logits_of_a_long_prompt_are_those_of_its_last_token(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, inputs, features = halves(variant, tmp_path)
+    whole: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
+    monkeypatch.setattr(delivery, "LOGITS_WORTH", 0)
+    given: list[int] = []
+    head = held.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, taken, __: given.append(taken[0].shape[1]))
+    last: Any = held.use(lambda half: generate(half, inputs, features, **GREEDY))
+    hook.remove()
+    assert set(given) == {1}
+    assert torch.equal(whole.sequences, last.sequences)
+    torch.testing.assert_close(whole.logits, last.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_kv_cache_in_few_bits_captions_the_demo(tmp_path: Path) -> None:
+    wave = Wave(tmp_path / "store", CHECKPOINT, [clips("video", 3, frames=8, height=64, width=64)])
+    wave.encode()
+    wave.decode(PROMPTS)
+    wave.settings["kv"] = "quantized"
+    wave.decode(PROMPTS, OTHER)
+    assert len(said(wave.captions(OTHER))) == 3 and all(said(wave.captions(OTHER)))
+
+
+@pytest.mark.parametrize("kv", ["offloaded", "elsewhere"])
+def test_a_kv_cache_that_cannot_be_had_fails(kv: str) -> None:
+    with pytest.raises(UsageError, match="kv"):
+        Reading(0, kv)
+
+
+def test_a_kv_cache_of_other_attention_is_not_quantized(tmp_path: Path) -> None:
+    held, _, features = halves("gemma3", tmp_path)
+    row: Any = features
+    with pytest.raises(UsageError, match="sliding_attention"):
+        Reading(0, "quantized").options(held.model, None, row)
