@@ -17,7 +17,6 @@ from flows.config import CaptionConfig
 from flows.display import Display
 from flows.holds import Hold, holding
 from flows.launch import DirectLauncher, Launcher
-from flows.models import Model
 from flows.outputs import failure_of, places
 from flows.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.run_record import RunRecord
@@ -135,7 +134,7 @@ def summary(job: Job) -> dict[str, Any]:
         "batch_size": job.config.batch_size,
         "store": job.store.url,
         "media": len(job.files),
-        "halves": halves(job.model),
+        "halves": halves(job),
         "route": job.model.card.route,
         "notes": notes(job),
     }
@@ -171,8 +170,9 @@ def notes(job: Job) -> list[str]:
     return found
 
 
-def halves(model: Model) -> dict[str, dict[str, Any]]:
+def halves(job: Job) -> dict[str, dict[str, Any]]:
     """Of each half the parameters, bytes as stored and as loaded, and what it computes in."""
+    model = job.model
     return {
         name: {
             "parameters": card.parameters,

@@ -6,6 +6,7 @@ Knows nothing of any stage; what a package's tests share beyond this stands besi
 import logging
 import os
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,13 +88,20 @@ def shared_clips() -> Path:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test for the GPU is skipped without one, unless the machine was promised to have one."""
-    if not item.get_closest_marker("gpu"):
-        return
-    import torch
+    """A test for the GPU, or for the browser, is skipped without one, unless the machine was
+    promised to have one."""
+    if item.get_closest_marker("gpu"):
+        import torch
 
-    if torch.cuda.is_available():
-        return
-    if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
-        pytest.fail("FAIL_WITHOUT_CUDA=1 and torch sees no CUDA device", pytrace=False)
-    pytest.skip("torch sees no CUDA device")
+        if not torch.cuda.is_available():
+            missing("FAIL_WITHOUT_CUDA", "torch sees no CUDA device")
+    tools = ("chromium", "chromedriver")
+    if item.get_closest_marker("browser") and not all(map(shutil.which, tools)):
+        missing("FAIL_WITHOUT_BROWSER", "Chromium and its driver are not installed")
+
+
+def missing(promise: str, what: str) -> None:
+    """Skip the test, or fail it where the environment holds a promise."""
+    if os.environ.get(promise) == "1":
+        pytest.fail(f"{promise}=1 and {what}", pytrace=False)
+    pytest.skip(what)

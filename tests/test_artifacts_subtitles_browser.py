@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -16,10 +15,10 @@ import pytest
 
 from artifacts.files import write_text
 from artifacts.subtitles import vtt_lines
+from tests.browser import CHROMIUM
 from tests.media import write_video
 from tests.rows import HARD, caption, hard_rows
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 NAME = "[1] Übung & <b>50% #?no.1.vtt"
 PAGE = """<!doctype html><meta charset="utf-8">
 <video muted src="v.webm"><track default kind="captions" src="TRACK"></video><pre>waiting</pre>
@@ -54,7 +53,7 @@ def address(tmp_path: Path) -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.browser
 def test_a_browser_shows_every_cue_as_it_was_said(address: str, tmp_path: Path) -> None:
     rows = [*hard_rows(), caption("a picture", 60.0, 60.0)]
     site = tmp_path / "site"

@@ -45,6 +45,13 @@ torch.cuda.is_available = lambda: False
 def test_it(): pass
 """
 
+IN_BROWSER = """
+import os, pytest
+os.environ["PATH"] = "/nowhere"
+@pytest.mark.browser
+def test_it(): pass
+"""
+
 
 def run(folder: Path, source: str, **variables: str) -> str:
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -83,8 +90,11 @@ def test_a_test_stands_alone(tmp_path: Path, source: str, passed: int) -> None:
     assert f"{passed} passed in" in run(tmp_path, source, **settings)
 
 
+@pytest.mark.parametrize(
+    ("source", "promise"), [(ON_GPU, "FAIL_WITHOUT_CUDA"), (IN_BROWSER, "FAIL_WITHOUT_BROWSER")]
+)
 @pytest.mark.parametrize(("promised", "outcome"), [("", "1 skipped"), ("1", "1 error")])
-def test_a_gpu_test_is_skipped_unless_one_was_promised(
-    tmp_path: Path, promised: str, outcome: str
+def test_what_a_machine_lacks_is_skipped_unless_it_was_promised(
+    tmp_path: Path, source: str, promise: str, promised: str, outcome: str
 ) -> None:
-    assert outcome in run(tmp_path, ON_GPU, FAIL_WITHOUT_CUDA=promised)
+    assert outcome in run(tmp_path, source, **{promise: promised})

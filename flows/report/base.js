@@ -19,7 +19,7 @@ const draw = (tag, attributes = {}, ...children) => fill(document.createElementN
 function size(bytes) {
   let value = bytes;
   for (const unit of ["B", "kB", "MB", "GB"]) {
-    if (value < 1000) return unit === "B" ? `${Math.round(value)} B` : `${value.toFixed(value < 10 ? 2 : 1)} ${unit}`;
+    if (value < 1000) return unit === "B" ? `${Math.round(value)} B` : `${value.toPrecision(3)} ${unit}`;
     value /= 1000;
   }
   return `${value.toFixed(2)} TB`;

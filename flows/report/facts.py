@@ -12,6 +12,7 @@ from flows.display import duration, size
 from flows.report.media import FILE, captioned_media, failed_media
 from flows.report.timeline import timeline_of
 from flows.run_record import load_record, now
+from flows.sources import writable
 from flows.standing import COLUMNS, advice, cells, places, standing
 
 Rows = Iterator[tuple[str, str]]
@@ -31,20 +32,21 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     return {
         "made": now(),
         "folder": FILE + quote(os.fsencode(os.path.abspath(folder))) + "/",
-        "out": str(out.absolute()).encode("utf-8", errors="replace").decode(),
+        "out": writable(str(out.absolute())),
         "state": record["state"],
         "error": record["error"],
         "advice": advice(record),
         "updated": record["updated"],
         "totals": list(_totals(record, timeline["seconds"])),
         "about": list(_about(record, prompts)),
-        "columns": [*COLUMNS, *MORE],
-        "stages": [
-            [*cells(stage), *_more(entry, planned)]
-            for stage, entry, planned in zip(
-                stages, record["stages"], timeline["stages"], strict=True
-            )
-        ],
+        **_table(
+            [
+                [*cells(stage), *_more(entry, drawn)]
+                for stage, entry, drawn in zip(
+                    stages, record["stages"], timeline["stages"], strict=True
+                )
+            ]
+        ),
         "timeline": timeline,
         "failures": failed_media(out) or record["failures"],
         "failed": record["media"]["failed"],
@@ -54,6 +56,16 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
 
 
 MORE = ("planned", "of the CPU", "processes", "tokens", "attention")
+
+
+def _table(rows: list[list[str]]) -> dict[str, Any]:
+    """Columns, and rows, without columns of which there is nothing to say."""
+    columns = (*COLUMNS, *MORE)
+    told = [at for at in range(len(columns)) if any(row[at] != "-" for row in rows)]
+    return {
+        "columns": [columns[at] for at in told],
+        "stages": [[row[at] for at in told] for row in rows],
+    }
 
 
 def _more(entry: Mapping[str, Any], drawn: Mapping[str, Any]) -> tuple[str, ...]:

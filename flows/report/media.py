@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from artifacts.captions import Failure
 from artifacts.errors import EnvironmentFault
-from flows.sources import IMAGE_SUFFIXES
+from flows.sources import IMAGE_SUFFIXES, writable
 
 FILE = "file://"
 
@@ -101,7 +101,7 @@ def _medium(place: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> 
     return {
         "name": place["media_path"],
         "kind": place["kind"],
-        "path": path.encode("utf-8", errors="replace").decode("utf-8") or place["source"],
+        "path": writable(path) or place["source"],
         "url": url,
         "gone": not path or not os.path.isfile(path),
         "prompt": rows[0].get("prompt", "") if rows else "",

@@ -19,7 +19,7 @@ function run() {
     data.advice ? el("p", {}, data.advice) : null,
     el("dl", {class: "totals"}, data.totals.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
     el("details", {open: true}, el("summary", {}, "What was run, and on what"),
-      el("dl", {class: "about"}, data.about.map(([name, value]) => [el("dt", {}, name), el("dd", {dir: "auto"}, value)]))));
+      el("dl", {class: "about"}, data.about.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {dir: "auto"}, value))))));
 }
 
 function memory() {

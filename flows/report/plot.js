@@ -3,24 +3,18 @@
 const LEFT = 74, RIGHT = 14, LANE = 22, HIGH = 190, GAP = 30;
 const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400, 604800];
 
-// Of the points that share a pixel column the highest, the lowest, the first and the last: no peak
-// is lost, however many points there are. `series` is 1 for the host and 2 for the device.
-function thin(points, series, from, to, columns) {
-  if (points.length <= 2 * columns) return points;
+// What a curve becomes at this width: [seconds, lowest, highest] of the points that share a pixel
+// column, so that no peak is lost, however many points there are.
+function thin(points, column, from, to, columns) {
   const kept = [];
-  let column = null, group = [];
-  const close = () => {
-    const by = (a, b) => a[series] - b[series];
-    const few = new Set([group[0], group.reduce((a, b) => by(a, b) < 0 ? a : b), group.reduce((a, b) => by(a, b) > 0 ? a : b), group[group.length - 1]]);
-    kept.push(...group.filter(point => few.has(point)));
-  };
+  let last = null;
   for (const point of points) {
-    const at = Math.floor((point[0] - from) / (to - from) * columns);
-    if (at !== column && group.length) { close(); group = []; }
-    column = at;
-    group.push(point);
+    const at = Math.floor((point[0] - from) / (to - from) * columns), bytes = point[column];
+    const group = kept[kept.length - 1];
+    if (at !== last || !group) kept.push([point[0], bytes, bytes]);
+    else { group[1] = Math.min(group[1], bytes); group[2] = Math.max(group[2], bytes); }
+    last = at;
   }
-  if (group.length) close();
   return kept;
 }
 
@@ -145,12 +139,15 @@ class Plot {
   }
 
   curve(points, name, column, y, bottom, from, to) {
-    const kept = thin(points, column, from, to, this.width - LEFT - RIGHT).filter(point => point[column] > 0 || column === 1);
+    const known = column === 1 ? points : points.filter(point => point[column] > 0);
+    const kept = thin(known, column, from, to, this.width - LEFT - RIGHT);
     if (!kept.length) return [];
-    const path = kept.map((point, n) => `${n ? "L" : "M"}${this.x(point[0]).toFixed(1)} ${y(Math.max(1, point[column])).toFixed(1)}`).join("");
+    const at = (seconds, bytes) => `${this.x(seconds).toFixed(1)} ${y(Math.max(1, bytes)).toFixed(1)}`;
+    const top = `M${kept.map(([seconds, , most]) => at(seconds, most)).join("L")}`;
+    const low = kept.map(([seconds, least]) => at(seconds, least)).reverse().join("L");
     const first = this.x(kept[0][0]).toFixed(1), last = this.x(kept[kept.length - 1][0]).toFixed(1);
-    return [draw("path", {class: `area ${name}`, d: `${path}L${last} ${bottom}L${first} ${bottom}Z`}),
-      draw("path", {class: `curve ${name}`, d: path})];
+    return [draw("path", {class: `area ${name}`, d: `${top}L${last} ${bottom}L${first} ${bottom}Z`}),
+      draw("path", {class: `range ${name}`, d: `${top}L${low}Z`}), draw("path", {class: `curve ${name}`, d: top})];
   }
 
   rungs() {

@@ -18,8 +18,6 @@ def timeline_of(record: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": max(seconds, last),
         "stages": stages,
         "rungs": [_rung(rung, began) for rung in record["rungs"]],
-        "budget": _memory(record).get("budget_bytes"),
-        "onDevice": record["plan"].get("device", "cpu") != "cpu",
     }
 
 
@@ -40,7 +38,8 @@ def _stage(
         drawn.append([start, max(start, seconds)])
     plans = _memory(record).get("stages", ())
     plan: Mapping[str, Any] = next((p for p in plans if _plan_of(p, entry["name"])), {})
-    on_device = entry["name"] != "frames" and record["plan"].get("device", "cpu") != "cpu"
+    gpu = record["plan"].get("device", "cpu") != "cpu"
+    on_device = gpu and entry["name"] != "frames"
     host_base = int(entry["notes"].get("loaded_bytes") or 0)
     budget = _memory(record).get("budget_bytes")
     return {
@@ -54,7 +53,7 @@ def _stage(
             else None,
         },
         "budget": {
-            "host": None if on_device or not entry["items"] else _above(host_base, budget),
+            "host": None if gpu or not entry["spans"] else _above(host_base, budget),
             "device": _above(entry["baseline_before_bytes"], budget) if on_device else None,
         },
         "rung": plan.get("name") or "",

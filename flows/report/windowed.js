@@ -29,7 +29,8 @@ function windowed(box, items, {group, height, build, root = null, columns = fals
     parts.push(part);
   }
   box.append(...parts);
-  for (const part of parts) box.watch.observe(part);
+  if (parts.length === 1) put(parts[0]);
+  else for (const part of parts) box.watch.observe(part);
   box.reach = at => {
     const part = parts[Math.floor(at / group)];
     if (!part) return null;
