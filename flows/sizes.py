@@ -23,6 +23,8 @@ UNKNOWN_SECONDS = 60.0
 """Length assumed of a video whose header states none."""
 SHOT_SECONDS = 5.0
 """Length assumed of a shot: how many there are is known only when all frames have been decoded."""
+UNKNOWN_RATE = 30.0
+"""Frames a second assumed of a video whose header states none."""
 UNKNOWN_SIZE = (1080, 1920)
 """Height and width assumed of a medium whose header cannot be read."""
 
@@ -44,6 +46,8 @@ class Estimate:
     """Height and width of a stored frame, in pixels."""
     shown: tuple[int, int] = (0, 0)
     """The same of a frame in the file."""
+    shown_frames: int = 0
+    """Frames in the file, whether they are looked at or not."""
 
     @property
     def bytes(self) -> int:
@@ -105,8 +109,9 @@ def _of_chunks(job: Job, medium: Medium, chunks: Sequence[ChunkIndex]) -> Estima
     )
 
 
-def _estimate(job: Job, medium: Medium, header: tuple[float, int, int] | None) -> Estimate:
+def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
     index = job.ledger.index(medium)
+    shown_frames = 0
     if index is None and header is None:
         return Estimate(seconds=0.0, chunks=0, frames=0, frame_bytes=0, feature_bytes=0)
     if index is not None:
@@ -116,7 +121,8 @@ def _estimate(job: Job, medium: Medium, header: tuple[float, int, int] | None) -
         stored = max(((c.height, c.width) for c in index.chunks), key=math.prod, default=(0, 0))
     else:
         assert header is not None
-        seconds, shown = header[0], header[1:]
+        seconds, shown = header.seconds, header.size
+        shown_frames = max(1, round(seconds * header.rate))
         stored = job.model.fit(medium.kind).size(*shown)
         counts = [1] if medium.kind == "image" else frame_counts(job.sampling, seconds)
         chunks, frames, longest = len(counts), sum(counts), max(counts)
@@ -131,6 +137,7 @@ def _estimate(job: Job, medium: Medium, header: tuple[float, int, int] | None) -
         chunk_frames=longest,
         stored=stored,
         shown=shown,
+        shown_frames=shown_frames,
     )
 
 
@@ -152,14 +159,24 @@ def frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:
     return counts
 
 
-def _headers(media: Sequence[Medium]) -> list[tuple[float, int, int]]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Header:
+    """What a medium says of itself; lies are harmless here."""
+
+    seconds: float
+    size: tuple[int, int]
+    """Height and width."""
+    rate: float = 0.0
+    """Frames a second; 0 of a picture."""
+
+
+def _headers(media: Sequence[Medium]) -> list[_Header]:
     return [_header(medium) for medium in media]
 
 
-def _header(medium: Medium) -> tuple[float, int, int]:
-    """(seconds, height, width) as the header states them; lies are harmless here."""
+def _header(medium: Medium) -> _Header:
     if medium.kind == "image":
-        return 0.0, *_image_size(medium.path)
+        return _Header(seconds=0.0, size=_image_size(medium.path))
     import av
 
     try:
@@ -168,11 +185,15 @@ def _header(medium: Medium) -> tuple[float, int, int]:
         with av.open(medium.path, options=options, metadata_errors="replace") as container:
             seconds = (container.duration or 0) / 1_000_000 or UNKNOWN_SECONDS
             if not container.streams.video:
-                return seconds, *UNKNOWN_SIZE
+                return _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
             stream = container.streams.video[0]
-            return seconds, stream.height or UNKNOWN_SIZE[0], stream.width or UNKNOWN_SIZE[1]
+            return _Header(
+                seconds=seconds,
+                size=(stream.height or UNKNOWN_SIZE[0], stream.width or UNKNOWN_SIZE[1]),
+                rate=float(stream.average_rate or UNKNOWN_RATE),
+            )
     except Exception:  # a broken header may fail in any way; the frames stage says what is wrong
-        return UNKNOWN_SECONDS, *UNKNOWN_SIZE
+        return _Header(seconds=UNKNOWN_SECONDS, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
 
 
 def _image_size(path: str) -> tuple[int, int]:

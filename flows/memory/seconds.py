@@ -1,6 +1,6 @@
 """How long a stage's work takes on a machine that was measured; knows neither models nor media."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from flows.memory.machine import Machine
@@ -22,6 +22,9 @@ class Pass:
     calls: int = 0
     """Linear layers that are called."""
     times: float = 1.0
+
+    def often(self, times: float) -> "Pass":
+        return replace(self, times=times)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

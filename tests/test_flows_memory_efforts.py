@@ -1,0 +1,112 @@
+"""What is left of a job, and the seconds it takes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import flows.memory.efforts
+from flows.config import CaptionConfig
+from flows.display import Display
+from flows.memory.efforts import stage_seconds, times_of, to_do
+from flows.memory.machine import Known
+from flows.memory.rungs import Rung
+from flows.prepare import Job, prepare
+from flows.run import caption
+from flows.sizes import Estimate, estimates
+from stages.models.footprint import Work
+from tests.machines import machine
+from tests.media import write_video
+from tests.stand_ins import CARD, Stages
+
+RUNGS = {stage: Rung(stage=stage, batch=2) for stage in ("encode", "decode")}
+CLIPS = 4
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CaptionConfig:
+    (tmp_path / "clips").mkdir()
+    for number in range(CLIPS):
+        write_video(tmp_path / "clips" / f"{number}.mp4", ticks=range(30), gop=5 + number)
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("{}")
+    return CaptionConfig(
+        sources=(str(tmp_path / "clips"),),
+        model=str(tmp_path / "model"),
+        out=str(tmp_path / "out"),
+        store=str(tmp_path / "store"),
+        max_new_tokens=10,
+    )
+
+
+def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:
+    """A job whose encoder takes 1 GFLOP a batch of two chunks, and whose decoder 4 for reading two
+    prompts and 4 a step."""
+    job = prepare(config, Stages())
+    found = estimates(job)
+    unit = to_do(job, found)[0].load
+    encoder = Work(kind="video", rows=2, units=unit.units, peak_bytes=0, kept_bytes=0, flops=10**9)
+    decoder = replace(encoder, units=unit.tokens, flops=4 * 10**9, step_flops=4 * 10**9)
+    card = replace(
+        CARD,
+        vision=replace(CARD.vision, works=(encoder,), stored_bytes=10**9),
+        language=replace(CARD.language, works=(decoder,), stored_bytes=2 * 10**9),
+    )
+    return replace(job, model=replace(job.model, card=card)), found
+
+
+def test_everything_is_left_of_a_new_job(config: CaptionConfig) -> None:
+    job, found = job_of(config)
+    (left,) = to_do(job, found)
+    assert (left.encode, left.decode) == (CLIPS, CLIPS)
+    assert left.pixels == CLIPS * 30 * 48 * 64
+
+
+def test_nothing_is_left_of_a_job_that_was_run(config: CaptionConfig) -> None:
+    caption(config, Display(quiet=True), Stages().launcher)
+    job, found = job_of(config)
+    (left,) = to_do(job, found)
+    assert (left.pixels, left.encode, left.decode) == (0, 0, 0)
+    assert set(stage_seconds(job, RUNGS, found, machine()).values()) == {0}
+
+
+def test_seconds_are_those_of_starting_loading_and_computing(config: CaptionConfig) -> None:
+    job, found = job_of(config)
+    told = stage_seconds(job, RUNGS, found, machine(prepare=1e18, disk_write=1e18))
+    # 5 of starting, 1 of reading the weights; of two batches 1e9 / (2 x 512) x 128 ns each.
+    assert told["encode"] == pytest.approx(5 + 1 + 2 * 0.125, rel=1e-3)
+    # Steps of two rows: 4e9 / (2 x 2) parameters of 8/7 ns each, 10 of them a batch.
+    reading = told["decode"]
+    assert reading is not None
+    shorter = stage_seconds(job, RUNGS, found, machine(), new_tokens=0)["decode"]
+    assert shorter is not None
+    assert reading - shorter == pytest.approx(2 * 10 * 1e9 * 8 / 7 * 1e-9, rel=1e-3)
+
+
+def test_what_was_not_measured_leaves_a_stage_without_time(config: CaptionConfig) -> None:
+    job, found = job_of(config)
+    told = stage_seconds(job, RUNGS, found, machine(passes={}))
+    assert told["encode"] is None and told["frames"] is not None
+
+
+def test_an_unmeasured_machine_has_no_times_and_that_is_said(
+    config: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    told = times_of(*(job_of(config)[0], RUNGS, job_of(config)[1]))
+    assert told.seconds is None
+    assert told.line.startswith("unknown: this machine was not measured; `penstock doctor")
+
+
+def test_times_are_told_stage_by_stage(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(_: str) -> Known:
+        return Known(machine=machine())
+
+    monkeypatch.setattr(flows.memory.efforts, "find_machine", known)
+    job, found = job_of(config)
+    told = times_of(job, RUNGS, found)
+    assert told.seconds is not None and list(told.seconds) == ["frames", "encode", "decode"]
+    assert "encode 6." in told.line and "decode up to" in told.line
