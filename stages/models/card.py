@@ -7,7 +7,7 @@ from typing import Any
 from artifacts.schema import FrameFit, Modality, Route
 from stages.models.footprint import Work
 
-RECIPE = 9
+RECIPE = 10
 """Raised when what a card says changes; part of its key."""
 
 
@@ -123,6 +123,8 @@ class ModelCard:
     """The same of smaller images, smallest first."""
     frame_sizes: tuple[SeenSize, ...] = ()
     """The same a frame of two smaller ones."""
+    works_unknown: str = ""
+    """Why it could not be found out what computing takes; empty when it could."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,12 +1,23 @@
 """What computing a half takes beside its weights, told from runs on tensors without data; imports
-no model library."""
+no model library.
 
+A handful of runs say what any size takes: what is held grows with rows and units, for attention
+that is not fused with the square of the units, and a padded batch has a mask of that size.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+ITEM_BYTES = 2
+"""Bytes of a number in which the runs were made."""
+Kind = str
+"""`image` or `video`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """One run of a half on tensors without data, in the checkpoint's own dtype."""
+    """One run of a half on tensors without data. Bytes are those of a half that computes in 16 bit,
+    where they do not say otherwise; a quantized one computes in 16 bit too."""
 
     kind: str
     """`image` or `video`."""
@@ -15,11 +26,146 @@ class Work:
     units: int
     """Of the encoder: numbers of pixel input a chunk. Of the decoder: tokens a prompt has."""
     peak_bytes: int
-    """Most that lives at one moment beside the weights; inputs and outputs included."""
+    """Most that lives at one moment beside the weights; inputs and outputs included. Of the
+    decoder: until the prompts are read, the KV cache included."""
+    peak_bytes_32: int = 0
+    """The same of a half that computes in 32 bit."""
     kept_bytes: int
     """Of the encoder: the features that it hands over. Of the decoder: the KV cache after the
     prompt."""
+    input_bytes: int = 0
+    """What the processor gives of these rows, whatever the half computes in. Of the decoder: the
+    features that it is given."""
+    mlp_bytes: int = 0
+    """How much of the peak is inside of an MLP, which takes as much less when it is given its
+    input in pieces; 0 when the peak is elsewhere."""
+    step_bytes: int = 0
+    """Of the decoder: most that lives while one more token of every row is computed, the KV cache
+    included."""
     flops: int
     """Floating-point operations of the encoder's pass, or of reading the prompts."""
     step_flops: int = 0
     """Of one more token of every row."""
+
+
+def peak_bytes(
+    works: Sequence[Work],
+    *,
+    kind: Kind,
+    rows: int,
+    units: int,
+    item_bytes: int = ITEM_BYTES,
+    new_tokens: int = 0,
+    prefill: int = 0,
+) -> int:
+    """Most that lives at one moment beside the weights, inputs, outputs and KV cache included; 0
+    where nothing is known. A half computes in numbers of `item_bytes`; a decoder writes
+    `new_tokens`, and its MLPs take `prefill` positions at once (0: all)."""
+    each = (lambda w: w.peak_bytes) if item_bytes <= ITEM_BYTES else (lambda w: w.peak_bytes_32)
+    peak = _at(works, kind, rows, units, each)
+    scale = item_bytes / ITEM_BYTES
+    if 0 < prefill < rows * units:
+        inside = scale * _at(works, kind, rows, units, lambda w: w.mlp_bytes)
+        peak -= inside * (1 - prefill / (rows * units))
+    if new_tokens:
+        longer = units + new_tokens
+        step = scale * _at(works, kind, rows, longer, lambda w: w.step_bytes)
+        peak = max(peak, step)
+    return max(0, round(peak))
+
+
+def kept_bytes(
+    works: Sequence[Work], *, kind: Kind, rows: int, units: int, item_bytes: int = ITEM_BYTES
+) -> int:
+    """Of the encoder: the features of so many rows. Of the decoder: its KV cache when each row has
+    so many tokens."""
+    found = _at(works, kind, rows, units, lambda w: w.kept_bytes)
+    return max(0, round(item_bytes / ITEM_BYTES * found))
+
+
+def input_bytes(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:
+    """What the processor gives of so many rows; of the decoder, their features."""
+    return max(0, round(_at(works, kind, rows, units, lambda w: w.input_bytes)))
+
+
+def flops(works: Sequence[Work], *, kind: Kind, rows: int, units: int, new_tokens: int = 0) -> int:
+    """Floating-point operations of one batch."""
+    found = _at(works, kind, rows, units, lambda w: w.flops)
+    if new_tokens:
+        middle = units + new_tokens // 2
+        found += new_tokens * _at(works, kind, rows, middle, lambda w: w.step_flops)
+    return max(0, round(found))
+
+
+def _at(
+    works: Sequence[Work], kind: Kind, rows: int, units: int, each: Callable[[Work], int]
+) -> float:
+    """The value at a size, by the terms that the runs tell apart; a growth that is negative is an
+    accident of two runs that have their peaks at different places, and is left out."""
+    known = [work for work in works if work.kind == kind] or list(works)
+    if not known:
+        return 0.0
+    largest = max(known, key=lambda work: (work.rows * work.units, work.rows))
+    scales = [term(largest.rows, largest.units) or 1.0 for term in TERMS]
+    chosen: list[int] = []
+    for index in range(len(TERMS)):
+        rank = [[TERMS[i](w.rows, w.units) / scales[i] for i in (*chosen, index)] for w in known]
+        if _rank(rank) == len(chosen) + 1:
+            chosen.append(index)
+    while True:
+        table = [[TERMS[i](w.rows, w.units) / scales[i] for i in chosen] for w in known]
+        found = _least_squares(table, [float(each(work)) for work in known])
+        growing = [(value, i) for value, i in zip(found, chosen, strict=True) if i in GROWING]
+        worst = min(growing, default=(0.0, -1))
+        if worst[0] >= 0:
+            break
+        chosen.remove(worst[1])
+    return sum(v * TERMS[i](rows, units) / scales[i] for v, i in zip(found, chosen, strict=True))
+
+
+TERMS: tuple[Callable[[int, int], float], ...] = (
+    lambda rows, units: float(rows * units),
+    lambda rows, units: 1.0,
+    lambda rows, units: float(rows * units * units),
+    lambda rows, units: float(rows),
+    lambda rows, units: float(rows * units * units) if rows > 1 else 0.0,
+)
+GROWING = (0, 2, 3, 4)
+"""Those that cannot shrink what is held."""
+
+
+def _rank(table: list[list[float]]) -> int:
+    """How many columns are independent."""
+    rows = [list(row) for row in table]
+    rank = 0
+    for column in range(len(rows[0])):
+        pivot = max(rows[rank:], key=lambda row: abs(row[column]), default=None)
+        if pivot is None or abs(pivot[column]) < 1e-6:
+            continue
+        rows.remove(pivot)
+        rows.insert(rank, pivot)
+        for row in rows[rank + 1 :]:
+            factor = row[column] / pivot[column]
+            row[:] = [a - factor * b for a, b in zip(row, pivot, strict=True)]
+        rank += 1
+    return rank
+
+
+def _least_squares(table: list[list[float]], values: list[float]) -> list[float]:
+    """The coefficients of the columns that come nearest to the values; the columns are
+    independent."""
+    width = len(table[0])
+    normal = [
+        [sum(row[i] * row[j] for row in table) for j in range(width)]
+        + [sum(row[i] * value for row, value in zip(table, values, strict=True))]
+        for i in range(width)
+    ]
+    for column in range(width):
+        pivot = max(range(column, width), key=lambda i: abs(normal[i][column]))
+        normal[column], normal[pivot] = normal[pivot], normal[column]
+        for i in range(width):
+            if i != column:
+                factor = normal[i][column] / normal[column][column]
+                pairs = zip(normal[i], normal[column], strict=True)
+                normal[i] = [a - factor * b for a, b in pairs]
+    return [normal[i][width] / normal[i][i] for i in range(width)]

@@ -1,6 +1,7 @@
 """Finds out what a model is from its configuration, its processor and the headers of its files;
 reads no weights, and downloads none."""
 
+import logging
 import re
 from collections import Counter
 from dataclasses import replace
@@ -37,7 +38,10 @@ from stages.models.processors.prepare import (
     prepare,
     takes_videos,
 )
+from stages.models.shadow import works_of
 from stages.process.ending import out_of_memory
+
+logger = logging.getLogger(__name__)
 
 EDGE = 64
 """Pixels of a side of the frames by which a processor's counting is tried."""
@@ -67,7 +71,16 @@ def describe(
     _try_processor(processor, folder)
     image = probe(processor, "image")
     video = probe(processor, "video") if takes_videos(processor) else image
-    return _card(folder, skeleton, choice, processor, halves, image, video)
+    card = _card(folder, skeleton, choice, processor, halves, image, video)
+    works, why = works_of(skeleton, processor, choice.route, card.frames_a_video)
+    if why:
+        logger.warning("what computing takes could not be found out: %s", why)
+    return replace(
+        card,
+        vision=replace(card.vision, works=works["vision"]),
+        language=replace(card.language, works=works["language"]),
+        works_unknown=why,
+    )
 
 
 def frames_a_video(processor: Any) -> int:

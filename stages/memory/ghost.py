@@ -1,0 +1,276 @@
+"""Lets a model run on tensors without data, its control flow being real; knows no model, and counts
+nothing itself.
+
+Floating-point tensors are on the meta device. Integers and booleans (ids, grids, masks) are real
+and on the CPU, and so are small floating-point tensors that were made of numbers, because what they
+hold decides shapes. What is computed of both kinds is computed without data; integers that come of
+it are zeros.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stages.memory.outlines import IN_PLACE, META, OUTLINES, made_like, outline
+
+aten: Any = torch.ops.aten
+SMALL = 1 << 14
+"""Numbers a floating-point tensor has at most to be real."""
+CAST = aten._to_copy.default
+SDPA = aten.scaled_dot_product_attention.default
+FUSED = aten._scaled_dot_product_flash_attention_for_cpu.default
+APART = aten._scaled_dot_product_attention_math.default
+SHAPES = frozenset(
+    op
+    for name in ("ones_like", "zeros_like", "full_like", "empty_like", "new_ones", "new_zeros")
+    for op in (getattr(aten, name).default,)
+) | {aten.new_full.default, aten.new_empty.default}
+"""Operators that take of their tensor no more than its shape or type."""
+FROM_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
+
+
+class Watcher(Protocol):
+    """Is told of everything that is computed."""
+
+    def computed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None: ...
+
+
+def is_meta(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_meta
+
+
+def without_data(value: Any) -> Any:
+    """Tensors inside any nesting as a ghost takes them: floating-point ones lose their data."""
+    if isinstance(value, torch.Tensor):
+        return value.to(META) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {name: without_data(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(without_data(part) for part in value)
+    return value
+
+
+class Ghost(TorchDispatchMode):
+    """Computes without data whatever needs none."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._watcher = watcher
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is SDPA:
+            func, args, kwargs = _fused(*args, **kwargs)
+        given = list(tensors(args, kwargs))
+        if _is_composed(func) and func not in ANSWERS:
+            with self:
+                made = func.decompose(*args, **kwargs)
+            return made[0] if func is APART else made
+        if func is CAST:
+            out = _move(func, args, kwargs)
+        elif func in ANSWERS and (func in OF_INTEGERS or any(t.is_meta for t in given)):
+            out = ANSWERS[func](func, args, kwargs)
+        elif not given:
+            out = _make(func, args, kwargs)
+        elif any(t.is_meta for t in given):
+            out = _mixed(func, args, kwargs)
+        else:
+            out = _real(func, args, kwargs)
+        self._watcher.computed(func, args, kwargs, out)
+        return out[0] if func is FUSED else out
+
+
+@functools.cache
+def _is_composed(func: Any) -> bool:
+    """Whether an operator is made of others, on every device."""
+    composite = "CompositeImplicitAutograd"
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite))
+
+
+def tensors(*values: Any) -> Iterator[torch.Tensor]:
+    """All tensors inside arguments of an operator."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors(*value)
+        elif isinstance(value, dict):
+            yield from tensors(*value.values())
+
+
+def _changed(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_changed(function, part) for part in value)
+    if isinstance(value, dict):
+        return {name: _changed(function, part) for name, part in value.items()}
+    return value
+
+
+def _ghostly(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.is_meta else tensor.to(META)
+
+
+def _solid(tensor: torch.Tensor) -> torch.Tensor:
+    """An integer that came of nothing."""
+    if not tensor.is_meta or tensor.is_floating_point() or tensor.is_complex():
+        return tensor
+    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+
+def _move(func: Any, args: Any, kwargs: Any) -> Any:
+    """Another device is none here; another type is another tensor."""
+    kwargs = {name: value for name, value in kwargs.items() if name != "device"}
+    source = args[0]
+    if kwargs.get("dtype", source.dtype) == source.dtype and "memory_format" not in kwargs:
+        return aten.alias.default(source)
+    if source.is_meta:
+        return _solid(func(*args, **kwargs))
+    made = func(*args, **kwargs)
+    return _lightened(made)
+
+
+def _make(func: Any, args: Any, kwargs: Any) -> Any:
+    """A tensor of numbers: those of many floating-point ones are of no interest."""
+    if torch.device(kwargs.get("device") or "cpu") != META:
+        return func(*args, **kwargs)
+    made = func(*args, **kwargs)
+    if made.is_floating_point() and made.numel() > SMALL:
+        return made
+    return func(*args, **{**kwargs, "device": "cpu"})
+
+
+def _real(func: Any, args: Any, kwargs: Any) -> Any:
+    if kwargs.get("device") == META:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    out = func(*args, **kwargs)
+    return _lightened(out) if isinstance(out, torch.Tensor) and not func.is_view else out
+
+
+def _lightened(made: torch.Tensor) -> torch.Tensor:
+    """Without its data, if it is large and holds no integers."""
+    large = made.is_floating_point() and made.numel() > SMALL
+    return torch.empty_like(made, device=META) if large else made
+
+
+def _mixed(func: Any, args: Any, kwargs: Any) -> Any:
+    """Computed without data; what is changed in place stays the tensor that it is."""
+    if func in SHAPES:
+        return _shaped(func, args, kwargs)
+    if kwargs.get("device") is not None:
+        kwargs = {**kwargs, "device": META}
+    try:
+        key = (func, outline(args), outline(tuple(kwargs.items())))
+        known = OUTLINES.get(key)
+    except TypeError:  # something that has no hash
+        key, known = None, None
+    if known is not None:
+        return args[0] if known is IN_PLACE else made_like(known)
+    out = func(*_changed(_ghostly, args), **_changed(_ghostly, kwargs))
+    schema = func._schema
+    if schema.is_mutable and not isinstance(out, list | tuple):
+        OUTLINES[key] = IN_PLACE if schema.arguments[0].is_write else None
+        return args[0] if schema.arguments[0].is_write else out
+    made = list(tensors(out))
+    given = {t.untyped_storage()._cdata for t in tensors(args, kwargs) if t.is_meta}
+    if key is not None and not any(t.untyped_storage()._cdata in given for t in made):
+        OUTLINES[key] = outline(out)
+    return _changed(_solid, out)
+
+
+def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
+    made = func(*args, **{**kwargs, "device": META})
+    if made.is_floating_point() and made.numel() > SMALL:
+        return made
+    like = torch.zeros((), dtype=args[0].dtype).expand(args[0].shape)
+    return func(like, *args[1:], **{**kwargs, "device": "cpu"})
+
+
+def _index(func: Any, args: Any, kwargs: Any) -> Any:
+    """Booleans become the places where they are true, so that the shape is known."""
+    indices: list[Any] = []
+    for index in args[1]:
+        masks = index is not None and index.dtype in (torch.bool, torch.uint8)
+        indices += list(index.nonzero().unbind(1)) if masks else [index]
+    return _mixed(func, (args[0], indices, *args[2:]), kwargs)
+
+
+def _masked_select(func: Any, args: Any, kwargs: Any) -> Any:
+    count = int(torch.as_tensor(args[1]).sum())
+    return _solid(torch.empty(count, dtype=args[0].dtype, device=META))
+
+
+ANSWERS: dict[Any, Callable[[Any, Any, Any], Any]] = {
+    aten.index.Tensor: _index,
+    aten.index_put_.default: _index,
+    aten.index_put.default: _index,
+    aten.masked_select.default: _masked_select,
+    aten._local_scalar_dense.default: lambda func, args, kwargs: 1.0,
+    aten.item.default: lambda func, args, kwargs: 1.0,
+    aten.histc.default: lambda func, args, kwargs: torch.histc(args[0].float(), *args[1:]),
+    aten.is_nonzero.default: lambda func, args, kwargs: True,
+    aten.equal.default: lambda func, args, kwargs: True,
+}
+"""Operators whose result depends on data that there are not."""
+OF_INTEGERS = frozenset({aten.histc.default})
+"""Those that of integers are not to be had on a CPU."""
+
+
+class Numbers(TorchFunctionMode):
+    """Catches tensors made of numbers before they become operators, of which the numbers are not
+    told."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in FROM_NUMBERS and torch.device(kwargs.get("device") or "cpu") == META:
+            return func(*args, **{**kwargs, "device": "cpu"})
+        if func is torch.Tensor.item and args[0].is_meta:
+            return 1.0
+        return func(*args, **kwargs)
+
+
+def _fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Attention as fused kernels compute it, without the matrix of all weights, where they can."""
+    fits = query.ndim == 4 and query.shape[-1] == key.shape[-1] == value.shape[-1]
+    if not (fits and query.is_meta):
+        given = (query, key, value, attn_mask, dropout_p, is_causal)
+        return APART, given, {"scale": scale, "enable_gqa": enable_gqa}
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=META)
+    options = {"attn_mask": attn_mask, "scale": scale}
+    return FUSED, (query, key, value, 0.0, is_causal), options
+
+
+def solidify(model: torch.nn.Module) -> None:
+    """Gives a model without storage integers for its buffers of integers."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = _solid(buffer)
+
+
+@contextmanager
+def haunted(watcher: Watcher) -> Iterator[None]:
+    """Everything computed within is computed without data, and the watcher told of it."""
+    with torch.inference_mode(), Numbers(), Ghost(watcher):
+        yield

@@ -1,0 +1,117 @@
+"""Counts the bytes that live at once and the operations that are computed, of anything that runs on
+tensors without data; knows no model.
+
+What runs in 16 bit is counted as it is and as it would be in 32 bit, where a tensor that is only
+cast is no new one.
+"""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry
+
+from stages.memory.ghost import CAST, tensors
+
+WHOLE = 4
+"""Bytes of a number in 32 bit."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Block:
+    """Memory that one tensor has in 32 bit, or several that are casts of it."""
+
+    size: int
+    holders: int = 0
+
+
+class Live:
+    """The tensors that were made since it began and still live."""
+
+    def __init__(self, apart: Any = ()) -> None:
+        """What is `apart`, such as weights, is not counted."""
+        self.bytes = 0
+        """That live now."""
+        self.bytes_32 = 0
+        """That would live now if all were computed in 32 bit."""
+        self.peak = 0
+        self.peak_32 = 0
+        """Most that lived at once."""
+        self.inside = 0
+        """How much of the peak is gone when the MLP that has it has computed."""
+        self._before = 0
+        self.flops = 0
+        """Floating-point operations so far."""
+        self._known: dict[Any, int] = {}
+        self._held: dict[int, tuple[Any, Block]] = {}
+        self._apart = {tensor.untyped_storage()._cdata for tensor in tensors(*apart)}
+
+    def begin(self) -> None:
+        """What lives now is the peak again."""
+        self.peak, self.peak_32, self.inside = self.bytes, self.bytes_32, 0
+
+    def enter(self) -> None:
+        """An MLP begins to compute."""
+        self._before = self.peak
+        self.peak = self.bytes
+
+    def leave(self) -> None:
+        """It has computed, and what lives now is its result."""
+        inside = self.peak - self.bytes
+        if self.peak > self._before:
+            self.inside = inside
+        self.peak = max(self.peak, self._before)
+
+    def hold(self, *values: Any) -> None:
+        """Counts tensors that were there before."""
+        for tensor in tensors(*values):
+            self._count(tensor)
+
+    def computed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        if isinstance(out, torch.Tensor):
+            self._count(out, args[0] if func is CAST else None)
+        elif isinstance(out, list | tuple):
+            for tensor in tensors(*out):
+                self._count(tensor)
+        if func._overloadpacket in flop_registry:
+            self.flops += self._flops(func, args, kwargs, out)
+
+    def _flops(self, func: Any, args: Any, kwargs: Any, out: Any) -> int:
+        key = (func, *(tensor.shape for tensor in tensors(args, kwargs)))
+        if key not in self._known:
+            self._known[key] = int(
+                flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+            )
+        return self._known[key]
+
+    def _count(self, tensor: torch.Tensor, cast_of: torch.Tensor | None = None) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._held or key in self._apart:
+            return
+        size = storage.nbytes()
+        block = self._block(tensor, size, cast_of)
+        if not block.holders:
+            self.bytes_32 += block.size
+        block.holders += 1
+
+        def gone(_: Any) -> None:
+            self.bytes -= size
+            block.holders -= 1
+            if not block.holders:
+                self.bytes_32 -= block.size
+            del self._held[key]
+
+        self._held[key] = (weakref.ref(storage, gone), block)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+        self.peak_32 = max(self.peak_32, self.bytes_32)
+
+    def _block(self, tensor: torch.Tensor, size: int, cast_of: torch.Tensor | None) -> Block:
+        floats = tensor.is_floating_point()
+        if floats and cast_of is not None and cast_of.is_floating_point():
+            found = self._held.get(cast_of.untyped_storage()._cdata)
+            if found is not None:
+                return found[1]
+        return Block(size=size * WHOLE // min(WHOLE, tensor.element_size()) if floats else size)

@@ -1,0 +1,294 @@
+"""Runs the halves of a model on tensors without data, with what its own processor gives, and says
+what that takes; reads no weights, and knows no family."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from artifacts.schema import MediaKind, Route
+from stages.memory.ghost import haunted, solidify, tensors, without_data
+from stages.memory.live import Live
+from stages.models.footprint import Work
+from stages.models.halves.boundary import Half
+from stages.models.halves.delivery import UNDIVIDED, generate
+from stages.models.halves.features import Features, encode, is_pixels
+from stages.models.processors.clip import Clip
+from stages.models.processors.layout import TEXT_IDS, text_ids
+from stages.models.processors.loading import is_picture
+from stages.models.processors.prepare import (
+    Prepared,
+    channel_of,
+    joined,
+    open_ended,
+    prepare,
+    rebuild,
+    takes_videos,
+)
+from stages.process.ending import out_of_memory
+
+logger = logging.getLogger(__name__)
+
+EDGES = (224, 448)
+"""Pixels of a side of the images that are tried."""
+FRAMES = (2, 6)
+"""Frames of the videos that are tried."""
+TOKENS = (300, 900)
+"""About how many tokens the longer prompts that are tried have."""
+WORDS = (8, 40)
+"""Words of the prompts by which it is found out how many make a token."""
+PROMPT = "describe "
+NEW_TOKENS = 2
+"""The first comes of reading the prompt, the second of a step like all that follow."""
+KINDS: tuple[MediaKind, MediaKind] = ("image", "video")
+
+
+def works_of(
+    skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0
+) -> tuple[dict[Half, tuple[Work, ...]], str]:
+    """What computing each half of the model over `skeleton` takes at a few sizes, and if that
+    could not be found out, why. The skeleton is of no other use afterwards."""
+    with _quiet():
+        try:
+            skeleton.to(torch.bfloat16)
+            solidify(skeleton)
+            skeleton.eval()
+            rows = {kind: _rows(processor, kind, frames_a_video) for kind in _kinds(processor)}
+            encoded = () if route == "joint" else tuple(_encoders(skeleton, rows))
+            kind = next(reversed(rows))
+            return {
+                "vision": encoded,
+                "language": tuple(_decoders(skeleton, processor, route, kind, rows[kind][0])),
+            }, ""
+        except Exception as error:  # a family may ask its tensors for anything
+            if out_of_memory(error):
+                raise
+            words = " ".join(str(error).split())[:200]
+            return {"vision": (), "language": ()}, f"{type(error).__name__}: {words}"
+
+
+def _kinds(processor: Any) -> list[MediaKind]:
+    """Kinds that are computed in different ways."""
+    same = channel_of(processor, "image") == channel_of(processor, "video")
+    return ["image"] if same and not takes_videos(processor) else [*KINDS]
+
+
+def _rows(processor: Any, kind: MediaKind, frames_a_video: int) -> list[Prepared]:
+    """A small and a large row, as the encoder takes them."""
+    few = frames_a_video if frames_a_video else FRAMES[0]
+    many = frames_a_video if frames_a_video else FRAMES[1]
+    if kind == "image":
+        count = frames_a_video or 1
+        clips = [_clip(kind, edge, count) for edge in EDGES]
+    else:
+        clips = [_clip(kind, EDGES[0], count) for count in (few, many)]
+    return [prepare(processor, clip, PROMPT.strip()) for clip in clips]
+
+
+def _clip(kind: MediaKind, edge: int, count: int) -> Clip:
+    frames = np.zeros((count, edge, edge, 3), np.uint8)
+    times = tuple(float(index) for index in range(count))
+    return Clip(frames=frames, times=times, seconds=float(count), kind=kind)
+
+
+def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]]) -> Iterator[Work]:
+    for kind, (few, many) in rows.items():
+        sizes = {(count, _units(row)): row for count, row in ((1, few), (1, many), (2, few))}
+        for (count, units), row in sizes.items():
+            inputs = {name: joined([value] * count) for name, value in row.inputs.items()}
+            live = Live(_weights(skeleton))
+            with haunted(live), _told(skeleton, live):
+                features = encode(skeleton, without_data(inputs))
+                yield Work(
+                    kind=kind,
+                    rows=count,
+                    units=units,
+                    peak_bytes=live.peak,
+                    peak_bytes_32=live.peak_32,
+                    kept_bytes=_size(features),
+                    input_bytes=_size(inputs),
+                    mlp_bytes=live.inside,
+                    flops=live.flops,
+                )
+
+
+def _decoders(
+    skeleton: Any, processor: Any, route: Route, kind: MediaKind, row: Prepared
+) -> Iterator[Work]:
+    skeleton.generation_config.eos_token_id = None
+    skeleton.generation_config.pad_token_id = 0
+    for (count, units), inputs in _asked(skeleton, processor, row).items():
+        features = _features(skeleton, route, row, count)
+        live = Live(_weights(skeleton))
+        live.hold(*features.values())
+        reading = _Reading(live)
+        decoder = _decoder(skeleton)
+        with haunted(live), _told(skeleton, live), reading.of(decoder):
+            generate(skeleton, without_data(inputs), features, max_new_tokens=NEW_TOKENS, **GREEDY)
+        yield Work(
+            kind=kind,
+            rows=count,
+            units=units,
+            input_bytes=_size(features),
+            **reading.found(),
+        )
+
+
+def _asked(skeleton: Any, processor: Any, row: Prepared) -> dict[tuple[int, int], dict[str, Any]]:
+    """Rows, tokens -> inputs of the decoder."""
+
+    def inputs_of(*words: int) -> dict[str, Any]:
+        prompts = [PROMPT * count for count in words]
+        return open_ended(skeleton, rebuild(processor, [row] * len(words), prompts))
+
+    few, more = (_tokens(inputs_of(count)) for count in WORDS)
+    each = max(1.0, (more - few) / (WORDS[1] - WORDS[0]))
+    some, many = (max(1, round(tokens / each)) for tokens in TOKENS)
+    # Rows of different lengths, because the mask of a padded batch takes memory.
+    batches = [(WORDS[0],), (some,), (many,), (some, WORDS[0]), (many, some)]
+    made = [inputs_of(*words) for words in batches]
+    return {(len(w), _tokens(i)): i for w, i in reversed(list(zip(batches, made, strict=True)))}
+
+
+def _decoder(model: Any) -> Any:
+    """The innermost part that is called once a token."""
+    inner = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return model if inner is None or inner is model else _decoder(inner)
+
+
+GREEDY = {"do_sample": False, "num_beams": 1}
+
+
+class _Reading:
+    """Tells the reading of the prompt from the step after it, by the decoder's second call."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._calls = 0
+        self._prompt: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def of(self, decoder: Any) -> Iterator[None]:
+        handle = decoder.register_forward_pre_hook(self._called, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _called(self, module: Any, args: Any, kwargs: Any) -> None:
+        self._calls += 1
+        if self._calls == NEW_TOKENS:
+            self._prompt = self._so_far(cache_bytes(kwargs.get("past_key_values")))
+            self._live.begin()
+
+    def _so_far(self, cache: int) -> dict[str, int]:
+        live = self._live
+        return {
+            "peak_bytes": live.peak,
+            "peak_bytes_32": live.peak_32,
+            "kept_bytes": cache,
+            "mlp_bytes": live.inside,
+            "flops": live.flops,
+        }
+
+    def found(self) -> dict[str, int]:
+        if not self._prompt:
+            return self._so_far(0)
+        step = self._live.flops - self._prompt["flops"]
+        return {**self._prompt, "step_bytes": self._live.peak, "step_flops": step}
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes that a KV cache of any kind holds."""
+    if isinstance(cache, torch.Tensor):
+        return cache.numel() * cache.element_size()
+    if isinstance(cache, list | tuple):
+        return sum(map(cache_bytes, cache))
+    if isinstance(cache, dict):
+        return cache_bytes(list(cache.values()))
+    parts = ("layers", "self_attention_cache", "cross_attention_cache")
+    held = [getattr(cache, name) for name in parts if hasattr(cache, name)]
+    if not held and type(cache).__name__.endswith(("Layer", "Cache")):
+        held = list(vars(cache).values())
+    return cache_bytes(held)
+
+
+def _features(skeleton: Any, route: Route, row: Prepared, count: int) -> Features:
+    """What the language half is given, made without counting."""
+    inputs = without_data({n: joined([value] * count) for n, value in row.inputs.items()})
+    if route == "joint":
+        return Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
+    with haunted(Live()):
+        return encode(skeleton, inputs)
+
+
+@contextlib.contextmanager
+def _told(skeleton: Any, live: Live) -> Iterator[None]:
+    """Lets the counter know when an MLP computes."""
+    handles = []
+    for module in _mlps(skeleton):
+        handles += [
+            module.register_forward_pre_hook(lambda *_: live.enter()),
+            module.register_forward_hook(lambda *_: live.leave()),
+        ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mlps(model: Any) -> Iterator[torch.nn.Module]:
+    """Modules that are made of linear layers that widen and narrow again, and of nothing else that
+    has weights."""
+    for module in model.modules():
+        parts = [part for part in module.children() if any(True for _ in part.parameters())]
+        linears = [part for part in parts if isinstance(part, torch.nn.Linear)]
+        if 1 < len(linears) == len(parts) and linears[0].out_features >= 2 * linears[0].in_features:
+            yield module
+
+
+def _weights(skeleton: Any) -> list[torch.Tensor]:
+    return [*skeleton.parameters(), *skeleton.buffers()]
+
+
+def _units(row: Prepared) -> int:
+    return sum(
+        t.numel() for n, value in row.inputs.items() if is_picture(n) for t in tensors(value)
+    )
+
+
+def _tokens(inputs: dict[str, Any]) -> int:
+    """Of a row; a decoder that is given none begins with one of its own."""
+    return int(text_ids(inputs).shape[1]) if set(TEXT_IDS) & set(inputs) else 1
+
+
+def _size(values: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in _tensors_in(values))
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors_in(list(value.values()))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for part in value:
+            yield from _tensors_in(part)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what libraries say about tensors without data."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
