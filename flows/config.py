@@ -45,7 +45,8 @@ class CaptionConfig:
     """One caption run. Fields have the names of the command line's options."""
 
     sources: tuple[str, ...]
-    """Files, folders, globs, or lists of them (`.txt`, `.jsonl`, `@list`)."""
+    """Files, folders, globs, or lists of them (`.txt`, `.jsonl`, `@list`). A plan of a model alone
+    has none."""
     model: str = DEFAULT_MODEL
     """Hub id, folder, or `demo`."""
     revision: str | None = None
@@ -104,10 +105,6 @@ class CaptionConfig:
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise UsageError(
-                "no source is given", hint="Name files or folders: penstock caption VIDEOS/"
-            )
         if self.fps is not None and self.frames is not None:
             raise UsageError("--fps and --frames exclude each other", hint="Leave one of them out")
         for name in ABOVE_ZERO:
@@ -137,6 +134,13 @@ class CaptionConfig:
             raise UsageError("--model is empty", hint="Give a folder, a hub id, or demo")
         if self.prompt is not None and not self.prompt.strip():
             raise UsageError("--prompt is empty", hint="Leave it out to ask for a description")
+
+    def check_sources(self) -> None:
+        """Raises UsageError when there is nothing to look at."""
+        if not self.sources:
+            raise UsageError(
+                "no source is given", hint="Name files or folders: penstock caption VIDEOS/"
+            )
 
     @property
     def store_url(self) -> str:

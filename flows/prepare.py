@@ -74,6 +74,7 @@ def prepare(
 ) -> Job:
     """Everything a run must know before it starts a stage; `announce` is told of what takes long.
     Without `text` no caption is looked for. Raises PenstockError."""
+    config.check_sources()
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)

@@ -17,6 +17,7 @@ from flows.config import CaptionConfig
 from flows.display import Display
 from flows.holds import Hold, holding
 from flows.launch import DirectLauncher, Launcher
+from flows.models import Model
 from flows.outputs import failure_of, places
 from flows.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.run_record import RunRecord
@@ -134,7 +135,7 @@ def summary(job: Job) -> dict[str, Any]:
         "batch_size": job.config.batch_size,
         "store": job.store.url,
         "media": len(job.files),
-        "halves": halves(job),
+        "halves": halves(job.model),
         "route": job.model.card.route,
         "notes": notes(job),
     }
@@ -170,9 +171,8 @@ def notes(job: Job) -> list[str]:
     return found
 
 
-def halves(job: Job) -> dict[str, dict[str, Any]]:
+def halves(model: Model) -> dict[str, dict[str, Any]]:
     """Of each half the parameters, bytes as stored and as loaded, and what it computes in."""
-    model = job.model
     return {
         name: {
             "parameters": card.parameters,

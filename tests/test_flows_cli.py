@@ -24,7 +24,7 @@ CAPTION_OPTIONS = {
 }  # fmt: skip
 COMMANDS = {
     "caption": CAPTION_OPTIONS | {"--dry-run", "--quiet", "--json", "--prefect"},
-    "plan": CAPTION_OPTIONS | {"--json"},
+    "plan": CAPTION_OPTIONS | {"--json", "--what-fits", "--explain"},
     "status": {"OUT", "--json"},
     "report": {"OUT", "--to"},
     "cache": {"ACTION"},

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from artifacts.errors import PenstockError
 from flows.cli.options import config_of
-from flows.cli.plan_command import plan, plan_lines
+from flows.cli.plan_command import show
 from flows.config import CaptionConfig
 from flows.display import Display, printable
 from flows.sequence import RunResult
@@ -22,12 +22,7 @@ def caption_command(given: argparse.Namespace) -> int:
     config = config_of(given)
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
-        from flows.launch import DirectLauncher
-        from flows.prepare import prepare
-
-        job = prepare(config, DirectLauncher(display.listen), display.say)
-        print(json.dumps(plan(job), indent=1) if given.json else "\n".join(plan_lines(job)))
-        return 0
+        return show(config, as_json=given.json)
     if given.prefect or os.environ.get("PREFECT_API_URL"):
         result = with_prefect(config, display)
     else:

@@ -29,10 +29,12 @@ def parser() -> argparse.ArgumentParser:
     add_caption_options(caption)
     add_running_options(caption)
     plan = commands.add_parser(
-        "plan", help="what a run would take: weights and disk", epilog=EPILOG
+        "plan", help="what a run would take, and whether it fits", epilog=EPILOG
     )
     add_caption_options(plan)
-    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.add_argument("--what-fits", action="store_true", help="budgets by precisions")
+    plan.add_argument("--explain", action="store_true", help="the arithmetic, number by number")
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON, all of it")
     status = commands.add_parser("status", help="how a run stands", epilog=EPILOG)
     status.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     status.add_argument("--json", action="store_true", help="print the record as JSON")

@@ -105,8 +105,9 @@ def add_cache_commands(cache: argparse.ArgumentParser) -> None:
     quiet.add_argument("--json", action="store_true", help="print events as JSON lines")
 
 
-def config_of(arguments: argparse.Namespace) -> CaptionConfig:
-    """The configuration that the options mean. Raises UsageError."""
+def config_of(arguments: argparse.Namespace, *, sources: bool = True) -> CaptionConfig:
+    """The configuration that the options mean; without `sources`, none need be given. Raises
+    UsageError."""
     named = {f: getattr(arguments, f) for f in CaptionConfig.__slots__ if hasattr(arguments, f)}
     named["sources"] = tuple(arguments.sources)
     if arguments.prompt_file is not None:
@@ -120,7 +121,10 @@ def config_of(arguments: argparse.Namespace) -> CaptionConfig:
         named["memory"] = parse_size(named["memory"])
     for name in {"format", "extensions"} & named.keys():
         named[name] = tuple(v.strip() for v in named[name].split(",") if v.strip())
-    return CaptionConfig(**named)
+    config = CaptionConfig(**named)
+    if sources:
+        config.check_sources()
+    return config
 
 
 def read_prompt(path: Path) -> str:

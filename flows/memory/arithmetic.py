@@ -37,6 +37,7 @@ YUV_BYTES = 1.5
 """Bytes of a pixel as videos have it."""
 FILE_BYTES = 16 << 20
 """What reading a video takes beside its pictures: its index, its times, the container's buffers."""
+GIB = 1 << 30
 PACK_BYTES = 64 << 20
 """Pictures are stored together up to so many bytes (stages/frames/run.py)."""
 
@@ -50,8 +51,10 @@ def estimate(
 
 
 def gib(count: float) -> str:
-    """`2.84 GiB`."""
-    return f"{count / (1 << 30):.2f} GiB"
+    """`2.84 GiB`, `310 MiB`, `12.1 MiB`."""
+    if count >= GIB / 10:
+        return f"{count / GIB:.2f} GiB"
+    return f"{count / (1 << 20):.{0 if count >= 100 << 20 else 1}f} MiB"
 
 
 def power_of_two(count: int) -> int:

@@ -69,8 +69,9 @@ class Load:
     def line(self) -> str:
         """`video chunks of up to 32 frames of 640x360, 2,100 tokens`."""
         high, wide = self.stored
-        many = f"chunks of up to {self.frames} frames" if self.kind == "video" else "images"
-        return f"{self.kind} {many} of {wide}x{high}, {self.tokens:,} tokens a prompt"
+        video = f"video chunks of up to {self.frames} frames"
+        what = video if self.kind == "video" else "images"
+        return f"{what} of {wide}x{high}, {self.tokens:,} tokens a prompt"
 
 
 def loads_of(model: Model, media: Sequence[Medium], expected: Sequence[Estimate]) -> list[Load]:

@@ -1,7 +1,13 @@
 """Rungs of the ladder: the ways in which a stage can be run, cheapest first; knows no machine."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from stages.memory.shrinking import smaller
+
+PREFILLS = (1024, 256)
+"""Tokens of a prompt that go through an MLP at once, where all of them are too many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,3 +30,76 @@ class Rung:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def name(self) -> str:
+        """`batch 4, int8`, for people."""
+        if self.stage == "frames":
+            return f"{self.batch} file{'s' if self.batch > 1 else ''} at once"
+        pieces = [
+            f"batch {self.batch}",
+            self.precision,
+            f"prompts read {self.prefill} tokens at a time" if self.prefill else "",
+            f"KV cache {self.kv}" if self.kv else "",
+            "weights offloaded" if self.offload else "",
+        ]
+        return ", ".join(filter(None, pieces))
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Rung":
+        return cls(**{name: value[name] for name in cls.__slots__})
+
+
+def frames_rungs(workers: int) -> list[Rung]:
+    """Fewer and fewer files at once."""
+    return [Rung(stage="frames", batch=batch) for batch in sizes(workers)]
+
+
+def encode_rungs(batch: int, precisions: Sequence[str], *, offload: bool) -> list[Rung]:
+    """Smaller and smaller batches, in each precision the half may be had in, the best first; at
+    last, if that is allowed, with its weights outside the device."""
+    found = [
+        Rung(stage="encode", batch=size, precision=precision)
+        for precision in precisions
+        for size in sizes(batch)
+    ]
+    return found + _offloaded("encode", batch, precisions, offload)
+
+
+def decode_rungs(
+    batch: int, ways: Sequence[tuple[str, str]], *, on_gpu: bool, offload: bool
+) -> list[Rung]:
+    """As for encode, and within each precision: prompts read in pieces, and on a GPU the KV cache
+    in host memory. `ways` are precisions, each with `quantized` if the KV cache is, else with an
+    empty text."""
+    found: list[Rung] = []
+    for precision, kv in ways:
+        alone = Rung(stage="decode", batch=1, prefill=PREFILLS[-1], precision=precision, kv=kv)
+        if kv:  # where it is, all else was tried
+            found.append(alone)
+            continue
+        found += [replace(alone, batch=size, prefill=0) for size in sizes(batch)]
+        found += [replace(alone, prefill=tokens) for tokens in PREFILLS]
+        if on_gpu:
+            found.append(replace(alone, kv="offloaded"))
+    return found + _offloaded("decode", batch, [precision for precision, _ in ways], offload)
+
+
+def _offloaded(stage: str, batch: int, precisions: Sequence[str], offload: bool) -> list[Rung]:
+    """Layers come to the device one by one, so that a batch costs hardly more than an item."""
+    if not offload or not precisions:
+        return []
+    prefill = PREFILLS[-1] if stage == "decode" else 0
+    return [
+        Rung(stage=stage, batch=size, precision=precisions[0], prefill=prefill, offload=True)
+        for size in sizes(batch)
+    ]
+
+
+def sizes(most: int) -> list[int]:
+    """The largest, then the powers of two below it: pieces of the one are whole pieces of the
+    next."""
+    found = [most]
+    while found[-1] > 1:
+        found.append(smaller(found[-1]))
+    return found

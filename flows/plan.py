@@ -1,0 +1,148 @@
+"""What a run would take, of memory, disk and time, and whether it fits; starts nothing but the
+process that describes the model."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from artifacts.errors import CannotFit
+from artifacts.keys import ContentDigests
+from artifacts.store import open_store
+from flows.config import CaptionConfig
+from flows.launch import Launcher
+from flows.ledger import cut_waves
+from flows.memory.budget import Budget, budget_for
+from flows.memory.changes import cannot_fit
+from flows.memory.choose import STAGES, Choice, Question, choices, question_of
+from flows.memory.loads import standard_loads
+from flows.memory.ways import rungs_of
+from flows.models import open_model
+from flows.prepare import Job, prepare
+from flows.run import halves, notes
+from flows.sizes import Estimate, estimates, wave_limit
+from flows.weights import bytes_to_fetch, halves_wanted
+from stages.process.memory import device_name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What was found out."""
+
+    question: Question
+    budget: Budget
+    choices: dict[str, Choice]
+    refusal: CannotFit | None
+    """Why it cannot be run, with what would fit."""
+    job: Job | None
+    """None where no media are given: a standard chunk is assumed."""
+    expected: tuple[Estimate, ...]
+    """Of each medium, what disk it takes."""
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """As `run.json` keeps it."""
+        return memory_json(self.choices, self.budget)
+
+
+def plan_of(
+    config: CaptionConfig, launcher: Launcher, announce: Callable[[str], None] | None = None
+) -> Plan:
+    """The plan of a command; without sources, of the model alone. Raises PenstockError, but not for
+    what cannot fit."""
+    if config.sources:
+        return plan_job(prepare(config, launcher, announce))
+    store, device = open_store(config.store_url), device_name()
+    store.check_writable()
+    digests = ContentDigests(store.root / "digests.jsonl")
+    model = open_model(
+        config, store=store, digests=digests, launcher=launcher, device=device, announce=announce
+    )
+    loads = standard_loads(model, model.sampling(config), model.prompt_for(config, "video"))
+    question = Question(model=model, config=config, device=device, loads=tuple(loads))
+    return _answered(question, budget_for(config, device), None, ())
+
+
+def plan_job(job: Job, stages: tuple[str, ...] = STAGES) -> Plan:
+    """The plan of a job."""
+    expected = tuple(estimates(job))
+    return _answered(question_of(job, stages, expected), job.budget, job, expected)
+
+
+def _answered(
+    question: Question, budget: Budget, job: Job | None, expected: tuple[Estimate, ...]
+) -> Plan:
+    rungs = rungs_of(question)
+    found = choices(question, rungs, budget) if question.loads else {}
+    refused = [choice for choice in found.values() if choice.refused]
+    return Plan(
+        question=question,
+        budget=budget,
+        choices=found,
+        refusal=cannot_fit(question, refused, budget) if refused else None,
+        job=job,
+        expected=expected,
+    )
+
+
+def memory_json(found: dict[str, Choice], budget: Budget) -> dict[str, Any]:
+    """What each stage starts on and is expected to take, for programs."""
+    stages = [
+        {**choice.taken.to_json(), "fits": choice.fits, "name": choice.taken.rung.name}
+        for choice in found.values()
+    ]
+    return {
+        "budget_bytes": budget.bytes,
+        "budget_given": budget.given,
+        "stages": stages,
+    }
+
+
+def figures(plan: Plan) -> dict[str, Any]:
+    """All of it, for programs."""
+    model, question = plan.question.model, plan.question
+    refusal = plan.refusal
+    found: dict[str, Any] = {
+        "model": model.name,
+        "device": question.device,
+        "precision": model.precision(),
+        "commit": model.checkpoint.commit,
+        "halves": halves(model),
+        "route": model.card.route,
+        "fits": refusal is None,
+        "refusal": None if refusal is None else {"message": refusal.message, "hint": refusal.hint},
+        "memory": {
+            **plan.memory,
+            "budget": asdict(plan.budget),
+            "arithmetic": {
+                stage: [asdict(term) for term in choice.taken.terms]
+                for stage, choice in plan.choices.items()
+            },
+        },
+    }
+    return {**found, **(_of_job(plan, plan.job) if plan.job else {"notes": []})}
+
+
+def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
+    found = plan.expected
+    known = job.ledger.tasks(job.media)
+    lengths = cut_waves([e.bytes for e in found], wave_limit(job))
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    waves = [found[s : s + n] for s, n in zip(starts, lengths, strict=True)]
+    return {
+        "notes": notes(job),
+        "fetch_bytes": bytes_to_fetch(job.model, halves_wanted(job.ledger, job.media)),
+        "sampling": {n: getattr(job.sampling, n) for n in job.sampling.__slots__},
+        "files": len(job.files),
+        "failed": len(job.failures),
+        "seconds_of_media": sum(e.seconds for e in found),
+        "chunks": sum(e.chunks for e in found),
+        "frames": sum(e.frames for e in found),
+        "frame_bytes_at_once": max((sum(e.frame_bytes for e in w) for w in waves), default=0),
+        "feature_bytes": sum(e.feature_bytes for e in found),
+        "waves": len(lengths),
+        "free_bytes": job.store.free_bytes(),
+        "done": {
+            "features": sum(t.features in job.ledger.features for t in known),
+            "captions": sum(t.caption in job.ledger.captions for t in known),
+        },
+    }
