@@ -214,9 +214,3 @@ def test_cache_of_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert main(["cache", action, "--store", str(tmp_path / "new")]) == 0
     assert not (tmp_path / "new").exists()
     assert "0 packs good" in capsys.readouterr().out
-
-
-def test_doctor_names_the_device_and_the_store(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor"]) == 0
-    shown = capsys.readouterr().out
-    assert "device" in shown and "store" in shown and "torch" in shown

@@ -17,8 +17,16 @@ from flows.models import cores
 from flows.precision import FLASH_CAPABILITY, cpu_has_bfloat16, flash_installed
 from flows.prefect_server import answers
 from flows.run_record import versions
-from stages.process.memory import device_capability, device_holders, device_name, device_uuid
+from stages.process.cgroup import host_free_bytes, host_total_bytes
+from stages.process.memory import (
+    device_capability,
+    device_holders,
+    device_name,
+    device_uuid,
+)
 
+NOWHERE = Path("/nonexistent")
+"""Where no control group is."""
 ROW = "{:10s}{}"
 INNER = "  {:8s}{}"
 
@@ -41,13 +49,22 @@ def doctor_command(given: argparse.Namespace) -> int:
 def lines(device: str, store: FolderStore) -> Iterator[str]:
     """What is there, without measuring."""
     bf16 = "with" if cpu_has_bfloat16() else "without"
-    free = f"{size(_free_memory())} of memory free"
     yield ROW.format("python", f"{platform.python_version()} in {sys.prefix}")
-    yield ROW.format("machine", f"{cores()} cores {bf16} bfloat16, {free}")
+    yield ROW.format("machine", f"{cores()} cores {bf16} bfloat16")
+    yield ROW.format("memory", _memory())
     yield from _device(device)
     yield ROW.format("libraries", ", ".join(f"{n} {v}" for n, v in versions().items()))
     yield ROW.format("store", f"{store.url}, {size(store.free_bytes())} free")
     yield ROW.format("prefect", _prefect())
+
+
+def _memory(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> str:
+    """What the host has, or the control group that this process is in."""
+    free, total = host_free_bytes(proc, system), host_total_bytes(proc, system)
+    text = f"{size(free)} of {size(total)} free"
+    if total < host_total_bytes(proc, NOWHERE):
+        return f"{text}: the limit of this control group (container, unit or job)"
+    return text
 
 
 def _device(device: str) -> Iterator[str]:
@@ -79,12 +96,6 @@ def _prefect() -> str:
         return "no server named; --prefect starts one of its own"
     state = "answers" if answers(api) else "does not answer: start it, or unset PREFECT_API_URL"
     return f"{redacted(api)} {state}"
-
-
-def _free_memory() -> int:
-    text = Path("/proc/meminfo").read_text(encoding="ascii")
-    found = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    return int(found["MemAvailable"].split()[0]) * 1024
 
 
 def measured_lines(known: Known) -> Iterator[str]:

@@ -1,0 +1,48 @@
+"""What `penstock doctor` says of a machine."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.cli.doctor_command import _memory, measured_lines
+from flows.cli.main import main
+from flows.memory.machine import Known
+from tests.machines import machine
+
+
+def test_doctor_names_the_device_the_memory_and_the_store(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("device ", "memory ", "store ", "torch", "prefect "):
+        assert word in shown
+
+
+def test_a_limit_around_the_process_is_told(tmp_path: Path) -> None:
+    proc, system = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 64000000 kB\nMemAvailable: 60000000 kB\n")
+    (proc / "self" / "cgroup").write_text("0::/job\n")
+    (system / "job").mkdir(parents=True)
+    assert _memory(proc, system) == "61.4 GB of 65.5 GB free"
+    (system / "job" / "memory.max").write_text("8000000000\n")
+    (system / "job" / "memory.current").write_text("3000000000\n")
+    assert _memory(proc, system).startswith("5.0 GB of 8.0 GB free: the limit of this control")
+
+
+def test_figures_are_told_in_units_that_people_know() -> None:
+    shown = "\n".join(measured_lines(Known(machine=machine())))
+    # 512 tokens in 128 ns a parameter: 8 GFLOP/s. One token in 1 ns: 1 G parameters/s.
+    assert "fp32    8 GFLOP/s over prompts, 1 G parameters/s a step" in shown
+    assert "nf4" in shown and "10 M parameters/s quantized in loading" in shown
+    assert "1085 frames/s of 720p H.264, 16.7 JPEGs/s of 12 megapixels" in shown
+
+
+def test_a_server_that_does_not_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://me:secret@127.0.0.1:9/api")
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "does not answer" in shown and "secret" not in shown
