@@ -96,6 +96,9 @@ def caption_videos(config: CaptionConfig) -> State[Any]:
         result = caption(config, display, PrefectLauncher, page.begin)
     except PenstockError as error:
         return ended_by(error, TABLE, page)
+    except BaseException:
+        page.end()  # or it would say for good that the run is going on
+        raise
     if caller:
         caller.result = result
     await_server()

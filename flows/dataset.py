@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Caption
-from artifacts.errors import CannotFit, StageDied
+from artifacts.errors import CannotFit, Killed, StageDied
 from artifacts.files import HALF
 from artifacts.shards import (
     SHARD_BYTES,
@@ -22,7 +22,7 @@ from artifacts.shards import (
     write_shards,
 )
 from artifacts.store import fault_of
-from flows.launch import Launcher, StageCall
+from flows.launch import KILLS, Launcher, StageCall
 from flows.ledger import Medium
 from flows.outputs import captions_of
 from flows.prepare import Job
@@ -129,6 +129,8 @@ class Cutter:
         self._folder = aside / "cuts"
         self.refused: list[str] = []
         """Name of the file, and why nothing could be cut out of it."""
+        self._kills = 0
+        """How often in a row it was killed before it had cut anything out."""
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Media]:
         """Key of the sample → what was cut out for it."""
@@ -173,6 +175,13 @@ class Cutter:
             for item in items:
                 if item.file == first.file:
                     told.setdefault(item.sample.key, {"error": error.message})
+            return told
+        except Killed:
+            told = dict(running.outcome.notes)
+            made = any(item.sample.key in told for item in items)
+            self._kills = 0 if made else self._kills + 1
+            if self._kills > KILLS:
+                raise
             return told
         except BaseException:
             running.stop()

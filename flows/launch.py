@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from artifacts.errors import Killed
 from stages.process.stage_process import Listener, StageOutcome, StageProcess
 
 ENTRIES: Mapping[str, str] = {
@@ -33,6 +34,10 @@ class StageCall:
     """Where the stage's own output goes."""
     budget: int = 0
     """Bytes of the device that it may take above its imports; 0: all that is there."""
+
+
+KILLS = 2
+"""How often in a row a stage may be killed before it made anything, and is started again."""
 
 
 class Running(Protocol):
@@ -69,3 +74,20 @@ class DirectLauncher:
             listen=self._listen,
             budget=call.budget,
         )
+
+
+def run_to_end(launcher: Launcher, call: StageCall) -> StageOutcome:
+    """A stage that answers with its notes alone, started again when it is killed. Raises
+    PenstockError."""
+    kills = 0
+    while True:
+        running = launcher.start(call)
+        try:
+            return running.wait()
+        except Killed:
+            kills += 1
+            if kills > KILLS:
+                raise
+        except BaseException:
+            running.stop()
+            raise

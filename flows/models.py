@@ -15,7 +15,7 @@ from artifacts.packs import Record, Shelf
 from artifacts.schema import FrameFit, Sampling
 from artifacts.store import FolderStore
 from flows.config import DEMO_MODEL, CaptionConfig
-from flows.launch import Launcher, StageCall
+from flows.launch import Launcher, StageCall, run_to_end
 from flows.precision import BYTES, HalfSettings, settle
 from stages.models.card import RECIPE as DESCRIBE_RECIPE
 from stages.models.card import ModelCard
@@ -185,12 +185,7 @@ def read_card(
     # Beside the store, because a plan has no folder of outputs.
     log = store.root / "logs" / "describe.log"
     call = StageCall(name="describe", arguments=arguments, device="cpu", log=log)
-    running = launcher.start(call)
-    try:
-        card: dict[str, Any] = running.wait().notes["card"]
-    except BaseException:
-        running.stop()
-        raise
+    card: dict[str, Any] = run_to_end(launcher, call).notes["card"]
     shelf.publish([Record(key=key, meta=card)])
     return ModelCard.from_json(card)
 

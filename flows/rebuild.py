@@ -42,6 +42,9 @@ def rebuild_features(
         result = rebuild(config, options, display, PrefectLauncher, page.begin)
     except PenstockError as error:
         return ended_by(error, TABLE, page)
+    except BaseException:
+        page.end()  # or it would say for good that the run is going on
+        raise
     if dry_run:
         for line in result.plan_lines():
             display.say(line)

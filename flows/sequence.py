@@ -13,6 +13,7 @@ from artifacts.captions import Failure
 from artifacts.errors import Interrupted, Killed, PenstockError
 from artifacts.packs import DamagedRecord
 from flows.dataset import write_dataset
+from flows.launch import KILLS
 from flows.ledger import Medium
 from flows.outputs import write_outputs
 from flows.prepare import Job
@@ -28,8 +29,6 @@ WRITING_SHARE = 20
 """Between waves the outputs, which are written whole, take one part in so many of a run's time."""
 REMAKES = 3
 """How often a wave is gone through again because a stored record was found damaged."""
-KILLS = 2
-"""How often in a row a stage may be killed before it made anything, and is started again."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -110,9 +109,11 @@ class Sequence:
         except BaseException as error:
             self._steps.stop_ahead()
             stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
-            with contextlib.suppress(PenstockError):  # such as a full disk, which is told already
+            # Whatever is wrong with writing, such as a full disk, is told already.
+            with contextlib.suppress(Exception):
                 self._job.ledger.refresh()
                 write(True)
+            with contextlib.suppress(PenstockError):
                 self._record.finish("interrupted" if stopped else "failed", error=str(error))
             raise
         self._record.finish("done")

@@ -22,3 +22,16 @@ def run(job: dict[str, Any], report: Report) -> None:
         if seen == 2:
             os.kill(os.getpid(), signal.SIGSEGV)
         cut({**job, "cuts": [one]}, report)
+
+
+def killed(job: dict[str, Any], report: Report) -> None:
+    """Is killed after it has cut one stretch, until there is but one to cut."""
+    if len(job["cuts"]) == 1:
+        cut(job, report)
+        return
+    cut({**job, "cuts": job["cuts"][:1]}, report)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_at_once(job: dict[str, Any], report: Report) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

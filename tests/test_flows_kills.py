@@ -1,10 +1,12 @@
 """A stage that is killed from outside is started again in the same run, as long as that helps."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+import flows.sequence
 from artifacts.errors import Interrupted, Killed
 from flows.config import CaptionConfig
 from flows.display import Display
@@ -98,8 +100,37 @@ def test_a_stage_that_is_killed_again_and_again_before_it_made_anything_ends_the
     assert run(config, Stages()) == 4
 
 
+def test_describing_a_model_is_begun_again_when_it_is_killed(config: CaptionConfig) -> None:
+    stages = KilledStages(("describe", 0), ("describe", 0))
+    assert run(config, stages) == 4
+    assert [call.name for call in stages.calls[:4]] == ["describe"] * 3 + ["frames"]
+
+
+def test_describing_that_is_killed_again_and_again_ends_the_run(config: CaptionConfig) -> None:
+    stages = KilledStages(*[("describe", 0)] * 3)
+    with pytest.raises(Killed):
+        run(config, stages)
+    assert [call.name for call in stages.calls] == ["describe"] * 3
+    assert run(config, Stages()) == 4
+
+
 def test_a_stage_that_was_asked_to_stop_is_not_started_again(config: CaptionConfig) -> None:
     stages = KilledStages(("encode", 1), error=Interrupted)
     with pytest.raises(Interrupted):
         run(config, stages)
     assert stages.names() == ["frames", "encode"]
+
+
+def test_an_error_nobody_thought_of_leaves_no_record_of_a_running_run(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise RuntimeError("something nobody thought of")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flows.sequence, "write_outputs", wrong)
+        with pytest.raises(RuntimeError):
+            run(config, Stages())
+    record = json.loads((Path(config.out) / "run.json").read_text())
+    assert (record["state"], record["error"]) == ("failed", "something nobody thought of")
+    assert run(config, Stages()) == 4

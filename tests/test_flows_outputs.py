@@ -12,7 +12,7 @@ import pytest
 
 import flows.dataset
 import flows.launch
-from artifacts.errors import Interrupted
+from artifacts.errors import Interrupted, Killed
 from flows.config import CaptionConfig
 from tests.media import decode_plainly, write_video
 from tests.saying import LONG, ODD, Saying, lines, make, run, samples
@@ -163,6 +163,30 @@ def test_stopped_while_clips_are_cut_the_old_shards_stay(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert {row["prompt"] for row in lines(config)} == {"Who?"}
     assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "interrupted"
+
+
+def test_a_process_that_is_killed_goes_on_with_the_clips_that_are_left(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(flows.launch.ENTRIES, "cut", "tests.crashing:killed")
+    stages = Saying()
+    result = run(config, stages)
+    assert (result.exit_code, result.warnings) == (0, [])
+    assert stages.names().count("cut") == 3
+    assert all("mp4" in s for s in samples(config) if s["json"]["media_path"] == LONG)
+
+
+def test_one_that_is_killed_again_and_again_leaves_a_run_that_can_be_resumed(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = Saying()
+    with monkeypatch.context() as patch:
+        patch.setitem(flows.launch.ENTRIES, "cut", "tests.crashing:killed_at_once")
+        with pytest.raises(Killed):
+            run(config, stages)
+    assert stages.names().count("cut") == 3
+    assert run(config, stages).warnings == []
+    assert len(samples(config)) == len(lines(config))
 
 
 def test_clips_are_cut_a_few_videos_at_a_time(

@@ -12,7 +12,7 @@ from typing import Any
 from artifacts.files import write_json
 from artifacts.keys import digest_of
 from flows.config import user_cache
-from flows.launch import Launcher, StageCall
+from flows.launch import Launcher, StageCall, run_to_end
 from flows.models import cores
 from flows.run_record import now
 from stages.process.memory import device_uuid
@@ -122,12 +122,8 @@ def measure(device: str, store: Path, launcher: Launcher) -> Machine:
     load = os.getloadavg()[0] / cores()
     arguments = {"device": device, "folder": str(store), "seconds": SECONDS}
     log = store / "logs" / "measure.log"
-    running = launcher.start(StageCall(name="measure", arguments=arguments, device=device, log=log))
-    try:
-        found: dict[str, Any] = running.wait().notes["machine"]
-    except BaseException:
-        running.stop()
-        raise
+    call = StageCall(name="measure", arguments=arguments, device=device, log=log)
+    found: dict[str, Any] = run_to_end(launcher, call).notes["machine"]
     here = _identity(device)
     value = {**here, **found, "load": round(load, 2), "measured": now()}
     machine = _machine(value)
