@@ -44,6 +44,8 @@ class Tower:
     mlp: Mlp
     heads: int
     width: int
+    shifts: bool
+    """Whether its norms have a bias."""
     patch: int = 0
     """Pixels of a patch's side; 0 for what sees no pixels."""
     frames_a_patch: int = 1
@@ -210,6 +212,7 @@ def _tower(config: dict[str, Any], stack: Stack, mine: Sequence[Header], is_text
         mlp=mlp_of(stack),
         heads=heads or max(1, attention.query_width // 64),
         width=stack.width,
+        shifts=stack.shifts,
         patch=pixels.shape[-1] if pixels is not None else 0,
         frames_a_patch=pixels.shape[2] if pixels is not None and len(pixels.shape) == 5 else 1,
         positions=table.shape[0] if table is not None else 0,

@@ -27,6 +27,8 @@ class Stack:
     """Of one layer: name below it → rows and columns."""
     width: int
     """Numbers a token has between two layers."""
+    shifts: bool
+    """Whether its norms have a bias, as LayerNorm has and RMSNorm has not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +71,7 @@ def _stack(path: str, layers: dict[int, dict[str, tuple[int, ...]]]) -> Stack | 
     matrices = {name: (s[0], s[1]) for name, s in layer.items() if len(s) == 2}
     if len(layer) < LEAST_TENSORS or not matrices:
         return None
+    scales = [name for name, s in layer.items() if len(s) == 1 and name.endswith("weight")]
     seen = Counter(side for shape in matrices.values() for side in set(shape))
     return Stack(
         path=path,
@@ -76,6 +79,7 @@ def _stack(path: str, layers: dict[int, dict[str, tuple[int, ...]]]) -> Stack | 
         parameters=sum(math.prod(shape) for shape in layer.values()),
         matrices=matrices,
         width=max(seen, key=lambda side: (seen[side], -side)),
+        shifts=all(f"{name.removesuffix('weight')}bias" in layer for name in scales),
     )
 
 
