@@ -24,7 +24,9 @@ CAPTION_OPTIONS = {
 }  # fmt: skip
 COMMANDS = {
     "caption": CAPTION_OPTIONS | {"--dry-run", "--quiet", "--json", "--prefect"},
-    "plan": CAPTION_OPTIONS | {"--json", "--what-fits", "--explain"},
+    "plan": CAPTION_OPTIONS
+    | {"--json", "--what-fits", "--explain"}
+    | {"--train", "--checkpointing", "--zero", "--gpus", "--optimizer", "--max-length"},
     "status": {"OUT", "--json"},
     "report": {"OUT", "--to"},
     "cache": {"ACTION"},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from artifacts.errors import PenstockError
 from flows.cli.options import add_cache_commands, add_caption_options, add_running_options
+from flows.cli.train_plan import add_train_options
 from flows.config import PRECISIONS
 
 EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage · 3 cannot fit ·
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "plan", help="what a run would take, and whether it fits", epilog=EPILOG
     )
     add_caption_options(plan)
+    add_train_options(plan)
     plan.add_argument("--what-fits", action="store_true", help="budgets by precisions")
     plan.add_argument("--explain", action="store_true", help="the arithmetic, number by number")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON, all of it")

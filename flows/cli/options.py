@@ -51,7 +51,7 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     add("--precision", default="native", metavar="P", help=f"{known} [%(default)s]")
     add("--vision-precision", metavar="P", help="of the vision half [--precision, unquantized]")
     add("--language-precision", metavar="P", help="of the language half [--precision]")
-    add("--batch-size", type=int, default=8, metavar="N", help="chunks a batch [8]")
+    add("--batch-size", type=int, metavar="N", help="chunks a batch [8]")
     if text:
         add = parser.add_argument_group("text").add_argument
         add("--max-new-tokens", type=int, default=128, metavar="N", help="longest caption [128]")
@@ -108,7 +108,8 @@ def add_cache_commands(cache: argparse.ArgumentParser) -> None:
 def config_of(arguments: argparse.Namespace, *, sources: bool = True) -> CaptionConfig:
     """The configuration that the options mean; without `sources`, none need be given. Raises
     UsageError."""
-    named = {f: getattr(arguments, f) for f in CaptionConfig.__slots__ if hasattr(arguments, f)}
+    known = {f: getattr(arguments, f, None) for f in CaptionConfig.__slots__}
+    named = {name: value for name, value in known.items() if value is not None}
     named["sources"] = tuple(arguments.sources)
     if arguments.prompt_file is not None:
         named["prompt"] = read_prompt(Path(arguments.prompt_file))
@@ -117,7 +118,7 @@ def config_of(arguments: argparse.Namespace, *, sources: bool = True) -> Caption
                 f"--prompt-file {arguments.prompt_file} holds no text",
                 hint="Leave it out to ask for a description",
             )
-    if named["memory"] is not None:
+    if "memory" in named:
         named["memory"] = parse_size(named["memory"])
     for name in {"format", "extensions"} & named.keys():
         named[name] = tuple(v.strip() for v in named[name].split(",") if v.strip())

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from flows.cli.options import config_of
+from flows.cli.train_plan import refuse_without_train, train_plan
 from flows.config import CaptionConfig
 from flows.display import Display, printable
 from flows.launch import DirectLauncher
@@ -15,6 +16,9 @@ from flows.plan_view import explain_lines, plan_lines, what_fits_lines
 
 def plan_command(given: argparse.Namespace) -> int:
     """Print what a run would take; the exit code says whether it fits. Raises PenstockError."""
+    if given.train is not None:
+        return train_plan(given)
+    refuse_without_train(given)
     return show(
         config_of(given, sources=False),
         as_json=given.json,

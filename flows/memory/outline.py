@@ -15,12 +15,12 @@ from stages.models.hub.headers import Header, read_headers
 
 LAYERS = ("num_hidden_layers", "depth", "num_layers", "n_layer", "n_layers", "layers")
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "attention_heads")
-POSITIONS = "position"
+POSITIONS = "pos"
 """What the name of a table of positions holds."""
+TABLES = ("embed", "wte", "shared")
+"""What the name of a table of words holds, one of these."""
 WRITES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 """How the name of a class ends whose model writes text."""
-WORDS = 1000
-"""A table with at least so many rows is one of words."""
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types of weights that are as they are, in words of safetensors and of torch."""
 
@@ -134,10 +134,11 @@ def _outline(config: dict[str, Any], headers: Sequence[Header], stacks: list[Sta
     roots = roots_of(stacks)
     owners = [_owner(header.name, stacks, roots) for header in headers]
     counts = [math.prod(header.shape) for header in headers]
-    words = [h for h in headers if len(h.shape) == 2 and _is_words(h, stacks)]
+    outside = [header for header in headers if _is_wide(header, stacks)]
+    words = [header for header in outside if _is_words(header.name.lower())]
     embedding = max(words, key=lambda h: h.shape[0], default=None)
     writer = _writer(embedding, stacks) if embedding else None
-    tables = [h for h in words if embedding and h.shape[0] == embedding.shape[0]]
+    tables = [h for h in outside if embedding and h.shape == embedding.shape]
     for at, header in enumerate(headers):
         if owners[at] is None and writer is not None and header in tables:
             owners[at] = writer
@@ -163,12 +164,15 @@ def _outline(config: dict[str, Any], headers: Sequence[Header], stacks: list[Sta
     )
 
 
-def _is_words(header: Header, stacks: Sequence[Stack]) -> bool:
-    """Whether a tensor outside of all layers is a table of words of some tower's width."""
-    rows, columns = header.shape
+def _is_wide(header: Header, stacks: Sequence[Stack]) -> bool:
+    """Whether a tensor outside of all layers is a table of some tower's width."""
     inside = any(header.name.startswith(f"{stack.path}.") for stack in stacks)
-    wide = any(columns == stack.width for stack in stacks)
-    return not inside and wide and rows >= WORDS and POSITIONS not in header.name and rows > columns
+    wide = len(header.shape) == 2 and any(header.shape[1] == stack.width for stack in stacks)
+    return not inside and wide and header.shape[0] > header.shape[1]
+
+
+def _is_words(name: str) -> bool:
+    return any(word in name for word in TABLES) and POSITIONS not in name
 
 
 def _writer(embedding: Header, stacks: Sequence[Stack]) -> Stack:

@@ -1,7 +1,7 @@
 """What fine-tuning a model would take of each GPU: arithmetic on its outline; trains nothing.
 
-ms-swift's defaults are the assumptions: the vision tower and the connector are frozen, LoRA has rank
-8 and dropout and stands beside every linear layer of the language half."""
+ms-swift's defaults are the assumptions: the vision tower and the connector are frozen, LoRA has
+rank 8 and dropout and stands beside every linear layer of the language half."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -209,7 +209,8 @@ def _states(
         yield TrainTerm(
             part="step",
             bytes=trained * states.step // shards[1],
-            why=f"{count} x {states.step} bytes: roots of moments, which a step that is not fused makes of all at once",
+            why=f"{count} x {states.step} bytes: roots of moments, made of all at once "
+            "by a step that is not fused",
             source=states.source,
             moment="step",
         )
@@ -290,8 +291,8 @@ def _notes(outline: Outline, training: Training) -> Iterator[str]:
         yield f"each of {training.gpus} GPUs holds all of it: --zero cuts it among them"
     if training.zero == 3 and training.method == "qlora":
         yield "DeepSpeed's ZeRO 3 does not take weights in nf4; FSDP does"
-    if training.checkpointing and training.method == "full" and training.optimizer == "bf16":
-        yield "moments in 16 bit lose small steps; mixed precision takes twice as much"
+    if training.method == "full" and training.optimizer != "mixed":
+        yield "without a master copy in 32 bit, weights in 16 bit lose the smallest steps"
     vision = outline.vision
     if vision is not None and training.frames:
         edge = int(picture_pixels(vision) ** 0.5)

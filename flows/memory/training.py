@@ -1,9 +1,9 @@
 """What a layer keeps for its backward pass, by its dimensions, in 16 bit; knows no optimizer.
 
-After Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", eq. 1:
-sbh(34 + 5as/h) bytes a layer. Term by term here, so that it holds for gated MLPs, grouped heads and
-fused attention too: without the masks of dropout, and with what the norms of transformers keep in
-32 bit, which fused ones do not. tests/test_flows_memory_train.py counts what real layers keep."""
+After Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models",
+equation 1: sbh(34 + 5as/h) bytes a layer. Term by term here, so that it holds for gated MLPs,
+grouped heads and fused attention too: without the masks of dropout, and with what the norms of
+transformers keep in 32 bit. tests/test_flows_memory_training.py counts what real layers keep."""
 
 from flows.memory.layers import pass_bytes
 from flows.memory.outline import Tower
@@ -12,8 +12,9 @@ HALF = 2
 """Bytes of a number in 16 bit."""
 LORA_DROPOUT = 3
 """Bytes of a number that dropout before a LoRA matrix keeps: a copy and a mask."""
-LOGITS = (2, 4, 4, 4)
-"""Bytes of a logit: itself, its log-probability in 32 bit, and the gradients of both."""
+LOGITS = (4, 4, 4)
+"""Bytes of a logit when the backward pass begins, all in 32 bit: its log-probability, the gradient
+of that, and its own."""
 
 
 def norm_bytes(tower: Tower, *, trained: bool = True) -> int:

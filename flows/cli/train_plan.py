@@ -1,0 +1,163 @@
+"""`penstock plan --train`: what fine-tuning a model would take; trains nothing."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, get_args
+
+from artifacts.errors import UsageError
+from flows.config import CaptionConfig
+from flows.display import Display, printable
+from flows.memory.arithmetic import gib
+from flows.memory.outline import Outline, read_outline
+from flows.memory.train import OPTIMIZERS, RANK, Method, TrainEstimate, Training, train_estimate
+from flows.models import find_checkpoint
+
+UNSAID = {"checkpointing": False, "zero": 0, "gpus": 1, "optimizer": "mixed", "max_length": 2048}
+"""Options of fine-tuning → what they are when they are not given."""
+MOMENTS = {
+    "backward": "the most while the backward pass begins",
+    "step": "the most while the optimizer makes a step",
+    "vision": "the most while the frozen tower looks at pictures",
+}
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """What `plan` understands of fine-tuning."""
+    add = parser.add_argument_group("fine-tuning").add_argument
+    methods = "|".join(get_args(Method))
+    add("--train", metavar="HOW", help=f"what fine-tuning would take instead: {methods}")
+    add("--checkpointing", action="store_true", help="layers are computed again, not kept")
+    add("--zero", type=int, default=0, metavar="STAGE", help="of DeepSpeed: 0, 1, 2 or 3 [0]")
+    add("--gpus", type=int, default=1, metavar="N", help="that train together [1]")
+    add("--optimizer", default="mixed", metavar="O", help=f"{'|'.join(OPTIMIZERS)} [mixed]")
+    add("--max-length", type=int, default=2048, metavar="N", help="tokens of a sample [2048]")
+
+
+def refuse_without_train(given: argparse.Namespace) -> None:
+    """Raises UsageError for an option of fine-tuning where none is planned."""
+    for option, unsaid in UNSAID.items():
+        if getattr(given, option) != unsaid:
+            raise UsageError(
+                f"--{option.replace('_', '-')} is given, and no --train",
+                hint=f"Add --train {'|'.join(get_args(Method))}, or leave it out",
+            )
+
+
+def train_plan(given: argparse.Namespace) -> int:
+    """Print what fine-tuning would take of each GPU. Raises PenstockError."""
+    training = training_of(given)
+    config = CaptionConfig(sources=(), model=given.model, revision=given.revision)
+    display = Display(quiet=given.json)
+    checkpoint = find_checkpoint(config, display.say)
+    outline = read_outline(checkpoint)
+    estimate = train_estimate(outline, training)
+    if given.json:
+        print(json.dumps(train_json(checkpoint.name, training, estimate), indent=1))
+        return 0
+    lines = train_lines(checkpoint.name, outline, training, estimate)
+    if given.explain:
+        lines = [*lines, *explain_lines(estimate)]
+    print("\n".join(printable(line) for line in lines))
+    return 0
+
+
+def training_of(given: argparse.Namespace) -> Training:
+    """What the options mean. Raises UsageError."""
+    known: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
+        ("train", given.train, get_args(Method)),
+        ("zero", given.zero, (0, 1, 2, 3)),
+        ("optimizer", given.optimizer, tuple(OPTIMIZERS)),
+    )
+    for option, value, choices in known:
+        if value not in choices:
+            raise UsageError(
+                f"--{option} {value} is not known",
+                hint=f"Choose from {', '.join(map(str, choices))}",
+            )
+    if {given.precision, given.vision_precision, given.language_precision} - {"native", None}:
+        raise UsageError(
+            "--precision is given with --train, which decides it",
+            hint="Leave it out; --train qlora has the frozen weights in nf4",
+        )
+    numbers = {"gpus": given.gpus, "max-length": given.max_length, "frames": given.frames}
+    numbers["batch-size"] = given.batch_size
+    for option, value in numbers.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{option} is {value}", hint="Give a number above 0")
+    if given.train != "full" and given.optimizer != "mixed":
+        raise UsageError(
+            f"--optimizer {given.optimizer} is given with --train {given.train}, which trains "
+            "adapters in 32 bit",
+            hint="Leave it out, or give --train full",
+        )
+    return Training(
+        method=given.train,
+        checkpointing=given.checkpointing,
+        zero=given.zero,
+        gpus=given.gpus,
+        batch=given.batch_size or 1,
+        length=given.max_length,
+        frames=given.frames or 1,
+        optimizer=given.optimizer,
+    )
+
+
+def train_lines(
+    name: str, outline: Outline, training: Training, estimate: TrainEstimate
+) -> list[str]:
+    """For people: the sum first, then where it goes."""
+    each = "each of " if training.gpus > 1 else ""
+    many = f"{each}{training.gpus} GPU{'s' if training.gpus > 1 else ''}"
+    other = Training(**{**asdict(training), "checkpointing": not training.checkpointing})
+    without = train_estimate(outline, other).peak_bytes
+    recomputed = "with" if other.checkpointing else "without"
+    lines = [
+        f"fine-tuning {name}: {gib(estimate.peak_bytes)} of {many}, {MOMENTS[estimate.moment]}",
+        f"  {recomputed} --checkpointing {gib(without)}",
+        f"trained     {estimate.trained / 1e6:,.1f} M of "
+        f"{(estimate.trained + estimate.frozen) / 1e6:,.1f} M numbers{_how(training)}",
+        f"a step      {training.batch} x {training.length:,} tokens a GPU, {training.frames} "
+        "picture(s) each; gradients of more are added in place",
+        "memory, GiB",
+    ]
+    lines += [
+        f"  {term.part:12s}{term.bytes / (1 << 30):>8.2f}  {term.why}{_when(term.moment, estimate)}"
+        for term in estimate.terms
+    ]
+    lines.append(f"  {'peak':12s}{estimate.peak_bytes / (1 << 30):>8.2f}")
+    lines += [f"note        {note}" for note in estimate.notes]
+    return lines
+
+
+def _how(training: Training) -> str:
+    if training.method == "full":
+        return ": all of the language half; the vision tower and the connector are frozen"
+    return f": LoRA of rank {RANK} beside each linear layer of the language half"
+
+
+def _when(moment: str, estimate: TrainEstimate) -> str:
+    return "" if moment in ("always", estimate.moment) else " (not in the sum: at another moment)"
+
+
+def explain_lines(estimate: TrainEstimate) -> Iterator[str]:
+    """Where each formula is from."""
+    yield "sources"
+    for source in sorted({term.source for term in estimate.terms if term.source}):
+        parts = sorted({term.part for term in estimate.terms if term.source == source})
+        yield f"  {', '.join(parts)}: {source}"
+
+
+def train_json(name: str, training: Training, estimate: TrainEstimate) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "model": name,
+        "training": asdict(training),
+        "peak_bytes": estimate.peak_bytes,
+        "moment": estimate.moment,
+        "trained_parameters": estimate.trained,
+        "frozen_parameters": estimate.frozen,
+        "terms": [asdict(term) for term in estimate.terms],
+        "notes": list(estimate.notes),
+    }
