@@ -110,7 +110,7 @@ def _decode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
     half, rows = model.card.language, load.rows("decode", rung.batch)
     settings = settings_on(model.language, half, rung)
     terms = list(_weights(half, settings, rung, device))
-    work = _decoder_work(model, settings, load.kind, rows, load.tokens)
+    work = _decoder_work(model, settings, load.kind, rows, load.tokens, new)
     whole = math.ceil(work.kept_bytes * (load.tokens + new) / load.tokens)
     why = f"{rows} rows x ({load.tokens:,} + {new} tokens) x "
     why += f"{whole / rows / (load.tokens + new):,.0f} bytes"
@@ -123,7 +123,10 @@ def _decode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
         why += f", {rung.prefill} at once through an MLP"
     if grows:
         why += f", less {gib(grows)} that the cache is shorter then"
-    terms.append(Term(part="activation", bytes=math.ceil(reading - grows), why=why))
+    computing = reading - grows
+    if not rung.kv and work.end_bytes - whole > computing:
+        computing, why = work.end_bytes - whole, f"the last step of {rows} rows: {_told(work)}"
+    terms.append(Term(part="activation", bytes=math.ceil(computing), why=why))
     ahead = _ahead(load, rows, rows * load.feature_bytes, "features")
     terms += _around(rung, terms, device, ahead)
     flops = (work.flops + new * work.step_flops) * load.chunks / rows
@@ -215,28 +218,21 @@ def _ahead(load: Load, rows: int, each: int, what: str) -> Term:
 
 
 def _encoder_work(model: Model, settings: HalfSettings, rows: int, load: Load) -> Expected:
-    half = model.card.vision
+    half, each = model.card.vision, BYTES.get(settings.dtype, 4)
     if not half.works:
-        each = BYTES.get(settings.dtype, 4)
         return encoder_by_dimensions(half, each, rows, load.units, load.feature_bytes)
-    return _in_dtype(expected(half.works, load.kind, rows, load.units), model, settings)
+    found = expected(half.works, load.kind, rows, load.units, each)
+    return replace(found, known=not model.card.by_dimensions)
 
 
 def _decoder_work(
-    model: Model, settings: HalfSettings, kind: str, rows: int, tokens: int
+    model: Model, settings: HalfSettings, kind: str, rows: int, tokens: int, new: int = 0
 ) -> Expected:
-    if not model.card.language.works:
-        return decoder_by_dimensions(model.card, BYTES.get(settings.dtype, 4), rows, tokens)
-    found = expected(model.card.language.works, kind, rows, tokens)
-    return _in_dtype(found, model, settings)
-
-
-def _in_dtype(work: Expected, model: Model, settings: HalfSettings) -> Expected:
-    """Works are told in the checkpoint's own dtype."""
-    times = BYTES.get(settings.dtype, 4) / BYTES.get(model.card.dtype, 4)
-    peak, kept = work.peak_bytes * times, work.kept_bytes * times
-    known = work.known and not model.card.by_dimensions
-    return replace(work, peak_bytes=peak, kept_bytes=kept, known=known)
+    works, each = model.card.language.works, BYTES.get(settings.dtype, 4)
+    if not works:
+        return decoder_by_dimensions(model.card, each, rows, tokens)
+    found = expected(works, kind, rows, tokens, each, new)
+    return replace(found, known=not model.card.by_dimensions)
 
 
 def _reading(

@@ -15,9 +15,9 @@ from flows.memory.loads import PIXEL_BYTES, PROBED_EDGE, STANDARD_CHUNKS, Load
 from flows.memory.outline import Outline, Tower
 from flows.memory.rungs import Rung
 from flows.models import Model
-from flows.precision import BYTES, settle
+from flows.precision import settle
 from stages.models.card import HalfCard, ModelCard, SamplingCard
-from stages.models.footprint import Work
+from stages.models.footprint import ITEM_BYTES, Work
 from stages.models.hub.checkpoint import Checkpoint
 
 ROWS = (1, 8)
@@ -101,7 +101,7 @@ def encoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
     tower, text = outline.vision, outline.text
     if tower is None:
         return ()
-    each, edge = BYTES.get(outline.dtype, 4), _edge(tower)
+    each, edge = ITEM_BYTES, _edge(tower)
     width = text.width if text and outline.writes else tower.width
     found = []
     for rows in ROWS:
@@ -129,7 +129,7 @@ def decoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
     """What reading prompts takes; logits only of the last token."""
     tower = outline.text
     assert tower is not None
-    each = BYTES.get(outline.dtype, 4)
+    each = ITEM_BYTES
     found = []
     for rows in ROWS:
         for tokens in PROMPTS:

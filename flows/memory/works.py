@@ -1,12 +1,14 @@
-"""What computing takes at sizes that were not tried, told from those that were: lines through the
-works of a card; and arithmetic on a half's dimensions where there are none."""
+"""What computing takes at sizes that were not tried, told from those that were, the works of a
+card; and arithmetic on a half's dimensions where there are none."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from stages.models import footprint
 from stages.models.card import HalfCard, ModelCard
-from stages.models.footprint import Work
+from stages.models.footprint import ITEM_BYTES, Work
 
 PATCH_NUMBERS = 3 * 14 * 14
 """Pixel numbers that one token of an encoder is assumed to be made of: a patch of 14 by 14."""
@@ -23,6 +25,8 @@ class Expected:
 
     peak_bytes: float
     """Lives at one moment beside the weights; what is handed over, or the KV cache, included."""
+    end_bytes: float = 0
+    """Lives when the last token is written, the KV cache included, where that is more."""
     kept_bytes: float
     """Features, or the KV cache after the prompt."""
     flops: float
@@ -31,39 +35,22 @@ class Expected:
     """Whether runs on tensors without data told it, and not dimensions."""
 
 
-def expected(works: Sequence[Work], kind: str, rows: int, units: int) -> Expected:
-    """Of so many rows of so many units. `works` must not be empty."""
-    alike = [work for work in works if work.kind == kind] or list(works)
-
-    def of(value: Callable[[Work], float]) -> float:
-        return _at(alike, value, rows, units)
-
+def expected(
+    works: Sequence[Work], kind: str, rows: int, units: int, each: int = ITEM_BYTES, new: int = 0
+) -> Expected:
+    """Of so many rows of so many units, in numbers of `each` bytes, and of `new` tokens after them.
+    `works` must not be empty."""
+    size: dict[str, Any] = {"kind": kind, "rows": rows, "units": units}
+    reading = footprint.peak_bytes(works, **size, item_bytes=each)
+    written = footprint.peak_bytes(works, **size, item_bytes=each, new_tokens=new)
     return Expected(
-        peak_bytes=of(lambda work: work.peak_bytes),
-        kept_bytes=of(lambda work: work.kept_bytes),
-        flops=of(lambda work: work.flops),
-        step_flops=of(lambda work: work.step_flops),
+        peak_bytes=reading,
+        end_bytes=written if written > reading else 0,
+        kept_bytes=footprint.kept_bytes(works, **size, item_bytes=each),
+        flops=footprint.flops(works, **size),
+        step_flops=footprint.step_flops(works, **size),
         known=True,
     )
-
-
-def _at(works: Sequence[Work], value: Callable[[Work], float], rows: int, units: int) -> float:
-    """A line through the numbers of units; of each number, a line through those of rows."""
-    points = []
-    for size in sorted({work.units for work in works}):
-        of_size = sorted((work.rows, value(work)) for work in works if work.units == size)
-        points.append((size, _line(of_size[0], of_size[-1], rows)))
-    above = next((i for i, (size, _) in enumerate(points) if size >= units), len(points) - 1)
-    if len(points) > 1:
-        above = max(1, above)
-    return max(0.0, _line(points[max(0, above - 1)], points[above], units))
-
-
-def _line(low: tuple[int, float], high: tuple[int, float], at: int) -> float:
-    """Through two points; through none and the one, where they are the same."""
-    if low[0] == high[0]:
-        return high[1] * at / high[0] if high[0] else high[1]
-    return low[1] + (high[1] - low[1]) * (at - low[0]) / (high[0] - low[0])
 
 
 def encoder_by_dimensions(half: HalfCard, each: int, rows: int, units: int, kept: int) -> Expected:

@@ -61,9 +61,8 @@ def peak_bytes(
     """Most that lives at one moment beside the weights, inputs, outputs and KV cache included; 0
     where nothing is known. A half computes in numbers of `item_bytes`; a decoder writes
     `new_tokens`, and its MLPs take `prefill` positions at once (0: all)."""
-    each = (lambda w: w.peak_bytes) if item_bytes <= ITEM_BYTES else (lambda w: w.peak_bytes_32)
-    peak = _at(works, kind, rows, units, each)
     scale = item_bytes / ITEM_BYTES
+    peak = _at(works, kind, rows, units, _peak_32 if scale > 1 else _peak)
     if 0 < prefill < rows * units:
         inside = scale * _at(works, kind, rows, units, lambda w: w.mlp_bytes)
         peak -= inside * (1 - prefill / (rows * units))
@@ -88,13 +87,23 @@ def input_bytes(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> 
     return max(0, round(_at(works, kind, rows, units, lambda w: w.input_bytes)))
 
 
-def flops(works: Sequence[Work], *, kind: Kind, rows: int, units: int, new_tokens: int = 0) -> int:
-    """Floating-point operations of one batch."""
-    found = _at(works, kind, rows, units, lambda w: w.flops)
-    if new_tokens:
-        middle = units + new_tokens // 2
-        found += new_tokens * _at(works, kind, rows, middle, lambda w: w.step_flops)
-    return max(0, round(found))
+def flops(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:
+    """Floating-point operations of the encoder's pass, or of reading the prompts."""
+    return max(0, round(_at(works, kind, rows, units, lambda w: w.flops)))
+
+
+def step_flops(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:
+    """Floating-point operations of one more token of each row, after so many."""
+    return max(0, round(_at(works, kind, rows, units, lambda w: w.step_flops)))
+
+
+def _peak(work: Work) -> int:
+    return work.peak_bytes
+
+
+def _peak_32(work: Work) -> int:
+    """Of works that are formulas in 16 bit, all is taken to be twice as large."""
+    return work.peak_bytes_32 or 2 * work.peak_bytes
 
 
 def _at(
@@ -113,8 +122,14 @@ def _at(
         if _rank(rank) == len(chosen) + 1:
             chosen.append(index)
     while True:
-        table = [[TERMS[i](w.rows, w.units) / scales[i] for i in chosen] for w in known]
-        found = _least_squares(table, [float(each(work)) for work in known])
+        # Small sizes are to be as true as large ones, to their own measure.
+        measures = [max(1.0, float(each(work))) for work in known]
+        table = [
+            [TERMS[i](w.rows, w.units) / scales[i] / measure for i in chosen]
+            for w, measure in zip(known, measures, strict=True)
+        ]
+        values = [each(w) / measure for w, measure in zip(known, measures, strict=True)]
+        found = _least_squares(table, values)
         growing = [(value, i) for value, i in zip(found, chosen, strict=True) if i in GROWING]
         worst = min(growing, default=(0.0, -1))
         if worst[0] >= 0:
