@@ -87,9 +87,9 @@ class Browser:
         """What the page wrote to the console or did wrong since the last call."""
         return [line["message"] for line in self._call("POST", "/se/log", {"type": "browser"})]
 
-    def screenshot(self, path: Path) -> None:
+    def screenshot(self) -> bytes:
         """What the window shows, as PNG."""
-        path.write_bytes(base64.b64decode(self._call("GET", "/screenshot")))
+        return base64.b64decode(self._call("GET", "/screenshot"))
 
     def close(self) -> None:
         self._call("DELETE", "")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict
 
@@ -65,4 +66,4 @@ def report(result: RunResult, *, quiet: bool) -> None:
         return
     for warning in result.warnings:
         print(printable(f"note: {warning}"), file=sys.stderr)
-    print(result.line())
+    print(f"{result.line()}; see them with `penstock report {shlex.quote(str(result.out))}`")

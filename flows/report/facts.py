@@ -11,7 +11,7 @@ from urllib.parse import quote
 from flows.display import duration, size
 from flows.report.media import FILE, captioned_media, failed_media
 from flows.report.timeline import timeline_of
-from flows.run_record import load_record, now
+from flows.run_record import load_record
 from flows.sources import writable
 from flows.standing import COLUMNS, advice, cells, places, standing
 
@@ -30,15 +30,14 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
             medium["prompt"] = ""
     timeline = timeline_of(record)
     return {
-        "made": now(),
         "folder": FILE + quote(os.fsencode(os.path.abspath(folder))) + "/",
-        "out": writable(str(out.absolute())),
+        "name": writable(out.absolute().name),
         "state": record["state"],
         "error": record["error"],
         "advice": advice(record),
-        "updated": record["updated"],
+        "updated": _moment(record["updated"]),
         "totals": list(_totals(record, timeline["seconds"])),
-        "about": list(_about(record, prompts)),
+        "about": [*_about(record, prompts), ("folder", writable(str(out.absolute())))],
         **_table(
             [
                 [*cells(stage), *_more(entry, drawn)]

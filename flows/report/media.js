@@ -78,7 +78,10 @@ function videoCard(medium, shown, words, data) {
       }});
     player.append(withFallback(video, medium, data, () => {
       video = null;
-      player.replaceChildren(gone(medium, "This browser cannot play it, or it was moved since:"));
+      const told = gone(medium, "This browser cannot play it, or it was moved since:");
+      // A picture that moves is a video to the run and none to a browser's player.
+      player.replaceChildren(/\.gif$/i.test(medium.name)
+        ? withFallback(el("img", {alt: medium.name}), medium, data, () => player.replaceChildren(told)) : told);
     }));
     nearby.observe(video);
     strip.addEventListener("click", event => {
@@ -86,6 +89,13 @@ function videoCard(medium, shown, words, data) {
       go(total * (event.clientX - box.left) / box.width);
     });
   }
+  list.addEventListener("keydown", event => {
+    const step = {ArrowDown: 1, ArrowUp: -1}[event.key];
+    if (!step) return;
+    const buttons = [...list.querySelectorAll("button")];
+    buttons[buttons.indexOf(document.activeElement) + step]?.focus();
+    event.preventDefault();
+  });
   paint();
   windowed(list, shown, {group: 40, height: 44, build: row, root: list});
   const some = shown.length < captions.length ? `${shown.length} of ${counted(captions.length, "caption")}` : counted(captions.length, "caption");

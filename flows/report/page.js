@@ -14,7 +14,7 @@ function run() {
   const marks = {done: "✓", running: "…", failed: "✕", interrupted: "‖", died: "✕"};
   section("run", "Run",
     el("p", {class: "state"}, el("span", {class: `badge ${data.state}`}, `${marks[data.state] || ""} ${data.state}`), " ",
-      el("span", {class: "quiet"}, `${data.out} · as of ${data.updated.replace("T", " ")}`)),
+      el("span", {class: "quiet"}, `${data.name} · as of ${data.updated}`)),
     data.error ? el("p", {class: "warning"}, data.error) : null,
     data.advice ? el("p", {}, data.advice) : null,
     el("dl", {class: "totals"}, data.totals.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
@@ -98,5 +98,5 @@ document.getElementById("theme").addEventListener("click", () => {
 addEventListener("beforeprint", () => {
   if (data.media.length <= 500) shelves.lists.forEach(list => list.putAll?.());
 });
-document.title = `${data.state} – ${data.out} – Penstock`;
+document.title = `${data.state} – ${data.name} – Penstock`;
 document.documentElement.dataset.ready = "true";
