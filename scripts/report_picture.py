@@ -16,8 +16,6 @@ sys.path.insert(0, str(ROOT))
 
 SIZE = (1120, 1500)
 OPTIONS = ("--model=demo", "--chunk=1.5", "--fps=4", "--batch-size=2", "--memory=1GB")
-COLORS = 128
-"""Enough for a page of few colours, and a third of the bytes."""
 
 
 def main() -> int:
@@ -44,7 +42,7 @@ def main() -> int:
             browser.run("scrollTo(0, 0)")
             browser.hover(".plot svg", 150, 0)
             picture = Image.open(io.BytesIO(browser.screenshot()))
-    picture.convert("RGB").quantize(COLORS).save(to, optimize=True)
+    picture.convert("RGB").save(to, optimize=True)
     print(f"{to}: {to.stat().st_size:,} bytes")
     return 0
 
