@@ -84,6 +84,9 @@ class Shelf:
     def keys(self) -> set[str]:
         return set(self._places)
 
+    def __len__(self) -> int:
+        return len(self._places)
+
     def __contains__(self, key: object) -> bool:
         return key in self._places
 

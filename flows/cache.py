@@ -36,13 +36,14 @@ def settings_of(job: Job) -> dict[str, Any]:
 
 def note_scopes(job: Job) -> None:
     """Write down, once, which model and settings the scopes of a job are of."""
-    scopes, seen = job.ledger.scopes, settings_of(job)
-    said = {
-        **seen,
-        "precision": "+".join(dict.fromkeys(job.model.precision().values())),
-        "recipes": [*seen["recipes"], DECODE_RECIPE],
-    }
-    metas = {scopes.frames: seen, scopes.features: seen, scopes.captions: said}
+    model, seen = job.model, settings_of(job)
+    computing = {half.label: half.decides for half in model.settings("vision")}
+    metas: dict[str, dict[str, Any]] = {}
+    for way in job.ledger.ways:
+        looked = {**seen, "precision": way.vision, "computing": computing[way.vision]}
+        both = "+".join(dict.fromkeys(way.precision.values()))
+        said = {**looked, "precision": both, "recipes": [*seen["recipes"], DECODE_RECIPE]}
+        metas |= {way.frames: seen, way.features: looked, way.captions: said}
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
 
 

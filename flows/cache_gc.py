@@ -16,8 +16,8 @@ from flows.holds import running_jobs
 
 LARGE = ("frames", "features")
 """Kinds that take nearly all the space; the others are small, and go only when these are gone."""
-KEPT = ("rebuilds", "scopes")
-"""Kinds that are never given up: a few kB which say what the rest is."""
+KEPT = ("rebuilds", "scopes", "rungs")
+"""Kinds that are never given up: a few kB which say what the rest is, and what fits."""
 
 
 @dataclass(kw_only=True, slots=True)

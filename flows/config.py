@@ -15,8 +15,9 @@ FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset")
 """What `--format` accepts; jsonl is always written."""
 BESIDE = ("txt", "vtt", "srt")
 """Formats that make one file a medium, which `--beside` puts next to it."""
-PRECISIONS = ("native", "fp32", "bf16", "fp16", "int8", "nf4")
-"""What `--precision` accepts; the vision half is quantized only when its own option says so."""
+PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
+"""What `--precision` accepts; `auto` is native, and less when that does not fit. int8 and nf4
+quantize the vision half only when its own option says so."""
 ABOVE_ZERO = (
     "chunk",
     "fps",
@@ -68,8 +69,8 @@ class CaptionConfig:
     max_frames: int | None = None
     """At most so many frames a chunk; None: what the checkpoint's processor states."""
     precision: str = "native"
-    """What both halves compute in; `native` is the checkpoint's own. `int8` and `nf4` mean the
-    language half alone."""
+    """What both halves compute in; `native` is the checkpoint's own, `auto` the same as long as it
+    fits. `int8` and `nf4` mean the language half alone."""
     vision_precision: str | None = None
     """What the vision half computes in, if not the same."""
     language_precision: str | None = None

@@ -1,12 +1,13 @@
 """What is done and what is missing, read off the store; starts nothing and opens no media file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, Shelf
 from artifacts.schema import ChunkIndex, MediaIndex
+from artifacts.shelves import Shelves
 from artifacts.store import Store
 
 BYTES_A_TOKEN = 4
@@ -22,6 +23,14 @@ class Scopes:
     captions: str
     prompted: bool = False
     """Whether features are made of the prompt too, so that another prompt has others."""
+    vision: str = ""
+    """What the vision half computes in, for people."""
+    language: str = ""
+    """What the language half computes in."""
+
+    @property
+    def precision(self) -> dict[str, str]:
+        return {"vision": self.vision, "language": self.language}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +45,20 @@ class Medium:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One chunk with the keys of what each stage makes of it."""
+    """One chunk with the keys of what each stage makes of it, or has made in another way."""
 
     medium: Medium
     chunk: ChunkIndex
     frames: str
     features: str
     caption: str
+    scopes: Scopes
+    """The way it was, or is to be, made."""
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """The chunk and its prompt, however anything is made of it."""
+        return (self.medium.digest, self.chunk.index, self.medium.prompt)
 
     @property
     def shape(self) -> tuple[str, int, int, int]:
@@ -51,17 +67,28 @@ class Task:
 
 
 class Ledger:
-    """The shelves of one run's scopes. Nothing is kept here that the store does not say."""
+    """The shelves of one run's scopes. Nothing is kept here that the store does not say, but what
+    did not fit this time."""
 
-    def __init__(self, store: Store, scopes: Scopes) -> None:
-        self.scopes = scopes
-        self.media = Shelf(store, "media", scopes.frames)
-        self.failures = Shelf(store, "failures", scopes.frames)
-        self.frames = Shelf(store, "frames", scopes.frames)
-        self.features = Shelf(store, "features", scopes.features)
-        self.refused = Shelf(store, "failures", scopes.features)
-        self.captions = Shelf(store, "captions", scopes.captions)
-        self._waves = Shelf(store, "waves", scopes.captions)
+    def __init__(self, store: Store, *ways: Scopes) -> None:
+        """`ways` in which things may be made, the best first: what was made in any is done."""
+        self.ways = ways
+        self.scopes = ways[0]
+        """The way in which things are made now."""
+        frames = self.scopes.frames
+        self.media = Shelf(store, "media", frames)
+        self.failures = Shelf(store, "failures", frames)
+        self.frames = Shelf(store, "frames", frames)
+        features = list(dict.fromkeys(way.features for way in ways))
+        captions = list(dict.fromkeys(way.captions for way in ways))
+        self._features = {scope: Shelf(store, "features", scope) for scope in features}
+        self._captions = {scope: Shelf(store, "captions", scope) for scope in captions}
+        self.features = Shelves(list(self._features.values()))
+        self.refused = Shelves([Shelf(store, "failures", scope) for scope in features])
+        self.captions = Shelves(list(self._captions.values()))
+        self._waves = Shelf(store, "waves", self.scopes.captions)
+        self.unfit: dict[tuple[str, int, str], dict[str, Any]] = {}
+        """Place of a chunk, or digest of a medium with -1 and no prompt → why it did not fit."""
         self._indexes: dict[str, tuple[dict[str, Any], MediaIndex]] = {}
         """Content digest → what the shelf said of it and what that means."""
         self._tasks: dict[tuple[str, str], tuple[MediaIndex, list[Task]]] = {}
@@ -79,6 +106,16 @@ class Ledger:
         ):
             shelf.refresh()
 
+    def take(self, *, vision: str, language: str) -> None:
+        """From now on make things in this way."""
+        self.scopes = next(w for w in self.ways if (w.vision, w.language) == (vision, language))
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """Look again in which way each thing was made, or is to be."""
+        if len(self.ways) > 1:
+            self._tasks.clear()
+
     def index(self, medium: Medium) -> MediaIndex | None:
         """What the frames stage found in a medium; None when it has not been there."""
         try:
@@ -92,14 +129,21 @@ class Ledger:
 
     def failure(self, medium: Medium) -> dict[str, Any] | None:
         """Why a medium cannot be captioned, when that is known."""
+        if (medium.digest, -1, "") in self.unfit:
+            return self.unfit[medium.digest, -1, ""]
         return self.failures.meta(medium.digest) if medium.digest in self.failures else None
 
     def refusal(self, medium: Medium) -> dict[str, Any] | None:
-        """Why the model takes some chunk of a medium's frames not, when that is known."""
+        """Why some chunk of a medium cannot be captioned, when that is known."""
         for task in self.tasks([medium]):
-            if task.features in self.refused:
-                return {**self.refused.meta(task.features), "start": task.chunk.start}
+            if self.lost(task):
+                why = self.unfit.get(task.place) or self.refused.meta(task.features)
+                return {"stage": "encode", **why, "start": task.chunk.start}
         return None
+
+    def lost(self, task: Task) -> bool:
+        """Whether the model takes its frames not, or it does not fit."""
+        return task.place in self.unfit or task.features in self.refused
 
     def forget_failures(self, media: Sequence[Medium]) -> None:
         """Let everything that failed before be tried again."""
@@ -125,7 +169,27 @@ class Ledger:
         return known[1]
 
     def _task(self, medium: Medium, chunk: ChunkIndex) -> Task:
-        scopes, place = self.scopes, (medium.digest, chunk.index)
+        """The chunk as it was captioned in the best way; else as it is to be, with the best
+        features that there are."""
+        seen: Task | None = None
+        for way in self.ways if len(self.ways) > 1 else ():
+            # Most ways are never taken, and a key takes time.
+            if not len(self._features[way.features]) and not len(self._captions[way.captions]):
+                continue
+            task = self.at(medium, chunk, way)
+            if task.caption in self.captions:
+                return task
+            if seen is None and (task.features in self.features or task.features in self.refused):
+                seen = task
+        if seen is None or seen.scopes.features == self.scopes.features:
+            return self.at(medium, chunk, self.scopes)
+        vision, language = seen.scopes.vision, self.scopes.language
+        way = next(w for w in self.ways if (w.vision, w.language) == (vision, language))
+        return self.at(medium, chunk, way)
+
+    def at(self, medium: Medium, chunk: ChunkIndex, scopes: Scopes) -> Task:
+        """The chunk with the keys of one way."""
+        place = (medium.digest, chunk.index)
         seen = (medium.prompt,) if scopes.prompted else ()
         return Task(
             medium=medium,
@@ -133,6 +197,7 @@ class Ledger:
             frames=item_key(scopes.frames, *place),
             features=item_key(scopes.features, *place, *seen),
             caption=item_key(scopes.captions, *place, medium.prompt),
+            scopes=scopes,
         )
 
     def frames_wanted(self, medium: Medium) -> list[int] | None:
@@ -146,7 +211,7 @@ class Ledger:
             task.chunk.index
             for task in self.tasks([medium])
             if task.features not in self.features
-            and task.features not in self.refused
+            and not self.lost(task)
             and task.caption not in self.captions
             and task.frames not in self.frames
         ]
@@ -201,35 +266,6 @@ def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
         lengths[-1] += 1
         filled += size
     return lengths
-
-
-def encode_batches(tasks: Sequence[Task], batch_size: int, frames_a_batch: int) -> list[list[Task]]:
-    """Chunks of one shape together, in order; every chunk of the wave takes part, done or not."""
-    groups: dict[tuple[str, int, int, int], list[Task]] = {}
-    for task in unique(tasks, "features"):
-        groups.setdefault(task.shape, []).append(task)
-    batches = []
-    for (_, frames, _, _), group in groups.items():
-        size = max(1, min(batch_size, frames_a_batch // frames))
-        batches += [group[i : i + size] for i in range(0, len(group), size)]
-    return batches
-
-
-def decode_batches(
-    tasks: Sequence[Task], lengths: Mapping[str, int], batch_size: int
-) -> list[list[Task]]:
-    """Chunks of one kind together, alike in length, so that little is padded; the longest first, so
-    that what does not fit is found out at once. `lengths` is by the caption's key."""
-
-    def size(task: Task) -> tuple[int, tuple[str, int, int, int]]:
-        return lengths[task.caption], task.shape
-
-    ordered = sorted(unique(tasks, "caption"), key=size, reverse=True)
-    batches = []
-    for kind in ("image", "video"):
-        group = [task for task in ordered if task.medium.kind == kind]
-        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
-    return batches
 
 
 def unique(tasks: Sequence[Task], field: str) -> list[Task]:

@@ -4,7 +4,7 @@ import contextlib
 import fnmatch
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from artifacts.schema import FrameFit, Sampling
 from artifacts.store import FolderStore
 from flows.config import DEMO_MODEL, CaptionConfig
 from flows.launch import Launcher, StageCall, run_to_end
-from flows.precision import BYTES, HalfSettings, settle
+from flows.precision import BYTES, HalfSettings, lighter, settle
 from stages.models.card import RECIPE as DESCRIBE_RECIPE
 from stages.models.card import ModelCard
 from stages.models.hub.checkpoint import SMALL, Checkpoint
@@ -51,6 +51,8 @@ class Model:
     """Of all that decides the text besides the features."""
     vision: HalfSettings
     language: HalfSettings
+    lighter: "Mapping[Half, tuple[HalfSettings, ...]]" = field(default_factory=dict)
+    """Of each half, what `auto` may go down to, the best first."""
 
     @property
     def folder(self) -> Path:
@@ -62,7 +64,13 @@ class Model:
         return sorted({shard for half in halves for shard in held[half]})
 
     def precision(self) -> dict[str, str]:
-        return {"vision": self.vision.precision, "language": self.language.precision}
+        """The best that the run may make things in."""
+        return {"vision": self.vision.label, "language": self.language.label}
+
+    def settings(self, half: "Half") -> tuple[HalfSettings, ...]:
+        """All that a half may be run in, the best first."""
+        first = self.vision if half == "vision" else self.language
+        return (first, *self.lighter.get(half, ()))
 
     def sampling(self, config: CaptionConfig) -> Sampling:
         """What the user asked for, and for the rest what the checkpoint's processor states."""
@@ -158,6 +166,7 @@ def open_model(
         vision_digest=digest_of([seen, {s: weights[s] for s in halves["vision"]}, *code]),
         language_digest=digest_of([small, {s: weights[s] for s in halves["language"]}, *code]),
         **settle(config, card, device),
+        lighter=lighter(config, card, device),
     )
 
 

@@ -21,9 +21,9 @@ def failures_of(job: Job) -> list[Failure]:
     """Everything that could not be captioned, in source order within each stage."""
     found = list(job.failures)
     for file, medium in zip(job.files, job.contents, strict=True):
-        stage, known = "frames", job.ledger.failure(medium)
+        known = job.ledger.failure(medium)
         if known is None:
-            stage, known = "encode", job.ledger.refusal(medium)
+            known = job.ledger.refusal(medium)
         if known is None:
             continue
         at = f" (at {known['start']:.1f} s)" if known.get("start") else ""
@@ -31,7 +31,7 @@ def failures_of(job: Job) -> list[Failure]:
             Failure(
                 media_path=file.media_path,
                 source=file.source,
-                stage=stage,
+                stage=known.get("stage", "frames"),
                 error=known["kind"],
                 message=known["message"] + at,
                 hint=known["hint"],
@@ -92,7 +92,7 @@ def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
                 caption=text,
                 model=job.model.name,
                 prompt=medium.prompt,
-                precision=job.model.precision(),
+                precision=task.scopes.precision,
                 frames=task.chunk.times,
                 features=task.features,
                 tokens=stored["tokens"],
@@ -153,7 +153,7 @@ def _write_files(job: Job, form: str) -> list[str]:
         job.contents, _stems(job), captions_by_file(job), strict=True
     ):
         tasks = job.ledger.tasks([medium])
-        if not captions or len(captions) < sum(t.features not in job.ledger.refused for t in tasks):
+        if not captions or len(captions) < sum(not job.ledger.lost(t) for t in tasks):
             continue  # half a text would look like a whole one
         text = "".join(WRITERS[form](captions))
         path = Path(f"{stem}.{form}")

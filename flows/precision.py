@@ -1,6 +1,7 @@
 """What each half computes in: from what is asked for, what the checkpoint is and what the machine
 has; imports no model library."""
 
+import contextlib
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
@@ -31,11 +32,18 @@ class HalfSettings:
     """Attention implementation; several, of several parts, are joined by `+`."""
     weight_bytes: int
     """What its weights take in that precision, without what computing takes."""
+    kv: str = ""
+    """`quantized` when the KV cache is kept in few bits, which changes words."""
 
     @property
     def decides(self) -> list[str]:
         """What of it belongs into a key."""
-        return [self.precision, self.dtype, self.attention]
+        return [self.precision, self.dtype, self.attention, *filter(None, [self.kv])]
+
+    @property
+    def label(self) -> str:
+        """What a caption says it was made in."""
+        return self.precision + (" with a quantized KV cache" if self.kv else "")
 
 
 def settle(
@@ -45,8 +53,8 @@ def settle(
     # Quantized features are a loss that every caption inherits: only who names the vision half gets
     # them.
     general = "native" if config.precision in QUANTIZED else config.precision
-    vision = config.vision_precision or general
-    language = config.language_precision or config.precision
+    vision = _first(config.vision_precision or general)
+    language = _first(config.language_precision or config.precision)
     check_obtainable("language", card.language, card, language)
     found = _half(card.language, card, language, device)
     if card.route == "joint":  # the one stage that loads anything loads all of it
@@ -55,6 +63,39 @@ def settle(
         return {"vision": seen, "language": found}
     check_obtainable("vision", card.vision, card, vision)
     return {"vision": _half(card.vision, card, vision, device), "language": found}
+
+
+def lighter(
+    config: CaptionConfig, card: ModelCard, device: str
+) -> dict[Literal["vision", "language"], tuple[HalfSettings, ...]]:
+    """The settings that `auto` goes down to where the first ones do not fit, the best first; none
+    where it was not asked for."""
+    found: dict[Literal["vision", "language"], tuple[HalfSettings, ...]] = {}
+    halves = {
+        "vision": (card.vision, config.vision_precision),
+        "language": (card.language, config.language_precision),
+    }
+    for name in ("vision", "language"):
+        half, asked = halves[name]
+        seen_whole = name == "vision" and card.route == "joint"
+        if (asked or config.precision) != "auto" or half.stored_as or seen_whole:
+            found[name] = ()
+            continue
+        first = _half(half, card, "native", device)
+        kv = [replace(first, kv="quantized")] if name == "language" and kv_quantizers() else []
+        found[name] = (*kv, *(_half(half, card, q, device) for q in _quantized(name, half, card)))
+    return found
+
+
+def _quantized(name: str, half: HalfCard, card: ModelCard) -> list[str]:
+    with contextlib.suppress(UsageError):
+        check_obtainable(name, half, card, QUANTIZED[0])
+        return list(QUANTIZED)
+    return []
+
+
+def _first(asked: str) -> str:
+    return "native" if asked == "auto" else asked
 
 
 def _half(half: HalfCard, card: ModelCard, asked: str, device: str) -> HalfSettings:
@@ -96,7 +137,7 @@ def check_obtainable(name: str, half: HalfCard, card: ModelCard, asked: str) -> 
 def check_joint(config: CaptionConfig, card: ModelCard, dtype: str) -> None:
     """Raises UsageError when a model that is run whole shall see in another precision than it
     reads."""
-    asked = config.vision_precision or "native"
+    asked = _first(config.vision_precision or "native")
     if asked != "native" and DTYPES.get(asked) != dtype:
         raise UsageError(
             f"{card.class_name} is run whole, so --vision-precision {asked} cannot be had beside "
@@ -135,6 +176,16 @@ def flash_installed() -> bool:
         return [int(number) for number in numbers] >= [2, 3, 3]
     except (PackageNotFoundError, ValueError):
         return False
+
+
+def kv_quantizers() -> list[str]:
+    """Names of the installed packages that quantize a KV cache, as transformers calls them."""
+    found = []
+    for name, package in (("quanto", "optimum-quanto"), ("hqq", "hqq")):
+        with contextlib.suppress(PackageNotFoundError):
+            version(package)
+            found.append(name)
+    return found
 
 
 def native_dtype(stated: str, device: str) -> str:

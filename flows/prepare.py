@@ -98,9 +98,9 @@ def prepare(
         raise NothingToCaption([*failures, *unreadable])
     check_prompts(contents, model)
     sampling = model.sampling(config)
-    scopes = scopes_of(config, model, sampling)
-    if not text:  # a chunk that is captioned still has its features made
-        scopes = replace(scopes, captions=digest_of(["no text", scopes.features]))
+    ways = ways_of(config, model, sampling)
+    if not text:  # a chunk that is captioned still has its features made, and in one way alone
+        ways = [replace(ways[0], captions=digest_of(["no text", ways[0].features]))]
     return Job(
         config=config,
         store=store,
@@ -111,7 +111,7 @@ def prepare(
         files=tuple(readable),
         contents=tuple(contents),
         failures=(*failures, *unreadable),
-        ledger=Ledger(store, scopes),
+        ledger=Ledger(store, *ways),
     )
 
 
@@ -132,6 +132,15 @@ def out_folder(config: CaptionConfig) -> Path:
     return Path(config.out).expanduser().absolute()
 
 
+def ways_of(config: CaptionConfig, model: Model, sampling: Sampling) -> list[Scopes]:
+    """The scopes of every pair of settings that the halves may be run in, the best first."""
+    return [
+        scopes_of(config, replace(model, vision=vision, language=language), sampling)
+        for vision in model.settings("vision")
+        for language in model.settings("language")
+    ]
+
+
 def scopes_of(config: CaptionConfig, model: Model, sampling: Sampling) -> Scopes:
     """Digests of what decides each stage's bytes; a stage's RECIPE rises when its own output
     changes."""
@@ -150,7 +159,13 @@ def scopes_of(config: CaptionConfig, model: Model, sampling: Sampling) -> Scopes
             config.max_new_tokens,
         ]
     )
-    return Scopes(frames=frames, features=features, captions=captions, prompted=model.card.prompted)
+    return Scopes(
+        frames=frames,
+        features=features,
+        captions=captions,
+        prompted=model.card.prompted,
+        **model.precision(),
+    )
 
 
 def read_contents(

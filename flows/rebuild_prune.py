@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from artifacts.packs import Shelf
+from artifacts.shelves import Shelves
 from flows.holds import RunningJob
 from flows.ledger import Ledger, Medium, Scopes
 from flows.prepare import Job
@@ -74,7 +75,7 @@ def _media(reach: Reach) -> list[Medium]:
     return [Medium(digest=d, path="", kind="", prompt=p) for d, p in sorted(reach.contents)]
 
 
-def _remove(shelf: Shelf, keys: set[str], made: Pruned, dry_run: bool) -> None:
+def _remove(shelf: Shelf | Shelves, keys: set[str], made: Pruned, dry_run: bool) -> None:
     found = [key for key in keys if key in shelf]
     made.records += len(found)
     made.bytes += sum(shelf.size(key) for key in found)

@@ -17,6 +17,8 @@ from flows.config import CaptionConfig
 from flows.display import Display
 from flows.holds import Hold, holding
 from flows.launch import DirectLauncher, Launcher
+from flows.memory.ladder import Ladder
+from flows.memory.start import ladder_of
 from flows.models import Model
 from flows.outputs import failure_of, places
 from flows.prepare import Job, NothingToCaption, out_folder, prepare
@@ -42,6 +44,7 @@ class Watch:
         self._on_begin = on_begin
         self._job: Job | None = None
         self._record: RunRecord | None = None
+        self._ladder: Ladder | None = None
         self._items: dict[str, int] = {}
 
     def listen(self, stage: str, event: Mapping[str, Any]) -> None:
@@ -50,6 +53,8 @@ class Watch:
         record, job, kind = self._record, self._job, event["event"]
         if record is None or job is None:
             return
+        if self._ladder is not None:
+            self._ladder.listen(stage, event)
         if kind == "item":
             self._items[stage] += 1
             record.live(stage, self._items[stage])
@@ -64,6 +69,12 @@ class Watch:
         if self._record is not None:
             self._record.begin(stage)
         self._display.stage(stage, total, done)
+
+    def _taken(self, rung: Mapping[str, Any], text: str) -> None:
+        """A stage is run in another way than it was asked for."""
+        if self._record is not None:
+            self._record.rung(rung)
+        self._display.say(text)
 
     @contextlib.contextmanager
     def working(
@@ -86,7 +97,8 @@ class Watch:
             record.write(force=True)
             if self._on_begin is not None:
                 self._on_begin(record)
-            steps = Steps(job, launcher, record, self.tell, fetch, hold)
+            self._ladder = ladder_of(job, self._taken)
+            steps = Steps(job, launcher, record, self._ladder, self.tell, fetch, hold)
             try:
                 yield Sequence(job, steps, record), record, hold
             finally:
@@ -192,8 +204,8 @@ def halves(model: Model) -> dict[str, dict[str, Any]]:
 @contextlib.contextmanager
 def claiming(job: Job) -> Iterator[Hold]:
     """Keep what the job needs from being deleted by others, and note what it is of."""
-    scopes = job.ledger.scopes
-    with holding(job.store, (scopes.frames, scopes.features, scopes.captions), job.out) as hold:
+    scopes = [s for way in job.ledger.ways for s in (way.frames, way.features, way.captions)]
+    with holding(job.store, list(dict.fromkeys(scopes)), job.out) as hold:
         note_scopes(job)
         yield hold
 

@@ -72,6 +72,12 @@ class RunRecord:
                 entry["peak_device_bytes"] = max(entry["peak_device_bytes"], device)
                 self.write(force=False)
 
+    def rung(self, taken: Mapping[str, Any]) -> None:
+        """A stage is run in another way than it was asked for."""
+        with self._lock, contextlib.suppress(EnvironmentFault):
+            self.value["rungs"].append({**taken, "time": now()})
+            self.write(force=True)
+
     def fail(self, name: str, failure: Callable[[], Mapping[str, str]]) -> None:
         """Something failed in a stage that goes on; counted anew when the outputs are written. What
         it was is asked for the first ones alone: to find a file's name takes a look at all."""

@@ -170,6 +170,7 @@ class Sequence:
                 if kills > KILLS:
                     raise
             self._job.ledger.refresh()
+            self._job.ledger.reconsider()
 
     def _write(self, result: RunResult, *, last: bool) -> None:
         written = write_outputs(self._job, last=last)
@@ -195,7 +196,7 @@ class Sequence:
             ("encode", {t.features for t in tasks}, ledger.features.keys() | captioned),
             (
                 "decode",
-                {t.caption for t in tasks if t.features not in ledger.refused},
+                {t.caption for t in tasks if not ledger.lost(t)},
                 ledger.captions.keys(),
             ),
         ):

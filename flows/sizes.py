@@ -89,7 +89,7 @@ def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
             task.chunk
             for task in ledger.tasks([medium])
             if task.features not in ledger.features
-            and task.features not in ledger.refused
+            and not ledger.lost(task)
             and task.features not in seen
         ]
         seen.update(task.features for task in ledger.tasks([medium]))

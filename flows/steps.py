@@ -1,26 +1,43 @@
-"""What each stage of a run is told, and what its death means; knows not what runs after what."""
+"""Each stage of a run over a wave, a rung down whenever it runs out of memory, and what else its
+death means; knows not what runs after what."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Container, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from artifacts.errors import StageDied
+from artifacts.errors import CannotFit, StageDied
 from artifacts.packs import Record
+from flows.alone import Alone, too_large
+from flows.batches import cut, decode_batches, encode_batches
+from flows.calls import HALVES, KEYS, Calls, HalfStage, settings_on
 from flows.holds import Hold
-from flows.launch import Launcher, Running, StageCall
-from flows.ledger import Medium, Task, decode_batches, encode_batches
-from flows.models import cores
-from flows.precision import HalfSettings
+from flows.launch import Launcher, Running
+from flows.ledger import Medium, Task
+from flows.memory.ladder import Ladder
+from flows.memory.rungs import Rung
 from flows.prepare import Job
 from flows.run_record import RunRecord
-from stages.models.card import HalfCard
 from stages.process.ending import is_crash
+from stages.process.stage_process import StageOutcome
 
 if TYPE_CHECKING:  # it imports torch
     from stages.models.halves.boundary import Half
 
-FRAMES_A_BATCH = 64
-"""The encode stage takes fewer chunks a batch when they hold more frames than this together."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What one process of a stage is to do."""
+
+    rung: Rung
+    tasks: list[Task]
+    """Of the wave, all that are made in the same way, done or not."""
+    batches: list[list[Task]]
+    total: int
+    """Items of the wave."""
+    missing: int
+    """Those that are not there yet."""
+    tokens: int = 0
+    """Of the longest prompt, about."""
 
 
 class Steps:
@@ -32,6 +49,7 @@ class Steps:
         job: Job,
         launcher: Launcher,
         record: RunRecord,
+        ladder: Ladder,
         tell: Callable[[str, int, int], None],
         fetch: "Callable[[Collection[Half]], None]",
         hold: Hold,
@@ -39,10 +57,14 @@ class Steps:
         self._job = job
         self.launcher = launcher
         self._record = record
+        self._ladder = ladder
         self.tell = tell
         self.fetch = fetch
         self._hold = hold
+        self._calls = Calls(job)
+        self._alone = Alone(job, ladder, self._run)
         self._ahead: Running | None = None
+        self._take()
 
     def frames(self, wave: list[Medium]) -> None:
         """Cut what a wave has no frames of yet."""
@@ -53,27 +75,35 @@ class Steps:
             pass
 
     def _finish_frames(self, running: Running, wave: list[Medium]) -> bool:
-        """Whether it crashed. Then one of the media in hand is to blame, which each tells alone."""
+        """Whether it died. Then it is to be started again: with fewer files at once, or without one
+        of those in hand, which is to blame, as each tells alone."""
+        at_once = self._ladder.rung("frames").batch
         try:
             self._finish(running)
-        except StageDied as error:
+            return False
+        except (CannotFit, StageDied) as error:
             suspects = [m for m in wave if m.digest in running.outcome.in_hand]
-            if not is_crash(error) or not suspects:
+            if isinstance(error, CannotFit) and (at_once > 1 or not suspects):
+                self._ladder.down("frames", error, largest=at_once, tokens=0)
+                return True
+            if not suspects or not (isinstance(error, CannotFit) or is_crash(error)):
                 raise
+        finally:
             self._job.ledger.refresh()
-            for medium in suspects:
-                self._cut_alone(medium)
-            return True
-        self._job.ledger.refresh()
-        return False
+        for medium in suspects:
+            self._cut_alone(medium)
+        return True
 
     def _cut_alone(self, medium: Medium) -> None:
         """Cut one medium in a process of its own, and record it as failed if that crashes."""
         running = self._start_frames([medium])
         if running is None:
             return
+        ledger = self._job.ledger
         try:
             self._finish(running)
+        except CannotFit as error:  # it is tried again by the next run
+            ledger.unfit[medium.digest, -1, ""] = too_large("frames", error.message)
         except StageDied as error:
             if not is_crash(error):
                 raise
@@ -82,134 +112,119 @@ class Steps:
                 "message": "the library that decodes the file crashed over it, or never ended",
                 "hint": "Convert it, for example to H.264 in MP4",
             }
-            self._job.ledger.failures.publish([Record(key=medium.digest, meta=meta)])
-        self._job.ledger.refresh()
+            ledger.failures.publish([Record(key=medium.digest, meta=meta)])
+        ledger.refresh()
 
     def _start_frames(self, wave: list[Medium]) -> Running | None:
-        job = self._job
-        wanted = {m.digest: (m, job.ledger.frames_wanted(m)) for m in wave}
-        media = [
-            {"path": m.path, "digest": m.digest, "kind": m.kind, "wanted": chunks}
-            for m, chunks in wanted.values()
-            if chunks is None or chunks
-        ]
+        ledger = self._job.ledger
+        wanted = {m.digest: (m, ledger.frames_wanted(m)) for m in wave}
+        media = [(m, chunks) for m, chunks in wanted.values() if chunks is None or chunks]
         if not media:
             return None
+        self._ladder.begin("frames")
         self.tell("frames", len(media), 0)
-        arguments = {
-            "store": job.store.url,
-            "scope": job.ledger.scopes.frames,
-            "sampling": asdict(job.sampling),
-            "fit": {kind: job.model.fit(kind).long_edges for kind in ("video", "image")},
-            "media": media,
-            "workers": cores(),
-        }
-        return self.launcher.start(self._call("frames", arguments, device="cpu"))
+        return self.launcher.start(self._calls.frames(media, self._ladder.rung("frames")))
 
     def encode(self, wave: list[Medium]) -> None:
         """Make the features of a wave, and give its frames back."""
-        job = self._job
-        tasks = job.ledger.tasks(wave)
-        needed = {t.features for t in tasks if t.caption not in job.ledger.captions}
-        missing = needed - job.ledger.features.keys() - job.ledger.refused.keys()
-        have = job.ledger.frames.keys()
-        batches = [
-            # Whole, so that the bytes are those of an undisturbed run; without what an earlier
-            # command finished, whose frames are gone.
-            [task for task in batch if task.features in missing or task.frames in have]
-            for batch in encode_batches(tasks, job.config.batch_size, FRAMES_A_BATCH)
-            if any(task.features in missing for task in batch)
-        ]
-        if batches:
-            self.fetch(["vision"])
-            self.tell("encode", len(needed), len(needed) - len(missing))
-            entries = [[self._to_encode(t) for t in b] for b in batches]
-            arguments = {
-                **self._half(job.model.vision, job.model.card.vision),
-                "frames_scope": job.ledger.scopes.frames,
-                "scope": job.ledger.scopes.features,
-                "frames_a_video": job.model.card.frames_a_video,
-                "batches": entries,
-            }
-            self._finish(self.launcher.start(self._call("encode", arguments)))
-            job.ledger.refresh()
+        self._through("encode", wave)
         self.give_back(wave)
-
-    def give_back(self, media: Sequence[Medium]) -> None:
-        """Delete frames that are encoded, unless they are to be kept or another running job looks
-        at them too, which would have to cut them again."""
-        job = self._job
-        if job.config.keep_frames or self._hold.shares(job.ledger.scopes.frames):
-            return
-        done = job.ledger.features.keys() | job.ledger.refused.keys()
-        job.ledger.frames.drop(t.frames for t in job.ledger.tasks(media) if t.features in done)
 
     def decode(self, wave: list[Medium]) -> None:
         """Make the captions of a wave."""
-        job = self._job
-        tasks = [t for t in job.ledger.tasks(wave) if t.features not in job.ledger.refused]
-        missing = {t.caption for t in tasks} - job.ledger.captions.keys()
-        have = job.ledger.features.keys()
-        if not missing:
+        self._through("decode", wave)
+
+    def give_back(self, media: list[Medium]) -> None:
+        """Delete frames that are encoded, unless they are to be kept or another running job looks
+        at them too, which would have to cut them again."""
+        ledger = self._job.ledger
+        if self._job.config.keep_frames or self._hold.shares(ledger.scopes.frames):
             return
+        done = ledger.features.keys()
+        tasks = ledger.tasks(media)
+        ledger.frames.drop(t.frames for t in tasks if t.features in done or ledger.lost(t))
+
+    def _through(self, stage: HalfStage, wave: list[Medium]) -> None:
+        while work := self._work(stage, wave):
+            self._ladder.begin(stage)
+            self.tell(stage, work.total, work.total - work.missing)
+            outcome, error = self._run(stage, work.batches, work.rung)
+            if error is not None:
+                self._ladder.down(
+                    stage,
+                    error,
+                    largest=max(map(len, work.batches)),
+                    tokens=work.tokens,
+                    ready=bool(outcome.items or outcome.notes.get("ready")),
+                )
+                self._take()
+                continue
+            if outcome.items:
+                self._ladder.worked(stage)
+            self._alone.fit(stage, work.tasks, outcome.too_large)
+            if not (outcome.items or outcome.too_large):
+                break  # whatever it is that is missing, the stage does not make it
+
+    def _work(self, stage: HalfStage, wave: list[Medium]) -> Work | None:
+        """What of a stage is to be done next: of all that is missing what is made in one way."""
+        ledger, rung, key = self._job.ledger, self._ladder.rung(stage), KEYS[stage]
+        source = KEYS["frames" if stage == "encode" else "encode"]
+        have: Container[str] = ledger.frames if stage == "encode" else ledger.features
+        tasks = [t for t in ledger.tasks(wave) if not ledger.lost(t)]
+        # Of what is captioned, features may be gone, and the frames with them.
+        missing = {key(t) for t in tasks if t.caption not in ledger.captions}
+        if stage == "encode":
+            missing -= ledger.features.keys()
+        first = next((t for t in tasks if key(t) in missing), None)
+        if first is None:
+            return None
+        total = len({key(t) for t in tasks})
+        tasks = [t for t in tasks if t.scopes == first.scopes]
+        lengths = ledger.lengths(tasks) if stage == "decode" else {}
+        most = self._job.config.batch_size
+        whole = decode_batches(tasks, lengths, most) if lengths else encode_batches(tasks, most)
         batches = [
-            [task for task in batch if task.caption in missing or task.features in have]
-            for batch in decode_batches(tasks, job.ledger.lengths(tasks), job.config.batch_size)
-            if any(task.caption in missing for task in batch)
+            # Whole, so that the bytes are those of an undisturbed run; without what an earlier
+            # command finished, whose frames are gone.
+            [task for task in batch if key(task) in missing or source(task) in have]
+            for batch in cut(whole, rung.batch)
+            if any(key(task) in missing for task in batch)
         ]
-        self.fetch(["language"])
-        self.tell("decode", len(tasks), len(tasks) - len(missing))
-        entries = [
-            [_entry(t, key=t.caption, features=t.features, prompt=t.medium.prompt) for t in b]
-            for b in batches
-        ]
-        arguments = {
-            **self._half(job.model.language, job.model.card.language),
-            "features_scope": job.ledger.scopes.features,
-            "scope": job.ledger.scopes.captions,
-            "max_new_tokens": job.config.max_new_tokens,
-            "batches": entries,
-        }
-        self._finish(self.launcher.start(self._call("decode", arguments)))
-        job.ledger.refresh()
+        return Work(
+            rung=rung,
+            tasks=tasks,
+            batches=batches,
+            total=total,
+            missing=len(missing),
+            tokens=max(lengths.values(), default=0),
+        )
 
-    def _to_encode(self, task: Task) -> dict[str, str]:
-        seen = {"prompt": task.medium.prompt} if self._job.model.card.prompted else {}
-        return _entry(task, key=task.features, frames=task.frames, **seen)
+    def _run(
+        self, stage: HalfStage, batches: list[list[Task]], rung: Rung
+    ) -> tuple[StageOutcome, CannotFit | None]:
+        """What one process made of these batches, and the error if it ran out of memory."""
+        self.fetch([HALVES[stage]])
+        running = self.launcher.start(self._calls.half(stage, batches, rung))
+        error: CannotFit | None = None
+        try:
+            attention = settings_on(self._job.model, rung).attention
+            self._finish(running, attention, batches[0][0].scopes.precision)
+        except CannotFit as found:
+            error = found
+        self._job.ledger.refresh()
+        return running.outcome, error
 
-    def _half(self, half: HalfSettings, card: HalfCard) -> dict[str, Any]:
-        model = self._job.model
-        return {
-            "store": self._job.store.url,
-            "model": str(model.folder),
-            "revision": None,
-            "device": self._job.device,
-            "dtype": half.dtype,
-            "precision": half.precision,
-            "attention": half.attention,
-            "trust_remote_code": self._job.config.trust_remote_code,
-            "route": model.card.route,
-            "pieces": card.pieces,
-        }
-
-    def _call(self, name: str, arguments: dict[str, Any], device: str = "") -> StageCall:
-        log = self._job.out / "logs" / f"{name}.log"
-        device = device or self._job.device
-        allowed = self._job.budget.of_stage(device)
-        return StageCall(name=name, arguments=arguments, device=device, log=log, budget=allowed)
-
-    def _finish(self, running: Running) -> None:
-        model = self._job.model
+    def _finish(
+        self, running: Running, attention: str = "", precision: Mapping[str, str] | None = None
+    ) -> None:
         try:
             running.wait()
         except BaseException:
             running.stop()
             raise
         finally:
-            halves = {"encode": model.vision, "decode": model.language}
-            half = halves.get(running.outcome.name)
-            attention = half.attention if half else ""
-            self._record.add(running.outcome, attention=attention, precision=model.precision())
+            precision = precision or self._job.ledger.scopes.precision
+            self._record.add(running.outcome, attention=attention, precision=precision)
 
     def begin_frames(self, wave: list[Medium]) -> None:
         """Cut the frames of a wave while another one is encoded."""
@@ -221,6 +236,8 @@ class Steps:
             self._ahead.stop()
             self._ahead = None
 
-
-def _entry(task: Task, **values: str) -> dict[str, str]:
-    return {"kind": task.medium.kind, **values}
+    def _take(self) -> None:
+        """Make things from now on as the rungs in force say."""
+        model, ladder = self._job.model, self._ladder
+        vision, language = (settings_on(model, ladder.rung(s)).label for s in ("encode", "decode"))
+        self._job.ledger.take(vision=vision, language=language)

@@ -18,11 +18,11 @@ def halves_wanted(ledger: Ledger, media: Sequence[Medium]) -> "list[Half]":
     known = [medium for medium in media if ledger.failure(medium) is None]
     if any(ledger.index(medium) is None for medium in known):
         return ["vision", "language"]
-    features = ledger.features.keys() | ledger.refused.keys()
+    features = ledger.features.keys()
     open_tasks = [
         task
         for task in ledger.tasks(known)
-        if task.caption not in ledger.captions and task.features not in ledger.refused
+        if task.caption not in ledger.captions and not ledger.lost(task)
     ]
     wanted: list[Half] = []
     if any(task.features not in features for task in open_tasks):

@@ -4,7 +4,8 @@ from pathlib import Path
 from artifacts.packs import Record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import FolderStore
-from flows.ledger import Ledger, Medium, Scopes, Task, cut_waves, decode_batches, encode_batches
+from flows.batches import decode_batches, encode_batches
+from flows.ledger import Ledger, Medium, Scopes, Task, cut_waves
 
 SCOPES = Scopes(frames="f" * 64, features="e" * 64, captions="c" * 64)
 

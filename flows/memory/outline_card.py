@@ -164,13 +164,16 @@ def outline_model(
     card = card_of(outline, checkpoint.folder, fused=fused)
     if not card.language.parameters:
         config = replace(config, language_precision="native")
+    halves = settle(config, card, device)
     return Model(
         name=checkpoint.name,
         checkpoint=checkpoint,
         card=card,
         vision_digest="",
         language_digest="",
-        **settle(config, card, device),
+        vision=halves["vision"],
+        language=halves["language"],
+        lighter=lighter(config, card, device),
     )
 
 

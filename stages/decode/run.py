@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from artifacts.packs import QUARANTINE, DamagedRecord, Record, Shelf, read_header, set_aside
+from artifacts.shelves import Shelves
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
 from stages.decode.reading import Reading
@@ -43,7 +44,7 @@ def run(job: dict[str, Any], report: Report) -> None:
     reading = Reading(job.get("prefill", 0), job.get("kv", ""), source.device)
     processor = source.processor()
     held = source.hold("language")
-    report.note(**facts(held.model))
+    report.note(ready=True, **facts(held.model))
 
     def read(batch: list[dict[str, Any]]) -> list[FeatureRecord]:
         try:
@@ -84,7 +85,7 @@ def run(job: dict[str, Any], report: Report) -> None:
     report.note(prefill_way=reading.way)
 
 
-def read_features(shelf: Shelf, key: str) -> FeatureRecord:
+def read_features(shelf: Shelf | Shelves, key: str) -> FeatureRecord:
     """What was stored of one chunk. Raises DamagedRecord when it is gone, RecordGone when this
     version of transformers cannot take it."""
     try:

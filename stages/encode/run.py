@@ -64,8 +64,7 @@ def run(job: dict[str, Any], report: Report) -> None:
     processor = source.processor()
     count = job.get("frames_a_video", 0)
     half = None if source.route == "joint" else source.hold("vision")
-    if half is not None:
-        report.note(**facts(half.model))
+    report.note(ready=True, **({} if half is None else facts(half.model)))
 
     def read(batch: list[dict[str, Any]]) -> list[Prepared | Refusal]:
         return [read_member(frames, processor, member, count) for member in batch]

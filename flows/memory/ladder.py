@@ -1,0 +1,172 @@
+"""Which rung each stage of a run is on: where it starts, when it goes down, what is told of it;
+knows no process."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from artifacts.errors import CannotFit
+from flows.memory.remembered import Remembered
+from flows.memory.rungs import Rung
+
+Told = Callable[[Mapping[str, Any], str], None]
+"""Given an entry of the record's `rungs`, and the same in words."""
+
+
+class Ladder:
+    """The rungs of every stage. Safe between threads: a stage tells what it does about itself from
+    a thread of its own."""
+
+    def __init__(
+        self,
+        rungs: Mapping[str, Sequence[Rung]],
+        remembered: Remembered,
+        *,
+        budget_bytes: int,
+        tell: Told,
+        planned: Mapping[str, Rung] | None = None,
+    ) -> None:
+        """`rungs` of each stage, cheapest first; `planned`: where it is expected to fit."""
+        self._rungs = rungs
+        self._remembered = remembered
+        self._budget = budget_bytes
+        self._tell = tell
+        self._lock = threading.RLock()
+        self._at: dict[str, int] = {}
+        self._started: dict[str, str] = {}
+        """Stage → why it does not start on the first rung; until that is told."""
+        self._unproven: set[str] = set()
+        """Stages that have made nothing yet on the rung they are on."""
+        for stage, all_of_them in rungs.items():
+            known = [index_of(all_of_them, rung) for rung in remembered.rungs(stage)]
+            self._at[stage] = max(known, default=0)
+            if self._at[stage]:
+                self._started[stage] = "remembered"
+            elif planned is not None and stage in planned:
+                self._at[stage] = index_of(all_of_them, planned[stage])
+                if self._at[stage]:
+                    self._started[stage] = "planned"
+
+    def rung(self, stage: str) -> Rung:
+        """The one in force."""
+        with self._lock:
+            return self._rungs[stage][self._at[stage]]
+
+    def begin(self, stage: str) -> None:
+        """A process of the stage is about to start."""
+        with self._lock:
+            reason = self._started.pop(stage, "")
+            if reason:
+                why = {"remembered": "it fitted before", "planned": "more is not expected to fit"}
+                self._say(self.rung(stage), reason, f"starting with {{}}: {why[reason]}")
+
+    def listen(self, stage: str, event: Mapping[str, Any]) -> None:
+        """Hear an event of a stage."""
+        if stage not in self._rungs:
+            return
+        if event["event"] == "rung":
+            self._shrink(stage, event["batch"], event["failed"], event["error"])
+        elif event["event"] == "item":
+            self.worked(stage)
+
+    def worked(self, stage: str) -> None:
+        """Something was made on the rung in force."""
+        with self._lock:
+            if stage in self._unproven:
+                self._unproven.discard(stage)
+                self._remembered.keep(self.rung(stage))
+
+    def down(
+        self, stage: str, error: CannotFit, *, largest: int, tokens: int, ready: bool = True
+    ) -> None:
+        """The stage's process ended for want of memory, with `largest` items at once at the most,
+        of at most so many `tokens`; `ready` is whether that was after its weights were loaded.
+        Raises CannotFit at the ladder's end."""
+        with self._lock:
+            before = self.rung(stage)
+            rest = self._rungs[stage][self._at[stage] + 1 :]
+            lower = [
+                rung
+                for rung in rest
+                # Fewer items at once do not help who could not even hold the weights.
+                if (ready or weights(rung) != weights(before))
+                and (rung.batch < largest or replace(rung, batch=before.batch) != before)
+                and (rung.prefill < tokens or replace(rung, prefill=before.prefill) != before)
+            ]
+            if not lower:
+                raise self.nothing_fits(stage, error) from error
+            reason = "killed" if "kill" in error.message.lower() else "out of memory"
+            self._go(lower[0], reason, error.message, failed=largest)
+
+    def alone(self, stage: str) -> list[Rung]:
+        """The ways to try a single item that did not fit, from the rung in force downwards."""
+        with self._lock:
+            rest = self._rungs[stage][self._at[stage] :]
+            return list(dict.fromkeys(replace(rung, batch=1) for rung in rest))
+
+    def tried_alone(self, rung: Rung, names: Sequence[str], error: str) -> None:
+        """Items are run on a rung which the others do not need."""
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        text = f"{names[0]}{more} did not fit; trying it alone with {{}}"
+        self._say(rung, "item alone", text, error)
+
+    def nothing_fits(self, stage: str, error: CannotFit) -> CannotFit:
+        """What is to be said at the ladder's end."""
+        rung = self.rung(stage)
+        return CannotFit(
+            f"the {stage} stage does not fit{self._in_budget()}, not even with {rung.name} "
+            f"({error.message})",
+            hint="Nothing finished is lost; give more --memory, --precision auto, or fewer "
+            "--max-frames",
+        )
+
+    def _shrink(self, stage: str, batch: int, failed: int, error: str) -> None:
+        with self._lock:
+            at = self._at[stage]
+            wanted = replace(self._rungs[stage][at], batch=batch)
+            lower = next((r for r in self._rungs[stage][at + 1 :] if r == wanted), None)
+            if lower is not None:
+                self._go(lower, "out of memory", error, failed)
+
+    def _go(self, rung: Rung, reason: str, error: str, failed: int) -> None:
+        stage = rung.stage
+        before = replace(self.rung(stage), batch=min(failed, self.rung(stage).batch))
+        self._at[stage] = self._rungs[stage].index(rung)
+        self._started.pop(stage, None)
+        self._unproven.add(stage)
+        text = f"{shown(before, rung)} did not fit{self._in_budget()}; going on with {{}}"
+        self._say(rung, reason, text, error, other=before)
+
+    def _say(
+        self, rung: Rung, reason: str, text: str, error: str = "", other: Rung | None = None
+    ) -> None:
+        entry = {
+            "stage": rung.stage,
+            "rung": rung.to_json(),
+            "name": rung.name,
+            "reason": reason,
+            "error": error,
+        }
+        name = rung.name if other is None else shown(rung, other)
+        self._tell(entry, f"{rung.stage}: {text.format(name)}")
+
+    def _in_budget(self) -> str:
+        return f" in {self._budget / (1 << 30):.1f} GiB" if self._budget else ""
+
+
+def weights(rung: Rung) -> tuple[str, bool]:
+    """What of a rung decides how much its weights take."""
+    return rung.precision, rung.offload
+
+
+def shown(rung: Rung, other: Rung) -> str:
+    """A rung by what it differs in from another: `batch 4`; else by all it is."""
+    return f"batch {rung.batch}" if replace(rung, batch=other.batch) == other else rung.name
+
+
+def index_of(rungs: Sequence[Rung], found: Rung) -> int:
+    """Where a rung stands, or the first below it: another run's ladder may have other batches."""
+    like = [i for i, r in enumerate(rungs) if replace(r, batch=found.batch) == found]
+    below = [i for i in like if rungs[i].batch <= found.batch]
+    return min(below, default=max(like, default=0))

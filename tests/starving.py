@@ -1,0 +1,105 @@
+"""Stages that get less memory than they need, as the environment says; all else in them is real."""
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest.mock import patch
+
+from flows.launch import ENTRIES
+from stages.memory.shrinking import Shrinking
+from stages.process.report import Report
+
+VARIABLE = "PENSTOCK_TEST_STARVE"
+"""Stage → what is wrong with it, as JSON; see `Hunger`."""
+WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB"
+STARVED = {**ENTRIES, **{name: f"tests.starving:{name}" for name in ("frames", "encode", "decode")}}
+
+
+class Hunger:
+    """What one process of a stage can hold, told from the rung it is run on.
+
+    `room`: items at once in full precision; `rooms`: the same by a word of the rung, such as
+    `int8` or `offload`; `giants`: features' keys of items that fit nowhere, `large` of those that
+    fit only where another room is given; `dies`: `raise`, or `kill` for a death without a word;
+    `weights`: precisions whose weights alone do not fit.
+    """
+
+    def __init__(self, stage: str, job: dict[str, Any]) -> None:
+        told = json.loads(os.environ.get(VARIABLE, "{}")).get(stage, {})
+        words = [job.get("precision", ""), job.get("kv", "")]
+        words += [w for w in ("prefill", "offload") if job.get(w)]
+        rooms = [told["rooms"][word] for word in words if word in told.get("rooms", {})]
+        self.room = rooms[-1] if rooms else told.get("room", 10**9)
+        self.giants = set(told.get("giants", [])) | (set() if rooms else set(told.get("large", [])))
+        self.dies = told.get("dies", "raise")
+        self.weights = job.get("precision") in told.get("weights", []) and not job.get("offload")
+
+    def check(self, keys: Sequence[str]) -> None:
+        """Run out of memory, if these are too many or one too large."""
+        if len(keys) > self.room or self.giants & set(keys):
+            self.die()
+
+    def die(self) -> None:
+        if self.dies == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError(WORDS)
+
+
+@contextlib.contextmanager
+def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
+    """Let computing a batch, or loading, fail as the environment says."""
+    from stages.models.loading import ModelJob
+
+    hunger, load = Hunger(stage, job), ModelJob.hold
+
+    class Starving(Shrinking):
+        def through(self, batch: Any, key: Any, compute: Any) -> Any:
+            def computing(members: Any) -> Any:
+                hunger.check([m["key" if stage == "encode" else "features"] for m, _ in members])
+                return compute(members)
+
+            return super().through(batch, key, computing)
+
+    def loading(self: Any, half: Any) -> Any:
+        if hunger.weights:
+            hunger.die()
+        return load(self, half)
+
+    with patch.object(module, "Shrinking", Starving), patch.object(ModelJob, "hold", loading):
+        yield
+
+
+def encode(job: dict[str, Any], report: Report) -> None:
+    import stages.encode.run
+
+    with hungry("encode", stages.encode.run, job):
+        stages.encode.run.run(job, report)
+
+
+def decode(job: dict[str, Any], report: Report) -> None:
+    import stages.decode.run
+
+    with hungry("decode", stages.decode.run, job):
+        stages.decode.run.run(job, report)
+
+
+def frames(job: dict[str, Any], report: Report) -> None:
+    """Of files, `room` at once; a giant is named by its digest."""
+    import stages.frames.run
+
+    hunger = Hunger("frames", job)
+    cut: Callable[..., Any] = stages.frames.run.Stage.cut_video
+
+    def cutting(self: Any, medium: Any) -> None:
+        with self._failing(medium):
+            if job["workers"] > hunger.room or medium.digest in hunger.giants:
+                if hunger.dies == "kill":
+                    hunger.die()
+                raise MemoryError("Unable to allocate 3 MiB")
+        cut(self, medium)
+
+    with patch.object(stages.frames.run.Stage, "cut_video", cutting):
+        stages.frames.run.run(job, report)
