@@ -15,7 +15,7 @@ from flows.memory.loads import PIXEL_BYTES, PROBED_EDGE, STANDARD_CHUNKS, Load
 from flows.memory.outline import Outline, Tower
 from flows.memory.rungs import Rung
 from flows.models import Model
-from flows.precision import settle
+from flows.precision import lighter, settle
 from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.models.footprint import ITEM_BYTES, Work
 from stages.models.hub.checkpoint import Checkpoint
