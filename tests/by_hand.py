@@ -23,6 +23,8 @@ KV_A_TOKEN = 2 * LAYERS * WIDTH * 2
 """Bytes in 16 bit."""
 A_TOKEN = 100_000
 """Bytes that reading a token is said to take beside the KV cache."""
+A_STEP = 2_000_000
+"""And one more token of a row."""
 SEES = 303_507_456 + 20_979_712
 """CLIP ViT-L/14 of 336 pixels, and the projector."""
 TOKENS = 576
@@ -38,6 +40,9 @@ def decoding(rows: int, tokens: int) -> Work:
         rows=rows,
         units=tokens,
         peak_bytes=kept + rows * tokens * A_TOKEN,
+        peak_bytes_32=2 * (kept + rows * tokens * A_TOKEN),
+        step_bytes=kept + rows * A_STEP,
+        mlp_bytes=rows * tokens * A_TOKEN // 2,
         kept_bytes=kept,
         flops=2 * LINEAR * rows * tokens,
         step_flops=2 * LANGUAGE * rows,
@@ -50,6 +55,7 @@ def encoding(rows: int) -> Work:
         rows=rows,
         units=NUMBERS,
         peak_bytes=rows * AN_IMAGE,
+        peak_bytes_32=2 * rows * AN_IMAGE,
         kept_bytes=rows * TOKENS * WIDTH * 2,
         flops=rows * 350 * 10**9,
     )

@@ -95,12 +95,12 @@ def _encode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
         terms.append(Term(part="activation", bytes=2 * pixels, why=why))
     else:
         work = _encoder_work(model, settings, rows, load)
-        why = f"{rows} chunks x {load.units:,} numbers of pixels: {_told(work)}"
+        why = f"{rows} chunks x {load.units:,} numbers of pixels: {_told(model, work)}"
         terms.append(Term(part="activation", bytes=math.ceil(work.peak_bytes), why=why))
     each = rows * (load.units * PIXEL_BYTES + load.frame_bytes)
     terms += _around(rung, terms, device, _ahead(load, rows, each, "pixels and frames"))
     flops = work.flops * load.chunks / rows if work else 0
-    guessed = work is not None and not work.known
+    guessed = work is not None and (not work.known or model.card.by_dimensions)
     return StageEstimate.of(
         rung, terms, device=device, load=load, flops=flops, by_dimensions=guessed
     )
@@ -110,28 +110,26 @@ def _decode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
     half, rows = model.card.language, load.rows("decode", rung.batch)
     settings = settings_on(model.language, half, rung)
     terms = list(_weights(half, settings, rung, device))
-    work = _decoder_work(model, settings, load.kind, rows, load.tokens, new)
-    whole = math.ceil(work.kept_bytes * (load.tokens + new) / load.tokens)
+    work = _decoder_work(model, settings, load, rows, new, rung.prefill)
+    whole = math.ceil(work.kept_bytes)
     why = f"{rows} rows x ({load.tokens:,} + {new} tokens) x "
     why += f"{whole / rows / (load.tokens + new):,.0f} bytes"
     terms += _cache(rung, whole, half, rows, load.tokens + new, device, why)
-    reading = _reading(model, settings, rung, rows, load, work)
-    # The cache is counted as it is in the end; while the prompt is read it is not yet so long.
-    grows = min(whole - work.kept_bytes, reading) if not rung.kv else 0.0
-    why = f"{rows} rows x {load.tokens:,} tokens: {_told(work)}"
+    computing = max(0, math.ceil(work.peak_bytes) - whole)
+    why = f"{rows} rows x {load.tokens:,} tokens: {_told(model, work)}, beside the cache"
     if rung.prefill:
         why += f", {rung.prefill} at once through an MLP"
-    if grows:
-        why += f", less {gib(grows)} that the cache is shorter then"
-    computing = reading - grows
-    if not rung.kv and work.end_bytes - whole > computing:
-        computing, why = work.end_bytes - whole, f"the last step of {rows} rows: {_told(work)}"
-    terms.append(Term(part="activation", bytes=math.ceil(computing), why=why))
+    terms.append(Term(part="activation", bytes=computing, why=why))
     ahead = _ahead(load, rows, rows * load.feature_bytes, "features")
     terms += _around(rung, terms, device, ahead)
     flops = (work.flops + new * work.step_flops) * load.chunks / rows
     return StageEstimate.of(
-        rung, terms, device=device, load=load, flops=flops, by_dimensions=not work.known
+        rung,
+        terms,
+        device=device,
+        load=load,
+        flops=flops,
+        by_dimensions=not work.known or model.card.by_dimensions,
     )
 
 
@@ -221,31 +219,18 @@ def _encoder_work(model: Model, settings: HalfSettings, rows: int, load: Load) -
     half, each = model.card.vision, BYTES.get(settings.dtype, 4)
     if not half.works:
         return encoder_by_dimensions(half, each, rows, load.units, load.feature_bytes)
-    found = expected(half.works, load.kind, rows, load.units, each)
-    return replace(found, known=not model.card.by_dimensions)
+    return expected(half.works, load.kind, rows, load.units, each=each)
 
 
 def _decoder_work(
-    model: Model, settings: HalfSettings, kind: str, rows: int, tokens: int, new: int = 0
+    model: Model, settings: HalfSettings, load: Load, rows: int, new: int, prefill: int
 ) -> Expected:
     works, each = model.card.language.works, BYTES.get(settings.dtype, 4)
     if not works:
-        return decoder_by_dimensions(model.card, each, rows, tokens)
-    found = expected(works, kind, rows, tokens, each, new)
-    return replace(found, known=not model.card.by_dimensions)
+        return decoder_by_dimensions(model.card, each, rows, load.tokens, new=new, prefill=prefill)
+    return expected(works, load.kind, rows, load.tokens, each=each, new=new, prefill=prefill)
 
 
-def _reading(
-    model: Model, settings: HalfSettings, rung: Rung, rows: int, load: Load, work: Expected
-) -> float:
-    """What reading the prompts takes beside weights and cache."""
-    most = max(0.0, work.peak_bytes - work.kept_bytes)
-    if not 0 < rung.prefill < load.tokens * rows:
-        return most
-    piece = _decoder_work(model, settings, load.kind, 1, rung.prefill)
-    going_on = 4 * rows * load.tokens * model.card.feature_width * BYTES.get(settings.dtype, 4)
-    return min(most, going_on + max(0.0, piece.peak_bytes - piece.kept_bytes))
-
-
-def _told(work: Expected) -> str:
-    return "a run without data" if work.known else "an estimate by dimensions"
+def _told(model: Model, work: Expected) -> str:
+    guessed = model.card.by_dimensions or not work.known
+    return "an estimate by dimensions" if guessed else "a run without data"

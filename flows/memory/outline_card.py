@@ -10,7 +10,14 @@ from artifacts.schema import FrameFit
 from flows.config import CaptionConfig
 from flows.memory.arithmetic import estimate
 from flows.memory.estimate import StageEstimate
-from flows.memory.layers import logits_bytes, pass_bytes, pass_flops, step_flops
+from flows.memory.layers import (
+    attention_bytes,
+    logits_bytes,
+    mlp_bytes,
+    pass_bytes,
+    pass_flops,
+    step_flops,
+)
 from flows.memory.loads import PIXEL_BYTES, PROBED_EDGE, STANDARD_CHUNKS, Load
 from flows.memory.outline import Outline, Tower
 from flows.memory.rungs import Rung
@@ -130,6 +137,7 @@ def decoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
     tower = outline.text
     assert tower is not None
     each = ITEM_BYTES
+    more_of_mlp = max(0, mlp_bytes(tower, each) - attention_bytes(tower, each))
     found = []
     for rows in ROWS:
         for tokens in PROMPTS:
@@ -144,6 +152,8 @@ def decoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
                     units=tokens,
                     peak_bytes=cache + max(computed, logits),
                     kept_bytes=cache,
+                    # Read in pieces, attention is what takes most.
+                    mlp_bytes=rows * tokens * more_of_mlp,
                     flops=pass_flops(tower, rows, tokens),
                     step_flops=step,
                 )

@@ -1,14 +1,12 @@
-"""What computing takes at sizes that were not tried, told from those that were, the works of a
-card; and arithmetic on a half's dimensions where there are none."""
+"""What one batch of a job takes to compute: told by the works of a card or, where there are none,
+by arithmetic on a half's dimensions."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from stages.models import footprint
 from stages.models.card import HalfCard, ModelCard
-from stages.models.footprint import ITEM_BYTES, Work
+from stages.models.footprint import ITEM_BYTES, Work, flops, kept_bytes, peak_bytes, step_flops
 
 PATCH_NUMBERS = 3 * 14 * 14
 """Pixel numbers that one token of an encoder is assumed to be made of: a patch of 14 by 14."""
@@ -21,34 +19,45 @@ DECODER_ROWS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """What one pass is expected to take."""
+    """What one batch is expected to take."""
 
     peak_bytes: float
     """Lives at one moment beside the weights; what is handed over, or the KV cache, included."""
-    end_bytes: float = 0
-    """Lives when the last token is written, the KV cache included, where that is more."""
     kept_bytes: float
-    """Features, or the KV cache after the prompt."""
+    """Features, or the KV cache when the last token is written."""
     flops: float
+    """Of encoding, or of reading the prompts."""
     step_flops: float
     known: bool
     """Whether runs on tensors without data told it, and not dimensions."""
 
 
 def expected(
-    works: Sequence[Work], kind: str, rows: int, units: int, each: int = ITEM_BYTES, new: int = 0
+    works: Sequence[Work],
+    kind: str,
+    rows: int,
+    units: int,
+    *,
+    each: int = ITEM_BYTES,
+    new: int = 0,
+    prefill: int = 0,
 ) -> Expected:
-    """Of so many rows of so many units, in numbers of `each` bytes, and of `new` tokens after them.
-    `works` must not be empty."""
-    size: dict[str, Any] = {"kind": kind, "rows": rows, "units": units}
-    reading = footprint.peak_bytes(works, **size, item_bytes=each)
-    written = footprint.peak_bytes(works, **size, item_bytes=each, new_tokens=new)
+    """Of so many rows of so many units, in numbers of `each` bytes; a decoder then writes `new`
+    tokens. `works` must not be empty."""
+    peak = peak_bytes(
+        works,
+        kind=kind,
+        rows=rows,
+        units=units,
+        item_bytes=each,
+        new_tokens=new,
+        prefill=prefill,
+    )
     return Expected(
-        peak_bytes=reading,
-        end_bytes=written if written > reading else 0,
-        kept_bytes=footprint.kept_bytes(works, **size, item_bytes=each),
-        flops=footprint.flops(works, **size),
-        step_flops=footprint.step_flops(works, **size),
+        peak_bytes=peak,
+        kept_bytes=kept_bytes(works, kind=kind, rows=rows, units=units + new, item_bytes=each),
+        flops=flops(works, kind=kind, rows=rows, units=units),
+        step_flops=step_flops(works, kind=kind, rows=rows, units=units),
         known=True,
     )
 
@@ -67,17 +76,21 @@ def encoder_by_dimensions(half: HalfCard, each: int, rows: int, units: int, kept
     )
 
 
-def decoder_by_dimensions(card: ModelCard, each: int, rows: int, tokens: int) -> Expected:
+def decoder_by_dimensions(
+    card: ModelCard, each: int, rows: int, tokens: int, *, new: int = 0, prefill: int = 0
+) -> Expected:
     """Of a decoder as wide as its features, with a KV cache of its full width."""
     half, width = card.language, card.feature_width
     inside = max(width, (half.layer_parameters - 4 * width**2) / (3 * width))
     stack = half.layers * half.layer_parameters
     vocabulary = max(0, half.parameters - stack) / width
-    kept = 2 * half.layers * width * each * tokens * rows
-    reading = tokens * rows * (2 * inside + DECODER_ROWS * width) * each
+    cache = 2 * half.layers * width * each * rows
+    at_once = min(tokens * rows, prefill or tokens * rows)
+    reading = (tokens * rows * DECODER_ROWS * width + at_once * 2 * inside) * each
+    logits = rows * vocabulary * 4
     return Expected(
-        peak_bytes=kept + reading + rows * vocabulary * 4,
-        kept_bytes=kept,
+        peak_bytes=max(cache * tokens + reading, cache * (tokens + new)) + logits,
+        kept_bytes=cache * (tokens + new),
         flops=2 * stack * tokens * rows,
         step_flops=2 * half.parameters * rows,
         known=False,
