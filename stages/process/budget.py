@@ -6,6 +6,7 @@ counts, whether it is used or not, and so do the stacks of threads. On a GPU tor
 
 import contextlib
 import ctypes
+import os
 import resource
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,19 @@ CONTEXT_BYTES = 512 << 20
 """What the driver takes for a process, where it does not tell."""
 
 
+SHORT = 0.5
+"""Part of its budget from which on doubtful last words are taken for those of memory: what was
+asked for, and not given, may have been large."""
+SHORT_BYTES = 64 * THREAD_BYTES
+"""The same, from the budget's end: threads for all cores are started in a moment, in which nobody
+looks."""
+
+
+def near(taken_bytes: int, budget: int) -> bool:
+    """Whether so much of a budget was taken that something may not have been given."""
+    return taken_bytes >= min(SHORT * budget, budget - SHORT_BYTES)
+
+
 @dataclass(slots=True)
 class Limit:
     """What this process may take, once its imports are done."""
@@ -30,10 +44,20 @@ class Limit:
     """Above the baseline."""
     baseline: Taken
     most_threads: int = 0
+    most_bytes: int = 0
+    """Above the baseline, that were asked for at once."""
+    lifted: bool = False
 
-    def allow(self, now: Taken) -> None:
+    @property
+    def short(self) -> bool:
+        """Whether memory has been so short that something may not have been given."""
+        return near(self.most_bytes, self.bytes)
+
+    def look(self, now: Taken) -> None:
         """Make room for the stacks of threads that were started since: they are hardly used."""
-        if now.threads <= self.most_threads:
+        room = THREAD_BYTES * max(0, self.most_threads - self.baseline.threads)
+        self.most_bytes = max(self.most_bytes, now.data - self.baseline.data - room)
+        if self.lifted or now.threads <= self.most_threads:
             return
         self.most_threads = now.threads
         room = THREAD_BYTES * max(0, self.most_threads - self.baseline.threads)
@@ -42,20 +66,44 @@ class Limit:
             resource.setrlimit(resource.RLIMIT_DATA, (self.baseline.data + self.bytes + room, hard))
 
 
-def enforce(device: str, budget: int) -> Limit | None:
-    """Keep this process to `budget` bytes of a device above what it takes now; None when it is the
-    CPU's and 0. Raises OutOfMemory for a budget that cannot be kept to."""
+_limits: list[Limit] = []
+"""Of this process, if it has one."""
+
+
+def look(now: Taken) -> None:
+    """Follow what this process takes."""
+    for limit in _limits:
+        limit.look(now)
+
+
+def short() -> bool:
+    """Whether this process has a limit, and was near enough to it for what may have many reasons to
+    have this one."""
+    look(taken())
+    return any(limit.short for limit in _limits)
+
+
+def lift() -> None:
+    """Let this process take what it needs to say what it died of."""
+    for limit in _limits:
+        limit.lifted = True
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def enforce(device: str, budget: int) -> None:
+    """Keep this process to `budget` bytes of a device above what it takes now; 0: to nothing.
+    Raises OutOfMemory for a budget that cannot be kept to."""
     if device.startswith("cuda"):
         if budget and "torch" in sys.modules:
             _limit_device(device, budget)
-        return None
+        return
     start_threads()
-    if not budget:
-        return None
-    _shrink_stacks()
-    limit = Limit(bytes=budget, baseline=taken())
-    limit.allow(limit.baseline._replace(threads=limit.baseline.threads))
-    return limit
+    if budget:
+        _shrink_stacks()
+        limit = Limit(bytes=budget, baseline=taken())
+        limit.look(limit.baseline)
+        _limits.append(limit)
 
 
 def start_threads() -> None:
@@ -83,8 +131,6 @@ def _shrink_stacks() -> None:
 
 def _limit_device(device: str, budget: int) -> None:
     """Make torch's allocator behave as if the GPU were so small."""
-    import os
-
     import torch
 
     before = device_free_bytes(device)[0]

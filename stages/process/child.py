@@ -15,15 +15,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import PenstockError
-from stages.process.budget import Limit, enforce
-from stages.process.ending import causes, says_out_of_memory
+from artifacts.errors import CannotFit, PenstockError
+from stages.process import budget
+from stages.process.ending import first_line, memory_words
 from stages.process.lock import hold_device
 from stages.process.memory import Sampler, Taken, anonymous_bytes
 from stages.process.report import Report
+from stages.process.stuck import Stillness, leave
 
 PR_SET_PDEATHSIG = 1
 ORPHAN_CHECK_SECONDS = 0.5
+STUCK = {
+    "type": "OutOfMemory",
+    "message": "no thread went on: a library waits for memory that it did not get",
+    "hint": "",
+}
+"""What is told of a process that would wait for ever."""
 
 
 def die_with(parent: int) -> None:
@@ -37,9 +44,11 @@ def die_with(parent: int) -> None:
     if os.getppid() != parent:
         os._exit(1)
 
+    never = threading.Event()  # who waits for that is not seen as going on, as who sleeps is
+
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(ORPHAN_CHECK_SECONDS)
+            never.wait(ORPHAN_CHECK_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
@@ -56,20 +65,23 @@ def main(job_path: str, parent: str, events: str) -> int:
     )
     started = time.monotonic()
     code = 0
-    limits: list[Limit] = []
+    still = Stillness()
 
     def each(now: Taken) -> None:
-        for limit in limits:
-            limit.allow(now)
+        budget.look(now)
+        if still.look() and budget.short():
+            budget.lift()
+            report.send("error", **STUCK)
+            leave(1)
 
     with Sampler(job["device"], report.memory, each) as memory:
         try:
             entry = load_entry(job["entry"], job["arguments"])
-            if limit := enforce(job["device"], (job.get("budget") or {}).get("bytes", 0)):
-                limits.append(limit)
+            budget.enforce(job["device"], (job["budget"] or {"bytes": 0})["bytes"])
             report.note(loaded_bytes=anonymous_bytes(), import_seconds=time.monotonic() - started)
             entry(job["arguments"], report)
         except BaseException as error:
+            budget.lift()
             report.send("error", **describe(error))
             traceback.print_exc()
             code = 1
@@ -102,23 +114,12 @@ def load_entry(name: str, arguments: dict[str, Any]) -> Callable[[dict[str, Any]
 def describe(error: BaseException) -> dict[str, str]:
     """An error as the parent will tell it: our own in their words, others by class and first
     line."""
-    short = next((e for e in causes(error) if says_out_of_memory(_words(e))), None)
-    if short is not None:  # whatever was made of it on the way
-        return {"type": "OutOfMemory", "message": _words(short), "hint": ""}
+    if (words := memory_words(error)) is not None:  # whatever was made of it on the way
+        own = error.message if isinstance(error, CannotFit) else words
+        return {"type": "OutOfMemory", "message": own, "hint": ""}
     if isinstance(error, PenstockError):
         return {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-    return {"type": type(error).__name__, "message": _first_line(error), "hint": ""}
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    text = str(error).strip().splitlines()
-    return text[0] if text else ""
+    return {"type": type(error).__name__, "message": first_line(error), "hint": ""}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from artifacts import errors
 from artifacts.packs import DamagedRecord
+from stages.process.budget import near, short
 
 STOPPING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals by which people and kernels stop a process; others are its own fault and come again."""
@@ -49,9 +50,6 @@ PERHAPS_OUT_OF_MEMORY = (
 """What is also said for other reasons: it counts only where memory was short."""
 AT_THE_LIMIT = 0.9
 """Part of its budget at which a process that was killed, or crashed, died of its memory."""
-SHORT = 0.5
-"""Part of its budget from which on doubtful last words are taken for those of memory: what was
-asked for, and not given, may have been large."""
 KILLED_STATUS = 128 + signal.SIGKILL
 """How a shell, or a container, tells that what it started was killed."""
 LAST_LINES = 5
@@ -83,14 +81,38 @@ class Ending:
         """The signal that ended it; 0 when none did."""
         return signal.SIGKILL if self.code == KILLED_STATUS else max(0, -self.code)
 
-    def reached(self, part: float) -> bool:
-        """Whether it was seen to take that part of its budget, or the kernel was short itself."""
-        return self.oom_kills > 0 or 0 < self.budget * part <= self.peak_bytes
+    @property
+    def short(self) -> bool:
+        """Whether it, or the kernel, was so short of memory that something may not have been
+        given."""
+        return self.oom_kills > 0 or (self.budget > 0 and near(self.peak_bytes, self.budget))
+
+    @property
+    def at_the_limit(self) -> bool:
+        """Whether it had all that it was allowed, or the kernel had no more."""
+        return self.oom_kills > 0 or 0 < self.budget * AT_THE_LIMIT <= self.peak_bytes
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether the machine is at fault: libraries have many words for it, and no class in common."""
-    return any(says_out_of_memory(f"{type(e).__name__}: {e}") for e in causes(error))
+    return memory_words(error) is not None
+
+
+def memory_words(error: BaseException) -> str | None:
+    """What was said, first of all, of memory that was not given; None when nothing was."""
+    for cause in reversed(list(causes(error))):
+        words = f"{type(cause).__name__}: {first_line(cause)}"
+        if says_out_of_memory(words) or (perhaps(words) and short()):
+            return words
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    text = str(error).strip().splitlines()
+    return text[0] if text else ""
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -105,6 +127,11 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def says_out_of_memory(words: str) -> bool:
     """Whether these last words are those of somebody who got no memory."""
     return any(sign in words for sign in OUT_OF_MEMORY)
+
+
+def perhaps(words: str) -> bool:
+    """Whether these may be the last words of somebody who got no memory."""
+    return any(sign in words for sign in PERHAPS_OUT_OF_MEMORY)
 
 
 def fault_of_stage(name: str, ending: Ending) -> errors.PenstockError:
@@ -144,10 +171,10 @@ def _of_memory(ending: Ending, told: Mapping[str, str], last_words: str, *, ours
     words = [last_words] if told["type"] else [last_words, *ending.last_lines]
     if any(map(says_out_of_memory, words)):
         return True
-    if not ours and any(sign in text for sign in PERHAPS_OUT_OF_MEMORY for text in words):
-        return ending.reached(SHORT)
+    if not ours and any(map(perhaps, words)):
+        return ending.short
     crashed = not told["type"] and ending.signal in (signal.SIGKILL, *CRASHING)
-    return crashed and ending.reached(AT_THE_LIMIT)
+    return crashed and ending.at_the_limit
 
 
 def _out_of_memory(name: str, ending: Ending, last_words: str) -> errors.OutOfMemory:

@@ -174,7 +174,8 @@ class Sampler:
 
     def _follow(self) -> None:
         while not self._stop.wait(PEAK_INTERVAL):
-            self.look()
+            with contextlib.suppress(MemoryError):  # there is none left, and it is to be told
+                self.look()
 
     def look(self) -> None:
         """See how much there is now."""
