@@ -4,7 +4,7 @@
 // away are empty and keep their height.
 function windowed(box, items, {group, height, build, root = null, columns = false}) {
   box.watch?.disconnect();
-  box.replaceChildren();
+  clear(box);
   const parts = [];
   const put = part => {
     if (part.childElementCount) return;
@@ -16,8 +16,7 @@ function windowed(box, items, {group, height, build, root = null, columns = fals
     if (!part.childElementCount || part.contains(document.activeElement)) return;
     if ([...part.querySelectorAll("video")].some(video => !video.paused)) return;
     part.style.height = `${part.getBoundingClientRect().height}px`;
-    for (const video of part.querySelectorAll("video")) release(video);
-    part.replaceChildren();
+    clear(part);
   };
   box.watch = new IntersectionObserver(seen => {
     for (const entry of seen) (entry.isIntersecting ? put : drop)(entry.target);
@@ -41,7 +40,10 @@ function windowed(box, items, {group, height, build, root = null, columns = fals
 }
 
 // A video that is out of the page still holds its decoder, unless it is told to let go.
-function release(video) {
-  video.removeAttribute("src");
-  video.load();
+function clear(box) {
+  for (const video of box.querySelectorAll("video")) {
+    video.removeAttribute("src");
+    video.load();
+  }
+  box.replaceChildren();
 }
