@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from demo.clips import write_clips
-from scripts.prefect_stack import CheckFailed, Stack, described, prefect_stack
+from scripts.flow_runs import MARK_SECONDS, Runs
+from scripts.prefect_stack import CheckFailed, Stack, prefect_stack
 from scripts.stage_processes import children, command, family, parent_of, wait_gone
 from stages.process.lock import try_hold
 
@@ -38,8 +38,6 @@ CANCEL_SECONDS = 10
 """A stage must be gone so soon after its run is cancelled."""
 GONE_SECONDS = 5
 """A stage must be gone so soon after its parent is."""
-MARK_SECONDS = 300
-"""The heartbeat automation takes four beats of 30 s, and the server looks every few seconds."""
 POLL_SECONDS = 0.005
 
 
@@ -51,14 +49,13 @@ class Faults:
         self._clips = clips
         self._server = stack.serve()
         self._worker = stack.work()
-        name = "/deployments/name/caption-videos/batch"
-        self._deployment = self._ask("GET", name)["id"]
+        self._runs = Runs(stack, clips)
         self._child = self._flow = 0
         """The stage at which the run was disturbed last, and the process that started it."""
         self.held = 0
         """Moments after which all was as promised."""
         whole = self._stack.folder / "undisturbed"
-        self._ended(self._submit(whole), "COMPLETED")
+        self._runs.ended(self._runs.submit(whole), "COMPLETED")
         self._captions = (whole / "captions.jsonl").read_bytes()
         made = self._captions.count(b"\n")
         if made != CLIPS:
@@ -68,7 +65,7 @@ class Faults:
         """The run itself starts the stage again."""
         out, run = self._begin("child", stage, item)
         self._kill(self._child)
-        self._ended(run, "COMPLETED")
+        self._runs.ended(run, "COMPLETED")
         self._check(out, starts=1, run=run)
 
     def flow(self, stage: str, item: int) -> None:
@@ -76,9 +73,8 @@ class Faults:
         out, run = self._begin("flow", stage, item)
         self._kill(self._flow)
         self._free(out)
-        self._ended(run, "CRASHED")
-        self._stack.prefect("flow-run", "retry", run)
-        self._ended(run, "COMPLETED")
+        self._runs.ended(run, "CRASHED")
+        self._runs.retry(run)
         self._check(out, starts=2, run=run)
 
     def worker(self, stage: str, item: int) -> None:
@@ -86,10 +82,10 @@ class Faults:
         out, run = self._begin("worker", stage, item)
         self._kill(self._worker.pid)
         self._worker = self._stack.work()
-        ended = self._over(run)
+        ended = self._runs.over(run)
         if ended["state"]["type"] != "COMPLETED":
-            self._sweep()
-            self._ended(run, "COMPLETED")
+            self._runs.sweep()
+            self._runs.ended(run, "COMPLETED")
         self._check(out, run=run)
 
     def both(self, stage: str, item: int) -> None:
@@ -99,9 +95,9 @@ class Faults:
         self._kill(self._worker.pid, self._flow)
         self._free(out)
         self._worker = self._stack.work()
-        self._ended(run, "CRASHED")
-        self._sweep()
-        self._ended(run, "COMPLETED")
+        self._runs.ended(run, "CRASHED")
+        self._runs.sweep()
+        self._runs.ended(run, "COMPLETED")
         self._check(out, starts=2, run=run)
 
     def server(self, stage: str, item: int) -> None:
@@ -115,18 +111,14 @@ class Faults:
     def cancel(self, stage: str, item: int) -> None:
         """The stage ends soon, the run is Cancelled, and another run of the job completes."""
         out, run = self._begin("cancel", stage, item)
+        self._stack.prefect("flow-run", "cancel", run)
         asked = time.monotonic()
-        self._ask(
-            "POST",
-            f"/flow_runs/{run}/set_state",
-            {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False},
-        )
         wait_gone([self._child], CANCEL_SECONDS)
-        self._stack.say(f"  its stage ended after {time.monotonic() - asked:.1f} s")
-        self._ended(run, "CANCELLED")
+        self._stack.say(f"  its stage was gone {time.monotonic() - asked:.1f} s after the command")
+        self._runs.ended(run, "CANCELLED")
         self._free(out)
-        again = self._submit(out)
-        self._ended(again, "COMPLETED")
+        again = self._runs.submit(out)
+        self._runs.ended(again, "COMPLETED")
         self._check(out, run=again)
 
     def gone(self, stage: str, item: int) -> None:
@@ -154,10 +146,10 @@ class Faults:
         self._kill(*family(self._server.pid))
         time.sleep(seconds)
         self._server = self._stack.serve()
-        ended = self._over(run)
+        ended = self._runs.over(run)
         if ended["state"]["type"] != "COMPLETED":
-            self._sweep()
-            self._ended(run, "COMPLETED")
+            self._runs.sweep()
+            self._runs.ended(run, "COMPLETED")
         self._check(out, run=run)
 
     def _begin(self, kind: str, stage: str, item: int) -> tuple[Path, str]:
@@ -168,8 +160,9 @@ class Faults:
             self._server = self._stack.serve()
         if self._worker.poll() is not None:
             self._worker = self._stack.work()
-        run = self._submit(out)
+        run = self._runs.submit(out)
         self._await_item(out, stage, item)
+        self._held(stage)
         return out, run
 
     def _await_item(self, out: Path, stage: str, item: int) -> None:
@@ -178,7 +171,7 @@ class Faults:
         self._child = 0
         while not path.exists() or path.read_bytes().count(b"\n") < item:
             if time.monotonic() > deadline:
-                raise CheckFailed(f"{stage} never came to item {item}{self._log()}")
+                raise CheckFailed(f"{stage} never came to item {item}{self._runs.log()}")
             if not self._child:  # looked for before the moment, which is soon over
                 self._find(stage)
             time.sleep(POLL_SECONDS)
@@ -190,66 +183,28 @@ class Faults:
             if f"penstock-{stage}-" in command(pid):
                 self._child, self._flow = pid, parent_of(pid)
 
-    def _submit(self, out: Path) -> str:
-        config = {"sources": [str(self._clips)], "model": "demo", "batch_size": 1}
-        config |= {"out": str(out), "store": f"{out}-store"}
-        body: dict[str, Any] = {"parameters": {"config": config}, "state": {"type": "SCHEDULED"}}
-        body["idempotency_key"] = f"{out.name} {time.monotonic()}"
-        made = self._ask("POST", f"/deployments/{self._deployment}/create_flow_run", body)
-        return str(made["id"])
-
     def _kill(self, *pids: int) -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def _free(self, out: Path) -> None:
-        """No stage outlives its parent, and what a run held is free."""
+        """No stage outlives its parent, and what a run held is free: the device, and its folder."""
         began = time.monotonic()
         wait_gone(children(self._stack), GONE_SECONDS)
-        while (lock := try_hold(out / ".lock")) is None:
-            if time.monotonic() - began > GONE_SECONDS:
-                raise CheckFailed(f"{out}/.lock is held though the run is gone")
-            time.sleep(0.01)
-        lock.close()
-        self._stack.say(f"  stage gone and lock free after {time.monotonic() - began:.2f} s")
+        for path in (self._stack.device_lock, out / ".lock"):
+            while (lock := try_hold(path)) is None:
+                if time.monotonic() - began > GONE_SECONDS:
+                    raise CheckFailed(f"{path} is held though the run is gone")
+                time.sleep(0.01)
+            lock.close()
+        self._stack.say(f"  stage gone and locks free after {time.monotonic() - began:.2f} s")
 
-    def _sweep(self) -> None:
-        code = "from flows.sweep import sweep_crashed; sweep_crashed(older_than_seconds=0)"
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=self._stack.root,
-            env=self._stack.environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0 or "is started again" not in done.stdout + done.stderr:
-            raise CheckFailed(f"the sweep started nothing\n{done.stdout}{done.stderr}")
-
-    def _ended(self, run: str, wanted: str) -> None:
-        state = self._over(run)
-        if state["state"]["type"] != wanted:
-            raise CheckFailed(f"{described(state)}, not {wanted}{self._log()}")
-
-    def _over(self, run: str) -> dict[str, Any]:
-        deadline = time.monotonic() + MARK_SECONDS
-        while time.monotonic() < deadline:
-            found: dict[str, Any] = self._ask("GET", f"/flow_runs/{run}")
-            if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-                return found
-            time.sleep(0.5)
-        raise CheckFailed(f"{described(found)} after {MARK_SECONDS} s{self._log()}")
-
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        """As Prefect's clients do: a busy server answers 503."""
-        for patience in (1, 5, 25, 0):
-            try:
-                return self._stack.ask(method, path, body)
-            except OSError as error:
-                if not patience:
-                    raise CheckFailed(f"{path}: {error}") from error
-                time.sleep(patience)
+    def _held(self, stage: str) -> None:
+        """What runs a model has the device's lock: else that it is free would say nothing."""
+        if stage != "frames" and (lock := try_hold(self._stack.device_lock)) is not None:
+            lock.close()
+            raise CheckFailed(f"{stage} runs without the device's lock")
 
     def _check(self, out: Path, *, run: str = "", starts: int = 0) -> None:
         """Bytes as undisturbed, nothing made twice, nothing left running."""
@@ -261,14 +216,11 @@ class Faults:
             if len(made) != CLIPS or set(made.values()) != {1}:
                 raise CheckFailed(f"{stage} made {made.total()} items of {len(made)}: {out}")
         wait_gone(children(self._stack), GONE_SECONDS)
-        count = self._ask("GET", f"/flow_runs/{run}")["run_count"] if run else 1
+        count = self._runs.ask("GET", f"/flow_runs/{run}")["run_count"] if run else 1
         if starts and count != starts:
             raise CheckFailed(f"the run was started {count} times, not {starts}")
         self.held += 1
         self._stack.say(f"  complete, started {count} times, nothing made twice")
-
-    def _log(self) -> str:
-        return f"\n{self._stack.log_end('worker')}"
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.prefect_server import answers
+from stages.process.lock import CPU_LOCK
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "PENSTOCK_PREFECT_STACK"
@@ -50,6 +51,8 @@ class Stack:
         """The clone whose commands and flows are used."""
         self.port = free_port()
         self.api = f"http://127.0.0.1:{self.port}/api"
+        self.device_lock = folder / "device.lock"
+        """Held by whatever runs a model on the CPU."""
         self._database = database
         self._secret = secret
         self._began = time.monotonic()
@@ -175,6 +178,7 @@ class Stack:
         }
         given = {
             "PENSTOCK_DATABASE": self._database,
+            CPU_LOCK: str(self.device_lock),
             "PREFECT_SERVER_API_AUTH_STRING": self._secret,
             "PREFECT_API_AUTH_STRING": self._secret,
         }

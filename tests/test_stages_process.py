@@ -192,6 +192,29 @@ f = lock.try_hold(Path({str(path)!r})); print('held', flush=True); time.sleep(60
     free.close()
 
 
+def test_a_stage_that_runs_a_model_holds_the_cpu_s_lock_where_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cpu.lock"
+    monkeypatch.setenv(lock.CPU_LOCK, str(path))
+    heard: list[Mapping[str, Any]] = []
+    first = start("waits", tmp_path, heard, device="cpu")
+    wait_for("item", heard)
+    assert lock.try_hold(path) is None
+    start("works", tmp_path, items=1).wait()  # it is told of no device
+    told: list[Mapping[str, Any]] = []
+    second = start("works", tmp_path, told, items=1, device="cpu")
+    wait_for("warning", told)
+    assert told[0]["text"] == f"waiting for CPU, process {first.pid} has it"
+    os.kill(first.pid, signal.SIGKILL)
+    assert second.wait().items == 1
+    with pytest.raises(Killed):
+        first.wait()
+    free = lock.try_hold(path)
+    assert free is not None
+    free.close()
+
+
 def test_the_sampler_sees_a_peak_that_has_passed() -> None:
     before = anonymous_bytes()
     with Sampler("cpu") as memory:

@@ -60,8 +60,10 @@ def main(job_path: str, parent: str, events: str) -> int:
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     Path(job_path).unlink(missing_ok=True)  # a parent that is killed cannot
     report = Report(int(events), Path(job["journal"]))
+    # A stage that is told of no device runs no model: what else it does need not wait.
+    runs_on = str(job["arguments"].get("device", ""))
     lock = hold_device(
-        job["device"], lambda who: report.warning(f"waiting for the GPU, {who} has it")
+        runs_on, lambda who: report.warning(f"waiting for {runs_on.upper()}, {who} has it")
     )
     started = time.monotonic()
     code = 0

@@ -9,15 +9,21 @@ from typing import IO
 
 from stages.process.memory import device_uuid
 
+CPU_LOCK = "PENSTOCK_CPU_LOCK"
+"""In the environment: a file whose lock stands for the CPU, on machines where several people's
+models would be in each other's way."""
+
 
 def hold_device(device: str, on_wait: Callable[[str], None]) -> IO[str] | None:
-    """Wait for a GPU's lock and hold it until the process ends; the CPU needs none.
+    """Wait for a device's lock and hold it until the process ends; the CPU has one where CPU_LOCK
+    names it.
 
     `on_wait` is told who holds it, once, when there is a wait. The file returned must be kept open.
     """
-    if not device.startswith("cuda"):
-        return None
-    return hold(lock_path(device), on_wait)
+    if device.startswith("cuda"):
+        return hold(lock_path(device), on_wait)
+    named = os.environ.get(CPU_LOCK, "")
+    return hold(Path(named), on_wait) if device == "cpu" and named else None
 
 
 def lock_path(device: str) -> Path:
