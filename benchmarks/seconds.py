@@ -1,6 +1,6 @@
 """Compares the seconds that a plan tells of each stage with those that it takes: prints ratios.
 
-    python -m benchmarks.seconds [--clips 12] [--model demo] [SOURCES…]
+    python -m benchmarks.seconds [--clips 200] [--model MODEL | --large] [SOURCES…]
 
 The plan is asked with the captions' true mean length, which nobody knows beforehand.
 """
@@ -8,9 +8,11 @@ The plan is asked with the captions' true mean length, which nobody knows before
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import demo
+from benchmarks._models import LARGE, build
 from demo.clips import write_clips
 from flows.config import CaptionConfig
 from flows.display import Display, duration
@@ -23,6 +25,9 @@ from flows.prepare import prepare
 from flows.run import caption
 from flows.sizes import estimates
 from stages.process.memory import device_name
+
+TOKENS = 32
+"""That a caption of the large model has."""
 
 
 def compare(config: CaptionConfig, machine: Machine) -> list[float]:
@@ -57,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sources", nargs="*")
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--large", action="store_true", help="a random model of 0.5 billion")
     parser.add_argument("--clips", type=int, default=200, help="drawn where no source is given")
     parser.add_argument("--precision", default="native")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -80,7 +86,10 @@ def main() -> None:
             precision=given.precision,
             batch_size=given.batch_size,
         )
-        print(f"{given.model} in {given.precision}, batches of {given.batch_size}")
+        if given.large:
+            built = build(here / "large", LARGE, TOKENS)
+            config = replace(config, model=str(built), max_new_tokens=TOKENS)
+        print(f"{config.model} in {given.precision}, batches of {given.batch_size}")
         ratios = compare(config, known)
         worst = max(max(ratio, 1 / ratio) for ratio in ratios)
         print(f"worst ratio {worst:.2f}")

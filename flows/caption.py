@@ -200,7 +200,7 @@ class PrefectRunning:
 def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
     """The flow, run inside the command, which prints what the plain command prints. Raises
     PenstockError."""
-    quiet_console()
+    quiet_console(display.say)
     caller = Caller(display=display)
     token = _caller.set(caller)
     try:

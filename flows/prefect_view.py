@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -143,11 +143,30 @@ def outlive_readers() -> None:
         vars(console)["on_broken_pipe"] = functools.partial(setattr, console, "quiet", True)
 
 
-def quiet_console() -> None:
+def quiet_console(say: Callable[[str], None]) -> None:
     """Keep Prefect's own lines off the terminal for good; the log that the UI shows gets them
-    still."""
+    still. `say` is told once when a server has missed some."""
     for handler in console_handlers():
         handler.setLevel(logging.CRITICAL + 1)
+    # Its threads write past the console, a line for every event that was not taken.
+    threads = logging.getLogger("prefect._internal")
+    threads.handlers = [Missed(say)]
+
+
+class Missed(logging.Handler):
+    """Says once that a server was told less than there was to tell."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.ERROR)
+        self._say = say
+        self._said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._said:
+            self._said = True
+            self._say(
+                "the Prefect server stopped answering: its UI shows less of this run than there is"
+            )
 
 
 def console_handlers() -> list[PrefectConsoleHandler]:
