@@ -14,6 +14,7 @@ from flows.ledger import cut_waves
 from flows.memory.budget import Budget, budget_for
 from flows.memory.changes import cannot_fit
 from flows.memory.choose import STAGES, Choice, Question, choices, question_of
+from flows.memory.efforts import Times, times_of
 from flows.memory.loads import standard_loads
 from flows.memory.ways import rungs_of
 from flows.models import open_model
@@ -37,6 +38,14 @@ class Plan:
     """None where no media are given: a standard chunk is assumed."""
     expected: tuple[Estimate, ...]
     """Of each medium, what disk it takes."""
+
+    @property
+    def times(self) -> Times | None:
+        """How long it takes; None where no media are given."""
+        if self.job is None or not {"encode", "decode"} <= self.choices.keys():
+            return None
+        rungs = {stage: choice.taken.rung for stage, choice in self.choices.items()}
+        return times_of(self.job, rungs, self.expected)
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -128,8 +137,11 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
     lengths = cut_waves([e.bytes for e in found], wave_limit(job))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     waves = [found[s : s + n] for s, n in zip(starts, lengths, strict=True)]
+    times = plan.times
     return {
         "notes": notes(job),
+        "seconds": times and times.seconds,
+        "time": times.line if times else "",
         "fetch_bytes": bytes_to_fetch(job.model, halves_wanted(job.ledger, job.media)),
         "sampling": {n: getattr(job.sampling, n) for n in job.sampling.__slots__},
         "files": len(job.files),

@@ -131,6 +131,8 @@ def _of_media(plan: Plan, told: dict[str, Any]) -> Iterator[str]:
         f"{told['waves']} wave(s)"
     )
     yield f"done        {told['done']['features']} features, {told['done']['captions']} captions"
+    if told["time"]:
+        yield f"time        {told['time']}"
 
 
 def _assumed(plan: Plan) -> str:

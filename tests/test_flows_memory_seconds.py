@@ -32,6 +32,12 @@ def test_a_small_model_takes_what_calling_it_takes() -> None:
     assert pass_seconds(machine(), run) == pytest.approx(3e-3)
 
 
+def test_weights_that_stay_outside_come_each_time() -> None:
+    run = Pass(precision="fp32", flops=2 * 1e9, tokens=1, moved_bytes=3e9)
+    assert pass_seconds(machine(), run) == pytest.approx(1 + 3)
+    assert pass_seconds(machine(to_device=6e9), run) == pytest.approx(1 + 0.5)
+
+
 def test_a_stage_takes_the_sum_of_what_it_does() -> None:
     effort = Effort(
         halves=1,

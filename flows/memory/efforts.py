@@ -140,6 +140,7 @@ def _encode(model: Model, rung: Rung, left: Sequence[ToDo]) -> Effort:
                     flops=_encoder(model, settings, rows, load).flops,
                     tokens=MANY_TOKENS,
                     calls=half.linear_modules,
+                    moved_bytes=rung.offload * settings.weight_bytes,
                     times=each.encode / rows,
                 )
             )
@@ -157,15 +158,16 @@ def _decode(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> Effort:
     for each in left:
         load, rows = each.load, each.load.rows("decode", rung.batch)
         work = _decoder(model, settings, rows, load)
-        times = each.decode / rows
-        calls = half.linear_modules
-        reading = Pass(
-            precision=precision, flops=work.flops, tokens=rows * load.tokens, calls=calls
+        run = Pass(
+            precision=precision,
+            flops=work.flops,
+            tokens=rows * load.tokens,
+            calls=half.linear_modules,
+            moved_bytes=rung.offload * settings.weight_bytes,
+            times=each.decode / rows,
         )
-        step = Pass(
-            precision=precision, flops=work.step_flops, tokens=rows, calls=calls + STEP_CALLS
-        )
-        passes += [reading.often(times), step.often(times * new)]
+        step = replace(run, flops=work.step_flops, tokens=rows, calls=run.calls + STEP_CALLS)
+        passes += [run, step.often(run.times * new)]
     return _loading(half, settings, rung, any(each.decode for each in left), passes)
 
 

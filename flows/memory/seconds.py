@@ -21,6 +21,8 @@ class Pass:
     """That go through its layers at once: a prompt's in reading, one a row in a step."""
     calls: int = 0
     """Linear layers that are called."""
+    moved_bytes: float = 0.0
+    """Weights that come from host memory, or of a CPU from disk, each time."""
     times: float = 1.0
 
     def often(self, times: float) -> "Pass":
@@ -78,7 +80,8 @@ def pass_seconds(machine: Machine, run: Pass) -> float:
     computing = (
         run.flops / (2 * run.tokens) * a_parameter(machine.passes[run.precision], run.tokens)
     )
-    return max(computing, run.calls * machine.call_seconds)
+    moving = run.moved_bytes / (machine.to_device or machine.disk_read)
+    return moving + max(computing, run.calls * machine.call_seconds)
 
 
 def a_parameter(points: tuple[tuple[int, float], ...], tokens: int) -> float:
