@@ -146,11 +146,12 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
     about = dict(told["about"])
     assert about["model"] == "a/model-7b" and "torch" in about["versions"]
     assert about["prompt"] == "Describe." and told["media"][0]["prompt"] == ""
-    rows = [dict(zip(told["columns"], row, strict=True)) for row in told["stages"]]
+    table = told["stages"]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
     assert [(r["stage"], r["attention"]) for r in rows] == [
         ("frames", "-"), ("encode", "sdpa"), ("decode", "sdpa"),
     ]  # fmt: skip
-    assert "time left" not in told["columns"]
+    assert "time left" not in table["columns"] and told["plan"]["rows"] == []
 
 
 def test_each_process_has_its_curve_where_it_worked(tmp_path: Path) -> None:
@@ -179,9 +180,35 @@ def test_each_process_has_its_curve_where_it_worked(tmp_path: Path) -> None:
     assert line["rungs"][0]["name"] == "batch 4" and 55 < line["seconds"] < 65
 
 
+def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    record = write_run(
+        tmp_path, [], plan={**PLAN, "memory": memory_plan(), "seconds": {"encode": 8.0}}
+    )
+    timeline = [[0.0, 10**9, 0], [1.0, 10**9 + 2 * GIB, 0]]
+    work(record, "encode", 0.0, 2.0, timeline, notes={"loaded_bytes": 10**9})
+    started_ago(record, 3.0)
+    told = written(tmp_path)
+    (row,) = told["plan"]["rows"]
+    assert dict(zip(told["plan"]["columns"], row, strict=True)) == {
+        "stage": "encode",
+        "rung": "batch 8, bf16",
+        "weights": "1.1 GB",
+        "planned peak": "3.2 GB",
+        "measured peak": "2.1 GB",
+        "of the plan": "67%",
+    }
+    assert told["stages"]["rows"][1][told["stages"]["columns"].index("planned time")] == "8.0 s"
+
+
 def memory_plan() -> dict[str, Any]:
     rung = {"stage": "encode", "batch": 8, "precision": "bf16"}
-    stage = {"rung": rung, "peak_bytes": 3 * GIB, "host_bytes": GIB, "name": "batch 8, bf16"}
+    stage = {
+        "rung": rung,
+        "peak_bytes": 3 * GIB,
+        "host_bytes": GIB,
+        "weight_bytes": GIB,
+        "name": "batch 8, bf16",
+    }
     return {"budget_bytes": 4 * GIB, "budget_given": True, "stages": [stage]}
 
 

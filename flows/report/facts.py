@@ -10,10 +10,11 @@ from urllib.parse import quote
 
 from flows.display import duration, size
 from flows.report.media import FILE, captioned_media, failed_media
+from flows.report.tables import plan_table, stage_table
 from flows.report.timeline import timeline_of
 from flows.run_record import load_record
 from flows.sources import writable
-from flows.standing import COLUMNS, advice, cells, places, standing
+from flows.standing import advice, places, standing
 
 Rows = Iterator[tuple[str, str]]
 
@@ -22,7 +23,6 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     """What a page in `folder` shows of the last run into `out`. Raises UsageError when there was
     none, EnvironmentFault."""
     record = load_record(out)
-    stages = standing(record, time.time())
     media = captioned_media(out, folder)
     prompts = list(dict.fromkeys(medium["prompt"] for medium in media if medium["prompt"]))
     if len(prompts) == 1:  # told once, above
@@ -38,44 +38,14 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "updated": _moment(record["updated"]),
         "totals": list(_totals(record, timeline["seconds"])),
         "about": [*_about(record, prompts), ("folder", writable(str(out.absolute())))],
-        **_table(
-            [
-                [*cells(stage), *_more(entry, drawn)]
-                for stage, entry, drawn in zip(
-                    stages, record["stages"], timeline["stages"], strict=True
-                )
-            ]
-        ),
+        "stages": stage_table(record, standing(record, time.time())),
+        "plan": plan_table(record),
         "timeline": timeline,
         "failures": failed_media(out) or record["failures"],
         "failed": record["media"]["failed"],
         "warnings": [[e["name"], text] for e in record["stages"] for text in e["warnings"]],
         "media": media,
     }
-
-
-MORE = ("planned", "of the CPU", "processes", "tokens", "attention")
-
-
-def _table(rows: list[list[str]]) -> dict[str, Any]:
-    """Columns, and rows, without columns of which there is nothing to say."""
-    columns = (*COLUMNS, *MORE)
-    told = [at for at in range(len(columns)) if any(row[at] != "-" for row in rows)]
-    return {
-        "columns": [columns[at] for at in told],
-        "stages": [[row[at] for at in told] for row in rows],
-    }
-
-
-def _more(entry: Mapping[str, Any], drawn: Mapping[str, Any]) -> tuple[str, ...]:
-    planned = drawn["planned"]["device"] or drawn["planned"]["host"]
-    return (
-        size(planned) if planned else "-",
-        duration(entry["cpu_seconds"]) if entry["cpu_seconds"] else "-",
-        str(entry["processes"] or "-"),
-        f"{entry['tokens']:,}" if entry["tokens"] else "-",
-        entry["attention"] or "-",
-    )
 
 
 def _totals(record: Mapping[str, Any], seconds: float) -> Rows:

@@ -24,7 +24,9 @@ function run() {
 
 function memory() {
   const box = el("div");
-  section("memory", "Time and memory", box, table(data.columns, data.stages, "stages"));
+  section("memory", "Time and memory", box, table(data.stages.columns, data.stages.rows, "stages"),
+    data.plan.rows.length ? [el("p", {class: "quiet below"}, "Planned and measured, above what a stage's imports take"),
+      table(data.plan.columns, data.plan.rows, "stages")] : null);
   new Plot(box, data.timeline);
   const {rungs} = data.timeline;
   if (rungs.length) section("rungs", "Rungs",

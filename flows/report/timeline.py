@@ -36,8 +36,7 @@ def _stage(
     if record["state"] == "running" and entry["since"]:
         start = max(0.0, entry["since"] - began)
         drawn.append([start, max(start, seconds)])
-    plans = _memory(record).get("stages", ())
-    plan: Mapping[str, Any] = next((p for p in plans if _plan_of(p, entry["name"])), {})
+    plan = plan_of(record, entry["name"])
     gpu = record["plan"].get("device", "cpu") != "cpu"
     on_device = gpu and entry["name"] != "frames"
     host_base = int(entry["notes"].get("loaded_bytes") or 0)
@@ -60,8 +59,9 @@ def _stage(
     }
 
 
-def _plan_of(plan: Mapping[str, Any], name: str) -> bool:
-    return bool(plan.get("stage", plan.get("rung", {}).get("stage")) == name)
+def plan_of(record: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+    """What a stage was expected to take; empty when nothing was planned."""
+    return next((p for p in _memory(record).get("stages", ()) if p["rung"]["stage"] == stage), {})
 
 
 def _above(base: int, more: Any) -> int | None:
