@@ -17,6 +17,7 @@ from flows.config import CaptionConfig
 from flows.display import Display
 from flows.holds import Hold, holding
 from flows.launch import DirectLauncher, Launcher
+from flows.memory.budget import WithinBudget
 from flows.memory.ladder import Ladder
 from flows.memory.start import ladder_of
 from flows.models import Model
@@ -90,7 +91,7 @@ class Watch:
             fetch_halves(job.model, halves, self._display)
 
         with only_run_in(job, doing, another), claiming(job) as hold:
-            for note in notes(job):
+            for note in filter(None, [*notes(job), job.budget.warning]):
                 self._display.say(note)
             self._job, self._record = job, (record := RunRecord(job.out))
             record.value.update(plan=summary(job), outputs=places(job))
@@ -98,6 +99,7 @@ class Watch:
             if self._on_begin is not None:
                 self._on_begin(record)
             self._ladder = ladder_of(job, self._taken)
+            launcher = WithinBudget(launcher, job.budget, job.config, self._display.say)
             steps = Steps(job, launcher, record, self._ladder, self.tell, fetch, hold)
             try:
                 yield Sequence(job, steps, record), record, hold

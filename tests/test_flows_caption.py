@@ -36,6 +36,8 @@ BAD = [
     {"sources": ["a.mp4"], "chunk": "long"},
     {"sources": ["a.mp4"], "batch_size": 1.5},
     {"sources": ["a.mp4"], "limit": -1},
+    {"sources": ["a.mp4"], "memory": 0},
+    {"sources": ["a.mp4"], "memory": "8 apples"},
     {"sources": ["a.mp4"], "format": ["docx"]},
     {"sources": ["a.mp4"], "prompt": " "},
 ]

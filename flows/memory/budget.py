@@ -2,12 +2,13 @@
 machines, never at models."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flows.config import CaptionConfig
 from flows.display import size
+from flows.launch import Launcher, Running, StageCall
 from stages.process.cgroup import host_free_bytes, host_total_bytes
 from stages.process.memory import anonymous_bytes, device_free_bytes, device_holders
 
@@ -52,10 +53,9 @@ class Budget:
         if self.bytes <= self.free_bytes or not self.given:
             return ""
         what = "the host" if self.device == "cpu" else f"the GPU {self.device}"
-        held = ", ".join(f"{size(b)} by {who}" for who, b in list(self.others.items())[:NAMED])
         return (
-            f"--memory allows {size(self.bytes)} and {what} has {size(self.free_bytes)} free"
-            f"{f'; held: {held}' if held else ''}. What needs more than that may run out of memory"
+            f"--memory allows {size(self.bytes)}, and {size(self.free_bytes)} of {what} are free"
+            f"{held_by(self.others)}; what needs more than that may run out of memory"
         )
 
 
@@ -80,20 +80,64 @@ def budget_for(config: CaptionConfig, device: str) -> Budget:
     return budget
 
 
-def before_stage(budget: Budget, config: CaptionConfig, tell: Callable[[str], None]) -> Budget:
-    """The budget of a run, looked at again before a stage of it starts: what others have taken
-    since is told, and waited for not at all."""
-    now = budget_for(config, budget.device)
-    if not budget.given and now.free_bytes < budget.bytes:
-        others = now.others or named(host_holders())
-        held = ", ".join(f"{who} {size(b)}" for who, b in list(others.items())[:NAMED])
-        tell(
-            f"{size(now.free_bytes)} of memory are free, and {size(budget.bytes)} were when the "
-            f"run began{f'; others hold: {held}' if held else ''}"
-        )
-    elif now.warning and now.warning != budget.warning:
-        tell(now.warning)
-    return now
+class WithinBudget:
+    """A launcher that looks at the machine again before it starts a stage. What others have taken
+    since the run began is told, and waited for not at all."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        budget: Budget,
+        config: CaptionConfig,
+        tell: Callable[[str], None],
+        look: Callable[[CaptionConfig, str], Budget] = budget_for,
+    ) -> None:
+        self._launcher = launcher
+        self._budget = budget
+        self._config = config
+        self._tell = tell
+        self._look = look
+        self._told = budget.warning
+
+    def start(self, call: StageCall) -> Running:
+        """Start it with what it may take now."""
+        if call.budget and call.device == self._budget.device:
+            call = replace(call, budget=self._now().bytes)
+        return self._launcher.start(call)
+
+    def _now(self) -> Budget:
+        before, now = self._budget, self._look(self._config, self._budget.device)
+        if before.given:
+            if now.warning and not self._told:
+                self._tell(now.warning)
+            self._told = now.warning
+            return before
+        ours = our_bytes() if now.device == "cpu" and now.free_bytes < before.bytes else 0
+        if now.free_bytes + ours >= before.bytes:
+            self._told = ""
+            return before
+        if not self._told:
+            others = now.others or named(host_holders())
+            self._told = (
+                f"{size(now.free_bytes)} of memory are free, and {size(before.free_bytes)} were "
+                f"when the run began{held_by(others)}; going on with that"
+            )
+            self._tell(self._told)
+        return now
+
+
+def held_by(others: Mapping[str, int]) -> str:
+    """Who has how much, to be put behind something."""
+    largest = list(others.items())[:NAMED]
+    found = ", ".join(f"{who} has {size(held)}" for who, held in largest)
+    return f": {found}" if found else ""
+
+
+def our_bytes(proc: Path = Path("/proc")) -> int:
+    """Anonymous memory of what this process started."""
+    ours = os.getpid()
+    started = (p.name for p in proc.iterdir() if p.name.isdigit())
+    return sum(anonymous_bytes(p) for p in started if parent_of(int(p), proc) == ours)
 
 
 def named(holders: dict[int, int], proc: Path = Path("/proc")) -> dict[str, int]:

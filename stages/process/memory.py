@@ -12,10 +12,10 @@ PEAK_INTERVAL = 0.05
 """Seconds between looks for the peak: short, because activations come and go."""
 TIMELINE_INTERVAL = 0.5
 """Seconds between points of the time line (2 Hz)."""
-RISE_BYTES = 64 << 20
-RISE_SHARE = 0.05
-"""By how much a peak is above the one that was told when it is told at once: whoever is killed at
-its peak can tell no more."""
+RISE_BYTES = 16 << 20
+RISE_SHARE = 0.01
+"""By how much a peak is above the one that was told, at the least, when it is told at once: whoever
+is killed at its peak can tell no more, and its imports alone may take half a GB."""
 
 
 class Taken(NamedTuple):

@@ -1,0 +1,108 @@
+"""What the kernel's files say of memory: both versions of control groups, nested, and none."""
+
+from pathlib import Path
+
+import pytest
+
+from stages.process.cgroup import host_free_bytes, host_total_bytes, oom_kills
+
+GIB = 1 << 30
+UNLIMITED = str((1 << 63) - 4096)
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A machine of 32 GiB, 20 of them available, which has killed three processes."""
+    found = tmp_path / "proc"
+    (found / "self").mkdir(parents=True)
+    kib = {"MemTotal": 32 * GIB // 1024, "MemFree": 1024, "MemAvailable": 20 * GIB // 1024}
+    (found / "meminfo").write_text("".join(f"{n}:   {v} kB\n" for n, v in kib.items()))
+    (found / "vmstat").write_text("nr_free_pages 7\noom_kill 3\n")
+    return found
+
+
+def group(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+def member(proc: Path, text: str) -> None:
+    (proc / "self" / "cgroup").write_text(text)
+
+
+def test_a_machine_without_groups_has_what_it_says(proc: Path, tmp_path: Path) -> None:
+    system = tmp_path / "nothing"
+    assert host_free_bytes(proc, system) == 20 * GIB
+    assert host_total_bytes(proc, system) == 32 * GIB
+    assert oom_kills(proc, system) == 3
+
+
+def test_the_tightest_group_around_decides(proc: Path, tmp_path: Path) -> None:
+    system = tmp_path / "cgroup"
+    member(proc, "0::/work/night\n")
+    group(system, memory__current="1")
+    group(system / "work", memory__max=str(6 * GIB), memory__current=str(5 * GIB))
+    group(
+        system / "work" / "night",
+        memory__max=str(8 * GIB),
+        memory__high="max",
+        memory__current=str(2 * GIB),
+        memory__events="low 0\noom 2\noom_kill 1\noom_group_kill 0\n",
+    )
+    assert host_free_bytes(proc, system) == 1 * GIB
+    assert host_total_bytes(proc, system) == 6 * GIB
+    assert oom_kills(proc, system) == 1
+
+
+def test_pages_of_files_are_given_up_before_anybody_dies(proc: Path, tmp_path: Path) -> None:
+    system = tmp_path / "cgroup"
+    member(proc, "0::/night\n")
+    group(
+        system / "night",
+        memory__max=str(8 * GIB),
+        memory__current=str(7 * GIB),
+        memory__stat=f"anon {2 * GIB}\ninactive_file {3 * GIB}\nactive_file {2 * GIB}\n",
+    )
+    assert host_free_bytes(proc, system) == 6 * GIB
+
+
+def test_a_group_that_is_slowed_down_has_no_more_either(proc: Path, tmp_path: Path) -> None:
+    system = tmp_path / "cgroup"
+    member(proc, "0::/night\n")
+    group(
+        system / "night",
+        memory__max=str(8 * GIB),
+        memory__high=str(4 * GIB),
+        memory__current=str(5 * GIB),
+    )
+    assert host_free_bytes(proc, system) == 0
+
+
+def test_version_one_counts_what_is_in_the_groups_inside(proc: Path, tmp_path: Path) -> None:
+    system = tmp_path / "cgroup"
+    member(proc, "5:cpu:/\n4:hugetlb,memory:/docker/abc\n0::/\n")
+    group(system / "memory", memory__limit_in_bytes=UNLIMITED, memory__usage_in_bytes="9")
+    group(
+        system / "memory" / "docker" / "abc",
+        memory__limit_in_bytes=str(4 * GIB),
+        memory__usage_in_bytes=str(3 * GIB),
+        memory__stat=f"inactive_file 1\ntotal_inactive_file {GIB}\ntotal_active_file 0\n",
+        memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 7\n",
+    )
+    assert host_free_bytes(proc, system) == 2 * GIB
+    assert host_total_bytes(proc, system) == 4 * GIB
+    assert oom_kills(proc, system) == 7
+
+
+@pytest.mark.parametrize("where", ["", "memory"])
+def test_a_container_that_sees_its_own_group_as_the_outermost(
+    where: str, proc: Path, tmp_path: Path
+) -> None:
+    system = tmp_path / "cgroup"
+    member(proc, f"4:{where}:/docker/abc\n" if where else "0::/docker/abc\n")
+    files = (
+        {"limit_in_bytes": "3", "usage_in_bytes": "1"} if where else {"max": "3", "current": "1"}
+    )
+    group(system / where, **{f"memory__{n}": str(int(v) * GIB) for n, v in files.items()})
+    assert host_free_bytes(proc, system) == 2 * GIB
