@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,6 @@ def curve(seconds: float, base: int, top: int, device: int = 0) -> list[list[flo
 
 def started_ago(record: RunRecord, seconds: float) -> None:
     """As if the run had begun earlier, and ended now."""
-    from datetime import UTC, datetime
-
     for name, moment in (("started", time.time() - seconds), ("updated", time.time())):
         stamp = datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
         record.value[name] = stamp

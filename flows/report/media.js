@@ -1,110 +1,136 @@
 // Videos beside their captions, and images on a contact sheet.
 
-const playing = {source: medium => new URL(medium.url, document.baseURI).href,
-                 other: (medium, data) => new URL(medium.url, data.folder).href};
+// A file is named by its place seen from the page, or by its whole path.
+const beside = medium => new URL(medium.url, document.baseURI).href;
+const whole = (medium, data) => new URL(medium.url, data.folder).href;
 
 function gone(medium, why) {
   return el("p", {class: "gone"}, el("strong", {}, why), " ", el("code", {}, medium.path));
 }
 
-// Its place is told from the report's; a report that was moved alone still finds it by the whole path.
+// A page that was moved alone still finds its media by their whole paths.
 function withFallback(node, medium, data, fail) {
   let tries = 0;
   node.addEventListener("error", () => {
-    if (!node.getAttribute("src")) return;
-    const other = playing.other(medium, data);
-    if (tries++ === 0 && other !== node.src) node.src = other;
+    if (!node.getAttribute("src")) return; // it was let go
+    if (tries++ === 0 && whole(medium, data) !== node.src) node.src = whole(medium, data);
     else fail();
   });
-  node.src = playing.source(medium);
+  node.src = beside(medium);
   return node;
 }
 
-function videoCard(medium, shown, words, data) {
-  const captions = medium.captions;
-  const length = captions.length ? captions[captions.length - 1][1] : 0;
-  const list = el("div", {class: "captions", tabindex: "-1"});
-  const player = el("div", {class: "player"});
-  const position = el("i", {class: "position"}), current = el("i", {class: "current"});
-  const strip = el("div", {class: "strip", "aria-hidden": "true"}, current, position);
-  let video = null, now = -1, total = length;
+// One video and its captions; `shown` are those that are sought, all of them when nothing is.
+class VideoCard {
+  constructor(medium, shown, words, data) {
+    Object.assign(this, {medium, shown, words, data, video: null, now: -1});
+    const {captions} = medium;
+    this.length = this.total = captions.length ? captions[captions.length - 1][1] : 0;
+    this.list = el("div", {class: "captions", tabindex: "-1", keydown: event => this.key(event)});
+    this.player = el("div", {class: "player"});
+    this.position = el("i", {class: "position"});
+    this.current = el("i", {class: "current"});
+    this.strip = el("div", {class: "strip", "aria-hidden": "true"}, this.current, this.position);
+    if (medium.gone) this.player.append(gone(medium, "The file is not where it was:"));
+    else this.load();
+    this.rule();
+    windowed(this.list, shown, {group: 40, height: 44, build: caption => this.row(caption), root: this.list});
+    this.box = el("article", {class: "card"},
+      el("h3", {dir: "auto"}, marked(medium.name, words)),
+      el("p", {class: "quiet"}, this.summary()),
+      medium.prompt ? el("p", {class: "quiet", dir: "auto"}, `Asked: ${medium.prompt}`) : null,
+      medium.warnings.map(text => el("p", {class: "warning", dir: "auto"}, text)),
+      el("div", {class: "pair"}, el("div", {}, this.player, this.strip), this.list));
+  }
 
-  const place = at => {
-    const width = at < 0 || !total ? 0 : (Math.min(captions[at][1], total) - captions[at][0]) / total;
-    current.style.left = at < 0 || !total ? "0" : `${100 * captions[at][0] / total}%`;
-    current.style.width = `${100 * width}%`;
-  };
-  const paint = () => {
-    const image = captions.slice(1, 400).map(caption => `${100 * caption[0] / (total || 1)}%`);
-    strip.querySelectorAll("b").forEach(tick => tick.remove());
-    strip.prepend(...image.map(left => { const tick = el("b"); tick.style.left = left; return tick; }));
-  };
-  const mark = () => {
-    const time = video.currentTime;
-    position.style.left = `${total ? 100 * Math.min(1, time / total) : 0}%`;
-    let at = captions.findIndex(([start, end]) => start <= time + 0.002 && time + 0.002 < end);
-    if (at < 0 && captions.length && time >= length && captions[captions.length - 1][0] < time) at = captions.length - 1;
-    if (at === now) return;
-    list.querySelectorAll("[aria-current]").forEach(old => old.removeAttribute("aria-current"));
-    now = at;
-    place(at);
-    const row = shown.indexOf(captions[at]);
-    const button = row < 0 ? null : list.reach(row);
-    if (!button) return;
-    button.setAttribute("aria-current", "true");
-    if (!list.matches(":hover") || !video.paused) {
-      const inside = button.getBoundingClientRect(), around = list.getBoundingClientRect();
-      if (inside.top < around.top || inside.bottom > around.bottom) list.scrollTop += inside.top - around.top - around.height / 3;
-    }
-  };
-  const go = seconds => {
-    if (!video) return;
-    if (video.preload === "none") video.preload = "metadata";
-    video.currentTime = seconds;
-    mark();
-  };
-  const row = caption => el("button", {
-    type: "button", "aria-current": captions[now] === caption ? "true" : null, click: () => go(caption[0]),
-  }, el("time", {}, clock(caption[0], 1)), el("span", {dir: "auto"}, caption[2].trim() ? marked(caption[2], words) : el("em", {}, "nothing was said")));
+  summary() {
+    const {captions} = this.medium, all = counted(captions.length, "caption");
+    const tokens = captions.reduce((sum, caption) => sum + caption[3], 0);
+    const some = this.shown.length < captions.length ? `${this.shown.length} of ${all}` : all;
+    return [some, this.length ? clock(this.length) : "", counted(tokens, "token")].filter(Boolean).join(" · ");
+  }
 
-  if (medium.gone) player.append(gone(medium, "The file is not where it was:"));
-  else {
-    video = el("video", {controls: true, preload: "none", playsinline: true, "aria-label": medium.name,
-      timeupdate: mark, seeking: mark, seeked: mark,
-      loadedmetadata: () => {
-        if (Number.isFinite(video.duration)) total = Math.max(video.duration, captions.length ? captions[captions.length - 1][0] : 0);
-        paint();
-        place(now);
-      }});
-    player.append(withFallback(video, medium, data, () => {
-      video = null;
-      const told = gone(medium, "This browser cannot play it, or it was moved since:");
-      // A picture that moves is a video to the run and none to a browser's player.
-      player.replaceChildren(/\.gif$/i.test(medium.name)
-        ? withFallback(el("img", {alt: medium.name}), medium, data, () => player.replaceChildren(told)) : told);
-    }));
-    nearby.observe(video);
-    strip.addEventListener("click", event => {
-      const box = strip.getBoundingClientRect();
-      go(total * (event.clientX - box.left) / box.width);
+  load() {
+    const mark = () => this.mark(), {medium} = this;
+    this.video = el("video", {controls: true, preload: "none", playsinline: true, "aria-label": medium.name,
+      timeupdate: mark, seeking: mark, seeked: mark, loadedmetadata: () => this.measure()});
+    this.player.append(withFallback(this.video, medium, this.data, () => this.fail()));
+    nearby.observe(this.video);
+    this.strip.addEventListener("click", event => {
+      const box = this.strip.getBoundingClientRect();
+      this.go(this.total * (event.clientX - box.left) / box.width);
     });
   }
-  list.addEventListener("keydown", event => {
+
+  fail() {
+    const {medium, player} = this, told = gone(medium, "This browser cannot play it, or it was moved since:");
+    this.video = null;
+    // A picture that moves is a video to the run and none to a browser's player.
+    player.replaceChildren(/\.gif$/i.test(medium.name)
+      ? withFallback(el("img", {alt: medium.name}), medium, this.data, () => player.replaceChildren(told)) : told);
+  }
+
+  measure() {
+    const {captions} = this.medium, last = captions.length ? captions[captions.length - 1][0] : 0;
+    if (Number.isFinite(this.video.duration)) this.total = Math.max(this.video.duration, last);
+    this.rule();
+    this.place();
+  }
+
+  // A line on the strip where a caption begins.
+  rule() {
+    this.strip.querySelectorAll("b").forEach(tick => tick.remove());
+    for (const [start] of this.medium.captions.slice(1, 400)) {
+      const tick = el("b");
+      tick.style.left = `${100 * start / (this.total || 1)}%`;
+      this.strip.prepend(tick);
+    }
+  }
+
+  place() {
+    const [start, end] = this.medium.captions[this.now] || [0, 0], all = this.total || 1;
+    this.current.style.left = `${100 * start / all}%`;
+    this.current.style.width = `${100 * Math.max(0, Math.min(end, all) - start) / all}%`;
+  }
+
+  row(caption) {
+    return el("button", {type: "button", "aria-current": this.medium.captions[this.now] === caption ? "true" : null, click: () => this.go(caption[0])},
+      el("time", {}, clock(caption[0], 1)),
+      el("span", {dir: "auto"}, caption[2].trim() ? marked(caption[2], this.words) : el("em", {}, "nothing was said")));
+  }
+
+  go(seconds) {
+    if (!this.video) return;
+    if (this.video.preload === "none") this.video.preload = "metadata";
+    this.video.currentTime = seconds;
+    this.mark();
+  }
+
+  // Marks what is said now, and keeps it in view.
+  mark() {
+    if (!this.video) return;
+    const time = this.video.currentTime + 0.002, {captions} = this.medium, last = captions.length - 1;
+    this.position.style.left = `${this.total ? 100 * Math.min(1, time / this.total) : 0}%`;
+    let at = captions.findIndex(([start, end]) => start <= time && time < end);
+    if (at < 0 && last >= 0 && time >= this.length) at = last;
+    if (at === this.now) return;
+    this.list.querySelectorAll("[aria-current]").forEach(old => old.removeAttribute("aria-current"));
+    this.now = at;
+    this.place();
+    const button = this.list.reach(this.shown.indexOf(captions[at]));
+    if (!button) return;
+    button.setAttribute("aria-current", "true");
+    const inside = button.getBoundingClientRect(), around = this.list.getBoundingClientRect();
+    if (inside.top < around.top || inside.bottom > around.bottom) this.list.scrollTop += inside.top - around.top - around.height / 3;
+  }
+
+  key(event) {
     const step = {ArrowDown: 1, ArrowUp: -1}[event.key];
     if (!step) return;
-    const buttons = [...list.querySelectorAll("button")];
+    const buttons = [...this.list.querySelectorAll("button")];
     buttons[buttons.indexOf(document.activeElement) + step]?.focus();
     event.preventDefault();
-  });
-  paint();
-  windowed(list, shown, {group: 40, height: 44, build: row, root: list});
-  const some = shown.length < captions.length ? `${shown.length} of ${counted(captions.length, "caption")}` : counted(captions.length, "caption");
-  return el("article", {class: "card"},
-    el("h3", {dir: "auto"}, marked(medium.name, words)),
-    el("p", {class: "quiet"}, [some, length ? clock(length) : "", counted(captions.reduce((sum, c) => sum + c[3], 0), "token")].filter(Boolean).join(" · ")),
-    medium.prompt ? el("p", {class: "quiet", dir: "auto"}, `Asked: ${medium.prompt}`) : null,
-    medium.warnings.map(text => el("p", {class: "warning", dir: "auto"}, text)),
-    el("div", {class: "pair"}, el("div", {}, player, strip), list));
+  }
 }
 
 // The first picture of a video is fetched when the video is looked at, not before.

@@ -67,7 +67,7 @@ function media() {
       const captions = found.reduce((sum, one) => sum + one.shown.length, 0);
       told.textContent = `${words.length ? `${found.length} of ` : ""}${counted(all.length, kind)}, ${counted(captions, "caption")}`;
       const images = found.map(one => one.medium);
-      const build = kind === "video" ? one => videoCard(one.medium, one.shown, words, data)
+      const build = kind === "video" ? one => new VideoCard(one.medium, one.shown, words, data).box
         : one => imageTile(one.medium, words, data, medium => open(medium, images));
       windowed(list, found, {group, height, build, columns: kind === "image"});
     }

@@ -31,7 +31,7 @@ function windowed(box, items, {group, height, build, root = null, columns = fals
   if (parts.length === 1) put(parts[0]);
   else for (const part of parts) box.watch.observe(part);
   box.reach = at => {
-    const part = parts[Math.floor(at / group)];
+    const part = at < 0 ? null : parts[Math.floor(at / group)];
     if (!part) return null;
     put(part);
     return part.children[at % group];
