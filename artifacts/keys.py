@@ -79,6 +79,10 @@ class ContentDigests:
             self._remember(json.dumps([name, stamp, digest]) + "\n")
         return digest
 
+    def known(self, path: Path) -> str:
+        """The same without reading the file; empty where that would be needed."""
+        return self._remembered(path) or _name_in_hub_cache(Path(self._real.of(path))) or ""
+
     def of_many(self, paths: Sequence[Path], workers: int) -> list[str | OSError]:
         """The digest of each file, or the error that reading it gave; hashing runs on `workers`
         threads."""

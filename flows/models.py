@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests, digest_of
 from artifacts.packs import Record, Shelf
 from artifacts.schema import FrameFit, Sampling
@@ -33,6 +33,10 @@ MAX_FRAMES = 32
 """Frames a chunk at the most where neither the user nor the checkpoint says."""
 TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")
 """Files whose name begins so say nothing to the vision half: changing them keeps the features."""
+
+
+class Undescribed(UsageError):
+    """A checkpoint that cannot be run: no class captions with it, or its code may not run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,18 +147,25 @@ def open_model(
     launcher: Launcher,
     device: str,
     announce: Announce | None = None,
+    read_weights: bool = True,
 ) -> Model:
     """The checkpoint that a run asks for, with its card from the store or from a describing
-    process; its weights need not be here."""
+    process; its weights need not be here. Without `read_weights`, those that were never read are
+    not read for their digest either: its keys are then of nothing that is stored. Raises
+    Undescribed."""
     checkpoint = find_checkpoint(config, announce)
     folder = checkpoint.folder
     with readable(config.model):
         small = {p.name: digests.of(p) for p in small_files(checkpoint)}
-    card = read_card(checkpoint, small, config, store=store, launcher=launcher)
+    try:
+        card = read_card(checkpoint, small, config, store=store, launcher=launcher)
+    except UsageError as error:
+        raise Undescribed(error.message, hint=error.hint) from error
+    digest = digests.of if read_weights else digests.known
     halves = {"vision": card.vision.shards, "language": card.language.shards}
     names = sorted({shard for shards in halves.values() for shard in shards})
     with readable(config.model):
-        weights = {s: checkpoint.digest(s) or digests.of(folder / s) for s in names}
+        weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
     text = () if card.prompted else TEXT_ONLY
     seen = {n: d for n, d in small.items() if not n.lower().startswith(text)}
     with readable(config.model):

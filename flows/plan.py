@@ -2,22 +2,25 @@
 process that describes the model."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from artifacts.errors import CannotFit
+from artifacts.errors import CannotFit, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.store import open_store
 from flows.config import CaptionConfig
 from flows.launch import Launcher
 from flows.ledger import cut_waves
+from flows.memory.arithmetic import gib
 from flows.memory.budget import Budget, budget_for
 from flows.memory.changes import cannot_fit
 from flows.memory.choose import STAGES, Choice, Question, choices, question_of
 from flows.memory.efforts import Times, times_of
 from flows.memory.loads import standard_loads
+from flows.memory.outline import read_outline
+from flows.memory.outline_card import outline_model
 from flows.memory.ways import rungs_of
-from flows.models import open_model
+from flows.models import Model, Undescribed, find_checkpoint, open_model
 from flows.prepare import Job, prepare
 from flows.run import halves, notes
 from flows.sizes import Estimate, estimates, wave_limit
@@ -38,6 +41,7 @@ class Plan:
     """None where no media are given: a standard chunk is assumed."""
     expected: tuple[Estimate, ...]
     """Of each medium, what disk it takes."""
+    notes: tuple[str, ...] = ()
 
     @property
     def times(self) -> Times | None:
@@ -56,19 +60,66 @@ class Plan:
 def plan_of(
     config: CaptionConfig, launcher: Launcher, announce: Callable[[str], None] | None = None
 ) -> Plan:
-    """The plan of a command; without sources, of the model alone. Raises PenstockError, but not for
-    what cannot fit."""
-    if config.sources:
-        return plan_job(prepare(config, launcher, announce))
-    store, device = open_store(config.store_url), device_name()
-    store.check_writable()
-    digests = ContentDigests(store.root / "digests.jsonl")
-    model = open_model(
-        config, store=store, digests=digests, launcher=launcher, device=device, announce=announce
-    )
+    """The plan of a command; without sources, or of what cannot be run, of the model alone. Reads
+    no weights. Raises PenstockError, but not for what cannot fit."""
+    device = device_name()
+    try:
+        if config.sources:
+            return plan_job(prepare(config, launcher, announce, read_weights=False))
+        store = open_store(config.store_url)
+        store.check_writable()
+        model = open_model(
+            config,
+            store=store,
+            digests=ContentDigests(store.root / "digests.jsonl"),
+            launcher=launcher,
+            device=device,
+            announce=announce,
+            read_weights=False,
+        )
+    except Undescribed as error:
+        return _by_dimensions(config, device, announce, error)
+    return _answered(_alone(model, config, device), budget_for(config, device), None, ())
+
+
+def _alone(model: Model, config: CaptionConfig, device: str) -> Question:
     loads = standard_loads(model, model.sampling(config), model.prompt_for(config, "video"))
-    question = Question(model=model, config=config, device=device, loads=tuple(loads))
-    return _answered(question, budget_for(config, device), None, ())
+    stages = STAGES if model.card.language.parameters else STAGES[:2]
+    return Question(
+        model=model, config=config, device=device, loads=tuple(loads), stages=tuple(stages)
+    )
+
+
+def _by_dimensions(
+    config: CaptionConfig,
+    device: str,
+    announce: Callable[[str], None] | None,
+    error: Undescribed,
+) -> Plan:
+    """The plan of a model that cannot be run, from its dimensions; where they do not tell enough
+    either, the error that says why it cannot."""
+    checkpoint = find_checkpoint(config, announce)
+    try:
+        outline = read_outline(checkpoint)
+    except UsageError:
+        raise error from None
+    models = [
+        outline_model(checkpoint, outline, config, device, fused=fused, why=error.message)
+        for fused in (True, False)
+    ]
+    question, unfused = (_alone(model, config, device) for model in models)
+    plan = _answered(question, budget_for(config, device), None, ())
+    takes = [
+        f"{stage} {gib(unfused.estimate(choice.taken.rung).peak_bytes)}"
+        for stage, choice in plan.choices.items()
+        if stage != "frames"
+    ]
+    notes = [
+        f"planned from dimensions; it cannot be run: {error.message}",
+        f"without fused attention: {', '.join(takes)}",
+    ]
+    notes += ["SOURCES are left out of this plan"] if config.sources else []
+    return replace(plan, notes=tuple(notes))
 
 
 def plan_job(job: Job, stages: tuple[str, ...] = STAGES) -> Plan:
@@ -128,7 +179,7 @@ def figures(plan: Plan) -> dict[str, Any]:
             },
         },
     }
-    return {**found, **(_of_job(plan, plan.job) if plan.job else {"notes": []})}
+    return {**found, **(_of_job(plan, plan.job) if plan.job else {"notes": list(plan.notes)})}
 
 
 def _of_job(plan: Plan, job: Job) -> dict[str, Any]:

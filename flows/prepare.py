@@ -71,9 +71,11 @@ def prepare(
     announce: Announce | None = None,
     *,
     text: bool = True,
+    read_weights: bool = True,
 ) -> Job:
     """Everything a run must know before it starts a stage; `announce` is told of what takes long.
-    Without `text` no caption is looked for. Raises PenstockError."""
+    Without `text` no caption is looked for; `read_weights` as with `open_model`. Raises
+    PenstockError."""
     config.check_sources()
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
@@ -90,6 +92,7 @@ def prepare(
         launcher=launcher,
         device=device,
         announce=announce,
+        read_weights=read_weights,
     )
     readable, contents, unreadable = read_contents(
         files, digests, lambda kind: model.prompt_for(config, kind)

@@ -32,10 +32,9 @@ ROWS = (1, 8)
 FRAMES = (1, 8)
 PROMPTS = (64, 256, 1024, 4096, 16384)
 """Tokens of a prompt of the works: attention that is not fused grows with their square."""
-WHY = "there is no class for it here: planned from its dimensions"
 
 
-def card_of(outline: Outline, folder: Path, *, fused: bool = True) -> ModelCard:
+def card_of(outline: Outline, folder: Path, *, fused: bool = True, why: str = "") -> ModelCard:
     """The card of a checkpoint of which only the outline is known; without `fused`, attention keeps
     its scores."""
     vision, text = outline.vision, outline.text
@@ -52,7 +51,7 @@ def card_of(outline: Outline, folder: Path, *, fused: bool = True) -> ModelCard:
         model_type="",
         modalities=("image",),
         dtype=outline.dtype,
-        why=WHY,
+        why=why,
         by_dimensions=True,
         vision=_half(
             [tower for tower in outline.towers if tower.kind != "text"],
@@ -168,10 +167,11 @@ def outline_model(
     device: str,
     *,
     fused: bool = True,
+    why: str = "",
 ) -> Model:
-    """A model that can be planned and not run. Raises UsageError for a precision that it cannot be
-    had in."""
-    card = card_of(outline, checkpoint.folder, fused=fused)
+    """A model that can be planned and not run, `why` not. Raises UsageError for a precision that it
+    cannot be had in."""
+    card = card_of(outline, checkpoint.folder, fused=fused, why=why)
     if not card.language.parameters:
         config = replace(config, language_precision="native")
     halves = settle(config, card, device)
