@@ -14,6 +14,7 @@ from flows.precision import settle
 BUDGETS_GIB = (4, 6, 8, 12, 16, 24)
 PRECISIONS: Mapping[str, dict[str, str]] = {
     "native": {"precision": "native"},
+    "bf16": {"precision": "bf16"},
     "int8": {"precision": "int8"},
     "nf4": {"precision": "nf4"},
     "nf4, vision too": {"precision": "nf4", "vision_precision": "nf4"},
@@ -41,17 +42,25 @@ class Cell:
 
 
 def what_fits(question: Question, device: str) -> dict[str, list[Cell]]:
-    """Row by row; without those that the checkpoint cannot be had in."""
-    found = {}
+    """Row by row; without those that the checkpoint cannot be had in, and those whose weights take
+    what a row above takes."""
+    found: dict[str, list[Cell]] = {}
+    told = set()
     for name, options in PRECISIONS.items():
         in_it = _in(question, options, device)
-        if in_it is not None:
+        if in_it is None:
+            continue
+        takes = (in_it.model.vision.weight_bytes, in_it.model.language.weight_bytes)
+        if takes not in told:
+            told.add(takes)
             found[name] = [_cell(in_it, gib) for gib in BUDGETS_GIB]
     return found
 
 
 def _in(question: Question, options: dict[str, str], device: str) -> Question | None:
     changed: dict[str, Any] = {"vision_precision": None, "language_precision": None, **options}
+    if not question.model.card.language.parameters:
+        changed["language_precision"] = "native"
     config = replace(question.config, **changed)
     try:
         settings = settle(config, question.model.card, device)
