@@ -60,7 +60,7 @@ class Watch:
             self._items[stage] += 1
             record.live(stage, self._items[stage])
         elif kind == "memory":
-            record.peak(stage, event["peak_host_bytes"], event["peak_device_bytes"])
+            record.memory(stage, event)
         elif kind == "failure":
             record.fail(stage, lambda: failure_of(job, stage, event))
 

@@ -60,16 +60,19 @@ class RunRecord:
         """A process of a stage starts."""
         if name in STAGES:
             with self._lock, contextlib.suppress(EnvironmentFault):
-                self.stage(name).update(since=round(time.time(), 1), running=0, recent=[])
+                self.stage(name).update(since=round(time.time(), 1), running=0, recent=[], now=[])
                 self.write(force=True)
 
-    def peak(self, name: str, host: int, device: int) -> None:
-        """So many bytes at the most a running process has had so far."""
+    def memory(self, name: str, seen: Mapping[str, Any]) -> None:
+        """What a running process has of memory, and the most so far, as it tells."""
         if name in STAGES:
             with self._lock, contextlib.suppress(EnvironmentFault):
                 entry = self.stage(name)
-                entry["peak_host_bytes"] = max(entry["peak_host_bytes"], host)
-                entry["peak_device_bytes"] = max(entry["peak_device_bytes"], device)
+                for peak in ("peak_host_bytes", "peak_device_bytes"):
+                    entry[peak] = max(entry[peak], seen[peak])
+                entry["now"].append([seen[n] for n in ("seconds", "host_bytes", "device_bytes")])
+                if len(entry["now"]) > TIMELINE_POINTS:
+                    entry["now"] = coarser(entry["now"])
                 self.write(force=False)
 
     def rung(self, taken: Mapping[str, Any]) -> None:
@@ -131,7 +134,7 @@ class RunRecord:
             pairs = [entry["spans"][at : at + 2] for at in range(0, len(entry["spans"]), 2)]
             entry["spans"] = [[pair[0][0], pair[-1][1], pair[0][2]] for pair in pairs]
         entry["processes"] += 1
-        entry.update(running=0, since=0.0, recent=[])
+        entry.update(running=0, since=0.0, recent=[], now=[])
         for name in ("items", "tokens", "seconds", "cpu_seconds"):
             entry[name] += getattr(outcome, name)
         for name in ("peak_host_bytes", "peak_device_bytes"):
@@ -230,6 +233,7 @@ def _empty(name: str) -> dict[str, Any]:
         "precision": {},
         "spans": [],
         "timeline": [],
+        "now": [],
         "warnings": [],
         "notes": {},
     }

@@ -104,7 +104,8 @@ def record(tmp_path: Path) -> RunRecord:
     }
     made.value["outputs"] = {"captions": "/data/out/captions.jsonl"}
     made.value["rungs"] = [{"stage": "encode", "batch_size": 4}]
-    made.peak("encode", 3_000_000_000, 7_000_000_000)
+    peaks = {"peak_host_bytes": 3_000_000_000, "peak_device_bytes": 7_000_000_000}
+    made.memory("encode", {"seconds": 1.0, "host_bytes": 1, "device_bytes": 1, **peaks})
     return made
 
 

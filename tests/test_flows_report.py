@@ -227,15 +227,19 @@ def test_a_run_at_work_and_one_that_died_are_shown_so_far(tmp_path: Path) -> Non
     record = RunRecord(tmp_path)
     record.begin("frames")
     record.stage("frames")["since"] = time.time() - 30
+    point = {"seconds": 4.0, "host_bytes": 5, "device_bytes": 0}
+    record.memory("frames", {**point, "peak_host_bytes": 7, "peak_device_bytes": 0})
     started_ago(record, 40.0)
     told = written(tmp_path)
     assert told["state"] == "running"
-    (span,) = told["timeline"]["stages"][0]["spans"]
-    assert span == pytest.approx([10.0, 40.0], abs=1.5)
+    frames = told["timeline"]["stages"][0]
+    assert frames["spans"] == [pytest.approx([10.0, 40.0], abs=1.5)]
+    assert frames["curves"] == [[[pytest.approx(14.0, abs=1.5), 5, 0]]]
     record.value["pid"] = 2**22 + 1  # above the largest process id there can be
     record.write(force=True)
     told = written(tmp_path)
     assert told["state"] == "died" and "again to go on" in told["advice"]
+    assert told["timeline"]["stages"][0]["curves"]
 
 
 def test_a_record_of_an_older_version_is_shown(tmp_path: Path) -> None:

@@ -90,8 +90,9 @@ def test_outcomes_add_up_over_waves(record: RunRecord) -> None:
 
 def test_the_peak_is_told_while_a_stage_works(record: RunRecord) -> None:
     record.begin("encode")
-    record.peak("encode", 5_000_000, 0)
-    record.peak("encode", 4_000_000, 0)
+    for host in (5_000_000, 4_000_000):
+        seen = {"seconds": 1.0, "host_bytes": host, "device_bytes": 0}
+        record.memory("encode", {**seen, "peak_host_bytes": host, "peak_device_bytes": 0})
     assert encode(record, time.time()).peak_host_bytes == 5_000_000
 
 

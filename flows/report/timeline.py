@@ -33,9 +33,10 @@ def _stage(
     if not spans and curves:  # of a version that did not tell when: as if it had begun at once
         spans = [[0.0, entry["seconds"], 0.0]]
     drawn = [[start, end] for start, end, _ in spans]
-    if record["state"] == "running" and entry["since"]:
+    if record["state"] in ("running", "died") and entry["since"]:
         start = max(0.0, entry["since"] - began)
         drawn.append([start, max(start, seconds)])
+        curves += filter(None, [[[round(start + t, 2), *bytes_] for t, *bytes_ in entry["now"]]])
     plan = plan_of(record, entry["name"])
     gpu = record["plan"].get("device", "cpu") != "cpu"
     on_device = gpu and entry["name"] != "frames"
