@@ -14,7 +14,7 @@ from flows.ledger import cut_waves
 from flows.memory.arithmetic import gib
 from flows.memory.budget import Budget, budget_for
 from flows.memory.changes import cannot_fit
-from flows.memory.choose import STAGES, Choice, Question, choices, question_of
+from flows.memory.choose import STAGES, Choice, Question, choices, memory_json, question_of
 from flows.memory.efforts import Times, times_of
 from flows.memory.loads import standard_loads
 from flows.memory.outline import read_outline
@@ -142,19 +142,6 @@ def _answered(
         job=job,
         expected=expected,
     )
-
-
-def memory_json(found: dict[str, Choice], budget: Budget) -> dict[str, Any]:
-    """What each stage starts on and is expected to take, for programs."""
-    stages = [
-        {**choice.taken.to_json(), "fits": choice.fits, "name": choice.taken.rung.name}
-        for choice in found.values()
-    ]
-    return {
-        "budget_bytes": budget.bytes,
-        "budget_given": budget.given,
-        "stages": stages,
-    }
 
 
 def figures(plan: Plan) -> dict[str, Any]:

@@ -101,9 +101,11 @@ def prepare(
         raise NothingToCaption([*failures, *unreadable])
     check_prompts(contents, model)
     sampling = model.sampling(config)
+    if not text:  # features that are kept for later are made in one way alone
+        model = replace(model, lighter={})
     ways = ways_of(config, model, sampling)
-    if not text:  # a chunk that is captioned still has its features made, and in one way alone
-        ways = [replace(ways[0], captions=digest_of(["no text", ways[0].features]))]
+    if not text:  # a chunk that is captioned still has its features made
+        ways = [replace(way, captions=digest_of(["no text", way.features])) for way in ways]
     return Job(
         config=config,
         store=store,

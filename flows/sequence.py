@@ -125,10 +125,11 @@ class Sequence:
         write: Callable[[bool], None],
     ) -> None:
         job = self._job
+        expected = estimates(job)
+        self._steps.plan(halves, expected)
         # All that will be wanted, so that a hub that cannot be reached is known before hours of
         # work and not in the middle.
         self._steps.fetch(halves)
-        expected = estimates(job)
         self._record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
         self._record.value["media"]["total"] = len(job.files) + len(job.failures)
         self._seldom(self._expect)

@@ -1,7 +1,6 @@
 """How a run stands, worked out from its record: what is done, how fast, how long still; reads and
 starts nothing."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -132,13 +131,24 @@ def what(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"{plan['model']} on {plan['device']}, {precision}, batches of {plan['batch_size']}"
     for name, half in plan.get("halves", {}).items():
         yield f"{name} half: {size(half['bytes'])} of weights, {half['attention']} attention"
-    if record["rungs"]:
-        yield f"rung: {json.dumps(record['rungs'][-1])}"
+    yield from map(rung_line, rungs_in_force(record))
     if record["prefect"]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
     still = f", {media['open']} not looked into yet" if media.get("open") else ""
     failed = media["failed"]
     yield f"{media['total']} files, {failed} failed{still}; {record['captions']} captions written"
+
+
+def rungs_in_force(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What each stage is run on that is not what was asked for; the last word on each."""
+    of_all = [taken for taken in record["rungs"] if taken.get("reason") != "item alone"]
+    return list({taken["stage"]: taken for taken in of_all}.values())
+
+
+def rung_line(taken: Mapping[str, Any]) -> str:
+    """`decode runs with batch 2, bf16 (out of memory: CUDA out of memory …)`."""
+    why = ": ".join(filter(None, (taken["reason"], taken["error"])))
+    return f"{taken['stage']} runs with {taken['name']} ({why})"
 
 
 def places(record: Mapping[str, Any]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Each stage of a run over a wave, a rung down whenever it runs out of memory, and what else its
 death means; knows not what runs after what."""
 
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,10 @@ from flows.launch import Launcher, Running
 from flows.ledger import Medium, Task
 from flows.memory.ladder import Ladder
 from flows.memory.rungs import Rung
+from flows.memory.start import plan_start
 from flows.prepare import Job
 from flows.run_record import RunRecord
+from flows.sizes import Estimate
 from stages.process.ending import is_crash
 from stages.process.stage_process import StageOutcome
 
@@ -64,6 +66,15 @@ class Steps:
         self._calls = Calls(job)
         self._alone = Alone(job, ladder, self._run)
         self._ahead: Running | None = None
+        self._take()
+
+    def plan(self, halves: "Collection[Half]", expected: Sequence[Estimate]) -> None:
+        """Put what has work to do on rungs that fit. Raises CannotFit when there are none."""
+        if not halves:
+            return
+        stages = ["frames", *(stage for stage, half in HALVES.items() if half in halves)]
+        plan = plan_start(self._ladder, self._job, stages, expected)
+        self._record.value["plan"]["memory"] = plan
         self._take()
 
     def frames(self, wave: list[Medium]) -> None:

@@ -37,6 +37,7 @@ class Stages:
 
     def __init__(self) -> None:
         self.calls: list[StageCall] = []
+        self.card = CARD
         self.stop_after: dict[str, int] = {}
         self.refuse_first = False
 
@@ -57,7 +58,7 @@ class Stages:
 
     def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
         if call.name == "describe":
-            outcome.notes["card"] = CARD.to_json()
+            outcome.notes["card"] = self.card.to_json()
         elif call.name == "frames":
             import stages.frames.run
 

@@ -103,7 +103,8 @@ def record(tmp_path: Path) -> RunRecord:
         "halves": {"vision": {"bytes": 2_000_000_000, "attention": "sdpa"}},
     }
     made.value["outputs"] = {"captions": "/data/out/captions.jsonl"}
-    made.value["rungs"] = [{"stage": "encode", "batch_size": 4}]
+    for name, why in (("batch 4", "out of memory"), ("batch 2", "killed")):
+        made.rung({"stage": "encode", "name": name, "reason": why, "error": "at 7 GiB"})
     peaks = {"peak_host_bytes": 3_000_000_000, "peak_device_bytes": 7_000_000_000}
     made.memory("encode", {"seconds": 1.0, "host_bytes": 1, "device_bytes": 1, **peaks})
     return made
@@ -117,7 +118,7 @@ def test_the_page_tells_plan_rung_peaks_failures_and_places(record: RunRecord) -
     for said in (
         "org/<b>odd</b>|model on cuda:0, vision bf16, language nf4",
         "2.0 GB of weights",
-        '"batch_size": 4',
+        "encode runs with batch 2 (killed: at 7 GiB)",
         "3.0 GB host, 7.0 GB GPU",
         "/data/out/captions.jsonl",
         "/data/store",

@@ -74,5 +74,6 @@ def _print_stages(record: dict[str, Any]) -> None:
     for stage in record["stages"]:
         peak, seconds = size(stage["peak_host_bytes"]), duration(stage["seconds"])
         half = HALF_OF.get(stage["name"], "")
-        precision = f"  {half} half in {record['plan']['precision'][half]}" if half else ""
+        found = stage["precision"] or record["plan"]["precision"]
+        precision = f"  {half} half in {found[half]}" if half else ""
         print(f"{stage['name']:8s}{stage['items']:5d} items  {seconds:>8s}  peak {peak}{precision}")

@@ -2,10 +2,9 @@
 starts nothing."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import CannotFit
 from flows.config import CaptionConfig
 from flows.memory.arithmetic import estimate
 from flows.memory.budget import Budget
@@ -55,23 +54,26 @@ class Choice:
 
 
 def choose(
-    job: "Job",
+    question: Question,
     budget: Budget,
     rungs: Mapping[str, Sequence[Rung]],
-    expected: "Sequence[Estimate] | None" = None,
-) -> dict[str, StageEstimate]:
-    """What each stage of a job starts on. `rungs`: of each stage, cheapest first; `expected`: an
-    estimate of disk for each medium, when there is one already. Raises CannotFit."""
+    known: Mapping[str, Rung],
+) -> dict[str, Choice]:
+    """What each stage of a question starts on. `rungs`: of each stage, cheapest first; `known`:
+    where a stage was found to fit before, whatever is expected of it. Raises CannotFit."""
     from flows.memory.changes import cannot_fit
 
-    question = question_of(job, tuple(rungs), expected)
     if not question.loads:
         return {}
-    found = choices(question, rungs, budget)
+    asked = replace(question, stages=tuple(s for s in question.stages if s not in known))
+    found = choices(asked, rungs, budget)
     refused = [choice for choice in found.values() if choice.refused]
     if refused:
         raise cannot_fit(question, refused, budget)
-    return {stage: choice.taken for stage, choice in found.items()}
+    for stage in set(known) & set(question.stages):
+        first, taken = question.estimate(rungs[stage][0]), question.estimate(known[stage])
+        found[stage] = Choice(first=first, taken=taken, fits=fits(taken, budget), refused=False)
+    return {stage: found[stage] for stage in question.stages}
 
 
 def question_of(
@@ -111,6 +113,19 @@ def _choice(question: Question, rungs: Sequence[Rung], budget: Budget) -> Choice
     return Choice(first=tried[0], taken=least, fits=False, refused=refused(least, budget))
 
 
+def memory_json(found: dict[str, Choice], budget: Budget) -> dict[str, Any]:
+    """What each stage starts on and is expected to take, for programs."""
+    stages = [
+        {**choice.taken.to_json(), "fits": choice.fits, "name": choice.taken.rung.name}
+        for choice in found.values()
+    ]
+    return {
+        "budget_bytes": budget.bytes,
+        "budget_given": budget.given,
+        "stages": stages,
+    }
+
+
 def fits(found: StageEstimate, budget: Budget) -> bool:
     """Whether a stage is expected to keep to the budget."""
     return found.peak_bytes <= allowed(found, budget) and found.host_bytes <= budget.host_bytes
@@ -128,6 +143,3 @@ def allowed(found: StageEstimate, budget: Budget) -> int:
     """What a stage may take of where it computes: frames are cut on the host."""
     on_host = found.rung.stage == "frames" and budget.device != "cpu"
     return budget.host_bytes if on_host else budget.bytes
-
-
-__all__ = ["CannotFit", "Choice", "Question", "choices", "choose", "fits", "question_of"]

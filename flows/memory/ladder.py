@@ -25,10 +25,11 @@ class Ladder:
         *,
         budget_bytes: int,
         tell: Told,
-        planned: Mapping[str, Rung] | None = None,
     ) -> None:
-        """`rungs` of each stage, cheapest first; `planned`: where it is expected to fit."""
-        self._rungs = rungs
+        """`rungs` of each stage, cheapest first."""
+        self.rungs = rungs
+        self.advise: Callable[[str], str] = lambda stage: ""
+        """What would make a stage fit that does not."""
         self._remembered = remembered
         self._budget = budget_bytes
         self._tell = tell
@@ -43,15 +44,24 @@ class Ladder:
             self._at[stage] = max(known, default=0)
             if self._at[stage]:
                 self._started[stage] = "remembered"
-            elif planned is not None and stage in planned:
-                self._at[stage] = index_of(all_of_them, planned[stage])
-                if self._at[stage]:
-                    self._started[stage] = "planned"
+
+    def known(self) -> dict[str, Rung]:
+        """Stage → the rung on which it was found to fit by an earlier run."""
+        with self._lock:
+            return {s: self.rung(s) for s, why in self._started.items() if why == "remembered"}
+
+    def start(self, planned: Mapping[str, Rung]) -> None:
+        """Where stages are expected to fit; what is known of them goes before that."""
+        with self._lock:
+            for stage, rung in planned.items():
+                at = self.rungs[stage].index(rung)
+                if at and stage not in self._started:
+                    self._at[stage], self._started[stage] = at, "planned"
 
     def rung(self, stage: str) -> Rung:
         """The one in force."""
         with self._lock:
-            return self._rungs[stage][self._at[stage]]
+            return self.rungs[stage][self._at[stage]]
 
     def begin(self, stage: str) -> None:
         """A process of the stage is about to start."""
@@ -63,7 +73,7 @@ class Ladder:
 
     def listen(self, stage: str, event: Mapping[str, Any]) -> None:
         """Hear an event of a stage."""
-        if stage not in self._rungs:
+        if stage not in self.rungs:
             return
         if event["event"] == "rung":
             self._shrink(stage, event["batch"], event["failed"], event["error"])
@@ -85,7 +95,7 @@ class Ladder:
         Raises CannotFit at the ladder's end."""
         with self._lock:
             before = self.rung(stage)
-            rest = self._rungs[stage][self._at[stage] + 1 :]
+            rest = self.rungs[stage][self._at[stage] + 1 :]
             lower = [
                 rung
                 for rung in rest
@@ -102,7 +112,7 @@ class Ladder:
     def alone(self, stage: str) -> list[Rung]:
         """The ways to try a single item that did not fit, from the rung in force downwards."""
         with self._lock:
-            rest = self._rungs[stage][self._at[stage] :]
+            rest = self.rungs[stage][self._at[stage] :]
             return list(dict.fromkeys(replace(rung, batch=1) for rung in rest))
 
     def tried_alone(self, rung: Rung, names: Sequence[str], error: str) -> None:
@@ -117,22 +127,21 @@ class Ladder:
         return CannotFit(
             f"the {stage} stage does not fit{self._in_budget()}, not even with {rung.name} "
             f"({error.message})",
-            hint="Nothing finished is lost; give more --memory, --precision auto, or fewer "
-            "--max-frames",
+            hint=f"Nothing finished is lost; give {self.advise(stage) or 'more with --memory'}",
         )
 
     def _shrink(self, stage: str, batch: int, failed: int, error: str) -> None:
         with self._lock:
             at = self._at[stage]
-            wanted = replace(self._rungs[stage][at], batch=batch)
-            lower = next((r for r in self._rungs[stage][at + 1 :] if r == wanted), None)
+            wanted = replace(self.rungs[stage][at], batch=batch)
+            lower = next((r for r in self.rungs[stage][at + 1 :] if r == wanted), None)
             if lower is not None:
                 self._go(lower, "out of memory", error, failed)
 
     def _go(self, rung: Rung, reason: str, error: str, failed: int) -> None:
         stage = rung.stage
         before = replace(self.rung(stage), batch=min(failed, self.rung(stage).batch))
-        self._at[stage] = self._rungs[stage].index(rung)
+        self._at[stage] = self.rungs[stage].index(rung)
         self._started.pop(stage, None)
         self._unproven.add(stage)
         text = f"{shown(before, rung)} did not fit{self._in_budget()}; going on with {{}}"

@@ -1,36 +1,21 @@
-"""From a job to its ladder: which rungs there are for its model, device and options, and where it
-starts; starts no stage."""
+"""From a job to its ladder: where each stage starts, by what is remembered and what is planned, and
+what is said at the ladder's end; starts no stage."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from flows.memory.changes import changes
+from flows.memory.choose import Choice, Question, choices, choose, memory_json, question_of
 from flows.memory.ladder import Ladder, Told
 from flows.memory.remembered import Remembered
-from flows.memory.rungs import Rung, decode_rungs, encode_rungs, frames_rungs
-from flows.models import cores
+from flows.memory.ways import rungs_for
 from flows.prepare import Job
+from flows.sizes import Estimate
 from stages.process.memory import device_uuid
 
-
-def rungs_of(job: Job) -> dict[str, list[Rung]]:
-    """The rungs of each stage, cheapest first. What changes words, or takes many times as long, is
-    among them only under `auto`."""
-    config, card = job.config, job.model.card
-    asked = {"vision": config.vision_precision, "language": config.language_precision}
-    auto = {half: (given or config.precision) == "auto" for half, given in asked.items()}
-    vision, language = job.model.settings("vision"), job.model.settings("language")
-    return {
-        "frames": frames_rungs(cores()),
-        "encode": encode_rungs(
-            config.batch_size,
-            [half.precision for half in vision],
-            # What was saved quantized cannot be offloaded.
-            offload=auto["vision"] and not card.vision.stored_as and card.route != "joint",
-        ),
-        "decode": decode_rungs(
-            config.batch_size,
-            [(half.precision, half.kv) for half in language],
-            on_gpu=job.device.startswith("cuda"),
-            offload=auto["language"] and not card.language.stored_as,
-        ),
-    }
+NAMED = 3
+"""Changes that an error names."""
 
 
 def ladder_of(job: Job, tell: Told) -> Ladder:
@@ -48,4 +33,35 @@ def ladder_of(job: Job, tell: Told) -> Ladder:
         "decode": [*here, model.language_digest, language, job.config.max_new_tokens],
     }
     remembered = Remembered(job.store, about, job.budget.bytes)
-    return Ladder(rungs_of(job), remembered, budget_bytes=job.budget.bytes, tell=tell)
+    return Ladder(
+        rungs_for(model, job.config, job.device),
+        remembered,
+        budget_bytes=job.budget.bytes,
+        tell=tell,
+    )
+
+
+def plan_start(
+    ladder: Ladder, job: Job, stages: Sequence[str], expected: Sequence[Estimate]
+) -> dict[str, Any]:
+    """Put the stages that have work to do on the rungs on which they are expected to fit, or did;
+    returns what they are expected to take, for the record. Raises CannotFit."""
+    question = question_of(job, stages, expected)
+    found = choose(question, job.budget, ladder.rungs, ladder.known())
+    ladder.start({stage: choice.taken.rung for stage, choice in found.items()})
+    ladder.advise = lambda stage: advice(question, job, ladder, stage)
+    return memory_json(found, job.budget)
+
+
+def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:
+    """What would make a stage fit that did not, whatever was expected of it."""
+    if not question.loads:
+        return ""
+    asked = replace(question, stages=(stage,))
+    least = choices(asked, ladder.rungs, job.budget)[stage].taken
+    # It took more than was expected: so what would do has to be expected to take less than that.
+    budget = replace(job.budget, bytes=min(job.budget.bytes, least.peak_bytes - 1))
+    stuck = Choice(first=least, taken=least, fits=False, refused=True)
+    found = [change.option for change in changes(asked, stuck, budget)]
+    found = [option for option in found if not option.startswith("--memory")]
+    return ", or ".join([*found[:NAMED], "more with --memory"])

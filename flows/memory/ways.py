@@ -1,27 +1,51 @@
 """The rungs that a command leaves to each stage, cheapest first; estimates nothing."""
 
+from typing import TYPE_CHECKING
+
 from flows.config import CaptionConfig
 from flows.memory.choose import Question
 from flows.memory.rungs import Rung, decode_rungs, encode_rungs, frames_rungs
-from flows.models import cores
+from flows.models import Model, cores
+from flows.precision import HalfSettings
+
+if TYPE_CHECKING:  # it imports torch
+    from stages.models.halves.boundary import Half
 
 
 def rungs_of(question: Question) -> dict[str, list[Rung]]:
     """Stage → its rungs."""
-    config, model = question.config, question.model
-    seen = [model.vision.precision]
-    read = [(model.language.precision, "")]
-    on_gpu = question.device.startswith("cuda")
+    return rungs_for(question.model, question.config, question.device)
+
+
+def rungs_for(model: Model, config: CaptionConfig, device: str) -> dict[str, list[Rung]]:
+    """The rungs of each stage. What changes words, or takes many times as long, is among them only
+    under `auto`."""
+    card, most = model.card, config.batch_size
+    vision, language = _settings(model, config, "vision"), _settings(model, config, "language")
+    # What was saved quantized cannot be offloaded, and pixels have no weights.
+    seen_free = _is_free(config, "vision") and card.route != "joint"
+    offload = {
+        "encode": seen_free and not card.vision.stored_as,
+        "decode": _is_free(config, "language") and not card.language.stored_as,
+    }
     return {
         "frames": frames_rungs(cores()),
-        "encode": encode_rungs(config.batch_size, seen, offload=_is_free(config, "vision")),
+        "encode": encode_rungs(most, [h.precision for h in vision], offload=offload["encode"]),
         "decode": decode_rungs(
-            config.batch_size, read, on_gpu=on_gpu, offload=_is_free(config, "language")
+            most,
+            [(half.precision, half.kv) for half in language],
+            on_gpu=device.startswith("cuda"),
+            offload=offload["decode"],
         ),
     }
 
 
-def _is_free(config: CaptionConfig, half: str) -> bool:
+def _settings(model: Model, config: CaptionConfig, half: "Half") -> tuple[HalfSettings, ...]:
+    every = model.settings(half)
+    return every if _is_free(config, half) else every[:1]
+
+
+def _is_free(config: CaptionConfig, half: "Half") -> bool:
     """Whether a half may be run in whatever fits."""
     own = config.vision_precision if half == "vision" else config.language_precision
     return (own or config.precision) == "auto"

@@ -1,0 +1,96 @@
+"""Stages that answer at once and have room on some rungs only: what real ones do when memory runs
+out, without a model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from artifacts.errors import Killed, OutOfMemory
+from flows.launch import StageCall
+from stages.memory.shrinking import smaller
+from stages.process.stage_process import Listener, StageOutcome
+from tests.stand_ins import CARD, Answer, Stages
+
+QUANTIZABLE = replace(
+    CARD,
+    vision=replace(CARD.vision, linear_modules=2, linear_parameters=1, linear_rows=1),
+    language=replace(CARD.language, linear_modules=2, linear_parameters=1, linear_rows=1),
+)
+WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB"
+Room = Callable[[Mapping[str, Any]], int]
+"""Given what a stage is told, how many items it has room for at once; -1: not even for the
+weights."""
+
+
+class Tight(Stages):
+    """Each stage named in `rooms` runs out of memory when a batch is larger than its room.
+
+    `dies`: `raise`, with a word; `kill`, as a process whose death is told to be one of memory;
+    `murder`, as one whose death is not; `shrink`, not at all: it goes on with smaller batches and
+    tells so.
+    """
+
+    def __init__(self, dies: str, rooms: Mapping[str, Room], *, giant: str = "") -> None:
+        super().__init__()
+        self.card = QUANTIZABLE
+        self.dies = dies
+        self.rooms = rooms
+        self.giant = giant
+        """Stage that has one item which fits on no rung: its first."""
+        self.deaths = 0
+        self._listen: Listener = lambda stage, event: None
+        self._giants: set[str] = set()
+
+    def launcher(self, listen: Listener) -> "Tight":
+        self._listen = listen
+        return self
+
+    def start(self, call: StageCall) -> Answer:
+        if call.name not in self.rooms:
+            return super().start(call)
+        self.calls.append(call)
+        return Answer(StageOutcome(name=call.name), lambda outcome: self._work(call, outcome))
+
+    def _work(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
+        room = self.rooms[call.name](call.arguments)
+        outcome.notes["ready"] = room >= 0
+        if call.name == "frames":
+            if call.arguments["workers"] > room:
+                self._die(call, outcome)
+            return self._answer(call, outcome)
+        told = call.arguments["batches"]
+        if call.name == self.giant:
+            self._giants = self._giants or {call.arguments["batches"][0][0]["key"]}
+            told = [[m for m in batch if m["key"] not in self._giants] for batch in told]
+            for member in (m for b in call.arguments["batches"] for m in b):
+                if member["key"] in self._giants:
+                    event = {"key": member["key"], "wanted_bytes": 2 << 30, "error": WORDS}
+                    outcome.too_large.append(event)
+        for batch in filter(None, told):
+            pieces = [batch]
+            if len(batch) > room:
+                if self.dies != "shrink" or room < 1:
+                    self._die(call, outcome)
+                pieces = self._halves(call.name, batch, room)
+            for piece in pieces:
+                before = outcome.items
+                part = replace(call, arguments={**call.arguments, "batches": [piece]})
+                self._answer(part, outcome)
+                for _ in range(outcome.items - before):
+                    self._listen(call.name, {"event": "item", "label": "", "tokens": 1})
+        return outcome
+
+    def _halves(self, stage: str, batch: list[Any], room: int) -> list[list[Any]]:
+        size = len(batch)
+        while size > room:
+            failed, size = size, smaller(size)
+            event = {"event": "rung", "batch": size, "failed": failed, "error": WORDS}
+            self._listen(stage, event)
+        return [batch[at : at + size] for at in range(0, len(batch), size)]
+
+    def _die(self, call: StageCall, outcome: StageOutcome) -> None:
+        self.deaths += 1
+        if self.dies == "murder":
+            raise Killed(f"the {call.name} stage was ended by signal 9", items=outcome.items)
+        how = "the kernel killed it" if self.dies == "kill" else WORDS
+        raise OutOfMemory(f"the {call.name} stage ran out of memory ({how})", items=outcome.items)
