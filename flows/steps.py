@@ -91,6 +91,8 @@ class Steps:
         at_once = self._ladder.rung("frames").batch
         try:
             self._finish(running)
+            if running.outcome.items:
+                self._ladder.worked("frames")
             return False
         except (CannotFit, StageDied) as error:
             suspects = [m for m in wave if m.digest in running.outcome.in_hand]

@@ -2,6 +2,7 @@
 with stages that answer at once."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from artifacts.errors import CannotFit, Interrupted
 from flows.config import CaptionConfig
 from flows.display import Display
+from flows.launch import StageCall
+from flows.memory import ways
 from flows.memory.rungs import Rung, decode_rungs, encode_rungs
 from flows.run import caption
+from stages.process.stage_process import StageOutcome
 from tests.pipeline import read_lines
 from tests.tight import Room, Tight
 
@@ -45,6 +50,12 @@ def config(tmp_path: Path) -> CaptionConfig:
         precision="auto",
         memory=4 << 30,
     )
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many runs, none of which anybody pulls the plug of."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 def run(config: CaptionConfig, stages: Tight) -> list[dict[str, Any]]:
@@ -117,3 +128,175 @@ def test_whatever_the_rung_that_fits_the_run_ends_on_it_and_the_next_starts_ther
         expected = [("remembered", fitting.to_json())] if number else []
         assert [(e["reason"], e["rung"]) for e in record(here)["rungs"]] == expected
         (tmp_path / "pictures" / f"{10 + number}.png").unlink()
+
+
+@pytest.mark.parametrize("dies", ["raise", "kill"])
+def test_frames_are_cut_with_fewer_files_at_once(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, dies: str
+) -> None:
+    monkeypatch.setattr(ways, "cores", lambda: 4)
+
+    def room(told: Mapping[str, Any]) -> int:
+        return 1
+
+    stages = Tight(dies, {"frames": room})
+    assert len(run(config, stages)) == PICTURES
+    assert [entry["name"] for entry in record(config)["rungs"]] == [
+        "2 files at once",
+        "1 file at once",
+    ]
+    picture(Path(config.sources[0]), 9)
+    again = Tight(dies, {"frames": room})
+    assert len(run(config, again)) == PICTURES + 1
+    assert (again.deaths, reasons(config)) == (0, [("frames", "remembered")])
+
+
+def test_a_death_that_is_not_of_memory_keeps_the_rung(config: CaptionConfig) -> None:
+    for stage in ("encode", "decode"):
+        stages = Tight("murder", {stage: dying(times=2)})
+        assert len(run(replace(config, store=f"{config.store}-{stage}"), stages)) == PICTURES
+        assert (stages.deaths, record(config)["rungs"]) == (2, [])
+        told = [call.arguments["batches"] for call in stages.calls if call.name == stage]
+        assert len(told) == 3 and told[0] == told[1] == told[2]
+
+
+def dying(times: int) -> Room:
+    """Room for nothing, so often, and for everything after that."""
+    left = iter(range(times))
+
+    def room(told: Mapping[str, Any]) -> int:
+        return 10**9 if next(left, None) is None else 0
+
+    return room
+
+
+def test_who_cannot_hold_the_weights_tries_lighter_ones_at_once(config: CaptionConfig) -> None:
+    def room(told: Mapping[str, Any]) -> int:
+        return 8 if told["precision"] == "nf4" else -1
+
+    stages = Tight("raise", {"decode": room})
+    run(config, stages)
+    names = [entry["name"] for entry in record(config)["rungs"]]
+    assert names == [f"batch {PICTURES}, int8", f"batch {PICTURES}, nf4"]
+
+
+@pytest.mark.parametrize("stage", ["encode", "decode"])
+@pytest.mark.parametrize("precision", ["native", "int8", "fp32"])
+def test_without_leave_nothing_that_changes_words_is_tried(
+    config: CaptionConfig, stage: str, precision: str
+) -> None:
+    def room(told: Mapping[str, Any]) -> int:
+        return 0
+
+    stages = Tight("raise", {stage: room})
+    half = {"encode": "vision_precision", "decode": "language_precision"}[stage]
+    asked: dict[str, Any] = {"precision": "auto", half: precision}
+    with pytest.raises(CannotFit, match=f"the {stage} stage does not fit in 4.0 GiB") as raised:
+        run(replace(config, **asked), stages)
+    assert raised.value.exit_code == 3
+    assert "--memory" in raised.value.hint
+    calls = [call.arguments for call in stages.calls if call.name == stage]
+    assert {(told["precision"], told["offload"]) for told in calls} == {
+        ("int8" if precision == "int8" else "fp32", False)
+    }
+    assert len(calls) == (2 if stage == "encode" else 4)
+    assert record(config)["state"] == "failed"
+
+
+@pytest.mark.parametrize("stage", ["encode", "decode"])
+def test_an_item_that_fits_on_no_rung_fails_alone_and_is_tried_again(
+    config: CaptionConfig, stage: str
+) -> None:
+    stages = Tight("raise", {stage: lambda told: 8}, giant=stage)
+    result = caption(config, Display(quiet=True), stages.launcher)
+    assert (result.captions, result.exit_code) == (PICTURES - 1, 1)
+    (failure,) = result.failures
+    assert (failure.stage, failure.error) == (stage, "memory")
+    assert "2,048 MiB more were asked for" in failure.message and "--memory" in failure.hint
+    alone = [taken for taken in record(config)["rungs"] if taken["reason"] == "item alone"]
+    tried = {(r.precision, r.prefill, r.offload) for r in LADDERS[stage]}
+    assert {
+        (t["rung"]["precision"], t["rung"]["prefill"], t["rung"]["offload"]) for t in alone
+    } == tried
+    assert {t["rung"]["batch"] for t in alone} == {1}
+    roomy = Tight("raise", {})
+    result = caption(config, Display(quiet=True), roomy.launcher)
+    assert (result.captions, result.failures, record(config)["rungs"]) == (PICTURES, [], [])
+
+
+def test_when_every_item_is_too_large_the_run_does_not_fit(config: CaptionConfig) -> None:
+    (Path(config.sources[0]) / "00.png").unlink()
+    stages = Tight("raise", {"decode": lambda told: 8}, giant="decode")
+    with pytest.raises(CannotFit, match="the decode stage does not fit"):
+        run(config, stages)
+
+
+def test_an_item_alone_on_a_lower_rung_says_its_own_precision(config: CaptionConfig) -> None:
+    class Once(Tight):
+        """The giant fits quantized."""
+
+        def _work(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
+            self.giant = "decode" if call.arguments["precision"] == "fp32" else ""
+            return super()._work(call, outcome)
+
+    lines = run(config, Once("raise", {"decode": lambda told: 8}))
+    assert sorted(line["precision"]["language"] for line in lines) == ["fp32", "int8"]
+    again = Tight("raise", {})
+    assert run(config, again) == lines
+    assert again.names() == []
+
+
+def test_an_interrupted_run_under_auto_makes_nothing_twice(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    for number in range(PICTURES, 8):
+        picture(tmp_path / "pictures", number)
+    rooms = {"decode": only("decode", [r for r in LADDERS["decode"] if r.precision != "fp32"])}
+
+    class Stopped(Tight):
+        def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
+            if call.name == "decode" and outcome.items >= 4:
+                raise Interrupted("stopped")
+            return super()._answer(call, outcome)
+
+    with pytest.raises(Interrupted):
+        run(config, Stopped("raise", rooms))
+    assert len(read_lines(tmp_path / "out" / "captions.jsonl")) == 4
+    again = Tight("raise", rooms)
+    lines = run(config, again)
+    assert {line["precision"]["language"] for line in lines} == {"int8"}
+    assert (again.deaths, len(lines), reasons(config)) == (0, 8, [("decode", "remembered")])
+    assert len([key for batch in again.batches("decode") for key in batch]) == 4
+    # With more memory, and so a better rung: what is finished is finished.
+    roomy = Tight("raise", {})
+    assert run(replace(config, memory=64 << 30), roomy) == lines
+    assert roomy.names() == []
+    # Whoever wants better words says so, and has both.
+    native = run(replace(config, precision="native"), Tight("raise", {}))
+    assert {line["precision"]["language"] for line in native} == {"fp32"}
+    assert {line["precision"]["language"] for line in run(config, roomy)} == {"fp32"}
+
+
+def test_features_of_both_precisions_are_read_where_a_run_went_down_midway(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    for number in range(PICTURES, 4):
+        picture(tmp_path / "pictures", number)
+    made: list[str] = []
+
+    class Midway(Tight):
+        """In full precision one batch goes through, and then none."""
+
+        def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
+            if call.name == "encode" and call.arguments["precision"] == "fp32":
+                if made:
+                    self._die(call, outcome)
+                made.append(call.name)
+            return super()._answer(call, outcome)
+
+    stages = Midway("raise", {"encode": lambda told: 8})
+    lines = run(config, stages)
+    assert sorted(line["precision"]["vision"] for line in lines) == ["fp32", "fp32", "int8", "int8"]
+    assert stages.names() == ["frames", *["encode"] * 3, *["decode"] * 2]
+    again = Tight("raise", {})
+    assert run(config, again) == lines and again.names() == []

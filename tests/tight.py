@@ -39,7 +39,7 @@ class Tight(Stages):
         """Stage that has one item which fits on no rung: its first."""
         self.deaths = 0
         self._listen: Listener = lambda stage, event: None
-        self._giants: set[str] = set()
+        self._giant = ""
 
     def launcher(self, listen: Listener) -> "Tight":
         self._listen = listen
@@ -60,12 +60,7 @@ class Tight(Stages):
             return self._answer(call, outcome)
         told = call.arguments["batches"]
         if call.name == self.giant:
-            self._giants = self._giants or {call.arguments["batches"][0][0]["key"]}
-            told = [[m for m in batch if m["key"] not in self._giants] for batch in told]
-            for member in (m for b in call.arguments["batches"] for m in b):
-                if member["key"] in self._giants:
-                    event = {"key": member["key"], "wanted_bytes": 2 << 30, "error": WORDS}
-                    outcome.too_large.append(event)
+            told = self._without_giant(call, outcome)
         for batch in filter(None, told):
             pieces = [batch]
             if len(batch) > room:
@@ -79,6 +74,16 @@ class Tight(Stages):
                 for _ in range(outcome.items - before):
                     self._listen(call.name, {"event": "item", "label": "", "tokens": 1})
         return outcome
+
+    def _without_giant(self, call: StageCall, outcome: StageOutcome) -> list[list[Any]]:
+        made_of = {"encode": "frames", "decode": "features"}[call.name]
+        batches: list[list[Any]] = call.arguments["batches"]
+        self._giant = self._giant or batches[0][0][made_of]
+        for member in (member for batch in batches for member in batch):
+            if member[made_of] == self._giant:
+                event = {"key": member["key"], "wanted_bytes": 2 << 30, "error": WORDS}
+                outcome.too_large.append(event)
+        return [[m for m in batch if m[made_of] != self._giant] for batch in batches]
 
     def _halves(self, stage: str, batch: list[Any], room: int) -> list[list[Any]]:
         size = len(batch)
