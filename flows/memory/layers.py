@@ -1,35 +1,45 @@
 """What a layer of a transformer takes while it computes, by its dimensions; knows no weights.
 
-Counted as the classes of transformers compute without gradients: between two layers goes the
-residual stream; inside one live, beside it, its normalised copy and either what attention or what
-the MLP makes. Fused attention keeps no scores."""
+Counted as the classes of transformers compute without gradients; `scripts/plan_table.py` compares
+it with runs on tensors without data. Four rows of a tower's width live beside what a layer makes:
+the input of the tower, the residual stream before and after attention, and its normalised copy.
+Inside one lives either what attention or what the MLP makes. Fused attention keeps no scores."""
 
 from flows.memory.outline import Tower
 
+STREAM_ROWS = 4
+"""Of a tower's width, beside what one layer makes."""
 SCORES_BYTES = 4
 """Softmax is computed in 32 bit."""
+TURNED_ROWS = 14
+"""Of a vision tower that turns its queries and keys by place: those, values, and both in 32 bit
+before and after."""
 
 
 def pass_bytes(tower: Tower, sequences: int, tokens: int, each: int, *, fused: bool = True) -> int:
     """Most that lives at once while so many sequences go through a tower; `each`: bytes of a
     number."""
     rows = sequences * tokens
-    stream = 2 * tower.width * each
-    inside = max(attention_bytes(tower, each), mlp_bytes(tower, each))
+    stream = STREAM_ROWS * tower.width * each
+    attention = attention_bytes(tower, each)
     if fused:
-        return rows * (stream + inside)
-    scores = rows * tokens * tower.heads * (each + SCORES_BYTES)
-    return max(rows * (stream + inside), rows * (stream + attention_bytes(tower, each)) + scores)
+        return rows * (stream + max(attention, mlp_bytes(tower, each)))
+    scores = tokens * tower.heads * (each + SCORES_BYTES)
+    return rows * (stream + max(attention + scores, mlp_bytes(tower, each)))
 
 
 def attention_bytes(tower: Tower, each: int) -> int:
     """Of one token: query, keys, values, and what comes out of attention."""
+    if tower.kind == "vision" and not tower.positions:
+        return TURNED_ROWS * tower.width * each
     return (2 * tower.attention.query_width + 2 * tower.attention.key_width) * each
 
 
 def mlp_bytes(tower: Tower, each: int) -> int:
-    """Of one token: what leads in before and after its nonlinearity; gated, the product too."""
-    return (3 if tower.mlp.gated else 2) * tower.mlp.width * each
+    """Of one token: what leads in before and after its nonlinearity; gated, the product too, and
+    without a gate what a nonlinearity of several steps makes in between."""
+    steps = 2 if tower.plain and not tower.mlp.gated else 3
+    return steps * tower.mlp.width * each
 
 
 def logits_bytes(vocabulary: int, rows: int, each: int) -> int:

@@ -17,6 +17,8 @@ LAYERS = ("num_hidden_layers", "depth", "num_layers", "n_layer", "n_layers", "la
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "attention_heads")
 POSITIONS = "pos"
 """What the name of a table of positions holds."""
+PLAIN = ("gelu", "relu", "silu", "gelu_pytorch_tanh")
+"""Nonlinearities that are computed in one step."""
 TABLES = ("embed", "wte", "shared")
 """What the name of a table of words holds, one of these."""
 WRITES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
@@ -46,6 +48,8 @@ class Tower:
     width: int
     shifts: bool
     """Whether its norms have a bias."""
+    plain: bool = False
+    """Whether its nonlinearity is told to be one step."""
     patch: int = 0
     """Pixels of a patch's side; 0 for what sees no pixels."""
     frames_a_patch: int = 1
@@ -217,6 +221,7 @@ def _tower(config: dict[str, Any], stack: Stack, mine: Sequence[Header], is_text
         heads=heads or max(1, attention.query_width // 64),
         width=stack.width,
         shifts=stack.shifts,
+        plain=told.get("hidden_act") in PLAIN,
         patch=pixels.shape[-1] if pixels is not None else 0,
         frames_a_patch=pixels.shape[2] if pixels is not None and len(pixels.shape) == 5 else 1,
         positions=table.shape[0] if table is not None else 0,

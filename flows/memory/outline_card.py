@@ -122,8 +122,9 @@ def encoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
                     kind="image",
                     rows=rows,
                     units=units,
-                    # Pixels as the processor gives them, and in what is computed in.
-                    peak_bytes=rows * units * (PIXEL_BYTES + each) + computed + kept,
+                    # Pixels as the processor gives them, and in what is computed in; features are
+                    # made when what a layer makes is gone.
+                    peak_bytes=rows * units * (PIXEL_BYTES + each) + max(computed, 2 * kept),
                     kept_bytes=kept,
                     flops=pass_flops(tower, pictures, tokens),
                 )
