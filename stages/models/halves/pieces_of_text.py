@@ -6,6 +6,7 @@ it is the most that decoding ever holds. What is position-wise is told by what a
 and then by trying it.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,6 +100,10 @@ def _is_position_wise(module: nn.Module, width: int, half: Any) -> bool:
     """Whether two positions together give what each gives apart, in any arrangement."""
     rows = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0))
     rows = rows.to(device=half.device, dtype=half.dtype)
+    if any(weight.is_meta for weight in module.parameters()):  # it comes when it is needed
+        module = copy.deepcopy(module).to_empty(device=half.device)
+        for weight in module.parameters():
+            nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
     try:
         with torch.inference_mode():
             together = module(rows)
