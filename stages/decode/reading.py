@@ -16,6 +16,7 @@ from artifacts.tensors import make_record
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, count_tokens
+from stages.models.halves.offload import offloaded_bytes
 from stages.models.halves.pieces_of_text import in_pieces
 from stages.models.halves.records import FeatureRecord
 from stages.models.halves.routes import choose_route
@@ -69,20 +70,13 @@ class Reading:
         return {**KEPT[self._kv], **read}
 
     def _settle(self, half: Any, processor: Any, row: FeatureRecord) -> None:
+        # Each piece of a prompt would fetch layers that are not on the device anew.
         if not self._prefill:
             self.way = "whole"
-        elif not comes_in_layers(half) and reads_in_pieces(half, processor, row):
+        elif not offloaded_bytes(half) and reads_in_pieces(half, processor, row):
             self.way = "generate"
         else:
             self.way = "mlp" if in_pieces(half, self._prefill) else "whole"
-
-
-def comes_in_layers(half: Any) -> bool:
-    """Whether the half's weights come to the device layer by layer: each piece of a prompt would
-    fetch all of them again."""
-    return bool(getattr(half, "hf_device_map", None)) and any(
-        place in ("cpu", "disk") for place in half.hf_device_map.values()
-    )
 
 
 def reads_in_pieces(half: Any, processor: Any, row: FeatureRecord) -> bool:

@@ -15,6 +15,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Route
 from stages.models.halves.boundary import Half, Part
 from stages.models.halves.load import config_and_class, load_half, one_line, skeleton_of
+from stages.models.halves.offload import load_in_layers, offloaded_bytes
 from stages.models.halves.pieces import Held
 from stages.models.halves.pieces_of_text import in_pieces
 from stages.models.hub.resolve import resolve_model
@@ -55,6 +56,8 @@ class ModelJob:
     """How the model is run in two stages."""
     pieces: tuple[str, ...] = ()
     """Paths of the other half's pieces that this half is known to need."""
+    offload: bool = False
+    """Layers wait outside the device (of a CPU: in the checkpoint's files) until they compute."""
     prefill: int = 0
     """Positions that go through an MLP of the vision half at once, 0: all; how the language half
     reads its prompts is for who decodes."""
@@ -96,12 +99,20 @@ class ModelJob:
         options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
-        if not (chosen or quantized):
+        if not (chosen or quantized or self.offload):
             half = load_half(folder, keep, pieces=pieces, **options)
             return self._checked(half, keep, pieces)
         skeleton = skeleton_of(config, cls)
         if chosen:
             options["attn_implementation"] = for_half(skeleton, keep, str(self.attention))
+        if self.offload:
+            if quantized:
+                raise UsageError(
+                    "a half in few bits cannot be offloaded",
+                    hint="Ask for native, bf16 or fp16, or give it more memory",
+                )
+            half = load_in_layers(folder, skeleton, keep, tuple(pieces), self.device, options)
+            return self._checked(half, keep, pieces)
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
         stored = stored_modules(skeleton, _tensor_names(folder))
         planned = plan(skeleton, keep, self.precision, dtype, stored)
@@ -162,6 +173,7 @@ def facts(half: Any) -> dict[str, Any]:
         "dtype": str(half.dtype),
         "quantized_modules": dict(quantized),
         "linear_modules": plain + quantized.total(),
+        "bytes_fetched_a_pass": offloaded_bytes(half),
     }
 
 

@@ -40,7 +40,8 @@ def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **opt
     if (stored := options.pop("stored_quantization", None)) is not None:
         config.quantization_config = stored
     options.setdefault("use_safetensors", None if trusted else True)
-    on_host = options.get("device_map") is None
+    places = {str(place) for place in (options.get("device_map") or {"": "cpu"}).values()}
+    on_host = places <= {"cpu", "disk"}
     with (
         _whole_weights(folder),
         _with_packages(cls),

@@ -9,17 +9,16 @@ fetches all of them.
 import contextlib
 import functools
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from artifacts.errors import UsageError
 from stages.models.halves.boundary import Part, absent_paths
-
-AWAY = ("cpu", "disk")
-"""Where accelerate is told to keep what waits."""
+from stages.models.halves.load import load_half
 
 
 def placement(skeleton: Any, keep: Part, pieces: tuple[str, ...], device: str) -> dict[str, str]:
@@ -40,33 +39,63 @@ def placement(skeleton: Any, keep: Part, pieces: tuple[str, ...], device: str) -
 def offloaded_bytes(half: Any) -> int:
     """Bytes that are fetched at each pass, which is at least one for each token; 0 when all weights
     are on the device."""
-    places = getattr(half, "hf_device_map", None) or {}
+    layers = [half.get_submodule(path) for path in _waiting(getattr(half, "hf_device_map", {}))]
+    return sum(weight.nbytes for layer in layers for weight in layer.parameters())
+
+
+def _waiting(places: Mapping[str, Any]) -> list[str]:
+    """Paths of the layers that are not on the device: on a CPU `cpu` is the device."""
     away = "disk" if "disk" in places.values() else "cpu"
-    if len({*places.values()}) < 2:
-        return 0
-    waiting = [half.get_submodule(path) for path, place in places.items() if place == away]
-    return sum(weight.nbytes for layer in waiting for weight in layer.parameters())
+    return [path for path, place in places.items() if place == away and len({*places.values()}) > 1]
+
+
+def load_in_layers(
+    path: Path,
+    skeleton: Any,
+    keep: Part,
+    pieces: tuple[str, ...],
+    device: str,
+    options: dict[str, Any],
+) -> Any:
+    """What `load_half` gives with these options, its layers waiting outside the device. Raises
+    UsageError for a model of which that cannot be had."""
+    places = placement(skeleton, keep, pieces, device)
+    with _whole_layers(skeleton, places) as folder:
+        given = {**options, "device_map": places, "offload_folder": folder}
+        half = load_half(path, keep, pieces=pieces, **given)
+        if any(Path(folder).iterdir()) or half.device.type == "meta":
+            raise UsageError(
+                f"the weights of {type(half).__name__} are arranged anew as they are loaded, and "
+                "cannot stay in their files",
+                hint="Give it more memory, or choose a lower precision",
+            )
+    return half
 
 
 @contextlib.contextmanager
-def whole_layers(skeleton: Any, places: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Options of the loader for these places. It would have every linear layer fetched by itself;
-    within this block it has layers fetched whole, which some read the weights of in one go."""
+def _whole_layers(skeleton: Any, places: dict[str, str]) -> Iterator[str]:
+    """A folder for the loader, which would have every linear layer fetched by itself: within this
+    block it has layers fetched whole, as some read all of their weights in one go."""
     from accelerate.utils import offload
     from safetensors import safe_open
     from transformers.integrations import accelerate as integration
 
-    layers = [path for path, place in places.items() if place in AWAY]
-    names = sorted({type(skeleton.get_submodule(path)).__name__ for path in layers})
-    stock = integration.dispatch_model
-    with tempfile.TemporaryDirectory(prefix="penstock-offload-") as folder:
-        integration.dispatch_model = functools.partial(stock, preload_module_classes=names)
+    library: Any = integration
+    stock = library.dispatch_model
+    names = sorted({type(skeleton.get_submodule(path)).__name__ for path in _waiting(places)})
+    with (
+        tempfile.TemporaryDirectory(prefix="penstock-offload-") as folder,
+        warnings.catch_warnings(),
+    ):
+        # Single weights have a place as well, which accelerate looks for among modules.
+        warnings.filterwarnings("ignore", message="The following device_map keys")
+        library.dispatch_model = functools.partial(stock, preload_module_classes=names)
         # A mapped file counts as a whole against a limit, and each read tensor would map it anew.
         offload.safe_open = functools.partial(safe_open, backend="pread")
         try:
-            yield {"device_map": places, "offload_folder": folder}
+            yield folder
         finally:
-            integration.dispatch_model = stock
+            library.dispatch_model = stock
 
 
 def _place(
