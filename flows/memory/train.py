@@ -27,9 +27,9 @@ RANK = 8
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Of a number: itself, a scale of 8 bits a block of 64, and one of 32 bits for 256 of those."""
 BUCKETS = 2 * 200_000_000
-"""Numbers that ZeRO gathers and reduces at a time, as ms-swift's configurations have it."""
-GATHERED_LAYERS = 2
-"""Layers that ZeRO 3 has whole at once: the one that computes and the next."""
+"""Numbers that ZeRO 1 and 2 gather and reduce at a time, as ms-swift's configurations have it."""
+LIVE = 1_000_000_000
+"""Numbers of weights that ZeRO 3 has whole at once, at the most (stage3_max_live_parameters)."""
 ANY_SIZE_PIXELS = 1280 * 28 * 28
 """Pixels of a picture for a tower that takes any size: as Qwen2.5-VL's model card advises."""
 ZERO = "Rajbhandari et al. 2020, ZeRO (arXiv:1910.02054)"
@@ -151,7 +151,7 @@ def train_estimate(outline: Outline, training: Training) -> TrainEstimate:
     frozen = outline.parameters - (trained if full else 0)
     terms = [
         *_states(outline, text, training, trained, frozen),
-        *_gathered(outline, text, training, trained),
+        *_gathered(outline, training, trained),
         *_computing(outline, text, training),
     ]
     computed = sum(term.bytes for term in terms if term.moment == "backward")
@@ -216,19 +216,16 @@ def _states(
         )
 
 
-def _gathered(
-    outline: Outline, text: Tower, training: Training, trained: int
-) -> Iterator[TrainTerm]:
+def _gathered(outline: Outline, training: Training, trained: int) -> Iterator[TrainTerm]:
     if training.gpus < 2 or not training.zero:
         return
-    buckets = HALF * min(BUCKETS, 2 * trained)
-    why = f"what is gathered and reduced at a time, {buckets // HALF / 1e6:,.0f} M x {HALF} bytes"
-    yield TrainTerm(part="gathered", bytes=buckets, why=why, source=ZERO)
     if training.zero == 3:
-        table = outline.embedding_parameters // (1 if outline.tied else 2)
-        whole = max(GATHERED_LAYERS * text.layer_parameters, table)
-        why = f"{GATHERED_LAYERS} layers or the table of words whole, {whole / 1e6:,.0f} M x {HALF}"
-        yield TrainTerm(part="gathered", bytes=HALF * whole, why=why, source=ZERO)
+        whole = min(LIVE, outline.parameters)
+        why = f"weights that are whole at a time, {whole / 1e6:,.0f} M x {HALF} bytes"
+    else:
+        whole = min(BUCKETS, 2 * trained)
+        why = f"what is gathered and reduced at a time, {whole / 1e6:,.0f} M x {HALF} bytes"
+    yield TrainTerm(part="gathered", bytes=HALF * whole, why=why, source=ZERO)
 
 
 def _computing(outline: Outline, text: Tower, training: Training) -> Iterator[TrainTerm]:

@@ -1,0 +1,249 @@
+"""Prints the tables of docs/memory.md: what the plan cases take, by their dimensions, and what
+fine-tuning them would take beside what others report. `--write` puts them into the page."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from flows.config import CaptionConfig  # noqa: E402
+from flows.memory.outline import Outline, read_outline  # noqa: E402
+from flows.memory.outline_card import outline_estimates, outline_model  # noqa: E402
+from flows.memory.rungs import Rung  # noqa: E402
+from flows.memory.train import Training, train_estimate  # noqa: E402
+from stages.models.hub.checkpoint import Checkpoint  # noqa: E402
+from tests.plan_cases import make_folder, plan_case  # noqa: E402
+
+PAGE = ROOT / "docs" / "memory.md"
+GIB = 1 << 30
+TEXT_TOKENS = 64
+EVA, LLAVA, CLIP = "eva-clip-8b", "llava-1.5-7b-hf", "clip-vit-large-patch14"
+COG, QWEN = "cogvlm2-llama3-caption", "qwen2.5-vl-7b-instruct"
+
+
+class Case(NamedTuple):
+    """A model in a budget."""
+
+    name: str
+    budget: int
+    """GiB of a GPU."""
+    precision: str
+    batch: int
+    frames: int
+    layered: bool = False
+    """Whether layers come from host memory one by one."""
+
+
+CASES = (
+    Case(EVA, 15, "bf16", 8, 1),
+    Case(EVA, 3, "bf16", 8, 1, layered=True),
+    Case(LLAVA, 24, "native", 8, 1),
+    Case(LLAVA, 16, "native", 4, 1),
+    Case(LLAVA, 8, "int8", 1, 1),
+    Case(LLAVA, 6, "nf4", 2, 1),
+    Case(COG, 24, "native", 8, 24),
+    Case(COG, 16, "nf4", 8, 24),
+    Case(CLIP, 8, "native", 64, 1),
+    Case(QWEN, 24, "native", 4, 1),
+    Case(QWEN, 12, "nf4", 4, 1),
+)
+SWIFT = "ms-swift `examples/train/"
+
+
+class Tuning(NamedTuple):
+    """A model that is fine-tuned, and what is reported of it."""
+
+    model: str
+    training: Training
+    reported: str
+    source: str
+
+
+TEXT = "Qwen2.5-7B (text)"
+ALL = "Qwen2.5-VL-7B"
+TUNINGS = (
+    Tuning(
+        TEXT,
+        Training(method="full", checkpointing=True, optimizer="bf16"),
+        "76 GiB",
+        f"{SWIFT}full/train.sh`",
+    ),
+    Tuning(ALL, Training(method="full", checkpointing=True, optimizer="bf16"), "", ""),
+    Tuning(ALL, Training(method="full", checkpointing=True), "", ""),
+    Tuning(ALL, Training(method="full"), "", ""),
+    Tuning(ALL, Training(method="full", checkpointing=True, zero=3, gpus=4), "", ""),
+    Tuning(TEXT, Training(method="lora", checkpointing=True), "22 GB", f"{SWIFT}lora_sft.sh`"),
+    Tuning(
+        ALL,
+        Training(method="lora", checkpointing=True),
+        "22 GiB",
+        f"{SWIFT}multimodal/caption.sh`",
+    ),
+    Tuning(
+        TEXT,
+        Training(method="qlora", checkpointing=True),
+        "10 GB",
+        f"{SWIFT}qlora/bnb/train.sh`",
+    ),
+    Tuning(ALL, Training(method="qlora", checkpointing=True), "", ""),
+    Tuning(
+        ALL,
+        Training(method="qlora", checkpointing=True, length=512, frames=0),
+        "6 GB",
+        "LLaMA-Factory's table, of 7B models",
+    ),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put them into docs/memory.md")
+    given = parser.parse_args()
+    found = tables()
+    if not given.write:
+        print("\n\n".join(f"{name}\n\n{text}" for name, text in found.items()))
+        return 0
+    page = PAGE.read_text()
+    for name, text in found.items():
+        page = put(page, name, text)
+    PAGE.write_text(page)
+    return 0
+
+
+def put(page: str, name: str, text: str) -> str:
+    """The page with a table between its two marks."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, rest = page.split(begin)
+    return before + begin + text + "\n" + end + rest.split(end)[1]
+
+
+def tables() -> dict[str, str]:
+    """Name → table."""
+    with tempfile.TemporaryDirectory() as root:
+        outlines = {}
+        for name in (EVA, LLAVA, CLIP, COG, QWEN):
+            case = replace(plan_case(name), processor=None)
+            folder = make_folder(case, Path(root) / name)
+            outlines[name] = read_outline(Checkpoint(name=case.name, folder=folder))
+        return {
+            "cases": "\n".join(case_lines(outlines)),
+            "fine-tuning": "\n".join(tuning_lines(outlines[QWEN])),
+        }
+
+
+def case_lines(outlines: dict[str, Outline]) -> Iterator[str]:
+    heads = (
+        "model",
+        "GiB",
+        "precision",
+        "batch x pictures",
+        "stage",
+        "weights",
+        "computing",
+        "KV cache",
+        "peak",
+        "without fused attention",
+    )
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + "---|" * len(heads)
+    for case in CASES:
+        fused, unfused = (estimates(outlines[case.name], case, fused=f) for f in (True, False))
+        for at, (found, other) in enumerate(zip(fused, unfused, strict=True)):
+            fits = "" if found.peak_bytes <= case.budget * GIB else " (does not fit)"
+            told = (plan_case(case.name).name, str(case.budget), found.rung.precision)
+            size = f"{case.batch} x {case.frames}{', layer by layer' if case.layered else ''}"
+            cells = [
+                *(told if at == 0 else ("", "", found.rung.precision)),
+                size if at == 0 else "",
+                found.rung.stage,
+                *(gib(b) for b in (found.weight_bytes, found.activation_bytes, found.kv_bytes)),
+                gib(found.peak_bytes) + fits,
+                gib(other.peak_bytes),
+            ]
+            yield "| " + " | ".join(cells) + " |"
+
+
+def estimates(outline: Outline, case: Case, *, fused: bool) -> list[Any]:
+    config = CaptionConfig(sources=(), precision=case.precision)
+    checkpoint = Checkpoint(name=case.name, folder=ROOT)
+    model = outline_model(checkpoint, outline, config, "cuda:0", fused=fused)
+    stages = ("encode", "decode") if model.card.language.parameters else ("encode",)
+    halves = {"encode": model.vision, "decode": model.language}
+    rungs = [
+        Rung(
+            stage=stage,
+            batch=case.batch,
+            precision=halves[stage].precision,
+            offload=case.layered,
+        )
+        for stage in stages
+    ]
+    return outline_estimates(
+        model, rows=case.batch, frames=case.frames, tokens=TEXT_TOKENS, rungs=rungs
+    )
+
+
+def tuning_lines(outline: Outline) -> Iterator[str]:
+    heads = (
+        "model",
+        "how",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "logits or layer",
+        "peak a GPU",
+        "reported",
+        "by",
+    )
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + "---|" * len(heads)
+    for tuning in TUNINGS:
+        found = train_estimate(alone(outline) if tuning.model == TEXT else outline, tuning.training)
+
+        def part(*names: str, of: Any = found) -> str:
+            return gib(sum(term.bytes for term in of.terms if term.part in names))
+
+        cells = [
+            tuning.model,
+            how(tuning.training),
+            *(part(name) for name in ("weights", "gradients", "optimizer", "activations")),
+            part("logits", "layer"),
+            gib(found.peak_bytes),
+            tuning.reported,
+            tuning.source,
+        ]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def how(training: Training) -> str:
+    words: list[str] = [training.method]
+    if training.method == "full":
+        words.append(f"AdamW {training.optimizer}")
+    if training.zero:
+        words.append(f"ZeRO {training.zero} on {training.gpus}")
+    words.append(f"{training.length:,} tokens")
+    words.append("recomputed" if training.checkpointing else "kept")
+    return ", ".join(words)
+
+
+def alone(outline: Outline) -> Outline:
+    """The language half as a model of its own."""
+    towers = tuple(tower for tower in outline.towers if tower.kind == "text")
+    return replace(
+        outline, towers=towers, parameters=outline.text_parameters, connector_parameters=0
+    )
+
+
+def gib(count: float) -> str:
+    return f"{count / GIB:.2f}" if count else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
