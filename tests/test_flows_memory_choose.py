@@ -40,7 +40,9 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
     assert error.exit_code == 3
     assert "the decode stage of llava takes 13." in error.message
     assert "8.00 GiB of cuda:0 is allowed" in error.message
-    assert "--language-precision int8 (decode then takes 7." in error.hint
+    assert "--precision auto (decode takes 7." in error.hint
+    assert "with batch 1, int8)" in error.hint
+    assert "--language-precision int8 (decode takes 7." in error.hint
     assert "--memory 13.75GiB" in error.hint
 
 

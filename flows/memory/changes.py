@@ -10,10 +10,10 @@ from typing import Any
 from artifacts.errors import CannotFit, UsageError
 from flows.memory.arithmetic import gib
 from flows.memory.budget import Budget
-from flows.memory.choose import Choice, Question, allowed, fits
+from flows.memory.choose import Choice, Question, allowed, choices
 from flows.memory.estimate import StageEstimate
-from flows.memory.rungs import Rung
-from flows.precision import QUANTIZED, settle
+from flows.memory.ways import rungs_of
+from flows.precision import QUANTIZED, lighter, settle
 
 STEP = 1 << 28
 """A budget is named in quarters of a GiB."""
@@ -31,20 +31,19 @@ class Change:
     """What the stage then takes, that did not fit."""
 
     def line(self) -> str:
-        """`--precision int8 (decode then takes 7.10 GiB)`."""
-        return f"{self.option} ({self.takes.rung.stage} then takes {gib(self.takes.peak_bytes)})"
+        """`--precision auto (decode takes 7.10 GiB with batch 8, int8)`."""
+        peak = gib(self.takes.peak_bytes)
+        return f"{self.option} ({self.takes.rung.stage} takes {peak} with {self.takes.rung.name})"
 
 
 def cannot_fit(question: Question, refused: Sequence[Choice], budget: Budget) -> CannotFit:
     """The error that names what does not fit and what would."""
     worst = max(refused, key=lambda choice: choice.taken.peak_bytes)
     least = worst.taken
-    rung = least.rung
-    how = f"batch {rung.batch}" + (f", {rung.precision}" if rung.precision else "")
     where = "the host" if question.device == "cpu" else question.device
     message = (
-        f"the {rung.stage} stage of {question.model.name} takes {gib(least.peak_bytes)} at least "
-        f"({how}), and {gib(allowed(least, budget))} of {where} is allowed"
+        f"the {least.rung.stage} stage of {question.model.name} takes {gib(least.peak_bytes)} at "
+        f"least ({least.rung.name}), and {gib(allowed(least, budget))} of {where} is allowed"
     )
     found = [change.line() for change in changes(question, worst, budget)]
     hint = f"Give {', or '.join(found[:NAMED])}" if found else "Choose a smaller model"
@@ -52,46 +51,79 @@ def cannot_fit(question: Question, refused: Sequence[Choice], budget: Budget) ->
 
 
 def changes(question: Question, stuck: Choice, budget: Budget) -> list[Change]:
-    """The smallest of each kind, gentlest first."""
-    least = stuck.taken
-    found = [*_other_frames(question, least, budget), *_other_precision(question, least, budget)]
-    if least.peak_bytes <= budget.total_bytes:
-        size = f"{math.ceil(least.peak_bytes / STEP) * STEP / (1 << 30):g}GiB"
-        found.append(Change(option=f"--memory {size}", takes=least))
+    """What would make all stages fit, the smallest of each kind, gentlest first. `stuck` is one
+    that does not."""
+    stage = stuck.taken.rung.stage
+    tried = (_auto(question, stage), *_frames(question), *_precisions(question, stage))
+    found: list[Change] = []
+    for option, other in tried:
+        takes = _takes(other, stage, budget) if other is not None else None
+        kind = option.split()[0]
+        if takes is not None and kind not in (known.option.split()[0] for known in found):
+            found.append(Change(option=option, takes=takes))
+    more = math.ceil(_most(question, budget) / STEP) * STEP
+    if more <= budget.total_bytes:
+        takes = _takes(question, stage, replace(budget, bytes=more))
+        if takes is not None:
+            found.append(Change(option=f"--memory {more / (1 << 30):g}GiB", takes=takes))
     return found
 
 
-def _other_frames(question: Question, least: StageEstimate, budget: Budget) -> Iterator[Change]:
+def _takes(question: Question, stage: str, budget: Budget) -> StageEstimate | None:
+    """What that stage then takes; None when it or another one still does not fit."""
+    found = choices(question, rungs_of(question), budget)
+    return found[stage].taken if all(choice.fits for choice in found.values()) else None
+
+
+def _most(question: Question, budget: Budget) -> int:
+    """The least budget that all stages keep to, each on its smallest rung."""
+    return max(
+        min(question.estimate(rung).peak_bytes for rung in rungs)
+        for stage, rungs in rungs_of(question).items()
+        if stage in question.stages and (stage != "frames" or budget.device == "cpu")
+    )
+
+
+def _auto(question: Question, stage: str) -> tuple[str, Question | None]:
+    config, half = question.config, _half(stage)
+    own = {"vision": config.vision_precision, "language": config.language_precision}.get(half)
+    asked = f"{half}_precision" if own else "precision"
+    if half == "" or (own or config.precision) == "auto":
+        return "", None
+    return f"--{asked.replace('_', '-')} auto", in_precision(question, **{asked: "auto"})
+
+
+def _frames(question: Question) -> Iterator[tuple[str, Question | None]]:
     most = max((load.frames for load in question.loads if load.kind == "video"), default=0)
-    fewer = takewhile(lambda count: count >= 1, (most >> step for step in range(1, 32)))
-    for frames in fewer:
-        loads = [load.with_frames(min(frames, load.frames)) for load in question.loads]
-        takes = replace(question, loads=tuple(loads)).estimate(least.rung)
-        if fits(takes, budget):
-            yield Change(option=f"--max-frames {frames}", takes=takes)
-            return
+    for count in takewhile(lambda count: count >= 1, (most >> step for step in range(1, 32))):
+        loads = (load.with_frames(min(count, load.frames)) for load in question.loads)
+        yield f"--max-frames {count}", replace(question, loads=tuple(loads))
 
 
-def _other_precision(question: Question, least: StageEstimate, budget: Budget) -> Iterator[Change]:
-    half = {"encode": "vision", "decode": "language"}.get(least.rung.stage)
-    if half is None:
-        return
-    for precision in ("bf16", *QUANTIZED):
-        takes = in_precision(question, half, precision, least.rung)
-        if takes is not None and takes.peak_bytes < least.peak_bytes and fits(takes, budget):
-            yield Change(option=f"--{half}-precision {precision}", takes=takes)
-            return
+def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question | None]]:
+    half = _half(stage)
+    for precision in ("bf16", *QUANTIZED) if half else ():
+        other = in_precision(question, **{f"{half}_precision": precision})
+        yield f"--{half}-precision {precision}", other
 
 
-def in_precision(question: Question, half: str, precision: str, rung: Rung) -> StageEstimate | None:
-    """What a stage takes with its half in another precision; None when it cannot be had in it."""
-    asked: dict[str, Any] = {f"{half}_precision": precision}
-    config = replace(question.config, precision="native", **asked)
+def _half(stage: str) -> str:
+    """The half that a stage runs; empty for frames."""
+    return {"encode": "vision", "decode": "language"}.get(stage, "")
+
+
+def in_precision(question: Question, **options: str) -> Question | None:
+    """The same with halves in another precision; None when they cannot be had in it."""
+    changed: dict[str, Any] = options
+    config, card = replace(question.config, **changed), question.model.card
     try:
-        settings = settle(config, question.model.card, question.device)
+        settings = settle(config, card, question.device)
     except UsageError:
         return None
-    vision, language = settings["vision"], settings["language"]
-    model = replace(question.model, vision=vision, language=language)
-    other = replace(rung, precision=(vision if half == "vision" else language).precision)
-    return replace(question, model=model).estimate(other)
+    model = replace(
+        question.model,
+        vision=settings["vision"],
+        language=settings["language"],
+        lighter=lighter(config, card, question.device),
+    )
+    return replace(question, model=model, config=config)
