@@ -6,7 +6,7 @@ from typing import Any
 from flows.display import duration, size
 from flows.memory.arithmetic import gib
 from flows.memory.choose import Choice, allowed
-from flows.memory.what_fits import BUDGETS_GIB, what_fits
+from flows.memory.what_fits import BUDGETS_GIB, LEGEND, what_fits
 from flows.plan import Plan, figures
 from flows.sizes import SHOT_SECONDS
 
@@ -110,7 +110,7 @@ def what_fits_lines(plan: Plan) -> Iterator[str]:
         yield _cells("", [str(size) for size in BUDGETS_GIB])
         for name, cells in what_fits(plan.question, device).items():
             yield _cells(name, [cell.text() for cell in cells])
-    yield "  a/b: encode/decode · *: prompts in pieces or KV cache in host memory · -: does not fit"
+    yield f"  {LEGEND}"
 
 
 def _cells(name: str, cells: list[str]) -> str:

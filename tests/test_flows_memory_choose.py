@@ -43,7 +43,7 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
     assert "--precision auto (decode takes 7." in error.hint
     assert "with batch 1, int8)" in error.hint
     assert "--language-precision int8 (decode takes 7." in error.hint
-    assert "--memory 13.75GiB" in error.hint
+    assert "--memory 13.25GiB" in error.hint
 
 
 def test_each_change_that_is_named_fits() -> None:

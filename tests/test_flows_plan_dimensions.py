@@ -38,7 +38,7 @@ def test_a_tower_without_a_class_is_planned_with_its_reason(
     assert stages["encode"]["peak_bytes"] < 15 * GIB
     assert "planned from dimensions" in told["notes"][0]
     assert "without fused attention: encode" in told["notes"][1]
-    assert set(told["what_fits"]) == {"native", "bf16", "nf4, vision too"}
+    assert set(told["what_fits"]) == {"native", "bf16", "nf4, vision too", "auto"}
     code, told = planned(capsys, folder, "--precision", "bf16", "--memory", "3GiB")
     assert code == 3
     assert not told["fits"]

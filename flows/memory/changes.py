@@ -57,9 +57,11 @@ def changes(question: Question, stuck: Choice, budget: Budget) -> list[Change]:
     tried = (_auto(question, stage), *_frames(question), *_precisions(question, stage))
     found: list[Change] = []
     for option, other in tried:
-        takes = _takes(other, stage, budget) if other is not None else None
-        kind = option.split()[0]
-        if takes is not None and kind not in (known.option.split()[0] for known in found):
+        kinds = {change.option.split()[0] for change in found}
+        if other is None or option.split()[0] in kinds:
+            continue
+        takes = _takes(other, stage, budget)
+        if takes is not None:
             found.append(Change(option=option, takes=takes))
     more = math.ceil(_most(question, budget) / STEP) * STEP
     if more <= budget.total_bytes:

@@ -1,15 +1,15 @@
 """Which memory takes this model in which precision: budgets by precisions, each cell by the same
 arithmetic as a plan."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from artifacts.errors import UsageError
 from flows.memory.budget import Budget
+from flows.memory.changes import in_precision
 from flows.memory.choose import Choice, Question, choices
+from flows.memory.rungs import Rung
 from flows.memory.ways import rungs_of
-from flows.precision import settle
 
 BUDGETS_GIB = (4, 6, 8, 12, 16, 24)
 PRECISIONS: Mapping[str, dict[str, str]] = {
@@ -18,8 +18,19 @@ PRECISIONS: Mapping[str, dict[str, str]] = {
     "int8": {"precision": "int8"},
     "nf4": {"precision": "nf4"},
     "nf4, vision too": {"precision": "nf4", "vision_precision": "nf4"},
+    "auto": {"precision": "auto"},
 }
 """What stands before a row → the options that it means."""
+MARKS: Mapping[str, Callable[[Rung, Rung], bool]] = {
+    "*": lambda first, taken: (taken.prefill, taken.kv) != (first.prefill, first.kv),
+    "+": lambda first, taken: taken.precision != first.precision,
+    "o": lambda first, taken: taken.offload,
+}
+"""Mark → whether a rung has earned it, beside the one that was asked for."""
+LEGEND = (
+    "a/b: encode/decode · *: prompts in pieces or KV cache in host memory · +: quantized · "
+    "o: weights in host memory, far slower · -: does not fit"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,15 +41,16 @@ class Cell:
     fits: bool
     batches: dict[str, int]
     """Stage → chunks at once, of the stages that use the model."""
-    smaller: bool
-    """Whether a stage is on another rung than one with a smaller batch."""
+    marks: str
+    """Of what else it takes, as `MARKS` has it."""
 
     def text(self) -> str:
-        """`8`, `4/1`: chunks at once, of encode and decode where they differ; `-`: does not fit."""
+        """`8`, `4/1*`: chunks at once, of encode and decode where they differ, and what else it
+        takes; `-`: does not fit."""
         if not self.fits:
             return "-"
         counts = list(dict.fromkeys(self.batches.values()))
-        return "/".join(map(str, counts)) + ("*" if self.smaller else "")
+        return "/".join(map(str, counts)) + self.marks
 
 
 def what_fits(question: Question, device: str) -> dict[str, list[Cell]]:
@@ -50,7 +62,9 @@ def what_fits(question: Question, device: str) -> dict[str, list[Cell]]:
         in_it = _in(question, options, device)
         if in_it is None:
             continue
-        takes = (in_it.model.vision.weight_bytes, in_it.model.language.weight_bytes)
+        model = in_it.model
+        auto = in_it.config.precision == "auto"
+        takes = (model.vision.weight_bytes, model.language.weight_bytes, auto)
         if takes not in told:
             told.add(takes)
             found[name] = [_cell(in_it, gib) for gib in BUDGETS_GIB]
@@ -61,14 +75,8 @@ def _in(question: Question, options: dict[str, str], device: str) -> Question | 
     changed: dict[str, Any] = {"vision_precision": None, "language_precision": None, **options}
     if not question.model.card.language.parameters:
         changed["language_precision"] = "native"
-    config = replace(question.config, **changed)
-    try:
-        settings = settle(config, question.model.card, device)
-    except UsageError:
-        return None
-    model = replace(question.model, vision=settings["vision"], language=settings["language"])
     stages = tuple(stage for stage in question.stages if stage != "frames")
-    return replace(question, model=model, config=config, device=device, stages=stages)
+    return in_precision(replace(question, device=device, stages=stages), **changed)
 
 
 def _cell(question: Question, gib: int) -> Cell:
@@ -87,8 +95,9 @@ def _cell(question: Question, gib: int) -> Cell:
         gib=gib,
         fits=all(choice.fits for choice in found.values()),
         batches={stage: choice.taken.rung.batch for stage, choice in found.items()},
-        smaller=any(
-            replace(choice.taken.rung, batch=1) != replace(choice.first.rung, batch=1)
-            for choice in found.values()
+        marks="".join(
+            mark
+            for mark, earned in MARKS.items()
+            if any(earned(choice.first.rung, choice.taken.rung) for choice in found.values())
         ),
     )
