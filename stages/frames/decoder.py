@@ -15,6 +15,7 @@ from stages.frames.opening import open_video
 from stages.frames.route import END, Route
 from stages.frames.survey import packets
 from stages.frames.timeline import Keyframes, VideoPacket
+from stages.process.budget import room
 
 MAX_BAD_PACKETS = 1000
 """So many packets in a row that cannot be decoded (some 40 s) are taken for the end of the file;
@@ -24,6 +25,10 @@ SEEK_PAYS_PACKETS = 64
 
 MOST_THREADS = 16
 """Each thread of the decoder holds frames; FFmpeg itself takes no more than this unasked."""
+ROOM_PICTURES = 4
+PIXEL_BYTES = 4
+"""Where memory is so short that fewer pictures of so many bytes a pixel find room, none is believed
+to be damaged."""
 NOWHERE = 1 << 62
 """Later than any time in a file."""
 
@@ -213,12 +218,20 @@ class Decoder:
             self._bad_in_a_row = 0
         except av.error.EOFError:
             self._ended = True
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            if self._starves():
+                raise MemoryError(f"no room for pictures of {self.stream.width} pixels") from error
             # Memory that cannot be had is damage too: the size of a picture was misread.
             self.landed = None
             self.bad_packets += 1
             self._bad_in_a_row += 1
             self._ended = self._ended or self._bad_in_a_row > MAX_BAD_PACKETS
+
+    def _starves(self) -> bool:
+        """Whether this process has hardly any memory left. FFmpeg takes a picture that it gets no
+        memory for as one that cannot be decoded, and says no more than that."""
+        context = self.stream.codec_context
+        return room() < ROOM_PICTURES * context.width * context.height * PIXEL_BYTES
 
 
 def _identity(packet: VideoPacket) -> _Identity:

@@ -10,6 +10,7 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from artifacts.errors import MediaError
+from stages.process.budget import short
 
 ISO_BRANDS_AT = slice(4, 8)
 """Where an MP4 or MOV file says `ftyp`."""
@@ -47,8 +48,10 @@ def is_damage(error: av.error.FFmpegError, path: Path) -> bool:
     """Whether the file's content is at fault, and not its disk.
 
     Over broken content FFmpeg speaks of input and output as well, and asks for memory that no
-    machine has; so the disk is asked itself.
+    machine has; so the disk is asked itself, and who has little memory left is the one at fault.
     """
+    if isinstance(error, MemoryError):
+        return not short()
     if not isinstance(error, OSError):
         return True
     try:

@@ -26,6 +26,8 @@ from stages.frames.picture import read_picture
 from stages.frames.plan import ChunkPlan
 from stages.frames.video import Chunk, Damage, Video
 from stages.frames.watchdog import Watchdog
+from stages.process.budget import short
+from stages.process.ending import out_of_memory
 from stages.process.report import Report
 
 log = logging.getLogger(__name__)
@@ -251,6 +253,8 @@ class Stage:
             with self.watchdog.over():
                 yield
         except MediaError as error:
+            if out_of_memory(error) and short():
+                raise MemoryError(error.message) from error
             if error.kind in PASSING:
                 hint = "Check the disk it lies on; the same command then goes on"
                 raise EnvironmentFault(error.message, hint=hint) from error
@@ -263,6 +267,8 @@ class Stage:
         except (PenstockError, MemoryError):
             raise
         except Exception as error:
+            if out_of_memory(error):
+                raise
             # One file must not end the run, whatever a library makes of it.
             log.warning("while cutting %s", medium.path, exc_info=True)
             self._refuse(

@@ -6,6 +6,7 @@ counts, whether it is used or not, and so do the stacks of threads. On a GPU tor
 
 import contextlib
 import ctypes
+import math
 import os
 import resource
 import sys
@@ -81,6 +82,13 @@ def short() -> bool:
     have this one."""
     look(taken())
     return any(limit.short for limit in _limits)
+
+
+def room() -> float:
+    """Bytes that this process would have had left when it took the most; infinite without a
+    limit."""
+    look(taken())
+    return min((limit.bytes - limit.most_bytes for limit in _limits), default=math.inf)
 
 
 def lift() -> None:

@@ -28,7 +28,8 @@ OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "Cannot allocate memory",
-    # NumPy, Python, C++
+    # Pillow, NumPy, Python, C++
+    "out of memory when reading",
     "Unable to allocate",
     "MemoryError",
     "std::bad_alloc",

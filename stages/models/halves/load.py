@@ -46,7 +46,7 @@ def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **opt
         _whole_weights(folder),
         _with_packages(cls),
         weights_here(folder) as there,
-        _reading_ranges() if on_host else contextlib.nullcontext(),
+        reading_ranges() if on_host else contextlib.nullcontext(),
     ):
         model, found = half_class(cls, keep, tuple(pieces)).from_pretrained(
             there, config=config, output_loading_info=True, **options
@@ -64,7 +64,7 @@ def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **opt
 
 
 @contextlib.contextmanager
-def _reading_ranges() -> Iterator[None]:
+def reading_ranges() -> Iterator[None]:
     """Have the loader read each tensor that the half has into memory of its own, instead of mapping
     whole files to be written to, which the kernel counts against a limit, with what is in them of
     the other half."""
