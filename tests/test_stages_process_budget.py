@@ -247,6 +247,7 @@ def test_the_stacks_of_threads_take_nothing_of_the_budget(tmp_path: Path) -> Non
         "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried",
         "DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
         "terminate called after throwing an instance of 'std::bad_alloc'",
+        "memory allocation of 73400320 bytes failed",
     ],
 )
 def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) -> None:

@@ -33,6 +33,8 @@ OUT_OF_MEMORY = (
     "Unable to allocate",
     "MemoryError",
     "std::bad_alloc",
+    # Rust, of safetensors and tokenizers, which then aborts
+    "memory allocation of",
 )
 """How an out-of-memory death reads in a stage's last words."""
 PERHAPS_OUT_OF_MEMORY = (
@@ -44,6 +46,8 @@ PERHAPS_OUT_OF_MEMORY = (
     "Resource temporarily unavailable",
     "Thread creation failed",
     "can't start new thread",
+    # Rust, of an object of Python that it did not get
+    "PyObject pointer is null",
     # cuBLAS and cuDNN, of their handles
     "STATUS_NOT_INITIALIZED",
     "STATUS_INTERNAL_ERROR",
