@@ -126,7 +126,9 @@ class RunRecord:
 
     def _count(self, outcome: StageOutcome, attention: str, precision: Mapping[str, str]) -> None:
         entry = self.stage(outcome.name)
-        offset, ended = entry["seconds"], time.time()
+        ended, before = time.time(), entry["timeline"][-1:]
+        # Its points begin after the last of the process before, which may have looked once more.
+        offset = max(entry["seconds"], *(point[0] + 0.01 for point in before), 0.0)
         began = entry["since"] or ended - outcome.seconds
         span = [round(began - self._began, 1), round(ended - self._began, 1), round(offset, 2)]
         entry["spans"].append([max(0.0, span[0]), *span[1:]])

@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-SIZE = (1120, 1500)
-OPTIONS = ("--model=demo", "--chunk=1.5", "--fps=4", "--batch-size=2", "--memory=1GB")
+SIZE = (1120, 1930)
+OPTIONS = ("--model=demo", "--chunk=1.5", "--fps=4", "--batch-size=16", "--memory=100MB")
 
 
 def main() -> int:
@@ -41,8 +41,8 @@ def main() -> int:
             browser.wait("return document.querySelector('video').readyState >= 2")
             browser.run("scrollTo(0, 0)")
             browser.hover(".plot svg", 150, 0)
-            picture = Image.open(io.BytesIO(browser.screenshot()))
-    picture.convert("RGB").save(to, optimize=True)
+            picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(to, optimize=True)
     print(f"{to}: {to.stat().st_size:,} bytes")
     return 0
 

@@ -257,6 +257,12 @@ def test_the_record_tells_when_each_process_worked(tmp_path: Path) -> None:
         record.add(StageOutcome(name="encode", seconds=2.0), attention="", precision={})
     (start, end, worked), (again, _, offset) = record.stage("encode")["spans"]
     assert 0 <= start <= end <= again and (worked, offset) == (0.0, 2.0)
+    looked_again = [[0.0, 5, 0], [2.03, 7, 0]]
+    for timeline in (looked_again, [[0.0, 6, 0]]):
+        outcome = StageOutcome(name="decode", seconds=2.0, timeline=timeline)
+        record.add(outcome, attention="", precision={})
+    curves = timeline_of(record.value)["stages"][2]["curves"]
+    assert [[point[1] for point in curve] for curve in curves] == [[5, 7], [6]]
     record.stage("encode")["spans"] = [[n, n + 1, 2.0 * n] for n in range(SPANS)]
     record.add(StageOutcome(name="encode", seconds=2.0), attention="", precision={})
     spans = record.stage("encode")["spans"]

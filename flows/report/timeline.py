@@ -79,7 +79,10 @@ def _curves(
     a process and not its start, since it may have waited for the GPU before it looked.
     """
     spans = spans or [[0.0, worked, 0.0]]
-    ends = [*(span[2] for span in spans[1:]), worked]
+    ends = [
+        *(span[2] for span in spans[1:]),
+        max(worked, *(point[0] for point in points[-1:]), 0.0),
+    ]
     found: list[list[list[Any]]] = [[] for _ in spans]
     at = 0
     for seconds, host, device in points:
