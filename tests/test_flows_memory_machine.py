@@ -50,7 +50,7 @@ def test_figures_are_those_of_a_machine(measured: tuple[Path, Machine]) -> None:
     assert 0.1 < machine.python_seconds < 60
     assert machine.flops("fp32") > 1e8
     for points in machine.passes.values():
-        assert [tokens for tokens, _ in points] == [1, 8, 512]
+        assert [tokens for tokens, _ in points] == [1, 8, 256]
         assert points[0][1] < points[-1][1]
     assert min(machine.disk_read, machine.disk_write, machine.prepare) > 1e5
     assert {*machine.passes, *(name.split()[-1] for name in machine.missing)} >= {

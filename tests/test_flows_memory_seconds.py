@@ -50,9 +50,9 @@ def test_a_stage_takes_the_sum_of_what_it_does() -> None:
         picture_pixels=4e8,
         device_bytes=1e12,
     )
-    # 5 of starting, 10 of steps, 10 of quantizing, 2 and 1 of disk, 1 of preparing, 3 and 2 of
+    # 7.1 of starting, 10 of steps, 10 of quantizing, 2 and 1 of disk, 1 of preparing, 3 and 2 of
     # decoding; nothing is copied to a CPU.
-    assert seconds(machine(), effort) == pytest.approx(34)
+    assert seconds(machine(), effort) == pytest.approx(36.1)
     assert seconds(machine(), Effort()) == 0
 
 

@@ -23,6 +23,9 @@ SECONDS = 9.0
 """What measuring may take beside the start of its process; what is left then is left out."""
 BUSY = 0.8
 """Processes a core that were waiting to run, above which others were at work."""
+MODEL_SHARE = 1.7
+"""A stage that runs half a model imports its classes and loads processor and tokenizer besides:
+so many times what the libraries alone take, with two models tried."""
 ADVICE = "`penstock doctor --measure` takes less than 15 s"
 
 
@@ -75,7 +78,7 @@ class Machine:
     def start_seconds(self) -> float:
         """Of a stage that runs half a model, before it reads the weights."""
         libraries = self.library_seconds or self.python_seconds
-        return self.python_seconds + libraries + self.context_seconds
+        return self.python_seconds + MODEL_SHARE * libraries + self.context_seconds
 
     def flops(self, precision: str) -> float:
         """Achieved where many tokens go through a layer at once; 0: not measured."""

@@ -4,34 +4,94 @@ and knows no model."""
 import copy
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOKENS = (1, 8, 512)
-"""Rows that go through a layer at once: a step of one chunk, of a batch, and the reading of a
-prompt or the encoding of pictures."""
-WIDTH = {"cpu": 2048, "cuda": 4096}
-"""Of the layers: as wide as those of common models, so that a GPU has something to do."""
+SHAPES = ((1, 1), (8, 1), (1, 256))
+"""(rows, tokens of each) that go through a block at once: a step of one chunk, one of a batch, and
+the reading of a prompt or the encoding of pictures."""
+WIDTH = {"cpu": 1536, "cuda": 4096}
+"""Of a block: as wide as those of common models, so that a GPU has something to do."""
+QUANTIZED_WIDTH = {"cpu": 1024, "cuda": 4096}
+"""The same where each weight is quantized first, which takes a CPU seconds."""
 PASS_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Weights that one pass reads: more than caches hold, as those of models are."""
-MOST_LAYERS = 32
 PIECE_SECONDS = 0.15
 """How long one figure is measured at the most, unless a single run takes longer."""
 REPEATS = 15
+HEAD = 64
+PAST = 256
+"""Tokens that were read before a step."""
 SMALL = 64
-"""Width of layers whose computing is nothing beside their being called."""
+"""Width of a block whose computing is nothing beside its being called."""
+
+MakeLayer = Callable[[int, int], Any]
+"""(numbers in, numbers out) → a linear layer."""
+
+
+class Block(nn.Module):
+    """A decoder's block with its cache: seven linear layers, four heads a key, and what stands
+    around them."""
+
+    LINEARS = 7
+
+    def __init__(self, width: int, make: MakeLayer) -> None:
+        super().__init__()
+        self.width = width
+        keys = max(HEAD, width // 4)
+        self.square = nn.ModuleList(make(width, width) for _ in range(2))
+        self.keyed = nn.ModuleList(make(width, keys) for _ in range(2))
+        self.parameters_in_layers = 2 * width * (width + keys) + 12 * width**2
+        self.rising = nn.ModuleList(make(width, 4 * width) for _ in range(2))
+        self.falling = make(4 * width, width)
+        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, past: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+        rows, tokens, _ = x.shape
+        hidden = self.norms[0](x)
+        layers = (self.square[0], *self.keyed)
+        q, k, v = (f(hidden).view(rows, tokens, -1, HEAD).transpose(1, 2) for f in layers)
+        half = HEAD // 2
+        q, k = (t * turn + torch.cat((-t[..., half:], t[..., :half]), -1) * turn for t in (q, k))
+        k, v = torch.cat((past, k), 2), torch.cat((past, v), 2)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        x = x + self.square[1](seen.transpose(1, 2).reshape(rows, tokens, self.width))
+        hidden = self.norms[1](x)
+        gate = nn.functional.silu(self.rising[0](hidden)) * self.rising[1](hidden)
+        return torch.add(x, self.falling(gate))
+
+
+class Run:
+    """Some blocks, with what goes through them."""
+
+    def __init__(
+        self, blocks: list[Block], rows: int, tokens: int, dtype: torch.dtype, device: str
+    ) -> None:
+        width = blocks[0].width
+        self.blocks = blocks
+        self._x = torch.randn(rows, tokens, width, device=device).to(dtype)
+        before = PAST if tokens == 1 else 0
+        self._past = torch.randn(rows, max(1, width // HEAD // 4), before, HEAD, device=device).to(
+            dtype
+        )
+        self._turn = torch.randn(tokens, HEAD, device=device).to(dtype)
+
+    def __call__(self) -> None:
+        for block in self.blocks:
+            block(self._x, self._past, self._turn)
 
 
 def seconds_of(run: Callable[[], object], device: str, most: float = PIECE_SECONDS) -> float:
     """The median of a few repeats; of what takes long, the first."""
-    times = [_timed(run, device)]  # it finds its kernels
-    if times[0] > 2 * most:
-        return times[0]
-    times, end = [], time.perf_counter() + most
+    first = _timed(run, device)  # it finds its kernels
+    if first > 2 * most:
+        return first
+    times: list[float] = []
+    end = time.perf_counter() + most
     while len(times) < REPEATS and (len(times) < 2 or time.perf_counter() < end):
         times.append(_timed(run, device))
     return sorted(times)[len(times) // 2]
@@ -46,110 +106,56 @@ def _timed(run: Callable[[], object], device: str) -> float:
 
 
 def passes(precision: str, device: str) -> list[list[float]]:
-    """[tokens, seconds a parameter] of linear layers, for each of TOKENS."""
-    width = WIDTH[device.partition(":")[0]]
-    dtype = DTYPES.get(precision) or _companion(device)
-    layers = _layers(precision, device, width)
+    """[tokens, seconds a parameter] of blocks, for each of SHAPES."""
+    kind = device.partition(":")[0]
+    width = (WIDTH if precision in DTYPES else QUANTIZED_WIDTH)[kind]
+    dtype = DTYPES.get(precision, torch.float32 if device == "cpu" else torch.float16)
+    first = Block(width, functools.partial(_layer, precision)).to(device)
+    for norm in first.norms:
+        norm.to(dtype)
+    held = sum(weight.nbytes for weight in first.parameters())
+    # Copies of the first: to quantize each of them would take longer than all the rest.
+    blocks = [first, *(copy.deepcopy(first) for _ in range(PASS_BYTES[kind] // held))]
     found = []
-    for tokens in TOKENS:
-        x = torch.randn(tokens, width, device=device).to(dtype)
-        # Of a long pass the weights are read once and used often: a few layers tell as much.
-        used = layers if tokens < TOKENS[-1] else layers[:2]
-        seconds = seconds_of(functools.partial(_through, used, x), device)
-        found.append([tokens, seconds / (len(used) * width * width)])
+    for rows, tokens in SHAPES:
+        # In a long pass the weights are read once and used often: one block tells as much.
+        run = Run(blocks if tokens == 1 else blocks[:1], rows, tokens, dtype, device)
+        parameters = len(run.blocks) * first.parameters_in_layers
+        found.append([rows * tokens, seconds_of(run, device) / parameters])
     return found
-
-
-def _through(layers: Sequence[Any], x: torch.Tensor) -> None:
-    for layer in layers:
-        layer(x)
 
 
 def quantizing(precision: str, device: str) -> float:
     """Parameters a second that become 8 or 4 bit while a model is loaded."""
-    width = WIDTH[device.partition(":")[0]]
-    _layer(precision, SMALL, torch.randn(SMALL, SMALL)).to(device)  # it loads its library
-    weight = torch.randn(width, width)
-    layer = _layer(precision, width, weight)
+    _layer(precision, SMALL, SMALL).to(device)  # it loads its library
+    width = 2048
+    layer = _layer(precision, width, width)
     return width * width / _timed(lambda: layer.to(device), device)
 
 
-def _companion(device: str) -> torch.dtype:
-    """What quantized layers compute in."""
-    return torch.float32 if device == "cpu" else torch.float16
-
-
-def _layers(precision: str, device: str, width: int) -> list[Any]:
-    kind = device.partition(":")[0]
-    wide = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "nf4": 0.5}[precision]
-    count = min(MOST_LAYERS, round(PASS_BYTES[kind] / (width * width * wide)))
-    weight = torch.randn(width, width) / width**0.5
-    first = _layer(precision, width, weight).to(device).eval()
-    # Copies of the first: to quantize each of them would take longer than all the rest.
-    return [first, *(_copy(first) for _ in range(count - 1))]
-
-
-def _layer(precision: str, width: int, weight: torch.Tensor) -> Any:
+def _layer(precision: str, taken: int, given: int) -> Any:
+    weight = torch.randn(given, taken) / taken**0.5
     if precision in DTYPES:
-        layer: Any = nn.Linear(width, width, bias=False, dtype=DTYPES[precision])
-        layer.weight.data = weight.to(DTYPES[precision])
+        layer: Any = nn.Linear(taken, given, bias=False, device="meta")
+        layer.weight = nn.Parameter(weight.to(DTYPES[precision]), requires_grad=False)
         return layer
     from bitsandbytes.nn import modules as bnb
 
     made: Any = bnb
     if precision == "int8":
-        layer = made.Linear8bitLt(width, width, bias=False, has_fp16_weights=False, threshold=6.0)
+        layer = made.Linear8bitLt(taken, given, bias=False, has_fp16_weights=False, threshold=6.0)
         layer.weight = made.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
         return layer
-    layer = made.Linear4bit(width, width, bias=False, quant_type="nf4")
+    layer = made.Linear4bit(taken, given, bias=False, quant_type="nf4")
     layer.weight = made.Params4bit(weight, requires_grad=False, quant_type="nf4")
     return layer
 
 
-def _copy(layer: Any) -> Any:
-    made = copy.copy(layer)
-    made._parameters = dict(layer._parameters)
-    weight = copy.copy(layer.weight)
-    weight.data = layer.weight.data.clone()
-    made._parameters["weight"] = weight
-    return made
-
-
-class SmallBlock(nn.Module):
-    """A decoder's block in small, with a cache: what is called around each linear layer."""
-
-    LINEARS = 7
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.square = nn.ModuleList(nn.Linear(SMALL, SMALL, bias=False) for _ in range(7))
-        self.norm = nn.ModuleList(nn.RMSNorm(SMALL) for _ in range(2))
-
-    def forward(self, x: torch.Tensor, past: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
-        rows, tokens, _ = x.shape
-        hidden = self.norm[0](x)
-        q, k, v = (f(hidden).view(rows, tokens, 4, -1).transpose(1, 2) for f in self.square[:3])
-        q, k = (t * turn + torch.cat((-t[..., 8:], t[..., :8]), -1) * turn for t in (q, k))
-        k, v = torch.cat((past, k), 2), torch.cat((past, v), 2)
-        seen = nn.functional.scaled_dot_product_attention(q, k, v)
-        x = x + self.square[3](seen.transpose(1, 2).reshape(rows, tokens, SMALL))
-        hidden = self.norm[1](x)
-        gate = nn.functional.silu(self.square[4](hidden)) * self.square[5](hidden)
-        return torch.add(x, self.square[6](gate))
-
-
 def call_seconds(device: str) -> float:
     """What a linear layer and what stands around it take when there is nothing to compute."""
-    block = SmallBlock().to(device).eval()
-    x = torch.randn(1, 1, SMALL, device=device)
-    past = torch.randn(1, 4, 64, SMALL // 4, device=device)
-    turn = torch.randn(1, 1, SMALL // 4, device=device)
-
-    def run() -> None:
-        for _ in range(8):
-            block(x, past, turn)
-
-    return seconds_of(run, device) / (8 * SmallBlock.LINEARS)
+    block = Block(SMALL, functools.partial(_layer, "fp32")).to(device)
+    run = Run([block] * 8, 1, 1, torch.float32, device)
+    return seconds_of(run, device) / (8 * Block.LINEARS)
 
 
 def preparing() -> float:

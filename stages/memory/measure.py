@@ -25,6 +25,9 @@ LIBRARIES = (
     "transformers.processing_utils",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.processing_auto",
+    "transformers.image_processing_utils",
+    "transformers.video_processing_utils",
+    "torchvision.transforms.v2.functional",
 )
 """What a stage that runs half a model imports beside torch, whatever the model."""
 
