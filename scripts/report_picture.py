@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-SIZE = (1120, 1930)
+SIZE = (1120, 2040)
 OPTIONS = ("--model=demo", "--chunk=1.5", "--fps=4", "--batch-size=16", "--memory=100MB")
 
 
@@ -42,7 +42,7 @@ def main() -> int:
             browser.run("scrollTo(0, 0)")
             browser.hover(".plot svg", 150, 0)
             picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(to, optimize=True)
+    picture.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(to, optimize=True)
     print(f"{to}: {to.stat().st_size:,} bytes")
     return 0
 
