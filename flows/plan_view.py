@@ -32,6 +32,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"  {name:10s}{size(half['bytes'])} of weights in {half['precision']}, "
         f"{half['parameters'] / 1e6:.1f} M parameters, {half['attention']} attention"
         for name, half in told["halves"].items()
+        if half["parameters"]
     ]
     lines += list(_of_media(plan, told)) if plan.job else [_assumed(plan)]
     lines += [*memory_lines(plan), *_costs(plan)]

@@ -35,6 +35,11 @@ class StageStanding:
     """How long it has worked in this run."""
     peak_host_bytes: int
     peak_device_bytes: int
+    taken_bytes: int
+    """At the most, of where it computes, above what was taken before: imports, or other
+    processes of a GPU; 0: unknown."""
+    planned_bytes: int
+    """How much that was expected to be; 0: unknown."""
 
 
 def standing(record: Mapping[str, Any], now: float) -> list[StageStanding]:
@@ -42,10 +47,15 @@ def standing(record: Mapping[str, Any], now: float) -> list[StageStanding]:
     going = record["state"] == "running"
     open_media = record["media"].get("open", 0)
     about = int(record["plan"].get("chunks", 0)) if open_media else 0
-    return [_stage(entry, about, now if going else None) for entry in record["stages"]]
+    planned = record["plan"].get("memory") or {"stages": []}
+    peaks = {stage["stage"]: stage["peak_bytes"] for stage in planned["stages"]}
+    at = now if going else None
+    return [_stage(entry, about, at, peaks.get(entry["name"], 0)) for entry in record["stages"]]
 
 
-def _stage(entry: Mapping[str, Any], about: int, now: float | None) -> StageStanding:
+def _stage(
+    entry: Mapping[str, Any], about: int, now: float | None, planned_bytes: int
+) -> StageStanding:
     running = now is not None and bool(entry["since"])
     made = entry["items"] + entry["running"]
     total = max(entry["total"], about)
@@ -72,7 +82,16 @@ def _stage(entry: Mapping[str, Any], about: int, now: float | None) -> StageStan
         seconds=seconds,
         peak_host_bytes=entry["peak_host_bytes"],
         peak_device_bytes=entry["peak_device_bytes"],
+        taken_bytes=_taken(entry),
+        planned_bytes=planned_bytes,
     )
+
+
+def _taken(entry: Mapping[str, Any]) -> int:
+    if entry["peak_device_bytes"]:
+        return max(0, int(entry["peak_device_bytes"] - entry["baseline_before_bytes"]))
+    imports = entry["notes"].get("loaded_bytes", 0)
+    return max(0, int(entry["peak_host_bytes"] - imports)) if imports else 0
 
 
 def _lately(entry: Mapping[str, Any], made: int, now: float) -> float | None:
@@ -110,6 +129,9 @@ def cells(stage: StageStanding) -> tuple[str, ...]:
     peak = f"{size(stage.peak_host_bytes)} host" if stage.peak_host_bytes else "-"
     if stage.peak_device_bytes:
         peak += f", {size(stage.peak_device_bytes)} GPU"
+    if stage.planned_bytes:
+        taken = f"{size(stage.taken_bytes)} of " if stage.taken_bytes else ""
+        peak += f" ({taken}{size(stage.planned_bytes)} planned)"
     return (
         stage.name,
         str(stage.done),

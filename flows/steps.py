@@ -13,6 +13,7 @@ from flows.calls import HALVES, KEYS, Calls, HalfStage, settings_on
 from flows.holds import Hold
 from flows.launch import Launcher, Running
 from flows.ledger import Medium, Task
+from flows.memory.efforts import times_of
 from flows.memory.ladder import Ladder
 from flows.memory.rungs import Rung
 from flows.memory.start import plan_start
@@ -74,7 +75,9 @@ class Steps:
             return
         stages = ["frames", *(stage for stage, half in HALVES.items() if half in halves)]
         plan = plan_start(self._ladder, self._job, stages, expected)
-        self._record.value["plan"]["memory"] = plan
+        rungs = {str(stage): self._ladder.rung(stage) for stage in HALVES}
+        seconds = times_of(self._job, rungs, expected).seconds
+        self._record.value["plan"].update(memory=plan, seconds=seconds)
         self._take()
 
     def frames(self, wave: list[Medium]) -> None:

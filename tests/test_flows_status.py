@@ -11,7 +11,7 @@ import pytest
 from artifacts.captions import Failure
 from flows.cli.main import main
 from flows.run_record import TIMELINE_POINTS, RunRecord, coarser, load_record
-from flows.standing import StageStanding, advice, standing
+from flows.standing import StageStanding, advice, cells, standing
 from stages.process.stage_process import StageOutcome
 
 
@@ -94,6 +94,17 @@ def test_the_peak_is_told_while_a_stage_works(record: RunRecord) -> None:
         seen = {"seconds": 1.0, "host_bytes": host, "device_bytes": 0}
         record.memory("encode", {**seen, "peak_host_bytes": host, "peak_device_bytes": 0})
     assert encode(record, time.time()).peak_host_bytes == 5_000_000
+
+
+def test_a_peak_stands_beside_what_was_planned(record: RunRecord) -> None:
+    """Both above what the stage's imports take."""
+    record.value["plan"]["memory"] = {"stages": [{"stage": "encode", "peak_bytes": 90_000_000}]}
+    outcome = StageOutcome(name="encode", items=1, seconds=10.0, peak_host_bytes=480_000_000)
+    outcome.notes["loaded_bytes"] = 400_000_000
+    record.add(outcome, attention="sdpa", precision={})
+    stood = encode(record, time.time())
+    assert (stood.taken_bytes, stood.planned_bytes) == (80_000_000, 90_000_000)
+    assert cells(stood)[-1] == "480.0 MB host (80.0 MB of 90.0 MB planned)"
 
 
 def test_a_long_run_keeps_a_short_timeline_with_its_peaks(record: RunRecord) -> None:

@@ -20,7 +20,7 @@ GPU_WORKSPACE_BYTES = 32 << 20
 """What cuBLAS keeps for itself by torch's default on the largest cards (8 on others)."""
 HELD_BACK = 0.04
 """Part of what is computed with that the allocator holds in blocks nothing fits into."""
-LIBRARIES_BYTES = 64 << 20
+LIBRARIES_BYTES = 32 << 20
 """What a stage process takes beside its imports and its model: the processor and its tokenizer, the
 model's classes, threads."""
 AHEAD = 2
@@ -35,7 +35,7 @@ PICTURES_HELD = 20
 """Pictures that a video decoder holds: 16 that others refer to, and those of its threads."""
 YUV_BYTES = 1.5
 """Bytes of a pixel as videos have it."""
-FILE_BYTES = 16 << 20
+FILE_BYTES = 8 << 20
 """What reading a video takes beside its pictures: its index, its times, the container's buffers."""
 GIB = 1 << 30
 PACK_BYTES = 64 << 20
