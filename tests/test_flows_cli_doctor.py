@@ -46,3 +46,12 @@ def test_a_server_that_does_not_answer_is_named(
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert "does not answer" in shown and "secret" not in shown
+
+
+def test_what_there_was_no_time_for_is_told_in_one_line() -> None:
+    late = "there was no time left"
+    missing = {"passes nf4": late, "video_pixels": late, "passes int8": "RuntimeError: no kernel"}
+    shown = list(measured_lines(Known(machine=machine(missing=missing, video_pixels=0.0))))
+    assert "  without nf4, video_pixels: there was no time left" in shown
+    assert "  without int8: RuntimeError: no kernel" in shown
+    assert "  media   16.7 JPEGs/s of 12 megapixels" in shown

@@ -1,5 +1,6 @@
 """What is left of a job, and the seconds it takes."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,23 @@ def test_seconds_are_those_of_starting_loading_and_computing(config: CaptionConf
     shorter = stage_seconds(job, RUNGS, found, machine(), new_tokens=0)["decode"]
     assert shorter is not None
     assert reading - shorter == pytest.approx(2 * 10 * 1e9 * 8 / 7 * 1e-9, rel=1e-3)
+
+
+def test_a_run_s_record_says_what_was_expected_of_its_stages(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caption(config, Display(quiet=True), Stages().launcher)
+    record = json.loads((Path(config.out) / "run.json").read_text())
+    assert record["plan"]["seconds"] is None
+
+    def known(_: str) -> Known:
+        return Known(machine=machine())
+
+    monkeypatch.setattr(flows.memory.efforts, "find_machine", known)
+    again = replace(config, prompt="Who?")
+    caption(again, Display(quiet=True), Stages().launcher)
+    told = json.loads((Path(config.out) / "run.json").read_text())["plan"]["seconds"]
+    assert told["frames"] == told["encode"] == 0 < told["decode"]
 
 
 def test_what_was_not_measured_leaves_a_stage_without_time(config: CaptionConfig) -> None:

@@ -114,10 +114,12 @@ def measured_lines(known: Known) -> Iterator[str]:
         to, back = (size(round(rate)) for rate in (machine.to_device, machine.from_device))
         yield INNER.format("copies", f"to the GPU {to}/s, back {back}/s")
         yield INNER.format("context", f"{size(machine.context_bytes)} of the GPU a process")
-    yield INNER.format("media", _media(machine))
+    if media := _media(machine):
+        yield INNER.format("media", media)
     yield INNER.format("start", f"{machine.start_seconds:.1f} s a stage that loads a model")
-    for what, why in machine.missing.items():
-        yield INNER.format("without", f"{what}: {why}")
+    for why in dict.fromkeys(machine.missing.values()):
+        what = (name.removeprefix("passes ") for name, w in machine.missing.items() if w == why)
+        yield INNER.format("without", f"{', '.join(what)}: {why}")
 
 
 def _speed(machine: Machine, precision: str) -> str:
@@ -130,4 +132,6 @@ def _speed(machine: Machine, precision: str) -> str:
 def _media(machine: Machine) -> str:
     frames = machine.video_pixels / (1280 * 720)
     pictures = machine.cores * machine.picture_pixels / 12e6
-    return f"{frames:.0f} frames/s of 720p H.264, {pictures:.1f} JPEGs/s of 12 megapixels"
+    told = [f"{frames:.0f} frames/s of 720p H.264"] if frames else []
+    told += [f"{pictures:.1f} JPEGs/s of 12 megapixels"] if pictures else []
+    return ", ".join(told)
