@@ -99,6 +99,13 @@ def says(job: dict[str, Any], report: Report) -> None:
         held.clear()
 
 
+def fails_strangely(job: dict[str, Any], report: Report) -> None:
+    held = [hold(job["bytes"])]
+    time.sleep(0.2)
+    held.clear()
+    raise RuntimeError("unknown parameter type")
+
+
 def is_killed(job: dict[str, Any], report: Report) -> None:
     held = [hold(job["bytes"])]
     report.item("made")
@@ -215,6 +222,13 @@ def test_doubtful_words_are_no_death_of_memory_where_there_was_enough(tmp_path: 
         start("says", tmp_path, 1 << 30, bytes=MIB, words=WORDS).wait()
     with pytest.raises(StageDied, match=WORDS):
         start("says", tmp_path, 0, bytes=MIB, words=WORDS).wait()
+
+
+def test_a_strange_failure_counts_where_there_was_nothing_left(tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemory, match="unknown parameter type"):
+        start("fails_strangely", tmp_path, bytes=BUDGET * 93 // 100).wait()
+    with pytest.raises(StageDied, match="unknown parameter type"):
+        start("fails_strangely", tmp_path, bytes=BUDGET // 2).wait()
 
 
 @pytest.mark.parametrize("share", [0.9, 1.15])

@@ -24,6 +24,9 @@ CONTEXT_BYTES = 512 << 20
 """What the driver takes for a process, where it does not tell."""
 
 
+AT_THE_LIMIT = 0.9
+"""Part of its budget at which a process that was killed, crashed, or failed in some strange way,
+died of its memory."""
 SHORT = 0.5
 """Part of its budget from which on doubtful last words are taken for those of memory: what was
 asked for, and not given, may have been large."""
@@ -84,6 +87,11 @@ def short() -> bool:
     return any(limit.short for limit in _limits)
 
 
+def at_the_limit() -> bool:
+    """Whether this process has a limit, and has had all that it allows."""
+    return any(limit.most_bytes >= AT_THE_LIMIT * limit.bytes for limit in _limits)
+
+
 def room() -> float:
     """Bytes that this process would have had left when it took the most; infinite without a
     limit."""
@@ -142,14 +150,15 @@ def _limit_device(device: str, budget: int) -> None:
     import torch
 
     before = device_free_bytes(device)[0]
-    torch.cuda.init()
-    torch.zeros(1, device=device)
-    after, total = device_free_bytes(device)
-    context = device_holders(device).get(os.getpid(), 0) or before - after or CONTEXT_BYTES
+    torch.zeros(1, device=device)  # makes the context
+    taken_of_it = before - device_free_bytes(device)[0]
+    # In a container the driver may not know this process by the number that it has there.
+    context = device_holders(device).get(os.getpid(), 0) or max(0, taken_of_it) or CONTEXT_BYTES
     if budget <= context:
         raise OutOfMemory(
-            f"the driver alone takes {context >> 20} MiB of the GPU, and --memory allows "
-            f"{budget >> 20} MiB",
-            hint="Give it more",
+            f"the driver alone takes {context >> 20} MiB of the GPU, and {budget >> 20} MiB are "
+            "allowed",
+            hint="Give more --memory",
         )
+    total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, (budget - context) / total), device)

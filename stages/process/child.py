@@ -121,6 +121,10 @@ def describe(error: BaseException) -> dict[str, str]:
         return {"type": "OutOfMemory", "message": own, "hint": ""}
     if isinstance(error, PenstockError):
         return {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+    if budget.at_the_limit() and isinstance(error, Exception):
+        # Who gets no memory in the middle of something may say anything, or nothing at all.
+        words = f"{type(error).__name__}: {first_line(error)}"
+        return {"type": "OutOfMemory", "message": words, "hint": ""}
     return {"type": type(error).__name__, "message": first_line(error), "hint": ""}
 
 

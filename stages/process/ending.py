@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artifacts import errors
 from artifacts.packs import DamagedRecord
-from stages.process.budget import near, short
+from stages.process.budget import AT_THE_LIMIT, near, short
 
 STOPPING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals by which people and kernels stop a process; others are its own fault and come again."""
@@ -53,8 +53,6 @@ PERHAPS_OUT_OF_MEMORY = (
     "STATUS_INTERNAL_ERROR",
 )
 """What is also said for other reasons: it counts only where memory was short."""
-AT_THE_LIMIT = 0.9
-"""Part of its budget at which a process that was killed, or crashed, died of its memory."""
 KILLED_STATUS = 128 + signal.SIGKILL
 """How a shell, or a container, tells that what it started was killed."""
 LAST_LINES = 5
