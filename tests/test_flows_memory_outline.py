@@ -189,6 +189,21 @@ def test_a_plan_from_dimensions_says_so() -> None:
         assert any("by dimensions" in term.why for term in found.terms)
 
 
+@pytest.mark.parametrize("family", ["gemma3", "instructblip", "internvl", "qwen3_vl", "smolvlm"])
+def test_halves_are_told_apart_as_the_classes_do(family: str) -> None:
+    """Of families that nothing here names, with two more stacks of layers in some."""
+    from stages.models.inspection import describe
+    from tests.checkpoints import MODELS, whole_checkpoint
+    from tests.families import checkpoint as small
+
+    folder = whole_checkpoint(family) if family in MODELS else small(family)
+    card = describe(folder)
+    found = read_outline(Checkpoint(name=family, folder=folder))
+    assert found.vision_parameters == card.vision.parameters
+    assert found.text_parameters == card.language.parameters
+    assert tower(found.vision).width == 32
+
+
 def test_packed_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     tensors: dict[str, tuple[int, ...]] = {

@@ -136,7 +136,7 @@ def _unknown(checkpoint: Checkpoint, why: str) -> UsageError:
 
 def _outline(config: dict[str, Any], headers: Sequence[Header], stacks: list[Stack]) -> Outline:
     roots = roots_of(stacks)
-    owners = [_owner(header.name, stacks, roots) for header in headers]
+    owners = [_owner(header, stacks, roots) for header in headers]
     counts = [math.prod(header.shape) for header in headers]
     outside = [header for header in headers if _is_wide(header, stacks)]
     words = [header for header in outside if _is_words(header.name.lower())]
@@ -181,8 +181,11 @@ def _is_words(name: str) -> bool:
 
 def _writer(embedding: Header, stacks: Sequence[Stack]) -> Stack:
     """The stack that the table of words belongs to: of its width, and nearest to it by name."""
-    fitting = [stack for stack in stacks if stack.width == embedding.shape[1]]
-    return max(fitting, key=lambda stack: (_common(stack.path, embedding.name), stack.parameters))
+
+    def nearness(stack: Stack) -> tuple[int, int, int]:
+        return _common(stack.path, embedding.name), -stack.path.count("."), stack.parameters
+
+    return max((s for s in stacks if s.width == embedding.shape[1]), key=nearness)
 
 
 def _common(one: str, other: str) -> int:
@@ -191,14 +194,20 @@ def _common(one: str, other: str) -> int:
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
-def _owner(name: str, stacks: Sequence[Stack], roots: dict[str, str]) -> Stack | None:
-    """The stack in whose root a tensor lies; of nested roots the innermost."""
-    inside = [s for s in stacks if name.startswith(f"{roots[s.path]}.")]
-    return max(inside, key=lambda stack: len(roots[stack.path]), default=None)
+def _owner(header: Header, stacks: Sequence[Stack], roots: dict[str, str]) -> Stack | None:
+    """The stack in whose root a tensor lies: of nested roots the innermost, of two in one root the
+    one that is as wide as it."""
+    inside = [s for s in stacks if header.name.startswith(f"{roots[s.path]}.")]
+
+    def nearness(stack: Stack) -> tuple[bool, int, bool]:
+        own = header.name.startswith(f"{stack.path}.")
+        return own, len(roots[stack.path]), stack.width in header.shape[:1]
+
+    return max(inside, key=nearness, default=None)
 
 
 def _tower(config: dict[str, Any], stack: Stack, mine: Sequence[Header], is_text: bool) -> Tower:
-    told = _told(config, stack)
+    told, sees = _told(config, stack)
     pixels = next((h for h in mine if len(h.shape) in (4, 5) and h.shape[1] in (1, 3)), None)
     table = next(
         (h for h in mine if POSITIONS in h.name and len(h.shape) == 2 and not is_text), None
@@ -206,11 +215,10 @@ def _tower(config: dict[str, Any], stack: Stack, mine: Sequence[Header], is_text
     attention = attention_of(stack)
     heads = next((int(told[key]) for key in HEADS if key in told), 0)
     merges = [h.shape[-1] for h in mine if len(h.shape) == 4 and h is not pixels]
-    image = told.get("image_size", 0)
     added = [h for h in mine if len(h.shape) == 3 and h.shape[:2] == (1, 1)]
     return Tower(
         path=stack.path,
-        kind="text" if is_text else ("vision" if pixels is not None else "other"),
+        kind="text" if is_text else ("vision" if sees or pixels is not None else "other"),
         layers=stack.layers,
         layer_parameters=stack.parameters,
         linear_parameters=sum(rows * columns for rows, columns in stack.matrices.values()),
@@ -222,22 +230,34 @@ def _tower(config: dict[str, Any], stack: Stack, mine: Sequence[Header], is_text
         width=stack.width,
         shifts=stack.shifts,
         plain=told.get("hidden_act") in PLAIN,
-        patch=pixels.shape[-1] if pixels is not None else 0,
+        patch=pixels.shape[-1] if pixels is not None else _side(told.get("patch_size")),
         frames_a_patch=pixels.shape[2] if pixels is not None and len(pixels.shape) == 5 else 1,
         positions=table.shape[0] if table is not None else 0,
-        image_size=int(image[0] if isinstance(image, list) else image or 0),
+        image_size=_side(told.get("image_size")),
         merge=int(told.get("spatial_merge_size", 0) or (merges[0] if merges else 1)),
         added=len(added),
     )
 
 
-def _told(config: dict[str, Any], stack: Stack) -> dict[str, Any]:
-    """The part of a configuration that states as many layers of that width."""
-    parts: list[dict[str, Any]] = [config]
-    for part in parts:
-        parts.extend(value for value in part.values() if isinstance(value, dict))
-    for part in parts:
-        layers = next((part[key] for key in LAYERS if key in part), None)
-        if layers == stack.layers and stack.width in part.values():
-            return part
-    return {}
+def _side(told: Any) -> int:
+    """Of a size that is a number or two."""
+    first = told[0] if isinstance(told, list) and told else told
+    return first if isinstance(first, int) else 0
+
+
+def _told(config: dict[str, Any], stack: Stack) -> tuple[dict[str, Any], bool]:
+    """The part of a configuration that states as many layers of that width, and whether it is of
+    vision; of several, one that is as the path says."""
+    parts = [(config, False)]
+    for part, sees in parts:
+        for name, value in part.items():
+            if isinstance(value, dict):
+                parts.append((value, sees or name.startswith("vis")))
+    fitting = [
+        (part, sees)
+        for part, sees in parts
+        if stack.width in part.values()
+        and next((part[key] for key in LAYERS if key in part), None) == stack.layers
+    ]
+    seen = "vis" in stack.path
+    return max(fitting, key=lambda found: found[1] == seen, default=({}, False))
