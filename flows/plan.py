@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from artifacts.errors import CannotFit, UsageError
+from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.store import open_store
 from flows.config import CaptionConfig
@@ -101,7 +101,7 @@ def _by_dimensions(
     checkpoint = find_checkpoint(config, announce)
     try:
         outline = read_outline(checkpoint)
-    except UsageError:
+    except (UsageError, EnvironmentFault):
         raise error from None
     models = [
         outline_model(checkpoint, outline, config, device, fused=fused, why=error.message)

@@ -1,10 +1,13 @@
 """`penstock plan --train`."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from flows.cli.main import main
+from tests.plan_cases import make_folder, plan_case
 
 
 def test_fine_tuning_is_told_with_the_sum_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,3 +54,19 @@ def test_options_that_make_no_sense_fail(
 def test_zero_on_one_gpu_is_said_and_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--model", "demo", "--train", "full", "--zero", "2"]) == 0
     assert "it saves nothing" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_names_what_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(make_folder(replace(plan_case("llava-1.5-7b-hf"), processor=None), tmp_path))
+    arguments = ["plan", "--model", folder, "--train", "full", "--memory", "24GiB"]
+    assert main(arguments) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "does not fit into 24.00 GiB"
+    assert "--zero 3 --gpus 8 --checkpointing (then " in lines[1]
+    assert "--train lora --checkpointing (then " in lines[1]
+    for option in ("--zero 3 --gpus 8 --checkpointing", "--train lora --checkpointing"):
+        given = ["plan", "--model", folder, "--train", "full", "--memory", "24GiB"]
+        assert main([*given, *option.split()]) == 0  # the last one given counts
+        assert capsys.readouterr().out.splitlines()[0] == "fits into 24.00 GiB"

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, get_args
 
-from artifacts.errors import UsageError
+from artifacts.errors import CannotFit, UsageError
 from flows.config import CaptionConfig
-from flows.display import Display, printable
+from flows.display import Display, parse_size, printable
 from flows.memory.arithmetic import gib
 from flows.memory.outline import Outline, read_outline
 from flows.memory.train import OPTIMIZERS, RANK, Method, TrainEstimate, Training, train_estimate
+from flows.memory.train_changes import changes
 from flows.models import find_checkpoint
 
 UNSAID = {"checkpointing": False, "zero": 0, "gpus": 1, "optimizer": "mixed", "max_length": 2048}
@@ -53,14 +54,32 @@ def train_plan(given: argparse.Namespace) -> int:
     checkpoint = find_checkpoint(config, display.say)
     outline = read_outline(checkpoint)
     estimate = train_estimate(outline, training)
+    limit = parse_size(given.memory) if given.memory else estimate.peak_bytes
+    fits = estimate.peak_bytes <= limit
+    code = 0 if fits else CannotFit.exit_code
     if given.json:
-        print(json.dumps(train_json(checkpoint.name, training, estimate), indent=1))
-        return 0
+        told = train_json(checkpoint.name, training, estimate)
+        print(json.dumps({**told, "fits": fits if given.memory else None}, indent=1))
+        return code
     lines = train_lines(checkpoint.name, outline, training, estimate)
+    if given.memory:
+        lines = [*_verdict(outline, training, limit, fits=fits), *lines]
     if given.explain:
         lines = [*lines, *explain_lines(estimate)]
     print("\n".join(printable(line) for line in lines))
-    return 0
+    return code
+
+
+def _verdict(outline: Outline, training: Training, limit: int, *, fits: bool) -> Iterator[str]:
+    if fits:
+        yield f"fits into {gib(limit)}"
+        return
+    found = [
+        f"{options} (then {gib(takes.peak_bytes)})"
+        for options, takes in changes(outline, training, limit)
+    ]
+    yield f"does not fit into {gib(limit)}"
+    yield f"instead     {', or '.join(found) if found else 'choose a smaller model'}"
 
 
 def training_of(given: argparse.Namespace) -> Training:
