@@ -4,6 +4,7 @@ reads no weights, and downloads none."""
 import logging
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,13 @@ def describe(
     )
     processor = load_processor(folder, trust_remote_code)
     _try_processor(processor, folder)
-    image = probe(processor, "image")
-    video = probe(processor, "video") if takes_videos(processor) else image
+    # Resizing and running without data take a second or two each, and a core each.
+    with ThreadPoolExecutor(1) as pool:
+        probing = pool.submit(_probes, folder, trust_remote_code)
+        frames = frames_a_video(processor)
+        works, why = works_of(skeleton, processor, choice.route, frames)
+        image, video = probing.result()
     card = _card(folder, skeleton, choice, processor, halves, image, video)
-    works, why = works_of(skeleton, processor, choice.route, card.frames_a_video)
     if why:
         logger.warning("what computing takes could not be found out: %s", why)
     return replace(
@@ -81,6 +85,13 @@ def describe(
         language=replace(card.language, works=works["language"]),
         works_unknown=why,
     )
+
+
+def _probes(folder: Path, trust_remote_code: bool) -> tuple[Probe, Probe]:
+    """What becomes of images and of videos, by a processor of its own: its methods are replaced."""
+    processor = load_processor(folder, trust_remote_code)
+    image = probe(processor, "image")
+    return image, probe(processor, "video") if takes_videos(processor) else image
 
 
 def frames_a_video(processor: Any) -> int:
