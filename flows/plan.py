@@ -14,11 +14,20 @@ from flows.ledger import cut_waves
 from flows.memory.arithmetic import gib
 from flows.memory.budget import Budget, budget_for
 from flows.memory.changes import cannot_fit
-from flows.memory.choose import STAGES, Choice, Question, choices, memory_json, question_of
+from flows.memory.choose import (
+    STAGES,
+    Choice,
+    Question,
+    choices,
+    context_of,
+    memory_json,
+    question_of,
+)
 from flows.memory.efforts import Times, times_of
 from flows.memory.loads import standard_loads
 from flows.memory.outline import read_outline
 from flows.memory.outline_card import outline_model
+from flows.memory.start import ladder_of
 from flows.memory.ways import rungs_of
 from flows.models import Model, Undescribed, find_checkpoint, open_model
 from flows.prepare import Job, prepare
@@ -86,7 +95,12 @@ def _alone(model: Model, config: CaptionConfig, device: str) -> Question:
     loads = standard_loads(model, model.sampling(config), model.prompt_for(config, "video"))
     stages = STAGES if model.card.language.parameters else STAGES[:2]
     return Question(
-        model=model, config=config, device=device, loads=tuple(loads), stages=tuple(stages)
+        model=model,
+        config=config,
+        device=device,
+        loads=tuple(loads),
+        stages=tuple(stages),
+        context_bytes=context_of(device),
     )
 
 
@@ -131,8 +145,9 @@ def plan_job(job: Job, stages: tuple[str, ...] = STAGES) -> Plan:
 def _answered(
     question: Question, budget: Budget, job: Job | None, expected: tuple[Estimate, ...]
 ) -> Plan:
-    rungs = rungs_of(question)
-    found = choices(question, rungs, budget) if question.loads else {}
+    # No ladder is gone down here, so nothing is told of it.
+    known = ladder_of(job, lambda *_: None).known() if job else {}
+    found = choices(question, rungs_of(question), budget, known) if question.loads else {}
     refused = [choice for choice in found.values() if choice.refused]
     return Plan(
         question=question,

@@ -57,7 +57,7 @@ def verdict(plan: Plan) -> Iterator[str]:
     if doubtful:
         yield f"may not fit: {' and '.join(doubtful)} on the smallest rung; {peak}"
         return
-    less = [choice for choice in plan.choices.values() if choice.taken is not choice.first]
+    less = [choice for choice in plan.choices.values() if choice.taken.rung != choice.first.rung]
     how = "".join(f"; {c.taken.rung.stage} with {c.taken.rung.name}" for c in less)
     yield f"fits: {peak}{how}"
 
@@ -155,12 +155,12 @@ def _allowed_why(plan: Plan) -> str:
 def _costs(plan: Plan) -> Iterator[str]:
     """Why a stage is not run as it was asked for, and what that costs."""
     for stage, choice in plan.choices.items():
-        if choice.taken is not choice.first and not choice.refused:
+        if choice.taken.rung != choice.first.rung and not choice.refused:
             first = choice.first
-            yield (
-                f"  {stage}: {first.rung.name} would take {gib(first.peak_bytes)}; "
-                f"{'; '.join(_differs(choice))}"
-            )
+            why = f"would take {gib(first.peak_bytes)}"
+            if choice.remembered:
+                why = f"did not fit in an earlier run ({gib(first.peak_bytes)} are expected)"
+            yield f"  {stage}: {first.rung.name} {why}; {'; '.join(_differs(choice))}"
 
 
 def _differs(choice: Choice) -> Iterator[str]:

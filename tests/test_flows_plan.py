@@ -1,17 +1,24 @@
 """`penstock plan` says first whether a run fits, then where its memory goes; and what would fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import demo
 from flows.cli.main import main
+from flows.config import CaptionConfig
+from flows.display import Display
+from flows.memory.rungs import Rung
 from flows.memory.what_fits import BUDGETS_GIB, what_fits
-from flows.plan import Plan
+from flows.plan import Plan, plan_of
 from flows.plan_view import explain_lines, plan_lines
+from flows.run import caption
 from tests.by_hand import GIB, budget, images, question
+from tests.tight import Tight
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +116,37 @@ def test_a_smaller_batch_is_told_with_what_it_costs() -> None:
     (why,) = (line for line in said if "would take" in line)
     assert why.strip().startswith("decode: batch 8, fp16 would take 17.74")
     assert "smaller batches take somewhat longer" in why
+
+
+def test_a_plan_starts_where_an_earlier_run_did(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("{}")
+    for number in range(2):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    config = CaptionConfig(
+        sources=(str(tmp_path),),
+        model=str(tmp_path / "model"),
+        out=str(tmp_path / "out"),
+        store=str(tmp_path / "store"),
+        batch_size=2,
+        memory=4 << 30,
+    )
+    tight = Tight("raise", {"decode": lambda _: 1})
+    assert plan_of(config, tight).choices["decode"].taken.rung.batch == 2
+    assert caption(config, Display(quiet=True), tight.launcher).captions == 2
+    plan = plan_of(config, tight)
+    found = plan.choices["decode"]
+    assert (found.remembered, found.taken.rung.batch) == (True, 1)
+    (why,) = (line for line in plan_lines(plan) if "earlier run" in line)
+    assert why.strip().startswith("decode: batch 2, fp32 did not fit in an earlier run")
+
+
+def test_a_context_that_was_measured_is_planned_with() -> None:
+    asked = replace(question(), context_bytes=300 << 20)
+    found = asked.estimate(Rung(stage="encode", batch=1, precision="fp16"))
+    assert found.context_bytes == 300 << 20
+    assert [term.bytes for term in found.terms if term.part == "context"] == [300 << 20]
 
 
 def test_the_arithmetic_adds_up_line_by_line() -> None:

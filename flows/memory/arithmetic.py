@@ -43,11 +43,20 @@ PACK_BYTES = 64 << 20
 
 
 def estimate(
-    model: Model, rung: Rung, loads: Sequence[Load], device: str, max_new_tokens: int
+    model: Model,
+    rung: Rung,
+    loads: Sequence[Load],
+    device: str,
+    max_new_tokens: int,
+    context_bytes: int = CONTEXT_BYTES,
 ) -> StageEstimate:
     """What a stage takes on a rung at the worst of its loads."""
     calculate = partial(STAGES[rung.stage], model, rung, device=device, new=max_new_tokens)
-    return max((calculate(load) for load in loads), key=lambda found: found.peak_bytes)
+    found = max((calculate(load) for load in loads), key=lambda found: found.peak_bytes)
+    if not found.context_bytes:
+        return found
+    terms = (replace(t, bytes=context_bytes) if t.part == "context" else t for t in found.terms)
+    return replace(found, context_bytes=context_bytes, terms=tuple(terms))
 
 
 def gib(count: float) -> str:

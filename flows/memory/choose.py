@@ -2,14 +2,15 @@
 starts nothing."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flows.config import CaptionConfig
-from flows.memory.arithmetic import estimate
+from flows.memory.arithmetic import CONTEXT_BYTES, estimate
 from flows.memory.budget import Budget
 from flows.memory.estimate import StageEstimate
 from flows.memory.loads import Load, loads_of
+from flows.memory.machine import find_machine
 from flows.memory.rungs import Rung
 from flows.models import Model
 
@@ -32,11 +33,19 @@ class Question:
     device: str
     loads: tuple[Load, ...]
     stages: tuple[str, ...] = STAGES
+    context_bytes: int = CONTEXT_BYTES
+    """What the driver of a GPU takes for a process."""
 
     def estimate(self, rung: Rung) -> StageEstimate:
         """What a stage takes on that rung."""
-        new = self.config.max_new_tokens
-        return estimate(self.model, rung, self.loads, self.device, new)
+        return estimate(
+            self.model,
+            rung,
+            self.loads,
+            self.device,
+            self.config.max_new_tokens,
+            self.context_bytes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +60,8 @@ class Choice:
     """Whether that is expected to keep to the budget."""
     refused: bool
     """Whether it cannot."""
+    remembered: bool = False
+    """Whether an earlier run found it to fit, whatever is expected of it."""
 
 
 def choose(
@@ -65,15 +76,11 @@ def choose(
 
     if not question.loads:
         return {}
-    asked = replace(question, stages=tuple(s for s in question.stages if s not in known))
-    found = choices(asked, rungs, budget)
+    found = choices(question, rungs, budget, known)
     refused = [choice for choice in found.values() if choice.refused]
     if refused:
         raise cannot_fit(question, refused, budget)
-    for stage in set(known) & set(question.stages):
-        first, taken = question.estimate(rungs[stage][0]), question.estimate(known[stage])
-        found[stage] = Choice(first=first, taken=taken, fits=fits(taken, budget), refused=False)
-    return {stage: found[stage] for stage in question.stages}
+    return found
 
 
 def question_of(
@@ -92,14 +99,41 @@ def question_of(
         device=job.device,
         loads=tuple(loads),
         stages=tuple(stages),
+        context_bytes=context_of(job.device),
     )
 
 
+def context_of(device: str) -> int:
+    """What the driver of a GPU takes for a process, as it was measured here, if it was."""
+    machine = find_machine(device).machine if device.startswith("cuda") else None
+    return (machine and machine.context_bytes) or CONTEXT_BYTES
+
+
 def choices(
-    question: Question, rungs: Mapping[str, Sequence[Rung]], budget: Budget
+    question: Question,
+    rungs: Mapping[str, Sequence[Rung]],
+    budget: Budget,
+    known: Mapping[str, Rung] | None = None,
 ) -> dict[str, Choice]:
-    """What is found for each stage."""
-    return {stage: _choice(question, rungs[stage], budget) for stage in question.stages}
+    """What is found for each stage; `known`: where one was found to fit before."""
+    known = known or {}
+    return {
+        stage: _remembered(question, rungs[stage][0], known[stage], budget)
+        if stage in known
+        else _choice(question, rungs[stage], budget)
+        for stage in question.stages
+    }
+
+
+def _remembered(question: Question, first: Rung, known: Rung, budget: Budget) -> Choice:
+    taken = question.estimate(known)
+    return Choice(
+        first=question.estimate(first),
+        taken=taken,
+        fits=fits(taken, budget),
+        refused=False,
+        remembered=True,
+    )
 
 
 def _choice(question: Question, rungs: Sequence[Rung], budget: Budget) -> Choice:
