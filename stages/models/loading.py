@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,12 @@ def warm(job: dict[str, Any]) -> None:
     neither is in a plan."""
     source = ModelJob.of(job)
     folder = resolve_model(Path(source.model), source.revision)
-    config_and_class(folder, source.trust_remote_code)
+    config, _ = config_and_class(folder, source.trust_remote_code)
+    if source.precision in KINDS or stored_settings(config) is not None:
+        import_module("transformers.integrations.bitsandbytes")
+        import_module("bitsandbytes")
+    if source.offload:
+        import_module("accelerate")
     _ready[folder, source.trust_remote_code] = source.processor()
 
 
