@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.clips import write_clips
-from scripts.flow_runs import MARK_SECONDS, Runs
+from scripts.flow_runs import Runs
 from scripts.prefect_stack import CheckFailed, Stack, prefect_stack
 from scripts.stage_processes import children, command, family, parent_of, wait_gone
 from stages.process.lock import try_hold
@@ -36,6 +36,8 @@ MOMENTS = (
 AWAY_SECONDS = 60
 CANCEL_SECONDS = 10
 """A stage must be gone so soon after its run is cancelled."""
+MOMENT_SECONDS = 600
+"""A run must come to its moment so soon after it was asked for, on a busy machine too."""
 GONE_SECONDS = 5
 """A stage must be gone so soon after its parent is."""
 POLL_SECONDS = 0.005
@@ -167,7 +169,7 @@ class Faults:
 
     def _await_item(self, out: Path, stage: str, item: int) -> None:
         path = out / "logs" / f"{stage}.items.jsonl"
-        deadline = time.monotonic() + MARK_SECONDS
+        deadline = time.monotonic() + MOMENT_SECONDS
         self._child = 0
         while not path.exists() or path.read_bytes().count(b"\n") < item:
             if time.monotonic() > deadline:

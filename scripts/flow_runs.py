@@ -7,10 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.prefect_stack import CheckFailed, Stack, described
+from scripts.prefect_stack import RUN_SECONDS, CheckFailed, Stack, described
 
-MARK_SECONDS = 300
-"""The heartbeat automation takes four beats of 30 s, and the server looks every few seconds."""
 RETRIES = 2
 
 
@@ -58,13 +56,13 @@ class Runs:
             raise CheckFailed(f"{described(state)}, not {wanted}{self.log()}")
 
     def over(self, run: str) -> dict[str, Any]:
-        deadline = time.monotonic() + MARK_SECONDS
+        deadline = time.monotonic() + RUN_SECONDS
         while time.monotonic() < deadline:
             found: dict[str, Any] = self.ask("GET", f"/flow_runs/{run}")
             if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
                 return found
             time.sleep(0.5)
-        raise CheckFailed(f"{described(found)} after {MARK_SECONDS} s{self.log()}")
+        raise CheckFailed(f"{described(found)} after {RUN_SECONDS} s{self.log()}")
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """As Prefect's clients do: a busy server answers 503."""

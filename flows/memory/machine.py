@@ -14,8 +14,9 @@ from artifacts.keys import digest_of
 from flows.config import user_cache
 from flows.launch import Launcher, StageCall, run_to_end
 from flows.models import cores
+from flows.precision import cpu_has_bfloat16
 from flows.run_record import now
-from stages.process.memory import device_uuid
+from stages.process.memory import device_capability, device_uuid
 
 FORMAT = 1
 """Raised when what is measured changes."""
@@ -23,6 +24,8 @@ SECONDS = 9.0
 """What measuring may take beside the start of its process; what is left then is left out."""
 BUSY = 0.8
 """Processes a core that were waiting to run, above which others were at work."""
+BFLOAT16_CAPABILITY = (8, 0)
+"""The oldest GPUs that compute in bfloat16."""
 MODEL_SHARE = 1.7
 """A stage that runs half a model imports its classes and loads processor and tokenizer besides:
 so many times what the libraries alone take, with two models tried."""
@@ -123,7 +126,12 @@ def find_machine(device: str) -> Known:
 def measure(device: str, store: Path, launcher: Launcher) -> Machine:
     """Measure this machine in a process of its own, and keep it. Raises PenstockError."""
     load = os.getloadavg()[0] / cores()
-    arguments = {"device": device, "folder": str(store), "seconds": SECONDS}
+    arguments = {
+        "device": device,
+        "folder": str(store),
+        "seconds": SECONDS,
+        "companion": _companion(device),
+    }
     log = store / "logs" / "measure.log"
     call = StageCall(name="measure", arguments=arguments, device=device, log=log)
     found: dict[str, Any] = run_to_end(launcher, call).notes["machine"]
@@ -132,6 +140,14 @@ def measure(device: str, store: Path, launcher: Launcher) -> Machine:
     machine = _machine(value)
     write_json(_path(here), {"format": FORMAT, **value})
     return machine
+
+
+def _companion(device: str) -> str:
+    """What quantized weights compute in: 16 bit, as most checkpoints are, where that is no
+    detour."""
+    if device == "cpu":
+        return "bf16" if cpu_has_bfloat16() else "fp32"
+    return "bf16" if device_capability(device) >= BFLOAT16_CAPABILITY else "fp16"
 
 
 def _identity(device: str) -> dict[str, Any]:

@@ -105,11 +105,12 @@ def _timed(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - started
 
 
-def passes(precision: str, device: str) -> list[list[float]]:
-    """[tokens, seconds a parameter] of blocks, for each of SHAPES."""
+def passes(precision: str, device: str, companion: str) -> list[list[float]]:
+    """[tokens, seconds a parameter] of blocks, for each of SHAPES; quantized ones compute in
+    `companion`."""
     kind = device.partition(":")[0]
     width = (WIDTH if precision in DTYPES else QUANTIZED_WIDTH)[kind]
-    dtype = DTYPES.get(precision, torch.float32 if device == "cpu" else torch.float16)
+    dtype = DTYPES.get(precision, DTYPES[companion])
     first = Block(width, functools.partial(_layer, precision)).to(device)
     for norm in first.norms:
         norm.to(dtype)

@@ -33,8 +33,8 @@ LIBRARIES = (
 
 
 def run(job: dict[str, Any], report: Report) -> None:
-    """Job: device, folder (of the store), seconds (that it may take). Answers with a note
-    `machine`."""
+    """Job: device, folder (of the store), seconds (that it may take), companion (what quantized
+    weights compute in). Answers with a note `machine`."""
     device, folder = str(job["device"]), Path(job["folder"])
     found: dict[str, Any] = {"python_seconds": _since_start()}
     if device != "cpu":
@@ -42,7 +42,7 @@ def run(job: dict[str, Any], report: Report) -> None:
     measured = Measured(time.perf_counter() + float(job["seconds"]))
     with torch.inference_mode():
         _needed(found, device, folder)
-        for name, piece in _wanted(device).items():
+        for name, piece in _wanted(device, str(job["companion"])).items():
             measured.add(name, piece)
     for kind in ("passes", "quantize"):
         found[kind] = measured.of(kind)
@@ -59,17 +59,17 @@ def _needed(found: dict[str, Any], device: str, folder: Path) -> None:
         found |= copies(device)
 
 
-def _wanted(device: str) -> dict[str, Callable[[], Any]]:
+def _wanted(device: str, companion: str) -> dict[str, Callable[[], Any]]:
     """The rest, what is used most first."""
     wanted: dict[str, Callable[[], Any]] = {}
     for precision in ("fp32", "bf16"):
-        wanted[f"passes {precision}"] = functools.partial(passes, precision, device)
+        wanted[f"passes {precision}"] = functools.partial(passes, precision, device, companion)
     wanted |= {"video_pixels": video_pixels, "picture_pixels": picture_pixels}
     wanted["library_seconds"] = _imports
     for precision in (*QUANTIZED, "fp16"):
         if precision in QUANTIZED:
             wanted[f"quantize {precision}"] = functools.partial(quantizing, precision, device)
-        wanted[f"passes {precision}"] = functools.partial(passes, precision, device)
+        wanted[f"passes {precision}"] = functools.partial(passes, precision, device, companion)
     return wanted
 
 
