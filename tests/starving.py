@@ -4,12 +4,16 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
 from flows.launch import ENTRIES
 from stages.memory.shrinking import Shrinking
+from stages.process import budget
+from stages.process.memory import taken
 from stages.process.report import Report
 
 VARIABLE = "PENSTOCK_TEST_STARVE"
@@ -18,13 +22,21 @@ WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB"
 STARVED = {**ENTRIES, **{name: f"tests.starving:{name}" for name in ("frames", "encode", "decode")}}
 
 
+def warm(job: dict[str, Any]) -> None:
+    """Import what the real stage imports, before its memory is limited."""
+    if "batches" in job:
+        stage = "encode" if "frames_scope" in job else "decode"
+        import_module(f"stages.{stage}.run").warm(job)
+
+
 class Hunger:
     """What one process of a stage can hold, told from the rung it is run on.
 
     `room`: items at once in full precision; `rooms`: the same by a word of the rung, such as
     `int8` or `offload`; `giants`: features' keys of items that fit nowhere, `large` of those that
-    fit only where another room is given; `dies`: `raise`, or `kill` for a death without a word;
-    `weights`: precisions whose weights alone do not fit.
+    fit only where another room is given; `dies`: `raise`, or `kill` for a death without a word,
+    `peak` for one with all its memory in use; `weights`: precisions whose weights alone do not fit;
+    `once`: a file, which is deleted by the death of the one process that is hungry.
     """
 
     def __init__(self, stage: str, job: dict[str, Any]) -> None:
@@ -35,17 +47,34 @@ class Hunger:
         self.room = rooms[-1] if rooms else told.get("room", 10**9)
         self.giants = set(told.get("giants", [])) | (set() if rooms else set(told.get("large", [])))
         self.dies = told.get("dies", "raise")
+        self.once = told.get("once")
         self.weights = job.get("precision") in told.get("weights", []) and not job.get("offload")
 
     def check(self, keys: Sequence[str]) -> None:
         """Run out of memory, if these are too many or one too large."""
-        if len(keys) > self.room or self.giants & set(keys):
+        starved = self.once is None or os.path.exists(self.once)
+        if starved and (len(keys) > self.room or self.giants & set(keys)):
             self.die()
 
     def die(self) -> None:
-        if self.dies == "kill":
+        if self.once is not None:
+            os.unlink(self.once)
+        if self.dies == "peak":
+            held = fill()
+            time.sleep(0.5)  # so that it is seen
+            held.clear()
+        if self.dies in ("kill", "peak"):
             os.kill(os.getpid(), signal.SIGKILL)
         raise RuntimeError(WORDS)
+
+
+def fill() -> list[bytearray]:
+    """Take nearly all that this process may."""
+    (limit,) = budget._limits
+    more = int(0.95 * limit.bytes) - (taken().data - limit.baseline.data)
+    held = bytearray(max(0, more))
+    held[::4096] = b"x" * len(held[::4096])
+    return [held]
 
 
 @contextlib.contextmanager

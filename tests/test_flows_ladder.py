@@ -191,7 +191,7 @@ def test_without_leave_nothing_that_changes_words_is_tried(
     stages = Tight("raise", {stage: room})
     half = {"encode": "vision_precision", "decode": "language_precision"}[stage]
     asked: dict[str, Any] = {"precision": "auto", half: precision}
-    with pytest.raises(CannotFit, match=f"the {stage} stage does not fit in 4.0 GiB") as raised:
+    with pytest.raises(CannotFit, match=f"the {stage} stage does not fit in 4.00 GiB") as raised:
         run(replace(config, **asked), stages)
     assert raised.value.exit_code == 3
     assert "--memory" in raised.value.hint

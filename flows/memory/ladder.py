@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from artifacts.errors import CannotFit
+from flows.memory.arithmetic import gib
 from flows.memory.remembered import Remembered
 from flows.memory.rungs import Rung
 
@@ -161,7 +162,7 @@ class Ladder:
         self._tell(entry, f"{rung.stage}: {text.format(name)}")
 
     def _in_budget(self) -> str:
-        return f" in {self._budget / (1 << 30):.1f} GiB" if self._budget else ""
+        return f" in {gib(self._budget)}" if self._budget else ""
 
 
 def weights(rung: Rung) -> tuple[str, bool]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from artifacts.errors import CannotFit, PenstockError
-from stages.process.ending import out_of_memory
+from stages.process.ending import memory_words
 from stages.process.report import Report
 
 Member = TypeVar("Member")
@@ -63,15 +63,15 @@ class Shrinking:
             if 0 < self._size < len(piece):
                 waiting += pieces(piece, self._size)[::-1]
                 continue
-            words = ""
+            words: str | None = None
             made: list[Made] = []
             try:
                 made.append(compute(piece))
             except Exception as error:
-                if isinstance(error, PenstockError) or not out_of_memory(error):
+                words = None if isinstance(error, PenstockError) else memory_words(error)
+                if words is None:
                     raise
-                words = " ".join(f"{type(error).__name__}: {error}".split())
-            if made:
+            if words is None:
                 self._went, self._failed = True, 0
                 yield piece, made.pop()
                 continue

@@ -14,6 +14,7 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Route
+from stages.memory.heap import given_back
 from stages.models.halves.boundary import Half, Part
 from stages.models.halves.load import config_and_class, load_half, one_line, skeleton_of
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
@@ -84,7 +85,11 @@ class ModelJob:
         """The half on its device, with the pieces that it needs; the whole of a model that cannot
         be cut."""
         part: Part = "whole" if self.route == "joint" else keep
-        return Held(part, functools.partial(self.load, part), self.pieces)
+        return Held(part, functools.partial(self._load, part), self.pieces)
+
+    def _load(self, keep: Part, pieces: Iterable[str]) -> Any:
+        with given_back():
+            return self.load(keep, pieces)
 
     def load(self, keep: Part, pieces: Iterable[str] = ()) -> Any:
         """That part on its device. Raises EnvironmentFault when it is not in the precision that was

@@ -1,0 +1,38 @@
+"""Has the C library give large blocks back to the system when they are freed, while that matters;
+knows nothing of what they hold.
+
+A limit counts what a process has mapped. By itself glibc keeps freed blocks for the next ones, the
+more the larger those were that came before: after a half was loaded tensor by tensor and quantized,
+it held four times as much as the half.
+"""
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+
+from stages.memory.shrinking import give_back
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+SMALL_BYTES = 256 << 10
+"""Blocks from this size on have pages of their own, which go when they go."""
+LARGE_BYTES = 32 << 20
+"""The same where blocks of one size come again and again: the most that glibc goes to by itself. To
+map each anew would cost 7 % of the time that computing takes."""
+
+
+@contextlib.contextmanager
+def given_back() -> Iterator[None]:
+    """What is freed in this block is the system's again."""
+    _set(M_MMAP_THRESHOLD, SMALL_BYTES)
+    try:
+        yield
+    finally:
+        give_back()
+        # Set by hand, they follow the program no more.
+        _set(M_MMAP_THRESHOLD, LARGE_BYTES)
+        _set(M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
+
+
+def _set(option: int, value: int) -> None:
+    with contextlib.suppress(AttributeError, OSError):  # a C library that has no such thing
+        ctypes.CDLL(None).mallopt(ctypes.c_int(option), ctypes.c_int(value))

@@ -1,0 +1,37 @@
+"""What is freed while a half is loaded does not count any more."""
+
+import json
+import subprocess
+import sys
+
+PROGRAM = """
+import contextlib, ctypes, json, sys
+from stages.memory.heap import given_back
+from stages.process.memory import taken
+
+def block(size):
+    made = ctypes.create_string_buffer(size)
+    ctypes.memset(made, 1, size)
+    return made
+
+before = taken().data
+with given_back() if sys.argv[1] == "given" else contextlib.nullcontext():
+    del (first := [block(24 << 20)])[:]  # after which blocks up to that size stay with glibc
+    held = []
+    for _ in range(20):
+        large, small = block(8 << 20), block(1000)
+        held.append(small)
+        del large
+print(json.dumps((taken().data - before) / (1 << 20)))
+"""
+
+
+def mebibytes(how: str) -> float:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True
+    )
+    return float(json.loads(done.stdout))
+
+
+def test_freed_blocks_go_back_to_the_system() -> None:
+    assert mebibytes("given") < 2 < mebibytes("kept")
