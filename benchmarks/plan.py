@@ -1,0 +1,260 @@
+"""What the plan says that a stage takes, against what its process took; prints a table.
+
+Each row is one real stage process over random-weight models of several architectures, in one
+precision, batch and number of frames. On a CPU the measure is anonymous resident memory above what
+the imports take, on a GPU what the driver says is used above what was used before.
+
+    python -m benchmarks.plan [--device cuda:0] [--only llava] [--folder DIR] [--json FILE]
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from artifacts.keys import digest_of, item_key
+from artifacts.packs import Record, Shelf
+from artifacts.schema import MediaKind
+from artifacts.store import open_store
+from benchmarks._shapes import build
+from flows.config import CaptionConfig
+from flows.launch import DirectLauncher, StageCall
+from flows.memory.arithmetic import estimate
+from flows.memory.estimate import StageEstimate
+from flows.memory.loads import load_of
+from flows.memory.rungs import Rung
+from flows.models import Model
+from flows.precision import settle
+from stages.models.hub.checkpoint import Checkpoint
+from stages.models.inspection import describe
+from stages.process.stage_process import StageOutcome
+
+MIB = 1 << 20
+SIDE = 448
+"""Pixels of a side of the frames."""
+BATCHES = 3
+"""Of each case, so that some are read while one is computed."""
+NEW_TOKENS = 12
+FRAMES = digest_of("frames")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One stage on one rung."""
+
+    shape: str
+    stage: Literal["encode", "decode"]
+    precision: str
+    batch: int
+    frames: int
+    """Of each chunk."""
+    words: int = 8
+    """Of the prompt."""
+
+    @property
+    def prompt(self) -> str:
+        return "describe " * self.words
+
+
+CASES = (
+    Case(shape="llava", stage="decode", precision="bf16", batch=2, frames=2),
+    Case(shape="llava", stage="encode", precision="bf16", batch=6, frames=4),
+    Case(shape="llava", stage="decode", precision="fp32", batch=2, frames=2),
+    Case(shape="llava", stage="decode", precision="nf4", batch=4, frames=2),
+    Case(shape="llava", stage="encode", precision="fp32", batch=3, frames=4),
+    Case(shape="qwen2.5-vl", stage="encode", precision="bf16", batch=4, frames=8),
+    Case(shape="qwen2.5-vl", stage="decode", precision="bf16", batch=4, frames=4),
+    Case(shape="mllama", stage="decode", precision="bf16", batch=2, frames=1),
+    Case(shape="llava", stage="decode", precision="int8", batch=4, frames=2),
+    Case(shape="smolvlm", stage="encode", precision="fp32", batch=1, frames=8),
+    Case(shape="smolvlm", stage="decode", precision="fp32", batch=4, frames=8),
+    Case(shape="llava", stage="encode", precision="int8", batch=6, frames=4),
+    Case(shape="qwen2.5-vl", stage="encode", precision="fp32", batch=3, frames=8),
+    Case(shape="qwen2.5-vl", stage="decode", precision="nf4", batch=4, frames=4),
+    Case(shape="smolvlm", stage="encode", precision="bf16", batch=2, frames=8),
+    Case(shape="smolvlm", stage="decode", precision="int8", batch=4, frames=8),
+    Case(shape="mllama", stage="decode", precision="nf4", batch=2, frames=1),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A case with both numbers."""
+
+    case: Case
+    planned: int
+    measured: int
+    """Bytes."""
+    seconds: float
+
+    @property
+    def error(self) -> float:
+        return self.planned / self.measured - 1
+
+
+class Desk:
+    """A folder with models, frames and features, and the processes that use them."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self._folder = folder
+        self._device = device
+        self._store = str(folder / "store")
+        self._cards: dict[str, Any] = {}
+        self._runs = 0
+
+    def measure(self, case: Case) -> Row:
+        model = self._model(case)
+        plan = self._plan(case, model)
+        outcome = self._run(case, model)
+        if self._device == "cpu":
+            took = outcome.peak_host_bytes - outcome.notes["loaded_bytes"]
+        else:
+            took = outcome.peak_device_bytes - outcome.baseline_before_bytes
+        planned = plan.peak_bytes
+        return Row(case=case, planned=planned, measured=took, seconds=outcome.seconds)
+
+    def _model(self, case: Case) -> Model:
+        folder = self._folder / "models" / case.shape
+        if not (folder / "config.json").exists():
+            build(folder, case.shape, NEW_TOKENS)
+        if case.shape not in self._cards:
+            self._cards[case.shape] = describe(folder)
+        card = self._cards[case.shape]
+        half = "vision" if case.stage == "encode" else "language"
+        asked: Any = {f"{half}_precision": case.precision}
+        if card.route == "joint":
+            asked = {"precision": case.precision}
+        config = CaptionConfig(sources=(), model=str(folder), **asked)
+        return Model(
+            name=case.shape,
+            checkpoint=Checkpoint(name=case.shape, folder=folder),
+            card=card,
+            vision_digest="",
+            language_digest="",
+            **settle(config, card, self._device),
+        )
+
+    def _plan(self, case: Case, model: Model) -> StageEstimate:
+        kind: MediaKind = "video" if case.frames > 1 else "image"
+        stored = model.fit(kind).size(SIDE, SIDE)
+        chunks = BATCHES * case.batch
+        load = load_of(model, kind, chunks, case.frames, stored, (SIDE, SIDE), case.prompt)
+        rung = Rung(stage=case.stage, batch=case.batch)
+        return estimate(model, rung, [load], self._device, NEW_TOKENS)
+
+    def _run(self, case: Case, model: Model) -> StageOutcome:
+        half = model.vision if case.stage == "encode" else model.language
+        features = self._scope(case.shape, case.frames, "features")
+        if case.stage == "decode" and not (self._folder / features).exists():
+            plain = settle(CaptionConfig(sources=()), model.card, self._device)["vision"]
+            self._call("encode", case, model, plain, features, features)
+            (self._folder / features).touch()
+        self._runs += 1
+        scope = self._scope("run", self._runs, case.stage, id(self))
+        return self._call(case.stage, case, model, half, scope, features)
+
+    def _call(
+        self, stage: str, case: Case, model: Model, half: Any, scope: str, features: str
+    ) -> StageOutcome:
+        members = [
+            {
+                "key": digest_of([scope if stage == "decode" else features, key]),
+                "features": digest_of([features, key]),
+                "frames": key,
+                "kind": "video" if case.frames > 1 else "image",
+                "prompt": case.prompt,
+            }
+            for key in self._clips(case.frames, BATCHES * case.batch)
+        ]
+        arguments = {
+            "store": self._store,
+            "model": str(model.folder),
+            "device": self._device,
+            "dtype": half.dtype,
+            "precision": half.precision,
+            "attention": half.attention,
+            "route": model.card.route,
+            "pieces": (model.card.vision if stage == "encode" else model.card.language).pieces,
+            "frames_a_video": model.card.frames_a_video,
+            "frames_scope": FRAMES,
+            "features_scope": features,
+            "scope": scope,
+            "max_new_tokens": NEW_TOKENS,
+            "batches": [members[i : i + case.batch] for i in range(0, len(members), case.batch)],
+        }
+        log = self._folder / f"{stage}.log"
+        launcher = DirectLauncher(lambda name, event: None)
+        call = StageCall(name=stage, arguments=arguments, device=self._device, log=log)
+        return launcher.start(call).wait()
+
+    def _clips(self, frames: int, count: int) -> Iterator[str]:
+        """Keys of so many clips of noise."""
+        shelf = Shelf(open_store(self._store), "frames", FRAMES)
+        for number in range(count):
+            key = item_key(FRAMES, f"clip-{frames}-{number}", 0)
+            if key not in shelf:
+                noise = np.random.default_rng(number).integers(
+                    0, 255, (frames, SIDE, SIDE, 3), dtype=np.uint8
+                )
+                end = float(frames) if frames > 1 else 0.0
+                meta = {
+                    "index": 0,
+                    "start": 0.0,
+                    "end": end,
+                    "times": [float(at) for at in range(frames)],
+                    "height": SIDE,
+                    "width": SIDE,
+                }
+                shelf.publish([Record(key=key, meta=meta, payload=noise.tobytes())])
+            yield key
+
+    def _scope(self, *parts: Any) -> str:
+        return digest_of(["scope", *map(str, parts)])
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Markdown."""
+    lines = [
+        "| model | stage | precision | batch | frames | planned MiB | measured MiB | error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        case = row.case
+        lines.append(
+            f"| {case.shape} | {case.stage} | {case.precision} | {case.batch} | {case.frames} | "
+            f"{row.planned / MIB:,.0f} | {row.measured / MIB:,.0f} | {row.error:+.1%} |"
+        )
+    worst = max(rows, key=lambda row: abs(row.error))
+    small = sum(row.measured < 500e6 for row in rows)
+    lines.append(f"\nworst {worst.error:+.1%} of {len(rows)} cases, {small} of them below 500 MB")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
+    parser.add_argument("--only", default="", help="words that a case must have, comma-separated")
+    parser.add_argument("--folder", type=Path, help="where models are kept for the next time")
+    parser.add_argument("--json", type=Path, help="where the rows go as JSON")
+    options = parser.parse_args()
+    wanted = [word for word in options.only.split(",") if word]
+    cases = [c for c in CASES if all(word in map(str, asdict(c).values()) for word in wanted)]
+    with tempfile.TemporaryDirectory() as made:
+        desk = Desk(options.folder or Path(made), options.device)
+        rows = []
+        for case in cases:
+            rows.append(desk.measure(case))
+            print(table(rows)[-2], f"{rows[-1].seconds:.0f} s", flush=True)
+    print("\n".join(table(rows)))
+    if options.json:
+        found = [{**asdict(row), "error": row.error} for row in rows]
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
