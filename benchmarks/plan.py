@@ -130,13 +130,15 @@ class Desk:
         if card.route == "joint":
             asked = {"precision": case.precision}
         config = CaptionConfig(sources=(), model=str(folder), **asked)
+        halves = settle(config, card, self._device)
         return Model(
             name=case.shape,
             checkpoint=Checkpoint(name=case.shape, folder=folder),
             card=card,
             vision_digest="",
             language_digest="",
-            **settle(config, card, self._device),
+            vision=halves["vision"],
+            language=halves["language"],
         )
 
     def _plan(self, case: Case, model: Model) -> StageEstimate:
