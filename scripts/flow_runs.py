@@ -9,8 +9,6 @@ from typing import Any
 
 from scripts.prefect_stack import RUN_SECONDS, CheckFailed, Stack, described
 
-RETRIES = 2
-
 
 class Runs:
     """Runs of `caption-videos/batch` over a folder of clips. All methods raise CheckFailed."""
@@ -42,12 +40,8 @@ class Runs:
             raise CheckFailed(f"the sweep started nothing\n{done.stdout}{done.stderr}")
 
     def retry(self, run: str) -> None:
-        """As a person does, who reads that it crashed: a worker that hears late of the end says so
-        once more, over the first retry."""
-        for _ in range(RETRIES):
-            self._stack.prefect("flow-run", "retry", run)
-            if self.over(run)["state"]["type"] == "COMPLETED":
-                return
+        """As a person does who reads that it crashed, at once."""
+        self._stack.prefect("flow-run", "retry", run)
         self.ended(run, "COMPLETED")
 
     def ended(self, run: str, wanted: str) -> None:

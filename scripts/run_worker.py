@@ -81,4 +81,5 @@ def children(pid: int) -> set[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(run([sys.executable, "-m", "prefect", "worker", "start", *sys.argv[1:]]))
+    prefect = [sys.executable, "-m", "scripts.patient_worker"]
+    sys.exit(run([*prefect, "worker", "start", *sys.argv[1:]]))
