@@ -115,10 +115,14 @@ def load_of(
     tokens, pixel_bytes = seen(model.card, model.fit(kind), kind, stored)
     each = model.feature_bytes(kind)
     most = model.card.image_tokens if kind == "image" else model.card.frame_tokens
-    share = tokens / most if most else 1.0
     # Encoders that take frames in pairs make two of an odd one.
     counted = frames + frames % 2 if "video" in model.card.modalities and kind == "video" else 1
     counted = max(frames, counted)
+    if kind == "video" and model.card.pixels_a_video:
+        most_tokens, most_bytes = _most_of_a_video(model.card)
+        tokens = min(tokens, most_tokens / counted)
+        pixel_bytes = min(pixel_bytes, most_bytes / counted)
+    share = tokens / most if most else 1.0
     text = TEMPLATE_TOKENS + len(prompt.encode()) // BYTES_A_TOKEN
     return Load(
         kind=kind,
@@ -133,24 +137,40 @@ def load_of(
     )
 
 
-def seen(
-    card: ModelCard, fit: FrameFit, kind: MediaKind, stored: tuple[int, int]
-) -> tuple[float, float]:
-    """Tokens and pixel bytes of a stored frame, from what the card says of square ones of as many
-    pixels."""
+def _known_sizes(card: ModelCard, kind: MediaKind) -> list[SeenSize]:
+    """What is known of square frames, smallest first."""
     image = kind == "image"
-    sizes = card.image_sizes if image else card.frame_sizes
     largest = SeenSize(
         edge=PROBED_EDGE,
         tokens=card.image_tokens if image else card.frame_tokens,
         pixel_bytes=card.image_pixel_bytes if image else card.frame_pixel_bytes,
     )
+    return [*(card.image_sizes if image else card.frame_sizes), largest]
+
+
+def _most_of_a_video(card: ModelCard) -> tuple[float, float]:
+    """Tokens and pixel bytes of all frames of a video together at the most, from a size at which
+    two of them are seen as large as they are."""
+    known, most = _known_sizes(card, "video"), card.pixels_a_video
+    whole = [size for size in known if 2 * size.edge**2 <= most]
+    if not whole:
+        return 2 * known[-1].tokens, 2 * known[-1].pixel_bytes
+    times = most / whole[-1].edge ** 2
+    return times * whole[-1].tokens, times * whole[-1].pixel_bytes
+
+
+def seen(
+    card: ModelCard, fit: FrameFit, kind: MediaKind, stored: tuple[int, int]
+) -> tuple[float, float]:
+    """Tokens and pixel bytes of a stored frame, from what the card says of square ones of as many
+    pixels."""
+    known = _known_sizes(card, kind)
+    largest = known[-1]
     # A frame that is stored as large as it is ever seen counts as one.
     square = math.prod(fit.size(PROBED_EDGE, PROBED_EDGE))
     pixels = math.prod(stored)
     if pixels >= square:
         return largest.tokens, largest.pixel_bytes
-    known = [*sizes, largest]
     above = next((i for i, size in enumerate(known) if size.edge**2 >= pixels), len(known) - 1)
     high, low = known[above], known[max(above - 1, 0)]
     share = 1.0

@@ -7,7 +7,7 @@ from typing import Any
 from artifacts.schema import FrameFit, Modality, Route
 from stages.models.footprint import Work
 
-RECIPE = 10
+RECIPE = 11
 """Raised when what a card says changes; part of its key."""
 
 
@@ -123,6 +123,8 @@ class ModelCard:
     """The same of smaller images, smallest first."""
     frame_sizes: tuple[SeenSize, ...] = ()
     """The same a frame of two smaller ones."""
+    pixels_a_video: int = 0
+    """In how many pixels all frames of a video are seen at the most, together; 0: no limit."""
     works_unknown: str = ""
     """Why it could not be found out what computing takes; empty when it could."""
 

@@ -29,7 +29,7 @@ from stages.models.hub.resolve import find_model
 from stages.models.precision.attention import attention_of_half, supports_flash
 from stages.models.precision.quantize import check_stored, quantizable
 from stages.models.precision.weights import Weight, weights_of
-from stages.models.processors.fit import Probe, black, probe
+from stages.models.processors.fit import Probe, black, pixels_a_video, probe
 from stages.models.processors.layout import layout_of
 from stages.models.processors.loading import takes_images
 from stages.models.processors.prepare import (
@@ -144,6 +144,7 @@ def _card(
         frame_pixel_bytes=video.pixel_bytes,
         image_sizes=image.smaller,
         frame_sizes=video.smaller,
+        pixels_a_video=pixels_a_video(processor),
     )
 
 

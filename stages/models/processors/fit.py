@@ -2,8 +2,10 @@
 no family."""
 
 import contextlib
+import inspect
 import itertools
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,6 +80,18 @@ def probe(processor: Any, kind: MediaKind) -> Probe:
         if out_of_memory(error):
             raise
     return Probe(fit=FrameFit(), tokens=tokens, pixel_bytes=size, smaller=smaller)
+
+
+def pixels_a_video(processor: Any) -> int:
+    """In how many pixels a processor sees all frames of a video together at the most, where it
+    makes them the smaller the more there are; 0 where it does not."""
+    part = getattr(processor, "video_processor", None)
+    # To try it would take as many pixels as hours of video have.
+    rule = getattr(sys.modules.get(type(part).__module__), "smart_resize", None)
+    if rule is None or "num_frames" not in inspect.signature(rule).parameters:
+        return 0
+    most = dict(part.size).get("longest_edge") if part is not None else None
+    return int(most or 0)
 
 
 def _seen(processor: Any, clip: Clip) -> SeenSize:

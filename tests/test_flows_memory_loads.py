@@ -1,0 +1,82 @@
+"""What a job's chunks are in pixels and tokens is what the processors make of them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+
+from flows.memory.loads import load_of
+from stages.models.card import ModelCard
+from stages.models.processors.fit import bytes_of, pixels_a_video, probe
+from stages.models.processors.prepare import Clip, prepare
+from tests.by_hand import CARD, model
+from tests.plan_processors import qwen2_5_vl
+
+hf: Any = transformers
+
+
+def qwen3_vl() -> Any:
+    """Whose processor makes the frames of a video the smaller the more there are."""
+    patches = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
+    other = qwen2_5_vl()
+    return hf.Qwen3VLProcessor(
+        image_processor=hf.Qwen2VLImageProcessor(**patches),
+        tokenizer=other.tokenizer,
+        video_processor=hf.Qwen3VLVideoProcessor(cap_pixels_per_frame=False, **patches),
+        chat_template=other.tokenizer.chat_template,
+    )
+
+
+@cache
+def made(make: Callable[[], Any]) -> tuple[Any, ModelCard]:
+    """A processor, and a card with what it says."""
+    processor = make()
+    return processor, card_of(processor)
+
+
+def card_of(processor: Any) -> ModelCard:
+    image, video = probe(processor, "image"), probe(processor, "video")
+    return replace(
+        CARD,
+        modalities=("image", "video"),
+        fit_video=video.fit,
+        fit_image=image.fit,
+        image_tokens=image.tokens,
+        frame_tokens=video.tokens,
+        image_pixel_bytes=image.pixel_bytes,
+        frame_pixel_bytes=video.pixel_bytes,
+        image_sizes=image.smaller,
+        frame_sizes=video.smaller,
+        pixels_a_video=pixels_a_video(processor),
+    )
+
+
+@pytest.mark.parametrize("make", [qwen2_5_vl, qwen3_vl])
+@pytest.mark.parametrize(("frames", "height", "width"), [(2, 360, 640), (7, 256, 256)])
+def test_a_chunk_has_as_many_tokens_and_numbers_as_the_processor_gives(
+    make: Any, frames: int, height: int, width: int
+) -> None:
+    processor, card = made(make)
+    stored = card.fit_video.size(height, width)
+    clip = Clip(
+        frames=np.zeros((frames, *stored, 3), np.uint8),
+        times=tuple(map(float, range(frames))),
+        seconds=float(frames),
+        kind="video",
+    )
+    row = prepare(processor, clip, "x")
+    numbers = bytes_of(row.inputs["pixel_values_videos"]) // 4
+    load = load_of(model(card), "video", 1, frames, stored, (height, width), "x")
+    tokens = load.tokens - load.text_tokens
+    # Sizes are rounded to whole patches, and small videos may be enlarged.
+    assert 0.95 < load.units / numbers < 1.25
+    assert 0.95 < tokens / row.count.tokens < 1.25
+
+
+def test_only_a_processor_that_counts_frames_limits_a_video() -> None:
+    assert pixels_a_video(qwen2_5_vl()) == 0
+    assert pixels_a_video(qwen3_vl()) == dict(qwen3_vl().video_processor.size)["longest_edge"]
