@@ -20,10 +20,10 @@ from flows.launch import DirectLauncher
 from flows.memory.efforts import stage_seconds
 from flows.memory.machine import Machine, find_machine, measure
 from flows.memory.rungs import Rung
-from flows.models import cores
 from flows.prepare import prepare
 from flows.run import caption
 from flows.sizes import estimates
+from stages.process.cgroup import cores
 from stages.process.memory import device_name
 
 TOKENS = 32

@@ -2,7 +2,6 @@
 
 import contextlib
 import fnmatch
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -256,8 +255,3 @@ def own_code(folder: Path, *, trusted: bool) -> list[str]:
 
 def weight_files(folder: Path) -> Iterable[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0))

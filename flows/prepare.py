@@ -16,12 +16,13 @@ from flows.config import CaptionConfig
 from flows.launch import Launcher
 from flows.ledger import Ledger, Medium, Scopes
 from flows.memory.budget import Budget, budget_for
-from flows.models import Model, cores, open_model
+from flows.models import Model, open_model
 from flows.sources import MediaFile, Selection, find_media
 from stages.decode import RECIPE as DECODE_RECIPE
 from stages.encode import RECIPE as ENCODE_RECIPE
 from stages.frames import RECIPE as FRAMES_RECIPE
 from stages.models.hub.transfer import Announce
+from stages.process.cgroup import cores
 from stages.process.memory import device_name
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from artifacts.schema import ChunkIndex, MediaIndex, Sampling
 from flows.ledger import Medium
-from flows.models import cores
 from flows.prepare import Job
+from stages.process.cgroup import cores
 
 SHARE_OF_FREE = 4
 """A wave may take one part in so many of the store's free space."""

@@ -89,3 +89,17 @@ def test_what_has_no_layers_or_is_arranged_anew_fails(variant: str, tmp_path: Pa
         ModelJob(model=str(tmp_path), offload=True).load(
             "vision" if variant == "fuyu" else "language"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_quantizing_never_holds_the_half_as_it_was(
+    precision: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Of a loader that keeps what it frees, the peak is twice that of the 16 bit."""
+    shape = Shape(layers=20, width=1024, tower_layers=1, tower_width=64, vocabulary=512)
+    folder = build(tmp_path_factory.mktemp("larger") / "model", shape, 3)
+    sixteen = peaks_of(folder, dtype="bfloat16", positions=8)
+    few = peaks_of(folder, dtype="bfloat16", precision=precision, positions=8)
+    assert few["loading"] < few["weights"] + sixteen["weights"] / 2
+    assert sixteen["loading"] < sixteen["weights"] * 1.15

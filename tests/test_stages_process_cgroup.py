@@ -1,10 +1,12 @@
 """What the kernel's files say of memory: both versions of control groups, nested, and none."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from stages.process.cgroup import host_free_bytes, host_total_bytes, oom_kills
+from stages.process import stage_process
+from stages.process.cgroup import cores, host_free_bytes, host_total_bytes, oom_kills
 
 GIB = 1 << 30
 UNLIMITED = str((1 << 63) - 4096)
@@ -106,3 +108,40 @@ def test_a_container_that_sees_its_own_group_as_the_outermost(
     )
     group(system / where, **{f"memory__{n}": str(int(v) * GIB) for n, v in files.items()})
     assert host_free_bytes(proc, system) == 2 * GIB
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu__max": "250000 100000\n"}, 3),
+        ({"cpu__max": "max 100000\n"}, 64),
+        ({"cpu__max": "20000 100000\n"}, 1),
+        ({"cpu__cfs_quota_us": "200000\n", "cpu__cfs_period_us": "100000\n"}, 2),
+        ({"cpu__cfs_quota_us": "-1\n", "cpu__cfs_period_us": "100000\n"}, 64),
+        ({}, 64),
+    ],
+)
+def test_a_group_that_gets_little_time_has_few_cores(
+    files: dict[str, str],
+    expected: int,
+    proc: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    old = "cpu__cfs_quota_us" in files
+    member(proc, "4:cpu,cpuacct:/night\n" if old else "0::/night\n")
+    system = tmp_path / "cgroup"
+    group(system / "cpu" / "night" if old else system / "night", **files)
+    assert cores(proc, system) == expected
+
+
+def test_a_child_starts_as_many_threads_as_it_gets_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(stage_process, "cores", lambda: len(os.sched_getaffinity(0)))
+    assert "OMP_NUM_THREADS" not in stage_process.child_environment()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    monkeypatch.setattr(stage_process, "cores", lambda: 2)
+    assert stage_process.child_environment()["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert stage_process.child_environment()["OMP_NUM_THREADS"] == "5"

@@ -13,11 +13,10 @@ from flows.config import default_store
 from flows.display import Display, printable, size
 from flows.launch import DirectLauncher
 from flows.memory.machine import ADVICE, Known, Machine, find_machine, measure
-from flows.models import cores
 from flows.precision import FLASH_CAPABILITY, cpu_has_bfloat16, flash_installed
 from flows.prefect_server import answers
 from flows.run_record import versions
-from stages.process.cgroup import host_free_bytes, host_total_bytes
+from stages.process.cgroup import cores, host_free_bytes, host_total_bytes
 from stages.process.memory import (
     device_capability,
     device_holders,

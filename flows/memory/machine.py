@@ -13,9 +13,9 @@ from artifacts.files import write_json
 from artifacts.keys import digest_of
 from flows.config import user_cache
 from flows.launch import Launcher, StageCall, run_to_end
-from flows.models import cores
 from flows.precision import cpu_has_bfloat16
 from flows.run_record import now
+from stages.process.cgroup import cores
 from stages.process.memory import device_capability, device_uuid
 
 FORMAT = 1

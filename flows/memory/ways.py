@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from flows.config import CaptionConfig
 from flows.memory.choose import Question
 from flows.memory.rungs import Rung, decode_rungs, encode_rungs, frames_rungs
-from flows.models import Model, cores
+from flows.models import Model
 from flows.precision import HalfSettings
+from stages.process.cgroup import cores
 
 if TYPE_CHECKING:  # it imports torch
     from stages.models.halves.boundary import Half

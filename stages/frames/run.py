@@ -7,7 +7,6 @@ the memory there is, however long the videos and however slow the disk.
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -27,6 +26,7 @@ from stages.frames.plan import ChunkPlan
 from stages.frames.video import Chunk, Damage, Video
 from stages.frames.watchdog import Watchdog
 from stages.process.budget import short
+from stages.process.cgroup import cores
 from stages.process.ending import out_of_memory
 from stages.process.report import Report
 
@@ -106,8 +106,7 @@ class Stage:
         """What the workers do: one video each, or a group of pictures."""
         videos = [m for m in self.to_do.values() if m.kind == "video"]
         images = [m for m in self.to_do.values() if m.kind == "image"]
-        cores = len(os.sched_getaffinity(0))
-        self._threads = max(1, cores // max(1, min(workers, len(videos))))
+        self._threads = max(1, cores() // max(1, min(workers, len(videos))))
         size = min(PACK_RECORDS, max(1, -(-len(images) // workers)))
         groups = [images[at : at + size] for at in range(0, len(images), size)]
         self.report.total(sum(self._items.values()))

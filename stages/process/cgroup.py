@@ -1,6 +1,9 @@
 """What the kernel lets a group of processes take, and how often it killed one of them for it; knows
 nothing of what they do."""
 
+import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 UNLIMITED = 1 << 60
@@ -9,6 +12,8 @@ LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 """Of version 2: where the kernel kills, and where it slows down until next to nothing is done; of
 version 1."""
 USAGES = ("memory.current", "memory.usage_in_bytes")
+QUOTAS = ("cpu.max", "cpu.cfs_quota_us")
+"""Time that a group gets in a period: of version 2, with the period; of version 1."""
 FILE_PAGES = ("inactive_file", "active_file")
 """Lines of `memory.stat`: pages of files, which the kernel gives up before it kills anybody."""
 
@@ -41,13 +46,32 @@ def oom_kills(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup"))
     return int(kills[0]) if kills else 0
 
 
-def groups(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> list[Path]:
-    """Folders of the group that this process is in and of those around it, innermost first."""
+def cores(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: those it may run on, or the time that a group is given, in
+    cores and rounded up, whichever is less."""
+    found = [len(os.sched_getaffinity(0))]
+    for group in groups(proc, system, "cpu", QUOTAS):
+        told = [word for name in QUOTAS for word in "".join(_lines(group / name)).split()]
+        if len(told) == 1:  # version 1 has the period in a file of its own
+            told += _lines(group / "cpu.cfs_period_us")
+        if len(told) == 2 and all(word.isdigit() for word in told) and int(told[1]):
+            found.append(max(1, math.ceil(int(told[0]) / int(told[1]))))
+    return min(found)
+
+
+def groups(
+    proc: Path = Path("/proc"),
+    system: Path = Path("/sys/fs/cgroup"),
+    controller: str = "memory",
+    signs: Sequence[str] = USAGES,
+) -> list[Path]:
+    """Folders of the group that this process is in and of those around it, innermost first; some
+    of them hold one of the files `signs`."""
     places: dict[Path, str] = {}
     for line in _lines(proc / "self" / "cgroup"):
         _, controllers, name = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            places[system / "memory"] = name  # version 1 wins: it then has the controller
+        if controller in controllers.split(","):
+            places[system / controller] = name  # version 1 wins: it then has the controller
         elif not controllers:
             places.setdefault(system, name)
     for top in sorted(places, key=lambda place: place == system):
@@ -55,7 +79,7 @@ def groups(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) ->
         # In a container the folder may show its own group as the outermost, under a longer name.
         inner = path if path.is_dir() else top
         found = [inner, *(p for p in inner.parents if p == top or top in p.parents)]
-        if any((group / name).exists() for group in found for name in USAGES):
+        if any((group / name).exists() for group in found for name in signs):
             return found
     return []
 
