@@ -204,6 +204,13 @@ def size(count: int) -> str:
     return f"{value:.1f} TB"
 
 
+def gib(count: float) -> str:
+    """`2.84 GiB`, `310 MiB`, `12.1 MiB`, in powers of two as memory is sold."""
+    if count >= (1 << 30) / 10:
+        return f"{count / (1 << 30):.2f} GiB"
+    return f"{count / (1 << 20):.{0 if count >= 100 << 20 else 1}f} MiB"
+
+
 def parse_size(text: str) -> int:
     """Bytes of `200GB`, `1.5TiB`, `4096`. Raises UsageError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)

@@ -9,9 +9,9 @@ from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.store import open_store
 from flows.config import CaptionConfig
+from flows.display import gib
 from flows.launch import Launcher
 from flows.ledger import cut_waves
-from flows.memory.arithmetic import gib
 from flows.memory.budget import Budget, budget_for
 from flows.memory.changes import cannot_fit
 from flows.memory.choose import (

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from flows.display import duration, size
-from flows.memory.arithmetic import gib
+from flows.display import duration, gib, size
 from flows.memory.choose import Choice, allowed
 from flows.memory.what_fits import BUDGETS_GIB, LEGEND, what_fits
 from flows.plan import Plan, figures

@@ -8,8 +8,7 @@ from typing import Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
 from flows.config import CaptionConfig
-from flows.display import Display, parse_size, printable
-from flows.memory.arithmetic import gib
+from flows.display import Display, gib, parse_size, printable
 from flows.memory.outline import Outline, read_outline
 from flows.memory.train import OPTIMIZERS, RANK, Method, TrainEstimate, Training, train_estimate
 from flows.memory.train_changes import changes

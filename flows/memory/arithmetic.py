@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from flows.display import gib
 from flows.memory.estimate import StageEstimate, Term
 from flows.memory.loads import PIXEL_BYTES, Load
 from flows.memory.rungs import Rung
@@ -37,7 +38,6 @@ YUV_BYTES = 1.5
 """Bytes of a pixel as videos have it."""
 FILE_BYTES = 8 << 20
 """What reading a video takes beside its pictures: its index, its times, the container's buffers."""
-GIB = 1 << 30
 PACK_BYTES = 64 << 20
 """Pictures are stored together up to so many bytes (stages/frames/run.py)."""
 
@@ -57,13 +57,6 @@ def estimate(
         return found
     terms = (replace(t, bytes=context_bytes) if t.part == "context" else t for t in found.terms)
     return replace(found, context_bytes=context_bytes, terms=tuple(terms))
-
-
-def gib(count: float) -> str:
-    """`2.84 GiB`, `310 MiB`, `12.1 MiB`."""
-    if count >= GIB / 10:
-        return f"{count / GIB:.2f} GiB"
-    return f"{count / (1 << 20):.{0 if count >= 100 << 20 else 1}f} MiB"
 
 
 def power_of_two(count: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flows.config import CaptionConfig
-from flows.display import size
+from flows.display import gib
 from flows.launch import Launcher, Running, StageCall
 from stages.process.cgroup import host_free_bytes, host_total_bytes
 from stages.process.memory import anonymous_bytes, device_free_bytes, device_holders
@@ -54,7 +54,7 @@ class Budget:
             return ""
         what = "the host" if self.device == "cpu" else f"the GPU {self.device}"
         return (
-            f"--memory allows {size(self.bytes)}, and {size(self.free_bytes)} of {what} are free"
+            f"--memory allows {gib(self.bytes)}, and {gib(self.free_bytes)} of {what} are free"
             f"{held_by(self.others)}; what needs more than that may run out of memory"
         )
 
@@ -119,7 +119,7 @@ class WithinBudget:
         if not self._told:
             others = now.others or named(host_holders())
             self._told = (
-                f"{size(now.free_bytes)} of memory are free, and {size(before.free_bytes)} were "
+                f"{gib(now.free_bytes)} of memory are free, and {gib(before.free_bytes)} were "
                 f"when the run began{held_by(others)}; going on with that"
             )
             self._tell(self._told)
@@ -129,7 +129,7 @@ class WithinBudget:
 def held_by(others: Mapping[str, int]) -> str:
     """Who has how much, to be put behind something."""
     largest = list(others.items())[:NAMED]
-    found = ", ".join(f"{who} has {size(held)}" for who, held in largest)
+    found = ", ".join(f"{who} has {gib(held)}" for who, held in largest)
     return f": {found}" if found else ""
 
 

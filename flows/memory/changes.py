@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from artifacts.errors import CannotFit, UsageError
-from flows.memory.arithmetic import gib
+from flows.display import gib
 from flows.memory.budget import Budget
 from flows.memory.choose import Choice, Question, allowed, choices
 from flows.memory.estimate import StageEstimate

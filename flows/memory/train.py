@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from artifacts.errors import UsageError
-from flows.memory.arithmetic import CONTEXT_BYTES, GPU_WORKSPACE_BYTES, HELD_BACK, gib
+from flows.display import gib
+from flows.memory.arithmetic import CONTEXT_BYTES, GPU_WORKSPACE_BYTES, HELD_BACK
 from flows.memory.layers import pass_bytes
 from flows.memory.outline import Outline, Tower
 from flows.memory.training import (
