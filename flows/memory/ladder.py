@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from artifacts.errors import CannotFit
-from flows.memory.arithmetic import gib
+from flows.display import gib
 from flows.memory.remembered import Remembered
 from flows.memory.rungs import Rung
 
