@@ -1,5 +1,6 @@
 """What fine-tuning takes, against hand arithmetic and what was reported elsewhere."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -147,6 +148,18 @@ def test_zero_on_one_gpu_is_said_to_save_nothing() -> None:
 def test_pictures_that_do_not_fit_into_a_sample_are_said() -> None:
     found = qwen(method="lora", frames=8)
     assert any("--max-length" in note for note in found.notes)
+
+
+def test_experts_are_said_not_to_be_counted() -> None:
+    case = plan_case("qwen2.5-vl-7b-instruct")
+    tensors: dict[str, tuple[int, ...]] = {}
+    for name, shape in case.tensors.items():
+        if ".mlp.up_proj" in name and name.startswith("model."):
+            name, shape = name.replace("mlp.", "mlp.experts."), (8, *shape)
+        tensors[name] = shape
+    found = train_estimate(read(replace(case, tensors=tensors)), Training(method="lora"))
+    assert any("experts" in note for note in found.notes)
+    assert not qwen(method="lora").notes
 
 
 def test_a_model_that_writes_nothing_cannot_be_fine_tuned() -> None:

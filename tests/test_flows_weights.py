@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from artifacts.packs import Record
+from flows.cli.main import main
 from flows.display import Display
 from flows.weights import halves_wanted
 from stages.models import describe, load_half
@@ -99,6 +100,19 @@ def test_a_vision_half_alone_costs_little_more_than_its_files(
     whole = load_half(sharded(), "vision").state_dict()
     assert here.keys() == whole.keys()
     assert all(torch.equal(here[name], whole[name]) for name in whole)
+
+
+def test_fine_tuning_of_a_model_of_the_hub_is_told_from_its_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_cache(tmp_path / "hub", monkeypatch)
+    with serve({MODEL: repository(sharded())}) as hub, client(monkeypatch) as connect:
+        connect(hub.url)
+        assert main(["plan", "--model", MODEL, "--train", "lora", "--json"]) == 0
+        assert hub.weights_sent() <= 5 * 100_001
+    told = json.loads(capsys.readouterr().out)
+    card = describe(sharded())
+    assert told["frozen_parameters"] == card.vision.parameters + card.language.parameters
 
 
 def test_a_download_is_a_line_that_moves_on_a_terminal_alone() -> None:

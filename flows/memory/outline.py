@@ -48,6 +48,8 @@ class Tower:
     width: int
     shifts: bool
     """Whether its norms have a bias."""
+    mixed: bool = False
+    """Whether its layers hold experts of which a token sees a few."""
     plain: bool = False
     """Whether its nonlinearity is told to be one step."""
     patch: int = 0
@@ -229,6 +231,7 @@ def _tower(config: dict[str, Any], stack: Stack, mine: Sequence[Header], is_text
         heads=heads or max(1, attention.query_width // 64),
         width=stack.width,
         shifts=stack.shifts,
+        mixed=stack.mixed,
         plain=told.get("hidden_act") in PLAIN,
         patch=pixels.shape[-1] if pixels is not None else _side(told.get("patch_size")),
         frames_a_patch=pixels.shape[2] if pixels is not None and len(pixels.shape) == 5 else 1,

@@ -29,6 +29,8 @@ class Stack:
     """Numbers a token has between two layers."""
     shifts: bool
     """Whether its norms have a bias, as LayerNorm has and RMSNorm has not."""
+    mixed: bool
+    """Whether it holds experts of which a token sees a few."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +81,7 @@ def _stack(path: str, layers: dict[int, dict[str, tuple[int, ...]]]) -> Stack | 
         parameters=sum(math.prod(shape) for shape in layer.values()),
         matrices=matrices,
         width=max(seen, key=lambda side: (seen[side], -side)),
+        mixed=any("experts." in name for name in layer),
         shifts=all(f"{name.removesuffix('weight')}bias" in layer for name in scales),
     )
 

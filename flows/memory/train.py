@@ -291,6 +291,8 @@ def _notes(outline: Outline, training: Training) -> Iterator[str]:
         yield "DeepSpeed's ZeRO 3 does not take weights in nf4; FSDP does"
     if training.method == "full" and training.optimizer != "mixed":
         yield "without a master copy in 32 bit, weights in 16 bit lose the smallest steps"
+    if outline.text is not None and outline.text.mixed:
+        yield "a mixture of experts: what its experts keep for the backward pass is not counted"
     vision = outline.vision
     if vision is not None and training.frames:
         edge = int(picture_pixels(vision) ** 0.5)
