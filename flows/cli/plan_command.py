@@ -44,10 +44,11 @@ def show(
 
 
 def _table(plan: Plan) -> dict[str, Any]:
-    found = what_fits(plan.question, plan.question.device)
+    """What fits in how much of this device, and of a GPU; None: nothing."""
     return {
-        "what_fits": {
-            name: {f"{cell.gib}GiB": cell.batches if cell.fits else None for cell in cells}
-            for name, cells in found.items()
+        name: {
+            row: {f"{cell.gib}GiB": cell.batches if cell.fits else None for cell in cells}
+            for row, cells in what_fits(plan.question, device).items()
         }
+        for name, device in (("what_fits", plan.question.device), ("what_fits_gpu", "cuda:0"))
     }

@@ -7,7 +7,7 @@ from functools import partial
 
 from flows.display import gib
 from flows.memory.estimate import StageEstimate, Term
-from flows.memory.loads import PIXEL_BYTES, Load
+from flows.memory.loads import PIXEL_BYTES, Load, counted
 from flows.memory.rungs import Rung
 from flows.memory.works import Expected, decoder_by_dimensions, encoder_by_dimensions, expected
 from flows.models import Model
@@ -73,14 +73,15 @@ def _frames(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
             Term(
                 part="activation",
                 bytes=files * (load.frame_bytes + pictures),
-                why=f"{files} files at once x ({load.frames} frames of "
+                why=f"{counted(files, 'file')} at once x ({counted(load.frames, 'frame')} of "
                 f"{load.stored[1]}x{load.stored[0]}x3, and {PICTURES_HELD} pictures of "
                 f"{wide}x{high} in the decoder)",
             )
         ]
     else:
         held = PACK_BYTES + 2 * 3 * high * wide
-        why = f"{files} packs of pictures of {PACK_BYTES >> 20} MiB, each with one being read"
+        size = f"{PACK_BYTES >> 20} MiB"
+        why = f"{counted(files, 'pack')} of pictures of {size}, each with one being read"
         terms = [Term(part="activation", bytes=files * held, why=why)]
     # The device does nothing: a GPU's stage is measured by the host's memory as well.
     return StageEstimate.of(rung, terms, device="cpu", load=load)
@@ -93,11 +94,13 @@ def _encode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
     terms = list(_weights(half, settings, rung, device))
     work = None
     if model.card.route == "joint":
-        why = f"{rows} chunks x {load.units:,} numbers of pixels, which go on as they are"
+        why = (
+            f"{counted(rows, 'chunk')} x {load.units:,} numbers of pixels, which go on as they are"
+        )
         terms.append(Term(part="activation", bytes=2 * pixels, why=why))
     else:
         work = _encoder_work(model, settings, rows, load)
-        why = f"{rows} chunks x {load.units:,} numbers of pixels: {_told(model, work)}"
+        why = f"{counted(rows, 'chunk')} x {load.units:,} numbers of pixels: {_told(model, work)}"
         terms.append(Term(part="activation", bytes=math.ceil(work.peak_bytes), why=why))
     each = rows * (load.units * PIXEL_BYTES + load.frame_bytes)
     terms += _around(rung, terms, device, _ahead(load, rows, each, "pixels and frames"))
@@ -114,11 +117,11 @@ def _decode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
     terms = list(_weights(half, settings, rung, device))
     work = _decoder_work(model, settings, load, rows, new, rung.prefill)
     whole = math.ceil(work.kept_bytes)
-    why = f"{rows} rows x ({load.tokens:,} + {new} tokens) x "
+    why = f"{counted(rows, 'row')} x ({load.tokens:,} + {new} tokens) x "
     why += f"{whole / rows / (load.tokens + new):,.0f} bytes"
     terms += _cache(rung, whole, half, rows, load.tokens + new, device, why)
     computing = max(0, math.ceil(work.peak_bytes) - whole)
-    why = f"{rows} rows x {load.tokens:,} tokens: {_told(model, work)}, beside the cache"
+    why = f"{counted(rows, 'row')} x {load.tokens:,} tokens: {_told(model, work)}, beside the cache"
     if rung.prefill:
         why += f", {rung.prefill} at once through an MLP"
     terms.append(Term(part="activation", bytes=computing, why=why))
@@ -213,7 +216,7 @@ def _around(rung: Rung, terms: Sequence[Term], device: str, ahead: Term) -> Iter
 
 def _ahead(load: Load, rows: int, each: int, what: str) -> Term:
     batches = min(AHEAD, math.ceil(load.chunks / rows) - 1)
-    why = f"{batches} batches of {what} read ahead x {gib(each)}"
+    why = f"{batches} batch{'' if batches == 1 else 'es'} of {what} read ahead x {gib(each)}"
     return Term(part="workspace", bytes=batches * each, why=why)
 
 

@@ -162,7 +162,7 @@ def memory_json(found: dict[str, Choice], budget: Budget) -> dict[str, Any]:
 
 def fits(found: StageEstimate, budget: Budget) -> bool:
     """Whether a stage is expected to keep to the budget."""
-    return found.peak_bytes <= allowed(found, budget) and found.host_bytes <= budget.host_bytes
+    return found.peak_bytes <= allowed(found, budget) and _host_holds(found.host_bytes, budget)
 
 
 def refused(found: StageEstimate, budget: Budget) -> bool:
@@ -170,7 +170,12 @@ def refused(found: StageEstimate, budget: Budget) -> bool:
     sure = DOUBT * found.peak_bytes
     if found.by_dimensions:
         sure = found.weight_bytes + found.context_bytes
-    return sure > allowed(found, budget) or DOUBT * found.host_bytes > budget.host_bytes
+    return sure > allowed(found, budget) or not _host_holds(DOUBT * found.host_bytes, budget)
+
+
+def _host_holds(size: float, budget: Budget) -> bool:
+    """Of a CPU the budget is all: who gives more than is free is warned of it elsewhere."""
+    return budget.device == "cpu" or size <= budget.host_bytes
 
 
 def allowed(found: StageEstimate, budget: Budget) -> int:

@@ -69,9 +69,14 @@ class Load:
     def line(self) -> str:
         """`video chunks of up to 32 frames of 640x360, 2,100 tokens`."""
         high, wide = self.stored
-        video = f"video chunks of up to {self.frames} frames"
+        video = f"video chunks of up to {counted(self.frames, 'frame')}"
         what = video if self.kind == "video" else "images"
         return f"{what} of {wide}x{high}, {self.tokens:,} tokens a prompt"
+
+
+def counted(count: int, what: str) -> str:
+    """`1 frame`, `2 frames`."""
+    return f"{count} {what}{'s' if count != 1 else ''}"
 
 
 def loads_of(model: Model, media: Sequence[Medium], expected: Sequence[Estimate]) -> list[Load]:
@@ -169,13 +174,13 @@ def seen(
     # A frame that is stored as large as it is ever seen counts as one.
     square = math.prod(fit.size(PROBED_EDGE, PROBED_EDGE))
     pixels = math.prod(stored)
-    if pixels >= square:
+    if pixels >= square and fit.long_edges:
         return largest.tokens, largest.pixel_bytes
     above = next((i for i, size in enumerate(known) if size.edge**2 >= pixels), len(known) - 1)
     high, low = known[above], known[max(above - 1, 0)]
     share = 1.0
-    if high.edge > low.edge:
-        share = min(1.0, max(0.0, (pixels - low.edge**2) / (high.edge**2 - low.edge**2)))
+    if high.edge > low.edge:  # what is seen as large as it is goes on growing
+        share = max(0.0, (pixels - low.edge**2) / (high.edge**2 - low.edge**2))
 
     def between(a: int, b: int) -> float:
         return a + share * (b - a)
