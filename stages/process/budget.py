@@ -74,17 +74,17 @@ _limits: list[Limit] = []
 """Of this process, if it has one."""
 
 
-def look(now: Taken) -> None:
-    """Follow what this process takes."""
+def look(now: Taken) -> bool:
+    """Follow what this process takes; whether it was near enough to its limit, if it has one, for
+    what may have many reasons to have this one."""
     for limit in _limits:
         limit.look(now)
+    return any(limit.short for limit in _limits)
 
 
 def short() -> bool:
-    """Whether this process has a limit, and was near enough to it for what may have many reasons to
-    have this one."""
-    look(taken())
-    return any(limit.short for limit in _limits)
+    """Whether this process has a limit, and was near enough to it."""
+    return look(taken())
 
 
 def at_the_limit() -> bool:

@@ -21,7 +21,7 @@ from stages.process.ending import first_line, memory_words
 from stages.process.lock import hold_device
 from stages.process.memory import Sampler, Taken, anonymous_bytes
 from stages.process.report import Report
-from stages.process.stuck import Stillness, leave
+from stages.process.stuck import Stillness, leave, look_again
 
 PR_SET_PDEATHSIG = 1
 ORPHAN_CHECK_SECONDS = 0.5
@@ -70,8 +70,10 @@ def main(job_path: str, parent: str, events: str) -> int:
     still = Stillness()
 
     def each(now: Taken) -> None:
-        budget.look(now)
-        if still.look() and budget.short():
+        is_still, is_short = still.look(), budget.look(now)
+        if is_short:
+            look_again()
+        if is_still and is_short:
             budget.lift()
             report.send("error", **STUCK)
             leave(1)

@@ -172,8 +172,8 @@ def _of_memory(ending: Ending, told: Mapping[str, str], last_words: str, *, ours
     """Whether it was its memory that it died of; `ours` is whether the error is one of this
     program, which are never in doubt."""
     words = [last_words] if told["type"] else [last_words, *ending.last_lines]
-    if any(map(says_out_of_memory, words)):
-        return True
+    if any(map(says_out_of_memory, words)) or ending.signal == signal.SIGALRM:
+        return True  # the clock runs only where memory is short: see stuck.py
     if not ours and any(map(perhaps, words)):
         return ending.short
     crashed = not told["type"] and ending.signal in (signal.SIGKILL, *CRASHING)

@@ -1,10 +1,12 @@
 """Tells when no thread of this process goes on any more; knows nothing of what they were doing.
 
 Who gets no memory may wait for ever and raise nothing: Python's own `Thread.start()` does, when the
-new thread gets none before it has said that it runs.
+new thread gets none before it has said that it runs. Who waits with the interpreter's lock in hand
+stops even those who look; for that there is the kernel's clock.
 """
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -15,6 +17,8 @@ AGAIN_SECONDS = 5.0
 """When to look again after threads were seen that wait for something outside."""
 IDLE_CPU_SECONDS = 0.05
 """Processor time that threads which only wait take at the most, all together, meanwhile."""
+SILENT_SECONDS = 600.0
+"""How long the interpreter's lock may be kept from everybody else."""
 FUTEX = "202"
 """Number of the call in which a thread waits for another one; who sleeps will wake up."""
 
@@ -52,6 +56,11 @@ def _waits(task: Path) -> bool:
         return (task / "syscall").read_text().split()[0] == FUTEX
     except (OSError, IndexError):
         return True  # ended meanwhile, or not to be told
+
+
+def look_again() -> None:
+    """Have the kernel end this process when this is not called again in time."""
+    signal.setitimer(signal.ITIMER_REAL, SILENT_SECONDS)
 
 
 def leave(code: int) -> None:

@@ -1,0 +1,148 @@
+"""What a process ended of, told by its last words, the kernel's count and its peak; and what is known
+of a process while it runs."""
+
+import mmap
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import Killed, OutOfMemory, PenstockError, StageDied
+from stages.process import budget, stuck
+from stages.process.ending import Ending, fault_of_stage, memory_words
+from stages.process.memory import Sampler, taken
+from stages.process.stage_process import child_environment
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "OutOfMemoryError: CUDA out of memory",
+        "AcceleratorError: CUDA error: out of memory",
+        "CUDA driver error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: not enough workspace",
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried",
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "memory allocation of 73400320 bytes failed",
+    ],
+)
+def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) -> None:
+    told = {"type": "RuntimeError", "message": words, "hint": ""}
+    for ending in (
+        Ending(code=1, told=told, log=Path("log")),
+        Ending(code=-6, log=Path("log"), last_lines=(words, "  what():  something", "Aborted")),
+    ):
+        assert type(fault_of_stage("encode", ending)) is OutOfMemory
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        ({"code": -9}, Killed),
+        ({"code": 137}, Killed),
+        ({"code": -9, "oom_kills": 1}, OutOfMemory),
+        ({"code": 137, "oom_kills": 1}, OutOfMemory),
+        ({"code": -9, "peak_bytes": 90, "budget": 100}, OutOfMemory),
+        ({"code": -9, "peak_bytes": 89, "budget": 100}, Killed),
+        ({"code": -11, "peak_bytes": 95, "budget": 100}, OutOfMemory),
+        ({"code": -11, "peak_bytes": 95}, StageDied),
+        ({"code": 1, "peak_bytes": 99, "budget": 100}, StageDied),
+        ({"code": 1, "last_lines": ("libgomp: Thread creation failed: x",)}, StageDied),
+        (
+            {
+                "code": 1,
+                "last_lines": ("libgomp: Thread creation failed: x",),
+                "peak_bytes": 600 * MIB,
+                "budget": 1000 * MIB,
+            },
+            OutOfMemory,
+        ),
+    ],
+)
+def test_a_silent_death_is_of_memory_by_the_kernel_s_count_or_the_peak(
+    ending: dict[str, Any], expected: type[PenstockError]
+) -> None:
+    assert type(fault_of_stage("decode", Ending(log=Path("log"), **ending))) is expected
+
+
+def test_memory_is_found_behind_what_was_made_of_it() -> None:
+    def fail() -> None:
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise ValueError("the weights cannot be read") from error
+
+    with pytest.raises(ValueError) as caught:
+        fail()
+    assert memory_words(caught.value) == "MemoryError: "
+    assert memory_words(ValueError("memory of an elephant")) is None
+
+
+@contextmanager
+def watched(told: list[tuple[int, int]]) -> Iterator[Sampler]:
+    def tell(seconds: float, host: int, device: int, peak: int, _: int) -> None:
+        told.append((host, peak))
+
+    with Sampler("cpu", tell) as memory:
+        yield memory
+
+
+def test_a_peak_that_rises_is_told_at_once() -> None:
+    told: list[tuple[int, int]] = []
+    with watched(told) as memory:
+        memory.look()
+        before = len(told)
+        held = bytearray(100 * MIB)
+        held[::4096] = b"x" * len(held[::4096])
+        memory.look()
+        assert len(told) > before
+        assert told[-1][1] == memory.peak_host_bytes
+        assert told[-1][1] - told[0][1] > 90 * MIB
+        del held
+
+
+def test_what_a_process_may_write_to_counts_untouched() -> None:
+    before = taken()
+    held = mmap.mmap(-1, 100 * MIB, flags=mmap.MAP_PRIVATE)
+    after = taken()
+    held.close()
+    assert after.data - before.data >= 100 * MIB
+    assert after.anonymous - before.anonymous < 10 * MIB
+    assert after.threads >= 1
+
+
+def test_threads_that_wait_for_each_other_are_told_from_those_that_wait_for_a_disk() -> None:
+    source, sink = os.pipe()
+    reader = threading.Thread(target=os.read, args=(source, 1))
+    reader.start()
+    time.sleep(0.1)
+    assert not stuck.all_wait()
+    os.write(sink, b"x")
+    reader.join()
+    os.close(source)
+    os.close(sink)
+
+
+def test_a_user_s_own_settings_of_the_allocator_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    assert child_environment()["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
+    assert "PYTORCH_ALLOC_CONF" not in child_environment()
+
+
+def test_a_limit_is_lifted_for_the_last_words() -> None:
+    limit = budget.Limit(bytes=100, baseline=taken(), lifted=True)
+    limit.look(taken()._replace(threads=1000))  # sets nothing
+    assert limit.most_threads == 0
