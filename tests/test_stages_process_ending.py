@@ -1,5 +1,4 @@
-"""What a process ended of, told by its last words, the kernel's count and its peak; and what is known
-of a process while it runs."""
+"""What a process ended of, told by its last words, the kernel's count and its peak."""
 
 import mmap
 import os
