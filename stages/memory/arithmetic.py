@@ -111,7 +111,7 @@ def passes(precision: str, device: str, companion: str) -> list[list[float]]:
     kind = device.partition(":")[0]
     width = (WIDTH if precision in DTYPES else QUANTIZED_WIDTH)[kind]
     dtype = DTYPES.get(precision, DTYPES[companion])
-    first = Block(width, functools.partial(_layer, precision)).to(device)
+    first = Block(width, functools.partial(_layer, precision, device)).to(device)
     for norm in first.norms:
         norm.to(dtype)
     held = sum(weight.nbytes for weight in first.parameters())
@@ -128,14 +128,16 @@ def passes(precision: str, device: str, companion: str) -> list[list[float]]:
 
 def quantizing(precision: str, device: str) -> float:
     """Parameters a second that become 8 or 4 bit while a model is loaded."""
-    _layer(precision, SMALL, SMALL).to(device)  # it loads its library
+    _layer(precision, device, SMALL, SMALL).to(device)  # it loads its library
     width = 2048
-    layer = _layer(precision, width, width)
+    layer = _layer(precision, device, width, width)
     return width * width / _timed(lambda: layer.to(device), device)
 
 
-def _layer(precision: str, taken: int, given: int) -> Any:
-    weight = torch.randn(given, taken) / taken**0.5
+def _layer(precision: str, device: str, taken: int, given: int) -> Any:
+    # Drawn where that is fast; what is to be quantized must come from the host.
+    weight = torch.randn(given, taken, device=device) / taken**0.5
+    weight = weight if precision in DTYPES else weight.cpu()
     if precision in DTYPES:
         layer: Any = nn.Linear(taken, given, bias=False, device="meta")
         layer.weight = nn.Parameter(weight.to(DTYPES[precision]), requires_grad=False)
@@ -154,7 +156,7 @@ def _layer(precision: str, taken: int, given: int) -> Any:
 
 def call_seconds(device: str) -> float:
     """What a linear layer and what stands around it take when there is nothing to compute."""
-    block = Block(SMALL, functools.partial(_layer, "fp32")).to(device)
+    block = Block(SMALL, functools.partial(_layer, "fp32", device)).to(device)
     run = Run([block] * 8, 1, 1, torch.float32, device)
     return seconds_of(run, device) / (8 * Block.LINEARS)
 
