@@ -54,7 +54,7 @@ def verdict(plan: Plan) -> Iterator[str]:
     most = max((c.taken for c in plan.choices.values()), key=lambda e: e.peak_bytes)
     peak = f"{most.rung.stage} takes most, {gib(most.peak_bytes)} of {_allowed(plan)}"
     if doubtful:
-        yield f"may not fit: {' and '.join(doubtful)} on the smallest rung; {peak}"
+        yield f"may not fit: the largest chunks in {' and '.join(doubtful)}; {peak}"
         return
     less = [choice for choice in plan.choices.values() if choice.taken.rung != choice.first.rung]
     how = "".join(f"; {c.taken.rung.stage} with {c.taken.rung.name}" for c in less)

@@ -29,7 +29,7 @@ def test_the_first_rung_that_fits_is_taken(gib: float, batch: int) -> None:
 
 
 def test_what_almost_fits_is_tried() -> None:
-    found = decode(13.0)
+    found = decode(13.4)
     assert (found.taken.rung.batch, found.fits, found.refused) == (1, False, False)
 
 
@@ -67,6 +67,22 @@ def test_fewer_frames_are_named_when_they_are_enough() -> None:
     rung = found.taken.rung
     twice = replace(asked, loads=(clip.with_frames(2 * count),)).estimate(rung)
     assert fits(frames.takes, budget(16)) and not fits(twice, budget(16))
+
+
+def test_one_chunk_that_is_too_large_does_not_keep_the_others_waiting() -> None:
+    giant = images(tokens=60_000)
+    asked = replace(question(giant), least=images())
+    found = choices(asked, HALVING, budget(16))["decode"]
+    assert (found.taken.rung.batch, found.fits, found.refused) == (4, False, False)
+    assert found.taken.load == giant
+    alone = choices(question(giant), HALVING, budget(16))["decode"]
+    assert (alone.taken.rung.batch, alone.refused) == (1, True)
+
+
+def test_cutting_frames_is_never_refused() -> None:
+    wide = replace(images(), kind="video", shown=(8000, 8000), stored=(8000, 8000))
+    found = choices(question(wide, device="cpu"), HALVING, budget(0.5, device="cpu"))["frames"]
+    assert not found.fits and not found.refused
 
 
 def test_a_host_that_is_too_small_is_no_fit() -> None:

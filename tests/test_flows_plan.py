@@ -61,7 +61,7 @@ def test_the_plan_for_programs_holds_all(store: Path, capsys: pytest.CaptureFixt
 def test_what_cannot_fit_is_exit_3_and_names_what_would(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, said = told(capsys, store, "--memory", "20MB", "--chunk", "5")
+    code, said = told(capsys, store, "--memory", "4MB")
     assert code == 3
     verdict, instead, *_ = said.splitlines()
     assert verdict.startswith("does not fit: the ")

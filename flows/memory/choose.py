@@ -9,7 +9,7 @@ from flows.config import CaptionConfig
 from flows.memory.arithmetic import CONTEXT_BYTES, estimate
 from flows.memory.budget import Budget
 from flows.memory.estimate import StageEstimate
-from flows.memory.loads import Load, loads_of
+from flows.memory.loads import Load, least_load, loads_of
 from flows.memory.machine import find_machine
 from flows.memory.rungs import Rung
 from flows.models import Model
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 STAGES = ("frames", "encode", "decode")
 DOUBT = 0.9
-"""A stage is refused when even so large a part of what its last rung is expected to take is too
-much: estimates are that good."""
+"""A stage is refused when its weights and even so large a part of what it computes with are too
+much on its last rung: estimates are that good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,17 +35,20 @@ class Question:
     stages: tuple[str, ...] = STAGES
     context_bytes: int = CONTEXT_BYTES
     """What the driver of a GPU takes for a process."""
+    least: Load | None = None
+    """The job's smallest chunk, where that is another."""
 
     def estimate(self, rung: Rung) -> StageEstimate:
-        """What a stage takes on that rung."""
-        return estimate(
-            self.model,
-            rung,
-            self.loads,
-            self.device,
-            self.config.max_new_tokens,
-            self.context_bytes,
-        )
+        """What a stage takes on that rung, of the chunks that take most."""
+        return self._estimate(rung, self.loads)
+
+    def estimate_least(self, rung: Rung) -> StageEstimate:
+        """The same of the chunk that takes least."""
+        return self._estimate(rung, (self.least,) if self.least else self.loads)
+
+    def _estimate(self, rung: Rung, loads: Sequence[Load]) -> StageEstimate:
+        new = self.config.max_new_tokens
+        return estimate(self.model, rung, loads, self.device, new, self.context_bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +58,8 @@ class Choice:
     first: StageEstimate
     """On the rung that the command asks for."""
     taken: StageEstimate
-    """On the one that it is started on: the first that fits, else the smallest."""
+    """On the one that it is started on: the first that fits, else the first on which the smallest
+    chunks do, else the smallest."""
     fits: bool
     """Whether that is expected to keep to the budget."""
     refused: bool
@@ -92,14 +96,15 @@ def question_of(
     from flows.sizes import estimates
 
     media = job.media
-    loads = loads_of(job.model, media, estimates(job) if expected is None else expected)
+    expected = estimates(job) if expected is None else expected
     return Question(
         model=job.model,
         config=job.config,
         device=job.device,
-        loads=tuple(loads),
+        loads=tuple(loads_of(job.model, media, expected)),
         stages=tuple(stages),
         context_bytes=context_of(job.device),
+        least=least_load(job.model, media, expected),
     )
 
 
@@ -143,8 +148,13 @@ def _choice(question: Question, rungs: Sequence[Rung], budget: Budget) -> Choice
         tried.append(found)
         if fits(found, budget):
             return Choice(first=tried[0], taken=found, fits=True, refused=False)
-    least = min(tried, key=lambda found: found.peak_bytes)
-    return Choice(first=tried[0], taken=least, fits=False, refused=refused(least, budget))
+    # Chunks that are too large for every rung are tried alone, and do not keep the others waiting.
+    for rung, found in zip(rungs, tried, strict=True):
+        if fits(question.estimate_least(rung), budget):
+            return Choice(first=tried[0], taken=found, fits=False, refused=False)
+    last = min(zip(rungs, tried, strict=True), key=lambda pair: pair[1].peak_bytes)
+    least = question.estimate_least(last[0])
+    return Choice(first=tried[0], taken=last[1], fits=False, refused=refused(least, budget))
 
 
 def memory_json(found: dict[str, Choice], budget: Budget) -> dict[str, Any]:
@@ -166,10 +176,12 @@ def fits(found: StageEstimate, budget: Budget) -> bool:
 
 
 def refused(found: StageEstimate, budget: Budget) -> bool:
-    """Whether it cannot, as sure as estimates are."""
-    sure = DOUBT * found.peak_bytes
-    if found.by_dimensions:
-        sure = found.weight_bytes + found.context_bytes
+    """Whether it cannot, as sure as estimates are; of cutting frames they are not."""
+    if found.rung.stage == "frames":
+        return False
+    sure = float(found.weight_bytes)
+    if not found.by_dimensions:
+        sure += DOUBT * (found.activation_bytes + found.kv_bytes)
     return sure > allowed(found, budget) or not _host_holds(DOUBT * found.host_bytes, budget)
 
 

@@ -83,20 +83,40 @@ def loads_of(model: Model, media: Sequence[Medium], expected: Sequence[Estimate]
     """The loads of a job's media, an estimate for each: of either kind the chunk with the most
     pixels and, where it is another, the one with the largest frames."""
     found: list[Load] = []
-    pairs = [(m, e) for m, e in zip(media, expected, strict=True) if e.chunks]
-    kinds: tuple[MediaKind, MediaKind] = ("video", "image")
-    for kind in kinds:
-        of_kind = [(m, e) for m, e in pairs if m.kind == kind]
-        if not of_kind:
-            continue
+    for kind, of_kind in _by_kind(media, expected):
         chunks = sum(e.chunks for _, e in of_kind)
         prompt = max((m.prompt for m, _ in of_kind), key=len)
-        most = max((e for _, e in of_kind), key=lambda e: e.chunk_frames * math.prod(e.stored))
+        most = max((e for _, e in of_kind), key=_pixels)
         widest = max((e for _, e in of_kind), key=lambda e: math.prod(e.stored))
         for estimate in {id(e): e for e in (most, widest)}.values():
             sizes = (estimate.chunk_frames, estimate.stored, estimate.shown)
             found.append(load_of(model, kind, chunks, *sizes, prompt))
     return found
+
+
+def least_load(model: Model, media: Sequence[Medium], expected: Sequence[Estimate]) -> Load | None:
+    """The chunk of a job's media that takes least: what does not even leave room for that cannot be
+    begun."""
+    found = [(kind, *pair) for kind, of_kind in _by_kind(media, expected) for pair in of_kind]
+    if not found:
+        return None
+    kind, medium, least = min(found, key=lambda entry: _pixels(entry[2]))
+    sizes = (least.chunk_frames, least.stored, least.shown)
+    return load_of(model, kind, least.chunks, *sizes, medium.prompt)
+
+
+def _by_kind(
+    media: Sequence[Medium], expected: Sequence[Estimate]
+) -> list[tuple[MediaKind, list[tuple[Medium, Estimate]]]]:
+    pairs = [(m, e) for m, e in zip(media, expected, strict=True) if e.chunks]
+    kinds: tuple[MediaKind, MediaKind] = ("video", "image")
+    found = [(kind, [(m, e) for m, e in pairs if m.kind == kind]) for kind in kinds]
+    return [(kind, of_kind) for kind, of_kind in found if of_kind]
+
+
+def _pixels(estimate: Estimate) -> int:
+    """Of the longest chunk."""
+    return estimate.chunk_frames * math.prod(estimate.stored)
 
 
 def standard_loads(model: Model, sampling: Sampling, prompt: str) -> list[Load]:
