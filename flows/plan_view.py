@@ -14,7 +14,7 @@ ROW = "  {:9s}{:>9s}{:>11s}{:>10s}{:>11s}{:>9s}{:>9s}  {}"
 PARTS = ("weight", "activation", "kv", "workspace", "context")
 COSTS = {
     "batch": "smaller batches take somewhat longer",
-    "prefill": "prompts read in pieces take a little longer",
+    "prefill": "reading in pieces takes a little longer",
     "offloaded": "a KV cache in host memory is copied at each token: 2 to 5 times longer",
     "quantized": "a KV cache in few bits changes some words",
     "precision": "weights in fewer bits change some words",

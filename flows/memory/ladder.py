@@ -92,8 +92,8 @@ class Ladder:
         self, stage: str, error: CannotFit, *, largest: int, tokens: int, ready: bool = True
     ) -> None:
         """The stage's process ended for want of memory, with `largest` items at once at the most,
-        of at most so many `tokens`; `ready` is whether that was after its weights were loaded.
-        Raises CannotFit at the ladder's end."""
+        of at most so many `tokens` if that is known; `ready` is whether its weights were loaded by
+        then. Raises CannotFit at the ladder's end."""
         with self._lock:
             before = self.rung(stage)
             rest = self.rungs[stage][self._at[stage] + 1 :]
@@ -103,7 +103,7 @@ class Ladder:
                 # Fewer items at once do not help who could not even hold the weights.
                 if (ready or weights(rung) != weights(before))
                 and (rung.batch < largest or replace(rung, batch=before.batch) != before)
-                and (rung.prefill < tokens or replace(rung, prefill=before.prefill) != before)
+                and (not 0 < tokens <= rung.prefill or replace(rung, prefill=0) != before)
             ]
             if not lower:
                 raise self.nothing_fits(stage, error) from error

@@ -7,7 +7,7 @@ from typing import Any
 from stages.memory.shrinking import smaller
 
 PREFILLS = (1024, 256)
-"""Tokens of a prompt that go through an MLP at once, where all of them are too many."""
+"""Positions that go through an MLP at once, where all of a prompt, or of frames, are too many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +19,7 @@ class Rung:
     batch: int
     """Chunks computed at once at the most; of the frames stage, files cut at once."""
     prefill: int = 0
-    """Tokens of a prompt that go through an MLP at once; 0: all."""
+    """Positions, of prompts or of frames, that go through an MLP at once; 0: all."""
     kv: str = ""
     """Where the KV cache is: empty, on the device; `offloaded`, in host memory; `quantized`, on the
     device in few bits, which changes words."""
@@ -39,7 +39,7 @@ class Rung:
         pieces = [
             f"batch {self.batch}",
             self.precision,
-            f"prompts read {self.prefill} tokens at a time" if self.prefill else "",
+            f"read {self.prefill} positions at a time" if self.prefill else "",
             f"KV cache {self.kv}" if self.kv else "",
             "weights offloaded" if self.offload else "",
         ]
@@ -55,14 +55,17 @@ def frames_rungs(workers: int) -> list[Rung]:
     return [Rung(stage="frames", batch=batch) for batch in sizes(workers)]
 
 
-def encode_rungs(batch: int, precisions: Sequence[str], *, offload: bool) -> list[Rung]:
-    """Smaller and smaller batches, in each precision the half may be had in, the best first; at
-    last, if that is allowed, with its weights outside the device."""
-    found = [
-        Rung(stage="encode", batch=size, precision=precision)
-        for precision in precisions
-        for size in sizes(batch)
-    ]
+def encode_rungs(
+    batch: int, precisions: Sequence[str], *, offload: bool, weights: bool = True
+) -> list[Rung]:
+    """Smaller and smaller batches, then frames that are read in pieces, in each precision the half
+    may be had in, the best first; at last, if that is allowed, with its weights outside the device.
+    Without `weights`, of a model whose pixels go on as they are, there is no more than batches."""
+    found: list[Rung] = []
+    for precision in precisions:
+        alone = Rung(stage="encode", batch=1, precision=precision)
+        found += [replace(alone, batch=size) for size in sizes(batch)]
+        found += [replace(alone, prefill=tokens) for tokens in PREFILLS if weights]
     return found + _offloaded("encode", batch, precisions, offload)
 
 
@@ -89,11 +92,10 @@ def _offloaded(stage: str, batch: int, precisions: Sequence[str], offload: bool)
     """Layers come to the device one by one, so that a batch costs hardly more than an item."""
     if not offload or not precisions:
         return []
-    prefill = PREFILLS[-1] if stage == "decode" else 0
-    return [
-        Rung(stage=stage, batch=size, precision=precisions[0], prefill=prefill, offload=True)
-        for size in sizes(batch)
-    ]
+    first = Rung(
+        stage=stage, batch=batch, precision=precisions[0], prefill=PREFILLS[-1], offload=True
+    )
+    return [replace(first, batch=size) for size in sizes(batch)]
 
 
 def sizes(most: int) -> list[int]:

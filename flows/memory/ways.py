@@ -31,7 +31,12 @@ def rungs_for(model: Model, config: CaptionConfig, device: str) -> dict[str, lis
     }
     return {
         "frames": frames_rungs(cores()),
-        "encode": encode_rungs(most, [h.precision for h in vision], offload=offload["encode"]),
+        "encode": encode_rungs(
+            most,
+            [half.precision for half in vision],
+            offload=offload["encode"],
+            weights=card.route != "joint",
+        ),
         "decode": decode_rungs(
             most,
             [(half.precision, half.kv) for half in language],
