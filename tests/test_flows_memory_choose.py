@@ -7,6 +7,7 @@ import pytest
 from flows.memory.changes import cannot_fit, changes
 from flows.memory.choose import Choice, choices, fits
 from flows.memory.rungs import Rung
+from flows.memory.ways import rungs_of
 from tests.by_hand import budget, images, question
 
 HALVING = {
@@ -83,6 +84,16 @@ def test_cutting_frames_is_never_refused() -> None:
     wide = replace(images(), kind="video", shown=(8000, 8000), stored=(8000, 8000))
     found = choices(question(wide, device="cpu"), HALVING, budget(0.5, device="cpu"))["frames"]
     assert not found.fits and not found.refused
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4", "auto"])
+def test_no_precision_is_named_that_is_tried_anyway(precision: str) -> None:
+    asked = question(precision=precision)
+    stuck = choices(asked, rungs_of(asked), budget(24))["decode"]
+    less = replace(budget(24), bytes=stuck.taken.peak_bytes - 1)
+    named = [change.option for change in changes(asked, stuck, less)]
+    tried = {rung.precision for rung in rungs_of(asked)["decode"]}
+    assert not {f"--language-precision {each}" for each in tried} & set(named)
 
 
 def test_a_host_that_is_too_small_is_no_fit() -> None:

@@ -104,7 +104,11 @@ def _frames(question: Question) -> Iterator[tuple[str, Question | None]]:
 
 def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question | None]]:
     half = _half(stage)
+    # A rung that is there was tried already, or will be.
+    there = {rung.precision for rung in rungs_of(question)[stage]}
     for precision in ("bf16", *QUANTIZED) if half else ():
+        if precision in there:
+            continue
         other = in_precision(question, **{f"{half}_precision": precision})
         yield f"--{half}-precision {precision}", other
 
