@@ -55,7 +55,9 @@ def estimate(
     found = max((calculate(load) for load in loads), key=lambda found: found.peak_bytes)
     if not found.context_bytes:
         return found
-    terms = (replace(t, bytes=context_bytes) if t.part == "context" else t for t in found.terms)
+    here = Term(part="context", bytes=context_bytes, why="the driver, as it was measured here")
+    known = context_bytes != CONTEXT_BYTES
+    terms = (here if t.part == "context" and known else t for t in found.terms)
     return replace(found, context_bytes=context_bytes, terms=tuple(terms))
 
 
@@ -206,7 +208,11 @@ def _around(rung: Rung, terms: Sequence[Term], device: str, ahead: Term) -> Iter
     yield Term(part="workspace", bytes=back, why=why)
     if device.startswith("cuda"):
         yield Term(part="workspace", bytes=GPU_WORKSPACE_BYTES, why="scratch of cuBLAS")
-        yield Term(part="context", bytes=CONTEXT_BYTES, why="the driver, and torch's kernels")
+        yield Term(
+            part="context",
+            bytes=CONTEXT_BYTES,
+            why="the driver, and torch's kernels, until measured",
+        )
         yield replace(ahead, part="host")
         yield Term(part="host", bytes=LIBRARIES_BYTES, why="processor, tokenizer, classes")
     else:
