@@ -30,8 +30,12 @@ def too_large(stage: str, words: str, wanted: int = 0) -> dict[str, Any]:
 class Alone:
     """What is done about the items of one run that did not fit."""
 
-    def __init__(self, job: Job, ladder: Ladder, run: Run) -> None:
+    def __init__(
+        self, job: Job, ladder: Ladder, run: Run, tell: Callable[[str, int, int], None]
+    ) -> None:
+        """`tell` as of Steps."""
         self._job = job
+        self._tell = tell
         self._ladder = ladder
         self._run = run
 
@@ -61,9 +65,11 @@ class Alone:
     def _try(self, stage: HalfStage, rung: Rung, tasks: Sequence[Task]) -> None:
         """All of them in one process; each in its own when that dies."""
         one_each = unique([self._on(rung, task) for task in tasks], FIELDS[stage])
+        self._tell(stage, len(one_each), 0)
         _, error = self._run(stage, [[task] for task in one_each], rung)
         if error is not None and len(one_each) > 1:
             for task in one_each:
+                self._tell(stage, 1, 0)
                 self._run(stage, [[task]], rung)
 
     def _on(self, rung: Rung, task: Task) -> Task:

@@ -65,7 +65,7 @@ class Steps:
         self.fetch = fetch
         self._hold = hold
         self._calls = Calls(job)
-        self._alone = Alone(job, ladder, self._run)
+        self._alone = Alone(job, ladder, self._run, tell)
         self._ahead: Running | None = None
         self._take()
 

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ class Machine:
 def go(machine: Machine, *batches: str) -> tuple[list[str], list[dict[str, Any]]]:
     """What came out, and what was told."""
     with events() as (report, told):
-        shrinking = Shrinking(report)
+        shrinking = Shrinking(report, partial(machine, batches[-1][-1:]))
         found = [m for b in batches for _, m in shrinking.through(b, str, machine)]
     return found, told
 
@@ -74,7 +75,14 @@ def test_when_nothing_fits_it_ends_after_a_few_tries() -> None:
     machine = Machine(0)
     with pytest.raises(CannotFit, match="not even single items fit"):
         go(machine, "abcd", "efgh")
-    assert machine.seen == ["abcd", "ab", "a", "b", "c"]
+    assert machine.seen == ["abcd", "ab", "a", "b", "c", "h"]
+
+
+def test_that_the_largest_come_first_is_not_taken_for_a_lack_of_memory() -> None:
+    machine = Machine(8, giants="abcde")
+    found, told = go(machine, "abcd", "efgh")
+    assert found == ["F", "G", "H"]
+    assert [event["key"] for event in told if event["event"] == "too_large"] == list("abcde")
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
@@ -86,7 +94,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
     for compute, kind in ((broken, ValueError), (refused, UsageError)):
         with events() as (report, _), pytest.raises(kind):
-            list(Shrinking(report).through("ab", str, compute))
+            list(Shrinking(report, list).through("ab", str, compute))
 
 
 def test_what_a_failed_batch_held_is_let_go_before_its_halves_are_tried() -> None:
@@ -104,7 +112,7 @@ def test_what_a_failed_batch_held_is_let_go_before_its_halves_are_tried() -> Non
         return "".join(items)
 
     with events() as (report, _):
-        assert [m for _, m in Shrinking(report).through("abcd", str, compute)] == list("abcd")
+        assert [m for _, m in Shrinking(report, list).through("abcd", str, compute)] == list("abcd")
 
 
 @pytest.mark.parametrize(

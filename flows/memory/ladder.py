@@ -1,12 +1,13 @@
 """Which rung each stage of a run is on: where it starts, when it goes down, what is told of it;
 knows no process."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from artifacts.errors import CannotFit
+from artifacts.errors import CannotFit, EnvironmentFault
 from flows.display import gib
 from flows.memory.remembered import Remembered
 from flows.memory.rungs import Rung
@@ -86,7 +87,8 @@ class Ladder:
         with self._lock:
             if stage in self._unproven:
                 self._unproven.discard(stage)
-                self._remembered.keep(self.rung(stage))
+                with contextlib.suppress(EnvironmentFault):  # a full disk ends the run soon enough
+                    self._remembered.keep(self.rung(stage))
 
     def down(
         self, stage: str, error: CannotFit, *, largest: int, tokens: int, ready: bool = True

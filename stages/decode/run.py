@@ -76,7 +76,11 @@ def run(job: dict[str, Any], report: Report) -> None:
         )
         return [_record(m["key"], *c) for (m, _), c in zip(members, made, strict=True)]
 
-    shrinking = Shrinking(report)
+    def shortest() -> object:
+        spare = batches[-1][-1:]
+        return captioned(list(zip(spare, read(spare), strict=True)))
+
+    shrinking = Shrinking(report, shortest)
     with write_behind(publish) as later:
         for batch, rows in read_ahead(batches, read):
             members = list(zip(batch, rows, strict=True))

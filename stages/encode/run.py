@@ -80,7 +80,11 @@ def run(job: dict[str, Any], report: Report) -> None:
             meta = frames.meta(rows[key][0]["frames"])
             report.item(key, seconds_of_media=meta["end"] - meta["start"])
 
-    shrinking = Shrinking(report)
+    def last() -> object:
+        spare = batches[-1][-1:]
+        return _encoded(half, list(zip(spare, read(spare), strict=True)))
+
+    shrinking = Shrinking(report, last)
     with write_behind(publish) as later:
         for batch, rows in read_ahead(batches, read):
             members = list(zip(batch, rows, strict=True))

@@ -11,6 +11,7 @@ import gc
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from artifacts.errors import CannotFit, PenstockError
@@ -21,8 +22,8 @@ Member = TypeVar("Member")
 Made = TypeVar("Made")
 
 HOPELESS = 3
-"""When so many items fail one after the other, each alone, before any went through, the fault is
-not theirs."""
+"""When so many items fail one after the other, each alone, before any went through, the fault may
+not be theirs: the largest often come first."""
 WANTED = re.compile(r"allocate (\d+(?:\.\d+)?) ?(bytes|KiB|MiB|GiB|TiB)", re.IGNORECASE)
 UNITS = {"bytes": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
 
@@ -40,8 +41,10 @@ def smaller(size: int) -> int:
 class Shrinking:
     """What one process does about batches that do not fit; the size that fits is kept."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, spare: Callable[[], object]) -> None:
+        """`spare` computes some other item: where it fits, the fault is with those that do not."""
         self._report = report
+        self._spare = spare
         self._size = 0
         """Largest piece; 0: no batch has failed yet."""
         self._went = False
@@ -63,33 +66,40 @@ class Shrinking:
             if 0 < self._size < len(piece):
                 waiting += pieces(piece, self._size)[::-1]
                 continue
-            words: str | None = None
-            made: list[Made] = []
-            try:
-                made.append(compute(piece))
-            except Exception as error:
-                words = None if isinstance(error, PenstockError) else memory_words(error)
-                if words is None:
-                    raise
+            made, words = attempt(partial(compute, piece))
             if words is None:
                 self._went, self._failed = True, 0
                 yield piece, made.pop()
                 continue
-            # Only here is the failed computation's traceback gone, and with it what its frames
-            # held.
-            give_back()
             if len(piece) > 1:
                 self._size = smaller(len(piece))
                 self._report.rung(self._size, failed=len(piece), error=words[:200])
                 waiting.append(piece)
                 continue
             self._failed += 1
-            if not self._went and self._failed == HOPELESS:
+            if self._failed == HOPELESS and not self._went:
+                self._went = attempt(self._spare)[1] is None
+            if self._failed == HOPELESS and not self._went:
                 raise CannotFit(
                     f"not even single items fit the memory there is ({words[:160]})",
                     hint="Nothing finished is lost; give --memory more, or --precision auto",
                 )
             self._report.too_large(key(piece[0]), wanted_bytes(words), words[:200])
+
+
+def attempt(compute: Callable[[], Made]) -> tuple[list[Made], str | None]:
+    """What was computed, in a list that holds it alone; or nothing, and the words of the allocator
+    that had not the memory for it."""
+    words: str | None = None
+    try:
+        return [compute()], None
+    except Exception as error:
+        words = None if isinstance(error, PenstockError) else memory_words(error)
+        if words is None:
+            raise
+    # Only here is the failed computation's traceback gone, and with it what its frames held.
+    give_back()
+    return [], words
 
 
 def wanted_bytes(words: str) -> int:
