@@ -82,7 +82,7 @@ def lighter(
             found[name] = ()
             continue
         first = _half(half, card, "native", device)
-        kv = [replace(first, kv="quantized")] if name == "language" and kv_quantizers() else []
+        kv = [replace(first, kv="quantized")] if name == "language" else []
         found[name] = (*kv, *(_half(half, card, q, device) for q in _quantized(name, half, card)))
     return found
 
@@ -176,16 +176,6 @@ def flash_installed() -> bool:
         return [int(number) for number in numbers] >= [2, 3, 3]
     except (PackageNotFoundError, ValueError):
         return False
-
-
-def kv_quantizers() -> list[str]:
-    """Names of the installed packages that quantize a KV cache, as transformers calls them."""
-    found = []
-    for name, package in (("quanto", "optimum-quanto"), ("hqq", "hqq")):
-        with contextlib.suppress(PackageNotFoundError):
-            version(package)
-            found.append(name)
-    return found
 
 
 def native_dtype(stated: str, device: str) -> str:

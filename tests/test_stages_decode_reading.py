@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from artifacts.errors import UsageError
+from artifacts.errors import CannotFit, UsageError
 from demo import CHECKPOINT
 from stages.decode.reading import Reading, pieces_agree
 from stages.models.halves import delivery
@@ -180,5 +180,5 @@ def test_a_kv_cache_that_cannot_be_had_fails(kv: str) -> None:
 def test_a_kv_cache_of_other_attention_is_not_quantized(tmp_path: Path) -> None:
     held, _, features = halves("gemma3", tmp_path)
     row: Any = features
-    with pytest.raises(UsageError, match="sliding_attention"):
+    with pytest.raises(CannotFit, match="sliding_attention"):
         Reading(0, "quantized").options(held.model, None, row)

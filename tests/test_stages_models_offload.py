@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts.errors import UsageError
+from artifacts.errors import CannotFit, UsageError
 from benchmarks._models import Shape, build
 from stages.models.halves.offload import offloaded_bytes
 from stages.models.loading import ModelJob, facts
@@ -85,7 +85,7 @@ def test_a_half_in_few_bits_cannot_be_offloaded() -> None:
 @pytest.mark.parametrize("variant", ["fuyu", "qwen3_vl_moe"])
 def test_what_has_no_layers_or_is_arranged_anew_fails(variant: str, tmp_path: Path) -> None:
     FAMILIES[variant]()[0].save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match=r"layers|arranged anew"):
+    with pytest.raises(CannotFit, match=r"layers|arranged anew"):
         ModelJob(model=str(tmp_path), offload=True).load(
             "vision" if variant == "fuyu" else "language"
         )

@@ -26,10 +26,11 @@ LIBRARIES_BYTES = 32 << 20
 model's classes, threads."""
 AHEAD = 2
 """Batches that are read while one is computed (stages/models/ahead.py)."""
-KV_BITS = 4.5
-"""Of a number of a quantized KV cache: four, and its scale and offset."""
-KV_WHOLE_TOKENS = 128
-"""Latest tokens that such a cache keeps as they are."""
+KV_BITS = 8
+"""Of a number of a quantized KV cache."""
+KV_UNPACKED = 3
+"""Times that one layer's share of the whole cache is there while it is packed or unpacked: in 32
+bit, scaled, and in the computing precision."""
 KV_LAYERS_HERE = 2
 """Layers of an offloaded KV cache that are on the device: the one that computes and the next."""
 PICTURES_HELD = 20
@@ -121,7 +122,7 @@ def _decode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
     whole = math.ceil(work.kept_bytes)
     why = f"{counted(rows, 'row')} x ({load.tokens:,} + {new} tokens) x "
     why += f"{whole / rows / (load.tokens + new):,.0f} bytes"
-    terms += _cache(rung, whole, half, rows, load.tokens + new, device, why)
+    terms += _cache(rung, whole, half, why)
     computing = max(0, math.ceil(work.peak_bytes) - whole)
     why = f"{counted(rows, 'row')} x {load.tokens:,} tokens: {_told(model, work)}, beside the cache"
     if rung.prefill:
@@ -181,9 +182,7 @@ def _weights(half: HalfCard, settings: HalfSettings, rung: Rung, device: str) ->
         yield Term(part="workspace", bytes=half.largest_linear * each, why=why)
 
 
-def _cache(
-    rung: Rung, whole: int, half: HalfCard, rows: int, tokens: int, device: str, why: str
-) -> Iterator[Term]:
+def _cache(rung: Rung, whole: int, half: HalfCard, why: str) -> Iterator[Term]:
     layers = max(1, half.layers)
     if rung.kv == "offloaded":
         here = math.ceil(whole * min(1.0, KV_LAYERS_HERE / layers))
@@ -192,10 +191,10 @@ def _cache(
         pinned = 2 * layers * power_of_two(math.ceil(whole / (2 * layers)))
         yield Term(part="host", bytes=pinned, why=f"{why}, pinned: each a power of two")
     elif rung.kv == "quantized":
-        latest = min(1.0, KV_WHOLE_TOKENS / tokens)
-        packed = whole * (latest + (1 - latest) * KV_BITS / 16)
-        told = f"{why}, {KV_BITS} bits each but of the latest {KV_WHOLE_TOKENS}"
-        yield Term(part="kv", bytes=math.ceil(packed), why=told)
+        packed = math.ceil(whole * KV_BITS / 16)
+        yield Term(part="kv", bytes=packed, why=f"{why}, {KV_BITS} bits each")
+        unpacked = math.ceil(KV_UNPACKED * whole / layers)
+        yield Term(part="workspace", bytes=unpacked, why="one layer of the KV cache unpacked")
     else:
         yield Term(part="kv", bytes=whole, why=why)
 

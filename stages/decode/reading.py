@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from artifacts.errors import UsageError
+from artifacts.errors import CannotFit, UsageError
 from artifacts.tensors import make_record
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.delivery import UNDIVIDED, generate
@@ -169,12 +169,12 @@ def _far(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
 
 
 def _refuse_other_attention(half: Any) -> None:
-    """Raises UsageError for a half whose cache cannot be quantized."""
+    """Raises CannotFit for a half whose cache cannot be quantized: another rung may do."""
     text = half.config.get_text_config(decoder=True)
     others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})
     if half.config.is_encoder_decoder or others:
         found = ", ".join(others) or "an encoder of its own"
-        raise UsageError(
+        raise CannotFit(
             f"{type(half).__name__} has {found}: its KV cache cannot be quantized",
             hint="Try a smaller batch, or --language-precision int8",
         )

@@ -16,20 +16,20 @@ from typing import Any
 
 from torch import nn
 
-from artifacts.errors import UsageError
+from artifacts.errors import CannotFit
 from stages.models.halves.boundary import Part, absent_paths
 from stages.models.halves.load import load_half
 
 
 def placement(skeleton: Any, keep: Part, pieces: tuple[str, ...], device: str) -> dict[str, str]:
     """Path → place of everything that the part keeps: layers away, all else on the device. Raises
-    UsageError for a part without layers."""
+    CannotFit for a part without layers."""
     absent = set(absent_paths(skeleton, keep, pieces))
     away = "disk" if device == "cpu" else "cpu"
     found: dict[str, str] = {}
     _place(skeleton, "", absent, device, away, found)
     if away not in found.values():
-        raise UsageError(
+        raise CannotFit(
             f"{type(skeleton).__name__} has no layers that could come one by one",
             hint="Give it more memory, or choose a lower precision",
         )
@@ -58,13 +58,13 @@ def load_in_layers(
     options: dict[str, Any],
 ) -> Any:
     """What `load_half` gives with these options, its layers waiting outside the device. Raises
-    UsageError for a model of which that cannot be had."""
+    CannotFit for a model of which that cannot be had."""
     places = placement(skeleton, keep, pieces, device)
     with _whole_layers(skeleton, places) as folder:
         given = {**options, "device_map": places, "offload_folder": folder}
         half = load_half(path, keep, pieces=pieces, **given)
         if any(Path(folder).iterdir()) or half.device.type == "meta":
-            raise UsageError(
+            raise CannotFit(
                 f"the weights of {type(half).__name__} are arranged anew as they are loaded, and "
                 "cannot stay in their files",
                 hint="Give it more memory, or choose a lower precision",
