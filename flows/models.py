@@ -54,6 +54,8 @@ class Model:
     """Of all that decides the text besides the features."""
     vision: HalfSettings
     language: HalfSettings
+    read: bool = True
+    """Whether the digests of its weights are known; else nothing that they made is found."""
     lighter: "Mapping[Half, tuple[HalfSettings, ...]]" = field(default_factory=dict)
     """Of each half, what `auto` may go down to, the best first."""
 
@@ -176,6 +178,7 @@ def open_model(
         vision_digest=digest_of([seen, {s: weights[s] for s in halves["vision"]}, *code]),
         language_digest=digest_of([small, {s: weights[s] for s in halves["language"]}, *code]),
         **settle(config, card, device),
+        read=all(weights.values()),
         lighter=lighter(config, card, device),
     )
 

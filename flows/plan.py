@@ -206,6 +206,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "feature_bytes": sum(e.feature_bytes for e in found),
         "waves": len(lengths),
         "free_bytes": job.store.free_bytes(),
+        "weights_read": job.model.read,
         "done": {
             "features": sum(t.features in job.ledger.features for t in known),
             "captions": sum(t.caption in job.ledger.captions for t in known),

@@ -130,7 +130,9 @@ def _of_media(plan: Plan, told: dict[str, Any]) -> Iterator[str]:
         f"{size(told['feature_bytes'])} of features kept, {size(told['free_bytes'])} free, "
         f"{told['waves']} wave(s)"
     )
-    yield f"done        {told['done']['features']} features, {told['done']['captions']} captions"
+    done = f"{told['done']['features']} features, {told['done']['captions']} captions"
+    # What is made has the digest of the weights in its name.
+    yield f"done        {done if told['weights_read'] else 'unknown until a run reads the weights'}"
     if told["time"]:
         yield f"time        {told['time']}"
 

@@ -56,6 +56,7 @@ def test_the_plan_for_programs_holds_all(store: Path, capsys: pytest.CaptureFixt
         assert stage["peak_bytes"] == device > 0
     assert set(found["what_fits"]["native"]) == {f"{gib}GiB" for gib in BUDGETS_GIB}
     assert found["files"] > 0 and found["waves"] == 1
+    assert not found["weights_read"]
 
 
 def test_what_cannot_fit_is_exit_3_and_names_what_would(
