@@ -35,3 +35,39 @@ def mebibytes(how: str) -> float:
 
 def test_freed_blocks_go_back_to_the_system() -> None:
     assert mebibytes("given") < 2 < mebibytes("kept")
+
+
+AFTER = """
+import ctypes, json, sys
+from stages.memory.heap import given_back
+from stages.process.budget import enforce
+from stages.process.memory import taken
+
+def block(size):
+    made = ctypes.create_string_buffer(size)
+    ctypes.memset(made, 1, size)
+    return made
+
+enforce("cpu", int(sys.argv[1]) << 20)
+with given_back():
+    pass
+before = taken().data
+pairs = [[block(8 << 20), block(200_000)] for _ in range(10)]
+for pair in pairs:
+    del pair[0]
+print(json.dumps((taken().data - before) / (1 << 20)))
+"""
+
+
+def kept_within(budget: int) -> float:
+    """Mebibytes that a limit still counts of 80 that were freed, within so many."""
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER, str(budget)], capture_output=True, text=True, check=True
+    )
+    return float(json.loads(done.stdout))
+
+
+def test_they_go_on_doing_so_where_a_limit_is_tight() -> None:
+    assert kept_within(200) < 4
+    for roomy in (4 << 10, 0):
+        assert kept_within(roomy) > 40

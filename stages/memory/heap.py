@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Iterator
 
 from stages.memory.shrinking import give_back
+from stages.process.budget import room
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 SMALL_BYTES = 256 << 10
@@ -18,19 +19,24 @@ SMALL_BYTES = 256 << 10
 LARGE_BYTES = 32 << 20
 """The same where blocks of one size come again and again: the most that glibc goes to by itself. To
 map each anew would cost 7 % of the time that computing takes."""
+TIGHT_BYTES = 1 << 30
+"""Where a limit leaves less than this beside what was made in the block, freed memory goes on being
+given back: of a batch that did not fit, glibc kept 130 MiB in pieces, which the limit went on
+counting, so that half of that batch, and a quarter, did not fit either."""
 
 
 @contextlib.contextmanager
 def given_back() -> Iterator[None]:
-    """What is freed in this block is the system's again."""
+    """What is freed in this block is the system's again; and after it, where memory is tight."""
     _set(M_MMAP_THRESHOLD, SMALL_BYTES)
     try:
         yield
     finally:
         give_back()
-        # Set by hand, they follow the program no more.
-        _set(M_MMAP_THRESHOLD, LARGE_BYTES)
-        _set(M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
+        if room() > TIGHT_BYTES:
+            # Set by hand, they follow the program no more.
+            _set(M_MMAP_THRESHOLD, LARGE_BYTES)
+            _set(M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
 
 
 def _set(option: int, value: int) -> None:
