@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from artifacts.errors import CannotFit, Interrupted
+from artifacts.errors import CannotFit, Interrupted, Killed
+from artifacts.keys import ContentDigests, content_key
 from flows.config import CaptionConfig
 from flows.display import Display
-from flows.launch import StageCall
+from flows.launch import DirectLauncher, StageCall
 from flows.memory import ways
 from flows.memory.rungs import Rung, decode_rungs, encode_rungs
 from flows.run import caption
 from stages.process.stage_process import StageOutcome
+from tests.media import write_video
 from tests.pipeline import read_lines
+from tests.starving import STARVED, VARIABLE
 from tests.tight import Room, Tight
 
 PICTURES = 2
@@ -300,3 +303,45 @@ def test_features_of_both_precisions_are_read_where_a_run_went_down_midway(
     assert stages.names() == ["frames", *["encode"] * 5, *["decode"] * 2]
     again = Tight("raise", {})
     assert run(config, again) == lines and again.names() == []
+
+
+class RealFrames(Tight):
+    """Frames are cut by a real process, which is hungry."""
+
+    def start(self, call: StageCall) -> Any:
+        if call.name != "frames":
+            return super().start(call)
+        self.calls.append(call)
+        return DirectLauncher(self._listen, STARVED).start(call)
+
+
+@pytest.mark.parametrize("dies", ["raise", "kill"])
+def test_a_file_too_large_for_the_frames_stage_fails_alone(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dies: str
+) -> None:
+    monkeypatch.setattr(ways, "cores", lambda: 2)
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for number in range(3):
+        # Another distance of keyframes makes other bytes: equal files would be one item.
+        write_video(clips / f"{number}.mp4", ticks=range(10), gop=5 + number)
+    here = replace(config, sources=(str(clips),))
+    giant = content_key(ContentDigests(tmp_path / "digests").of(clips / "1.mp4"), "video")
+    hunger = {"frames": {"room": 1, "giants": [giant], "dies": "raise"}}
+    if dies == "kill":
+        hunger["frames"].update(giants=[], dies="kill", room=1)
+    monkeypatch.setenv(VARIABLE, json.dumps(hunger))
+    stages = RealFrames("raise", {})
+    if dies == "kill":  # by somebody: nothing tells that it was for want of memory
+        with pytest.raises(Killed):
+            run(here, stages)
+        assert record(here)["rungs"] == []
+        return
+    result = caption(here, Display(quiet=True), stages.launcher)
+    assert (result.captions, result.exit_code) == (2, 1)
+    (failure,) = result.failures
+    assert (failure.media_path, failure.stage, failure.error) == ("1.mp4", "frames", "memory")
+    assert [entry["name"] for entry in record(here)["rungs"]] == ["1 file at once"]
+    monkeypatch.delenv(VARIABLE)
+    result = caption(here, Display(quiet=True), RealFrames("raise", {}).launcher)
+    assert (result.captions, result.failures) == (3, [])
