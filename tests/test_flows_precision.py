@@ -126,6 +126,47 @@ def test_a_model_that_is_run_whole_sees_in_what_it_reads_in(card: ModelCard) -> 
         asked(whole, vision_precision="fp16", language_precision="bf16")
 
 
+def chain(card: ModelCard, device: str = "cpu", **options: Any) -> dict[str, list[str]]:
+    """What each half may go down to."""
+    found = precision.lighter(CaptionConfig(sources=("a.mp4",), **options), card, device)
+    return {str(half): [settings.label for settings in every] for half, every in found.items()}
+
+
+NONE: dict[str, list[str]] = {"vision": [], "language": []}
+DOWN = ["int8", "nf4"]
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"precision": "auto"}, {"vision": DOWN, "language": DOWN}),
+        ({"precision": "auto", "vision_precision": "native"}, {"vision": [], "language": DOWN}),
+        ({"vision_precision": "auto"}, {"vision": DOWN, "language": []}),
+        ({"precision": "nf4"}, NONE),
+        ({}, NONE),
+    ],
+)
+def test_auto_begins_natively_and_goes_down_where_it_was_given_leave(
+    card: ModelCard, options: dict[str, str], found: dict[str, list[str]]
+) -> None:
+    if options != {"precision": "nf4"}:
+        assert asked(card, "cuda:0", **options) == [BF16, BF16]
+    assert chain(card, **options) == found
+
+
+def test_what_cannot_be_quantized_is_no_rung(
+    card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert chain(saved_in(card, "", "nf4"), precision="auto") == NONE
+    bare = replace(card, vision=replace(card.vision, linear_modules=0))
+    assert chain(bare, precision="auto") == {"vision": [], "language": DOWN}
+    whole = replace(card, route="joint")
+    assert chain(whole, precision="auto") == {"vision": [], "language": DOWN}
+    monkeypatch.setattr(precision, "kv_quantizers", lambda: ["quanto"])
+    kept = ["bf16 with a quantized KV cache", *DOWN]
+    assert chain(card, "cuda:0", precision="auto")["language"] == kept
+
+
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16", "int8", "nf4"])
 @pytest.mark.parametrize("keep", HALVES)
 def test_bytes_are_foretold(card: ModelCard, keep: Any, name: str) -> None:
