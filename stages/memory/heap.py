@@ -1,5 +1,5 @@
-"""Has the C library give large blocks back to the system when they are freed, while that matters;
-knows nothing of what they hold.
+"""Has the C library give large blocks back to the system when they are freed; knows nothing of what
+they hold.
 
 A limit counts what a process has mapped. By itself glibc keeps freed blocks for the next ones, the
 more the larger those were that came before: after a half was loaded tensor by tensor and quantized,
@@ -16,18 +16,21 @@ from stages.process.budget import room
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 SMALL_BYTES = 256 << 10
 """Blocks from this size on have pages of their own, which go when they go."""
-LARGE_BYTES = 32 << 20
-"""The same where blocks of one size come again and again: the most that glibc goes to by itself. To
-map each anew would cost 7 % of the time that computing takes."""
+WORKING_BYTES = 1 << 20
+"""The same while batches are computed. Mapping each block anew costs 7 % of the time that computing
+takes at a width of 1024, and less at larger ones; but where blocks up to 32 MiB, as glibc has it,
+stay, layers of unlike blocks hold twice of what lives, and nobody can say beforehand how much."""
+KEPT_BYTES = 16 << 20
+"""What of smaller blocks is kept for later."""
 TIGHT_BYTES = 1 << 30
-"""Where a limit leaves less than this beside what was made in the block, freed memory goes on being
-given back: of a batch that did not fit, glibc kept 130 MiB in pieces, which the limit went on
+"""Where a limit leaves less than this beside what was made in the block, even smaller blocks go on
+being given back: of a batch that did not fit, glibc kept 130 MiB in pieces, which the limit went on
 counting, so that half of that batch, and a quarter, did not fit either."""
 
 
 @contextlib.contextmanager
 def given_back() -> Iterator[None]:
-    """What is freed in this block is the system's again; and after it, where memory is tight."""
+    """What is freed in this block is the system's again, and large blocks are so ever after."""
     _set(M_MMAP_THRESHOLD, SMALL_BYTES)
     try:
         yield
@@ -35,8 +38,8 @@ def given_back() -> Iterator[None]:
         give_back()
         if room() > TIGHT_BYTES:
             # Set by hand, they follow the program no more.
-            _set(M_MMAP_THRESHOLD, LARGE_BYTES)
-            _set(M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
+            _set(M_MMAP_THRESHOLD, WORKING_BYTES)
+            _set(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _set(option: int, value: int) -> None:
