@@ -143,6 +143,20 @@ class Faults:
         self._server = self._stack.serve()
         self._check(out)
 
+    def clear(self) -> None:
+        """After a moment that failed: nothing of it is to be in the way of the next."""
+        stages = children(self._stack)
+        flows = {flow for pid in stages for flow in self._parents(pid)}
+        with contextlib.suppress(OSError):  # of the worker, which may be gone
+            flows.update(family(self._worker.pid))
+        self._kill(*stages, *flows)
+        self._worker.wait()
+
+    def _parents(self, pid: int) -> list[int]:
+        with contextlib.suppress(OSError):
+            return [parent_of(pid)]
+        return []
+
     def _without_server(self, kind: str, stage: str, item: int, seconds: float) -> None:
         out, run = self._begin(kind, stage, item)
         self._kill(*family(self._server.pid))
@@ -243,6 +257,7 @@ def main() -> int:
                     fault(stage, item)
                 except CheckFailed as error:
                     failed += 1
+                    faults.clear()
                     print(f"FAILED: {kind} at item {item} of {stage}: {error}", flush=True)
         print(
             f"{faults.held} of {faults.held + failed} moments: complete, same bytes, no item twice"
