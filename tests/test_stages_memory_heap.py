@@ -67,7 +67,6 @@ def kept_within(budget: int) -> float:
     return float(json.loads(done.stdout))
 
 
-def test_they_go_on_doing_so_where_a_limit_is_tight() -> None:
-    assert kept_within(200) < 4
-    for roomy in (4 << 10, 0):
-        assert kept_within(roomy) > 40
+def test_they_go_on_doing_so_within_any_limit() -> None:
+    for budget in (200, 4 << 10, 0):
+        assert kept_within(budget) < 4
