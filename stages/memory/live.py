@@ -6,6 +6,7 @@ cast is no new one.
 """
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,18 @@ class Block:
     holders: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    """What a part of a computation took, above what lived when it began."""
+
+    rises: tuple[tuple[int, int], ...]
+    """Most bytes that lived at once until each MLP began, until it ended, and at last; with how
+    many of them an MLP gave back when it ended, or -1."""
+    rise_32: int
+    """Most that lived at once, were all computed in 32 bit."""
+    flops: int
+
+
 class Live:
     """The tensors that were made since it began and still live."""
 
@@ -41,6 +54,9 @@ class Live:
         self.inside = 0
         """How much of the peak is gone when the MLP that has it has computed."""
         self._before = 0
+        self._base = 0
+        self._rises: list[tuple[int, int]] = []
+        """Of the part that is being taken down."""
         self.flops = 0
         """Floating-point operations so far."""
         self._known: dict[Any, int] = {}
@@ -53,15 +69,47 @@ class Live:
 
     def enter(self) -> None:
         """An MLP begins to compute."""
+        self._rises.append((self.peak - self._base, -1))
         self._before = self.peak
         self.peak = self.bytes
 
     def leave(self) -> None:
         """It has computed, and what lives now is its result."""
         inside = self.peak - self.bytes
+        self._rises.append((self.peak - self._base, inside))
         if self.peak > self._before:
             self.inside = inside
         self.peak = max(self.peak, self._before)
+
+    def taken(self, compute: Callable[[], Any]) -> tuple[Any, Taken]:
+        """What `compute` gives, and what that takes; parts have no parts."""
+        peak, peak_32, inside, flops = self.peak, self.peak_32, self.inside, self.flops
+        base, base_32 = self.bytes, self.bytes_32
+        self._base, self._rises = base, []
+        self.begin()
+        made = compute()
+        rises = (*self._rises, (self.peak - base, -1))
+        found = Taken(rises=rises, rise_32=self.peak_32 - base_32, flops=self.flops - flops)
+        self.peak, self.peak_32, self.inside, self.flops = peak, peak_32, inside, flops
+        self._base, self._rises = 0, []
+        self._rise(found, base, base_32)
+        return made, found
+
+    def again(self, taken: Taken, make: Callable[[], Any]) -> Any:
+        """What `make` gives, for a part that takes what one took before."""
+        self._rise(taken, self.bytes, self.bytes_32)
+        peak, peak_32 = self.peak, self.peak_32
+        made = make()
+        self.peak, self.peak_32 = peak, peak_32
+        return made
+
+    def _rise(self, taken: Taken, base: int, base_32: int) -> None:
+        for rise, inside in taken.rises:
+            if inside >= 0 and base + rise > self.peak:
+                self.inside = inside
+            self.peak = max(self.peak, base + rise)
+        self.peak_32 = max(self.peak_32, base_32 + taken.rise_32)
+        self.flops += taken.flops
 
     def hold(self, *values: Any) -> None:
         """Counts tensors that were there before."""

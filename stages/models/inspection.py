@@ -41,6 +41,7 @@ from stages.models.processors.prepare import (
 )
 from stages.models.shadow import works_of
 from stages.process.ending import out_of_memory
+from stages.process.lasting import lasting
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def describe(
     used, EnvironmentFault when the hub cannot be reached."""
     checkpoint = find_model(path, revision)
     folder = checkpoint.folder
-    config, cls = config_and_class(folder, trust_remote_code)
+    with lasting():
+        config, cls = config_and_class(folder, trust_remote_code)
     if not checkpoint.weights:
         refuse_pickle(folder, trust_remote_code)
     skeleton = skeleton_of(config, cls)

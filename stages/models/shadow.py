@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from artifacts.schema import MediaKind, Route
+from stages.memory.alike import Alike
 from stages.memory.ghost import haunted, solidify, tensors, without_data
 from stages.memory.live import Live
 from stages.models.footprint import Work
@@ -58,11 +59,14 @@ def works_of(
             solidify(skeleton)
             skeleton.eval()
             rows = {kind: _rows(processor, kind, frames_a_video) for kind in _kinds(processor)}
-            encoded = () if route == "joint" else tuple(_encoders(skeleton, rows))
+            alike = Alike()
+            encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, alike))
             kind = next(reversed(rows))
             return {
                 "vision": encoded,
-                "language": tuple(_decoders(skeleton, processor, route, kind, rows[kind][0])),
+                "language": tuple(
+                    _decoders(skeleton, processor, route, kind, rows[kind][0], alike)
+                ),
             }, ""
         except Exception as error:  # a family may ask its tensors for anything
             if out_of_memory(error):
@@ -95,13 +99,13 @@ def _clip(kind: MediaKind, edge: int, count: int) -> Clip:
     return Clip(frames=frames, times=times, seconds=float(count), kind=kind)
 
 
-def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]]) -> Iterator[Work]:
+def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike) -> Iterator[Work]:
     for kind, (few, many) in rows.items():
         sizes = {(count, _units(row)): row for count, row in ((1, few), (1, many), (2, few))}
         for (count, units), row in sizes.items():
             inputs = {name: joined([value] * count) for name, value in row.inputs.items()}
             live = Live(_weights(skeleton))
-            with haunted(live), _told(skeleton, live):
+            with haunted(live), _told(skeleton, live), alike.layers(skeleton, live):
                 features = encode(skeleton, without_data(inputs))
                 yield Work(
                     kind=kind,
@@ -117,17 +121,18 @@ def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]]) -> Iterator[
 
 
 def _decoders(
-    skeleton: Any, processor: Any, route: Route, kind: MediaKind, row: Prepared
+    skeleton: Any, processor: Any, route: Route, kind: MediaKind, row: Prepared, alike: Alike
 ) -> Iterator[Work]:
     skeleton.generation_config.eos_token_id = None
     skeleton.generation_config.pad_token_id = 0
     for (count, units), inputs in _asked(skeleton, processor, row).items():
-        features = _features(skeleton, route, row, count)
+        features = _features(skeleton, route, row, count, alike)
         live = Live(_weights(skeleton))
         live.hold(*features.values())
         reading = _Reading(live)
         decoder = _decoder(skeleton)
-        with haunted(live), _told(skeleton, live), reading.of(decoder):
+        told = _told(skeleton, live)
+        with haunted(live), told, alike.layers(skeleton, live), reading.of(decoder):
             generate(skeleton, without_data(inputs), features, max_new_tokens=NEW_TOKENS, **GREEDY)
         yield Work(
             kind=kind,
@@ -217,12 +222,13 @@ def cache_bytes(cache: Any) -> int:
     return cache_bytes(held)
 
 
-def _features(skeleton: Any, route: Route, row: Prepared, count: int) -> Features:
+def _features(skeleton: Any, route: Route, row: Prepared, count: int, alike: Alike) -> Features:
     """What the language half is given, made without counting."""
     inputs = without_data({n: joined([value] * count) for n, value in row.inputs.items()})
     if route == "joint":
         return Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
-    with haunted(Live()):
+    live = Live(_weights(skeleton))
+    with haunted(live), alike.layers(skeleton, live):
         return encode(skeleton, inputs)
 
 

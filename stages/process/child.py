@@ -2,6 +2,7 @@
 stage by name."""
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 from artifacts.errors import CannotFit, PenstockError
 from stages.process import budget
 from stages.process.ending import first_line, memory_words
+from stages.process.lasting import lasting
 from stages.process.lock import hold_device
 from stages.process.memory import Sampler, Taken, anonymous_bytes
 from stages.process.report import Report
@@ -80,7 +82,9 @@ def main(job_path: str, parent: str, events: str) -> int:
 
     with Sampler(job["device"], report.memory, each) as memory:
         try:
-            entry = load_entry(job["entry"], job["arguments"])
+            with lasting():
+                entry = load_entry(job["entry"], job["arguments"])
+            gc.freeze()  # nor later
             budget.enforce(job["device"], (job["budget"] or {"bytes": 0})["bytes"])
             report.note(loaded_bytes=anonymous_bytes(), import_seconds=time.monotonic() - started)
             entry(job["arguments"], report)

@@ -1,0 +1,218 @@
+"""Runs of layers that are alike, all but the first two, are taken to be like those: on tensors
+without data, a layer differs from the next by nothing that is counted; knows no model.
+
+A call is known by what the layer is made of, by the shapes of its floating-point arguments, the
+values of all others, and by what its place in a KV cache holds. Whatever is not clear is computed.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from stages.memory.ghost import tensors
+from stages.memory.live import WHOLE, Live, Taken
+from stages.memory.outlines import META
+
+FEWEST = 4
+"""Members of a list of layers that are worth it."""
+PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
+PLACE = "layer_idx"
+"""By which a layer finds its place in a cache."""
+
+
+class Unclear(Exception):
+    """Something that cannot be told apart from what is like it."""
+
+
+class Form(NamedTuple):
+    """A tensor without data, with the storage that it is a part of."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    numbers: int
+    """That the storage holds."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Call:
+    """What was seen of the latest call of its kind."""
+
+    taken: Taken
+    made: Any
+    """The forms of what it gave."""
+    place: Any
+    """The forms of what is in its place of the cache."""
+    sure: bool = False
+    """Whether two calls in a row were the same."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Alike:
+    """The calls that were seen of one model's layers."""
+
+    calls: dict[Any, Call] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def layers(self, model: nn.Module, live: Live) -> Iterator[None]:
+        """Within, layers of `model` are computed while something is to be learned of it."""
+        found = list(_layers(model))
+        for layer, kind in found:
+            forward = layer.forward
+            self._replace(layer, kind, forward, live)
+        try:
+            yield
+        finally:
+            for layer, _ in found:
+                del layer.__dict__["forward"]
+
+    def _replace(self, layer: Any, kind: Any, forward: Callable[..., Any], live: Live) -> None:
+        @functools.wraps(forward)
+        def answered(*args: Any, **kwargs: Any) -> Any:
+            return self._answer(layer, kind, functools.partial(forward, *args, **kwargs), live)
+
+        layer.__dict__["forward"] = answered
+
+    def _answer(self, layer: Any, kind: Any, compute: Any, live: Live) -> Any:
+        caches: list[Any] = []
+        try:
+            with _disable_current_modes():
+                given = _known((compute.args, compute.keywords), caches)
+                place = _place(layer, caches)
+                key = (kind, given, _known(vars(place), []) if place is not None else None)
+        except Unclear:
+            return compute()
+        known = self.calls.get(key)
+        if known is not None and known.sure:
+            return live.again(known.taken, lambda: _repeated(known, place, live))
+        held = _sizes(vars(place)) if place is not None else (0, 0)
+        before = live.bytes - held[0], live.bytes_32 - held[1]
+        made, taken = live.taken(compute)
+        with _disable_current_modes(), contextlib.suppress(Unclear):
+            after = vars(place) if place is not None else {}
+            if given != _known((compute.args, compute.keywords), []):
+                raise Unclear
+            grown = [a + b for a, b in zip(_sizes(made), _sizes(after), strict=True)]
+            if grown != [live.bytes - before[0], live.bytes_32 - before[1]]:
+                raise Unclear  # it holds something else, or gives what it was given
+            call = Call(taken=taken, made=_form(made), place=_form(after))
+            same = known is not None and (known.taken, known.made) == (call.taken, call.made)
+            call.sure = same and repr(known and known.place) == repr(call.place)
+            self.calls[key] = call
+        return made
+
+
+def _repeated(call: Call, place: Any, live: Live) -> Any:
+    with _disable_current_modes():
+        if place is not None:
+            vars(place).update(_made(call.place))
+            live.hold(*vars(place).values())
+        made = _made(call.made)
+        live.hold(made)
+        return made
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """The members of lists of layers, with what each is made of; not those within others."""
+    for child in model.children():
+        if isinstance(child, nn.ModuleList) and len(child) >= FEWEST:
+            for layer in child:
+                with contextlib.suppress(Unclear):
+                    if "forward" not in vars(layer):
+                        yield layer, _kind(layer, len(child))
+        else:
+            yield from _layers(child)
+
+
+def _kind(layer: nn.Module, count: int) -> Any:
+    """All that makes a layer compute in another way than the one beside it."""
+    parts = []
+    for name, module in layer.named_modules():
+        own = {**module._parameters, **module._buffers}
+        weights = [(n, t.shape, t.dtype) for n, t in own.items() if t is not None]
+        plain = [(n, v) for n, v in vars(module).items() if isinstance(v, PLAIN) and n != PLACE]
+        at = getattr(module, PLACE, None)
+        config = getattr(module, "config", None)
+        lists = vars(config).items() if config is not None else ()
+        stated = [
+            (n, repr(v[at]))
+            for n, v in lists
+            if at is not None and isinstance(v, list | tuple) and len(v) == count
+        ]
+        parts.append((name, type(module), *weights, *plain, *stated, id(config)))
+    return tuple(parts)
+
+
+def _place(layer: nn.Module, caches: list[Any]) -> Any:
+    """Where the layer has its keys and values in the cache that it is given."""
+    if not caches:
+        return None
+    places = {getattr(module, PLACE) for module in layer.modules() if hasattr(module, PLACE)}
+    at = next(iter(places), None)
+    if len(caches) > 1 or len(places) != 1 or at is None or at >= len(caches[0].layers):
+        raise Unclear
+    return caches[0].layers[at]
+
+
+def _known(value: Any, caches: list[Any]) -> Any:
+    """What a call is known by, with a hash; caches are put aside."""
+    if isinstance(value, torch.Tensor):
+        if value.is_meta or value.is_floating_point():
+            return value.shape, value.stride(), value.dtype, value.is_meta
+        return value.shape, value.dtype, value.contiguous().numpy().tobytes()
+    if isinstance(value, PLAIN):
+        return type(value), value
+    if isinstance(value, list | tuple):
+        return type(value), *(_known(part, caches) for part in value)
+    if isinstance(value, dict):
+        return tuple((name, _known(part, caches)) for name, part in value.items())
+    if isinstance(getattr(value, "layers", None), list) and not hasattr(value, "is_updated"):
+        caches.append(value)
+        return type(value)
+    raise Unclear
+
+
+def _form(value: Any) -> Any:
+    """Of what a call gave, what is needed to give the same again."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_meta:
+            raise Unclear
+        numbers = value.untyped_storage().nbytes() // value.element_size()
+        offset = int(value.storage_offset())
+        return Form(value.shape, value.stride(), offset, value.dtype, numbers)
+    if type(value) in (list, tuple):
+        return type(value)(_form(part) for part in value)
+    if type(value) is dict:
+        return {name: _form(part) for name, part in value.items()}
+    if isinstance(value, PLAIN):
+        return value
+    raise Unclear
+
+
+def _made(form: Any) -> Any:
+    if isinstance(form, Form):
+        whole = torch.empty(form.numbers, dtype=form.dtype, device=META)
+        return whole.as_strided(form.shape, form.stride, form.offset)
+    if type(form) in (list, tuple):
+        return type(form)(_made(part) for part in form)
+    if type(form) is dict:
+        return {name: _made(part) for name, part in form.items()}
+    return form
+
+
+def _sizes(value: Any) -> tuple[int, int]:
+    """Bytes of the tensors inside, as they are and in 32 bit."""
+    size = whole = 0
+    for tensor in tensors(value):
+        held = tensor.untyped_storage().nbytes()
+        size += held
+        floats = tensor.is_floating_point()
+        whole += held * WHOLE // min(WHOLE, tensor.element_size()) if floats else held
+    return size, whole

@@ -1,0 +1,59 @@
+"""Computing few of many layers that are alike counts what computing all of them does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.memory import alike
+from stages.memory.live import Live
+from stages.models.footprint import Work
+from stages.models.halves.load import config_and_class, skeleton_of
+from stages.models.halves.routes import choose_route
+from stages.models.processors.prepare import load_processor
+from stages.models.shadow import works_of
+from tests.checkpoints import whole_checkpoint
+from tests.families import checkpoint
+
+LAYERS = 7
+COUNTS = ("num_hidden_layers", "depth", "encoder_layers", "decoder_layers")
+
+
+def deep(config: Any) -> Any:
+    """The configuration with more layers, whose kinds take turns as they did."""
+    parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+    for part in filter(None, parts):
+        for name in COUNTS:
+            if hasattr(part, name):
+                setattr(part, name, LAYERS)
+        if kinds := getattr(part, "layer_types", None):
+            part.layer_types = (list(kinds) * LAYERS)[:LAYERS]
+    return config
+
+
+def works(folder: Path) -> dict[Any, tuple[Work, ...]]:
+    config, cls = config_and_class(folder, trusted=False)
+    skeleton = skeleton_of(deep(config), cls)
+    route = choose_route(skeleton).route
+    found, why = works_of(skeleton, load_processor(folder, False), route)
+    assert why == ""
+    return {str(half): of_half for half, of_half in found.items()}
+
+
+@pytest.mark.parametrize(
+    "family", ["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "blip_2", "florence2"]
+)
+def test_what_is_counted_is_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = family in ("llava", "qwen2_5_vl", "qwen3_vl", "smolvlm")
+    folder = Path(checkpoint(family) if known else whole_checkpoint(family))
+    again, skipped = Live.again, []
+
+    def counted(live: Live, *given: Any) -> Any:
+        skipped.append(given)
+        return again(live, *given)
+
+    monkeypatch.setattr(Live, "again", counted)
+    short = works(folder)
+    assert skipped
+    monkeypatch.setattr(alike, "FEWEST", 1000)
+    assert works(folder) == short

@@ -1,0 +1,22 @@
+"""What is imported is not looked through for garbage while it is imported."""
+
+import gc
+
+import pytest
+
+from stages.process.lasting import lasting
+
+
+def test_garbage_waits_until_the_block_ends_however_it_ends() -> None:
+    with pytest.raises(ImportError), lasting():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_an_inner_block_does_not_end_an_outer_one() -> None:
+    with lasting():
+        with lasting():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
