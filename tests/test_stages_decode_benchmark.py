@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import _modes, ablation, equal_batch, reprompt, staged_vs_joint
+from benchmarks import _modes, ablation, actuators, equal_batch, reprompt, staged_vs_joint
 from benchmarks._bench import Bench, batches_of
 from benchmarks._models import FRAMES, LARGE, TINY, build, half_bytes, publish_clips
 from benchmarks._modes import Outcome, perform
@@ -81,3 +81,10 @@ def test_the_ablation_takes_one_part_away_at_a_time(capsys: pytest.CaptureFixtur
 def test_equal_batches_are_compared_in_pairs(capsys: pytest.CaptureFixture[str]) -> None:
     equal_batch.main(["--quick", "--batch", "1", "--pairs", "1", "--tokens", "2"])
     assert "joint ÷ staged, wall " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("row", ["256 tokens at a time, MLPs alone", "KV cache in 8 bit"])
+def test_what_an_actuator_takes_is_measured(row: str, tmp_path: Path) -> None:
+    job = {"model": str(build(tmp_path / "model", TINY, 2)), "dtype": "bfloat16"}
+    found = actuators.measure({"job": {**job, **actuators.ROWS[row]}, "tokens": 300, "new": 2})
+    assert all(found[name] > 0 for name in ("peak", "reading", "token"))
