@@ -19,6 +19,7 @@ from flows.launch import DirectLauncher, StageCall
 from flows.memory import ways
 from flows.memory.rungs import Rung, decode_rungs, encode_rungs
 from flows.run import caption
+from flows.standing import what
 from stages.process.stage_process import StageOutcome
 from tests.media import write_video
 from tests.pipeline import read_lines
@@ -133,6 +134,21 @@ def test_whatever_the_rung_that_fits_the_run_ends_on_it_and_the_next_starts_ther
         (tmp_path / "pictures" / f"{10 + number}.png").unlink()
 
 
+def test_a_rung_that_is_taken_is_told_in_a_line(
+    config: CaptionConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room = {"decode": only("decode", [r for r in LADDERS["decode"] if r.precision == "int8"])}
+    caption(config, Display(), Tight("shrink", room).launcher)
+    told = capsys.readouterr().err
+    lower = "batch 1, fp32, read 1024 positions at a time"
+    assert f"decode: batch 1, fp32 did not fit in 4.00 GiB; going on with {lower}" in told
+    assert "decode: batch 2 did not fit in 4.00 GiB; going on with batch 1" in told
+    other = replace(config, prompt=LONG + "Again.")
+    caption(other, Display(), Tight("shrink", room).launcher)
+    assert "decode: starting with batch 2, int8: it fitted before" in capsys.readouterr().err
+    assert "decode runs with batch 2, int8 (remembered)" in list(what(record(other)))
+
+
 @pytest.mark.parametrize("dies", ["raise", "kill"])
 def test_frames_are_cut_with_fewer_files_at_once(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, dies: str
@@ -197,7 +213,7 @@ def test_without_leave_nothing_that_changes_words_is_tried(
     with pytest.raises(CannotFit, match=f"the {stage} stage does not fit in 4.00 GiB") as raised:
         run(replace(config, **asked), stages)
     assert raised.value.exit_code == 3
-    assert "--memory" in raised.value.hint
+    assert "--memory" in raised.value.hint and "-precision auto" in raised.value.hint
     calls = [call.arguments for call in stages.calls if call.name == stage]
     assert {(told["precision"], told["offload"]) for told in calls} == {
         ("int8" if precision == "int8" else "fp32", False)

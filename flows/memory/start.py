@@ -63,5 +63,8 @@ def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:
     budget = replace(job.budget, bytes=min(job.budget.bytes, least.peak_bytes - 1))
     stuck = Choice(first=least, taken=least, fits=False, refused=True)
     found = [change.option for change in changes(asked, stuck, budget)]
-    found = [option for option in found if not option.startswith("--memory")]
-    return ", or ".join([*found[:NAMED], "more with --memory"])
+    found = [option for option in found if not option.startswith("--memory")][:NAMED]
+    half = {"encode": "vision", "decode": "language"}.get(stage)
+    if half and not any(rung.offload for rung in ladder.rungs[stage]):
+        found.append(f"--{half}-precision auto, which goes lower by itself")
+    return ", or ".join([*found, "more with --memory"])
