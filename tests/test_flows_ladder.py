@@ -89,10 +89,10 @@ def rung_of(stage: str, told: Mapping[str, Any]) -> Rung:
     )
 
 
-ONLY: list[tuple[str, str]] = [("fp32", ""), ("int8", ""), ("nf4", "")]
+WAYS = [("fp32", ""), ("fp32", "quantized"), ("int8", ""), ("nf4", "")]
 LADDERS = {
-    "encode": encode_rungs(PICTURES, [name for name, _ in ONLY], offload=True),
-    "decode": decode_rungs(PICTURES, ONLY, on_gpu=False, offload=True),
+    "encode": encode_rungs(PICTURES, ["fp32", "int8", "nf4"], offload=True),
+    "decode": decode_rungs(PICTURES, WAYS, on_gpu=False, offload=True),
 }
 
 
@@ -117,7 +117,8 @@ def test_whatever_the_rung_that_fits_the_run_ends_on_it_and_the_next_starts_ther
         rooms = {stage: only(stage, LADDERS[stage][number:])}
         here = replace(config, store=str(tmp_path / f"store-{number}"))
         lines = run(here, Tight(dies, rooms))
-        assert {line["precision"][half] for line in lines} == {fitting.precision}
+        label = fitting.precision + (" with a quantized KV cache" if fitting.kv else "")
+        assert {line["precision"][half] for line in lines} == {label}
         taken = record(here)["rungs"]
         assert len(lines) == PICTURES and bool(taken) == bool(number)
         if taken:
