@@ -122,10 +122,11 @@ def test_a_plan_is_judged_by_its_worst_case_of_size() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_it_runs_on_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--device", "cpu", "--shape", "tiny", "--clips", "8", "--folder", str(tmp_path)]
-    code = memory.main([*few, "--skip", "plan"])
+    code = memory.main([*few, "--skip", "plan,nf4"])
     told = capsys.readouterr().out
     assert code == 0, told
     assert "| NO |" not in told
-    assert told.count("| yes |") == 6
+    assert told.count("| yes |") == 5
