@@ -58,19 +58,22 @@ class Call:
 class Alike:
     """The calls that were seen of one model's layers."""
 
+    found: list[tuple[Any, Any]] = field(default_factory=list)
+    """The layers, with numbers of what they are made of."""
     calls: dict[Any, Call] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def layers(self, model: nn.Module, live: Live) -> Iterator[None]:
         """Within, layers of `model` are computed while something is to be learned of it."""
-        found = list(_layers(model))
-        for layer, kind in found:
-            forward = layer.forward
-            self._replace(layer, kind, forward, live)
+        if not self.found:
+            kinds: dict[Any, int] = {}
+            self.found = [(one, kinds.setdefault(k, len(kinds))) for one, k in _layers(model)]
+        for layer, kind in self.found:
+            self._replace(layer, kind, layer.forward, live)
         try:
             yield
         finally:
-            for layer, _ in found:
+            for layer, _ in self.found:
                 del layer.__dict__["forward"]
 
     def _replace(self, layer: Any, kind: Any, forward: Callable[..., Any], live: Live) -> None:

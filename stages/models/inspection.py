@@ -4,7 +4,7 @@ reads no weights, and downloads none."""
 import logging
 import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from stages.models.halves.boundary import (
 )
 from stages.models.halves.load import config_and_class, one_line, refuse_pickle, skeleton_of
 from stages.models.halves.routes import Choice, choose_route, depends_on_prompt
+from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header, read_headers
 from stages.models.hub.resolve import find_model
 from stages.models.precision.attention import attention_of_half, supports_flash
@@ -60,8 +61,22 @@ def describe(
     used, EnvironmentFault when the hub cannot be reached."""
     checkpoint = find_model(path, revision)
     folder = checkpoint.folder
-    with lasting():
-        config, cls = config_and_class(folder, trust_remote_code)
+    # Resizing takes a second or two, importing a model's classes too, and a core each.
+    with ThreadPoolExecutor(1) as pool:
+        probing = _begun(pool, folder, trust_remote_code)
+        with lasting():
+            config, cls = config_and_class(folder, trust_remote_code)
+        return _described(checkpoint, config, cls, probing, trust_remote_code)
+
+
+def _described(
+    checkpoint: Checkpoint,
+    config: Any,
+    cls: type[Any],
+    probing: Future[tuple[Probe, Probe]] | None,
+    trust_remote_code: bool,
+) -> ModelCard:
+    folder = checkpoint.folder
     if not checkpoint.weights:
         refuse_pickle(folder, trust_remote_code)
     skeleton = skeleton_of(config, cls)
@@ -72,12 +87,9 @@ def describe(
     )
     processor = load_processor(folder, trust_remote_code)
     _try_processor(processor, folder)
-    # Resizing and running without data take a second or two each, and a core each.
-    with ThreadPoolExecutor(1) as pool:
-        probing = pool.submit(_probes, folder, trust_remote_code)
-        frames = frames_a_video(processor)
-        works, why = works_of(skeleton, processor, choice.route, frames)
-        image, video = probing.result()
+    works, why = works_of(skeleton, processor, choice.route, frames_a_video(processor))
+    again = load_processor(folder, trust_remote_code) if probing is None else None
+    image, video = probing.result() if probing is not None else _probes(again)
     card = _card(folder, skeleton, choice, processor, halves, image, video)
     if why:
         logger.warning("what computing takes could not be found out: %s", why)
@@ -89,9 +101,24 @@ def describe(
     )
 
 
-def _probes(folder: Path, trust_remote_code: bool) -> tuple[Probe, Probe]:
+def _begun(
+    pool: ThreadPoolExecutor, folder: Path, trust_remote_code: bool
+) -> Future[tuple[Probe, Probe]] | None:
+    """What becomes of images and videos; None when the processor is no good, which is told when
+    the model is known to be."""
+    try:
+        # What it imports is imported before the thread begins, beside which others are.
+        processor = load_processor(folder, trust_remote_code)
+        _try_processor(processor, folder)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        return None
+    return pool.submit(_probes, processor)
+
+
+def _probes(processor: Any) -> tuple[Probe, Probe]:
     """What becomes of images and of videos, by a processor of its own: its methods are replaced."""
-    processor = load_processor(folder, trust_remote_code)
     image = probe(processor, "image")
     return image, probe(processor, "video") if takes_videos(processor) else image
 
