@@ -24,7 +24,8 @@ class Work:
     rows: int
     """Chunks in the batch."""
     units: int
-    """Of the encoder: numbers of pixel input a chunk. Of the decoder: tokens a prompt has."""
+    """Of the encoder: numbers of pixel input a chunk, of 32 bit. Of the decoder: tokens a prompt
+    has."""
     peak_bytes: int
     """Most that lives at one moment beside the weights; inputs and outputs included. Of the
     decoder: until the prompts are read, the KV cache included."""

@@ -12,13 +12,14 @@ import torch
 
 from artifacts.schema import MediaKind, Route
 from stages.memory.alike import Alike
-from stages.memory.ghost import haunted, solidify, tensors, without_data
+from stages.memory.ghost import haunted, solidify, without_data
 from stages.memory.live import Live
 from stages.models.footprint import Work
 from stages.models.halves.boundary import Half
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
 from stages.models.processors.clip import Clip
+from stages.models.processors.fit import bytes_of
 from stages.models.processors.layout import TEXT_IDS, text_ids
 from stages.models.processors.loading import is_picture
 from stages.models.processors.prepare import (
@@ -45,6 +46,7 @@ WORDS = (8, 40)
 PROMPT = "describe "
 NEW_TOKENS = 2
 """The first comes of reading the prompt, the second of a step like all that follow."""
+PIXEL_BYTES = 4
 KINDS: tuple[MediaKind, MediaKind] = ("image", "video")
 
 
@@ -263,9 +265,8 @@ def _weights(skeleton: Any) -> list[torch.Tensor]:
 
 
 def _units(row: Prepared) -> int:
-    return sum(
-        t.numel() for n, value in row.inputs.items() if is_picture(n) for t in tensors(value)
-    )
+    """As a card tells them: bytes of pixels and their masks, as numbers of 32 bit."""
+    return sum(bytes_of(v) for n, v in row.inputs.items() if is_picture(n)) // PIXEL_BYTES
 
 
 def _tokens(inputs: dict[str, Any]) -> int:
