@@ -152,10 +152,11 @@ class Desk:
     def _run(self, case: Case, model: Model) -> StageOutcome:
         half = model.vision if case.stage == "encode" else model.language
         features = self._scope(case.shape, case.frames, "features")
-        if case.stage == "decode" and not (self._folder / features).exists():
+        made = self._folder / f"{features[:16]}-{case.batch}"
+        if case.stage == "decode" and not made.exists():
             plain = settle(CaptionConfig(sources=()), model.card, self._device)["vision"]
             self._call("encode", case, model, plain, features, features)
-            (self._folder / features).touch()
+            made.touch()
         self._runs += 1
         scope = self._scope("run", self._runs, case.stage, id(self))
         return self._call(case.stage, case, model, half, scope, features)
