@@ -33,8 +33,6 @@ from stages.models.processors.prepare import (
 )
 from stages.process.ending import out_of_memory
 
-logger = logging.getLogger(__name__)
-
 EDGES = (224, 448)
 """Pixels of a side of the images that are tried."""
 FRAMES = (2, 6)
