@@ -151,16 +151,16 @@ def test_what_does_not_fit_ends_natively_and_is_captioned_under_auto(
 ) -> None:
     place = Place(clips=few, out=tmp_path / "out", store=tmp_path / "store", model=str(model))
     with pytest.raises(CannotFit) as refused:
-        run(place, memory=190 * MIB)
+        run(place, memory=160 * MIB)
     assert refused.value.exit_code == 3
     assert "--memory" in refused.value.hint or "--language-precision" in refused.value.hint
-    result, record = run(place, memory=190 * MIB, precision="auto")
+    result, record = run(place, memory=160 * MIB, precision="auto")
     assert (result.captions, result.failures) == (9, [])
     said = {line["precision"]["language"] for line in place.captions()}
     assert said <= {"int8", "nf4"} and said
     assert {r["rung"]["precision"] for r in record["rungs"] if r["stage"] == "decode"} >= said
     lines = place.captions()
-    _, again = run(place, memory=190 * MIB, precision="auto")
+    _, again = run(place, memory=160 * MIB, precision="auto")
     assert processes(again) == {"frames": 0, "encode": 0, "decode": 0}
     assert place.captions() == lines
 
