@@ -38,8 +38,10 @@ RUN = "import sys; from scripts.run_worker import run; sys.exit(run(sys.argv[1:]
 @pytest.fixture
 def running() -> Iterator["subprocess.Popen[str]"]:
     """The script, with a worker that has a flow."""
+    # The tests themselves may be run under nohup.
+    heard = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); {RUN}"
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, sys.executable, "-c", WORKER],
+        [sys.executable, "-c", heard, sys.executable, "-c", WORKER],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
