@@ -109,7 +109,7 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     from transformers import AutoModelForImageTextToText
 
     from stages.encode.run import read_clip
-    from stages.models.halves.load import reading_ranges
+    from stages.models.halves.ranges import reading_ranges
     from stages.models.processors.prepare import load_processor
     from stages.models.processors.prepare import whole as inputs_of
 

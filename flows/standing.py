@@ -48,7 +48,7 @@ def standing(record: Mapping[str, Any], now: float) -> list[StageStanding]:
     open_media = record["media"].get("open", 0)
     about = int(record["plan"].get("chunks", 0)) if open_media else 0
     planned = record["plan"].get("memory") or {"stages": []}
-    peaks = {stage["stage"]: stage["peak_bytes"] for stage in planned["stages"]}
+    peaks = {stage["rung"]["stage"]: stage["peak_bytes"] for stage in planned["stages"]}
     at = now if going else None
     return [_stage(entry, about, at, peaks.get(entry["name"], 0)) for entry in record["stages"]]
 

@@ -63,6 +63,17 @@ def test_quantized_weights_take_their_scales_and_one_layer_unpacked() -> None:
     assert unpacked == 2 * WIDTH * INSIDE
 
 
+def test_products_in_8_bit_are_32_bit_numbers_first() -> None:
+    plain, int8 = decode(precision="fp16"), decode(precision="int8")
+    made = 8 * 1000 * INSIDE  # chunks, tokens a prompt, numbers
+    assert int8.workspace_bytes - plain.workspace_bytes == 4 * made
+    at_once = decode(precision="int8", prefill=256).workspace_bytes
+    assert at_once < int8.workspace_bytes - 4 * (made - 256 * INSIDE) + (1 << 20)
+    on_cpu = decode(device="cpu", precision="int8").workspace_bytes
+    more = on_cpu - decode(device="cpu", precision="bf16").workspace_bytes
+    assert 12 * made <= more < 12.2 * made  # of what is computed in between, 4 % are held back
+
+
 def test_on_a_cpu_the_peak_is_the_hosts_and_32_bit_doubles_it() -> None:
     found = decode(device="cpu", precision="fp32")
     assert found.weight_bytes == 4 * LANGUAGE

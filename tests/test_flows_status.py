@@ -98,7 +98,8 @@ def test_the_peak_is_told_while_a_stage_works(record: RunRecord) -> None:
 
 def test_a_peak_stands_beside_what_was_planned(record: RunRecord) -> None:
     """Both above what the stage's imports take."""
-    record.value["plan"]["memory"] = {"stages": [{"stage": "encode", "peak_bytes": 90_000_000}]}
+    planned = {"rung": {"stage": "encode"}, "peak_bytes": 90_000_000}
+    record.value["plan"]["memory"] = {"stages": [planned]}
     outcome = StageOutcome(name="encode", items=1, seconds=10.0, peak_host_bytes=480_000_000)
     outcome.notes["loaded_bytes"] = 400_000_000
     record.add(outcome, attention="sdpa", precision={})

@@ -40,9 +40,10 @@ def works(folder: Path) -> dict[Any, tuple[Work, ...]]:
     return {str(half): of_half for half, of_half in found.items()}
 
 
-@pytest.mark.parametrize(
-    "family", ["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "blip_2", "florence2"]
-)
+MORE = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3_vl", "smolvlm", "blip_2")]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "florence2", *MORE])
 def test_what_is_counted_is_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = family in ("llava", "qwen2_5_vl", "qwen3_vl", "smolvlm")
     folder = Path(checkpoint(family) if known else whole_checkpoint(family))

@@ -26,6 +26,9 @@ LIBRARIES_BYTES = 32 << 20
 model's classes, threads."""
 AHEAD = 2
 """Batches that are read while one is computed (stages/models/ahead.py)."""
+INT8_BYTES = {"cpu": 12, "cuda": 4}
+"""Of each number that a layer in 8 bit makes, beside that number: the product in 32-bit integers;
+on a CPU the scales and the scaled product in 32 bit too (bitsandbytes' `int8_mm_dequant`)."""
 KV_BITS = 8
 """Of a number of a quantized KV cache."""
 KV_UNPACKED = 3
@@ -105,6 +108,9 @@ def _encode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
         work = _encoder_work(model, settings, rows, load)
         why = f"{counted(rows, 'chunk')} x {load.units:,} numbers of pixels: {_told(model, work)}"
         terms.append(Term(part="activation", bytes=math.ceil(work.peak_bytes), why=why))
+        # Its patches are not counted, but each is multiplied with all that is in the layers.
+        tokens = math.ceil(work.flops / (2 * max(1, half.linear_parameters)))
+        terms += _products(half, settings, rung, tokens, device)
     each = rows * (load.units * PIXEL_BYTES + load.frame_bytes)
     terms += _around(rung, terms, device, _ahead(load, rows, each, "pixels and frames"))
     flops = work.flops * load.chunks / rows if work else 0
@@ -128,6 +134,7 @@ def _decode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
     if rung.prefill:
         why += f", {rung.prefill} at once through an MLP"
     terms.append(Term(part="activation", bytes=computing, why=why))
+    terms += _products(half, settings, rung, rows * load.tokens, device)
     ahead = _ahead(load, rows, rows * load.feature_bytes, "features")
     terms += _around(rung, terms, device, ahead)
     flops = (work.flops + new * work.step_flops) * load.chunks / rows
@@ -177,9 +184,21 @@ def _weights(half: HalfCard, settings: HalfSettings, rung: Rung, device: str) ->
         linear = half.linear_parameters / 1e6
         why = f"{linear:,.0f} M of {count} numbers in {precision} with scales, others x {each}"
     yield Term(part="weight", bytes=settings.weight_bytes, why=why)
-    if precision in (*QUANTIZED, "fp4"):
+    if precision in ("nf4", "fp4"):
         why = f"the largest quantized layer unpacked: {half.largest_linear:,} numbers x {each}"
         yield Term(part="workspace", bytes=half.largest_linear * each, why=why)
+
+
+def _products(
+    half: HalfCard, settings: HalfSettings, rung: Rung, tokens: int, device: str
+) -> Iterator[Term]:
+    """Of `tokens` of a batch, what their products in 8 bit take."""
+    if settings.precision != "int8":
+        return
+    at_once = min(tokens, rung.prefill or tokens)
+    each = INT8_BYTES[device.partition(":")[0]]
+    why = f"products in 8 bit: {at_once:,} tokens x {half.widest_linear:,} numbers x {each} bytes"
+    yield Term(part="workspace", bytes=at_once * half.widest_linear * each, why=why)
 
 
 def _cache(rung: Rung, whole: int, half: HalfCard, why: str) -> Iterator[Term]:

@@ -95,6 +95,7 @@ def _half(
         linear_parameters=sum(rows * columns for rows, columns in matrices),
         linear_rows=sum(rows for rows, _ in matrices),
         largest_linear=max((rows * columns for rows, columns in matrices), default=0),
+        widest_linear=max((rows for rows, _ in matrices), default=0),
         layers=largest.layers if largest else 0,
         layer_parameters=largest.layer_parameters if largest else 0,
         attention=attention,

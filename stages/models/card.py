@@ -7,7 +7,7 @@ from typing import Any
 from artifacts.schema import FrameFit, Modality, Route
 from stages.models.footprint import Work
 
-RECIPE = 13
+RECIPE = 14
 """Raised when what a card says changes; part of its key."""
 
 
@@ -33,6 +33,8 @@ class HalfCard:
     """How many rows those numbers stand in."""
     largest_linear: int = 0
     """How many numbers the largest of those layers holds."""
+    widest_linear: int = 0
+    """How many rows the widest of those layers has."""
     layers: int = 0
     """How many layers lie one behind another in its largest stack."""
     layer_parameters: int = 0

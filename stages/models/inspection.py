@@ -238,6 +238,7 @@ def _half_card(skeleton: Any, half: Part, weights: list[Weight]) -> HalfCard:
         linear_parameters=sum(linear.weight.numel() for linear in linears),
         linear_rows=sum(linear.weight.shape[0] for linear in linears),
         largest_linear=max((linear.weight.numel() for linear in linears), default=0),
+        widest_linear=max((linear.weight.shape[0] for linear in linears), default=0),
         layers=len(stack),
         layer_parameters=max(stack.values(), default=0),
         attention=attention_of_half(skeleton, half),

@@ -16,6 +16,7 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.boundary import Part, absent_paths, cut
+from stages.models.halves.ranges import reading_ranges
 from stages.models.hub.partial import weights_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
 
@@ -61,51 +62,6 @@ def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **opt
             hint="Download or save the checkpoint again",
         )
     return model.eval()
-
-
-class _Whole:
-    """A file of weights of which tensors that are asked for as a slice of all are read as they are:
-    the library would read the bytes, and then copy them, which takes twice a tensor's memory."""
-
-    def __init__(self, file: Any, name: str = "", part: Any = None) -> None:
-        self._file, self._name, self._part = file, name, part
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file if self._part is None else self._part, name)
-
-    def get_slice(self, name: str) -> "_Whole":
-        return _Whole(self._file, name, self._file.get_slice(name))
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._file.get_tensor(self._name) if index is ... else self._part[index]
-
-    def __enter__(self) -> "_Whole":
-        self._file.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._file.__exit__(*exc)
-
-
-@contextlib.contextmanager
-def reading_ranges() -> Iterator[None]:
-    """Have the loader read each tensor that the half has into memory of its own, instead of mapping
-    whole files to be written to, which the kernel counts against a limit, with what is in them of
-    the other half."""
-    import safetensors
-    from transformers import modeling_utils
-
-    library: Any = modeling_utils
-    mapping = library.safe_open
-
-    def reading(path: str, *, framework: str, device: str, backend: str) -> Any:
-        return _Whole(safetensors.safe_open(path, framework, device, backend="pread"))
-
-    library.safe_open = reading
-    try:
-        yield
-    finally:
-        library.safe_open = mapping
 
 
 @contextlib.contextmanager

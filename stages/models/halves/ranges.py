@@ -1,0 +1,98 @@
+"""Reads the weights of a half tensor by tensor instead of mapping files; knows no model."""
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+"""Types that weights are stored in, by their names in a header."""
+ALIGNED = 64
+"""Bytes on whose multiples torch's own memory begins."""
+
+
+class _Whole:
+    """A file of weights of which tensors that are asked for as a slice of all are read into the
+    memory that they keep: the library would read the bytes, and then copy them, which takes twice a
+    tensor's memory."""
+
+    def __init__(self, file: Any, path: str, name: str = "") -> None:
+        self._file, self._path, self._name = file, path, name
+        self._part = file.get_slice(name) if name else None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part or self._file, name)
+
+    def get_slice(self, name: str) -> "_Whole":
+        return _Whole(self._file, self._path, name)
+
+    def __getitem__(self, index: Any) -> Any:
+        part: Any = self._part
+        dtype = DTYPES.get(part.get_dtype())
+        start, end = _places(self._path)[self._name]
+        if index is not ... or dtype is None or start % dtype.itemsize:
+            return part[index]
+        # It lies beside the lines of the cache as it would if the file were mapped, because sums
+        # are rounded by that: the whole model, loaded by the library alone, says the same to the
+        # bit.
+        aside = start % ALIGNED
+        room = torch.empty(aside + end - start, dtype=torch.uint8)[aside:]
+        if start < end:
+            into = room.numpy().data
+            with open(self._path, "rb", buffering=0) as weights:
+                while into:
+                    read = os.preadv(weights.fileno(), [into], end - len(into))
+                    if not read:
+                        raise EOFError(f"{self._path} ends within {self._name}")
+                    into = into[read:]
+        return room.view(dtype).reshape(part.get_shape())
+
+    def __enter__(self) -> "_Whole":
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.__exit__(*exc)
+
+
+@functools.lru_cache(maxsize=8)
+def _places(path: str) -> dict[str, tuple[int, int]]:
+    """Tensor → where its bytes begin and end in the file."""
+    with open(path, "rb") as weights:
+        length = int.from_bytes(weights.read(8), "little")
+        header = json.loads(weights.read(length))
+    header.pop("__metadata__", None)
+    first = 8 + length
+    offsets = {name: told["data_offsets"] for name, told in header.items()}
+    return {name: (first + start, first + end) for name, (start, end) in offsets.items()}
+
+
+@contextlib.contextmanager
+def reading_ranges() -> Iterator[None]:
+    """Have the loader read each tensor that the half has into memory of its own, instead of mapping
+    whole files to be written to, which the kernel counts against a limit, with what is in them of
+    the other half."""
+    import safetensors
+    from transformers import modeling_utils
+
+    library: Any = modeling_utils
+    mapping = library.safe_open
+
+    def reading(path: str, *, framework: str, device: str, backend: str) -> Any:
+        return _Whole(safetensors.safe_open(path, framework, device, backend="pread"), path)
+
+    library.safe_open = reading
+    try:
+        yield
+    finally:
+        library.safe_open = mapping
