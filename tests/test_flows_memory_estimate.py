@@ -71,7 +71,7 @@ def test_products_in_8_bit_are_32_bit_numbers_first() -> None:
     assert at_once < int8.workspace_bytes - 4 * (made - 256 * INSIDE) + (1 << 20)
     on_cpu = decode(device="cpu", precision="int8").workspace_bytes
     more = on_cpu - decode(device="cpu", precision="bf16").workspace_bytes
-    assert 12 * made <= more < 12.2 * made  # of what is computed in between, 4 % are held back
+    assert 9 * made <= more < 9.2 * made  # of what is computed in between, 4 % are held back
 
 
 def test_on_a_cpu_the_peak_is_the_hosts_and_32_bit_doubles_it() -> None:

@@ -26,9 +26,10 @@ LIBRARIES_BYTES = 32 << 20
 model's classes, threads."""
 AHEAD = 2
 """Batches that are read while one is computed (stages/models/ahead.py)."""
-INT8_BYTES = {"cpu": 12, "cuda": 4}
-"""Of each number that a layer in 8 bit makes, beside that number: the product in 32-bit integers;
-on a CPU the scales and the scaled product in 32 bit too (bitsandbytes' `int8_mm_dequant`)."""
+INT8_BYTES = {"cpu": 9, "cuda": 4}
+"""Of each number that a layer in 8 bit makes, beside what a plain one holds: the product in 32-bit
+integers; on a CPU the scales and the scaled product in 32 bit too (bitsandbytes'
+`int8_mm_dequant`), when what is made of it is not there yet. 9 is measured (benchmarks/plan.py)."""
 KV_BITS = 8
 """Of a number of a quantized KV cache."""
 KV_UNPACKED = 3
