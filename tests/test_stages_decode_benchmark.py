@@ -71,6 +71,7 @@ def test_the_ratio_of_a_new_prompt_is_printed(capsys: pytest.CaptureFixture[str]
     assert "a new prompt ÷ pure decoding, CPU after loading: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_ablation_takes_one_part_away_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--quick", "--clips", "4", "--batch", "2", "--repeat", "1", "--skip", "int8,nf4"]
     ablation.main(few, runner=here)
@@ -78,11 +79,13 @@ def test_the_ablation_takes_one_part_away_at_a_time(capsys: pytest.CaptureFixtur
     assert rows[2:] == ["all of it", "without batches by length", "without separation"]
 
 
+@pytest.mark.slow
 def test_equal_batches_are_compared_in_pairs(capsys: pytest.CaptureFixture[str]) -> None:
     equal_batch.main(["--quick", "--batch", "1", "--pairs", "1", "--tokens", "2"])
     assert "joint ÷ staged, wall " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["256 tokens at a time, MLPs alone", "KV cache in 8 bit"])
 def test_what_an_actuator_takes_is_measured(row: str, tmp_path: Path) -> None:
     job = {"model": str(build(tmp_path / "model", TINY, 2)), "dtype": "bfloat16"}

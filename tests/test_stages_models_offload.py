@@ -30,7 +30,7 @@ def said(found: list[dict[str, Any]]) -> list[str]:
     return [caption["caption"] for caption in found]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", BUILDERS)
 def test_captions_are_those_of_resident_halves(family: str, dtype: str, tmp_path: Path) -> None:
     wave = Wave(tmp_path / "store", checkpoint(family), [clips("video", 2)], dtype=dtype)
