@@ -14,14 +14,13 @@ import math
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks._models import TINY, Shape, build
-from stages.process.memory import anonymous_bytes
+from benchmarks._peak import Peak
 from stages.process.stage_process import child_environment
 
 SHAPE = Shape(layers=12, width=1024, tower_layers=1, tower_width=128, vocabulary=150000)
@@ -95,7 +94,7 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
     job, new = spec["job"], spec["new"]
     warm(job)
     start_threads()
-    peak = Peak()
+    peak = Peak(LOOK_SECONDS)
     half = ModelJob.of(job).load("language")
     make_greedy(half, ModelJob.of(job).processor())
     inputs, features = long_prompt(half, spec["tokens"])
@@ -149,22 +148,6 @@ def long_prompt(half: Any, tokens: int) -> tuple[dict[str, Any], Any]:
     }
     record = BaseModelOutputWithPooling(pooler_output=[rows.to(half.dtype)])  # type: ignore[arg-type]
     return inputs, Features({"video": record})
-
-
-class Peak:
-    """The most that this process held since it was made."""
-
-    def __init__(self) -> None:
-        self._base = self._most = anonymous_bytes()
-        threading.Thread(target=self._follow, daemon=True).start()
-
-    def bytes(self) -> int:
-        return max(self._most, anonymous_bytes()) - self._base
-
-    def _follow(self) -> None:
-        while True:
-            self._most = max(self._most, anonymous_bytes())
-            time.sleep(LOOK_SECONDS)
 
 
 if __name__ == "__main__":

@@ -187,9 +187,15 @@ def native_dtype(stated: str, device: str) -> str:
 
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies in bfloat16 (AVX512-BF16 or AMX)."""
+    flags = cpu_line("flags").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def cpu_line(name: str) -> str:
+    """What the kernel says of the first core under that name; empty where it does not."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            flags = next((line for line in file if line.startswith("flags")), "").split()
+            line = next((line for line in file if line.startswith(name)), "")
     except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+        return ""
+    return line.partition(":")[2].strip()

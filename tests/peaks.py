@@ -4,32 +4,11 @@ JOB.json` prints anonymous bytes above the imports, after loading and after a ca
 import json
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-from stages.process.memory import anonymous_bytes
+from benchmarks._peak import Peak
 from stages.process.stage_process import child_environment
-
-LOOK_SECONDS = 0.001
-
-
-class Peak:
-    """The most that this process held since it was made."""
-
-    def __init__(self) -> None:
-        self._base = self._most = anonymous_bytes()
-        threading.Thread(target=self._follow, daemon=True).start()
-
-    def bytes(self) -> int:
-        """Above what it held at first."""
-        return max(self._most, anonymous_bytes()) - self._base
-
-    def _follow(self) -> None:
-        while True:
-            self._most = max(self._most, anonymous_bytes())
-            time.sleep(LOOK_SECONDS)
 
 
 def peaks_of(folder: Path, **job: Any) -> dict[str, Any]:

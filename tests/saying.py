@@ -20,7 +20,7 @@ from flows.sequence import RunResult
 from stages.process.stage_process import Listener, StageOutcome
 from tests.media import write_video
 from tests.rows import HARD
-from tests.stand_ins import CARD, Stages
+from tests.stand_ins import CARD, Stages, config_in
 
 ALL = ("txt", "vtt", "srt", "csv", "parquet", "webdataset")
 LONG = "long.mp4"
@@ -69,17 +69,7 @@ def make(root: Path) -> CaptionConfig:
     write_video(folder / LONG, ticks=range(150), gop=25)
     write_video(folder / ODD, ticks=range(20))
     Image.fromarray(np.full((48, 64, 3), 200, np.uint8)).save(folder / "photo.PNG")
-    (root / "model").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (root / "model" / name).write_text("{}")
-    return CaptionConfig(
-        sources=(str(folder),),
-        model=str(root / "model"),
-        out=str(root / "out"),
-        store=str(root / "store"),
-        chunk=2.0,
-        format=ALL,
-    )
+    return config_in(root, folder, chunk=2.0, format=ALL)
 
 
 def run(config: CaptionConfig, stages: Saying | None = None, **more: Any) -> RunResult:

@@ -9,6 +9,7 @@ from artifacts.errors import Interrupted
 from artifacts.packs import Record, Shelf
 from artifacts.schema import FrameFit
 from artifacts.store import FolderStore
+from flows.config import CaptionConfig
 from flows.launch import StageCall
 from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.process.stage_process import Listener, StageOutcome
@@ -29,6 +30,20 @@ CARD = ModelCard(
     image_tokens=4,
     frame_tokens=4,
 )
+
+
+def config_in(root: Path, sources: Path, **options: Any) -> CaptionConfig:
+    """A run over `sources` with all else below `root`, and a model of two files."""
+    (root / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (root / "model" / name).write_text("{}")
+    return CaptionConfig(
+        sources=(str(sources),),
+        model=str(root / "model"),
+        out=str(root / "out"),
+        store=str(root / "store"),
+        **options,
+    )
 
 
 class Stages:

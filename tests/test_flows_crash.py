@@ -5,7 +5,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from flows.config import CaptionConfig
 from flows.display import Display
 from flows.launch import StageCall
 from flows.run import caption
@@ -16,7 +15,7 @@ from stages.process.report import Report
 from stages.process.stage_process import Listener, StageProcess
 from tests.media import write_video
 from tests.pipeline import read_lines
-from tests.stand_ins import Stages
+from tests.stand_ins import Stages, config_in
 
 CRASH, HANG = b"crash", b"hang"
 """Files that begin so end the process that opens them, or keep it busy for ever."""
@@ -61,21 +60,13 @@ class RealFrames(Stages):
 def test_the_file_over_which_the_decoder_crashes_or_hangs_is_named_and_the_others_are_captioned(
     tmp_path: Path,
 ) -> None:
-    clips, model = tmp_path / "clips", tmp_path / "model"
+    clips = tmp_path / "clips"
     clips.mkdir()
     for number in range(4):
         write_video(clips / f"{number}.mp4", ticks=range(40), gop=5 + number)
     for name, content in (("2-bad.mp4", CRASH), ("9-bad.mp4", HANG)):
         (clips / name).write_bytes(content + name.encode())
-    model.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (model / name).write_text("{}")
-    config = CaptionConfig(
-        sources=(str(clips),),
-        model=str(model),
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
-    )
+    config = config_in(tmp_path, clips)
     stages = RealFrames()
     assert caption(config, Display(quiet=True), stages.launcher).exit_code == 1
     rows = read_lines(tmp_path / "out" / "captions.jsonl")

@@ -15,7 +15,7 @@ from flows.run import caption
 from stages.process.stage_process import StageOutcome
 from tests.media import write_video
 from tests.pipeline import read_lines
-from tests.stand_ins import Answer, Stages
+from tests.stand_ins import Answer, Stages, config_in
 
 
 class KilledStages(Stages):
@@ -51,16 +51,7 @@ def config(tmp_path: Path) -> CaptionConfig:
     for number in range(4):
         # Another distance of keyframes makes other bytes: equal files would be one item.
         write_video(tmp_path / "clips" / f"{number}.mp4", ticks=range(10), gop=5 + number)
-    (tmp_path / "model").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "model" / name).write_text("{}")
-    return CaptionConfig(
-        sources=(str(tmp_path / "clips"),),
-        model=str(tmp_path / "model"),
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
-        batch_size=1,
-    )
+    return config_in(tmp_path, tmp_path / "clips", batch_size=1)
 
 
 def run(config: CaptionConfig, stages: Stages) -> int:

@@ -23,6 +23,7 @@ from flows.standing import what
 from stages.process.stage_process import StageOutcome
 from tests.media import write_video
 from tests.pipeline import read_lines
+from tests.stand_ins import config_in
 from tests.starving import STARVED, VARIABLE
 from tests.tight import Room, Tight
 
@@ -41,14 +42,9 @@ def config(tmp_path: Path) -> CaptionConfig:
     (tmp_path / "pictures").mkdir()
     for number in range(PICTURES):
         picture(tmp_path / "pictures", number)
-    (tmp_path / "model").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "model" / name).write_text("{}")
-    return CaptionConfig(
-        sources=(str(tmp_path / "pictures"),),
-        model=str(tmp_path / "model"),
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
+    return config_in(
+        tmp_path,
+        tmp_path / "pictures",
         batch_size=PICTURES,
         prompt=LONG,
         precision="auto",

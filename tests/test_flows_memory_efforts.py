@@ -18,7 +18,7 @@ from flows.sizes import Estimate, estimates
 from stages.models.footprint import Work
 from tests.machines import machine
 from tests.media import write_video
-from tests.stand_ins import CARD, Stages
+from tests.stand_ins import CARD, Stages, config_in
 
 RUNGS = {stage: Rung(stage=stage, batch=2) for stage in ("encode", "decode")}
 CLIPS = 4
@@ -29,16 +29,7 @@ def config(tmp_path: Path) -> CaptionConfig:
     (tmp_path / "clips").mkdir()
     for number in range(CLIPS):
         write_video(tmp_path / "clips" / f"{number}.mp4", ticks=range(30), gop=5 + number)
-    (tmp_path / "model").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "model" / name).write_text("{}")
-    return CaptionConfig(
-        sources=(str(tmp_path / "clips"),),
-        model=str(tmp_path / "model"),
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
-        max_new_tokens=10,
-    )
+    return config_in(tmp_path, tmp_path / "clips", max_new_tokens=10)
 
 
 def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:

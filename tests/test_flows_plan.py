@@ -10,7 +10,6 @@ from PIL import Image
 
 import demo
 from flows.cli.main import main
-from flows.config import CaptionConfig
 from flows.display import Display
 from flows.memory.rungs import Rung
 from flows.memory.what_fits import BUDGETS_GIB, what_fits
@@ -18,6 +17,7 @@ from flows.plan import Plan, plan_of
 from flows.plan_view import explain_lines, plan_lines
 from flows.run import caption
 from tests.by_hand import GIB, budget, images, question
+from tests.stand_ins import config_in
 from tests.tight import Tight
 
 
@@ -120,19 +120,9 @@ def test_a_smaller_batch_is_told_with_what_it_costs() -> None:
 
 
 def test_a_plan_starts_where_an_earlier_run_did(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "model" / name).write_text("{}")
     for number in range(2):
         Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    config = CaptionConfig(
-        sources=(str(tmp_path),),
-        model=str(tmp_path / "model"),
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
-        batch_size=2,
-        memory=4 << 30,
-    )
+    config = config_in(tmp_path, tmp_path, batch_size=2, memory=4 << 30)
     tight = Tight("raise", {"decode": lambda _: 1})
     assert plan_of(config, tight).choices["decode"].taken.rung.batch == 2
     assert caption(config, Display(quiet=True), tight.launcher).captions == 2

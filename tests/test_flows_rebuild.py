@@ -18,26 +18,17 @@ from flows.run import caption
 from stages.process.lock import try_hold
 from tests import stand_ins
 from tests.media import write_video
-from tests.stand_ins import Stages
+from tests.stand_ins import Stages, config_in
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
     """Three videos of one chunk each and a model of two files."""
-    clips, model = tmp_path / "clips", tmp_path / "model"
+    clips = tmp_path / "clips"
     clips.mkdir()
     for number in range(3):
         write_video(clips / f"{number}.mp4", ticks=range(10), gop=5 + number)
-    model.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (model / name).write_text("{}")
-    return CaptionConfig(
-        sources=(str(clips),),
-        model=str(model),
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
-        batch_size=2,
-    )
+    return config_in(tmp_path, clips, batch_size=2)
 
 
 def answered(config: CaptionConfig, stages: Stages | None = None, **options: Any) -> RebuildResult:

@@ -21,7 +21,7 @@ from flows.outputs import write_outputs
 from flows.prepare import Job
 from flows.run import caption
 from tests.media import write_video
-from tests.stand_ins import Stages
+from tests.stand_ins import Stages, config_in
 
 
 @pytest.fixture
@@ -31,16 +31,7 @@ def config(tmp_path: Path) -> CaptionConfig:
         ticks = range(10 + 15 * (number // 3))
         # Another distance of keyframes makes other bytes: equal files would be one item.
         write_video(tmp_path / "clips" / f"{number}.mp4", ticks=ticks, gop=5 + number)
-    (tmp_path / "model").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "model" / name).write_text("{}")
-    return CaptionConfig(
-        sources=(str(tmp_path / "clips"),),
-        model=str(tmp_path / "model"),
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
-        batch_size=2,
-    )
+    return config_in(tmp_path, tmp_path / "clips", batch_size=2)
 
 
 @pytest.fixture(autouse=True)

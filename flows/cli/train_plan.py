@@ -9,8 +9,9 @@ from typing import Any, get_args
 from artifacts.errors import CannotFit, UsageError
 from flows.config import CaptionConfig
 from flows.display import Display, gib, parse_size, printable
+from flows.memory.optimizers import OPTIMIZERS
 from flows.memory.outline import Outline, read_outline
-from flows.memory.train import OPTIMIZERS, RANK, Method, TrainEstimate, Training, train_estimate
+from flows.memory.train import RANK, Method, TrainEstimate, Training, train_estimate
 from flows.memory.train_changes import changes
 from flows.models import find_checkpoint
 

@@ -13,7 +13,7 @@ from artifacts.files import write_json
 from artifacts.keys import digest_of
 from flows.config import user_cache
 from flows.launch import Launcher, StageCall, run_to_end
-from flows.precision import cpu_has_bfloat16
+from flows.precision import cpu_has_bfloat16, cpu_line
 from flows.run_record import now
 from stages.process.cgroup import cores
 from stages.process.memory import device_capability, device_uuid
@@ -155,16 +155,12 @@ def _identity(device: str) -> dict[str, Any]:
         torch = version("torch")
     except PackageNotFoundError:
         torch = ""
-    return {"device": device_uuid(device), "cpu": _cpu(), "cores": cores(), "torch": torch}
-
-
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            name = next((line for line in file if line.startswith("model name")), ":")
-    except OSError:
-        name = ":"
-    return name.partition(":")[2].strip()
+    return {
+        "device": device_uuid(device),
+        "cpu": cpu_line("model name"),
+        "cores": cores(),
+        "torch": torch,
+    }
 
 
 def _folder() -> Path:

@@ -11,6 +11,7 @@ from artifacts.errors import UsageError
 from flows.display import gib
 from flows.memory.arithmetic import CONTEXT_BYTES, GPU_WORKSPACE_BYTES, HELD_BACK
 from flows.memory.layers import pass_bytes
+from flows.memory.optimizers import ADAPTER, OPTIMIZERS, ZERO
 from flows.memory.outline import Outline, Tower
 from flows.memory.training import (
     HALF,
@@ -33,53 +34,8 @@ LIVE = 1_000_000_000
 """Numbers of weights that ZeRO 3 has whole at once, at the most (stage3_max_live_parameters)."""
 ANY_SIZE_PIXELS = 1280 * 28 * 28
 """Pixels of a picture for a tower that takes any size: as Qwen2.5-VL's model card advises."""
-ZERO = "Rajbhandari et al. 2020, ZeRO (arXiv:1910.02054)"
 KORTHIKANTI = "Korthikanti et al. 2022, Reducing Activation Recomputation (arXiv:2205.05198)"
 QLORA = "Dettmers et al. 2023, QLoRA (arXiv:2305.14314)"
-LORA = "Hu et al. 2021, LoRA (arXiv:2106.09685)"
-EIGHT_BIT = "Dettmers et al. 2021, 8-bit Optimizers (arXiv:2110.02861)"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class States:
-    """Bytes of a trained parameter."""
-
-    weight: int
-    gradient: int
-    optimizer: float
-    keeps: str
-    """What the optimizer keeps."""
-    step: int = 0
-    """Beside, while it makes a step."""
-    source: str = ZERO
-
-
-OPTIMIZERS = {
-    "mixed": States(
-        weight=2,
-        gradient=2,
-        optimizer=12,
-        keeps="a master copy and AdamW's two moments in 32 bit",
-    ),
-    "bf16": States(
-        weight=2,
-        gradient=2,
-        optimizer=4,
-        keeps="AdamW's two moments in 16 bit, no master copy",
-        step=2,
-        source="torch.optim.AdamW, whose moments are like the weights it is given",
-    ),
-    "8bit": States(
-        weight=2,
-        gradient=2,
-        optimizer=2 + 2 * 4 / 256,
-        keeps="AdamW's two moments in 8 bit, a scale of 32 bits for 256 of each, no master copy",
-        source=EIGHT_BIT,
-    ),
-}
-ADAPTER = States(
-    weight=4, gradient=4, optimizer=8, keeps="AdamW's two moments in 32 bit", source=LORA
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

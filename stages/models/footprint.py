@@ -34,9 +34,6 @@ class Work:
     kept_bytes: int
     """Of the encoder: the features that it hands over. Of the decoder: the KV cache after the
     prompt."""
-    input_bytes: int = 0
-    """What the processor gives of these rows, whatever the half computes in. Of the decoder: the
-    features that it is given."""
     mlp_bytes: int = 0
     """How much of the peak is inside of an MLP, which takes as much less when it is given its
     input in pieces; 0 when the peak is elsewhere."""
@@ -81,11 +78,6 @@ def kept_bytes(
     so many tokens."""
     found = _at(works, kind, rows, units, lambda w: w.kept_bytes)
     return max(0, round(item_bytes / ITEM_BYTES * found))
-
-
-def input_bytes(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:
-    """What the processor gives of so many rows; of the decoder, their features."""
-    return max(0, round(_at(works, kind, rows, units, lambda w: w.input_bytes)))
 
 
 def flops(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:

@@ -114,7 +114,6 @@ def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike
                     peak_bytes=live.peak,
                     peak_bytes_32=live.peak_32,
                     kept_bytes=_size(features),
-                    input_bytes=_size(inputs),
                     mlp_bytes=live.inside,
                     flops=live.flops,
                 )
@@ -138,7 +137,6 @@ def _decoders(
             kind=kind,
             rows=count,
             units=units,
-            input_bytes=_size(features),
             **reading.found(),
         )
 

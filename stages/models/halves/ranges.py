@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
-import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from stages.models.hub.headers import read_places
 
 DTYPES = {
     "F32": torch.float32,
@@ -21,12 +23,15 @@ ALIGNED = 64
 """Bytes on whose multiples torch's own memory begins."""
 
 
+places = functools.lru_cache(maxsize=8)(read_places)
+
+
 class _Whole:
     """A file of weights of which tensors that are asked for as a slice of all are read into the
     memory that they keep: the library would read the bytes, and then copy them, which takes twice a
     tensor's memory."""
 
-    def __init__(self, file: Any, path: str, name: str = "") -> None:
+    def __init__(self, file: Any, path: Path, name: str = "") -> None:
         self._file, self._path, self._name = file, path, name
         self._part = file.get_slice(name) if name else None
 
@@ -39,7 +44,8 @@ class _Whole:
     def __getitem__(self, index: Any) -> Any:
         part: Any = self._part
         dtype = DTYPES.get(part.get_dtype())
-        start, end = _places(self._path)[self._name]
+        place = places(self._path)[self._name]
+        start, end = place.start, place.end
         if index is not ... or dtype is None or start % dtype.itemsize:
             return part[index]
         # It lies beside the lines of the cache as it would if the file were mapped, because sums
@@ -65,18 +71,6 @@ class _Whole:
         self._file.__exit__(*exc)
 
 
-@functools.lru_cache(maxsize=8)
-def _places(path: str) -> dict[str, tuple[int, int]]:
-    """Tensor → where its bytes begin and end in the file."""
-    with open(path, "rb") as weights:
-        length = int.from_bytes(weights.read(8), "little")
-        header = json.loads(weights.read(length))
-    header.pop("__metadata__", None)
-    first = 8 + length
-    offsets = {name: told["data_offsets"] for name, told in header.items()}
-    return {name: (first + start, first + end) for name, (start, end) in offsets.items()}
-
-
 @contextlib.contextmanager
 def reading_ranges() -> Iterator[None]:
     """Have the loader read each tensor that the half has into memory of its own, instead of mapping
@@ -89,7 +83,7 @@ def reading_ranges() -> Iterator[None]:
     mapping = library.safe_open
 
     def reading(path: str, *, framework: str, device: str, backend: str) -> Any:
-        return _Whole(safetensors.safe_open(path, framework, device, backend="pread"), path)
+        return _Whole(safetensors.safe_open(path, framework, device, backend="pread"), Path(path))
 
     library.safe_open = reading
     try:

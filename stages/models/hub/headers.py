@@ -35,6 +35,16 @@ class Header(NamedTuple):
     size: int
 
 
+class Place(NamedTuple):
+    """One tensor where it lies in its file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """In bytes from the file's beginning."""
+    end: int
+
+
 def read_headers(checkpoint: Checkpoint) -> list[Header]:
     """All tensors of a checkpoint's safetensors files, file by file. Raises EnvironmentFault for a
     file that is not all there."""
@@ -80,20 +90,30 @@ def _ask_hub(checkpoint: Checkpoint, file: WeightFile) -> list[Header]:
 
 def _read_header(path: Path) -> list[Header]:
     """The tensors of one file, after checking that it is as long as they need."""
-    found = []
+    return [
+        Header(name, path.name, place.dtype, place.shape, place.end - place.start)
+        for name, place in read_places(path).items()
+    ]
+
+
+def read_places(path: Path) -> dict[str, Place]:
+    """Tensor → where it lies in a file that is here. Raises EnvironmentFault for one that is not as
+    long as they need."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
-            if 8 + length > size:  # what text, such as a pointer of Git LFS, looks like
+            first = 8 + length
+            if first > size:  # what text, such as a pointer of Git LFS, looks like
                 raise not_whole(path)
             entries = json.loads(file.read(length))
+        found = {}
         for tensor, entry in entries.items():
             if tensor != "__metadata__":
                 start, end = entry["data_offsets"]
                 shape = tuple(entry["shape"])
-                found.append(Header(tensor, path.name, entry["dtype"], shape, end - start))
-                if 8 + length + end > size:
+                found[tensor] = Place(entry["dtype"], shape, first + start, first + end)
+                if first + end > size:
                     raise not_whole(path)
     except OSError as error:
         raise EnvironmentFault(

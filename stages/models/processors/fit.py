@@ -20,10 +20,14 @@ from stages.models.processors.prepare import channel_of, prepare
 from stages.process.ending import out_of_memory
 
 COMMON = (9 / 16, 16 / 9, 3 / 4, 4 / 3, 1 / 2, 2.0)
-"""Height / width of most files: frames of these are fitted exactly. The first is tried first."""
-ASPECTS = tuple(sorted({*COMMON, *(3.0 ** (step / 5) for step in range(-5, 6))}))
+"""Height / width of most files: frames of these are fitted exactly."""
+ASPECTS = tuple(
+    sorted({*COMMON, *(3.0 ** (step / 5) for step in range(-5, 6))}, key=lambda a: min(a, 1 / a))
+)
 """All that are tried. Between two of them a frame is as large as the larger one needs, because what
-a processor makes of it may leap there, as where it chooses another number of tiles."""
+a processor makes of it may leap there, as where it chooses another number of tiles. Those of the
+fewest pixels come first: where frames are made smaller only from so many pixels on, the first that
+is not ends it."""
 LONG_EDGES = (1280, 3840)
 """Pixels of a probe's longer side; the second, that of 4K, when the first is not made smaller."""
 SMALLER = (64, 224, 448, 720)
@@ -136,7 +140,7 @@ def _made(processor: Any, kind: MediaKind, long_edge: int, wait: bool) -> dict[f
     """Aspect -> what becomes of frames of this long edge; empty when those of any aspect are made
     no smaller."""
     made: dict[float, Made] = {}
-    for aspect in dict.fromkeys((*COMMON, *ASPECTS)):
+    for aspect in ASPECTS:
         clip = black(processor, kind, aspect, long_edge)
         height, width = clip.frames.shape[1:3]
         sizes, _ = resized(processor, clip, wait)
