@@ -95,7 +95,7 @@ class Watch(Report):
         since = time.monotonic() - self.loaded, time.process_time() - self.cpu
         self.marks.append((*since, self._memory.peak_host_bytes - self._baseline))
 
-    def rung(self, batch: int, *, failed: int, error: str) -> None:
+    def rung(self, batch: int, *, failed: int, error: str, block: int = 0) -> None:
         """A stage goes on with smaller batches: these were too large."""
         self.died = self.died or error
 

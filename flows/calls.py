@@ -102,6 +102,7 @@ class Calls:
             "prefill": rung.prefill,
             "kv": rung.kv,
             "offload": rung.offload,
+            "block": rung.block,
         }
 
     def _call(self, name: str, arguments: dict[str, Any], device: str = "") -> StageCall:

@@ -18,6 +18,7 @@ COSTS = {
     "offloaded": "a KV cache in host memory is copied at each token: 2 to 5 times longer",
     "quantized": "a KV cache in few bits changes some words",
     "precision": "weights in fewer bits change some words",
+    "block": "layers read once for a block of chunks cost little where there are many chunks",
     "offload": "weights outside the device are copied at each token: 40 times longer and more",
 }
 """What differs in a rung → what that costs."""
@@ -168,6 +169,8 @@ def _differs(choice: Choice) -> Iterator[str]:
     first, taken = choice.first.rung, choice.taken.rung
     if taken.precision != first.precision:
         yield COSTS["precision"]
+    elif taken.block:
+        yield COSTS["block"]
     elif taken.offload:
         yield COSTS["offload"]
     elif taken.kv != first.kv:

@@ -36,13 +36,13 @@ class Case(NamedTuple):
     precision: str
     batch: int
     frames: int
-    layered: bool = False
-    """Whether layers come from host memory one by one."""
+    block: int = 0
+    """Chunks past which the encoder's layers come one by one."""
 
 
 CASES = (
     Case(EVA, 15, "bf16", 8, 1),
-    Case(EVA, 3, "bf16", 8, 1, layered=True),
+    Case(EVA, 3, "bf16", 8, 1, block=64),
     Case(LLAVA, 24, "native", 8, 1),
     Case(LLAVA, 16, "native", 4, 1),
     Case(LLAVA, 8, "int8", 1, 1),
@@ -157,7 +157,7 @@ def case_lines(outlines: dict[str, Outline]) -> Iterator[str]:
         for at, (found, other) in enumerate(zip(fused, unfused, strict=True)):
             fits = "" if found.peak_bytes <= case.budget * GIB else " (does not fit)"
             told = (plan_case(case.name).name, str(case.budget), found.rung.precision)
-            size = f"{case.batch} x {case.frames}{', layer by layer' if case.layered else ''}"
+            size = f"{case.batch} x {case.frames}{f', {case.block} streamed' if case.block else ''}"
             cells = [
                 *(told if at == 0 else ("", "", found.rung.precision)),
                 size if at == 0 else "",
@@ -180,7 +180,8 @@ def estimates(outline: Outline, case: Case, *, fused: bool) -> list[Any]:
             stage=stage,
             batch=case.batch,
             precision=halves[stage].precision,
-            offload=case.layered,
+            offload=case.block > 0 and stage == "encode",
+            block=case.block,
         )
         for stage in stages
     ]

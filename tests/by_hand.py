@@ -31,6 +31,9 @@ TOKENS = 576
 NUMBERS = 3 * 336 * 336
 AN_IMAGE = 50_000_000
 """Bytes that encoding an image is said to take."""
+WAITS = 3_000_000
+"""Of them, those that it holds when a layer begins."""
+A_SEEING_LAYER = 12_596_224
 
 
 def decoding(rows: int, tokens: int) -> Work:
@@ -57,6 +60,8 @@ def encoding(rows: int) -> Work:
         peak_bytes=rows * AN_IMAGE,
         peak_bytes_32=2 * rows * AN_IMAGE,
         kept_bytes=rows * TOKENS * WIDTH * 2,
+        waiting_bytes=rows * WAITS,
+        waiting_bytes_32=2 * rows * WAITS,
         flops=rows * 350 * 10**9,
     )
 
@@ -78,7 +83,7 @@ CARD = ModelCard(
         largest_linear=WIDTH * WIDTH,
         widest_linear=WIDTH,
         layers=24,
-        layer_parameters=12_596_224,
+        layer_parameters=A_SEEING_LAYER,
         works=(encoding(1), encoding(2)),
     ),
     language=HalfCard(

@@ -92,6 +92,14 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
 
             return super().through(batch, key, computing)
 
+        def through_together(self, batches: Any, block: int, key: Any, compute: Any) -> Any:
+            def computing(some: Any) -> Any:
+                for members in some:
+                    hunger.check([m["key"] for m, _ in members])
+                return compute(some)
+
+            return super().through_together(batches, block, key, computing)
+
     def loading(self: Any, half: Any) -> Any:
         if hunger.weights:
             hunger.die()

@@ -10,6 +10,7 @@ from flows.memory.estimate import StageEstimate
 from flows.memory.rungs import Rung
 from flows.memory.works import expected
 from tests.by_hand import (
+    A_SEEING_LAYER,
     A_TOKEN,
     AN_IMAGE,
     CARD,
@@ -23,7 +24,9 @@ from tests.by_hand import (
     NUMBERS,
     ROWS,
     SEES,
+    TOKENS,
     VOCABULARY,
+    WAITS,
     WIDTH,
     decoding,
     images,
@@ -113,6 +116,30 @@ def test_encoding_takes_pixels_of_no_more_than_the_batch() -> None:
     assert found.kv_bytes == 0
     ahead = 1 * 4 * (4 * NUMBERS + 3 * 336 * 336)  # eight images are two batches
     assert found.host_bytes == ahead + by.LIBRARIES_BYTES
+
+
+def streamed(device: str = "cuda:0", precision: str = "fp16") -> StageEstimate:
+    rung = Rung(stage="encode", batch=2, precision=precision, offload=True, block=6)
+    return question(images(count=16), device=device).estimate(rung)
+
+
+def test_of_a_streamed_tower_two_layers_are_there_and_what_other_batches_hold() -> None:
+    found = streamed()
+    ends = SEES - 24 * A_SEEING_LAYER
+    assert found.weight_bytes == 2 * (2 * A_SEEING_LAYER + ends)
+    kept = TOKENS * WIDTH * 2  # more than what waits for a layer, when the last one is done
+    assert found.activation_bytes == 2 * AN_IMAGE + 2 * 2 * max(WAITS, kept)
+    pinned = 2 * power_of_two(2 * A_SEEING_LAYER)
+    pixels, frames = 4 * NUMBERS, 3 * 336 * 336
+    held = (2 * 2 + 3 * 2) * pixels + 2 * frames  # what waits, and the next block
+    assert found.host_bytes == pinned + held + by.LIBRARIES_BYTES
+
+
+def test_weights_that_are_cast_as_they_come_take_one_more_as_it_is_stored() -> None:
+    same, cast = streamed("cpu", "fp16"), streamed("cpu", "fp32")
+    assert not any("to cast" in term.why for term in same.terms)
+    (scratch,) = (term for term in cast.terms if "to cast" in term.why)
+    assert (scratch.part, scratch.bytes) == ("workspace", 2 * WIDTH * WIDTH)
 
 
 def test_a_half_of_which_nothing_ran_is_estimated_by_its_dimensions() -> None:

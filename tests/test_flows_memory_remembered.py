@@ -90,6 +90,25 @@ def test_rungs_that_change_words_or_take_many_times_as_long_come_with_leave_alon
         ("bf16", False, True),
     ]
     assert len(set(free)) == len(free)
-    pixels = encode_rungs(2, ["bf16"], offload=False, weights=False)
+    pixels = encode_rungs(2, ["bf16"], streamed=False, weights=False)
     assert [rung.batch for rung in pixels] == [2, 1]
     assert all(Rung.from_json(rung.to_json()) == rung for rung in [*free, *pixels])
+
+
+def test_a_tower_is_streamed_before_its_weights_are_changed() -> None:
+    found = encode_rungs(32, ["bf16", "int8"], streamed=True)
+    assert [r.precision for r in found] == sorted(r.precision for r in found)
+    streamed = [(r.batch, r.block, r.prefill) for r in found if r.block]
+    assert all(r.offload and r.precision == "bf16" for r in found if r.block)
+    # Smaller blocks first, which change no bytes; never smaller than a batch.
+    assert streamed[:6] == [
+        (32, 256, 0),
+        (32, 64, 0),
+        (32, 32, 0),
+        (16, 32, 0),
+        (16, 16, 0),
+        (8, 16, 0),
+    ]
+    assert streamed[-4:] == [(1, 4, 0), (1, 1, 0), (1, 1, 1024), (1, 1, 256)]
+    assert found[-1].precision == "int8" and len(set(found)) == len(found)
+    assert all(Rung.from_json(rung.to_json()) == rung for rung in found)

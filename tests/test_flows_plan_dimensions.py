@@ -10,6 +10,8 @@ from flows.cli.main import main
 from tests.plan_cases import make_folder, plan_case
 
 GIB = 1 << 30
+LAYER = 234_917_888
+"""Numbers of a layer of EVA-CLIP-8B's tower."""
 
 
 @pytest.fixture
@@ -40,6 +42,13 @@ def test_a_tower_without_a_class_is_planned_with_its_reason(
     assert "without fused attention: encode" in told["notes"][1]
     assert set(told["what_fits"]) == {"native", "bf16", "nf4, vision too", "auto"}
     code, told = planned(capsys, folder, "--precision", "bf16", "--memory", "3GiB")
+    assert code == 0, told["refusal"]
+    (encode,) = (stage for stage in told["memory"]["stages"] if stage["stage"] == "encode")
+    assert encode["rung"]["block"] and encode["rung"]["precision"] == "bf16"
+    # Two of 32 layers, and what is outside of them.
+    assert encode["weight_bytes"] == 2 * (7_527_728_385 - 30 * LAYER)
+    assert encode["peak_bytes"] < 3 * GIB
+    code, told = planned(capsys, folder, "--precision", "bf16", "--memory", "1GiB")
     assert code == 3
     assert not told["fits"]
 

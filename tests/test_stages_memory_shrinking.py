@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from artifacts.errors import CannotFit, UsageError
-from stages.memory.shrinking import Shrinking, pieces, smaller, wanted_bytes
+from stages.memory.shrinking import (
+    Shrinking,
+    blocks,
+    pieces,
+    smaller,
+    tighter,
+    wanted_bytes,
+)
 from tests.waves import events
 
 WORDS = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8 GiB"
@@ -83,6 +90,83 @@ def test_that_the_largest_come_first_is_not_taken_for_a_lack_of_memory() -> None
     found, told = go(machine, "abcd", "efgh")
     assert found == ["F", "G", "H"]
     assert [event["key"] for event in told if event["event"] == "too_large"] == list("abcde")
+
+
+class Tower:
+    """Computes batches together: at most `most` items at once, and `room` a batch."""
+
+    def __init__(self, most: int, room: int = 99) -> None:
+        self.most = most
+        self.machine = Machine(room)
+        self.seen: list[list[str]] = []
+
+    def __call__(self, batches: Sequence[Sequence[str]]) -> list[str]:
+        self.seen.append(["".join(batch) for batch in batches])
+        if sum(map(len, batches)) > self.most:
+            raise RuntimeError(WORDS)
+        return [self.machine(batch) for batch in batches]
+
+
+def go_together(
+    tower: Tower, block: int, *batches: str
+) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """What came out, and the rungs that were told: batch, block, how many failed."""
+    with events() as (report, told):
+        shrinking = Shrinking(report, partial(tower, [batches[-1][-1:]]))
+        found = [
+            made
+            for some in blocks(batches, block)
+            for _, made in shrinking.through_together(some, block, str, tower)
+        ]
+    return found, [(e["batch"], e["block"], e["failed"]) for e in told if e["event"] == "rung"]
+
+
+def test_batches_go_through_together_as_far_as_a_block_goes() -> None:
+    tower = Tower(99)
+    batches = ["abcd", "efgh", "ij", "kl", "mnop"]
+    found, told = go_together(tower, 8, *batches)
+    assert found == [batch.upper() for batch in batches] and told == []
+    assert tower.seen == [["abcd", "efgh"], ["ij", "kl", "mnop"]]
+
+
+@pytest.mark.parametrize("block", [0, 1, 3])
+def test_a_block_that_holds_no_batch_is_a_batch(block: int) -> None:
+    tower = Tower(99)
+    assert go_together(tower, block, "abcd", "efgh")[0] == ["ABCD", "EFGH"]
+    assert tower.seen == [["abcd"], ["efgh"]]
+
+
+def test_of_batches_that_do_not_fit_together_fewer_go_and_none_is_cut() -> None:
+    letters = [chr(ord("a") + at) * 4 for at in range(16)]
+    tower = Tower(20)
+    found, told = go_together(tower, 64, *letters)
+    assert found == [batch.upper() for batch in letters]
+    assert told == [(4, 16, 64)]
+    assert [len(some) for some in tower.seen] == [16, 4, 4, 4, 4]
+
+
+def test_batches_are_cut_when_few_do_not_fit_together() -> None:
+    tower = Tower(8)
+    found, told = go_together(tower, 16, "abcdefgh", "ijklmnop", "qrst")
+    assert "".join(found).lower() == "abcdefghijklmnopqrst"
+    assert found[0] == "A" and told[-1][:2] == (1, 4)
+    assert [block for _, block, _ in told] == sorted((b for _, b, _ in told), reverse=True)
+
+
+def test_a_batch_too_large_by_itself_is_cut_among_others_too() -> None:
+    tower = Tower(99, room=2)
+    found, told = go_together(tower, 64, "abcd", "efgh")
+    assert found == ["AB", "CD", "EF", "GH"]
+    assert told[-1][0] == 2
+
+
+@pytest.mark.parametrize(("batch", "block"), [(1, 256), (8, 256), (6, 6), (32, 256), (1, 1)])
+def test_sizes_get_tighter_until_nothing_is_left(batch: int, block: int) -> None:
+    sizes = [(batch, block)]
+    while sizes[-1][1]:
+        sizes.append(tighter(*sizes[-1]))
+    assert sizes[-1] == (1, 0) and (1, 1) in sizes
+    assert sizes == sorted(set(sizes), reverse=True)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:

@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from artifacts.tensors import make_record, pack_tree, unpack_tree
-from stages.encode.run import encode_batch
+from stages.encode.batch import encode_batches
 from stages.models import encode
 from stages.models.halves.records import (
     CannotSplit,
@@ -150,7 +150,7 @@ def test_rows_joined_from_disk_are_the_batch(family: str, kind: str) -> None:
     half = half_model(folder, "vision")
     whole = encode(half, joint_inputs(processor, batch, PROMPTS[:3]))
 
-    rows = encode_batch(half, [prepare(processor, clip) for clip in batch])
+    rows = encode_batches(half, [[prepare(processor, clip) for clip in batch]])[0]
     stored = [pack_tree(row.to_tree()) for row in rows]
     loaded = [FeatureRecord.from_tree(unpack_tree(meta, data)) for meta, data in stored]
     assert len({row.joins_with() for row in loaded}) == 1
@@ -163,8 +163,8 @@ def test_rows_encoded_alone_join_with_rows_of_a_batch(family: str) -> None:
     processor = load_processor(folder)
     half = half_model(folder, "vision")
     prepared = [prepare(processor, clip) for clip in clips("video", 3)]
-    together = encode_batch(half, prepared)
-    alone = encode_batch(half, prepared[:1])
+    together = encode_batches(half, [prepared])[0]
+    alone = encode_batches(half, [prepared[:1]])[0]
     assert {row.joins_with() for row in together} == {alone[0].joins_with()}
 
 
@@ -172,7 +172,8 @@ def test_rows_of_unlike_sizes_are_encoded_in_order() -> None:
     folder = checkpoint("qwen3_vl")
     processor = load_processor(folder)
     batch = [*clips("video", 1), *clips("video", 1, height=80), *clips("image", 1)]
-    rows = encode_batch(half_model(folder, "vision"), [prepare(processor, c) for c in batch])
+    prepared = [prepare(processor, clip) for clip in batch]
+    rows = encode_batches(half_model(folder, "vision"), [prepared])[0]
     counts = [prepare(processor, clip).count for clip in batch]
     assert [row.count for row in rows] == counts
     assert [row.channel for row in rows] == ["videos", "videos", "images"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from flows.display import gib
-from flows.memory.estimate import StageEstimate, Term
+from flows.memory.estimate import Part, StageEstimate, Term
 from flows.memory.loads import PIXEL_BYTES, Load, counted
 from flows.memory.rungs import Rung
 from flows.memory.works import Expected, decoder_by_dimensions, encoder_by_dimensions, expected
@@ -109,11 +109,15 @@ def _encode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
         work = _encoder_work(model, settings, rows, load)
         why = f"{counted(rows, 'chunk')} x {load.units:,} numbers of pixels: {_told(model, work)}"
         terms.append(Term(part="activation", bytes=math.ceil(work.peak_bytes), why=why))
+        terms += _waiting(rung, load, rows, work, device)
         # Its patches are not counted, but each is multiplied with all that is in the layers.
         tokens = math.ceil(work.flops / (2 * max(1, half.linear_parameters)))
         terms += _products(half, settings, rung, tokens, device)
     each = rows * (load.units * PIXEL_BYTES + load.frame_bytes)
-    terms += _around(rung, terms, device, _ahead(load, rows, each, "pixels and frames"))
+    ahead = _ahead(load, rows, each, "pixels and frames")
+    if rung.block:
+        ahead = _block_ahead(rung, load, rows)
+    terms += _around(rung, terms, device, ahead)
     flops = work.flops * load.chunks / rows if work else 0
     guessed = work is not None and (not work.known or model.card.by_dimensions)
     return StageEstimate.of(
@@ -149,6 +153,34 @@ def _decode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
     )
 
 
+def batches_a_block(rung: Rung, load: Load, rows: int) -> int:
+    """Batches of so many rows that pass a layer together."""
+    return max(1, min(rung.block // rows, math.ceil(load.chunks / rows)))
+
+
+def _waiting(rung: Rung, load: Load, rows: int, work: Expected, device: str) -> Iterator[Term]:
+    """Of a half that is streamed: what the batches hold that wait while one computes."""
+    others = batches_a_block(rung, load, rows) - 1 if rung.block else 0
+    if not others:
+        return
+    held = math.ceil(max(work.waiting_bytes, work.kept_bytes))
+    what = f"{counted(others, 'batch').replace('batchs', 'batches')}"
+    why = f"{what} that wait for a layer x {gib(held)}"
+    yield Term(part="activation", bytes=others * held, why=why)
+    pixels = rows * load.units * PIXEL_BYTES
+    part: Part = "workspace" if device == "cpu" else "host"
+    yield Term(part=part, bytes=others * pixels, why=f"pixels of {what} x {gib(pixels)}")
+
+
+def _block_ahead(rung: Rung, load: Load, rows: int) -> Term:
+    """The next block, whose batches are prepared one after the other."""
+    batches = batches_a_block(rung, load, rows)
+    pixels, frames = rows * load.units * PIXEL_BYTES, rows * load.frame_bytes
+    next_one = batches * pixels + frames if load.chunks > batches * rows else 0
+    why = f"the next block's pixels, {batches} x {gib(pixels)}, and frames of a batch"
+    return Term(part="workspace", bytes=next_one, why=why)
+
+
 STAGES: dict[str, Callable[..., StageEstimate]] = {
     "frames": _frames,
     "encode": _encode,
@@ -169,11 +201,22 @@ def settings_on(settings: HalfSettings, half: HalfCard, rung: Rung) -> HalfSetti
 def _weights(half: HalfCard, settings: HalfSettings, rung: Rung, device: str) -> Iterator[Term]:
     each, precision = BYTES.get(settings.dtype, 4), settings.precision
     count = f"{half.parameters / 1e6:,.0f} M"
+    ends = max(0, half.parameters - half.layers * half.layer_parameters) * each
+    layer = half.layer_parameters * each
+    if rung.block:
+        why = f"2 of {half.layers} layers x {gib(layer)}, one computes while the next is read; and "
+        yield Term(part="weight", bytes=2 * layer + ends, why=f"{why}what is outside of layers")
+        if device.startswith("cuda"):
+            why = "2 layers in pinned host memory, each a power of two"
+            yield Term(part="host", bytes=2 * power_of_two(layer), why=why)
+        if half.stored_bytes != half.parameters * each:
+            largest = half.largest_linear * half.stored_bytes // half.parameters
+            part: Part = "host" if device.startswith("cuda") else "workspace"
+            yield Term(part=part, bytes=largest, why="the largest matrix as it is stored, to cast")
+        return
     if rung.offload:
-        ends = (half.parameters - half.layers * half.layer_parameters) * each
-        layer = half.layer_parameters * each
         why = f"the largest of {half.layers} layers ({gib(layer)}) and what is outside of them"
-        yield Term(part="weight", bytes=layer + max(0, ends), why=why)
+        yield Term(part="weight", bytes=layer + ends, why=why)
         if device.startswith("cuda"):
             why = f"{count} numbers x {each} bytes, kept in host memory"
             yield Term(part="host", bytes=settings.weight_bytes, why=why)

@@ -140,7 +140,8 @@ def _encode(model: Model, rung: Rung, left: Sequence[ToDo]) -> Effort:
                     flops=_encoder(model, settings, rows, load).flops,
                     tokens=MANY_TOKENS,
                     calls=half.linear_modules,
-                    moved_bytes=rung.offload * settings.weight_bytes,
+                    # A layer that is streamed is read once for all batches of a block.
+                    moved_bytes=settings.weight_bytes * rows / rung.block if rung.block else 0,
                     times=each.encode / rows,
                 )
             )

@@ -78,7 +78,7 @@ class Ladder:
         if stage not in self.rungs:
             return
         if event["event"] == "rung":
-            self._shrink(stage, event["batch"], event["failed"], event["error"])
+            self._shrink(stage, event)
         elif event["event"] == "item":
             self.worked(stage)
 
@@ -116,7 +116,8 @@ class Ladder:
         """The ways to try a single item that did not fit, from the rung in force downwards."""
         with self._lock:
             rest = self.rungs[stage][self._at[stage] :]
-            return list(dict.fromkeys(replace(rung, batch=1) for rung in rest))
+            alone = (replace(rung, batch=1, block=min(rung.block, 1)) for rung in rest)
+            return list(dict.fromkeys(alone))
 
     def tried_alone(self, rung: Rung, names: Sequence[str], error: str) -> None:
         """Items are run on a rung which the others do not need."""
@@ -133,13 +134,16 @@ class Ladder:
             hint=f"Nothing finished is lost; give {self.advise(stage) or 'more with --memory'}",
         )
 
-    def _shrink(self, stage: str, batch: int, failed: int, error: str) -> None:
+    def _shrink(self, stage: str, event: Mapping[str, Any]) -> None:
+        """The stage's process goes on with smaller batches, or smaller blocks of them."""
         with self._lock:
-            at = self._at[stage]
-            wanted = replace(self.rungs[stage][at], batch=batch)
-            lower = next((r for r in self.rungs[stage][at + 1 :] if r == wanted), None)
-            if lower is not None:
-                self._go(lower, "out of memory", error, failed)
+            before = self.rung(stage)
+            batch, block = event["batch"], event.get("block") or before.block
+            for rung in self.rungs[stage][self._at[stage] + 1 :]:
+                alike = replace(rung, batch=before.batch, block=before.block) == before
+                if alike and rung.batch <= batch and rung.block <= block:
+                    self._go(rung, "out of memory", event["error"], event["failed"])
+                    break
 
     def _go(self, rung: Rung, reason: str, error: str, failed: int) -> None:
         stage = rung.stage

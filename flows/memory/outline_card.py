@@ -127,6 +127,8 @@ def encoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
                     # made when what a layer makes is gone.
                     peak_bytes=rows * units * (PIXEL_BYTES + each) + max(computed, 2 * kept),
                     kept_bytes=kept,
+                    # What goes on from layer to layer, beside the pixels that it was made of.
+                    waiting_bytes=(pictures * tokens * tower.width + rows * units) * each,
                     flops=pass_flops(tower, pictures, tokens),
                 )
             )

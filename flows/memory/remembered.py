@@ -11,7 +11,7 @@ from artifacts.store import Store
 from flows.memory.rungs import Rung
 
 KIND = "rungs"
-RECIPE = 1
+RECIPE = 2
 """Raised when stages come to take another amount of memory on the same rung."""
 SLACK = 1.05
 """What was too much for a budget is taken to be too much for one so many times as large: what is

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from stages.memory.shrinking import smaller
+from stages.memory.shrinking import smaller, tighter
 
 PREFILLS = (1024, 256)
 """Positions that go through an MLP at once, where all of a prompt, or of frames, are too many."""
+BLOCK = 256
+"""Chunks that cross a streamed half together, where they all fit: enough that computing hides the
+reading of a layer from a disk, on any GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +29,11 @@ class Rung:
     precision: str = ""
     """What the half computes in, as HalfSettings has it; empty for frames."""
     offload: bool = False
-    """Weights stay in host memory (of a CPU: on disk) and come to the device layer by layer."""
+    """Weights stay in host memory (of a CPU, and of the encode stage: on disk) and come to the
+    device layer by layer."""
+    block: int = 0
+    """Chunks whose batches pass a layer together while it is there, of the encode stage when it
+    offloads."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -36,12 +43,14 @@ class Rung:
         """`batch 4, int8`, for people."""
         if self.stage == "frames":
             return f"{self.batch} file{'s' if self.batch > 1 else ''} at once"
+        past = f" past {self.block} at a time" if self.block > self.batch else ""
         pieces = [
             f"batch {self.batch}",
             self.precision,
             f"read {self.prefill} positions at a time" if self.prefill else "",
             f"KV cache {self.kv}" if self.kv else "",
-            "weights offloaded" if self.offload else "",
+            "weights offloaded" if self.offload and not self.block else "",
+            f"streamed layer by layer{past}" if self.block else "",
         ]
         return ", ".join(filter(None, pieces))
 
@@ -56,17 +65,30 @@ def frames_rungs(workers: int) -> list[Rung]:
 
 
 def encode_rungs(
-    batch: int, precisions: Sequence[str], *, offload: bool, weights: bool = True
+    batch: int, precisions: Sequence[str], *, streamed: bool, weights: bool = True
 ) -> list[Rung]:
-    """Smaller and smaller batches, then frames that are read in pieces, in each precision the half
-    may be had in, the best first; at last, if that is allowed, with its weights outside the device.
-    Without `weights`, of a model whose pixels go on as they are, there is no more than batches."""
+    """Smaller and smaller batches, then frames that are read in pieces, then, of a half that can be
+    `streamed`, its layers one after the other past many batches; and so on in each other precision
+    the half may be had in, the best first, where it cannot be. Without `weights`, of a model whose
+    pixels go on as they are, there is no more than batches."""
     found: list[Rung] = []
     for precision in precisions:
         alone = Rung(stage="encode", batch=1, precision=precision)
         found += [replace(alone, batch=size) for size in sizes(batch)]
         found += [replace(alone, prefill=tokens) for tokens in PREFILLS if weights]
-    return found + _offloaded("encode", batch, precisions, offload)
+        if streamed and precision == precisions[0]:
+            found += _streamed(batch, alone)
+    return found
+
+
+def _streamed(batch: int, alone: Rung) -> list[Rung]:
+    """Smaller and smaller blocks, then smaller batches: a batch decides bytes, a block does not."""
+    found: list[Rung] = []
+    size, block = batch, max(batch, BLOCK)
+    while block:
+        found.append(replace(alone, batch=size, block=block, offload=True))
+        size, block = tighter(size, block)
+    return found + [replace(found[-1], prefill=tokens) for tokens in PREFILLS]
 
 
 def decode_rungs(
@@ -85,17 +107,11 @@ def decode_rungs(
         found += [replace(alone, prefill=tokens) for tokens in PREFILLS]
         if on_gpu:
             found.append(replace(alone, kv="offloaded"))
-    return found + _offloaded("decode", batch, [precision for precision, _ in ways], offload)
-
-
-def _offloaded(stage: str, batch: int, precisions: Sequence[str], offload: bool) -> list[Rung]:
-    """Layers come to the device one by one, so that a batch costs hardly more than an item."""
-    if not offload or not precisions:
-        return []
-    first = Rung(
-        stage=stage, batch=batch, precision=precisions[0], prefill=PREFILLS[-1], offload=True
-    )
-    return [replace(first, batch=size) for size in sizes(batch)]
+    if not offload or not ways:
+        return found
+    # Layers come to the device one by one, so that a batch costs hardly more than an item.
+    last = Rung(stage="decode", batch=1, prefill=PREFILLS[-1], precision=ways[0][0], offload=True)
+    return found + [replace(last, batch=size) for size in sizes(batch)]
 
 
 def sizes(most: int) -> list[int]:

@@ -3,17 +3,22 @@ what is said at the ladder's end; starts no stage."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.memory.changes import changes
 from flows.memory.choose import Choice, Question, choices, choose, memory_json, question_of
 from flows.memory.ladder import Ladder, Told
 from flows.memory.remembered import Remembered
-from flows.memory.ways import rungs_for
+from flows.memory.ways import is_free, rungs_for
 from flows.prepare import Job
 from flows.sizes import Estimate
 from stages.process.memory import device_uuid
 
+if TYPE_CHECKING:  # it imports torch
+    from stages.models.halves.boundary import Half
+
+HALVES: "dict[Half, str]" = {"vision": "encode", "language": "decode"}
+"""Which stage runs a half."""
 NAMED = 3
 """Changes that an error names."""
 
@@ -64,7 +69,7 @@ def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:
     stuck = Choice(first=least, taken=least, fits=False, refused=True)
     found = [change.option for change in changes(asked, stuck, budget)]
     found = [option for option in found if not option.startswith("--memory")][:NAMED]
-    half = {"encode": "vision", "decode": "language"}.get(stage)
-    if half and not any(rung.offload for rung in ladder.rungs[stage]):
-        found.append(f"--{half}-precision auto, which goes lower by itself")
+    for half in HALVES:
+        if stage == HALVES[half] and not is_free(job.config, half):
+            found.append(f"--{half}-precision auto, which goes lower by itself")
     return ", or ".join([*found, "more with --memory"])

@@ -6,7 +6,7 @@ from flows.config import CaptionConfig
 from flows.memory.choose import Question
 from flows.memory.rungs import Rung, decode_rungs, encode_rungs, frames_rungs
 from flows.models import Model
-from flows.precision import HalfSettings
+from flows.precision import QUANTIZED, HalfSettings
 from stages.process.cgroup import cores
 
 if TYPE_CHECKING:  # it imports torch
@@ -23,35 +23,32 @@ def rungs_for(model: Model, config: CaptionConfig, device: str) -> dict[str, lis
     under `auto`."""
     card, most = model.card, config.batch_size
     vision, language = _settings(model, config, "vision"), _settings(model, config, "language")
-    # What was saved quantized cannot be offloaded, and pixels have no weights.
-    seen_free = _is_free(config, "vision") and card.route != "joint"
-    offload = {
-        "encode": seen_free and not card.vision.stored_as,
-        "decode": _is_free(config, "language") and not card.language.stored_as,
-    }
+    # What is quantized cannot come layer by layer, and pixels have no weights.
+    whole = card.route != "joint"
+    plain = not card.vision.stored_as and vision[0].precision not in QUANTIZED
     return {
         "frames": frames_rungs(cores()),
         "encode": encode_rungs(
             most,
             [half.precision for half in vision],
-            offload=offload["encode"],
-            weights=card.route != "joint",
+            streamed=whole and plain and card.vision.layers > 1,
+            weights=whole,
         ),
         "decode": decode_rungs(
             most,
             [(half.precision, half.kv) for half in language],
             on_gpu=device.startswith("cuda"),
-            offload=offload["decode"],
+            offload=is_free(config, "language") and not card.language.stored_as,
         ),
     }
 
 
 def _settings(model: Model, config: CaptionConfig, half: "Half") -> tuple[HalfSettings, ...]:
     every = model.settings(half)
-    return every if _is_free(config, half) else every[:1]
+    return every if is_free(config, half) else every[:1]
 
 
-def _is_free(config: CaptionConfig, half: "Half") -> bool:
+def is_free(config: CaptionConfig, half: "Half") -> bool:
     """Whether a half may be run in whatever fits."""
     own = config.vision_precision if half == "vision" else config.language_precision
     return (own or config.precision) == "auto"

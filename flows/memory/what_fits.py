@@ -24,12 +24,13 @@ PRECISIONS: Mapping[str, dict[str, str]] = {
 MARKS: Mapping[str, Callable[[Rung, Rung], bool]] = {
     "*": lambda first, taken: (taken.prefill, taken.kv) != (first.prefill, first.kv),
     "+": lambda first, taken: taken.precision != first.precision,
-    "o": lambda first, taken: taken.offload,
+    "s": lambda first, taken: taken.block > 0,
+    "o": lambda first, taken: taken.offload and not taken.block,
 }
 """Mark → whether a rung has earned it, beside the one that was asked for."""
 LEGEND = (
     "a/b: encode/decode · *: prompts in pieces or KV cache in host memory · +: quantized · "
-    "o: weights in host memory, far slower · -: does not fit"
+    "s: encoder streamed layer by layer · o: weights in host memory, far slower · -: does not fit"
 )
 
 

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stages.models.card import HalfCard, ModelCard
-from stages.models.footprint import ITEM_BYTES, Work, flops, kept_bytes, peak_bytes, step_flops
+from stages.models.footprint import (
+    ITEM_BYTES,
+    Work,
+    flops,
+    kept_bytes,
+    peak_bytes,
+    step_flops,
+    waiting_bytes,
+)
 
 PATCH_NUMBERS = 3 * 14 * 14
 """Pixel numbers that one token of an encoder is assumed to be made of: a patch of 14 by 14."""
@@ -25,6 +33,8 @@ class Expected:
     """Lives at one moment beside the weights; what is handed over, or the KV cache, included."""
     kept_bytes: float
     """Features, or the KV cache when the last token is written."""
+    waiting_bytes: float
+    """Of encoding: what is held while a batch waits for a layer."""
     flops: float
     """Of encoding, or of reading the prompts."""
     step_flops: float
@@ -56,6 +66,7 @@ def expected(
     return Expected(
         peak_bytes=peak,
         kept_bytes=kept_bytes(works, kind=kind, rows=rows, units=units + new, item_bytes=each),
+        waiting_bytes=waiting_bytes(works, kind=kind, rows=rows, units=units, item_bytes=each),
         flops=flops(works, kind=kind, rows=rows, units=units),
         step_flops=step_flops(works, kind=kind, rows=rows, units=units),
         known=True,
@@ -70,6 +81,7 @@ def encoder_by_dimensions(half: HalfCard, each: int, rows: int, units: int, kept
     return Expected(
         peak_bytes=each * (tokens * width * ENCODER_ROWS + rows * units) + rows * kept,
         kept_bytes=rows * kept,
+        waiting_bytes=each * (2 * tokens * width + rows * units),
         flops=2 * half.parameters * tokens,
         step_flops=0,
         known=False,
@@ -91,6 +103,7 @@ def decoder_by_dimensions(
     return Expected(
         peak_bytes=max(cache * tokens + reading, cache * (tokens + new)) + logits,
         kept_bytes=cache * (tokens + new),
+        waiting_bytes=0,
         flops=2 * stack * tokens * rows,
         step_flops=2 * half.parameters * rows,
         known=False,

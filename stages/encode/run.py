@@ -1,31 +1,28 @@
 """The encode stage: frame chunks to feature records, in one process for a whole wave; knows neither
 prompts nor the language half.
 
-A batch is always computed whole, because the bytes of a row depend on its batch. Inside it, rows
-whose encoder inputs have equal shapes go through together.
+A batch is always computed whole, because the bytes of a row depend on its batch.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from artifacts.packs import DamagedRecord, Record, Shelf
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
-from stages.memory.shrinking import Shrinking
-from stages.models.ahead import read_ahead, write_behind
-from stages.models.halves.delivery import UNDIVIDED
-from stages.models.halves.features import Features, encode, is_pixels
+from stages.encode.batch import encode_batches, undivided
+from stages.memory.shrinking import Shrinking, blocks
+from stages.models.ahead import AHEAD, read_ahead, write_behind
 from stages.models.halves.pieces import Held
-from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
+from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.models.processors.prepare import Clip, Prepared, joined, prepare
+from stages.models.processors.prepare import Clip, Prepared, prepare
 from stages.process.ending import out_of_memory
 from stages.process.report import Report
 
@@ -49,6 +46,11 @@ class Refusal:
         return {"kind": self.kind, "message": self.message, "hint": self.hint}
 
 
+ToEncode = tuple[dict[str, Any], Prepared | Refusal]
+Encoded = tuple[dict[str, Any], FeatureRecord | Refusal]
+"""A chunk, as the job has it, with what is known of it by then."""
+
+
 def run(job: dict[str, Any], report: Report) -> None:
     """Publish a feature record for each chunk of `batches` that has none, or why it cannot have
     one."""
@@ -66,10 +68,10 @@ def run(job: dict[str, Any], report: Report) -> None:
     half = None if source.route == "joint" else source.hold("vision")
     report.note(ready=True, **({} if half is None else facts(half.model)))
 
-    def read(batch: list[dict[str, Any]]) -> list[Prepared | Refusal]:
-        return [read_member(frames, processor, member, count) for member in batch]
+    def read(some: Sequence[Sequence[dict[str, Any]]]) -> list[list[ToEncode]]:
+        return [[(m, read_member(frames, processor, m, count)) for m in batch] for batch in some]
 
-    def publish(made: list[list[tuple[dict[str, Any], FeatureRecord | Refusal]]]) -> None:
+    def publish(made: list[list[Encoded]]) -> None:
         rows = {member["key"]: (member, row) for batch in made for member, row in batch}
         refused = {k: row.meta() for k, (_, row) in rows.items() if isinstance(row, Refusal)}
         failures.publish([Record(key=key, meta=why) for key, why in refused.items()])
@@ -81,45 +83,32 @@ def run(job: dict[str, Any], report: Report) -> None:
             report.item(key, seconds_of_media=meta["end"] - meta["start"])
 
     def last() -> object:
-        spare = batches[-1][-1:]
-        return _encoded(half, list(zip(spare, read(spare), strict=True)))
+        return _encoded(half, read([batches[-1][-1:]]))
 
-    shrinking = Shrinking(report, last)
+    shrinking, block = Shrinking(report, last), job.get("block", 0)
+    compute, ahead = partial(_encoded, half), 1 if block else AHEAD
     with write_behind(publish) as later:
-        for batch, rows in read_ahead(batches, read):
-            members = list(zip(batch, rows, strict=True))
-            for _, made in shrinking.through(members, _key, partial(_encoded, half)):
+        for _, members in read_ahead(list(blocks(batches, block)), read, ahead):
+            for _, made in shrinking.through_together(members, block, _key, compute):
                 later(made)
 
 
-def _key(pair: tuple[dict[str, Any], object]) -> str:
+def _key(pair: ToEncode) -> str:
     return str(pair[0]["key"])
 
 
-def _encoded(
-    half: Held | None, members: Sequence[tuple[dict[str, Any], Prepared | Refusal]]
-) -> list[tuple[dict[str, Any], FeatureRecord | Refusal]]:
+def _encoded(half: Held | None, batches: Sequence[Sequence[ToEncode]]) -> list[list[Encoded]]:
     """A record for each chunk that was not refused; of a model that cannot be cut, its pixels."""
-    rows = [row for _, row in members if isinstance(row, Prepared)]
+    rows = [[row for _, row in batch if isinstance(row, Prepared)] for batch in batches]
     if half is None:
-        made = iter([undivided(row) for row in rows])
+        made = [[undivided(row) for row in some] for some in rows]
     else:
-        made = iter(half.use(lambda model: encode_batch(model, rows)))
-    return [(m, row if isinstance(row, Refusal) else next(made)) for m, row in members]
-
-
-def undivided(row: Prepared) -> FeatureRecord:
-    """What the whole model needs of a chunk: the pixels themselves."""
-    pixels = {n: v for n, v in row.inputs.items() if is_pixels(n) and v is not None}
-    return FeatureRecord(
-        features={UNDIVIDED: pixels},
-        rules={UNDIVIDED: {"fields": {n: rule_of_input(v) for n, v in pixels.items()}}},
-        needs=tuple(sorted(n for n in row.inputs if n not in pixels)),
-        channel=row.channel,
-        side=row.side,
-        replacements=row.replacements,
-        count=row.count,
-    )
+        made = half.use(lambda model: encode_batches(model, rows))
+    found = iter([record for some in made for record in some])
+    return [
+        [(m, row if isinstance(row, Refusal) else next(found)) for m, row in batch]
+        for batch in batches
+    ]
 
 
 def read_member(
@@ -177,60 +166,6 @@ def read_clip(shelf: Shelf, member: dict[str, Any]) -> Clip:
     )
 
 
-def encode_batch(half: Any, batch: list[Prepared]) -> list[FeatureRecord]:
-    """A feature record for each chunk, in order."""
-    records: dict[int, FeatureRecord] = {}
-    for indexes in _groups(batch):
-        rows = [batch[index] for index in indexes]
-        made = _encode_together(half, rows)
-        if made is None:
-            made = [record for row in rows for record in _encode_together(half, [row]) or ()]
-        records.update(zip(indexes, made, strict=True))
-    return [records[index] for index in range(len(batch))]
-
-
-def _groups(batch: list[Prepared]) -> Iterator[list[int]]:
-    """Indexes of the rows that can be encoded together."""
-    found: dict[str, list[int]] = {}
-    for index, row in enumerate(batch):
-        shapes = {name: _shape(value) for name, value in sorted(row.inputs.items())}
-        found.setdefault(repr((row.channel, row.count.media, shapes)), []).append(index)
-    yield from found.values()
-
-
-def _encode_together(half: Any, rows: list[Prepared]) -> list[FeatureRecord] | None:
-    """None when the features do not say which row they belong to."""
-    inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
-    made: Features = encode(half, inputs)
-    counts = [row.count for row in rows]
-    parts: list[dict[str, Any]] = [{} for _ in rows]
-    rules: dict[str, Any] = {}
-    try:
-        for modality, output in made.items():
-            pieces, rules[modality] = split(output, counts)
-            for part, piece in zip(parts, pieces, strict=True):
-                part[modality] = piece
-    except CannotSplit:
-        return None
-    return [
-        FeatureRecord(
-            features=part,
-            rules=rules,
-            needs=tuple(sorted(made.needs)),
-            channel=row.channel,
-            side=row.side,
-            replacements=row.replacements,
-            count=row.count,
-            blank={name: list(row.inputs[name].shape) for name in made.blank},
-        )
-        for part, row in zip(parts, rows, strict=True)
-    ]
-
-
 def _record(key: str, row: FeatureRecord) -> Record:
     meta, payload = pack_tree(row.to_tree())
     return Record(key=key, meta={"tree": meta, "tokens": row.count.tokens}, payload=payload)
-
-
-def _shape(value: Any) -> Any:
-    return list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__

@@ -2,12 +2,14 @@
 that follow; knows neither models nor what a batch holds.
 
 A piece is cut at a multiple of its size, and sizes are powers of two below the largest: so a piece
-holds what it would hold had this size been chosen from the start.
+holds what it would hold had this size been chosen from the start. Of batches that go through
+together, fewer do before they are made smaller, because a batch decides the bytes of its rows.
 """
 
 import contextlib
 import ctypes
 import gc
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,8 @@ HOPELESS = 3
 """When so many items fail one after the other, each alone, before any went through, the fault may
 not be theirs: the largest often come first."""
 WANTED = re.compile(r"allocate (\d+(?:\.\d+)?) ?(bytes|KiB|MiB|GiB|TiB)", re.IGNORECASE)
+FEWEST = 16
+"""Items that go through together for as long as batches can be made smaller instead."""
 UNITS = {"bytes": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
 
 
@@ -33,9 +37,36 @@ def pieces(batch: Sequence[Member], size: int) -> list[Sequence[Member]]:
     return [batch[at : at + size] for at in range(0, len(batch), size)]
 
 
+def first_block(
+    batches: Sequence[Sequence[Member]], most: int
+) -> tuple[Sequence[Sequence[Member]], Sequence[Sequence[Member]]]:
+    """The first batches, one at the least and at most so many items of them together, and the
+    rest."""
+    counts = itertools.accumulate(map(len, batches))
+    taken = max(1, sum(count <= most for count in counts))
+    return batches[:taken], batches[taken:]
+
+
+def blocks(batches: Sequence[Sequence[Member]], most: int) -> Iterator[Sequence[Sequence[Member]]]:
+    """Batches that may go through together, at most so many items of them, or one batch."""
+    while batches:
+        block, batches = first_block(batches, most)
+        yield block
+
+
 def smaller(size: int) -> int:
     """The next size below: a power of two, so that sizes divide each other."""
     return 1 << (size - 1).bit_length() - 1 if size > 1 else 0
+
+
+def tighter(batch: int, block: int) -> tuple[int, int]:
+    """The next sizes below, of a batch and of a block of batches that go through together, both in
+    items: first smaller blocks, then smaller batches, then blocks of a few; below one item, 0."""
+    if block > (least := max(batch, FEWEST)):
+        return batch, max(least, block // 4)
+    if batch > 1:
+        return smaller(batch), block
+    return 1, block // 4
 
 
 class Shrinking:
@@ -47,10 +78,41 @@ class Shrinking:
         self._spare = spare
         self._size = 0
         """Largest piece; 0: no batch has failed yet."""
+        self._block = 0
+        """Most items that go through together; 0: no block has failed yet."""
         self._went = False
         """Whether anything fitted at all."""
         self._failed = 0
         """Items that did not fit alone, since one did."""
+
+    def through_together(
+        self,
+        batches: Sequence[Sequence[Member]],
+        block: int,
+        key: Callable[[Member], str],
+        compute: Callable[[Sequence[Sequence[Member]]], list[Made]],
+    ) -> Iterator[tuple[Sequence[Member], Made]]:
+        """As `through`, of batches that go through together, at most `block` items of them at a
+        time; `compute` gives what it made of each batch."""
+        waiting = [batches]
+        while waiting:
+            rest = waiting.pop()
+            cut = [p for batch in rest for p in pieces(batch, self._size or len(batch))]
+            some, rest = first_block(cut, self._block or block)
+            if rest:
+                waiting.append(rest)
+            if len(some) == 1:
+                yield from self.through(some[0], key, lambda piece: compute([piece])[0])
+                continue
+            made, words = attempt(partial(compute, some))
+            if words is None:
+                self._went, self._failed = True, 0
+                yield from zip(some, made.pop(), strict=True)
+                continue
+            largest, failed = max(map(len, some)), sum(map(len, some))
+            self._size, self._block = tighter(largest, failed)
+            self._report.rung(self._size, failed=failed, error=words[:200], block=self._block)
+            waiting.append(some)
 
     def through(
         self,

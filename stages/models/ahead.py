@@ -17,15 +17,16 @@ BEHIND = 4
 
 
 def read_ahead(
-    batches: Sequence[Batch], read: Callable[[Batch], Rows]
+    batches: Sequence[Batch], read: Callable[[Batch], Rows], ahead: int = AHEAD
 ) -> Iterator[tuple[Batch, Rows]]:
-    """Each batch with what `read` made of it, in order. Raises what `read` raised."""
+    """Each batch with what `read` made of it, in order; `ahead` are read while one is computed.
+    Raises what `read` raised."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = deque(pool.submit(read, batch) for batch in batches[:AHEAD])
+        waiting = deque(pool.submit(read, batch) for batch in batches[:ahead])
         for index, batch in enumerate(batches):
             rows = waiting.popleft().result()
-            if index + AHEAD < len(batches):
-                waiting.append(pool.submit(read, batches[index + AHEAD]))
+            if index + ahead < len(batches):
+                waiting.append(pool.submit(read, batches[index + ahead]))
             yield batch, rows
 
 

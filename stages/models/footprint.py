@@ -40,6 +40,11 @@ class Work:
     step_bytes: int = 0
     """Of the decoder: most that lives while one more token of every row is computed, the KV cache
     included."""
+    waiting_bytes: int = 0
+    """Of the encoder: most that lives when a layer is about to begin: what a batch holds while it
+    waits for one."""
+    waiting_bytes_32: int = 0
+    """The same of a half that computes in 32 bit."""
     flops: int
     """Floating-point operations of the encoder's pass, or of reading the prompts."""
     step_flops: int = 0
@@ -78,6 +83,17 @@ def kept_bytes(
     so many tokens."""
     found = _at(works, kind, rows, units, lambda w: w.kept_bytes)
     return max(0, round(item_bytes / ITEM_BYTES * found))
+
+
+def waiting_bytes(
+    works: Sequence[Work], *, kind: Kind, rows: int, units: int, item_bytes: int = ITEM_BYTES
+) -> int:
+    """What so many rows hold that wait for a layer of the encoder."""
+
+    def held(work: Work) -> int:
+        return work.waiting_bytes_32 if item_bytes > ITEM_BYTES else work.waiting_bytes
+
+    return max(0, round(_at(works, kind, rows, units, held)))
 
 
 def flops(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:

@@ -32,6 +32,7 @@ from stages.models.precision.quantize import (
 )
 from stages.models.precision.weights import stored_modules
 from stages.models.processors.prepare import load_processor
+from stages.models.streaming.load import load_streamed, streamed_layers
 
 BY_ITSELF = ("sdpa", "+")
 """Attention implementations that a model takes when none is asked for: this one where its classes
@@ -59,7 +60,8 @@ class ModelJob:
     pieces: tuple[str, ...] = ()
     """Paths of the other half's pieces that this half is known to need."""
     offload: bool = False
-    """Layers wait outside the device (of a CPU: in the checkpoint's files) until they compute."""
+    """Layers wait outside the device until they compute: those of the vision half, and on a CPU of
+    either, in the checkpoint's files; those of the language half of a GPU in host memory."""
     prefill: int = 0
     """Positions that go through an MLP of the vision half at once, 0: all; how the language half
     reads its prompts is for who decodes."""
@@ -117,7 +119,8 @@ class ModelJob:
                     "a half in few bits cannot be offloaded",
                     hint="Ask for native, bf16 or fp16, or give it more memory",
                 )
-            half = load_in_layers(folder, skeleton, keep, tuple(pieces), self.device, options)
+            load = load_streamed if keep == "vision" else load_in_layers
+            half = load(folder, skeleton, keep, tuple(pieces), self.device, options)
             return self._checked(half, keep, pieces)
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
         stored = stored_modules(skeleton, _tensor_names(folder))
@@ -158,6 +161,7 @@ def warm(job: dict[str, Any]) -> None:
         import_module("bitsandbytes")
     if source.offload:
         import_module("accelerate")
+        import_module("greenlet")
     _ready[folder, source.trust_remote_code] = source.processor()
 
 
@@ -179,12 +183,13 @@ def facts(half: Any) -> dict[str, Any]:
     """What is worth recording of a half that was loaded."""
     quantized = count(half)
     plain = sum(type(module) is torch.nn.Linear for module in half.modules())
+    streamed = streamed_layers(half)
     return {
         "attention": attention_of(half),
         "dtype": str(half.dtype),
         "quantized_modules": dict(quantized),
         "linear_modules": plain + quantized.total(),
-        "bytes_fetched_a_pass": offloaded_bytes(half),
+        "bytes_fetched_a_pass": offloaded_bytes(half) if streamed is None else streamed.bytes,
     }
 
 

@@ -18,6 +18,7 @@ from stages.models.footprint import Work
 from stages.models.halves.boundary import Half
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
+from stages.models.halves.offload import outermost_layers
 from stages.models.processors.clip import Clip
 from stages.models.processors.fit import bytes_of
 from stages.models.processors.layout import TEXT_IDS, text_ids
@@ -105,7 +106,8 @@ def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike
         for (count, units), row in sizes.items():
             inputs = {name: joined([value] * count) for name, value in row.inputs.items()}
             live = Live(_weights(skeleton))
-            with haunted(live), _told(skeleton, live), alike.layers(skeleton, live):
+            told = _told(skeleton, live), _waiting(skeleton, live)
+            with haunted(live), told[0], told[1] as waiting, alike.layers(skeleton, live):
                 features = encode(skeleton, without_data(inputs))
                 yield Work(
                     kind=kind,
@@ -115,6 +117,8 @@ def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike
                     peak_bytes_32=live.peak_32,
                     kept_bytes=_size(features),
                     mlp_bytes=live.inside,
+                    waiting_bytes=waiting[0],
+                    waiting_bytes_32=waiting[1],
                     flops=live.flops,
                 )
 
@@ -241,6 +245,22 @@ def _told(skeleton: Any, live: Live) -> Iterator[None]:
         ]
     try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _waiting(skeleton: Any, live: Live) -> Iterator[list[int]]:
+    """The most that lives when a layer begins, in 16 and in 32 bit."""
+    most = [0, 0]
+
+    def begins(*_: Any) -> None:
+        most[:] = max(most[0], live.bytes), max(most[1], live.bytes_32)
+
+    handles = [layer.register_forward_pre_hook(begins) for layer in outermost_layers(skeleton)]
+    try:
+        yield most
     finally:
         for handle in handles:
             handle.remove()

@@ -50,9 +50,10 @@ class Report:
         """One medium, named by its content digest, cannot be used; the others can."""
         self.send("failure", media=media, kind=kind, message=message, hint=hint)
 
-    def rung(self, batch: int, *, failed: int, error: str) -> None:
-        """A batch of `failed` items did not fit; from here on they are at most so large."""
-        self.send("rung", batch=batch, failed=failed, error=error)
+    def rung(self, batch: int, *, failed: int, error: str, block: int = 0) -> None:
+        """A batch of `failed` items, or batches of so many that go through together, did not fit;
+        from here on they are at most so large."""
+        self.send("rung", batch=batch, failed=failed, error=error, block=block)
 
     def too_large(self, key: str, wanted: int, error: str) -> None:
         """An item does not fit, even alone, where others do; `wanted` bytes, 0 if unknown, could

@@ -8,9 +8,10 @@ fetches all of them.
 
 import contextlib
 import functools
+import itertools
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ from stages.models.halves.boundary import Part, absent_paths
 from stages.models.halves.load import load_half
 
 
-def placement(skeleton: Any, keep: Part, pieces: tuple[str, ...], device: str) -> dict[str, str]:
+def placement(
+    skeleton: Any, keep: Part, pieces: tuple[str, ...], device: str, away: str
+) -> dict[str, str]:
     """Path → place of everything that the part keeps: layers away, all else on the device. Raises
     CannotFit for a part without layers."""
     absent = set(absent_paths(skeleton, keep, pieces))
-    away = "disk" if device == "cpu" else "cpu"
     found: dict[str, str] = {}
     _place(skeleton, "", absent, device, away, found)
+    for first in _first_weights(skeleton, absent):
+        found.update({p: device for p in found if first.startswith(f"{p}.")})
     if away not in found.values():
         raise CannotFit(
             f"{type(skeleton).__name__} has no layers that could come one by one",
@@ -36,14 +40,23 @@ def placement(skeleton: Any, keep: Part, pieces: tuple[str, ...], device: str) -
     return found
 
 
+def _first_weights(skeleton: Any, absent: Collection[str]) -> Iterator[str]:
+    """Of each model inside a model, the weight by which it tells on which device it is."""
+    for path, module in skeleton.named_modules():
+        if hasattr(type(module), "device"):
+            names = (f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters())
+            here = (n for n in names if not any(f"{n}.".startswith(f"{p}.") for p in absent))
+            yield from itertools.islice(here, 1)
+
+
 def offloaded_bytes(half: Any) -> int:
     """Bytes that are fetched at each pass, which is at least one for each token; 0 when all weights
     are on the device."""
-    layers = [half.get_submodule(path) for path in _waiting(getattr(half, "hf_device_map", {}))]
+    layers = [half.get_submodule(path) for path in waiting(getattr(half, "hf_device_map", {}))]
     return sum(weight.nbytes for layer in layers for weight in layer.parameters())
 
 
-def _waiting(places: Mapping[str, Any]) -> list[str]:
+def waiting(places: Mapping[str, Any]) -> list[str]:
     """Paths of the layers that are not on the device: on a CPU `cpu` is the device."""
     away = "disk" if "disk" in places.values() else "cpu"
     return [path for path, place in places.items() if place == away and len({*places.values()}) > 1]
@@ -59,11 +72,12 @@ def load_in_layers(
 ) -> Any:
     """What `load_half` gives with these options, its layers waiting outside the device. Raises
     CannotFit for a model of which that cannot be had."""
-    places = placement(skeleton, keep, pieces, device)
+    away = "disk" if device == "cpu" else "cpu"
+    places = placement(skeleton, keep, pieces, device, away)
     with _whole_layers(skeleton, places) as folder:
         given = {**options, "device_map": places, "offload_folder": folder}
         half = load_half(path, keep, pieces=pieces, **given)
-        if any(Path(folder).iterdir()) or half.device.type == "meta":
+        if any(Path(folder).iterdir()):
             raise CannotFit(
                 f"the weights of {type(half).__name__} are arranged anew as they are loaded, and "
                 "cannot stay in their files",
@@ -82,7 +96,7 @@ def _whole_layers(skeleton: Any, places: dict[str, str]) -> Iterator[str]:
 
     library: Any = integration
     stock = library.dispatch_model
-    names = sorted({type(skeleton.get_submodule(path)).__name__ for path in _waiting(places)})
+    names = sorted({type(skeleton.get_submodule(path)).__name__ for path in waiting(places)})
     with (
         tempfile.TemporaryDirectory(prefix="penstock-offload-") as folder,
         warnings.catch_warnings(),
@@ -104,18 +118,40 @@ def _place(
     """Fills `found` below one module: itself, or its parts where some of them are elsewhere."""
     if path in absent:
         return
-    if isinstance(module, nn.ModuleList) and len(module) > 1:
-        found.update({f"{path}.{name}": away for name, _ in module.named_children()})
-        return
-    if path and not _has_layers(module) and not any(p.startswith(f"{path}.") for p in absent):
+    whole = path and not _has_layers(module) and not any(p.startswith(f"{path}.") for p in absent)
+    if whole:
         found[path] = device
         return
-    prefix = f"{path}." if path else ""
+    prefix, layers = f"{path}." if path else "", _layers(module)
     for name, child in module.named_children():
-        _place(child, prefix + name, absent, device, away, found)
+        if name in layers:
+            found[prefix + name] = away
+        else:
+            _place(child, prefix + name, absent, device, away, found)
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     found.update({prefix + name: device for name, _ in own if prefix + name not in absent})
 
 
+def outermost_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers that are in no other layer."""
+    called = _layers(model)
+    for name, child in model.named_children():
+        if name in called:
+            yield child
+        else:
+            yield from outermost_layers(child)
+
+
 def _has_layers(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.ModuleList) and len(part) > 1 for part in module.modules())
+    return any(_layers(part) for part in module.modules())
+
+
+def _layers(module: nn.Module) -> set[str]:
+    """Names of a module's parts that are layers: members of a list that are called, and those of a
+    sequence that are made of parts themselves."""
+    parts = dict(module.named_children())
+    if len(parts) < 2 or not isinstance(module, nn.ModuleList | nn.Sequential):
+        return set()
+    if isinstance(module, nn.ModuleList):
+        return {name for name, part in parts.items() if type(part).forward != nn.Module.forward}
+    return {name for name, part in parts.items() if any(True for _ in part.children())}

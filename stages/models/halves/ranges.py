@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 
+from stages.models.hub.checkpoint import not_whole
 from stages.models.hub.headers import read_places
 
 DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "I32": torch.int32,
     "I8": torch.int8,
     "U8": torch.uint8,
 }
@@ -24,6 +28,19 @@ ALIGNED = 64
 
 
 places = functools.lru_cache(maxsize=8)(read_places)
+
+
+def read_into(room: torch.Tensor, path: Path, start: int) -> None:
+    """Fill a room of bytes with those of a file that begin at `start`. Raises EnvironmentFault when
+    the file ends before."""
+    into = room.numpy().data
+    end = start + len(into)
+    with path.open("rb", buffering=0) as weights:
+        while into:
+            read = os.preadv(weights.fileno(), [into], end - len(into))
+            if not read:
+                raise not_whole(path)
+            into = into[read:]
 
 
 class _Whole:
@@ -53,14 +70,7 @@ class _Whole:
         # bit.
         aside = start % ALIGNED
         room = torch.empty(aside + end - start, dtype=torch.uint8)[aside:]
-        if start < end:
-            into = room.numpy().data
-            with open(self._path, "rb", buffering=0) as weights:
-                while into:
-                    read = os.preadv(weights.fileno(), [into], end - len(into))
-                    if not read:
-                        raise EOFError(f"{self._path} ends within {self._name}")
-                    into = into[read:]
+        read_into(room, self._path, start)
         return room.view(dtype).reshape(part.get_shape())
 
     def __enter__(self) -> "_Whole":

@@ -1,0 +1,112 @@
+"""The encode stage with its tower held whole, against the same stage with the tower's layers coming
+one after the other past blocks of batches; prints a table. Knows no plan.
+
+Each way is a real stage process over the same clips and a tower of random weights; ways take turns,
+and the table has medians. Memory is anonymous, above the imports. Features are compared to the byte.
+On a CPU layers come from the page cache, on a GPU through pinned host memory.
+
+    python -m benchmarks.streaming [--device cuda:0] [--rounds 3] [--clips 64] [--quick]
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from artifacts.keys import digest_of
+from artifacts.packs import Shelf
+from artifacts.store import open_store
+from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
+from flows.launch import DirectLauncher, StageCall
+
+SHAPE = Shape(layers=1, width=128, tower_layers=24, tower_width=1280, vocabulary=512)
+"""A tower of half a billion parameters, 43 MB a layer in 16 bit, and next to nothing else."""
+FRAMES_A_CLIP, BATCH = 8, 4
+MIB = 1 << 20
+
+
+class Way(NamedTuple):
+    """How the tower is held."""
+
+    name: str
+    batches: int
+    """That pass a layer together; 0: all layers are there."""
+
+
+WAYS = (
+    Way("whole", 0),
+    Way("streamed, a batch at a time", 1),
+    Way("streamed, 4 batches at a time", 4),
+    Way("streamed, 16 batches at a time", 16),
+)
+
+
+class Found(NamedTuple):
+    """What one process took."""
+
+    seconds: float
+    peak: int
+    """Bytes."""
+    digest: str
+    """Of all features."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--clips", type=int, default=64)
+    options.add_argument("--quick", action="store_true", help="a tiny model: does it run at all?")
+    given = options.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        model = build(Path(folder, "model"), TINY if given.quick else SHAPE, 1)
+        store = str(Path(folder, "store"))
+        members = publish_clips(store, [FRAMES_A_CLIP] * given.clips)
+        found: dict[Way, list[Found]] = {way: [] for way in WAYS}
+        for turn in range(given.rounds):
+            for way in WAYS:
+                scope = digest_of([way.name, turn])
+                job = {"store": store, "model": str(model), "device": given.device, "scope": scope}
+                found[way].append(run(job, way, members, Path(folder, "encode.log")))
+    print("\n".join(table(found)))
+
+
+def run(job: dict[str, Any], way: Way, members: list[dict[str, str]], log: Path) -> Found:
+    """One process over all clips."""
+    chunks = [{**m, "key": digest_of([job["scope"], m["frames"]])} for m in members]
+    arguments = {
+        **job,
+        "dtype": "bfloat16",
+        "frames_scope": FRAMES,
+        "batches": [chunks[at : at + BATCH] for at in range(0, len(chunks), BATCH)],
+        "offload": way.batches > 0,
+        "block": way.batches * BATCH,
+    }
+    call = StageCall(name="encode", arguments=arguments, device=job["device"], log=log)
+    outcome = DirectLauncher(lambda stage, event: None).start(call).wait()
+    peak = outcome.peak_host_bytes - outcome.notes["loaded_bytes"]
+    if job["device"] != "cpu":
+        peak = outcome.peak_device_bytes - outcome.baseline_before_bytes
+    shelf = Shelf(open_store(job["store"]), "features", job["scope"])
+    payloads = [digest_of(bytes(shelf.read(chunk["key"]).payload).hex()) for chunk in chunks]
+    return Found(outcome.seconds, peak, digest_of(payloads))
+
+
+def table(found: dict[Way, list[Found]]) -> list[str]:
+    """Markdown; `x` is to the tower held whole, of the same round."""
+    lines = ["| tower | s | x | MiB | features |", "|---|---|---|---|---|"]
+    whole = found[WAYS[0]]
+    for way, runs in found.items():
+        times = median(a.seconds / b.seconds for a, b in zip(runs, whole, strict=True))
+        equal = {run.digest for run in runs} == {whole[0].digest}
+        lines.append(
+            f"| {way.name} | {median(run.seconds for run in runs):.1f} | {times:.2f} | "
+            f"{median(run.peak for run in runs) / MIB:,.0f} | {'equal' if equal else 'DIFFERENT'} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Batches of prepared chunks to feature records, by the vision half; knows no store.
+
+Inside a batch, rows whose encoder inputs have equal shapes go through together, and the bytes of a
+row depend on which they are. Whether batches go through together decides no bytes.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from stages.models.halves.delivery import UNDIVIDED
+from stages.models.halves.features import Features, encode, is_pixels
+from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
+from stages.models.processors.prepare import Prepared, joined
+from stages.models.streaming.load import cross
+
+Group = tuple[int, list[int]]
+"""Which batch, and which of its rows."""
+
+
+def undivided(row: Prepared) -> FeatureRecord:
+    """What the whole model needs of a chunk: the pixels themselves."""
+    pixels = {n: v for n, v in row.inputs.items() if is_pixels(n) and v is not None}
+    return FeatureRecord(
+        features={UNDIVIDED: pixels},
+        rules={UNDIVIDED: {"fields": {n: rule_of_input(v) for n, v in pixels.items()}}},
+        needs=tuple(sorted(n for n in row.inputs if n not in pixels)),
+        channel=row.channel,
+        side=row.side,
+        replacements=row.replacements,
+        count=row.count,
+    )
+
+
+def encode_batches(half: Any, batches: Sequence[Sequence[Prepared]]) -> list[list[FeatureRecord]]:
+    """A feature record for each chunk of each batch, in order."""
+
+    def encoded(groups: list[Group]) -> list[tuple[Group, list[FeatureRecord] | None]]:
+        rows = [[batches[at][index] for index in indexes] for at, indexes in groups]
+        made = cross(half, [partial(_encode_together, half, some) for some in rows])
+        return list(zip(groups, made, strict=True))
+
+    together = encoded([(at, found) for at, b in enumerate(batches) for found in _groups(b)])
+    mixed = [(at, [i]) for (at, found), made in together if made is None for i in found]
+    records: list[dict[int, FeatureRecord]] = [{} for _ in batches]
+    for (at, indexes), made in [*together, *encoded(mixed)]:
+        records[at].update(zip(indexes, made or (), strict=False))
+    return [[found[index] for index in range(len(found))] for found in records]
+
+
+def _groups(batch: Sequence[Prepared]) -> Iterator[list[int]]:
+    """Indexes of the rows that can be encoded together."""
+    found: dict[str, list[int]] = {}
+    for index, row in enumerate(batch):
+        shapes = {name: _shape(value) for name, value in sorted(row.inputs.items())}
+        found.setdefault(repr((row.channel, row.count.media, shapes)), []).append(index)
+    yield from found.values()
+
+
+def _encode_together(half: Any, rows: list[Prepared]) -> list[FeatureRecord] | None:
+    """None when the features do not say which row they belong to."""
+    inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
+    made: Features = encode(half, inputs)
+    counts = [row.count for row in rows]
+    parts: list[dict[str, Any]] = [{} for _ in rows]
+    rules: dict[str, Any] = {}
+    try:
+        for modality, output in made.items():
+            pieces, rules[modality] = split(output, counts)
+            for part, piece in zip(parts, pieces, strict=True):
+                part[modality] = piece
+    except CannotSplit:
+        return None
+    return [
+        FeatureRecord(
+            features=part,
+            rules=rules,
+            needs=tuple(sorted(made.needs)),
+            channel=row.channel,
+            side=row.side,
+            replacements=row.replacements,
+            count=row.count,
+            blank={name: list(row.inputs[name].shape) for name in made.blank},
+        )
+        for part, row in zip(parts, rows, strict=True)
+    ]
+
+
+def _shape(value: Any) -> Any:
+    return list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__

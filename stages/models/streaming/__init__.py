@@ -1,0 +1,2 @@
+"""A half that is larger than the device: its layers come one after the other, each once for many
+batches."""

@@ -1,0 +1,137 @@
+"""Where the weights of layers lie in a checkpoint's files, and how they come into memory; knows no
+order and no model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stages.models.halves.ranges import DTYPES, read_into
+from stages.models.hub.headers import Place, read_places
+
+ALIGNED = {"cpu": 64, "cuda": 512}
+"""Bytes on whose multiples a device's own memory begins: sums are rounded by how what they are of
+lies, and are to be those of a half that is there as a whole."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tensor:
+    """A tensor of a layer."""
+
+    owner: nn.Module
+    name: str
+    """In its owner."""
+    file: Path
+    place: Place
+    dtype: torch.dtype
+    """In which the layer computes."""
+    at: int
+    """Where it begins in the room for a layer, in bytes."""
+
+    @property
+    def stored(self) -> torch.dtype:
+        return DTYPES[self.place.dtype]
+
+    def view(self, room: torch.Tensor) -> torch.Tensor:
+        """The tensor in a room for a layer (of bytes)."""
+        shape = torch.Size(self.place.shape)
+        size = shape.numel() * self.dtype.itemsize
+        return room[self.at : self.at + size].view(self.dtype).reshape(shape)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """A layer whose weights are fetched."""
+
+    module: nn.Module
+    tensors: tuple[Tensor, ...]
+    size: int
+    """Bytes of the room that it takes."""
+
+    def read(self, room: torch.Tensor, scratch: torch.Tensor) -> None:
+        """Fill the room from the files. `scratch` holds the largest tensor that is stored in
+        another type than it is computed in."""
+        for tensor in self.tensors:
+            first, end = tensor.place.start, tensor.place.end
+            if tensor.stored == tensor.dtype:
+                read_into(room[tensor.at : tensor.at + end - first], tensor.file, first)
+            else:
+                raw = scratch[: end - first]
+                read_into(raw, tensor.file, first)
+                tensor.view(room).copy_(raw.view(tensor.stored).reshape(tensor.place.shape))
+
+    def attach(self, room: torch.Tensor) -> None:
+        """Have the layer compute with what is in the room."""
+        for tensor in self.tensors:
+            self._put(tensor, tensor.view(room))
+
+    def detach(self) -> None:
+        """Leave it without data."""
+        for tensor in self.tensors:
+            empty = torch.empty(tensor.place.shape, dtype=tensor.dtype, device="meta")
+            self._put(tensor, empty)
+
+    def _put(self, tensor: Tensor, value: torch.Tensor) -> None:
+        owner, name = tensor.owner, tensor.name
+        if name in owner._buffers:
+            owner._buffers[name] = value
+        else:
+            owner._parameters[name] = nn.Parameter(value, requires_grad=False)
+
+
+class NotInFiles(Exception):
+    """A weight is in no file as it is computed with."""
+
+
+def layers_of(
+    half: Any, paths: Sequence[str], index: Mapping[str, Mapping[str, str]], device: str
+) -> list[Layer]:
+    """The layers at `paths`; `index`: name of a weight -> its `safetensors_file` and its
+    `weight_name` there. Raises NotInFiles."""
+    every = sorted({entry["safetensors_file"] for entry in index.values()})
+    places = {file: read_places(Path(file)) for file in every}
+    return [_layer(half.get_submodule(path), path, index, places, device) for path in paths]
+
+
+def scratch_bytes(layers: Sequence[Layer]) -> int:
+    """Of the largest tensor that has to be cast."""
+    cast = (t.place for layer in layers for t in layer.tensors if t.stored != t.dtype)
+    return max((place.end - place.start for place in cast), default=0)
+
+
+def _layer(
+    module: nn.Module,
+    path: str,
+    index: Mapping[str, Mapping[str, str]],
+    places: Mapping[str, Mapping[str, Place]],
+    device: str,
+) -> Layer:
+    found: list[Tensor] = []
+    size, aligned = 0, ALIGNED[device.partition(":")[0]]
+    for owner, name, prefix, empty in _empty(module, path):
+        entry = index.get(prefix + name)
+        file = "" if entry is None else entry["safetensors_file"]
+        place = None if entry is None else places[file].get(entry["weight_name"])
+        if place is None or place.dtype not in DTYPES or tuple(empty.shape) != place.shape:
+            raise NotInFiles(prefix + name)
+        # As a mapped file would have it, for a CPU that is given it as it is stored.
+        as_is = device == "cpu" and DTYPES[place.dtype] == empty.dtype
+        aside = place.start % aligned if as_is else 0
+        at = -(-size // aligned) * aligned + (aside if aside % empty.dtype.itemsize == 0 else 0)
+        found.append(
+            Tensor(owner=owner, name=name, file=Path(file), place=place, dtype=empty.dtype, at=at)
+        )
+        size = at + empty.numel() * empty.dtype.itemsize
+    return Layer(module=module, tensors=tuple(found), size=size)
+
+
+def _empty(module: nn.Module, path: str) -> Iterator[tuple[nn.Module, str, str, torch.Tensor]]:
+    """Owner, name, the owner's path and the tensor itself, of all in a layer that have no data."""
+    for inner, owner in module.named_modules():
+        prefix = ".".join(filter(None, (path, inner))) + "."
+        for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is not None and tensor.is_meta:
+                yield owner, name, prefix, tensor

@@ -1,0 +1,102 @@
+"""Loads a half without its layers, which are to come from the checkpoint's files when they are
+wanted; knows no family."""
+
+import contextlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from artifacts.errors import CannotFit
+from stages.models.halves.boundary import Part
+from stages.models.halves.load import load_half
+from stages.models.halves.offload import placement, waiting
+from stages.models.streaming.layers import NotInFiles, layers_of
+from stages.models.streaming.slabs import Slabs
+from stages.models.streaming.turnstile import Turnstile
+
+Made = TypeVar("Made")
+Index = Mapping[str, Mapping[str, str]]
+"""Name of a weight -> its `safetensors_file` and its `weight_name` there."""
+ATTRIBUTE = "penstock_layers"
+
+
+class StreamedLayers:
+    """What a half that is held without its layers computes with."""
+
+    def __init__(self, half: Any, paths: Sequence[str], index: Index, device: str) -> None:
+        layers = layers_of(half, paths, index, device)
+        self.count = len(layers)
+        self.bytes = sum(layer.size for layer in layers)
+        """Of all of them together."""
+        self.slabs = Slabs(layers, device)
+        self._turnstile = Turnstile([layer.module for layer in layers], self.slabs)
+
+    def cross(self, calls: Sequence[Callable[[], Made]]) -> list[Made]:
+        """What each call gives; each layer comes once for all of them."""
+        return self._turnstile.cross(calls)
+
+
+def streamed_layers(half: Any) -> StreamedLayers | None:
+    """Those of a half that was loaded by `load_streamed`."""
+    found = half.__dict__.get(ATTRIBUTE)
+    return found if isinstance(found, StreamedLayers) else None
+
+
+def cross(half: Any, calls: Sequence[Callable[[], Made]]) -> list[Made]:
+    """What each call gives, which runs the half: all together where its layers are streamed, else
+    one after the other."""
+    layers = streamed_layers(half)
+    return [call() for call in calls] if layers is None else layers.cross(calls)
+
+
+def load_streamed(
+    path: Path,
+    skeleton: Any,
+    keep: Part,
+    pieces: tuple[str, ...],
+    device: str,
+    options: dict[str, Any],
+) -> Any:
+    """What `load_half` gives with these options, but for the weights of its layers. Raises
+    CannotFit for a model whose layers cannot come one by one."""
+    places = placement(skeleton, keep, pieces, device, away="disk")
+    with contextlib.ExitStack() as undo:
+        # Weights that are not stored as they are computed with are written there once.
+        folder = tempfile.mkdtemp(prefix="penstock-layers-")
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        with _index() as index:
+            given = {**options, "device_map": places, "offload_folder": folder}
+            half = load_half(path, keep, pieces=pieces, **given)
+        try:
+            layers = StreamedLayers(half, waiting(places), index, device)
+        except NotInFiles as error:
+            raise CannotFit(
+                f"{error} of {type(half).__name__} cannot come from the model's files by itself",
+                hint="Give it more memory, or choose a lower precision",
+            ) from error
+        weakref.finalize(layers, undo.pop_all().close)
+    half.__dict__[ATTRIBUTE] = layers
+    return half
+
+
+@contextlib.contextmanager
+def _index() -> Iterator[dict[str, Mapping[str, str]]]:
+    """Where the loader found the weights that it did not read, by their names in the model: within
+    this block it leaves the model without the hooks that would fetch them at each call."""
+    from transformers.integrations import accelerate as integration
+
+    library: Any = integration
+    stock = library.dispatch_model
+    found: dict[str, Mapping[str, str]] = {}
+
+    def taken(model: Any, *, offload_index: Index, **_: Any) -> None:
+        found.update(offload_index)
+
+    library.dispatch_model = taken
+    try:
+        yield found
+    finally:
+        library.dispatch_model = stock

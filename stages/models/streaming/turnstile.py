@@ -1,0 +1,130 @@
+"""Takes many calls through the same layers together, a layer being there only while they pass it;
+knows neither what a layer is made of nor where it comes from.
+
+Each call runs the model's own forward, unchanged, in a greenlet. At a layer's door it waits until
+the layer is there; then all that wait at this door go through, one after the other, as far as the
+next. So a layer is fetched once for all calls, and no call computes anything else than it would
+alone.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+import greenlet
+import torch
+from torch import nn
+
+Made = TypeVar("Made")
+NOWHERE = -1
+
+
+class Keeper(Protocol):
+    """Who has the layers, by their numbers."""
+
+    def expect(self, layer: int) -> None:
+        """It is wanted next: begin to fetch it, beside what is computed."""
+
+    def bring(self, layer: int) -> None:
+        """Have it there; one is there at a time."""
+
+    def take_away(self, layer: int) -> None:
+        """All that waited for it have passed."""
+
+
+class Turnstile:
+    """The doors of a model's layers."""
+
+    def __init__(self, layers: Sequence[nn.Module], keeper: Keeper) -> None:
+        self._layers = layers
+        self._keeper = keeper
+        self._after = {at: at + 1 for at in range(len(layers) - 1)} | {len(layers) - 1: 0}
+        """Layer -> the one that was wanted after it, or will be."""
+        self._last = len(layers) - 1
+        """That calls went through, which others may follow."""
+
+    def cross(self, calls: Sequence[Callable[[], Made]]) -> list[Made]:
+        """What each call gives, in order. What one raises is raised, and ends the others."""
+        crossing = _Crossing(calls)
+        # Whether gradients are wanted is the thread's, in which all calls take turns.
+        with torch.inference_mode(), self._doors(crossing):
+            crossing.set_out()
+            self._after[self._last] = min(crossing.waiting.values(), default=self._last)
+            while crossing.waiting:
+                # Calls may take different ways: who is ahead waits for the others.
+                at = min(crossing.waiting.values())
+                self._keeper.bring(at)
+                self._keeper.expect(self._after[at])
+                self._after[at] = crossing.let_through(at, self._after[at])
+                self._keeper.take_away(at)
+                self._last = at
+        return crossing.made
+
+    @contextlib.contextmanager
+    def _doors(self, crossing: "_Crossing[Any]") -> Iterator[None]:
+        """A door before each layer. In the end nobody waits at one any more, and none is there."""
+        own = [layer.__dict__.get("forward") for layer in self._layers]
+        for at, layer in enumerate(self._layers):
+            layer.__dict__["forward"] = partial(crossing.pass_through, at, layer.forward)
+        try:
+            yield
+        finally:
+            crossing.leave()
+            for layer, forward in zip(self._layers, own, strict=True):
+                del layer.__dict__["forward"]
+                if forward is not None:
+                    layer.__dict__["forward"] = forward
+
+
+class _Crossing(Generic[Made]):
+    """Calls on their way, each at a door or done."""
+
+    def __init__(self, calls: Sequence[Callable[[], Made]]) -> None:
+        self.made: list[Made] = [None] * len(calls)  # type: ignore[list-item]
+        self.waiting: dict[int, int] = {}
+        """Call -> the layer before which it waits."""
+        self._open = NOWHERE
+        self._walkers = [greenlet.greenlet(partial(self._walk, *one)) for one in enumerate(calls)]
+        for walker in self._walkers:  # what is set for the caller holds for the calls, and for each
+            walker.gr_context = contextvars.copy_context()
+
+    def set_out(self) -> None:
+        """Let all calls go as far as their first door."""
+        for call in range(len(self._walkers)):
+            self._go_on(call)
+
+    def let_through(self, layer: int, after: int) -> int:
+        """All who wait before a layer, as far as their next door; gives the layer that the last of
+        them wants, or `after` when they are done."""
+        self._open = layer
+        for call in [call for call, at in self.waiting.items() if at == layer]:
+            after = self._go_on(call, after)
+        self._open = NOWHERE
+        return after
+
+    def pass_through(self, layer: int, forward: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        """What stands for a layer's forward: computes when the door opens."""
+        if self._open != layer:
+            greenlet.getcurrent().parent.switch(layer)
+        return forward(*args, **kw)
+
+    def leave(self) -> None:
+        """End the calls that have not come through, as if each had raised."""
+        self._open = NOWHERE
+        for walker in self._walkers:
+            if walker:
+                walker.throw()
+
+    def _walk(self, call: int, compute: Callable[[], Made]) -> None:
+        self.made[call] = compute()
+
+    def _go_on(self, call: int, after: int = NOWHERE) -> int:
+        self.waiting.pop(call, None)
+        walker = self._walkers[call]
+        layer = walker.switch()
+        if walker.dead:
+            return after
+        self.waiting[call] = int(layer)
+        return self.waiting[call]

@@ -1,0 +1,176 @@
+"""Many calls cross the same layers together: each layer comes once, and each call computes what it
+computes alone."""
+
+import contextvars
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from stages.models.streaming.turnstile import Turnstile
+
+SETTING = contextvars.ContextVar("SETTING", default="none")
+
+
+class Layer(nn.Module):
+    """Adds its number, if it is there."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.there = False
+
+    def forward(self, value: list[int]) -> list[int]:
+        assert self.there, "a layer computes that is not there"
+        return [*value, self.number]
+
+
+class Shelf:
+    """Has the layers, and takes down what is asked of it."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = layers
+        self.brought: list[int] = []
+        self.expected: list[int] = []
+        self.broken = -1
+
+    def expect(self, layer: int) -> None:
+        self.expected.append(layer)
+
+    def bring(self, layer: int) -> None:
+        assert not any(one.there for one in self.layers)
+        if layer == self.broken:
+            raise OSError("the disk is gone")
+        self.brought.append(layer)
+        self.layers[layer].there = True
+
+    def take_away(self, layer: int) -> None:
+        self.layers[layer].there = False
+
+
+def made(count: int = 4) -> tuple[list[Layer], Shelf, Turnstile]:
+    layers = [Layer(number) for number in range(count)]
+    shelf = Shelf(layers)
+    return layers, shelf, Turnstile(layers, shelf)
+
+
+def through(layers: Sequence[Layer], *ways: Sequence[int]) -> list[Callable[[], list[int]]]:
+    """A call for each way, which is the numbers of the layers that it takes."""
+
+    def call(way: Sequence[int]) -> Callable[[], list[int]]:
+        def compute() -> list[int]:
+            value: list[int] = []
+            for number in way:
+                value = layers[number](value)
+            return value
+
+        return compute
+
+    return [call(way) for way in ways]
+
+
+def test_each_layer_comes_once_for_all_calls_and_the_next_is_expected_meanwhile() -> None:
+    layers, shelf, turnstile = made()
+    assert turnstile.cross(through(layers, *[range(4)] * 5)) == [[0, 1, 2, 3]] * 5
+    assert shelf.brought == [0, 1, 2, 3]
+    assert shelf.expected == [1, 2, 3, 0]  # the first one again, for the calls that follow
+
+
+def test_who_takes_another_way_is_waited_for() -> None:
+    layers, shelf, turnstile = made()
+    ways = [(0, 1, 2, 3), (0, 3), (2, 3), (), (0, 1, 2, 3)]
+    assert turnstile.cross(through(layers, *ways)) == [list(way) for way in ways]
+    assert shelf.brought == [0, 1, 2, 3]
+
+
+def test_layers_that_are_called_again_come_again() -> None:
+    layers, shelf, turnstile = made(2)
+    assert turnstile.cross(through(layers, (0, 0, 1, 0), (0, 0, 1, 0))) == [[0, 0, 1, 0]] * 2
+    assert shelf.brought == [0, 1, 0]
+
+
+def test_what_comes_next_is_learned() -> None:
+    layers, shelf, turnstile = made()
+    way = (2, 0, 3)
+    turnstile.cross(through(layers, way))
+    shelf.expected.clear()
+    turnstile.cross(through(layers, way, way))
+    assert shelf.expected == [0, 3, 2]
+
+
+def test_no_calls_need_no_layers() -> None:
+    _, shelf, turnstile = made()
+    assert turnstile.cross([]) == [] and shelf.brought == []
+
+
+def test_what_one_call_raises_ends_all_and_the_layers_are_as_before() -> None:
+    layers, _, turnstile = made()
+    left: list[str] = []
+
+    def waiting() -> list[int]:
+        try:
+            return list(layers[1](layers[0]([])))
+        finally:
+            left.append("left")
+
+    def failing() -> list[int]:
+        layers[0]([])
+        raise MemoryError("no more")
+
+    with pytest.raises(MemoryError):
+        turnstile.cross([waiting, failing, waiting])
+    assert left == ["left", "left"]
+    assert not any("forward" in layer.__dict__ for layer in layers)
+    layers[0].there = False
+    assert turnstile.cross(through(layers, range(4))) == [[0, 1, 2, 3]]
+
+
+def test_a_layer_that_cannot_be_had_ends_all() -> None:
+    layers, shelf, turnstile = made()
+    shelf.broken = 2
+    with pytest.raises(OSError, match="disk"):
+        turnstile.cross(through(layers, range(4), range(4)))
+    assert not any("forward" in layer.__dict__ for layer in layers)
+
+
+def test_a_forward_of_a_layer_s_own_is_put_back() -> None:
+    layers, _, turnstile = made(2)
+
+    def own(value: list[int]) -> list[int]:
+        return [*value, -1]
+
+    layers[0].__dict__["forward"] = own
+    assert turnstile.cross(through(layers, (0, 1))) == [[-1, 1]]
+    assert layers[0].__dict__["forward"] is own
+
+
+def test_calls_see_what_is_set_and_not_what_another_sets() -> None:
+    layers, _, turnstile = made(1)
+    SETTING.set("all")
+
+    def call(number: int) -> Callable[[], Any]:
+        def compute() -> Any:
+            before = SETTING.get()
+            SETTING.set(str(number))
+            layers[0]([])
+            return before, SETTING.get()
+
+        return compute
+
+    assert turnstile.cross([call(1), call(2)]) == [("all", "1"), ("all", "2")]
+    assert SETTING.get() == "all"
+
+
+def test_calls_that_change_whether_gradients_are_wanted_do_not_change_it_for_others() -> None:
+    layers, _, turnstile = made(2)
+
+    def compute() -> bool:
+        with torch.inference_mode():
+            layers[0]([])
+        layers[1]([])
+        return torch.is_inference_mode_enabled()
+
+    assert turnstile.cross([compute] * 3) == [True] * 3
+    assert not torch.is_inference_mode_enabled()
