@@ -2,7 +2,7 @@
 one after the other past blocks of batches; prints a table. Knows no plan.
 
 Each way is a real stage process over the same clips and a tower of random weights; ways take turns,
-and the table has medians. Memory is anonymous, above the imports. Features are compared to the byte.
+and the table has medians. Memory is anonymous, above the imports. Features are compared too.
 On a CPU layers come from the page cache, on a GPU through pinned host memory.
 
     python -m benchmarks.streaming [--device cuda:0] [--rounds 3] [--clips 64] [--quick]
