@@ -55,6 +55,8 @@ class Case:
     """Of each chunk."""
     words: int = 8
     """Of the prompt."""
+    block: int = 0
+    """Chunks past which layers are streamed."""
 
     @property
     def prompt(self) -> str:
@@ -79,6 +81,9 @@ CASES = (
     Case(shape="smolvlm", stage="encode", precision="bf16", batch=2, frames=8),
     Case(shape="smolvlm", stage="decode", precision="int8", batch=4, frames=8),
     Case(shape="mllama", stage="decode", precision="nf4", batch=2, frames=1),
+    Case(shape="llava", stage="encode", precision="bf16", batch=6, frames=4, block=12),
+    Case(shape="qwen2.5-vl", stage="encode", precision="fp32", batch=3, frames=8, block=6),
+    Case(shape="smolvlm", stage="encode", precision="fp32", batch=2, frames=8, block=4),
 )
 
 
@@ -146,7 +151,7 @@ class Desk:
         stored = model.fit(kind).size(SIDE, SIDE)
         chunks = BATCHES * case.batch
         load = load_of(model, kind, chunks, case.frames, stored, (SIDE, SIDE), case.prompt)
-        rung = Rung(stage=case.stage, batch=case.batch)
+        rung = Rung(stage=case.stage, batch=case.batch, block=case.block, offload=case.block > 0)
         return estimate(model, rung, [load], self._device, NEW_TOKENS)
 
     def _run(self, case: Case, model: Model) -> StageOutcome:
@@ -187,6 +192,8 @@ class Desk:
             "frames_scope": FRAMES,
             "features_scope": features,
             "scope": scope,
+            "offload": stage == "encode" and case.block > 0,
+            "block": case.block,
             "max_new_tokens": NEW_TOKENS,
             "batches": [members[i : i + case.batch] for i in range(0, len(members), case.batch)],
         }
@@ -229,7 +236,8 @@ def table(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         case = row.case
         lines.append(
-            f"| {case.shape} | {case.stage} | {case.precision} | {case.batch} | {case.frames} | "
+            f"| {case.shape} | {case.stage}{', streamed' if case.block else ''} | "
+            f"{case.precision} | {case.batch} | {case.frames} | "
             f"{row.planned / MIB:,.0f} | {row.measured / MIB:,.0f} | {row.error:+.1%} |"
         )
     worst = max(rows, key=lambda row: abs(row.error))

@@ -11,6 +11,7 @@ import pytest
 
 import flows.steps
 from artifacts.errors import CannotFit
+from benchmarks._models import Shape, build
 from demo.clips import write_clips
 from flows.config import CaptionConfig
 from flows.display import Display
@@ -163,6 +164,32 @@ def test_what_does_not_fit_ends_natively_and_is_captioned_under_auto(
     _, again = run(place, memory=160 * MIB, precision="auto")
     assert processes(again) == {"frames": 0, "encode": 0, "decode": 0}
     assert place.captions() == lines
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_tower_that_does_not_fit_is_streamed_and_sees_the_same(
+    few: Path, tmp_path: Path, planned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without leave for anything that changes words; the plan foresees it, or a process dies."""
+    shape = Shape(layers=1, width=128, tower_layers=16, tower_width=640, vocabulary=512)
+    model = str(build(tmp_path / "model", shape, SAYS))
+    roomy = Place(clips=few, out=tmp_path / "out-1", store=tmp_path / "store-1", model=model)
+    _, whole = run(roomy, precision="fp32", batch_size=4)
+    tight = Place(clips=few, out=tmp_path / "out-2", store=tmp_path / "store-2", model=model)
+    if not planned:
+        monkeypatch.setattr(flows.steps, "plan_start", lambda *_: {})
+    budget = 180 * MIB
+    result, record = run(tight, memory=budget, precision="fp32", batch_size=4)
+    assert (result.captions, result.failures) == (9, [])
+    last = [taken["rung"] for taken in record["rungs"] if taken["stage"] == "encode"][-1]
+    assert last["offload"] and last["block"] and last["precision"] == "fp32"
+    if last["batch"] == 4:
+        assert tight.stored("features") == roomy.stored("features")
+    (encode,) = (stage for stage in record["stages"] if stage["name"] == "encode")
+    assert encode["peak_host_bytes"] - encode["notes"]["loaded_bytes"] <= budget
+    assert encode["notes"]["bytes_fetched_a_pass"] > 1.5 * budget
+    assert whole["rungs"] == []
+    assert {line["precision"]["vision"] for line in tight.captions()} == {"fp32"}
 
 
 def test_one_clip_that_fits_on_no_rung_fails_alone(few: Path, tmp_path: Path) -> None:
