@@ -23,7 +23,7 @@ from flows.launch import DirectLauncher, StageCall
 
 SHAPE = Shape(layers=1, width=128, tower_layers=24, tower_width=1280, vocabulary=512)
 """A tower of half a billion parameters, 43 MB a layer in 16 bit, and next to nothing else."""
-FRAMES_A_CLIP, BATCH = 8, 4
+FRAMES_A_CLIP, BATCH = 2, 4
 MIB = 1 << 20
 
 

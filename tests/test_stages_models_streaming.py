@@ -1,8 +1,12 @@
 """A vision half whose layers come one after the other gives, to the bit, what it gives with all of
 them there."""
 
+import gc
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory
 from artifacts.keys import digest_of
 from artifacts.tensors import pack_tree
-from benchmarks._models import FRAMES, Shape, build, publish_clips
+from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
 from stages.encode.batch import encode_batches
 from stages.models.halves.features import encode
 from stages.models.halves.routes import choose_route
@@ -33,6 +37,7 @@ WITHOUT_LAYERS = {"chameleon", "fuyu", "gemma4_unified"}
 QUICK = {"emu3", "florence2", "gemma3n", "kimi_k25", "qwen3_omni_moe_thinker"}
 """One of each kind that is unlike the others."""
 ALL = 256
+CAUGHT: Any = {"capture_output": True, "text": True, "check": True}
 
 
 def layers_of(half: Any) -> StreamedLayers:
@@ -132,6 +137,37 @@ def test_a_nan_in_a_layer_is_seen(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (found,) = cross(half, [partial(encode, half, inputs)])
     assert found["image"]["pooler_output"][0].isnan().any()
+
+
+def test_files_of_the_other_half_need_not_be_there(tmp_path: Path) -> None:
+    folder = build(tmp_path / "model", TINY, 1)
+    whole = ModelJob(model=str(folder)).load("vision")
+    (folder / "model-language.safetensors").unlink()
+    half = ModelJob(model=str(folder), offload=True).load("vision")
+    processor = ModelJob(model=str(folder)).processor()
+    rows = [[prepare(processor, clip) for clip in clips("video", 2)]]
+    (found,), (wanted,) = encode_batches(half, rows), encode_batches(whole, rows)
+    assert [pack_tree(r.to_tree()) for r in found] == [pack_tree(r.to_tree()) for r in wanted]
+
+
+def test_weights_that_were_arranged_anew_go_with_their_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], **CAUGHT)
+    for owner in (dead.stdout.strip(), str(os.getppid())):
+        (tmp_path / "temporary" / f"penstock-layers-{owner}-left").mkdir(parents=True)
+    model, inputs = FAMILIES["kimi_k25"]()
+    model.save_pretrained(tmp_path / "model")
+    half = ModelJob(model=str(tmp_path / "model"), offload=True).load("vision")
+    cross(half, [partial(encode, half, inputs)])
+    here = [path.name for path in (tmp_path / "temporary").iterdir()]
+    mine = f"penstock-layers-{os.getpid()}-"
+    assert sorted(name.startswith(mine) for name in here) == [False, True]
+    del half
+    gc.collect()
+    (left,) = (tmp_path / "temporary").iterdir()
+    assert left.name == f"penstock-layers-{os.getppid()}-left"
 
 
 @pytest.fixture(scope="module")

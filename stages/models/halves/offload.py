@@ -9,9 +9,10 @@ fetches all of them.
 import contextlib
 import functools
 import itertools
+import os
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,26 +91,45 @@ def load_in_layers(
 def _whole_layers(skeleton: Any, places: dict[str, str]) -> Iterator[str]:
     """A folder for the loader, which would have every linear layer fetched by itself: within this
     block it has layers fetched whole, as some read all of their weights in one go."""
+    from accelerate import dispatch_model
     from accelerate.utils import offload
     from safetensors import safe_open
-    from transformers.integrations import accelerate as integration
 
-    library: Any = integration
-    stock = library.dispatch_model
     names = sorted({type(skeleton.get_submodule(path)).__name__ for path in waiting(places)})
     with (
         tempfile.TemporaryDirectory(prefix="penstock-offload-") as folder,
         warnings.catch_warnings(),
+        dispatching(functools.partial(dispatch_model, preload_module_classes=names)),
     ):
         # Single weights have a place as well, which accelerate looks for among modules.
         warnings.filterwarnings("ignore", message="The following device_map keys")
-        library.dispatch_model = functools.partial(stock, preload_module_classes=names)
         # A mapped file counts as a whole against a limit, and each read tensor would map it anew.
         offload.safe_open = functools.partial(safe_open, backend="pread")
-        try:
-            yield folder
-        finally:
-            library.dispatch_model = stock
+        yield folder
+
+
+@contextlib.contextmanager
+def dispatching(receive: Callable[..., Any]) -> Iterator[None]:
+    """Within, the loader gives a model whose layers are away to `receive`, as it would to
+    accelerate's `dispatch_model`, with `offload_index`: name of a weight -> in which
+    `safetensors_file` it is, and by which `weight_name`."""
+    from transformers.integrations import accelerate as integration
+
+    library: Any = integration
+    stock = library.dispatch_model
+
+    @functools.wraps(stock)
+    def given(model: Any, *, offload_index: Any, **options: Any) -> Any:
+        for entry in (offload_index or {}).values():
+            # The loader may have been shown links, which are gone when it is done.
+            entry["safetensors_file"] = os.path.realpath(entry["safetensors_file"])
+        return receive(model, offload_index=offload_index, **options)
+
+    library.dispatch_model = given
+    try:
+        yield
+    finally:
+        library.dispatch_model = stock
 
 
 def _place(

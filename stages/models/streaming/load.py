@@ -2,17 +2,18 @@
 wanted; knows no family."""
 
 import contextlib
+import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from artifacts.errors import CannotFit
 from stages.models.halves.boundary import Part
 from stages.models.halves.load import load_half
-from stages.models.halves.offload import placement, waiting
+from stages.models.halves.offload import dispatching, placement, waiting
 from stages.models.streaming.layers import NotInFiles, layers_of
 from stages.models.streaming.slabs import Slabs
 from stages.models.streaming.turnstile import Turnstile
@@ -21,6 +22,7 @@ Made = TypeVar("Made")
 Index = Mapping[str, Mapping[str, str]]
 """Name of a weight -> its `safetensors_file` and its `weight_name` there."""
 ATTRIBUTE = "penstock_layers"
+FOLDER = "penstock-layers-"
 
 
 class StreamedLayers:
@@ -63,11 +65,17 @@ def load_streamed(
     """What `load_half` gives with these options, but for the weights of its layers. Raises
     CannotFit for a model whose layers cannot come one by one."""
     places = placement(skeleton, keep, pieces, device, away="disk")
+    index: dict[str, Mapping[str, str]] = {}
+
+    def receive(model: Any, *, offload_index: Index, **_: Any) -> None:
+        index.update(offload_index)
+
     with contextlib.ExitStack() as undo:
         # Weights that are not stored as they are computed with are written there once.
-        folder = tempfile.mkdtemp(prefix="penstock-layers-")
+        folder = new_folder()
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
-        with _index() as index:
+        # Without the hooks that would fetch a layer at each call.
+        with dispatching(receive):
             given = {**options, "device_map": places, "offload_folder": folder}
             half = load_half(path, keep, pieces=pieces, **given)
         try:
@@ -82,21 +90,10 @@ def load_streamed(
     return half
 
 
-@contextlib.contextmanager
-def _index() -> Iterator[dict[str, Mapping[str, str]]]:
-    """Where the loader found the weights that it did not read, by their names in the model: within
-    this block it leaves the model without the hooks that would fetch them at each call."""
-    from transformers.integrations import accelerate as integration
-
-    library: Any = integration
-    stock = library.dispatch_model
-    found: dict[str, Mapping[str, str]] = {}
-
-    def taken(model: Any, *, offload_index: Index, **_: Any) -> None:
-        found.update(offload_index)
-
-    library.dispatch_model = taken
-    try:
-        yield found
-    finally:
-        library.dispatch_model = stock
+def new_folder() -> str:
+    """A temporary folder for weights; those of processes that were killed are deleted."""
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        process = left.name.removeprefix(FOLDER).partition("-")[0]
+        if process.isdecimal() and not Path("/proc", process).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-")
