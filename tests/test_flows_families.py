@@ -37,8 +37,8 @@ FRAMES_A_VIDEO = 4
 """Of which instructblipvideo takes neither more nor fewer."""
 TOKENS = 8
 ASKED = "Who is it?"
-QUICK = ("blip", "florence2", "instructblipvideo", "mllama", "pix2struct")
-SLOW = ("blip_2", "gemma3", "git", "instructblip", "llama4")
+QUICK = ("blip", "florence2", "instructblipvideo", "mllama")
+SLOW = ("pix2struct", "blip_2", "gemma3", "git", "instructblip", "llama4")
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ class Library:
         self.model = other
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_encoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     library = Library(tmp_path, capsys)
     first = library.rebuild()

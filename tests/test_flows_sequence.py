@@ -147,7 +147,7 @@ def test_a_changed_file_alone_is_done_again(place: Place, tmp_path: Path) -> Non
     assert [s["items"] for s in again.stages().values()] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_staged_captions_are_those_of_the_whole_model(
     place: Place, tmp_path: Path, batch: int
 ) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from demo.clips import write_clips
@@ -11,6 +12,7 @@ from tests.media import rgb, write_video
 from tests.pipeline import Place
 
 
+@pytest.mark.slow
 def test_clips_joined_to_one_video_are_captioned_one_by_one(tmp_path: Path) -> None:
     truths = write_clips(tmp_path / "single", 3, seed=5)
     pictures: list[NDArray[np.uint8]] = []

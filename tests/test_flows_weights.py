@@ -132,6 +132,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 def test_a_run_fetches_each_half_when_it_has_work(tmp_path: Path) -> None:
     held, out = halves(sharded()), str(tmp_path / "out")
     assert held["vision"] - held["language"] and held["language"] - held["vision"]

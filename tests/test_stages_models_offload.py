@@ -58,7 +58,8 @@ def test_only_layers_wait_and_their_bytes_are_told() -> None:
     assert facts(resident)["bytes_fetched_a_pass"] == 0
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_an_offloaded_half_never_holds_its_weights(dtype: str, large: Path) -> None:
     resident = peaks_of(large, dtype=dtype, positions=8)
     waiting = peaks_of(large, dtype=dtype, positions=8, offload=True)

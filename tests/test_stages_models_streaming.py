@@ -214,3 +214,20 @@ def test_a_tower_larger_than_the_budget_is_streamed_within_it(
     tower = json.loads((folder / "model" / "model.safetensors.index.json").read_text())
     assert tower["metadata"]["total_size"] * 2 > 240 << 20, "as it is in 32 bit"
     assert outcome.peak_host_bytes - outcome.notes["loaded_bytes"] < 160 << 20
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", BUILDERS)
+def test_on_a_gpu_features_are_those_of_a_resident_half(family: str) -> None:
+    job: dict[str, Any] = {"model": str(checkpoint(family)), "device": "cuda:0"}
+    processor = ModelJob(**job).processor()
+    rows = [[prepare(processor, clip) for clip in clips("video", 2)] for _ in range(4)]
+    wanted = encode_batches(ModelJob(**job).load("vision"), rows)
+    half = ModelJob(**job, offload=True).load("vision")
+    for _ in range(2):  # the second time the order of the layers is known
+        found = encode_batches(half, rows)
+        for some, others in zip(found, wanted, strict=True):
+            assert [pack_tree(r.to_tree()) for r in some] == [
+                pack_tree(r.to_tree()) for r in others
+            ]
+    assert torch.cuda.memory_allocated() > 0
