@@ -9,6 +9,7 @@ import pytest
 
 from artifacts.errors import CannotFit, UsageError
 from stages.memory.shrinking import (
+    PICTURES,
     Shrinking,
     blocks,
     pieces,
@@ -127,6 +128,14 @@ def test_batches_go_through_together_as_far_as_a_block_goes() -> None:
     found, told = go_together(tower, 8, *batches)
     assert found == [batch.upper() for batch in batches] and told == []
     assert tower.seen == [["abcd", "efgh"], ["ij", "kl", "mnop"]]
+
+
+def test_items_of_many_pictures_make_smaller_blocks() -> None:
+    clips = ["ab", "cd", "ef", "gh"]
+    assert list(blocks(clips, 256, lambda _: PICTURES // 4)) == [["ab", "cd"], ["ef", "gh"]]
+    assert list(blocks(clips, 256, lambda _: PICTURES + 1)) == [[clip] for clip in clips]
+    assert list(blocks(clips, 3, lambda _: 1)) == [[clip] for clip in clips]
+    assert list(blocks(clips, 256)) == [clips]
 
 
 @pytest.mark.parametrize("block", [0, 1, 3])

@@ -123,7 +123,7 @@ def test_what_one_call_raises_ends_all_and_the_layers_are_as_before() -> None:
         turnstile.cross([waiting, failing, waiting])
     assert left == ["left", "left"]
     assert not any("forward" in layer.__dict__ for layer in layers)
-    layers[0].there = False
+    assert not any(layer.there for layer in layers)
     assert turnstile.cross(through(layers, range(4))) == [[0, 1, 2, 3]]
 
 

@@ -12,6 +12,7 @@ from flows.memory.rungs import Rung
 from flows.memory.works import Expected, decoder_by_dimensions, encoder_by_dimensions, expected
 from flows.models import Model
 from flows.precision import BYTES, DTYPES, QUANTIZED, HalfSettings, weight_bytes
+from stages.memory.shrinking import items_a_block
 from stages.models.card import HalfCard
 
 CONTEXT_BYTES = 512 << 20
@@ -155,7 +156,8 @@ def _decode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
 
 def batches_a_block(rung: Rung, load: Load, rows: int) -> int:
     """Batches of so many rows that pass a layer together."""
-    return max(1, min(rung.block // rows, math.ceil(load.chunks / rows)))
+    block = items_a_block(rung.block, load.frames)
+    return max(1, min(block // rows, math.ceil(load.chunks / rows)))
 
 
 def _waiting(rung: Rung, load: Load, rows: int, work: Expected, device: str) -> Iterator[Term]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from artifacts.schema import MediaKind
 from flows.display import duration
+from flows.memory.arithmetic import batches_a_block
 from flows.memory.loads import Load, load_of
 from flows.memory.machine import ADVICE, Machine, find_machine
 from flows.memory.rungs import Rung
@@ -141,7 +142,9 @@ def _encode(model: Model, rung: Rung, left: Sequence[ToDo]) -> Effort:
                     tokens=MANY_TOKENS,
                     calls=half.linear_modules,
                     # A layer that is streamed is read once for all batches of a block.
-                    moved_bytes=settings.weight_bytes * rows / rung.block if rung.block else 0,
+                    moved_bytes=settings.weight_bytes / batches_a_block(rung, load, rows)
+                    if rung.block
+                    else 0,
                     times=each.encode / rows,
                 )
             )

@@ -9,8 +9,8 @@ from stages.memory.shrinking import smaller, tighter
 PREFILLS = (1024, 256)
 """Positions that go through an MLP at once, where all of a prompt, or of frames, are too many."""
 BLOCK = 256
-"""Chunks that cross a streamed half together, where they all fit: enough that computing hides the
-reading of a layer from a disk, on any GPU."""
+"""Chunks that cross a streamed half together, where they all fit and have no more pictures than
+stages/memory/shrinking.py says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +32,8 @@ class Rung:
     """Weights stay in host memory (of a CPU, and of the encode stage: on disk) and come to the
     device layer by layer."""
     block: int = 0
-    """Chunks whose batches pass a layer together while it is there, of the encode stage when it
-    offloads."""
+    """Chunks whose batches pass a layer together while it is there, at the most; of the encode
+    stage when it offloads."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -43,7 +43,7 @@ class Rung:
         """`batch 4, int8`, for people."""
         if self.stage == "frames":
             return f"{self.batch} file{'s' if self.batch > 1 else ''} at once"
-        past = f" past {self.block} at a time" if self.block > self.batch else ""
+        past = f" past up to {self.block} at a time" if self.block > self.batch else ""
         pieces = [
             f"batch {self.batch}",
             self.precision,

@@ -82,13 +82,16 @@ def run(job: dict[str, Any], report: Report) -> None:
             meta = frames.meta(rows[key][0]["frames"])
             report.item(key, seconds_of_media=meta["end"] - meta["start"])
 
+    def pictures(member: dict[str, Any]) -> int:
+        return len(frames.meta(member["frames"])["times"]) if member["frames"] in frames else 1
+
     def last() -> object:
         return _encoded(half, read([batches[-1][-1:]]))
 
     shrinking, block = Shrinking(report, last), job.get("block", 0)
     compute, ahead = partial(_encoded, half), 1 if block else AHEAD
     with write_behind(publish) as later:
-        for _, members in read_ahead(list(blocks(batches, block)), read, ahead):
+        for _, members in read_ahead(list(blocks(batches, block, pictures)), read, ahead):
             for _, made in shrinking.through_together(members, block, _key, compute):
                 later(made)
 

@@ -9,7 +9,6 @@ together, fewer do before they are made smaller, because a batch decides the byt
 import contextlib
 import ctypes
 import gc
-import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,9 @@ not be theirs: the largest often come first."""
 WANTED = re.compile(r"allocate (\d+(?:\.\d+)?) ?(bytes|KiB|MiB|GiB|TiB)", re.IGNORECASE)
 FEWEST = 16
 """Items that go through together for as long as batches can be made smaller instead."""
+PICTURES = 512
+"""That items which go through together have at the most: while so many are computed, a layer of
+any tower is read from any disk, and no more of them are lost when a process is killed."""
 UNITS = {"bytes": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
 
 
@@ -37,21 +39,33 @@ def pieces(batch: Sequence[Member], size: int) -> list[Sequence[Member]]:
     return [batch[at : at + size] for at in range(0, len(batch), size)]
 
 
-def first_block(
-    batches: Sequence[Sequence[Member]], most: int
-) -> tuple[Sequence[Sequence[Member]], Sequence[Sequence[Member]]]:
-    """The first batches, one at the least and at most so many items of them together, and the
-    rest."""
-    counts = itertools.accumulate(map(len, batches))
-    taken = max(1, sum(count <= most for count in counts))
-    return batches[:taken], batches[taken:]
+def together(batches: Sequence[Sequence[Member]], most: int, first: int = 0) -> int:
+    """How many batches from the `first` on have at most so many items together; one at the
+    least."""
+    count, at = len(batches[first]), first + 1
+    while at < len(batches) and (count := count + len(batches[at])) <= most:
+        at += 1
+    return at - first
 
 
-def blocks(batches: Sequence[Sequence[Member]], most: int) -> Iterator[Sequence[Sequence[Member]]]:
-    """Batches that may go through together, at most so many items of them, or one batch."""
-    while batches:
-        block, batches = first_block(batches, most)
-        yield block
+def items_a_block(most: int, pictures: int) -> int:
+    """Of items of so many pictures, how many go through together where at most `most` may."""
+    return min(most, PICTURES // max(1, pictures))
+
+
+def blocks(
+    batches: Sequence[Sequence[Member]],
+    most: int,
+    pictures: Callable[[Member], int] = lambda member: 1,
+) -> Iterator[Sequence[Sequence[Member]]]:
+    """Batches that may go through together, at most `most` items of them, or one batch; `pictures`
+    tells how many an item has."""
+    first = 0
+    while first < len(batches):
+        here = items_a_block(most, pictures(batches[first][0]))
+        count = together(batches, here, first)
+        yield batches[first : first + count]
+        first += count
 
 
 def smaller(size: int) -> int:
@@ -98,9 +112,10 @@ class Shrinking:
         while waiting:
             rest = waiting.pop()
             cut = [p for batch in rest for p in pieces(batch, self._size or len(batch))]
-            some, rest = first_block(cut, self._block or block)
-            if rest:
-                waiting.append(rest)
+            count = together(cut, self._block or block)
+            some = cut[:count]
+            if cut[count:]:
+                waiting.append(cut[count:])
             if len(some) == 1:
                 yield from self.through(some[0], key, lambda piece: compute([piece])[0])
                 continue

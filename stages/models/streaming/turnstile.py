@@ -56,9 +56,11 @@ class Turnstile:
                 # Calls may take different ways: who is ahead waits for the others.
                 at = min(crossing.waiting.values())
                 self._keeper.bring(at)
-                self._keeper.expect(self._after[at])
-                self._after[at] = crossing.let_through(at, self._after[at])
-                self._keeper.take_away(at)
+                try:
+                    self._keeper.expect(self._after[at])
+                    self._after[at] = crossing.let_through(at, self._after[at])
+                finally:
+                    self._keeper.take_away(at)
                 self._last = at
         return crossing.made
 
