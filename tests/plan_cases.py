@@ -1,9 +1,12 @@
 """Folders with the published configuration and shapes of models whose weights are nowhere here:
 headers without data, in files as long as the published ones that take no disk."""
 
+import atexit
 import json
 import math
+import shutil
 import struct
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +62,13 @@ def _first(lines: list[Any], pattern: str) -> int:
 
 def plan_cases() -> list[str]:
     return sorted(path.stem for path in CASES.glob("*.json"))
+
+
+def kept_folder(case: PlanCase) -> Path:
+    """What `make_folder` makes, until the tests end."""
+    folder = Path(tempfile.mkdtemp(prefix="penstock-plan-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return make_folder(case, folder)
 
 
 def make_folder(case: PlanCase, folder: Path) -> Path:

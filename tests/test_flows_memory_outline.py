@@ -3,7 +3,6 @@
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -17,14 +16,14 @@ from flows.memory.outline import Outline, Tower, read_outline
 from flows.memory.outline_card import outline_estimates, outline_model
 from flows.memory.rungs import Rung
 from stages.models.hub.checkpoint import Checkpoint
-from tests.plan_cases import make_folder, plan_case, write_header
+from tests.plan_cases import kept_folder, plan_case, write_header
 
 GIB = 1 << 30
 
 
 @cache
 def checkpoint(name: str) -> Checkpoint:
-    folder = make_folder(plan_case(name), Path(mkdtemp(prefix="penstock-plan-")))
+    folder = kept_folder(plan_case(name))
     return Checkpoint(name=name, folder=folder)
 
 

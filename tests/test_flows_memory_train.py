@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ from artifacts.errors import UsageError
 from flows.memory.outline import Outline, read_outline
 from flows.memory.train import TrainEstimate, Training, train_estimate
 from stages.models.hub.checkpoint import Checkpoint
-from tests.plan_cases import PlanCase, make_folder, plan_case
+from tests.plan_cases import PlanCase, kept_folder, plan_case
 
 GIB = 1 << 30
 LANGUAGE, VISION = 7_615_616_512, 676_550_144
@@ -22,7 +20,7 @@ LAYER = 2 * 3584 * 3584 + 2 * 512 * 3584 + 3 * 3584 * 18944
 
 
 def read(case: PlanCase) -> Outline:
-    folder = make_folder(case, Path(mkdtemp(prefix="penstock-plan-")))
+    folder = kept_folder(case)
     return read_outline(Checkpoint(name=case.name, folder=folder))
 
 
