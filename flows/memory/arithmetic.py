@@ -107,8 +107,10 @@ def _encode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
         )
         terms.append(Term(part="activation", bytes=2 * pixels, why=why))
     else:
-        work = _encoder_work(model, settings, rows, load)
+        work = _encoder_work(model, settings, rows, load, rung.prefill)
         why = f"{counted(rows, 'chunk')} x {load.units:,} numbers of pixels: {_told(model, work)}"
+        if rung.prefill:
+            why += f", {rung.prefill} positions at once through an MLP"
         terms.append(Term(part="activation", bytes=math.ceil(work.peak_bytes), why=why))
         terms += _waiting(rung, load, rows, work, device)
         # Its patches are not counted, but each is multiplied with all that is in the layers.
@@ -290,11 +292,13 @@ def _ahead(load: Load, rows: int, each: int, what: str) -> Term:
     return Term(part="workspace", bytes=batches * each, why=why)
 
 
-def _encoder_work(model: Model, settings: HalfSettings, rows: int, load: Load) -> Expected:
+def _encoder_work(
+    model: Model, settings: HalfSettings, rows: int, load: Load, prefill: int
+) -> Expected:
     half, each = model.card.vision, BYTES.get(settings.dtype, 4)
     if not half.works:
         return encoder_by_dimensions(half, each, rows, load.units, load.feature_bytes)
-    return expected(half.works, load.kind, rows, load.units, each=each)
+    return expected(half.works, load.kind, rows, load.units, each=each, prefill=prefill)
 
 
 def _decoder_work(

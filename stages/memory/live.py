@@ -34,6 +34,8 @@ class Taken:
     rises: tuple[tuple[int, int], ...]
     """Most bytes that lived at once until each MLP began, until it ended, and at last; with how
     many of them an MLP gave back when it ended, or -1."""
+    rise_outside: int
+    """Most that lived while no MLP computed."""
     rise_32: int
     """Most that lived at once, were all computed in 32 bit."""
     flops: int
@@ -53,6 +55,11 @@ class Live:
         """Most that lived at once."""
         self.inside = 0
         """How much of the peak is gone when the MLP that has it has computed."""
+        self.outside = 0
+        """Most that lived at once while no MLP computed."""
+        self.positions = 0
+        """Most positions that an MLP was given at once."""
+        self._in_mlp = False
         self._before = 0
         self._base = 0
         self._rises: list[tuple[int, int]] = []
@@ -66,9 +73,12 @@ class Live:
     def begin(self) -> None:
         """What lives now is the peak again."""
         self.peak, self.peak_32, self.inside = self.bytes, self.bytes_32, 0
+        self.outside, self.positions = self.bytes, 0
 
-    def enter(self) -> None:
-        """An MLP begins to compute."""
+    def enter(self, positions: int) -> None:
+        """An MLP begins to compute, with so many positions."""
+        self.positions = max(self.positions, positions)
+        self._in_mlp = True
         self._rises.append((self.peak - self._base, -1))
         self._before = self.peak
         self.peak = self.bytes
@@ -80,16 +90,25 @@ class Live:
         if self.peak > self._before:
             self.inside = inside
         self.peak = max(self.peak, self._before)
+        self._in_mlp = False
+        self.outside = max(self.outside, self.bytes)
 
     def taken(self, compute: Callable[[], Any]) -> tuple[Any, Taken]:
         """What `compute` gives, and what that takes; parts have no parts."""
         peak, peak_32, inside, flops = self.peak, self.peak_32, self.inside, self.flops
+        outside, positions = self.outside, self.positions
         base, base_32 = self.bytes, self.bytes_32
         self._base, self._rises = base, []
         self.begin()
         made = compute()
         rises = (*self._rises, (self.peak - base, -1))
-        found = Taken(rises=rises, rise_32=self.peak_32 - base_32, flops=self.flops - flops)
+        found = Taken(
+            rises=rises,
+            rise_outside=self.outside - base,
+            rise_32=self.peak_32 - base_32,
+            flops=self.flops - flops,
+        )
+        self.outside, self.positions = outside, max(self.positions, positions)
         self.peak, self.peak_32, self.inside, self.flops = peak, peak_32, inside, flops
         self._base, self._rises = 0, []
         self._rise(found, base, base_32)
@@ -98,9 +117,9 @@ class Live:
     def again(self, taken: Taken, make: Callable[[], Any]) -> Any:
         """What `make` gives, for a part that takes what one took before."""
         self._rise(taken, self.bytes, self.bytes_32)
-        peak, peak_32 = self.peak, self.peak_32
+        peak, peak_32, outside = self.peak, self.peak_32, self.outside
         made = make()
-        self.peak, self.peak_32 = peak, peak_32
+        self.peak, self.peak_32, self.outside = peak, peak_32, outside
         return made
 
     def _rise(self, taken: Taken, base: int, base_32: int) -> None:
@@ -108,6 +127,7 @@ class Live:
             if inside >= 0 and base + rise > self.peak:
                 self.inside = inside
             self.peak = max(self.peak, base + rise)
+        self.outside = max(self.outside, base + taken.rise_outside)
         self.peak_32 = max(self.peak_32, base_32 + taken.rise_32)
         self.flops += taken.flops
 
@@ -154,6 +174,8 @@ class Live:
         self._held[key] = (weakref.ref(storage, gone), block)
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
+        if not self._in_mlp:
+            self.outside = max(self.outside, self.bytes)
         self.peak_32 = max(self.peak_32, self.bytes_32)
 
     def _block(self, tensor: torch.Tensor, size: int, cast_of: torch.Tensor | None) -> Block:

@@ -37,6 +37,10 @@ class Work:
     mlp_bytes: int = 0
     """How much of the peak is inside of an MLP, which takes as much less when it is given its
     input in pieces; 0 when the peak is elsewhere."""
+    outside_bytes: int = 0
+    """Most that lives while no MLP computes."""
+    positions: int = 0
+    """That an MLP is given at once; 0: as many as there are units."""
     step_bytes: int = 0
     """Of the decoder: most that lives while one more token of every row is computed, the KV cache
     included."""
@@ -66,9 +70,11 @@ def peak_bytes(
     `new_tokens`, and its MLPs take `prefill` positions at once (0: all)."""
     scale = item_bytes / ITEM_BYTES
     peak = _at(works, kind, rows, units, _peak_32 if scale > 1 else _peak)
-    if 0 < prefill < rows * units:
+    positions = _at(works, kind, rows, units, lambda w: w.positions) or rows * units
+    if 0 < prefill < positions:
         inside = scale * _at(works, kind, rows, units, lambda w: w.mlp_bytes)
-        peak -= inside * (1 - prefill / (rows * units))
+        outside = scale * _at(works, kind, rows, units, lambda w: w.outside_bytes)
+        peak = max(peak - inside * (1 - prefill / positions), min(peak, outside))
     if new_tokens:
         longer = units + new_tokens
         step = scale * _at(works, kind, rows, longer, lambda w: w.step_bytes)

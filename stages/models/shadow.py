@@ -117,6 +117,8 @@ def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike
                     peak_bytes_32=live.peak_32,
                     kept_bytes=_size(features),
                     mlp_bytes=live.inside,
+                    outside_bytes=live.outside,
+                    positions=live.positions,
                     waiting_bytes=waiting[0],
                     waiting_bytes_32=waiting[1],
                     flops=live.flops,
@@ -199,6 +201,8 @@ class _Reading:
             "peak_bytes_32": live.peak_32,
             "kept_bytes": cache,
             "mlp_bytes": live.inside,
+            "outside_bytes": live.outside,
+            "positions": live.positions,
             "flops": live.flops,
         }
 
@@ -240,7 +244,9 @@ def _told(skeleton: Any, live: Live) -> Iterator[None]:
     handles = []
     for module in _mlps(skeleton):
         handles += [
-            module.register_forward_pre_hook(lambda *_: live.enter()),
+            module.register_forward_pre_hook(
+                lambda _, given: live.enter(given[0].shape[:-1].numel() if given else 0)
+            ),
             module.register_forward_hook(lambda *_: live.leave()),
         ]
     try:
