@@ -57,6 +57,8 @@ class Case:
     """Of the prompt."""
     block: int = 0
     """Chunks past which layers are streamed."""
+    prefill: int = 0
+    """Positions that go through an MLP at once."""
 
     @property
     def prompt(self) -> str:
@@ -84,6 +86,9 @@ CASES = (
     Case(shape="llava", stage="encode", precision="bf16", batch=6, frames=4, block=12),
     Case(shape="qwen2.5-vl", stage="encode", precision="fp32", batch=3, frames=8, block=6),
     Case(shape="smolvlm", stage="encode", precision="fp32", batch=2, frames=8, block=4),
+    Case(shape="llava", stage="encode", precision="bf16", batch=6, frames=4, prefill=256),
+    Case(shape="smolvlm", stage="encode", precision="fp32", batch=1, frames=8, prefill=256),
+    Case(shape="llava", stage="decode", precision="bf16", batch=2, frames=2, prefill=256),
 )
 
 
@@ -151,7 +156,13 @@ class Desk:
         stored = model.fit(kind).size(SIDE, SIDE)
         chunks = BATCHES * case.batch
         load = load_of(model, kind, chunks, case.frames, stored, (SIDE, SIDE), case.prompt)
-        rung = Rung(stage=case.stage, batch=case.batch, block=case.block, offload=case.block > 0)
+        rung = Rung(
+            stage=case.stage,
+            batch=case.batch,
+            block=case.block,
+            offload=case.block > 0,
+            prefill=case.prefill,
+        )
         return estimate(model, rung, [load], self._device, NEW_TOKENS)
 
     def _run(self, case: Case, model: Model) -> StageOutcome:
@@ -194,6 +205,7 @@ class Desk:
             "scope": scope,
             "offload": stage == "encode" and case.block > 0,
             "block": case.block,
+            "prefill": case.prefill if stage == case.stage else 0,
             "max_new_tokens": NEW_TOKENS,
             "batches": [members[i : i + case.batch] for i in range(0, len(members), case.batch)],
         }
@@ -236,7 +248,8 @@ def table(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         case = row.case
         lines.append(
-            f"| {case.shape} | {case.stage}{', streamed' if case.block else ''} | "
+            f"| {case.shape} | {case.stage}{', streamed' if case.block else ''}"
+            f"{', in pieces' if case.prefill else ''} | "
             f"{case.precision} | {case.batch} | {case.frames} | "
             f"{row.planned / MIB:,.0f} | {row.measured / MIB:,.0f} | {row.error:+.1%} |"
         )

@@ -34,8 +34,8 @@ class Taken:
     rises: tuple[tuple[int, int], ...]
     """Most bytes that lived at once until each MLP began, until it ended, and at last; with how
     many of them an MLP gave back when it ended, or -1."""
-    rise_outside: int
-    """Most that lived while no MLP computed."""
+    rise_outside: tuple[int, int]
+    """Most that lived while no MLP computed, as it is and in 32 bit."""
     rise_32: int
     """Most that lived at once, were all computed in 32 bit."""
     flops: int
@@ -56,6 +56,7 @@ class Live:
         self.inside = 0
         """How much of the peak is gone when the MLP that has it has computed."""
         self.outside = 0
+        self.outside_32 = 0
         """Most that lived at once while no MLP computed."""
         self.positions = 0
         """Most positions that an MLP was given at once."""
@@ -73,7 +74,7 @@ class Live:
     def begin(self) -> None:
         """What lives now is the peak again."""
         self.peak, self.peak_32, self.inside = self.bytes, self.bytes_32, 0
-        self.outside, self.positions = self.bytes, 0
+        self.outside, self.outside_32, self.positions = self.bytes, self.bytes_32, 0
 
     def enter(self, positions: int) -> None:
         """An MLP begins to compute, with so many positions."""
@@ -91,12 +92,12 @@ class Live:
             self.inside = inside
         self.peak = max(self.peak, self._before)
         self._in_mlp = False
-        self.outside = max(self.outside, self.bytes)
+        self._go_outside(self.bytes, self.bytes_32)
 
     def taken(self, compute: Callable[[], Any]) -> tuple[Any, Taken]:
         """What `compute` gives, and what that takes; parts have no parts."""
         peak, peak_32, inside, flops = self.peak, self.peak_32, self.inside, self.flops
-        outside, positions = self.outside, self.positions
+        outside, outside_32, positions = self.outside, self.outside_32, self.positions
         base, base_32 = self.bytes, self.bytes_32
         self._base, self._rises = base, []
         self.begin()
@@ -104,11 +105,12 @@ class Live:
         rises = (*self._rises, (self.peak - base, -1))
         found = Taken(
             rises=rises,
-            rise_outside=self.outside - base,
+            rise_outside=(self.outside - base, self.outside_32 - base_32),
             rise_32=self.peak_32 - base_32,
             flops=self.flops - flops,
         )
-        self.outside, self.positions = outside, max(self.positions, positions)
+        self.outside, self.outside_32 = outside, outside_32
+        self.positions = max(self.positions, positions)
         self.peak, self.peak_32, self.inside, self.flops = peak, peak_32, inside, flops
         self._base, self._rises = 0, []
         self._rise(found, base, base_32)
@@ -117,9 +119,9 @@ class Live:
     def again(self, taken: Taken, make: Callable[[], Any]) -> Any:
         """What `make` gives, for a part that takes what one took before."""
         self._rise(taken, self.bytes, self.bytes_32)
-        peak, peak_32, outside = self.peak, self.peak_32, self.outside
+        before = self.peak, self.peak_32, self.outside, self.outside_32
         made = make()
-        self.peak, self.peak_32, self.outside = peak, peak_32, outside
+        self.peak, self.peak_32, self.outside, self.outside_32 = before
         return made
 
     def _rise(self, taken: Taken, base: int, base_32: int) -> None:
@@ -127,7 +129,8 @@ class Live:
             if inside >= 0 and base + rise > self.peak:
                 self.inside = inside
             self.peak = max(self.peak, base + rise)
-        self.outside = max(self.outside, base + taken.rise_outside)
+        outside, outside_32 = taken.rise_outside
+        self._go_outside(base + outside, base_32 + outside_32)
         self.peak_32 = max(self.peak_32, base_32 + taken.rise_32)
         self.flops += taken.flops
 
@@ -174,9 +177,13 @@ class Live:
         self._held[key] = (weakref.ref(storage, gone), block)
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
-        if not self._in_mlp:
-            self.outside = max(self.outside, self.bytes)
         self.peak_32 = max(self.peak_32, self.bytes_32)
+        if not self._in_mlp:
+            self._go_outside(self.bytes, self.bytes_32)
+
+    def _go_outside(self, size: int, size_32: int) -> None:
+        self.outside = max(self.outside, size)
+        self.outside_32 = max(self.outside_32, size_32)
 
     def _block(self, tensor: torch.Tensor, size: int, cast_of: torch.Tensor | None) -> Block:
         floats = tensor.is_floating_point()

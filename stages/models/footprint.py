@@ -39,6 +39,8 @@ class Work:
     input in pieces; 0 when the peak is elsewhere."""
     outside_bytes: int = 0
     """Most that lives while no MLP computes."""
+    outside_bytes_32: int = 0
+    """The same of a half that computes in 32 bit."""
     positions: int = 0
     """That an MLP is given at once; 0: as many as there are units."""
     step_bytes: int = 0
@@ -73,7 +75,7 @@ def peak_bytes(
     positions = _at(works, kind, rows, units, lambda w: w.positions) or rows * units
     if 0 < prefill < positions:
         inside = scale * _at(works, kind, rows, units, lambda w: w.mlp_bytes)
-        outside = scale * _at(works, kind, rows, units, lambda w: w.outside_bytes)
+        outside = _at(works, kind, rows, units, _outside_32 if scale > 1 else _outside)
         peak = max(peak - inside * (1 - prefill / positions), min(peak, outside))
     if new_tokens:
         longer = units + new_tokens
@@ -119,6 +121,14 @@ def _peak(work: Work) -> int:
 def _peak_32(work: Work) -> int:
     """Of works that are formulas in 16 bit, all is taken to be twice as large."""
     return work.peak_bytes_32 or 2 * work.peak_bytes
+
+
+def _outside(work: Work) -> int:
+    return work.outside_bytes
+
+
+def _outside_32(work: Work) -> int:
+    return work.outside_bytes_32
 
 
 def _at(

@@ -118,6 +118,7 @@ def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike
                     kept_bytes=_size(features),
                     mlp_bytes=live.inside,
                     outside_bytes=live.outside,
+                    outside_bytes_32=live.outside_32,
                     positions=live.positions,
                     waiting_bytes=waiting[0],
                     waiting_bytes_32=waiting[1],
@@ -202,6 +203,7 @@ class _Reading:
             "kept_bytes": cache,
             "mlp_bytes": live.inside,
             "outside_bytes": live.outside,
+            "outside_bytes_32": live.outside_32,
             "positions": live.positions,
             "flops": live.flops,
         }
