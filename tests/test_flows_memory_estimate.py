@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from flows.memory import arithmetic as by
-from flows.memory.arithmetic import power_of_two
 from flows.memory.estimate import StageEstimate
 from flows.memory.rungs import Rung
+from flows.memory.streamed import power_of_two
 from flows.memory.works import expected
 from tests.by_hand import (
     A_SEEING_LAYER,

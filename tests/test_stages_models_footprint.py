@@ -81,3 +81,20 @@ def test_growth_that_two_peaks_only_seem_to_lose_is_left_out() -> None:
 
     found = peak_bytes(works(bent), kind="image", rows=8, units=8000)
     assert found >= 0.8 * bent(8, 8000)
+
+
+@pytest.mark.parametrize(("prefill", "peak"), [(5, 70), (40, 88), (50, 100), (0, 100)])
+def test_pieces_take_no_less_than_what_lives_beside_mlps(prefill: int, peak: int) -> None:
+    """An MLP that is given 50 positions at once has 60 of 100 bytes inside."""
+    work = Work(
+        kind="image",
+        rows=1,
+        units=1000,
+        peak_bytes=100,
+        mlp_bytes=60,
+        outside_bytes=70,
+        positions=50,
+        kept_bytes=1,
+        flops=1,
+    )
+    assert peak_bytes([work], kind="image", rows=1, units=1000, prefill=prefill) == peak

@@ -33,5 +33,11 @@ def test_works_are_found_by_every_route(family: str) -> None:
     one, two = (next(w for w in works["language"] if w.rows == rows) for rows in (1, 2))
     assert two.peak_bytes > one.peak_bytes > 0
     assert all(work.flops > 0 for work in works["language"])
+    for work in (*works["vision"], *works["language"]):
+        assert 0 < work.outside_bytes <= work.peak_bytes
+        assert work.outside_bytes_32 <= work.peak_bytes_32
+        assert work.peak_bytes - work.mlp_bytes <= work.outside_bytes
+    # What waits for a layer is less than what computes.
+    assert all(0 <= work.waiting_bytes < work.peak_bytes for work in works["vision"])
     # One family keeps nothing between tokens.
     assert all(work.kept_bytes > 0 for work in works["language"]) == (family != "pix2struct")

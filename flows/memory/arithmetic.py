@@ -6,13 +6,13 @@ from dataclasses import replace
 from functools import partial
 
 from flows.display import gib
-from flows.memory.estimate import Part, StageEstimate, Term
+from flows.memory.estimate import StageEstimate, Term
 from flows.memory.loads import PIXEL_BYTES, Load, counted
 from flows.memory.rungs import Rung
+from flows.memory.streamed import block_ahead, power_of_two, waiting_terms, weight_terms
 from flows.memory.works import Expected, decoder_by_dimensions, encoder_by_dimensions, expected
 from flows.models import Model
 from flows.precision import BYTES, DTYPES, QUANTIZED, HalfSettings, weight_bytes
-from stages.memory.shrinking import items_a_block
 from stages.models.card import HalfCard
 
 CONTEXT_BYTES = 512 << 20
@@ -67,11 +67,6 @@ def estimate(
     return replace(found, context_bytes=context_bytes, terms=tuple(terms))
 
 
-def power_of_two(count: int) -> int:
-    """What a pinned allocation of so many bytes takes."""
-    return 1 << max(0, count - 1).bit_length()
-
-
 def _frames(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> StageEstimate:
     high, wide = load.shown
     files = max(1, min(rung.batch, load.chunks))
@@ -112,14 +107,14 @@ def _encode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
         if rung.prefill:
             why += f", {rung.prefill} positions at once through an MLP"
         terms.append(Term(part="activation", bytes=math.ceil(work.peak_bytes), why=why))
-        terms += _waiting(rung, load, rows, work, device)
+        terms += waiting_terms(rung, load, rows, work, device)
         # Its patches are not counted, but each is multiplied with all that is in the layers.
         tokens = math.ceil(work.flops / (2 * max(1, half.linear_parameters)))
         terms += _products(half, settings, rung, tokens, device)
     each = rows * (load.units * PIXEL_BYTES + load.frame_bytes)
     ahead = _ahead(load, rows, each, "pixels and frames")
     if rung.block:
-        ahead = _block_ahead(rung, load, rows)
+        ahead = block_ahead(rung, load, rows)
     terms += _around(rung, terms, device, ahead)
     flops = work.flops * load.chunks / rows if work else 0
     guessed = work is not None and (not work.known or model.card.by_dimensions)
@@ -156,35 +151,6 @@ def _decode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
     )
 
 
-def batches_a_block(rung: Rung, load: Load, rows: int) -> int:
-    """Batches of so many rows that pass a layer together."""
-    block = items_a_block(rung.block, load.frames)
-    return max(1, min(block // rows, math.ceil(load.chunks / rows)))
-
-
-def _waiting(rung: Rung, load: Load, rows: int, work: Expected, device: str) -> Iterator[Term]:
-    """Of a half that is streamed: what the batches hold that wait while one computes."""
-    others = batches_a_block(rung, load, rows) - 1 if rung.block else 0
-    if not others:
-        return
-    held = math.ceil(max(work.waiting_bytes, work.kept_bytes))
-    what = f"{counted(others, 'batch').replace('batchs', 'batches')}"
-    why = f"{what} that wait for a layer x {gib(held)}"
-    yield Term(part="activation", bytes=others * held, why=why)
-    pixels = rows * load.units * PIXEL_BYTES
-    part: Part = "workspace" if device == "cpu" else "host"
-    yield Term(part=part, bytes=others * pixels, why=f"pixels of {what} x {gib(pixels)}")
-
-
-def _block_ahead(rung: Rung, load: Load, rows: int) -> Term:
-    """The next block, whose batches are prepared one after the other."""
-    batches = batches_a_block(rung, load, rows)
-    pixels, frames = rows * load.units * PIXEL_BYTES, rows * load.frame_bytes
-    next_one = batches * pixels + frames if load.chunks > batches * rows else 0
-    why = f"the next block's pixels, {batches} x {gib(pixels)}, and frames of a batch"
-    return Term(part="workspace", bytes=next_one, why=why)
-
-
 STAGES: dict[str, Callable[..., StageEstimate]] = {
     "frames": _frames,
     "encode": _encode,
@@ -208,15 +174,7 @@ def _weights(half: HalfCard, settings: HalfSettings, rung: Rung, device: str) ->
     ends = max(0, half.parameters - half.layers * half.layer_parameters) * each
     layer = half.layer_parameters * each
     if rung.block:
-        why = f"2 of {half.layers} layers x {gib(layer)}, one computes while the next is read; and "
-        yield Term(part="weight", bytes=2 * layer + ends, why=f"{why}what is outside of layers")
-        if device.startswith("cuda"):
-            why = "2 layers in pinned host memory, each a power of two"
-            yield Term(part="host", bytes=2 * power_of_two(layer), why=why)
-        if half.stored_bytes != half.parameters * each:
-            largest = half.largest_linear * half.stored_bytes // half.parameters
-            part: Part = "host" if device.startswith("cuda") else "workspace"
-            yield Term(part=part, bytes=largest, why="the largest matrix as it is stored, to cast")
+        yield from weight_terms(half, layer, ends, each, device)
         return
     if rung.offload:
         why = f"the largest of {half.layers} layers ({gib(layer)}) and what is outside of them"

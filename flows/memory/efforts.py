@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from artifacts.schema import MediaKind
 from flows.display import duration
-from flows.memory.arithmetic import batches_a_block
 from flows.memory.loads import Load, load_of
 from flows.memory.machine import ADVICE, Machine, find_machine
 from flows.memory.rungs import Rung
 from flows.memory.seconds import Effort, Pass, seconds
+from flows.memory.streamed import batches_a_block
 from flows.memory.works import Expected, decoder_by_dimensions, encoder_by_dimensions, expected
 from flows.models import Model
 from flows.precision import BYTES, DTYPES, QUANTIZED, SHORT, HalfSettings

@@ -18,7 +18,6 @@ from stages.models.footprint import Work
 from stages.models.halves.boundary import Half
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
-from stages.models.halves.offload import outermost_layers
 from stages.models.processors.clip import Clip
 from stages.models.processors.fit import bytes_of
 from stages.models.processors.layout import TEXT_IDS, text_ids
@@ -32,6 +31,7 @@ from stages.models.processors.prepare import (
     rebuild,
     takes_videos,
 )
+from stages.models.watching import NEW_TOKENS, Reading, decoder_of, layers_told, mlps_told
 from stages.process.ending import out_of_memory
 
 EDGES = (224, 448)
@@ -43,8 +43,6 @@ TOKENS = (300, 900)
 WORDS = (8, 40)
 """Words of the prompts by which it is found out how many make a token."""
 PROMPT = "describe "
-NEW_TOKENS = 2
-"""The first comes of reading the prompt, the second of a step like all that follow."""
 PIXEL_BYTES = 4
 KINDS: tuple[MediaKind, MediaKind] = ("image", "video")
 
@@ -106,7 +104,7 @@ def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike
         for (count, units), row in sizes.items():
             inputs = {name: joined([value] * count) for name, value in row.inputs.items()}
             live = Live(_weights(skeleton))
-            told = _told(skeleton, live), _waiting(skeleton, live)
+            told = mlps_told(skeleton, live), layers_told(skeleton, live)
             with haunted(live), told[0], told[1] as waiting, alike.layers(skeleton, live):
                 features = encode(skeleton, without_data(inputs))
                 yield Work(
@@ -135,9 +133,9 @@ def _decoders(
         features = _features(skeleton, route, row, count, alike)
         live = Live(_weights(skeleton))
         live.hold(*features.values())
-        reading = _Reading(live)
-        decoder = _decoder(skeleton)
-        told = _told(skeleton, live)
+        reading = Reading(live)
+        decoder = decoder_of(skeleton)
+        told = mlps_told(skeleton, live)
         with haunted(live), told, alike.layers(skeleton, live), reading.of(decoder):
             generate(skeleton, without_data(inputs), features, max_new_tokens=NEW_TOKENS, **GREEDY)
         yield Work(
@@ -164,70 +162,7 @@ def _asked(skeleton: Any, processor: Any, row: Prepared) -> dict[tuple[int, int]
     return {(len(w), _tokens(i)): i for w, i in reversed(list(zip(batches, made, strict=True)))}
 
 
-def _decoder(model: Any) -> Any:
-    """The innermost part that is called once a token."""
-    inner = model.get_decoder() if hasattr(model, "get_decoder") else None
-    return model if inner is None or inner is model else _decoder(inner)
-
-
 GREEDY = {"do_sample": False, "num_beams": 1}
-
-
-class _Reading:
-    """Tells the reading of the prompt from the step after it, by the decoder's second call."""
-
-    def __init__(self, live: Live) -> None:
-        self._live = live
-        self._calls = 0
-        self._prompt: dict[str, int] = {}
-
-    @contextlib.contextmanager
-    def of(self, decoder: Any) -> Iterator[None]:
-        handle = decoder.register_forward_pre_hook(self._called, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _called(self, module: Any, args: Any, kwargs: Any) -> None:
-        self._calls += 1
-        if self._calls == NEW_TOKENS:
-            self._prompt = self._so_far(cache_bytes(kwargs.get("past_key_values")))
-            self._live.begin()
-
-    def _so_far(self, cache: int) -> dict[str, int]:
-        live = self._live
-        return {
-            "peak_bytes": live.peak,
-            "peak_bytes_32": live.peak_32,
-            "kept_bytes": cache,
-            "mlp_bytes": live.inside,
-            "outside_bytes": live.outside,
-            "outside_bytes_32": live.outside_32,
-            "positions": live.positions,
-            "flops": live.flops,
-        }
-
-    def found(self) -> dict[str, int]:
-        if not self._prompt:
-            return self._so_far(0)
-        step = self._live.flops - self._prompt["flops"]
-        return {**self._prompt, "step_bytes": self._live.peak, "step_flops": step}
-
-
-def cache_bytes(cache: Any) -> int:
-    """Bytes that a KV cache of any kind holds."""
-    if isinstance(cache, torch.Tensor):
-        return cache.numel() * cache.element_size()
-    if isinstance(cache, list | tuple):
-        return sum(map(cache_bytes, cache))
-    if isinstance(cache, dict):
-        return cache_bytes(list(cache.values()))
-    parts = ("layers", "self_attention_cache", "cross_attention_cache")
-    held = [getattr(cache, name) for name in parts if hasattr(cache, name)]
-    if not held and type(cache).__name__.endswith(("Layer", "Cache")):
-        held = list(vars(cache).values())
-    return cache_bytes(held)
 
 
 def _features(skeleton: Any, route: Route, row: Prepared, count: int, alike: Alike) -> Features:
@@ -238,50 +173,6 @@ def _features(skeleton: Any, route: Route, row: Prepared, count: int, alike: Ali
     live = Live(_weights(skeleton))
     with haunted(live), alike.layers(skeleton, live):
         return encode(skeleton, inputs)
-
-
-@contextlib.contextmanager
-def _told(skeleton: Any, live: Live) -> Iterator[None]:
-    """Lets the counter know when an MLP computes."""
-    handles = []
-    for module in _mlps(skeleton):
-        handles += [
-            module.register_forward_pre_hook(
-                lambda _, given: live.enter(given[0].shape[:-1].numel() if given else 0)
-            ),
-            module.register_forward_hook(lambda *_: live.leave()),
-        ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def _waiting(skeleton: Any, live: Live) -> Iterator[list[int]]:
-    """The most that lives when a layer begins, in 16 and in 32 bit."""
-    most = [0, 0]
-
-    def begins(*_: Any) -> None:
-        most[:] = max(most[0], live.bytes), max(most[1], live.bytes_32)
-
-    handles = [layer.register_forward_pre_hook(begins) for layer in outermost_layers(skeleton)]
-    try:
-        yield most
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _mlps(model: Any) -> Iterator[torch.nn.Module]:
-    """Modules that are made of linear layers that widen and narrow again, and of nothing else that
-    has weights."""
-    for module in model.modules():
-        parts = [part for part in module.children() if any(True for _ in part.parameters())]
-        linears = [part for part in parts if isinstance(part, torch.nn.Linear)]
-        if 1 < len(linears) == len(parts) and linears[0].out_features >= 2 * linears[0].in_features:
-            yield module
 
 
 def _weights(skeleton: Any) -> list[torch.Tensor]:

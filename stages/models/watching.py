@@ -1,0 +1,121 @@
+"""What is seen of a half while it runs on tensors without data: when layers and MLPs compute, and
+where reading a prompt ends; counts nothing itself."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from stages.memory.live import Live
+from stages.models.halves.offload import outermost_layers
+
+NEW_TOKENS = 2
+"""The first comes of reading the prompt, the second of a step like all that follow."""
+
+
+def decoder_of(model: Any) -> Any:
+    """The innermost part that is called once a token."""
+    inner = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return model if inner is None or inner is model else decoder_of(inner)
+
+
+class Reading:
+    """Tells the reading of the prompt from the step after it, by the decoder's second call."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._calls = 0
+        self._prompt: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def of(self, decoder: Any) -> Iterator[None]:
+        handle = decoder.register_forward_pre_hook(self._called, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _called(self, module: Any, args: Any, kwargs: Any) -> None:
+        self._calls += 1
+        if self._calls == NEW_TOKENS:
+            self._prompt = self._so_far(cache_bytes(kwargs.get("past_key_values")))
+            self._live.begin()
+
+    def _so_far(self, cache: int) -> dict[str, int]:
+        live = self._live
+        return {
+            "peak_bytes": live.peak,
+            "peak_bytes_32": live.peak_32,
+            "kept_bytes": cache,
+            "mlp_bytes": live.inside,
+            "outside_bytes": live.outside,
+            "outside_bytes_32": live.outside_32,
+            "positions": live.positions,
+            "flops": live.flops,
+        }
+
+    def found(self) -> dict[str, int]:
+        if not self._prompt:
+            return self._so_far(0)
+        step = self._live.flops - self._prompt["flops"]
+        return {**self._prompt, "step_bytes": self._live.peak, "step_flops": step}
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes that a KV cache of any kind holds."""
+    if isinstance(cache, torch.Tensor):
+        return cache.numel() * cache.element_size()
+    if isinstance(cache, list | tuple):
+        return sum(map(cache_bytes, cache))
+    if isinstance(cache, dict):
+        return cache_bytes(list(cache.values()))
+    parts = ("layers", "self_attention_cache", "cross_attention_cache")
+    held = [getattr(cache, name) for name in parts if hasattr(cache, name)]
+    if not held and type(cache).__name__.endswith(("Layer", "Cache")):
+        held = list(vars(cache).values())
+    return cache_bytes(held)
+
+
+@contextlib.contextmanager
+def mlps_told(skeleton: Any, live: Live) -> Iterator[None]:
+    """Lets the counter know when an MLP computes."""
+    handles = []
+    for module in _mlps(skeleton):
+        handles += [
+            module.register_forward_pre_hook(
+                lambda _, given: live.enter(given[0].shape[:-1].numel() if given else 0)
+            ),
+            module.register_forward_hook(lambda *_: live.leave()),
+        ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def layers_told(skeleton: Any, live: Live) -> Iterator[list[int]]:
+    """The most that lives when a layer begins, in 16 and in 32 bit."""
+    most = [0, 0]
+
+    def begins(*_: Any) -> None:
+        most[:] = max(most[0], live.bytes), max(most[1], live.bytes_32)
+
+    handles = [layer.register_forward_pre_hook(begins) for layer in outermost_layers(skeleton)]
+    try:
+        yield most
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mlps(model: Any) -> Iterator[torch.nn.Module]:
+    """Modules that are made of linear layers that widen and narrow again, and of nothing else that
+    has weights."""
+    for module in model.modules():
+        parts = [part for part in module.children() if any(True for _ in part.parameters())]
+        linears = [part for part in parts if isinstance(part, torch.nn.Linear)]
+        if 1 < len(linears) == len(parts) and linears[0].out_features >= 2 * linears[0].in_features:
+            yield module
