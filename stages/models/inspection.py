@@ -108,7 +108,8 @@ def _begun(
     the model is known to be."""
     try:
         # What it imports is imported before the thread begins, beside which others are.
-        processor = load_processor(folder, trust_remote_code)
+        with lasting():
+            processor = load_processor(folder, trust_remote_code)
         _try_processor(processor, folder)
     except Exception as error:
         if out_of_memory(error):
