@@ -4,6 +4,15 @@ import threading
 import time
 
 from stages.process.memory import anonymous_bytes
+from stages.process.stage_process import StageOutcome
+
+
+def taken(outcome: StageOutcome, device: str) -> int:
+    """The most that a stage's process held: of a CPU above its imports, of a GPU above what was
+    held before."""
+    if device == "cpu":
+        return int(outcome.peak_host_bytes - outcome.notes["loaded_bytes"])
+    return outcome.peak_device_bytes - outcome.baseline_before_bytes
 
 
 class Peak:

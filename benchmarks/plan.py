@@ -21,6 +21,7 @@ from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, Shelf
 from artifacts.schema import MediaKind
 from artifacts.store import open_store
+from benchmarks._peak import taken
 from benchmarks._shapes import build
 from flows.config import CaptionConfig
 from flows.launch import DirectLauncher, StageCall
@@ -121,10 +122,7 @@ class Desk:
         model = self._model(case)
         plan = self._plan(case, model)
         outcome = self._run(case, model)
-        if self._device == "cpu":
-            took = outcome.peak_host_bytes - outcome.notes["loaded_bytes"]
-        else:
-            took = outcome.peak_device_bytes - outcome.baseline_before_bytes
+        took = taken(outcome, self._device)
         planned = plan.peak_bytes
         return Row(case=case, planned=planned, measured=took, seconds=outcome.seconds)
 

@@ -19,6 +19,7 @@ from artifacts.keys import digest_of
 from artifacts.packs import Shelf
 from artifacts.store import open_store
 from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
+from benchmarks._peak import taken
 from flows.launch import DirectLauncher, StageCall
 
 SHAPE = Shape(layers=1, width=128, tower_layers=24, tower_width=1280, vocabulary=512)
@@ -86,12 +87,9 @@ def run(job: dict[str, Any], way: Way, members: list[dict[str, str]], log: Path)
     }
     call = StageCall(name="encode", arguments=arguments, device=job["device"], log=log)
     outcome = DirectLauncher(lambda stage, event: None).start(call).wait()
-    peak = outcome.peak_host_bytes - outcome.notes["loaded_bytes"]
-    if job["device"] != "cpu":
-        peak = outcome.peak_device_bytes - outcome.baseline_before_bytes
     shelf = Shelf(open_store(job["store"]), "features", job["scope"])
     payloads = [digest_of(bytes(shelf.read(chunk["key"]).payload).hex()) for chunk in chunks]
-    return Found(outcome.seconds, peak, digest_of(payloads))
+    return Found(outcome.seconds, taken(outcome, job["device"]), digest_of(payloads))
 
 
 def table(found: dict[Way, list[Found]]) -> list[str]:

@@ -111,10 +111,11 @@ def _encode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
         # Its patches are not counted, but each is multiplied with all that is in the layers.
         tokens = math.ceil(work.flops / (2 * max(1, half.linear_parameters)))
         terms += _products(half, settings, rung, tokens, device)
-    each = rows * (load.units * PIXEL_BYTES + load.frame_bytes)
-    ahead = _ahead(load, rows, each, "pixels and frames")
     if rung.block:
         ahead = block_ahead(rung, load, rows)
+    else:
+        each = rows * (load.units * PIXEL_BYTES + load.frame_bytes)
+        ahead = _ahead(load, rows, each, "pixels and frames")
     terms += _around(rung, terms, device, ahead)
     flops = work.flops * load.chunks / rows if work else 0
     guessed = work is not None and (not work.known or model.card.by_dimensions)

@@ -5,15 +5,18 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import CannotFit, UsageError
 from flows.display import gib
 from flows.memory.budget import Budget
 from flows.memory.choose import Choice, Question, allowed, choices
 from flows.memory.estimate import StageEstimate
-from flows.memory.ways import rungs_of
+from flows.memory.ways import is_free, rungs_of
 from flows.precision import QUANTIZED, lighter, settle
+
+if TYPE_CHECKING:  # it imports torch
+    from stages.models.halves.boundary import Half
 
 STEP = 1 << 28
 """A budget is named in quarters of a GiB."""
@@ -87,11 +90,11 @@ def _most(question: Question, budget: Budget) -> int:
 
 
 def _auto(question: Question, stage: str) -> tuple[str, Question | None]:
-    config, half = question.config, _half(stage)
-    own = {"vision": config.vision_precision, "language": config.language_precision}.get(half)
-    asked = f"{half}_precision" if own else "precision"
-    if half == "" or (own or config.precision) == "auto":
+    config, half = question.config, half_of(stage)
+    if half is None or is_free(config, half):
         return "", None
+    own = config.vision_precision if half == "vision" else config.language_precision
+    asked = f"{half}_precision" if own else "precision"
     return f"--{asked.replace('_', '-')} auto", in_precision(question, **{asked: "auto"})
 
 
@@ -103,7 +106,7 @@ def _frames(question: Question) -> Iterator[tuple[str, Question | None]]:
 
 
 def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question | None]]:
-    half = _half(stage)
+    half = half_of(stage)
     # A rung that is there was tried already, or will be.
     there = {rung.precision for rung in rungs_of(question)[stage]}
     for precision in ("bf16", *QUANTIZED) if half else ():
@@ -113,9 +116,10 @@ def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question 
         yield f"--{half}-precision {precision}", other
 
 
-def _half(stage: str) -> str:
-    """The half that a stage runs; empty for frames."""
-    return {"encode": "vision", "decode": "language"}.get(stage, "")
+def half_of(stage: str) -> "Half | None":
+    """The half that a stage runs; None for frames."""
+    halves: dict[str, Half] = {"encode": "vision", "decode": "language"}
+    return halves.get(stage)
 
 
 def in_precision(question: Question, **options: str) -> Question | None:

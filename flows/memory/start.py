@@ -3,9 +3,9 @@ what is said at the ladder's end; starts no stage."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flows.memory.changes import changes
+from flows.memory.changes import NAMED, changes, half_of
 from flows.memory.choose import Choice, Question, choices, choose, memory_json, question_of
 from flows.memory.ladder import Ladder, Told
 from flows.memory.remembered import Remembered
@@ -13,14 +13,6 @@ from flows.memory.ways import is_free, rungs_for
 from flows.prepare import Job
 from flows.sizes import Estimate
 from stages.process.memory import device_uuid
-
-if TYPE_CHECKING:  # it imports torch
-    from stages.models.halves.boundary import Half
-
-HALVES: "dict[Half, str]" = {"vision": "encode", "language": "decode"}
-"""Which stage runs a half."""
-NAMED = 3
-"""Changes that an error names."""
 
 
 def ladder_of(job: Job, tell: Told) -> Ladder:
@@ -69,7 +61,7 @@ def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:
     stuck = Choice(first=least, taken=least, fits=False, refused=True)
     found = [change.option for change in changes(asked, stuck, budget)]
     found = [option for option in found if not option.startswith("--memory")][:NAMED]
-    for half in HALVES:
-        if stage == HALVES[half] and not is_free(job.config, half):
-            found.append(f"--{half}-precision auto, which goes lower by itself")
+    half = half_of(stage)
+    if half is not None and not is_free(job.config, half):
+        found.append(f"--{half}-precision auto, which goes lower by itself")
     return ", or ".join([*found, "more with --memory"])

@@ -2,7 +2,7 @@
 where reading a prompt ends; counts nothing itself."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,11 +30,8 @@ class Reading:
 
     @contextlib.contextmanager
     def of(self, decoder: Any) -> Iterator[None]:
-        handle = decoder.register_forward_pre_hook(self._called, with_kwargs=True)
-        try:
+        with _held([decoder.register_forward_pre_hook(self._called, with_kwargs=True)]):
             yield
-        finally:
-            handle.remove()
 
     def _called(self, module: Any, args: Any, kwargs: Any) -> None:
         self._calls += 1
@@ -88,11 +85,8 @@ def mlps_told(skeleton: Any, live: Live) -> Iterator[None]:
             ),
             module.register_forward_hook(lambda *_: live.leave()),
         ]
-    try:
+    with _held(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
@@ -104,8 +98,15 @@ def layers_told(skeleton: Any, live: Live) -> Iterator[list[int]]:
         most[:] = max(most[0], live.bytes), max(most[1], live.bytes_32)
 
     handles = [layer.register_forward_pre_hook(begins) for layer in outermost_layers(skeleton)]
-    try:
+    with _held(handles):
         yield most
+
+
+@contextlib.contextmanager
+def _held(handles: Iterable[Any]) -> Iterator[None]:
+    """Hooks that go at the end of the block."""
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

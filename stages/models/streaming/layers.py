@@ -82,15 +82,16 @@ class Layer:
             owner._parameters[name] = nn.Parameter(value, requires_grad=False)
 
 
+Index = Mapping[str, Mapping[str, str]]
+"""Name of a weight -> its `safetensors_file` and its `weight_name` there."""
+
+
 class NotInFiles(Exception):
     """A weight is in no file as it is computed with."""
 
 
-def layers_of(
-    half: Any, paths: Sequence[str], index: Mapping[str, Mapping[str, str]], device: str
-) -> list[Layer]:
-    """The layers at `paths`; `index`: name of a weight -> its `safetensors_file` and its
-    `weight_name` there. Raises NotInFiles."""
+def layers_of(half: Any, paths: Sequence[str], index: Index, device: str) -> list[Layer]:
+    """The layers at `paths`. Raises NotInFiles."""
     every = sorted({entry["safetensors_file"] for entry in index.values()})
     places = {file: read_places(Path(file)) for file in every}
     return [_layer(half.get_submodule(path), path, index, places, device) for path in paths]
@@ -105,7 +106,7 @@ def scratch_bytes(layers: Sequence[Layer]) -> int:
 def _layer(
     module: nn.Module,
     path: str,
-    index: Mapping[str, Mapping[str, str]],
+    index: Index,
     places: Mapping[str, Mapping[str, Place]],
     device: str,
 ) -> Layer:

@@ -14,13 +14,11 @@ from artifacts.errors import CannotFit
 from stages.models.halves.boundary import Part
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import dispatching, placement, waiting
-from stages.models.streaming.layers import NotInFiles, layers_of
+from stages.models.streaming.layers import Index, NotInFiles, layers_of
 from stages.models.streaming.slabs import Slabs
 from stages.models.streaming.turnstile import Turnstile
 
 Made = TypeVar("Made")
-Index = Mapping[str, Mapping[str, str]]
-"""Name of a weight -> its `safetensors_file` and its `weight_name` there."""
 ATTRIBUTE = "penstock_layers"
 FOLDER = "penstock-layers-"
 
