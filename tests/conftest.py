@@ -24,8 +24,15 @@ os.environ.update(
 )
 # A test must not run on the server, the store or the settings of whoever calls it.
 for _name in [name for name in os.environ if name.startswith(("PREFECT_API", "PENSTOCK_"))]:
-    if _name != "PENSTOCK_TEST_CLIPS":
+    if not _name.startswith("PENSTOCK_TEST_"):
         del os.environ[_name]
+# Of the attacks that are drawn at random; the workers of one test run inherit it.
+os.environ.setdefault("PENSTOCK_TEST_SEED", str(random.randrange(1 << 32)))
+
+
+def pytest_report_header() -> str:
+    """What brings the same attacks back."""
+    return f"PENSTOCK_TEST_SEED={os.environ['PENSTOCK_TEST_SEED']}"
 
 
 @pytest.fixture(scope="session", autouse=True)
