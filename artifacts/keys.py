@@ -5,18 +5,22 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from artifacts.paths import RealPaths
+from artifacts.reading import FileChanged, Stamp, open_file, stamp_of
 
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 """Made once: `json.dumps` makes one for every call, which takes longer than the rest of a key."""
 LOOKED_AT_TOGETHER = 256
 """Files whose digests are looked up by one thread in one go."""
+LONGEST_LINE = 1 << 16
+"""Bytes of a line of the memory at the most: a path has 4,096, each of which takes up to six."""
 
 
 def digest_of(value: Any) -> str:
@@ -37,62 +41,68 @@ def content_key(digest: str, kind: str) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in 64 hex digits."""
-    with path.open("rb") as file:
+    """SHA-256 of a file's bytes, in 64 hex digits. Raises OSError."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class ContentDigests:
-    """Content digests of files, remembered by (path, size, mtime_ns, inode) in one append-only file
-    of JSON lines.
+class Content(NamedTuple):
+    """What a file held, and when."""
 
-    The memory is a convenience: losing it costs one more reading of the files. Lines are short
-    enough to be appended
-    in one write, so several processes may share it.
+    digest: str
+    """SHA-256, 64 hex digits."""
+    stamp: Stamp
+    """Of the file that was read: with another one, it may hold something else."""
+
+
+class ContentDigests:
+    """Content digests of files, remembered by their stamps in one append-only file of JSON lines,
+    each of which ends with a checksum.
+
+    The memory is a convenience: a line that is lost, or is not what was written, costs one more
+    reading of its file. Lines are short enough to be appended in one write, so several processes
+    may share it.
     """
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
-        self._known: dict[str, tuple[list[int], str]] = {}
         self._real = RealPaths()
-        try:
-            lines = memory.read_text(encoding="utf-8").splitlines()
-        except OSError:
-            lines = []
-        for line in lines:
-            try:
-                path, stamp, digest = json.loads(line)
-            except ValueError:
-                continue  # torn by a crash: the file it spoke of is read once more
-            self._known[path] = (stamp, digest)
+        self._known = dict(_remembered_lines(memory))
 
     def of(self, path: Path) -> str:
-        """The digest of one file's content. Raises OSError when it cannot be read."""
-        known = self._remembered(path)
+        """The digest of one file's content. Raises OSError, FileChanged among them."""
+        return self.content(path).digest
+
+    def content(self, path: Path) -> Content:
+        """The digest of one file with the stamp it had. Raises OSError, FileChanged among them."""
+        name = self._real.of(path)
+        known = self._remembered(name)
         if known is not None:
             return known
-        name = self._real.of(path)
-        stamp = _stamp(name)
+        stamp = stamp_of(name)
         digest = _name_in_hub_cache(Path(name)) or hash_file(Path(name))
-        if _stamp(name) == stamp:  # else it is being written: right now, not for later
-            self._known[name] = (stamp, digest)
-            self._remember(json.dumps([name, stamp, digest]) + "\n")
-        return digest
+        if stamp_of(name) != stamp:
+            raise FileChanged(path)
+        self._known[name] = Content(digest, stamp)
+        self._remember(name, self._known[name])
+        return self._known[name]
 
     def known(self, path: Path) -> str:
         """The same without reading the file; empty where that would be needed."""
-        return self._remembered(path) or _name_in_hub_cache(Path(self._real.of(path))) or ""
+        name = self._real.of(path)
+        known = self._remembered(name)
+        return known.digest if known is not None else _name_in_hub_cache(Path(name)) or ""
 
-    def of_many(self, paths: Sequence[Path], workers: int) -> list[str | OSError]:
-        """The digest of each file, or the error that reading it gave; hashing runs on `workers`
+    def of_many(self, paths: Sequence[Path], workers: int) -> list[Content | OSError]:
+        """What each file holds, or the error that reading it gave; hashing runs on `workers`
         threads."""
 
-        def remembered(group: Sequence[Path]) -> list[str | None]:
-            return [self._remembered(path) for path in group]
+        def remembered(group: Sequence[Path]) -> list[Content | None]:
+            return [self._remembered(self._real.of(path)) for path in group]
 
-        def one(path: Path) -> str | OSError:
+        def one(path: Path) -> Content | OSError:
             try:
-                return self.of(path)
+                return self.content(path)
             except OSError as error:
                 return error
 
@@ -101,23 +111,26 @@ class ContentDigests:
         ]
         with ThreadPoolExecutor(max(1, workers)) as pool:
             known = list(chain.from_iterable(pool.map(remembered, groups)))
-            unknown = (p for p, digest in zip(paths, known, strict=True) if digest is None)
+            unknown = (p for p, found in zip(paths, known, strict=True) if found is None)
             hashed = pool.map(one, unknown)
-            return [next(hashed) if digest is None else digest for digest in known]
+            return [next(hashed) if found is None else found for found in known]
 
-    def _remembered(self, path: Path) -> str | None:
-        """The digest of a file that was read before and has not changed since."""
-        name = self._real.of(path)
+    def _remembered(self, name: str) -> Content | None:
+        """What a file held that was read before and has not changed since."""
         known = self._known.get(name)
         with contextlib.suppress(OSError):
-            if known is not None and known[0] == _stamp(name):
-                return known[1]
+            if known is not None and known.stamp == stamp_of(name):
+                return known
         return None
 
-    def _remember(self, line: str) -> None:
+    def _remember(self, name: str, found: Content) -> None:
+        text = json.dumps([name, found.stamp, found.digest])[:-1]
+        # A line of its own, whatever a torn or damaged one before it ends with.
+        line = f'\n{text}, "{_check(text.encode())}"]\n'
         try:
             self._memory.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self._memory, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+            file = os.open(self._memory, flags, 0o644)
             try:
                 os.write(file, line.encode())
             finally:
@@ -126,9 +139,21 @@ class ContentDigests:
             return  # a store that cannot be written says so where it matters
 
 
-def _stamp(path: str) -> list[int]:
-    stat = os.stat(path)
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+def _remembered_lines(memory: Path) -> Iterator[tuple[str, Content]]:
+    """The lines of a memory that are what was once written; any other is passed over."""
+    with contextlib.suppress(OSError), open_file(memory) as file:
+        while line := file.readline(LONGEST_LINE):
+            text, _, check = line.rpartition(b', "')
+            if check != f'{_check(text)}"]\n'.encode():
+                continue  # torn by a crash, flipped by a disk, or of a version without checksums
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                name, stamp, digest = json.loads(text + b"]")
+                yield name, Content(digest, Stamp(*stamp))
+
+
+def _check(text: bytes) -> str:
+    """A checksum that notices every burst of up to 32 bits."""
+    return f"{zlib.crc32(text):08x}"
 
 
 def _name_in_hub_cache(path: Path) -> str | None:

@@ -1,36 +1,27 @@
 """Records of one kind and scope, several to a store object, checksummed; knows nothing of what the
 records mean.
 
-A pack is one immutable object: magic, header length, header checksum, a JSON header that names
-every record with its
-place, checksum and description, then the payloads. What is done is read off the headers; there is
-no other book.
+What is done is read off the headers of the packs that are there; there is no other book. Another
+process may publish, drop and set aside at any moment, so what a shelf knows is checked against what
+lies there whenever a payload is read.
 """
 
 import contextlib
 import hashlib
 import itertools
-import json
-import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
+from artifacts.pack_object import DamagedRecord, Place, damaged, gone, pack_head, read_header
 from artifacts.store import Store
 
-MAGIC = b"PENSTOCK"
-LEAD = struct.Struct("<8sQ32s")
-"""Magic, length of the header in bytes, SHA-256 of the header."""
-FIRST_READ = 1 << 14
-"""Bytes read of a pack at first: most headers are shorter, so that one read is enough."""
-QUARANTINE = "quarantine"
-
-
-class DamagedRecord(EnvironmentFault):
-    """A stored record is gone or is not what it was, and has to be made again."""
+PUT_TRIES = 3
+"""How often a pack is written that goes away, or turns out damaged, just when another writer's was
+to be taken instead."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,28 +33,24 @@ class Record:
     payload: bytes | memoryview = b""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Place:
-    pack: str
-    meta: dict[str, Any]
-    offset: int
-    length: int
-    checksum: str
-
-
 class Shelf:
     """All records of one kind and scope in a store."""
 
     def __init__(self, store: Store, kind: str, scope: str) -> None:
         self._store = store
         self._folder = f"{kind}/{scope[:2]}/{scope}"
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, Place] = {}
         self._packs: set[str] = set()
         self._used: set[str] = set()
         """Packs whose use is noted already."""
         self._lock = threading.RLock()
         """Workers of one stage publish and drop at the same time; held while the books change."""
         self.refresh()
+
+    @property
+    def folder(self) -> str:
+        """Where its packs lie in the store."""
+        return self._folder
 
     def refresh(self) -> None:
         """See what others have published, dropped or set aside since."""
@@ -74,11 +61,11 @@ class Shelf:
                 if name in self._packs:
                     continue
                 try:
-                    places = list(read_header(self._store, name))
+                    places = dict(read_header(self._store, name))
                 except (DamagedRecord, FileNotFoundError):
                     continue
                 self._packs.add(name)
-                for key, place in places:
+                for key, place in places.items():
                     self._places.setdefault(key, place)
 
     def keys(self) -> set[str]:
@@ -102,19 +89,34 @@ class Shelf:
         """The whole record, checked. Raises KeyError, or DamagedRecord after setting its pack
         aside."""
         place = self._places[key]
-        try:
-            payload = self._store.get(place.pack, place.offset, place.length)
-        except FileNotFoundError as error:
-            self._forget({place.pack})
-            raise DamagedRecord(
-                f"{self._store.url}/{place.pack} is gone",
-                hint="Run the same command again: it makes only that part anew",
-            ) from error
-        if len(payload) != place.length or hashlib.sha256(payload).hexdigest() != place.checksum:
-            self._forget({place.pack})
-            raise set_aside(self._store, place.pack)
+        payload = self._payload(place)
+        if not place.fits(payload):
+            place = self._looked_up_again(key, place)
+            payload = self._payload(place)
+            if not place.fits(payload):
+                raise damaged(self._store, place.pack)
         self.use([key])
         return Record(key=key, meta=place.meta, payload=payload)
+
+    def _looked_up_again(self, key: str, place: Place) -> Place:
+        """Where a record lies by the header of the pack that is there now, which may be another
+        writer's than the one that was known. Raises DamagedRecord."""
+        self._forget({place.pack})
+        try:
+            places = dict(read_header(self._store, place.pack))
+        except FileNotFoundError as error:
+            raise gone(self._store, place.pack) from error
+        if places.get(key, place) == place:
+            raise damaged(self._store, place.pack)
+        self._book(place.pack, places)
+        return places[key]
+
+    def _payload(self, place: Place) -> bytes:
+        try:
+            return self._store.get(place.pack, place.offset, place.length)
+        except FileNotFoundError as error:
+            self._forget({place.pack})
+            raise gone(self._store, place.pack) from error
 
     def use(self, keys: Iterable[str]) -> None:
         """Note that records are wanted still, so that others are the first to go for space."""
@@ -124,17 +126,36 @@ class Shelf:
         self._used |= packs
 
     def publish(self, records: Sequence[Record]) -> list[str]:
-        """Store the records that are not there yet as one pack; returns their keys, in order."""
+        """Store the records that are not there yet as one pack; returns their keys, in order: none,
+        if another writer was first, whose pack is then what this shelf knows."""
         new = [record for record in records if record.key not in self._places]
         if not new:
             return []
         name = self._name(record.key for record in new)
-        header, places = _header(name, [_entry(record) for record in new])
-        self._store.put_if_absent(name, [header, *(record.payload for record in new)])
-        with self._lock:
-            self._packs.add(name)
-            self._places.update(places)
+        head, places = pack_head(name, [_entry(record) for record in new])
+        if not self._put(name, places, lambda: [head, *(record.payload for record in new)]):
+            return []
         return [record.key for record in new]
+
+    def _put(
+        self,
+        name: str,
+        places: Mapping[str, Place],
+        parts: Callable[[], Iterable[bytes | memoryview]],
+    ) -> bool:
+        """Write a pack unless it is there, and know what lies there then; says whether it was
+        written. Raises EnvironmentFault."""
+        for _ in range(PUT_TRIES):
+            if self._store.put_if_absent(name, parts()):
+                self._book(name, places)
+                return True
+            with contextlib.suppress(FileNotFoundError, DamagedRecord):
+                self._book(name, dict(read_header(self._store, name)))
+                return False
+        raise EnvironmentFault(
+            f"{self._store.url}/{name} can neither be written nor read",
+            hint="See what lies there, and remove it; the same command then goes on",
+        )
 
     def drop(self, keys: Iterable[str]) -> None:
         """Forget records; a pack is deleted when none of its records is left."""
@@ -150,34 +171,43 @@ class Shelf:
         """Delete records for good, packs that hold others too being written anew without them;
         returns the bytes of the payloads."""
         with self._lock:
-            gone = {key: self._places[key] for key in keys if key in self._places}
-            packs = {place.pack for place in gone.values()}
-            kept: dict[str, dict[str, _Place]] = {pack: {} for pack in packs}
+            wanted = {key: self._places[key] for key in keys if key in self._places}
+            packs = {place.pack for place in wanted.values()}
+            kept: dict[str, dict[str, Place]] = {pack: {} for pack in packs}
             for key, place in self._places.items():
-                if place.pack in packs and key not in gone:
+                if place.pack in packs and key not in wanted:
                     kept[place.pack][key] = place
         for pack, places in kept.items():
-            self._move(places)
-            self._store.delete(pack)
+            with contextlib.suppress(DamagedRecord):  # another process was faster, or it is no good
+                self._move(places)
+                self._store.delete(pack)
         self._forget(packs)
-        return sum(place.length for place in gone.values())
+        return sum(place.length for place in wanted.values())
 
-    def _move(self, places: dict[str, _Place]) -> None:
-        """Write records into a pack of their own, one payload in memory at a time."""
+    def _move(self, places: Mapping[str, Place]) -> None:
+        """Write records into a pack of their own, one payload in memory at a time. Raises
+        DamagedRecord."""
         if not places:
             return
         name = self._name(places)
-        header, moved = _header(name, [_entry_of(key, place) for key, place in places.items()])
-        old = places.values()
-        payloads = (self._store.get(p.pack, p.offset, p.length) for p in old)
-        self._store.put_if_absent(name, itertools.chain([header], payloads))
-        with self._lock:
-            self._packs.add(name)
-            self._places.update(moved)
+        head, moved = pack_head(name, [_entry_of(key, place) for key, place in places.items()])
+        self._put(name, moved, lambda: itertools.chain([head], self._checked(places.values())))
+
+    def _checked(self, places: Iterable[Place]) -> Iterator[bytes]:
+        for place in places:
+            payload = self._payload(place)
+            if not place.fits(payload):
+                raise damaged(self._store, place.pack)
+            yield payload
 
     def _name(self, keys: Iterable[str]) -> str:
         name = digest_of(sorted(keys))
         return f"{self._folder}/{name[:2]}/{name}.pack"
+
+    def _book(self, name: str, places: Mapping[str, Place]) -> None:
+        with self._lock:
+            self._packs.add(name)
+            self._places.update(places)
 
     def _forget(self, packs: Set[str]) -> None:
         with self._lock:
@@ -196,81 +226,6 @@ def _entry(record: Record) -> dict[str, Any]:
     }
 
 
-def _entry_of(key: str, place: _Place) -> dict[str, Any]:
+def _entry_of(key: str, place: Place) -> dict[str, Any]:
     checked = {"length": place.length, "sha256": place.checksum}
     return {"key": key, "offset": 0, **checked, "meta": place.meta}
-
-
-def _header(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str, _Place]]:
-    """The head of a pack of these records, whose payloads follow in this order, and their
-    places."""
-    offset = 0
-    for entry in entries:
-        entry["offset"] = offset
-        offset += entry["length"]
-    text = json.dumps({"records": entries}, separators=(",", ":")).encode()
-    lead = LEAD.pack(MAGIC, len(text), hashlib.sha256(text).digest())
-    return lead + text, dict(_places(name, entries, LEAD.size + len(text)))
-
-
-def _places(
-    name: str, entries: list[dict[str, Any]], payloads_at: int
-) -> Iterator[tuple[str, _Place]]:
-    for entry in entries:
-        yield (
-            entry["key"],
-            _Place(
-                pack=name,
-                meta=entry["meta"],
-                offset=payloads_at + entry["offset"],
-                length=entry["length"],
-                checksum=entry["sha256"],
-            ),
-        )
-
-
-def read_header(store: Store, name: str) -> Iterator[tuple[str, _Place]]:
-    """What a pack holds. Raises DamagedRecord after setting it aside, FileNotFoundError when it is
-    gone."""
-    start = store.get(name, 0, FIRST_READ)
-    if len(start) < LEAD.size:
-        raise set_aside(store, name)
-    magic, length, checksum = LEAD.unpack_from(start)
-    if magic != MAGIC:
-        raise set_aside(store, name)
-    text = start[LEAD.size : LEAD.size + length]
-    found = store.stat(name)
-    if len(text) < length and found is not None and LEAD.size + length <= found.size:
-        text += store.get(name, LEAD.size + len(text), length - len(text))
-    if hashlib.sha256(text).digest() != checksum:
-        raise set_aside(store, name)
-    return _places(name, json.loads(text)["records"], LEAD.size + length)
-
-
-def set_aside(store: Store, name: str) -> DamagedRecord:
-    """Move a bad pack out of the way, so that it is made again; returns the error that says so."""
-    with contextlib.suppress(FileNotFoundError):
-        store.put_if_absent(f"{QUARANTINE}/{name}", [store.get(name)])
-    store.delete(name)
-    return DamagedRecord(
-        f"{store.url}/{name} was damaged and has been set aside in {store.url}/{QUARANTINE}",
-        hint="Run the same command again: it makes only that part anew",
-    )
-
-
-def verify(store: Store, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Check every record of every pack: (name, whether it was good); a bad pack is set aside."""
-    for name in store.list(prefix):
-        if name.startswith(f"{QUARANTINE}/") or not name.endswith(".pack"):
-            continue
-        try:
-            for _, place in read_header(store, name):
-                payload = store.get(name, place.offset, place.length)
-                if hashlib.sha256(payload).hexdigest() != place.checksum:
-                    raise set_aside(store, name)
-        except DamagedRecord:
-            yield name, False
-        except FileNotFoundError:
-            continue  # dropped by a running job meanwhile
-        else:
-            yield name, True

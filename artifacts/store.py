@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.paths import lies_in
+from artifacts.placing import place, sync_folder
+from artifacts.reading import open_file
 
 TEMPORARY = "tmp"
 """Folder of half-written objects, inside the store so that a rename never crosses file systems."""
@@ -74,15 +77,25 @@ class FolderStore:
         return str(self.root)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """The bytes of an object from `offset`, at most `length` of them. Raises
-        FileNotFoundError."""
-        with open(self.root / name, "rb", buffering=0) as file:
-            want = os.fstat(file.fileno()).st_size - offset if length is None else length
-            pieces = []
-            while want > 0 and (piece := os.pread(file.fileno(), want, offset)):
-                pieces.append(piece)
-                offset += len(piece)
-                want -= len(piece)
+        """The bytes of an object from `offset`, at most `length` of them. Raises FileNotFoundError,
+        or EnvironmentFault for what cannot be read."""
+        path = self.root / name
+        try:
+            with open_file(path) as file:
+                there = max(0, os.fstat(file.fileno()).st_size - offset)
+                want = there if length is None else min(length, there)
+                pieces = []
+                while want > 0 and (piece := os.pread(file.fileno(), want, offset)):
+                    pieces.append(piece)
+                    offset += len(piece)
+                    want -= len(piece)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{path} cannot be read ({error.strerror})",
+                hint="Check the disk, and who may read it; the same command then goes on",
+            ) from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
@@ -100,8 +113,8 @@ class FolderStore:
                 file.flush()
                 os.fsync(file.fileno())
             self._make_folder(final.parent)
-            placed = _place(half, final)
-            _sync_folder(final.parent)
+            placed = place(half, final)
+            sync_folder(final.parent)
             return placed
         except OSError as error:
             raise fault_of(error, self.root) from error
@@ -109,7 +122,8 @@ class FolderStore:
             half.unlink(missing_ok=True)
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """Names below the folder `prefix`, in sorted order within each folder."""
+        """Names below the folder `prefix`, in sorted order within each folder. What is no file is
+        none of them, and a link to a folder that it lies in leads nowhere."""
         try:
             entries = sorted(os.scandir(self.root / prefix), key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):
@@ -118,11 +132,10 @@ class FolderStore:
             raise fault_of(error, self.root) from error
         for entry in entries:
             name = f"{prefix}/{entry.name}" if prefix else entry.name
-            if entry.is_dir():
-                if name != TEMPORARY:
-                    yield from self.list(name)
-            else:
+            if entry.is_file():
                 yield name
+            elif name != TEMPORARY and entry.is_dir() and not _leads_back(entry):
+                yield from self.list(name)
 
     def stat(self, name: str) -> ObjectStat | None:
         """Size and age of an object, or None when there is none."""
@@ -150,13 +163,29 @@ class FolderStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"penstock")
+            # By the clock of the file system, which may be another machine's.
+            now = probe.stat().st_mtime
             for half in os.scandir(folder):
-                if half.stat().st_mtime < time.time() - STALE_SECONDS:
+                if half.stat().st_mtime < now - STALE_SECONDS:
                     os.unlink(half)
         except FileNotFoundError:
             pass  # another run swept first
         except OSError as error:
             raise fault_of(error, self.root) from error
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+    def now(self) -> float:
+        """The time by the clock that dates objects, which may be another machine's: seconds since
+        the epoch."""
+        probe = self.root / TEMPORARY / uuid.uuid4().hex
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            return probe.stat().st_mtime
+        except OSError:  # nothing can be written, and nothing will be deleted
+            return time.time()
         finally:
             with contextlib.suppress(OSError):
                 probe.unlink(missing_ok=True)
@@ -172,32 +201,11 @@ class FolderStore:
     def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
 
 
-def _place(half: Path, final: Path) -> bool:
-    """Give a finished file its name, unless another writer was first."""
-    try:
-        os.link(half, final)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV):
-            raise
-        # A file system without hard links: a second writer holds the same bytes anyway.
-        os.replace(half, final)
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
-            raise
-    finally:
-        os.close(handle)
+def _leads_back(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and lies_in(os.path.dirname(entry.path), entry.path)
 
 
 def fault_of(error: OSError, where: Path) -> EnvironmentFault:

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from artifacts.keys import digest_of
-from artifacts.packs import QUARANTINE, Record, Shelf
+from artifacts.pack_object import QUARANTINE
+from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore, ObjectStat
 from flows.prepare import Job
 from stages.decode import RECIPE as DECODE_RECIPE

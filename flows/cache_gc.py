@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from artifacts.packs import QUARANTINE
+from artifacts.pack_object import QUARANTINE
 from artifacts.store import STALE_SECONDS, TEMPORARY, FolderStore
 from flows.cache import Pack, packs
 from flows.holds import running_jobs

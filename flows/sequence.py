@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import Failure
 from artifacts.errors import Interrupted, Killed, PenstockError
-from artifacts.packs import DamagedRecord
+from artifacts.pack_object import DamagedRecord
 from flows.dataset import write_dataset
 from flows.launch import KILLS
 from flows.ledger import Medium

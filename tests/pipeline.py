@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.packs import read_header
+from artifacts.pack_object import read_header
 from artifacts.store import FolderStore
 
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]

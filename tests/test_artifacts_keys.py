@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import keys
-from artifacts.keys import ContentDigests, digest_of, item_key
+from artifacts.keys import Content, ContentDigests, digest_of, item_key
 
 
 def test_a_digest_depends_on_the_value_alone() -> None:
@@ -91,5 +91,5 @@ def test_a_blob_of_the_hub_cache_is_known_by_its_name(tmp_path: Path, reads: lis
 def test_a_missing_file_among_many_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     found = ContentDigests(tmp_path / "memory").of_many([tmp_path / "a", tmp_path / "b"], 2)
-    assert isinstance(found[0], str)
+    assert isinstance(found[0], Content)
     assert isinstance(found[1], FileNotFoundError)

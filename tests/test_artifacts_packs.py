@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.packs import FIRST_READ, DamagedRecord, Record, Shelf, verify
+from artifacts.pack_object import FIRST_READ, DamagedRecord, verify
+from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
 
 SCOPE = "ab" * 32

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UsageError
-from artifacts.packs import Record, Shelf, verify
+from artifacts.pack_object import verify
+from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
 from flows.cache import holdings
 from flows.cache_gc import collect

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault
-from artifacts.packs import DamagedRecord, Record
+from artifacts.pack_object import DamagedRecord
+from artifacts.packs import Record
 from demo import CHECKPOINT
 from stages.decode import run as decode_run
 from stages.models.halves.delivery import new_tokens

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.keys import content_key, hash_file, item_key
-from artifacts.packs import read_header
+from artifacts.pack_object import read_header
 from artifacts.store import FolderStore
 from tests.pipeline import Place
 

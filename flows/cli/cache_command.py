@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from artifacts.packs import verify
+from artifacts.pack_object import verify
 from artifacts.store import open_store
 from flows.cache import Holding, holdings, sampling_text
 from flows.cache_gc import Collection, collect

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from artifacts.packs import QUARANTINE, DamagedRecord, Record, Shelf, read_header, set_aside
+from artifacts.pack_object import QUARANTINE, DamagedRecord, put_aside, read_header
+from artifacts.packs import Record, Shelf
 from artifacts.shelves import Shelves
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
@@ -51,7 +52,7 @@ def run(job: dict[str, Any], report: Report) -> None:
             return [read_features(features, member["features"]) for member in batch]
         except RecordGone as error:
             keys = {member["features"] for batch in batches for member in batch}
-            set_packs_aside(store, job["features_scope"], keys)
+            set_packs_aside(store, features, keys)
             raise DamagedRecord(
                 f"{error.message}; the features are set aside in {store.url}/{QUARANTINE}",
                 hint="Run the same command again: it encodes them anew",
@@ -102,15 +103,14 @@ def read_features(shelf: Shelf | Shelves, key: str) -> FeatureRecord:
     return FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))
 
 
-def set_packs_aside(store: Store, scope: str, keys: set[str]) -> None:
+def set_packs_aside(store: Store, shelf: Shelf, keys: set[str]) -> None:
     """Move whole packs of features out of the way, so that what is in them is made again: all at
     once, because what is wrong with one of a scope is wrong with the others."""
-    for name in list(store.list("features")):
-        if scope not in name.split("/"):
-            continue
-        with contextlib.suppress(FileNotFoundError):  # another run may have set it aside
+    for name in list(store.list(shelf.folder)):
+        # Another run may have set it aside, or another reader.
+        with contextlib.suppress(FileNotFoundError, DamagedRecord):
             if any(key in keys for key, _ in read_header(store, name)):
-                set_aside(store, name)
+                put_aside(store, name)
 
 
 def make_greedy(half: Any, processor: Any) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from artifacts.packs import DamagedRecord, Record, Shelf
+from artifacts.pack_object import DamagedRecord
+from artifacts.packs import Record, Shelf
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
 from stages.encode.batch import encode_batches, undivided

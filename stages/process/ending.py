@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts import errors
-from artifacts.packs import DamagedRecord
+from artifacts.pack_object import DamagedRecord
 from stages.process.budget import AT_THE_LIMIT, near, short
 
 STOPPING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

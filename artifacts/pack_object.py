@@ -1,0 +1,160 @@
+"""One pack as an object of a store: what its header says, whether it is whole, and how a bad one is
+put aside; knows nothing of who wants its records.
+
+A pack is immutable: magic, header length, header checksum, a JSON header that names every record
+with its place, checksum and description, then the payloads.
+"""
+
+import contextlib
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from artifacts.errors import EnvironmentFault
+from artifacts.store import Store
+
+MAGIC = b"PENSTOCK"
+LEAD = struct.Struct("<8sQ32s")
+"""Magic, length of the header in bytes, SHA-256 of the header."""
+FIRST_READ = 1 << 14
+"""Bytes read of a pack at first: most headers are shorter, so that one read is enough."""
+LARGEST = 1 << 62
+"""No offset and no length is larger; a header that says so is none of ours."""
+QUARANTINE = "quarantine"
+
+
+class DamagedRecord(EnvironmentFault):
+    """A stored record is gone or is not what it was, and has to be made again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a record lies and what it must be."""
+
+    pack: str
+    """Name of the object."""
+    meta: dict[str, Any]
+    """Description of the record."""
+    offset: int
+    """Bytes from the start of the object to the payload."""
+    length: int
+    """Bytes of the payload."""
+    checksum: str
+    """SHA-256 of the payload, in hex."""
+
+    def fits(self, payload: bytes) -> bool:
+        """Whether a payload is what was once written there."""
+        return len(payload) == self.length and hashlib.sha256(payload).hexdigest() == self.checksum
+
+
+def pack_head(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str, Place]]:
+    """The head of a pack of these records, whose payloads follow in this order, and their
+    places."""
+    offset = 0
+    for entry in entries:
+        entry["offset"] = offset
+        offset += entry["length"]
+    text = json.dumps({"records": entries}, separators=(",", ":")).encode()
+    lead = LEAD.pack(MAGIC, len(text), hashlib.sha256(text).digest())
+    return lead + text, dict(_places(name, entries, LEAD.size + len(text)))
+
+
+def read_header(store: Store, name: str) -> Iterator[tuple[str, Place]]:
+    """What a pack holds. Raises DamagedRecord after setting it aside, FileNotFoundError when it is
+    gone."""
+    found = _header(store, name)
+    if found is None:
+        raise damaged(store, name)
+    yield from found
+
+
+def damaged(store: Store, name: str) -> DamagedRecord:
+    """The error that says that a pack is no good, which is put aside so that it is made again;
+    unless it is good by now, because another process was faster."""
+    again = "Run the same command again: it makes only that part anew"
+    if is_whole(store, name):
+        return DamagedRecord(f"{store.url}/{name} was made anew while it was read", hint=again)
+    put_aside(store, name)
+    return DamagedRecord(
+        f"{store.url}/{name} was damaged and has been set aside in {store.url}/{QUARANTINE}",
+        hint=again,
+    )
+
+
+def gone(store: Store, name: str) -> DamagedRecord:
+    """The error that says that a pack is not there any more."""
+    return DamagedRecord(
+        f"{store.url}/{name} is gone",
+        hint="Run the same command again: it makes only that part anew",
+    )
+
+
+def put_aside(store: Store, name: str) -> None:
+    """Move a pack out of the way."""
+    with contextlib.suppress(FileNotFoundError):
+        store.put_if_absent(f"{QUARANTINE}/{name}", [store.get(name)])
+    store.delete(name)
+
+
+def is_whole(store: Store, name: str) -> bool:
+    """Whether every record of a pack is what was written; one that is not there is not."""
+    try:
+        found = _header(store, name)
+        return found is not None and all(
+            place.fits(store.get(name, place.offset, place.length)) for _, place in found
+        )
+    except FileNotFoundError:
+        return False
+
+
+def verify(store: Store, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Check every record of every pack: (name, whether it was good); a bad pack is set aside."""
+    for name in store.list(prefix):
+        if name.startswith(f"{QUARANTINE}/") or not name.endswith(".pack"):
+            continue
+        good = is_whole(store, name)
+        if not good and store.stat(name) is None:
+            continue  # dropped by a running job meanwhile
+        if not good:
+            put_aside(store, name)
+        yield name, good
+
+
+def _header(store: Store, name: str) -> list[tuple[str, Place]] | None:
+    """What the header of a pack says; None when it is none. Raises FileNotFoundError."""
+    start = store.get(name, 0, FIRST_READ)
+    if len(start) < LEAD.size:
+        return None
+    magic, length, checksum = LEAD.unpack_from(start)
+    text = start[LEAD.size : LEAD.size + length]
+    if magic == MAGIC and len(text) < length < LARGEST:
+        text += store.get(name, LEAD.size + len(text), length - len(text))
+    if magic != MAGIC or hashlib.sha256(text).digest() != checksum:
+        return None
+    try:
+        return list(_places(name, json.loads(text)["records"], LEAD.size + length))
+    except (ValueError, TypeError, KeyError, RecursionError):  # whole, but not written by us
+        return None
+
+
+def _places(
+    name: str, entries: list[dict[str, Any]], payloads_at: int
+) -> Iterator[tuple[str, Place]]:
+    """Raises ValueError, TypeError or KeyError for what is no header of ours."""
+    for entry in entries:
+        offset, length = int(entry["offset"]), int(entry["length"])
+        if not (0 <= offset < LARGEST and 0 <= length < LARGEST):
+            raise ValueError(f"{offset} and {length} are no place")
+        yield (
+            str(entry["key"]),
+            Place(
+                pack=name,
+                meta=dict(entry["meta"]),
+                offset=payloads_at + offset,
+                length=length,
+                checksum=str(entry["sha256"]),
+            ),
+        )
