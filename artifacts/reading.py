@@ -4,8 +4,9 @@ knows nothing of what is in them."""
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 
 class NotAFile(OSError):
@@ -42,7 +43,7 @@ def stamp_of(path: str | Path | int) -> Stamp:
     return Stamp(size=found.st_size, modified=found.st_mtime_ns, inode=found.st_ino)
 
 
-def open_file(path: str | Path) -> IO[bytes]:
+def open_file(path: str | Path) -> BufferedReader:
     """A regular file, opened for reading. Raises OSError, NotAFile among them."""
     stamp_of(path)  # a device is not even opened
     # Should a FIFO have taken its place since, this does not wait for its writer.

@@ -1,24 +1,33 @@
 """What running jobs need of a store: a small file each, which its process holds locked as long as
-it lives; knows nothing of what the jobs do."""
+it lives; knows nothing of what the jobs do.
+
+Where nothing can be locked, as on some mounts, and where other machines do not see who holds a
+lock, the file is a lease: its process touches it every few minutes, and a dead one's grows old.
+"""
 
 import contextlib
 import fcntl
 import json
 import os
 import socket
-import time
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from artifacts.reading import stamp_of
 from artifacts.store import TEMPORARY, FolderStore, fault_of
 
 JOBS = "jobs"
-FOREIGN_SECONDS = 86400.0
-"""So long after its last wave a job of another machine counts as running: file systems that
-machines share do not all tell who holds a lock."""
+BEAT_SECONDS = 300.0
+"""How often a job shows that it lives."""
+LEASE_SECONDS = 3600.0
+"""So long after its last sign of life a job counts as running whose lock tells nothing."""
+LARGEST_CLAIM = 1 << 20
+"""Bytes; a job has some dozens of scopes of 64 each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +49,7 @@ class Hold:
 
     def shares(self, scope: str) -> bool:
         """Whether another running job needs this scope too."""
-        with contextlib.suppress(OSError):
-            os.utime(self._path)  # asked once a wave: a sign of life
-        return any(scope in job.scopes for job in running_jobs(self._store, but=self._path))
+        return any(scope in job.scopes for job in self.others())
 
     def others(self) -> list[RunningJob]:
         return running_jobs(self._store, but=self._path)
@@ -60,9 +67,11 @@ def holding(store: FolderStore, scopes: Sequence[str], out: Path) -> Iterator[Ho
     except OSError as error:
         raise fault_of(error, store.root) from error
     with file:
-        try:
-            # Before it has its name, or a sweep could take it for a dead one's.
+        # Before it has its name, or a sweep could take it for a dead one's. Where nothing can be
+        # locked, it is a lease.
+        with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
             json.dump(_claim(scopes, out), file)
             file.flush()
             half.rename(final)
@@ -70,16 +79,37 @@ def holding(store: FolderStore, scopes: Sequence[str], out: Path) -> Iterator[Ho
             half.unlink(missing_ok=True)
             raise fault_of(error, store.root) from error
         try:
-            yield Hold(store, final)
+            with _beating(final):
+                yield Hold(store, final)
         finally:
             with contextlib.suppress(OSError):
                 final.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _beating(path: Path) -> Iterator[None]:
+    """Signs of life of this process, by the clock of the file system."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _claim(scopes: Sequence[str], out: Path) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
+        "system": _system(),
         "out": str(out),
         "scopes": list(scopes),
     }
@@ -91,9 +121,10 @@ def running_jobs(store: FolderStore, but: Path | None = None) -> list[RunningJob
     for path in sorted((store.root / JOBS).glob("*.json")):
         if path == but:
             continue
-        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
-            claim = _read(file.read())
-            if _is_dead(file.fileno(), claim):
+        # It may have ended meanwhile, or be no file at all.
+        with contextlib.suppress(OSError), _opened(path) as descriptor:
+            claim = _read(os.pread(descriptor, LARGEST_CLAIM, 0))
+            if _is_dead(descriptor, claim, store):
                 path.unlink(missing_ok=True)
                 continue
             who = f"process {claim['pid']} on {claim['host']}, into {claim['out']}"
@@ -101,18 +132,51 @@ def running_jobs(store: FolderStore, but: Path | None = None) -> list[RunningJob
     return found
 
 
-def _read(text: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """The descriptor of a claim, for writing if that may be: NFS locks no file otherwise."""
+    stamp_of(path)
+    flags = os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        claim: dict[str, Any] = json.loads(text)
-    except ValueError:
-        claim = {}
-    return {"pid": 0, "host": socket.gethostname(), "out": "?", "scopes": [], **claim}
+        descriptor = os.open(path, os.O_RDWR | flags)
+    except OSError:  # of another user, or a store that can only be read
+        descriptor = os.open(path, os.O_RDONLY | flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def _is_dead(descriptor: int, claim: dict[str, Any]) -> bool:
+def _read(text: bytes) -> dict[str, Any]:
+    """A claim; of what is none, that of a job which needs nothing."""
+    blank = {"pid": 0, "host": socket.gethostname(), "system": "", "out": "?", "scopes": []}
+    try:
+        claim = {**blank, **json.loads(text)}
+        fits = isinstance(claim["scopes"], list) and all(type(s) is str for s in claim["scopes"])
+    except (ValueError, TypeError, RecursionError):
+        return blank
+    return claim if fits else blank
+
+
+def _is_dead(descriptor: int, claim: dict[str, Any], store: FolderStore) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held; or nothing can be locked here, and then it is left alone
+        if claim["host"] == socket.gethostname():
+            return True
+    except BlockingIOError:
         return False
-    age = time.time() - os.fstat(descriptor).st_mtime
-    return claim["host"] == socket.gethostname() or age > FOREIGN_SECONDS
+    except OSError:  # nothing can be locked here
+        if claim["system"] and claim["system"] == _system():
+            return not os.path.exists(f"/proc/{claim['pid']}")
+    return store.now() - os.fstat(descriptor).st_mtime > LEASE_SECONDS
+
+
+@cache
+def _system() -> str:
+    """What process ids are unique in, until the machine is started anew; empty where that is not
+    told."""
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{started} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from artifacts.claims import turns_at
 from artifacts.pack_object import QUARANTINE, DamagedRecord, put_aside, read_header
 from artifacts.packs import Record, Shelf
 from artifacts.shelves import Shelves
@@ -63,6 +64,10 @@ def run(job: dict[str, Any], report: Report) -> None:
         tokens = {record.key: record.meta["tokens"] for record in records}
         for key in captions.publish(records):
             report.item(key, tokens=tokens[key])
+        turns.done(tokens)
+
+    def lacking(batch: list[dict[str, Any]]) -> list[str]:
+        return [member["key"] for member in batch if member["key"] not in captions]
 
     def captioned(members: Sequence[tuple[dict[str, Any], FeatureRecord]]) -> list[Record]:
         made = held.use(
@@ -82,8 +87,8 @@ def run(job: dict[str, Any], report: Report) -> None:
         return captioned(list(zip(spare, read(spare), strict=True)))
 
     shrinking = Shrinking(report, shortest)
-    with write_behind(publish) as later:
-        for batch, rows in read_ahead(batches, read):
+    with turns_at(store, captions) as turns, write_behind(publish) as later:
+        for batch, rows in read_ahead(turns.mine(batches, lacking), read):
             members = list(zip(batch, rows, strict=True))
             for _, made in shrinking.through(members, lambda pair: str(pair[0]["key"]), captioned):
                 later(made)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from artifacts.claims import turns_at
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record, Shelf
 from artifacts.store import open_store
@@ -72,6 +73,10 @@ def run(job: dict[str, Any], report: Report) -> None:
     def read(some: Sequence[Sequence[dict[str, Any]]]) -> list[list[ToEncode]]:
         return [[(m, read_member(frames, processor, m, count)) for m in batch] for batch in some]
 
+    def lacking(some: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+        keys = [member["key"] for batch in some for member in batch]
+        return [key for key in keys if key not in features and key not in failures]
+
     def publish(made: list[list[Encoded]]) -> None:
         rows = {member["key"]: (member, row) for batch in made for member, row in batch}
         refused = {k: row.meta() for k, (_, row) in rows.items() if isinstance(row, Refusal)}
@@ -82,6 +87,7 @@ def run(job: dict[str, Any], report: Report) -> None:
         for key in features.publish(whole):
             meta = frames.meta(rows[key][0]["frames"])
             report.item(key, seconds_of_media=meta["end"] - meta["start"])
+        turns.done(rows)
 
     def pictures(member: dict[str, Any]) -> int:
         return len(frames.meta(member["frames"])["times"]) if member["frames"] in frames else 1
@@ -91,8 +97,9 @@ def run(job: dict[str, Any], report: Report) -> None:
 
     shrinking, block = Shrinking(report, last), job.get("block", 0)
     compute, ahead = partial(_encoded, half), 1 if block else AHEAD
-    with write_behind(publish) as later:
-        for _, members in read_ahead(list(blocks(batches, block, pictures)), read, ahead):
+    with turns_at(store, features, failures) as turns, write_behind(publish) as later:
+        mine = turns.mine(blocks(batches, block, pictures), lacking)
+        for _, members in read_ahead(mine, read, ahead):
             for _, made in shrinking.through_together(members, block, _key, compute):
                 later(made)
 

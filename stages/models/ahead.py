@@ -2,7 +2,7 @@
 knows nothing of what a batch holds."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,17 +17,23 @@ BEHIND = 4
 
 
 def read_ahead(
-    batches: Sequence[Batch], read: Callable[[Batch], Rows], ahead: int = AHEAD
+    batches: Iterable[Batch], read: Callable[[Batch], Rows], ahead: int = AHEAD
 ) -> Iterator[tuple[Batch, Rows]]:
     """Each batch with what `read` made of it, in order; `ahead` are read while one is computed.
-    Raises what `read` raised."""
+    Where the next batch has to be waited for, that too is done beside the computing. Raises what
+    `read` raised."""
+    source = iter(batches)
+
+    def following() -> tuple[Batch, Rows] | None:
+        for batch in source:
+            return batch, read(batch)
+        return None
+
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = deque(pool.submit(read, batch) for batch in batches[:ahead])
-        for index, batch in enumerate(batches):
-            rows = waiting.popleft().result()
-            if index + ahead < len(batches):
-                waiting.append(pool.submit(read, batches[index + ahead]))
-            yield batch, rows
+        waiting = deque(pool.submit(following) for _ in range(ahead))
+        while (found := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(following))
+            yield found
 
 
 @contextmanager

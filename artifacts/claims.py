@@ -1,0 +1,153 @@
+"""Who makes what right now, so that processes which share a store share the work as well; knows
+nothing of what is made.
+
+A scope has one file. A key is the byte at the offset that its hash says, and who makes it holds a
+lock on that byte, which the kernel takes back when the process ends, however it does. The file's
+length counts the packs that were published: whoever gets a lock looks whether somebody else
+published meanwhile. Where bytes cannot be locked everything is granted; then work may be done
+twice, and what is published first stands.
+"""
+
+import contextlib
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import TypeVar
+
+from artifacts.packs import Shelf
+from artifacts.store import FolderStore
+
+FOLDER = "claims"
+"""Of a store: its files say nothing of what is stored, and may be deleted when no job runs."""
+POLL_SECONDS = 0.2
+"""How often it is asked whether another process is through."""
+FLOCK = struct.Struct("hhxxxxqqixxxx")
+"""`struct flock` of Linux x86-64: type, whence, start, length, process (0 of such locks)."""
+
+Batch = TypeVar("Batch")
+
+
+class Claims:
+    """The locks that one process holds of a scope. Safe to use from several threads, which count
+    as one holder."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = -1
+        self._own = 0
+        """Packs that were published through this object."""
+        self._seen = -1
+        """Packs of others that were there when it was last looked."""
+        with contextlib.suppress(OSError):  # a store that cannot be written tells that itself
+            path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+            self._file = os.open(path, flags, 0o666)
+
+    def take(self, keys: Sequence[str]) -> bool:
+        """Claim all of these keys, or none: False when another process has one of them."""
+        for at, key in enumerate(keys):
+            try:
+                self._lock(key, fcntl.F_WRLCK)
+            except (BlockingIOError, PermissionError):
+                self.release(keys[:at])
+                return False
+            except OSError:  # no locks here
+                return True
+        return True
+
+    def release(self, keys: Iterable[str]) -> None:
+        """Give keys back."""
+        for key in keys:
+            with contextlib.suppress(OSError):
+                self._lock(key, fcntl.F_UNLCK)
+
+    def published(self) -> None:
+        """Tell the others that there is something new."""
+        with contextlib.suppress(OSError):
+            self._own += os.write(self._file, b".")
+
+    def has_news(self) -> bool:
+        """Whether others have published since this was asked for the last time; at first, yes."""
+        try:
+            theirs = os.fstat(self._file).st_size - self._own
+        except OSError:
+            theirs = 0
+        news, self._seen = theirs != self._seen, theirs
+        return news
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _lock(self, key: str, kind: int) -> None:
+        start = int.from_bytes(blake2b(key.encode(), digest_size=7).digest())
+        lock = FLOCK.pack(kind, os.SEEK_SET, start, 1, 0)
+        fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, lock)
+
+
+class Turns:
+    """What of a scope this process makes, beside others that are asked for the same."""
+
+    def __init__(self, claims: Claims, shelves: Sequence[Shelf]) -> None:
+        """`shelves` are brought up to date when others have published."""
+        self._claims = claims
+        self._shelves = shelves
+
+    def take(self, keys: Sequence[str], missing: Callable[[], object]) -> bool | None:
+        """Whether this process is to make these keys now; None when another is at one of them.
+        `missing` says whether anything of them is to be made at all, as far as is known."""
+        if not self._is_missing(missing):
+            return False
+        if not self._claims.take(keys):
+            return None
+        # Who had them may have published them between the look and the claim.
+        if not self._is_missing(missing):
+            self._claims.release(keys)
+            return False
+        return True
+
+    def _is_missing(self, missing: Callable[[], object]) -> bool:
+        if self._claims.has_news():
+            for shelf in self._shelves:
+                shelf.refresh()
+        return bool(missing())
+
+    def mine(
+        self, batches: Iterable[Batch], lacking: Callable[[Batch], Sequence[str]]
+    ) -> Iterator[Batch]:
+        """The batches that this process is to make, in order; those that others are at come last,
+        once it is known that they did not make them. `lacking` tells which keys of a batch are on
+        no shelf."""
+        left = list(batches)
+        while left:
+            held = []
+            for batch in left:
+                turn = self.take(lacking(batch), partial(lacking, batch))
+                if turn:
+                    yield batch
+                elif turn is None:
+                    held.append(batch)
+            if len(held) == len(left):
+                time.sleep(POLL_SECONDS)
+            left = held
+
+    def done(self, keys: Iterable[str]) -> None:
+        """These keys were published, or never will be."""
+        self._claims.published()
+        self._claims.release(keys)
+
+
+@contextlib.contextmanager
+def turns_at(store: FolderStore, *shelves: Shelf) -> Iterator[Turns]:
+    """Turns at what the first of these shelves holds, until the block ends or the process does."""
+    claims = Claims(store.root / FOLDER / shelves[0].folder)
+    try:
+        yield Turns(claims, shelves)
+    finally:
+        claims.close()
