@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -98,6 +99,7 @@ class Turns:
         """`shelves` are brought up to date when others have published."""
         self._claims = claims
         self._shelves = shelves
+        self._lock = threading.Lock()
 
     def take(self, keys: Sequence[str], missing: Callable[[], object]) -> bool | None:
         """Whether this process is to make these keys now; None when another is at one of them.
@@ -113,9 +115,10 @@ class Turns:
         return True
 
     def _is_missing(self, missing: Callable[[], object]) -> bool:
-        if self._claims.has_news():
-            for shelf in self._shelves:
-                shelf.refresh()
+        with self._lock:  # who asks while another thread looks waits for what it sees
+            if self._claims.has_news():
+                for shelf in self._shelves:
+                    shelf.refresh()
         return bool(missing())
 
     def mine(

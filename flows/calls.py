@@ -48,7 +48,13 @@ class Calls:
             "sampling": asdict(job.sampling),
             "fit": {kind: job.model.fit(kind).long_edges for kind in ("video", "image")},
             "media": [
-                {"path": m.path, "digest": m.digest, "kind": m.kind, "wanted": chunks}
+                {
+                    "path": m.path,
+                    "digest": m.digest,
+                    "kind": m.kind,
+                    "wanted": chunks,
+                    "stamp": m.stamp,
+                }
                 for m, chunks in media
             ],
             "workers": rung.batch,

@@ -6,6 +6,7 @@ from typing import Any
 
 from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, Shelf
+from artifacts.reading import Stamp
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.shelves import Shelves
 from artifacts.store import Store
@@ -41,6 +42,8 @@ class Medium:
     path: str
     kind: str
     prompt: str
+    stamp: Stamp | None = None
+    """Of the file when its content was digested."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +91,8 @@ class Ledger:
         self.captions = Shelves(list(self._captions.values()))
         self._waves = Shelf(store, "waves", self.scopes.captions)
         self.unfit: dict[tuple[str, int, str], dict[str, Any]] = {}
-        """Place of a chunk, or digest of a medium with -1 and no prompt → why it did not fit."""
+        """Place of a chunk, or digest of a medium with -1 and no prompt → why it did not fit, or
+        could not be read this time."""
         self._indexes: dict[str, tuple[dict[str, Any], MediaIndex]] = {}
         """Content digest → what the shelf said of it and what that means."""
         self._tasks: dict[tuple[str, str], tuple[MediaIndex, list[Task]]] = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests, content_key, digest_of
+from artifacts.reading import FileChanged
 from artifacts.schema import Sampling
 from artifacts.store import FolderStore, open_store
 from flows.config import CaptionConfig
@@ -21,6 +22,7 @@ from flows.sources import MediaFile, Selection, find_media
 from stages.decode import RECIPE as DECODE_RECIPE
 from stages.encode import RECIPE as ENCODE_RECIPE
 from stages.frames import RECIPE as FRAMES_RECIPE
+from stages.frames.medium import CHANGED, CHANGED_HINT
 from stages.models.hub.transfer import Announce
 from stages.process.cgroup import cores
 from stages.process.memory import device_name
@@ -182,28 +184,34 @@ def read_contents(
     contents: list[Medium] = []
     failures: list[Failure] = []
     found = digests.of_many([file.path for file in files], workers=cores())
-    for file, digest in zip(files, found, strict=True):
-        if not isinstance(digest, OSError) and not os.access(file.path, os.R_OK):
-            digest = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if isinstance(digest, OSError):
-            failures.append(
-                Failure(
-                    media_path=file.media_path,
-                    source=file.source,
-                    stage="sources",
-                    error="unreadable",
-                    message=f"the file cannot be read ({digest.strerror})",
-                    hint="Check that you may read it and that its disk is there",
-                )
-            )
+    for file, content in zip(files, found, strict=True):
+        if not isinstance(content, OSError) and not os.access(file.path, os.R_OK):
+            content = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if isinstance(content, OSError):
+            failures.append(_unreadable(file, content))
             continue
         readable.append(file)
         contents.append(
             Medium(
-                digest=content_key(digest, file.kind),
+                digest=content_key(content.digest, file.kind),
                 path=str(file.path),
                 kind=file.kind,
                 prompt=file.prompt or prompt_for(file.kind),
+                stamp=content.stamp,
             )
         )
     return readable, contents, failures
+
+
+def _unreadable(file: MediaFile, error: OSError) -> Failure:
+    kind, hint = "unreadable", "Check that you may read it and that its disk is there"
+    if isinstance(error, FileChanged):
+        kind, hint = CHANGED, CHANGED_HINT
+    return Failure(
+        media_path=file.media_path,
+        source=file.source,
+        stage="sources",
+        error=kind,
+        message=f"the file cannot be read ({error.strerror})",
+        hint=hint,
+    )

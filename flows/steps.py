@@ -20,6 +20,7 @@ from flows.memory.start import plan_start
 from flows.prepare import Job
 from flows.run_record import RunRecord
 from flows.sizes import Estimate
+from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from stages.process.ending import is_crash
 from stages.process.stage_process import StageOutcome
 
@@ -106,9 +107,17 @@ class Steps:
                 raise
         finally:
             self._job.ledger.refresh()
+            self._leave_changed(running.outcome)
         for medium in suspects:
             self._cut_alone(medium)
         return True
+
+    def _leave_changed(self, outcome: StageOutcome) -> None:
+        """Files that are others by now are left to the next run, which sees what they are."""
+        for told in outcome.failures:
+            if told["kind"] == CHANGED:
+                why = {"kind": CHANGED, "message": CHANGED_MESSAGE, "hint": CHANGED_HINT}
+                self._job.ledger.unfit[told["media"], -1, ""] = {"stage": "frames", **why}
 
     def _cut_alone(self, medium: Medium) -> None:
         """Cut one medium in a process of its own, and record it as failed if that crashes."""
@@ -130,6 +139,7 @@ class Steps:
             }
             ledger.failures.publish([Record(key=medium.digest, meta=meta)])
         ledger.refresh()
+        self._leave_changed(running.outcome)
 
     def _start_frames(self, wave: list[Medium]) -> Running | None:
         ledger = self._job.ledger

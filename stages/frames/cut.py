@@ -22,7 +22,7 @@ from artifacts.store import fault_of
 from stages.frames.opening import open_video
 from stages.frames.plan import ROUNDING_SECONDS
 from stages.frames.reader import Reader
-from stages.frames.run import PASSING
+from stages.frames.recording import PASSING
 from stages.frames.survey import packets
 from stages.frames.timeline import Timeline, VideoPacket
 from stages.process.report import Report

@@ -1,0 +1,50 @@
+"""One file to cut: what it is known by, and whether it still is the file that was known; decodes
+nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import MediaError
+from artifacts.reading import NotAFile, Stamp, stamp_of
+
+CHANGED = "changed"
+"""Kind of failure of a file that is another one by now: no fault of what it held, so it is not
+remembered."""
+CHANGED_MESSAGE = "it was changed or replaced after the run began"
+CHANGED_HINT = "Run the same command again, once nothing writes it any more"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Medium:
+    """One file to cut."""
+
+    path: Path
+    digest: str
+    """Content digest, 64 hex digits."""
+    kind: str
+    """`video` or `image`."""
+    wanted: frozenset[int] | None
+    """Indexes of the chunks to make; None: all of them."""
+    stamp: Stamp | None = None
+    """Of the file when its content was digested; None: whatever is there is taken."""
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Medium":
+        wanted = None if value.get("wanted") is None else frozenset(value["wanted"])
+        stamp = Stamp(*value["stamp"]) if value.get("stamp") else None
+        return cls(**{**value, "path": Path(value["path"]), "wanted": wanted, "stamp": stamp})
+
+    def check(self) -> None:
+        """Raise MediaError when the file is not the one any more whose digest this is."""
+        check_unchanged(self.path, self.stamp)
+
+
+def check_unchanged(path: Path, stamp: Stamp | None) -> None:
+    """Raise MediaError when a file does not have the stamp that it had. Raises OSError."""
+    try:
+        same = stamp is None or stamp_of(path) == stamp
+    except NotAFile:
+        same = False
+    if not same:
+        raise MediaError(f"{path}: {CHANGED_MESSAGE}", kind=CHANGED, hint=CHANGED_HINT)

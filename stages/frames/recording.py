@@ -1,0 +1,138 @@
+"""What of the media the frames stage has stored, and stores: chunks, what is to be said of a whole
+medium, and why one cannot be used. Cuts nothing."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from artifacts.errors import EnvironmentFault, MediaError, PenstockError
+from artifacts.keys import item_key
+from artifacts.packs import Record, Shelf
+from artifacts.schema import MediaIndex
+from artifacts.store import FolderStore
+from stages.frames.medium import CHANGED, Medium
+from stages.frames.video import Chunk
+from stages.frames.watchdog import Watchdog
+from stages.process.budget import short
+from stages.process.ending import out_of_memory
+from stages.process.report import Report
+
+log = logging.getLogger(__name__)
+
+PASSING = frozenset(("missing", "unreadable"))
+"""What a file that could be read a moment ago is when its disk goes away: no fault of the file, and
+not to be remembered as one."""
+
+
+class Recording:
+    """The shelves of one scope, and the report of what comes to lie on them."""
+
+    def __init__(self, store: FolderStore, scope: str, report: Report, watchdog: Watchdog) -> None:
+        self.frames = Shelf(store, "frames", scope)
+        self.media = Shelf(store, "media", scope)
+        self.failures = Shelf(store, "failures", scope)
+        self._scope = scope
+        self._report = report
+        self._watchdog = watchdog
+        self._failed_before = self.failures.keys()
+
+    def key(self, medium: Medium, index: int) -> str:
+        return item_key(self._scope, medium.digest, index)
+
+    def publish(self, chunks: Sequence[tuple[Medium, Chunk]]) -> None:
+        records = [
+            Record(
+                key=self.key(medium, chunk.index.index),
+                meta={**asdict(chunk.index), "damage": asdict(chunk.damage)},
+                payload=chunk.pixels.reshape(-1).data,
+            )
+            for medium, chunk in chunks
+        ]
+        new = set(self.frames.publish(records))
+        for record, (medium, chunk) in zip(records, chunks, strict=True):
+            if record.key in new:
+                length = chunk.index.end - chunk.index.start
+                self._report.item(record.key, label=medium.path.name, seconds_of_media=length)
+
+    def finish(self, media: Sequence[tuple[Medium, MediaIndex]]) -> None:
+        self.media.publish([Record(key=m.digest, meta=index.to_json()) for m, index in media])
+        # A medium that could not be used before, and now can, has no failure to its name.
+        self.failures.drop([m.digest for m, _ in media if m.digest in self.failures])
+        for medium, index in media:
+            for warning in index.warnings:
+                self._report.warning(f"{medium.path}: {warning}")
+
+    def is_open(self, medium: Medium) -> bool:
+        """The same, unless another run has found meanwhile that it cannot be used."""
+        failed = medium.digest in self.failures and medium.digest not in self._failed_before
+        return not failed and self.is_missing(medium)
+
+    def is_missing(self, medium: Medium) -> bool:
+        """Whether anything of a medium is not on the shelves yet."""
+        if medium.digest not in self.media:
+            return True
+        wanted = medium.wanted
+        if wanted is None:
+            index = MediaIndex.from_json(self.media.meta(medium.digest))
+            wanted = frozenset(chunk.index for chunk in index.chunks)
+        return any(self.key(medium, index) not in self.frames for index in wanted)
+
+    @contextlib.contextmanager
+    def failing(self, medium: Medium) -> Iterator[None]:
+        """Record what makes a medium unusable, and go on. What went wrong while the file became
+        another one is told, and not remembered."""
+        self._report.begin(medium.digest)
+        try:
+            with self._watchdog.over(), _of_one_file(medium):
+                yield
+        except MediaError as error:
+            if out_of_memory(error) and short():
+                raise MemoryError(error.message) from error
+            if error.kind in PASSING:
+                hint = "Check the disk it lies on; the same command then goes on"
+                raise EnvironmentFault(error.message, hint=hint) from error
+            self._refuse(medium, error)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{medium.path} could not be read to its end ({error.strerror or error})",
+                hint="Check the disk it lies on; the same command then goes on",
+            ) from error
+        except (PenstockError, MemoryError):
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            # One file must not end the run, whatever a library makes of it.
+            log.warning("while cutting %s", medium.path, exc_info=True)
+            self._refuse(
+                medium,
+                MediaError(
+                    f"{medium.path} cannot be read ({type(error).__name__}: {error})",
+                    kind="unexpected",
+                    hint="Convert it, for example to H.264 in MP4; the log of the stage says more",
+                ),
+            )
+        self._report.done(medium.digest)
+
+    def _refuse(self, medium: Medium, error: MediaError) -> None:
+        """Remembered by content, under whatever name it comes next time; unless the content is
+        not known any more."""
+        message = error.message.replace(str(medium.path), "the file")
+        meta = {"kind": error.kind, "message": message, "hint": error.hint}
+        if error.kind != CHANGED:
+            self.failures.publish([Record(key=medium.digest, meta=meta)])
+        self._report.failure(
+            medium.digest, error.kind, f"{medium.path.name}: {message}", error.hint
+        )
+
+
+@contextlib.contextmanager
+def _of_one_file(medium: Medium) -> Iterator[None]:
+    """Raises MediaError when a medium's file is another one by the time something is wrong: that
+    may have come of reading half of each."""
+    try:
+        yield
+    except Exception:
+        medium.check()
+        raise
