@@ -19,6 +19,7 @@ from artifacts.captions import Caption, values_of
 from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, whole_file, write_json
 from artifacts.keys import digest_of
+from artifacts.reading import Stamp, open_file, stamp_of
 from artifacts.store import fault_of
 
 SHARD_BYTES = 1_000_000_000
@@ -41,6 +42,8 @@ class Media:
     suffix: str
     start: float = 0.0
     """Seconds of these media at which the chunk starts."""
+    stamp: Stamp | None = None
+    """What the file must have, or it holds something else by now; None: whatever it holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,9 +171,8 @@ def _fill(
             size = _size(media.path) if media is not None else 0
             if digests and (len(digests) >= SHARD_SAMPLES or tar.offset + size > SHARD_BYTES):
                 break
-            _add(tar, sample, media, size)
+            bare += not _add(tar, file, sample, media, size)
             digests.append(sample.digest())
-            bare += media is None
             pending = next(rest, None)
     shard = Shard(
         name=name,
@@ -183,15 +185,39 @@ def _fill(
     return shard, pending
 
 
-def _add(tar: tarfile.TarFile, sample: Sample, media: Media | None, size: int) -> None:
-    if media is not None:
-        with _reading(media.path) as source:
-            tar.addfile(_member(f"{sample.key}.{media.suffix}", size), source)
-    line = {**values_of(sample.row), "media_start": media.start if media is not None else None}
+def _add(
+    tar: tarfile.TarFile, file: IO[bytes], sample: Sample, media: Media | None, size: int
+) -> bool:
+    """Whether the sample has its media."""
+    has = media is not None and _add_media(tar, file, sample.key, media, size)
+    line = {**values_of(sample.row), "media_start": media.start if media and has else None}
     texts = {"txt": sample.row.caption, "json": json.dumps(line, ensure_ascii=False)}
     for suffix, text in texts.items():
         data = text.encode("utf-8", errors="replace")
         tar.addfile(_member(f"{sample.key}.{suffix}", len(data)), BytesIO(data))
+    return has
+
+
+def _add_media(tar: tarfile.TarFile, file: IO[bytes], key: str, media: Media, size: int) -> bool:
+    """Whether a file's bytes were added: what was changed meanwhile is not what was captioned."""
+    at = tar.offset
+    with _reading(media.path) as source:
+
+        def same() -> bool:
+            return media.stamp is None or stamp_of(source.fileno()) == media.stamp
+
+        if same():
+            try:
+                tar.addfile(_member(f"{key}.{media.suffix}", size), source)
+            except OSError:
+                if same():
+                    raise  # of a full disk, say
+            if same():
+                return True
+    file.seek(at)
+    file.truncate()
+    tar.offset = at
+    return False
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:
@@ -202,7 +228,7 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 def _reading(path: Path) -> IO[bytes]:
     try:
-        return path.open("rb")
+        return open_file(path)
     except OSError as error:
         raise EnvironmentFault(
             f"{path} cannot be read any more ({error.strerror})",

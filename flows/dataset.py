@@ -11,6 +11,7 @@ from typing import Any
 from artifacts.captions import Caption
 from artifacts.errors import CannotFit, Killed, StageDied
 from artifacts.files import HALF
+from artifacts.reading import Stamp
 from artifacts.shards import (
     SHARD_BYTES,
     Media,
@@ -43,6 +44,8 @@ class Item:
     end: float
     whole: bool
     """Whether the file's own bytes are the sample's media."""
+    stamp: Stamp | None
+    """Of the file that was captioned."""
 
 
 def write_dataset(job: Job, launcher: Launcher, tell: Callable[[str, int, int], None]) -> list[str]:
@@ -60,7 +63,10 @@ def write_dataset(job: Job, launcher: Launcher, tell: Callable[[str, int, int], 
     if not bare:
         return []
     why = f" ({cutter.refused[0]})" if cutter.refused else ""
-    return [f"{bare} webdataset samples are without media: they could not be cut out{why}"]
+    return [
+        f"{bare} webdataset samples are without media: they could not be cut out, or their files "
+        f"were changed{why}"
+    ]
 
 
 def _items(job: Job) -> Iterator[list[Item]]:
@@ -84,7 +90,16 @@ def _items_of(
     for row in captions:
         key = sample_key(row.media_path, medium.digest, row.prompt, copy, numbers[row.start])
         sample = Sample(key=key, row=row, content=medium.digest)
-        items.append(Item(sample=sample, file=file.path, start=row.start, end=row.end, whole=whole))
+        items.append(
+            Item(
+                sample=sample,
+                file=file.path,
+                start=row.start,
+                end=row.end,
+                whole=whole,
+                stamp=medium.stamp,
+            )
+        )
     return items
 
 
@@ -94,7 +109,8 @@ def _samples(items: Sequence[Item], cutter: "Cutter") -> Iterator[tuple[Sample, 
         cut = cutter([item for item in batch if not item.whole])
         for item in batch:
             if item.whole:
-                yield item.sample, Media(path=item.file, suffix=media_suffix(item.file.name))
+                suffix = media_suffix(item.file.name)
+                yield item.sample, Media(path=item.file, suffix=suffix, stamp=item.stamp)
                 continue
             media = cut.get(item.sample.key)
             yield item.sample, media
@@ -158,8 +174,14 @@ class Cutter:
         except OSError as error:
             raise fault_of(error, self._folder) from error
         cuts = [
-            {"path": str(i.file), "name": i.sample.key, "start": i.start, "end": i.end}
-            for i in items
+            {
+                "path": str(item.file),
+                "name": item.sample.key,
+                "start": item.start,
+                "end": item.end,
+                "stamp": item.stamp,
+            }
+            for item in items
         ]
         arguments = {"folder": str(self._folder), "cuts": cuts}
         call = StageCall(name="cut", arguments=arguments, device="cpu", log=self._log)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from artifacts.schema import ChunkIndex, MediaIndex, Sampling
@@ -177,12 +178,11 @@ def _headers(media: Sequence[Medium]) -> list[_Header]:
 def _header(medium: Medium) -> _Header:
     if medium.kind == "image":
         return _Header(seconds=0.0, size=_image_size(medium.path))
-    import av
+    from stages.frames.opening import check_file, open_container
 
     try:
-        # As the frames stage does: a playlist dressed up as a video opens no addresses.
-        options = {"protocol_whitelist": "file"}
-        with av.open(medium.path, options=options, metadata_errors="replace") as container:
+        check_file(Path(medium.path))
+        with open_container(Path(medium.path)) as container:
             seconds = (container.duration or 0) / 1_000_000 or UNKNOWN_SECONDS
             if not container.streams.video:
                 return _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
@@ -201,10 +201,12 @@ def _image_size(path: str) -> tuple[int, int]:
 
     from PIL import Image
 
+    from stages.frames.formats import PILLOW
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=PILLOW) as image:
                 return image.height, image.width
     except Exception:  # as above
         return UNKNOWN_SIZE

@@ -18,7 +18,9 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from artifacts.errors import EnvironmentFault, MediaError
+from artifacts.reading import Stamp
 from artifacts.store import fault_of
+from stages.frames.medium import check_unchanged
 from stages.frames.opening import open_video
 from stages.frames.plan import ROUNDING_SECONDS
 from stages.frames.reader import Reader
@@ -43,7 +45,9 @@ def run(job: dict[str, Any], report: Report) -> None:
     folder = Path(job["folder"])
     for path, group in groupby(job["cuts"], key=lambda cut: str(cut["path"])):
         cuts = list(group)
+        stamp = Stamp(*cuts[0]["stamp"]) if cuts[0].get("stamp") else None
         try:
+            check_unchanged(Path(path), stamp)
             video = Stretches(Path(path))
         except Exception as error:  # PyAV lets an IndexError or UnicodeDecodeError through as well
             refused = _refusal(error, path, folder)
@@ -52,6 +56,7 @@ def run(job: dict[str, Any], report: Report) -> None:
         for cut in cuts:
             try:
                 made = video.copy(cut["start"], cut["end"], folder / cut["name"])
+                check_unchanged(Path(path), stamp)
             except Exception as error:
                 made = _refusal(error, path, folder)
             report.note(**{cut["name"]: made})

@@ -10,12 +10,16 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from artifacts.errors import MediaError
+from artifacts.reading import NotAFile, open_file
+from stages.frames.formats import OPTIONS, playlist_in
 from stages.process.budget import short
 
 ISO_BRANDS_AT = slice(4, 8)
 """Where an MP4 or MOV file says `ftyp`."""
 
 READ_BYTES = 1 << 20
+TEXT_BYTES = 1 << 10
+"""Of a file's beginning, in which a text says what it is."""
 MAX_PIXELS = 1 << 27
 """No camera's frame has more: 16384 x 8192. A decoder holds several of them."""
 
@@ -27,11 +31,14 @@ def check_file(path: Path) -> None:
             raise MediaError(
                 f"{path} is a folder", kind="folder", hint="Give the files in it, or the folder"
             )
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise MediaError(
-                    f"{path} is empty", kind="empty", hint="Copy or download the file again"
-                )
+        with open_file(path) as file:
+            start = file.read(TEXT_BYTES)
+    except NotAFile as error:
+        raise MediaError(
+            f"{path} is no file that can be read",
+            kind="not-a-file",
+            hint="Leave it out; copy what it gives into a file, if that is what you want captioned",
+        ) from error
     except FileNotFoundError as error:
         raise MediaError(
             f"{path} does not exist", kind="missing", hint="Check the path, or mount its disk"
@@ -42,6 +49,14 @@ def check_file(path: Path) -> None:
             kind="unreadable",
             hint="Check its permissions and the disk it lies on",
         ) from error
+    if not start:
+        raise MediaError(f"{path} is empty", kind="empty", hint="Copy or download the file again")
+    if found := playlist_in(start):
+        raise MediaError(
+            f"{path} is {found}, which names other files",
+            kind="playlist",
+            hint="Give the files that it names, or convert it: ffmpeg -i LIST -c copy OUT.mkv",
+        )
 
 
 def is_damage(error: av.error.FFmpegError, path: Path) -> bool:
@@ -55,7 +70,7 @@ def is_damage(error: av.error.FFmpegError, path: Path) -> bool:
     if not isinstance(error, OSError):
         return True
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while file.read(READ_BYTES):
                 pass
     except OSError:
@@ -68,12 +83,7 @@ def open_video(path: Path, *, threads: int = 0) -> tuple[InputContainer, VideoSt
     MediaError."""
     check_file(path)
     try:
-        # A playlist dressed up as a video must not make this program open addresses.
-        container = av.open(
-            os.fspath(path.absolute()),
-            options={"protocol_whitelist": "file"},
-            metadata_errors="replace",  # titles in Latin-1 are common
-        )
+        container = open_container(path)
     except av.error.FFmpegError as error:
         if not is_damage(error, path):
             raise
@@ -90,6 +100,16 @@ def open_video(path: Path, *, threads: int = 0) -> tuple[InputContainer, VideoSt
         container.close()
         raise
     return container, stream
+
+
+def open_container(path: Path) -> InputContainer:
+    """A media file as FFmpeg sees it, which opens no other file or address for it. Raises
+    FFmpegError."""
+    return av.open(
+        os.fspath(path.absolute()),
+        options=OPTIONS,
+        metadata_errors="replace",  # titles in Latin-1 are common
+    )
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
@@ -131,7 +151,7 @@ def no_frames(path: Path) -> MediaError:
 
 
 def _cannot_open(path: Path, error: av.error.FFmpegError) -> MediaError:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(16)
     if not isinstance(error, av.error.InvalidDataError | av.error.EOFError):
         return MediaError(

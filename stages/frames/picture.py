@@ -12,6 +12,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from artifacts.errors import MediaError
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex
+from stages.frames.formats import PILLOW
 from stages.frames.opening import check_file
 from stages.frames.video import Chunk
 
@@ -92,7 +93,7 @@ def _decode(
     source: Path | io.BytesIO, fit: FrameFit
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
     """(height, width) as shown, pixels [height, width, 3] at the size of `fit`, and warnings."""
-    with Image.open(source) as image:
+    with Image.open(source, formats=PILLOW) as image:
         if image.width * image.height > MAX_PIXELS and image.format not in JPEGS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
         count = 1 if image.format in JPEGS else getattr(image, "n_frames", 1)

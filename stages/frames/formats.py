@@ -1,0 +1,69 @@
+"""Which formats are read: those that are whole in one file; knows nothing of what is in one.
+
+A playlist, a manifest or a concatenation names other files, which whoever wrote it could choose
+freely; what it is about can change while it stays the same. FFmpeg is told what it may open, and
+not what it may not: a new version may bring another format of that kind.
+"""
+
+VIDEO = (
+    "3g2,3gp,amv,apng,asf,asf_o,av1,avi,avs,avs2,avs3,bink,cavsvideo,cdxl,cine,dhav,dirac,dnxhd,"
+    "dv,evc,film_cpk,flic,flv,gdv,gif,gxf,h261,h263,h264,hevc,ico,ifv,image2,ipmovie,ivf,"
+    "jpegxl_anim,kux,live_flv,lmlm4,lxf,m4a,m4v,matroska,mgsts,mj2,mjpeg,mjpeg_2000,mov,mp4,mpeg,"
+    "mpegts,mpegvideo,mpjpeg,mtv,mv,mvi,mxf,mxg,nsv,nut,nuv,obu,ogg,pmp,pva,r3d,rl2,rm,roq,"
+    "smjpeg,smk,swf,thp,vc1,vc1test,vivo,vvc,webm,wtv,xmv,yuv4mpegpipe"
+)
+"""Containers and streams that may hold video."""
+PICTURES = (
+    "bmp_pipe,dds_pipe,dpx_pipe,exr_pipe,gem_pipe,gif_pipe,hdr_pipe,j2k_pipe,jpeg_pipe,"
+    "jpegls_pipe,jpegxl_pipe,jpegxs_pipe,pam_pipe,pbm_pipe,pcx_pipe,pfm_pipe,pgm_pipe,"
+    "pgmyuv_pipe,pgx_pipe,phm_pipe,png_pipe,ppm_pipe,psd_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,"
+    "tiff_pipe,webp_pipe,xbm_pipe,xpm_pipe,xwd_pipe"
+)
+"""Pictures with a video's suffix; SVG is not among them, because it can name other files."""
+SOUND = "aac,ac3,aiff,ape,amr,au,caf,dts,eac3,flac,loas,mp3,opus,tta,w64,wav,wv"
+"""Opened to say that they hold no video."""
+OPTIONS = {
+    "format_whitelist": f"{VIDEO},{PICTURES},{SOUND}",
+    "protocol_whitelist": "file",
+    # Of what looks like a series of pictures by its name, the file itself.
+    "pattern_type": "none",
+}
+"""What FFmpeg is told when it opens somebody's file."""
+PILLOW = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "GIF",
+    "PPM",
+    "MPO",
+    "WEBP",
+    "TIFF",
+    "AVIF",
+    "DIB",
+    "JPEG2000",
+    "TGA",
+    "ICO",
+    "PCX",
+    "SGI",
+    "DDS",
+    "PSD",
+    "QOI",
+)
+"""Pictures that Pillow reads by itself; for EPS, say, it would start another program. The first
+five need no plug-in."""
+PLAYLISTS = {
+    b"#EXTM3U": "an HLS playlist",
+    b"ffconcat": "a list for FFmpeg",
+    b"<MPD": "a DASH manifest",
+    b"<?xml": "an XML manifest",
+    b"v=0": "a session description",
+    b"[playlist]": "a playlist",
+    b"<asx": "a playlist",
+}
+"""How texts begin that name other files → what they are."""
+
+
+def playlist_in(start: bytes) -> str:
+    """What kind of playlist a file is that begins so; empty for none."""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((w for sign, w in PLAYLISTS.items() if text.startswith(sign.lower())), "")
