@@ -9,6 +9,7 @@ twice, and what is published first stands.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -87,6 +88,8 @@ class Claims:
             self._file = -1
 
     def _lock(self, key: str, kind: int) -> None:
+        if self._file < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         start = int.from_bytes(blake2b(key.encode(), digest_size=7).digest())
         lock = FLOCK.pack(kind, os.SEEK_SET, start, 1, 0)
         fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, lock)

@@ -35,7 +35,6 @@ PILLOW = (
     "BMP",
     "GIF",
     "PPM",
-    "MPO",
     "WEBP",
     "TIFF",
     "AVIF",
