@@ -3,12 +3,12 @@ knows no job but by what it holds."""
 
 import contextlib
 import os
-import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from artifacts.claims import FOLDER as CLAIMS
 from artifacts.pack_object import QUARANTINE
 from artifacts.store import STALE_SECONDS, TEMPORARY, FolderStore
 from flows.cache import Pack, packs
@@ -47,12 +47,12 @@ def collect(store: FolderStore, limit: int, *, dry_run: bool) -> Collection:
     what is no use: half-written and damaged files."""
     jobs = running_jobs(store)
     made = Collection(before=sum(size for _, size in _files(store.root)), limit=limit)
-    for path, size in _rubbish(store.root):
+    held = frozenset[str]().union(*(job.scopes for job in jobs))
+    for path, size in _rubbish(store, held):
         made.bytes += size
         made.packs["rubbish"] += 1
         if not dry_run:
             path.unlink(missing_ok=True)
-    held = frozenset[str]().union(*(job.scopes for job in jobs))
     made.jobs = [job.who for job in jobs]
     for pack in sorted(packs(store), key=_order):
         if pack.scope in held:
@@ -79,11 +79,15 @@ def _delete(store: FolderStore, pack: Pack, made: Collection, dry_run: bool) -> 
     made.packs[pack.kind] += 1
 
 
-def _rubbish(root: Path) -> Iterator[tuple[Path, int]]:
-    yield from _files(root / QUARANTINE)
-    for path, size in _files(root / TEMPORARY):
+def _rubbish(store: FolderStore, held: Container[str]) -> Iterator[tuple[Path, int]]:
+    yield from _files(store.root / QUARANTINE)
+    for path, size in _files(store.root / CLAIMS):
+        if path.name not in held:  # which is the scope
+            yield path, size
+    now = store.now()
+    for path, size in _files(store.root / TEMPORARY):
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < time.time() - STALE_SECONDS:
+            if path.stat().st_mtime < now - STALE_SECONDS:
                 yield path, size
 
 

@@ -78,7 +78,7 @@ class Sequence:
         """Bring every item to its caption; raises what stopped the run, after writing what is
         there."""
         job = self._job
-        self._forget_failures()
+        self._begin()
         result = RunResult(out=job.out, files=len(job.files) + len(job.failures))
 
         def write(last: bool) -> None:
@@ -92,7 +92,7 @@ class Sequence:
 
     def fill(self) -> None:
         """Bring every item to its features and no further; raises what stopped the run."""
-        self._forget_failures()
+        self._begin()
 
         def write(last: bool) -> None:
             self._expect()
@@ -207,6 +207,8 @@ class Sequence:
             ledger.index(m) is None and ledger.failure(m) is None for m in media
         )
 
-    def _forget_failures(self) -> None:
+    def _begin(self) -> None:
+        # What others published before they knew that this run needs it too, they have cleared away.
+        self._job.ledger.refresh()
         if self._job.config.retry_failed:
             self._job.ledger.forget_failures(self._job.media)

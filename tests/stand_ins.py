@@ -147,8 +147,9 @@ class Heard:
     def done(self, media: str) -> None:
         pass
 
-    def failure(self, *_: Any) -> None:
-        pass
+    def failure(self, media: str, kind: str, message: str, hint: str) -> None:
+        told = {"media": media, "kind": kind, "message": message, "hint": hint}
+        self._outcome.failures.append(told)
 
     def warning(self, text: str) -> None:
         pass

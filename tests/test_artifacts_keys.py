@@ -1,5 +1,6 @@
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,80 @@ def test_a_missing_file_among_many_fails_alone(tmp_path: Path) -> None:
     found = ContentDigests(tmp_path / "memory").of_many([tmp_path / "a", tmp_path / "b"], 2)
     assert isinstance(found[0], Content)
     assert isinstance(found[1], FileNotFoundError)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> tuple[Path, dict[Path, str]]:
+    """A memory of three files, and what they hold."""
+    files = [tmp_path / f"{n}.mp4" for n in range(3)]
+    for n, file in enumerate(files):
+        file.write_bytes(b"%d" % n)
+    digests = ContentDigests(tmp_path / "memory")
+    return tmp_path / "memory", {file: digests.of(file) for file in files}
+
+
+def test_a_flipped_bit_costs_one_reading_and_is_never_believed(
+    three: tuple[Path, dict[Path, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, digests = three
+    whole = memory.read_bytes()
+    read: list[Path] = []
+    hash_file = keys.hash_file
+
+    def counting(path: Path) -> str:
+        read.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr(keys, "hash_file", counting)
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        memory.write_bytes(damaged)
+        again = ContentDigests(memory)
+        read.clear()
+        assert {file: again.of(file) for file in digests} == digests
+        assert len(read) <= 1, f"bit {bit}"
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff", b"[" * 200_000, b"[1, 2, 3]", b"null", b'["a", [1], "b", "00000000"]', b"\0"]
+)
+def test_a_line_that_is_none_of_ours_is_passed_over(
+    three: tuple[Path, dict[Path, str]], line: bytes
+) -> None:
+    memory, digests = three
+    memory.write_bytes(line + b"\n" + memory.read_bytes() + line)
+    again = ContentDigests(memory)
+    assert [again.known(file) for file in digests] == list(digests.values())
+
+
+def test_a_memory_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"content")
+    os.mkfifo(tmp_path / "memory")
+    assert ContentDigests(tmp_path / "memory").of(tmp_path / "clip.mp4")
+
+
+def test_a_file_that_is_written_while_it_is_read_has_no_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(b"old")
+    hash_file = keys.hash_file
+
+    def late(path: Path) -> str:
+        digest = hash_file(path)
+        file.write_bytes(b"newer")
+        return digest
+
+    monkeypatch.setattr(keys, "hash_file", late)
+    with pytest.raises(OSError, match="changed while it was read"):
+        ContentDigests(tmp_path / "memory").of(file)
+    monkeypatch.undo()
+    assert ContentDigests(tmp_path / "memory").of(file) == hashlib.sha256(b"newer").hexdigest()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "clip.mp4")
+    with pytest.raises(OSError, match="no regular file"):
+        ContentDigests(tmp_path / "memory").of(tmp_path / "clip.mp4")

@@ -1,8 +1,12 @@
+import hashlib
+import json
+import os
 from pathlib import Path
 
 import pytest
 
-from artifacts.pack_object import FIRST_READ, DamagedRecord, verify
+from artifacts.errors import EnvironmentFault
+from artifacts.pack_object import FIRST_READ, LEAD, MAGIC, DamagedRecord, damaged, verify
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
 
@@ -105,3 +109,89 @@ def test_verify_reads_every_byte_and_names_the_bad_pack(store: FolderStore) -> N
         name: True for name in store.list("captions")
     }
     assert all(good for _, good in verify(store))
+
+
+def test_who_comes_second_takes_what_lies_there_and_damages_nothing(store: FolderStore) -> None:
+    first, second = Shelf(store, "k", SCOPE), Shelf(store, "k", SCOPE)
+    theirs = [Record(key="a", payload=b"of one card"), Record(key="b", payload=b"too")]
+    ours = [Record(key="a", payload=b"of another"), Record(key="b", payload=b"made longer")]
+    assert first.publish(theirs) == ["a", "b"]
+    assert second.publish(ours) == []  # which is what is told to have been made
+    for shelf in (first, second, Shelf(store, "k", SCOPE)):
+        assert [shelf.read(key).payload for key in "ab"] == [b"of one card", b"too"]
+    assert not list(store.list("quarantine"))
+
+
+def test_a_pack_that_another_made_anew_is_not_set_aside(store: FolderStore) -> None:
+    shelf = Shelf(store, "k", SCOPE)
+    shelf.publish([Record(key="a", payload=b"first")])
+    (name,) = store.list("k")
+    store.delete(name)
+    Shelf(store, "k", SCOPE).publish([Record(key="a", payload=b"made anew")])
+    assert shelf.read("a").payload == b"made anew"
+    assert not list(store.list("quarantine"))
+
+
+def test_one_that_is_good_by_the_time_it_is_looked_at_stays(store: FolderStore) -> None:
+    Shelf(store, "k", SCOPE).publish([Record(key="a", payload=b"good")])
+    (name,) = store.list("k")
+    assert "made anew" in damaged(store, name).message
+    assert list(store.list("k")) == [name]
+
+
+def test_who_comes_second_to_a_damaged_pack_writes_a_good_one(store: FolderStore) -> None:
+    second = Shelf(store, "k", SCOPE)
+    Shelf(store, "k", SCOPE).publish([Record(key="a", payload=b"x")])
+    (name,) = store.list("k")
+    (store.root / name).write_bytes(b"garbage")
+    assert second.publish([Record(key="a", payload=b"x")]) == ["a"]
+    assert Shelf(store, "k", SCOPE).read("a").payload == b"x"
+
+
+def test_what_lies_in_a_pack_s_place_is_told_and_not_waited_for(store: FolderStore) -> None:
+    shelf = Shelf(store, "k", SCOPE)
+    shelf.publish([Record(key="a")])
+    (name,) = store.list("k")
+    store.delete(name)
+    os.mkfifo(store.root / name)
+    with pytest.raises(EnvironmentFault, match=r"\.pack"):
+        Shelf(store, "k", SCOPE).publish([Record(key="a")])
+
+
+def test_records_of_a_pack_that_is_gone_are_removed_without_a_word(store: FolderStore) -> None:
+    shelf = Shelf(store, "k", SCOPE)
+    shelf.publish([Record(key="a", payload=b"x"), Record(key="b", payload=b"y")])
+    (name,) = store.list("k")
+    store.delete(name)  # as gc does
+    shelf.remove(["a"])
+    assert shelf.keys() == set()
+
+
+def test_a_header_is_read_in_one_request(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Shelf(store, "k", SCOPE).publish([Record(key="a", payload=b"x")])
+    monkeypatch.setattr(store, "stat", lambda name: pytest.fail("asked for its size as well"))
+    assert "a" in Shelf(store, "k", SCOPE)
+
+
+FORGED = [
+    {},
+    {"records": 5},
+    {"records": [5]},
+    {"records": [{"key": "a"}]},
+    {"records": [{"key": "a", "offset": -1, "length": 1, "sha256": "", "meta": {}}]},
+    {"records": [{"key": "a", "offset": 0, "length": 1 << 70, "sha256": "", "meta": {}}]},
+    {"records": [{"key": "a", "offset": 0, "length": 1, "sha256": "", "meta": 5}]},
+]
+
+
+@pytest.mark.parametrize("header", FORGED)
+def test_a_whole_header_that_nobody_here_wrote_is_set_aside(
+    store: FolderStore, header: dict[str, object]
+) -> None:
+    text = json.dumps(header).encode()
+    lead = LEAD.pack(MAGIC, len(text), hashlib.sha256(text).digest())
+    store.put_if_absent(f"k/{SCOPE[:2]}/{SCOPE}/aa/aa.pack", [lead, text])
+    assert Shelf(store, "k", SCOPE).keys() == set()
+    assert len(list(store.list("quarantine"))) == 1

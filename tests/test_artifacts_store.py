@@ -1,9 +1,13 @@
+import ctypes
 import errno
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from artifacts import placing
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import FolderStore, open_store
 
@@ -105,3 +109,56 @@ def test_open_store_takes_folders_and_refuses_other_addresses(tmp_path: Path) ->
     assert open_store(str(tmp_path)).root == tmp_path
     with pytest.raises(UsageError, match="ftp://"):
         open_store("ftp://somewhere/store")
+
+
+@pytest.mark.parametrize("without", [(), ("renameat2",)])
+def test_without_hard_links_the_first_writer_s_object_stays(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, without: tuple[str, ...]
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    if without:
+        monkeypatch.setattr(placing, "_renameat2", lambda: lambda *_: -1)
+        monkeypatch.setattr(ctypes, "get_errno", lambda: errno.EINVAL)
+
+    def late() -> Iterator[bytes]:
+        yield b"second"
+        assert store.put_if_absent("one", [b"first"])  # between the look and the naming
+
+    assert not store.put_if_absent("one", late())
+    assert store.get("one") == b"first"
+
+
+def test_a_living_writer_s_half_outlives_a_clock_that_is_ahead(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 7200)
+
+    def slow() -> Iterator[bytes]:
+        store.check_writable()  # another machine's run begins
+        yield b"x"
+
+    assert store.put_if_absent("one", slow())
+    assert abs(store.now() - clock()) < 60
+
+
+def test_what_is_no_file_is_neither_listed_nor_waited_for(store: FolderStore) -> None:
+    store.put_if_absent("a/one", [b"x"])
+    os.mkfifo(store.root / "a" / "pipe")
+    (store.root / "a" / "back").symlink_to(store.root)
+    assert list(store.list()) == ["a/one"]
+    with pytest.raises(EnvironmentFault, match="pipe cannot be read"):
+        store.get("a/pipe")
+
+
+def test_a_folder_elsewhere_that_is_linked_into_a_store_is_part_of_it(
+    store: FolderStore, tmp_path: Path
+) -> None:
+    (tmp_path / "disk" / "x").mkdir(parents=True)
+    (tmp_path / "disk" / "x" / "one").write_bytes(b"x")
+    store.root.mkdir()
+    (store.root / "a").symlink_to(tmp_path / "disk")
+    assert list(store.list()) == ["a/x/one"]

@@ -1,19 +1,24 @@
 """What goes from a store that is too large, what stays, and what is said of the rest."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from artifacts.claims import turns_at
 from artifacts.errors import UsageError
 from artifacts.pack_object import verify
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
+from flows import holds
 from flows.cache import holdings
 from flows.cache_gc import collect
 from flows.cli.main import main
@@ -186,3 +191,103 @@ def test_verify_is_exit_1_once_something_was_set_aside(
     assert main(command) == 1
     assert "damaged, set aside: features/" in capsys.readouterr().out
     assert main(command) == 0
+
+
+def refuse_locks(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_a_mount_that_locks_nothing_can_hold_a_job(
+    store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_locks(monkeypatch, errno.ENOSYS)
+    with holding(store, [HELD], tmp_path):
+        assert [job.scopes for job in running_jobs(store)] == [{HELD}]
+    assert running_jobs(store) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EBADF, errno.ENOLCK])
+def test_a_dead_claim_ends_where_no_lock_tells(
+    store: FolderStore,
+    holder: "subprocess.Popen[str]",
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+) -> None:
+    (path,) = (store.root / "jobs").iterdir()
+    refuse_locks(monkeypatch, code)
+    assert len(running_jobs(store)) == 1
+    holder.kill()
+    holder.wait()
+    assert running_jobs(store) == [] and not path.exists()
+
+
+@pytest.mark.parametrize(("age", "running"), [(600, 1), (30 * 86400, 0)])
+def test_another_machine_s_claim_is_a_lease(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, age: int, running: int
+) -> None:
+    path = store.root / "jobs" / "one.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"pid": 1, "host": "elsewhere", "out": "o", "scopes": [HELD]}))
+    when = store.now() - age
+    os.utime(path, (when, when))
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() - 90 * 86400)  # ours is far behind
+    refuse_locks(monkeypatch, errno.EBADF)
+    assert len(running_jobs(store)) == running
+
+
+def test_a_lock_is_asked_for_on_a_file_that_may_be_written(
+    store: FolderStore, holder: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def as_nfs(descriptor: int, how: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", as_nfs)
+    assert len(running_jobs(store)) == 1
+    holder.kill()
+    holder.wait()
+    assert running_jobs(store) == []
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe", b"[1]", b"5", b'{"scopes": 5}', b'{"scopes": [[]]}', b"[" * 100_000, b""]
+)
+def test_a_claim_that_is_none_stops_nobody(store: FolderStore, text: bytes) -> None:
+    path = store.root / "jobs" / "odd.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text)
+    os.mkfifo(path.with_name("pipe.json"))
+    path.with_name("folder.json").mkdir()
+    collect(store, 0, dry_run=False)
+    assert running_jobs(store) == []
+
+
+def test_a_job_shows_that_it_lives(
+    store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holds, "BEAT_SECONDS", 0.01)
+    with holding(store, [HELD], tmp_path):
+        (path,) = (store.root / "jobs").iterdir()
+        os.utime(path, (0, 0))
+        deadline = time.monotonic() + 10
+        while path.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert path.stat().st_mtime > 0
+
+
+def test_claims_of_scopes_that_no_job_holds_go_with_the_rubbish(
+    store: FolderStore, holder: "subprocess.Popen[str]"
+) -> None:
+    for scope in (HELD, FREE):
+        with turns_at(store, Shelf(store, "features", scope)) as turns:
+            turns.done([])
+    collect(store, 1 << 30, dry_run=False)
+    left = [path.name for path in (store.root / "claims").rglob("*") if path.is_file()]
+    assert left == [HELD]

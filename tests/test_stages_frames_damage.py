@@ -198,11 +198,48 @@ def test_a_cover_picture_in_a_sound_file_is_no_video(tmp_path: Path) -> None:
     assert caught.value.kind == "no-video"
 
 
-def test_a_playlist_named_mp4_opens_no_address(tmp_path: Path) -> None:
+PLAYLISTS = {
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{0}\n#EXT-X-ENDLIST\n",
+    "concat": "ffconcat version 1.0\nfile {0}\n",
+    "dash": '<?xml version="1.0"?>\n<MPD type="static" profiles="urn:mpeg:dash:profile:full:2011">'
+    "<Period><AdaptationSet><Representation id='0' bandwidth='1'><BaseURL>{0}</BaseURL>"
+    "</Representation></AdaptationSet></Period></MPD>",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+}
+
+
+@pytest.mark.parametrize("form", PLAYLISTS)
+@pytest.mark.parametrize("name", ["list.mp4", "list.ts", "list.m3u8", "list.mpd", "list"])
+@pytest.mark.parametrize("target", ["real.ts", "{folder}/real.ts", "http://127.0.0.1:9/a.ts"])
+def test_a_file_that_names_others_is_refused_as_a_playlist(
+    tmp_path: Path, form: str, name: str, target: str
+) -> None:
+    write_video(tmp_path / "real.ts")
+    path = tmp_path / name
+    path.write_text(PLAYLISTS[form].format(target.format(folder=tmp_path)))
+    with pytest.raises(MediaError) as caught:
+        Video(path)
+    assert caught.value.kind == "playlist"
+
+
+def test_a_playlist_behind_something_else_opens_nothing_either(tmp_path: Path) -> None:
+    write_video(tmp_path / "real.ts")
     path = tmp_path / "list.mp4"
-    path.write_text("#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
+    path.write_text("# a comment\n" + PLAYLISTS["concat"].format("real.ts"))
     with pytest.raises(MediaError):
         Video(path)
+
+
+def test_a_name_like_a_series_is_the_file_itself(tmp_path: Path) -> None:
+    for name in ("frame%d.exr", "frame1.exr"):
+        with av.open(str(tmp_path / "x.png"), "w", format="image2") as container:
+            stream = container.add_stream("png", rate=1)
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height, stream.pix_fmt = 16, 16, "rgb24"
+            container.mux(stream.encode(av.VideoFrame(16, 16, "rgb24")))
+        (tmp_path / "x.png").rename(tmp_path / name.replace("exr", "png"))
+    chunks, _ = cut(tmp_path / "frame%d.png")
+    assert len(chunks) == 1
 
 
 def test_a_name_that_is_not_unicode_can_be_opened(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from PIL import Image
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import hash_file, item_key
 from artifacts.packs import Record, Shelf
+from artifacts.reading import stamp_of
 from artifacts.schema import MediaIndex
 from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
+from stages.frames.recording import Recording
 from stages.process.report import Report
 from tests.media import picture, spoil, write_audio, write_video
 
@@ -78,7 +81,8 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 def medium(path: Path, *, wanted: list[int] | None = None) -> dict[str, Any]:
     kind = "image" if path.suffix in (".png", ".jpg") else "video"
     digest = hash_file(path) if path.is_file() else "0" * 64
-    return {"path": str(path), "digest": digest, "kind": kind, "wanted": wanted}
+    stamp = stamp_of(path) if path.is_file() else None
+    return {"path": str(path), "digest": digest, "kind": kind, "wanted": wanted, "stamp": stamp}
 
 
 def video(desk: Desk, name: str = "a.mp4", seconds: int = 7) -> dict[str, Any]:
@@ -262,3 +266,53 @@ def test_a_disk_that_fails_is_not_blamed_on_the_medium(
     with pytest.raises(EnvironmentFault, match="Input/output error"):
         desk.run(video(desk))
     assert desk.shelf("failures").keys() == set()
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_a_file_that_was_replaced_since_is_not_filed_under_what_it_held(
+    desk: Desk, kind: str
+) -> None:
+    other = video(desk, "b.mp4") if kind == "video" else image(desk, 2)
+    one = video(desk) if kind == "video" else image(desk, 1)
+    os.replace(other["path"], one["path"])
+    assert desk.run(one) == []
+    (told,) = desk.told("failure")
+    assert told["kind"] == "changed" and told["media"] == one["digest"]
+    for shelf in ("media", "frames", "failures"):  # nor is it held against the old content
+        assert desk.shelf(shelf).keys() == set()
+
+
+def test_a_video_that_is_replaced_in_the_middle_keeps_what_came_before(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = video(desk), video(desk, "b.mp4")
+    publish = Recording.publish
+
+    def replacing(self: Recording, chunks: Any) -> None:
+        publish(self, chunks)
+        if os.path.exists(other["path"]):
+            os.replace(other["path"], one["path"])
+
+    monkeypatch.setattr(Recording, "publish", replacing)
+    assert desk.run(one) == keys(one, 1)
+    assert [told["kind"] for told in desk.told("failure")] == ["changed"]
+    assert desk.shelf("media").keys() == set()
+
+
+def test_what_goes_wrong_with_half_of_two_files_is_no_fault_of_either(desk: Desk) -> None:
+    one = video(desk)
+    Path(one["path"]).write_bytes(b"not a video any more")
+    desk.run(one)
+    assert [told["kind"] for told in desk.told("failure")] == ["changed"]
+    assert desk.shelf("failures").keys() == set()
+
+
+def test_two_stages_at_once_cut_each_medium_once(tmp_path: Path) -> None:
+    desks = [Desk(tmp_path), Desk(tmp_path)]
+    videos = [video(desks[0], f"{n}.mp4", seconds=n) for n in (4, 5, 6)]
+    media = [*videos, *(image(desks[0], n) for n in range(5, 9))]
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda desk: desk.run(*media), desks))
+    counts = [2, 3, 3, 1, 1, 1, 1]
+    every = [key for one, count in zip(media, counts, strict=True) for key in keys(one, count)]
+    assert sorted(made[0] + made[1]) == sorted(every)

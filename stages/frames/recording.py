@@ -134,5 +134,6 @@ def _of_one_file(medium: Medium) -> Iterator[None]:
     try:
         yield
     except Exception:
-        medium.check()
+        with contextlib.suppress(OSError):  # it is gone, which is told already
+            medium.check()
         raise

@@ -129,13 +129,12 @@ class Stage:
                 self._cut_video(one)
 
     def _cut_video(self, medium: Medium) -> None:
-        with self.shelves.failing(medium):
+        with self.shelves.failing(medium), Video(medium.path, threads=self._threads) as video:
             medium.check()
-            with Video(medium.path, threads=self._threads) as video:
-                if self.sampling.shots and medium.digest not in self.shelves.media:
-                    self._cut_shots(medium, video)
-                else:
-                    self._cut_chunks(medium, video)
+            if self.sampling.shots and medium.digest not in self.shelves.media:
+                self._cut_shots(medium, video)
+            else:
+                self._cut_chunks(medium, video)
 
     def _cut_chunks(self, medium: Medium, video: Video) -> None:
         plans = self._plans(medium, video)
@@ -201,7 +200,6 @@ class Stage:
                 if self.stop.is_set():
                     break
                 with self.shelves.failing(medium):
-                    medium.check()
                     index, chunk = read_picture(medium.path, self.fits["image"])
                     medium.check()
                     chunks.append((medium, chunk))
