@@ -1,13 +1,14 @@
 # What the README tells people to call. Everything runs in .venv, which scripts/setup makes.
-PYTEST ?= .venv/bin/pytest -q
+PYTEST ?= .venv/bin/pytest -q -n $(WORKERS) --dist worksteal
+WORKERS ?= 2
 
-.PHONY: help setup demo server worker test test-slow check models bench wheel lock clean distclean
+.PHONY: help setup demo server worker lint test test-slow check models bench wheel lock clean distclean
 
 help:
 	@echo "make demo       captions the demo clips through the whole pipeline"
 	@echo "make server     runs a Prefect server on 127.0.0.1; make worker deploys and runs a worker"
-	@echo "make test       runs the tests (make test-slow: those that take minutes)"
-	@echo "make check      format, lint, types, layers and tests"
+	@echo "make test       runs the tests, in two processes (make test-slow: those that take minutes)"
+	@echo "make lint       looks at format, style, types and layers; make check: that and the tests"
 	@echo "make models     judges every family in halves and writes docs/models.md"
 	@echo "make bench      runs the benchmarks; installs what they compare with"
 	@echo "make wheel      builds dist/penstock-*.whl"
@@ -32,12 +33,13 @@ test: setup
 test-slow: setup
 	@$(PYTEST) -m slow
 
-check: setup
+lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
-	@$(PYTEST)
+
+check: lint test
 
 models: setup
 	@.venv/bin/python scripts/model_table.py

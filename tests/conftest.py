@@ -26,8 +26,32 @@ os.environ.update(
 for _name in [name for name in os.environ if name.startswith(("PREFECT_API", "PENSTOCK_"))]:
     if not _name.startswith("PENSTOCK_TEST_"):
         del os.environ[_name]
+if "PYTEST_XDIST_WORKER" in os.environ:  # or the workers' threads would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 # Of the attacks that are drawn at random; the workers of one test run inherit it.
 os.environ.setdefault("PENSTOCK_TEST_SEED", str(random.randrange(1 << 32)))
+
+
+LONG = (
+    "flows_caption",
+    "flows_sequence",
+    "stages_models_precision",
+    "stages_models_streaming",
+    "stages_memory_shrinking",
+    "stages_decode_reading",
+    "stages_processors",
+    "stages_decode_run",
+    "flows_resume",
+    "stages_models_families",
+    "stages_models_offload",
+)
+"""Files with the longest tests, which are begun first: last, one worker would wait for them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order by how long tests take."""
+    rank = {f"test_{name}.py": at for at, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def pytest_report_header() -> str:
