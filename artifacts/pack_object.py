@@ -23,6 +23,12 @@ FIRST_READ = 1 << 14
 """Bytes read of a pack at first: most headers are shorter, so that one read is enough."""
 LARGEST = 1 << 62
 """No offset and no length is larger; a header that says so is none of ours."""
+LARGEST_HEADER = 1 << 32
+"""Bytes; a million records take a tenth of it."""
+PIECE_BYTES = 16 << 20
+"""Of a bad pack, that are copied at a time."""
+KEPT_BYTES = 1 << 30
+"""Of a bad pack, that are kept; a larger one is none of ours."""
 QUARANTINE = "quarantine"
 
 
@@ -95,8 +101,16 @@ def gone(store: Store, name: str) -> DamagedRecord:
 def put_aside(store: Store, name: str) -> None:
     """Move a pack out of the way."""
     with contextlib.suppress(FileNotFoundError):
-        store.put_if_absent(f"{QUARANTINE}/{name}", [store.get(name)])
+        store.put_if_absent(f"{QUARANTINE}/{name}", _pieces(store, name))
     store.delete(name)
+
+
+def _pieces(store: Store, name: str) -> Iterator[bytes]:
+    for start in range(0, KEPT_BYTES, PIECE_BYTES):
+        piece = store.get(name, start, PIECE_BYTES)
+        yield piece
+        if len(piece) < PIECE_BYTES:
+            return
 
 
 def is_whole(store: Store, name: str) -> bool:
@@ -130,7 +144,7 @@ def _header(store: Store, name: str) -> list[tuple[str, Place]] | None:
         return None
     magic, length, checksum = LEAD.unpack_from(start)
     text = start[LEAD.size : LEAD.size + length]
-    if magic == MAGIC and len(text) < length < LARGEST:
+    if magic == MAGIC and len(text) < length < LARGEST_HEADER:
         text += store.get(name, LEAD.size + len(text), length - len(text))
     if magic != MAGIC or hashlib.sha256(text).digest() != checksum:
         return None

@@ -132,7 +132,7 @@ class FolderStore:
             raise fault_of(error, self.root) from error
         for entry in entries:
             name = f"{prefix}/{entry.name}" if prefix else entry.name
-            if entry.is_file():
+            if _is_file(entry):
                 yield name
             elif name != TEMPORARY and entry.is_dir() and not _leads_back(entry):
                 yield from self.list(name)
@@ -202,6 +202,13 @@ class FolderStore:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             sync_folder(folder.parent)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _leads_back(entry: os.DirEntry[str]) -> bool:

@@ -1,0 +1,270 @@
+"""Packs that a disk, a crash or a stranger has changed: every change is noticed, nothing false is
+read, and what is lost is made again."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import EnvironmentFault
+from artifacts.pack_object import LEAD, MAGIC, DamagedRecord, verify
+from artifacts.packs import Record, Shelf
+from artifacts.store import FolderStore
+from demo.clips import write_clips
+from tests.attacks import Outcome, attacked, seeded
+
+pytestmark = pytest.mark.slow
+
+SCOPE = "ab" * 32
+KEYS = [f"{n:064x}" for n in range(6)]
+
+
+def put(store: FolderStore) -> dict[str, Record]:
+    """Six records in three packs."""
+    records = [Record(key=k, meta={"n": n}, payload=k.encode() * 40) for n, k in enumerate(KEYS)]
+    shelf = Shelf(store, "k", SCOPE)
+    for at in range(0, len(records), 2):
+        shelf.publish(records[at : at + 2])
+    return {record.key: record for record in records}
+
+
+def flip(data: bytearray, draw: random.Random) -> None:
+    at = draw.randrange(8 * len(data))
+    data[at // 8] ^= 1 << at % 8
+
+
+def cut(data: bytearray, draw: random.Random) -> None:
+    del data[draw.randrange(len(data)) :]
+
+
+def grow(data: bytearray, draw: random.Random) -> None:
+    data[draw.randrange(len(data)) : 0] = draw.randbytes(draw.randrange(1, 100))
+
+
+def insert(data: bytearray, draw: random.Random) -> None:
+    at = draw.randrange(len(data))
+    data[at:at] = draw.randbytes(draw.randrange(1, 100))
+
+
+def blank(data: bytearray, draw: random.Random) -> None:
+    at = draw.randrange(len(data))
+    length = min(len(data) - at, draw.randrange(1, 200))
+    if any(data[at : at + length]):
+        data[at : at + length] = bytes(length)
+    else:
+        insert(data, draw)
+
+
+def swap(data: bytearray, draw: random.Random) -> None:
+    half = len(data) // 2
+    data[:] = data[half:] + data[:half]
+
+
+def scramble(data: bytearray, draw: random.Random) -> None:
+    data[:] = draw.randbytes(len(data))
+
+
+def length(data: bytearray, draw: random.Random) -> None:
+    data[8:16] = draw.randrange(1 << 64).to_bytes(8, "little")
+
+
+CHANGES: dict[str, Callable[[bytearray, random.Random], None]] = {
+    change.__name__: change for change in (flip, cut, grow, insert, blank, swap, scramble, length)
+}
+
+
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
+def test_what_was_changed_is_noticed_and_made_again(
+    tmp_path: Path, change: str, number: int, known: bool
+) -> None:
+    """By a shelf that knew the pack before, and by one that sees it for the first time."""
+    store = FolderStore(tmp_path)
+    records = put(store)
+    draw = seeded("packs", change, number)
+    shelf = Shelf(store, "k", SCOPE) if known else None
+    path = store.root / draw.choice(list(store.list("k")))
+    data = bytearray(path.read_bytes())
+    CHANGES[change](data, draw)
+    path.write_bytes(data)
+    shelf = shelf or Shelf(store, "k", SCOPE)
+    lost = 0
+    for key, record in records.items():
+        try:
+            found = shelf.read(key)
+        except (KeyError, DamagedRecord):
+            lost += 1
+        else:
+            assert (found.meta, bytes(found.payload)) == (record.meta, record.payload)
+    assert lost <= 2
+    shelf.publish(list(records.values()))
+    again = Shelf(store, "k", SCOPE)
+    assert all(again.read(key).payload == record.payload for key, record in records.items())
+
+
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("change", CHANGES)
+def test_verify_finds_it_and_leaves_the_others(tmp_path: Path, change: str, number: int) -> None:
+    store = FolderStore(tmp_path)
+    put(store)
+    draw = seeded("verify", change, number)
+    name = draw.choice(list(store.list("k")))
+    data = bytearray((store.root / name).read_bytes())
+    end = len(data)
+    CHANGES[change](data, draw)
+    (store.root / name).write_bytes(data)
+    bad = [found for found, good in verify(store) if not good]
+    harmless = bytes(data[:end]) == (store.root / name).read_bytes()[:end] if not bad else False
+    assert bad == [name] or harmless
+    assert len(list(store.list("k"))) == 3 - len(bad)
+
+
+def forged(header: object) -> bytes:
+    """A pack whose header is whole, and nobody's here."""
+    text = json.dumps(header).encode() if not isinstance(header, bytes) else header
+    return LEAD.pack(MAGIC, len(text), hashlib.sha256(text).digest()) + text
+
+
+GOOD = {"key": "k", "offset": 0, "length": 0, "sha256": hashlib.sha256(b"").hexdigest(), "meta": {}}
+NO_RECORDS: list[Any] = [None, 5, "x", {}, [5], [None], [[]], ["x"], [{}]]
+NO_NUMBERS: list[Any] = [-1, 1 << 62, 1 << 63, 1 << 70, "x", None, [], 1e300, {}]
+FORGED: list[Any] = [
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b'"records"',
+    b"[" * 200_000,
+    b'{"records": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    b"\xff\xfe",
+    b'{"records": NaN}',
+    *({"records": value} for value in NO_RECORDS),
+    *({"records": [{k: v for k, v in GOOD.items() if k != gone}]} for gone in GOOD),
+    *(
+        {"records": [{**GOOD, name: value}]}
+        for name in ("offset", "length")
+        for value in NO_NUMBERS
+    ),
+    *({"records": [{**GOOD, "meta": value}]} for value in (5, "x", None, [1])),
+    *({"records": [{**GOOD, "sha256": value}]} for value in (5, "x", None, [1], {})),
+    *({"records": [{**GOOD, "key": value}]} for value in (5, None, [1], "../../etc/passwd")),
+]
+
+
+@pytest.mark.parametrize("number", range(len(FORGED)))
+def test_a_forged_header_reads_nothing_false_and_stops_nobody(tmp_path: Path, number: int) -> None:
+    store = FolderStore(tmp_path)
+    put(store)
+    name = f"k/{SCOPE[:2]}/{SCOPE}/ff/{'f' * 64}.pack"
+    store.put_if_absent(name, [forged(FORGED[number])])
+    shelf = Shelf(store, "k", SCOPE)
+    assert set(KEYS) <= shelf.keys()
+    for key in shelf.keys() - set(KEYS):
+        try:
+            payload = shelf.read(key).payload
+        except DamagedRecord:
+            continue
+        assert payload == b""
+    list(verify(store))
+
+
+def as_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def as_link_to_nothing(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def as_link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def as_device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def as_nothing(path: Path) -> None:
+    path.unlink()
+
+
+def as_hole(path: Path) -> None:
+    os.truncate(path, 0)
+    os.truncate(path, 1 << 36)
+
+
+ODD = [as_fifo, as_folder, as_link_to_nothing, as_link_to_itself, as_device, as_nothing, as_hole]
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
+def test_what_is_no_pack_in_a_pack_s_place_is_told(
+    tmp_path: Path, odd: Callable[[Path], None], known: bool
+) -> None:
+    store = FolderStore(tmp_path)
+    records = put(store)
+    shelf = Shelf(store, "k", SCOPE)
+    path = store.root / next(iter(store.list("k")))
+    odd(path)
+    if not known:
+        shelf = Shelf(store, "k", SCOPE)
+    try:
+        for key in KEYS:
+            if key in shelf:
+                assert shelf.read(key).payload == records[key].payload
+        shelf.publish(list(records.values()))
+    except (EnvironmentFault, KeyError) as error:
+        assert str(path.name[:12]) in str(error) or isinstance(error, DamagedRecord)
+    list(verify(store))
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with six clips, and what a run of them stored and wrote."""
+    folder = tmp_path_factory.mktemp("captioned")
+    write_clips(folder / "clips", 6, seed=3)
+    run(folder).holds(0)
+    return folder
+
+
+def run(folder: Path) -> Outcome:
+    where = ("--out", folder / "out", "--store", folder / "store")
+    return attacked("caption", folder / "clips", "--model", "demo", *where, "--keep-frames")
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_a_run_over_changed_packs_writes_the_same_captions(
+    captioned: Path, tmp_path: Path, number: int
+) -> None:
+    """Whatever of the store was changed, of every kind at once."""
+    folder = tmp_path / "copy"
+    shutil.copytree(captioned, folder, symlinks=True)
+    before = (folder / "out" / "captions.jsonl").read_bytes()
+    draw = seeded("run", number)
+    packs = sorted((folder / "store").rglob("*.pack"))
+    for path in draw.sample(packs, draw.randrange(1, len(packs) + 1)):
+        data = bytearray(path.read_bytes())
+        CHANGES[draw.choice(list(CHANGES))](data, draw)
+        path.write_bytes(data)
+    outcome = run(folder)
+    if outcome.code == 5:  # one line, and the same command goes on
+        outcome = run(folder)
+    outcome.holds(0)
+    shutil.move(folder / "out" / "captions.jsonl", tmp_path / "captions")
+    assert (tmp_path / "captions").read_bytes() == before
