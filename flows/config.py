@@ -131,6 +131,8 @@ class CaptionConfig:
                 "--beside is given, and no format that goes beside the media",
                 hint=f"Add --format {','.join(BESIDE)}, or one of them",
             )
+        if not self.out:
+            raise UsageError("--out is empty", hint="Give a folder, or leave it out: penstock-out")
         if not self.model:
             raise UsageError("--model is empty", hint="Give a folder, a hub id, or demo")
         if self.prompt is not None and not self.prompt.strip():

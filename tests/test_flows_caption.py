@@ -40,6 +40,7 @@ BAD = [
     {"sources": ["a.mp4"], "memory": "8 apples"},
     {"sources": ["a.mp4"], "format": ["docx"]},
     {"sources": ["a.mp4"], "prompt": " "},
+    {"sources": ["a.mp4"], "out": ""},
 ]
 
 

@@ -1,4 +1,4 @@
-"""Where flow runs may write when their worker says so."""
+"""Where flow runs may write when their worker says so, and whether they run foreign code."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.config import CaptionConfig
-from flows.confine import VARIABLE, confine
+from flows.confine import REMOTE_CODE, VARIABLE, confine
 
 
 @pytest.fixture
@@ -40,11 +40,71 @@ def test_no_parameter_leads_out_of_it(config: CaptionConfig, tmp_path: Path, out
         confine(replace(config, store=out))
 
 
-def test_what_could_write_anywhere_is_refused(config: CaptionConfig) -> None:
+@pytest.mark.parametrize(
+    "out",
+    ["file:///../..{root}/x", "file://{root}/x", "file:{root}/x", "{parent}/new/../allowed/x"],
+)
+def test_what_the_run_makes_of_out_is_confined_not_another_reading_of_it(
+    config: CaptionConfig, tmp_path: Path, out: str
+) -> None:
+    given = out.format(root=tmp_path / "allowed", parent=tmp_path)
+    with pytest.raises(UsageError, match=f"`out` leads to .*{VARIABLE}"):
+        confine(replace(config, out=given))
+    assert [path.name for path in tmp_path.iterdir()] == ["allowed"]
+
+
+@pytest.mark.parametrize("store", ["file://", "file://.", "file://~", "file:////etc"])
+def test_what_the_run_makes_of_store_is_confined(config: CaptionConfig, store: str) -> None:
+    with pytest.raises(UsageError, match=f"`store` leads to .*{VARIABLE}"):
+        confine(replace(config, store=store))
+
+
+def test_an_empty_out_is_no_folder_that_anybody_gave(config: CaptionConfig) -> None:
+    with pytest.raises(UsageError, match="--out is empty"):
+        confine(replace(config, out=""))
+
+
+@pytest.mark.parametrize("name", ["out", "store"])
+@pytest.mark.parametrize("value", ["a\0b", "~nobody-of-this-name/x", "\ud800"])
+def test_what_is_no_path_fails_in_one_line(config: CaptionConfig, name: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"`{name}` is .*, which is no path") as caught:
+        confine(replace(config, **{name: value}))
+    assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
+
+
+def test_a_root_that_is_not_there_yet_can_be_made(
+    config: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "later" / "allowed"))
+    confine(replace(config, out="later/allowed/x"))
+    with pytest.raises(UsageError, match="later/else, which is not in"):
+        confine(replace(config, out="later/else/../allowed/x"))
+
+
+def test_what_could_write_anywhere_is_refused(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UsageError, match="beside"):
         confine(replace(config, beside=True, format=("txt",)))
     with pytest.raises(UsageError, match="trust_remote_code"):
         confine(replace(config, trust_remote_code=True))
+    monkeypatch.setenv(REMOTE_CODE, "1")
+    with pytest.raises(UsageError, match=f"trust_remote_code.*{VARIABLE}"):
+        confine(replace(config, trust_remote_code=True))
+
+
+@pytest.mark.parametrize("value", [None, "", "0", "true"])
+def test_code_of_a_checkpoint_runs_only_if_the_worker_says_so(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.delenv(VARIABLE)
+    if value is not None:
+        monkeypatch.setenv(REMOTE_CODE, value)
+    for out in (True, False):
+        with pytest.raises(UsageError, match=f"trust_remote_code.*{REMOTE_CODE}=1"):
+            confine(replace(config, trust_remote_code=True), out=out)
+    monkeypatch.setenv(REMOTE_CODE, "1")
+    confine(replace(config, trust_remote_code=True))
 
 
 def test_there_can_be_several_roots_and_a_root_can_be_a_link(
