@@ -1,7 +1,6 @@
 """The caption run as a Prefect flow: one task a stage, progress and a table in the UI; decides
 nothing about the sequence, which is the plain command's."""
 
-import contextlib
 import os
 import threading
 
@@ -31,9 +30,10 @@ from flows.config import ABOVE_ZERO, FORMATS, PRECISIONS, CaptionConfig
 from flows.confine import confine
 from flows.display import Display, printable
 from flows.launch import DirectLauncher, StageCall
+from flows.prefect_login import FILE, refuses_login
 from flows.prefect_page import RunPage
 from flows.prefect_patience import await_server
-from flows.prefect_server import start_server
+from flows.prefect_server import client_settings
 from flows.prefect_view import Progress, RunLog, plain, quiet_console, show, table
 from flows.prepare import NothingToCaption
 from flows.run import caption, stopped_in_order
@@ -65,6 +65,7 @@ def tighten(schema: dict[str, Any]) -> None:
     """Make Prefect refuse before a run what CaptionConfig would refuse in it."""
     fields = schema["properties"]
     fields["sources"]["minItems"] = 1
+    fields["out"]["minLength"] = 1
     fields["format"]["items"]["enum"] = list(FORMATS)
     fields["precision"]["enum"] = list(PRECISIONS)
     for name in ("vision_precision", "language_precision"):
@@ -204,10 +205,7 @@ def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
     caller = Caller(display=display)
     token = _caller.set(caller)
     try:
-        with stopped_in_order(), contextlib.ExitStack() as stack:
-            if PREFECT_API_URL.value() is None:
-                here = {PREFECT_API_URL: start_server()}
-                stack.enter_context(temporary_settings(here))
+        with stopped_in_order(), temporary_settings(client_settings()):
             state = observed(config, caller)
     finally:
         _caller.reset(token)
@@ -224,8 +222,11 @@ def observed(config: CaptionConfig, caller: Caller) -> State[Any] | None:
         return caption_videos(config, return_state=True)
     except Exception as error:  # of Prefect: what the flow itself raises is in its state
         text = f"the Prefect server at {PREFECT_API_URL.value()} does not answer ({error})"
+        hint = "Start it, or unset PREFECT_API_URL; nothing finished is lost"
+        if refuses_login(error):
+            text = f"the Prefect server at {PREFECT_API_URL.value()} refuses the login"
+            hint = f"Set PREFECT_API_AUTH_STRING to what it asks for: {FILE} in its PREFECT_HOME"
         if caller.result is None:
-            hint = "Start it, or unset PREFECT_API_URL; nothing finished is lost"
             raise EnvironmentFault(text, hint=hint) from error
         caller.display.say(text)
         return None

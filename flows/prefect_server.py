@@ -13,9 +13,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from typing import IO
+from typing import IO, Any
 
 from artifacts.errors import EnvironmentFault
+from flows.prefect_login import login_for, new_login
 from stages.process.child import die_with
 from stages.process.stage_process import child_environment
 
@@ -24,12 +25,26 @@ START_SECONDS = 180.0
 STOP_SECONDS = 5.0
 
 
-def start_server() -> str:
-    """Start a server that lives as long as this process; returns the URL of its API. Raises
-    EnvironmentFault."""
+def client_settings() -> dict[Any, str]:
+    """What Prefect's client in this process has to be told to reach its server, which is started if
+    the user has none. Raises EnvironmentFault."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if url is None:
+        url, login = start_server()
+        return {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login}
+    own = None if PREFECT_API_AUTH_STRING.value() else login_for(url)
+    return {PREFECT_API_AUTH_STRING: own} if own else {}
+
+
+def start_server() -> tuple[str, str]:
+    """Start a server that lives as long as this process; returns the URL of its API and the login
+    that it asks for. Raises EnvironmentFault."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    login = new_login()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.prefect_server", str(os.getpid()), str(port)],
@@ -37,7 +52,7 @@ def start_server() -> str:
             stdout=log,
             stderr=subprocess.STDOUT,
             process_group=0,
-            env=child_environment(),
+            env={**child_environment(), **guarded(port, login)},
         )
         # After the last words of Prefect's threads, which end before this is called.
         atexit.register(stop, process)
@@ -50,7 +65,16 @@ def start_server() -> str:
                     hint="Leave --prefect out, or name a server with PREFECT_API_URL",
                 )
             time.sleep(0.1)
-        return url
+        return url, login
+
+
+def guarded(port: int, login: str) -> dict[str, str]:
+    """The environment in which a server answers only who has the login, and lets no page but its
+    own read that; not its arguments, which every user of the machine can read."""
+    return {
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
+    }
 
 
 def answers(url: str) -> bool:

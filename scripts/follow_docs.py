@@ -21,7 +21,14 @@ TERMINALS = {"make server": "server", "make worker": "worker"}
 """Commands that stay."""
 PORT = "4200"
 """Replaced by a free one, that no server of this machine is in the way."""
-NOT_OURS = ("PREFECT_API_URL", "PREFECT_WORKER_QUERY_SECONDS", "PYTHONPATH")
+PREFECT_HOME = "~/.prefect"
+"""Replaced by the empty one, that nothing of the user's is."""
+NOT_OURS = (
+    "PREFECT_API_URL",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_WORKER_QUERY_SECONDS",
+    "PYTHONPATH",
+)
 
 
 def blocks(text: str) -> list[str]:
@@ -37,6 +44,7 @@ def follow(stack: Stack) -> None:
     env = {name: value for name, value in stack.environment().items() if name not in NOT_OURS}
     for block in blocks((clone / DOCUMENT).read_text(encoding="utf-8")):
         command = block.replace(PORT, str(stack.port))
+        command = command.replace(PREFECT_HOME, str(stack.folder / "prefect"))
         name = TERMINALS.get(block)
         if name is None:
             run(stack, command, env)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.prefect_login import FILE
 from flows.prefect_server import answers
 from stages.process.lock import CPU_LOCK
 
@@ -59,7 +60,8 @@ class Stack:
 
     def serve(self) -> "subprocess.Popen[bytes]":
         """`make server`, until it answers; again on the same port and database, if called again."""
-        server = self.start("server", str(self.root / "scripts/server"))
+        command = str(self.root / "scripts/server")
+        server = self.start("server", command, env=self.environment(client=False))
         self.wait_up(server, "server", lambda: answers(self.api))
         if (self.folder / "prefect" / "prefect.db").exists() == bool(self._database):
             raise CheckFailed(f"the server does not use {self._database or 'SQLite'}")
@@ -70,7 +72,8 @@ class Stack:
         """`make worker`, until it takes runs: the pool, the deployments, the automation."""
         log = self.folder / "worker.log"
         before = log.stat().st_size if log.exists() else 0
-        worker = self.start("worker", str(self.root / "scripts/worker"))
+        command = str(self.root / "scripts/worker")
+        worker = self.start("worker", command, env=self.environment(client=False))
         started = WORKER_STARTED.encode()
         self.wait_up(worker, "worker", lambda: started in log.read_bytes()[before:])
         self.say("deployed what prefect.yaml names and started a worker")
@@ -126,14 +129,14 @@ class Stack:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """One request to the server's API."""
-        login = base64.b64encode(self._secret.encode()).decode()
+        login = base64.b64encode(self.login().encode()).decode()
         request = urllib.request.Request(
             self.api + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={
                 "Content-Type": "application/json",
-                **({"Authorization": f"Basic {login}"} if self._secret else {}),
+                "Authorization": f"Basic {login}",
             },
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -169,8 +172,14 @@ class Stack:
                 start_new_session=True,
             )
 
-    def environment(self) -> dict[str, str]:
-        """Ours, with a Prefect that knows nothing of the user's and reports to nobody."""
+    def login(self) -> str:
+        """What the server asks of its clients: given, or made by its first start."""
+        made = self.folder / "prefect" / FILE
+        return self._secret or (made.read_text().strip() if made.exists() else "")
+
+    def environment(self, *, client: bool = True) -> dict[str, str]:
+        """Ours, with a Prefect that knows nothing of the user's and reports to nobody. Server and
+        worker, which are no `client`, find their login themselves unless one was given."""
         kept = {
             k: v
             for k, v in os.environ.items()
@@ -180,7 +189,7 @@ class Stack:
             "PENSTOCK_DATABASE": self._database,
             CPU_LOCK: str(self.device_lock),
             "PREFECT_SERVER_API_AUTH_STRING": self._secret,
-            "PREFECT_API_AUTH_STRING": self._secret,
+            "PREFECT_API_AUTH_STRING": self.login() if client else self._secret,
         }
         return {
             **kept,

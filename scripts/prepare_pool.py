@@ -8,7 +8,6 @@ automation that somebody has switched off.
 """
 
 import os
-import time
 from datetime import timedelta
 
 # Before the first import of Prefect, which reads it once.
@@ -20,11 +19,12 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
-from flows.prefect_server import answers
+from artifacts.errors import redacted
+from flows.prefect_login import FILE, refuses_login
 
 POOL = "gpu"
 FLOWS = ("caption-videos", "rebuild-features", "sweep-crashed")
@@ -35,8 +35,6 @@ BEAT_SECONDS = 30
 AUTOMATION = "penstock: a run that is not heard of has crashed"
 BEATS_MISSED = 4
 """Three can be lost to a busy machine and a server that is started anew."""
-WAIT_SECONDS = 300
-"""For the server: on an empty database its first start takes a minute on a busy machine."""
 
 
 def crash_automation(beat_seconds: int) -> AutomationCore:
@@ -99,26 +97,22 @@ def put_pool(client: SyncPrefectClient) -> str:
     return "made"
 
 
-def wait_for(url: str) -> None:
-    """Raises SystemExit when no server answers there."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not answers(url):
-        if time.monotonic() > deadline:
-            raise SystemExit(f"penstock: no Prefect server at {url}. Start one: make server")
-        time.sleep(0.5)
-
-
 def main() -> None:
     url = PREFECT_API_URL.value()
     if not url:
         raise SystemExit("penstock: PREFECT_API_URL is not set. Call scripts/worker, which sets it")
-    wait_for(url)
-    beat = int(os.environ.get(BEAT) or BEAT_SECONDS)
-    with get_client(sync_client=True) as client:
-        print(f"penstock: the work pool {POOL} {put_pool(client)}")
-        print(
-            f"penstock: the heartbeat automation {put_automation(client, crash_automation(beat))}"
-        )
+    wanted = crash_automation(int(os.environ.get(BEAT) or BEAT_SECONDS))
+    try:
+        with get_client(sync_client=True) as client:
+            print(f"penstock: the work pool {POOL} {put_pool(client)}")
+            print(f"penstock: the heartbeat automation {put_automation(client, wanted)}")
+    except PrefectHTTPStatusError as error:
+        if not refuses_login(error):
+            raise
+        raise SystemExit(
+            f"penstock: the Prefect server at {redacted(url)} refuses the login of this worker. "
+            f"Set PREFECT_API_AUTH_STRING to what that server asks for: {FILE} in its PREFECT_HOME"
+        ) from None
 
 
 if __name__ == "__main__":

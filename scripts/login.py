@@ -1,0 +1,75 @@
+"""Prints the login that scripts/server asks for, or that scripts/worker gives, for the shell to
+take; knows nothing of what is done with it.
+
+    PREFECT_SERVER_API_AUTH_STRING="$(python -m scripts.login server)"
+"""
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import PenstockError
+from flows.prefect_login import is_local, login_file, own_login
+
+SERVER = "PREFECT_SERVER_API_AUTH_STRING"
+CLIENT = "PREFECT_API_AUTH_STRING"
+API = "PREFECT_API_URL"
+
+
+def given(*names: str) -> str:
+    """The first of these settings that the user made, in the environment or in the Prefect profile
+    in use. Prefect would tell as well, but two seconds later."""
+    profile = active_profile()
+    for name in names:
+        if value := os.environ.get(name) or str(profile.get(name, "")):
+            return value
+    return ""
+
+
+def active_profile() -> dict[str, Any]:
+    """The settings of the profile that Prefect will use; none where it would find none."""
+    home = login_file().parent
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser()
+    try:
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    profiles = told.get("profiles", {})
+    name = os.environ.get("PREFECT_PROFILE") or told.get("active", "")
+    found = profiles.get(name, {}) if isinstance(profiles, dict) else {}
+    return found if isinstance(found, dict) else {}
+
+
+def of_server() -> str:
+    """What the server is to ask for; it never starts without. Raises PenstockError."""
+    login = given(SERVER, CLIENT)
+    where = f"that {SERVER if given(SERVER) else CLIENT} holds" if login else f"in {login_file()}"
+    host = os.environ.get("PREFECT_SERVER_API_HOST", "127.0.0.1").replace("0.0.0.0", "127.0.0.1")
+    page = f"http://{f'[{host}]' if ':' in host else host}:{os.environ['PREFECT_SERVER_API_PORT']}"
+    login = login or own_login()
+    print(f"penstock: the page is {page}; it asks for the string {where}", file=sys.stderr)
+    return login
+
+
+def of_worker() -> str:
+    """What the worker is to give: nothing of this machine's to a server elsewhere. Raises
+    PenstockError."""
+    api = os.environ.get(API, "")
+    if api and not is_local(api):
+        return given(CLIENT)
+    return given(CLIENT, SERVER) or own_login()
+
+
+def main(who: str) -> int:
+    try:
+        print({"server": of_server, "worker": of_worker}[who]())
+    except PenstockError as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
