@@ -1,0 +1,147 @@
+"""Every way to write the name of a folder, against the folders that a worker's runs are held to:
+what is let through is written, and must lie inside."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import UsageError
+from artifacts.store import open_store
+from flows.config import CaptionConfig
+from flows.confine import VARIABLE, confine
+from flows.prepare import out_folder
+from tests.attacks import attacked, seeded
+from tests.spellings import ALSO_FOR_STORE, DRAWN, HEADS, INSIDE, OUTSIDE, SEGMENTS, STORES
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder `allowed`, links in and out of it, and a worker that works beside it."""
+    world = tmp_path / "world"
+    for name in ("allowed", "else", "clone", "home"):
+        (world / name).mkdir(parents=True)
+    (world / "allowed" / "link").symlink_to(world / "else")
+    (world / "allowed" / "chain").symlink_to("link")
+    (world / "allowed" / "back").symlink_to(".")
+    (world / "allowed" / "dangling").symlink_to(world / "not-there")
+    (world / "way").symlink_to(world)
+    monkeypatch.setenv(VARIABLE, str(world / "allowed"))
+    monkeypatch.setenv("HOME", str(world / "home"))
+    monkeypatch.chdir(world / "clone")
+    return world
+
+
+def spelled(text: str, world: Path) -> str:
+    return text.format(root=world / "allowed", world=world)
+
+
+def passes(config: CaptionConfig) -> bool:
+    try:
+        confine(config)
+    except UsageError:
+        return False
+    return True
+
+
+def written(config: CaptionConfig, world: Path) -> None:
+    """What a run makes first, where it makes it; it must lie inside, and nothing elsewhere."""
+    root = str(world / "allowed")
+    before = outside(world)
+    out, store = out_folder(config), open_store(config.store_url)
+    for folder in (out, store.root):
+        real = os.path.realpath(folder)
+        assert real == root or real.startswith(f"{root}/"), (config.out, config.store, real)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "captions.jsonl").write_bytes(b"")
+    store.check_writable()
+    store.put_if_absent("features/one", [b"one"])
+    assert outside(world) == before, (config.out, config.store)
+
+
+def outside(world: Path) -> set[str]:
+    """Everything that is there but not in the folder."""
+    found: set[str] = set()
+    for folder, folders, files in os.walk(world):
+        if folder == str(world):
+            folders.remove("allowed")
+        found.update(os.path.join(folder, name) for name in (*folders, *files))
+    return found
+
+
+def of(world: Path, **given: str) -> CaptionConfig:
+    inside = str(world / "allowed" / "plain")
+    return CaptionConfig(sources=("a.mp4",), **{"out": inside, "store": inside, **given})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["out", "store"])
+@pytest.mark.parametrize("text", INSIDE)
+def test_what_leads_inside_is_let_through_and_lies_there(world: Path, name: str, text: str) -> None:
+    config = of(world, **{name: spelled(text, world)})
+    assert passes(config)
+    written(config, world)
+
+
+@pytest.mark.parametrize("name", ["out", "store"])
+@pytest.mark.parametrize("text", OUTSIDE)
+def test_what_leads_outside_is_refused_in_one_line(world: Path, name: str, text: str) -> None:
+    before = outside(world)
+    if name == "store" and text in ALSO_FOR_STORE:
+        return
+    assert not passes(of(world, **{name: spelled(text, world)}))
+    assert outside(world) == before
+
+
+@pytest.mark.parametrize("text", ALSO_FOR_STORE)
+def test_a_store_may_be_an_address_that_leads_inside(world: Path, text: str) -> None:
+    config = of(world, store=spelled(text, world))
+    assert passes(config)
+    written(config, world)
+
+
+@pytest.mark.parametrize("text", STORES)
+def test_a_store_s_address_that_leads_outside_is_refused(world: Path, text: str) -> None:
+    assert not passes(of(world, store=spelled(text, world)))
+
+
+@pytest.mark.parametrize(
+    "root", ["{world}/else:{world}/allowed", "{world}/way/allowed", "../allowed"]
+)
+def test_roots_are_taken_for_where_they_lead(
+    world: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    monkeypatch.setenv(VARIABLE, spelled(root, world))
+    assert passes(of(world))
+    assert not passes(of(world, out=str(world / "home")))
+
+
+def test_whatever_is_let_through_is_written_inside(world: Path) -> None:
+    random = seeded("paths")
+    through = 0
+    for _ in range(DRAWN):
+        steps = random.choices(SEGMENTS, k=random.randrange(1, 7))
+        text = spelled(random.choice(HEADS), world) + "/".join(steps)
+        name = random.choice(["out", "store"])
+        if text and passes(config := of(world, **{name: text})):
+            through += 1
+            written(config, world)
+    assert DRAWN / 20 < through < DRAWN / 2
+
+
+def test_an_empty_out_is_refused_wherever_it_is_given(world: Path) -> None:
+    with pytest.raises(UsageError, match="--out is empty"):
+        of(world, out="")
+    before = outside(world)
+    outcome = attacked("caption", "a.mp4", "--model", "demo", "--out", "", cwd=world / "clone")
+    outcome.holds(2)
+    assert "--out is empty" in outcome.err
+    assert outside(world) == before
+
+
+def test_a_store_that_is_left_out_is_the_worker_s_own(world: Path) -> None:
+    config = replace(of(world), store="")
+    assert passes(config)
+    assert open_store(config.store_url).root == Path(os.environ["PENSTOCK_STORE"])

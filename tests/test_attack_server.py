@@ -1,0 +1,269 @@
+"""A real server of scripts/server, and a temporary one, asked by everybody but their user: pages of
+other sites, pages that rebind a name to this machine, programs without the login."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import connect
+
+from scripts.prefect_stack import Stack, marked, prefect_stack
+from tests.attacks import seeded
+from tests.server_attacks import (
+    ELSEWHERE,
+    ENDPOINTS,
+    EVIL,
+    HOSTS,
+    KINDS,
+    LIKE_OURS,
+    OPEN,
+    PATHS,
+    READING,
+    REFUSED_ALWAYS,
+    SOCKETS,
+    STARTING,
+    WRONG,
+)
+from tests.servers import Server, basic, temporary_server
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with prefect_stack() as found:
+        process = found.serve()
+        yield found
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def server(stack: Stack) -> Server:
+    return Server(port=stack.port, login=stack.login(), pid=0)
+
+
+@pytest.fixture(scope="module")
+def deployment(server: Server) -> str:
+    """One whose runs nobody would take."""
+    flow = server.ask("POST", "/api/flows/", {}, {"name": "caption-videos"}, login=server.login)
+    wanted = {"name": "batch", "flow_id": json.loads(flow.body)["id"]}
+    made = server.ask("POST", "/api/deployments/", {}, wanted, login=server.login)
+    return str(json.loads(made.body)["id"])
+
+
+@pytest.fixture(scope="module")
+def temporary() -> Iterator[Server]:
+    with temporary_server() as found:
+        yield found
+
+
+@pytest.fixture
+def nothing_made(server: Server, deployment: str) -> Iterator[None]:
+    """Whatever was answered, the attack changed nothing."""
+    before = what_there_is(server)
+    yield
+    assert what_there_is(server) == before
+
+
+def what_there_is(server: Server) -> list[int]:
+    kinds = ("flow_runs", "deployments", "variables", "work_pools", "flows", "block_documents")
+    asked = [server.ask("POST", f"/api/{k}/filter", {}, {}, login=server.login) for k in kinds]
+    return [len(json.loads(answer.body)) for answer in asked]
+
+
+def named(endpoint: tuple[str, str, Any]) -> str:
+    return f"{endpoint[0]} {endpoint[1]}"
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS + REFUSED_ALWAYS, ids=named)
+@pytest.mark.parametrize("origin", [EVIL, "null", None])
+def test_no_page_and_no_program_without_the_login_gets_anything(
+    server: Server,
+    deployment: str,
+    nothing_made: None,
+    endpoint: tuple[str, str, Any],
+    origin: str | None,
+) -> None:
+    method, path, body = endpoint
+    path = f"/api{path.format(deployment=deployment)}"
+    headers = {"Origin": origin} if origin else {}
+    for kind in KINDS:
+        asked = server.ask(method, path, headers | ({"Content-Type": kind} if kind else {}), body)
+        assert (asked.status, asked.allowed) == (401, None)
+    wanted = {
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": "content-type",
+    }
+    asked = server.ask("OPTIONS", path, headers | wanted)
+    assert asked.status in (400, 401) and asked.allowed is None
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=named)
+def test_with_the_login_the_same_requests_are_answered(
+    server: Server, deployment: str, endpoint: tuple[str, str, Any]
+) -> None:
+    method, path, body = endpoint
+    own = f"http://127.0.0.1:{server.port}"
+    path = f"/api{path.format(deployment=deployment)}"
+    asked = server.ask(method, path, {"Origin": own}, body, login=server.login)
+    # A token against forgery is for servers that are told to want one.
+    assert asked.status in ((422,) if "csrf" in path else (200, 201)), asked.body
+    assert asked.allowed == own
+
+
+def test_no_route_that_the_server_has_is_open(server: Server, deployment: str) -> None:
+    known = json.loads(server.ask("GET", "/api/openapi.json", login=server.login).body)
+    tried = 0
+    for path, methods in known["paths"].items():
+        for method in methods:
+            filled = "/".join(str(uuid4()) if "{" in part else part for part in path.split("/"))
+            filled = filled if filled.startswith("/api/") else f"/api{filled}"
+            if filled in OPEN:
+                continue
+            asked = server.ask(method.upper(), filled, {"Origin": EVIL}, {})
+            assert (asked.status, asked.allowed) == (401, None), (method, path)
+            tried += 1
+    assert tried > 150
+
+
+def test_whether_it_is_up_is_told_to_everybody_but_shown_to_no_page(server: Server) -> None:
+    for path in OPEN:
+        asked = server.ask("GET", path, {"Origin": EVIL})
+        assert (asked.status, asked.allowed) == (200, None)
+    for method in ("POST", "PUT", "DELETE", "HEAD"):
+        assert server.ask(method, "/api/health").status == 401
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_login_is_none(
+    server: Server, deployment: str, nothing_made: None, name: str
+) -> None:
+    login = server.login
+    value = WRONG[name].format(
+        login=login,
+        encoded=basic(login).split()[1],
+        cut=basic(login[:-1]).split()[1],
+        longer=basic(f"{login}A").split()[1],
+        upper=basic(login.upper()).split()[1],
+        password=basic(login.partition(":")[2]).split()[1],
+        ended=basic(f"{login}\n").split()[1],
+    )
+    for method, path, body in (READING, STARTING):
+        path = f"/api{path.format(deployment=deployment)}"
+        assert server.ask(method, path, {"Authorization": value}, body).status == 401
+
+
+def test_a_login_that_is_nearly_right_is_none(server: Server, deployment: str) -> None:
+    random = seeded("logins")
+    for _ in range(100):
+        changed = list(server.login)
+        place = random.randrange(len(changed))
+        changed[place] = chr(ord(changed[place]) ^ (1 << random.randrange(6)))
+        asked = server.ask("POST", "/api/flow_runs/filter", {}, {}, login="".join(changed))
+        assert asked.status == 401
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_the_login_counts_in_its_header_alone(server: Server, name: str) -> None:
+    path, headers = ELSEWHERE[name]
+    told = {key: value.format(login=server.login) for key, value in headers.items()}
+    assert server.ask("POST", path.format(login=server.login), told, {}).status == 401
+
+
+@pytest.mark.parametrize("origin", LIKE_OURS)
+def test_an_origin_that_only_looks_like_ours_is_foreign(server: Server, origin: str) -> None:
+    given = origin.format(port=server.port, other=server.port ^ 1, evil=EVIL)
+    # Even if somebody had told the page the login.
+    asked = server.ask("POST", "/api/flow_runs/filter", {"Origin": given}, {}, login=server.login)
+    assert (asked.status, asked.allowed) == (200, None)
+    wanted = {"Origin": given, "Access-Control-Request-Method": "POST"}
+    if given:
+        assert server.ask("OPTIONS", "/api/flow_runs/filter", wanted).status == 400
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_our_own_pages_are_not_foreign(server: Server, host: str) -> None:
+    own = f"http://{host}:{server.port}"
+    wanted = {"Origin": own, "Access-Control-Request-Method": "POST"}
+    asked = server.ask("OPTIONS", "/api/flow_runs/filter", wanted)
+    assert (asked.status, asked.allowed) == (200, own)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_name_that_is_bound_to_this_machine_gets_nothing(
+    server: Server, deployment: str, nothing_made: None, host: str
+) -> None:
+    given = host.format(port=server.port)
+    headers = {"Host": given, "Origin": f"http://{given}", "Sec-Fetch-Site": "same-origin"}
+    for method, path, body in (READING, STARTING):
+        path = f"/api{path.format(deployment=deployment)}"
+        assert server.ask(method, path, headers, body).status in (400, 401)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_spelling_of_a_path_leads_past_the_login(server: Server, path: str) -> None:
+    told = {"X-HTTP-Method-Override": "GET", "X-Forwarded-Prefix": "/api/health"}
+    for headers in ({}, told, {"X-Original-URL": "/api/health", "X-Rewrite-URL": "/api/health"}):
+        assert server.ask("POST", path, headers, {}).status in (401, 404, 405)
+
+
+def greeting(server: Server, path: str, protocol: bool, token: str | None) -> str:
+    """What a websocket answers to a client that introduces itself."""
+    try:
+        with closing(
+            connect(
+                f"ws://127.0.0.1:{server.port}{path}",
+                subprotocols=["prefect"] if protocol else None,  # type: ignore[list-item]
+                additional_headers={"Origin": EVIL},
+            )
+        ) as socket:
+            socket.send(json.dumps({"type": "auth", "token": token}))
+            return str(socket.recv(timeout=20))
+    except WebSocketException:
+        return "closed"
+
+
+@pytest.mark.parametrize("path", SOCKETS)
+def test_no_websocket_talks_to_who_has_no_login(server: Server, path: str) -> None:
+    for token in (None, "", "penstock", server.login[:-1], basic(server.login), [server.login]):
+        assert greeting(server, path, True, token) == "closed"  # type: ignore[arg-type]
+    assert greeting(server, path, False, server.login) == "closed"
+    assert "auth_success" in greeting(server, path, True, server.login)
+
+
+def test_nobody_is_shown_the_login(stack: Stack, server: Server) -> None:
+    secret = server.login.partition(":")[2].encode()
+    made = stack.folder / "prefect" / "penstock-auth"
+    assert made.stat().st_mode & 0o777 == 0o600
+    assert secret not in (stack.folder / "server.log").read_bytes()
+    lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in marked(stack.folder)]
+    assert lines and not any(secret in line for line in lines)
+    for path in ("/", "/ui-settings", "/v2/", "/docs", "/openapi.json", "/api/health"):
+        asked = server.ask("GET", path, {"Origin": EVIL})
+        assert secret not in asked.body and asked.allowed is None
+    settings = server.ask("GET", "/api/admin/settings", login=server.login)
+    assert secret not in settings.body
+
+
+@pytest.mark.parametrize("endpoint", [*ENDPOINTS[:-1], *REFUSED_ALWAYS], ids=named)
+def test_the_temporary_server_holds_too(temporary: Server, endpoint: tuple[str, str, Any]) -> None:
+    method, path, body = endpoint
+    for origin in (EVIL, "null", f"http://localhost:{temporary.port}"):
+        asked = temporary.ask(method, f"/api{path}", {"Origin": origin}, body)
+        assert (asked.status, asked.allowed) == (401, None)
+        wanted = {"Origin": origin, "Access-Control-Request-Method": method}
+        assert temporary.ask("OPTIONS", f"/api{path}", wanted).status == 400
+
+
+def test_the_temporary_server_knows_its_own_login_alone(temporary: Server, server: Server) -> None:
+    method, path, body = READING
+    path = f"/api{path}"
+    assert temporary.ask(method, path, {}, body, login=temporary.login).status == 200
+    assert temporary.ask(method, path, {}, body, login=server.login).status == 401
+    assert server.ask(method, path, {}, body, login=temporary.login).status == 401

@@ -1,0 +1,148 @@
+"""What `make server` and `make worker` do on a terminal: they ask nothing, change no profile, and
+say from the first second what they are about."""
+
+import contextlib
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from flows.prefect_server import answers
+from tests.pipeline import ROOT
+
+FIRST_WORD_SECONDS = 3.0
+"""Prefect's import alone takes as long; the first word takes a tenth, but machines are busy."""
+START_SECONDS = 120.0
+
+
+class Terminal:
+    """A script on a terminal of its own, and what it has shown there so far."""
+
+    def __init__(self, script: str, home: Path, port: int) -> None:
+        self.text = ""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+        path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+        own = {"PREFECT_HOME": str(home), "PREFECT_SERVER_API_PORT": str(port), "PATH": path}
+        ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [str(ROOT / "scripts" / script)],
+            cwd=ROOT,
+            env={**kept, **own, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self._ours = ours
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def shows(self, words: str, seconds: float) -> bool:
+        """Whether it comes to show these words in time."""
+        deadline = time.monotonic() + seconds
+        while words not in self.text and time.monotonic() < deadline:
+            if self.process.poll() is not None and not self._reader.is_alive():
+                break
+            time.sleep(0.02)
+        return words in self.text
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join()
+        os.close(self._ours)
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # nobody holds the other end any more
+            while read := os.read(self._ours, 1 << 16):
+                self.text += read.decode("utf-8", "replace")
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """A server that is up and can do nothing else."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/api/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        found: int = free.getsockname()[1]
+        return found
+
+
+@contextlib.contextmanager
+def terminal(script: str, home: Path, port: int) -> Iterator[Terminal]:
+    shown = Terminal(script, home, port)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def test_the_worker_says_at_once_what_it_waits_for_and_then_that_it_is_there(
+    tmp_path: Path, port: int
+) -> None:
+    url = f"http://127.0.0.1:{port}/api"
+    with terminal("worker", tmp_path, port) as shown:
+        first = f"penstock: waiting for the Prefect server at {url}; start one with `make server`"
+        assert shown.shows(first, FIRST_WORD_SECONDS), shown.text
+        assert shown.text.startswith(first)
+        assert not shown.shows("the Prefect server answers", 1.0)
+        server = HTTPServer(("127.0.0.1", port), Healthy)
+        answering = threading.Thread(target=server.serve_forever)
+        answering.start()
+        try:
+            assert shown.shows("penstock: the Prefect server answers", 10), shown.text
+        finally:
+            server.shutdown()
+            answering.join()
+            server.server_close()
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        "",
+        # To which Prefect would change over by itself.
+        pytest.param(
+            '[profiles.there]\nPREFECT_API_URL = "http://127.0.0.1:{port}/api"\n',
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["no other profile", "a profile of this server"],
+)
+def test_the_server_asks_nothing_and_changes_no_profile(
+    tmp_path: Path, port: int, others: str
+) -> None:
+    profiles = tmp_path / "profiles.toml"
+    profiles.write_text(f'active = "mine"\n\n[profiles.mine]\n{others.format(port=port)}')
+    before = profiles.read_bytes()
+    with terminal("server", tmp_path, port) as shown:
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(f"http://127.0.0.1:{port}/api"):
+            assert time.monotonic() < deadline and shown.process.poll() is None, shown.text
+            assert "How would you like to proceed" not in shown.text
+            time.sleep(0.1)
+        assert shown.text.startswith(f"penstock: the page is http://127.0.0.1:{port}; it asks for")
+        assert str(tmp_path / "penstock-auth") in shown.text.splitlines()[0]
+        assert "profile" not in shown.text
+        assert (tmp_path / "penstock-auth").read_text().strip() not in shown.text
+    assert profiles.read_bytes() == before
