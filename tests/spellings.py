@@ -1,8 +1,8 @@
-"""Ways to write the name of a folder, most of them meant to mislead; knows nothing of who is misled.
+"""Ways to write the name of a folder, most of them meant to mislead; knows not whom.
 
-`{world}` is a folder with `allowed`, which is `{root}`, and `else`, `home` and `clone`, where one works;
-`allowed` holds the links `link` and `chain` to `else`, `back` to itself and `dangling` to nothing, and
-`{world}/way` is a link to `{world}`.
+`{world}` is a folder with `allowed`, which is `{root}`, and `else`, `home` and `clone`, where one
+works. `allowed` holds the links `link` and `chain` to `else`, `back` to itself and `dangling` to
+nothing; `{world}/way` is a link to `{world}`.
 """
 
 INSIDE = [
@@ -107,8 +107,12 @@ OUTSIDE = [
     "/dev/null",
     "{world}/else/" + "d" * 300,
 ]
-ALSO_FOR_STORE = ["file://{root}/x", "file:///{root}/x", "file:///../..{root}/x"]
-ALSO_FOR_STORE += ["file://../allowed/x"]
+ALSO_FOR_STORE = [
+    "file://{root}/x",
+    "file:///{root}/x",
+    "file:///../..{root}/x",
+    "file://../allowed/x",
+]
 """A store may be an address of a file, and is opened where that leads."""
 STORES = ["file://", "file://.", "file://~", "file://else", "file:///", "file://{root}/../x"]
 SEGMENTS = [

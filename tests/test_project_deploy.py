@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import yaml
 from prefect import Flow
 
+from flows.confine import REMOTE_CODE, VARIABLE
 from scripts.follow_docs import TERMINALS, blocks
+from scripts.login import CLIENT, SERVER
 from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOL, crash_automation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,8 +75,10 @@ def test_the_documented_steps_are_found_and_hold_both_terminals() -> None:
 
 def test_every_variable_of_the_scripts_is_explained() -> None:
     told = (DEPLOY / "README.md").read_text()
-    scripts = [(ROOT / "scripts" / name).read_text() for name in ("server", "worker")]
+    names = ("server", "worker", "prefect_variables")
+    scripts = [(ROOT / "scripts" / name).read_text() for name in names]
     used = {name for text in scripts for name in re.findall(r"\$\{(PE?[A-Z]+_\w+):-", text)}
+    used |= {VARIABLE, REMOTE_CODE, CLIENT, SERVER}
     assert {"PENSTOCK_DATABASE", "PREFECT_API_URL"} <= used
     assert [name for name in sorted(used) if name not in told] == []
 
@@ -84,3 +89,39 @@ def test_a_run_is_given_up_after_several_heartbeats_and_only_if_it_is_ours() -> 
     assert trigger.within.total_seconds() == 120  # type: ignore[union-attr]
     assert trigger.match_related.root["prefect.resource.name"] == list(FLOWS)  # type: ignore[union-attr]
     assert automation.enabled
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        ({}, "http://127.0.0.1:4200,http://localhost:4200"),
+        ({"PREFECT_SERVER_API_PORT": "81"}, "http://127.0.0.1:81,http://localhost:81"),
+        (
+            {"PREFECT_SERVER_API_HOST": "box.example"},
+            "http://127.0.0.1:4200,http://localhost:4200,http://box.example:4200",
+        ),
+        (
+            {"PREFECT_SERVER_API_HOST": "::1"},
+            "http://127.0.0.1:4200,http://localhost:4200,http://[::1]:4200",
+        ),
+        ({"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://mine"}, "http://mine"),
+        ({"PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": "http://mine"}, "http://mine"),
+    ],
+    ids=["none", "port", "host", "IPv6", "pages", "pages by their long name"],
+)
+def test_the_server_s_own_pages_alone_may_read_what_it_answers(
+    given: dict[str, str], allowed: str
+) -> None:
+    told = (
+        "from prefect.settings import PREFECT_SERVER_CORS_ALLOWED_ORIGINS as it; print(it.value())"
+    )
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_SERVER_")}
+    done = subprocess.run(
+        ["sh", "-euc", '. scripts/prefect_variables; exec "$0" -c "$1"', sys.executable, told],
+        cwd=ROOT,
+        env={**kept, **given},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{allowed}\n"

@@ -18,7 +18,10 @@ import pytest
 
 from flows.prefect_server import answers
 from tests.pipeline import ROOT
+from tests.servers import Server
 
+EVIL = "https://evil.example"
+READING = "/api/flow_runs/filter"
 FIRST_WORD_SECONDS = 3.0
 """Prefect's import alone takes as long; the first word takes a tenth, but machines are busy."""
 START_SECONDS = 120.0
@@ -117,32 +120,46 @@ def test_the_worker_says_at_once_what_it_waits_for_and_then_that_it_is_there(
             server.server_close()
 
 
-@pytest.mark.parametrize(
-    "others",
-    [
-        "",
-        # To which Prefect would change over by itself.
-        pytest.param(
-            '[profiles.there]\nPREFECT_API_URL = "http://127.0.0.1:{port}/api"\n',
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=["no other profile", "a profile of this server"],
-)
-def test_the_server_asks_nothing_and_changes_no_profile(
-    tmp_path: Path, port: int, others: str
-) -> None:
-    profiles = tmp_path / "profiles.toml"
-    profiles.write_text(f'active = "mine"\n\n[profiles.mine]\n{others.format(port=port)}')
-    before = profiles.read_bytes()
-    with terminal("server", tmp_path, port) as shown:
+MINE = 'active = "mine"\n\n[profiles.mine]\n'
+THERE = '[profiles.there]\nPREFECT_API_URL = "http://127.0.0.1:{port}/api"\n'
+"""A profile to which Prefect would change over by itself."""
+
+
+@contextlib.contextmanager
+def served(home: Path, port: int, profiles: str) -> Iterator[Terminal]:
+    """scripts/server on a terminal, up, for somebody who has used Prefect before."""
+    (home / "profiles.toml").write_text(profiles)
+    with terminal("server", home, port) as shown:
         deadline = time.monotonic() + START_SECONDS
         while not answers(f"http://127.0.0.1:{port}/api"):
-            assert time.monotonic() < deadline and shown.process.poll() is None, shown.text
             assert "How would you like to proceed" not in shown.text
+            assert time.monotonic() < deadline and shown.process.poll() is None, shown.text
             time.sleep(0.1)
+        yield shown
+
+
+def test_the_server_asks_nothing_and_changes_no_profile_and_lets_no_page_in(
+    tmp_path: Path, port: int
+) -> None:
+    with served(tmp_path, port, MINE) as shown:
         assert shown.text.startswith(f"penstock: the page is http://127.0.0.1:{port}; it asks for")
         assert str(tmp_path / "penstock-auth") in shown.text.splitlines()[0]
         assert "profile" not in shown.text
-        assert (tmp_path / "penstock-auth").read_text().strip() not in shown.text
-    assert profiles.read_bytes() == before
+        login = (tmp_path / "penstock-auth").read_text().strip()
+        assert login not in shown.text
+        server = Server(port=port, login=login, pid=shown.process.pid)
+        asked = server.ask("POST", READING, {"Origin": EVIL}, b"{}")
+        assert (asked.status, asked.allowed) == (401, None)
+        asked = server.ask("POST", READING, {"Origin": EVIL}, b"{}", login=login)
+        assert (asked.status, asked.allowed) == (200, None)
+        own = f"http://localhost:{port}"
+        assert server.ask("POST", READING, {"Origin": own}, b"{}", login=login).allowed == own
+    assert (tmp_path / "profiles.toml").read_text() == MINE
+
+
+@pytest.mark.slow
+def test_the_server_changes_over_to_no_other_profile(tmp_path: Path, port: int) -> None:
+    profiles = MINE + THERE.format(port=port)
+    with served(tmp_path, port, profiles) as shown:
+        assert "profile" not in shown.text
+    assert (tmp_path / "profiles.toml").read_text() == profiles
