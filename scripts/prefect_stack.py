@@ -44,9 +44,7 @@ class CheckFailed(Exception):
 class Stack:
     """A server, a worker and the runs on them, in one folder. All methods raise CheckFailed."""
 
-    def __init__(
-        self, folder: Path, *, database: str = "", secret: str = "", root: Path = ROOT
-    ) -> None:
+    def __init__(self, folder: Path, *, database: str = "", root: Path = ROOT) -> None:
         self.folder = folder
         self.root = root
         """The clone whose commands and flows are used."""
@@ -55,7 +53,6 @@ class Stack:
         self.device_lock = folder / "device.lock"
         """Held by whatever runs a model on the CPU."""
         self._database = database
-        self._secret = secret
         self._began = time.monotonic()
 
     def serve(self) -> "subprocess.Popen[bytes]":
@@ -173,13 +170,13 @@ class Stack:
             )
 
     def login(self) -> str:
-        """What the server asks of its clients: given, or made by its first start."""
+        """What the server asks of its clients; made by its first start."""
         made = self.folder / "prefect" / FILE
-        return self._secret or (made.read_text().strip() if made.exists() else "")
+        return made.read_text().strip() if made.exists() else ""
 
     def environment(self, *, client: bool = True) -> dict[str, str]:
         """Ours, with a Prefect that knows nothing of the user's and reports to nobody. Server and
-        worker, which are no `client`, find their login themselves unless one was given."""
+        worker, which are no `client`, find their login themselves."""
         kept = {
             k: v
             for k, v in os.environ.items()
@@ -188,8 +185,7 @@ class Stack:
         given = {
             "PENSTOCK_DATABASE": self._database,
             CPU_LOCK: str(self.device_lock),
-            "PREFECT_SERVER_API_AUTH_STRING": self._secret,
-            "PREFECT_API_AUTH_STRING": self.login() if client else self._secret,
+            "PREFECT_API_AUTH_STRING": self.login() if client else "",
         }
         return {
             **kept,
@@ -215,12 +211,11 @@ class Stack:
 
 
 @contextlib.contextmanager
-def prefect_stack(database: str = "", secret: str = "", root: Path = ROOT) -> Iterator[Stack]:
-    """A stack in a temporary folder; at the end every process of it is gone, and the folder.
-    `secret` is a USER:PASSWORD that its clients must give, and do."""
+def prefect_stack(database: str = "", root: Path = ROOT) -> Iterator[Stack]:
+    """A stack in a temporary folder; at the end every process of it is gone, and the folder."""
     folder = Path(tempfile.mkdtemp(prefix="penstock-stack-"))
     try:
-        yield Stack(folder, database=database, secret=secret, root=root)
+        yield Stack(folder, database=database, root=root)
     finally:
         stop_all(folder)
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.schema_tools import ValidationError, validate
 
 import demo
 import flows.caption
 from artifacts.captions import Failure
-from artifacts.errors import CannotFit, Interrupted, Killed, UsageError
+from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, Killed, UsageError
 from flows import prefect_view
-from flows.caption import INTERRUPTED, caption_videos, ended_by
+from flows.caption import INTERRUPTED, Caller, caption_videos, ended_by, observed
 from flows.config import CaptionConfig
+from flows.display import Display
 from flows.prefect_page import RunPage
 from flows.prefect_view import TABLE_ROWS, Progress, RunLog, plain, table
 from tests.pipeline import PENSTOCK, ROOT, child_processes, wait_gone
@@ -199,6 +202,19 @@ def test_with_prefect_the_command_makes_the_same_bytes_and_says_the_same(tmp_pat
     assert outputs(tmp_path / "flow")["captions.jsonl"].count(b"\n") == 2
     assert told(flow_run, tmp_path / "flow") == told(plain_run, tmp_path / "plain")
     assert len(flow_run.stderr.splitlines()) == len(plain_run.stderr.splitlines())
+
+
+def test_a_server_that_refuses_the_login_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        request = httpx.Request("POST", "http://127.0.0.1:4242/api/flows/")
+        raise PrefectHTTPStatusError(
+            "401 Unauthorized", request=request, response=httpx.Response(401, request=request)
+        )
+
+    monkeypatch.setattr(flows.caption, "caption_videos", refuse)
+    caller = Caller(display=Display(quiet=True))
+    with pytest.raises(EnvironmentFault, match=r"refuses the login\. Set PREFECT_API_AUTH_STRING"):
+        observed(CaptionConfig(sources=("a.mp4",)), caller)
 
 
 @pytest.mark.slow
