@@ -2,6 +2,7 @@
 other sites, pages that rebind a name to this machine, programs without the login."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,7 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
 from scripts.prefect_stack import Stack, marked, prefect_stack
-from tests.attacks import seeded
+from tests.attacks import attacked, seeded
 from tests.server_attacks import (
     ELSEWHERE,
     ENDPOINTS,
@@ -235,6 +236,18 @@ def test_no_websocket_talks_to_who_has_no_login(server: Server, path: str) -> No
         assert greeting(server, path, True, token) == "closed"  # type: ignore[arg-type]
     assert greeting(server, path, False, server.login) == "closed"
     assert "auth_success" in greeting(server, path, True, server.login)
+
+
+def test_a_worker_with_another_login_is_told_so_in_one_line(stack: Stack) -> None:
+    outcome = attacked(
+        "-m",
+        "scripts.prepare_pool",
+        command=[sys.executable],
+        env={**stack.environment(), "PREFECT_API_AUTH_STRING": "penstock:penstock"},
+    )
+    outcome.holds(1)
+    assert outcome.err.startswith(f"penstock: the Prefect server at {stack.api} refuses the login")
+    assert len(outcome.text.splitlines()) == 1
 
 
 def test_nobody_is_shown_the_login(stack: Stack, server: Server) -> None:
