@@ -3,6 +3,23 @@
 import os
 from pathlib import Path
 
+from artifacts.errors import UsageError
+
+
+def folder_named(text: str, name: str) -> Path:
+    """The absolute path that a person means, who gave it as the option `name`. Raises UsageError
+    for what no folder can be called."""
+    try:
+        path = Path(text).expanduser().absolute()
+        os.lstat(os.fsencode(path))
+    except (ValueError, RuntimeError) as error:  # a NUL, half a character, an unknown ~user
+        raise UsageError(
+            f"--{name} is {text!r}, which is no path ({error})", hint="Give a folder"
+        ) from error
+    except OSError:  # not there yet, or its name is too long: for the run to find out
+        pass
+    return path
+
 
 class RealPaths:
     """`os.path.realpath` for many files of few folders: each folder is walked down once."""

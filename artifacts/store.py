@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.paths import lies_in
+from artifacts.paths import folder_named, lies_in
 from artifacts.placing import place, sync_folder
 from artifacts.reading import open_file
 
@@ -62,7 +62,7 @@ def open_store(url: str) -> "FolderStore":
             f"no store can be opened at {url}",
             hint="Give a folder, local or on a shared file system",
         )
-    return FolderStore(Path(url).expanduser().absolute())
+    return FolderStore(folder_named(url, "store"))
 
 
 class FolderStore:

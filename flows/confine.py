@@ -39,7 +39,7 @@ def confine(config: CaptionConfig, *, out: bool = True) -> None:
     where = f"the folders of this worker ({VARIABLE})"
     for name in ("out", "store") if out else ("store",):
         # An empty store is the worker's own.
-        if (name == "out" or config.store) and (path := outside(folder(name, config), roots)):
+        if (name == "out" or config.store) and (path := outside(WRITTEN[name](config), roots)):
             raise UsageError(
                 f"`{name}` leads to {path}, which is not in {where}",
                 hint=f"Give a folder in {os.pathsep.join(roots)}",
@@ -50,21 +50,6 @@ def confine(config: CaptionConfig, *, out: bool = True) -> None:
                 f"`{name}` could write outside {where}",
                 hint="Leave it out, or run the plain command on that machine",
             )
-
-
-def folder(name: str, config: CaptionConfig) -> Path:
-    """Where a parameter leads the run. Raises UsageError for what is no path."""
-    try:
-        path = WRITTEN[name](config)
-        os.lstat(os.fsencode(path))
-    except (ValueError, RuntimeError) as error:  # a NUL, half a character, an unknown ~user
-        raise UsageError(
-            f"`{name}` is {getattr(config, name)!r}, which is no path ({error})",
-            hint="Give a folder",
-        ) from error
-    except OSError:  # not there yet, or its name is too long: for the run to find out
-        pass
-    return path
 
 
 def outside(path: Path, roots: list[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests, content_key, digest_of
+from artifacts.paths import folder_named
 from artifacts.reading import FileChanged
 from artifacts.schema import Sampling
 from artifacts.store import FolderStore, open_store
@@ -136,8 +137,8 @@ def check_prompts(contents: Sequence[Medium], model: Model) -> None:
 
 
 def out_folder(config: CaptionConfig) -> Path:
-    """Where a run writes, absolute."""
-    return Path(config.out).expanduser().absolute()
+    """Where a run writes, absolute. Raises UsageError for what is no path."""
+    return folder_named(config.out, "out")
 
 
 def ways_of(config: CaptionConfig, model: Model, sampling: Sampling) -> list[Scopes]:
