@@ -123,7 +123,7 @@ class FolderStore:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Names below the folder `prefix`, in sorted order within each folder. What is no file is
-        none of them, and a link to a folder that it lies in leads nowhere."""
+        none of them; a link is followed to another disk, and not within the store."""
         try:
             entries = sorted(os.scandir(self.root / prefix), key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):
@@ -132,9 +132,13 @@ class FolderStore:
             raise fault_of(error, self.root) from error
         for entry in entries:
             name = f"{prefix}/{entry.name}" if prefix else entry.name
-            if _is_file(entry):
+            try:
+                is_file, is_folder = entry.is_file(), entry.is_dir()
+            except OSError:  # a link that leads to itself
+                continue
+            if is_file:
                 yield name
-            elif name != TEMPORARY and entry.is_dir() and not _leads_back(entry):
+            elif name != TEMPORARY and is_folder and self._is_part(entry):
                 yield from self.list(name)
 
     def stat(self, name: str) -> ObjectStat | None:
@@ -198,21 +202,16 @@ class FolderStore:
         found = os.statvfs(folder)
         return found.f_bavail * found.f_frsize
 
+    def _is_part(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a folder is one of the store; round in circles, a link would lead for ever."""
+        root, folder = str(self.root), os.path.dirname(entry.path)
+        inside = lies_in(entry.path, root) or lies_in(root, entry.path)
+        return not entry.is_symlink() or (lies_in(folder, root) and not inside)
+
     def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             sync_folder(folder.parent)
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # a link that leads to itself
-        return False
-
-
-def _leads_back(entry: os.DirEntry[str]) -> bool:
-    return entry.is_symlink() and lies_in(os.path.dirname(entry.path), entry.path)
 
 
 def fault_of(error: OSError, where: Path) -> EnvironmentFault:

@@ -87,7 +87,7 @@ def _rubbish(store: FolderStore, held: Container[str]) -> Iterator[tuple[Path, i
     now = store.now()
     for path, size in _files(store.root / TEMPORARY):
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < now - STALE_SECONDS:
+            if path.lstat().st_mtime < now - STALE_SECONDS:
                 yield path, size
 
 
@@ -96,4 +96,4 @@ def _files(folder: Path) -> Iterator[tuple[Path, int]]:
         for name in names:
             path = Path(place, name)
             with contextlib.suppress(FileNotFoundError):
-                yield path, path.stat().st_size
+                yield path, path.lstat().st_size

@@ -104,8 +104,8 @@ def test_what_was_changed_is_noticed_and_made_again(
         else:
             assert (found.meta, bytes(found.payload)) == (record.meta, record.payload)
     assert lost <= 2
-    shelf.publish(list(records.values()))
     again = Shelf(store, "k", SCOPE)
+    again.publish(list(records.values()))
     assert all(again.read(key).payload == record.payload for key, record in records.items())
 
 
@@ -252,7 +252,7 @@ def test_a_run_over_changed_packs_writes_the_same_captions(
     """Whatever of the store was changed, of every kind at once."""
     folder = tmp_path / "copy"
     shutil.copytree(captioned, folder, symlinks=True)
-    before = (folder / "out" / "captions.jsonl").read_bytes()
+    before = (folder / "out" / "captions.jsonl").read_text()
     draw = seeded("run", number)
     packs = sorted((folder / "store").rglob("*.pack"))
     for path in draw.sample(packs, draw.randrange(1, len(packs) + 1)):
@@ -263,5 +263,5 @@ def test_a_run_over_changed_packs_writes_the_same_captions(
     if outcome.code == 5:  # one line, and the same command goes on
         outcome = run(folder)
     outcome.holds(0)
-    shutil.move(folder / "out" / "captions.jsonl", tmp_path / "captions")
-    assert (tmp_path / "captions").read_bytes() == before
+    after = (folder / "out" / "captions.jsonl").read_text()
+    assert after == before.replace(str(captioned), str(folder))
