@@ -1,7 +1,6 @@
 """Which media files a command means: files, folders, globs and lists; opens no media file."""
 
 import glob
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,9 @@ from pathlib import Path
 from artifacts.captions import Failure
 from artifacts.errors import redacted
 from artifacts.paths import RealPaths
+from artifacts.regular import odd_thing
 from artifacts.schema import MediaKind
+from flows.source_lists import LIST_SUFFIXES, BadLine, lines_of
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -54,7 +55,8 @@ VIDEO_SUFFIXES = frozenset(
         ".y4m",
     ]
 )
-LIST_SUFFIXES = frozenset((".txt", ".jsonl"))
+UNREADABLE = "Check that you may read it and that its disk is there"
+NOT_A_FILE = "Name a file or a folder; what a FIFO or a device gives, write to a file first"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,101 +118,103 @@ def _expand(text: str, source: str, selection: Selection) -> Iterator[MediaFile 
     path = Path(os.path.expanduser(text))
     # os.path and not Path: a name too long, or in a folder one may not enter, is just not there.
     if text.startswith("@") and not os.path.exists(path):
-        yield from _listed(Path(text[1:]), source, selection)
-    elif os.path.isdir(path):
-        yield from _folder(path, source, selection)
+        listed = Path(text[1:])
+        if odd := odd_thing(listed):
+            yield _not_a_file(source, str(listed), odd)
+        else:
+            yield from _listed(listed, source, selection)
     elif os.path.isfile(path) and path.suffix.lower() in LIST_SUFFIXES:
         yield from _listed(path, source, selection)
+    else:
+        yield from _named(text, source, selection)
+
+
+def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
+    """What a name means that is no list's."""
+    path = Path(os.path.expanduser(text))
+    if os.path.isdir(path):
+        yield from _folder(path, source, selection)
     elif os.path.exists(path):
-        yield _file(path, path.name, source)
+        yield _taken(path, path.name, source)
     elif glob.has_magic(text) and "\0" not in text:
         matches = sorted(glob.glob(os.path.expanduser(text), recursive=True))
-        files = [Path(m) for m in matches if os.path.isfile(m) and selection.takes(m)]
+        files = [Path(m) for m in matches if not os.path.isdir(m) and selection.takes(m)]
         if not files:
             yield _failure(source, text, "no-match", "no media file matches", "Check the pattern")
         for file in files:
-            yield _file(file, file.name, source)
+            yield _taken(file, file.name, source)
     else:
         hint = "Check the name; a folder given earlier may have moved"
         yield _failure(source, text, "missing", "no such file or folder", hint)
 
 
+def _taken(path: Path, name: str, source: str) -> MediaFile | Failure:
+    """A thing that is there, if it is a file; nothing else is ever opened."""
+    odd = odd_thing(path)
+    return _not_a_file(source, name, odd) if odd else _file(path, name, source)
+
+
+def _not_a_file(source: str, name: str, odd: str) -> Failure:
+    return _failure(source, name, "not-a-file", f"this is {odd}, not a file", NOT_A_FILE)
+
+
 def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
     count = 0
-    for name in _walk(folder, selection.recursive):
+    unread: list[OSError] = []
+    for name in _walk(folder, selection.recursive, unread.append):
         if selection.takes(name):
             count += 1
-            yield _file(folder / name, name, source)
-    if not count:
+            yield _taken(folder / name, name, source)
+    for error in unread:
+        message = f"the folder cannot be read ({error.strerror})"
+        yield _failure(source, str(error.filename), "unreadable", message, UNREADABLE)
+    if not count and not unread:
         hint = "Check the folder, or add --recursive" if not selection.recursive else "Check it"
         yield _failure(source, str(folder), "no-media", "no media file in this folder", hint)
 
 
-def _walk(folder: Path, recursive: bool) -> Iterator[str]:
+def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> Iterator[str]:
     """Files in name order, named from the folder on; a folder that a link leads back to is entered
-    once."""
+    once. `unread` is told of those that cannot be read."""
     entered = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in entered:
-            folders.clear()
+    left = [""]
+    while left:  # not os.walk, which calls itself for each folder in a folder
+        inside = left.pop()
+        place = os.path.join(folder, inside)
+        try:
+            found = os.stat(place)
+            if (found.st_dev, found.st_ino) in entered:
+                continue
+            entered.add((found.st_dev, found.st_ino))
+            with os.scandir(place) as entries:
+                seen = sorted((e for e in entries if not e.name.startswith(".")), key=_name)
+        except OSError as error:
+            unread(error)
             continue
-        entered.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
-        inside = place.removeprefix(str(folder)).lstrip("/")
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield os.path.join(inside, name)
+        yield from (os.path.join(inside, e.name) for e in seen if not _is_folder(e))
+        folders = [os.path.join(inside, e.name) for e in seen if _is_folder(e)]
+        left += reversed(folders) if recursive else []
+
+
+def _name(entry: "os.DirEntry[str]") -> str:
+    return entry.name
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
 
 
 def _listed(path: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
-    """One source a line; in a `.jsonl` list the `path` of each object, and the `prompt` if it has
-    one. Relative to the list's folder."""
-    try:
-        # Not splitlines, which also cuts where a name or a prompt has an odd line separator.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        hint = "A list holds one path a line"
-        yield _failure(source, str(path), "list", f"the list cannot be read: {reason}", hint)
-        return
-    for number, line in enumerate(lines, 1):
-        entry, prompt = line.strip(), None
-        if not entry or entry.startswith("#"):
+    """What the lines of a list name, relative to the list's folder."""
+    for line in lines_of(path):
+        if isinstance(line, BadLine):
+            yield _failure(source, line.name, "list", line.message, line.hint)
             continue
-        if path.suffix.lower() == ".jsonl":
-            try:
-                entry, prompt = _entry(entry)
-            except ValueError as error:
-                message = f"line {number} of the list {error}"
-                hint = 'Write {"path": "clip.mp4"}, or {"path": "clip.mp4", "prompt": "What …?"}'
-                yield _failure(source, str(path), "list", message, hint)
-                continue
-        if Path(entry).suffix.lower() in LIST_SUFFIXES:
-            message = f"line {number} names another list"
-            yield _failure(source, entry, "list", message, "Name media files and folders only")
-            continue
-        for result in _expand(str(path.parent / entry), source, selection):
-            yield replace(result, prompt=prompt) if isinstance(result, MediaFile) else result
-
-
-def _entry(line: str) -> tuple[str, str | None]:
-    """Path and prompt of a line of JSON. Raises ValueError that says what is wrong with it."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        value = None
-    path = value.get("path") if isinstance(value, dict) else None
-    if not isinstance(path, str) or not path:
-        raise ValueError("is no JSON object with a path")
-    prompt = value.get("prompt")
-    if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
-        raise ValueError("has a prompt that is empty or no text")
-    try:
-        os.fsencode(path), (prompt or "").encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("holds half a character, which no text can") from error
-    return path, prompt
+        for result in _named(str(line.path), source, selection):
+            yield replace(result, prompt=line.prompt) if isinstance(result, MediaFile) else result
 
 
 def _file(path: Path, name: str, source: str) -> MediaFile:

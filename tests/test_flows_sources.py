@@ -1,6 +1,9 @@
 import json
 import os
+import socket
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,4 +218,111 @@ def test_listed_files_bear_their_own_name_wherever_they_lie(tmp_path: Path) -> N
         [str(folder / "list.jsonl")], Selection(recursive=False, extensions=())
     )
     assert [f.media_path for f in files] == ["a\nb.mp4", "c.mp4", "...mp4"]
+    assert failures == []
+
+
+def odd(path: Path, kind: str) -> Path:
+    """A thing at `path` that is no file."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path.with_suffix(".pipe"))
+        path.symlink_to(path.with_suffix(".pipe").name)
+    return path
+
+
+ODD = ("fifo", "socket", "link to a device", "link to a fifo")
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("way", ["folder", "direct", "glob", "list", "as a list", "by its suffix"])
+def test_what_is_no_file_is_named_and_never_opened(folder: Path, kind: str, way: str) -> None:
+    suffix = ".txt" if way == "by its suffix" else ".mp4"
+    thing = odd(folder / f"odd{suffix}", kind)
+    (folder / "the.txt").write_text("odd.mp4\nb.mp4\n") if way == "list" else None
+    source = {
+        "folder": str(folder),
+        "glob": f"{folder}/*.mp4",
+        "list": f"{folder}/the.txt",
+        "as a list": f"@{thing}",
+    }.get(way, str(thing))
+    found, failures = find_media([source, str(folder / "b.mp4")], PLAIN)
+    assert "b.mp4" in names(found)
+    assert "odd.mp4" not in names(found)
+    assert [failure.error for failure in failures] == ["not-a-file"]
+    assert failures[0].hint
+
+
+@pytest.mark.parametrize("source", ["/dev/zero", "@/dev/zero", "/dev/null", "@/dev/null"])
+def test_a_device_is_named_and_never_opened(source: str) -> None:
+    found, failures = find_media([source], PLAIN)
+    assert found == []
+    assert [(failure.error, failure.message) for failure in failures] == [
+        ("not-a-file", "this is a device, not a file")
+    ]
+
+
+def test_a_list_of_itself_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    Path("l.foo").write_text("@l.foo\nb.mp4\n")
+    Path("m.foo").write_text("@n.foo\na.MKV\n")
+    Path("n.foo").symlink_to("m.foo")
+    found, failures = find_media(["@l.foo", "@m.foo"], PLAIN)
+    assert names(found) == ["b.mp4", "a.MKV"]
+    assert [failure.media_path for failure in failures] == ["@l.foo", "@n.foo"]
+    assert {failure.message for failure in failures} == {"line 1 names another list"}
+
+
+def test_a_line_of_a_list_nested_deeply_fails_alone(folder: Path) -> None:
+    deep = '{"path": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    (folder / "list.jsonl").write_text(deep + "\n" + json.dumps({"path": "b.mp4"}) + "\n")
+    found, failures = find_media([str(folder / "list.jsonl")], PLAIN)
+    assert names(found) == ["b.mp4"]
+    assert [failure.message for failure in failures] == [
+        "line 1 of the list is no JSON object with a path"
+    ]
+
+
+def test_a_list_longer_than_any_list_is_refused_unread(folder: Path) -> None:
+    with (folder / "list.txt").open("wb") as file:
+        file.truncate(1 << 40)
+    found, failures = find_media([str(folder / "list.txt"), str(folder / "b.mp4")], PLAIN)
+    assert names(found) == ["b.mp4"]
+    assert "larger than the 256 MiB" in failures[0].message
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if os.path.basename(path) == "deep":  # as for anybody but root
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found, failures = find_media([str(folder)], DEEP)
+    assert names(found) == ["a.MKV", "b.mp4", "photo.jpg"]
+    assert [(f.error, f.message) for f in failures] == [
+        ("unreadable", "the folder cannot be read (Permission denied)")
+    ]
+
+
+def test_folders_in_folders_end_only_where_names_do(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=descriptor)
+        before, descriptor = descriptor, os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(before)
+    os.close(os.open("z.mp4", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
+    os.close(descriptor)
+    found, failures = find_media([str(folder)], DEEP)
+    subprocess.run(["rm", "-rf", folder / "d"], check=True)  # too deep for Python's own
+    assert len(found) == 5
     assert failures == []

@@ -4,9 +4,12 @@ import argparse
 from pathlib import Path
 
 from artifacts.errors import UsageError
+from artifacts.regular import read_text
 from flows.config import DEFAULT_MODEL, FORMATS, PRECISIONS, CaptionConfig
 from flows.display import parse_size
 
+PROMPT_BYTES = 1 << 24
+"""How long the text of `--prompt-file` may be: no model reads as much."""
 STORE_HELP = "[$PENSTOCK_STORE or the user's cache folder]"
 
 
@@ -131,9 +134,9 @@ def config_of(arguments: argparse.Namespace, *, sources: bool = True) -> Caption
 def read_prompt(path: Path) -> str:
     """The prompt in a text file, without the line break at its end. Raises UsageError."""
     try:
-        return path.expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        return read_text(path.expanduser(), PROMPT_BYTES).strip()
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user who does not exist
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(
             f"--prompt-file {path} cannot be read: {reason}", hint="Give a text file, or --prompt"
         ) from error

@@ -2,6 +2,7 @@
 which are read off the hub where the files are not here; reads no weights."""
 
 import json
+import os
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.errors import EnvironmentFault
+from artifacts.regular import open_regular
 from stages.models.hub import transfer
 from stages.models.hub.checkpoint import (
     AGAIN,
@@ -100,8 +102,8 @@ def read_places(path: Path) -> dict[str, Place]:
     """Tensor → where it lies in a file that is here. Raises EnvironmentFault for one that is not as
     long as they need."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = struct.unpack("<Q", file.read(8))[0]
             first = 8 + length
             if first > size:  # what text, such as a pointer of Git LFS, looks like
@@ -120,6 +122,6 @@ def read_places(path: Path) -> dict[str, Place]:
             f"{path}, which holds weights of the model, cannot be read ({error.strerror})",
             hint=AGAIN,
         ) from error
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise not_whole(path) from error
     return found

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.regular import odd_thing
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.fetching import fetch
 from stages.models.hub.repository import bring_small, cached, hub_id_of, is_hub_id
@@ -31,6 +32,7 @@ def find_model(
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
+        refuse_odd_things(folder)
         if not (folder / "config.json").is_file():
             raise UsageError(
                 f"{folder} holds no config.json, so it is not a model",
@@ -44,6 +46,24 @@ def find_model(
             hint="Give a folder with a config.json, a hub id such as owner/name, or demo",
         )
     return cached(str(name), revision) or bring_small(str(name), revision, announce)
+
+
+def refuse_odd_things(folder: Path) -> None:
+    """Raises EnvironmentFault for what a model's folder holds that is neither file nor folder:
+    whoever opens it might wait for ever."""
+    templates = folder / "additional_chat_templates"
+    try:
+        held = sorted([*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())])
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{error.filename} of the model cannot be read ({error.strerror})",
+            hint="Check the folder, or fetch the model again",
+        ) from error
+    for path in held:
+        if odd := odd_thing(path):
+            raise EnvironmentFault(
+                f"{path} of the model is {odd}, not a file", hint="Remove it from the folder"
+            )
 
 
 def fetch_rest(folder: Path) -> bool:

@@ -1,0 +1,73 @@
+"""Reads files that are files: what else a path may lead to, such as a FIFO or a device, could keep
+its reader for ever. Knows nothing of what is in them."""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+KINDS: dict[str, Callable[[int], bool]] = {
+    "a folder": stat.S_ISDIR,
+    "a FIFO": stat.S_ISFIFO,
+    "a socket": stat.S_ISSOCK,
+    "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+    "a link": stat.S_ISLNK,
+}
+"""What is no file, in words."""
+
+
+def odd_kind(mode: int) -> str:
+    """What a thing of this `st_mode` is in words; empty when it is a file."""
+    return next((name for name, fits in KINDS.items() if fits(mode)), "")
+
+
+def odd_thing(path: str | os.PathLike[str]) -> str:
+    """What lies at a path, links followed, in words; empty for a file, for a folder, and when
+    nothing is there or nobody may look."""
+    try:
+        found = odd_kind(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return ""
+    return "" if found == "a folder" else found
+
+
+@contextlib.contextmanager
+def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file to be read. Raises OSError, at once, for whatever is none."""
+    refuse_odd(os.stat(path).st_mode, path)  # opening alone makes some devices do something
+    # It may have been replaced since; without O_NONBLOCK, opening a FIFO waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        refuse_odd(os.fstat(descriptor).st_mode, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+
+
+def refuse_odd(mode: int, path: str | os.PathLike[str]) -> None:
+    """Raises OSError for what is no file."""
+    if kind := odd_kind(mode):
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file", os.fspath(path))
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """What a file of at most `limit` bytes holds. Raises OSError."""
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        words = f"it is larger than the {limit >> 20} MiB that it may have"
+        raise OSError(errno.EFBIG, words, os.fspath(path))
+    return content
+
+
+def read_text(path: Path, limit: int, encoding: str = "utf-8") -> str:
+    """The text in a file of at most `limit` bytes. Raises OSError, also for what is no UTF-8."""
+    try:
+        return read_regular(path, limit).decode(encoding)
+    except UnicodeDecodeError as error:
+        raise OSError(errno.EILSEQ, "it is not UTF-8 text", os.fspath(path)) from error

@@ -1,0 +1,86 @@
+"""What the lines of a list say: paths of media, and what is asked about them; looks for none."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.regular import read_text
+
+LIST_SUFFIXES = frozenset((".txt", ".jsonl"))
+LIST_BYTES = 1 << 28
+"""How long a list may be: some million lines."""
+ENTRY_HINT = 'Write {"path": "clip.mp4"}, or {"path": "clip.mp4", "prompt": "What …?"}'
+FILES_ONLY = "Name media files and folders only"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """What one line names."""
+
+    path: Path
+    """As it stands there, seen from the list's folder."""
+    prompt: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadLine:
+    """A line that names nothing, or a list with no lines."""
+
+    name: str
+    message: str
+    hint: str
+
+
+def lines_of(path: Path) -> Iterator[Line | BadLine]:
+    """One source a line; in a `.jsonl` list the `path` of each object, and the `prompt` if it has
+    one. A list in a list is refused: it might be the same one."""
+    try:
+        # Not splitlines, which also cuts where a name or a prompt has an odd line separator.
+        lines = read_text(path, LIST_BYTES, "utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its name holds a null character"
+        message = f"the list cannot be read: {reason}"
+        yield BadLine(name=str(path), message=message, hint="A list holds one path a line")
+        return
+    for number, line in enumerate(lines, 1):
+        entry, prompt = line.strip(), None
+        if not entry or entry.startswith("#"):
+            continue
+        if path.suffix.lower() == ".jsonl":
+            try:
+                entry, prompt = _entry(entry)
+            except ValueError as error:
+                message = f"line {number} of the list {error}"
+                yield BadLine(name=str(path), message=message, hint=ENTRY_HINT)
+                continue
+        named = path.parent / entry
+        if named.suffix.lower() in LIST_SUFFIXES or _names_a_list(entry, named):
+            message = f"line {number} names another list"
+            yield BadLine(name=entry, message=message, hint=FILES_ONLY)
+            continue
+        yield Line(path=named, prompt=prompt)
+
+
+def _names_a_list(entry: str, named: Path) -> bool:
+    return entry.startswith("@") and not os.path.lexists(named)
+
+
+def _entry(line: str) -> tuple[str, str | None]:
+    """Path and prompt of a line of JSON. Raises ValueError that says what is wrong with it."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    path = value.get("path") if isinstance(value, dict) else None
+    if not isinstance(path, str) or not path:
+        raise ValueError("is no JSON object with a path")
+    prompt = value.get("prompt")
+    if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
+        raise ValueError("has a prompt that is empty or no text")
+    try:
+        os.fsencode(path), (prompt or "").encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half a character, which no text can") from error
+    return path, prompt
