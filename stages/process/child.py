@@ -64,9 +64,21 @@ def main(job_path: str, parent: str, events: str) -> int:
     report = Report(int(events), Path(job["journal"]))
     # A stage that is told of no device runs no model: what else it does need not wait.
     runs_on = str(job["arguments"].get("device", ""))
-    lock = hold_device(
-        runs_on, lambda who: report.warning(f"waiting for {runs_on.upper()}, {who} has it")
-    )
+    try:
+        lock = hold_device(
+            runs_on, lambda who: report.warning(f"waiting for {runs_on.upper()}, {who} has it")
+        )
+    except (PenstockError, OSError) as error:
+        report.send("error", **describe(error))
+        return 1
+    code = work(job, report)
+    if lock is not None:
+        lock.close()
+    return code
+
+
+def work(job: dict[str, Any], report: Report) -> int:
+    """Run the stage on a device that is its own; returns the exit status."""
     started = time.monotonic()
     code = 0
     still = Stillness()
@@ -102,8 +114,6 @@ def main(job_path: str, parent: str, events: str) -> int:
         cpu_seconds=usage.ru_utime + usage.ru_stime,
         timeline=memory.timeline,
     )
-    if lock is not None:
-        lock.close()
     return code
 
 

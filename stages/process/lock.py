@@ -1,17 +1,25 @@
 """Exclusive use of a device, as a kernel lock that dies with its holder; knows nothing of what the
 device does."""
 
+import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from artifacts.errors import EnvironmentFault
+from artifacts.regular import odd_kind
 from stages.process.memory import device_uuid
 
 CPU_LOCK = "PENSTOCK_CPU_LOCK"
 """In the environment: a file whose lock stands for the CPU, on machines where several people's
 models would be in each other's way."""
+IN_THE_WAY = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
+"""What opening a link, a folder and a socket fails with."""
+PID_BYTES = 32
+"""More than a process id has digits."""
 
 
 def hold_device(device: str, on_wait: Callable[[str], None]) -> IO[str] | None:
@@ -33,7 +41,7 @@ def lock_path(device: str) -> Path:
 
 def hold(path: Path, on_wait: Callable[[str], None]) -> IO[str]:
     """Take the lock at `path`, waiting if it must; the process id inside tells others who has
-    it."""
+    it. Raises OSError, and EnvironmentFault for what is no file."""
     file = _open(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,7 +52,8 @@ def hold(path: Path, on_wait: Callable[[str], None]) -> IO[str]:
 
 
 def try_hold(path: Path) -> IO[str] | None:
-    """Take the lock at `path` if it is free; None when another process has it."""
+    """Take the lock at `path` if it is free; None when another process has it. Raises OSError, and
+    EnvironmentFault for what is no file."""
     file = _open(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,25 +66,55 @@ def try_hold(path: Path) -> IO[str] | None:
 def holder(path: Path) -> str:
     """Who has the lock, in words."""
     try:
-        pid = path.read_text().strip()
-    except OSError:
-        pid = ""
-    return f"process {pid}" if pid else "another process"
+        with os.fdopen(_descriptor(path, os.O_RDONLY), "rb") as file:
+            pid = file.read(PID_BYTES).strip()
+    except (OSError, EnvironmentFault):
+        pid = b""
+    return f"process {pid.decode()}" if pid.isdigit() else "another process"
 
 
 def _open(path: Path) -> IO[str]:
+    while True:
+        try:
+            return os.fdopen(_descriptor(path, os.O_RDWR), "r+")
+        except FileNotFoundError:
+            # Not without O_EXCL: in a sticky folder, O_CREAT is refused for a file of another user.
+            with contextlib.suppress(FileExistsError):
+                made = _descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                return os.fdopen(made, "r+")
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            # Of another user in a sticky folder, a lock can be opened for reading only: that
+            # suffices.
+            return os.fdopen(_descriptor(path, os.O_RDONLY), "r")
+
+
+def _descriptor(path: Path, how: int) -> int:
+    """The file at `path`, opened. Raises EnvironmentFault for what is none: who may write to a
+    folder of all, such as /tmp, could have others write where they are led to."""
     try:
-        # Of another user in a sticky folder, a lock can be opened for reading only: that suffices.
-        return path.open("r+") if os.access(path, os.W_OK) else path.open("r")
-    except FileNotFoundError:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        return os.fdopen(descriptor, "r+")
+        descriptor = os.open(path, how | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in IN_THE_WAY:
+            raise _in_the_way(path, odd_kind(os.lstat(path).st_mode)) from error
+        raise
+    if odd := odd_kind(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _in_the_way(path, odd)
+    return descriptor
+
+
+def _in_the_way(path: Path, odd: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{path} is {odd or 'no file'}, and a lock must be a file",
+        hint="Find out who put it there, remove it, and run the same command again",
+    )
 
 
 def _sign(file: IO[str]) -> IO[str]:
-    if not file.writable():
-        return file
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    if file.writable():
+        with contextlib.suppress(OSError):  # a full disk: held it is, whatever stands in it
+            os.ftruncate(file.fileno(), 0)
+            os.pwrite(file.fileno(), f"{os.getpid()}\n".encode(), 0)
     return file

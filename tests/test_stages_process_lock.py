@@ -1,0 +1,90 @@
+import os
+import shutil
+import socket
+import tempfile
+import traceback
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import EnvironmentFault
+from flows.launch import DirectLauncher, StageCall
+from stages.process import lock
+
+NOBODY = 65534
+
+
+def put(path: Path, kind: str, victim: Path) -> None:
+    """Something at `path` that is no lock."""
+    if kind == "link":
+        path.symlink_to(victim)
+    elif kind == "dangling link":
+        path.symlink_to(victim.with_name("not-there"))
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "folder", "socket"])
+@pytest.mark.parametrize("way", [lock.try_hold, lambda path: lock.hold(path, print)])
+def test_what_is_no_file_is_no_lock(tmp_path: Path, kind: str, way: object) -> None:
+    victim, path = tmp_path / "thesis.txt", tmp_path / "penstock-GPU.lock"
+    victim.write_text("years of work")
+    put(path, kind, victim)
+    with pytest.raises(EnvironmentFault, match=f"{path.name} is a .*, and a lock must be a file"):
+        way(path)  # type: ignore[operator]
+    assert lock.holder(path) == "another process"
+    assert victim.read_text() == "years of work"
+    assert not victim.with_name("not-there").exists()
+
+
+def test_a_stage_says_in_one_line_that_its_lock_is_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, path = tmp_path / "thesis.txt", tmp_path / "cpu.lock"
+    victim.write_text("years of work")
+    path.symlink_to(victim)
+    monkeypatch.setenv(lock.CPU_LOCK, str(path))
+    call = StageCall(
+        name="wait", arguments={"device": "cpu"}, device="cpu", log=tmp_path / "wait.log"
+    )
+    launcher = DirectLauncher(lambda *_: None, {"wait": "stages.models.card:never"})
+    with pytest.raises(EnvironmentFault, match=r"^[^\n]*cpu.lock is a link, [^\n]*$"):
+        launcher.start(call).wait()
+    assert victim.read_text() == "years of work"
+
+
+def test_what_stands_in_a_lock_may_be_anything(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    path.write_bytes(b"\xff\x00 no number")
+    assert lock.holder(path) == "another process"
+    held = lock.try_hold(path)
+    assert held is not None
+    assert path.read_text() == f"{os.getpid()}\n"
+    assert lock.try_hold(path) is None
+    held.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
+def test_a_lock_of_another_user_in_a_folder_of_all_is_held_by_reading() -> None:
+    of_all = Path(tempfile.mkdtemp())
+    of_all.chmod(0o1777)
+    path = of_all / "a.lock"
+    path.write_text("1\n")
+    path.chmod(0o644)
+    child = os.fork()
+    if child == 0:  # another user
+        try:
+            os.setuid(NOBODY)
+            held = lock.try_hold(path)
+            os._exit(0 if held is not None and not held.writable() else 1)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert path.read_text() == "1\n"
+    shutil.rmtree(of_all)
