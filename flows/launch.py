@@ -34,6 +34,8 @@ class StageCall:
     """Where the stage's own output goes."""
     budget: int = 0
     """Bytes of the device that it may take above its imports; 0: all that is there."""
+    seconds: float = 0.0
+    """Processor time that a thread of it may take; 0: as long as it needs."""
 
 
 KILLS = 2
@@ -73,6 +75,7 @@ class DirectLauncher:
             log=call.log,
             listen=self._listen,
             budget=call.budget,
+            seconds=call.seconds,
         )
 
 

@@ -1,31 +1,26 @@
 """What a run needs to know of its checkpoint, without ever importing a model library."""
 
-import contextlib
-import fnmatch
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests, digest_of
-from artifacts.packs import Record, Shelf
 from artifacts.schema import FrameFit, Sampling
 from artifacts.store import FolderStore
 from flows.config import DEMO_MODEL, CaptionConfig
-from flows.launch import Launcher, StageCall, run_to_end
+from flows.describing import own_code, read_card, readable, small_files
+from flows.launch import Launcher
 from flows.precision import BYTES, HalfSettings, lighter, settle
-from stages.models.card import RECIPE as DESCRIBE_RECIPE
 from stages.models.card import ModelCard
-from stages.models.hub.checkpoint import SMALL, Checkpoint
+from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
 from stages.models.hub.transfer import Announce
 
 if TYPE_CHECKING:  # it imports torch
     from stages.models.halves.boundary import Half
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 FPS = 1.0
 """Frames a second where neither the user nor the checkpoint says."""
 MAX_FRAMES = 32
@@ -159,7 +154,7 @@ def open_model(
     with readable(config.model):
         small = {p.name: digests.of(p) for p in small_files(checkpoint)}
     try:
-        card = read_card(checkpoint, small, config, store=store, launcher=launcher)
+        card = read_card(checkpoint, small, config, store=store, launcher=launcher, device=device)
     except UsageError as error:
         raise Undescribed(error.message, hint=error.hint) from error
     digest = digests.of if read_weights else digests.known
@@ -181,80 +176,3 @@ def open_model(
         read=all(weights.values()),
         lighter=lighter(config, card, device),
     )
-
-
-def read_card(
-    checkpoint: Checkpoint,
-    small: Mapping[str, str],
-    config: CaptionConfig,
-    *,
-    store: FolderStore,
-    launcher: Launcher,
-) -> ModelCard:
-    """The checkpoint's card; a child process writes it the first time, because it needs
-    transformers. `small` are the digests of all files but the weights."""
-    with readable(config.model):
-        key = digest_of([small, _stated(checkpoint), config.trust_remote_code])
-    shelf = Shelf(store, "cards", digest_of(["cards", DESCRIBE_RECIPE, version("transformers")]))
-    if key in shelf:
-        return ModelCard.from_json(shelf.meta(key))
-    of_hub = checkpoint.commit is not None
-    arguments = {
-        "model": checkpoint.name if of_hub else str(checkpoint.folder),
-        "revision": checkpoint.commit,
-        "trust_remote_code": config.trust_remote_code,
-    }
-    # Beside the store, because a plan has no folder of outputs.
-    log = store.root / "logs" / "describe.log"
-    call = StageCall(name="describe", arguments=arguments, device="cpu", log=log)
-    card: dict[str, Any] = run_to_end(launcher, call).notes["card"]
-    shelf.publish([Record(key=key, meta=card)])
-    return ModelCard.from_json(card)
-
-
-def _stated(checkpoint: Checkpoint) -> list[Any]:
-    """What can be known of files of weights without reading them: what the hub states of them, or
-    their sizes and dates."""
-    if checkpoint.weights:
-        return [[file.name, file.size, file.digest] for file in checkpoint.weights]
-    files = weight_files(checkpoint.folder)
-    return [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
-
-
-@contextlib.contextmanager
-def readable(model: str) -> Iterator[None]:
-    """Turns a file that cannot be read, such as a link that leads nowhere, into an
-    EnvironmentFault."""
-    try:
-        yield
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{error.filename} of model {model} cannot be read ({error.strerror})",
-            hint="Check the folder, or fetch the model again",
-        ) from error
-
-
-def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
-    """Everything of a checkpoint but its weights: configuration, tokenizer, processor, template.
-    What other programs brought from the hub besides decides nothing."""
-    taken = SMALL if checkpoint.commit is not None else ("*",)
-    return sorted(
-        p
-        for p in checkpoint.folder.iterdir()
-        if p.is_file()
-        and p.suffix.lower() not in WEIGHT_SUFFIXES
-        and any(fnmatch.fnmatch(p.name, pattern) for pattern in taken)
-    )
-
-
-def own_code(folder: Path, *, trusted: bool) -> list[str]:
-    """What to key of code that a checkpoint names, which may lie in another repository: trusted, it
-    is run even where transformers has a class for the model, and gives other bytes."""
-    if not trusted:
-        return []
-    named = any(b'"auto_map"' in path.read_bytes() for path in folder.glob("*config.json"))
-    return ["its own code"] if named else []
-
-
-def weight_files(folder: Path) -> Iterable[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)

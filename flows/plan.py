@@ -66,6 +66,10 @@ class Plan:
         return memory_json(self.choices, self.budget)
 
 
+SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What comes of reckoning with dimensions that make no sense: a checkpoint may say anything."""
+
+
 def plan_of(
     config: CaptionConfig, launcher: Launcher, announce: Callable[[str], None] | None = None
 ) -> Plan:
@@ -115,13 +119,13 @@ def _by_dimensions(
     checkpoint = find_checkpoint(config, announce)
     try:
         outline = read_outline(checkpoint)
-    except (UsageError, EnvironmentFault):
+        models = [
+            outline_model(checkpoint, outline, config, device, fused=fused, why=error.message)
+            for fused in (True, False)
+        ]
+        question, unfused = (_alone(model, config, device) for model in models)
+    except (UsageError, EnvironmentFault, *SENSELESS):
         raise error from None
-    models = [
-        outline_model(checkpoint, outline, config, device, fused=fused, why=error.message)
-        for fused in (True, False)
-    ]
-    question, unfused = (_alone(model, config, device) for model in models)
     plan = _answered(question, budget_for(config, device), None, ())
     takes = [
         f"{stage} {gib(unfused.estimate(choice.taken.rung).peak_bytes)}"

@@ -9,8 +9,9 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from artifacts.errors import UsageError
+from artifacts.regular import read_text
 from flows.memory.stacks import Attention, Mlp, Stack, attention_of, mlp_of, roots_of, stacks_of
-from stages.models.hub.checkpoint import Checkpoint
+from stages.models.hub.checkpoint import JSON_BYTES, Checkpoint
 from stages.models.hub.headers import Header, read_headers
 
 LAYERS = ("num_hidden_layers", "depth", "num_layers", "n_layer", "n_layers", "layers")
@@ -116,9 +117,8 @@ def read_outline(checkpoint: Checkpoint) -> Outline:
     """The outline of a checkpoint. Raises UsageError where its files do not tell enough,
     EnvironmentFault where they cannot be read."""
     try:
-        text = (checkpoint.folder / "config.json").read_text(encoding="utf-8")
-        config = json.loads(text)
-    except (OSError, ValueError) as error:
+        config = json.loads(read_text(checkpoint.folder / "config.json", JSON_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise _unknown(checkpoint, "its config.json cannot be read") from error
     headers = read_headers(checkpoint)
     if any(header.dtype not in FLOATS and len(header.shape) > 1 for header in headers):

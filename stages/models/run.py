@@ -3,15 +3,22 @@ torch."""
 
 from typing import Any
 
+from artifacts.errors import UsageError
 from stages.models.inspection import describe
 from stages.process.report import Report
 
 
 def run(job: dict[str, Any], report: Report) -> None:
     """Job: model (folder or hub id), revision, trust_remote_code. Answers with a note `card`."""
-    card = describe(
-        job["model"],
-        trust_remote_code=bool(job.get("trust_remote_code", False)),
-        revision=job.get("revision"),
-    )
+    try:
+        card = describe(
+            job["model"],
+            trust_remote_code=bool(job.get("trust_remote_code", False)),
+            revision=job.get("revision"),
+        )
+    except RecursionError as error:
+        raise UsageError(
+            f"model {job['model']} cannot be read: something in its files is nested too deeply",
+            hint="Check where it comes from, and its *.json and *.jinja files",
+        ) from error
     report.note(card=card.to_json())

@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from artifacts.errors import EnvironmentFault
+from artifacts.store import fault_of
+
 
 class Report:
     """The child's end of the line; safe to use from several threads.
@@ -34,9 +37,20 @@ class Report:
     ) -> None:
         """An item was published: it is on disk, and will not be made again."""
         if self._journal is not None:
-            with self._lock, self._journal.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": round(time.time(), 3), "key": key}) + "\n")
+            self._note(self._journal, json.dumps({"time": round(time.time(), 3), "key": key}))
         self.send("item", key=key, label=label, media_seconds=seconds_of_media, tokens=tokens)
+
+    def _note(self, journal: Path, line: str) -> None:
+        try:
+            with self._lock, journal.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except FileNotFoundError as error:
+            raise EnvironmentFault(
+                f"{journal.parent} is gone: something removed or moved it during the run",
+                hint="Nothing finished is lost; run the same command again to go on",
+            ) from error
+        except OSError as error:
+            raise fault_of(error, journal.parent) from error
 
     def begin(self, media: str) -> None:
         """A medium is opened: whoever dies from now on may have died of it."""

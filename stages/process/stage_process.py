@@ -17,6 +17,8 @@ from typing import Any
 from artifacts.errors import Killed
 from artifacts.store import fault_of
 from stages.process.cgroup import cores, oom_kills
+from stages.process.clock import Clock
+from stages.process.compiler import compiler_folder
 from stages.process.ending import LAST_LINES, Ending, fault_of_stage
 from stages.process.memory import device_holders, device_used_bytes
 
@@ -69,8 +71,10 @@ class StageProcess:
         log: Path,
         listen: Listener,
         budget: int = 0,
+        seconds: float = 0.0,
     ) -> None:
-        """`budget` bytes of the device it may take above its imports; 0: all that is there."""
+        """`budget` bytes of the device it may take above its imports; 0: all that is there.
+        `seconds` of processor time that a thread of it may take; 0: as long as it needs."""
         self.name = name
         self.log = log
         self._device = device
@@ -121,6 +125,7 @@ class StageProcess:
             os.close(write_end)
         self._reader = threading.Thread(target=self._read, args=(read_end,), daemon=True)
         self._reader.start()
+        self._clock = Clock(self._process, seconds) if seconds else None
 
     @property
     def pid(self) -> int:
@@ -133,6 +138,8 @@ class StageProcess:
             code = self._process.wait()
             self._reader.join()
         finally:
+            if self._clock is not None:
+                self._clock.stop()
             Path(self._job).unlink(missing_ok=True)
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         self.outcome.baseline_after_bytes = self._await_baseline()
@@ -272,5 +279,7 @@ def child_environment() -> dict[str, str]:
         defaults["OMP_NUM_THREADS"] = str(cores())
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name, which torch reads first
         defaults["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and (folder := compiler_folder()):
+        defaults["TORCHINDUCTOR_CACHE_DIR"] = folder
     roots = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, roots))}

@@ -4,13 +4,16 @@ weights."""
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from artifacts.errors import EnvironmentFault
+from artifacts.regular import read_text
 
 AGAIN = "Download it again (with git: git lfs pull)"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+JSON_BYTES = 32 << 20
+"""How long a configuration or an index may be; the index of a thousand files has one."""
 SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*")
 """Files of a hub repository that a run can use, besides weights; pickled and converted weights are
 left there."""
@@ -62,9 +65,17 @@ def weight_names(folder: Path) -> list[str]:
     if not index.exists():
         return [SINGLE]
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = set(json.loads(read_text(index, JSON_BYTES))["weight_map"].values())
+        if not all(_is_inside(name) for name in names):
+            raise ValueError("a name leads out of the folder")
+        return sorted(names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise not_whole(index, "index of weights") from error
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def not_whole(path: Path, kind: str = "safetensors file") -> EnvironmentFault:

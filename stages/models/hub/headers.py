@@ -25,6 +25,10 @@ from stages.models.hub.faults import hub_errors, refuse_offline
 
 AT_ONCE = 8
 """Headers asked of the hub at a time."""
+HEADER_BYTES = 100_000_000
+"""How long a header may be: what safetensors itself reads."""
+MOST = 1 << 63
+"""More than any tensor has of anything."""
 
 
 class Header(NamedTuple):
@@ -106,7 +110,8 @@ def read_places(path: Path) -> dict[str, Place]:
             size = os.fstat(file.fileno()).st_size
             length = struct.unpack("<Q", file.read(8))[0]
             first = 8 + length
-            if first > size:  # what text, such as a pointer of Git LFS, looks like
+            # What text, such as a pointer of Git LFS, looks like.
+            if first > size or length > HEADER_BYTES:
                 raise not_whole(path)
             entries = json.loads(file.read(length))
         found = {}
@@ -114,7 +119,10 @@ def read_places(path: Path) -> dict[str, Place]:
             if tensor != "__metadata__":
                 start, end = entry["data_offsets"]
                 shape = tuple(entry["shape"])
-                found[tensor] = Place(entry["dtype"], shape, first + start, first + end)
+                numbers = (start, end, *shape)
+                if not all(type(n) is int and 0 <= n < MOST for n in numbers) or start > end:
+                    raise not_whole(path)
+                found[tensor] = Place(str(entry["dtype"]), shape, first + start, first + end)
                 if first + end > size:
                     raise not_whole(path)
     except OSError as error:

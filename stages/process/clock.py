@@ -1,0 +1,51 @@
+"""Ends a process in which one thread computes for longer than any should; knows no stage.
+
+It looks from outside, because a thread may keep the interpreter's lock from all others, and counts
+processor time, so that a machine which does much else makes no difference, nor one with many cores.
+"""
+
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+LOOK_SECONDS = 0.5
+OVERTIME = signal.SIGVTALRM
+"""What ends it: no person and no kernel sends that, and it leaves no image of the memory."""
+UTIME, STIME = 11, 12
+"""Where processor time stands in a line of `stat`, counted behind the name."""
+
+
+class Clock:
+    """Looks after a process from a thread until it has ended."""
+
+    def __init__(self, process: "subprocess.Popen[Any]", seconds: float) -> None:
+        self._process = process
+        self._seconds = seconds
+        self._done = threading.Event()
+        threading.Thread(target=self._follow, name="clock", daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._done.set()
+
+    def _follow(self) -> None:
+        while not self._done.wait(LOOK_SECONDS):
+            if busiest(self._process.pid) > self._seconds:
+                self._process.send_signal(OVERTIME)
+                return
+
+
+def busiest(pid: int) -> float:
+    """Seconds of processor time that the busiest thread of a process has had; 0 when it is gone."""
+    return max(map(_seconds_of, Path(f"/proc/{pid}/task").glob("*/stat")), default=0.0)
+
+
+def _seconds_of(stat: Path) -> float:
+    try:
+        told = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return (int(told[UTIME]) + int(told[STIME])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):  # ended meanwhile
+        return 0.0
