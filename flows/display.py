@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from artifacts.errors import UsageError, redacted
+from flows.terminal import outliving_the_terminal
 
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0
@@ -104,8 +105,7 @@ class Display:
             self._emit({"event": "download", "bytes": here, "total": total})
             text = self._fetch_text(here, now)
             if self._moving and not done:
-                self._to.write(f"\r\x1b[K{text}")
-                self._to.flush()
+                self._put(f"\r\x1b[K{text}")
             elif self._moving or self._plain:
                 self._clear()
                 self._line(text)
@@ -151,12 +151,11 @@ class Display:
         return text
 
     def _draw(self) -> None:
-        self._to.write(f"\r\x1b[K{self._text()}")
-        self._to.flush()
+        self._put(f"\r\x1b[K{self._text()}")
 
     def _clear(self) -> None:
         if self._moving:
-            self._to.write("\r\x1b[K")
+            self._put("\r\x1b[K")
 
     def _close(self) -> None:
         if self._fetch_total:  # it was broken off
@@ -170,13 +169,16 @@ class Display:
         self._stage = ""
 
     def _line(self, text: str) -> None:
-        self._to.write(printable(text) + "\n")
-        self._to.flush()
+        self._put(printable(text) + "\n")
 
     def _emit(self, value: dict[str, Any]) -> None:
         if self._json:
-            sys.stdout.write(json.dumps(value) + "\n")
-            sys.stdout.flush()
+            self._put(json.dumps(value) + "\n", sys.stdout)
+
+    def _put(self, text: str, to: IO[str] | None = None) -> None:
+        with outliving_the_terminal():
+            (to or self._to).write(text)
+            (to or self._to).flush()
 
 
 def printable(text: str) -> str:

@@ -26,8 +26,9 @@ from flows.rebuild_record import (
     same,
     write_record,
 )
-from flows.run import LauncherMaker, OnBegin, Watch, stopped_in_order
+from flows.run import LauncherMaker, OnBegin, Watch
 from flows.sizes import unencoded
+from flows.stopping import stopped_in_order
 from flows.weights import bytes_to_fetch
 
 

@@ -3,14 +3,12 @@
 import contextlib
 import errno
 import os
-import signal
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import write_jsonl
-from artifacts.errors import Interrupted, UsageError
+from artifacts.errors import UsageError
 from artifacts.store import fault_of
 from flows.cache import note_scopes
 from flows.config import CaptionConfig
@@ -26,6 +24,7 @@ from flows.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.run_record import RunRecord
 from flows.sequence import RunResult, Sequence
 from flows.steps import Steps
+from flows.stopping import stopped_in_order as stopped_in_order
 from flows.weights import fetch_halves
 from stages.process.lock import holder, try_hold
 from stages.process.stage_process import Listener
@@ -228,26 +227,3 @@ def only_run_in(job: Job, doing: str, another: str) -> Iterator[None]:
         )
     with lock:
         yield
-
-
-@contextlib.contextmanager
-def stopped_in_order() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run the same way: the stage is stopped, the outputs are
-    written. Whoever takes SIGTERM already, as Prefect does in a flow, keeps it."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.getsignal(signal.SIGTERM)
-    ours = threading.current_thread() is threading.main_thread() and before is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise Interrupted(
-            "stopped", hint="Nothing finished is lost; run the same command again to go on"
-        ) from error
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, before)

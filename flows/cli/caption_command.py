@@ -8,11 +8,13 @@ import sys
 from dataclasses import asdict
 
 from artifacts.errors import PenstockError
+from flows.cli.last_words import UNFORESEEN
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.config import CaptionConfig
 from flows.display import Display, printable
 from flows.sequence import RunResult
+from flows.terminal import forget_terminal
 
 NAMED_FAILURES = 20
 """Failures told on the terminal; all of them are in `failures.jsonl`."""
@@ -30,6 +32,7 @@ def caption_command(given: argparse.Namespace) -> int:
         from flows.run import caption
 
         result = caption(config, display)
+    forget_terminal()  # one may work on after it was closed
     if given.json:
         for failure in result.failures:
             print(json.dumps({"event": "failed", **asdict(failure)}))
@@ -49,6 +52,9 @@ def with_prefect(config: CaptionConfig, display: Display) -> RunResult:
         result = run_with_prefect(config, display)
     except PenstockError as error:
         leave_within(error.exit_code)
+        raise
+    except Exception:
+        leave_within(UNFORESEEN)
         raise
     leave_within(result.exit_code)
     return result

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts.errors import PenstockError
+from flows.cli.last_words import say, unforeseen
 from flows.cli.options import add_cache_commands, add_caption_options, add_running_options
 from flows.cli.train_plan import add_train_options
 from flows.config import PRECISIONS
+from flows.terminal import forget_terminal
 
 EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage · 3 cannot fit ·
 4 interrupted, resumable · 5 environment (disk, store, driver, network)"""
@@ -91,10 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_platform()
         return run(given)
     except PenstockError as error:
-        print(f"penstock: {error}", file=sys.stderr)
+        say(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("penstock: stopped. Nothing finished is lost", file=sys.stderr)
+        say("stopped. Nothing finished is lost")
         return 4
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -102,9 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         from artifacts.store import fault_of
 
-        fault = fault_of(error, Path(error.filename or "standard output"))
-        print(f"penstock: {fault}", file=sys.stderr)
+        forget_terminal()
+        fault = fault_of(error, Path(str(error.filename or "standard output")))
+        say(str(fault))
         return fault.exit_code
+    except Exception as error:
+        return unforeseen(error)
 
 
 def run(given: argparse.Namespace) -> int:

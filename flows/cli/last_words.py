@@ -1,0 +1,55 @@
+"""What is said last of a command that did not end well: one line, on standard error."""
+
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+
+from artifacts.errors import redacted
+from flows.config import user_cache
+from flows.terminal import outliving_the_terminal
+
+UNFORESEEN = 5
+"""The exit code of what nobody foresaw: 1 would mean that some items failed."""
+SHOWN = 300
+"""Characters of an error that its line shows."""
+
+
+def say(text: str) -> None:
+    """One line, even where nobody reads it any more."""
+    with outliving_the_terminal():
+        print(f"penstock: {text}", file=sys.stderr, flush=True)
+
+
+def unforeseen(error: BaseException) -> int:
+    """Say of an error that no code provides for what it was, and keep its traceback for whoever
+    mends it; returns the exit code."""
+    words = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
+    try:
+        kept = f"its traceback is in {_keep(error)}; report it with that file"
+    except Exception:  # this is the last line, whatever else goes wrong
+        kept = "its traceback could not be written anywhere; report it with the command"
+    say(f"an unforeseen error: {redacted(words)}; {kept}")
+    return UNFORESEEN
+
+
+def _keep(error: BaseException) -> Path:
+    """The file that the traceback was written to. Raises OSError where none can be."""
+    said = redacted("".join(traceback.format_exception(error)))
+    head = f"penstock {version('penstock')}, Python {platform.python_version()}\n"
+    name = time.strftime("%Y%m%d-%H%M%S-") + f"{os.getpid()}.txt"
+    for folder in (user_cache() / "errors", Path(tempfile.gettempdir(), "penstock-errors")):
+        path = folder / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+                file.write(head + said)
+        except OSError:
+            continue
+        return path
+    raise OSError("no folder for it")

@@ -1,0 +1,38 @@
+"""What to do when the terminal is gone that one writes to; writes nothing itself."""
+
+import contextlib
+import errno
+import os
+import termios
+from collections.abc import Iterator
+
+STREAMS = (1, 2)
+"""Descriptors of what is said and of what is said of errors."""
+
+
+def forget_terminal() -> bool:
+    """Let what is still to be said to a terminal that was closed go nowhere; whether one was."""
+    gone = [descriptor for descriptor in STREAMS if _is_gone(descriptor)]
+    for descriptor in gone:
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+    return bool(gone)
+
+
+@contextlib.contextmanager
+def outliving_the_terminal() -> Iterator[None]:
+    """Writing within is no error where the terminal was closed meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO or not forget_terminal():
+            raise
+
+
+def _is_gone(descriptor: int) -> bool:
+    try:
+        termios.tcgetattr(descriptor)
+    except termios.error as error:
+        return bool(error.args[0] == errno.EIO)  # of what never was one, it is another error
+    return False
