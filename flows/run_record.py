@@ -2,7 +2,6 @@
 resume relies on."""
 
 import contextlib
-import json
 import os
 import socket
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Failure, values_of
-from artifacts.errors import EnvironmentFault, UsageError, redacted
+from artifacts.errors import EnvironmentFault, redacted
 from artifacts.files import write_json
 from stages.process.stage_process import StageOutcome
 
@@ -43,7 +42,7 @@ class RunRecord:
         self.path = out / "run.json"
         self._written = 0.0
         self._lock = threading.RLock()
-        self.value: dict[str, Any] = {**_blank(out), "versions": versions(), **more}
+        self.value: dict[str, Any] = {**blank(out), "versions": versions(), **more}
         self._began = seconds_of(self.value["started"])
 
     def stage(self, name: str) -> dict[str, Any]:
@@ -167,33 +166,14 @@ class RunRecord:
             write_json(self.path, self.value)
 
 
-def load_record(out: Path) -> dict[str, Any]:
-    """The record of the last run into a folder; its state is `died` when nobody works on it any
-    more and it does not say how it ended. Raises UsageError or EnvironmentFault."""
-    path = out / "run.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        record: dict[str, Any] = {**_blank(out), **found}
-        record["stages"] = [{**_empty(stage["name"]), **stage} for stage in found["stages"]]
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"no run has written to {out}", hint="Name the --out folder of a run"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EnvironmentFault(f"{path} cannot be read", hint="Run the command again") from error
-    here = record["host"] in ("", socket.gethostname())
-    if record["state"] == "running" and here and not os.path.exists(f"/proc/{record['pid']}"):
-        record["state"] = "died"
-    return record
-
-
 def coarser(timeline: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """Half as many points, each the higher of two."""
     pairs = [timeline[at : at + 2] for at in range(0, len(timeline), 2)]
     return [[pair[0][0], max(p[1] for p in pair), max(p[2] for p in pair)] for pair in pairs]
 
 
-def _blank(out: Path) -> dict[str, Any]:
+def blank(out: Path) -> dict[str, Any]:
+    """The record of a run that has done nothing yet."""
     return {
         "state": "running",
         "pid": os.getpid(),
@@ -205,7 +185,7 @@ def _blank(out: Path) -> dict[str, Any]:
         "prefect": None,
         "plan": {},
         "rungs": [],
-        "stages": [_empty(name) for name in STAGES],
+        "stages": [empty(name) for name in STAGES],
         "media": {"total": 0, "failed": 0, "open": 0},
         "captions": 0,
         "failures": [],
@@ -213,7 +193,8 @@ def _blank(out: Path) -> dict[str, Any]:
     }
 
 
-def _empty(name: str) -> dict[str, Any]:
+def empty(name: str) -> dict[str, Any]:
+    """That of one of its stages."""
     return {
         "name": name,
         "items": 0,

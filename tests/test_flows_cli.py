@@ -116,7 +116,8 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
         (["caption", "a", "--format", "txt,docx"], "--format docx is not known"),
         (["caption", "a", "--prompt", "  "], "--prompt is empty"),
         (["caption", "a", "--prompt-file", "./gone.txt"], "--prompt-file gone.txt cannot be read"),
-        (["caption", "a", "--prompt-file", os.devnull], "--prompt-file /dev/null holds no text"),
+        (["caption", "a", "--prompt-file", os.devnull], "/dev/null cannot be read: it is a device"),
+        (["caption", "a", "--prompt-file", "./empty.txt"], "--prompt-file ./empty.txt holds no"),
         (["caption", "a", "--beside", "--format", "csv"], "--beside is given, and no format"),
         (["caption", "a", "--model", ""], "--model is empty"),
         (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),
@@ -134,6 +135,7 @@ def test_bad_usage_is_one_line_and_exit_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text(" \n")
     assert main(arguments) == 2
     shown = capsys.readouterr()
     assert shown.out == ""

@@ -10,7 +10,8 @@ import pytest
 
 from artifacts.captions import Failure
 from flows.cli.main import main
-from flows.run_record import TIMELINE_POINTS, RunRecord, coarser, load_record
+from flows.run_read import load_record
+from flows.run_record import TIMELINE_POINTS, RunRecord, coarser
 from flows.standing import StageStanding, advice, cells, standing
 from stages.process.stage_process import StageOutcome
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.display import duration, printable
-from flows.run_record import load_record, seconds_of
+from flows.run_read import load_record
+from flows.run_record import seconds_of
 from flows.standing import COLUMNS, StageStanding, advice, cells, places, standing, what
 
 ROW = "{:8s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"

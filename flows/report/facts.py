@@ -12,7 +12,7 @@ from flows.display import duration, size
 from flows.report.media import FILE, captioned_media, failed_media
 from flows.report.tables import plan_table, stage_table
 from flows.report.timeline import timeline_of
-from flows.run_record import load_record
+from flows.run_read import load_record
 from flows.sources import writable
 from flows.standing import advice, places, standing
 

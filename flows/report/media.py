@@ -2,7 +2,6 @@
 file."""
 
 import itertools
-import json
 import operator
 import os
 from collections import Counter
@@ -12,10 +11,23 @@ from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from artifacts.captions import Failure
-from artifacts.errors import EnvironmentFault
+from artifacts.shapes import Left, count, number, read_jsonl, text
 from flows.sources import IMAGE_SUFFIXES, writable
 
 FILE = "file://"
+AGAIN = "Run the same `penstock caption` again, which writes it anew"
+NAME = {"media_path": text, "source": text}
+PLACE = {**NAME, "kind": text, "url": text, "captions": count}
+CAPTION = {
+    **NAME,
+    "start": number,
+    "end": number,
+    "caption": text,
+    "prompt": Left(text),
+    "tokens": Left(count),
+    "warnings": Left([text]),
+}
+FAILURE = dict.fromkeys(Failure.__slots__, Left(text))
 
 
 def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
@@ -24,32 +36,17 @@ def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
     of them (start, end, text, tokens). Raises EnvironmentFault."""
     return [
         _medium(place, rows, folder)
-        for place, rows in _beside(read_lines(out / "media.jsonl"), read_captions(out))
+        for place, rows in _beside(
+            read_jsonl(out / "media.jsonl", PLACE, AGAIN),
+            read_jsonl(out / "captions.jsonl", CAPTION, AGAIN),
+        )
     ]
 
 
 def failed_media(out: Path) -> list[dict[str, Any]]:
     """What could not be captioned, as `failures.jsonl` has it. Raises EnvironmentFault."""
     blank = dict.fromkeys(Failure.__slots__, "")
-    return [{**blank, **row} for row in read_lines(out / "failures.jsonl")]
-
-
-def read_captions(out: Path) -> list[dict[str, Any]]:
-    """The lines of `captions.jsonl`. Raises EnvironmentFault."""
-    return read_lines(out / "captions.jsonl")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """A `.jsonl` file; none when it is not there. Raises EnvironmentFault."""
-    try:
-        # Not splitlines, which also cuts where a caption has an odd line separator.
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines if line]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        hint = "Run the same `penstock caption` again, which writes it anew"
-        raise EnvironmentFault(f"{path} cannot be read", hint=hint) from error
+    return [{**blank, **row} for row in read_jsonl(out / "failures.jsonl", FAILURE, AGAIN)]
 
 
 def _name(row: dict[str, Any]) -> tuple[str, str]:

@@ -1,0 +1,190 @@
+"""JSON that somebody may have changed, held to the shape that it was written in; knows no file's.
+
+A shape is a function of this module that tells one value (`text`, `count`, `number`, ...), a list
+of one shape, a tuple of one shape a place, a dict of the fields that an object has, or `Maybe`,
+`Some`, `Left` and `Each` of another.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.regular import read_text
+
+Shape = Any
+MOST = 1 << 63
+"""What no number of ours comes to."""
+DEEP = 32
+"""How deep lists and objects may lie in one another: ours do in eight."""
+BYTES = 1 << 30
+"""How long a file may be: that of some million captions."""
+
+
+class Misshapen(ValueError):
+    """Something has another shape; the text says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Maybe:
+    """Null, or this."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """An empty object, or this."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A field that may be left out."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Each:
+    """An object whose values, by whatever name, have this shape."""
+
+    shape: Shape
+
+
+def text(value: Any) -> bool:
+    """A string that can be written down."""
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
+def number(value: Any) -> bool:
+    """A finite number of a size that can be meant."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and abs(value) < MOST
+
+
+def count(value: Any) -> bool:
+    """A whole number from 0 on."""
+    return isinstance(value, int) and number(value) and value >= 0
+
+
+def moment(value: Any) -> bool:
+    """A date and time."""
+    try:
+        return bool(datetime.fromisoformat(value).timestamp() or True)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return False
+
+
+def anything(value: Any) -> bool:
+    """Whatever JSON can say."""
+    return True
+
+
+def check(value: Any, shape: Shape, where: str = "it") -> None:
+    """Raises Misshapen, with the place, when a value has another shape."""
+    if isinstance(shape, Maybe | Some):
+        if value != (None if isinstance(shape, Maybe) else {}):
+            check(value, shape.shape, where)
+    elif isinstance(shape, dict | Each):
+        _check_object(value, shape, where)
+    elif isinstance(shape, list | tuple):
+        if not isinstance(value, list) or (isinstance(shape, tuple) and len(value) != len(shape)):
+            raise Misshapen(f"{where} is not the list that it should be")
+        of_each = shape if isinstance(shape, tuple) else shape * len(value)
+        for at, (inside, one) in enumerate(zip(value, of_each, strict=True)):
+            check(inside, one, f"{where}[{at}]")
+    elif not shape(value):
+        raise Misshapen(f"{where} is no {shape.__name__}")
+
+
+def _check_object(value: Any, shape: dict[str, Shape] | Each, where: str) -> None:
+    if not isinstance(value, dict):
+        raise Misshapen(f"{where} is no object")
+    if isinstance(shape, Each):
+        for name, inside in value.items():
+            check(name, text, f"a name in {where}")
+            check(inside, shape.shape, f"{where}.{name[:40]}")
+        return
+    for name, one in shape.items():
+        if name in value:
+            check(value[name], one.shape if isinstance(one, Left) else one, f"{where}.{name}")
+        elif not isinstance(one, Left):
+            raise Misshapen(f"{where} has no {name}")
+
+
+def parse(line: str) -> Any:
+    """The value that JSON says. Raises ValueError, also for what nests without end or is no
+    number."""
+    try:
+        value = json.loads(line, parse_constant=_refuse)
+    except RecursionError as error:
+        raise Misshapen("it is nested too deeply") from error
+    level = [value]
+    for _ in range(DEEP):
+        level = [i for v in level if isinstance(v, dict | list) for i in _inside(v)]
+        if not level:
+            return value
+    raise Misshapen("it is nested too deeply")
+
+
+def _inside(value: dict[str, Any] | list[Any]) -> list[Any]:
+    return value if isinstance(value, list) else list(value.values())
+
+
+def _refuse(name: str) -> Any:
+    raise Misshapen(f"{name} is no number")
+
+
+def read_json(path: Path, shape: Shape, hint: str, prepared: Callable[[Any], Any]) -> Any:
+    """What a file of JSON says, after `prepared` has put in what older versions did not write.
+    Raises UsageError when it is not there, EnvironmentFault when it is not of this shape."""
+    try:
+        value = parse(read_text(path, BYTES))
+        check(value, {}, "it")
+        value = prepared(value)
+        check(value, shape, "it")
+        return value
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no {path}", hint=hint) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, hint) from error
+
+
+def read_jsonl(path: Path, shape: dict[str, Shape], hint: str) -> list[dict[str, Any]]:
+    """The objects of a file that holds one a line, with the fields of this shape; none when it is
+    not there. Raises EnvironmentFault."""
+    try:
+        # Not splitlines, which also cuts where a caption has an odd line separator.
+        lines = read_text(path, BYTES).split("\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(path, error, hint) from error
+    rows = []
+    for at, line in enumerate(lines, 1):
+        if line:
+            try:
+                row = parse(line)
+                check(row, shape)
+            except ValueError as error:
+                raise _unreadable(path, error, hint, at) from error
+            rows.append({name: row[name] for name in shape if name in row})
+    return rows
+
+
+def _unreadable(path: Path, error: Exception, hint: str, line: int = 0) -> EnvironmentFault:
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    if isinstance(error, ValueError) and not isinstance(error, Misshapen):
+        why = "it is no JSON"
+    at = f" at line {line}" if line else ""
+    return EnvironmentFault(f"{path} cannot be read{at}: {why}", hint=hint)
