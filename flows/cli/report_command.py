@@ -4,7 +4,9 @@ none of it."""
 import argparse
 from pathlib import Path
 
+from artifacts.errors import UsageError
 from artifacts.files import write_text
+from artifacts.regular import odd_thing
 from flows.display import printable
 from flows.report.facts import facts
 from flows.report.page import page
@@ -14,6 +16,8 @@ def report_command(given: argparse.Namespace) -> int:
     """Write the report and say where. Raises UsageError, EnvironmentFault."""
     out = Path(given.out)
     to = Path(given.to) if given.to else out / "report.html"
+    if given.to and (odd := odd_thing(to)):  # a report would take its place
+        raise UsageError(f"--to {to} is {odd}, not a file", hint="Name a file that may be replaced")
     write_text(to, [page(facts(out, to.absolute().parent))])
     print(printable(str(to)))
     return 0

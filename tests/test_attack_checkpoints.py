@@ -1,0 +1,236 @@
+"""Checkpoints that mean harm or are damaged: describing one ends in words, within memory and time,
+and runs none of its code."""
+
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import demo
+from tests.attacks import Outcome, attacked, seeded
+from tests.hostile import (
+    DOUBLING,
+    NESTED,
+    copy_of_demo,
+    exploding,
+    header,
+    nested,
+    updated,
+    with_json,
+    with_template,
+)
+
+pytestmark = pytest.mark.slow
+BRIEF = [
+    sys.executable,
+    "-c",
+    "import sys; from flows import describing; from flows.cli.main import main\n"
+    "describing.MOST_SECONDS = 20.0; sys.exit(main(sys.argv[1:]))",
+]
+"""Penstock with less patience, so that what never ends does so before the test does."""
+Make = Callable[[Path], Path]
+
+
+def planned(folder: Path, *more: str) -> Outcome:
+    """How a plan of this checkpoint ends, which describes it or says why it cannot be."""
+    ended = attacked("plan", "--model", folder, "--memory", "1GiB", *more, command=BRIEF)
+    ended.holds(0, 2, 3, 5)
+    assert "unforeseen" not in ended.text, ended.text
+    assert "batch-size" not in ended.err, ended.text
+    return ended
+
+
+def template(text: str) -> Make:
+    return lambda folder: with_template(folder, text)
+
+
+def tokens(change: Callable[[Any], Any]) -> Make:
+    return lambda folder: with_json(folder, "tokenizer.json", change)
+
+
+def config(**values: Any) -> Make:
+    return lambda folder: with_json(folder, "config.json", updated(**values))
+
+
+def processor(**values: Any) -> Make:
+    return lambda folder: with_json(folder, "processor_config.json", updated(**values))
+
+
+def text(name: str, content: str | bytes) -> Make:
+    def make(folder: Path) -> Path:
+        whole = content.encode() if isinstance(content, str) else content
+        (copy_of_demo(folder) / name).write_bytes(whole)
+        return folder
+
+    return make
+
+
+def huge(name: str) -> Make:
+    def make(folder: Path) -> Path:
+        with (copy_of_demo(folder) / name).open("r+b") as file:
+            file.truncate(1 << 38)
+        return folder
+
+    return make
+
+
+GREEDY: dict[str, Make] = {
+    "a template that doubles": template(DOUBLING),
+    "a template of loops": template(NESTED),
+    "a template that multiplies": template("{{ 'x' * 9999999999 }}"),
+    "a template of powers": template("{{ 9 ** 9 ** 9 }}"),
+    "a template that pads": template("{{ '%9999999999d' % 1 }}"),
+    "a template of brackets": template("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}"),
+    "a template of conditions": template("{% if 1 %}" * 3000 + "{% endif %}" * 3000),
+    "a template that includes itself": template("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"),
+    "a template of a class": template("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
+    "a template of bytes": text("chat_template.jinja", b"\xff\xfe\x00"),
+    "a tokenizer that explodes": tokens(exploding),
+    "a nested tokenizer": text("tokenizer.json", nested(100_000)),
+    "a tokenizer with a hungry pattern": tokens(
+        lambda t: t.update(
+            normalizer={"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "x"}
+        )
+    ),
+    "a nested config": text("config.json", nested(100_000)),
+    "a nested processor": text("processor_config.json", nested(100_000)),
+    "a nested generation config": text("generation_config.json", nested(100_000)),
+    "a config of a list": text("config.json", "[]"),
+    "a billion layers": config(text_config__num_hidden_layers=10**9, text_config__layer_types=None),
+    "a billion layers that see": config(vision_config__depth=10**9),
+    "a wide model": config(text_config__hidden_size=1 << 40),
+    "many heads": config(text_config__num_attention_heads=0),
+    "a vocabulary of all words": config(text_config__vocab_size=1 << 50),
+    "a patch of nothing": config(vision_config__patch_size=0),
+    "less than nothing": config(text_config__hidden_size=-192, vision_config__hidden_size=-1),
+    "words for numbers": config(text_config__hidden_size="many", vision_config__depth=[4]),
+    "huge pictures": processor(
+        image_processor__size={"longest_edge": 1 << 60, "shortest_edge": 1 << 60}
+    ),
+    "patches of nothing": processor(image_processor__patch_size=0),
+    "a thousand merged": processor(image_processor__merge_size=100_000),
+    "a huge config": huge("config.json"),
+    "a huge tokenizer": huge("tokenizer.json"),
+    "a huge template": huge("chat_template.jinja"),
+}
+
+
+@pytest.mark.parametrize("kind", GREEDY)
+def test_a_greedy_checkpoint_ends_in_words(tmp_path: Path, kind: str) -> None:
+    planned(GREEDY[kind](tmp_path / "model"))
+
+
+LENGTH = 1 << 20
+PLACE = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+
+
+def weights(content: bytes) -> Make:
+    return text("model.safetensors", content)
+
+
+def one(**changes: Any) -> Make:
+    return weights(header({"a.weight": {**PLACE, **changes}}, bytes(16)))
+
+
+def index(names: Any) -> Make:
+    return text("model.safetensors.index.json", json.dumps({"weight_map": names}))
+
+
+WEIGHTS: dict[str, Make] = {
+    "no bytes": weights(b""),
+    "a length of all": weights(b"\xff" * 8 + b"{}"),
+    "a length of half of all": weights((1 << 63).to_bytes(8, "little") + b"{}"),
+    "a sparse header": huge("model.safetensors"),
+    "nested": weights(len(nested(9999)).to_bytes(8, "little") + nested(9999).encode()),
+    "a list": weights((2).to_bytes(8, "little") + b"[]"),
+    "below zero": one(data_offsets=[-16, 0]),
+    "backwards": one(data_offsets=[16, 0]),
+    "beyond the end": one(data_offsets=[0, 1 << 62]),
+    "fractions": one(data_offsets=[0.0, 16.0]),
+    "a shape of words": one(shape=["a", "b"]),
+    "a shape of everything": one(shape=[1 << 62, 1 << 62]),
+    "a shape below zero": one(shape=[-2, -2]),
+    "no such numbers": one(dtype="F999"),
+    "overlapping": weights(header({"a.weight": PLACE, "b.weight": PLACE}, bytes(16))),
+    "an index that leads out": index({"a": "../../../../etc/passwd"}),
+    "an index that leads away": index({"a": "/dev/zero"}),
+    "an index of nothing": index({"a": "gone.safetensors"}),
+    "an index of lists": index({"a": ["b"]}),
+    "a nested index": text("model.safetensors.index.json", nested(100_000)),
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_that_are_none_end_in_words(tmp_path: Path, kind: str) -> None:
+    planned(WEIGHTS[kind](tmp_path / "model"))
+
+
+class Sentinel:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", ["config", "tokenizer", "processor", "pickle"])
+def test_code_that_is_not_trusted_never_runs(tmp_path: Path, kind: str) -> None:
+    folder, ran = copy_of_demo(tmp_path / "model"), tmp_path / "ran"
+    (folder / "own.py").write_text(f"import os\nos.mkdir({str(ran)!r})\nclass Own: pass\n")
+    if kind == "pickle":
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Sentinel(ran)))
+    else:
+        name = {"config": "config.json", "tokenizer": "tokenizer_config.json"}.get(
+            kind, "processor_config.json"
+        )
+        path = folder / name
+        value = json.loads(path.read_text())
+        value["auto_map"] = dict.fromkeys(
+            ("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor"), "own.Own"
+        ) | {"AutoTokenizer": ["own.Own", "own.Own"]}
+        value |= {"model_type": "of_its_own"} if kind == "config" else {}
+        value |= {"processor_class": "Own", "tokenizer_class": "Own"} if kind != "config" else {}
+        path.write_text(json.dumps(value))
+    planned(folder)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer.json",
+        "processor_config.json",
+        "chat_template.jinja",
+        "model.safetensors",
+    ],
+)
+@pytest.mark.parametrize("number", range(2))
+def test_random_damage_ends_in_words(tmp_path: Path, name: str, number: int) -> None:
+    draw = seeded(name, number)
+    path = copy_of_demo(tmp_path / "model") / name
+    content = bytearray(path.read_bytes())
+    within = min(len(content), LENGTH >> 8 if name == "model.safetensors" else LENGTH)
+    for _ in range(draw.choice((1, 1, 4))):
+        content[draw.randrange(within)] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+    planned(tmp_path / "model")
+
+
+def test_no_stage_starts_with_a_checkpoint_that_is_refused(tmp_path: Path) -> None:
+    folder = with_template(tmp_path / "model", DOUBLING)
+    out = tmp_path / "out"
+    ended = attacked(
+        "caption", demo.CLIPS / "clip-01.mp4", "--model", folder, "--memory", "1GiB", "--out", out
+    )
+    ended.holds(2)
+    assert "takes more than 2.00 GiB of memory to be read" in ended.err
+    assert not (out / "logs").exists()

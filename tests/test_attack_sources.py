@@ -1,0 +1,236 @@
+"""Sources and lists of every odd kind: each is named or captioned, and what lies beside it too."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import demo
+from flows.cli.main import main
+from tests.attacks import attacked, seeded
+from tests.pipeline import read_lines
+
+pytestmark = pytest.mark.slow
+GOOD = "good.mp4"
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def unix_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+
+
+def linked(target: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(target)
+
+
+def link_to_fifo(path: Path) -> None:
+    os.mkfifo(path.parent / "a-pipe")
+    path.symlink_to("a-pipe")
+
+
+def node(path: Path) -> None:
+    try:
+        os.mknod(path, 0o600 | 0o020000, os.makedev(1, 5))  # /dev/zero
+    except PermissionError:
+        pytest.skip("takes root")
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def loop_of_two(path: Path) -> None:
+    path.symlink_to("the-other")
+    (path.parent / "the-other").symlink_to(path.name)
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(seeded(path.suffix).randbytes(4096))
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+
+
+ODD: dict[str, Callable[[Path], None]] = {
+    "fifo": fifo,
+    "socket": unix_socket,
+    "device": node,
+    "link to zero": linked("/dev/zero"),
+    "link to null": linked("/dev/null"),
+    "link to stdin": linked("/dev/stdin"),
+    "link to a fifo": link_to_fifo,
+    "link to itself": loop,
+    "links to each other": loop_of_two,
+    "link to nowhere": linked("nowhere"),
+    "folder": Path.mkdir,
+    "link to the folder": linked("."),
+    "noise": noise,
+    "empty": Path.touch,
+    "sparse": huge,
+}
+WAYS = ("folder", "direct", "glob", "list", "as a list")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    found = tmp_path / "videos"
+    found.mkdir()
+    shutil.copyfile(demo.CLIPS / "clip-01.mp4", found / GOOD)
+    yield found
+    subprocess.run(["rm", "-rf", found], check=True)  # names that Python's own stumbles over
+
+
+@pytest.fixture
+def plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """The exit code of a plan of the demo model over sources, and what was said."""
+
+    def of(*sources: str, more: tuple[str, ...] = ()) -> tuple[int, str]:
+        store = str(tmp_path.parent / "attacked-store")  # one, so that the model is described once
+        code = main(["plan", *sources, "--model", "demo", "--store", store, "--json", *more])
+        shown = capsys.readouterr()
+        text = shown.out + shown.err
+        assert "Traceback" not in text
+        assert "unforeseen" not in text
+        assert code in (0, 2, 5), text
+        return code, text
+
+    return of
+
+
+def source_of(way: str, folder: Path, name: str) -> str:
+    if way == "list":
+        (folder / "names.txt").write_text(f"{name}\n{GOOD}\n")
+    return {
+        "folder": str(folder),
+        "direct": str(folder / name),
+        "glob": f"{folder}/*.mp4",
+        "list": f"@{folder}/names.txt",
+        "as a list": f"@{folder}/{name}",
+    }[way]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_file_hides_nothing(
+    folder: Path, plan: Callable[..., tuple[int, str]], kind: str, way: str
+) -> None:
+    ODD[kind](folder / "bad.mp4")
+    code, text = plan(source_of(way, folder, "bad.mp4"), str(folder / GOOD))
+    assert code == 0, text
+    assert json.loads(text)["files"] >= 1
+
+
+LINES: dict[str, bytes] = {
+    "nothing": b"",
+    "only comments": b"# a\n\n#b\n",
+    "itself": b"@names.foo\nnames.txt\n@names.txt\n./names.txt\n",
+    "a list of lists": b"other.txt\n@other.foo\nother.jsonl\n",
+    "bytes": seeded("bytes").randbytes(5000),
+    "UTF-16": f"{GOOD}\n".encode("utf-16"),
+    "a mark before": b"\xef\xbb\xbf" + f"{GOOD}\n".encode(),
+    "nulls": b"a\0b\n\0\n",
+    "carriage returns": f"{GOOD}\r\nnone.mp4\r\n".encode(),
+    "a line of a megabyte": b"x" * (1 << 20) + b"\n",
+    "a hundred thousand lines": b"none.mp4\n" * 100_000,
+    "home of nobody": b"~nobody-at-all/x.mp4\n~/x.mp4\n",
+    "stars": b"*\n**\n[\n[!\n" + b"*/" * 200 + b"*\n",
+    "devices": b"/dev/zero\n/dev/stdin\n/dev/fd/0\n/proc/self/mem\n/proc/kmsg\n",
+    "parents": b"../" * 500 + b"etc/passwd\n",
+    "options": b"--model\n-h\n--\n",
+}
+ENTRIES: dict[str, str] = {
+    "nested lists": "[" * 100_000,
+    "nested objects": '{"path":' * 100_000,
+    "no object": "7",
+    "no path": '{"prompt": "What?"}',
+    "a path that is a list": '{"path": ["a.mp4"]}',
+    "half a character": '{"path": "\\ud800.mp4"}',
+    "a null": '{"path": "a\\u0000.mp4"}',
+    "an empty path": '{"path": ""}',
+    "a prompt of numbers": '{"path": "good.mp4", "prompt": 7}',
+    "a huge number": '{"path": ' + "9" * 10_000 + "}",
+    "no number": '{"path": NaN}',
+    "twice": '{"path": "good.mp4", "path": "/dev/zero"}',
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", [*LINES, *ENTRIES])
+def test_a_list_of_anything_hides_nothing(
+    folder: Path,
+    plan: Callable[..., tuple[int, str]],
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder)
+    name = "names.jsonl" if kind in ENTRIES else "names.txt"
+    good = json.dumps({"path": GOOD}) if kind in ENTRIES else GOOD
+    content = ENTRIES[kind].encode() + b"\n" if kind in ENTRIES else LINES[kind]
+    Path(name).write_bytes(content)
+    Path("names.foo").write_bytes(content)
+    code, text = plan(name, "@names.foo", str(folder / GOOD))
+    assert code == 0, text
+    with Path(name).open("ab") as file:
+        file.write(b"\n" + good.encode() + b"\n")
+    plan(name)
+
+
+NAMES: dict[str, bytes] = {
+    "a new line": b"a\nb.mp4",
+    "a carriage return": b"a\rb.mp4",
+    "an escape": b"\x1b[2J\x07.mp4",
+    "no UTF-8": b"\xff\xfe.mp4",
+    "half of one": b"\xc3.mp4",
+    "255 bytes": b"x" * 251 + b".mp4",
+    "a star": b"*[!].mp4",
+    "a tilde": b"~root.mp4",
+    "an at": b"@list.mp4",
+    "a dash": b"-v.mp4",
+    "spaces": b" .mp4",
+    "right to left": "\u202e4pm.mp4".encode(),
+    "quotes": b"\"'`$(x).mp4",
+    "a backslash": b"a\\b.mp4",
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_name_of_anything_is_found(
+    folder: Path, plan: Callable[..., tuple[int, str]], kind: str
+) -> None:
+    os.rename(folder / GOOD, os.fsencode(folder) + b"/" + NAMES[kind])
+    code, text = plan(str(folder))
+    assert code == 0, text
+    assert json.loads(text)["files"] == 1
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link to zero", "socket", "noise", "sparse"])
+def test_a_whole_run_captions_what_is_good(folder: Path, tmp_path: Path, kind: str) -> None:
+    ODD[kind](folder / "bad.mp4")
+    out = tmp_path / "out"
+    ended = attacked(
+        "caption", folder, "--model", "demo", "--out", out, "--store", tmp_path / "store"
+    )
+    ended.holds(1)
+    assert [row["media_path"] for row in read_lines(out / "captions.jsonl")] == [GOOD]
+    assert [row["media_path"] for row in read_lines(out / "failures.jsonl")] == ["bad.mp4"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link to zero", "device", "socket", "folder", "sparse"])
+def test_a_prompt_is_read_from_files_alone(folder: Path, tmp_path: Path, kind: str) -> None:
+    ODD[kind](folder / "prompt")
+    ended = attacked("plan", folder, "--model", "demo", "--prompt-file", folder / "prompt")
+    ended.holds(2)
+    assert "cannot be read" in ended.err
