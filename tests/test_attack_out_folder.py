@@ -97,7 +97,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(60, func_only=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_another_kind_is_named(
@@ -108,7 +108,7 @@ def test_a_file_of_another_kind_is_named(
     told(out)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(120, func_only=True)
 @pytest.mark.parametrize("how", ["flipped", "cut", "doubled", "mixed"])
 @pytest.mark.parametrize("name", FILES)
 def test_random_damage_is_borne(
@@ -154,7 +154,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from places(value[key])
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(280, func_only=True)
 @pytest.mark.parametrize("kind", [*ODD_VALUES, "left out"])
 @pytest.mark.parametrize("name", FILES)
 def test_every_value_may_be_another(
