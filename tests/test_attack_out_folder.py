@@ -30,7 +30,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("clip-01.mp4", "clip-02.mp4"):
         shutil.copyfile(demo.CLIPS / name, root / "clips" / name)
     (root / "clips" / "bad.mp4").write_bytes(b"no video")
-    attacked(*run_into(root)).holds(1)
+    attacked(*run_into(root), seconds=280).holds(1)
     return root
 
 
