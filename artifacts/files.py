@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from artifacts.errors import EnvironmentFault
 from artifacts.store import fault_of
 
 HALF = ".penstock-"
@@ -32,6 +33,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             os.unlink(half)
             raise
+    except IsADirectoryError as error:
+        raise EnvironmentFault(
+            f"{path} cannot be written: a folder is in its place", hint="Move that folder away"
+        ) from error
     except OSError as error:
         raise fault_of(error, path.parent) from error
 

@@ -28,7 +28,7 @@ HALF = {"bytes": count, "parameters": count, "precision": text, "attention": tex
 PLANNED = {
     "rung": {"stage": text},
     "name": Left(text),
-    "peak_bytes": Left(number),
+    "peak_bytes": number,
     "host_bytes": Left(number),
     "weight_bytes": Left(number),
     "activation_bytes": Left(number),

@@ -146,7 +146,7 @@ LINES: dict[str, bytes] = {
     "a hundred thousand lines": b"none.mp4\n" * 100_000,
     "home of nobody": b"~nobody-at-all/x.mp4\n~/x.mp4\n",
     "stars": b"*\n**\n[\n[!\n" + b"*/" * 200 + b"*\n",
-    "devices": b"/dev/zero\n/dev/stdin\n/dev/fd/0\n/proc/self/mem\n",
+    "devices": b"/dev/zero\n/dev/stdin\n/dev/fd/0\n",
     "parents": b"../" * 500 + b"etc/passwd\n",
     "options": b"--model\n-h\n--\n",
 }
