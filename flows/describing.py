@@ -30,6 +30,8 @@ refused in words. The demo model takes 180 MiB above the imports, the dimensions
 300 MiB, and both are content with a limit of 512 MiB."""
 MOST_SECONDS = 60.0
 """Processor time that a thread of it may take: of ordinary checkpoints the busiest takes 4 to 9."""
+SMALL_BYTES = 1 << 30
+"""How long a configuration, a tokenizer or a template may be: the largest known have 40 MB."""
 HINT = (
     "No run could read it either; check where it comes from, and its chat_template.jinja, "
     "tokenizer.json and processor_config.json"
@@ -122,15 +124,21 @@ def readable(model: str) -> Iterator[None]:
 
 def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
     """Everything of a checkpoint but its weights: configuration, tokenizer, processor, template.
-    What other programs brought from the hub besides decides nothing."""
+    What other programs brought from the hub besides decides nothing. Raises UsageError for one
+    that is not small at all."""
     taken = SMALL if checkpoint.commit is not None else ("*",)
-    return sorted(
+    found = sorted(
         p
         for p in checkpoint.folder.iterdir()
         if p.is_file()
         and p.suffix.lower() not in WEIGHT_SUFFIXES
         and any(fnmatch.fnmatch(p.name, pattern) for pattern in taken)
     )
+    for path in found:
+        named = any(fnmatch.fnmatch(path.name, pattern) for pattern in SMALL)
+        if named and path.stat().st_size > SMALL_BYTES:
+            raise UsageError(f"{path} of the model is larger than {gib(SMALL_BYTES)}", hint=HINT)
+    return found
 
 
 def own_code(folder: Path, *, trusted: bool) -> list[str]:
