@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.paths import RealPaths
-from artifacts.reading import FileChanged, Stamp, open_file, stamp_of
+from artifacts.regular import open_regular
+from artifacts.stamps import FileChanged, Stamp, stamp_of
 
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 """Made once: `json.dumps` makes one for every call, which takes longer than the rest of a key."""
@@ -44,7 +45,9 @@ def content_key(digest: str, kind: str) -> str:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in 64 hex digits. Raises OSError."""
-    with open_file(path) as file:
+    with open_regular(path) as file:
+        if not stamp_of(file.fileno()).size:  # to read one of /proc may take for ever
+            return hashlib.sha256().hexdigest()
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -143,7 +146,7 @@ class ContentDigests:
 
 def _remembered_lines(memory: Path) -> Iterator[tuple[str, Content]]:
     """The lines of a memory that are what was once written; any other is passed over."""
-    with contextlib.suppress(OSError), open_file(memory) as file:
+    with contextlib.suppress(OSError), open_regular(memory) as file:
         file.seek(max(0, stamp_of(file.fileno()).size - LARGEST_MEMORY))
         while line := file.readline(LONGEST_LINE):
             text, _, check = line.rpartition(b', "')

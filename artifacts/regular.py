@@ -6,8 +6,8 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 KINDS: dict[str, Callable[[int], bool]] = {
     "a folder": stat.S_ISDIR,
@@ -17,6 +17,10 @@ KINDS: dict[str, Callable[[int], bool]] = {
     "a link": stat.S_ISLNK,
 }
 """What is no file, in words."""
+
+
+class NotAFile(OSError):
+    """Something else is where a file should be, and was not opened."""
 
 
 def odd_kind(mode: int) -> str:
@@ -35,8 +39,8 @@ def odd_thing(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to be read. Raises OSError, at once, for whatever is none."""
+def open_regular(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
+    """A file to be read. Raises OSError, NotAFile among them and at once."""
     refuse_odd(os.stat(path).st_mode, path)  # opening alone makes some devices do something
     # It may have been replaced since; without O_NONBLOCK, opening a FIFO waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -50,9 +54,9 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def refuse_odd(mode: int, path: str | os.PathLike[str]) -> None:
-    """Raises OSError for what is no file."""
+    """Raises NotAFile for what is none."""
     if kind := odd_kind(mode):
-        raise OSError(errno.EINVAL, f"it is {kind}, not a file", os.fspath(path))
+        raise NotAFile(errno.EINVAL, f"it is {kind}, not a file", os.fspath(path))
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:

@@ -5,6 +5,7 @@ where samples come from.
 ones are written aside and take their places when all are there.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -19,7 +20,8 @@ from artifacts.captions import Caption, values_of
 from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, whole_file, write_json
 from artifacts.keys import digest_of
-from artifacts.reading import Stamp, open_file, stamp_of
+from artifacts.regular import open_regular
+from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import fault_of
 
 SHARD_BYTES = 1_000_000_000
@@ -226,14 +228,17 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-def _reading(path: Path) -> IO[bytes]:
-    try:
-        return open_file(path)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{path} cannot be read any more ({error.strerror})",
-            hint="Check the disk it lies on; the same command then goes on",
-        ) from error
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[IO[bytes]]:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_regular(path))
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{path} cannot be read any more ({error.strerror})",
+                hint="Check the disk it lies on; the same command then goes on",
+            ) from error
+        yield file
 
 
 def _size(path: Path) -> int:

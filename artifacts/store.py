@@ -14,7 +14,7 @@ from typing import Protocol
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.paths import folder_named, lies_in
 from artifacts.placing import place, sync_folder
-from artifacts.reading import open_file
+from artifacts.regular import open_regular
 
 TEMPORARY = "tmp"
 """Folder of half-written objects, inside the store so that a rename never crosses file systems."""
@@ -81,7 +81,7 @@ class FolderStore:
         or EnvironmentFault for what cannot be read."""
         path = self.root / name
         try:
-            with open_file(path) as file:
+            with open_regular(path) as file:
                 there = max(0, os.fstat(file.fileno()).st_size - offset)
                 want = there if length is None else min(length, there)
                 pieces = []

@@ -11,7 +11,6 @@ from typing import Any
 from artifacts.captions import Caption
 from artifacts.errors import CannotFit, Killed, StageDied
 from artifacts.files import HALF
-from artifacts.reading import Stamp
 from artifacts.shards import (
     SHARD_BYTES,
     Media,
@@ -22,6 +21,7 @@ from artifacts.shards import (
     sample_key,
     write_shards,
 )
+from artifacts.stamps import Stamp
 from artifacts.store import fault_of
 from flows.launch import KILLS, Launcher, StageCall
 from flows.ledger import Medium

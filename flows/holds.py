@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from artifacts.reading import stamp_of
+from artifacts.stamps import stamp_of
 from artifacts.store import TEMPORARY, FolderStore, fault_of
 
 JOBS = "jobs"

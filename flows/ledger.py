@@ -6,9 +6,9 @@ from typing import Any
 
 from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, Shelf
-from artifacts.reading import Stamp
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.shelves import Shelves
+from artifacts.stamps import Stamp
 from artifacts.store import Store
 
 BYTES_A_TOKEN = 4

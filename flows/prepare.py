@@ -11,8 +11,8 @@ from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests, content_key, digest_of
 from artifacts.paths import folder_named
-from artifacts.reading import FileChanged
 from artifacts.schema import Sampling
+from artifacts.stamps import FileChanged
 from artifacts.store import FolderStore, open_store
 from flows.config import CaptionConfig
 from flows.launch import Launcher

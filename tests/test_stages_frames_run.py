@@ -15,8 +15,8 @@ from PIL import Image
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import hash_file, item_key
 from artifacts.packs import Record, Shelf
-from artifacts.reading import stamp_of
 from artifacts.schema import MediaIndex
+from artifacts.stamps import stamp_of
 from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
 from stages.frames.recording import Recording

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -88,3 +90,17 @@ def test_a_lock_of_another_user_in_a_folder_of_all_is_held_by_reading() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert path.read_text() == "1\n"
     shutil.rmtree(of_all)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF])
+def test_a_mount_that_locks_nothing_keeps_nobody_from_working(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for _ in range(2):
+        held = lock.try_hold(tmp_path / "lock")
+        assert held is not None
+        held.close()

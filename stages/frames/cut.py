@@ -18,7 +18,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from artifacts.errors import EnvironmentFault, MediaError
-from artifacts.reading import Stamp
+from artifacts.stamps import Stamp
 from artifacts.store import fault_of
 from stages.frames.medium import check_unchanged
 from stages.frames.opening import open_video

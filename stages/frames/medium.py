@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import MediaError
-from artifacts.reading import NotAFile, Stamp, stamp_of
+from artifacts.regular import NotAFile
+from artifacts.stamps import Stamp, stamp_of
 
 CHANGED = "changed"
 """Kind of failure of a file that is another one by now: no fault of what it held, so it is not

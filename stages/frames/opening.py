@@ -10,7 +10,8 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from artifacts.errors import MediaError
-from artifacts.reading import NotAFile, open_file
+from artifacts.regular import NotAFile, open_regular
+from artifacts.stamps import stamp_of
 from stages.frames.formats import OPTIONS, playlist_in
 from stages.process.budget import short
 
@@ -31,8 +32,9 @@ def check_file(path: Path) -> None:
             raise MediaError(
                 f"{path} is a folder", kind="folder", hint="Give the files in it, or the folder"
             )
-        with open_file(path) as file:
-            start = file.read(TEXT_BYTES)
+        with open_regular(path) as file:
+            # To read one that has no size, as those of /proc, may take for ever.
+            start = file.read(TEXT_BYTES) if stamp_of(file.fileno()).size else b""
     except NotAFile as error:
         raise MediaError(
             f"{path} is no file that can be read",
@@ -70,7 +72,7 @@ def is_damage(error: av.error.FFmpegError, path: Path) -> bool:
     if not isinstance(error, OSError):
         return True
     try:
-        with open_file(path) as file:
+        with open_regular(path) as file:
             while file.read(READ_BYTES):
                 pass
     except OSError:
@@ -151,7 +153,7 @@ def no_frames(path: Path) -> MediaError:
 
 
 def _cannot_open(path: Path, error: av.error.FFmpegError) -> MediaError:
-    with open_file(path) as file:
+    with open_regular(path) as file:
         start = file.read(16)
     if not isinstance(error, av.error.InvalidDataError | av.error.EOFError):
         return MediaError(

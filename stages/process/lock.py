@@ -16,6 +16,8 @@ from stages.process.memory import device_uuid
 CPU_LOCK = "PENSTOCK_CPU_LOCK"
 """In the environment: a file whose lock stands for the CPU, on machines where several people's
 models would be in each other's way."""
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL)
+"""What a file system says that locks nothing, or not a file that is open for reading."""
 IN_THE_WAY = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 """What opening a link, a folder and a socket fails with."""
 PID_BYTES = 32
@@ -43,11 +45,9 @@ def hold(path: Path, on_wait: Callable[[str], None]) -> IO[str]:
     """Take the lock at `path`, waiting if it must; the process id inside tells others who has
     it. Raises OSError, and EnvironmentFault for what is no file."""
     file = _open(path)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _lock(file, fcntl.LOCK_NB):
         on_wait(holder(path))
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file)
     return _sign(file)
 
 
@@ -55,12 +55,23 @@ def try_hold(path: Path) -> IO[str] | None:
     """Take the lock at `path` if it is free; None when another process has it. Raises OSError, and
     EnvironmentFault for what is no file."""
     file = _open(path)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _lock(file, fcntl.LOCK_NB):
         file.close()
         return None
     return _sign(file)
+
+
+def _lock(file: IO[str], how: int = 0) -> bool:
+    """Whether this process has the lock now, or none can be had there, as on some mounts: then
+    nobody is kept from working."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
 
 
 def holder(path: Path) -> str:
