@@ -24,7 +24,7 @@ from flows.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.run_record import RunRecord
 from flows.sequence import RunResult, Sequence
 from flows.steps import Steps
-from flows.stopping import stopped_in_order as stopped_in_order
+from flows.stopping import stopped_in_order
 from flows.weights import fetch_halves
 from stages.process.lock import holder, try_hold
 from stages.process.stage_process import Listener

@@ -131,7 +131,7 @@ def frames(job: dict[str, Any], report: Report) -> None:
     cut: Callable[..., Any] = stages.frames.run.Stage.cut_video
 
     def cutting(self: Any, medium: Any) -> None:
-        with self._failing(medium):
+        with self.shelves.failing(medium):
             if job["workers"] > hunger.room or medium.digest in hunger.giants:
                 if hunger.dies == "kill":
                     hunger.die()
