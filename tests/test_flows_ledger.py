@@ -170,3 +170,12 @@ def test_other_prompts_share_features_but_not_captions(tmp_path: Path) -> None:
     tasks = book.tasks([medium("a"), medium("a", prompt="Who?")])
     assert shapes(encode_batches(tasks, 8, 64)) == [[8]]
     assert shapes(cut_for_decoding(book, tasks, 8)) == [[8, 8]]
+
+
+def test_of_two_runs_that_cut_waves_at_once_both_use_those_that_are_recorded(
+    tmp_path: Path,
+) -> None:
+    media = [medium(name) for name in "abcd"]
+    first, second = ledger(tmp_path), ledger(tmp_path)
+    cut = first.waves(media, [1, 1, 1, 1], limit=2)
+    assert second.waves(media, [1, 1, 1, 1], limit=100) == cut
