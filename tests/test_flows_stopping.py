@@ -48,7 +48,7 @@ def in_terminal(place: Place, before: Callable[[], object], *more: str) -> int:
     return code
 
 
-@pytest.mark.parametrize("how", [["--json"], []])
+@pytest.mark.parametrize("how", [["--json"], pytest.param([], marks=pytest.mark.slow)])
 def test_a_closed_terminal_ends_a_run_in_order(place: Place, how: list[str]) -> None:
     assert in_terminal(place, lambda: None, "--batch-size", "1", "--limit", "6", *how) == 4
     record = json.loads((place.out / "run.json").read_text())
@@ -60,6 +60,7 @@ def test_a_closed_terminal_ends_a_run_in_order(place: Place, how: list[str]) -> 
     assert not [key for key, count in place.journal("encode").items() if count > 1]
 
 
+@pytest.mark.slow
 def test_under_nohup_a_run_outlives_its_terminal(place: Place) -> None:
     code = in_terminal(place, lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     assert code == 0
