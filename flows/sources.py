@@ -13,6 +13,9 @@ from artifacts.regular import odd_thing
 from artifacts.schema import MediaKind
 from flows.source_lists import LIST_SUFFIXES, BadLine, lines_of
 
+LONGEST_PATTERN = 4096
+"""Letters of a pattern, as many as a path may have bytes: to read one of 100,000 brackets takes
+minutes."""
 IMAGE_SUFFIXES = frozenset(
     [
         ".jpg",
@@ -136,7 +139,7 @@ def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile |
         yield from _folder(path, source, selection)
     elif os.path.exists(path):
         yield _taken(path, path.name, source)
-    elif glob.has_magic(text) and "\0" not in text:
+    elif glob.has_magic(text) and "\0" not in text and len(text) < LONGEST_PATTERN:
         matches = sorted(glob.glob(os.path.expanduser(text), recursive=True))
         files = [Path(m) for m in matches if not os.path.isdir(m) and selection.takes(m)]
         if not files:

@@ -326,3 +326,11 @@ def test_folders_in_folders_end_only_where_names_do(folder: Path) -> None:
     subprocess.run(["rm", "-rf", folder / "d"], check=True)  # too deep for Python's own
     assert len(found) == 5
     assert failures == []
+
+
+@pytest.mark.timeout(30)
+def test_a_line_of_brackets_is_no_pattern_that_takes_minutes(folder: Path) -> None:
+    (folder / "list.txt").write_text("[" * 100_000 + "\nb.mp4\n")
+    found, failures = find_media([f"@{folder}/list.txt"], PLAIN)
+    assert names(found) == ["b.mp4"]
+    assert [failure.error for failure in failures] == ["missing"]
