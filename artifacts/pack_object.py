@@ -30,6 +30,7 @@ PIECE_BYTES = 16 << 20
 KEPT_BYTES = 1 << 30
 """Of a bad pack, that are kept; a larger one is none of ours."""
 QUARANTINE = "quarantine"
+AGAIN = "Run the same command again: it makes only that part anew"
 
 
 class DamagedRecord(EnvironmentFault):
@@ -80,22 +81,18 @@ def read_header(store: Store, name: str) -> Iterator[tuple[str, Place]]:
 def damaged(store: Store, name: str) -> DamagedRecord:
     """The error that says that a pack is no good, which is put aside so that it is made again;
     unless it is good by now, because another process was faster."""
-    again = "Run the same command again: it makes only that part anew"
     if is_whole(store, name):
-        return DamagedRecord(f"{store.url}/{name} was made anew while it was read", hint=again)
+        return DamagedRecord(f"{store.url}/{name} was made anew while it was read", hint=AGAIN)
     put_aside(store, name)
     return DamagedRecord(
         f"{store.url}/{name} was damaged and has been set aside in {store.url}/{QUARANTINE}",
-        hint=again,
+        hint=AGAIN,
     )
 
 
 def gone(store: Store, name: str) -> DamagedRecord:
     """The error that says that a pack is not there any more."""
-    return DamagedRecord(
-        f"{store.url}/{name} is gone",
-        hint="Run the same command again: it makes only that part anew",
-    )
+    return DamagedRecord(f"{store.url}/{name} is gone", hint=AGAIN)
 
 
 def put_aside(store: Store, name: str) -> None:

