@@ -104,25 +104,27 @@ class Turns:
         self._shelves = shelves
         self._lock = threading.Lock()
 
-    def take(self, keys: Sequence[str], missing: Callable[[], object]) -> bool | None:
-        """Whether this process is to make these keys now; None when another is at one of them.
-        `missing` says whether anything of them is to be made at all, as far as is known."""
-        if not self._is_missing(missing):
+    def take(self, lacking: Callable[[], Sequence[str]]) -> bool | None:
+        """Whether this process is to make now what is lacking; None when another is at some of it.
+        `lacking` tells the keys that are to be made, as far as is known."""
+        self._look()
+        keys = lacking()
+        if not keys:
             return False
         if not self._claims.take(keys):
             return None
         # Who had them may have published them between the look and the claim.
-        if not self._is_missing(missing):
+        self._look()
+        if not lacking():
             self._claims.release(keys)
             return False
         return True
 
-    def _is_missing(self, missing: Callable[[], object]) -> bool:
+    def _look(self) -> None:
         with self._lock:  # who asks while another thread looks waits for what it sees
             if self._claims.has_news():
                 for shelf in self._shelves:
                     shelf.refresh()
-        return bool(missing())
 
     def mine(
         self, batches: Iterable[Batch], lacking: Callable[[Batch], Sequence[str]]
@@ -134,7 +136,7 @@ class Turns:
         while left:
             held = []
             for batch in left:
-                turn = self.take(lacking(batch), partial(lacking, batch))
+                turn = self.take(partial(lacking, batch))
                 if turn:
                     yield batch
                 elif turn is None:

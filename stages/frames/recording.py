@@ -63,10 +63,11 @@ class Recording:
             for warning in index.warnings:
                 self._report.warning(f"{medium.path}: {warning}")
 
-    def is_open(self, medium: Medium) -> bool:
-        """The same, unless another run has found meanwhile that it cannot be used."""
+    def lacking(self, medium: Medium) -> list[str]:
+        """The medium's digest, if anything of it is missing, and no other run has found meanwhile
+        that it cannot be used."""
         failed = medium.digest in self.failures and medium.digest not in self._failed_before
-        return not failed and self.is_missing(medium)
+        return [] if failed or not self.is_missing(medium) else [medium.digest]
 
     def is_missing(self, medium: Medium) -> bool:
         """Whether anything of a medium is not on the shelves yet."""

@@ -108,7 +108,7 @@ class Stage:
         at is asked for again later."""
         mine = []
         for medium in media:
-            turn = self.turns.take([medium.digest], partial(self.shelves.is_open, medium))
+            turn = self.turns.take(partial(self.shelves.lacking, medium))
             if turn:
                 mine.append(medium)
             elif turn is None:
