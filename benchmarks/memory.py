@@ -25,7 +25,7 @@ from flows.config import CaptionConfig
 from flows.display import parse_size
 from flows.precision import settle
 from stages.models.inspection import describe
-from stages.process.memory import device_name
+from stages.process.device import device_name
 
 PROMPTS = ("What is to be seen?", "What is going on??", "What is happening?")
 """As long as each other, so that what a run takes is the same."""

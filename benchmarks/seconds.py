@@ -24,7 +24,7 @@ from flows.prepare import prepare
 from flows.run import caption
 from flows.sizes import estimates
 from stages.process.cgroup import cores
-from stages.process.memory import device_name
+from stages.process.device import device_name
 
 TOKENS = 32
 """That a caption of the large model has."""

@@ -34,7 +34,7 @@ from flows.prepare import Job, prepare
 from flows.run import halves, notes
 from flows.sizes import Estimate, estimates, wave_limit
 from flows.weights import bytes_to_fetch, halves_wanted
-from stages.process.memory import device_name
+from stages.process.device import device_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

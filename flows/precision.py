@@ -9,7 +9,7 @@ from typing import Literal
 from artifacts.errors import UsageError
 from flows.config import CaptionConfig
 from stages.models.card import HalfCard, ModelCard
-from stages.process.memory import device_capability
+from stages.process.device import device_capability
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 DTYPES = {short: name for name, short in SHORT.items()}

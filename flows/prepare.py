@@ -26,7 +26,7 @@ from stages.frames import RECIPE as FRAMES_RECIPE
 from stages.frames.medium import CHANGED, CHANGED_HINT
 from stages.models.hub.transfer import Announce
 from stages.process.cgroup import cores
-from stages.process.memory import device_name
+from stages.process.device import device_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

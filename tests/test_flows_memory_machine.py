@@ -10,7 +10,7 @@ import pytest
 from flows.cli.main import main
 from flows.launch import DirectLauncher
 from flows.memory.machine import Machine, find_machine, measure
-from stages.process.memory import device_name
+from stages.process.device import device_name
 
 DEVICE = device_name()
 

@@ -17,7 +17,7 @@ from flows.precision import FLASH_CAPABILITY, cpu_has_bfloat16, flash_installed
 from flows.prefect_server import answers
 from flows.run_record import versions
 from stages.process.cgroup import cores, host_free_bytes, host_total_bytes
-from stages.process.memory import (
+from stages.process.device import (
     device_capability,
     device_holders,
     device_name,

@@ -10,7 +10,8 @@ from flows.config import CaptionConfig
 from flows.display import gib
 from flows.launch import Launcher, Running, StageCall
 from stages.process.cgroup import host_free_bytes, host_total_bytes
-from stages.process.memory import anonymous_bytes, device_free_bytes, device_holders
+from stages.process.device import device_free_bytes, device_holders
+from stages.process.memory import anonymous_bytes
 
 GPU_SHARE = 0.95
 """Of what a GPU has free: the rest is the driver's, and what others take meanwhile."""

@@ -16,7 +16,7 @@ from flows.launch import Launcher, StageCall, run_to_end
 from flows.precision import cpu_has_bfloat16, cpu_line
 from flows.run_record import now
 from stages.process.cgroup import cores
-from stages.process.memory import device_capability, device_uuid
+from stages.process.device import device_capability, device_uuid
 
 FORMAT = 1
 """Raised when what is measured changes."""

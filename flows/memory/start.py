@@ -12,7 +12,7 @@ from flows.memory.remembered import Remembered
 from flows.memory.ways import is_free, rungs_for
 from flows.prepare import Job
 from flows.sizes import Estimate
-from stages.process.memory import device_uuid
+from stages.process.device import device_uuid
 
 
 def ladder_of(job: Job, tell: Told) -> Ladder:

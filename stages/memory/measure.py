@@ -13,7 +13,7 @@ import torch
 
 from stages.memory.arithmetic import call_seconds, passes, preparing, quantizing
 from stages.memory.moving import copies, disk, picture_pixels, video_pixels
-from stages.process.memory import device_used_bytes
+from stages.process.device import device_used_bytes
 from stages.process.report import Report
 
 QUANTIZED = ("nf4", "int8")

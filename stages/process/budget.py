@@ -13,7 +13,8 @@ import sys
 from dataclasses import dataclass
 
 from artifacts.errors import OutOfMemory
-from stages.process.memory import Taken, device_free_bytes, device_holders, taken
+from stages.process.device import device_free_bytes, device_holders
+from stages.process.memory import Taken, taken
 
 STACK_BYTES = 2 << 20
 """Stack of a thread that is started under a limit, instead of 8 MiB: a library may start one for

@@ -11,7 +11,7 @@ from typing import IO
 
 from artifacts.errors import EnvironmentFault
 from artifacts.regular import odd_kind
-from stages.process.memory import device_uuid
+from stages.process.device import device_uuid
 
 CPU_LOCK = "PENSTOCK_CPU_LOCK"
 """In the environment: a file whose lock stands for the CPU, on machines where several people's

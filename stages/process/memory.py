@@ -1,12 +1,12 @@
-"""Memory of a process and of a device, read from the kernel and the driver; makes no CUDA
-context."""
+"""Memory of a process, read from the kernel, and how it changes; makes no CUDA context."""
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from stages.process.device import device_used_bytes
 
 PEAK_INTERVAL = 0.05
 """Seconds between looks for the peak: short, because activations come and go."""
@@ -50,87 +50,6 @@ def taken(pid: int | str = "self") -> Taken:
 def anonymous_bytes(pid: int | str = "self") -> int:
     """Resident memory that no file backs."""
     return taken(pid).anonymous
-
-
-def device_name() -> str:
-    """`cuda:0` when the driver shows a GPU, else `cpu`; asks NVML, so that no CUDA context is
-    made."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return "cpu"
-    return "cuda:0" if _handle("cuda:0") is not None else "cpu"
-
-
-def device_used_bytes(device: str) -> int:
-    """Memory in use on a device by everyone; 0 for the CPU or when the driver does not tell."""
-    handle = _handle(device)
-    if handle is None:
-        return 0
-    import pynvml
-
-    return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
-
-
-def device_free_bytes(device: str) -> tuple[int, int]:
-    """(free, total) memory of a GPU; zeros for the CPU or when the driver does not tell."""
-    handle = _handle(device)
-    if handle is None:
-        return 0, 0
-    import pynvml
-
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return int(memory.free), int(memory.total)
-
-
-def device_holders(device: str) -> dict[int, int]:
-    """Process id → bytes it holds on the device, as far as the driver tells."""
-    handle = _handle(device)
-    if handle is None:
-        return {}
-    import pynvml
-
-    running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    return {process.pid: int(process.usedGpuMemory or 0) for process in running}
-
-
-def device_uuid(device: str) -> str:
-    """A name for the physical device that all processes agree on, for locks and records."""
-    handle = _handle(device)
-    if handle is None:
-        return device
-    import pynvml
-
-    return str(pynvml.nvmlDeviceGetUUID(handle))
-
-
-def device_capability(device: str) -> tuple[int, int]:
-    """Compute capability of a GPU, such as (8, 6); (0, 0) for the CPU."""
-    handle = _handle(device)
-    if handle is None:
-        return 0, 0
-    import pynvml
-
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-    return int(major), int(minor)
-
-
-def _handle(device: str) -> Any:
-    if not device.startswith("cuda"):
-        return None
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        number = int(device.partition(":")[2] or 0)
-        visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
-        if visible and visible[number].startswith("GPU-"):
-            return pynvml.nvmlDeviceGetHandleByUUID(visible[number])
-        return pynvml.nvmlDeviceGetHandleByIndex(int(visible[number]) if visible else number)
-    except (ImportError, IndexError, ValueError):
-        return None
-    except Exception as error:  # NVMLError, named only once the library is there
-        if type(error).__name__.startswith("NVMLError"):
-            return None
-        raise
 
 
 class Sampler:

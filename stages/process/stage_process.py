@@ -19,8 +19,8 @@ from artifacts.store import fault_of
 from stages.process.cgroup import cores, oom_kills
 from stages.process.clock import Clock
 from stages.process.compiler import compiler_folder
+from stages.process.device import device_holders, device_used_bytes
 from stages.process.ending import LAST_LINES, Ending, fault_of_stage
-from stages.process.memory import device_holders, device_used_bytes
 
 BASELINE_SLACK_BYTES = 64 << 20
 """How far above its baseline a device may stay after a stage and still count as given back."""
