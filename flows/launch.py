@@ -16,6 +16,7 @@ ENTRIES: Mapping[str, str] = {
     "decode": "stages.decode.run:run",
     "cut": "stages.frames.cut:run",
     "measure": "stages.memory.measure:run",
+    "probe": "stages.process.probe:run",
 }
 """Stage name → the function that its process calls."""
 

@@ -30,6 +30,7 @@ from flows.memory.outline_card import outline_model
 from flows.memory.start import ladder_of
 from flows.memory.ways import rungs_of
 from flows.models import Model, Undescribed, find_checkpoint, open_model
+from flows.precision import precision_note
 from flows.prepare import Job, prepare
 from flows.run import halves, notes
 from flows.sizes import Estimate, estimates, wave_limit
@@ -92,7 +93,9 @@ def plan_of(
         )
     except Undescribed as error:
         return _by_dimensions(config, device, announce, error)
-    return _answered(_alone(model, config, device), budget_for(config, device), None, ())
+    plan = _answered(_alone(model, config, device), budget_for(config, device), None, ())
+    note = precision_note(model.card, (model.vision, model.language), device)
+    return replace(plan, notes=(*plan.notes, note)) if note else plan
 
 
 def _alone(model: Model, config: CaptionConfig, device: str) -> Question:

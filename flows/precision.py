@@ -2,6 +2,7 @@
 has; imports no model library."""
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
@@ -18,6 +19,9 @@ QUANTIZED = ("int8", "nf4")
 FLASH = "flash_attention_2"
 FLASH_CAPABILITY = (8, 0)
 """The oldest GPUs that FlashAttention 2 runs on (Ampere)."""
+BFLOAT16_CAPABILITY = (8, 0)
+"""The oldest GPUs that compute in bfloat16 (Ampere). On older ones torch does it in 32 bit: slowly,
+and without a fused attention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,10 +183,37 @@ def flash_installed() -> bool:
 
 
 def native_dtype(stated: str, device: str) -> str:
-    """The checkpoint's own dtype; 32 bit on a CPU that has no arithmetic for it."""
-    if device != "cpu" or stated == "float32":
+    """The checkpoint's own dtype; where there is no arithmetic for it, float16 on a GPU and 32 bit
+    on a CPU."""
+    if device != "cpu":
+        return "float16" if stated == "bfloat16" and no_bfloat16(device) else stated
+    if stated == "float32":
         return stated
     return "bfloat16" if stated == "bfloat16" and cpu_has_bfloat16() else "float32"
+
+
+def no_bfloat16(device: str) -> bool:
+    """Whether a GPU is known to be too old for bfloat16."""
+    return (0, 0) < device_capability(device) < BFLOAT16_CAPABILITY
+
+
+def precision_note(card: ModelCard, halves: Iterable[HalfSettings], device: str) -> str:
+    """What a person should know of the precision of a GPU without bfloat16; empty for others."""
+    dtypes = {half.dtype for half in halves}
+    if not device.startswith("cuda") or not no_bfloat16(device):
+        return ""
+    gpu = "a GPU of compute capability {}.{}".format(*device_capability(device))
+    if "bfloat16" in dtypes:
+        return (
+            f"{gpu} has no arithmetic for bf16: it is slow, and attention takes memory with the "
+            "square of the tokens; --precision fp16 does not"
+        )
+    if card.dtype == "bfloat16" and "float16" in dtypes:
+        return (
+            f"the checkpoint is in bf16, for which {gpu} has no arithmetic: fp16 is used; if "
+            "captions are empty or senseless, the model needs more range: --precision fp32"
+        )
+    return ""
 
 
 def cpu_has_bfloat16() -> bool:

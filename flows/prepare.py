@@ -15,6 +15,7 @@ from artifacts.schema import Sampling
 from artifacts.stamps import FileChanged
 from artifacts.store import FolderStore, open_store
 from flows.config import CaptionConfig
+from flows.device_probe import check_device
 from flows.launch import Launcher
 from flows.ledger import Ledger, Medium, Scopes
 from flows.memory.budget import Budget, budget_for
@@ -88,6 +89,7 @@ def prepare(
         raise NothingToCaption(failures)
     store.check_writable()
     device = device_name()
+    check_device(device)  # before anything is fetched, or cut
     digests = ContentDigests(store.root / "digests.jsonl")
     model = open_model(
         config,

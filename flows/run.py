@@ -20,6 +20,7 @@ from flows.memory.ladder import Ladder
 from flows.memory.start import ladder_of
 from flows.models import Model
 from flows.outputs import failure_of, places
+from flows.precision import precision_note
 from flows.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.run_record import RunRecord
 from flows.sequence import RunResult, Sequence
@@ -156,7 +157,9 @@ def summary(job: Job) -> dict[str, Any]:
 
 def notes(job: Job) -> list[str]:
     """What a person should know of how the model is run; nothing for most models."""
-    card, found = job.model.card, []
+    card = job.model.card
+    settings = (job.model.vision, job.model.language)
+    found = list(filter(None, [precision_note(card, settings, job.device)]))
     if card.route == "joint":
         found.append(
             f"{job.model.name} cannot be run in halves ({card.why}): the second stage loads all "

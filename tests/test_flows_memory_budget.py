@@ -23,7 +23,7 @@ def config(**options: Any) -> CaptionConfig:
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, host: int, gpu: int = 0) -> None:
     monkeypatch.setattr(module, "host_free_bytes", lambda: host * GIB)
-    monkeypatch.setattr(module, "device_free_bytes", lambda _: (gpu * GIB, 24 * GIB))
+    monkeypatch.setattr(module, "device_memory", lambda _: (gpu * GIB, 24 * GIB))
     monkeypatch.setattr(module, "device_holders", lambda _: {os.getpid(): 1, 1: 3 * GIB})
 
 

@@ -9,6 +9,7 @@ from flows.memory.estimate import StageEstimate
 from flows.memory.rungs import Rung
 from flows.memory.streamed import power_of_two
 from flows.memory.works import expected
+from stages.process.device_limit import CONTEXT_BYTES
 from tests.by_hand import (
     A_SEEING_LAYER,
     A_TOKEN,
@@ -45,7 +46,7 @@ def test_a_7b_decoder_of_eight_rows_takes_what_paper_says() -> None:
     assert found.kv_bytes == 8 * (1000 + 128) * KV_A_TOKEN == pytest.approx(4.41 * GIB, rel=1e-2)
     # While prompts are read, 128 tokens of the cache are still to come.
     assert found.activation_bytes == 8 * (1000 * A_TOKEN - 128 * KV_A_TOKEN) + 0
-    assert found.context_bytes == by.CONTEXT_BYTES
+    assert found.context_bytes == CONTEXT_BYTES
     back = -(-4 * found.activation_bytes // 100)
     assert found.workspace_bytes == pytest.approx(back + by.GPU_WORKSPACE_BYTES, abs=2)
     parts = found.weight_bytes + found.activation_bytes + found.kv_bytes

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from flows.display import gib
+from flows.memory.attention import attention_terms
 from flows.memory.estimate import StageEstimate, Term
 from flows.memory.loads import PIXEL_BYTES, Load, counted
 from flows.memory.rungs import Rung
@@ -14,10 +15,8 @@ from flows.memory.works import Expected, decoder_by_dimensions, encoder_by_dimen
 from flows.models import Model
 from flows.precision import BYTES, DTYPES, QUANTIZED, HalfSettings, weight_bytes
 from stages.models.card import HalfCard
+from stages.process.device_limit import CONTEXT_BYTES
 
-CONTEXT_BYTES = 512 << 20
-"""Of a GPU: the driver's context and the kernels that torch and cuBLAS load, between 250 MiB on
-older cards and 600 on newer ones, until it is measured here."""
 GPU_WORKSPACE_BYTES = 32 << 20
 """What cuBLAS keeps for itself by torch's default on the largest cards (8 on others)."""
 HELD_BACK = 0.04
@@ -108,6 +107,7 @@ def _encode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
             why += f", {rung.prefill} positions at once through an MLP"
         terms.append(Term(part="activation", bytes=math.ceil(work.peak_bytes), why=why))
         terms += waiting_terms(rung, load, rows, work, device)
+        terms += attention_terms(half, settings, load, rows, load.units, device)
         # Its patches are not counted, but each is multiplied with all that is in the layers.
         tokens = math.ceil(work.flops / (2 * max(1, half.linear_parameters)))
         terms += _products(half, settings, rung, tokens, device)
@@ -139,6 +139,7 @@ def _decode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
         why += f", {rung.prefill} at once through an MLP"
     terms.append(Term(part="activation", bytes=computing, why=why))
     terms += _products(half, settings, rung, rows * load.tokens, device)
+    terms += attention_terms(half, settings, load, rows, load.tokens, device)
     ahead = _ahead(load, rows, rows * load.feature_bytes, "features")
     terms += _around(rung, terms, device, ahead)
     flops = (work.flops + new * work.step_flops) * load.chunks / rows

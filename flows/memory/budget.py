@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flows.config import CaptionConfig
+from flows.device_probe import device_memory
 from flows.display import gib
 from flows.launch import Launcher, Running, StageCall
 from stages.process.cgroup import host_free_bytes, host_total_bytes
-from stages.process.device import device_free_bytes, device_holders
+from stages.process.device import device_holders
 from stages.process.memory import anonymous_bytes
 
 GPU_SHARE = 0.95
@@ -64,7 +65,7 @@ def budget_for(config: CaptionConfig, device: str) -> Budget:
     """What a stage may take of a device that is looked at now."""
     host = host_free_bytes()
     on_gpu = device.startswith("cuda")
-    free, total = device_free_bytes(device) if on_gpu else (host, host_total_bytes())
+    free, total = device_memory(device) if on_gpu else (host, host_total_bytes())
     share = GPU_SHARE if on_gpu else HOST_SHARE
     given = config.memory is not None
     budget = Budget(

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flows.config import CaptionConfig
-from flows.memory.arithmetic import CONTEXT_BYTES, estimate
+from flows.memory.arithmetic import estimate
 from flows.memory.budget import Budget
 from flows.memory.estimate import StageEstimate
 from flows.memory.loads import Load, least_load, loads_of
 from flows.memory.machine import find_machine
 from flows.memory.rungs import Rung
 from flows.models import Model
+from stages.process.device_limit import CONTEXT_BYTES
 
 if TYPE_CHECKING:
     from flows.prepare import Job

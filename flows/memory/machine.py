@@ -13,10 +13,10 @@ from artifacts.files import write_json
 from artifacts.keys import digest_of
 from flows.config import user_cache
 from flows.launch import Launcher, StageCall, run_to_end
-from flows.precision import cpu_has_bfloat16, cpu_line
+from flows.precision import cpu_has_bfloat16, cpu_line, no_bfloat16
 from flows.run_record import now
 from stages.process.cgroup import cores
-from stages.process.device import device_capability, device_uuid
+from stages.process.device import device_uuid
 
 FORMAT = 1
 """Raised when what is measured changes."""
@@ -24,8 +24,6 @@ SECONDS = 9.0
 """What measuring may take beside the start of its process; what is left then is left out."""
 BUSY = 0.8
 """Processes a core that were waiting to run, above which others were at work."""
-BFLOAT16_CAPABILITY = (8, 0)
-"""The oldest GPUs that compute in bfloat16."""
 MODEL_SHARE = 1.7
 """A stage that runs half a model imports its classes and loads processor and tokenizer besides:
 so many times what the libraries alone take, with two models tried."""
@@ -147,7 +145,7 @@ def _companion(device: str) -> str:
     detour."""
     if device == "cpu":
         return "bf16" if cpu_has_bfloat16() else "fp32"
-    return "bf16" if device_capability(device) >= BFLOAT16_CAPABILITY else "fp16"
+    return "fp16" if no_bfloat16(device) else "bf16"
 
 
 def _identity(device: str) -> dict[str, Any]:

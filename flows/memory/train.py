@@ -9,7 +9,7 @@ from typing import Literal
 
 from artifacts.errors import UsageError
 from flows.display import gib
-from flows.memory.arithmetic import CONTEXT_BYTES, GPU_WORKSPACE_BYTES, HELD_BACK
+from flows.memory.arithmetic import GPU_WORKSPACE_BYTES, HELD_BACK
 from flows.memory.layers import pass_bytes
 from flows.memory.optimizers import ADAPTER, OPTIMIZERS, ZERO
 from flows.memory.outline import Outline, Tower
@@ -21,6 +21,7 @@ from flows.memory.training import (
     lora_layer_bytes,
     lora_parameters,
 )
+from stages.process.device_limit import CONTEXT_BYTES
 
 Method = Literal["full", "lora", "qlora"]
 Moment = Literal["always", "vision", "backward", "step"]

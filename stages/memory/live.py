@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from stages.memory.ghost import CAST, tensors
+from stages.memory.ghost import CAST, FUSED, tensors
 
 WHOLE = 4
 """Bytes of a number in 32 bit."""
@@ -58,6 +58,10 @@ class Live:
         self.outside = 0
         self.outside_32 = 0
         """Most that lived at once while no MLP computed."""
+        self.scores = 0
+        """Most bytes of scores, in 32 bit and twice, that one fused attention did not hold."""
+        self.mask = 0
+        """Most bytes of two copies of the mask of one such attention."""
         self.positions = 0
         """Most positions that an MLP was given at once."""
         self._in_mlp = False
@@ -140,6 +144,12 @@ class Live:
             self._count(tensor)
 
     def computed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        if func is FUSED:
+            query, key, mask = args[0], args[1], kwargs.get("attn_mask")
+            pairs = query.shape[:-1].numel() * key.shape[-2]
+            self.scores = max(self.scores, 2 * WHOLE * pairs)
+            if mask is not None:
+                self.mask = max(self.mask, 2 * mask.numel() * mask.element_size())
         if isinstance(out, torch.Tensor):
             self._count(out, args[0] if func is CAST else None)
         elif isinstance(out, list | tuple):

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from stages.memory.arithmetic import call_seconds, passes, preparing, quantizing
+from stages.memory.arithmetic import DTYPES, call_seconds, passes, preparing, quantizing
 from stages.memory.moving import copies, disk, picture_pixels, video_pixels
-from stages.process.device import device_used_bytes
+from stages.process.device_limit import context_bytes
 from stages.process.report import Report
 
 QUANTIZED = ("nf4", "int8")
@@ -38,7 +38,7 @@ def run(job: dict[str, Any], report: Report) -> None:
     device, folder = str(job["device"]), Path(job["folder"])
     found: dict[str, Any] = {"python_seconds": _since_start()}
     if device != "cpu":
-        found |= _context(device)
+        found |= _context(device, str(job["companion"]))
     measured = Measured(time.perf_counter() + float(job["seconds"]))
     with torch.inference_mode():
         _needed(found, device, folder)
@@ -104,17 +104,11 @@ def _since_start() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _context(device: str) -> dict[str, float]:
+def _context(device: str, companion: str) -> dict[str, float]:
     """What the driver takes for a process that uses the GPU, in seconds and in bytes."""
-    before, started = device_used_bytes(device), time.perf_counter()
-    torch.ones(1, device=device).add_(1)
-    torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    reserved = torch.cuda.memory_reserved(device)
-    return {
-        "context_seconds": seconds,
-        "context_bytes": max(0, device_used_bytes(device) - before - reserved),
-    }
+    started = time.perf_counter()
+    taken = context_bytes(device, str(DTYPES[companion]).removeprefix("torch."))
+    return {"context_seconds": time.perf_counter() - started, "context_bytes": taken}
 
 
 def _imports() -> float:

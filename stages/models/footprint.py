@@ -51,6 +51,11 @@ class Work:
     waits for one."""
     waiting_bytes_32: int = 0
     """The same of a half that computes in 32 bit."""
+    scores_bytes: int = 0
+    """Most that the scores of one attention would take, in 32 bit and with what is made of them,
+    were it not fused."""
+    mask_bytes: int = 0
+    """Most that two copies of one attention's mask take."""
     flops: int
     """Floating-point operations of the encoder's pass, or of reading the prompts."""
     step_flops: int = 0
@@ -112,6 +117,16 @@ def flops(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:
 def step_flops(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:
     """Floating-point operations of one more token of each row, after so many."""
     return max(0, round(_at(works, kind, rows, units, lambda w: w.step_flops)))
+
+
+def scores_bytes(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:
+    """What the scores of one attention take that is not fused."""
+    return max(0, round(_at(works, kind, rows, units, lambda w: w.scores_bytes)))
+
+
+def mask_bytes(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:
+    """What two copies of the mask of one attention take."""
+    return max(0, round(_at(works, kind, rows, units, lambda w: w.mask_bytes)))
 
 
 def _peak(work: Work) -> int:

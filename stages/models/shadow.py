@@ -118,6 +118,8 @@ def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike
                     outside_bytes=live.outside,
                     outside_bytes_32=live.outside_32,
                     positions=live.positions,
+                    scores_bytes=live.scores,
+                    mask_bytes=live.mask,
                     waiting_bytes=waiting[0],
                     waiting_bytes_32=waiting[1],
                     flops=live.flops,

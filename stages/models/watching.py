@@ -49,6 +49,8 @@ class Reading:
             "outside_bytes": live.outside,
             "outside_bytes_32": live.outside_32,
             "positions": live.positions,
+            "scores_bytes": live.scores,
+            "mask_bytes": live.mask,
             "flops": live.flops,
         }
 

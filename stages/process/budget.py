@@ -7,13 +7,11 @@ counts, whether it is used or not, and so do the stacks of threads. On a GPU tor
 import contextlib
 import ctypes
 import math
-import os
 import resource
 import sys
 from dataclasses import dataclass
 
-from artifacts.errors import OutOfMemory
-from stages.process.device import device_free_bytes, device_holders
+from stages.process.device_limit import DeviceLimit, limit_device
 from stages.process.memory import Taken, taken
 
 STACK_BYTES = 2 << 20
@@ -21,9 +19,6 @@ STACK_BYTES = 2 << 20
 each core before anybody can make room for them."""
 THREAD_BYTES = STACK_BYTES + (256 << 10)
 """What a thread may take that does next to nothing: its stack and its part of the heap."""
-CONTEXT_BYTES = 512 << 20
-"""What the driver takes for a process, where it does not tell."""
-
 
 AT_THE_LIMIT = 0.9
 """Part of its budget at which a process that was killed, crashed, or failed in some strange way,
@@ -73,6 +68,8 @@ class Limit:
 
 _limits: list[Limit] = []
 """Of this process, if it has one."""
+_device_limits: list[DeviceLimit] = []
+"""Of this process on a GPU, if it has one."""
 
 
 def look(now: Taken) -> bool:
@@ -84,8 +81,10 @@ def look(now: Taken) -> bool:
 
 
 def short() -> bool:
-    """Whether this process has a limit, and was near enough to it."""
-    return look(taken())
+    """Whether this process has a limit, and was near enough to it, or its GPU has no more."""
+    if look(taken()):
+        return True
+    return any(near(limit.taken(), limit.bytes) or limit.full() for limit in _device_limits)
 
 
 def at_the_limit() -> bool:
@@ -108,12 +107,13 @@ def lift() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-def enforce(device: str, budget: int) -> None:
-    """Keep this process to `budget` bytes of a device above what it takes now; 0: to nothing.
-    Raises OutOfMemory for a budget that cannot be kept to."""
+def enforce(device: str, budget: int, dtype: str = "") -> None:
+    """Keep this process to `budget` bytes of a device above what it takes now; 0: to nothing. On a
+    GPU it is going to compute in `dtype`. Raises OutOfMemory for a budget that cannot be kept to,
+    and EnvironmentFault for a GPU that is not the one that was meant."""
     if device.startswith("cuda"):
         if budget and "torch" in sys.modules:
-            _limit_device(device, budget)
+            _device_limits.append(limit_device(device, budget, dtype))
         return
     start_threads()
     if budget:
@@ -144,22 +144,3 @@ def _shrink_stacks() -> None:
         c.pthread_attr_setstacksize(attributes, ctypes.c_size_t(STACK_BYTES))
         c.pthread_setattr_default_np(attributes)
         c.pthread_attr_destroy(attributes)
-
-
-def _limit_device(device: str, budget: int) -> None:
-    """Make torch's allocator behave as if the GPU were so small."""
-    import torch
-
-    before = device_free_bytes(device)[0]
-    torch.zeros(1, device=device)  # makes the context
-    taken_of_it = before - device_free_bytes(device)[0]
-    # In a container the driver may not know this process by the number that it has there.
-    context = device_holders(device).get(os.getpid(), 0) or max(0, taken_of_it) or CONTEXT_BYTES
-    if budget <= context:
-        raise OutOfMemory(
-            f"the driver alone takes {context >> 20} MiB of the GPU, and {budget >> 20} MiB are "
-            "allowed",
-            hint="Give more --memory",
-        )
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (budget - context) / total), device)

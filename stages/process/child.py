@@ -97,7 +97,8 @@ def work(job: dict[str, Any], report: Report) -> int:
             with lasting():
                 entry = load_entry(job["entry"], job["arguments"])
             gc.freeze()  # nor later
-            budget.enforce(job["device"], (job["budget"] or {"bytes": 0})["bytes"])
+            dtype = str(job["arguments"].get("dtype", ""))
+            budget.enforce(job["device"], (job["budget"] or {"bytes": 0})["bytes"], dtype)
             report.note(loaded_bytes=anonymous_bytes(), import_seconds=time.monotonic() - started)
             entry(job["arguments"], report)
         except BaseException as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from artifacts import errors
 from artifacts.pack_object import DamagedRecord
 from stages.process.budget import AT_THE_LIMIT, near, short
+from stages.process.device_words import device_advice
 
 STOPPING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals by which people and kernels stop a process; others are its own fault and come again."""
@@ -21,6 +22,8 @@ OUT_OF_MEMORY = (
     "CUDA driver error: out of memory",
     "OutOfMemory",
     "cudaErrorMemoryAllocation",
+    # bitsandbytes, which then leaves with status 1
+    "Error out of memory at line",
     # cuBLAS, cuDNN, cuSPARSE, cuSOLVER
     "STATUS_ALLOC_FAILED",
     "not enough workspace",
@@ -48,9 +51,15 @@ PERHAPS_OUT_OF_MEMORY = (
     "can't start new thread",
     # Rust, of an object of Python that it did not get
     "PyObject pointer is null",
-    # cuBLAS and cuDNN, of their handles
+    # cuBLAS and cuDNN, of their handles, and of a convolution without room to work in
     "STATUS_NOT_INITIALIZED",
     "STATUS_INTERNAL_ERROR",
+    "STATUS_EXECUTION_FAILED",
+    "unable to find an engine to execute this computation",
+    "nable to find a valid cuDNN algorithm",
+    "no valid convolution algorithms available",
+    # the driver, of host memory that it was to pin
+    "OS call failed or operation not supported on this OS",
 )
 """What is also said for other reasons: it counts only where memory was short."""
 KILLED_STATUS = 128 + signal.SIGKILL
@@ -155,9 +164,10 @@ def fault_of_stage(name: str, ending: Ending) -> errors.PenstockError:
             return errors.Killed(message, hint=hint, items=ending.items)
         return errors.Interrupted(message, hint=hint)
     ended = signal_name(ending.signal) if ending.signal else f"exit status {ending.code}"
+    advice = device_advice("\n".join([last_words, *ending.last_lines]))
     return errors.StageDied(
         f"the {name} stage failed: {last_words or ended}",
-        hint=f"Its log is {ending.log}; what is finished stays done",
+        hint=advice or f"Its log is {ending.log}; what is finished stays done",
         return_code=ending.code,
     )
 

@@ -16,6 +16,8 @@ from stages.process.device import device_uuid
 CPU_LOCK = "PENSTOCK_CPU_LOCK"
 """In the environment: a file whose lock stands for the CPU, on machines where several people's
 models would be in each other's way."""
+LOCKS = "PENSTOCK_LOCKS"
+"""In the environment: the folder of the GPUs' locks, where /tmp is not everybody's."""
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL)
 """What a file system says that locks nothing, or not a file that is open for reading."""
 IN_THE_WAY = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
@@ -37,8 +39,10 @@ def hold_device(device: str, on_wait: Callable[[str], None]) -> IO[str] | None:
 
 
 def lock_path(device: str) -> Path:
-    """One file a physical device, the same for all users' processes on this machine."""
-    return Path("/tmp") / f"penstock-{device_uuid(device).replace(':', '-')}.lock"
+    """One file a physical device, the same for all users' processes on this machine; in containers,
+    which have a /tmp each, for those that are given one folder for their locks."""
+    folder = Path(os.environ.get(LOCKS) or "/tmp")
+    return folder / f"penstock-{device_uuid(device).replace(':', '-')}.lock"
 
 
 def hold(path: Path, on_wait: Callable[[str], None]) -> IO[str]:

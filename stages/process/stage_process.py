@@ -19,13 +19,18 @@ from artifacts.store import fault_of
 from stages.process.cgroup import cores, oom_kills
 from stages.process.clock import Clock
 from stages.process.compiler import compiler_folder
-from stages.process.device import device_holders, device_used_bytes
+from stages.process.device import device_holders, device_used_bytes, on_wsl
 from stages.process.ending import LAST_LINES, Ending, fault_of_stage
 
 BASELINE_SLACK_BYTES = 64 << 20
 """How far above its baseline a device may stay after a stage and still count as given back."""
 BASELINE_SECONDS = 5.0
 """How long to wait for the driver to take the memory back."""
+ALLOCATOR, ALLOCATOR_OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
+"""In the environment: how torch's allocator works; the old name is the one that it reads first."""
+EXPANDABLE = "expandable_segments:True"
+"""What was freed can be put together again, so that less of it is lost."""
+NOT_EXPANDABLE = "expandable_segments:False"
 STOP_SECONDS = 10.0
 """How long a stage that was asked to stop may take before it is killed."""
 
@@ -277,9 +282,13 @@ def child_environment() -> dict[str, str]:
         # Libraries start a thread for each core that they see, and all wait for those that may not
         # run.
         defaults["OMP_NUM_THREADS"] = str(cores())
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name, which torch reads first
-        defaults["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    if ALLOCATOR_OLD not in os.environ and not on_wsl():  # where some drivers fail at it
+        defaults[ALLOCATOR] = EXPANDABLE
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and (folder := compiler_folder()):
         defaults["TORCHINDUCTOR_CACHE_DIR"] = folder
     roots = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, roots))}
+    settled = {
+        "PYTHONPATH": os.pathsep.join(filter(None, roots)),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as budget, lock and baseline count: see device.py
+    }
+    return {**defaults, **os.environ, **settled}
