@@ -32,13 +32,13 @@ FORMAT = 1
 """Raised when what is tried changes."""
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, *, anew: bool = False) -> None:
     """Raises EnvironmentFault for a GPU that cannot be computed on; asks torch only when that was
-    not found out before."""
+    not found out before, or is to be found out `anew`."""
     if device == "cpu":
         return
     path = _path(device)
-    known = _kept(path)
+    known = None if anew else _kept(path)
     if known is not None:
         _settle(known)
     elif not _at_work(device):

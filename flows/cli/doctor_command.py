@@ -10,22 +10,33 @@ from pathlib import Path
 from artifacts.errors import redacted
 from artifacts.store import FolderStore, open_store
 from flows.config import default_store
+from flows.device_probe import check_device, device_memory
 from flows.display import Display, printable, size
 from flows.launch import DirectLauncher
 from flows.memory.machine import ADVICE, Known, Machine, find_machine, measure
-from flows.precision import FLASH_CAPABILITY, cpu_has_bfloat16, flash_installed
+from flows.precision import FLASH_CAPABILITY, cpu_has_bfloat16, flash_installed, no_bfloat16
 from flows.prefect_server import answers
 from flows.run_record import versions
 from stages.process.cgroup import cores, host_free_bytes, host_total_bytes
 from stages.process.device import (
+    VISIBLE,
     device_capability,
     device_holders,
+    device_model,
     device_name,
     device_uuid,
+    driver_version,
+    hidden,
+    on_wsl,
 )
+from stages.process.lock import LOCKS, lock_path
 
 NOWHERE = Path("/nonexistent")
 """Where no control group is."""
+SPILLS = (
+    "its driver may take host memory when the GPU's is full, and then all is very slow: see "
+    "docs/gpu.md"
+)
 ROW = "{:10s}{}"
 INNER = "  {:8s}{}"
 
@@ -36,6 +47,7 @@ def doctor_command(given: argparse.Namespace) -> int:
     for line in lines(device, store):
         print(printable(line))
     store.check_writable()
+    check_device(device, anew=True)
     if given.measure:
         display = Display()
         display.say("measuring this machine …")
@@ -68,14 +80,21 @@ def _memory(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -
 
 def _device(device: str) -> Iterator[str]:
     if device == "cpu":
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-        why = "CUDA_VISIBLE_DEVICES hides all GPUs" if hidden else "no NVIDIA driver answers"
+        why = f"{VISIBLE} hides all GPUs" if hidden() else "no NVIDIA driver answers"
         yield ROW.format("device", f"cpu: {why}; models run on the CPU, which suits small ones")
         return
     major, minor = capability = device_capability(device)
     yield ROW.format(
         "device", f"{device} {device_uuid(device)}, compute capability {major}.{minor}"
     )
+    yield INNER.format("model", f"{device_model(device)}, driver {driver_version(device)}")
+    free, total = device_memory(device)
+    yield INNER.format("memory", f"{size(free)} of {size(total)} free")
+    if no_bfloat16(device):
+        yield INNER.format("bf16", "it has no arithmetic for it: such checkpoints run in fp16")
+    if on_wsl():
+        yield INNER.format("wsl2", SPILLS)
+    yield INNER.format("lock", f"{lock_path(device)}; containers share it by {LOCKS}=FOLDER")
     for pid, held in device_holders(device).items():
         yield INNER.format("held", f"{size(held)} by process {pid}")
     yield INNER.format("flash", _flash(capability))
