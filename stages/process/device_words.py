@@ -18,7 +18,7 @@ ADVICE = {
     "driver on your system is too old": NEWER,
     "driver version is insufficient": NEWER,
     "no kernel image is available": OLDER_TORCH,
-    "is/are busy or unavailable": TAKEN,
+    "busy or unavailable": TAKEN,
     "GPU is lost": LOST,
     "unspecified launch failure": LOST,
     "uncorrectable ECC error": LOST,
