@@ -12,13 +12,14 @@ from artifacts.errors import UsageError
 from flows import precision
 from flows.config import CaptionConfig
 from flows.models import Model
-from flows.precision import HalfSettings, attention, settle, weight_bytes
+from flows.precision import HalfSettings, attention, precision_note, settle, weight_bytes
 from flows.prepare import scopes_of
 from stages.models import describe
 from stages.models.card import ModelCard
 from stages.models.halves.boundary import HALVES
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.loading import ModelJob
+from tests import gpus
 from tests.pipeline import Place
 from tests.stand_ins import CARD
 
@@ -192,6 +193,42 @@ def test_flash_attention_is_taken_where_all_it_needs_is_there(
     assert attention(replace(half, attention="eager"), "bfloat16", "cpu") == "eager"
     monkeypatch.setattr(precision, "device_capability", lambda _: (7, 5))
     assert attention(half, "bfloat16", "cuda:0") == "sdpa"
+
+
+def test_before_ampere_a_checkpoint_in_bf16_is_run_in_fp16_and_that_is_said(
+    card: ModelCard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpus.see(gpus.plain(), tmp_path / "new", monkeypatch)
+    assert asked(card, "cuda:0") == [BF16, BF16]
+    gpus.see(gpus.turing(), tmp_path / "old", monkeypatch)
+    assert asked(card, "cuda:0") == [FP16, FP16]
+    assert asked(card, "cuda:0", precision="nf4") == [FP16, ["nf4", "float16"]]
+    assert asked(card, "cuda:0", precision="bf16") == [BF16, BF16]
+    assert asked(replace(card, dtype="float32"), "cuda:0") == [FP32, FP32]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "fp16 is used"),
+        ({"precision": "bf16"}, "square of the tokens"),
+        ({"precision": "fp32"}, ""),
+    ],
+)
+def test_what_a_gpu_without_bf16_does_is_said(
+    card: ModelCard,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: dict[str, Any],
+    says: str,
+) -> None:
+    gpus.see(gpus.turing(), tmp_path / "gpu", monkeypatch)
+    settings = settle(CaptionConfig(sources=("a.mp4",), **options), card, "cuda:0")
+    note = precision_note(card, settings.values(), "cuda:0")
+    assert says in note and bool(note) is bool(says)
+    assert not precision_note(card, settings.values(), "cpu")
+    gpus.see(gpus.plain(), tmp_path / "new", monkeypatch)
+    assert not precision_note(card, settings.values(), "cuda:0")
 
 
 def test_each_key_holds_what_its_half_is_run_in() -> None:
