@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from stages.memory.ghost import tensors
 from stages.models.halves.delivery import UNDIVIDED
 from stages.models.halves.features import Features, encode, is_pixels
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
@@ -48,6 +49,15 @@ def encode_batches(half: Any, batches: Sequence[Sequence[Prepared]]) -> list[lis
     for (at, indexes), made in [*together, *encoded(mixed)]:
         records[at].update(zip(indexes, made or (), strict=False))
     return [[found[index] for index in range(len(found))] for found in records]
+
+
+def overflowed(record: FeatureRecord) -> bool:
+    """Whether features in float16 hold what is no number: some models need more range."""
+    return any(
+        not bool(torch.isfinite(value).all())
+        for value in tensors(record.features)
+        if value.dtype == torch.float16
+    )
 
 
 def _groups(batch: Sequence[Prepared]) -> Iterator[list[int]]:

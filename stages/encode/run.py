@@ -17,7 +17,7 @@ from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record, Shelf
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
-from stages.encode.batch import encode_batches, undivided
+from stages.encode.batch import encode_batches, overflowed, undivided
 from stages.memory.shrinking import Shrinking, blocks
 from stages.models.ahead import AHEAD, read_ahead, write_behind
 from stages.models.halves.pieces import Held
@@ -117,9 +117,20 @@ def _encoded(half: Held | None, batches: Sequence[Sequence[ToEncode]]) -> list[l
         made = half.use(lambda model: encode_batches(model, rows))
     found = iter([record for some in made for record in some])
     return [
-        [(m, row if isinstance(row, Refusal) else next(found)) for m, row in batch]
+        [(m, row if isinstance(row, Refusal) else _in_range(next(found))) for m, row in batch]
         for batch in batches
     ]
+
+
+def _in_range(row: FeatureRecord) -> FeatureRecord | Refusal:
+    """Features, or that they are too large for what they were computed in."""
+    if not overflowed(row):
+        return row
+    return Refusal(
+        message="the model sees numbers that float16 does not hold",
+        hint="Give --vision-precision fp32, or bf16 where the GPU computes in it",
+        kind="overflow",
+    )
 
 
 def read_member(

@@ -4,7 +4,7 @@ what that takes; reads no weights, and knows no family."""
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from artifacts.schema import MediaKind, Route
 from stages.memory.alike import Alike
-from stages.memory.ghost import haunted, solidify, without_data
+from stages.memory.ghost import haunted, solidify, tensors, without_data
 from stages.memory.live import Live
 from stages.models.footprint import Work
 from stages.models.halves.boundary import Half
@@ -192,17 +192,7 @@ def _tokens(inputs: dict[str, Any]) -> int:
 
 
 def _size(values: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in _tensors_in(values))
-
-
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors_in(list(value.values()))
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        for part in value:
-            yield from _tensors_in(part)
+    return sum(t.numel() * t.element_size() for t in tensors(values))
 
 
 @contextlib.contextmanager
