@@ -1,0 +1,226 @@
+"""The two rooms for layers on a GPU that runs late and out of step: nothing is computed with a
+layer that is not there yet, or not any more. Needs no GPU and no luck."""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+import torch
+
+from stages.models.streaming import slabs
+from stages.models.streaming.slabs import DeviceRoom, Slabs
+
+LAYERS, STEPS, READS = 7, 60, 3
+"""Reads of each layer that is brought, in so many steps."""
+SIZE = 64
+SEEDS = range(8)
+Work = Callable[[], None]
+
+
+class LateEvent:
+    """As CUDA's: who waits for it waits for its last record, and for nothing if there is none."""
+
+    def __init__(self, device: "LateDevice") -> None:
+        self._device, self._passed = device, [True]
+
+    def record(self, stream: "LateStream") -> None:
+        passed = self._passed = [False]
+        stream.then(lambda: passed.__setitem__(0, True))
+
+    def last(self) -> Callable[[], bool]:
+        passed = self._passed
+        return lambda: passed[0]
+
+    def synchronize(self) -> None:
+        self._device.run_until(self.last())
+
+
+class LateStream:
+    """Work in its order, of which nothing is done before the device gets to it."""
+
+    def __init__(self, device: "LateDevice") -> None:
+        self._device = device
+        self.waiting: deque[tuple[Callable[[], bool], Work]] = deque()
+        device.streams.append(self)
+
+    def then(self, work: Work, ready: Callable[[], bool] = lambda: True) -> None:
+        self.waiting.append((ready, work))
+        self._device.step()
+
+    def wait_event(self, event: LateEvent) -> None:
+        self.then(lambda: None, event.last())
+
+    def can_run(self) -> bool:
+        return bool(self.waiting) and self.waiting[0][0]()
+
+
+class LateDevice:
+    """Does the work of its streams in an order that is drawn, or that of one stream before that of
+    the other wherever it may."""
+
+    def __init__(self, seed: int, hasty: str) -> None:
+        self.random = random.Random(seed)
+        self.streams: list[LateStream] = []
+        self.compute = self.current = LateStream(self)
+        self._hasty = hasty
+
+    @contextmanager
+    def on(self, stream: LateStream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    def step(self) -> None:
+        """What happens to be done between two calls of the host."""
+        if self._hasty == "none":
+            for _ in range(self.random.randrange(3)):
+                self._run_one()
+        else:
+            while any(stream.can_run() for stream in self._hasty_ones()):
+                self._run_one()
+
+    def run_until(self, passed: Callable[[], bool]) -> None:
+        while not passed():
+            assert self._run_one(), "what the host waits for never comes"
+
+    def finish(self) -> None:
+        self.run_until(lambda: not any(stream.waiting for stream in self.streams))
+
+    def _hasty_ones(self) -> list[LateStream]:
+        return self.streams[:1] if self._hasty == "compute" else self.streams[1:]
+
+    def _run_one(self) -> bool:
+        able = [stream for stream in self.streams if stream.can_run()]
+        if self._hasty != "none":
+            able = [stream for stream in able if stream in self._hasty_ones()] or able
+        if able:
+            self.random.choice(able).waiting.popleft()[1]()
+        return bool(able)
+
+
+class Fill(Future[None]):
+    """What is done at the latest when it is waited for."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self._work = work
+
+    def result(self, timeout: float | None = None) -> None:
+        if not self.done():
+            self._work()
+            self.set_result(None)
+
+
+class Reader:
+    """In the place of the thread that reads: reads at once, or when it is waited for."""
+
+    def __init__(self, device: LateDevice) -> None:
+        self._device = device
+
+    def submit(self, work: Callable[[int, int], None], room: int, layer: int) -> Fill:
+        fill = Fill(lambda: work(room, layer))
+        if self._device.random.random() < 0.5:
+            fill.result()
+        return fill
+
+
+class NumberedLayer:
+    """Full of its own number."""
+
+    tensors = ()
+    size = SIZE
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.room: torch.Tensor | None = None
+
+    def read(self, room: torch.Tensor, scratch: torch.Tensor) -> None:
+        room.fill_(self.number)
+
+    def attach(self, room: torch.Tensor) -> None:
+        self.room = room
+
+    def detach(self) -> None:
+        self.room = None
+
+
+def wrong_reads(patch: pytest.MonkeyPatch, seed: int, hasty: str) -> int:
+    """How often a layer was computed with that was another one when its turn came."""
+    device = LateDevice(seed, hasty)
+    on_device(patch, device)
+    layers = [NumberedLayer(number) for number in range(LAYERS)]
+    kept = Slabs(cast(Any, layers), "cuda:0")
+    wrong: list[int] = []
+
+    def read(layer: NumberedLayer) -> None:
+        assert layer.room is not None
+        number, room = layer.number, layer.room
+        device.compute.then(lambda: None if bool((room == number).all()) else wrong.append(number))
+
+    # In turn, as in a pass, and now and then somewhere else, as where a pass begins anew.
+    order = [at % LAYERS for at in range(STEPS)]
+    order = [n if device.random.random() < 0.8 else device.random.randrange(LAYERS) for n in order]
+    for now, after in zip(order, [*order[1:], 0], strict=True):
+        kept.bring(now)
+        kept.expect(after)
+        for _ in range(READS):
+            read(layers[now])
+        kept.take_away(now)
+    device.finish()
+    return len(wrong)
+
+
+def on_device(patch: pytest.MonkeyPatch, device: LateDevice) -> None:
+    """Have what the rooms ask of torch done by a late device."""
+    empty, copy = torch.empty, torch.Tensor.copy_
+
+    def copy_later(self: torch.Tensor, other: torch.Tensor, non_blocking: bool = False) -> None:
+        assert non_blocking
+        device.current.then(lambda: cast(None, copy(self, other)))
+
+    def empty_here(*given: Any, dtype: torch.dtype, **_: object) -> torch.Tensor:
+        return empty(*given, dtype=dtype)
+
+    patch.setattr(torch, "empty", empty_here)
+    patch.setattr(torch.Tensor, "copy_", copy_later)
+    patch.setattr(torch.cuda, "Stream", lambda _: LateStream(device))
+    patch.setattr(torch.cuda, "Event", lambda: LateEvent(device))
+    patch.setattr(torch.cuda, "stream", device.on)
+    patch.setattr(torch.cuda, "current_stream", lambda _: device.current)
+    patch.setattr(slabs, "ThreadPoolExecutor", lambda **_: Reader(device))
+
+
+@pytest.mark.parametrize("hasty", ["none", "copies", "compute"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_each_layer_is_there_when_it_is_computed_with(
+    seed: int, hasty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert wrong_reads(monkeypatch, seed, hasty) == 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_room_that_is_never_released_is_seen_to_be_overwritten(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DeviceRoom, "release", lambda self: None)
+    assert wrong_reads(monkeypatch, seed, "copies") > 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_room_that_is_not_waited_for_is_seen_to_be_empty(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DeviceRoom, "memory", lambda self: self._memory)
+    assert wrong_reads(monkeypatch, seed, "compute") > 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_host_room_that_is_filled_before_it_was_sent_is_seen(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LateEvent, "synchronize", lambda self: None)
+    assert wrong_reads(monkeypatch, seed, "compute") > 0
