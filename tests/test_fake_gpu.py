@@ -1,0 +1,214 @@
+"""The stand-in for the driver: what it tells is what the real library would, of each machine."""
+
+import importlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from stages.process import device
+from tests import gpus
+from tests.fake_gpu import pynvml as fake
+from tests.fake_gpu.state import Machine
+from tests.fake_gpu.visible import refusal, visible
+from tests.gpus import GIB
+
+FIRST, SECOND = gpus.gpu(0).uuid, gpus.gpu(1).uuid
+PART = gpus.part(0).uuid
+RESERVED = Machine(gpus=()).reserved_bytes
+ALIKE = gpus.plain(gpus=tuple(gpus.gpu(number) for number in range(4)))
+CHOICES = [
+    "", "0", "2,0", "-1", "0,-1,1", "7", "1,7,0", "0,0", " 1 , 0", "1gpu2,2ampere", "none",
+    "0,GPU-", "+1", FIRST, FIRST[:12], "GPU-", f"{SECOND},{FIRST}", f"{FIRST},{FIRST}",
+    f"{FIRST},0", "GPU-fa4e0002,GPU-fa4e0001", "GPU-nothing", f"{FIRST},GPU-nothing,{SECOND}",
+    "MIG-fa4e0000",
+]  # fmt: skip
+
+
+@pytest.fixture
+def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that could have a context."""
+    with subprocess.Popen(["sleep", "60"]) as running:
+        yield running
+        running.kill()
+
+
+def driver(machine: Machine, folder: Path, patch: pytest.MonkeyPatch) -> ModuleType:
+    """The library, ready to be asked."""
+    gpus.see(machine, folder, patch)
+    library = importlib.import_module("pynvml")
+    library.nvmlInit()
+    return library
+
+
+def test_every_name_is_one_of_the_real_library() -> None:
+    real = importlib.import_module("pynvml")
+    names = [name for name in vars(fake) if name.startswith("nvml")]
+    names += [error.__name__ for error in fake.BY_NUMBER.values()]
+    assert not [name for name in names if not hasattr(real, name)]
+    for number, error in fake.BY_NUMBER.items():
+        assert type(real.NVMLError(number)).__name__ == error.__name__
+        assert str(real.NVMLError(number)) == str(error()) == str(fake.NVMLError(number))
+        assert type(fake.NVMLError(number)) is error
+
+
+def test_a_plain_driver_tells_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = driver(gpus.plain(), tmp_path, monkeypatch)
+    assert library.nvmlDeviceGetCount() == 1
+    handle = library.nvmlDeviceGetHandleByUUID(FIRST)
+    assert handle == library.nvmlDeviceGetHandleByIndex(0)
+    assert library.nvmlDeviceGetUUID(handle) == FIRST
+    assert library.nvmlDeviceGetCudaComputeCapability(handle) == (8, 6)
+    memory = library.nvmlDeviceGetMemoryInfo(handle)
+    assert (memory.total, memory.used) == (8 * GIB, RESERVED)
+    assert library.nvmlDeviceGetComputeRunningProcesses(handle) == []
+    assert library.nvmlDeviceGetMigMode(handle) == [0, 0]
+
+
+def test_a_library_that_was_not_begun_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = driver(gpus.plain(), tmp_path, monkeypatch)
+    library.nvmlShutdown()
+    with pytest.raises(library.NVMLError_Uninitialized):
+        library.nvmlDeviceGetCount()
+
+
+@pytest.mark.parametrize("name", ["LibraryNotFound", "DriverNotLoaded", "LibRmVersionMismatch"])
+def test_a_driver_that_is_not_there_or_not_whole_is_told_at_the_beginning(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Exception, match=r"N|M") as raised:
+        driver(gpus.plain(init_error=name), tmp_path, monkeypatch)
+    assert type(raised.value).__name__ == f"NVMLError_{name}"
+    assert refusal(gpus.plain(init_error=name))
+
+
+def test_what_a_machine_does_not_tell_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = driver(gpus.plain(process_list=False, memory_info=False), tmp_path, monkeypatch)
+    handle = library.nvmlDeviceGetHandleByIndex(0)
+    for ask in (library.nvmlDeviceGetMemoryInfo, library.nvmlDeviceGetComputeRunningProcesses):
+        with pytest.raises(library.NVMLError_NotSupported):
+            ask(handle)
+    for wrong in ("GPU-fa4e0000", "0", SECOND):
+        with pytest.raises(library.NVMLError_NotFound):
+            library.nvmlDeviceGetHandleByUUID(wrong)
+    with pytest.raises(library.NVMLError_InvalidArgument):
+        library.nvmlDeviceGetHandleByIndex(1)
+
+
+def test_a_lost_card_answers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = driver(gpus.plain(), tmp_path, monkeypatch)
+    handle = library.nvmlDeviceGetHandleByIndex(0)
+    gpus.lose(tmp_path)
+    for ask in (library.nvmlDeviceGetMemoryInfo, library.nvmlDeviceGetUUID):
+        with pytest.raises(library.NVMLError_GpuIsLost, match="GPU is lost"):
+            ask(handle)
+    with pytest.raises(library.NVMLError_GpuIsLost):
+        library.nvmlDeviceGetHandleByIndex(0)
+
+
+def test_what_a_process_holds_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sleeper: "subprocess.Popen[bytes]"
+) -> None:
+    library = driver(gpus.busy(GIB, pid=1), tmp_path, monkeypatch)
+    handle = library.nvmlDeviceGetHandleByIndex(0)
+
+    def holders() -> dict[int, int | None]:
+        running = library.nvmlDeviceGetComputeRunningProcesses(handle)
+        return {process.pid: process.usedGpuMemory for process in running}
+
+    gpus.hold(tmp_path, sleeper.pid, 2 * GIB)
+    assert holders() == {1: GIB, sleeper.pid: 2 * GIB}
+    assert library.nvmlDeviceGetMemoryInfo(handle).used == RESERVED + 3 * GIB
+    gpus.wsl2().write(tmp_path)
+    assert holders() == {sleeper.pid: None}
+    assert device.on_wsl()
+    gpus.plain(own_pid_as=7).write(tmp_path)
+    gpus.hold(tmp_path, os.getpid(), GIB)
+    assert holders() == {7: GIB, 8: 2 * GIB}
+    sleeper.kill()
+    sleeper.wait()
+    assert holders() == {7: GIB}
+
+
+def test_of_a_card_in_slices_only_they_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = driver(gpus.mig(), tmp_path, monkeypatch)
+    whole = library.nvmlDeviceGetHandleByIndex(0)
+    for ask in (library.nvmlDeviceGetMemoryInfo, library.nvmlDeviceGetComputeRunningProcesses):
+        with pytest.raises(library.NVMLError_NoPermission):
+            ask(whole)
+    assert library.nvmlDeviceGetMigMode(whole) == [1, 1]
+    part = library.nvmlDeviceGetMigDeviceHandleByIndex(whole, 0)
+    assert library.nvmlDeviceGetUUID(part) == PART
+    assert part == library.nvmlDeviceGetHandleByUUID(PART)
+    gpus.hold(tmp_path, os.getpid(), GIB, PART)
+    assert library.nvmlDeviceGetMemoryInfo(part).used == RESERVED + GIB
+    with pytest.raises(library.NVMLError_NotFound):
+        library.nvmlDeviceGetMigDeviceHandleByIndex(whole, 2)
+    assert library.nvmlDeviceGetMaxMigDeviceCount(whole) == 7
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_cards_that_are_seen_are_those_that_torch_counts(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    uuids = [gpu.uuid for gpu in ALIKE.gpus]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", choice)
+    told: list[Any] = torch.cuda._parse_visible_devices()
+    ours = [uuids.index(slot.uuid) for slot in visible(ALIKE, os.environ)]
+    if all(isinstance(entry, str) for entry in told):
+        assert ours == torch.cuda._transform_uuid_to_ordinals(told, uuids)
+    else:
+        beyond = next((at for at, n in enumerate(told) if n >= len(uuids)), len(told))
+        assert ours == told[:beyond]
+
+
+@pytest.mark.parametrize(
+    ("environment", "seen"),
+    [
+        ({}, [SECOND, FIRST]),
+        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, [FIRST, SECOND]),
+        ({"CUDA_DEVICE_ORDER": "FASTEST_FIRST", "CUDA_VISIBLE_DEVICES": "1"}, [FIRST]),
+        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1"}, [SECOND]),
+    ],
+)
+def test_cuda_counts_the_fastest_first_unless_it_is_told_otherwise(
+    environment: dict[str, str], seen: list[str]
+) -> None:
+    assert [slot.uuid for slot in visible(gpus.two_unlike_cards(), environment)] == seen
+
+
+@pytest.mark.parametrize(
+    ("choice", "seen"),
+    [
+        (None, [PART]),
+        ("0", [PART]),
+        (gpus.part(1).uuid, [gpus.part(1).uuid]),
+        (f"{PART},{gpus.part(1).uuid}", [PART]),
+        ("MIG-nothing", []),
+    ],
+)
+def test_cuda_shows_one_slice(choice: str | None, seen: list[str]) -> None:
+    environment = {} if choice is None else {"CUDA_VISIBLE_DEVICES": choice}
+    assert [slot.uuid for slot in visible(gpus.mig(), environment)] == seen
+
+
+def test_the_program_asks_each_machine_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus.see(gpus.turing(), tmp_path / "one", monkeypatch)
+    assert device.device_capability("cuda:0") == (7, 5)
+    gpus.see(gpus.plain(), tmp_path / "other", monkeypatch)
+    assert device.device_capability("cuda:0") == (8, 6)
+    assert not device.on_wsl()
