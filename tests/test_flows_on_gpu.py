@@ -1,0 +1,56 @@
+"""A whole run on a machine with a GPU, which is stood in for: the same captions as on the CPU, and
+a parent that leaves the card alone."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import demo
+from tests import gpus
+from tests.fake_gpu.state import Machine
+from tests.pipeline import ROOT, SECONDS, Place
+
+CLIPS = ("clip-01.mp4", "clip-02.mp4")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(tmp_path: Path) -> None:
+    clips, cards = tmp_path / "clips", gpus.plain().write(tmp_path / "gpu")
+    clips.mkdir()
+    for name in CLIPS:
+        shutil.copy(demo.CLIPS / name, clips / name)
+    captions = {}
+    for device, environment in (
+        ("cpu", {**os.environ, "CUDA_VISIBLE_DEVICES": ""}),
+        ("cuda:0", gpus.environment(cards)),
+    ):
+        at = tmp_path / device.replace(":", "")
+        place = Place(clips=clips, out=at / "out", store=at / "store")
+        with subprocess.Popen(
+            place.command(),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as running:
+            said, _ = running.communicate(timeout=SECONDS)
+        assert running.returncode == 0, said
+        captions[device] = [caption["caption"] for caption in place.captions()]
+    assert len(captions["cpu"]) == len(CLIPS)
+    assert captions["cuda:0"] == captions["cpu"]
+    made = gpus.contexts(cards)
+    assert len(set(made)) == len(made), "a process made two contexts"
+    assert running.pid not in made, "the parent made a context"
+    calls = gpus.calls(cards)
+    limited = [call.pid for call in calls if call.name == "set_per_process_memory_fraction"]
+    # Before any stage that runs a model, the card may be tried, by a process without a limit.
+    assert limited == made[-2:] and len(made) <= 3
+    machine = Machine(gpus=())
+    least = machine.reserved_bytes + machine.context_bytes
+    peaks = {name: stage["peak_device_bytes"] for name, stage in place.stages().items()}
+    assert sum(peak > least for peak in peaks.values()) == len(limited), peaks
