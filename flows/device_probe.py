@@ -95,7 +95,7 @@ def _tried(device: str) -> dict[str, Any]:
 def _unusable(device: str, error: StageDied) -> EnvironmentFault:
     major, minor = device_capability(device)
     which = f"{device_model(device) or device}, compute capability {major}.{minor}"
-    words = error.message.removeprefix("the probe stage failed: ")
+    words = error.message.removeprefix("the probe stage failed: ").rstrip(".")
     return EnvironmentFault(
         f"the GPU ({which}, driver {driver_version(device)}) cannot be used: {words}",
         hint=error.hint,

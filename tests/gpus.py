@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from stages.process import device
+from stages.process import device, nvml
 from tests.fake_gpu import state
 from tests.fake_gpu.state import Gpu, Machine, Slice
 
@@ -126,7 +126,7 @@ def see(machine: Machine, folder: Path, patch: pytest.MonkeyPatch) -> Path:
     patch.setitem(sys.modules, "pynvml", import_module(DRIVER))
     patch.setattr(device, "OSRELEASE", folder / "osrelease")
     # What was found of another machine is not to be remembered.
-    patch.setattr(device, "_found", functools.cache(device._found.__wrapped__))
+    patch.setattr(nvml, "found", functools.cache(nvml.found.__wrapped__))
     return folder
 
 

@@ -16,6 +16,7 @@ from stages.process.device import (
     driver_version,
     hidden,
     on_wsl,
+    other_devices,
 )
 from tests import gpus
 from tests.fake_gpu.state import Machine
@@ -91,7 +92,19 @@ def test_cards_are_counted_by_their_place_on_the_bus(
     assert device_capability(CARD) == (8, 9) and device_capability("cuda:1") == (7, 5)
 
 
-@pytest.mark.parametrize("named", ["GPU-fa4e0001", "gpu-FA4E0001-1111", gpus.gpu(1).uuid])
+def test_the_cards_that_are_not_taken_are_known_until_one_is_chosen(
+    seen: Callable[[Machine], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen(gpus.two_unlike_cards())
+    assert other_devices(CARD) == [(1, "NVIDIA GeForce RTX 4090", 24 * GIB)]
+    visible(monkeypatch, "0")
+    assert other_devices(CARD) == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    seen(gpus.mig())
+    assert other_devices(CARD) == [], "a part is of its card"
+
+
+@pytest.mark.parametrize("named", ["GPU-fa4e0001", "GPU-fa4e0001-1111", gpus.gpu(1).uuid])
 def test_a_uuid_is_taken_by_its_beginning(
     seen: Callable[[Machine], Path], monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
@@ -119,7 +132,9 @@ def test_another_part_is_had_by_its_name(
     assert device_uuid(CARD) == gpus.part(1).uuid
 
 
-@pytest.mark.parametrize("named", ["7", "GPU-0000", "MIG-0000", "GPU-fa4e", "first", "1 0"])
+@pytest.mark.parametrize(
+    "named", ["7", "GPU-0000", "MIG-0000", "GPU-fa4e", "gpu-fa4e0001", "first", "1 0"]
+)
 def test_a_name_that_the_driver_does_not_know_is_an_error(
     seen: Callable[[Machine], Path], monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:

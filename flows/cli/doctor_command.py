@@ -19,7 +19,6 @@ from flows.prefect_server import answers
 from flows.run_record import versions
 from stages.process.cgroup import cores, host_free_bytes, host_total_bytes
 from stages.process.device import (
-    VISIBLE,
     device_capability,
     device_holders,
     device_model,
@@ -28,8 +27,10 @@ from stages.process.device import (
     driver_version,
     hidden,
     on_wsl,
+    other_devices,
 )
 from stages.process.lock import LOCKS, lock_path
+from stages.process.nvml import VISIBLE
 
 NOWHERE = Path("/nonexistent")
 """Where no control group is."""
@@ -95,6 +96,8 @@ def _device(device: str) -> Iterator[str]:
     if on_wsl():
         yield INNER.format("wsl2", SPILLS)
     yield INNER.format("lock", f"{lock_path(device)}; containers share it by {LOCKS}=FOLDER")
+    for number, name, memory in other_devices(device):
+        yield INNER.format("besides", f"{name} with {size(memory)}: {VISIBLE}={number} takes it")
     for pid, held in device_holders(device).items():
         yield INNER.format("held", f"{size(held)} by process {pid}")
     yield INNER.format("flash", _flash(capability))

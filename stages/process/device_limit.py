@@ -12,12 +12,12 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, OutOfMemory
 from stages.process.device import (
-    VISIBLE,
     device_free_bytes,
     device_holders,
     device_used_bytes,
     device_uuid,
 )
+from stages.process.nvml import VISIBLE
 
 CONTEXT_BYTES = 512 << 20
 """What the driver takes for a process where it does not tell, and until it is measured: its context

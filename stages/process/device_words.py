@@ -1,7 +1,7 @@
 """What CUDA says of a GPU that cannot be used, and what a person can do about it; for memory that
 was not given see ending.py."""
 
-from stages.process.device import TO_THE_CPU
+from stages.process.nvml import TO_THE_CPU
 
 LOST = (
     "See `dmesg | grep -i xid` and `nvidia-smi`, restart the machine if that does not answer, and "

@@ -1,0 +1,143 @@
+"""Which GPU is meant, and NVML's handle of it; asks the driver nothing else.
+
+CUDA_VISIBLE_DEVICES takes numbers, uuids, beginnings of uuids, and parts of a card (MIG devices).
+Of a card that is divided, CUDA sees a part even where the card is named.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from artifacts.errors import EnvironmentFault
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+HIDING = ("", "-1", "NoDevFiles")
+"""First entries that hide every GPU; the last is what Slurm sets for a job without one."""
+NO_DRIVER = ("NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded")
+"""What NVML says where there is no NVIDIA GPU in use; anything else is a driver out of order."""
+TO_THE_CPU = f"`{VISIBLE}= penstock …` uses the CPU instead"
+
+Answer = TypeVar("Answer")
+
+
+def visible_entries() -> list[str] | None:
+    """Entries of CUDA_VISIBLE_DEVICES up to the first that hides the rest; None when not set."""
+    given = os.environ.get(VISIBLE)
+    if given is None:
+        return None
+    entries: list[str] = []
+    for entry in map(str.strip, given.split(",")):
+        if entry in HIDING:
+            break
+        entries.append(entry)
+    return entries
+
+
+def handle_of(device: str) -> Any:
+    """NVML's name for a GPU; None for the CPU, and where there is none."""
+    if not device.startswith("cuda"):
+        return None
+    visible = visible_entries()
+    number = int(device.partition(":")[2] or 0)
+    if visible is None:
+        return found(str(number), named=False)
+    return found(visible[number], named=True) if number < len(visible) else None
+
+
+@functools.cache  # it is asked twenty times a second
+def found(name: str, *, named: bool) -> Any:
+    """The GPU that an entry names; `named`: by the user, for whom it must be there."""
+    if not _driver_answers():
+        if named:
+            raise _unknown(name, "no NVIDIA driver answers")
+        return None
+    import pynvml
+
+    meant = [_numbered(pynvml, int(name))] if name.isdigit() else _called(pynvml, name)
+    if len(meant) == 1 and meant[0] is not None:
+        return next(parts_of(pynvml, meant[0]), meant[0])
+    if not named:
+        return None
+    known = ", ".join(f"{number} ({uuid_of(pynvml, gpu)})" for number, gpu in cards_of(pynvml))
+    raise _unknown(name, f"the driver knows {known or 'none'}")
+
+
+def _numbered(nvml: Any, number: int) -> Any:
+    """The card of that number; None when there is none. Raises EnvironmentFault for one that the
+    driver cannot reach."""
+    try:
+        return nvml.nvmlDeviceGetHandleByIndex(number)
+    except (nvml.NVMLError_InvalidArgument, nvml.NVMLError_NotFound):
+        return None
+    except nvml.NVMLError as error:
+        raise EnvironmentFault(
+            f"the NVIDIA driver cannot reach GPU {number}: {_said(error)}",
+            hint=f"See `nvidia-smi` and `dmesg | grep -i xid`; {TO_THE_CPU}",
+        ) from error
+
+
+def _called(nvml: Any, name: str) -> list[Any]:
+    """Cards, and parts of cards, whose uuid begins so: CUDA takes a prefix."""
+    cards = [card for _, card in cards_of(nvml)]
+    parts = [part for card in cards for part in parts_of(nvml, card)]
+    return [gpu for gpu in (*cards, *parts) if uuid_of(nvml, gpu).startswith(name)]
+
+
+def _unknown(name: str, known: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{VISIBLE} names {name}, and {known}",
+        hint=f"Name one that `nvidia-smi -L` lists, or unset it to take the first; {TO_THE_CPU}",
+    )
+
+
+def _driver_answers() -> bool:
+    """Whether there is a driver. Raises EnvironmentFault for one that is out of order."""
+    try:
+        import pynvml
+    except ImportError:
+        return False
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        if type(error).__name__ in NO_DRIVER:
+            return False
+        raise EnvironmentFault(
+            f"the NVIDIA driver does not answer: {_said(error)}",
+            hint=f"See that `nvidia-smi` works, after an update by a restart; {TO_THE_CPU}",
+        ) from error
+    return True
+
+
+def cards_of(nvml: Any) -> Iterator[tuple[int, Any]]:
+    """The number of each card that can be reached, and the card, in the order of their PCI bus."""
+    for number in range(_or(nvml, 0, nvml.nvmlDeviceGetCount)):
+        card = _or(nvml, None, nvml.nvmlDeviceGetHandleByIndex, number)
+        if card is not None:
+            yield number, card
+
+
+def parts_of(nvml: Any, card: Any) -> Iterator[Any]:
+    """The parts (MIG devices) that a card is divided into; none of a part, or a whole card."""
+    if not _or(nvml, (0, 0), nvml.nvmlDeviceGetMigMode, card)[0]:
+        return
+    for number in range(_or(nvml, 0, nvml.nvmlDeviceGetMaxMigDeviceCount, card)):
+        part = _or(nvml, None, nvml.nvmlDeviceGetMigDeviceHandleByIndex, card, number)
+        if part is not None:
+            yield part
+
+
+def _said(error: Exception) -> str:
+    return str(error).rstrip(".")
+
+
+def uuid_of(nvml: Any, gpu: Any) -> str:
+    return str(_or(nvml, "", nvml.nvmlDeviceGetUUID, gpu))
+
+
+def _or(nvml: Any, otherwise: Answer, function: Callable[..., Answer], *given: Any) -> Answer:
+    """What NVML answers, or something else where it does not."""
+    try:
+        return function(*given)
+    except nvml.NVMLError:
+        return otherwise
