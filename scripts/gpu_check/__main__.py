@@ -1,0 +1,90 @@
+"""Checks on a GPU all that only a GPU can show, and writes what it found into docs/gpu.md.
+
+    python -m scripts.gpu_check [--model PATH_OR_ID [--source FILE]] [--out FOLDER] [--only WORD]
+
+Exit status: 0 all as expected, 1 something differs or failed, 2 no GPU, or nowhere to write.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from scripts.gpu_check.card import LACKS, stand_in
+from scripts.gpu_check.checks import LOOK, Check, wanted
+from scripts.gpu_check.child import rows_of
+from scripts.gpu_check.page import HEADS, Result, terminal_lines, write
+from scripts.gpu_check.rows import Row, exit_status, skipped, summary
+from scripts.gpu_check.setting import DEMO, SAMPLES, Setting
+from stages.process.memory import device_name
+
+MINUTES = {True: 10.0, False: 40.0}
+"""Whether it is the demo model's alone → how long all checks may take together."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parse(arguments)
+    if device_name() == "cpu":
+        print("gpu-check: the driver shows no GPU, so there is nothing to check", file=sys.stderr)
+        return 2
+    if stand_in() and given.out is None:
+        words = "gpu-check: a stand-in for a GPU is not to be written of in docs/gpu.md; give --out"
+        print(words, file=sys.stderr)
+        return 2
+    started = time.monotonic()
+    minutes = given.minutes or MINUTES[given.model == DEMO]
+    for cells in (HEADS, tuple("-" * len(head) for head in HEADS)):
+        print("\n".join(terminal_lines(cells)))
+    with tempfile.TemporaryDirectory(prefix="penstock-gpu-check-") as folder:
+        setting = Setting(folder=Path(folder), model=given.model, source=given.source.resolve())
+        rows = []
+        for found in every_row(setting, tuple(given.only), started + 60 * minutes):
+            print("\n".join(terminal_lines(found.cells)), flush=True)
+            rows.append(found)
+    result = Result(
+        card=rows[0].found,
+        date=datetime.now(UTC).date().isoformat(),
+        models=tuple(dict.fromkeys((DEMO, given.model))),
+        rows=tuple(rows),
+        seconds=time.monotonic() - started,
+    )
+    print(f"\n{summary(rows)}; written: {', '.join(map(str, write(result, given.out)))}")
+    return exit_status(rows)
+
+
+def every_row(setting: Setting, only: tuple[str, ...], deadline: float) -> Iterator[Row]:
+    """The card, then what each check finds, as long as there is time."""
+    first, *rest = rows_of(LOOK, setting, LOOK.seconds)
+    yield first
+    if first.verdict != "ok":
+        return
+    lacking = {name for each in rest for name in each.found.split(",")}
+    for check in wanted(setting, only):
+        yield from made(check, setting, lacking, deadline - time.monotonic())
+
+
+def made(check: Check, setting: Setting, lacking: set[str], left: float) -> list[Row]:
+    """What one check finds, or why it was not made."""
+    if missing := [name for name in check.needs if name in lacking]:
+        return [skipped(check.name, "; ".join(LACKS[name] for name in missing))]
+    if left <= 0:
+        return [skipped(check.name, "no time was left; --minutes gives more")]
+    return rows_of(check, setting, min(check.seconds, left))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gpu-check", description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add("--model", default=DEMO, metavar="PATH_OR_ID", help="check this model too")
+    add("--source", type=Path, default=SAMPLES, help="what that captions [demo/samples]")
+    add("--out", type=Path, metavar="FOLDER", help="write gpu.md and gpu.json there instead")
+    add("--only", action="append", default=[], metavar="WORD", help="checks named so")
+    add("--minutes", type=float, help="how long all may take [10; 40 with a model]")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

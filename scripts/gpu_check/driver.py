@@ -1,0 +1,178 @@
+"""What the driver takes beside torch's allocator, what attention takes, whether NVML and torch
+speak of one card, and what a fork costs; knows no model."""
+
+import os
+import signal
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from flows.memory.arithmetic import CONTEXT_BYTES, GPU_WORKSPACE_BYTES
+from flows.precision import native_dtype
+from scripts.gpu_check.rows import MIB, Row, mib, one_line, row, skipped
+from scripts.gpu_check.setting import Setting
+from stages.process.memory import (
+    device_capability,
+    device_holders,
+    device_used_bytes,
+    device_uuid,
+)
+
+CONTEXT_MIB = (250, 600)
+"""What a context takes on the cards that people reported."""
+SIDE = 2048
+LIST_SLACK_BYTES = 32 * MIB
+POSITIONS, HEADS, WIDTH = 8192, 16, 64
+SDPA_MIB = {"causal": 100, "boolean mask": 600}
+"""Most that fused attention may take above its inputs; the unfused one takes 2 GiB a copy."""
+AMPERE = (8, 0)
+FORK_SECONDS = 60
+
+
+def context(setting: Setting) -> Iterator[Row]:
+    """What a context takes, twice told."""
+    import torch
+
+    device = setting.device
+    before = device_used_bytes(device)
+    torch.zeros(1, device=device)
+    torch.cuda.synchronize()
+    taken = device_used_bytes(device) - before - torch.cuda.memory_reserved(device)
+    low, high = CONTEXT_MIB
+    good = low * MIB <= taken <= high * MIB
+    yield row("context, by difference", f"{low}-{high} MiB", mib(taken), good)
+    yield listed(taken, device_holders(device))
+
+
+def outside(setting: Setting) -> Iterator[Row]:
+    """What there is outside the allocator once the libraries for products and for convolutions are
+    loaded."""
+    import torch
+
+    device = setting.device
+    before = device_used_bytes(device)
+    dtype = getattr(torch, native_dtype("bfloat16", device))
+    square = torch.randn(SIDE, SIDE, device=device, dtype=dtype)
+    square @ square
+    patches = torch.nn.Conv3d(3, 64, (2, 14, 14), device=device, dtype=dtype)
+    patches(torch.randn(1, 3, 2, 224, 224, device=device, dtype=dtype))
+    torch.cuda.synchronize()
+    taken = device_used_bytes(device) - before - torch.cuda.memory_reserved(device)
+    most = CONTEXT_BYTES + GPU_WORKSPACE_BYTES
+    name = f"outside the allocator after a gemm and a convolution, {dtype}"
+    yield row(name, f"at most {mib(most)}, which a plan counts", mib(taken), taken <= most)
+
+
+def listed(taken: int, holders: dict[int, int]) -> Row:
+    """The driver's own list of processes beside the difference."""
+    name, expected = "context, by the driver's process list", "the same within 32 MiB"
+    if os.getpid() not in holders:
+        why = "this process is not in the list: another process namespace, or a driver without one"
+        return skipped(name, why, expected)
+    told = holders[os.getpid()]
+    if not told:
+        return skipped(name, "the driver lists this process without bytes, as on WSL2", expected)
+    return row(name, expected, mib(told), abs(told - taken) <= LIST_SLACK_BYTES)
+
+
+def uuid(setting: Setting) -> Iterator[Row]:
+    """Whether NVML's first card is torch's."""
+    import torch
+
+    ours = device_uuid(setting.device).removeprefix("GPU-")
+    theirs = str(getattr(torch.cuda.get_device_properties(setting.device), "uuid", ""))
+    if not theirs:
+        yield skipped("uuid of NVML and of torch", "torch tells none", ours)
+        return
+    yield row("uuid of NVML and of torch", ours, theirs, ours == theirs.removeprefix("GPU-"))
+
+
+def sdpa(setting: Setting) -> Iterator[Row]:
+    """What attention takes above its inputs, in both 16-bit types, with a mask and without."""
+    import torch
+
+    for dtype in (torch.bfloat16, torch.float16):
+        emulated = dtype == torch.bfloat16 and device_capability(setting.device) < AMPERE
+        for how, most in SDPA_MIB.items():
+            name = f"SDPA, {HEADS} heads, {POSITIONS} tokens, {dtype}, {how}"
+            expected = f"below {most} MiB"
+            if emulated:
+                yield skipped(name, "no fused attention in bf16 before Ampere", expected)
+                continue
+            found = _attention_bytes(setting.device, dtype, how)
+            yield row(name, expected, mib(found), found < most * MIB)
+
+
+def _attention_bytes(device: str, dtype: Any, how: str) -> int:
+    import torch
+
+    shape = (1, HEADS, POSITIONS, WIDTH)
+    query = torch.randn(*shape, device=device, dtype=dtype)
+    options: dict[str, Any] = {"is_causal": True}
+    if how != "causal":
+        side = (1, 1, POSITIONS, POSITIONS)
+        options = {"attn_mask": torch.ones(*side, dtype=torch.bool, device=device)}
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.nn.functional.scaled_dot_product_attention(query, query, query, **options)
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated(device) - before)
+
+
+def fork_unasked(setting: Setting) -> Iterator[Row]:
+    """A parent that only imports the libraries."""
+    yield from _forked(setting, "a parent that imported torch and transformers", asks=False)
+
+
+def fork_by_nvml(setting: Setting) -> Iterator[Row]:
+    """A parent that asks torch for GPUs, which asks NVML."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    yield from _forked(setting, "one that asked torch for GPUs by NVML", asks=True)
+
+
+def fork_by_cuda(setting: Setting) -> Iterator[Row]:
+    """A parent that asks torch for GPUs, which asks CUDA. Nothing of the program does that, so
+    either answer is right."""
+    name = "one that asked torch for GPUs by CUDA"
+    for found in _forked(setting, name, asks=True):
+        yield row(found.name, f"either (unasked-for: {found.expected})", found.found, True)
+
+
+def _forked(setting: Setting, parent: str, *, asks: bool) -> Iterator[Row]:
+    before = device_used_bytes(setting.device)
+    import torch
+    import transformers  # noqa: F401
+
+    answers = ""
+    if asks:
+        answers = f"{torch.cuda.device_count()} GPUs, {torch.cuda.is_available()}; "
+    holds = os.getpid() in device_holders(setting.device)
+    risen = device_used_bytes(setting.device) - before
+    found = f"{answers}{'in' if holds else 'not in'} the process list, {mib(risen)} more in use"
+    good = not holds and risen < CONTEXT_MIB[0] * MIB // 2
+    yield row(f"fork server: context of {parent}", "none", found, good)
+    said = _child_says(setting.device)
+    yield row(f"fork server: CUDA in a fork of {parent}", "computes", said, said == "computes")
+
+
+def _child_says(device: str) -> str:
+    """What a forked process says that uses the device."""
+    import torch
+
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(FORK_SECONDS)
+        try:
+            good = float(torch.ones(2, device=device).sum()) == 2.0
+            said = "computes" if good else "computes, but wrongly"
+        except BaseException as error:  # its words are all that is wanted of it
+            said = traceback.format_exception_only(error)[-1]
+        os.write(writing, one_line(said).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        said = file.read().decode(errors="replace")
+    _, status = os.waitpid(child, 0)
+    return said or f"ended with wait status {status} and no word"
