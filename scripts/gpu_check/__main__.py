@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from artifacts.errors import PenstockError
 from scripts.gpu_check.card import LACKS, stand_in
 from scripts.gpu_check.checks import LOOK, Check, wanted
 from scripts.gpu_check.child import rows_of
 from scripts.gpu_check.page import HEADS, Result, terminal_lines, write
 from scripts.gpu_check.rows import Row, exit_status, skipped, summary
 from scripts.gpu_check.setting import DEMO, SAMPLES, Setting
-from stages.process.memory import device_name
+from stages.process.device import device_name
 
 MINUTES = {True: 10.0, False: 40.0}
 """Whether it is the demo model's alone → how long all checks may take together."""
@@ -27,12 +28,8 @@ MINUTES = {True: 10.0, False: 40.0}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
-    if device_name() == "cpu":
-        print("gpu-check: the driver shows no GPU, so there is nothing to check", file=sys.stderr)
-        return 2
-    if stand_in() and given.out is None:
-        words = "gpu-check: a stand-in for a GPU is not to be written of in docs/gpu.md; give --out"
-        print(words, file=sys.stderr)
+    if why := refusal(given.out):
+        print(f"gpu-check: {why}", file=sys.stderr)
         return 2
     started = time.monotonic()
     minutes = given.minutes or MINUTES[given.model == DEMO]
@@ -53,6 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(f"\n{summary(rows)}; written: {', '.join(map(str, write(result, given.out)))}")
     return exit_status(rows)
+
+
+def refusal(out: Path | None) -> str:
+    """Why nothing can be checked; empty where it can."""
+    try:
+        if device_name() == "cpu":
+            return "the driver shows no GPU, so there is nothing to check"
+    except PenstockError as error:
+        return str(error)
+    if stand_in() and out is None:
+        return "a stand-in for a GPU is not to be written of in docs/gpu.md; give --out FOLDER"
+    return ""
 
 
 def every_row(setting: Setting, only: tuple[str, ...], deadline: float) -> Iterator[Row]:

@@ -3,11 +3,10 @@ trying."""
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from scripts.gpu_check.rows import MIB, Row, row
 from scripts.gpu_check.setting import Setting
-from stages.process.memory import device_capability
+from stages.process.device import device_capability, device_model, driver_version
 
 LACKS = {
     "device": "tensors do not lie on the device here",
@@ -32,8 +31,8 @@ def look(setting: Setting) -> Iterator[Row]:
     square = torch.ones(8, 8, device=setting.device)
     good = float((square @ square).sum()) == 512.0
     told = {
-        "name": str(torch.cuda.get_device_properties(setting.device).name),
-        "driver": driver_version(),
+        "name": device_model(setting.device) or "a GPU without a name",
+        "driver": driver_version(setting.device) or "of unknown version",
         "capability": ".".join(map(str, device_capability(setting.device))),
         "torch": torch.__version__,
     }
@@ -46,17 +45,6 @@ def card_words(told: Mapping[str, str]) -> str:
         f"{told['name']}, driver {told['driver']}, compute capability {told['capability']}, "
         f"torch {told['torch']}"
     )
-
-
-def driver_version() -> str:
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        found: Any = pynvml.nvmlSystemGetDriverVersion()
-    except Exception:  # NVML's errors have no name where the library is missing
-        return "unknown"
-    return found.decode() if isinstance(found, bytes) else str(found)
 
 
 def lacks(device: str) -> Iterator[str]:

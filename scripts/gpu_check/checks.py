@@ -4,7 +4,7 @@ needs of a card."""
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from scripts.gpu_check import card, driver
+from scripts.gpu_check import card, driver, halves, whole
 from scripts.gpu_check.rows import Row
 from scripts.gpu_check.setting import DEMO, Setting
 
@@ -28,8 +28,28 @@ CHECKS = (
     Check("outside the allocator", driver.outside, needs=("device", "allocator")),
     Check("uuid", driver.uuid),
     Check("SDPA", driver.sdpa, needs=("device", "allocator")),
+    Check("fork, unasked", driver.fork_unasked),
+    Check("fork, asked by NVML", driver.fork_by_nvml),
+    Check("fork, asked by CUDA", driver.fork_by_cuda),
+    Check("features in fp32", halves.fp32),
+    Check("streamed tower", halves.streamed),
+    Check("layer by layer", halves.layer_by_layer),
+    Check("KV cache offloaded", halves.kv_offloaded, needs=("streams",)),
+    Check("KV cache quantized", halves.kv_quantized),
+    Check("int8", halves.int8),
+    Check("nf4", halves.nf4),
+    Check("baselines", whole.baselines, 300),
+    Check("lock", whole.lock, 300),
+    Check("budgets", whole.budgets, 300),
+    Check("GPU against CPU", whole.against_cpu, 300),
+    Check("bits", whole.bits, 300),
+    Check("doctor --measure", whole.measured, 90),
 )
-OF_A_MODEL: tuple[Check, ...] = ()
+OF_A_MODEL = (
+    Check("plan", whole.planned, 1200, needs=("device", "allocator")),
+    Check("streaming", halves.rate, 600, needs=("device",)),
+    Check("model in nf4", whole.in_nf4, 1200),
+)
 """Made of another model than the demo's only."""
 
 

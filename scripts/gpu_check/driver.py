@@ -11,7 +11,7 @@ from flows.memory.arithmetic import CONTEXT_BYTES, GPU_WORKSPACE_BYTES
 from flows.precision import native_dtype
 from scripts.gpu_check.rows import MIB, Row, mib, one_line, row, skipped
 from scripts.gpu_check.setting import Setting
-from stages.process.memory import (
+from stages.process.device import (
     device_capability,
     device_holders,
     device_used_bytes,
@@ -136,7 +136,7 @@ def fork_by_cuda(setting: Setting) -> Iterator[Row]:
     either answer is right."""
     name = "one that asked torch for GPUs by CUDA"
     for found in _forked(setting, name, asks=True):
-        yield row(found.name, f"either (unasked-for: {found.expected})", found.found, True)
+        yield row(found.name, f"told, either way; best: {found.expected}", found.found, True)
 
 
 def _forked(setting: Setting, parent: str, *, asks: bool) -> Iterator[Row]:
@@ -146,7 +146,7 @@ def _forked(setting: Setting, parent: str, *, asks: bool) -> Iterator[Row]:
 
     answers = ""
     if asks:
-        answers = f"{torch.cuda.device_count()} GPUs, {torch.cuda.is_available()}; "
+        answers = f"{torch.cuda.device_count()} seen, available {torch.cuda.is_available()}; "
     holds = os.getpid() in device_holders(setting.device)
     risen = device_used_bytes(setting.device) - before
     found = f"{answers}{'in' if holds else 'not in'} the process list, {mib(risen)} more in use"

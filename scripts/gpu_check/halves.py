@@ -1,0 +1,202 @@
+"""Halves of a model on the device in every way in which they can be held, each against the plain
+one; knows no run and no store."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.gpu_check.rows import MIB, Row, mib, row
+from scripts.gpu_check.setting import DEMO, Setting
+
+NEW_TOKENS = 12
+CALLS = 5
+"""Times that a streamed half is crossed together."""
+SIDE, FRAMES = 64, 4
+CLOSE = 1e-2
+"""How far features in 32 bit may be from those of a CPU: a convolution may compute in TF32."""
+REPEATS = 5
+HALF_THE_COPY = 0.5
+"""Part of a pinned copy's speed that layers should come at."""
+LARGE = 256 * MIB
+"""Layers that take less are not copied long enough to tell a speed."""
+
+
+class Bench:
+    """One model, one clip of noise, and what the plain halves make of it on the device."""
+
+    def __init__(self, model: str, device: str, dtype: str = "float32") -> None:
+        from transformers.utils import logging
+
+        from stages.models import resolve_model
+        from stages.models.processors.loading import load_processor
+        from stages.models.processors.prepare import prepare
+
+        logging.set_verbosity_error()
+        self.device, self.dtype = device, dtype
+        name = Path(__file__).parents[2] / "demo" / "checkpoint" if model == DEMO else Path(model)
+        self.model = str(resolve_model(name, None))
+        self.processor = load_processor(Path(self.model), False)
+        self.prepared = prepare(self.processor, noise(), "x")
+
+    def half(self, part: Any, **how: Any) -> Any:
+        """A half of it, on the device unless `how` says otherwise."""
+        from stages.models.loading import ModelJob
+
+        given = {"device": self.device, "dtype": self.dtype, **how}
+        return ModelJob(model=self.model, **given).load(part)
+
+    def encode(self, half: Any) -> Any:
+        from stages.models import encode
+
+        return encode(half, self.prepared.inputs)
+
+    @cached_property
+    def features(self) -> Any:
+        return self.encode(self.half("vision"))
+
+    def tokens(self, half: Any, **options: Any) -> Any:
+        """What that language half says of the plain features."""
+        from stages.models import generate
+        from stages.models.processors.prepare import open_ended, rebuild
+
+        inputs = open_ended(half, rebuild(self.processor, [self.prepared], ["x"]))
+        given = {"do_sample": False, "max_new_tokens": NEW_TOKENS, **options}
+        return generate(half, inputs, self.features, **given).cpu()
+
+
+def noise() -> Any:
+    """A clip that no two frames of are alike."""
+    from stages.models.processors.clip import Clip
+
+    shape = (FRAMES, SIDE, SIDE, 3)
+    frames = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    times = tuple(float(at) for at in range(FRAMES))
+    return Clip(frames=frames, times=times, seconds=float(FRAMES), kind="video")
+
+
+def numbers(features: Mapping[str, Any]) -> Any:
+    """All features as one tensor in 32 bit on the CPU."""
+    import torch
+
+    found = []
+    for record in features.values():
+        pooled = record.pooler_output
+        pieces = [pooled] if isinstance(pooled, torch.Tensor) else list(pooled)
+        found += [piece.reshape(-1, piece.shape[-1]).float().cpu() for piece in pieces]
+    return torch.cat(found)
+
+
+def fp32(setting: Setting) -> Iterator[Row]:
+    """Features of the GPU beside those of the CPU."""
+    bench = Bench(DEMO, setting.device)
+    here = numbers(bench.encode(bench.half("vision", device="cpu")))
+    apart = float((numbers(bench.features) - here).abs().max())
+    largest = float(here.abs().max())
+    found = f"{apart:.1e} apart, the largest being {largest:.1f}"
+    yield row(
+        "features in fp32, GPU beside CPU", f"less than {CLOSE:g} apart", found, apart < CLOSE
+    )
+
+
+def streamed(setting: Setting) -> Iterator[Row]:
+    """A tower whose layers come one by one, crossed several times."""
+    import torch
+
+    from stages.models.loading import facts
+    from stages.models.streaming.load import cross
+
+    bench = Bench(DEMO, setting.device)
+    plain = numbers(bench.features)
+    half = bench.half("vision", offload=True)
+    made = cross(half, [lambda: bench.encode(half)] * CALLS)
+    same = sum(torch.equal(numbers(each), plain) for each in made)
+    found = f"{same} of {CALLS} the same"
+    yield row("features of a streamed tower", f"{CALLS} of {CALLS} the same", found, same == CALLS)
+    fetched = int(facts(half)["bytes_fetched_a_pass"])
+    yield row("bytes that a streamed tower fetches", "some", f"{fetched:,}", fetched > 0)
+
+
+def same_tokens(name: str, how: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """A check: the language half held so, or told so, says what the plain one says."""
+
+    def check(setting: Setting) -> Iterator[Row]:
+        import torch
+
+        bench = Bench(DEMO, setting.device)
+        plain = bench.tokens(bench.half("language"))
+        found = bench.tokens(bench.half("language", **how), **options)
+        good = torch.equal(found, plain)
+        words = "the same" if good else f"{found.tolist()} for {plain.tolist()}"
+        yield row(f"tokens, {name}", "the same", words, good)
+
+    return check
+
+
+def runs(name: str, how: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """A check: the language half held so, or told so, says anything at all."""
+
+    def check(setting: Setting) -> Iterator[Row]:
+        from stages.models.loading import facts
+
+        bench = Bench(DEMO, setting.device, "bfloat16")
+        half = bench.half("language", **how)
+        made = bench.tokens(half, **options).shape[-1]
+        quantized = sum(facts(half)["quantized_modules"].values())
+        wanted = "quantized layers, and tokens" if how else "tokens"
+        good = made > 0 and (quantized > 0 or not how)
+        yield row(name, wanted, f"{quantized} quantized layers, {made} tokens", good)
+
+    return check
+
+
+layer_by_layer = same_tokens("language half layer by layer", {"offload": True}, {})
+kv_offloaded = same_tokens("KV cache offloaded", {}, {"cache_implementation": "offloaded"})
+kv_quantized = runs(
+    "KV cache quantized",
+    {},
+    {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}},
+)
+int8 = runs("language half in int8", {"precision": "int8"}, {})
+nf4 = runs("language half in nf4", {"precision": "nf4"}, {})
+
+
+def rate(setting: Setting) -> Iterator[Row]:
+    """How fast a streamed tower's layers come, and what it costs."""
+    import torch
+
+    from stages.memory.moving import copies
+    from stages.models.loading import facts
+
+    bench = Bench(setting.model, setting.device, "auto")
+
+    def seconds(half: Any) -> float:
+        def call() -> None:
+            bench.encode(half)
+            torch.cuda.synchronize()
+
+        return timed(call)
+
+    plain = seconds(bench.half("vision"))
+    half = bench.half("vision", offload=True)
+    slow, fetched = seconds(half), int(facts(half)["bytes_fetched_a_pass"])
+    copy = copies(setting.device)["to_device"]
+    found = f"{fetched / slow / 1e9:.1f} GB/s of {copy / 1e9:.1f}, {mib(fetched)} a pass"
+    good = fetched < LARGE or fetched / slow > HALF_THE_COPY * copy
+    yield row("layers of a streamed tower", "half a pinned copy's speed or more", found, good)
+    times = f"{slow * 1000:.0f} ms streamed, {plain * 1000:.0f} ms plain"
+    yield row("encoding one clip", "told", times, slow > 0)
+
+
+def timed(call: Callable[[], None]) -> float:
+    """Seconds of a call, the median of some after one that does not count."""
+    times = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])

@@ -1,0 +1,99 @@
+"""Runs of the command line on the device, and what their records say; knows no model."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.packs import Shelf
+from artifacts.store import open_store
+from scripts.gpu_check.setting import DEMO, SAMPLES, Setting
+
+PENSTOCK = (sys.executable, "-m", "flows.cli.main")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One run that has ended."""
+
+    out: Path
+    store: Path
+    code: int
+    words: str
+    """All that it said."""
+
+    @property
+    def last_words(self) -> str:
+        lines = self.words.strip().splitlines()
+        return lines[-1] if lines else "not a word"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its run.json; empty where there is none."""
+        path = self.out / "run.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return found
+
+    @property
+    def captions(self) -> dict[tuple[str, float], str]:
+        """(file, start) → caption."""
+        lines = (self.out / "captions.jsonl").read_text().splitlines()
+        return {(c["media_path"], c["start"]): c["caption"] for c in map(json.loads, lines)}
+
+    @property
+    def features(self) -> dict[tuple[str, str], str]:
+        """(scope, key) → digest of the bytes of the features in its store."""
+        store, found = open_store(str(self.store)), {}
+        for folder in (self.store / "features").glob("*/*"):
+            shelf = Shelf(store, "features", folder.name)
+            for key in sorted(shelf.keys()):
+                digest = hashlib.sha256(bytes(shelf.read(key).payload)).hexdigest()
+                found[folder.name, key] = digest
+        return found
+
+
+def command(setting: Setting, name: str, *options: str, store: str = "") -> list[str]:
+    """The demo model over its samples, into a folder of that name."""
+    out, kept = setting.folder / name, setting.folder / f"{store or name}-store"
+    told = [*PENSTOCK, "caption", "--out", str(out), "--store", str(kept)]
+    named = [] if "--model" in options else [str(SAMPLES), "--model", DEMO]
+    return [*told, *named, *options]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Without the server of whoever calls."""
+    kept = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    return {**kept, **changes}
+
+
+def run(setting: Setting, name: str, *options: str, env: Mapping[str, str] | None = None) -> Run:
+    """That run, which another check may have made already."""
+    out, store = setting.folder / name, setting.folder / f"{name}-store"
+    kept = setting.folder / f"{name}.ended.json"
+    if not kept.exists():
+        done = subprocess.run(
+            command(setting, name, *options),
+            env=environment(**(env or {})),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        kept.write_text(json.dumps([done.returncode, done.stdout]))
+    code, words = json.loads(kept.read_text())
+    return Run(out=out, store=store, code=code, words=words)
+
+
+def good_run(
+    setting: Setting, name: str, *options: str, env: Mapping[str, str] | None = None
+) -> Run:
+    """A run that must end well. Raises RuntimeError with its last words."""
+    done = run(setting, name, *options, env=env)
+    if done.code:
+        raise RuntimeError(f"the run {name} ended with {done.code}: {done.last_words}")
+    return done
