@@ -1,8 +1,9 @@
 # What the README tells people to call. Everything runs in .venv, which scripts/setup makes.
 PYTEST ?= .venv/bin/pytest -q -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
+GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
-.PHONY: help setup demo server worker lint test test-slow check models bench wheel lock clean distclean
+.PHONY: help setup demo server worker lint test test-slow check models gpu-check bench wheel lock clean distclean
 
 help:
 	@echo "make demo       captions the demo clips through the whole pipeline"
@@ -10,6 +11,8 @@ help:
 	@echo "make test       runs the tests, in two processes (make test-slow: those that take minutes)"
 	@echo "make lint       looks at format, style, types and layers; make check: that and the tests"
 	@echo "make models     judges every family in halves and writes docs/models.md"
+	@echo "make gpu-check  checks on a GPU what only a GPU can show and writes it into docs/gpu.md"
+	@echo "                (MODEL= checks a model beside the demo's, on SOURCE=; OUT= writes elsewhere)"
 	@echo "make bench      runs the benchmarks; installs what they compare with"
 	@echo "make wheel      builds dist/penstock-*.whl"
 	@echo "make lock       pins the dependencies anew (needs uv; UPGRADE=1 takes newer versions)"
@@ -43,6 +46,9 @@ check: lint test
 
 models: setup
 	@.venv/bin/python scripts/model_table.py
+
+gpu-check: setup
+	@.venv/bin/python -m scripts.gpu_check $(GPU_CHECK)
 
 bench: setup
 	@scripts/bench

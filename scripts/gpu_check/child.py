@@ -13,15 +13,16 @@ from scripts.gpu_check.rows import Row, failed, one_line
 from scripts.gpu_check.setting import ROOT, Setting
 from stages.process.stage_process import child_environment
 
+COMMAND = (sys.executable, "-m", "scripts.gpu_check.child")
+
 
 def rows_of(check: Check, setting: Setting, seconds: float) -> list[Row]:
     """What a check finds, within so many seconds; a row that says what ended it is the last."""
     file, log = (setting.folder / f"{check.name}.{kind}" for kind in ("rows", "log"))
     file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "scripts.gpu_check.child"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, check.name, setting.to_json(), str(file)],
+            [*COMMAND, check.name, setting.to_json(), str(file)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -147,9 +147,11 @@ def runs(name: str, how: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
         half = bench.half("language", **how)
         made = bench.tokens(half, **options).shape[-1]
         quantized = sum(facts(half)["quantized_modules"].values())
-        wanted = "quantized layers, and tokens" if how else "tokens"
-        good = made > 0 and (quantized > 0 or not how)
-        yield row(name, wanted, f"{quantized} quantized layers, {made} tokens", good)
+        if not how:
+            yield row(name, "tokens", f"{made} with the prompt's", made > 0)
+            return
+        found = f"{made} with the prompt's, {quantized} quantized layers"
+        yield row(name, "tokens, of quantized layers", found, made > 0 and quantized > 0)
 
     return check
 

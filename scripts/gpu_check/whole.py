@@ -146,7 +146,7 @@ def planned(setting: Setting) -> Iterator[Row]:
 
 def peaks(batch: int, record: Mapping[str, Any]) -> Iterator[Row]:
     """A row a stage."""
-    told = {stage["stage"]: stage for stage in record["plan"]["memory"]["stages"]}
+    told = {stage["rung"]["stage"]: stage for stage in record["plan"]["memory"]["stages"]}
     for stage in standing(record, time.time()):
         if stage.name in ON_DEVICE and stage.taken_bytes:
             plan, taken = told[stage.name]["peak_bytes"], stage.taken_bytes

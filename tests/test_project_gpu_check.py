@@ -1,0 +1,249 @@
+"""The check of a GPU: rows, tables, exit statuses, and what becomes of a check that dies; and the
+whole of it on a stand-in."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.run_record import blank
+from scripts.gpu_check import __main__ as command
+from scripts.gpu_check import child, page
+from scripts.gpu_check.checks import CHECKS, LOOK, OF_A_MODEL, Check, wanted
+from scripts.gpu_check.page import Result, markdown, put, terminal_lines, write
+from scripts.gpu_check.rows import Row, exit_status, failed, row, skipped, summary
+from scripts.gpu_check.setting import ROOT, SAMPLES, Setting
+from scripts.gpu_check.whole import alike, kept_to, peaks
+
+MIB = 1 << 20
+GOOD = row("context", "250-600 MiB", "400 MiB", True)
+BAD = row("SDPA", "below 100 MiB", "2,048 MiB", False)
+NOT_HERE = skipped("streams", "there are none | here")
+DEAD = failed("int8", "signal 11")
+FAKE = ROOT / "tests" / "fake_gpu"
+
+
+def result(*rows: Row) -> Result:
+    return Result(
+        card="Card X, driver 1", date="2026-01-01", models=("demo",), rows=rows, seconds=61.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "status"),
+    [((GOOD,), 0), ((GOOD, NOT_HERE), 0), ((GOOD, BAD), 1), ((GOOD, DEAD), 1)],
+)
+def test_the_exit_status_is_0_when_all_is_ok_or_skipped(rows: tuple[Row, ...], status: int) -> None:
+    assert exit_status(rows) == status
+
+
+def test_the_summary_counts_each_verdict() -> None:
+    assert summary([GOOD, GOOD, BAD, DEAD]) == "4 rows: 2 ok, 1 differs, 1 failed"
+
+
+def test_a_long_cell_of_the_terminal_goes_over_several_lines() -> None:
+    lines = terminal_lines(("short", "what " * 20, "found", "ok"))
+    assert len(lines) > 2
+    assert lines[0].startswith("short ") and lines[0].endswith("ok")
+
+
+def test_a_bar_in_a_cell_does_not_end_it() -> None:
+    table = [line for line in markdown(result(GOOD, NOT_HERE)).splitlines() if line[:1] == "|"]
+    assert {line.count("|") for line in table} == {5}
+
+
+def test_the_page_is_rewritten_between_its_marks_alone() -> None:
+    before = f"head\n{page.BEGIN}old\n{page.END}\nfoot\n"
+    after = put(put(before, "once\n"), markdown(result(GOOD)))
+    assert after.startswith("head\n") and after.endswith(f"{page.END}\nfoot\n")
+    assert "Card X, driver 1" in after and "once" not in after and "old" not in after
+
+
+def test_a_page_without_marks_is_not_written_fails() -> None:
+    with pytest.raises(ValueError, match="checked"):
+        put("head\n", "table\n")
+
+
+def test_the_page_of_the_docs_has_its_marks() -> None:
+    assert "rows" in put(page.PAGE.read_text(), markdown(result(GOOD)))
+
+
+def test_a_folder_gets_the_table_and_the_same_as_json(tmp_path: Path) -> None:
+    write(result(GOOD, BAD), tmp_path / "new")
+    told = json.loads((tmp_path / "new" / "gpu.json").read_text())
+    assert [each["verdict"] for each in told["rows"]] == ["ok", "differs"]
+    assert (
+        "| SDPA | below 100 MiB | 2,048 MiB | differs |"
+        in (tmp_path / "new" / "gpu.md").read_text()
+    )
+
+
+def test_without_a_gpu_one_line_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert command.main([]) == 2
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [
+        "gpu-check: the driver shows no GPU, so there is nothing to check"
+    ]
+    assert not said.out
+
+
+def test_of_a_stand_in_no_page_is_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "device_name", lambda: "cuda:0")
+    monkeypatch.setenv("FAKE_GPU", "/nowhere")
+    assert command.main([]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_a_card_that_cannot_compute_is_the_only_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "device_name", lambda: "cuda:0")
+    monkeypatch.setattr(command, "rows_of", lambda *_: [failed("card", "no kernel image")])
+    assert command.main(["--out", str(tmp_path)]) == 1
+    assert len(json.loads((tmp_path / "gpu.json").read_text())["rows"]) == 1
+
+
+def test_a_check_that_needs_what_is_lacking_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    check = Check("any", LOOK.rows, needs=("streams",))
+    (found,) = command.made(check, Setting(folder=tmp_path), {"streams"}, 60.0)
+    assert found.verdict == "skipped" and "no streams" in found.found
+    (late,) = command.made(check, Setting(folder=tmp_path), set(), 0.0)
+    assert late.verdict == "skipped" and "--minutes" in late.found
+
+
+def test_checks_of_a_model_are_made_of_another_than_the_demo(tmp_path: Path) -> None:
+    demo, other = (Setting(folder=tmp_path, model=model) for model in ("demo", "some/model"))
+    assert wanted(demo, ()) == CHECKS
+    assert wanted(other, ()) == CHECKS + OF_A_MODEL
+    assert [check.name for check in wanted(other, ("LOCK",))] == ["lock"]
+    names = [check.name for check in (LOOK, *CHECKS, *OF_A_MODEL)]
+    assert len(set(names)) == len(names)
+    assert Setting.from_json(other.to_json()) == other and other.source == SAMPLES
+
+
+STUB = """
+import os, signal, sys, time
+from pathlib import Path
+import scripts.gpu_check.child as child
+from scripts.gpu_check.checks import Check
+from scripts.gpu_check.rows import row
+
+def rows(setting):
+    yield row("first", "a", "a", True)
+    {ends}
+    yield row("second", "b", "b", True)
+
+child.named = lambda name: Check(name, rows)
+sys.exit(child.main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "seconds", "words"),
+    [
+        ("raise ValueError('of two\\nlines')", 60.0, "ValueError: of two lines"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 60.0, "signal 11"),
+        ("os._exit(3)", 60.0, "exit status 3"),
+        ("time.sleep(60)", 3.0, "no end after 3 s"),
+    ],
+)
+def test_a_check_that_dies_costs_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, seconds: float, words: str
+) -> None:
+    stub = tmp_path / "stub.py"
+    stub.write_text(STUB.format(ends=ends))
+    monkeypatch.setattr(child, "COMMAND", (sys.executable, str(stub)))
+    check = Check("dies", lambda setting: iter(()))
+    found = child.rows_of(check, Setting(folder=tmp_path), seconds)
+    assert [each.verdict for each in found] == ["ok", "failed"]
+    assert words in found[-1].found and "\n" not in found[-1].found
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """Of a run whose stages took 500 MiB each."""
+    stages = [
+        {"rung": {"stage": name}, "peak_bytes": planned * MIB, "name": "batch 8, bf16"}
+        for name, planned in (("encode", 510), ("decode", 600))
+    ]
+    found = blank(Path("out"))
+    for entry in found["stages"]:
+        if entry["name"] != "frames":
+            entry.update(peak_device_bytes=800 * MIB, baseline_before_bytes=300 * MIB)
+    plan = {"memory": {"budget_bytes": 600 * MIB, "stages": stages}}
+    return {**found, "state": "done", "plan": plan, **changes}
+
+
+def test_a_plan_is_held_against_what_was_taken() -> None:
+    encode, decode = peaks(8, record())
+    assert encode.verdict == "ok" and "+2.0%" in encode.found
+    assert decode.verdict == "differs" and "+20.0%" in decode.found
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "verdict"),
+    [
+        (0, "12 captions", "ok"),
+        (3, "the driver alone takes 400 MiB of the GPU, and 300 MiB are allowed", "ok"),
+        (3, "it does not fit", "differs"),
+        (5, "CUDA error", "differs"),
+        (3, "Traceback\nin 3 MiB", "differs"),
+    ],
+)
+def test_a_budget_is_kept_to_or_refused_in_megabytes(code: int, words: str, verdict: str) -> None:
+    assert kept_to("600MiB", code, words, record()).verdict == verdict
+
+
+def test_a_run_above_its_budget_differs_fails() -> None:
+    plan = {"memory": {"budget_bytes": 400 * MIB, "stages": []}}
+    assert kept_to("400MiB", 0, "done", record(plan=plan)).verdict == "differs"
+
+
+def test_captions_are_counted_that_are_equal() -> None:
+    one, other = {1: "a", 2: "b"}, {1: "a", 2: "c"}
+    assert alike("captions", one, one).verdict == "ok"
+    assert alike("captions", one, other).found == "1 of 2 equal"
+    assert alike("captions", one, other, 0.5).verdict == "ok"
+    assert alike("captions", {}, {}).verdict == "differs"
+
+
+@pytest.fixture
+def fake_gpu(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a machine that seems to have a GPU."""
+    if not FAKE.is_dir():
+        pytest.skip("there is no stand-in for a GPU")
+    machine = tmp_path / "machine"
+    machine.mkdir()
+    yield {
+        **os.environ,
+        "FAKE_GPU": str(machine),
+        "PYTHONPATH": os.pathsep.join(map(str, (FAKE, ROOT))),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_on_a_stand_in_every_row_is_ok_or_skipped(fake_gpu: dict[str, str], tmp_path: Path) -> None:
+    before = page.PAGE.read_text()
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.gpu_check", "--out", str(tmp_path), "--minutes", "45"],
+        cwd=ROOT,
+        env=fake_gpu,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert sum(each["verdict"] == "ok" for each in rows) >= 25
+    assert page.PAGE.read_text() == before
