@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from artifacts.errors import EnvironmentFault
 from flows.run_record import blank
 from scripts.gpu_check import __main__ as command
 from scripts.gpu_check import child, page
@@ -102,6 +103,32 @@ def test_of_a_stand_in_no_page_is_written(
     monkeypatch.setenv("FAKE_GPU", "/nowhere")
     assert command.main([]) == 2
     assert "--out" in capsys.readouterr().err
+
+
+def test_a_part_of_the_checks_leaves_the_page_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "device_name", lambda: "cuda:0")
+    monkeypatch.setattr(command, "rows_of", lambda *_: [GOOD, row("lacks", "", "", True)])
+    monkeypatch.setattr(command, "write", None)
+    assert command.main(["--only", "nothing"]) == 0
+    assert "nothing is written of a part" in capsys.readouterr().out
+
+
+def test_a_driver_out_of_order_and_a_folder_that_cannot_be_made_are_told_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "device_name", lambda: "cuda:0")
+    (tmp_path / "file").touch()
+    assert command.main(["--out", str(tmp_path / "file" / "folder")]) == 2
+    assert "file" in capsys.readouterr().err
+
+    def broken() -> str:
+        raise EnvironmentFault("the NVIDIA driver does not answer", hint="Restart")
+
+    monkeypatch.setattr(command, "device_name", broken)
+    assert command.main([]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_card_that_cannot_compute_is_the_only_row(

@@ -17,7 +17,7 @@ from artifacts.errors import PenstockError
 from scripts.gpu_check.card import LACKS, stand_in
 from scripts.gpu_check.checks import LOOK, Check, wanted
 from scripts.gpu_check.child import rows_of
-from scripts.gpu_check.page import HEADS, Result, terminal_lines, write
+from scripts.gpu_check.page import HEADS, PAGE, Result, put, terminal_lines, write
 from scripts.gpu_check.rows import Row, exit_status, skipped, summary
 from scripts.gpu_check.setting import DEMO, SAMPLES, Setting
 from stages.process.device import device_name
@@ -28,9 +28,27 @@ MINUTES = {True: 10.0, False: 40.0}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
-    if why := refusal(given.out):
+    if why := refusal(given):
         print(f"gpu-check: {why}", file=sys.stderr)
         return 2
+    try:
+        result = checked(given)
+    except KeyboardInterrupt:
+        print("\ngpu-check: stopped; nothing is written", file=sys.stderr)
+        return 1
+    written = "nothing is written of a part" if partial(given) else ""
+    written = written or f"written: {', '.join(map(str, write(result, given.out)))}"
+    print(f"\n{summary(result.rows)}; {written}")
+    return exit_status(result.rows)
+
+
+def partial(given: argparse.Namespace) -> bool:
+    """Whether this is a part of the checks, which is not to replace the whole in the page."""
+    return bool(given.only) and given.out is None
+
+
+def checked(given: argparse.Namespace) -> Result:
+    """All rows, each told on the terminal as soon as it is known."""
     started = time.monotonic()
     minutes = given.minutes or MINUTES[given.model == DEMO]
     for cells in (HEADS, tuple("-" * len(head) for head in HEADS)):
@@ -41,26 +59,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for found in every_row(setting, tuple(given.only), started + 60 * minutes):
             print("\n".join(terminal_lines(found.cells)), flush=True)
             rows.append(found)
-    result = Result(
+    return Result(
         card=rows[0].found,
         date=datetime.now(UTC).date().isoformat(),
         models=tuple(dict.fromkeys((DEMO, given.model))),
         rows=tuple(rows),
         seconds=time.monotonic() - started,
     )
-    print(f"\n{summary(rows)}; written: {', '.join(map(str, write(result, given.out)))}")
-    return exit_status(rows)
 
 
-def refusal(out: Path | None) -> str:
-    """Why nothing can be checked; empty where it can."""
+def refusal(given: argparse.Namespace) -> str:
+    """Why nothing can be checked, or what is found could not be kept; empty where it can."""
     try:
         if device_name() == "cpu":
             return "the driver shows no GPU, so there is nothing to check"
     except PenstockError as error:
         return str(error)
-    if stand_in() and out is None:
+    if given.out is None and stand_in() and not given.only:
         return "a stand-in for a GPU is not to be written of in docs/gpu.md; give --out FOLDER"
+    try:
+        if given.out is None:
+            put(PAGE.read_text(encoding="utf-8"), "")
+        else:
+            given.out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        return str(error)
     return ""
 
 
@@ -90,7 +113,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--model", default=DEMO, metavar="PATH_OR_ID", help="check this model too")
     add("--source", type=Path, default=SAMPLES, help="what that captions [demo/samples]")
     add("--out", type=Path, metavar="FOLDER", help="write gpu.md and gpu.json there instead")
-    add("--only", action="append", default=[], metavar="WORD", help="checks named so")
+    add("--only", action="append", default=[], metavar="WORD", help="only checks named so")
     add("--minutes", type=float, help="how long all may take [10; 40 with a model]")
     return parser.parse_args(arguments)
 

