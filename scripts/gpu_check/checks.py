@@ -38,12 +38,12 @@ CHECKS = (
     Check("KV cache quantized", halves.kv_quantized),
     Check("int8", halves.int8),
     Check("nf4", halves.nf4),
+    Check("doctor --measure", whole.measured, 90),
     Check("baselines", whole.baselines, 300),
     Check("lock", whole.lock, 300),
     Check("budgets", whole.budgets, 300),
     Check("GPU against CPU", whole.against_cpu, 300),
     Check("bits", whole.bits, 300),
-    Check("doctor --measure", whole.measured, 90),
 )
 OF_A_MODEL = (
     Check("plan", whole.planned, 1200, needs=("device", "allocator")),

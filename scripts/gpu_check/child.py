@@ -28,7 +28,7 @@ def rows_of(check: Check, setting: Setting, seconds: float) -> list[Row]:
             stdout=output,
             stderr=subprocess.STDOUT,
             process_group=0,  # so that what it started can be ended with it
-            env=child_environment(),
+            env={**child_environment(), **caches(setting)},
         )
     try:
         code = process.wait(seconds)
@@ -41,6 +41,14 @@ def rows_of(check: Check, setting: Setting, seconds: float) -> list[Row]:
     if code and not any(each.verdict == "failed" for each in found):
         found.append(failed(check.name, one_line(f"{words} {last_line(log)}")))
     return found
+
+
+def caches(setting: Setting) -> dict[str, str]:
+    """What is known of this machine is found out anew, and only models are looked for where they
+    are kept."""
+    here = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    models = os.environ.get("HF_HOME") or os.path.join(here, "huggingface")
+    return {"XDG_CACHE_HOME": str(setting.folder / "cache"), "HF_HOME": models}
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -7,16 +7,16 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from flows.memory.arithmetic import CONTEXT_BYTES, GPU_WORKSPACE_BYTES
-from flows.precision import native_dtype
+from flows.memory.arithmetic import GPU_WORKSPACE_BYTES
+from flows.precision import native_dtype, no_bfloat16
 from scripts.gpu_check.rows import MIB, Row, mib, one_line, row, skipped
 from scripts.gpu_check.setting import Setting
 from stages.process.device import (
-    device_capability,
     device_holders,
     device_used_bytes,
     device_uuid,
 )
+from stages.process.device_limit import CONTEXT_BYTES, SLACK_BYTES, context_bytes
 
 CONTEXT_MIB = (250, 600)
 """What a context takes on the cards that people reported."""
@@ -25,7 +25,6 @@ LIST_SLACK_BYTES = 32 * MIB
 POSITIONS, HEADS, WIDTH = 8192, 16, 64
 SDPA_MIB = {"causal": 100, "boolean mask": 600}
 """Most that fused attention may take above its inputs; the unfused one takes 2 GiB a copy."""
-AMPERE = (8, 0)
 FORK_SECONDS = 60
 
 
@@ -46,21 +45,27 @@ def context(setting: Setting) -> Iterator[Row]:
 
 def outside(setting: Setting) -> Iterator[Row]:
     """What there is outside the allocator once the libraries for products and for convolutions are
-    loaded."""
+    loaded, and how much of it comes after a stage has read it for its budget."""
     import torch
 
     device = setting.device
     before = device_used_bytes(device)
-    dtype = getattr(torch, native_dtype("bfloat16", device))
+    told = native_dtype("bfloat16", device)
+    read, dtype = context_bytes(device, told), getattr(torch, told)
     square = torch.randn(SIDE, SIDE, device=device, dtype=dtype)
     square @ square
     patches = torch.nn.Conv3d(3, 64, (2, 14, 14), device=device, dtype=dtype)
     patches(torch.randn(1, 3, 2, 224, 224, device=device, dtype=dtype))
+    heads = square.view(1, -1, SIDE, WIDTH)
+    torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
     torch.cuda.synchronize()
     taken = device_used_bytes(device) - before - torch.cuda.memory_reserved(device)
     most = CONTEXT_BYTES + GPU_WORKSPACE_BYTES
-    name = f"outside the allocator after a gemm and a convolution, {dtype}"
+    name = f"outside the allocator after a gemm and a convolution, {told}"
     yield row(name, f"at most {mib(most)}, which a plan counts", mib(taken), taken <= most)
+    found = f"{mib(taken - read)} more than {mib(read)}"
+    name = "outside the allocator, after a stage has read it"
+    yield row(name, f"at most {mib(SLACK_BYTES)} more", found, taken - read <= SLACK_BYTES)
 
 
 def listed(taken: int, holders: dict[int, int]) -> Row:
@@ -92,7 +97,7 @@ def sdpa(setting: Setting) -> Iterator[Row]:
     import torch
 
     for dtype in (torch.bfloat16, torch.float16):
-        emulated = dtype == torch.bfloat16 and device_capability(setting.device) < AMPERE
+        emulated = dtype == torch.bfloat16 and no_bfloat16(setting.device)
         for how, most in SDPA_MIB.items():
             name = f"SDPA, {HEADS} heads, {POSITIONS} tokens, {dtype}, {how}"
             expected = f"below {most} MiB"

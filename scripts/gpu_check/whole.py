@@ -19,14 +19,15 @@ AS_ON_CPU = 0.9
 """Part of the captions that must be those of the CPU: 16 bit rounds otherwise there."""
 PLAN_SHARE = 0.08
 """How far a plan may be from what was taken, as on a CPU."""
+TIME_CUT = "there was no time left"
+"""What doctor says of figures that a slow machine leaves out."""
 WAITING = re.compile(r"waiting for CUDA:0, process \d+ has it")
 NAMES_MIB = re.compile(r"\d+ MiB")
 
 
 def measured(setting: Setting) -> Iterator[Row]:
-    """`penstock doctor --measure`; its figures are for no later plan."""
-    kept = {"XDG_CACHE_HOME": "cache", "PENSTOCK_STORE": "doctor-store"}
-    home = {name: str(setting.folder / folder) for name, folder in kept.items()}
+    """`penstock doctor --measure`; the plans of later checks know its figures."""
+    home = {"PENSTOCK_STORE": str(setting.folder / "doctor-store")}
     started = time.monotonic()
     done = subprocess.run(
         [*PENSTOCK, "doctor", "--measure"],
@@ -36,11 +37,12 @@ def measured(setting: Setting) -> Iterator[Row]:
         check=False,
     )
     seconds = time.monotonic() - started
-    lacking = [line for line in done.stdout.splitlines() if line.startswith("  without")]
+    without = [line for line in done.stdout.splitlines() if line.startswith("  without")]
+    lacking = [line for line in without if not line.endswith(TIME_CUT)]
     missing = one_line("; ".join(lacking)) or "nothing"
     found = f"exit {done.returncode}, {seconds:.0f} s, {missing} missing"
     good = done.returncode == 0 and not lacking
-    yield row("doctor --measure", "exit 0, nothing missing", found, good)
+    yield row("doctor --measure", "exit 0, nothing missing but for time", found, good)
 
 
 def baselines(setting: Setting) -> Iterator[Row]:
