@@ -22,7 +22,7 @@ PLAN_SHARE = 0.08
 TIME_CUT = "there was no time left"
 """What doctor says of figures that a slow machine leaves out."""
 WAITING = re.compile(r"waiting for CUDA:0, process \d+ has it")
-NAMES_MIB = re.compile(r"\d+ MiB")
+DRIVERS_MIB = re.compile(r"the driver alone takes \d+ MiB[^()]*")
 
 
 def measured(setting: Setting) -> Iterator[Row]:
@@ -93,10 +93,11 @@ def kept_to(budget: str, code: int, words: str, record: Mapping[str, Any]) -> Ro
     """Whether a run kept to a budget, or said in one line why it cannot."""
     name = f"--memory {budget} --batch-size 64"
     expected = "exit 0 within it, or 3 with the driver's MiB"
-    last = one_line((words.strip().splitlines() or [""])[-1], 160)
     if code:
-        good = code == 3 and bool(NAMES_MIB.search(last)) and "Traceback" not in words
-        return row(name, expected, f"exit {code}: {last}", good)
+        named = DRIVERS_MIB.search(words)
+        last = named.group() if named else (words.strip().splitlines() or [""])[-1]
+        good = code == 3 and named is not None and "Traceback" not in words
+        return row(name, expected, f"exit {code}: {one_line(last)}", good)
     rungs = [f"{rung['stage']} with {rung['name']} ({rung['reason']})" for rung in record["rungs"]]
     taken = {stage.name: stage.taken_bytes for stage in standing(record, time.time())}
     most = max(taken[name] for name in ON_DEVICE)
