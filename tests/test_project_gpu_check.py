@@ -2,10 +2,8 @@
 whole of it on a stand-in."""
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,6 @@ GOOD = row("context", "250-600 MiB", "400 MiB", True)
 BAD = row("SDPA", "below 100 MiB", "2,048 MiB", False)
 NOT_HERE = skipped("streams", "there are none | here")
 DEAD = failed("int8", "signal 11")
-FAKE = ROOT / "tests" / "fake_gpu"
 
 
 def result(*rows: Row) -> Result:
@@ -243,29 +240,17 @@ def test_captions_are_counted_that_are_equal() -> None:
     assert alike("captions", {}, {}).verdict == "differs"
 
 
-@pytest.fixture
-def fake_gpu(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a machine that seems to have a GPU."""
-    if not FAKE.is_dir():
-        pytest.skip("there is no stand-in for a GPU")
-    machine = tmp_path / "machine"
-    machine.mkdir()
-    yield {
-        **os.environ,
-        "FAKE_GPU": str(machine),
-        "PYTHONPATH": os.pathsep.join(map(str, (FAKE, ROOT))),
-        "OMP_NUM_THREADS": "1",
-    }
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_on_a_stand_in_every_row_is_ok_or_skipped(fake_gpu: dict[str, str], tmp_path: Path) -> None:
+def test_on_a_stand_in_every_row_is_ok_or_skipped(tmp_path: Path) -> None:
+    gpus: Any = pytest.importorskip("tests.gpus")
+    (machine := tmp_path / "machine").mkdir()
+    gpus.plain().write(machine)
     before = page.PAGE.read_text()
     done = subprocess.run(
         [sys.executable, "-m", "scripts.gpu_check", "--out", str(tmp_path), "--minutes", "45"],
         cwd=ROOT,
-        env=fake_gpu,
+        env=gpus.environment(machine, OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         check=False,
