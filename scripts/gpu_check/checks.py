@@ -39,11 +39,11 @@ CHECKS = (
     Check("int8", halves.int8),
     Check("nf4", halves.nf4),
     Check("doctor --measure", whole.measured, 90),
-    Check("baselines", whole.baselines, 300),
-    Check("lock", whole.lock, 300),
-    Check("budgets", whole.budgets, 300),
-    Check("GPU against CPU", whole.against_cpu, 300),
-    Check("bits", whole.bits, 300),
+    Check("baselines", whole.baselines, 400),
+    Check("lock", whole.lock, 400),
+    *(Check(f"budget {size}", whole.within(size), 300) for size in whole.BUDGETS),
+    Check("GPU against CPU", whole.against_cpu, 400),
+    Check("bits", whole.bits, 400),
 )
 OF_A_MODEL = (
     Check("plan", whole.planned, 1200, needs=("device", "allocator")),

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flows.standing import standing
@@ -82,11 +82,14 @@ def alike(name: str, one: Mapping[Any, str], other: Mapping[Any, str], share: fl
     return row(name, expected, f"{same} of {len(every)} equal", good)
 
 
-def budgets(setting: Setting) -> Iterator[Row]:
-    """Small budgets with a batch that is too large for them."""
-    for budget in BUDGETS:
+def within(budget: str) -> Callable[[Setting], Iterator[Row]]:
+    """A check: that budget, with a batch that may be too large for it."""
+
+    def check(setting: Setting) -> Iterator[Row]:
         done = run(setting, f"gpu-{budget}", "--memory", budget, "--batch-size", "64")
         yield kept_to(budget, done.code, done.words, done.record)
+
+    return check
 
 
 def kept_to(budget: str, code: int, words: str, record: Mapping[str, Any]) -> Row:
