@@ -12,6 +12,7 @@ from flows.precision import native_dtype, no_bfloat16
 from scripts.gpu_check.rows import MIB, Row, mib, one_line, row, skipped
 from scripts.gpu_check.setting import Setting
 from stages.process.device import (
+    device_free_bytes,
     device_holders,
     device_used_bytes,
     device_uuid,
@@ -38,6 +39,10 @@ def context(setting: Setting) -> Iterator[Row]:
     torch.cuda.synchronize()
     taken = device_used_bytes(device) - before - torch.cuda.memory_reserved(device)
     low, high = CONTEXT_MIB
+    if not device_free_bytes(device)[1]:
+        why = "the driver does not tell what is in use"
+        yield skipped("context, by difference", why, f"{low}-{high} MiB")
+        return
     good = low * MIB <= taken <= high * MIB
     yield row("context, by difference", f"{low}-{high} MiB", mib(taken), good)
     yield listed(taken, device_holders(device))

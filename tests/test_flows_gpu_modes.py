@@ -1,0 +1,123 @@
+"""Every command on machines whose GPUs, or whose drivers, are not like others: each ends as its
+help says, and none in a traceback."""
+
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import demo
+from tests import gpus
+from tests.fake_gpu.state import Machine
+from tests.pipeline import PENSTOCK, ROOT, SECONDS, Place
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+CLIP = "clip-01.mp4"
+GIB = 1 << 30
+WHOLE = {
+    "plain": gpus.plain(),
+    "wsl2": gpus.wsl2(),
+    "no_process_list": gpus.no_process_list(),
+    "no_memory_info": gpus.no_memory_info(),
+    "two_unlike_cards": gpus.two_unlike_cards(),
+    "mig": gpus.mig(),
+    "turing": gpus.turing(),
+    "busy": gpus.busy(6 * GIB),
+    "segments": gpus.plain(expandable_fails=True),
+}
+"""Machines on which a run ends well."""
+BROKEN = {
+    "old_driver": (gpus.old_driver(), "driver on your system is too old"),
+    "no_kernels": (gpus.no_kernels(), "no kernel image is available"),
+    "out_of_order": (gpus.plain(init_error="LibRmVersionMismatch"), "driver does not answer"),
+}
+"""Machines on which none begins, and what is said."""
+
+
+class Desk:
+    """A user at a machine."""
+
+    def __init__(self, machine: Machine, folder: Path) -> None:
+        self.cards = machine.write(folder / "gpu")
+        (folder / "clips").mkdir()
+        shutil.copy(demo.CLIPS / CLIP, folder / "clips" / CLIP)
+        self.place = Place(clips=folder / "clips", out=folder / "out", store=folder / "store")
+        own = {name: str(folder / name) for name in ("XDG_CACHE_HOME", "PENSTOCK_LOCKS")}
+        for name in own.values():
+            Path(name).mkdir()
+        self._environment = gpus.environment(
+            self.cards, **own, PENSTOCK_STORE=str(folder / "store")
+        )
+
+    def start(self, *command: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [*PENSTOCK, *command] if command else self.place.command(),
+            cwd=ROOT,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def says(self, *command: str) -> tuple[int, str]:
+        """Exit status and words of a command; of `caption` when none is named."""
+        with self.start(*command) as running:
+            said, _ = running.communicate(timeout=SECONDS)
+        assert "Traceback" not in said, said
+        assert running.pid not in gpus.contexts(self.cards), "a command made a context"
+        return running.returncode, said
+
+
+@pytest.mark.parametrize("mode", WHOLE)
+def test_every_command_ends_well(mode: str, tmp_path: Path) -> None:
+    desk = Desk(WHOLE[mode], tmp_path)
+    code, said = desk.says("doctor")
+    assert code == 0 and "cuda:0" in said, said
+    code, planned = desk.says("plan", "--model", "demo")
+    assert code == 0 and "fits" in planned, planned
+    code, run = desk.says()
+    assert code == 0, run
+    code, status = desk.says("status", str(desk.place.out))
+    assert code == 0 and "cuda:0" in status, status
+    assert len(desk.place.captions()) == 1
+    older = mode in ("turing", "two_unlike_cards")
+    assert [("fp16 is used" in text) for text in (planned, run)] == [older, older]
+
+
+@pytest.mark.parametrize("mode", BROKEN)
+def test_what_cannot_be_used_is_said_before_anything_is_done(mode: str, tmp_path: Path) -> None:
+    machine, words = BROKEN[mode]
+    desk = Desk(machine, tmp_path)
+    for command in (("doctor",), ()):
+        code, said = desk.says(*command)
+        assert code == 5 and words in said, said
+        assert "CUDA_VISIBLE_DEVICES=" in said, said
+    assert not desk.place.out.exists(), "frames were cut, or looked for"
+    code, said = desk.says("plan", "--model", "demo")
+    assert code == (5 if machine.init_error else 0), said
+
+
+def test_a_card_that_is_lost_in_the_middle_loses_nothing_that_is_done(tmp_path: Path) -> None:
+    desk = Desk(gpus.plain(), tmp_path)
+    assert desk.says("doctor")[0] == 0
+    before = len(gpus.contexts(desk.cards))
+
+    def lose() -> None:
+        while len(gpus.contexts(desk.cards)) < before + 2:  # decode has begun
+            time.sleep(0.01)
+        gpus.lose(desk.cards)
+
+    threading.Thread(target=lose, daemon=True).start()
+    code, said = desk.says()
+    assert code == 5, said
+    assert "decode stage" in said and "dmesg" in said, said
+    (desk.cards / "lost").unlink()
+    features = desk.place.stored("features")
+    assert features
+    code, said = desk.says()
+    assert code == 0, said
+    assert desk.place.stored("features") == features
+    assert len(desk.place.captions()) == 1
