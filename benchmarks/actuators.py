@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks._models import TINY, Shape, build
 from benchmarks._peak import Peak
-from stages.process.stage_process import child_environment
+from stages.process.environment import child_environment
 
 SHAPE = Shape(layers=12, width=1024, tower_layers=1, tower_width=128, vocabulary=150000)
 """A quarter of a billion parameters of language, over half of them in the embedding."""

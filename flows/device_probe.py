@@ -6,10 +6,12 @@ build of torch. That would be seen only by the first stage that computes, after 
 weights were fetched.
 """
 
+import contextlib
 import json
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault, StageDied
@@ -25,8 +27,9 @@ from stages.process.device import (
     driver_version,
 )
 from stages.process.device_words import device_advice
+from stages.process.environment import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
 from stages.process.lock import lock_path, try_hold
-from stages.process.stage_process import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
+from stages.process.nvml import TO_THE_CPU
 
 FORMAT = 1
 """Raised when what is tried changes."""
@@ -44,7 +47,8 @@ def check_device(device: str, *, anew: bool = False) -> None:
     elif not _at_work(device):
         _settle(found := try_device(device))
         if found:
-            write_json(path, {"format": FORMAT, **found})
+            with contextlib.suppress(OSError):  # it is asked again, then
+                write_json(path, {"format": FORMAT, **found})
 
 
 def device_memory(device: str) -> tuple[int, int]:
@@ -82,14 +86,11 @@ def try_device(device: str) -> dict[str, Any]:
 
 
 def _tried(device: str) -> dict[str, Any]:
-    call = StageCall(
-        name="probe",
-        arguments={"device": device},
-        device=device,
-        log=user_cache() / "logs" / "probe.log",
-    )
-    found: dict[str, Any] = run_to_end(DirectLauncher(lambda *_: None), call).notes["gpu"]
-    return found
+    with TemporaryDirectory(prefix="penstock-probe-") as folder:
+        log = Path(folder) / "probe.log"
+        call = StageCall(name="probe", arguments={"device": device}, device=device, log=log)
+        found: dict[str, Any] = run_to_end(DirectLauncher(lambda *_: None), call).notes["gpu"]
+        return found
 
 
 def _unusable(device: str, error: StageDied) -> EnvironmentFault:
@@ -98,7 +99,7 @@ def _unusable(device: str, error: StageDied) -> EnvironmentFault:
     words = error.message.removeprefix("the probe stage failed: ").rstrip(".")
     return EnvironmentFault(
         f"the GPU ({which}, driver {driver_version(device)}) cannot be used: {words}",
-        hint=error.hint,
+        hint=device_advice(words) or f"See `nvidia-smi`; {TO_THE_CPU}",
     )
 
 

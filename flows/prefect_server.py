@@ -18,7 +18,7 @@ from typing import IO, Any
 from artifacts.errors import EnvironmentFault
 from flows.prefect_login import login_for, new_login
 from stages.process.child import die_with
-from stages.process.stage_process import child_environment
+from stages.process.environment import child_environment
 
 START_SECONDS = 180.0
 """8 to 15 s are usual; the first time, and on a busy machine, it takes much longer."""

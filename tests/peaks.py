@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._peak import Peak
-from stages.process.stage_process import child_environment
+from stages.process.environment import child_environment
 
 
 def peaks_of(folder: Path, **job: Any) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli.doctor_command import _memory, measured_lines
+from flows.cli.doctor_command import _device, _memory, measured_lines
 from flows.cli.main import main
 from flows.memory.machine import Known
+from tests import gpus
+from tests.fake_gpu.state import Machine
 from tests.machines import machine
 
 
@@ -55,3 +57,21 @@ def test_what_there_was_no_time_for_is_told_in_one_line() -> None:
     assert "  without nf4, video_pixels: there was no time left" in shown
     assert "  without int8: RuntimeError: no kernel" in shown
     assert "  media   16.7 JPEGs/s of 12 megapixels" in shown
+
+
+@pytest.mark.parametrize(
+    ("machine", "says"),
+    [
+        (gpus.plain(), "NVIDIA GeForce RTX 3070, driver "),
+        (gpus.turing(), "it has no arithmetic for it: such checkpoints run in fp16"),
+        (gpus.wsl2(), "its driver may take host memory when the GPU's is full"),
+        (gpus.two_unlike_cards(), "NVIDIA GeForce RTX 4090 with 25.8 GB: CUDA_VISIBLE_DEVICES=1"),
+        (gpus.no_process_list(), "containers share it by PENSTOCK_LOCKS=FOLDER"),
+    ],
+    ids=["plain", "turing", "wsl2", "two", "list"],
+)
+def test_a_gpu_is_told_with_what_it_lacks(
+    machine: Machine, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus.see(machine, tmp_path / "gpu", monkeypatch)
+    assert says in "\n".join(_device("cuda:0"))

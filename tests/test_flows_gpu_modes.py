@@ -83,6 +83,8 @@ def test_every_command_ends_well(mode: str, tmp_path: Path) -> None:
     code, status = desk.says("status", str(desk.place.out))
     assert code == 0 and "cuda:0" in status, status
     assert len(desk.place.captions()) == 1
+    stages = desk.place.stages()
+    assert all(stages[name]["peak_device_bytes"] for name in ("encode", "decode")), stages
     older = mode in ("turing", "two_unlike_cards")
     assert [("fp16 is used" in text) for text in (planned, run)] == [older, older]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.process import stage_process
+from stages.process import environment
 from stages.process.cgroup import cores, host_free_bytes, host_total_bytes, oom_kills
 
 GIB = 1 << 30
@@ -138,10 +138,10 @@ def test_a_group_that_gets_little_time_has_few_cores(
 
 def test_a_child_starts_as_many_threads_as_it_gets_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(stage_process, "cores", lambda: len(os.sched_getaffinity(0)))
-    assert "OMP_NUM_THREADS" not in stage_process.child_environment()
+    monkeypatch.setattr(environment, "cores", lambda: len(os.sched_getaffinity(0)))
+    assert "OMP_NUM_THREADS" not in environment.child_environment()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
-    monkeypatch.setattr(stage_process, "cores", lambda: 2)
-    assert stage_process.child_environment()["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setattr(environment, "cores", lambda: 2)
+    assert environment.child_environment()["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert stage_process.child_environment()["OMP_NUM_THREADS"] == "5"
+    assert environment.child_environment()["OMP_NUM_THREADS"] == "5"

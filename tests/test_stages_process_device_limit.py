@@ -10,8 +10,8 @@ from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
 from stages.process import budget, device_limit
 from stages.process.device_limit import CONTEXT_BYTES, DeviceLimit, check_same_card, context_bytes
 from stages.process.ending import Ending, fault_of_stage, out_of_memory
+from stages.process.environment import child_environment
 from stages.process.lock import lock_path
-from stages.process.stage_process import child_environment
 from tests import gpus
 
 MIB = 1 << 20
@@ -162,3 +162,6 @@ def test_containers_of_one_host_can_share_the_lock(
     assert lock_path(CARD) == Path("/tmp") / name
     monkeypatch.setenv("PENSTOCK_LOCKS", str(tmp_path))
     assert lock_path(CARD) == tmp_path / name
+    monkeypatch.setenv("PENSTOCK_LOCKS", str(tmp_path / "none"))
+    with pytest.raises(EnvironmentFault, match="which is no folder"):
+        lock_path(CARD)

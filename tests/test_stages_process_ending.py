@@ -14,8 +14,8 @@ import pytest
 from artifacts.errors import Killed, OutOfMemory, PenstockError, StageDied
 from stages.process import budget, stuck
 from stages.process.ending import Ending, fault_of_stage, memory_words
+from stages.process.environment import child_environment
 from stages.process.memory import Sampler, taken
-from stages.process.stage_process import child_environment
 
 MIB = 1 << 20
 

@@ -10,8 +10,8 @@ import demo
 from artifacts.errors import EnvironmentFault
 from flows.launch import DirectLauncher, StageCall
 from stages.process.compiler import compiler_folder
+from stages.process.environment import child_environment
 from stages.process.report import Report
-from stages.process.stage_process import child_environment
 
 HERE = Path(__file__)
 

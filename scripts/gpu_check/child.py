@@ -11,7 +11,7 @@ from pathlib import Path
 from scripts.gpu_check.checks import Check, named
 from scripts.gpu_check.rows import Row, failed, one_line
 from scripts.gpu_check.setting import ROOT, Setting
-from stages.process.stage_process import child_environment
+from stages.process.environment import child_environment
 
 COMMAND = (sys.executable, "-m", "scripts.gpu_check.child")
 

@@ -10,8 +10,8 @@ from flows.standing import standing
 from scripts.gpu_check.rows import Row, mib, one_line, row
 from scripts.gpu_check.runs import PENSTOCK, command, environment, good_run, run
 from scripts.gpu_check.setting import Setting
+from stages.process import baseline
 from stages.process.device import device_holders, device_used_bytes
-from stages.process.stage_process import BASELINE_SECONDS, BASELINE_SLACK_BYTES
 
 ON_DEVICE = ("encode", "decode")
 BUDGETS = ("600MiB", "700MiB", "900MiB")
@@ -52,8 +52,8 @@ def baselines(setting: Setting) -> Iterator[Row]:
         if stage["name"] in ON_DEVICE:
             before, after = stage["baseline_before_bytes"], stage["baseline_after_bytes"]
             found = "; ".join([f"{mib(before)} before, {mib(after)} after", *stage["warnings"]])
-            good = after <= before + BASELINE_SLACK_BYTES and not stage["warnings"]
-            expected = f"within {mib(BASELINE_SLACK_BYTES)}, no warning"
+            good = after <= before + baseline.SLACK_BYTES and not stage["warnings"]
+            expected = f"within {mib(baseline.SLACK_BYTES)}, no warning"
             yield row(f"device before and after {stage['name']}", expected, found, good)
 
 
@@ -132,14 +132,14 @@ def lock(setting: Setting) -> Iterator[Row]:
     yield row(
         "how both end", "exit 0, exit 0", ", ".join(f"exit {c}" for c in codes), not any(codes)
     )
-    deadline = time.monotonic() + BASELINE_SECONDS
-    while (left := device_used_bytes(setting.device) - used) > BASELINE_SLACK_BYTES:
+    deadline = time.monotonic() + baseline.SECONDS
+    while (left := device_used_bytes(setting.device) - used) > baseline.SLACK_BYTES:
         if time.monotonic() > deadline:
             break
         time.sleep(0.2)
     others = set(device_holders(setting.device)) - before
     words_left = f"{len(others)} processes, {mib(max(0, left))} more in use"
-    good = not others and left <= BASELINE_SLACK_BYTES
+    good = not others and left <= baseline.SLACK_BYTES
     yield row("left on the card after them", "no process", words_left, good)
 
 

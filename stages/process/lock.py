@@ -40,8 +40,14 @@ def hold_device(device: str, on_wait: Callable[[str], None]) -> IO[str] | None:
 
 def lock_path(device: str) -> Path:
     """One file a physical device, the same for all users' processes on this machine; in containers,
-    which have a /tmp each, for those that are given one folder for their locks."""
-    folder = Path(os.environ.get(LOCKS) or "/tmp")
+    which have a /tmp each, for those that are given one folder for their locks. Raises
+    EnvironmentFault when that is no folder."""
+    folder = Path(os.environ.get(LOCKS) or "/tmp").absolute()
+    if not folder.is_dir():
+        raise EnvironmentFault(
+            f"{LOCKS} names {folder}, which is no folder",
+            hint="Make it, the same for all containers of this host, or unset the variable",
+        )
     return folder / f"penstock-{device_uuid(device).replace(':', '-')}.lock"
 
 

@@ -1,12 +1,14 @@
 """Memory of a process, read from the kernel, and how it changes; makes no CUDA context."""
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stages.process.device import device_used_bytes
+from stages.process.device_limit import CONTEXT_BYTES
 
 PEAK_INTERVAL = 0.05
 """Seconds between looks for the peak: short, because activations come and go."""
@@ -98,7 +100,7 @@ class Sampler:
 
     def look(self) -> None:
         """See how much there is now."""
-        now, device = taken(), device_used_bytes(self._device)
+        now, device = taken(), device_used_bytes(self._device) or _own_bytes(self._device)
         passed = round(time.monotonic() - self._started, 2)
         self.peak_host_bytes = max(self.peak_host_bytes, now.anonymous)
         self.peak_device_bytes = max(self.peak_device_bytes, device)
@@ -113,6 +115,15 @@ class Sampler:
             self._told = peaks
             with contextlib.suppress(OSError):  # nobody listens any more
                 self._tell(passed, now.anonymous, device, *peaks)
+
+
+def _own_bytes(device: str) -> int:
+    """What this process holds of a GPU of which the driver does not tell; 0 without a context."""
+    torch = sys.modules.get("torch")
+    cuda: Any = getattr(torch, "cuda", None)  # none yet, while it is being imported
+    if not device.startswith("cuda") or not hasattr(cuda, "memory_reserved"):
+        return 0
+    return CONTEXT_BYTES + int(cuda.memory_reserved(device)) if cuda.is_initialized() else 0
 
 
 def _rose(peak: int, told: int) -> bool:

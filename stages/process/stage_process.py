@@ -16,21 +16,13 @@ from typing import Any
 
 from artifacts.errors import Killed
 from artifacts.store import fault_of
-from stages.process.cgroup import cores, oom_kills
+from stages.process.baseline import given_back
+from stages.process.cgroup import oom_kills
 from stages.process.clock import Clock
-from stages.process.compiler import compiler_folder
-from stages.process.device import device_holders, device_used_bytes, on_wsl
+from stages.process.device import device_used_bytes
 from stages.process.ending import LAST_LINES, Ending, fault_of_stage
+from stages.process.environment import child_environment
 
-BASELINE_SLACK_BYTES = 64 << 20
-"""How far above its baseline a device may stay after a stage and still count as given back."""
-BASELINE_SECONDS = 5.0
-"""How long to wait for the driver to take the memory back."""
-ALLOCATOR, ALLOCATOR_OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
-"""In the environment: how torch's allocator works; the old name is the one that it reads first."""
-EXPANDABLE = "expandable_segments:True"
-"""What was freed can be put together again, so that less of it is lost."""
-NOT_EXPANDABLE = "expandable_segments:False"
 STOP_SECONDS = 10.0
 """How long a stage that was asked to stop may take before it is killed."""
 
@@ -147,7 +139,10 @@ class StageProcess:
                 self._clock.stop()
             Path(self._job).unlink(missing_ok=True)
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
-        self.outcome.baseline_after_bytes = self._await_baseline()
+        before, peak = self.outcome.baseline_before_bytes, self.outcome.peak_device_bytes
+        self.outcome.baseline_after_bytes, warnings = given_back(self._device, before, peak)
+        for warning in warnings:
+            self._warn(f"{self.name}: {warning}")
         if code != 0 or self.outcome.error is not None:
             fault = fault_of_stage(self.name, self._ending(code))
             if isinstance(fault, Killed):  # it may be started again, without a word
@@ -236,23 +231,6 @@ class StageProcess:
             ):
                 setattr(outcome, name, event[name])
 
-    def _await_baseline(self) -> int:
-        if not self._device.startswith("cuda"):
-            return 0
-        allowed = self.outcome.baseline_before_bytes + BASELINE_SLACK_BYTES
-        deadline = time.monotonic() + BASELINE_SECONDS
-        used = device_used_bytes(self._device)
-        while used > allowed and time.monotonic() < deadline:
-            time.sleep(0.1)
-            used = device_used_bytes(self._device)
-        if used > allowed:
-            others = ", ".join(f"process {p}" for p in device_holders(self._device)) or "the driver"
-            self._warn(
-                f"{(used - allowed) >> 20} MiB of the GPU did not come back after {self.name}: "
-                f"{others} hold memory"
-            )
-        return used
-
     def _warn(self, text: str) -> None:
         self.outcome.warnings.append(text)
         self._listen(self.name, {"event": "warning", "text": text})
@@ -265,30 +243,3 @@ class StageProcess:
         except OSError:
             return ()
         return tuple(lines[-LAST_LINES:])
-
-
-def child_environment() -> dict[str, str]:
-    """The parent's environment, with what every stage wants set unless the user set it."""
-    defaults = {
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PYTHONUNBUFFERED": "1",
-        # Left to itself, malloc keeps what was freed once it has seen it freed: loading a model in
-        # 4 bit held all of it in 16 bit.
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
-    }
-    if cores() < len(os.sched_getaffinity(0)):
-        # Libraries start a thread for each core that they see, and all wait for those that may not
-        # run.
-        defaults["OMP_NUM_THREADS"] = str(cores())
-    if ALLOCATOR_OLD not in os.environ and not on_wsl():  # where some drivers fail at it
-        defaults[ALLOCATOR] = EXPANDABLE
-    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and (folder := compiler_folder()):
-        defaults["TORCHINDUCTOR_CACHE_DIR"] = folder
-    roots = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    settled = {
-        "PYTHONPATH": os.pathsep.join(filter(None, roots)),
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as budget, lock and baseline count: see device.py
-    }
-    return {**defaults, **os.environ, **settled}

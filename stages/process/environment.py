@@ -1,0 +1,41 @@
+"""The environment of a stage's process; knows no stage."""
+
+import os
+from pathlib import Path
+
+from stages.process.cgroup import cores
+from stages.process.compiler import compiler_folder
+from stages.process.device import on_wsl
+
+ALLOCATOR, ALLOCATOR_OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
+"""In the environment: how torch's allocator works; the old name is the one that it reads first."""
+EXPANDABLE = "expandable_segments:True"
+"""What was freed can be put together again, so that less of it is lost."""
+NOT_EXPANDABLE = "expandable_segments:False"
+
+
+def child_environment() -> dict[str, str]:
+    """The parent's environment, with what every stage wants set unless the user set it."""
+    defaults = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONUNBUFFERED": "1",
+        # Left to itself, malloc keeps what was freed once it has seen it freed: loading a model in
+        # 4 bit held all of it in 16 bit.
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+    }
+    if cores() < len(os.sched_getaffinity(0)):
+        # Libraries start a thread for each core that they see, and all wait for those that may not
+        # run.
+        defaults["OMP_NUM_THREADS"] = str(cores())
+    if ALLOCATOR_OLD not in os.environ and not on_wsl():  # where some drivers fail at it
+        defaults[ALLOCATOR] = EXPANDABLE
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and (folder := compiler_folder()):
+        defaults["TORCHINDUCTOR_CACHE_DIR"] = folder
+    roots = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    settled = {
+        "PYTHONPATH": os.pathsep.join(filter(None, roots)),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as budget, lock and baseline count: see device.py
+    }
+    return {**defaults, **os.environ, **settled}
