@@ -3,6 +3,7 @@ and without Prefect."""
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -146,7 +147,8 @@ class Sequence:
         following: list[Medium],
         decode: Callable[[list[Medium]], None] | None,
     ) -> None:
-        remakes = kills = 0
+        kills = 0
+        remakes: Counter[str] = Counter()
         begun = False
         while True:
             try:
@@ -160,9 +162,11 @@ class Sequence:
                 if decode is not None:
                     decode(wave)
                 return
-            except DamagedRecord:
-                remakes += 1
-                if remakes == REMAKES:
+            except DamagedRecord as error:
+                # However many are damaged, each costs its own part; one that is again and again
+                # is the disk's fault.
+                remakes[error.message] += 1
+                if remakes[error.message] == REMAKES:
                     raise
             except Killed as error:
                 # By whom is not told. If the kernel did it for want of memory it will again, before

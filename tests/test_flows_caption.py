@@ -201,7 +201,7 @@ def test_with_prefect_the_command_makes_the_same_bytes_and_says_the_same(tmp_pat
     assert outputs(tmp_path / "flow") == outputs(tmp_path / "plain")
     assert outputs(tmp_path / "flow")["captions.jsonl"].count(b"\n") == 2
     assert told(flow_run, tmp_path / "flow") == told(plain_run, tmp_path / "plain")
-    assert len(flow_run.stderr.splitlines()) == len(plain_run.stderr.splitlines())
+    assert lines_said(flow_run) == lines_said(plain_run)
 
 
 def test_a_server_that_refuses_the_login_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +217,15 @@ def test_a_server_that_refuses_the_login_is_said_to(monkeypatch: pytest.MonkeyPa
         observed(CaptionConfig(sources=("a.mp4",)), caller)
 
 
+def lines_said(done: "subprocess.CompletedProcess[str]") -> int:
+    """How many lines, without those that come every ten seconds."""
+    return sum(not line.endswith(" left") for line in done.stderr.splitlines())
+
+
+MANY = ("--batch-size", "1", "--chunk", "0.5")
+"""Options that give a run enough to do for it to be met at work, however busy the machine is."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_flow_ends_soon_and_goes_on_where_it_was(
@@ -224,7 +233,7 @@ def test_a_stopped_flow_ends_soon_and_goes_on_where_it_was(
 ) -> None:
     out = tmp_path / "out"
     running = subprocess.Popen(
-        command(out, "--prefect", "--json", "--batch-size", "1"),
+        command(out, "--prefect", "--json", *MANY),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -246,8 +255,8 @@ def test_a_stopped_flow_ends_soon_and_goes_on_where_it_was(
     assert running.returncode == 4
     assert errors.strip().splitlines()[-1].startswith("penstock: stopped")
     assert json.loads((out / "run.json").read_text())["state"] == "interrupted"
-    run(out, "--batch-size", "1")
-    run(tmp_path / "whole", "--batch-size", "1")
+    run(out, *MANY)
+    run(tmp_path / "whole", *MANY)
     assert outputs(out) == outputs(tmp_path / "whole")
 
 

@@ -40,7 +40,10 @@ class Clock:
 
 def busiest(pid: int) -> float:
     """Seconds of processor time that the busiest thread of a process has had; 0 when it is gone."""
-    return max(map(_seconds_of, Path(f"/proc/{pid}/task").glob("*/stat")), default=0.0)
+    try:
+        return max(map(_seconds_of, Path(f"/proc/{pid}/task").glob("*/stat")), default=0.0)
+    except OSError:  # ended while its threads were listed
+        return 0.0
 
 
 def _seconds_of(stat: Path) -> float:
