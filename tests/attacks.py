@@ -2,7 +2,7 @@
 of its exit codes and last words. Knows no attack.
 
 Every class of attacks is a file `test_attack_<class>.py`, run by `make test-slow`. What an attack
-draws at random comes from `seeded`, so that the seed in the head of the test run brings it back.
+draws at random comes from `seeded`, so that the seed at the end of a test run brings it back.
 """
 
 import os

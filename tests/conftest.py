@@ -54,9 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
-def pytest_report_header() -> str:
-    """What brings the same attacks back."""
-    return f"PENSTOCK_TEST_SEED={os.environ['PENSTOCK_TEST_SEED']}"
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What brings the same attacks back; at the end, because `-q` leaves out the head."""
+    terminalreporter.write_line(f"PENSTOCK_TEST_SEED={os.environ['PENSTOCK_TEST_SEED']}")
 
 
 @pytest.fixture(scope="session", autouse=True)
