@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import Artifact
-from prefect.testing.utilities import prefect_test_harness
 
 import demo
 import flows.sequence
@@ -22,6 +21,9 @@ SECRET = "not-to-be-told-4711"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[None]:
+    # Not above: it imports the server, and every test run collects this file.
+    from prefect.testing.utilities import prefect_test_harness
+
     with prefect_test_harness(server_startup_timeout=120):
         yield
 

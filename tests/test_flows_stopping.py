@@ -52,7 +52,8 @@ MANY = ("--batch-size", "1", "--limit", "6", "--chunk", "0.2")
 """Options that give a run enough to do for it to be met at work, however busy the machine is."""
 
 
-@pytest.mark.parametrize("how", [["--json"], pytest.param([], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [["--json"], []])
 def test_a_closed_terminal_ends_a_run_in_order(place: Place, how: list[str]) -> None:
     assert in_terminal(place, lambda: None, *MANY, *how) == 4
     record = json.loads((place.out / "run.json").read_text())
