@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,13 @@ for _name in [name for name in os.environ if name.startswith(("PREFECT_API", "PE
         del os.environ[_name]
 if "PYTEST_XDIST_WORKER" in os.environ:  # or the workers' threads would wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
+# Who starts the tests in the background, or under nohup, hands down signals that are ignored.
+for _number, _as_usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _as_usual)
 # Of the attacks that are drawn at random; the workers of one test run inherit it.
 os.environ.setdefault("PENSTOCK_TEST_SEED", str(random.randrange(1 << 32)))
 
