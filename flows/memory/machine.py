@@ -18,7 +18,7 @@ from flows.run_record import now
 from stages.process.cgroup import cores
 from stages.process.device import device_uuid
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what is measured changes."""
 SECONDS = 9.0
 """What measuring may take beside the start of its process; what is left then is left out."""
