@@ -113,8 +113,11 @@ class Faults:
     def cancel(self, stage: str, item: int) -> None:
         """The stage ends soon, the run is Cancelled, and another run of the job completes."""
         out, run = self._begin("cancel", stage, item)
+        os.kill(self._child, signal.SIGSTOP)  # the command takes longer than the rest of the run
         self._stack.prefect("flow-run", "cancel", run)
         asked = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child, signal.SIGCONT)
         wait_gone([self._child], CANCEL_SECONDS)
         self._stack.say(f"  its stage was gone {time.monotonic() - asked:.1f} s after the command")
         self._runs.ended(run, "CANCELLED")

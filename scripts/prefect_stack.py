@@ -18,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ WORKER_STARTED = "started!"
 START_SECONDS = 300
 RUN_SECONDS = 900
 STOP_SECONDS = 10
+BUSY_SECONDS = 60
+"""How long a server that is too busy is asked again."""
 
 
 class CheckFailed(Exception):
@@ -136,9 +140,21 @@ class Stack:
                 "Authorization": f"Basic {login}",
             },
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                # 503 is how the server says that its database is locked.
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                    raise
+            except TimeoutError:
+                looks = method == "GET" or path.endswith("/filter")
+                if not looks or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
 
     def prefect(self, *arguments: str, check: bool = True) -> int:
         """The command `prefect` on this server; returns its exit code."""
