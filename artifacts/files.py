@@ -52,6 +52,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, [json.dumps(value, indent=1, ensure_ascii=False) + "\n"])
 
 
+def read_kept(path: Path, form: int) -> dict[str, Any] | None:
+    """What a JSON file of that `format` holds beside it; None where there is none, or one of
+    another version."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return value if value.pop("format") == form else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

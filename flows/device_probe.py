@@ -7,18 +7,17 @@ weights were fetched.
 """
 
 import contextlib
-import json
 import os
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault, StageDied
-from artifacts.files import write_json
+from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from flows.config import user_cache
 from flows.launch import DirectLauncher, StageCall, run_to_end
+from flows.run_record import versions
 from stages.process.device import (
     device_capability,
     device_free_bytes,
@@ -41,13 +40,13 @@ def check_device(device: str, *, anew: bool = False) -> None:
     if device == "cpu":
         return
     path = _path(device)
-    known = None if anew else _kept(path)
+    known = None if anew else read_kept(path, FORMAT)
     if known is not None:
         _settle(known)
     elif not _at_work(device):
         _settle(found := try_device(device))
         if found:
-            with contextlib.suppress(OSError):  # it is asked again, then
+            with contextlib.suppress(EnvironmentFault):  # it is asked again, then
                 write_json(path, {"format": FORMAT, **found})
 
 
@@ -120,17 +119,6 @@ def _at_work(device: str) -> bool:
 
 
 def _path(device: str) -> Path:
-    try:
-        torch = version("torch")
-    except PackageNotFoundError:
-        torch = ""
+    torch = versions().get("torch", "")
     here = [device_uuid(device), driver_version(device), torch, os.uname().release]
     return user_cache() / "devices" / f"{digest_of(here)[:16]}.json"
-
-
-def _kept(path: Path) -> dict[str, Any] | None:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return value if value.pop("format") == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # none, or one of another version

@@ -95,7 +95,7 @@ def plan_of(
         return _by_dimensions(config, device, announce, error)
     plan = _answered(_alone(model, config, device), budget_for(config, device), None, ())
     note = precision_note(model.card, (model.vision, model.language), device)
-    return replace(plan, notes=(*plan.notes, note)) if note else plan
+    return replace(plan, notes=(note,)) if note else plan
 
 
 def _alone(model: Model, config: CaptionConfig, device: str) -> Question:

@@ -199,9 +199,9 @@ def no_bfloat16(device: str) -> bool:
 
 def precision_note(card: ModelCard, halves: Iterable[HalfSettings], device: str) -> str:
     """What a person should know of the precision of a GPU without bfloat16; empty for others."""
-    dtypes = {half.dtype for half in halves}
-    if not device.startswith("cuda") or not no_bfloat16(device):
+    if not no_bfloat16(device):
         return ""
+    dtypes = {half.dtype for half in halves}
     gpu = "a GPU of compute capability {}.{}".format(*device_capability(device))
     if "bfloat16" in dtypes:
         return (

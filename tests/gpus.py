@@ -102,6 +102,18 @@ def busy(size: int = 5 * GIB, pid: int = 1, **more: Any) -> Machine:
     return plain(gpus=(gpu(others={pid: size}),), **more)
 
 
+MODES = {
+    "wsl2": wsl2(),
+    "no_process_list": no_process_list(),
+    "no_memory_info": no_memory_info(),
+    "two_unlike_cards": two_unlike_cards(),
+    "mig": mig(),
+    "turing": turing(),
+    "busy": busy(),
+}
+"""Machines that are not like others, and can be worked on."""
+
+
 def lose(folder: Path) -> None:
     """Have the cards fall off the bus."""
     (folder / "lost").touch()

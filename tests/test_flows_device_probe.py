@@ -88,6 +88,16 @@ def test_a_card_that_somebody_computes_on_is_not_tried(
     assert not gpus.contexts(folder)
 
 
+def test_what_cannot_be_remembered_ends_no_run(
+    seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen(gpus.plain())
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(device_probe, "try_device", lambda _: {"expandable": True})
+    check_device(CARD)
+
+
 def test_a_full_card_is_no_broken_one(seen: Seen) -> None:
     seen(gpus.plain(cuda_error="CUDA error: out of memory"))
     assert try_device(CARD) == {}

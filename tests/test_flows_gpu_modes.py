@@ -18,13 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CLIP = "clip-01.mp4"
 GIB = 1 << 30
 WHOLE = {
+    **gpus.MODES,
     "plain": gpus.plain(),
-    "wsl2": gpus.wsl2(),
-    "no_process_list": gpus.no_process_list(),
-    "no_memory_info": gpus.no_memory_info(),
-    "two_unlike_cards": gpus.two_unlike_cards(),
-    "mig": gpus.mig(),
-    "turing": gpus.turing(),
     "busy": gpus.busy(6 * GIB),
     "segments": gpus.plain(expandable_fails=True),
 }

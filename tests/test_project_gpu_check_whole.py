@@ -15,15 +15,6 @@ from tests.fake_gpu.state import Machine
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 QUICK = ("context", "uuid", "fork, unasked", "features", "streamed", "nf4")
 """Checks that ask the driver or compute, without a whole run."""
-MODES = {
-    "wsl2": gpus.wsl2(),
-    "no_process_list": gpus.no_process_list(),
-    "no_memory_info": gpus.no_memory_info(),
-    "two_unlike_cards": gpus.two_unlike_cards(),
-    "mig": gpus.mig(),
-    "turing": gpus.turing(),
-    "busy": gpus.busy(),
-}
 UNUSABLE = {
     "old_driver": (gpus.old_driver(), 1, "driver on your system is too old"),
     "no_kernels": (gpus.no_kernels(), 1, "no kernel image is available"),
@@ -63,12 +54,12 @@ def test_every_row_is_ok_or_skipped(tmp_path: Path) -> None:
     assert sum(each["verdict"] == "ok" for each in rows(tmp_path)) >= 25
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", gpus.MODES)
 def test_on_other_machines_what_the_driver_does_not_tell_is_skipped(
     mode: str, tmp_path: Path
 ) -> None:
     words = [option for word in QUICK for option in ("--only", word)]
-    done = check(MODES[mode], tmp_path, *words)
+    done = check(gpus.MODES[mode], tmp_path, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     good = [each["name"] for each in rows(tmp_path) if each["verdict"] == "ok"]
     assert len(good) >= 6, good

@@ -1,20 +1,18 @@
 """What `penstock doctor --measure` found out of this machine, kept for every later plan; imports no
 model library."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from artifacts.files import write_json
+from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from flows.config import user_cache
 from flows.launch import Launcher, StageCall, run_to_end
 from flows.precision import cpu_has_bfloat16, cpu_line, no_bfloat16
-from flows.run_record import now
+from flows.run_record import now, versions
 from stages.process.cgroup import cores
 from stages.process.device import device_uuid
 
@@ -149,15 +147,11 @@ def _companion(device: str) -> str:
 
 
 def _identity(device: str) -> dict[str, Any]:
-    try:
-        torch = version("torch")
-    except PackageNotFoundError:
-        torch = ""
     return {
         "device": device_uuid(device),
         "cpu": cpu_line("model name"),
         "cores": cores(),
-        "torch": torch,
+        "torch": versions().get("torch", ""),
     }
 
 
@@ -170,11 +164,11 @@ def _path(here: Mapping[str, Any]) -> Path:
 
 
 def _kept(path: Path) -> Machine | None:
+    value = read_kept(path, FORMAT)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return _machine(value) if value.pop("format") == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # none, or one of another version
+        return None if value is None else _machine(value)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # changed by somebody
 
 
 def _machine(value: Mapping[str, Any]) -> Machine:

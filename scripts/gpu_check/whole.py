@@ -132,11 +132,7 @@ def lock(setting: Setting) -> Iterator[Row]:
     yield row(
         "how both end", "exit 0, exit 0", ", ".join(f"exit {c}" for c in codes), not any(codes)
     )
-    deadline = time.monotonic() + baseline.SECONDS
-    while (left := device_used_bytes(setting.device) - used) > baseline.SLACK_BYTES:
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
+    left = baseline.given_back(setting.device, used, peak=0)[0] - used
     others = set(device_holders(setting.device)) - before
     words_left = f"{len(others)} processes, {mib(max(0, left))} more in use"
     good = not others and left <= baseline.SLACK_BYTES
