@@ -2,12 +2,15 @@
 of where it comes from."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from artifacts.files import write_text
+
+Ended = Literal["stop", "length"]
+"""By itself; or cut, when it had as many tokens as it may have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +36,8 @@ class Caption:
     """Key of the stored features."""
     tokens: int
     """How many tokens were generated."""
+    ended: Ended
+    """How the caption ended."""
     warnings: tuple[str, ...] = ()
 
 
@@ -48,6 +53,13 @@ class Failure:
     """A stable word for programs, such as `missing` or `no-video`."""
     message: str
     hint: str
+
+
+def ended_of(stored: Mapping[str, Any], limit: int) -> Ended:
+    """How a stored caption of at most `limit` tokens ended; older records do not say, and count as
+    cut where they have them all."""
+    told: Ended | None = stored.get("ended")
+    return told or ("length" if stored["tokens"] >= limit else "stop")
 
 
 def write_jsonl(path: Path, rows: Iterable[Caption | Failure]) -> None:

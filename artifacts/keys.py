@@ -4,14 +4,13 @@ digests are used for."""
 import contextlib
 import hashlib
 import json
-import os
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from artifacts.lines import append_line, read_lines
 from artifacts.paths import RealPaths
 from artifacts.regular import open_regular
 from artifacts.stamps import FileChanged, Stamp, stamp_of
@@ -20,10 +19,6 @@ ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=T
 """Made once: `json.dumps` makes one for every call, which takes longer than the rest of a key."""
 LOOKED_AT_TOGETHER = 256
 """Files whose digests are looked up by one thread in one go."""
-LARGEST_MEMORY = 1 << 29
-"""Bytes of the memory that are read, from its end: two million files, in three seconds."""
-LONGEST_LINE = 1 << 16
-"""Bytes of a line of the memory at the most: a path has 4,096, each of which takes up to six."""
 
 
 def digest_of(value: Any) -> str:
@@ -61,13 +56,8 @@ class Content(NamedTuple):
 
 
 class ContentDigests:
-    """Content digests of files, remembered by their stamps in one append-only file of JSON lines,
-    each of which ends with a checksum.
-
-    The memory is a convenience: a line that is lost, or is not what was written, costs one more
-    reading of its file. Lines are short enough to be appended in one write, so several processes
-    may share it.
-    """
+    """Content digests of files, remembered by their stamps in one file of lines: one that is lost
+    costs one more reading of its file."""
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
@@ -89,7 +79,7 @@ class ContentDigests:
         if stamp_of(name) != stamp:
             raise FileChanged(path)
         self._known[name] = Content(digest, stamp)
-        self._remember(name, self._known[name])
+        append_line(self._memory, [name, stamp, digest])
         return self._known[name]
 
     def known(self, path: Path) -> str:
@@ -128,38 +118,12 @@ class ContentDigests:
                 return known
         return None
 
-    def _remember(self, name: str, found: Content) -> None:
-        text = json.dumps([name, found.stamp, found.digest])[:-1]
-        # A line of its own, whatever a torn or damaged one before it ends with.
-        line = f'\n{text}, "{_check(text.encode())}"]\n'
-        try:
-            self._memory.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-            file = os.open(self._memory, flags, 0o644)
-            try:
-                os.write(file, line.encode())
-            finally:
-                os.close(file)
-        except OSError:
-            return  # a store that cannot be written says so where it matters
-
 
 def _remembered_lines(memory: Path) -> Iterator[tuple[str, Content]]:
-    """The lines of a memory that are what was once written; any other is passed over."""
-    with contextlib.suppress(OSError), open_regular(memory) as file:
-        file.seek(max(0, stamp_of(file.fileno()).size - LARGEST_MEMORY))
-        while line := file.readline(LONGEST_LINE):
-            text, _, check = line.rpartition(b', "')
-            if check != f'{_check(text)}"]\n'.encode():
-                continue  # torn by a crash, flipped by a disk, or of a version without checksums
-            with contextlib.suppress(ValueError, TypeError, RecursionError):
-                name, stamp, digest = json.loads(text + b"]")
-                yield name, Content(digest, Stamp(*stamp))
-
-
-def _check(text: bytes) -> str:
-    """A checksum that notices every burst of up to 32 bits."""
-    return f"{zlib.crc32(text):08x}"
+    for line in read_lines(memory):
+        with contextlib.suppress(ValueError, TypeError):
+            name, stamp, digest = line
+            yield name, Content(digest, Stamp(*stamp))
 
 
 def _name_in_hub_cache(path: Path) -> str | None:

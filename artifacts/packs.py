@@ -216,6 +216,11 @@ class Shelf:
                 self._places = {k: p for k, p in self._places.items() if p.pack not in packs}
 
 
+def stored_scopes(store: Store, kind: str) -> set[str]:
+    """The scopes of one kind of which anything was ever stored."""
+    return {scope for part in store.folders(kind) for scope in store.folders(f"{kind}/{part}")}
+
+
 def _entry(record: Record) -> dict[str, Any]:
     return {
         "key": record.key,

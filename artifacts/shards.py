@@ -28,6 +28,8 @@ SHARD_BYTES = 1_000_000_000
 """A shard with this much in it is full; a single sample may be larger."""
 SHARD_SAMPLES = 10_000
 """A shard with so many samples is full."""
+DATASET = "webdataset"
+"""The format, and the folder of `OUT` in which it lies."""
 INDEX = "index.json"
 OWN_MEMBERS = ("txt", "json")
 SLUG_LETTERS = 40

@@ -1,5 +1,5 @@
-"""The store's five verbs over a folder: get, put-if-absent, list, stat, delete, and a hint that
-something was used; knows nothing of what the bytes mean."""
+"""The store's five verbs over a folder: get, put-if-absent, list (names, or folders), stat, delete,
+and a hint that something was used; knows nothing of what the bytes mean."""
 
 import contextlib
 import errno
@@ -44,6 +44,8 @@ class Store(Protocol):
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool: ...
 
     def list(self, prefix: str = "") -> Iterator[str]: ...
+
+    def folders(self, prefix: str) -> Iterator[str]: ...
 
     def stat(self, name: str) -> ObjectStat | None: ...
 
@@ -140,6 +142,11 @@ class FolderStore:
                 yield name
             elif name != TEMPORARY and is_folder and self._is_part(entry):
                 yield from self.list(name)
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Names of the folders right below the folder `prefix`, without it."""
+        with contextlib.suppress(OSError):
+            yield from (entry.name for entry in os.scandir(self.root / prefix) if entry.is_dir())
 
     def stat(self, name: str) -> ObjectStat | None:
         """Size and age of an object, or None when there is none."""

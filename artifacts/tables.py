@@ -63,6 +63,7 @@ def _write_groups(file: IO[bytes], rows: Iterator[Caption]) -> None:
             ("frames", pa.list_(seconds)),
             ("features", text),
             ("tokens", pa.int64()),
+            ("ended", text),
             ("warnings", pa.list_(text)),
         ]
     )

@@ -26,7 +26,7 @@ from benchmarks._synthetic import SIDE, SyntheticLauncher
 from flows.config import CaptionConfig
 from flows.display import Display
 from flows.run import caption
-from flows.sequence import RunResult
+from flows.run_result import RunResult
 
 ROOT = Path(__file__).resolve().parents[1]
 

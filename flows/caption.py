@@ -37,7 +37,7 @@ from flows.prefect_server import client_settings
 from flows.prefect_view import Progress, RunLog, plain, quiet_console, show, table
 from flows.prepare import NothingToCaption
 from flows.run import caption
-from flows.sequence import RunResult
+from flows.run_result import RunResult
 from flows.stopping import stopped_in_order
 from stages.process.stage_process import Listener, StageOutcome, StageProcess
 

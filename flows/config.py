@@ -80,7 +80,7 @@ class CaptionConfig:
     None: what is free, but for a reserve."""
     batch_size: int = 8
     """Chunks a batch; encode takes fewer when they hold many frames."""
-    max_new_tokens: int = 128
+    max_new_tokens: int = 256
     """Longest caption in tokens."""
     prefix: str = ""
     """Put before every caption."""

@@ -12,6 +12,7 @@ from artifacts.captions import Caption
 from artifacts.errors import CannotFit, Killed, StageDied
 from artifacts.files import HALF
 from artifacts.shards import (
+    DATASET,
     SHARD_BYTES,
     Media,
     Sample,
@@ -50,7 +51,7 @@ class Item:
 
 def write_dataset(job: Job, launcher: Launcher, tell: Callable[[str, int, int], None]) -> list[str]:
     """Bring `OUT/webdataset` to what is captioned; returns warnings. Raises PenstockError."""
-    folder = job.out / "webdataset"
+    folder = job.out / DATASET
     items = [item for group in _items(job) for item in group]
     before = read_index(folder)
     shards = kept_shards(folder, [item.sample.digest() for item in items])
@@ -67,6 +68,14 @@ def write_dataset(job: Job, launcher: Launcher, tell: Callable[[str, int, int], 
         f"{bare} webdataset samples are without media: they could not be cut out, or their files "
         f"were changed{why}"
     ]
+
+
+def is_stale(job: Job) -> bool:
+    """Whether there is a dataset that holds something else than what is captioned now."""
+    folder = job.out / DATASET
+    before = read_index(folder)
+    digests = [item.sample.digest() for group in _items(job) for item in group] if before else []
+    return kept_shards(folder, digests) != before or sum(s.samples for s in before) != len(digests)
 
 
 def _items(job: Job) -> Iterator[list[Item]]:

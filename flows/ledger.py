@@ -4,34 +4,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from artifacts.captions import ended_of
 from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, Shelf
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.shelves import Shelves
 from artifacts.stamps import Stamp
 from artifacts.store import Store
+from flows.scopes import Scopes
 
 BYTES_A_TOKEN = 4
 """Of a prompt, about: enough to tell a long one from a short one without a tokenizer."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scopes:
-    """Digests of all that decides a stage's bytes except the chunk itself."""
-
-    frames: str
-    features: str
-    captions: str
-    prompted: bool = False
-    """Whether features are made of the prompt too, so that another prompt has others."""
-    vision: str = ""
-    """What the vision half computes in, for people."""
-    language: str = ""
-    """What the language half computes in."""
-
-    @property
-    def precision(self) -> dict[str, str]:
-        return {"vision": self.vision, "language": self.language}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +164,7 @@ class Ledger:
             if not len(self._features[way.features]) and not len(self._captions[way.captions]):
                 continue
             task = self.at(medium, chunk, way)
-            if task.caption in self.captions:
+            if self._answers(task):
                 return task
             if seen is None and (task.features in self.features or task.features in self.refused):
                 seen = task
@@ -190,6 +173,17 @@ class Ledger:
         vision, language = seen.scopes.vision, self.scopes.language
         way = next(w for w in self.ways if (w.vision, w.language) == (vision, language))
         return self.at(medium, chunk, way)
+
+    def _answers(self, task: Task) -> bool:
+        """Whether a stored caption is what would be said now: with another limit, if it ended by
+        itself within this one, since greedy words do not hang on where they would be cut."""
+        if task.caption not in self.captions:
+            return False
+        then, limit = task.scopes.limit, self.scopes.limit
+        if then == limit:
+            return True
+        stored = self.captions.meta(task.caption)
+        return ended_of(stored, then) == "stop" and bool(stored["tokens"] <= limit)
 
     def at(self, medium: Medium, chunk: ChunkIndex, scopes: Scopes) -> Task:
         """The chunk with the keys of one way."""

@@ -3,18 +3,20 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from artifacts.captions import Caption, Failure, write_jsonl
+from artifacts.captions import Caption, Failure, ended_of, write_jsonl
 from artifacts.files import write_text
-from artifacts.names import file_stems
+from artifacts.keys import hash_file
+from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from flows.ledger import Medium
 from flows.prepare import Job
 from flows.sources import MediaFile
+from flows.texts import OwnFiles, Texts, write_texts
 
 
 def failures_of(job: Job) -> list[Failure]:
@@ -56,15 +58,15 @@ def failure_of(job: Job, stage: str, event: Mapping[str, Any]) -> dict[str, str]
 
 
 def places(job: Job) -> dict[str, str]:
-    """Where each kind of output is written."""
+    """Where each kind of output lies, or is to be written."""
+    asked = job.config.format
     found = {"captions": str(job.out / "captions.jsonl")}
-    for form in job.config.format:
-        if form in TABLES:
-            found[form] = str(job.out / f"captions.{form}")
-        elif form in WRITERS:
-            found[form] = "beside the media" if job.config.beside else str(job.out)
-        elif form != "jsonl":
-            found[form] = str(job.out / form)
+    for form in [form for form in WRITERS if form in asked]:
+        found[form] = "beside the media" if job.config.beside else str(job.out)
+    for form in (*TABLES, DATASET):
+        path = job.out / (form if form == DATASET else f"captions.{form}")
+        if form in asked or path.exists():
+            found[form] = str(path)
     return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
 
 
@@ -96,38 +98,70 @@ def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
                 frames=task.chunk.times,
                 features=task.features,
                 tokens=stored["tokens"],
+                ended=ended_of(stored, task.scopes.limit),
                 warnings=(*index.warnings, *(MIDDLE if one_frame else ())),
             )
         )
     return rows
 
 
-def write_outputs(job: Job, *, last: bool) -> tuple[int, list[Failure], list[str]]:
-    """Write every output file; returns (captions written, failures, warnings).
+def there_before(job: Job) -> list[str]:
+    """Outputs that lie there when a run begins: what they say is of an earlier one."""
+    names = ("captions", *TABLES, DATASET)
+    return [name for name, path in places(job).items() if name in names and os.path.exists(path)]
+
+
+@dataclass(kw_only=True, slots=True)
+class Written:
+    """What the outputs hold now."""
+
+    captions: int = 0
+    cut: int = 0
+    """Captions that had as many tokens as they may have."""
+    failures: list[Failure] = field(default_factory=list)
+    texts: list[Texts] = field(default_factory=list)
+    earlier: list[str] = field(default_factory=list)
+    """Outputs that an earlier run wrote and this one did not: what they say may be another."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the failures, as `run.json` keeps it."""
+        texts = [texts.to_json() for texts in self.texts]
+        cut = {"captions": self.captions, "cut": self.cut}
+        return {**cut, "texts": texts, "earlier": list(self.earlier)}
+
+
+def write_outputs(job: Job, *, last: bool) -> Written:
+    """Write every output file that is asked for, and those that the folder has of an earlier run.
 
     Tables are written with the `last` call alone: they cannot be added to, and no program reads
     them while the run goes on.
     """
-    failures = failures_of(job)
+    found = Written(failures=failures_of(job))
     counts: list[int] = []
 
     def rows() -> Iterator[Caption]:
         # Made anew for each file: all of them together would be most of the memory of a large run.
         counts.clear()
+        found.cut = 0
         for captions in captions_by_file(job):
             counts.append(len(captions))
+            found.cut += sum(caption.ended == "length" for caption in captions)
             yield from captions
 
     write_jsonl(job.out / "captions.jsonl", rows())
-    write_jsonl(job.out / "failures.jsonl", failures)
+    found.captions = sum(counts)
+    write_jsonl(job.out / "failures.jsonl", found.failures)
     write_text(job.out / "media.jsonl", media_lines(job.files, counts))
-    warnings: list[str] = []
-    for form in job.config.format:
-        if form in WRITERS:
-            warnings += _write_files(job, form)
-        elif form in TABLES and last:
-            TABLES[form](job.out / f"captions.{form}", rows())
-    return sum(counts), failures, warnings
+    own = OwnFiles(job)
+    found.texts = write_texts(job, own, captions_of)
+    for form, write in TABLES.items():
+        path = job.out / f"captions.{form}"
+        if last and (form in job.config.format or own.has(form, "", path)):
+            write(path, rows())
+            own.add(form, "", hash_file(path))
+        elif path.exists():
+            found.earlier.append(form)
+    return found
 
 
 def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator[str]:
@@ -143,41 +177,3 @@ def captions_by_file(job: Job) -> Iterator[list[Caption]]:
     """The captions of each file that are there, in source order."""
     for file, medium in zip(job.files, job.contents, strict=True):
         yield captions_of(job, file, medium)
-
-
-def _write_files(job: Job, form: str) -> list[str]:
-    """One file a medium; beside the media, files that are there already are kept unless told
-    otherwise."""
-    kept = []
-    for medium, stem, captions in zip(
-        job.contents, _stems(job), captions_by_file(job), strict=True
-    ):
-        tasks = job.ledger.tasks([medium])
-        if not captions or len(captions) < sum(not job.ledger.lost(t) for t in tasks):
-            continue  # half a text would look like a whole one
-        text = "".join(WRITERS[form](captions))
-        path = Path(f"{stem}.{form}")
-        there = path.read_bytes() if path.is_file() else None
-        if there == text.encode("utf-8", errors="replace"):
-            continue
-        keeps = job.config.beside and not job.config.overwrite and os.path.lexists(path)
-        if keeps or path.is_dir():
-            kept.append(path.name)
-            continue
-        write_text(path, [text])
-    if not kept:
-        return []
-    return [
-        f"{len(kept)} .{form} files were there already ({kept[0]} …); --overwrite replaces them"
-    ]
-
-
-def _stems(job: Job) -> list[str]:
-    """The path without suffix of each file's text, absolute."""
-    if not job.config.beside:
-        return [f"{job.out}/{stem}" for stem in file_stems([f.media_path for f in job.files])]
-    # A file that two sources name is one file, but with two prompts it has two texts.
-    both = [(str(file.path), m.prompt) for file, m in zip(job.files, job.contents, strict=True)]
-    each = list(dict.fromkeys(both))
-    stems = dict(zip(each, file_stems([path for path, _ in each]), strict=True))
-    return [stems[one] for one in both]

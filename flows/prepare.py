@@ -10,6 +10,7 @@ from pathlib import Path
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests, content_key, digest_of
+from artifacts.packs import stored_scopes
 from artifacts.paths import folder_named
 from artifacts.schema import Sampling
 from artifacts.stamps import FileChanged
@@ -17,13 +18,11 @@ from artifacts.store import FolderStore, open_store
 from flows.config import CaptionConfig
 from flows.device_probe import check_device
 from flows.launch import Launcher
-from flows.ledger import Ledger, Medium, Scopes
+from flows.ledger import Ledger, Medium
 from flows.memory.budget import Budget, budget_for
 from flows.models import Model, open_model
+from flows.scopes import ways_of
 from flows.sources import MediaFile, Selection, find_media
-from stages.decode import RECIPE as DECODE_RECIPE
-from stages.encode import RECIPE as ENCODE_RECIPE
-from stages.frames import RECIPE as FRAMES_RECIPE
 from stages.frames.medium import CHANGED, CHANGED_HINT
 from stages.models.hub.transfer import Announce
 from stages.process.cgroup import cores
@@ -109,7 +108,7 @@ def prepare(
     sampling = model.sampling(config)
     if not text:  # features that are kept for later are made in one way alone
         model = replace(model, lighter={})
-    ways = ways_of(config, model, sampling)
+    ways = ways_of(config, model, sampling, stored_scopes(store, "captions") if text else set())
     if not text:  # a chunk that is captioned still has its features made
         ways = [replace(way, captions=digest_of(["no text", way.features])) for way in ways]
     return Job(
@@ -141,42 +140,6 @@ def check_prompts(contents: Sequence[Medium], model: Model) -> None:
 def out_folder(config: CaptionConfig) -> Path:
     """Where a run writes, absolute. Raises UsageError for what is no path."""
     return folder_named(config.out, "out")
-
-
-def ways_of(config: CaptionConfig, model: Model, sampling: Sampling) -> list[Scopes]:
-    """The scopes of every pair of settings that the halves may be run in, the best first."""
-    return [
-        scopes_of(config, replace(model, vision=vision, language=language), sampling)
-        for vision in model.settings("vision")
-        for language in model.settings("language")
-    ]
-
-
-def scopes_of(config: CaptionConfig, model: Model, sampling: Sampling) -> Scopes:
-    """Digests of what decides each stage's bytes; a stage's RECIPE rises when its own output
-    changes."""
-    fits = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
-    looked_at = {name: getattr(sampling, name) for name in sampling.__slots__}
-    frames = digest_of(["frames", FRAMES_RECIPE, looked_at, fits])
-    seen_by = [model.vision_digest, *model.vision.decides]
-    features = digest_of(["features", ENCODE_RECIPE, frames, *seen_by])
-    captions = digest_of(
-        [
-            "captions",
-            DECODE_RECIPE,
-            features,
-            model.language_digest,
-            *model.language.decides,
-            config.max_new_tokens,
-        ]
-    )
-    return Scopes(
-        frames=frames,
-        features=features,
-        captions=captions,
-        prompted=model.card.prompted,
-        **model.precision(),
-    )
 
 
 def read_contents(

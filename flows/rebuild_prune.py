@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from artifacts.packs import Shelf
 from artifacts.shelves import Shelves
 from flows.holds import RunningJob
-from flows.ledger import Ledger, Medium, Scopes
+from flows.ledger import Ledger, Medium
 from flows.prepare import Job
 from flows.rebuild_record import Reach, RebuildRecord, other_records
+from flows.scopes import Scopes
 
 
 @dataclass(kw_only=True, slots=True)

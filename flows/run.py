@@ -19,11 +19,12 @@ from flows.memory.budget import WithinBudget
 from flows.memory.ladder import Ladder
 from flows.memory.start import ladder_of
 from flows.models import Model
-from flows.outputs import failure_of, places
+from flows.outputs import failure_of, places, there_before
 from flows.precision import precision_note
 from flows.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.run_record import RunRecord
-from flows.sequence import RunResult, Sequence
+from flows.run_result import RunResult
+from flows.sequence import Sequence
 from flows.steps import Steps
 from flows.stopping import stopped_in_order
 from flows.weights import fetch_halves
@@ -94,7 +95,7 @@ class Watch:
             for note in filter(None, [*notes(job), job.budget.warning]):
                 self._display.say(note)
             self._job, self._record = job, (record := RunRecord(job.out))
-            record.value.update(plan=summary(job), outputs=places(job))
+            record.value.update(plan=summary(job), outputs=places(job), earlier=there_before(job))
             record.write(force=True)
             if self._on_begin is not None:
                 self._on_begin(record)

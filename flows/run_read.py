@@ -64,6 +64,11 @@ STAGE = {
     "warnings": [text],
     "notes": {"loaded_bytes": Left(number)},
 }
+TEXTS = {
+    "format": text,
+    "beside": anything,
+    **dict.fromkeys(("written", "kept", "earlier", "others"), count),
+}
 RECORD = {
     **dict.fromkeys(("state", "host", "out", "error"), text),
     "pid": count,
@@ -76,6 +81,9 @@ RECORD = {
     "stages": [STAGE],
     "media": {"total": count, "failed": count, "open": Left(count)},
     "captions": count,
+    "cut": Left(count),
+    "texts": Left([TEXTS]),
+    "earlier": Left([text]),
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
     "versions": Left(Each(text)),
 }

@@ -188,6 +188,9 @@ def blank(out: Path) -> dict[str, Any]:
         "stages": [empty(name) for name in STAGES],
         "media": {"total": 0, "failed": 0, "open": 0},
         "captions": 0,
+        "cut": 0,
+        "texts": [],
+        "earlier": [],
         "failures": [],
         "error": "",
     }

@@ -5,20 +5,19 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from artifacts.captions import Failure
 from artifacts.errors import Interrupted, Killed, PenstockError
 from artifacts.pack_object import DamagedRecord
-from flows.dataset import write_dataset
+from artifacts.shards import DATASET
+from flows.dataset import is_stale, write_dataset
 from flows.launch import KILLS
 from flows.ledger import Medium
-from flows.outputs import write_outputs
+from flows.outputs import places, write_outputs
 from flows.prepare import Job
 from flows.run_record import RunRecord
+from flows.run_result import RunResult
 from flows.sizes import estimates, wave_limit
 from flows.steps import Steps
 from flows.weights import halves_wanted
@@ -30,39 +29,6 @@ WRITING_SHARE = 20
 """Between waves the outputs, which are written whole, take one part in so many of a run's time."""
 REMAKES = 3
 """How often a wave is gone through again because a stored record was found damaged."""
-
-
-@dataclass(kw_only=True, slots=True)
-class RunResult:
-    """How a run ended."""
-
-    out: Path
-    files: int
-    """Files and sources that were asked for."""
-    captions: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def exit_code(self) -> int:
-        """0 all captioned · 1 some items failed."""
-        return 1 if self.failures else 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The outcome for programs; each failure is told by itself."""
-        return {
-            "out": str(self.out),
-            "files": self.files,
-            "captions": self.captions,
-            "failed": len(self.failures),
-            "warnings": self.warnings,
-            "exit_code": self.exit_code,
-        }
-
-    def line(self) -> str:
-        """The outcome in one line."""
-        failed = f", {len(self.failures)} of {self.files} files failed" if self.failures else ""
-        return f"{self.captions} captions in {self.out / 'captions.jsonl'}{failed}"
 
 
 class Sequence:
@@ -80,7 +46,8 @@ class Sequence:
         there."""
         job = self._job
         self._begin()
-        result = RunResult(out=job.out, files=len(job.files) + len(job.failures))
+        files = len(job.files) + len(job.failures)
+        result = RunResult(out=job.out, files=files, limit=job.config.max_new_tokens)
 
         def write(last: bool) -> None:
             self._write(result, last=last)
@@ -89,6 +56,8 @@ class Sequence:
             self._waves(halves_wanted(job.ledger, job.media), self._steps.decode, write)
             if "webdataset" in job.config.format:
                 result.warnings += write_dataset(job, self._steps.launcher, self._steps.tell)
+                self._tell(result)
+        result.warnings += result.notes()
         return result
 
     def fill(self) -> None:
@@ -178,12 +147,19 @@ class Sequence:
             self._job.ledger.reconsider()
 
     def _write(self, result: RunResult, *, last: bool) -> None:
-        written = write_outputs(self._job, last=last)
-        result.captions, result.failures, result.warnings = written
+        result.written = write_outputs(self._job, last=last)
+        self._tell(result)
         self._record.value["media"]["total"] = result.files
-        self._record.value["captions"] = result.captions
         self._record.fails(result.failures)
         self._expect()
+
+    def _tell(self, result: RunResult) -> None:
+        """Tell the record what the outputs hold, and which hold something else."""
+        written = result.written
+        stale = is_stale(self._job)
+        written.earlier = [*(n for n in written.earlier if n != DATASET), *[DATASET] * stale]
+        self._record.value.update(written.to_json())
+        self._record.value["outputs"] = places(self._job)
 
     def _seldom(self, do: Callable[[], None]) -> None:
         """Do what takes longer the more items there are, and not again for a good while."""

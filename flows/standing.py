@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.display import duration, size
+from flows.display import counted, duration, size
 
 RECENT_SECONDS = 60.0
 """What counts as lately."""
@@ -158,7 +158,23 @@ def what(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
     still = f", {media['open']} not looked into yet" if media.get("open") else ""
     failed = media["failed"]
-    yield f"{media['total']} files, {failed} failed{still}; {record['captions']} captions written"
+    cut = f", {record['cut']} cut for their length" if record["cut"] else ""
+    texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
+    captions = f"{counted(record['captions'], 'caption')} written{cut}{texts}"
+    yield f"{counted(media['total'], 'file')}, {failed} failed{still}; {captions}"
+
+
+def texts_line(texts: Mapping[str, Any]) -> str:
+    """`.txt: 35 written, 3 kept as people made them`."""
+    told = {
+        "written": "written",
+        "kept": "kept as people made them",
+        "earlier": "of an earlier run",
+        "others": "about nothing in this run",
+    }
+    parts = [f"{texts[name]} {words}" for name, words in told.items() if texts[name]]
+    where = " beside the media" if texts["beside"] else ""
+    return f".{texts['format']}{where}: {', '.join(parts) or 'none'}"
 
 
 def rungs_in_force(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -176,4 +192,6 @@ def rung_line(taken: Mapping[str, Any]) -> str:
 def places(record: Mapping[str, Any]) -> dict[str, str]:
     """Where what the run made lies."""
     found = {**record["outputs"], "store": record["plan"].get("store", "")}
+    for name in record["earlier"]:
+        found[name] = f"{found.get(name, '')} (of an earlier run)"
     return {name: path for name, path in found.items() if path}

@@ -14,7 +14,7 @@ from flows.config import CaptionConfig
 from flows.display import Display
 from flows.launch import ENTRIES, StageCall
 from flows.run import caption
-from flows.sequence import RunResult
+from flows.run_result import RunResult
 from stages.process.report import Report
 from stages.process.stage_process import Listener, StageOutcome
 from tests.pipeline import Place

@@ -35,6 +35,7 @@ def caption(text: str, start: float = 0.0, end: float = 30.0, *, media: str = "a
         frames=(start, start + 1 / 3),
         features="ab" * 32,
         tokens=7,
+        ended="stop",
         warnings=('cut short: its "end", 1 of 2',) if start else (),
     )
 

@@ -16,7 +16,7 @@ from flows.config import CaptionConfig
 from flows.display import Display
 from flows.launch import DirectLauncher, StageCall
 from flows.run import caption
-from flows.sequence import RunResult
+from flows.run_result import RunResult
 from stages.process.stage_process import Listener, StageOutcome
 from tests.media import write_video
 from tests.rows import HARD

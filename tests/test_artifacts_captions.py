@@ -21,6 +21,7 @@ def caption(text: str, start: float = 0.0, end: float = 30.0) -> Caption:
         frames=(start, start + 0.5),
         features="ab" * 32,
         tokens=7,
+        ended="stop",
     )
 
 
@@ -39,6 +40,7 @@ def test_jsonl_holds_the_contract_s_fields_in_order(tmp_path: Path) -> None:
         "frames",
         "features",
         "tokens",
+        "ended",
         "warnings",
     ]
     assert [row["caption"] for row in rows] == ["Ein Vögelchen", "b"]

@@ -17,7 +17,7 @@ from flows.config import CaptionConfig
 from flows.display import Display
 from flows.launch import DirectLauncher
 from flows.run import caption
-from flows.sequence import RunResult
+from flows.run_result import RunResult
 from tests.pipeline import Place
 from tests.starving import STARVED, VARIABLE
 from tests.wide_model import SAYS, write_wide_model

@@ -5,7 +5,8 @@ from artifacts.packs import Record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import FolderStore
 from flows.batches import decode_batches, encode_batches
-from flows.ledger import Ledger, Medium, Scopes, Task, cut_waves
+from flows.ledger import Ledger, Medium, Task, cut_waves
+from flows.scopes import Scopes
 
 SCOPES = Scopes(frames="f" * 64, features="e" * 64, captions="c" * 64)
 

@@ -13,7 +13,7 @@ from flows import precision
 from flows.config import CaptionConfig
 from flows.models import Model
 from flows.precision import HalfSettings, attention, precision_note, settle, weight_bytes
-from flows.prepare import scopes_of
+from flows.scopes import scopes_of
 from stages.models import describe
 from stages.models.card import ModelCard
 from stages.models.halves.boundary import HALVES

@@ -11,13 +11,12 @@ import pytest
 import flows.ledger
 import flows.sequence
 import flows.sizes
-from artifacts.captions import Failure
 from artifacts.errors import Interrupted
 from artifacts.keys import digest_of, item_key
 from artifacts.store import FolderStore
 from flows.config import CaptionConfig
 from flows.display import Display
-from flows.outputs import write_outputs
+from flows.outputs import Written, write_outputs
 from flows.prepare import Job
 from flows.run import caption
 from tests.media import write_video
@@ -66,7 +65,7 @@ def test_outputs_are_not_written_after_every_wave_of_a_large_run(
 ) -> None:
     written: list[bool] = []
 
-    def write(job: Job, *, last: bool) -> tuple[int, list[Failure], list[str]]:
+    def write(job: Job, *, last: bool) -> Written:
         written.append(last)
         return write_outputs(job, last=last)
 

@@ -13,7 +13,7 @@ from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.config import CaptionConfig
 from flows.display import Display, printable
-from flows.sequence import RunResult
+from flows.run_result import RunResult
 from flows.terminal import forget_terminal
 
 NAMED_FAILURES = 20

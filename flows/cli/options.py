@@ -57,7 +57,7 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     add("--batch-size", type=int, metavar="N", help="chunks a batch [8]")
     if text:
         add = parser.add_argument_group("text").add_argument
-        add("--max-new-tokens", type=int, default=128, metavar="N", help="longest caption [128]")
+        add("--max-new-tokens", type=int, default=256, metavar="N", help="longest caption [256]")
         add("--prefix", default="", metavar="T", help="put before every caption")
         add("--suffix", default="", metavar="T", help="put after every caption")
     _add_file_options(parser.add_argument_group("files"), text)

@@ -8,10 +8,11 @@ give the same words. A batch is always computed whole, because rounding depends 
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from artifacts.captions import Ended
 from artifacts.claims import turns_at
 from artifacts.pack_object import QUARANTINE, DamagedRecord, put_aside, read_header
 from artifacts.packs import Record, Shelf
@@ -31,6 +32,14 @@ from stages.process.report import Report
 
 SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
 """Settings of a checkpoint that greedy decoding does not read, and warns of."""
+
+
+class Said(NamedTuple):
+    """What the model said of one chunk; the fields are those of its record."""
+
+    caption: str
+    tokens: int
+    ended: Ended
 
 
 def run(job: dict[str, Any], report: Report) -> None:
@@ -80,7 +89,10 @@ def run(job: dict[str, Any], report: Report) -> None:
                 reading=reading,
             )
         )
-        return [_record(m["key"], *c) for (m, _), c in zip(members, made, strict=True)]
+        return [
+            Record(key=member["key"], meta=said._asdict())
+            for (member, _), said in zip(members, made, strict=True)
+        ]
 
     def shortest() -> object:
         spare = batches[-1][-1:]
@@ -139,23 +151,22 @@ def decode_batch(
     prompts: list[str],
     max_new_tokens: int,
     reading: Reading | None = None,
-) -> list[tuple[str, int]]:
-    """The caption of each row and how many tokens it took, in order."""
+) -> list[Said]:
+    """What is said of each row, in order."""
     make_greedy(half, processor)
     reading = reading or Reading()
-    captions: dict[int, tuple[str, int]] = {}
+    captions: dict[int, Said] = {}
     for indexes in _groups(rows):
         together = [rows[index] for index in indexes]
         asked = [prompts[index] for index in indexes]
         inputs = open_ended(half, rebuild(processor, together, asked))
         features = Features(merge_rows(together), together[0].needs, merge_blank(together))
         options = reading.options(half, processor, together[0])
-        tokens = generate(half, inputs, features, max_new_tokens=max_new_tokens, **options)
-        new = new_tokens(tokens, prompt_in(half, inputs)).cpu()
+        made = generate(half, inputs, features, max_new_tokens=max_new_tokens, **options)
+        new = new_tokens(made, prompt_in(half, inputs)).cpu()
         texts = processor.batch_decode(new, skip_special_tokens=True)
-        counts = _lengths(half, new)
-        pairs = [(text.strip(), count) for text, count in zip(texts, counts, strict=True)]
-        captions.update(zip(indexes, pairs, strict=True))
+        for index, text, (tokens, ended) in zip(indexes, texts, _lengths(half, new), strict=True):
+            captions[index] = Said(text.strip(), tokens, ended)
     return [captions[index] for index in range(len(rows))]
 
 
@@ -167,16 +178,12 @@ def _groups(rows: list[FeatureRecord]) -> Iterator[list[int]]:
     yield from found.values()
 
 
-def _lengths(half: Any, new: torch.Tensor) -> list[int]:
-    """Tokens of each row, up to the one that ends it and with it."""
+def _lengths(half: Any, new: torch.Tensor) -> list[tuple[int, Ended]]:
+    """Tokens of each row, up to the one that ends it and with it, and how it ended."""
     ends = half.generation_config.eos_token_id
     known = torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), dtype=new.dtype)
-    lengths = []
+    lengths: list[tuple[int, Ended]] = []
     for row in new:
         stops = torch.isin(row, known).nonzero()
-        lengths.append(int(stops[0]) + 1 if len(stops) else len(row))
+        lengths.append((int(stops[0]) + 1, "stop") if len(stops) else (len(row), "length"))
     return lengths
-
-
-def _record(key: str, caption: str, tokens: int) -> Record:
-    return Record(key=key, meta={"caption": caption, "tokens": tokens})

@@ -1,0 +1,53 @@
+"""What is remembered in one file of JSON lines that several processes add to; knows no file's.
+
+Each line ends with a checksum. Such a memory is a convenience: a line that is lost, or is not what
+was written, is one that was never there. Lines are short enough to be appended in one write.
+"""
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from artifacts.regular import open_regular
+from artifacts.stamps import stamp_of
+
+LARGEST = 1 << 29
+"""Bytes that are read, from the end: two million lines, in three seconds."""
+LONGEST_LINE = 1 << 16
+"""Bytes of a line at the most: a path has 4,096, each of which takes up to six."""
+
+
+def read_lines(path: Path) -> Iterator[list[Any]]:
+    """The lines that are what was once written; any other is passed over."""
+    with contextlib.suppress(OSError), open_regular(path) as file:
+        file.seek(max(0, stamp_of(file.fileno()).size - LARGEST))
+        while line := file.readline(LONGEST_LINE):
+            text, _, check = line.rpartition(b', "')
+            if check != f'{_check(text)}"]\n'.encode():
+                continue  # torn by a crash, flipped by a disk, or of a version without checksums
+            with contextlib.suppress(ValueError, RecursionError):
+                yield json.loads(text + b"]")
+
+
+def append_line(path: Path, values: list[Any]) -> None:
+    """Remember these values; where nothing can be written, they are forgotten."""
+    text = json.dumps(values)[:-1]
+    # A line of its own, whatever a torn or damaged one before it ends with.
+    line = f'\n{text}, "{_check(text.encode())}"]\n'
+    with contextlib.suppress(OSError):  # a store that cannot be written says so where it matters
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        file = os.open(path, flags, 0o644)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
+
+
+def _check(text: bytes) -> str:
+    """A checksum that notices every burst of up to 32 bits."""
+    return f"{zlib.crc32(text):08x}"
