@@ -53,6 +53,8 @@ class Display:
         self._before = 0
         self._started = 0.0
         self._shown = 0.0
+        self._failed: set[str] = set()
+        """Files of which it was told that they failed."""
         self._fetch_total = 0
         self._fetch_before = 0
         self._fetch_started = 0.0
@@ -77,9 +79,8 @@ class Display:
             with self._lock:
                 if name == self._stage and name == "frames":
                     self._total = event["items"]
-        elif kind in ("failure", "warning"):
-            text = event.get("text") or f"{event['message']}. {event['hint']}"
-            self.say(text)
+        elif kind == "warning":
+            self.say(event["text"])
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -89,6 +90,18 @@ class Display:
             if not self._quiet and not self._json:
                 self._clear()
                 self._line(text)
+
+    def fail(self, *, media_path: str, message: str, hint: str, **_: Any) -> None:
+        """A file failed: told once, now or among the last words."""
+        if media_path in self._failed:
+            return
+        self.say(f"failed: {media_path}: {message}. {hint}")
+        if not self._json and not self._quiet:
+            self._failed.add(media_path)
+
+    def has_failed(self, media_path: str) -> bool:
+        """Whether that was told of a file."""
+        return media_path in self._failed
 
     def fetched(self, here: int, total: int) -> None:
         """So many bytes of a download are here."""
@@ -184,11 +197,6 @@ class Display:
 def printable(text: str) -> str:
     """Text without control characters, which a file's name may hold and a terminal would obey."""
     return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def duration(seconds: float) -> str:

@@ -42,18 +42,21 @@ def failures_of(job: Job) -> list[Failure]:
     return found
 
 
-def failure_of(job: Job, stage: str, event: Mapping[str, Any]) -> dict[str, str]:
+def names_of(job: Job) -> dict[str, str]:
+    """Digest of a medium → the name of the first file that holds it."""
+    files = reversed(list(zip(job.files, job.contents, strict=True)))
+    return {medium.digest: file.media_path for file, medium in files}
+
+
+def failure_of(
+    job: Job, names: Mapping[str, str], stage: str, event: Mapping[str, Any]
+) -> dict[str, str]:
     """What a stage told of a medium, or of a chunk's features, with the name of a file."""
     told = event["media"]
-    name = next(
-        (
-            file.media_path
-            for file, medium in zip(job.files, job.contents, strict=True)
-            if told == medium.digest
-            or (stage == "encode" and any(t.features == told for t in job.ledger.tasks([medium])))
-        ),
-        "",
-    )
+    if stage == "encode":
+        chunks = (task for task in job.ledger.tasks(job.media) if task.features == told)
+        told = next((task.medium.digest for task in chunks), told)
+    name = names.get(told, "")
     return {"media_path": name, "stage": stage, "message": event["message"], "hint": event["hint"]}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from artifacts.words import counted
 from flows.display import duration, gib, size
 from flows.memory.choose import Choice, allowed
 from flows.memory.what_fits import BUDGETS_GIB, LEGEND, what_fits
@@ -123,15 +124,16 @@ def _of_media(plan: Plan, told: dict[str, Any]) -> Iterator[str]:
         yield f"download    {size(told['fetch_bytes'])} of weights"
     shots = f", if shots take {SHOT_SECONDS:.0f} s" if told["sampling"]["shots"] else ""
     yield (
-        f"media       {told['files']} files, {duration(told['seconds_of_media'])}, "
-        f"about {told['chunks']} chunks and {told['frames']} frames{shots}"
+        f"media       {counted(told['files'], 'file')}, {duration(told['seconds_of_media'])}, "
+        f"about {counted(told['chunks'], 'chunk')} and {counted(told['frames'], 'frame')}{shots}"
     )
     yield (
         f"disk        {size(told['frame_bytes_at_once'])} of frames at once, "
         f"{size(told['feature_bytes'])} of features kept, {size(told['free_bytes'])} free, "
-        f"{told['waves']} wave(s)"
+        f"{counted(told['waves'], 'wave')}"
     )
-    done = f"{told['done']['features']} features, {told['done']['captions']} captions"
+    captions = counted(told["done"]["captions"], "caption")
+    done = f"{told['done']['features']} features, {captions}"
     # What is made has the digest of the weights in its name.
     yield f"done        {done if told['weights_read'] else 'unknown until a run reads the weights'}"
     if told["time"]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from artifacts.captions import Failure
 from artifacts.store import open_store
+from artifacts.words import counted
 from flows.config import CaptionConfig
 from flows.display import Display, duration, size
 from flows.holds import RunningJob, running_jobs
@@ -115,7 +116,7 @@ class RebuildResult:
     def plan_lines(self) -> list[str]:
         """What differs and what is to be done about it."""
         missing = self.missing
-        lines = [f"{self.files} files: {self.difference.line()}", *self.difference.why]
+        lines = [f"{counted(self.files, 'file')}: {self.difference.line()}", *self.difference.why]
         if not missing.chunks:
             return [*lines, "nothing to encode"]
         about = "about " if missing.guessed else ""
@@ -124,10 +125,11 @@ class RebuildResult:
             took = f"about {duration(self.seconds_a_chunk * missing.chunks)}"
         if self.fetch_bytes:
             lines.append(f"to download: {size(self.fetch_bytes)} of weights")
+        chunks, files = counted(missing.chunks, "chunk"), counted(missing.files, "file")
+        frames = f"{about}{counted(missing.frames, 'frame')}, {size(missing.frame_bytes)}"
         return [
             *lines,
-            f"to encode: {about}{missing.chunks} chunks of {missing.files} files, "
-            f"{about}{missing.frames} frames, {size(missing.frame_bytes)} while they are there",
+            f"to encode: {about}{chunks} of {files}, {frames} while they are there",
             f"to store: about {size(missing.feature_bytes)} of features; time: {took}",
         ]
 
@@ -135,10 +137,11 @@ class RebuildResult:
         """The outcome in one line."""
         would = "would encode" if self.dry_run else "encoded"
         chunks = self.missing.chunks if self.dry_run else self.encoded
-        text = f"{self.files} files: {self.difference.line()}; {would} {chunks} chunks"
+        text = f"{counted(self.files, 'file')}: {self.difference.line()}; {would} "
+        text += counted(chunks, "chunk")
         if self.removed:
             verb = "would remove" if self.dry_run else "removed"
-            text += f", {verb} {self.removed} records of {size(self.removed_bytes)}"
+            text += f", {verb} {counted(self.removed, 'record')} of {size(self.removed_bytes)}"
         failed = f", {len(self.failures)} failed" if self.failures else ""
         return f"{text}{failed}{f'; nothing was removed: {self.kept}' if self.kept else ''}"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts.captions import write_jsonl
 from artifacts.errors import UsageError
 from artifacts.store import fault_of
+from artifacts.words import counted
 from flows.cache import note_scopes
 from flows.config import CaptionConfig
 from flows.display import Display
@@ -19,7 +20,7 @@ from flows.memory.budget import WithinBudget
 from flows.memory.ladder import Ladder
 from flows.memory.start import ladder_of
 from flows.models import Model
-from flows.outputs import failure_of, places, there_before
+from flows.outputs import failure_of, names_of, places, there_before
 from flows.precision import precision_note
 from flows.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.run_record import RunRecord
@@ -48,11 +49,14 @@ class Watch:
         self._record: RunRecord | None = None
         self._ladder: Ladder | None = None
         self._items: dict[str, int] = {}
+        self._names: dict[str, str] = {}
+        """Of the media, once one of them has failed: to find one takes a look at all."""
 
     def listen(self, stage: str, event: Mapping[str, Any]) -> None:
         """Hear an event of a stage."""
-        self._display.listen(stage, event)
         record, job, kind = self._record, self._job, event["event"]
+        if kind != "failure":
+            self._display.listen(stage, event)
         if record is None or job is None:
             return
         if self._ladder is not None:
@@ -63,7 +67,10 @@ class Watch:
         elif kind == "memory":
             record.memory(stage, event)
         elif kind == "failure":
-            record.fail(stage, lambda: failure_of(job, stage, event))
+            self._names = self._names or names_of(job)
+            failure = failure_of(job, self._names, stage, event)
+            self._display.fail(**failure)
+            record.fail(stage, failure)
 
     def tell(self, stage: str, total: int, done: int) -> None:
         """A stage is about to start."""
@@ -182,8 +189,8 @@ def notes(job: Job) -> list[str]:
         )
     elif card.frames_a_video:
         found.append(
-            f"{job.model.name} takes {card.frames_a_video} frames of each chunk, no more and no "
-            "fewer"
+            f"{job.model.name} takes {counted(card.frames_a_video, 'frame')} of each chunk, no more "
+            "and no fewer"
         )
     return found
 

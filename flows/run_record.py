@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -80,15 +80,14 @@ class RunRecord:
             self.value["rungs"].append({**taken, "time": now()})
             self.write(force=True)
 
-    def fail(self, name: str, failure: Callable[[], Mapping[str, str]]) -> None:
-        """Something failed in a stage that goes on; counted anew when the outputs are written. What
-        it was is asked for the first ones alone: to find a file's name takes a look at all."""
+    def fail(self, name: str, failure: Mapping[str, str]) -> None:
+        """Something failed in a stage that goes on; counted anew when the outputs are written."""
         if name in STAGES:
             with self._lock, contextlib.suppress(EnvironmentFault):
                 self.stage(name)["failed"] += 1
                 self.value["media"]["failed"] += 1
                 if len(self.value["failures"]) < NAMED_FAILURES:
-                    self.value["failures"].append(dict(failure()))
+                    self.value["failures"].append(dict(failure))
                 self.write(force=False)
 
     def fails(self, failures: Sequence[Failure]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Failure
-from flows.display import counted
+from artifacts.words import counted
 from flows.outputs import Written
 from flows.standing import texts_line
 

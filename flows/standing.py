@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.display import counted, duration, size
+from artifacts.words import counted
+from flows.display import duration, size
 
 RECENT_SECONDS = 60.0
 """What counts as lately."""

@@ -112,7 +112,7 @@ def record(tmp_path: Path) -> RunRecord:
 
 def test_the_page_tells_plan_rung_peaks_failures_and_places(record: RunRecord) -> None:
     hint = "Convert | it"
-    record.fail("frames", lambda: {"media_path": HOSTILE[0], "message": "broken", "hint": hint})
+    record.fail("frames", {"media_path": HOSTILE[0], "message": "broken", "hint": hint})
     tokens = rendered(page(record.value, 0.0))
     text = "".join(c.content for t in tokens for c in t.children or ())
     for said in (

@@ -71,9 +71,7 @@ def test_files_not_looked_into_are_reckoned_with_by_their_headers(record: RunRec
 
 
 def test_what_the_model_refuses_is_not_pending(record: RunRecord) -> None:
-    record.fail(
-        "encode", lambda: {"media_path": "a.mp4", "message": "too narrow", "hint": "Widen it"}
-    )
+    record.fail("encode", {"media_path": "a.mp4", "message": "too narrow", "hint": "Widen it"})
     stood = encode(record, time.time())
     assert (stood.failed, stood.pending) == (1, 89)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from artifacts.pack_object import verify
 from artifacts.store import open_store
+from artifacts.words import counted
 from flows.cache import Holding, holdings, sampling_text
 from flows.cache_gc import Collection, collect
 from flows.cli.options import config_of
@@ -61,7 +62,7 @@ def verify_store(given: argparse.Namespace) -> int:
         good, bad = good + fine, bad + (not fine)
         if not fine:
             print(f"damaged, set aside: {name}")
-    print(f"{good} packs good, {bad} set aside in {store.url}")
+    print(f"{counted(good, 'pack')} good, {bad} set aside in {store.url}")
     if bad:
         print("The next run of the same commands makes them again")
     return 1 if bad else 0
@@ -102,6 +103,8 @@ def rebuild_features(given: argparse.Namespace) -> int:
         print(json.dumps({"event": "rebuild", **result.to_json()}))
         return result.exit_code
     for failure in result.failures:
+        if display.has_failed(failure.media_path):
+            continue
         text = f"failed: {failure.media_path}: {failure.message}. {failure.hint}"
         print(printable(text), file=sys.stderr)
     if given.dry_run:

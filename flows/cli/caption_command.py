@@ -38,7 +38,7 @@ def caption_command(given: argparse.Namespace) -> int:
             print(json.dumps({"event": "failed", **asdict(failure)}))
         print(json.dumps({"event": "end", **result.to_json()}))
     else:
-        report(result, quiet=given.quiet)
+        report(result, display, quiet=given.quiet)
     return result.exit_code
 
 
@@ -60,12 +60,13 @@ def with_prefect(config: CaptionConfig, display: Display) -> RunResult:
     return result
 
 
-def report(result: RunResult, *, quiet: bool) -> None:
-    """The last words: what failed, what to read, where the captions are."""
-    for failure in result.failures[:NAMED_FAILURES]:
+def report(result: RunResult, display: Display, *, quiet: bool) -> None:
+    """The last words: what failed and was not told yet, what to read, where the captions are."""
+    failures = [f for f in result.failures if not display.has_failed(f.media_path)]
+    for failure in failures[:NAMED_FAILURES]:
         text = f"failed: {failure.media_path}: {failure.message}. {failure.hint}"
         print(printable(text), file=sys.stderr)
-    rest = len(result.failures) - NAMED_FAILURES
+    rest = len(failures) - NAMED_FAILURES
     if rest > 0:
         print(f"… and {rest} more in {result.out / 'failures.jsonl'}", file=sys.stderr)
     if quiet:

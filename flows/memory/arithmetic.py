@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from artifacts.words import counted
 from flows.display import gib
 from flows.memory.attention import attention_terms
 from flows.memory.estimate import StageEstimate, Term
-from flows.memory.loads import PIXEL_BYTES, Load, counted
+from flows.memory.loads import PIXEL_BYTES, Load
 from flows.memory.rungs import Rung
 from flows.memory.streamed import block_ahead, power_of_two, waiting_terms, weight_terms
 from flows.memory.works import Expected, decoder_by_dimensions, encoder_by_dimensions, expected

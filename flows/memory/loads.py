@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from artifacts.schema import FrameFit, MediaKind, Sampling
+from artifacts.words import counted
 from flows.ledger import BYTES_A_TOKEN, Medium
 from flows.models import Model
 from flows.sizes import UNKNOWN_SIZE, Estimate, frame_counts
@@ -72,11 +73,6 @@ class Load:
         video = f"video chunks of up to {counted(self.frames, 'frame')}"
         what = video if self.kind == "video" else "images"
         return f"{what} of {wide}x{high}, {self.tokens:,} tokens a prompt"
-
-
-def counted(count: int, what: str) -> str:
-    """`1 frame`, `2 frames`."""
-    return f"{count} {what}{'s' if count != 1 else ''}"
 
 
 def loads_of(model: Model, media: Sequence[Medium], expected: Sequence[Estimate]) -> list[Load]:

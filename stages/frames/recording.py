@@ -123,9 +123,7 @@ class Recording:
         meta = {"kind": error.kind, "message": message, "hint": error.hint}
         if error.kind != CHANGED:
             self.failures.publish([Record(key=medium.digest, meta=meta)])
-        self._report.failure(
-            medium.digest, error.kind, f"{medium.path.name}: {message}", error.hint
-        )
+        self._report.failure(medium.digest, error.kind, message, error.hint)
 
 
 @contextlib.contextmanager

@@ -169,9 +169,12 @@ def survey(
     keyframes = Keyframes(pts=key_pts, dts=key_dts, ordinals=ordinals)
     warnings = []
     if found.jumps:
-        warnings.append(f"its clock is set anew {len(found.jumps)} times; times run on from there")
+        jumps = counted(len(found.jumps), "time")
+        warnings.append(f"its clock is set anew {jumps}; times run on from there")
     if odd:
-        warnings.append(f"{len(odd)} frames have a time that cannot be right and are passed over")
+        warnings.append(
+            f"passed over for a time that cannot be right: {counted(len(odd), 'frame')}"
+        )
     return Timeline(
         pts=ticks,
         time_base=stream.time_base,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
+from artifacts.words import counted
 from stages.frames.canvas import Canvas, shown_size
 from stages.frames.opening import no_frames
 from stages.frames.plan import ChunkPlan, plan_again, plan_chunks
@@ -163,7 +164,7 @@ class Video:
             )
         if self._lost:
             found.append(
-                f"{len(self._lost)} chunks without a readable frame are left out, "
+                f"left out for want of a readable frame: {counted(len(self._lost), 'chunk')}, "
                 f"the first at {min(self._lost.values()):.2f} s"
             )
         return tuple(found)
