@@ -189,8 +189,8 @@ def notes(job: Job) -> list[str]:
         )
     elif card.frames_a_video:
         found.append(
-            f"{job.model.name} takes {counted(card.frames_a_video, 'frame')} of each chunk, no more "
-            "and no fewer"
+            f"{job.model.name} takes {counted(card.frames_a_video, 'frame')} of each chunk, no "
+            "more and no fewer"
         )
     return found
 
