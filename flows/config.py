@@ -97,7 +97,7 @@ class CaptionConfig:
     beside: bool = False
     """Put txt, vtt and srt next to the media file instead of into `out`."""
     overwrite: bool = False
-    """With `beside`: replace files that are there already."""
+    """Replace txt, vtt and srt that people wrote or edited, too."""
     retry_failed: bool = False
     """Try media again that failed before."""
     keep_frames: bool = False

@@ -145,6 +145,24 @@ def test_a_batch_ends_when_every_row_has_ended(
     assert made == [max(counts)] and min(counts) < max(counts) < 128
 
 
+def test_a_caption_says_whether_it_was_cut(tmp_path: Path) -> None:
+    noise, other = clips("video", 2, frames=8, height=64)
+    dark = replace(other, frames=other.frames * np.uint8(0))
+    wave = Wave(tmp_path / "store", CHECKPOINT, [[dark, noise]])
+    wave.encode()
+    prompt = ("Describe this video in detail.",)
+    wave.decode(prompt, tokens=128)
+    whole = wave.captions()
+    assert {caption["ended"] for caption in whole} == {"stop"}
+    short, long = sorted(caption["tokens"] for caption in whole)
+    assert short < long
+    wave.decode(prompt, scope="dd" * 32, tokens=short)
+    for cut, caption in zip(wave.captions("dd" * 32), whole, strict=True):
+        assert cut["tokens"] == short
+        assert cut["ended"] == ("stop" if caption["tokens"] == short else "length")
+        assert caption["caption"].startswith(cut["caption"])
+
+
 def test_features_that_are_gone_fail(tmp_path: Path) -> None:
     wave = Wave(tmp_path / "store", checkpoint("llava"), [clips("image", 1)])
     wave.encode()

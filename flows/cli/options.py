@@ -71,7 +71,7 @@ def _add_file_options(group: "argparse._ArgumentGroup", text: bool) -> None:
     if text:
         add("--format", default="", metavar="F,F", help=f"beside jsonl: {', '.join(FORMATS[1:])}")
         add("--beside", action="store_true", help="put txt, vtt and srt next to the media files")
-        add("--overwrite", action="store_true", help="with --beside: replace files that are there")
+        add("--overwrite", action="store_true", help="replace texts that people wrote or edited")
     add("--retry-failed", action="store_true", help="try media again that failed before")
     add("--keep-frames", action="store_true", help="keep the stored frames after encoding")
 

@@ -53,6 +53,8 @@ def _totals(record: Mapping[str, Any], seconds: float) -> Rows:
     yield "captions", f"{record['captions']:,}"
     yield "files", f"{media['total']:,}"
     yield "failed", f"{media['failed']:,}"
+    if record["cut"]:
+        yield "cut", f"{record['cut']:,}"
     yield "tokens", f"{sum(stage['tokens'] for stage in stages):,}"
     yield "time", duration(seconds)
     yield "peak of the host", size(max(stage["peak_host_bytes"] for stage in stages))

@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from artifacts.captions import Failure
 from artifacts.shapes import Left, count, number, read_jsonl, text
+from artifacts.words import counted
 from flows.sources import IMAGE_SUFFIXES, writable
 
 FILE = "file://"
@@ -25,6 +26,7 @@ CAPTION = {
     "caption": text,
     "prompt": Left(text),
     "tokens": Left(count),
+    "ended": Left(text),
     "warnings": Left([text]),
 }
 FAILURE = dict.fromkeys(Failure.__slots__, Left(text))
@@ -95,6 +97,8 @@ def _medium(place: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> 
     path = os.fsdecode(unquote_to_bytes(place["url"].removeprefix(FILE)))
     url = quote(os.fsencode(os.path.relpath(path, folder))) if path else None
     warnings = Counter(text for row in rows for text in row.get("warnings", ()))
+    if cut := sum(row.get("ended") == "length" for row in rows):
+        warnings[f"{counted(cut, 'caption')} cut: --max-new-tokens lets them end"] = 1
     return {
         "name": place["media_path"],
         "kind": place["kind"],
