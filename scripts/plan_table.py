@@ -186,7 +186,12 @@ def estimates(outline: Outline, case: Case, *, fused: bool) -> list[Any]:
         for stage in stages
     ]
     return outline_estimates(
-        model, rows=case.batch, frames=case.frames, tokens=TEXT_TOKENS, rungs=rungs
+        model,
+        rows=case.batch,
+        frames=case.frames,
+        tokens=TEXT_TOKENS,
+        new_tokens=config.max_new_tokens,
+        rungs=rungs,
     )
 
 

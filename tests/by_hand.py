@@ -142,7 +142,7 @@ def images(count: int = 8, tokens: int = 1000) -> Load:
 def question(*loads: Load, device: str = "cuda:0", **options: str) -> Question:
     return Question(
         model=model(CARD, device, **options),
-        config=CaptionConfig(sources=("a",), **options),  # type: ignore[arg-type]
+        config=CaptionConfig(sources=("a",), **{"max_new_tokens": 128, **options}),  # type: ignore[arg-type]
         device=device,
         loads=loads or (images(),),
     )

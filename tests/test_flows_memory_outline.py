@@ -35,7 +35,9 @@ def stages(name: str, rows: int, frames: int, **given: Any) -> dict[str, StageEs
     rungs = given.pop("rungs", ())
     config = CaptionConfig(sources=("x",), **given)
     model = outline_model(checkpoint(name), outline(name), config, "cuda:0")
-    found = outline_estimates(model, rows=rows, frames=frames, tokens=64, rungs=rungs)
+    found = outline_estimates(
+        model, rows=rows, frames=frames, tokens=64, new_tokens=128, rungs=rungs
+    )
     return {estimate.rung.stage: estimate for estimate in found}
 
 

@@ -39,7 +39,7 @@ def test_llava_7b_takes_what_its_dimensions_say(
     assert encode["weight_bytes"] == 2 * 324_487_168
     assert decode["weight_bytes"] == 2 * 6_738_939_904
     # Keys and values of 32 layers of 4,096 numbers.
-    tokens = decode["load"]["tokens"] + 128
+    tokens = decode["load"]["tokens"] + 256
     assert decode["kv_bytes"] == 8 * tokens * 2 * 32 * 4096 * 2
     # 24 layers hold 576 + 1 tokens of 1,024: at the least the MLP's 4,096 and the stream.
     assert encode["activation_bytes"] > 8 * 577 * (4096 + 1024) * 2
@@ -66,7 +66,7 @@ def test_qwen_7b_takes_what_its_dimensions_say(
     halves = found["halves"]
     both = halves["vision"]["parameters"] + halves["language"]["parameters"]
     assert both == 8_292_166_656
-    tokens = decode["load"]["tokens"] + 128
+    tokens = decode["load"]["tokens"] + 256
     # Four heads of 128 numbers for keys, as many for values, in 28 layers.
     assert decode["kv_bytes"] == 8 * tokens * 2 * 28 * 4 * 128 * 2
     # 14 by 14 pixels make a patch, four patches a token.

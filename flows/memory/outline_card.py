@@ -197,7 +197,7 @@ def outline_estimates(
     rows: int,
     frames: int,
     tokens: int,
-    new_tokens: int = 128,
+    new_tokens: int,
     device: str = "cuda:0",
     rungs: Sequence[Rung] = (),
 ) -> list[StageEstimate]:
