@@ -185,7 +185,9 @@ def run(folder: Path, *more: str) -> Outcome:
     return attacked("caption", folder / "clips", "--model", "demo", *where, *more)
 
 
-BOOKS = ("digests.jsonl", "jobs", "tmp", "claims", "quarantine", "logs", "cards", "media")
+BOOKS = (
+    "digests.jsonl", "written.jsonl", "jobs", "tmp", "claims", "quarantine", "logs", "cards", "media",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("odd", ODD[:4])

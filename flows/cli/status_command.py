@@ -39,7 +39,7 @@ def lines(record: Mapping[str, Any], stages: list[StageStanding]) -> Iterator[st
     yield ROW.format(*COLUMNS)
     yield from (ROW.format(*cells(stage)) for stage in stages)
     for place, path in places(record).items():
-        yield f"{place:10s}{path}"
+        yield f"{place:11s}{path}"
     for failure in record["failures"]:
         yield f"failed: {failure['media_path']}: {failure['message']}. {failure['hint']}"
     rest = record["media"]["failed"] - len(record["failures"])
