@@ -186,7 +186,8 @@ def run(folder: Path, *more: str) -> Outcome:
 
 
 BOOKS = (
-    "digests.jsonl", "written.jsonl", "jobs", "tmp", "claims", "quarantine", "logs", "cards", "media",
+    "digests.jsonl", "written.jsonl", "jobs", "tmp", "claims", "quarantine", "logs", "cards",
+    "media",
 )  # fmt: skip
 
 
