@@ -20,6 +20,7 @@ from artifacts.lines import append_line, read_lines
 from artifacts.names import file_stems
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
+from artifacts.words import counted
 from flows.ledger import Medium
 from flows.prepare import Job
 from flows.sources import MediaFile
@@ -87,27 +88,20 @@ class Texts:
 
     def notes(self) -> Iterator[str]:
         """What a person should know of them."""
+        noun = f".{self.form} file"
         if self.kept:
             first = ", ".join([*self.kept[:3], *(["…"] if len(self.kept) > 3 else [])])
             yield (
-                f"{_files(len(self.kept), self.form)} left as people wrote or edited "
-                f"{_them(len(self.kept))} ({first}); --overwrite replaces {_them(len(self.kept))}"
+                f"kept as people wrote or edited them: {counted(len(self.kept), noun)} ({first}); "
+                "--overwrite replaces them"
             )
         if self.earlier and self.beside and not self.written:
-            again = f"--format {self.form} --beside writes {_them(self.earlier)} anew"
-            yield f"{_files(self.earlier, self.form)} beside the media of an earlier run; {again}"
+            again = f"--format {self.form} --beside writes them anew"
+            yield f"of an earlier run: {counted(self.earlier, noun)} beside the media; {again}"
         elif self.earlier:
-            yield f"{_files(self.earlier, self.form)} of an earlier run: not all is captioned now"
+            yield f"of an earlier run: {counted(self.earlier, noun)}, not all is captioned yet"
         if self.others:
-            yield f"{_files(self.others, self.form)} in the folder about nothing in this run"
-
-
-def _files(count: int, form: str) -> str:
-    return f"{count} .{form} file{' is' if count == 1 else 's are'}"
-
-
-def _them(count: int) -> str:
-    return "it" if count == 1 else "them"
+            yield f"about nothing in this run: {counted(self.others, noun)} in the same folder"
 
 
 def write_texts(job: Job, own: OwnFiles, captions_of: CaptionsOf) -> list[Texts]:

@@ -139,7 +139,7 @@ def test_texts_beside_that_are_not_asked_for_again_are_named(
     run(config, prompt="First?", format=("txt",), beside=True)
     assert run(config, prompt="First?", format=()).warnings == []
     result = run(config, prompt="Second?", format=())
-    assert any("3 .txt files are beside the media of an earlier run" in w for w in result.warnings)
+    assert any("of an earlier run: 3 .txt files beside the media" in w for w in result.warnings)
     assert "beside the media: 3 of an earlier run" in result.line()
     assert (clips / "photo.txt").read_text().startswith("First?")
 
@@ -148,7 +148,7 @@ def test_texts_about_other_files_are_counted(config: CaptionConfig) -> None:
     run(config, prompt="First?", format=("txt",))
     result = run(config, prompt="Second?", format=("txt",), limit=1)
     assert [(texts.written, texts.others) for texts in result.written.texts] == [(1, 2)]
-    assert any("2 .txt files are in the folder" in note for note in result.warnings)
+    assert any("about nothing in this run: 2 .txt files" in note for note in result.warnings)
 
 
 def test_a_run_that_is_broken_off_says_what_is_of_an_earlier_one(config: CaptionConfig) -> None:

@@ -66,7 +66,7 @@ def test_files_beside_are_kept_in_every_format(config: CaptionConfig, clips: Pat
     (clips / "photo.vtt").mkdir()
     config = replace(config, format=("txt", "vtt", "srt"))
     kept = run(config, beside=True).warnings
-    assert [warning[:11] for warning in kept] == ["1 .vtt file", "1 .srt file"]
+    assert [".vtt" in kept[0], ".srt" in kept[1], len(kept)] == [True, True, 2]
     assert mine.read_text() == "by hand\n"
     run(config, beside=True, overwrite=True)
     assert mine.read_text().startswith("1\n00:00:00,000 --> ")
