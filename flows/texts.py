@@ -5,9 +5,10 @@ A text is known for ours by its own digest and that of the medium that it is abo
 when a folder is moved or another `OUT` is given.
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -113,12 +114,25 @@ def write_texts(job: Job, own: OwnFiles, captions_of: CaptionsOf) -> list[Texts]
         if not own and not set(asked) & set(WRITERS):
             continue
         stems = _stems(job, beside)
+        there = _texts_in({os.path.dirname(stem) for stem in stems})
         for form in WRITERS:
             writer = _Writer(job, own, Texts(form=form, beside=beside), stems)
-            if form in asked or (not beside and writer.has_own()):
+            if form in asked or (not beside and writer.has_own(there)):
                 found.append(writer.write(captions_of))
-            elif beside and writer.count_stale(captions_of):
+            elif beside and writer.count_stale(captions_of, there):
                 found.append(writer.texts)
+    return found
+
+
+def _texts_in(folders: Set[str]) -> set[str]:
+    """Paths of what lies in these folders and is called as our texts are: to list a folder takes as
+    long as to look for one file in it."""
+    found: set[str] = set()
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            names = os.listdir(folder)
+            suffixes = tuple(f".{form}" for form in WRITERS)
+            found.update(os.path.join(folder, n) for n in names if n.endswith(suffixes))
     return found
 
 
@@ -131,10 +145,10 @@ class _Writer:
         self.texts = texts
         self._paths = [Path(f"{stem}.{texts.form}") for stem in stems]
 
-    def has_own(self) -> bool:
-        """Whether any of them is ours."""
+    def has_own(self, there: Set[str]) -> bool:
+        """Whether any of them is among those, and ours."""
         pairs = zip(self._paths, self._job.contents, strict=True)
-        return any(self._is_own(path, medium) for path, medium in pairs)
+        return any(str(path) in there and self._is_own(path, medium) for path, medium in pairs)
 
     def write(self, captions_of: CaptionsOf) -> Texts:
         """Bring them to what is said now."""
@@ -156,18 +170,23 @@ class _Writer:
             self.texts.others = self._count_others()
         return self.texts
 
-    def count_stale(self, captions_of: CaptionsOf) -> int:
-        """How many of ours say something else than what is said now."""
-        for path, medium, text in self._said(captions_of):
-            if self._is_own(path, medium) and (text is None or path.read_bytes() != text):
-                self.texts.earlier += 1
+    def count_stale(self, captions_of: CaptionsOf, there: Set[str]) -> int:
+        """How many of those are ours and say something else than what is said now."""
+        for path, medium, text in self._said(captions_of, there):
+            if self._is_own(path, medium):
+                same = text is not None and _sha256(path) == hashlib.sha256(text).hexdigest()
+                self.texts.earlier += not same
         return self.texts.earlier
 
-    def _said(self, captions_of: CaptionsOf) -> Iterator[tuple[Path, Medium, bytes | None]]:
-        """What each file should hold; None where not all of a medium is captioned, since half a
-        text would look like a whole one."""
+    def _said(
+        self, captions_of: CaptionsOf, only: Set[str] | None = None
+    ) -> Iterator[tuple[Path, Medium, bytes | None]]:
+        """What each file, or each of `only` those, should hold; None where not all of a medium is
+        captioned, since half a text would look like a whole one."""
         job = self._job
         for path, file, medium in zip(self._paths, job.files, job.contents, strict=True):
+            if only is not None and str(path) not in only:
+                continue
             captions = captions_of(job, file, medium)
             wanted = sum(not job.ledger.lost(task) for task in job.ledger.tasks([medium]))
             text = None
