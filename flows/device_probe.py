@@ -17,7 +17,7 @@ from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from flows.config import user_cache
 from flows.launch import DirectLauncher, StageCall, run_to_end
-from flows.run_record import versions
+from flows.versions import versions
 from stages.process.device import (
     device_capability,
     device_free_bytes,

@@ -8,6 +8,7 @@ from typing import Any
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.store import open_store
+from flows.about import halves, notes
 from flows.config import CaptionConfig
 from flows.display import gib
 from flows.launch import Launcher
@@ -32,7 +33,6 @@ from flows.memory.ways import rungs_of
 from flows.models import Model, Undescribed, find_checkpoint, open_model
 from flows.precision import precision_note
 from flows.prepare import Job, prepare
-from flows.run import halves, notes
 from flows.sizes import Estimate, estimates, wave_limit
 from flows.weights import bytes_to_fetch, halves_wanted
 from stages.process.device import device_name

@@ -9,8 +9,8 @@ from typing import Any
 from artifacts.keys import digest_of
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
-from flows.cache import settings_of
 from flows.prepare import Job
+from flows.scope_notes import settings_of
 
 KIND = "rebuilds"
 Content = tuple[str, str]

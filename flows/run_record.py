@@ -8,14 +8,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Failure, values_of
 from artifacts.errors import EnvironmentFault, redacted
 from artifacts.files import write_json
+from flows.versions import now, versions
 from stages.process.stage_process import StageOutcome
 
 STAGES = ("frames", "encode", "decode")
@@ -31,7 +31,6 @@ SPANS = 1000
 """Stage processes whose beginning and end are kept; of more, every two neighbours become one."""
 KEPT_WARNINGS = 1000
 """Warnings of a stage that are kept; each caption has its own in `captions.jsonl`."""
-RECORDED = ("penstock", "torch", "transformers", "accelerate", "bitsandbytes", "av", "prefect")
 
 
 class RunRecord:
@@ -224,21 +223,6 @@ def empty(name: str) -> dict[str, Any]:
     }
 
 
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def seconds_of(stamp: str) -> float:
     """A time of the record in seconds since the epoch."""
     return datetime.fromisoformat(stamp).timestamp()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides bytes; recorded, not keyed."""
-    found = {}
-    for name in RECORDED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

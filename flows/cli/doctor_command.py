@@ -16,7 +16,7 @@ from flows.launch import DirectLauncher
 from flows.memory.machine import ADVICE, Known, Machine, find_machine, measure
 from flows.precision import FLASH_CAPABILITY, cpu_has_bfloat16, flash_installed, no_bfloat16
 from flows.prefect_server import answers
-from flows.run_record import versions
+from flows.versions import versions
 from stages.process.cgroup import cores, host_free_bytes, host_total_bytes
 from stages.process.device import (
     device_capability,

@@ -3,7 +3,7 @@ starts nothing."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flows.config import CaptionConfig
 from flows.memory.arithmetic import estimate
@@ -13,11 +13,9 @@ from flows.memory.loads import Load, least_load, loads_of
 from flows.memory.machine import find_machine
 from flows.memory.rungs import Rung
 from flows.models import Model
+from flows.prepare import Job
+from flows.sizes import Estimate, estimates
 from stages.process.device_limit import CONTEXT_BYTES
-
-if TYPE_CHECKING:
-    from flows.prepare import Job
-    from flows.sizes import Estimate
 
 STAGES = ("frames", "encode", "decode")
 DOUBT = 0.9
@@ -69,33 +67,12 @@ class Choice:
     """Whether an earlier run found it to fit, whatever is expected of it."""
 
 
-def choose(
-    question: Question,
-    budget: Budget,
-    rungs: Mapping[str, Sequence[Rung]],
-    known: Mapping[str, Rung],
-) -> dict[str, Choice]:
-    """What each stage of a question starts on. `rungs`: of each stage, cheapest first; `known`:
-    where a stage was found to fit before, whatever is expected of it. Raises CannotFit."""
-    from flows.memory.changes import cannot_fit
-
-    if not question.loads:
-        return {}
-    found = choices(question, rungs, budget, known)
-    refused = [choice for choice in found.values() if choice.refused]
-    if refused:
-        raise cannot_fit(question, refused, budget)
-    return found
-
-
 def question_of(
-    job: "Job",
+    job: Job,
     stages: Collection[str] = STAGES,
-    expected: "Sequence[Estimate] | None" = None,
+    expected: Sequence[Estimate] | None = None,
 ) -> Question:
     """The question that a job is."""
-    from flows.sizes import estimates
-
     media = job.media
     expected = estimates(job) if expected is None else expected
     return Question(

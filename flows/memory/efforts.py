@@ -4,7 +4,6 @@ file."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from artifacts.schema import MediaKind
 from flows.display import duration
@@ -16,11 +15,9 @@ from flows.memory.streamed import batches_a_block
 from flows.memory.works import Expected, decoder_by_dimensions, encoder_by_dimensions, expected
 from flows.models import Model
 from flows.precision import BYTES, DTYPES, QUANTIZED, SHORT, HalfSettings
+from flows.prepare import Job
+from flows.sizes import Estimate
 from stages.models.card import HalfCard
-
-if TYPE_CHECKING:
-    from flows.prepare import Job
-    from flows.sizes import Estimate
 
 KINDS: tuple[MediaKind, ...] = ("video", "image")
 MANY_TOKENS = 512
@@ -46,9 +43,9 @@ class ToDo:
 
 
 def stage_seconds(
-    job: "Job",
+    job: Job,
     rungs: Mapping[str, Rung],
-    found: "Sequence[Estimate]",
+    found: Sequence[Estimate],
     machine: Machine,
     new_tokens: int | None = None,
 ) -> dict[str, float | None]:
@@ -74,7 +71,7 @@ class Times:
     """For people."""
 
 
-def times_of(job: "Job", rungs: Mapping[str, Rung], found: "Sequence[Estimate]") -> Times:
+def times_of(job: Job, rungs: Mapping[str, Rung], found: Sequence[Estimate]) -> Times:
     """How long what is left of a job takes, if this machine was measured. `rungs`: of `encode` and
     `decode`, those that they start on; `found`: an estimate for each medium of the job."""
     known = find_machine(job.device)
@@ -89,12 +86,12 @@ def times_of(job: "Job", rungs: Mapping[str, Rung], found: "Sequence[Estimate]")
     return Times(seconds=each, line=f"{line}; {known.why}" if known.why else line)
 
 
-def to_do(job: "Job", found: "Sequence[Estimate]") -> list[ToDo]:
+def to_do(job: Job, found: Sequence[Estimate]) -> list[ToDo]:
     """What is left, of each kind that there is; `found`: an estimate for each medium of the job."""
     return [made for kind in KINDS if (made := _of_kind(job, kind, found)) is not None]
 
 
-def _of_kind(job: "Job", kind: MediaKind, found: "Sequence[Estimate]") -> ToDo | None:
+def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> ToDo | None:
     pairs = [(m, e) for m, e in zip(job.media, found, strict=True) if m.kind == kind and e.chunks]
     if not pairs:
         return None

@@ -12,7 +12,7 @@ from artifacts.keys import digest_of
 from flows.config import user_cache
 from flows.launch import Launcher, StageCall, run_to_end
 from flows.precision import cpu_has_bfloat16, cpu_line, no_bfloat16
-from flows.run_record import now, versions
+from flows.versions import now, versions
 from stages.process.cgroup import cores
 from stages.process.device import device_uuid
 

@@ -1,14 +1,16 @@
 """From a job to its ladder: where each stage starts, by what is remembered and what is planned, and
 what is said at the ladder's end; starts no stage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flows.memory.changes import NAMED, changes, half_of
-from flows.memory.choose import Choice, Question, choices, choose, memory_json, question_of
+from flows.memory.budget import Budget
+from flows.memory.changes import NAMED, cannot_fit, changes, half_of
+from flows.memory.choose import Choice, Question, choices, memory_json, question_of
 from flows.memory.ladder import Ladder, Told
 from flows.memory.remembered import Remembered
+from flows.memory.rungs import Rung
 from flows.memory.ways import is_free, rungs_for
 from flows.prepare import Job
 from flows.sizes import Estimate
@@ -36,6 +38,23 @@ def ladder_of(job: Job, tell: Told) -> Ladder:
         budget_bytes=job.budget.bytes,
         tell=tell,
     )
+
+
+def choose(
+    question: Question,
+    budget: Budget,
+    rungs: Mapping[str, Sequence[Rung]],
+    known: Mapping[str, Rung],
+) -> dict[str, Choice]:
+    """What each stage of a question starts on. `rungs`: of each stage, cheapest first; `known`:
+    where a stage was found to fit before, whatever is expected of it. Raises CannotFit."""
+    if not question.loads:
+        return {}
+    found = choices(question, rungs, budget, known)
+    refused = [choice for choice in found.values() if choice.refused]
+    if refused:
+        raise cannot_fit(question, refused, budget)
+    return found
 
 
 def plan_start(
