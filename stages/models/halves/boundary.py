@@ -124,9 +124,11 @@ def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
     return [half for half in HALVES if not any(_within(path, p) for p in halves[half])]
 
 
-def pieces_called(model: nn.Module, keep: Half) -> tuple[str, ...]:
+def pieces_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
     """Paths of what the half's own code calls of the other half: a projector that is applied where
     features are read, the embeddings where features are made of codes."""
+    if keep == "whole":
+        return ()
     owner = _owner(model)
     cls = type(model.get_submodule(owner))
     left_out = _absent_paths(model, keep)
