@@ -17,6 +17,7 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.boundary import Part, absent_paths, cut, pieces_called
 from stages.models.halves.ranges import reading_ranges
+from stages.models.hub.originals import is_original
 from stages.models.hub.partial import weights_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
 
@@ -148,6 +149,8 @@ def load_config(folder: Path, trusted: bool) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    if not trusted and is_original(folder):  # else it is taken for transformers' own
+        raise needs_trust(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     except (StrictDataclassError, TypeError) as error:
