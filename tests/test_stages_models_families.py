@@ -18,7 +18,7 @@ from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features, encode
 from stages.models.halves.load import load_half
 from tests.tiny_families import FAMILIES
-from tests.tiny_families.verdict import GREEDY, UNCUT, judge
+from tests.tiny_families.verdict import FAILING, GREEDY, UNCUT, judge, untried
 
 ROOT = Path(__file__).parent.parent
 QUICK = [name for name in FAMILIES if ":" not in name]
@@ -47,6 +47,7 @@ def test_a_family_says_the_same_in_halves(variant: str, tmp_path: Path) -> None:
     assert verdict.route == BY_OTHER_ROUTES.get(variant, other)
     assert verdict.pieces == NEEDING_PIECES.get(variant, ())
     assert verdict.foreseen == verdict.pieces, "so that shards and digests count them"
+    assert not untried(variant, verdict.takes), "the table tries all that a family takes"
 
 
 @pytest.mark.slow
@@ -55,19 +56,21 @@ def test_videos_batches_and_mixed_media_say_the_same_in_halves(
     variant: str, tmp_path: Path
 ) -> None:
     expected = "joint" if variant.split(":")[0] in UNCUT else "exact"
-    assert judge(variant, tmp_path).result == expected
+    expected = "fails" if variant in FAILING else expected
+    assert judge(variant, tmp_path).result.partition(":")[0] == expected
 
 
 def test_the_table_of_models_counts_its_rows() -> None:
     page = (ROOT / "docs" / "models.md").read_text()
     lines = [line for line in page.splitlines() if line.startswith("| ")][1:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    results = Counter(row[1] for row in rows)
+    results = Counter(row[1] or row[2] for row in rows)
     stated = re.search(r"\*\*(\d+) families exact, (\d+) joint, (\d+) refused\.\*\*", page)
     assert stated is not None
     assert [results[name] for name in ("exact", "joint", "refused")] == [*map(int, stated.groups())]
     assert results.total() == sum(results[name] for name in ("exact", "joint", "refused"))
     assert results["exact"] >= 75
+    assert "not tried" not in page and "differs" not in page
     assert {row[0] for row in rows} >= set(QUICK)
 
 

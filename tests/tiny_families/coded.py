@@ -1,5 +1,7 @@
 """Families whose pictures become codes of a vocabulary or take unusual towers, in tiny sizes."""
 
+from typing import Any
+
 import torch
 
 from tests.tiny_families.parts import (
@@ -146,18 +148,21 @@ def fast_vlm(rows: int) -> Built:
     )
 
 
-@both("perception_lm")
-def perception_lm(rows: int, video: bool) -> Built:
-    config = hf.PerceptionLMConfig(
+def perceiving() -> Any:
+    return hf.PerceptionLMConfig(
         vision_config=PERCEIVING,
         text_config=llama(),
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         projector_pooling_ratio=2,
     )
+
+
+@both("perception_lm")
+def perception_lm(rows: int, video: bool) -> Built:
     frames = 3 if video else 1
     return finish(
-        hf.PerceptionLMForConditionalGeneration(config),
+        hf.PerceptionLMForConditionalGeneration(perceiving()),
         {"pixel_values_videos" if video else "pixel_values": noise(rows, 32, frames)},
         rows,
         video,

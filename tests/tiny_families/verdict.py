@@ -16,7 +16,7 @@ from stages.models.feature_files import load_features, save_features
 from stages.models.halves.boundary import HALVES, Half, pieces_called
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels, placeholder_ids
-from stages.models.halves.load import config_and_class, load_half, skeleton_of
+from stages.models.halves.load import config_and_class, load_half, one_line, skeleton_of
 from stages.models.halves.pieces import Held
 from stages.models.halves.records import CannotSplit, FeatureRecord, RowCount, merge_rows, split
 from stages.models.halves.routes import choose_route
@@ -32,6 +32,9 @@ GREEDY: dict[str, Any] = {
 }
 UNCUT = {"blip", "git", "kosmos-2", "mllama", "pix2struct", "vision-encoder-decoder"}
 """Families that have no place where they could be cut."""
+FAILING = {"nemotron_h_omni:video", "nemotron_h_omni:video:b2"}
+"""Variants on which transformers' own model fails: it joins as a list what is one tensor."""
+MIXED = (":mixed", ":uneven", ":textrow")
 MEDIA = {"uneven": (2, 1), "textrow": (1, 0)}
 """Pictures in each row, where it is not one."""
 
@@ -46,7 +49,9 @@ class Verdict:
     route: str
     why: str
     result: str
-    """`exact`, `joint`, `differs` or `refused: …`."""
+    """`exact`, `joint`, `differs`, `refused: …`, or `fails: …` where the whole model does."""
+    takes: tuple[str, ...] = ()
+    """Kinds of media that its class or its processor takes."""
     pieces: tuple[str, ...] = ()
     """What a half turned out to need of the other."""
     foreseen: tuple[str, ...] = ()
@@ -71,10 +76,15 @@ def judge(variant: str, folder: Path) -> Verdict:
         "class_name": cls.__name__,
         "route": choice.route,
         "why": choice.why,
+        "takes": media_taken(cls, config.model_type),
     }
     whole = load_half(folder, "whole")
-    with torch.inference_mode():
-        wanted = cls.from_pretrained(folder).eval().generate(**inputs, **GREEDY)
+    stock = cls.from_pretrained(folder).eval()
+    try:
+        with torch.inference_mode():
+            wanted = stock.generate(**inputs, **GREEDY)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        return Verdict(**facts, result=f"fails: {type(error).__name__}: {one_line(error)}")
     if choice.route == "joint":
         given = Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
         same = _equal(generate(whole, inputs, given, **GREEDY), wanted)
@@ -84,6 +94,31 @@ def judge(variant: str, folder: Path) -> Verdict:
         return _staged(folder, inputs, wanted, facts, size(whole))
     except PenstockError as error:
         return Verdict(**facts, result=f"refused: {error.message}")
+
+
+def media_taken(cls: Any, model_type: str) -> tuple[str, ...]:
+    """Kinds of media that a class, or the processor that goes with it, takes."""
+    from transformers.models.auto import processing_auto
+
+    library: Any = processing_auto
+    name = library.PROCESSOR_MAPPING_NAMES.get(model_type)
+    processor = library.processor_class_from_name(name) if name else None
+    parts = [] if processor is None else processor.get_attributes()
+    known = (*cls.input_modalities, *(part.removesuffix("_processor") for part in parts))
+    return tuple(kind for kind in ("image", "video") if kind in known)
+
+
+def kind_of(variant: str, takes: tuple[str, ...]) -> str:
+    """`image` or `video` for a single medium; empty for what is mixed."""
+    if variant.endswith((*MIXED, ":b2")):
+        return ""
+    return "video" if "video" in variant.split(":")[1:] or "image" not in takes else "image"
+
+
+def untried(family: str, takes: tuple[str, ...]) -> set[str]:
+    """Kinds of media that a family takes and no variant shows it."""
+    variants = [name for name in FAMILIES if name.partition(":")[0] == family]
+    return set(takes) - {kind_of(variant, takes) for variant in variants}
 
 
 def _staged(
