@@ -72,9 +72,10 @@ def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
             output = encoder.function(**arguments, return_dict=True)
         outputs[encoder.modality] = lean(_record(output, encoder.function))
     if not outputs:
+        taken = [name for encoder in encoders(half) for name in encoder.names if name in PIXELS]
         raise UsageError(
             f"{type(half).__name__} was given no pixels that it can encode",
-            hint=f"It takes {' or '.join(half.input_modalities)}",
+            hint=f"It takes {' or '.join(taken)}, as its processor gives them",
         )
     needs = [n for n, value in inputs.items() if value is not None and not is_pixels(n)]
     return Features(outputs, needs, shapes)
