@@ -13,10 +13,11 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.halves.absent import NeedsWeights
+from stages.models.halves.absent import Absent, NeedsWeights
+from stages.models.halves.boundary import pieces_called
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features, encode
-from stages.models.halves.load import load_half
+from stages.models.halves.load import half_class, load_half
 from tests.tiny_families import FAMILIES
 from tests.tiny_families.verdict import FAILING, GREEDY, UNCUT, judge, untried
 
@@ -110,6 +111,23 @@ def test_a_piece_that_was_not_loaded_is_named(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(NeedsWeights, match=r"model\.text_model\.embed_tokens"):
         encode(load_half(tmp_path, "vision", pieces=()), inputs)
+
+
+def test_a_piece_that_is_called_by_way_of_another_method_is_found_too() -> None:
+    class Indirect(transformers.Llama4ForConditionalGeneration):
+        def forward(self, hidden: Any, mm_encoder_outputs: Any = None) -> Any:
+            return self.project(hidden)
+
+        def project(self, hidden: Any) -> Any:
+            return self.multi_modal_projector(hidden)
+
+    config = FAMILIES["llama4"]()[0].config
+    with torch.device("meta"):
+        pieces = pieces_called(Indirect(config), "language")
+        half = half_class(Indirect, "language", None)(config)
+    assert pieces == ("multi_modal_projector",)
+    assert not isinstance(half.multi_modal_projector, Absent)
+    assert isinstance(half.vision_model, Absent)
 
 
 def test_a_tower_that_the_installed_package_lacks_is_told_in_one_line(tmp_path: Path) -> None:

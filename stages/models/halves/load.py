@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.halves.boundary import Part, absent_paths, cut, pieces_called
+from stages.models.halves.boundary import CUT, Part, absent_paths, cut, pieces_called
 from stages.models.halves.ranges import reading_ranges
 from stages.models.hub.originals import is_original
 from stages.models.hub.partial import weights_here
@@ -121,7 +121,8 @@ def half_class(cls: type[Any], keep: Part, pieces: tuple[str, ...] | None) -> ty
         known = set(self._keys_to_ignore_on_load_unexpected or ())
         self._keys_to_ignore_on_load_unexpected = known | _patterns(self.base_model_prefix, paths)
 
-    return type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__})
+    own = {"__init__": __init__, "__module__": cls.__module__, CUT: cls}
+    return type(cls.__name__, (cls,), own)
 
 
 def _patterns(prefix: str, paths: list[str]) -> set[str]:
