@@ -1,5 +1,5 @@
-"""Turns a nested value with tensors into JSON and one run of bytes, and back; knows nothing of what
-the tensors mean.
+"""Turns a nested value with tensors into JSON and one run of bytes, or JSON and tensors with names,
+and back; knows nothing of what the tensors mean.
 
 A tree is made of None, booleans, numbers, strings, lists, tuples, dicts with string keys, tensors,
 and output records of transformers (mappings that are dataclasses), whose class is named so that it
@@ -8,7 +8,7 @@ from it: reading runs no code of the file's choosing.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,10 @@ ALIGNMENT = 64
 RECORD_HOMES = ("transformers.",)
 """Packages whose output records may be made again from a file."""
 
+Keep = Callable[["torch.Tensor", str], dict[str, Any]]
+"""Puts a tensor away that stands at a path in a tree; gives what is written of it in JSON."""
+Take = Callable[[Mapping[str, Any]], "torch.Tensor"]
+"""Has the tensor again of which that was written."""
 _PLAIN = (type(None), bool, int, float, str)
 
 
@@ -33,14 +37,33 @@ class RecordGone(EnvironmentFault):
 def pack_tree(tree: Any) -> tuple[dict[str, Any], bytes]:
     """A description that JSON can hold, and the tensors' bytes in C order, little-endian."""
     parts: list[bytes] = []
-    meta = _pack(tree, parts)
+    meta = _pack(tree, lambda tensor, _: _pack_tensor(tensor, parts))
     return meta, b"".join(parts)
 
 
 def unpack_tree(meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview) -> Any:
     """The tree again. Its tensors lie in `buffer` itself when that can be written to or is
     aligned; they are not to be changed in place. Raises RecordGone."""
-    return _unpack(meta, memoryview(buffer).cast("B"))
+    whole = memoryview(buffer).cast("B")
+    return _unpack(meta, lambda place: _unpack_tensor(place, whole))
+
+
+def name_tensors(tree: Any) -> tuple[dict[str, Any], dict[str, "torch.Tensor"]]:
+    """A description that JSON can hold, and the tensors under names that say where each stood, such
+    as `features.image.pooler_output.0`."""
+    named: dict[str, torch.Tensor] = {}
+
+    def keep(tensor: "torch.Tensor", path: str) -> dict[str, Any]:
+        name = path if path and path not in named else f"{path}~{len(named)}"
+        named[name] = tensor
+        return {"is": "tensor", "name": name}
+
+    return _pack(tree, keep), named
+
+
+def place_tensors(meta: Mapping[str, Any], named: Mapping[str, "torch.Tensor"]) -> Any:
+    """The tree again, of what `name_tensors` gave. Raises RecordGone."""
+    return _unpack(meta, lambda place: named[place["name"]])
 
 
 def make_record(cls: type[Any], fields: Mapping[str, Any]) -> Any:
@@ -53,33 +76,38 @@ def make_record(cls: type[Any], fields: Mapping[str, Any]) -> Any:
     return cls(**{**required, **fields})
 
 
-def _pack(value: Any, parts: list[bytes]) -> dict[str, Any]:
+def _pack(value: Any, keep: Keep, path: str = "") -> dict[str, Any]:
     if isinstance(value, float) and not math.isfinite(value):
         return {"is": "float", "v": repr(value)}
     if isinstance(value, _PLAIN):
         return {"is": "plain", "v": value}
     if isinstance(value, list | tuple):
         kind = "tuple" if isinstance(value, tuple) else "list"
-        return {"is": kind, "v": [_pack(part, parts) for part in value]}
+        parts = [_pack(part, keep, _below(path, index)) for index, part in enumerate(value)]
+        return {"is": kind, "v": parts}
     if isinstance(value, Mapping):
-        return _pack_mapping(value, parts)
+        return _pack_mapping(value, keep, path)
     if type(value).__module__ == "numpy":
         import torch
 
         value = torch.as_tensor(value) if value.ndim else value.item()
-        return _pack(value, parts)
+        return _pack(value, keep, path)
     if hasattr(value, "untyped_storage"):
-        return _pack_tensor(value, parts)
+        return keep(value, path)
     raise UsageError(
         f"a {type(value).__module__}.{type(value).__qualname__} cannot be stored",
         hint="Only tensors, numbers, strings, lists, tuples, dicts and output records can be",
     )
 
 
-def _pack_mapping(value: Mapping[str, Any], parts: list[bytes]) -> dict[str, Any]:
+def _below(path: str, name: object) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _pack_mapping(value: Mapping[str, Any], keep: Keep, path: str) -> dict[str, Any]:
     if not all(isinstance(name, str) for name in value):
         raise UsageError("a dict whose keys are not strings cannot be stored")
-    fields = [[name, _pack(part, parts)] for name, part in value.items()]
+    fields = [[name, _pack(part, keep, _below(path, name))] for name, part in value.items()]
     if not hasattr(type(value), "__dataclass_fields__"):
         return {"is": "dict", "v": fields}
     name = f"{type(value).__module__}:{type(value).__qualname__}"
@@ -101,19 +129,19 @@ def _pack_tensor(tensor: "torch.Tensor", parts: list[bytes]) -> dict[str, Any]:
     return {"is": "tensor", "dtype": dtype, "shape": list(tensor.shape), "at": at}
 
 
-def _unpack(meta: Mapping[str, Any], buffer: memoryview) -> Any:
+def _unpack(meta: Mapping[str, Any], take: Take) -> Any:
     kind, value = meta["is"], meta.get("v")
     if kind == "tensor":
-        return _unpack_tensor(meta, buffer)
+        return take(meta)
     if kind == "plain":
         return value
     if kind == "float":
         return float(str(value))
     assert isinstance(value, list)
     if kind in ("list", "tuple"):
-        parts = [_unpack(part, buffer) for part in value]
+        parts = [_unpack(part, take) for part in value]
         return tuple(parts) if kind == "tuple" else parts
-    fields = {name: _unpack(part, buffer) for name, part in value}
+    fields = {name: _unpack(part, take) for name, part in value}
     if kind == "dict":
         return fields
     try:

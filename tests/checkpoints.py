@@ -10,6 +10,7 @@ from typing import Any
 from tests import checkpoints_whole as other
 from tests.families import GRID, MROPE, decisive, hf, qwen_tower, text_config, tower
 from tests.processors import KINDS
+from tests.tiny_families.shared import PERCEIVING
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
@@ -139,6 +140,16 @@ def _paligemma(words: Any) -> Any:
     return hf.PaliGemmaForConditionalGeneration(config)
 
 
+def _perception_lm(words: Any) -> Any:
+    config = hf.PerceptionLMConfig(
+        vision_config=PERCEIVING,
+        text_config=_text(words, model_type="llama"),
+        projector_pooling_ratio=2,
+        **_ids(words, image_token_id="<|image|>", video_token_id="<|video|>"),
+    )
+    return hf.PerceptionLMForConditionalGeneration(config)
+
+
 MODELS: dict[str, Callable[[Any], Any]] = {
     "blip": other.blip,
     "blip_2": _blip_2,
@@ -153,6 +164,7 @@ MODELS: dict[str, Callable[[Any], Any]] = {
     "llava_next": _llava_next,
     "mllama": other.mllama,
     "paligemma": _paligemma,
+    "perception_lm": _perception_lm,
     "pix2struct": other.pix2struct,
 }
 """Family -> makes its tiny model for the processor's tokenizer."""

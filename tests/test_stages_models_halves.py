@@ -177,7 +177,7 @@ def test_features_of_other_media_fail() -> None:
 
 
 def test_encoding_without_pixels_fails() -> None:
-    with pytest.raises(UsageError, match="no pixels"):
+    with pytest.raises(UsageError, match=r"no pixels .* It takes pixel_values, as its processor"):
         encode(half_model(checkpoint("llava"), "vision"), {"input_ids": torch.zeros(1, 1)})
 
 
@@ -211,6 +211,19 @@ def test_a_tensor_of_another_shape_fails(tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(EnvironmentFault, match=r"do not have the shapes that its config\.json"):
         load_half(folder, "vision")
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_checkpoint_that_does_not_say_its_dtype_has_that_of_its_weights(
+    half: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llava"), folder)
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"dtype"', '"unread"'))
+    weights = {n: t.half() for n, t in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load_half(folder, half).dtype == torch.float16
 
 
 def test_weights_that_are_cut_short_fail(tmp_path: Path) -> None:

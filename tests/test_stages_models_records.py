@@ -21,6 +21,7 @@ from stages.models.halves.records import (
 from stages.models.processors.prepare import load_processor, prepare
 from tests.clips import PROMPTS, clips, half_model, joint_inputs
 from tests.families import BUILDERS, checkpoint
+from tests.trees import assert_equal
 
 ROWS = [RowCount(tokens=4, media=1), RowCount(tokens=10, media=2), RowCount(tokens=2, media=1)]
 
@@ -33,23 +34,6 @@ def record(**fields: Any) -> Any:
             super().__init__(given)
 
     return Wide(**fields)
-
-
-def assert_equal(found: Any, wanted: Any) -> None:
-    assert type(found) is type(wanted)
-    if isinstance(wanted, torch.Tensor):
-        assert torch.equal(found, wanted)
-        assert found.dtype == wanted.dtype
-    elif hasattr(wanted, "items"):
-        assert list(found.keys()) == list(wanted.keys())
-        for name, value in wanted.items():
-            assert_equal(found[name], value)
-    elif isinstance(wanted, list | tuple):
-        assert len(found) == len(wanted)
-        for left, right in zip(found, wanted, strict=True):
-            assert_equal(left, right)
-    else:
-        assert found == wanted
 
 
 LAYOUTS: dict[str, tuple[Any, Any]] = {

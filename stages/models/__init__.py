@@ -4,6 +4,8 @@ stages.
     load_half(path, "vision" | "language", **from_pretrained_options) -> model
     encode(vision_half, inputs) -> features
     generate(language_half, inputs, features, **generate_options) -> tokens
+    save_features(path, features)
+    load_features(path) -> features
     describe(path) -> ModelCard
     resolve_model(name) -> folder
 
@@ -15,31 +17,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stages.models.card import ModelCard as ModelCard
+    from stages.models.feature_files import load_features as load_features
+    from stages.models.feature_files import save_features as save_features
     from stages.models.halves.absent import NeedsWeights as NeedsWeights
     from stages.models.halves.delivery import generate as generate
+    from stages.models.halves.features import Features as Features
     from stages.models.halves.features import encode as encode
     from stages.models.halves.load import load_half as load_half
     from stages.models.hub.resolve import resolve_model as resolve_model
     from stages.models.inspection import describe as describe
 
 _HOMES = {
+    "Features": "halves.features",
     "NeedsWeights": "halves.absent",
     "ModelCard": "card",
     "describe": "inspection",
     "encode": "halves.features",
     "generate": "halves.delivery",
+    "load_features": "feature_files",
     "load_half": "halves.load",
     "resolve_model": "hub.resolve",
+    "save_features": "feature_files",
 }
 
 __all__ = [
+    "Features",
     "ModelCard",
     "NeedsWeights",
     "describe",
     "encode",
     "generate",
+    "load_features",
     "load_half",
     "resolve_model",
+    "save_features",
 ]
 
 

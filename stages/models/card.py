@@ -7,7 +7,7 @@ from typing import Any
 from artifacts.schema import FrameFit, Modality, Route
 from stages.models.footprint import Work
 
-RECIPE = 17
+RECIPE = 18
 """Raised when what a card says changes; part of its key."""
 
 

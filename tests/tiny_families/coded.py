@@ -1,5 +1,7 @@
 """Families whose pictures become codes of a vocabulary or take unusual towers, in tiny sizes."""
 
+from typing import Any
+
 import torch
 
 from tests.tiny_families.parts import (
@@ -18,7 +20,7 @@ from tests.tiny_families.parts import (
     small,
     text,
 )
-from tests.tiny_families.shared import HYBRID, timm_tower
+from tests.tiny_families.shared import HYBRID, PERCEIVING, timm_tower
 
 
 def sliced(name: str, prefix: str) -> None:
@@ -146,34 +148,24 @@ def fast_vlm(rows: int) -> Built:
     )
 
 
-@images("perception_lm")
-def perception_lm(rows: int) -> Built:
-    config = hf.PerceptionLMConfig(
-        vision_config=dict(
-            model_type="timm_wrapper",
-            architecture="vit_pe_core_tiny_patch16_384",
-            do_pooling=False,
-            num_classes=0,
-            model_args=dict(
-                embed_dim=32,
-                depth=2,
-                num_heads=4,
-                img_size=[32, 32],
-                patch_size=8,
-                global_pool="",
-                use_post_transformer_norm=False,
-                init_values=0.1,
-                ref_feat_shape=[4, 4],
-            ),
-        ),
+def perceiving() -> Any:
+    return hf.PerceptionLMConfig(
+        vision_config=PERCEIVING,
         text_config=llama(),
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         projector_pooling_ratio=2,
     )
+
+
+@both("perception_lm")
+def perception_lm(rows: int, video: bool) -> Built:
+    frames = 3 if video else 1
     return finish(
-        hf.PerceptionLMForConditionalGeneration(config),
-        dict(pixel_values=noise(rows, 32, 1)),
+        hf.PerceptionLMForConditionalGeneration(perceiving()),
+        {"pixel_values_videos" if video else "pixel_values": noise(rows, 32, frames)},
         rows,
+        video,
+        total=rows * frames * 4,
         wrap=False,
     )

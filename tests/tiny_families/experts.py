@@ -11,6 +11,7 @@ from tests.tiny_families.parts import (
     NONE,
     START,
     Built,
+    both,
     finish,
     hf,
     images,
@@ -130,8 +131,8 @@ pictures(
 )
 
 
-@images("molmo2")
-def molmo2(rows: int) -> Built:
+@both("molmo2")
+def molmo2(rows: int, video: bool) -> Built:
     config = hf.Molmo2Config(
         vision_config=dict(
             hidden_size=32,
@@ -161,13 +162,18 @@ def molmo2(rows: int) -> Built:
         frame_end_token_id=92,
     )
     pool = torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]])
-    pool = torch.cat([pool + 16 * b for b in range(rows)])
-    return finish(
-        hf.Molmo2ForConditionalGeneration(config),
-        dict(
-            pixel_values=torch.randn(rows, 16, 192),
-            image_token_pooling=pool,
-            image_grids=torch.tensor([[2, 2, 0, 0]] * rows),
-        ),
-        rows,
-    )
+    pictures = rows * 3 if video else rows
+    pool = torch.cat([pool + 16 * b for b in range(pictures)])
+    pixels = torch.randn(pictures, 16, 192)
+    given = {
+        "pixel_values": pixels,
+        "image_token_pooling": pool,
+        "image_grids": torch.tensor([[2, 2, 0, 0]] * rows),
+    }
+    if video:
+        given = {
+            "pixel_values_videos": pixels,
+            "video_token_pooling": pool,
+            "video_grids": torch.tensor([[3, 2, 2]] * rows),
+        }
+    return finish(hf.Molmo2ForConditionalGeneration(config), given, rows, video, place=IMAGE)

@@ -7,6 +7,7 @@ from tests.tiny_families.parts import (
     NONE,
     PINPOINTS,
     Built,
+    both,
     decisive,
     finish,
     hf,
@@ -21,8 +22,10 @@ from tests.tiny_families.parts import (
 from tests.tiny_families.shared import qformer, tiles
 
 
-@images("smolvlm")
-def smolvlm(rows: int) -> Built:
+@both("smolvlm")
+def smolvlm(rows: int, video: bool) -> Built:
+    """Its processor gives it the frames of a video as tiles of a picture."""
+    count = 4 if video else 2
     config = hf.SmolVLMConfig(
         vision_config=tower("smolvlm_vision"),
         text_config=llama(),
@@ -32,8 +35,8 @@ def smolvlm(rows: int) -> Built:
     return finish(
         hf.SmolVLMForConditionalGeneration(config),
         dict(
-            pixel_values=noise(rows, 32, 2),
-            pixel_attention_mask=torch.ones(rows, 2, 32, 32, dtype=torch.bool),
+            pixel_values=noise(rows, 32, count),
+            pixel_attention_mask=torch.ones(rows, count, 32, 32, dtype=torch.bool),
         ),
         rows,
         wrap=False,

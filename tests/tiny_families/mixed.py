@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tests.tiny_families.coded import perceiving
 from tests.tiny_families.parts import (
     END,
     FAMILIES,
@@ -173,3 +174,10 @@ def together_mixed() -> Built:
     }
     prompt = [1, *[IMAGE] * 16, 5, *[VIDEO] * (17 * 8), 6]
     return rows(model, [prompt], pixels, typed=False)
+
+
+@register("perception_lm:mixed")
+def through_one_encoder_mixed() -> Built:
+    model = hf.PerceptionLMForConditionalGeneration(perceiving())
+    pixels = {"pixel_values": noise(1, 32, 1), "pixel_values_videos": noise(1, 32, 3)}
+    return rows(model, [[1, *[IMAGE] * 4, 5, *[VIDEO] * 12, 6]], pixels, typed=False)

@@ -144,15 +144,16 @@ def both(name: str) -> Callable[[Builder], Builder]:
 
 
 def pictures(
-    name: str, cls: str, config: Callable[[], Any], size: int = 32, **options: Any
+    name: str, cls: str, config: Callable[[], Any], size: int = 32, frames: int = 0, **options: Any
 ) -> None:
-    """Register a family that takes a tensor a picture and nothing else."""
+    """Register a family that takes a tensor a picture and nothing else; with `frames`, one whose
+    processor gives it those of a video as so many pictures."""
 
-    def build(rows: int) -> Built:
-        pixels = {"pixel_values": noise(rows, size)}
+    def build(rows: int, video: bool = False) -> Built:
+        pixels = {"pixel_values": noise(rows * frames if video else rows, size)}
         return finish(getattr(hf, cls)(config()), pixels, rows, **{"wrap": False, **options})
 
-    images(name)(build)
+    (both if frames else images)(name)(build)
 
 
 def decisive(model: Any, seed: int = 1) -> Any:

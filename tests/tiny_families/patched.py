@@ -10,9 +10,11 @@ from tests.tiny_families.parts import (
     START,
     VIDEO,
     Built,
+    both,
     finish,
     hf,
     images,
+    noise,
     small,
     text,
 )
@@ -79,8 +81,8 @@ def lfm2_vl(rows: int) -> Built:
     )
 
 
-@images("lfm3_vl")
-def lfm3_vl(rows: int) -> Built:
+@both("lfm3_vl")
+def lfm3_vl(rows: int, video: bool) -> Built:
     config = hf.Lfm3VlConfig(
         text_config=text(
             "lfm3",
@@ -103,7 +105,7 @@ def lfm3_vl(rows: int) -> Built:
         vision_start_token_id=START,
         vision_end_token_id=END,
     )
-    return finish(hf.Lfm3VlForConditionalGeneration(config), stream(rows, False), rows)
+    return finish(hf.Lfm3VlForConditionalGeneration(config), stream(rows, video), rows, video)
 
 
 @images("inkling")
@@ -177,8 +179,8 @@ def inkling2(rows: int) -> Built:
     return finish(hf.Inkling2ForConditionalGeneration(config), inputs, rows, wrap=False)
 
 
-@images("nemotron_h_omni")
-def nemotron_h_omni(rows: int) -> Built:
+@both("nemotron_h_omni")
+def nemotron_h_omni(rows: int, video: bool) -> Built:
     config = hf.NemotronH_Omni_Reasoning_V3_Config(
         vision_config=small(
             model_type="radio",
@@ -208,9 +210,8 @@ def nemotron_h_omni(rows: int) -> Built:
         video_token_id=VIDEO,
         audio_token_id=AUDIO,
     )
-    return finish(
-        hf.NemotronH_Omni_Reasoning_V3(config),
-        dict(pixel_values=torch.randn(rows * 16, 192), image_grid_hw=torch.tensor([[4, 4]] * rows)),
-        rows,
-        wrap=False,
+    patches = dict(
+        pixel_values=torch.randn(rows * 16, 192), image_grid_hw=torch.tensor([[4, 4]] * rows)
     )
+    pixels = dict(pixel_values_videos=noise(rows * 4)) if video else patches
+    return finish(hf.NemotronH_Omni_Reasoning_V3(config), pixels, rows, video, wrap=False)

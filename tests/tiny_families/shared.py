@@ -36,6 +36,24 @@ EXPERTS: dict[str, Any] = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
 }
+PERCEIVING: dict[str, Any] = {
+    "model_type": "timm_wrapper",
+    "architecture": "vit_pe_core_tiny_patch16_384",
+    "do_pooling": False,
+    "num_classes": 0,
+    "model_args": {
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 4,
+        "img_size": [32, 32],
+        "patch_size": 8,
+        "global_pool": "",
+        "use_post_transformer_norm": False,
+        "init_values": 0.1,
+        "ref_feat_shape": [4, 4],
+    },
+}
+"""A tower of a package of its own, without a pooled output."""
 SMALL: dict[str, Any] = {"image_size": 16, "intermediate_size": 64}
 SAM: dict[str, Any] = {
     "hidden_size": 32,

@@ -1,4 +1,4 @@
-"""Runs a saved tiny model as a whole and in two stages, features going through the form they have
+"""Runs a saved tiny model as a whole and in two stages, features going through the forms they have
 on disk, and says whether both give the same tokens and logits to the last bit."""
 
 import functools
@@ -12,10 +12,11 @@ import torch
 
 from artifacts.errors import PenstockError
 from artifacts.tensors import pack_tree, unpack_tree
+from stages.models.feature_files import load_features, save_features
 from stages.models.halves.boundary import HALVES, Half, pieces_called
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels, placeholder_ids
-from stages.models.halves.load import config_and_class, load_half, skeleton_of
+from stages.models.halves.load import config_and_class, load_half, one_line, skeleton_of
 from stages.models.halves.pieces import Held
 from stages.models.halves.records import CannotSplit, FeatureRecord, RowCount, merge_rows, split
 from stages.models.halves.routes import choose_route
@@ -29,6 +30,11 @@ GREEDY: dict[str, Any] = {
     "return_dict_in_generate": True,
     "output_logits": True,
 }
+UNCUT = {"blip", "git", "kosmos-2", "mllama", "pix2struct", "vision-encoder-decoder"}
+"""Families that have no place where they could be cut."""
+FAILING = {"nemotron_h_omni:video", "nemotron_h_omni:video:b2"}
+"""Variants on which transformers' own model fails: it joins as a list what is one tensor."""
+MIXED = (":mixed", ":uneven", ":textrow")
 MEDIA = {"uneven": (2, 1), "textrow": (1, 0)}
 """Pictures in each row, where it is not one."""
 
@@ -43,7 +49,9 @@ class Verdict:
     route: str
     why: str
     result: str
-    """`exact`, `joint`, `differs` or `refused: …`."""
+    """`exact`, `joint`, `differs`, `refused: …`, or `fails: …` where the whole model does."""
+    takes: tuple[str, ...] = ()
+    """Kinds of media that its class or its processor takes."""
     pieces: tuple[str, ...] = ()
     """What a half turned out to need of the other."""
     foreseen: tuple[str, ...] = ()
@@ -68,10 +76,15 @@ def judge(variant: str, folder: Path) -> Verdict:
         "class_name": cls.__name__,
         "route": choice.route,
         "why": choice.why,
+        "takes": media_taken(cls, config.model_type),
     }
     whole = load_half(folder, "whole")
-    with torch.inference_mode():
-        wanted = cls.from_pretrained(folder).eval().generate(**inputs, **GREEDY)
+    stock = cls.from_pretrained(folder).eval()
+    try:
+        with torch.inference_mode():
+            wanted = stock.generate(**inputs, **GREEDY)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        return Verdict(**facts, result=f"fails: {type(error).__name__}: {one_line(error)}")
     if choice.route == "joint":
         given = Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
         same = _equal(generate(whole, inputs, given, **GREEDY), wanted)
@@ -83,6 +96,31 @@ def judge(variant: str, folder: Path) -> Verdict:
         return Verdict(**facts, result=f"refused: {error.message}")
 
 
+def media_taken(cls: Any, model_type: str) -> tuple[str, ...]:
+    """Kinds of media that a class, or the processor that goes with it, takes."""
+    from transformers.models.auto import processing_auto
+
+    library: Any = processing_auto
+    name = library.PROCESSOR_MAPPING_NAMES.get(model_type)
+    processor = library.processor_class_from_name(name) if name else None
+    parts = [] if processor is None else processor.get_attributes()
+    known = (*cls.input_modalities, *(part.removesuffix("_processor") for part in parts))
+    return tuple(kind for kind in ("image", "video") if kind in known)
+
+
+def kind_of(variant: str, takes: tuple[str, ...]) -> str:
+    """`image` or `video` for a single medium; empty for what is mixed."""
+    if variant.endswith((*MIXED, ":b2")):
+        return ""
+    return "video" if "video" in variant.split(":")[1:] or "image" not in takes else "image"
+
+
+def untried(family: str, takes: tuple[str, ...]) -> set[str]:
+    """Kinds of media that a family takes and no variant shows it."""
+    variants = [name for name in FAMILIES if name.partition(":")[0] == family]
+    return set(takes) - {kind_of(variant, takes) for variant in variants}
+
+
 def _staged(
     folder: Path, inputs: dict[str, Any], wanted: Any, facts: dict[str, Any], whole: int
 ) -> Verdict:
@@ -90,14 +128,23 @@ def _staged(
     features = halves["vision"].use(lambda half: encode(half, inputs))
     kept, by_row = through_disk(features, rows_of(facts["variant"], inputs, whole_config(folder)))
     found = halves["language"].use(lambda half: generate(half, inputs, kept, **GREEDY))
+    same = _equal(found, wanted) and _equal(in_files(folder, inputs), wanted)
     vision, language = (size(halves[half].model) for half in HALVES)
     return Verdict(
         **facts,
-        result="exact" if _equal(found, wanted) else "differs",
+        result="exact" if same else "differs",
         pieces=tuple(piece for half in HALVES for piece in halves[half].pieces),
         by_row=by_row,
         loaded=(vision, language, whole),
     )
+
+
+def in_files(folder: Path, inputs: Mapping[str, Any]) -> Any:
+    """What the two halves say as other programs run them: by themselves, with features in a file of
+    their own."""
+    save_features(folder / "features", encode(load_half(folder, "vision"), inputs))
+    language = load_half(folder, "language")
+    return generate(language, inputs, load_features(folder / "features"), **GREEDY)
 
 
 def _load(folder: Path, half: Half, pieces: tuple[str, ...]) -> Any:

@@ -29,6 +29,7 @@ pictures(
         image_token_id=IMAGE,
         image_seq_length=4,
     ),
+    frames=3,
 )
 
 pictures(

@@ -19,10 +19,10 @@ class NeedsWeights(RuntimeError):
     def __init__(self, path: str, module: str | None = None) -> None:
         super().__init__(
             f"{path} is needed, but belongs to the half of the model that was not loaded. "
-            "Load the other half, or the whole model"
+            f'Load the other half, the whole model, or this one with pieces=["{module or path}"]'
         )
         self.path = path
-        self.module = path if module is None else module
+        self.module = module or path
 
 
 class Absent(nn.Module):

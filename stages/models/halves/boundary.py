@@ -22,6 +22,8 @@ Part = Literal["vision", "language", "whole"]
 HALVES: tuple[Half, Half] = ("vision", "language")
 ENCODERS = ("get_image_features", "get_video_features")
 """The methods by which a model makes features of pixels."""
+CUT = "_cut_from"
+"""Under this name the class of a half keeps the class of the whole model."""
 
 
 def absent_paths(model: nn.Module, keep: Part, pieces: Iterable[str] = ()) -> list[str]:
@@ -124,11 +126,13 @@ def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
     return [half for half in HALVES if not any(_within(path, p) for p in halves[half])]
 
 
-def pieces_called(model: nn.Module, keep: Half) -> tuple[str, ...]:
+def pieces_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
     """Paths of what the half's own code calls of the other half: a projector that is applied where
     features are read, the embeddings where features are made of codes."""
+    if keep == "whole":
+        return ()
     owner = _owner(model)
-    cls = type(model.get_submodule(owner))
+    cls = class_of(model.get_submodule(owner))
     left_out = _absent_paths(model, keep)
     if keep == "vision":
         called = reached(cls, ENCODERS, called_in)
@@ -138,9 +142,16 @@ def pieces_called(model: nn.Module, keep: Half) -> tuple[str, ...]:
     else:
         beyond = (*ENCODERS, "get_audio_features")
         called = reached(cls, ["forward"], called_in, beyond)
-        called |= reached(type(model), ["forward"], called_in, beyond)
+        called |= reached(class_of(model), ["forward"], called_in, beyond)
         found = []
     return tuple([*found, *(unit for unit in left_out if _called_part(owner, unit) in called)])
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class that has a module's methods, which is not that of a half: that has but `CUT`."""
+    cls = type(module)
+    found: type[nn.Module] = vars(cls).get(CUT, cls)
+    return found
 
 
 def _called_part(owner: str, path: str) -> str:
@@ -151,7 +162,7 @@ def _called_part(owner: str, path: str) -> str:
 
 def _named_by_encoders(owner: nn.Module) -> set[str]:
     """O's parts that its methods for features name, also by way of other methods of its class."""
-    return reached(type(owner), ENCODERS, names_in) & set(_unit_names(owner))
+    return reached(class_of(owner), ENCODERS, names_in) & set(_unit_names(owner))
 
 
 def _outside(model: nn.Module, owner: str) -> Iterator[str]:

@@ -126,6 +126,8 @@ def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
     replaced = []
     for modality in (m for m in MODALITIES if m in outputs):
         name = f"get_{modality}_features"
+        if not hasattr(owner, name):
+            continue  # it is not asked for, which is told
 
         def answer(*_: Any, modality: str = modality, **__: Any) -> Any:
             asked.add(modality)

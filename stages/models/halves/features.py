@@ -41,6 +41,14 @@ class Features(dict[str, Any]):
         """Names of the inputs besides pixels that were there at encoding, such as grids; decoding
         without one gives other tokens with no error, so it is refused."""
 
+    def to_tree(self) -> dict[str, Any]:
+        blank = {name: list(shape) for name, shape in self.blank.items()}
+        return {"features": dict(self), "needs": sorted(self.needs), "blank": blank}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> "Features":
+        return cls(tree["features"], tree["needs"], tree["blank"])
+
 
 def is_pixels(name: str) -> bool:
     """Whether an input holds pixels or their mask, which only the vision half reads."""
@@ -56,14 +64,18 @@ def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
         if not pixels:
             continue
         shapes.update({name: tuple(given[name].shape) for name in pixels})
-        arguments = {name: moved(value, half.device, half.dtype) for name, value in given.items()}
+        arguments = {
+            encoder.names[name]: moved(value, half.device, half.dtype)
+            for name, value in given.items()
+        }
         with torch.inference_mode():
             output = encoder.function(**arguments, return_dict=True)
         outputs[encoder.modality] = lean(_record(output, encoder.function))
     if not outputs:
+        taken = [name for encoder in encoders(half) for name in encoder.names if name in PIXELS]
         raise UsageError(
             f"{type(half).__name__} was given no pixels that it can encode",
-            hint=f"It takes {' or '.join(half.input_modalities)}",
+            hint=f"It takes {' or '.join(taken)}, as its processor gives them",
         )
     needs = [n for n, value in inputs.items() if value is not None and not is_pixels(n)]
     return Features(outputs, needs, shapes)

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.halves.boundary import Part, absent_paths, cut
+from stages.models.halves.boundary import CUT, Part, absent_paths, cut, pieces_called
 from stages.models.halves.ranges import reading_ranges
+from stages.models.hub.originals import is_original
 from stages.models.hub.partial import weights_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
 
@@ -24,16 +25,19 @@ MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
 """What the loader says of weights that have no place in the model."""
 
 
-def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **options: Any) -> Any:
+def load_half(
+    path: str | Path, keep: Part, *, pieces: Iterable[str] | None = None, **options: Any
+) -> Any:
     """One half of the model at `path` (a folder or hub id), or the whole, in eval mode.
 
-    `pieces` are paths in the other half that this one needs too. `options` are those of
+    `pieces` are paths in the other half that this one needs too; None leaves it to the model's
+    classes, which tell what the half calls of the other one. `options` are those of
     `from_pretrained`: dtype, attn_implementation, device_map, trust_remote_code, revision,
     quantization_config; `stored_quantization` takes the place of what a quantized checkpoint's
     config.json says of it. Raises UsageError when the model cannot be cut or is not to be trusted,
     EnvironmentFault when its weights are not all there.
     """
-    given = dict(options)
+    given = {**options, "pieces": None if pieces is None else tuple(pieces)}
     trusted = bool(options.get("trust_remote_code", False))
     folder = resolve_model(path, options.pop("revision", None))
     config, cls = config_and_class(folder, trusted)
@@ -49,13 +53,13 @@ def load_half(path: str | Path, keep: Part, *, pieces: Iterable[str] = (), **opt
         weights_here(folder) as there,
         reading_ranges() if on_host else contextlib.nullcontext(),
     ):
-        model, found = half_class(cls, keep, tuple(pieces)).from_pretrained(
+        model, found = half_class(cls, keep, given["pieces"]).from_pretrained(
             there, config=config, output_loading_info=True, **options
         )
     missing = sorted(found["missing_keys"])
     if missing and fetch_rest(folder):  # a piece of the other half is wanted, whose file was not
         del model, found
-        return load_half(path, keep, pieces=pieces, **given)
+        return load_half(path, keep, **given)
     if missing:
         raise EnvironmentFault(
             f"{folder} lacks {len(missing)} tensors of the {_named(keep)}, such as {missing[0]}",
@@ -106,17 +110,19 @@ def _named(part: Part) -> str:
     return "model" if part == "whole" else f"{part} half"
 
 
-def half_class(cls: type[Any], keep: Part, pieces: tuple[str, ...] = ()) -> type[Any]:
-    """A subclass of `cls` that leaves out the other half, but for `pieces`, when it is built."""
+def half_class(cls: type[Any], keep: Part, pieces: tuple[str, ...] | None) -> type[Any]:
+    """A subclass of `cls` that leaves out the other half when it is built, but for `pieces`, or
+    else for those that the half calls."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)
-        paths = absent_paths(self, keep, pieces)
+        paths = absent_paths(self, keep, pieces_called(self, keep) if pieces is None else pieces)
         cut(self, paths)
         known = set(self._keys_to_ignore_on_load_unexpected or ())
         self._keys_to_ignore_on_load_unexpected = known | _patterns(self.base_model_prefix, paths)
 
-    return type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__})
+    own = {"__init__": __init__, "__module__": cls.__module__, CUT: cls}
+    return type(cls.__name__, (cls,), own)
 
 
 def _patterns(prefix: str, paths: list[str]) -> set[str]:
@@ -144,6 +150,8 @@ def load_config(folder: Path, trusted: bool) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    if not trusted and is_original(folder):  # else it is taken for transformers' own
+        raise needs_trust(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     except (StrictDataclassError, TypeError) as error:

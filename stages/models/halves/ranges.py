@@ -92,7 +92,7 @@ def reading_ranges() -> Iterator[None]:
     library: Any = modeling_utils
     mapping = library.safe_open
 
-    def reading(path: str, *, framework: str, device: str, backend: str) -> Any:
+    def reading(path: str, *, framework: str, device: str = "cpu", backend: str = "") -> Any:
         return _Whole(safetensors.safe_open(path, framework, device, backend="pread"), Path(path))
 
     library.safe_open = reading

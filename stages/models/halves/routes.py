@@ -8,7 +8,7 @@ weights.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ PIXELS = (
     "flattened_patches",
 )
 """The names under which models take pictures."""
+AS_IMAGES = {"pixel_values_videos": "pixel_values"}
+"""How a video goes through a method for images, in models that have no other for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +47,8 @@ class Encoder:
     modality: str
     """`image` or `video`."""
     function: Any
-    names: tuple[str, ...]
-    """Inputs that it takes."""
+    names: Mapping[str, str]
+    """Input of the model that it takes -> under which name."""
 
 
 def choose_route(model: Any) -> Choice:
@@ -71,14 +73,15 @@ def encoders(model: Any) -> Iterator[Encoder]:
     or else of the module that owns them."""
     if (owner := owner_path(model)) is None:
         return
-    for modality in MODALITIES:
-        for module in (model.base_model, model.get_submodule(owner)):
-            function = getattr(module, f"get_{modality}_features", None)
-            if function is None or modality not in model.input_modalities:
-                continue
-            parameters = [n for n in inspect.signature(function).parameters if n != "kwargs"]
-            yield Encoder(modality=modality, function=function, names=tuple(parameters))
-            break
+    modules = (model.base_model, model.get_submodule(owner))
+    for modality in (m for m in MODALITIES if m in model.input_modalities):
+        if function := _method(modules, f"get_{modality}_features"):
+            names = [n for n in inspect.signature(function).parameters if n != "kwargs"]
+            taken: Mapping[str, str] = dict(zip(names, names, strict=True))
+        elif modality == "video" and _sees_videos_as_images(model, modules[1]):
+            function, taken = _method(modules, "get_image_features"), AS_IMAGES
+        if function is not None:
+            yield Encoder(modality=modality, function=function, names=taken)
 
 
 def depends_on_prompt(model: Any) -> bool:
@@ -87,7 +90,7 @@ def depends_on_prompt(model: Any) -> bool:
 
 
 def takes_outputs(model: Any) -> bool:
-    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+    return _reads(model.forward, ["mm_encoder_outputs"])
 
 
 def overrides_generate(model: Any) -> bool:
@@ -110,6 +113,21 @@ def refuse(cls: Any) -> None:
             f"{cls.__name__} takes no pictures: it has no vision half",
             hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
         )
+
+
+def _sees_videos_as_images(model: Any, owner: Any) -> bool:
+    """Whether the model's own `forward` puts videos through its method for images, and reads what
+    comes of it as a video's."""
+    own = _reads(model.forward, AS_IMAGES) and takes_outputs(model)
+    return own and "get_image_features" in names_in(type(owner).forward)
+
+
+def _method(modules: Iterable[Any], name: str) -> Any:
+    return next((getattr(module, name) for module in modules if hasattr(module, name)), None)
+
+
+def _reads(function: Any, names: Iterable[str]) -> bool:
+    return set(names) <= inspect.signature(function).parameters.keys()
 
 
 def _asks_for_features(model: Any) -> bool:

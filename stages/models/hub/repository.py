@@ -17,6 +17,7 @@ from stages.models.hub.checkpoint import (
 )
 from stages.models.hub.faults import cache_folder, hub_errors, shown, size_of, without_safetensors
 from stages.models.hub.fetching import check_space, fetch
+from stages.models.hub.originals import refuse_original
 from stages.models.hub.transfer import Announce
 
 PREFIX = "models--"
@@ -66,7 +67,7 @@ def cached(name: str, revision: str | None) -> Checkpoint | None:
 def bring_small(name: str, revision: str | None, announce: Announce | None) -> Checkpoint:
     """A model with its small files downloaded; `announce` is told before. Raises UsageError for
     what the hub does not have or does not give, EnvironmentFault when it cannot be reached."""
-    from huggingface_hub import HfApi, hf_hub_url, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download
     from huggingface_hub.utils._paths import filter_repo_objects
 
     with hub_errors(name, revision):
@@ -74,6 +75,9 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
         resolved = api.resolve_revision(name, revision=revision)
         listing = _ask_listing(api, name, resolved.resolved)
         if "config.json" not in listing or not {SINGLE, INDEX} & listing.keys():
+            if "config.json" in listing:
+                config = hf_hub_download(name, "config.json", revision=resolved.resolved)
+                refuse_original(name, Path(config).parent)
             raise without_safetensors(name, list(listing))
         # Names may be listed of a model that is not to be downloaded.
         api.get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=resolved.resolved))

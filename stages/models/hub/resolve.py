@@ -6,6 +6,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular import odd_thing
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.fetching import fetch
+from stages.models.hub.originals import refuse_original
 from stages.models.hub.repository import bring_small, cached, hub_id_of, is_hub_id
 from stages.models.hub.transfer import Announce
 
@@ -39,13 +40,16 @@ def find_model(
                 hint="Give the folder that save_pretrained or a download made, or a hub id",
             )
         refuse_revision(f"{folder}, a folder,", revision)
+        refuse_original(str(folder), folder)
         return Checkpoint(name=str(name), folder=folder.absolute())
     if not is_hub_id(str(name)):
         raise UsageError(
             f"there is no model at {name}",
             hint="Give a folder with a config.json, a hub id such as owner/name, or demo",
         )
-    return cached(str(name), revision) or bring_small(str(name), revision, announce)
+    found = cached(str(name), revision) or bring_small(str(name), revision, announce)
+    refuse_original(found.name, found.folder)
+    return found
 
 
 def refuse_odd_things(folder: Path) -> None:

@@ -1,0 +1,87 @@
+"""Refuses checkpoints in the form of the original LLaVA code, by their configuration alone; opens
+no weights and asks no network.
+
+They name a vision tower that lies elsewhere and keep the sizes of the language model where
+transformers does not look for them. It would build a model of default sizes and make up what the
+files do not hold under its own names.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UsageError
+from artifacts.regular import read_text
+from stages.models.hub.checkpoint import JSON_BYTES
+
+CLASS = re.compile(r"Llava\w*ForCausalLM")
+"""How the classes of that code are called; those of transformers are called otherwise."""
+TOWER = "mm_vision_tower"
+"""The setting by which it names the vision tower."""
+OWNER = "llava-hf"
+"""Who keeps the converted checkpoints on the hub."""
+SAME_NAMES = (
+    "llava-v1.6-vicuna-7b",
+    "llava-v1.6-vicuna-13b",
+    "llava-v1.6-mistral-7b",
+    "llava-v1.6-34b",
+    "llama3-llava-next-8b",
+    "llava-next-72b",
+    "llava-next-110b",
+    "llava-onevision-qwen2-0.5b-si",
+    "llava-onevision-qwen2-0.5b-ov",
+    "llava-onevision-qwen2-7b-si",
+    "llava-onevision-qwen2-7b-ov",
+    "llava-onevision-qwen2-72b-si",
+    "llava-onevision-qwen2-72b-ov",
+)
+CONVERTED = {
+    "llava-v1.5-7b": f"{OWNER}/llava-1.5-7b-hf",
+    "llava-v1.5-13b": f"{OWNER}/llava-1.5-13b-hf",
+    **{name: f"{OWNER}/{name}-hf" for name in SAME_NAMES},
+}
+"""Name of an original checkpoint, without its owner -> hub id of the same weights as transformers
+reads them."""
+
+
+def is_original(folder: Path) -> bool:
+    """Whether the configuration in a folder is one of that code."""
+    return bool(_class_of(_config(folder)))
+
+
+def refuse_original(name: str, folder: Path) -> None:
+    """Raises UsageError for a checkpoint called `name` whose configuration, in `folder`, is one of
+    that code; one that brings its own code may be run by that."""
+    config = _config(folder)
+    found = _class_of(config)
+    if not found or config.get("auto_map"):
+        return
+    same = CONVERTED.get(Path(name).name.lower())
+    raise UsageError(
+        f"{name} is in the form of the original LLaVA code ({found}), of which transformers would "
+        "make up the vision tower",
+        hint=f"Take {same}, the same model as transformers reads it"
+        if same
+        else "Look for one whose id ends in -hf, or convert it with one of transformers' scripts "
+        "convert_llava*_weights_to_hf.py",
+    )
+
+
+def _class_of(config: dict[str, Any]) -> str:
+    """The class of that code that a configuration is of; empty when it is none."""
+    named = config.get("architectures")
+    classes = [str(part) for part in named] if isinstance(named, list) else []
+    if found := next(filter(CLASS.fullmatch, classes), ""):
+        return found
+    foreign = TOWER in config and not isinstance(config.get("vision_config"), dict)
+    return next(iter(classes), TOWER) if foreign else ""
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What config.json says; nothing when it cannot be read, which whoever needs it will tell."""
+    try:
+        found = json.loads(read_text(folder / "config.json", JSON_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,92 @@
+"""What README prints as Python runs as it is printed, and says what the whole model says."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from stages.models.halves.load import config_and_class
+from tests.checkpoints import MODELS, whole_checkpoint
+from tests.families import checkpoint
+from tests.media import picture
+from tests.tiny_families import FAMILIES
+from tests.tiny_families.verdict import FAILING, UNCUT
+
+ROOT = Path(__file__).resolve().parent.parent
+ASKING = ("llava", "qwen2_5_vl", "llama4", "perception_lm")
+"""Families that have a tiny processor with a chat template."""
+QUICK = ("chameleon", "emu3", "gemma3n", "llama4", "perception_lm", "perception_lm:video", "janus")
+LEFT_OUT = {*QUICK, *FAILING}
+REST = [name for name in FAMILIES if name not in LEFT_OUT and name.partition(":")[0] not in UNCUT]
+TOKENS = 64
+"""As README says."""
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def printed() -> tuple[str, str]:
+    """The code under `From Python`: what asks the processor, and what runs the halves."""
+    text = (ROOT / "README.md").read_text()
+    part = text.partition("\n## From Python\n")[2].partition("\n## ")[0]
+    asking, halves = re.findall(r"^```python\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
+    return asking, halves
+
+
+def stock(folder: Path, inputs: dict[str, Any]) -> torch.Tensor:
+    """What the model's own `generate` gives."""
+    cls = config_and_class(folder, trusted=False)[1]
+    model = cls.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        given = {n: v.to(model.dtype) if _is_float(v) else v for n, v in inputs.items()}
+        tokens: torch.Tensor = model.generate(**given, max_new_tokens=TOKENS)
+    return tokens
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+@pytest.mark.parametrize("family", ASKING)
+def test_the_code_of_the_readme_runs_as_printed(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another checkpoint under the name that the code itself gives it."""
+    folder = whole_checkpoint(family) if family in MODELS else checkpoint(family)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(picture(3)).save("picture.jpg")
+    asking, halves = printed()
+    code, changed = re.subn(
+        r"^checkpoint = .*$", f"checkpoint = {str(folder)!r}", asking, flags=re.M
+    )
+    assert changed == 1
+    names: dict[str, Any] = {}
+    exec(compile(code + halves, "README.md", "exec"), names)
+    assert torch.equal(names["tokens"], stock(folder, names["inputs"]))
+
+
+def says_as_a_whole(variant: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    torch.manual_seed(0)
+    model, inputs = FAMILIES[variant]()
+    model.save_pretrained(folder)
+    names: dict[str, Any] = {"checkpoint": str(folder), "inputs": inputs}
+    exec(compile(printed()[1], "README.md", "exec"), names)
+    assert torch.equal(names["tokens"], stock(folder, inputs))
+
+
+@pytest.mark.parametrize("variant", QUICK)
+def test_the_halves_of_a_family_are_run_by_the_code_of_the_readme(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says_as_a_whole(variant, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", REST)
+def test_the_halves_of_any_other_family_are_run_by_the_code_of_the_readme(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says_as_a_whole(variant, tmp_path, monkeypatch)
