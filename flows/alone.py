@@ -1,7 +1,7 @@
 """Single items that fit nowhere beside others: each is tried on every lower rung before it fails;
 knows neither waves nor what runs after what."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from artifacts.errors import CannotFit
@@ -10,6 +10,7 @@ from flows.ledger import Task, unique
 from flows.memory.ladder import Ladder
 from flows.memory.rungs import Rung
 from flows.prepare import Job
+from stages.process.events import TooLarge
 from stages.process.stage_process import StageOutcome
 
 Run = Callable[[HalfStage, list[list[Task]], Rung], tuple[StageOutcome, CannotFit | None]]
@@ -39,15 +40,13 @@ class Alone:
         self._ladder = ladder
         self._run = run
 
-    def fit(
-        self, stage: HalfStage, tasks: Sequence[Task], told: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def fit(self, stage: HalfStage, tasks: Sequence[Task], told: Sequence[TooLarge]) -> None:
         """Make what was told to be too large in processes of its own, on lower and lower rungs.
         Raises CannotFit when the stage never made anything at all."""
-        large = {event["key"]: event for event in told}
+        large = {event.key: event for event in told}
         left = [task for task in tasks if KEYS[stage](task) in large]
         for rung in self._ladder.alone(stage) if left else []:
-            error = str(large[KEYS[stage](left[0])]["error"])
+            error = large[KEYS[stage](left[0])].error
             self._ladder.tried_alone(rung, [self._name(task) for task in left], error)
             self._try(stage, rung, left)
             left = [task for task in left if not self._made(stage, task)]
@@ -55,11 +54,11 @@ class Alone:
                 break
         self._job.ledger.reconsider()
         if left and not self._ever(stage):
-            event = large[KEYS[stage](left[0])]
-            raise self._ladder.nothing_fits(stage, CannotFit(str(event["error"])))
+            error = large[KEYS[stage](left[0])].error
+            raise self._ladder.nothing_fits(stage, CannotFit(error))
         for task in left:
             event = large[KEYS[stage](task)]
-            why = too_large(stage, event["error"], event["wanted_bytes"])
+            why = too_large(stage, event.error, event.wanted_bytes)
             self._job.ledger.unfit[task.place] = why
 
     def _try(self, stage: HalfStage, rung: Rung, tasks: Sequence[Task]) -> None:

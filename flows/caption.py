@@ -13,7 +13,6 @@ os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
 # one before, and how long the run waits is decided in flows/prefect_patience.py.
 os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")
 
-from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +38,7 @@ from flows.prepare import NothingToCaption
 from flows.run import caption
 from flows.run_result import RunResult
 from flows.stopping import stopped_in_order
+from stages.process.events import Event, Item, Total
 from stages.process.stage_process import Listener, StageOutcome, StageProcess
 
 TABLE = "penstock-captions"
@@ -191,11 +191,11 @@ class PrefectRunning:
             self._process = DirectLauncher(self._count).start(call)
             return self._process
 
-    def _count(self, stage: str, event: Mapping[str, Any]) -> None:
-        if event["event"] == "item":
+    def _count(self, stage: str, event: Event) -> None:
+        if isinstance(event, Item):
             self._done += 1
-        elif event["event"] == "total":
-            self._total = event["items"]
+        elif isinstance(event, Total):
+            self._total = event.items
         self._listen(stage, event)
 
 

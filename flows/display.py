@@ -7,11 +7,11 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from typing import IO, Any
 
 from artifacts.errors import UsageError, redacted
 from flows.terminal import outliving_the_terminal
+from stages.process.events import Event, Item, Total, Warned
 
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0
@@ -70,17 +70,16 @@ class Display:
                 before = f", {done} there already" if done else ""
                 self._line(f"{VERBS.get(name, name)}: {total - done} to do{before}")
 
-    def listen(self, name: str, event: Mapping[str, Any]) -> None:
-        """An event from a stage process."""
-        kind = event["event"]
-        if kind == "item":
+    def listen(self, name: str, event: Event) -> None:
+        """An event from a stage process; what failed is told by its name, with `fail`."""
+        if isinstance(event, Item):
             self._advance(name, event)
-        elif kind == "total":
+        elif isinstance(event, Total):
             with self._lock:
                 if name == self._stage and name == "frames":
-                    self._total = event["items"]
-        elif kind == "warning":
-            self.say(event["text"])
+                    self._total = event.items
+        elif isinstance(event, Warned):
+            self.say(event.text)
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -139,9 +138,9 @@ class Display:
         with self._lock:
             self._close()
 
-    def _advance(self, name: str, event: Mapping[str, Any]) -> None:
+    def _advance(self, name: str, event: Item) -> None:
         with self._lock:
-            self._emit({"event": "item", "stage": name, "label": event["label"]})
+            self._emit({"event": "item", "stage": name, "label": event.label})
             if name != self._stage:
                 return
             self._done += 1

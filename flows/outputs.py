@@ -17,6 +17,7 @@ from flows.ledger import Medium
 from flows.prepare import Job
 from flows.sources import MediaFile
 from flows.texts import OwnFiles, Texts, write_texts
+from stages.process.events import Failed
 
 
 def failures_of(job: Job) -> list[Failure]:
@@ -48,16 +49,14 @@ def names_of(job: Job) -> dict[str, str]:
     return {medium.digest: file.media_path for file, medium in files}
 
 
-def failure_of(
-    job: Job, names: Mapping[str, str], stage: str, event: Mapping[str, Any]
-) -> dict[str, str]:
+def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) -> dict[str, str]:
     """What a stage told of a medium, or of a chunk's features, with the name of a file."""
-    told = event["media"]
+    told = event.media
     if stage == "encode":
         chunks = (task for task in job.ledger.tasks(job.media) if task.features == told)
         told = next((task.medium.digest for task in chunks), told)
     name = names.get(told, "")
-    return {"media_path": name, "stage": stage, "message": event["message"], "hint": event["hint"]}
+    return {"media_path": name, "stage": stage, "message": event.message, "hint": event.hint}
 
 
 def places(job: Job) -> dict[str, str]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from flows.sequence import Sequence
 from flows.steps import Steps
 from flows.stopping import stopped_in_order
 from flows.weights import fetch_halves
+from stages.process.events import Event, Failed, Item, MemorySeen
 from stages.process.lock import holder, try_hold
 from stages.process.stage_process import Listener
 
@@ -50,21 +52,20 @@ class Watch:
         self._names: dict[str, str] = {}
         """Of the media, once one of them has failed: to find one takes a look at all."""
 
-    def listen(self, stage: str, event: Mapping[str, Any]) -> None:
+    def listen(self, stage: str, event: Event) -> None:
         """Hear an event of a stage."""
-        record, job, kind = self._record, self._job, event["event"]
-        if kind != "failure":
-            self._display.listen(stage, event)
+        record, job = self._record, self._job
+        self._display.listen(stage, event)
         if record is None or job is None:
             return
         if self._ladder is not None:
             self._ladder.listen(stage, event)
-        if kind == "item":
+        if isinstance(event, Item):
             self._items[stage] += 1
             record.live(stage, self._items[stage])
-        elif kind == "memory":
-            record.memory(stage, event)
-        elif kind == "failure":
+        elif isinstance(event, MemorySeen):
+            record.memory(stage, asdict(event))
+        elif isinstance(event, Failed):
             self._names = self._names or names_of(job)
             failure = failure_of(job, self._names, stage, event)
             self._display.fail(**failure)

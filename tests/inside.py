@@ -3,7 +3,6 @@ and only the child processes are spared."""
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -15,6 +14,7 @@ from flows.display import Display
 from flows.launch import ENTRIES, StageCall
 from flows.run import caption
 from flows.run_result import RunResult
+from stages.process.events import Event, Item, Noted, event_of
 from stages.process.report import Report
 from stages.process.stage_process import Listener, StageOutcome
 from tests.pipeline import Place
@@ -60,15 +60,16 @@ class InsideLauncher:
             getattr(import_module(module), name)(arguments, Report(descriptor))
             file.seek(0)
             for line in file:
-                self._take(outcome, json.loads(line))
+                if (event := event_of(line.decode())) is not None:
+                    self._take(outcome, event)
         return Ended(outcome=outcome)
 
-    def _take(self, outcome: StageOutcome, event: Mapping[str, Any]) -> None:
-        if event["event"] == "item":
+    def _take(self, outcome: StageOutcome, event: Event) -> None:
+        if isinstance(event, Item):
             outcome.items += 1
-            outcome.tokens += event["tokens"]
-        elif event["event"] == "note":
-            outcome.notes.update({k: v for k, v in event.items() if k != "event"})
+            outcome.tokens += event.tokens
+        elif isinstance(event, Noted):
+            outcome.notes.update(event.values)
         self.listen(outcome.name, event)
 
 

@@ -12,6 +12,7 @@ from artifacts.store import FolderStore
 from flows.config import CaptionConfig
 from flows.launch import StageCall
 from stages.models.card import HalfCard, ModelCard, SamplingCard
+from stages.process.events import Failed
 from stages.process.stage_process import Listener, StageOutcome
 
 HALF = HalfCard(shards=("model.safetensors",), tensors=(), parameters=1, stored_bytes=2)
@@ -148,7 +149,7 @@ class Heard:
         pass
 
     def failure(self, media: str, kind: str, message: str, hint: str) -> None:
-        told = {"media": media, "kind": kind, "message": message, "hint": hint}
+        told = Failed(media=media, kind=kind, message=message, hint=hint)
         self._outcome.failures.append(told)
 
     def warning(self, text: str) -> None:

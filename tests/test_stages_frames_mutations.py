@@ -3,9 +3,7 @@ named."""
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -13,6 +11,7 @@ from artifacts.keys import hash_file
 from artifacts.packs import Shelf
 from artifacts.schema import MediaIndex
 from artifacts.store import open_store
+from stages.process.events import Event
 from stages.process.stage_process import StageProcess
 from tests.media import picture, write_video
 from tests.mutations import write_mutations
@@ -58,8 +57,8 @@ def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
     }
     opened: Counter[str] = Counter()
 
-    def listen(_: str, event: Mapping[str, Any]) -> None:
-        opened[event["event"]] += 1
+    def listen(_: str, event: Event) -> None:
+        opened[type(event).__name__] += 1
 
     entry = "stages.frames.run:run"
     stage = StageProcess(
@@ -76,7 +75,7 @@ def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
     assert len(digests) > COUNT * 0.9
     assert cut.keys() | refused.keys() == digests
     assert not cut.keys() & refused.keys()
-    assert opened["begin"] == opened["done"] == len(digests)
+    assert opened["Begin"] == opened["Done"] == len(digests)
     indexes = [MediaIndex.from_json(cut.meta(digest)) for digest in sorted(cut.keys())]
     assert all(index.chunks for index in indexes)
     assert len(indexes) > COUNT / 2

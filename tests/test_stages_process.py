@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from artifacts.errors import CannotFit, Interrupted, Killed, OutOfMemory, StageDied, UsageError
 from stages.process import lock
 from stages.process.ending import Ending, fault_of_stage
+from stages.process.events import Broken, Event, Failed, Item, Warned
 from stages.process.memory import Sampler, anonymous_bytes
 from stages.process.report import Report
 from stages.process.stage_process import StageProcess
@@ -53,10 +53,8 @@ def waits(job: dict[str, Any], report: Report) -> None:
     time.sleep(600)
 
 
-def start(
-    name: str, tmp_path: Path, heard: list[Mapping[str, Any]] | None = None, **job: Any
-) -> StageProcess:
-    def listen(_: str, event: Mapping[str, Any]) -> None:
+def start(name: str, tmp_path: Path, heard: list[Event] | None = None, **job: Any) -> StageProcess:
+    def listen(_: str, event: Event) -> None:
         if heard is not None:
             heard.append(event)
 
@@ -70,10 +68,10 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
 
 
-def wait_for(event: str, heard: list[Mapping[str, Any]]) -> None:
+def wait_for(kind: type[Any], heard: list[Event]) -> None:
     deadline = time.monotonic() + 30
-    while not any(e["event"] == event for e in heard):
-        assert time.monotonic() < deadline, f"no {event} in 30 s"
+    while not any(isinstance(event, kind) for event in heard):
+        assert time.monotonic() < deadline, f"no {kind.__name__} in 30 s"
         time.sleep(0.02)
 
 
@@ -91,19 +89,14 @@ def gone(pid: int, seconds: float = 5.0) -> bool:
 
 
 def test_events_reach_the_parent_and_library_noise_does_not(tmp_path: Path) -> None:
-    heard: list[Mapping[str, Any]] = []
+    heard: list[Event] = []
     outcome = start("works", tmp_path, heard, items=3).wait()
     assert (outcome.items, outcome.tokens) == (3, 9)
     assert outcome.notes["attention"] == "sdpa"
     assert outcome.failures == [
-        {
-            "media": "digest",
-            "kind": "no-video",
-            "message": "no video in it",
-            "hint": "Give a video",
-        }
+        Failed(media="digest", kind="no-video", message="no video in it", hint="Give a video")
     ]
-    assert [e["key"] for e in heard if e["event"] == "item"] == ["key-0", "key-1", "key-2"]
+    assert [e.key for e in heard if isinstance(e, Item)] == ["key-0", "key-1", "key-2"]
     assert "noise on stdout" in (tmp_path / "log").read_text()
 
 
@@ -132,20 +125,20 @@ def test_running_out_of_memory_is_told_as_such(tmp_path: Path) -> None:
 
 
 def test_a_killed_stage_is_resumable(tmp_path: Path) -> None:
-    heard: list[Mapping[str, Any]] = []
+    heard: list[Event] = []
     process = start("waits", tmp_path, heard)
-    wait_for("item", heard)
+    wait_for(Item, heard)
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(Killed, match="SIGKILL") as caught:
         process.wait()
     assert caught.value.items == process.outcome.items == 1
-    assert heard[-1]["event"] == "warning" and "SIGKILL" in heard[-1]["text"]
+    assert isinstance(heard[-1], Warned) and "SIGKILL" in heard[-1].text
 
 
 def test_stop_ends_a_stage(tmp_path: Path) -> None:
-    heard: list[Mapping[str, Any]] = []
+    heard: list[Event] = []
     process = start("waits", tmp_path, heard)
-    wait_for("item", heard)
+    wait_for(Item, heard)
     process.stop()
     assert gone(process.pid)
     assert process.ended(0)
@@ -197,15 +190,18 @@ def test_a_stage_that_runs_a_model_holds_the_cpu_s_lock_where_one_is_named(
 ) -> None:
     path = tmp_path / "cpu.lock"
     monkeypatch.setenv(lock.CPU_LOCK, str(path))
-    heard: list[Mapping[str, Any]] = []
+    heard: list[Event] = []
     first = start("waits", tmp_path, heard, device="cpu")
-    wait_for("item", heard)
+    wait_for(Item, heard)
     assert lock.try_hold(path) is None
     start("works", tmp_path, items=1).wait()  # it is told of no device
-    told: list[Mapping[str, Any]] = []
+    told: list[Event] = []
     second = start("works", tmp_path, told, items=1, device="cpu")
-    wait_for("warning", told)
-    assert told[0]["text"] == f"waiting for CPU, process {first.pid} has it"
+    wait_for(Warned, told)
+    assert (
+        isinstance(told[0], Warned)
+        and told[0].text == f"waiting for CPU, process {first.pid} has it"
+    )
     os.kill(first.pid, signal.SIGKILL)
     assert second.wait().items == 1
     with pytest.raises(Killed):
@@ -232,14 +228,14 @@ def test_the_sampler_sees_a_peak_that_has_passed() -> None:
         (-9, None, "", Killed),
         (-15, None, "", Interrupted),
         (-11, None, "", StageDied),
-        (1, {"type": "MemoryError", "message": "", "hint": ""}, "", OutOfMemory),
+        (1, Broken(type="MemoryError"), "", OutOfMemory),
         (-9, None, "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED", OutOfMemory),
-        (1, {"type": "KeyError", "message": "'x'", "hint": ""}, "CUDA out of memory", StageDied),
-        (1, {"type": "UsageError", "message": "no", "hint": "yes"}, "", UsageError),
+        (1, Broken(type="KeyError", message="'x'"), "CUDA out of memory", StageDied),
+        (1, Broken(type="UsageError", message="no", hint="yes"), "", UsageError),
     ],
 )
 def test_an_end_is_told_by_what_the_child_said_and_else_by_its_log(
-    code: int, told: dict[str, str] | None, tail: str, expected: type[Exception]
+    code: int, told: Broken | None, tail: str, expected: type[Exception]
 ) -> None:
     ending = Ending(code=code, told=told, last_lines=(tail,), log=Path("encode.log"))
     fault = fault_of_stage("encode", ending)
@@ -248,9 +244,9 @@ def test_an_end_is_told_by_what_the_child_said_and_else_by_its_log(
 
 def test_what_an_earlier_run_left_in_the_log_is_not_this_one_s_last_word(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("RuntimeError: CUDA out of memory\n")
-    heard: list[Mapping[str, Any]] = []
+    heard: list[Event] = []
     process = start("waits", tmp_path, heard)
-    wait_for("item", heard)
+    wait_for(Item, heard)
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(Interrupted, match="SIGKILL"):
         process.wait()

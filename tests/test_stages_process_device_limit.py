@@ -11,6 +11,7 @@ from stages.process import budget, device_limit
 from stages.process.device_limit import CONTEXT_BYTES, DeviceLimit, check_same_card, context_bytes
 from stages.process.ending import Ending, fault_of_stage, out_of_memory
 from stages.process.environment import child_environment
+from stages.process.events import Broken
 from stages.process.lock import lock_path
 from tests import gpus
 
@@ -77,7 +78,7 @@ def test_doubtful_words_mean_memory_where_it_was_short(
     monkeypatch.setattr(DeviceLimit, "full", lambda self: False)
     monkeypatch.setattr(budget, "_device_limits", [limit])
     assert out_of_memory(RuntimeError(words.partition(": ")[2])) is (share > 0.5)
-    told = dict(zip(("type", "message"), words.split(": ", 1), strict=True), hint="")
+    told = Broken(**dict(zip(("type", "message"), words.split(": ", 1), strict=True)))
     ending = Ending(
         code=1,
         told=told,
@@ -114,7 +115,7 @@ def test_bitsandbytes_leaves_with_words_of_its_own() -> None:
     ],
 )
 def test_a_gpu_that_failed_is_told_with_what_to_do(words: str, advice: str) -> None:
-    told = {"type": "RuntimeError", "message": words, "hint": ""}
+    told = Broken(type="RuntimeError", message=words)
     fault = fault_of_stage("decode", Ending(code=1, told=told, log=Path("x.log")))
     assert isinstance(fault, StageDied) and advice in fault.hint
 

@@ -15,6 +15,7 @@ from artifacts.errors import Killed, OutOfMemory, PenstockError, StageDied
 from stages.process import budget, stuck
 from stages.process.ending import Ending, fault_of_stage, memory_words
 from stages.process.environment import child_environment
+from stages.process.events import Broken
 from stages.process.memory import Sampler, taken
 
 MIB = 1 << 20
@@ -37,7 +38,7 @@ MIB = 1 << 20
     ],
 )
 def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) -> None:
-    told = {"type": "RuntimeError", "message": words, "hint": ""}
+    told = Broken(type="RuntimeError", message=words)
     for ending in (
         Ending(code=1, told=told, log=Path("log")),
         Ending(code=-6, log=Path("log"), last_lines=(words, "  what():  something", "Aborted")),

@@ -1,6 +1,5 @@
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from artifacts.errors import EnvironmentFault
 from flows.launch import DirectLauncher, StageCall
 from stages.process.compiler import compiler_folder
 from stages.process.environment import child_environment
+from stages.process.events import Event, Item
 from stages.process.report import Report
 
 HERE = Path(__file__)
@@ -27,7 +27,7 @@ def test_a_folder_that_goes_away_is_told_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{HERE.parent.parent}")
-    heard: list[Mapping[str, Any]] = []
+    heard: list[Event] = []
     launcher = DirectLauncher(
         lambda _, event: heard.append(event), {"loses": f"{HERE.stem}:loses_its_folder"}
     )
@@ -38,7 +38,7 @@ def test_a_folder_that_goes_away_is_told_as_such(
     with pytest.raises(EnvironmentFault, match=f"{out}/logs is gone") as caught:
         launcher.start(call).wait()
     assert "run the same command again" in caught.value.hint
-    assert [event["key"] for event in heard if event["event"] == "item"] == ["one"]
+    assert [event.key for event in heard if isinstance(event, Item)] == ["one"]
 
 
 def test_a_stage_leaves_nothing_in_the_folder_for_temporary_files(

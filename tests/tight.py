@@ -8,6 +8,7 @@ from typing import Any
 from artifacts.errors import Killed, OutOfMemory
 from flows.launch import StageCall
 from stages.memory.shrinking import smaller
+from stages.process.events import Item, Shrunk, TooLarge
 from stages.process.stage_process import Listener, StageOutcome
 from tests.stand_ins import CARD, Answer, Stages
 
@@ -72,7 +73,7 @@ class Tight(Stages):
                 part = replace(call, arguments={**call.arguments, "batches": [piece]})
                 self._answer(part, outcome)
                 for _ in range(outcome.items - before):
-                    self._listen(call.name, {"event": "item", "label": "", "tokens": 1})
+                    self._listen(call.name, Item(tokens=1))
         return outcome
 
     def _without_giant(self, call: StageCall, outcome: StageOutcome) -> list[list[Any]]:
@@ -81,16 +82,15 @@ class Tight(Stages):
         self._giant = self._giant or batches[0][0][made_of]
         for member in (member for batch in batches for member in batch):
             if member[made_of] == self._giant:
-                event = {"key": member["key"], "wanted_bytes": 2 << 30, "error": WORDS}
-                outcome.too_large.append(event)
+                large = TooLarge(key=member["key"], wanted_bytes=2 << 30, error=WORDS)
+                outcome.too_large.append(large)
         return [[m for m in batch if m[made_of] != self._giant] for batch in batches]
 
     def _halves(self, stage: str, batch: list[Any], room: int) -> list[list[Any]]:
         size = len(batch)
         while size > room:
             failed, size = size, smaller(size)
-            event = {"event": "rung", "batch": size, "failed": failed, "error": WORDS}
-            self._listen(stage, event)
+            self._listen(stage, Shrunk(batch=size, failed=failed, error=WORDS))
         return [batch[at : at + size] for at in range(0, len(batch), size)]
 
     def _die(self, call: StageCall, outcome: StageOutcome) -> None:

@@ -11,6 +11,7 @@ from artifacts.errors import CannotFit, EnvironmentFault
 from flows.display import gib
 from flows.memory.remembered import Remembered
 from flows.memory.rungs import Rung
+from stages.process.events import Event, Item, Shrunk
 
 Told = Callable[[Mapping[str, Any], str], None]
 """Given an entry of the record's `rungs`, and the same in words."""
@@ -73,13 +74,13 @@ class Ladder:
                 why = {"remembered": "it fitted before", "planned": "more is not expected to fit"}
                 self._say(self.rung(stage), reason, f"starting with {{}}: {why[reason]}")
 
-    def listen(self, stage: str, event: Mapping[str, Any]) -> None:
+    def listen(self, stage: str, event: Event) -> None:
         """Hear an event of a stage."""
         if stage not in self.rungs:
             return
-        if event["event"] == "rung":
+        if isinstance(event, Shrunk):
             self._shrink(stage, event)
-        elif event["event"] == "item":
+        elif isinstance(event, Item):
             self.worked(stage)
 
     def worked(self, stage: str) -> None:
@@ -134,15 +135,15 @@ class Ladder:
             hint=f"Nothing finished is lost; give {self.advise(stage) or 'more with --memory'}",
         )
 
-    def _shrink(self, stage: str, event: Mapping[str, Any]) -> None:
+    def _shrink(self, stage: str, event: Shrunk) -> None:
         """The stage's process goes on with smaller batches, or smaller blocks of them."""
         with self._lock:
             before = self.rung(stage)
-            batch, block = event["batch"], event.get("block") or before.block
+            batch, block = event.batch, event.block or before.block
             for rung in self.rungs[stage][self._at[stage] + 1 :]:
                 alike = replace(rung, batch=before.batch, block=before.block) == before
                 if alike and rung.batch <= batch and rung.block <= block:
-                    self._go(rung, "out of memory", event["error"], event["failed"])
+                    self._go(rung, "out of memory", event.error, event.failed)
                     break
 
     def _go(self, rung: Rung, reason: str, error: str, failed: int) -> None:

@@ -85,8 +85,7 @@ def run(job: dict[str, Any], report: Report) -> None:
             report.failure(media=key, **why)
         whole = [_record(k, row) for k, (_, row) in rows.items() if isinstance(row, FeatureRecord)]
         for key in features.publish(whole):
-            meta = frames.meta(rows[key][0]["frames"])
-            report.item(key, seconds_of_media=meta["end"] - meta["start"])
+            report.item(key)
         turns.done(rows)
 
     def pictures(member: dict[str, Any]) -> int:

@@ -50,10 +50,9 @@ class Recording:
             for medium, chunk in chunks
         ]
         new = set(self.frames.publish(records))
-        for record, (medium, chunk) in zip(records, chunks, strict=True):
+        for record, (medium, _) in zip(records, chunks, strict=True):
             if record.key in new:
-                length = chunk.index.end - chunk.index.start
-                self._report.item(record.key, label=medium.path.name, seconds_of_media=length)
+                self._report.item(record.key, label=medium.path.name)
 
     def finish(self, media: Sequence[tuple[Medium, MediaIndex]]) -> None:
         self.media.publish([Record(key=m.digest, meta=index.to_json()) for m, index in media])

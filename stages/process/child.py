@@ -19,6 +19,7 @@ from typing import Any
 from artifacts.errors import CannotFit, PenstockError
 from stages.process import budget
 from stages.process.ending import first_line, memory_words
+from stages.process.events import Broken, Ended
 from stages.process.lasting import lasting
 from stages.process.lock import hold_device
 from stages.process.memory import Sampler, Taken, anonymous_bytes
@@ -27,11 +28,10 @@ from stages.process.stuck import Stillness, leave, look_again
 
 PR_SET_PDEATHSIG = 1
 ORPHAN_CHECK_SECONDS = 0.5
-STUCK = {
-    "type": "OutOfMemory",
-    "message": "no thread went on: a library waits for memory that it did not get",
-    "hint": "",
-}
+STUCK = Broken(
+    type="OutOfMemory",
+    message="no thread went on: a library waits for memory that it did not get",
+)
 """What is told of a process that would wait for ever."""
 
 
@@ -69,7 +69,7 @@ def main(job_path: str, parent: str, events: str) -> int:
             runs_on, lambda who: report.warning(f"waiting for {runs_on.upper()}, {who} has it")
         )
     except (PenstockError, OSError) as error:
-        report.send("error", **describe(error))
+        report.send(describe(error))
         return 1
     code = work(job, report)
     if lock is not None:
@@ -89,7 +89,7 @@ def work(job: dict[str, Any], report: Report) -> int:
             look_again()
         if is_still and is_short:
             budget.lift()
-            report.send("error", **STUCK)
+            report.send(STUCK)
             leave(1)
 
     with Sampler(job["device"], report.memory, each) as memory:
@@ -103,17 +103,18 @@ def work(job: dict[str, Any], report: Report) -> int:
             entry(job["arguments"], report)
         except BaseException as error:
             budget.lift()
-            report.send("error", **describe(error))
+            report.send(describe(error))
             traceback.print_exc()
             code = 1
     usage = resource.getrusage(resource.RUSAGE_SELF)
     report.send(
-        "end",
-        peak_host_bytes=memory.peak_host_bytes,
-        peak_device_bytes=memory.peak_device_bytes,
-        seconds=time.monotonic() - started,
-        cpu_seconds=usage.ru_utime + usage.ru_stime,
-        timeline=memory.timeline,
+        Ended(
+            peak_host_bytes=memory.peak_host_bytes,
+            peak_device_bytes=memory.peak_device_bytes,
+            seconds=time.monotonic() - started,
+            cpu_seconds=usage.ru_utime + usage.ru_stime,
+            timeline=memory.timeline,
+        )
     )
     return code
 
@@ -130,19 +131,19 @@ def load_entry(name: str, arguments: dict[str, Any]) -> Callable[[dict[str, Any]
     return loaded
 
 
-def describe(error: BaseException) -> dict[str, str]:
+def describe(error: BaseException) -> Broken:
     """An error as the parent will tell it: our own in their words, others by class and first
     line."""
     if (words := memory_words(error)) is not None:  # whatever was made of it on the way
         own = error.message if isinstance(error, CannotFit) else words
-        return {"type": "OutOfMemory", "message": own, "hint": ""}
+        return Broken(type="OutOfMemory", message=own)
     if isinstance(error, PenstockError):
-        return {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+        return Broken(type=type(error).__name__, message=error.message, hint=error.hint)
     if budget.at_the_limit() and isinstance(error, Exception):
         # Who gets no memory in the middle of something may say anything, or nothing at all.
         words = f"{type(error).__name__}: {first_line(error)}"
-        return {"type": "OutOfMemory", "message": words, "hint": ""}
-    return {"type": type(error).__name__, "message": first_line(error), "hint": ""}
+        return Broken(type="OutOfMemory", message=words)
+    return Broken(type=type(error).__name__, message=first_line(error))
 
 
 if __name__ == "__main__":

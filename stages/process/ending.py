@@ -2,7 +2,7 @@
 knows no stage by name."""
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from artifacts import errors
 from artifacts.pack_object import DamagedRecord
 from stages.process.budget import AT_THE_LIMIT, near, short
 from stages.process.device_words import device_advice
+from stages.process.events import Broken
 
 STOPPING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals by which people and kernels stop a process; others are its own fault and come again."""
@@ -74,7 +75,7 @@ class Ending:
 
     code: int
     """Its exit status; below zero, the signal."""
-    told: Mapping[str, str] | None = None
+    told: Broken | None = None
     """The error event that it sent, if it could."""
     log: Path
     last_lines: tuple[str, ...] = ()
@@ -148,15 +149,15 @@ def perhaps(words: str) -> bool:
 
 def fault_of_stage(name: str, ending: Ending) -> errors.PenstockError:
     """The error that a stage's end amounts to."""
-    told = ending.told or {"type": "", "message": "", "hint": ""}
-    last_words = f"{told['type']}: {told['message']}" if told["type"] else _last(ending)
-    known = _ours(told["type"])
+    told = ending.told or Broken()
+    last_words = f"{told.type}: {told.message}" if told.type else _last(ending)
+    known = _ours(told.type)
     if _of_memory(ending, told, last_words, ours=known is not None):
         return _out_of_memory(name, ending, last_words)
     if known is not None:
         if issubclass(known, errors.MediaError):
-            return errors.MediaError(told["message"], kind="media", hint=told["hint"])
-        return known(told["message"], hint=told["hint"])
+            return errors.MediaError(told.message, kind="media", hint=told.hint)
+        return known(told.message, hint=told.hint)
     if ending.signal in STOPPING:
         message = f"the {name} stage was ended by {signal_name(ending.signal)}"
         hint = "Nothing finished is lost; run the same command again to go on"
@@ -178,15 +179,15 @@ def _ours(name: str) -> type[errors.PenstockError] | None:
     return known if isinstance(known, type) and issubclass(known, errors.PenstockError) else None
 
 
-def _of_memory(ending: Ending, told: Mapping[str, str], last_words: str, *, ours: bool) -> bool:
+def _of_memory(ending: Ending, told: Broken, last_words: str, *, ours: bool) -> bool:
     """Whether it was its memory that it died of; `ours` is whether the error is one of this
     program, which are never in doubt."""
-    words = [last_words] if told["type"] else [last_words, *ending.last_lines]
+    words = [last_words] if told.type else [last_words, *ending.last_lines]
     if any(map(says_out_of_memory, words)) or ending.signal == signal.SIGALRM:
         return True  # the clock runs only where memory is short: see stuck.py
     if not ours and any(map(perhaps, words)):
         return ending.short
-    crashed = not told["type"] and ending.signal in (signal.SIGKILL, *CRASHING)
+    crashed = not told.type and ending.signal in (signal.SIGKILL, *CRASHING)
     return crashed and ending.at_the_limit
 
 

@@ -1,8 +1,7 @@
 """What a stage tells its parent while it works, one JSON line an event; knows nothing of who
 listens.
 
-Libraries print on stdout, so events travel on a file descriptor of their own. Kinds of event:
-`total` `item` `begin` `done` `failure` `rung` `too_large` `warning` `note` `memory` `error` `end`.
+Libraries print on stdout, so events travel on a file descriptor of their own.
 """
 
 import json
@@ -14,6 +13,20 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from artifacts.store import fault_of
+from stages.process.events import (
+    Begin,
+    Done,
+    Event,
+    Failed,
+    Item,
+    MemorySeen,
+    Noted,
+    Shrunk,
+    TooLarge,
+    Total,
+    Warned,
+    line_of,
+)
 
 
 class Report:
@@ -30,15 +43,13 @@ class Report:
 
     def total(self, items: int) -> None:
         """How many items this stage is going to publish."""
-        self.send("total", items=items)
+        self.send(Total(items=items))
 
-    def item(
-        self, key: str, *, label: str = "", seconds_of_media: float = 0.0, tokens: int = 0
-    ) -> None:
+    def item(self, key: str, *, label: str = "", tokens: int = 0) -> None:
         """An item was published: it is on disk, and will not be made again."""
         if self._journal is not None:
             self._note(self._journal, json.dumps({"time": round(time.time(), 3), "key": key}))
-        self.send("item", key=key, label=label, media_seconds=seconds_of_media, tokens=tokens)
+        self.send(Item(key=key, label=label, tokens=tokens))
 
     def _note(self, journal: Path, line: str) -> None:
         try:
@@ -54,29 +65,29 @@ class Report:
 
     def begin(self, media: str) -> None:
         """A medium is opened: whoever dies from now on may have died of it."""
-        self.send("begin", media=media)
+        self.send(Begin(media=media))
 
     def done(self, media: str) -> None:
         """A medium is closed again."""
-        self.send("done", media=media)
+        self.send(Done(media=media))
 
     def failure(self, media: str, kind: str, message: str, hint: str) -> None:
         """One medium, named by its content digest, cannot be used; the others can."""
-        self.send("failure", media=media, kind=kind, message=message, hint=hint)
+        self.send(Failed(media=media, kind=kind, message=message, hint=hint))
 
     def rung(self, batch: int, *, failed: int, error: str, block: int = 0) -> None:
         """A batch of `failed` items, or batches of so many that go through together, did not fit;
         from here on they are at most so large."""
-        self.send("rung", batch=batch, failed=failed, error=error, block=block)
+        self.send(Shrunk(batch=batch, failed=failed, error=error, block=block))
 
     def too_large(self, key: str, wanted: int, error: str) -> None:
         """An item does not fit, even alone, where others do; `wanted` bytes, 0 if unknown, could
         not be had for it."""
-        self.send("too_large", key=key, wanted_bytes=wanted, error=error)
+        self.send(TooLarge(key=key, wanted_bytes=wanted, error=error))
 
     def warning(self, text: str) -> None:
         """Something a person should read, and that stops nothing."""
-        self.send("warning", text=text)
+        self.send(Warned(text=text))
 
     def memory(
         self, seconds: float, host: int, device: int, peak_host: int, peak_device: int
@@ -84,20 +95,21 @@ class Report:
         """Memory after so many seconds, and the most so far, in bytes; also a sign of life from a
         stage whose items take long."""
         self.send(
-            "memory",
-            seconds=seconds,
-            host_bytes=host,
-            device_bytes=device,
-            peak_host_bytes=peak_host,
-            peak_device_bytes=peak_device,
+            MemorySeen(
+                seconds=seconds,
+                host_bytes=host,
+                device_bytes=device,
+                peak_host_bytes=peak_host,
+                peak_device_bytes=peak_device,
+            )
         )
 
     def note(self, **values: Any) -> None:
         """Facts about the stage for `run.json`, such as the attention implementation."""
-        self.send("note", **values)
+        self.send(Noted(values))
 
-    def send(self, event: str, **values: Any) -> None:
-        line = memoryview((json.dumps({"event": event, **values}) + "\n").encode())
+    def send(self, event: Event) -> None:
+        line = memoryview(line_of(event).encode())
         with self._lock:
             while line:
                 line = line[os.write(self._descriptor, line) :]

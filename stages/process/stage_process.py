@@ -9,8 +9,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,25 @@ from stages.process.clock import Clock
 from stages.process.device import device_used_bytes
 from stages.process.ending import LAST_LINES, Ending, fault_of_stage
 from stages.process.environment import child_environment
+from stages.process.events import (
+    Begin,
+    Broken,
+    Done,
+    Ended,
+    Event,
+    Failed,
+    Item,
+    MemorySeen,
+    Noted,
+    TooLarge,
+    Warned,
+    event_of,
+)
 
 STOP_SECONDS = 10.0
 """How long a stage that was asked to stop may take before it is killed."""
 
-Listener = Callable[[str, Mapping[str, Any]], None]
+Listener = Callable[[str, Event], None]
 """Called with the stage's name and each event, from a thread of its own."""
 
 
@@ -46,10 +60,9 @@ class StageOutcome:
     timeline: list[Any] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    error: dict[str, str] | None = None
-    too_large: list[dict[str, Any]] = field(default_factory=list)
-    """Items that did not fit even alone: `key`, `wanted_bytes`, `error`."""
+    failures: list[Failed] = field(default_factory=list)
+    error: Broken | None = None
+    too_large: list[TooLarge] = field(default_factory=list)
     in_hand: set[str] = field(default_factory=set)
     """Media, by content digest, that were open when the process ended."""
 
@@ -188,52 +201,46 @@ class StageProcess:
 
     def _read(self, descriptor: int) -> None:
         with os.fdopen(descriptor, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue  # cut off in the middle by the child's death
+            for event in map(event_of, lines):
+                if event is None:
+                    continue
                 self._take(event)
                 with contextlib.suppress(OSError):  # who listens may be gone, as behind `| head`
                     self._listen(self.name, event)
 
-    def _take(self, event: dict[str, Any]) -> None:
-        outcome, kind = self.outcome, event["event"]
-        if kind == "item":
-            outcome.items += 1
-            outcome.tokens += event["tokens"]
-        elif kind == "begin":
-            outcome.in_hand.add(event["media"])
-        elif kind == "done":
-            outcome.in_hand.discard(event["media"])
-        elif kind == "failure":
-            outcome.failures.append({k: v for k, v in event.items() if k != "event"})
-        elif kind == "too_large":
-            outcome.too_large.append({k: v for k, v in event.items() if k != "event"})
-        elif kind == "warning":
-            outcome.warnings.append(event["text"])
-        elif kind == "note":
-            outcome.notes.update({k: v for k, v in event.items() if k != "event"})
-        elif kind == "memory":
-            for name in ("peak_host_bytes", "peak_device_bytes"):
-                setattr(outcome, name, max(getattr(outcome, name), event[name]))
-            # What is known should it die; whoever ends in order tells it all.
-            outcome.timeline.append([event["seconds"], event["host_bytes"], event["device_bytes"]])
-        elif kind == "error":
-            outcome.error = {k: str(v) for k, v in event.items() if k != "event"}
-        elif kind == "end":
-            for name in (
-                "seconds",
-                "cpu_seconds",
-                "peak_host_bytes",
-                "peak_device_bytes",
-                "timeline",
-            ):
-                setattr(outcome, name, event[name])
+    def _take(self, event: Event) -> None:
+        outcome = self.outcome
+        match event:
+            case Item():
+                outcome.items += 1
+                outcome.tokens += event.tokens
+            case Begin():
+                outcome.in_hand.add(event.media)
+            case Done():
+                outcome.in_hand.discard(event.media)
+            case Failed():
+                outcome.failures.append(event)
+            case TooLarge():
+                outcome.too_large.append(event)
+            case Warned():
+                outcome.warnings.append(event.text)
+            case Noted():
+                outcome.notes.update(event.values)
+            case MemorySeen():
+                outcome.peak_host_bytes = max(outcome.peak_host_bytes, event.peak_host_bytes)
+                outcome.peak_device_bytes = max(outcome.peak_device_bytes, event.peak_device_bytes)
+                # What is known should it die; whoever ends in order tells it all.
+                seen = [event.seconds, event.host_bytes, event.device_bytes]
+                outcome.timeline.append(seen)
+            case Broken():
+                outcome.error = event
+            case Ended():
+                for each in fields(event):
+                    setattr(outcome, each.name, getattr(event, each.name))
 
     def _warn(self, text: str) -> None:
         self.outcome.warnings.append(text)
-        self._listen(self.name, {"event": "warning", "text": text})
+        self._listen(self.name, Warned(text=text))
 
     def _log_tail(self) -> tuple[str, ...]:
         try:

@@ -1,0 +1,165 @@
+"""What a stage's process tells the one that started it, a line of JSON each; knows no stage.
+
+The class of an event stands as a word in its line, and its fields stand beside that. Both ends
+share these classes, so that neither can misspell what the other means.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Total:
+    """The stage knows how many items it is going to publish."""
+
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """An item is on disk, and will not be made again."""
+
+    key: str = ""
+    label: str = ""
+    tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begin:
+    """A medium is opened: whoever dies from now on may have died of it."""
+
+    media: str
+    """Content digest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """A medium is closed again."""
+
+    media: str
+    """Content digest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """One medium cannot be used; the others can."""
+
+    media: str
+    """Content digest; of the encode stage, the key of a chunk's features."""
+    kind: str
+    """A stable word for programs."""
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shrunk:
+    """A batch of `failed` items did not fit; from here on they are at most so large."""
+
+    batch: int
+    failed: int
+    error: str
+    block: int = 0
+    """The same of batches that go through together; 0: there are none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TooLarge:
+    """An item does not fit, even alone, where others do."""
+
+    key: str
+    wanted_bytes: int
+    """Bytes that could not be had for it; 0: unknown."""
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Warned:
+    """There is something that a person should read, and that stops nothing."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemorySeen:
+    """What the process has of memory, and the most so far, in bytes; also a sign of life."""
+
+    seconds: float
+    """Since the process began."""
+    host_bytes: int
+    device_bytes: int
+    peak_host_bytes: int
+    peak_device_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Facts about the stage for `run.json`, by name."""
+
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Broken:
+    """The stage ends with an error."""
+
+    type: str = ""
+    """Name of its class; `OutOfMemory` whatever a library calls it."""
+    message: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """The stage ends in order, or after it was broken."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_host_bytes: int
+    peak_device_bytes: int
+    timeline: list[Any] = field(default_factory=list)
+    """Twice a second: seconds, bytes of the host, bytes of the device."""
+
+
+Event = (
+    Total | Item | Begin | Done | Failed | Shrunk | TooLarge | Warned | MemorySeen | Noted | Broken
+    | Ended
+)  # fmt: skip
+WORDS: Mapping[str, type[Any]] = {
+    "total": Total,
+    "item": Item,
+    "begin": Begin,
+    "done": Done,
+    "failure": Failed,
+    "rung": Shrunk,
+    "too_large": TooLarge,
+    "warning": Warned,
+    "memory": MemorySeen,
+    "error": Broken,
+    "end": Ended,
+}
+"""Word in a line → its class."""
+NOTE = "note"
+WORD_OF = {kind: word for word, kind in WORDS.items()}
+
+
+def line_of(event: Event) -> str:
+    """The line that tells of an event."""
+    if isinstance(event, Noted):
+        return json.dumps({"event": NOTE, **event.values}) + "\n"
+    return json.dumps({"event": WORD_OF[type(event)], **asdict(event)}) + "\n"
+
+
+def event_of(line: str) -> Event | None:
+    """The event that a line tells of; None where it was cut off by the death of who wrote it."""
+    try:
+        values = json.loads(line)
+        word = values.pop("event")
+        if word == NOTE:
+            return Noted(values)
+        event: Event = WORDS[word](**values)
+        return event
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
