@@ -175,6 +175,7 @@ def scopes_of(config: CaptionConfig, model: Model, sampling: Sampling) -> Scopes
         features=features,
         captions=captions,
         prompted=model.card.prompted,
+        fit_image=model.fit("image"),
         **model.precision(),
     )
 
