@@ -102,7 +102,7 @@ def photo(seed: int, height: int, width: int) -> Image.Image:
     found = np.full((height, width, 3), rng.integers(0, 100, 3).astype(float))
     for scale, strength in ((160, 120), (12, 40), (1, 20)):
         shape = (height // scale + 1, width // scale + 1, 3)
-        coarse = Image.fromarray(rng.choice(np.uint8([0, 255]), shape))
+        coarse = Image.fromarray(255 * rng.integers(0, 2, shape, dtype=np.uint8))
         enlarged = coarse.resize((width, height), Image.Resampling.NEAREST)
         found += np.asarray(enlarged, float) * strength / 255
     return Image.fromarray(found.clip(0, 255).astype(np.uint8))
