@@ -84,7 +84,7 @@ def _frames(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
             )
         ]
     else:
-        held = PACK_BYTES + READING_BYTES * high * wide
+        held = PACK_BYTES + READING_BYTES * math.prod(load.stored)
         size = f"{PACK_BYTES >> 20} MiB"
         why = f"{counted(files, 'pack')} of pictures of {size}, each with one being read"
         terms = [Term(part="activation", bytes=files * held, why=why)]

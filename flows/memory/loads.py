@@ -22,8 +22,8 @@ STANDARD_CHUNKS = 64
 PIXEL_BYTES = 4
 """Processors give pixels as 32-bit numbers."""
 COPIES = 7
-"""Times that a picture is in memory while a processor makes it smaller, of which three are as it is
-stored: 5 to 7 by 27 of 28 processors, 15 by Pix2Struct's (24 megapixels)."""
+"""Times that a picture is in memory while a processor makes it smaller: 5 to 7 with 27 of 28
+processors, 15 with Pix2Struct's, which counts in 32 bit (measured with 24 megapixels)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
