@@ -9,6 +9,11 @@ from artifacts.errors import UsageError
 MediaKind = Literal["video", "image"]
 Route = Literal["protocol", "replay", "splice", "joint"]
 Modality = Literal["image", "video"]
+MOST_PIXELS = 1 << 27
+"""A picture of more is stored at half its height and width, where it can be read so."""
+WHOLE = "whole"
+"""The last word of the keys of a picture that was stored smaller, when pictures were not stored as
+they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,14 +45,14 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameFit:
-    """The size at which a model's processor keeps a frame, so that none is stored larger than it
-    will be seen."""
+    """The size at which a model's processor keeps a frame, so that none of a video is stored larger
+    than it will be seen, and pictures that are seen alike are encoded together."""
 
     long_edges: tuple[tuple[float, int], ...] = ()
     """(height / width, long edge in pixels), sorted by the first; empty: frames keep their size."""
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) in pixels to store a frame at; never larger than the frame itself."""
+        """The (height, width) in pixels that a frame is worth; never larger than the frame."""
         if not self.long_edges:
             return height, width
         aspect = height / width
@@ -58,6 +63,14 @@ class FrameFit:
         share = 0.0 if a1 <= a0 else min(1.0, (aspect - a0) / (a1 - a0))
         scale = min(1.0, math.ceil(e0 + (e1 - e0) * share) / max(height, width))
         return max(1, math.ceil(height * scale)), max(1, math.ceil(width * scale))
+
+
+def picture_size(height: int, width: int) -> tuple[int, int]:
+    """The (height, width) in pixels that a picture is stored at: its own, so that the model's
+    processor, and nothing before it, makes it smaller."""
+    if height * width <= MOST_PIXELS:
+        return height, width
+    return (height + 1) // 2, (width + 1) // 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +109,21 @@ class MediaIndex:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def words(self, fit_image: FrameFit) -> tuple[str, ...]:
+        """What the keys of all that is made of its chunks end with. Pictures larger than
+        `fit_image` were once stored at that size: what was made of those pixels is another
+        thing."""
+        size = (self.height, self.width)
+        alike = self.kind == "video" or size == fit_image.size(*size) == picture_size(*size)
+        return () if alike else (WHOLE,)
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "MediaIndex":
-        chunks = tuple(ChunkIndex(**{**c, "times": tuple(c["times"])}) for c in value["chunks"])
+        size = {}
+        if value["kind"] == "image":  # written, maybe, when pictures were stored smaller
+            stored = picture_size(value["height"], value["width"])
+            size = dict(zip(("height", "width"), stored, strict=True))
+        chunks = tuple(
+            ChunkIndex(**{**c, **size, "times": tuple(c["times"])}) for c in value["chunks"]
+        )
         return cls(**{**value, "chunks": chunks, "warnings": tuple(value["warnings"])})

@@ -7,7 +7,7 @@ from typing import Any
 from artifacts.captions import ended_of
 from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, Shelf
-from artifacts.schema import ChunkIndex, MediaIndex
+from artifacts.schema import WHOLE, ChunkIndex, MediaIndex
 from artifacts.shelves import Shelves
 from artifacts.stamps import Stamp
 from artifacts.store import Store
@@ -48,8 +48,12 @@ class Task:
 
     @property
     def shape(self) -> tuple[str, int, int, int]:
-        """Chunks of one shape can share a batch: (kind, frames, height, width)."""
-        return (self.medium.kind, len(self.chunk.times), self.chunk.height, self.chunk.width)
+        """Chunks of one shape can share a batch: (kind, frames, height, width), the last two of a
+        picture as it is seen."""
+        size = (self.chunk.height, self.chunk.width)
+        if self.medium.kind == "image":
+            size = self.scopes.fit_image.size(*size)
+        return (self.medium.kind, len(self.chunk.times), *size)
 
 
 class Ledger:
@@ -189,12 +193,14 @@ class Ledger:
         """The chunk with the keys of one way."""
         place = (medium.digest, chunk.index)
         seen = (medium.prompt,) if scopes.prompted else ()
+        index = self.index(medium)
+        words = index.words(scopes.fit_image) if index is not None else ()
         return Task(
             medium=medium,
             chunk=chunk,
-            frames=item_key(scopes.frames, *place),
-            features=item_key(scopes.features, *place, *seen),
-            caption=item_key(scopes.captions, *place, medium.prompt),
+            frames=item_key(scopes.frames, *place, *words),
+            features=item_key(scopes.features, *place, *seen, *words),
+            caption=item_key(scopes.captions, *place, medium.prompt, *words),
             scopes=scopes,
         )
 
@@ -242,7 +248,9 @@ class Ledger:
         share a
         batch when the run is resumed, because in 16 bit another batch gives other bytes.
         """
-        key = digest_of([[m.digest, m.prompt] for m in media])
+        # Cut anew where pictures may have been counted smaller than they are stored since.
+        words = [WHOLE] if any(m.kind == "image" for m in media) else []
+        key = digest_of([*([m.digest, m.prompt] for m in media), *words])
         if key not in self._waves:
             self._waves.publish([Record(key=key, meta={"lengths": cut_waves(sizes, limit)})])
         waves, start = [], 0

@@ -2,10 +2,10 @@
 made before; knows no chunk."""
 
 from collections.abc import Iterator, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from artifacts.keys import digest_of
-from artifacts.schema import Sampling
+from artifacts.schema import FrameFit, Sampling
 from flows.config import CaptionConfig
 from flows.models import Model
 from stages.decode import RECIPE as DECODE_RECIPE
@@ -32,6 +32,8 @@ class Scopes:
     """What the language half computes in."""
     limit: int = 0
     """Tokens of a caption at the most."""
+    fit_image: FrameFit = field(default_factory=FrameFit)
+    """The size at which pictures are seen."""
 
     @property
     def precision(self) -> dict[str, str]:
@@ -66,6 +68,7 @@ def scopes_of(config: CaptionConfig, model: Model, sampling: Sampling) -> Scopes
         captions=_captions(features, model, config.max_new_tokens),
         prompted=model.card.prompted,
         limit=config.max_new_tokens,
+        fit_image=model.fit("image"),
         **model.precision(),
     )
 

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from artifacts.schema import ChunkIndex, MediaIndex, Sampling
+from artifacts.schema import ChunkIndex, MediaIndex, Sampling, picture_size
 from flows.ledger import Medium
 from flows.prepare import Job
 from stages.process.cgroup import cores
@@ -124,11 +124,14 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         assert header is not None
         seconds, shown = header.seconds, header.size
         shown_frames = max(1, round(seconds * header.rate))
-        stored = job.model.fit(medium.kind).size(*shown)
-        counts = [1] if medium.kind == "image" else frame_counts(job.sampling, seconds)
+        image = medium.kind == "image"
+        stored = picture_size(*shown) if image else job.model.fit("video").size(*shown)
+        counts = [1] if image else frame_counts(job.sampling, seconds)
         chunks, frames, longest = len(counts), sum(counts), max(counts)
         pixels = frames * math.prod(stored)
     features = frames * job.model.feature_bytes(medium.kind)
+    if medium.kind == "image" and _encoded(job, medium):
+        pixels = 0
     return Estimate(
         seconds=seconds,
         chunks=chunks,
@@ -140,6 +143,13 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         shown=shown,
         shown_frames=shown_frames,
     )
+
+
+def _encoded(job: Job, medium: Medium) -> bool:
+    """Whether a medium's frames are not wanted again. Large pictures would else be asked another
+    prompt in as many waves as they were encoded in, and a model loaded for each."""
+    tasks = job.ledger.tasks([medium])
+    return bool(tasks) and all(task.features in job.ledger.features for task in tasks)
 
 
 def _indexed(index: MediaIndex) -> tuple[int, int]:

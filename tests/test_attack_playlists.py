@@ -103,7 +103,7 @@ def test_nothing_else_is_opened(
     path.write_text(TEXTS[text].format(target.format(folder=tmp_path, port=port)))
     with pytest.raises(MediaError):
         if path.suffix in IMAGE_SUFFIXES:
-            read_picture(path, FIT)
+            read_picture(path)
         else:
             with Video(path) as video:
                 list(video.chunks(video.plan(SAMPLING), FIT))

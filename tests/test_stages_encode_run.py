@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.packs import Record
-from stages.encode.run import read_clip
+from stages.encode import run as stage
+from stages.encode.run import read_clip, read_member
 from stages.models.loading import ModelJob
 from stages.models.processors.prepare import Clip
 from tests.clips import clips
@@ -134,3 +135,34 @@ def test_a_frame_from_before_its_chunk_is_told_to_be_at_its_start(tmp_path: Path
     times = read_clip(shelf, {"frames": "early", "kind": "video"}).times
     assert times[0] == 0.0
     assert times == tuple(sorted(times))
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
+    """Let the chunks of these features find no memory while they are read."""
+
+    def read(shelf: Any, processor: Any, member: dict[str, Any], count: int = 0) -> Any:
+        if member["key"] in keys:
+            raise MemoryError("Unable to allocate 303. MiB for an array")
+        return read_member(shelf, processor, member, count)
+
+    monkeypatch.setattr(stage, "read_member", read)
+
+
+def test_a_chunk_that_memory_cannot_read_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = wave(tmp_path)
+    short_of_memory(monkeypatch, "features-1", "features-3", "features-4")
+    told = made.encode()
+    assert keys_told(told) == ["features-0", "features-2"]
+    large = [event["key"] for event in told if event["event"] == "too_large"]
+    assert large == ["features-1", "features-3", "features-4"]
+
+
+def test_where_memory_reads_no_chunk_the_stage_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = wave(tmp_path)
+    short_of_memory(monkeypatch, *(f"features-{n}" for n in range(5)))
+    with pytest.raises(CannotFit):
+        made.encode()

@@ -115,14 +115,14 @@ def test_a_real_file_that_cannot_be_used_says_why(shared_clips: Path, name: str,
 
 @pytest.mark.parametrize(("name", "size"), PHOTOS.items())
 def test_a_real_photo_is_read(shared_clips: Path, name: str, size: tuple[int, int]) -> None:
-    media, chunk = read_picture(shared_clips / name, SMALL)
+    media, chunk = read_picture(shared_clips / name)
     assert (media.height, media.width) == size
-    assert max(chunk.pixels.shape) == 128
+    assert chunk.pixels.shape == (1, *size, 3)
 
 
 def test_a_real_heic_says_what_to_do(shared_clips: Path) -> None:
     with pytest.raises(MediaError, match="JPEG") as caught:
-        read_picture(shared_clips / "photos" / "mei_heic_IMG_2929.HEIC", SMALL)
+        read_picture(shared_clips / "photos" / "mei_heic_IMG_2929.HEIC")
     assert caught.value.kind == "heic"
 
 

@@ -1,5 +1,6 @@
-"""Pictures come out upright, in RGB, at the size asked for; unusable ones say why."""
+"""Pictures come out upright, in RGB, at their own size; unusable ones say why."""
 
+import math
 import struct
 import zlib
 from fractions import Fraction
@@ -12,8 +13,9 @@ import pytest
 from PIL import Image
 
 from artifacts.errors import MediaError
-from artifacts.schema import FrameFit, Sampling
-from stages.frames.picture import read_picture
+from artifacts.schema import FrameFit, MediaIndex, Sampling
+from flows.memory.arithmetic import READING_BYTES
+from stages.frames.picture import STRIP, read_picture
 from stages.frames.video import Video
 from stages.process.memory import Sampler
 from tests.media import picture, write_video
@@ -30,7 +32,7 @@ def save(path: Path, image: Image.Image, *, orientation: int = 1, **options: obj
 
 def test_a_picture_is_one_chunk_of_one_frame_at_0(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", Image.fromarray(picture(3)))
-    media, chunk = read_picture(path, AS_IT_IS)
+    media, chunk = read_picture(path)
     assert (media.kind, media.duration, media.height, media.width) == ("image", 0, 48, 64)
     assert media.chunks == (chunk.index,)
     assert (chunk.index.start, chunk.index.end, chunk.index.times) == (0, 0, (0.0,))
@@ -51,19 +53,30 @@ def test_every_exif_orientation_comes_out_upright(tmp_path: Path, orientation: i
         8: upright.transpose(Image.Transpose.ROTATE_270),
     }[orientation]
     path = save(tmp_path / "a.png", stored, orientation=orientation)
-    media, chunk = read_picture(path, AS_IT_IS)
+    media, chunk = read_picture(path)
     assert (media.height, media.width) == (40, 64)
     np.testing.assert_array_equal(chunk.pixels[0], picture(5, 40, 64))
 
 
-def test_a_turned_jpeg_comes_out_at_the_size_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_picture_is_what_pillow_reads_at_its_own_size(tmp_path: Path, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (STRIP + 44, 600, 3), dtype=np.uint8)
+    path = save(tmp_path / f"a.{suffix}", Image.fromarray(noise), quality=90)
+    media, chunk = read_picture(path)
+    assert (media.height, media.width) == (STRIP + 44, 600)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(chunk.pixels[0], np.asarray(image.convert("RGB")))
+
+
+def test_a_turned_jpeg_comes_out_upright_at_its_own_size(tmp_path: Path) -> None:
     image = Image.fromarray(picture(5, 300, 600)).transpose(Image.Transpose.ROTATE_90)
     path = save(tmp_path / "a.jpg", image, orientation=6, quality=95)
-    media, chunk = read_picture(path, FrameFit(long_edges=((1.0, 60),)))
+    media, chunk = read_picture(path)
     assert (media.height, media.width) == (300, 600)
-    assert chunk.pixels.shape == (1, 30, 60, 3)
-    small = np.asarray(Image.fromarray(picture(5, 300, 600)).resize((60, 30)), dtype=int)
-    assert np.abs(chunk.pixels[0] - small).mean() < 4
+    with Image.open(path) as stored:
+        upright = stored.convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(chunk.pixels[0], np.asarray(upright))
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr"])
@@ -71,7 +84,7 @@ def test_every_mode_comes_out_in_rgb(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(picture(0)).convert(mode)
     path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
     image.save(path)
-    _, chunk = read_picture(path, AS_IT_IS)
+    _, chunk = read_picture(path)
     wanted = np.asarray(image.convert("RGB"), dtype=int)
     assert np.abs(chunk.pixels[0] - wanted).max() <= 2
 
@@ -80,7 +93,7 @@ def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
     image = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
     image.putpixel((1, 1), (10, 20, 30, 255))
     image.save(tmp_path / "a.png")
-    _, chunk = read_picture(tmp_path / "a.png", AS_IT_IS)
+    _, chunk = read_picture(tmp_path / "a.png")
     assert chunk.pixels[0, 0, 0].tolist() == [255, 255, 255]
     assert chunk.pixels[0, 1, 1].tolist() == [10, 20, 30]
 
@@ -88,7 +101,7 @@ def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
 def test_sixteen_bits_keep_their_shades(tmp_path: Path) -> None:
     deep = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
     Image.fromarray(deep).save(tmp_path / "a.png")
-    _, chunk = read_picture(tmp_path / "a.png", AS_IT_IS)
+    _, chunk = read_picture(tmp_path / "a.png")
     np.testing.assert_array_equal(chunk.pixels[0, :, :, 0], deep >> 8)
 
 
@@ -96,9 +109,9 @@ def test_a_jpeg_cut_short_is_used_with_a_warning(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
     path = save(tmp_path / "a.jpg", noise, quality=95)
-    whole = read_picture(path, AS_IT_IS)[1].pixels
+    whole = read_picture(path)[1].pixels
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    media, chunk = read_picture(path, AS_IT_IS)
+    media, chunk = read_picture(path)
     assert media.warnings == ("cut short: the picture's missing part is grey",)
     np.testing.assert_array_equal(chunk.pixels[0, :8], whole[0, :8])
 
@@ -114,7 +127,7 @@ def test_unusable_pictures_say_what_to_do(tmp_path: Path) -> None:
     kinds = {}
     for path in (heic, text, torn, tmp_path / "gone.png", tmp_path):
         with pytest.raises(MediaError) as caught:
-            read_picture(path, AS_IT_IS)
+            read_picture(path)
         kinds[path] = caught.value.kind
         assert str(path) in caught.value.message
         assert caught.value.hint
@@ -132,7 +145,7 @@ def test_a_decompression_bomb_is_refused_before_memory_is_taken(tmp_path: Path, 
     with Sampler("cpu") as memory:
         before = memory.peak_host_bytes
         with pytest.raises(MediaError) as caught:
-            read_picture(path, AS_IT_IS)
+            read_picture(path)
     assert caught.value.kind == "too-large"
     assert memory.peak_host_bytes - before < 50 << 20
 
@@ -148,7 +161,7 @@ def test_transparency_of_every_mode_shows_white(tmp_path: Path, mode: str) -> No
         flat.save(tmp_path / "a.png", transparency=0)
     else:
         image.convert(mode).save(tmp_path / "a.png")
-    _, chunk = read_picture(tmp_path / "a.png", AS_IT_IS)
+    _, chunk = read_picture(tmp_path / "a.png")
     assert chunk.pixels[0, 4, [1, 6]].tolist() == [[255] * 3, [200] * 3]
 
 
@@ -161,7 +174,7 @@ def test_sixteen_bits_a_colour_keep_their_shades(tmp_path: Path) -> None:
     packets = [*encoder.encode(frame), *encoder.encode(None)]
     (tmp_path / "a.png").write_bytes(b"".join(bytes(packet) for packet in packets))
     assert (tmp_path / "a.png").read_bytes()[24] == 16
-    _, chunk = read_picture(tmp_path / "a.png", AS_IT_IS)
+    _, chunk = read_picture(tmp_path / "a.png")
     assert np.abs(chunk.pixels[0].astype(int) - picture(3)).max() <= 1
 
 
@@ -172,7 +185,7 @@ def test_of_several_pictures_in_a_file_the_first_is_taken_with_a_warning(
     several = [Image.fromarray(picture(n)) for n in (3, 4, 5)]
     options: Any = {"lossless": True} if name == "a.webp" else {}
     several[0].save(tmp_path / name, save_all=True, append_images=several[1:], **options)
-    media, chunk = read_picture(tmp_path / name, AS_IT_IS)
+    media, chunk = read_picture(tmp_path / name)
     assert media.warnings == ("holds 3 pictures, of which the first is captioned",)
     np.testing.assert_array_equal(chunk.pixels[0], picture(3))
 
@@ -180,20 +193,18 @@ def test_of_several_pictures_in_a_file_the_first_is_taken_with_a_warning(
 def test_a_phone_s_photo_with_a_second_view_in_it_is_one_picture(tmp_path: Path) -> None:
     views = [Image.fromarray(picture(n)) for n in (3, 4)]
     views[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=views[1:])
-    assert read_picture(tmp_path / "a.jpg", AS_IT_IS)[0].warnings == ()
+    assert read_picture(tmp_path / "a.jpg")[0].warnings == ()
 
 
 def test_a_wrong_suffix_of_a_picture_does_not_matter(tmp_path: Path) -> None:
     Image.fromarray(picture(3)).save(tmp_path / "a.jpg", format="PNG")
-    np.testing.assert_array_equal(
-        read_picture(tmp_path / "a.jpg", AS_IT_IS)[1].pixels[0], picture(3)
-    )
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.jpg")[1].pixels[0], picture(3))
 
 
 def test_a_video_named_as_a_picture_is_told_its_suffix(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4").rename(tmp_path / "a.jpg")
     with pytest.raises(MediaError, match=r"\.mp4") as caught:
-        read_picture(tmp_path / "a.jpg", AS_IT_IS)
+        read_picture(tmp_path / "a.jpg")
     assert caught.value.kind == "not-media"
 
 
@@ -206,16 +217,33 @@ def test_a_picture_named_as_a_video_is_a_video_of_one_frame(tmp_path: Path) -> N
     np.testing.assert_array_equal(chunk.pixels[0], picture(3))
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_phone_s_photo_of_200_million_pixels_takes_little_memory(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.jpg", Image.fromarray(picture(0)))
-    data = bytearray(path.read_bytes())
-    at = data.index(b"\xff\xc0\x00\x11\x08") + 5
-    data[at : at + 4] = struct.pack(">HH", 12240, 16320)
-    path.write_bytes(data)
+@pytest.mark.parametrize("megapixels", [12, 48])
+def test_a_photo_takes_no_more_memory_than_is_planned_for(tmp_path: Path, megapixels: int) -> None:
+    height, width = 1000 * math.isqrt(megapixels), megapixels * 1000 // math.isqrt(megapixels)
+    path = claiming(tmp_path / "a.jpg", height, width)
     with Sampler("cpu") as memory:
         before = memory.peak_host_bytes
-        media, chunk = read_picture(path, FrameFit(long_edges=((1.0, 448),)))
-    assert (media.height, media.width) == (12240, 16320)
-    assert chunk.pixels.shape == (1, 336, 448, 3)
-    assert memory.peak_host_bytes - before < 100 << 20
+        media, chunk = read_picture(path)
+    assert (media.height, media.width) == chunk.pixels.shape[1:3] == (height, width)
+    assert memory.peak_host_bytes - before < READING_BYTES * height * width
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_phone_s_photo_of_200_million_pixels_is_decoded_at_half_its_sides(tmp_path: Path) -> None:
+    path = claiming(tmp_path / "a.jpg", 12241, 16321)
+    with Sampler("cpu") as memory:
+        before = memory.peak_host_bytes
+        media, chunk = read_picture(path)
+    assert (media.height, media.width) == (12241, 16321)
+    assert chunk.pixels.shape == (1, 6121, 8161, 3)
+    assert media == MediaIndex.from_json(media.to_json())
+    assert memory.peak_host_bytes - before < READING_BYTES * 6121 * 8161
+
+
+def claiming(path: Path, height: int, width: int) -> Path:
+    """A tiny JPEG that says it has so many pixels; those it lacks are read as grey."""
+    data = bytearray(save(path, Image.fromarray(picture(0))).read_bytes())
+    at = data.index(b"\xff\xc0\x00\x11\x08") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    path.write_bytes(data)
+    return path

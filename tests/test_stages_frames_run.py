@@ -15,7 +15,7 @@ from PIL import Image
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import hash_file, item_key
 from artifacts.packs import Record, Shelf
-from artifacts.schema import MediaIndex
+from artifacts.schema import WHOLE, MediaIndex
 from artifacts.stamps import stamp_of
 from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
@@ -96,7 +96,8 @@ def image(desk: Desk, n: int) -> dict[str, Any]:
 
 
 def keys(medium: dict[str, Any], count: int) -> list[str]:
-    return [item_key(SCOPE, medium["digest"], index) for index in range(count)]
+    words = [WHOLE] if medium["kind"] == "image" else []  # they are larger than they are seen
+    return [item_key(SCOPE, medium["digest"], index, *words) for index in range(count)]
 
 
 def test_a_video_is_stored_chunk_by_chunk_and_then_described(desk: Desk) -> None:
@@ -184,16 +185,35 @@ def test_several_videos_and_pictures_at_once(desk: Desk) -> None:
     packs = list(FolderStore(Path(desk.url)).list(f"frames/{SCOPE[:2]}/{SCOPE}"))
     assert len(packs) == 9 + 3
     record = desk.shelf("frames").read(keys(images[7], 1)[0])
-    pixels = np.frombuffer(record.payload, dtype=np.uint8).reshape(30, 40, 3)
-    assert np.abs(pixels - np.asarray(Image.fromarray(picture(7)).resize((40, 30)), int)).mean() < 6
+    pixels = np.frombuffer(record.payload, dtype=np.uint8).reshape(48, 64, 3)
+    np.testing.assert_array_equal(pixels, picture(7))
 
 
 def test_pictures_are_stored_before_they_fill_the_memory(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "PACK_BYTES", 40 * 30 * 3 * 2)
+    monkeypatch.setattr(stage, "PACK_BYTES", 48 * 64 * 3 * 2)
     desk.run(*(image(desk, n) for n in range(6)), workers=1)
     assert len(list(FolderStore(Path(desk.url)).list(f"frames/{SCOPE[:2]}/{SCOPE}"))) == 3
+
+
+def test_a_picture_stored_smaller_before_is_stored_anew_and_a_small_one_answers(desk: Desk) -> None:
+    large, small = image(desk, 5), desk.folder / "small.png"
+    Image.fromarray(picture(6, 30, 40)).save(small)
+    one = medium(small)
+    for each, size in ((large, (30, 40)), (one, (30, 40))):
+        shown = (48, 64) if each is large else size
+        chunk = {"index": 0, "start": 0.0, "end": 0.0, "times": [0.0]}
+        chunk |= {"height": size[0], "width": size[1]}
+        meta = {"kind": "image", "height": shown[0], "width": shown[1], "duration": 0.0}
+        meta |= {"chunks": [chunk], "warnings": []}
+        desk.shelf("media").publish([Record(key=each["digest"], meta=meta)])
+        frames = Record(key=item_key(SCOPE, each["digest"], 0), meta=chunk, payload=b"old")
+        desk.shelf("frames").publish([frames])
+    assert desk.run(large, one) == keys(large, 1)
+    record = desk.shelf("frames").read(keys(large, 1)[0])
+    assert (record.meta["height"], record.meta["width"]) == (48, 64)
+    assert desk.run({**large, "wanted": [0]}, {**one, "wanted": [0]}) == []
 
 
 def test_two_files_of_one_content_are_cut_once(desk: Desk) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
+from stages.models.processors.keeping import without_pictures
 from stages.models.processors.prepare import (
     Clip,
     load_processor,
@@ -20,7 +21,8 @@ from stages.models.processors.prepare import (
     video_metadata,
 )
 from tests.clips import PROMPTS, clips, joint_inputs, without_pixels
-from tests.families import BUILDERS, checkpoint
+from tests.families import BUILDERS, checkpoint, hf
+from tests.processors import plain_call, processor_folder
 
 
 def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -145,3 +147,45 @@ def test_a_processor_with_code_of_its_own_is_not_run(tmp_path: Path) -> None:
 def test_frames_without_their_times_fail() -> None:
     with pytest.raises(ValueError, match="2 times for 1 frames"):
         Clip(frames=np.zeros((1, 4, 4, 3), np.uint8), times=(0.0, 1.0), seconds=1.0, kind="video")
+
+
+LARGE = (600, 1200)
+
+
+def sizes_in(media: Any) -> list[str]:
+    """Width x height of each picture, however they are nested."""
+    if isinstance(media, list):
+        return [size for part in media for size in sizes_in(part)]
+    return [f"{media.width}x{media.height}"]
+
+
+class TellsSizes(hf.Blip2Processor):  # type: ignore[misc]
+    """Writes into each prompt how large its picture is."""
+
+    def __call__(self, images: Any = None, text: Any = None, **options: Any) -> Any:
+        told = [f"{size} {prompt}" for size, prompt in zip(sizes_in(images), text, strict=True)]
+        return super().__call__(images=images, text=told, **options)
+
+
+@pytest.mark.parametrize("family", ["blip_2", "idefics2", "kosmos2"])
+def test_a_large_picture_s_prompt_is_written_with_a_small_one(family: str) -> None:
+    processor = load_processor(processor_folder(family))
+    batch = clips("image", 2, height=LARGE[0], width=LARGE[1])
+    rows = [prepare(processor, clip) for clip in batch]
+    assert [row.side["outline"]["shape"] for row in rows] == [[1, 256, 512]] * 2
+    wanted = without_pictures(plain_call(family, processor, batch, PROMPTS[:2]))
+    assert_same(rebuild(processor, rows, PROMPTS[:2]), wanted)
+
+
+def test_a_picture_whose_size_is_in_the_prompt_keeps_it() -> None:
+    processor = processor_of_sizes()
+    (clip,) = clips("image", 1, height=LARGE[0], width=LARGE[1])
+    row = prepare(processor, clip)
+    assert row.side["outline"]["shape"] == [1, *LARGE]
+    ids = rebuild(processor, [row], PROMPTS[:1])["input_ids"][0]
+    assert "1200x600" in processor.tokenizer.decode(ids)
+
+
+def processor_of_sizes() -> Any:
+    plain = load_processor(processor_folder("blip_2"))
+    return TellsSizes(plain.image_processor, plain.tokenizer, num_query_tokens=4)

@@ -11,6 +11,7 @@ import numpy as np
 
 from artifacts.keys import content_key, hash_file, item_key
 from artifacts.pack_object import read_header
+from artifacts.schema import WHOLE
 from artifacts.store import FolderStore
 from tests.pipeline import Place
 
@@ -38,7 +39,8 @@ def frames_of(place: Place) -> list[tuple[dict[str, Any], Frames]]:
         name = row["media_path"]
         kind = "image" if row["start"] == row["end"] else "video"
         digest = content_key(hash_file(place.clips / name), kind)
-        found.append(frames[item_key(scope, digest, chunks[name])])
+        keys = [item_key(scope, digest, chunks[name], *words) for words in ((), (WHOLE,))]
+        found.append(next(frames[key] for key in keys if key in frames))
         chunks[name] += 1
     return found
 

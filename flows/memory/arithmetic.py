@@ -9,7 +9,7 @@ from artifacts.words import counted
 from flows.display import gib
 from flows.memory.attention import attention_terms
 from flows.memory.estimate import StageEstimate, Term
-from flows.memory.loads import PIXEL_BYTES, Load
+from flows.memory.loads import COPIES, PIXEL_BYTES, Load
 from flows.memory.rungs import Rung
 from flows.memory.streamed import block_ahead, power_of_two, waiting_terms, weight_terms
 from flows.memory.works import Expected, decoder_by_dimensions, encoder_by_dimensions, expected
@@ -44,6 +44,9 @@ YUV_BYTES = 1.5
 """Bytes of a pixel as videos have it."""
 FILE_BYTES = 8 << 20
 """What reading a video takes beside its pictures: its index, its times, the container's buffers."""
+READING_BYTES = 12
+"""A pixel of a picture while it is read: Pillow's 4 twice where it is turned upright, the 3 stored;
+16 where it was transparent."""
 PACK_BYTES = 64 << 20
 """Pictures are stored together up to so many bytes (stages/frames/run.py)."""
 
@@ -82,7 +85,7 @@ def _frames(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
             )
         ]
     else:
-        held = PACK_BYTES + 2 * 3 * high * wide
+        held = PACK_BYTES + READING_BYTES * math.prod(load.stored)
         size = f"{PACK_BYTES >> 20} MiB"
         why = f"{counted(files, 'pack')} of pictures of {size}, each with one being read"
         terms = [Term(part="activation", bytes=files * held, why=why)]
@@ -112,11 +115,7 @@ def _encode(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> S
         # Its patches are not counted, but each is multiplied with all that is in the layers.
         tokens = math.ceil(work.flops / (2 * max(1, half.linear_parameters)))
         terms += _products(half, settings, rung, tokens, device)
-    if rung.block:
-        ahead = block_ahead(rung, load, rows)
-    else:
-        each = rows * (load.units * PIXEL_BYTES + load.frame_bytes)
-        ahead = _ahead(load, rows, each, "pixels and frames")
+    ahead = block_ahead(rung, load, rows) if rung.block else _frames_ahead(load, rows)
     terms += _around(rung, terms, device, ahead)
     flops = work.flops * load.chunks / rows if work else 0
     guessed = work is not None and (not work.known or model.card.by_dimensions)
@@ -251,6 +250,16 @@ def _ahead(load: Load, rows: int, each: int, what: str) -> Term:
     batches = min(AHEAD, math.ceil(load.chunks / rows) - 1)
     why = f"{batches} batch{'' if batches == 1 else 'es'} of {what} read ahead x {gib(each)}"
     return Term(part="workspace", bytes=batches * each, why=why)
+
+
+def _frames_ahead(load: Load, rows: int) -> Term:
+    """Of batches that are read ahead: pixels of all, and frames of what is being read."""
+    pixels, frames = rows * load.units * PIXEL_BYTES, load.reading_bytes(rows)
+    if load.kind == "video":
+        return _ahead(load, rows, pixels + frames, "pixels and frames")
+    term = _ahead(load, rows, pixels, "pixels")
+    why = f"{term.why}, and {COPIES} copies of a picture of {gib(load.frame_bytes)} being read"
+    return replace(term, bytes=term.bytes + frames, why=why)
 
 
 def _encoder_work(

@@ -22,6 +22,9 @@ from stages.models.card import HalfCard
 KINDS: tuple[MediaKind, ...] = ("video", "image")
 MANY_TOKENS = 512
 """Go through an encoder's layers at once at the least."""
+MADE_OF = 6
+"""Numbers of the frames that each number of pixel input was made of when the machine was measured
+(stages/memory/arithmetic.py)."""
 STEP_CALLS = 30
 """Linear layers that generating one token calls as long as, beside those of the model."""
 
@@ -147,9 +150,15 @@ def _encode(model: Model, rung: Rung, left: Sequence[ToDo]) -> Effort:
             )
     return replace(
         _loading(half, settings, rung, any(each.encode for each in left), passes),
-        prepared=sum(each.encode * each.load.units for each in left),
+        prepared=sum(each.encode * _prepared(each.load) for each in left),
         written_bytes=sum(each.encode * each.load.feature_bytes for each in left),
     )
+
+
+def _prepared(load: Load) -> float:
+    """Numbers of pixel input of a chunk; of a large picture, those that making it smaller takes as
+    long as."""
+    return max(load.units, load.frame_bytes / MADE_OF if load.kind == "image" else 0)
 
 
 def _decode(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> Effort:

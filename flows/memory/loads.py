@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from artifacts.schema import FrameFit, MediaKind, Sampling
 from artifacts.words import counted
@@ -21,6 +22,9 @@ STANDARD_CHUNKS = 64
 """Chunks that are assumed where no media are given: more than any batch holds."""
 PIXEL_BYTES = 4
 """Processors give pixels as 32-bit numbers."""
+COPIES = 7
+"""Times that a picture is in memory while a processor makes it smaller: 5 to 7 with 27 of 28
+processors, 15 with Pix2Struct's, which counts in 32 bit (measured with 24 megapixels)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +60,10 @@ class Load:
         """Stored frames of a chunk."""
         return 3 * self.frames * math.prod(self.stored)
 
+    def reading_bytes(self, rows: int) -> int:
+        """What frames take while so many chunks are read: pictures come one after another."""
+        return COPIES * self.frame_bytes if self.kind == "image" else rows * self.frame_bytes
+
     def with_frames(self, frames: int) -> "Load":
         """The same with fewer frames a chunk."""
         share = frames / self.frames
@@ -76,13 +84,13 @@ class Load:
 
 
 def loads_of(model: Model, media: Sequence[Medium], expected: Sequence[Estimate]) -> list[Load]:
-    """The loads of a job's media, an estimate for each: of either kind the chunk with the most
-    pixels and, where it is another, the one with the largest frames."""
+    """The loads of a job's media, an estimate for each: of either kind the chunk of which most
+    pixels are seen and, where it is another, the one with the largest frames."""
     found: list[Load] = []
     for kind, of_kind in _by_kind(media, expected):
         chunks = sum(e.chunks for _, e in of_kind)
         prompt = max((m.prompt for m, _ in of_kind), key=len)
-        most = max((e for _, e in of_kind), key=_pixels)
+        most = max((e for _, e in of_kind), key=partial(_seen_pixels, model, kind))
         widest = max((e for _, e in of_kind), key=lambda e: math.prod(e.stored))
         for estimate in {id(e): e for e in (most, widest)}.values():
             sizes = (estimate.chunk_frames, estimate.stored, estimate.shown)
@@ -115,6 +123,16 @@ def _pixels(estimate: Estimate) -> int:
     return estimate.chunk_frames * math.prod(estimate.stored)
 
 
+def _seen_pixels(model: Model, kind: MediaKind, estimate: Estimate) -> int:
+    """The same, as they are seen."""
+    return estimate.chunk_frames * math.prod(seen_size(model, kind, estimate.stored))
+
+
+def seen_size(model: Model, kind: MediaKind, stored: tuple[int, int]) -> tuple[int, int]:
+    """Height and width at which a stored frame is seen: those of videos are stored so."""
+    return model.fit("image").size(*stored) if kind == "image" else stored
+
+
 def standard_loads(model: Model, sampling: Sampling, prompt: str) -> list[Load]:
     """What is assumed where no media are given: full chunks of a long video in full HD; of a model
     that takes no video, the same as pictures."""
@@ -133,7 +151,8 @@ def load_of(
     prompt: str,
 ) -> Load:
     """A load with what the card says of such frames."""
-    tokens, pixel_bytes = seen(model.card, model.fit(kind), kind, stored)
+    size = seen_size(model, kind, stored)
+    tokens, pixel_bytes = seen(model.card, model.fit(kind), kind, size)
     each = model.feature_bytes(kind)
     most = model.card.image_tokens if kind == "image" else model.card.frame_tokens
     # Encoders that take frames in pairs make two of an odd one.
@@ -181,15 +200,15 @@ def _most_of_a_video(card: ModelCard) -> tuple[float, float]:
 
 
 def seen(
-    card: ModelCard, fit: FrameFit, kind: MediaKind, stored: tuple[int, int]
+    card: ModelCard, fit: FrameFit, kind: MediaKind, size: tuple[int, int]
 ) -> tuple[float, float]:
-    """Tokens and pixel bytes of a stored frame, from what the card says of square ones of as many
-    pixels."""
+    """Tokens and pixel bytes of a frame that is seen at this height and width, from what the card
+    says of square ones of as many pixels."""
     known = _known_sizes(card, kind)
     largest = known[-1]
-    # A frame that is stored as large as it is ever seen counts as one.
+    # A frame as large as any is ever seen counts as one.
     square = math.prod(fit.size(PROBED_EDGE, PROBED_EDGE))
-    pixels = math.prod(stored)
+    pixels = math.prod(size)
     if pixels >= square and fit.long_edges:
         return largest.tokens, largest.pixel_bytes
     above = next((i for i, size in enumerate(known) if size.edge**2 >= pixels), len(known) - 1)

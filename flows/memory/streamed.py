@@ -53,7 +53,7 @@ def waiting_terms(rung: Rung, load: Load, rows: int, work: Expected, device: str
 def block_ahead(rung: Rung, load: Load, rows: int) -> Term:
     """The next block, whose batches are prepared one after the other."""
     batches = batches_a_block(rung, load, rows)
-    pixels, frames = rows * load.units * PIXEL_BYTES, rows * load.frame_bytes
+    pixels, frames = rows * load.units * PIXEL_BYTES, load.reading_bytes(rows)
     next_one = batches * pixels + frames if load.chunks > batches * rows else 0
-    why = f"the next block's pixels, {batches} x {gib(pixels)}, and frames of a batch"
+    why = f"the next block's pixels, {batches} x {gib(pixels)}, and frames of what is read"
     return Term(part="workspace", bytes=next_one, why=why)

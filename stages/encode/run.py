@@ -70,8 +70,18 @@ def run(job: dict[str, Any], report: Report) -> None:
     half = None if source.route == "joint" else source.hold("vision")
     report.note(ready=True, **({} if half is None else facts(half.model)))
 
+    def prepared(members: Sequence[dict[str, Any]]) -> Prepared | Refusal:
+        return read_member(frames, processor, members[0], count)
+
+    reading = Shrinking(report, lambda: prepared(batches[-1][-1:]))
+
     def read(some: Sequence[Sequence[dict[str, Any]]]) -> list[list[ToEncode]]:
-        return [[(m, read_member(frames, processor, m, count)) for m in batch] for batch in some]
+        """Without those for which alone there is not the memory: a picture may be of any size."""
+        found = [
+            [(m, row) for m in batch for _, row in reading.through([m], _name, prepared)]
+            for batch in some
+        ]
+        return [batch for batch in found if batch]
 
     def lacking(some: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
         keys = [member["key"] for batch in some for member in batch]
@@ -92,19 +102,24 @@ def run(job: dict[str, Any], report: Report) -> None:
         return len(frames.meta(member["frames"])["times"]) if member["frames"] in frames else 1
 
     def last() -> object:
-        return _encoded(half, read([batches[-1][-1:]]))
+        return _encoded(half, [[(m, prepared([m])) for m in batches[-1][-1:]]])
 
     shrinking, block = Shrinking(report, last), job.get("block", 0)
     compute, ahead = partial(_encoded, half), 1 if block else AHEAD
     with turns_at(store, features, failures) as turns, write_behind(publish) as later:
         mine = turns.mine(blocks(batches, block, pictures), lacking)
         for _, members in read_ahead(mine, read, ahead):
-            for _, made in shrinking.through_together(members, block, _key, compute):
-                later(made)
+            if members:
+                for _, made in shrinking.through_together(members, block, _key, compute):
+                    later(made)
 
 
 def _key(pair: ToEncode) -> str:
-    return str(pair[0]["key"])
+    return _name(pair[0])
+
+
+def _name(member: dict[str, Any]) -> str:
+    return str(member["key"])
 
 
 def _encoded(half: Held | None, batches: Sequence[Sequence[ToEncode]]) -> list[list[Encoded]]:

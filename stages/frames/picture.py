@@ -1,5 +1,4 @@
-"""A picture file as one RGB frame, upright and at the size asked for; knows nothing of where it
-goes."""
+"""A picture file as one RGB frame, upright and at its own size; knows nothing of where it goes."""
 
 import io
 import struct
@@ -11,19 +10,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from artifacts.errors import MediaError
-from artifacts.schema import ChunkIndex, FrameFit, MediaIndex
+from artifacts.schema import MOST_PIXELS, ChunkIndex, MediaIndex, picture_size
 from stages.frames.formats import PILLOW
 from stages.frames.opening import check_file
 from stages.frames.video import Chunk
 
-MAX_PIXELS = 1 << 27
-"""A picture that must be decoded at its whole size has no more; it takes 3 to 8 bytes each."""
-MAX_DRAFT_PIXELS = 1 << 28
-"""A JPEG is decoded small: one of a phone's 200 million pixels takes 18 MB and 0.3 s."""
-Image.MAX_IMAGE_PIXELS = MAX_DRAFT_PIXELS // 2  # Pillow warns above it and refuses above twice it
+MOST_JPEG_PIXELS = 1 << 28
+"""A JPEG of more than MOST_PIXELS, as of a phone's 200 million, is decoded at half its sides, which
+takes a quarter of the memory; no other format can be."""
+Image.MAX_IMAGE_PIXELS = MOST_JPEG_PIXELS // 2  # Pillow warns above it and refuses above twice it
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-DRAFT_FACTOR = 2
-"""A JPEG is decoded no smaller than this many times the size asked for, so that it stays sharp."""
+STRIP = 256
+"""Rows that go from Pillow's memory to ours at a time: all at once, a picture is there three
+times."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 """What an iPhone's picture says after `ftyp`."""
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -37,7 +36,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What sets a picture of that EXIF orientation upright; those from 5 on swap the sides."""
+"""What sets a picture of that EXIF orientation upright."""
+SWAPPING = frozenset((5, 6, 7, 8))
+"""Orientations that swap the sides."""
 JPEGS = frozenset(("JPEG", "MPO"))
 """What else such a file of a phone holds is the same view: a preview, a depth, a gain map."""
 BROKEN = (
@@ -53,18 +54,18 @@ BROKEN = (
 """What Pillow raises over bad content, by format."""
 
 
-def read_picture(path: Path, fit: FrameFit) -> tuple[MediaIndex, Chunk]:
+def read_picture(path: Path) -> tuple[MediaIndex, Chunk]:
     """A picture as a medium of one chunk of one frame. Raises MediaError."""
     check_file(path)
     try:
         try:
-            height, width, pixels, found = _decode(path, fit)
+            height, width, pixels, found = _decode(path)
         except OSError as error:
             whole = path.read_bytes()
             if error.errno is not None or not whole.startswith(JPEG_START):
                 raise
             # libjpeg fills what is missing with grey when it meets the end it was promised.
-            height, width, pixels, _ = _decode(io.BytesIO(whole + JPEG_END), fit)
+            height, width, pixels, _ = _decode(io.BytesIO(whole + JPEG_END))
             found = ("cut short: the picture's missing part is grey",)
     except Image.DecompressionBombError as error:
         raise MediaError(
@@ -90,27 +91,33 @@ def read_picture(path: Path, fit: FrameFit) -> tuple[MediaIndex, Chunk]:
 
 
 def _decode(
-    source: Path | io.BytesIO, fit: FrameFit
+    source: Path | io.BytesIO,
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
-    """(height, width) as shown, pixels [height, width, 3] at the size of `fit`, and warnings."""
+    """(height, width) as shown, pixels [height, width, 3] at the size to store, and warnings."""
     with Image.open(source, formats=PILLOW) as image:
-        if image.width * image.height > MAX_PIXELS and image.format not in JPEGS:
+        size = image.size
+        if picture_size(*size) != size and isinstance(image, ImageFile.ImageFile):
+            image.draft("RGB", (size[0] // 2, size[1] // 2))
+        if image.width * image.height > MOST_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
         count = 1 if image.format in JPEGS else getattr(image, "n_frames", 1)
-        turn = UPRIGHT.get(_orientation(image))
-        swaps = turn is not None and _orientation(image) >= 5
-        width, height = image.size[::-1] if swaps else image.size
-        kept_height, kept_width = fit.size(height, width)
-        kept = (kept_height, kept_width) if swaps else (kept_width, kept_height)
-        if isinstance(image, ImageFile.ImageFile):
-            image.draft("RGB", (kept[0] * DRAFT_FACTOR, kept[1] * DRAFT_FACTOR))
+        turn = _orientation(image)
+        width, height = size[::-1] if turn in SWAPPING else size
         flat = _rgb(image)
-    if flat.size != kept:
-        flat = flat.resize(kept, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    if turn is not None:
-        flat = flat.transpose(turn)
+        if turn in UPRIGHT:
+            flat = flat.transpose(UPRIGHT[turn])
+        pixels = _pixels(flat)
     more = (f"holds {count} pictures, of which the first is captioned",) if count > 1 else ()
-    return height, width, np.asarray(flat, dtype=np.uint8), more
+    return height, width, pixels, more
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """[height, width, 3]"""
+    found = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, STRIP):
+        rows = image.crop((0, top, image.width, min(top + STRIP, image.height)))
+        found[top : top + STRIP] = np.asarray(rows)
+    return found
 
 
 def _orientation(image: Image.Image) -> int:
@@ -129,7 +136,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(page, image).convert("RGB")
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _unknown(path: Path) -> MediaError:

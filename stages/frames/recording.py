@@ -9,7 +9,7 @@ from dataclasses import asdict
 from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
 from artifacts.packs import Record, Shelf
-from artifacts.schema import MediaIndex
+from artifacts.schema import FrameFit, MediaIndex
 from artifacts.store import FolderStore
 from stages.frames.medium import CHANGED, Medium
 from stages.frames.video import Chunk
@@ -28,26 +28,40 @@ not to be remembered as one."""
 class Recording:
     """The shelves of one scope, and the report of what comes to lie on them."""
 
-    def __init__(self, store: FolderStore, scope: str, report: Report, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        store: FolderStore,
+        scope: str,
+        fit_image: FrameFit,
+        report: Report,
+        watchdog: Watchdog,
+    ) -> None:
         self.frames = Shelf(store, "frames", scope)
         self.media = Shelf(store, "media", scope)
         self.failures = Shelf(store, "failures", scope)
         self._scope = scope
+        self._fit_image = fit_image
         self._report = report
         self._watchdog = watchdog
         self._failed_before = self.failures.keys()
 
-    def key(self, medium: Medium, index: int) -> str:
-        return item_key(self._scope, medium.digest, index)
+    def key(self, medium: Medium, at: int, found: MediaIndex | None = None) -> str:
+        """Of a chunk's frames; those of a picture depend on what was `found` in it."""
+        words = found.words(self._fit_image) if found is not None else ()
+        return item_key(self._scope, medium.digest, at, *words)
 
-    def publish(self, chunks: Sequence[tuple[Medium, Chunk]]) -> None:
+    def publish(
+        self, chunks: Sequence[tuple[Medium, Chunk]], pictures: Sequence[MediaIndex] = ()
+    ) -> None:
+        """Store chunks of videos; or `pictures`, what was found in each, of one chunk each."""
+        found: Sequence[MediaIndex | None] = pictures or [None] * len(chunks)
         records = [
             Record(
-                key=self.key(medium, chunk.index.index),
+                key=self.key(medium, chunk.index.index, index),
                 meta={**asdict(chunk.index), "damage": asdict(chunk.damage)},
                 payload=chunk.pixels.reshape(-1).data,
             )
-            for medium, chunk in chunks
+            for (medium, chunk), index in zip(chunks, found, strict=True)
         ]
         new = set(self.frames.publish(records))
         for record, (medium, _) in zip(records, chunks, strict=True):
@@ -72,11 +86,11 @@ class Recording:
         """Whether anything of a medium is not on the shelves yet."""
         if medium.digest not in self.media:
             return True
+        found = MediaIndex.from_json(self.media.meta(medium.digest))
         wanted = medium.wanted
         if wanted is None:
-            index = MediaIndex.from_json(self.media.meta(medium.digest))
-            wanted = frozenset(chunk.index for chunk in index.chunks)
-        return any(self.key(medium, index) not in self.frames for index in wanted)
+            wanted = frozenset(chunk.index for chunk in found.chunks)
+        return any(self.key(medium, at, found) not in self.frames for at in wanted)
 
     @contextlib.contextmanager
     def failing(self, medium: Medium) -> Iterator[None]:

@@ -68,14 +68,16 @@ class Stage:
 
     def __init__(self, job: dict[str, Any], report: Report, watchdog: Watchdog) -> None:
         self.store = open_store(job["store"])
-        self.shelves = Recording(self.store, str(job["scope"]), report, watchdog)
-        self.turns: Turns
-        """Which media are cut here, and which by other runs."""
-        self.sampling = Sampling(**job["sampling"])
-        self.fits = {
+        fits = {
             kind: FrameFit(long_edges=tuple((float(a), int(e)) for a, e in edges))
             for kind, edges in job["fit"].items()
         }
+        self.fit = fits["video"]
+        scope = str(job["scope"])
+        self.shelves = Recording(self.store, scope, fits["image"], report, watchdog)
+        self.turns: Turns
+        """Which media are cut here, and which by other runs."""
+        self.sampling = Sampling(**job["sampling"])
         self.report = report
         self.stop = threading.Event()
         """Set when workers are to end after the chunk in hand."""
@@ -139,7 +141,7 @@ class Stage:
     def _cut_chunks(self, medium: Medium, video: Video) -> None:
         plans = self._plans(medium, video)
         known, missing = self._split(medium, video, plans)
-        for chunk in video.chunks(missing, self.fits["video"]):
+        for chunk in video.chunks(missing, self.fit):
             self._store(medium, chunk)
             known[chunk.index.index] = chunk.index
             # Or two chunks would be in memory while the next one is decoded.
@@ -169,7 +171,7 @@ class Stage:
         """Store the chunks of a video whose shots are not known yet, or only the first ones."""
         done = [self._known(medium, video, at) for at in self._first_stored(medium)]
         known = {chunk.index: chunk for chunk in done}
-        for chunk in video.shots(self.sampling, self.fits["video"], after=done):
+        for chunk in video.shots(self.sampling, self.fit, after=done):
             with self._lock:
                 self._items[medium.digest] = chunk.index.index + 1 - len(done)
                 self.report.total(sum(self._items.values()))
@@ -190,7 +192,7 @@ class Stage:
         done: list[tuple[Medium, MediaIndex]] = []
 
         def store() -> None:
-            self.shelves.publish(chunks)
+            self.shelves.publish(chunks, [index for _, index in done])
             self.shelves.finish(done)
             chunks.clear()
             done.clear()
@@ -200,7 +202,7 @@ class Stage:
                 if self.stop.is_set():
                     break
                 with self.shelves.failing(medium):
-                    index, chunk = read_picture(medium.path, self.fits["image"])
+                    index, chunk = read_picture(medium.path)
                     medium.check()
                     chunks.append((medium, chunk))
                     done.append((medium, index))

@@ -108,6 +108,7 @@ class ModelCard:
     fit_video: FrameFit
     """The size at which a video's frames are worth storing."""
     fit_image: FrameFit
+    """The size at which an image is seen; it is stored as it is."""
     placeholders: tuple[str, ...] = ()
     """Words that a prompt must not hold: the model reads them as the place of a picture."""
     feature_width: int

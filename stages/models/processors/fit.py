@@ -60,7 +60,7 @@ class Enough(Exception):
 
 
 def probe(processor: Any, kind: MediaKind) -> Probe:
-    """The sizes worth storing for images or for the frames of a video.
+    """The sizes at which images are seen, or at which the frames of a video are worth storing.
 
     A processor that keeps large frames as they are, or that does something else than resize, gives
     an empty fit: frames then keep their size.

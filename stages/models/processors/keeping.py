@@ -10,6 +10,7 @@ processor gives with them is taken:
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -28,6 +29,8 @@ HOOKS = {"images": "_process_images", "videos": "_process_videos"}
 """Channel -> the processor's method that handles it."""
 NEVER_KEPT = ("video_metadata",)
 """Outputs that a processor uses only while it writes the prompt."""
+LARGE = 512
+"""Pixels of the longer side of a picture from which a smaller one is tried in its place."""
 OUTLINE, SHAPES = "outline", "shapes"
 """In a row's side: the frames' sizes and times; the shapes of their pixels."""
 
@@ -123,10 +126,30 @@ def keep_outline(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Pre
     return Prepared(
         inputs=_of_pictures(outputs),
         channel=layout.channel,
-        side={OUTLINE: clip.outline()},
+        side={OUTLINE: _outline(processor, layout, clip, prompt, outputs)},
         replacements=(),
         count=_count(processor, layout, clip, outputs),
     )
+
+
+def _outline(
+    processor: Any, layout: Layout, clip: Clip, prompt: str, outputs: dict[str, Any]
+) -> dict[str, Any]:
+    """The clip's outline; of a large picture a smaller one, if that writes the same prompt: the
+    processor is to make as many black pixels smaller for each caption."""
+    outline = clip.outline()
+    count, *size = outline["shape"]
+    scale = LARGE / max(size)
+    if clip.kind == "video" or scale >= 1:
+        return outline
+    small = {**outline, "shape": [count, *(math.ceil(side * scale) for side in size)]}
+    try:
+        found = run(processor, layout, [Clip.blank(small)], [prompt])
+    except Exception as error:  # a processor may refuse in any way
+        if out_of_memory(error):
+            raise
+        return outline
+    return small if _same(without_pictures(found), without_pictures(outputs)) else outline
 
 
 def _answers(

@@ -1,0 +1,244 @@
+"""From picture files to captions: what is said, and what a processor is given, is what the stock
+processor and `generate` make of the file itself, whatever its size and its sides' proportion."""
+
+import functools
+import json
+import os
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from artifacts.keys import content_key, hash_file
+from artifacts.packs import Shelf
+from artifacts.store import FolderStore
+from stages.encode.run import read_clip
+from stages.frames import run as frames_stage
+from stages.models.halves.delivery import new_tokens
+from stages.models.processors.clip import Clip, pictures
+from stages.process.report import Report
+from tests.checkpoints import MODELS, whole_checkpoint
+from tests.clips import joint_model
+from tests.families import checkpoint
+from tests.inside import run_inside
+from tests.pipeline import Place
+from tests.processors import plain_call
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+hf: Any = transformers
+SIZES = {
+    "1x1": (640, 640),
+    "4x3": (768, 1024),
+    "3x4": (1024, 768),
+    "3x2": (800, 1200),
+    "2x3": (1200, 800),
+    "16x9": (720, 1280),
+    "9x16": (1280, 720),
+    "9x19.5": (1170, 540),
+    "2x1": (600, 1200),
+    "1x2": (1200, 600),
+    "1x3": (1200, 400),
+    "panorama": (400, 1600),
+}
+"""Width x height → height and width in pixels."""
+FAMILIES = (
+    "llava",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "smolvlm",
+    "blip_2",
+    "florence2",
+    "gemma3",
+    "glm4v",
+    "internvl",
+    "llava_next",
+    "paligemma",
+)
+QUICK = ("gemma3", "llava")
+PROCESSORS: dict[str, Any] = {
+    "blip": hf.BlipImageProcessor,
+    "clip": functools.partial(
+        hf.CLIPImageProcessor,
+        size={"shortest_edge": 336},
+        crop_size={"height": 336, "width": 336},
+    ),
+    "gemma3": hf.Gemma3ImageProcessor,
+    "glm4v": hf.Glm4vImageProcessor,
+    "idefics2": hf.Idefics2ImageProcessor,
+    "idefics3": hf.Idefics3ImageProcessor,
+    "internvl": functools.partial(
+        hf.GotOcr2ImageProcessor,
+        size={"height": 448, "width": 448},
+        crop_to_patches=True,
+        max_patches=6,
+    ),
+    "llama4": hf.Llama4ImageProcessor,
+    "llava_next": hf.LlavaNextImageProcessor,
+    "mllama": hf.MllamaImageProcessor,
+    "pix2struct": hf.Pix2StructImageProcessor,
+    "pixtral": hf.PixtralImageProcessor,
+    "qwen2_vl": functools.partial(
+        hf.Qwen2VLImageProcessor, size={"shortest_edge": 56 * 56, "longest_edge": 448 * 448}
+    ),
+    "siglip": functools.partial(hf.SiglipImageProcessor, size={"height": 384, "width": 384}),
+}
+"""Image processors with the sizes of real checkpoints."""
+TOKENS = 8
+SEEN = [[0.3, 672], [1.0, 336], [3.0, 672]]
+"""About what a CLIP of 336 pixels sees."""
+
+
+def photo(seed: int, height: int, width: int) -> Image.Image:
+    """Large shapes in colours of their own, small ones, and noise."""
+    rng = np.random.default_rng(seed)
+    found = np.full((height, width, 3), rng.integers(0, 100, 3).astype(float))
+    for scale, strength in ((160, 120), (12, 40), (1, 20)):
+        shape = (height // scale + 1, width // scale + 1, 3)
+        coarse = Image.fromarray(255 * rng.integers(0, 2, shape, dtype=np.uint8))
+        enlarged = coarse.resize((width, height), Image.Resampling.NEAREST)
+        found += np.asarray(enlarged, float) * strength / 255
+    return Image.fromarray(found.clip(0, 255).astype(np.uint8))
+
+
+def save_all(folder: Path, suffix: str = "") -> list[Path]:
+    """A picture of each proportion, as PNG and as JPEG in turns, or all with this suffix."""
+    folder.mkdir()
+    paths = []
+    for seed, (name, size) in enumerate(SIZES.items()):
+        paths.append(folder / f"{name}.{suffix or ('jpg', 'png')[seed % 2]}")
+        photo(seed, *size).save(paths[-1], quality=92)
+    return paths
+
+
+def opened(path: Path) -> Image.Image:
+    """As the documentation of every model opens a picture."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    save_all(tmp_path / "clips")
+    return Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store")
+
+
+def folder_of(family: str) -> Path:
+    return whole_checkpoint(family) if family in MODELS else checkpoint(family)
+
+
+def stock_says(family: str, path: Path, prompt: str) -> str:
+    """The stock processor of the file, and the whole model's own `generate`."""
+    processor = hf.AutoProcessor.from_pretrained(folder_of(family))
+    if family in MODELS:
+        pixels = np.array(opened(path))[None]
+        clip = Clip(frames=pixels, times=(0.0,), seconds=0.0, kind="image")
+        inputs = plain_call(family, processor, [clip], [prompt])
+    else:
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        turn = [{"role": "user", "content": content}]
+        text = processor.apply_chat_template(turn, add_generation_prompt=True)
+        begun = bool(processor.tokenizer.bos_token) and text.startswith(
+            processor.tokenizer.bos_token
+        )
+        options = {"add_special_tokens": False} if begun else {}
+        inputs = processor(text=[text], images=[[opened(path)]], return_tensors="pt", **options)
+    model = joint_model(folder_of(family))
+    with torch.inference_mode():
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
+    new = tokens if model.config.is_encoder_decoder else new_tokens(tokens, inputs["input_ids"])
+    (text,) = processor.batch_decode(new, skip_special_tokens=True)
+    return str(text).strip()
+
+
+def check_captions(family: str, place: Place) -> None:
+    place = replace(place, model=str(folder_of(family)))
+    done = run_inside(place, max_new_tokens=TOKENS)
+    assert not done.result.failures
+    rows = place.captions()
+    assert len(rows) == len(SIZES)
+    found = {row["media_path"]: row["caption"] for row in rows}
+    wanted = {
+        row["media_path"]: stock_says(family, place.clips / row["media_path"], row["prompt"])
+        for row in rows
+    }
+    assert found == wanted
+    assert len(set(found.values())) > 1, "or it speaks of nothing that it sees"
+
+
+@pytest.mark.parametrize("family", QUICK)
+def test_of_picture_files_stock_s_words_are_said(family: str, place: Place) -> None:
+    check_captions(family, place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in QUICK])
+def test_of_picture_files_every_family_says_stock_s_words(family: str, place: Place) -> None:
+    check_captions(family, place)
+
+
+def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
+    """What the encode stage reads of pictures that the frames stage has stored."""
+    media = [
+        {"path": str(path), "kind": "image", "wanted": None, "stamp": None}
+        | {"digest": content_key(hash_file(path), "image")}
+        for path in paths
+    ]
+    job = {
+        "store": str(store),
+        "scope": "5c" * 32,
+        "sampling": {"chunk_seconds": 30.0, "fps": 1, "max_frames": 32},
+        "fit": {"video": SEEN, "image": SEEN},
+        "media": media,
+        "workers": 1,
+    }
+    descriptor = os.memfd_create("events")
+    with closing(os.fdopen(descriptor, "rb")) as events:
+        frames_stage.run(json.loads(json.dumps(job)), Report(descriptor))
+        events.seek(0)
+        told = [json.loads(line) for line in events]
+    keys = {event["label"]: event["key"] for event in told if event["event"] == "item"}
+    shelf = Shelf(FolderStore(store), "frames", "5c" * 32)
+    members = {path: {"frames": keys[path.name], "kind": "image"} for path in paths}
+    return {path: read_clip(shelf, member) for path, member in members.items()}
+
+
+def same(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict):
+        return found.keys() == wanted.keys() and all(same(found[n], wanted[n]) for n in wanted)
+    if isinstance(wanted, list | tuple):
+        return len(found) == len(wanted) and all(map(same, found, wanted))
+    return torch.equal(torch.as_tensor(found), torch.as_tensor(wanted))
+
+
+def check_pixels(name: str, paths: list[Path], store: Path) -> None:
+    processor = PROCESSORS[name]()
+    for path, clip in stored_clips(paths, store).items():
+        given = dict(processor(images=pictures(clip.frames), return_tensors="pt"))
+        wanted = dict(processor(images=[opened(path)], return_tensors="pt"))
+        assert same(given, wanted), path.name
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_processor_is_given_what_it_makes_of_the_file(name: str, tmp_path: Path) -> None:
+    paths = save_all(tmp_path / "clips")
+    check_pixels(name, paths[4:8], tmp_path / "store")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_processor_is_given_what_it_makes_of_every_file(
+    name: str, suffix: str, tmp_path: Path
+) -> None:
+    paths = save_all(tmp_path / "clips", suffix)
+    large = tmp_path / "clips" / f"photo.{suffix}"
+    photo(99, 3024, 4032).save(large, quality=92)
+    check_pixels(name, [*paths, large], tmp_path / "store")

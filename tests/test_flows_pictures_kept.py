@@ -1,0 +1,197 @@
+"""A store filled when pictures were stored no larger than they are seen: what was made of the same
+pixels answers, what was made of others does not; and plans count what is stored now."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import flows.sizes
+from artifacts.keys import digest_of, item_key
+from artifacts.packs import Record, Shelf
+from artifacts.schema import MOST_PIXELS, WHOLE, FrameFit, MediaIndex, picture_size
+from artifacts.store import FolderStore
+from flows.config import CaptionConfig
+from flows.ledger import Task
+from flows.memory.loads import COPIES, load_of, loads_of
+from flows.prepare import Job, prepare
+from flows.sizes import estimates
+from stages.decode import RECIPE as DECODE_RECIPE
+from stages.encode import RECIPE as ENCODE_RECIPE
+from stages.frames import RECIPE as FRAMES_RECIPE
+from tests.by_hand import CARD, model
+from tests.families import checkpoint
+from tests.inside import InsideLauncher, run_inside
+from tests.media import picture, write_video
+from tests.pipeline import Place
+
+LARGE, SMALL, VIDEO = "large.png", "small.png", "video.mp4"
+SHOWN = (480, 640)
+KEPT = "what was said before"
+TOKENS = 4
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A picture larger than it is seen, one that is not, and a video of one chunk."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    Image.fromarray(picture(3, *SHOWN)).save(clips / LARGE)
+    Image.fromarray(picture(4, 24, 32)).save(clips / SMALL)
+    write_video(clips / VIDEO)
+    model = str(checkpoint("llava"))
+    return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store", model=model)
+
+
+def run(place: Place, **options: Any) -> Any:
+    return run_inside(place, max_new_tokens=TOKENS, **options)
+
+
+def job_of(place: Place, **options: Any) -> Job:
+    config = CaptionConfig(
+        sources=(str(place.clips),),
+        model=place.model,
+        out=str(place.out),
+        store=str(place.store),
+        max_new_tokens=TOKENS,
+        **options,
+    )
+    return prepare(config, InsideLauncher())
+
+
+def old_scopes(job: Job) -> dict[str, str]:
+    """The scopes as they were made before, from their parts."""
+    card, sampling = job.model.card, asdict(job.sampling)
+    fits = {"video": card.fit_video.long_edges, "image": card.fit_image.long_edges}
+    frames = digest_of(["frames", FRAMES_RECIPE, sampling, fits])
+    vision = [job.model.vision_digest, *job.model.vision.decides]
+    features = digest_of(["features", ENCODE_RECIPE, frames, *vision])
+    language = [job.model.language_digest, *job.model.language.decides]
+    captions = digest_of(["captions", DECODE_RECIPE, features, *language, TOKENS])
+    return {"media": frames, "features": features, "captions": captions}
+
+
+def as_before(job: Job, store: Path) -> None:
+    """Fill a store with what the job has made, under the keys and in the words of before."""
+    scopes = old_scopes(job)
+
+    def copy(kind: str, record: Record) -> None:
+        Shelf(FolderStore(store), kind, scopes[kind]).publish([record])
+
+    for task in job.ledger.tasks(job.media):
+        digest, prompt = task.medium.digest, task.medium.prompt
+        copy("media", Record(key=digest, meta=old_index(job, task)))
+        made = job.ledger.features.read(task.features)
+        copy("features", replace(made, key=item_key(scopes["features"], digest, 0)))
+        key = item_key(scopes["captions"], digest, 0, prompt)
+        said = {**job.ledger.captions.meta(task.caption), "caption": KEPT}
+        copy("captions", Record(key=key, meta=said))
+
+
+def old_index(job: Job, task: Task) -> dict[str, Any]:
+    found = job.ledger.index(task.medium)
+    assert found is not None
+    meta = found.to_json()
+    height, width = job.model.fit(task.medium.kind).size(found.height, found.width)
+    return {
+        **meta,
+        "chunks": [{**chunk, "height": height, "width": width} for chunk in meta["chunks"]],
+    }
+
+
+def test_only_a_picture_that_was_stored_smaller_is_captioned_anew(
+    place: Place, tmp_path: Path
+) -> None:
+    run(place)
+    job, rows = job_of(place), place.captions()
+    (large,) = (t for t in job.ledger.tasks(job.media) if t.medium.path.endswith(LARGE))
+    assert (large.chunk.height, large.chunk.width) == SHOWN
+    assert large.shape[2:] == job.model.fit("image").size(*SHOWN) != SHOWN
+    before = replace(place, store=tmp_path / "before")
+    as_before(job, before.store)
+    assert run(before).started == ["describe", "frames", "encode", "decode"]
+    stages = before.stages()
+    assert [stages[name]["items"] for name in ("frames", "encode", "decode")] == [1, 1, 1]
+    said = {row["media_path"]: row["caption"] for row in before.captions()}
+    anew = {row["media_path"]: row["caption"] for row in rows}
+    assert said == {**anew, SMALL: KEPT, VIDEO: KEPT}
+    assert run(before).started == []
+
+
+def test_a_fixed_store_of_before_has_these_keys() -> None:
+    """By hand, so that neither side of the test above may move unseen."""
+    assert item_key("s", "m", 0) == digest_of(["s", "m", 0])
+    fit = FrameFit(long_edges=((1.0, 336),))
+    index = MediaIndex(kind="image", height=336, width=336, duration=0.0, chunks=())
+    assert index.words(fit) == replace(index, height=100, width=50).words(fit) == ()
+    assert replace(index, height=337).words(fit) == (WHOLE,)
+    assert replace(index, kind="video", height=5000).words(fit) == ()
+    assert replace(index, height=5000, width=5000).words(FrameFit()) == ()
+    assert replace(index, height=20_000, width=10_000).words(FrameFit()) == (WHOLE,)
+
+
+@pytest.mark.parametrize(
+    ("shown", "stored"),
+    [((3000, 4000), (3000, 4000)), ((8192, 16384), (8192, 16384)), ((8193, 16385), (4097, 8193))],
+)
+def test_a_picture_is_stored_whole_as_long_as_it_can_be(
+    shown: tuple[int, int], stored: tuple[int, int]
+) -> None:
+    assert picture_size(*shown) == stored
+    assert (shown[0] * shown[1] <= MOST_PIXELS) == (shown == stored)
+
+
+def test_disk_and_waves_are_planned_for_whole_pictures(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        Image.fromarray(picture(number, *SHOWN)).save(place.clips / f"more-{number}.jpg")
+    job = job_of(place)
+    found = dict(zip((Path(m.path).name for m in job.media), estimates(job), strict=True))
+    whole = 3 * SHOWN[0] * SHOWN[1]
+    assert (found[LARGE].stored, found[LARGE].frame_bytes) == (SHOWN, whole)
+    monkeypatch.setattr(flows.sizes, "LARGEST_WAVE", 2 * whole + whole // 2)
+    cut = job.ledger.waves(job.media, [e.bytes for e in found.values()], 2 * whole + whole // 2)
+    assert max(sum(m.kind == "image" and SMALL not in m.path for m in wave) for wave in cut) == 2
+    monkeypatch.undo()
+    run(place)
+    again = estimates(job_of(place, prompt="Who is it?"))
+    pictures = [e for m, e in zip(job.media, again, strict=True) if m.kind == "image"]
+    assert len(pictures) == 5 and all(e.frame_bytes == 0 for e in pictures)
+
+
+def test_memory_is_planned_for_the_picture_that_is_read_and_tokens_for_what_is_seen() -> None:
+    def load(height: int, width: int) -> Any:
+        return load_of(model(), "image", 9, 1, (height, width), (height, width), "x")
+
+    seen, huge = load(336, 336), load(8700, 11600)
+    assert (huge.tokens, huge.units) == (seen.tokens, seen.units)
+    assert huge.reading_bytes(8) == COPIES * 3 * 8700 * 11600
+    assert "11600x8700" in huge.line()
+    assert model().card == CARD
+
+
+def test_the_largest_pictures_and_those_of_most_tokens_are_both_planned_for() -> None:
+    fit = FrameFit(long_edges=((0.1, 100), (0.5, 100), (0.51, 1000), (1.0, 1000)))
+    asked = model(replace(CARD, fit_image=fit))
+
+    def one(height: int, width: int) -> Any:
+        size = (height, width)
+        return flows.sizes.Estimate(
+            seconds=0.0,
+            chunks=1,
+            frames=1,
+            frame_bytes=3 * height * width,
+            feature_bytes=0,
+            chunk_frames=1,
+            stored=size,
+            shown=size,
+        )
+
+    media = [
+        flows.ledger.Medium(digest=str(n), path="", kind="image", prompt="x") for n in range(2)
+    ]
+    loads = loads_of(asked, media, [one(600, 600), one(1000, 4000)])
+    assert {load.stored for load in loads} == {(600, 600), (1000, 4000)}
