@@ -8,8 +8,8 @@ from artifacts.keys import item_key
 from artifacts.packs import Record, Shelf
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
-from flows.launch import ENTRIES as STAGES
-from flows.launch import DirectLauncher
+from flows.job.launch import ENTRIES as STAGES
+from flows.job.launch import DirectLauncher
 from stages.process.report import Report
 from stages.process.stage_process import Listener
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.standing import standing
+from flows.results.standing import standing
 
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
 GIVEN_UP = ("out of memory", "killed", "item alone")

@@ -21,9 +21,9 @@ from benchmarks._llava import SEVEN_B, SMALL, TINY, Llava, build
 from benchmarks._trial import HEADS, MIB, Bed
 from benchmarks._verdicts import Check, judge_auto, judge_native, judge_nf4, judge_plan
 from benchmarks.plan import Case, Desk, table
-from flows.config import CaptionConfig
-from flows.display import parse_size
-from flows.precision import settle
+from flows.console.display import parse_size
+from flows.job.config import CaptionConfig
+from flows.job.precision import settle
 from stages.models.inspection import describe
 from stages.process.device import device_name
 

@@ -21,12 +21,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import flows.sizes
+import flows.planning.sizes
 from benchmarks._synthetic import SIDE, SyntheticLauncher
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.run import caption
-from flows.run_result import RunResult
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.results.run_result import RunResult
+from flows.running.run import caption
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,7 +75,7 @@ def measured(command: Sequence[str], **environment: str) -> dict[str, Any]:
 def run_in_prefect(folder: Path) -> None:
     """The run as a flow, with a server of its own; prints how long its sequence took, which is all
     but the start and the end of server and flow."""
-    flow: Any = import_module("flows.caption")
+    flow: Any = import_module("flows.deployments.caption")
     plain = flow.caption
 
     def timed(*given: Any) -> RunResult:
@@ -94,12 +94,12 @@ def run_in_prefect(folder: Path) -> None:
 def run_once(folder: Path, waves: int, items: int) -> None:
     """The run that `measured` measures, in a process of its own."""
     if waves > 1:
-        from flows.launch import DirectLauncher
-        from flows.prepare import prepare
+        from flows.job.launch import DirectLauncher
+        from flows.job.prepare import prepare
 
         job = prepare(config_of(folder), DirectLauncher(lambda *_: None))
-        each = flows.sizes.estimates(job)[0].bytes
-        flows.sizes.LARGEST_WAVE = each * -(-items // waves)
+        each = flows.planning.sizes.estimates(job)[0].bytes
+        flows.planning.sizes.LARGEST_WAVE = each * -(-items // waves)
     started = time.monotonic()
     result = caption(config_of(folder), Display(quiet=True), SyntheticLauncher)
     (folder / "seconds").write_text(str(time.monotonic() - started))

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.store import FolderStore
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.launch import ENTRIES, DirectLauncher, Running, StageCall
-from flows.run import caption
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.launch import ENTRIES, DirectLauncher, Running, StageCall
+from flows.running.run import caption
 from stages.process.stage_process import Listener
 
 STAGES = ("frames", "encode", "decode")

@@ -23,14 +23,14 @@ from artifacts.schema import MediaKind
 from artifacts.store import open_store
 from benchmarks._peak import taken
 from benchmarks._shapes import build
-from flows.config import CaptionConfig
-from flows.launch import DirectLauncher, StageCall
-from flows.memory.arithmetic import estimate
-from flows.memory.estimate import StageEstimate
-from flows.memory.loads import load_of
-from flows.memory.rungs import Rung
-from flows.models import Model
-from flows.precision import settle
+from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher, StageCall
+from flows.job.models import Model
+from flows.job.precision import settle
+from flows.planning.arithmetic import estimate
+from flows.planning.estimate import StageEstimate
+from flows.planning.loads import load_of
+from flows.planning.rungs import Rung
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.process.stage_process import StageOutcome

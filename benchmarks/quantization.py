@@ -20,11 +20,11 @@ import torch
 
 from demo.clips import write_clips
 from demo.scoring import Truth, score_captions
-from flows.config import DEMO_MODEL, CaptionConfig
-from flows.display import Display, size
-from flows.launch import DirectLauncher
-from flows.prepare import Job, prepare
-from flows.run import caption
+from flows.console.display import Display, size
+from flows.job.config import DEMO_MODEL, CaptionConfig
+from flows.job.launch import DirectLauncher
+from flows.job.prepare import Job, prepare
+from flows.running.run import caption
 from stages.decode.run import make_greedy, read_features
 from stages.models.halves.delivery import generate, new_tokens
 from stages.models.halves.features import Features

@@ -14,15 +14,15 @@ from pathlib import Path
 import demo
 from benchmarks._models import LARGE, build
 from demo.clips import write_clips
-from flows.config import CaptionConfig
-from flows.display import Display, duration
-from flows.launch import DirectLauncher
-from flows.memory.efforts import stage_seconds
-from flows.memory.machine import Machine, find_machine, measure
-from flows.memory.rungs import Rung
-from flows.prepare import prepare
-from flows.run import caption
-from flows.sizes import estimates
+from flows.console.display import Display, duration
+from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher
+from flows.job.prepare import prepare
+from flows.planning.efforts import stage_seconds
+from flows.planning.machine import Machine, find_machine, measure
+from flows.planning.rungs import Rung
+from flows.planning.sizes import estimates
+from flows.running.run import caption
 from stages.process.cgroup import cores
 from stages.process.device import device_name
 

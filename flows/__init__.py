@@ -1,1 +1,2 @@
-"""What runs after what: the stage sequence, the Prefect flows around it, and the command line."""
+"""What runs after what, a room each for commands, deployments, upkeep, running, results, planning
+and the job; none imports a room above it."""

@@ -19,7 +19,7 @@ ASK_SECONDS = 0.5
 
 def wait_for(url: str) -> bool:
     """Whether a server answers there in time."""
-    from flows.prefect_server import answers
+    from flows.deployments.server import answers
 
     deadline = time.monotonic() + WAIT_SECONDS
     while not answers(url):

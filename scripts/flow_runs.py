@@ -27,7 +27,9 @@ class Runs:
         return str(made["id"])
 
     def sweep(self) -> None:
-        code = "from flows.sweep import sweep_crashed; sweep_crashed(older_than_seconds=0)"
+        code = (
+            "from flows.deployments.sweep import sweep_crashed; sweep_crashed(older_than_seconds=0)"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=self._stack.root,

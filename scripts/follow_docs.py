@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from flows.prefect_server import answers
+from flows.deployments.server import answers
 from scripts.prefect_stack import ROOT, WORKER_STARTED, CheckFailed, Stack, prefect_stack
 
 DOCUMENT = "docs/deploy/README.md"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import PenstockError
-from flows.prefect_login import is_local, login_file, own_login
+from flows.deployments.login import is_local, login_file, own_login
 
 SERVER = "PREFECT_SERVER_API_AUTH_STRING"
 CLIENT = "PREFECT_API_AUTH_STRING"

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from flows.config import CaptionConfig  # noqa: E402
-from flows.memory.outline import Outline, read_outline  # noqa: E402
-from flows.memory.outline_card import outline_estimates, outline_model  # noqa: E402
-from flows.memory.rungs import Rung  # noqa: E402
-from flows.memory.train import Training, train_estimate  # noqa: E402
+from flows.job.config import CaptionConfig  # noqa: E402
+from flows.planning.outline import Outline, read_outline  # noqa: E402
+from flows.planning.outline_card import outline_estimates, outline_model  # noqa: E402
+from flows.planning.rungs import Rung  # noqa: E402
+from flows.planning.training.estimate import Training, train_estimate  # noqa: E402
 from stages.models.hub.checkpoint import Checkpoint  # noqa: E402
 from tests.plan_cases import make_folder, plan_case  # noqa: E402
 

@@ -25,8 +25,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from flows.prefect_login import FILE
-from flows.prefect_server import answers
+from flows.deployments.login import FILE
+from flows.deployments.server import answers
 from stages.process.lock import CPU_LOCK
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,7 +24,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
 from artifacts.errors import redacted
-from flows.prefect_login import FILE, refuses_login
+from flows.deployments.login import FILE, refuses_login
 
 POOL = "gpu"
 FLOWS = ("caption-videos", "rebuild-features", "sweep-crashed")

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from artifacts.schema import FrameFit
-from flows.config import CaptionConfig
-from flows.memory.budget import Budget
-from flows.memory.choose import Question
-from flows.memory.loads import Load
-from flows.models import Model
-from flows.precision import settle
+from flows.job.budget import Budget
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.job.precision import settle
+from flows.planning.choose import Question
+from flows.planning.loads import Load
 from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.models.footprint import Work
 from stages.models.hub.checkpoint import Checkpoint

@@ -9,11 +9,11 @@ from importlib import import_module
 from io import StringIO
 from typing import Any
 
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.launch import ENTRIES, StageCall
-from flows.run import caption
-from flows.run_result import RunResult
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.launch import ENTRIES, StageCall
+from flows.results.run_result import RunResult
+from flows.running.run import caption
 from stages.process.events import Event, Item, Noted, event_of
 from stages.process.report import Report
 from stages.process.stage_process import Listener, StageOutcome

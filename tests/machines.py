@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flows.memory.machine import Machine
+from flows.planning.machine import Machine
 
 
 def machine(**more: Any) -> Machine:

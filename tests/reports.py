@@ -9,9 +9,9 @@ from typing import Any
 
 from artifacts.captions import Caption, Failure, write_jsonl
 from artifacts.files import write_text
-from flows.outputs import media_lines
-from flows.run_record import RunRecord
-from flows.sources import IMAGE_SUFFIXES, MediaFile
+from flows.job.sources import IMAGE_SUFFIXES, MediaFile
+from flows.results.outputs import media_lines
+from flows.results.run_record import RunRecord
 from stages.process.stage_process import StageOutcome
 from tests.rows import caption
 

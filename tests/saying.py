@@ -12,11 +12,11 @@ from PIL import Image
 from artifacts.errors import Interrupted
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.launch import DirectLauncher, StageCall
-from flows.run import caption
-from flows.run_result import RunResult
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher, StageCall
+from flows.results.run_result import RunResult
+from flows.running.run import caption
 from stages.process.stage_process import Listener, StageOutcome
 from tests.media import write_video
 from tests.rows import HARD

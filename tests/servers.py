@@ -17,7 +17,7 @@ from tests.pipeline import ROOT
 
 TEMPORARY = """
 import sys
-from flows.prefect_server import start_server
+from flows.deployments.server import start_server
 print(*start_server(), flush=True)
 sys.stdin.read()
 """

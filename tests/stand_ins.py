@@ -9,8 +9,8 @@ from artifacts.errors import Interrupted
 from artifacts.packs import Record, Shelf
 from artifacts.schema import FrameFit
 from artifacts.store import FolderStore
-from flows.config import CaptionConfig
-from flows.launch import StageCall
+from flows.job.config import CaptionConfig
+from flows.job.launch import StageCall
 from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.process.events import Failed
 from stages.process.stage_process import Listener, StageOutcome

@@ -1,7 +1,7 @@
 import pytest
 
 from artifacts.errors import UsageError, redacted
-from flows.sources import Selection, find_media
+from flows.job.sources import Selection, find_media
 
 
 @pytest.mark.parametrize(

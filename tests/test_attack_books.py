@@ -15,8 +15,8 @@ from artifacts.keys import ContentDigests
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
 from demo.clips import write_clips
-from flows.cache_gc import collect
-from flows.holds import running_jobs
+from flows.job.holds import running_jobs
+from flows.upkeep.cache_gc import collect
 from tests.attacks import Outcome, attacked, seeded
 from tests.test_attack_packs import CHANGES, ODD
 

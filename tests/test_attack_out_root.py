@@ -9,9 +9,9 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.store import open_store
-from flows.config import CaptionConfig
-from flows.confine import VARIABLE, confine
-from flows.prepare import out_folder
+from flows.deployments.confine import VARIABLE, confine
+from flows.job.config import CaptionConfig
+from flows.job.prepare import out_folder
 from tests.attacks import attacked, seeded
 from tests.spellings import ALSO_FOR_STORE, DRAWN, HEADS, INSIDE, OUTSIDE, SEGMENTS, STORES
 

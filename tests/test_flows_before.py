@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.run import caption
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.running.run import caption
 from scripts.store_before import BEFORE, FORMATS, PROMPTS
 from tests.inside import InsideLauncher
 

@@ -18,12 +18,12 @@ from artifacts.errors import UsageError
 from artifacts.pack_object import verify
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
-from flows import holds
-from flows.cache import holdings
-from flows.cache_gc import collect
 from flows.cli.main import main
-from flows.display import parse_size
-from flows.holds import holding, running_jobs
+from flows.console.display import parse_size
+from flows.job import holds
+from flows.job.holds import holding, running_jobs
+from flows.upkeep.cache import holdings
+from flows.upkeep.cache_gc import collect
 from tests.pipeline import ROOT, wait_gone
 
 HELD, FREE = "aa" * 32, "bb" * 32
@@ -32,7 +32,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from artifacts.store import FolderStore
-from flows.holds import holding
+from flows.job.holds import holding
 with holding(FolderStore(Path(sys.argv[1])), [sys.argv[2]], Path("out")):
     print("held", flush=True)
     sys.stdin.read()

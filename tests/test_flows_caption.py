@@ -18,15 +18,15 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.schema_tools import ValidationError, validate
 
 import demo
-import flows.caption
+import flows.deployments.caption
 from artifacts.captions import Failure
 from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, Killed, UsageError
-from flows import prefect_view
-from flows.caption import INTERRUPTED, Caller, caption_videos, ended_by, observed
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.prefect_page import RunPage
-from flows.prefect_view import TABLE_ROWS, Progress, RunLog, plain, table
+from flows.console.display import Display
+from flows.deployments import view as prefect_view
+from flows.deployments.caption import INTERRUPTED, Caller, caption_videos, ended_by, observed
+from flows.deployments.page import RunPage
+from flows.deployments.view import TABLE_ROWS, Progress, RunLog, plain, table
+from flows.job.config import CaptionConfig
 from tests.pipeline import PENSTOCK, ROOT, child_processes, wait_gone
 
 CLIPS = [str(demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
@@ -156,7 +156,7 @@ def test_a_server_that_never_answers_holds_up_no_stage(monkeypatch: pytest.Monke
 def test_how_a_run_ended_tells_whether_it_is_to_be_started_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(flows.caption, "await_server", lambda: True)
+    monkeypatch.setattr(flows.deployments.caption, "await_server", lambda: True)
     asked = Interrupted("stopped")
     asked.__cause__ = KeyboardInterrupt()
     errors = (asked, Killed("killed"), CannotFit("too big"))
@@ -211,7 +211,7 @@ def test_a_server_that_refuses_the_login_is_said_to(monkeypatch: pytest.MonkeyPa
             "401 Unauthorized", request=request, response=httpx.Response(401, request=request)
         )
 
-    monkeypatch.setattr(flows.caption, "caption_videos", refuse)
+    monkeypatch.setattr(flows.deployments.caption, "caption_videos", refuse)
     caller = Caller(display=Display(quiet=True))
     with pytest.raises(EnvironmentFault, match=r"refuses the login\. Set PREFECT_API_AUTH_STRING"):
         observed(CaptionConfig(sources=("a.mp4",)), caller)

@@ -6,9 +6,9 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.display import Display
-from flows.launch import StageCall
-from flows.run import caption
+from flows.console.display import Display
+from flows.job.launch import StageCall
+from flows.running.run import caption
 from tests.media import write_video
 from tests.pipeline import read_lines
 from tests.stand_ins import Answer, Stages, config_in

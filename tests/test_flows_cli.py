@@ -11,8 +11,8 @@ import pytest
 import demo
 from flows.cli.main import main, parse, parser
 from flows.cli.options import config_of
-from flows.config import CaptionConfig
-from flows.display import Display
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
 
 CAPTION_OPTIONS = {
     "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",
@@ -202,7 +202,7 @@ def test_a_folder_without_a_configuration_is_no_model(
 
 
 def test_status_tells_a_run_that_died(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from flows.run_record import RunRecord
+    from flows.results.run_record import RunRecord
 
     record = RunRecord(tmp_path)
     record.value["pid"] = 2**22 + 1  # above the largest process id there can be

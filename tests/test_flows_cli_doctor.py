@@ -6,7 +6,7 @@ import pytest
 
 from flows.cli.doctor_command import _device, _memory, measured_lines
 from flows.cli.main import main
-from flows.memory.machine import Known
+from flows.planning.machine import Known
 from tests import gpus
 from tests.fake_gpu.state import Machine
 from tests.machines import machine

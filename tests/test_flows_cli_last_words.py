@@ -5,7 +5,7 @@ import pytest
 
 from flows.cli import main as cli
 from flows.cli.main import main
-from flows.config import user_cache
+from flows.job.config import user_cache
 
 
 def kept() -> list[Path]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UsageError
-from flows.config import CaptionConfig
-from flows.confine import REMOTE_CODE, VARIABLE, confine
+from flows.deployments.confine import REMOTE_CODE, VARIABLE, confine
+from flows.job.config import CaptionConfig
 
 
 @pytest.fixture

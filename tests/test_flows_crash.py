@@ -5,9 +5,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from flows.display import Display
-from flows.launch import StageCall
-from flows.run import caption
+from flows.console.display import Display
+from flows.job.launch import StageCall
+from flows.running.run import caption
 from stages.frames import run as stage
 from stages.frames import watchdog
 from stages.frames.video import Video

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from artifacts.pack_object import DamagedRecord
-from flows.sequence import REMAKES, Sequence
+from flows.running.sequence import REMAKES, Sequence
 
 
 class Steps:

@@ -8,11 +8,11 @@ import pytest
 from artifacts.errors import CannotFit, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.store import FolderStore
-from flows import describing
 from flows.cli.main import main
-from flows.config import CaptionConfig
-from flows.launch import DirectLauncher, StageCall
-from flows.models import open_model
+from flows.job import describing
+from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher, StageCall
+from flows.job.models import open_model
 from stages.process.report import Report
 from tests.hostile import copy_of_demo
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault
-from flows import device_probe
-from flows.device_probe import check_device, device_memory, try_device
+from flows.job import device_probe
+from flows.job.device_probe import check_device, device_memory, try_device
 from stages.process.lock import lock_path, try_hold
 from tests import gpus
 from tests.fake_gpu.state import Machine

@@ -11,10 +11,10 @@ from PIL import Image
 
 from artifacts.packs import Shelf
 from artifacts.store import FolderStore
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.prepare import prepare
-from flows.sizes import estimates
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.prepare import prepare
+from flows.planning.sizes import estimates
 from stages.decode.run import read_features
 from stages.models.halves.delivery import UNDIVIDED
 from stages.models.inspection import describe

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.sources import Selection, find_media, writable
+from flows.job.sources import Selection, find_media, writable
 from tests.file_classes import DAMAGED, UNUSABLE, WHOLE
 from tests.media import picture, write_video
 from tests.pipeline import Place

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-import flows.sequence
+import flows.running.sequence
 from artifacts.errors import Interrupted, Killed
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.launch import StageCall
-from flows.run import caption
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.launch import StageCall
+from flows.running.run import caption
 from stages.process.stage_process import StageOutcome
 from tests.media import write_video
 from tests.pipeline import read_lines
@@ -119,7 +119,7 @@ def test_an_error_nobody_thought_of_leaves_no_record_of_a_running_run(
         raise RuntimeError("something nobody thought of")
 
     with monkeypatch.context() as patch:
-        patch.setattr(flows.sequence, "write_outputs", wrong)
+        patch.setattr(flows.running.sequence, "write_outputs", wrong)
         with pytest.raises(RuntimeError):
             run(config, Stages())
     record = json.loads((Path(config.out) / "run.json").read_text())

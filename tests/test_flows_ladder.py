@@ -13,13 +13,13 @@ from PIL import Image
 
 from artifacts.errors import CannotFit, Interrupted, Killed
 from artifacts.keys import ContentDigests, content_key
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.launch import DirectLauncher, StageCall
-from flows.memory import ways
-from flows.memory.rungs import Rung, decode_rungs, encode_rungs
-from flows.run import caption
-from flows.standing import what
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher, StageCall
+from flows.planning import ways
+from flows.planning.rungs import Rung, decode_rungs, encode_rungs
+from flows.results.standing import what
+from flows.running.run import caption
 from stages.process.stage_process import StageOutcome
 from tests.media import write_video
 from tests.pipeline import read_lines

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-import flows.steps
+import flows.running.steps
 from artifacts.errors import CannotFit
 from benchmarks._models import Shape, build
 from demo.clips import write_clips
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.launch import DirectLauncher
-from flows.run import caption
-from flows.run_result import RunResult
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher
+from flows.results.run_result import RunResult
+from flows.running.run import caption
 from tests.pipeline import Place
 from tests.starving import STARVED, VARIABLE
 from tests.wide_model import SAYS, write_wide_model
@@ -52,7 +52,7 @@ def few(clips: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def unplanned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Estimates that see nothing coming."""
-    monkeypatch.setattr(flows.steps, "plan_start", lambda *_: {})
+    monkeypatch.setattr(flows.running.steps, "plan_start", lambda *_: {})
     yield
 
 
@@ -177,7 +177,7 @@ def test_a_tower_that_does_not_fit_is_streamed_and_sees_the_same(
     _, whole = run(roomy, precision="fp32", batch_size=4)
     tight = Place(clips=few, out=tmp_path / "out-2", store=tmp_path / "store-2", model=model)
     if not planned:
-        monkeypatch.setattr(flows.steps, "plan_start", lambda *_: {})
+        monkeypatch.setattr(flows.running.steps, "plan_start", lambda *_: {})
     budget = 180 * MIB
     result, record = run(tight, memory=budget, precision="fp32", batch_size=4)
     assert (result.captions, result.failures) == (9, [])

@@ -4,9 +4,9 @@ from pathlib import Path
 from artifacts.packs import Record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import FolderStore
-from flows.batches import decode_batches, encode_batches
-from flows.ledger import Ledger, Medium, Task, cut_waves
-from flows.scopes import Scopes
+from flows.job.ledger import Ledger, Medium, Task, cut_waves
+from flows.job.scopes import Scopes
+from flows.running.batches import decode_batches, encode_batches
 
 SCOPES = Scopes(frames="f" * 64, features="e" * 64, captions="c" * 64)
 

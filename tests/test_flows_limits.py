@@ -9,11 +9,11 @@ import pytest
 
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.launch import StageCall
-from flows.run import caption
-from flows.run_result import RunResult
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.launch import StageCall
+from flows.results.run_result import RunResult
+from flows.running.run import caption
 from stages.process.stage_process import StageOutcome
 from tests.media import write_video
 from tests.stand_ins import Stages, config_in

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import demo
-from flows.memory.attention import attention_terms
-from flows.memory.estimate import Term
-from flows.precision import HalfSettings
+from flows.job.precision import HalfSettings
+from flows.planning.attention import attention_terms
+from flows.planning.estimate import Term
 from stages.models import describe
 from stages.models.card import HalfCard
 from tests import gpus

@@ -9,10 +9,10 @@ import pytest
 from artifacts.errors import UsageError
 from flows.cli.main import parse
 from flows.cli.options import config_of
-from flows.config import CaptionConfig
-from flows.launch import Running, StageCall
-from flows.memory import budget as module
-from flows.memory.budget import Budget, WithinBudget, budget_for, host_holders, named, our_bytes
+from flows.job import budget as module
+from flows.job.budget import Budget, WithinBudget, budget_for, host_holders, named, our_bytes
+from flows.job.config import CaptionConfig
+from flows.job.launch import Running, StageCall
 
 GIB = 1 << 30
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from flows.memory.changes import cannot_fit, changes
-from flows.memory.choose import Choice, choices, fits
-from flows.memory.rungs import Rung
-from flows.memory.ways import rungs_of
+from flows.planning.changes import cannot_fit, changes
+from flows.planning.choose import Choice, choices, fits
+from flows.planning.rungs import Rung
+from flows.planning.ways import rungs_of
 from tests.by_hand import budget, images, question
 
 HALVING = {

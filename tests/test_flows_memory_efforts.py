@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-import flows.memory.efforts
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.memory.efforts import stage_seconds, times_of, to_do
-from flows.memory.machine import Known
-from flows.memory.rungs import Rung
-from flows.prepare import Job, prepare
-from flows.run import caption
-from flows.sizes import Estimate, estimates
+import flows.planning.efforts
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.prepare import Job, prepare
+from flows.planning.efforts import stage_seconds, times_of, to_do
+from flows.planning.machine import Known
+from flows.planning.rungs import Rung
+from flows.planning.sizes import Estimate, estimates
+from flows.running.run import caption
 from stages.models.footprint import Work
 from tests.machines import machine
 from tests.media import write_video
@@ -86,7 +86,7 @@ def test_a_run_s_record_says_what_was_expected_of_its_stages(
     def known(_: str) -> Known:
         return Known(machine=machine())
 
-    monkeypatch.setattr(flows.memory.efforts, "find_machine", known)
+    monkeypatch.setattr(flows.planning.efforts, "find_machine", known)
     again = replace(config, prompt="Who?")
     caption(again, Display(quiet=True), Stages().launcher)
     told = json.loads((Path(config.out) / "run.json").read_text())["plan"]["seconds"]
@@ -114,7 +114,7 @@ def test_times_are_told_stage_by_stage(
     def known(_: str) -> Known:
         return Known(machine=machine())
 
-    monkeypatch.setattr(flows.memory.efforts, "find_machine", known)
+    monkeypatch.setattr(flows.planning.efforts, "find_machine", known)
     job, found = job_of(config)
     told = times_of(job, RUNGS, found)
     assert told.seconds is not None and list(told.seconds) == ["frames", "encode", "decode"]

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from flows.memory import arithmetic as by
-from flows.memory.estimate import StageEstimate
-from flows.memory.rungs import Rung
-from flows.memory.streamed import power_of_two
-from flows.memory.works import expected
+from flows.planning import arithmetic as by
+from flows.planning.estimate import StageEstimate
+from flows.planning.rungs import Rung
+from flows.planning.streamed import power_of_two
+from flows.planning.works import expected
 from stages.process.device_limit import CONTEXT_BYTES
 from tests.by_hand import (
     A_SEEING_LAYER,

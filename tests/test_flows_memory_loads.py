@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import transformers
 
-from flows.memory.loads import load_of
+from flows.planning.loads import load_of
 from stages.models.card import ModelCard
 from stages.models.processors.fit import bytes_of, pixels_a_video, probe
 from stages.models.processors.prepare import Clip, prepare

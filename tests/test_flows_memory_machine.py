@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flows.cli.main import main
-from flows.launch import DirectLauncher
-from flows.memory.machine import Machine, find_machine, measure
+from flows.job.launch import DirectLauncher
+from flows.planning.machine import Machine, find_machine, measure
 from stages.process.device import device_name
 
 DEVICE = device_name()

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from artifacts.errors import UsageError
-from flows.config import CaptionConfig
-from flows.memory.estimate import StageEstimate
-from flows.memory.layers import pass_bytes, pass_flops
-from flows.memory.outline import Outline, Tower, read_outline
-from flows.memory.outline_card import outline_estimates, outline_model
-from flows.memory.rungs import Rung
+from flows.job.config import CaptionConfig
+from flows.planning.estimate import StageEstimate
+from flows.planning.layers import pass_bytes, pass_flops
+from flows.planning.outline import Outline, Tower, read_outline
+from flows.planning.outline_card import outline_estimates, outline_model
+from flows.planning.rungs import Rung
 from stages.models.hub.checkpoint import Checkpoint
 from stages.process.device_limit import CONTEXT_BYTES
 from tests.plan_cases import kept_folder, plan_case, write_header

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from artifacts.store import FolderStore
-from flows.memory import remembered
-from flows.memory.ladder import index_of
-from flows.memory.remembered import Remembered
-from flows.memory.rungs import Rung, decode_rungs, encode_rungs, sizes
+from flows.planning import remembered
+from flows.planning.ladder import index_of
+from flows.planning.remembered import Remembered
+from flows.planning.rungs import Rung, decode_rungs, encode_rungs, sizes
 
 GIB = 1 << 30
 ABOUT = {"encode": ["card", "half"], "decode": ["card", "half"]}

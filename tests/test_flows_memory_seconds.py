@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.memory.seconds import Effort, Pass, a_parameter, pass_seconds, seconds
+from flows.planning.seconds import Effort, Pass, a_parameter, pass_seconds, seconds
 from tests.machines import machine
 
 POINTS = ((1, 1e-9), (8, 2e-9), (512, 128e-9))

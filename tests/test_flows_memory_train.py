@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from artifacts.errors import UsageError
-from flows.memory.outline import Outline, read_outline
-from flows.memory.train import TrainEstimate, Training, train_estimate
+from flows.planning.outline import Outline, read_outline
+from flows.planning.training.estimate import TrainEstimate, Training, train_estimate
 from stages.models.hub.checkpoint import Checkpoint
 from tests.plan_cases import PlanCase, kept_folder, plan_case
 

@@ -12,10 +12,10 @@ import pytest
 
 from artifacts.errors import Interrupted
 from flows.cli.status_command import lines as status_lines
-from flows.config import CaptionConfig
-from flows.run_read import load_record
-from flows.run_result import RunResult
-from flows.standing import standing
+from flows.job.config import CaptionConfig
+from flows.results.run_read import load_record
+from flows.results.run_result import RunResult
+from flows.results.standing import standing
 from tests.saying import ALL, LONG, ODD, Saying, lines, make, run, samples
 
 # The library leaves its shards open.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UsageError
-from flows.config import CaptionConfig
+from flows.job.config import CaptionConfig
 from tests.saying import LONG, ODD, Saying, lines, make, run, samples
 
 # The library leaves its shards open.

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import flows.sizes
+import flows.planning.sizes
 from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, Shelf
 from artifacts.schema import MOST_PIXELS, WHOLE, FrameFit, MediaIndex, picture_size
 from artifacts.store import FolderStore
-from flows.config import CaptionConfig
-from flows.ledger import Task
-from flows.memory.loads import COPIES, load_of, loads_of
-from flows.prepare import Job, prepare
-from flows.sizes import estimates
+from flows.job.config import CaptionConfig
+from flows.job.ledger import Medium, Task
+from flows.job.prepare import Job, prepare
+from flows.planning.loads import COPIES, load_of, loads_of
+from flows.planning.sizes import estimates
 from stages.decode import RECIPE as DECODE_RECIPE
 from stages.encode import RECIPE as ENCODE_RECIPE
 from stages.frames import RECIPE as FRAMES_RECIPE
@@ -152,7 +152,7 @@ def test_disk_and_waves_are_planned_for_whole_pictures(
     found = dict(zip((Path(m.path).name for m in job.media), estimates(job), strict=True))
     whole = 3 * SHOWN[0] * SHOWN[1]
     assert (found[LARGE].stored, found[LARGE].frame_bytes) == (SHOWN, whole)
-    monkeypatch.setattr(flows.sizes, "LARGEST_WAVE", 2 * whole + whole // 2)
+    monkeypatch.setattr(flows.planning.sizes, "LARGEST_WAVE", 2 * whole + whole // 2)
     cut = job.ledger.waves(job.media, [e.bytes for e in found.values()], 2 * whole + whole // 2)
     assert max(sum(m.kind == "image" and SMALL not in m.path for m in wave) for wave in cut) == 2
     monkeypatch.undo()
@@ -179,7 +179,7 @@ def test_the_largest_pictures_and_those_of_most_tokens_are_both_planned_for() ->
 
     def one(height: int, width: int) -> Any:
         size = (height, width)
-        return flows.sizes.Estimate(
+        return flows.planning.sizes.Estimate(
             seconds=0.0,
             chunks=1,
             frames=1,
@@ -190,8 +190,6 @@ def test_the_largest_pictures_and_those_of_most_tokens_are_both_planned_for() ->
             shown=size,
         )
 
-    media = [
-        flows.ledger.Medium(digest=str(n), path="", kind="image", prompt="x") for n in range(2)
-    ]
+    media = [Medium(digest=str(n), path="", kind="image", prompt="x") for n in range(2)]
     loads = loads_of(asked, media, [one(600, 600), one(1000, 4000)])
     assert {load.stored for load in loads} == {(600, 600), (1000, 4000)}

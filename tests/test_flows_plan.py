@@ -10,12 +10,12 @@ from PIL import Image
 
 import demo
 from flows.cli.main import main
-from flows.display import Display
-from flows.memory.rungs import Rung
-from flows.memory.what_fits import BUDGETS_GIB, what_fits
-from flows.plan import Plan, plan_of
-from flows.plan_view import explain_lines, plan_lines
-from flows.run import caption
+from flows.console.display import Display
+from flows.planning.plan import Plan, plan_of
+from flows.planning.plan_view import explain_lines, plan_lines
+from flows.planning.rungs import Rung
+from flows.planning.what_fits import BUDGETS_GIB, what_fits
+from flows.running.run import caption
 from tests.by_hand import GIB, budget, images, question
 from tests.stand_ins import config_in
 from tests.tight import Tight
@@ -94,9 +94,9 @@ def test_a_table_by_hand_of_a_model_of_7_billion() -> None:
 
 
 def by_hand(gib: float) -> Plan:
-    from flows.memory.changes import cannot_fit
-    from flows.memory.choose import choices
-    from flows.memory.ways import rungs_of
+    from flows.planning.changes import cannot_fit
+    from flows.planning.choose import choices
+    from flows.planning.ways import rungs_of
 
     asked = question()
     found = choices(asked, rungs_of(asked), budget(gib))

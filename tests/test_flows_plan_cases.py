@@ -79,5 +79,5 @@ def test_a_second_plan_starts_no_process(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned(folder, capsys, "llava-1.5-7b-hf")
-    monkeypatch.setattr("flows.launch.DirectLauncher.start", None)
+    monkeypatch.setattr("flows.job.launch.DirectLauncher.start", None)
     assert planned(folder, capsys, "llava-1.5-7b-hf", "--explain")["fits"]

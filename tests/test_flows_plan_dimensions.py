@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from flows import precision
 from flows.cli.main import main
+from flows.job import precision
 from tests.plan_cases import make_folder, plan_case
 
 GIB = 1 << 30

@@ -9,11 +9,11 @@ import pytest
 
 import demo
 from artifacts.errors import UsageError
-from flows import precision
-from flows.config import CaptionConfig
-from flows.models import Model
-from flows.precision import HalfSettings, attention, precision_note, settle, weight_bytes
-from flows.scopes import scopes_of
+from flows.job import precision
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.job.precision import HalfSettings, attention, precision_note, settle, weight_bytes
+from flows.job.scopes import scopes_of
 from stages.models import describe
 from stages.models.card import ModelCard
 from stages.models.halves.boundary import HALVES

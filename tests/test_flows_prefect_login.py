@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault
-from flows.prefect_login import is_local, login_file, login_for, new_login, own_login, stored_login
+from flows.deployments.login import (
+    is_local,
+    login_file,
+    login_for,
+    new_login,
+    own_login,
+    stored_login,
+)
 from tests.pipeline import ROOT
 
 SECRET = "penstock:not-to-be-told-4711"
@@ -56,7 +63,7 @@ def test_what_others_could_read_is_closed(home: Path) -> None:
 
 
 def test_starts_at_the_same_time_end_with_the_same_login(home: Path) -> None:
-    code = "from flows.prefect_login import own_login; input(); print(own_login())"
+    code = "from flows.deployments.login import own_login; input(); print(own_login())"
     starts = [
         subprocess.Popen(
             [sys.executable, "-c", code],

@@ -10,11 +10,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from artifacts.captions import Failure
-from flows import prefect_page
-from flows.display import printable
-from flows.prefect_page import RunPage, cell, grid, page
-from flows.prefect_view import plain, table
-from flows.run_record import RunRecord
+from flows.console.display import printable
+from flows.deployments import page as prefect_page
+from flows.deployments.page import RunPage, cell, grid, page
+from flows.deployments.view import plain, table
+from flows.results.run_record import RunRecord
 
 HOSTILE = [
     "<script>alert(1)</script>.mp4",

@@ -10,10 +10,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import Artifact
 
 import demo
-import flows.sequence
+import flows.running.sequence
 from artifacts.errors import UsageError
-from flows.caption import caption_videos
-from flows.config import CaptionConfig
+from flows.deployments.caption import caption_videos
+from flows.job.config import CaptionConfig
 
 CLIPS = [str(demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
 SECRET = "not-to-be-told-4711"
@@ -103,7 +103,7 @@ def test_a_flow_that_an_unknown_error_ends_does_not_say_that_it_is_running(
     def wrong(*_: object, **__: object) -> None:
         raise RuntimeError("something nobody thought of")
 
-    monkeypatch.setattr(flows.sequence, "write_outputs", wrong)
+    monkeypatch.setattr(flows.running.sequence, "write_outputs", wrong)
     state, artifacts = run_flow(tmp_path, CLIPS)
     assert state.is_failed()
     assert str(artifacts["penstock-run"].data).startswith("**failed**")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from flows.prefect_login import login_file, own_login
-from flows.prefect_server import client_settings
+from flows.deployments.login import login_file, own_login
+from flows.deployments.server import client_settings
 from tests.pipeline import child_processes
 from tests.servers import temporary_server
 

@@ -9,7 +9,7 @@ SCRIPT = """
 import os
 from prefect.logging import get_logger
 from prefect.logging.configuration import setup_logging
-from flows.prefect_view import RunLog
+from flows.deployments.view import RunLog
 setup_logging()
 log = RunLog(get_logger("engine"))
 reader, writer = os.pipe()
@@ -27,7 +27,7 @@ from prefect.logging.configuration import setup_logging
 setup_logging()
 from prefect._internal.concurrency import logger
 from prefect.logging import get_logger
-from flows.prefect_view import quiet_console
+from flows.deployments.view import quiet_console
 quiet_console(lambda text: print("ours:", text, file=sys.stderr))
 for _ in range(3):
     logger.error("Service %r failed with %s pending items.", "EventsWorker", 7)

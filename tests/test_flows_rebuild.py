@@ -10,11 +10,11 @@ import pytest
 from artifacts.errors import Interrupted, UsageError
 from artifacts.packs import Shelf
 from artifacts.store import FolderStore
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.holds import holding
-from flows.rebuild_run import RebuildOptions, RebuildResult, rebuild
-from flows.run import caption
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.holds import holding
+from flows.running.run import caption
+from flows.upkeep.rebuild_run import RebuildOptions, RebuildResult, rebuild
 from stages.process.lock import try_hold
 from tests import stand_ins
 from tests.media import write_video
@@ -73,7 +73,7 @@ def other_weights(config: CaptionConfig) -> None:
 def test_the_server_refuses_bad_parameters_before_a_run(parameters: dict[str, Any]) -> None:
     from prefect.utilities.schema_tools import ValidationError, validate
 
-    from flows.rebuild import rebuild_features
+    from flows.deployments.rebuild import rebuild_features
 
     schema = rebuild_features.parameters.model_dump()
     validate({"config": {"sources": ["a"]}, "prune": True}, schema, raise_on_error=True)

@@ -100,8 +100,8 @@ def test_only_what_changed_is_encoded(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_the_flow_makes_the_bytes_of_the_plain_command(tmp_path: Path) -> None:
     from prefect.testing.utilities import prefect_test_harness
 
-    from flows.config import CaptionConfig
-    from flows.rebuild import rebuild_features
+    from flows.deployments.rebuild import rebuild_features
+    from flows.job.config import CaptionConfig
 
     write_clips(tmp_path / "clips", 2, seed=6)
     plain = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "plain")

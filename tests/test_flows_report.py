@@ -10,11 +10,11 @@ import pytest
 
 from artifacts.captions import Failure
 from flows.cli.main import main
-from flows.report.facts import facts
-from flows.report.page import as_json, page
-from flows.report.timeline import timeline_of
-from flows.run_read import load_record
-from flows.run_record import SPANS, RunRecord
+from flows.results.report.facts import facts
+from flows.results.report.page import as_json, page
+from flows.results.report.timeline import timeline_of
+from flows.results.run_read import load_record
+from flows.results.run_record import SPANS, RunRecord
 from stages.process.stage_process import StageOutcome
 from tests.reports import GIB, PLAN, curve, media_file, said, started_ago, work, write_run
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.sources import MediaFile, Selection, find_media
+from flows.job.sources import MediaFile, Selection, find_media
 
 PLAIN = Selection(recursive=False, extensions=())
 DEEP = Selection(recursive=True, extensions=())

@@ -10,9 +10,9 @@ import pytest
 
 from artifacts.captions import Failure
 from flows.cli.main import main
-from flows.run_read import load_record
-from flows.run_record import TIMELINE_POINTS, RunRecord, coarser
-from flows.standing import StageStanding, advice, cells, standing
+from flows.results.run_read import load_record
+from flows.results.run_record import TIMELINE_POINTS, RunRecord, coarser
+from flows.results.standing import StageStanding, advice, cells, standing
 from stages.process.stage_process import StageOutcome
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import demo
 from artifacts.errors import Interrupted
-from flows.stopping import stopped_in_order
+from flows.running.stopping import stopped_in_order
 from tests.pipeline import ROOT, SECONDS, Place
 
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-import flows.ledger
-import flows.sequence
-import flows.sizes
+import flows.job.ledger
+import flows.planning.sizes
+import flows.running.sequence
 from artifacts.errors import Interrupted
 from artifacts.keys import digest_of, item_key
 from artifacts.store import FolderStore
-from flows.config import CaptionConfig
-from flows.display import Display
-from flows.outputs import Written, write_outputs
-from flows.prepare import Job
-from flows.run import caption
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.prepare import Job
+from flows.results.outputs import Written, write_outputs
+from flows.running.run import caption
 from tests.media import write_video
 from tests.stand_ins import Stages, config_in
 
@@ -51,7 +51,8 @@ def test_one_wave_starts_each_stage_once(config: CaptionConfig) -> None:
 def test_the_next_wave_s_frames_are_cut_while_this_one_is_encoded(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.sizes, "LARGEST_WAVE", 28_200)  # three short clips, or a longer one
+    # three short clips, or a longer one
+    monkeypatch.setattr(flows.planning.sizes, "LARGEST_WAVE", 28_200)
     stages = Stages()
     assert run(config, stages) == 5
     wave = ["frames", "encode", "decode"]
@@ -69,9 +70,9 @@ def test_outputs_are_not_written_after_every_wave_of_a_large_run(
         written.append(last)
         return write_outputs(job, last=last)
 
-    monkeypatch.setattr(flows.sequence, "write_outputs", write)
-    monkeypatch.setattr(flows.sequence, "WRITING_SHARE", 10**9)
-    monkeypatch.setattr(flows.sizes, "LARGEST_WAVE", 1)
+    monkeypatch.setattr(flows.running.sequence, "write_outputs", write)
+    monkeypatch.setattr(flows.running.sequence, "WRITING_SHARE", 10**9)
+    monkeypatch.setattr(flows.planning.sizes, "LARGEST_WAVE", 1)
     stages = Stages()
     assert run(config, stages) == 5
     assert stages.names().count("decode") == 5
@@ -88,7 +89,7 @@ def test_a_key_is_worked_out_once_a_run(
         asked.append(parts)
         return item_key(*parts)
 
-    monkeypatch.setattr(flows.ledger, "item_key", count)
+    monkeypatch.setattr(flows.job.ledger, "item_key", count)
     assert run(config, Stages()) == 5
     assert len(asked) == len(set(asked)) == 3 * 5
 

@@ -12,8 +12,8 @@ import torch
 
 from artifacts.packs import Record
 from flows.cli.main import main
-from flows.display import Display
-from flows.weights import halves_wanted
+from flows.console.display import Display
+from flows.job.weights import halves_wanted
 from stages.models import describe, load_half
 from stages.models.hub import transfer
 from stages.models.hub.fetching import fetch

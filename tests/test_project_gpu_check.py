@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import EnvironmentFault
-from flows.run_record import blank
+from flows.results.run_record import blank
 from scripts.gpu_check import __main__ as command
 from scripts.gpu_check import child, page
 from scripts.gpu_check.checks import CHECKS, LOOK, OF_A_MODEL, Check, wanted

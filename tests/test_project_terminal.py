@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.prefect_server import answers
+from flows.deployments.server import answers
 from tests.pipeline import ROOT
 from tests.servers import Server
 

@@ -15,10 +15,10 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
-from flows.config import CaptionConfig
-from flows.describing import own_code
-from flows.launch import DirectLauncher
-from flows.models import open_model
+from flows.job.config import CaptionConfig
+from flows.job.describing import own_code
+from flows.job.launch import DirectLauncher
+from flows.job.models import open_model
 from stages.models import ModelCard, describe
 from stages.models.card import SamplingCard
 from stages.models.hub.checkpoint import Checkpoint

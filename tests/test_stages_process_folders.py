@@ -7,7 +7,7 @@ import pytest
 
 import demo
 from artifacts.errors import EnvironmentFault
-from flows.launch import DirectLauncher, StageCall
+from flows.job.launch import DirectLauncher, StageCall
 from stages.process.compiler import compiler_folder
 from stages.process.environment import child_environment
 from stages.process.events import Event, Item

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault
-from flows.launch import DirectLauncher, StageCall
+from flows.job.launch import DirectLauncher, StageCall
 from stages.process import lock
 
 NOBODY = 65534

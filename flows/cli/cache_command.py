@@ -9,12 +9,12 @@ from collections.abc import Callable
 from artifacts.pack_object import verify
 from artifacts.store import open_store
 from artifacts.words import counted
-from flows.cache import Holding, holdings, sampling_text
-from flows.cache_gc import Collection, collect
 from flows.cli.options import config_of
-from flows.config import default_store
-from flows.display import Display, duration, parse_size, printable, size
-from flows.rebuild_run import RebuildOptions, rebuild
+from flows.console.display import Display, duration, parse_size, printable, size
+from flows.job.config import default_store
+from flows.upkeep.cache import Holding, holdings, sampling_text
+from flows.upkeep.cache_gc import Collection, collect
+from flows.upkeep.rebuild_run import RebuildOptions, rebuild
 
 
 def cache_command(given: argparse.Namespace) -> int:

@@ -11,10 +11,10 @@ from artifacts.errors import PenstockError
 from flows.cli.last_words import UNFORESEEN
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
-from flows.config import CaptionConfig
-from flows.display import Display, printable
-from flows.run_result import RunResult
-from flows.terminal import forget_terminal
+from flows.console.display import Display, printable
+from flows.console.terminal import forget_terminal
+from flows.job.config import CaptionConfig
+from flows.results.run_result import RunResult
 
 NAMED_FAILURES = 20
 """Failures told on the terminal; all of them are in `failures.jsonl`."""
@@ -29,7 +29,7 @@ def caption_command(given: argparse.Namespace) -> int:
     if given.prefect or os.environ.get("PREFECT_API_URL"):
         result = with_prefect(config, display)
     else:
-        from flows.run import caption
+        from flows.running.run import caption
 
         result = caption(config, display)
     forget_terminal()  # one may work on after it was closed
@@ -45,8 +45,8 @@ def caption_command(given: argparse.Namespace) -> int:
 def with_prefect(config: CaptionConfig, display: Display) -> RunResult:
     """The flow inside this command, whose process then ends soon whatever Prefect's threads
     want."""
-    from flows.caption import run_with_prefect
-    from flows.prefect_patience import leave_within
+    from flows.deployments.caption import run_with_prefect
+    from flows.deployments.patience import leave_within
 
     try:
         result = run_with_prefect(config, display)

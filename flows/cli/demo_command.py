@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import demo
-from flows.config import DEMO_MODEL, CaptionConfig
-from flows.display import Display, duration, size
-from flows.run import caption
+from flows.console.display import Display, duration, size
+from flows.job.config import DEMO_MODEL, CaptionConfig
+from flows.running.run import caption
 
 HALF_OF = {"encode": "vision", "decode": "language"}
 """Stage → the half that it runs."""

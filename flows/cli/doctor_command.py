@@ -9,14 +9,14 @@ from pathlib import Path
 
 from artifacts.errors import redacted
 from artifacts.store import FolderStore, open_store
-from flows.config import default_store
-from flows.device_probe import check_device, device_memory
-from flows.display import Display, printable, size
-from flows.launch import DirectLauncher
-from flows.memory.machine import ADVICE, Known, Machine, find_machine, measure
-from flows.precision import FLASH_CAPABILITY, cpu_has_bfloat16, flash_installed, no_bfloat16
-from flows.prefect_server import answers
-from flows.versions import versions
+from flows.console.display import Display, printable, size
+from flows.deployments.server import answers
+from flows.job.config import default_store
+from flows.job.device_probe import check_device, device_memory
+from flows.job.launch import DirectLauncher
+from flows.job.precision import FLASH_CAPABILITY, cpu_has_bfloat16, flash_installed, no_bfloat16
+from flows.job.versions import versions
+from flows.planning.machine import ADVICE, Known, Machine, find_machine, measure
 from stages.process.cgroup import cores, host_free_bytes, host_total_bytes
 from stages.process.device import (
     device_capability,

@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from artifacts.errors import redacted
-from flows.config import user_cache
-from flows.terminal import outliving_the_terminal
+from flows.console.terminal import outliving_the_terminal
+from flows.job.config import user_cache
 
 UNFORESEEN = 5
 """The exit code of what nobody foresaw: 1 would mean that some items failed."""

@@ -12,8 +12,8 @@ from artifacts.errors import PenstockError
 from flows.cli.last_words import say, unforeseen
 from flows.cli.options import add_cache_commands, add_caption_options, add_running_options
 from flows.cli.train_plan import add_train_options
-from flows.config import PRECISIONS
-from flows.terminal import forget_terminal
+from flows.console.terminal import forget_terminal
+from flows.job.config import PRECISIONS
 
 EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage · 3 cannot fit ·
 4 interrupted, resumable · 5 environment (disk, store, driver, network)"""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
-from flows.config import DEFAULT_MODEL, FORMATS, PRECISIONS, CaptionConfig
-from flows.display import parse_size
+from flows.console.display import parse_size
+from flows.job.config import DEFAULT_MODEL, FORMATS, PRECISIONS, CaptionConfig
 
 PROMPT_BYTES = 1 << 24
 """How long the text of `--prompt-file` may be: no model reads as much."""

@@ -6,12 +6,12 @@ from typing import Any
 
 from flows.cli.options import config_of
 from flows.cli.train_plan import refuse_without_train, train_plan
-from flows.config import CaptionConfig
-from flows.display import Display, printable
-from flows.launch import DirectLauncher
-from flows.memory.what_fits import what_fits
-from flows.plan import Plan, figures, plan_of
-from flows.plan_view import explain_lines, plan_lines, what_fits_lines
+from flows.console.display import Display, printable
+from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher
+from flows.planning.plan import Plan, figures, plan_of
+from flows.planning.plan_view import explain_lines, plan_lines, what_fits_lines
+from flows.planning.what_fits import what_fits
 
 
 def plan_command(given: argparse.Namespace) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.files import write_text
 from artifacts.regular import odd_thing
-from flows.display import printable
-from flows.report.facts import facts
-from flows.report.page import page
+from flows.console.display import printable
+from flows.results.report.facts import facts
+from flows.results.report.page import page
 
 
 def report_command(given: argparse.Namespace) -> int:

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.display import duration, printable
-from flows.run_read import load_record
-from flows.run_record import seconds_of
-from flows.standing import COLUMNS, StageStanding, advice, cells, places, standing, what
+from flows.console.display import duration, printable
+from flows.results.run_read import load_record
+from flows.results.run_record import seconds_of
+from flows.results.standing import COLUMNS, StageStanding, advice, cells, places, standing, what
 
 ROW = "{:8s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"
 

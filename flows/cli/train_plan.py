@@ -7,13 +7,13 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
-from flows.config import CaptionConfig
-from flows.display import Display, gib, parse_size, printable
-from flows.memory.optimizers import OPTIMIZERS
-from flows.memory.outline import Outline, read_outline
-from flows.memory.train import RANK, Method, TrainEstimate, Training, train_estimate
-from flows.memory.train_changes import changes
-from flows.models import find_checkpoint
+from flows.console.display import Display, gib, parse_size, printable
+from flows.job.config import CaptionConfig
+from flows.job.models import find_checkpoint
+from flows.planning.outline import Outline, read_outline
+from flows.planning.training.changes import changes
+from flows.planning.training.estimate import RANK, Method, TrainEstimate, Training, train_estimate
+from flows.planning.training.optimizers import OPTIMIZERS
 
 UNSAID = {"checkpointing": False, "zero": 0, "gpus": 1, "optimizer": "mixed", "max_length": 2048}
 """Options of fine-tuning → what they are when they are not given."""

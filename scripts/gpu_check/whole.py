@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from flows.standing import standing
+from flows.results.standing import standing
 from scripts.gpu_check.rows import Row, mib, one_line, row
 from scripts.gpu_check.runs import PENSTOCK, command, environment, good_run, run
 from scripts.gpu_check.setting import Setting

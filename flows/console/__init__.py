@@ -1,0 +1,1 @@
+"""What people see and where they see it: lines, bars, sizes; knows no run."""

@@ -1,0 +1,234 @@
+"""What a person, or a program, sees of a run while it works; decides nothing."""
+
+import io
+import json
+import math
+import re
+import sys
+import threading
+import time
+from typing import IO, Any
+
+from artifacts.errors import UsageError, redacted
+from flows.console.terminal import outliving_the_terminal
+from stages.process.events import Event, Item, Total, Warned
+
+REDRAW_SECONDS = 0.1
+LINE_SECONDS = 10.0
+"""How often a log without a terminal gets a line a stage."""
+VERBS = {
+    "describe": "reading the model",
+    "frames": "cutting frames",
+    "encode": "encoding",
+    "decode": "captioning",
+    "webdataset": "writing samples",
+    "cut": "cutting clips",
+}
+
+UNITS = {
+    "": 1,
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", 1)},
+    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGTP", 1)},
+    "B": 1,
+}
+"""Unit of a size, in capitals → bytes."""
+
+
+class Display:
+    """A line that moves on a terminal, plain lines elsewhere, JSON lines on request. Safe between
+    threads."""
+
+    def __init__(
+        self, *, quiet: bool = False, as_json: bool = False, to: IO[str] | None = None
+    ) -> None:
+        self._to = to or sys.stderr or io.StringIO()  # none where it was closed
+        self._quiet = quiet
+        self._json = as_json
+        self._moving = not quiet and not as_json and self._to.isatty()
+        self._plain = not quiet and not as_json and not self._moving
+        self._lock = threading.Lock()
+        self._stage = ""
+        self._total = 0
+        self._done = 0
+        self._before = 0
+        self._started = 0.0
+        self._shown = 0.0
+        self._failed: set[str] = set()
+        """Files of which it was told that they failed."""
+        self._fetch_total = 0
+        self._fetch_before = 0
+        self._fetch_started = 0.0
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        """A stage begins, with `done` of its `total` items there already."""
+        with self._lock:
+            self._close()
+            self._stage, self._total, self._done, self._before = name, total, done, done
+            self._started = self._shown = time.monotonic()
+            self._emit({"event": "stage", "stage": name, "total": total, "done": done})
+            if self._plain:
+                before = f", {done} there already" if done else ""
+                self._line(f"{VERBS.get(name, name)}: {total - done} to do{before}")
+
+    def listen(self, name: str, event: Event) -> None:
+        """An event from a stage process; what failed is told by its name, with `fail`."""
+        if isinstance(event, Item):
+            self._advance(name, event)
+        elif isinstance(event, Total):
+            with self._lock:
+                if name == self._stage and name == "frames":
+                    self._total = event.items
+        elif isinstance(event, Warned):
+            self.say(event.text)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        text = redacted(text)
+        with self._lock:
+            self._emit({"event": "message", "text": text})
+            if not self._quiet and not self._json:
+                self._clear()
+                self._line(text)
+
+    def fail(self, *, media_path: str, message: str, hint: str, **_: Any) -> None:
+        """A file failed: told once, now or among the last words."""
+        if media_path in self._failed:
+            return
+        self.say(f"failed: {media_path}: {message}. {hint}")
+        if not self._json and not self._quiet:
+            self._failed.add(media_path)
+
+    def has_failed(self, media_path: str) -> bool:
+        """Whether that was told of a file."""
+        return media_path in self._failed
+
+    def fetched(self, here: int, total: int) -> None:
+        """So many bytes of a download are here."""
+        with self._lock:
+            now = time.monotonic()
+            if total != self._fetch_total:
+                self._fetch_total, self._fetch_before = total, here
+                self._fetch_started = self._shown = now
+            done = here >= total
+            wait = REDRAW_SECONDS if self._moving or self._json else LINE_SECONDS
+            if not done and now - self._shown < wait:
+                return
+            self._shown = now
+            self._emit({"event": "download", "bytes": here, "total": total})
+            text = self._fetch_text(here, now)
+            if self._moving and not done:
+                self._put(f"\r\x1b[K{text}")
+            elif self._moving or self._plain:
+                self._clear()
+                self._line(text)
+            if done:
+                self._fetch_total = 0
+
+    def _fetch_text(self, here: int, now: float) -> str:
+        seconds = max(now - self._fetch_started, 1e-3)
+        rate = (here - self._fetch_before) / seconds
+        if here >= self._fetch_total:
+            return f"downloaded {size(here)} in {duration(seconds)}"
+        left = f"  {duration((self._fetch_total - here) / rate)} left" if rate > 0 else ""
+        so_far = f"downloading {size(here)} of {size(self._fetch_total)}"
+        return f"{so_far}  {size(round(max(rate, 0)))}/s{left}"
+
+    def close(self) -> None:
+        """End the moving line."""
+        with self._lock:
+            self._close()
+
+    def _advance(self, name: str, event: Item) -> None:
+        with self._lock:
+            self._emit({"event": "item", "stage": name, "label": event.label})
+            if name != self._stage:
+                return
+            self._done += 1
+            now = time.monotonic()
+            if self._moving and now - self._shown >= REDRAW_SECONDS:
+                self._shown = now
+                self._draw()
+            elif self._plain and now - self._shown >= LINE_SECONDS:
+                self._shown = now
+                self._line(self._text())
+
+    def _text(self) -> str:
+        seconds = time.monotonic() - self._started
+        made = self._done - self._before
+        text = f"{VERBS.get(self._stage, self._stage)} {self._done}/{max(self._total, self._done)}"
+        if made and seconds > 0:
+            rate = made / seconds
+            left = max(0, self._total - self._done) / rate
+            text += f"  {rate:.1f}/s  {duration(left)} left"
+        return text
+
+    def _draw(self) -> None:
+        self._put(f"\r\x1b[K{self._text()}")
+
+    def _clear(self) -> None:
+        if self._moving:
+            self._put("\r\x1b[K")
+
+    def _close(self) -> None:
+        if self._fetch_total:  # it was broken off
+            self._clear()
+            self._fetch_total = 0
+        if self._stage and self._done > self._before and not self._quiet and not self._json:
+            self._clear()
+            seconds = time.monotonic() - self._started
+            verb = VERBS.get(self._stage, self._stage)
+            self._line(f"{verb}: {self._done - self._before} in {duration(seconds)}")
+        self._stage = ""
+
+    def _line(self, text: str) -> None:
+        self._put(printable(text) + "\n")
+
+    def _emit(self, value: dict[str, Any]) -> None:
+        if self._json:
+            self._put(json.dumps(value) + "\n", sys.stdout)
+
+    def _put(self, text: str, to: IO[str] | None = None) -> None:
+        with outliving_the_terminal():
+            (to or self._to).write(text)
+            (to or self._to).flush()
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which a file's name may hold and a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: int) -> str:
+    """`512 B`, `3.4 MB`, `18.2 GB`, in powers of ten as disks are sold."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def gib(count: float) -> str:
+    """`2.84 GiB`, `310 MiB`, `12.1 MiB`, in powers of two as memory is sold."""
+    if count >= (1 << 30) / 10:
+        return f"{count / (1 << 30):.2f} GiB"
+    return f"{count / (1 << 20):.{0 if count >= 100 << 20 else 1}f} MiB"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `200GB`, `1.5TiB`, `4096`. Raises UsageError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    unit = UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None or not math.isfinite(size := float(found[1]) * unit):
+        raise UsageError(f"{text!r} is not a size", hint="Write it like 200GB, 1.5TiB or 800MB")
+    return int(size)

@@ -1,0 +1,63 @@
+"""What flow runs may do, which the worker's environment decides and no parameter can widen: where
+they write, and whether they run code that comes with a checkpoint."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from artifacts.errors import UsageError
+from artifacts.paths import lies_in
+from artifacts.store import open_store
+from flows.job.config import CaptionConfig
+from flows.job.prepare import out_folder
+
+VARIABLE = "PENSTOCK_OUT_ROOT"
+"""Folders, with `:` between them; unset or empty: anywhere that the worker's user may."""
+REMOTE_CODE = "PENSTOCK_ALLOW_REMOTE_CODE"
+"""`1`: runs may set `trust_remote_code`; never where VARIABLE holds them to folders."""
+
+WRITTEN: dict[str, Callable[[CaptionConfig], Path]] = {
+    "out": out_folder,
+    "store": lambda config: open_store(config.store_url).root,
+}
+"""Parameter → the folder that the run itself makes of it: another reading of the same text could be
+led elsewhere."""
+
+
+def confine(config: CaptionConfig, *, out: bool = True) -> None:
+    """Refuse parameters that would make a flow run write outside the worker's folders, or run code
+    that could; `out` is whether it uses that folder at all. Raises UsageError."""
+    if config.trust_remote_code and os.environ.get(REMOTE_CODE) != "1":
+        raise UsageError(
+            "`trust_remote_code` is not allowed to runs of this worker",
+            hint=f"Leave it out, run the plain command on that machine, or set {REMOTE_CODE}=1 in "
+            "the worker's environment",
+        )
+    roots = [root for root in os.environ.get(VARIABLE, "").split(os.pathsep) if root]
+    if not roots:
+        return
+    where = f"the folders of this worker ({VARIABLE})"
+    for name in ("out", "store") if out else ("store",):
+        # An empty store is the worker's own.
+        if (name == "out" or config.store) and (path := outside(WRITTEN[name](config), roots)):
+            raise UsageError(
+                f"`{name}` leads to {path}, which is not in {where}",
+                hint=f"Give a folder in {os.pathsep.join(roots)}",
+            )
+    for name in ("beside", "trust_remote_code"):
+        if getattr(config, name):
+            raise UsageError(
+                f"`{name}` could write outside {where}",
+                hint="Leave it out, or run the plain command on that machine",
+            )
+
+
+def outside(path: Path, roots: list[str]) -> str:
+    """Where a folder leads that is in none of the roots, or one that a run would make on the way
+    there and that is in none, nor above one; nothing if all is well."""
+    for step in (path, *(above for above in path.parents if not os.path.lexists(above))):
+        inside = any(lies_in(str(step), root) for root in roots)
+        above = step is not path and any(lies_in(root, str(step)) for root in roots)
+        if not inside and not above:
+            return os.path.realpath(step)
+    return ""

@@ -1,0 +1,57 @@
+"""The rebuild of stored features as a Prefect flow; decides nothing about it, which is the plain
+command's."""
+
+# First, because it tells Prefect before Prefect is imported what not to report.
+from flows.deployments.caption import PrefectLauncher, ended_by
+
+# isort: split
+from typing import Any
+
+from prefect import State, flow, get_run_logger
+from prefect.states import Completed, Failed
+
+from artifacts.errors import PenstockError, UsageError
+from flows.console.display import Display, printable
+from flows.deployments.confine import confine
+from flows.deployments.page import RunPage
+from flows.deployments.patience import await_server
+from flows.deployments.view import RunLog, show, table
+from flows.job.config import CaptionConfig
+from flows.upkeep.rebuild_run import RebuildOptions, rebuild
+
+TABLE = "penstock-rebuild"
+
+
+@flow(name="rebuild-features", persist_result=False)
+def rebuild_features(
+    config: CaptionConfig, name: str = "", prune: bool = False, dry_run: bool = False
+) -> State[Any]:
+    """Encode what of the features that `config` needs is missing in the store.
+
+    Args:
+        config: As `caption-videos` takes it; what it says of text and output files has no effect.
+        name: Tells apart jobs over the same sources, such as those of two models.
+        prune: Remove what earlier rebuilds of this job made and nothing refers to any more.
+        dry_run: Say in the log what would be done, and do nothing.
+    """
+    display = Display(to=RunLog(get_run_logger()))
+    options = RebuildOptions(name=name, prune=prune, dry_run=dry_run)
+    page = RunPage()
+    try:
+        confine(config, out=False)
+        result = rebuild(config, options, display, PrefectLauncher, page.begin)
+    except PenstockError as error:
+        return ended_by(error, TABLE, page)
+    except BaseException:
+        page.end()  # or it would say for good that the run is going on
+        raise
+    if dry_run:
+        for line in result.plan_lines():
+            display.say(line)
+    await_server()
+    page.end()
+    show(table(result.failures) or [result.row()], result.line(), TABLE)
+    if result.failures and not result.files:
+        nothing = UsageError(result.line(), hint="The table of the run says why of each file")
+        return Failed(message=printable(str(nothing)), data=nothing)
+    return Completed(message=printable(result.line()))

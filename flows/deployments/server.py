@@ -1,0 +1,113 @@
+"""A Prefect server for one command, when the user has none; knows nothing of flows.
+
+Prefect starts one by itself, but in our process group: Ctrl-C would end it before the flow has told
+it how it ended, which the flow then tries for minutes.
+"""
+
+import atexit
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from typing import IO, Any
+
+from artifacts.errors import EnvironmentFault
+from flows.deployments.login import login_for, new_login
+from stages.process.child import die_with
+from stages.process.environment import child_environment
+
+START_SECONDS = 180.0
+"""8 to 15 s are usual; the first time, and on a busy machine, it takes much longer."""
+STOP_SECONDS = 5.0
+
+
+def client_settings() -> dict[Any, str]:
+    """What Prefect's client in this process has to be told to reach its server, which is started if
+    the user has none. Raises EnvironmentFault."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if url is None:
+        url, login = start_server()
+        return {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login}
+    own = None if PREFECT_API_AUTH_STRING.value() else login_for(url)
+    return {PREFECT_API_AUTH_STRING: own} if own else {}
+
+
+def start_server() -> tuple[str, str]:
+    """Start a server that lives as long as this process; returns the URL of its API and the login
+    that it asks for. Raises EnvironmentFault."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    login = new_login()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.deployments.server", str(os.getpid()), str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            env={**child_environment(), **guarded(port, login)},
+        )
+        # After the last words of Prefect's threads, which end before this is called.
+        atexit.register(stop, process)
+        url = f"http://127.0.0.1:{port}/api"
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise EnvironmentFault(
+                    f"Prefect's temporary server did not start ({last_line(log)})",
+                    hint="Leave --prefect out, or name a server with PREFECT_API_URL",
+                )
+            time.sleep(0.1)
+        return url, login
+
+
+def guarded(port: int, login: str) -> dict[str, str]:
+    """The environment in which a server answers only who has the login, and lets no page but its
+    own read that; not its arguments, which every user of the machine can read."""
+    return {
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
+    }
+
+
+def answers(url: str) -> bool:
+    """Whether a server is up there."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
+        return bool(reply.status == 200)
+    return False
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def last_line(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else "it says nothing"
+
+
+def main(parent: str, port: str) -> None:
+    """The server's process."""
+    die_with(int(parent))
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = create_app(ephemeral=True, final=True)
+    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="error", lifespan="on")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

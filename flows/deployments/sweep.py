@@ -1,0 +1,189 @@
+"""Crashed runs started again: the flow `sweep-crashed`, made to be run every few minutes; knows
+nothing of what the runs do.
+
+A run that nobody asked to end is Crashed (its process was killed, or its machine is gone) or
+Interrupted (its stage was killed too often). What it finished lies in the store, so that starting
+it again does what is missing.
+"""
+
+import os
+
+# Before the first import of Prefect, which reads them once.
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from prefect import State, flow, get_run_logger
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Completed, Scheduled
+from pydantic import Field
+
+from flows.deployments.caption import INTERRUPTED
+
+NAME = "sweep-crashed"
+SWEPT = ("caption-videos", "rebuild-features")
+"""Flows whose runs may be started again at any time."""
+PAGE = 200
+"""Runs that the server gives at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What becomes of one run that ended unasked."""
+
+    run: FlowRun
+    why_not: str = ""
+    """Why it is left alone; empty for one that is started again."""
+
+
+@flow(name=NAME, persist_result=False)
+def sweep_crashed(
+    max_retries: Annotated[int, Field(ge=0)] = 3,
+    older_than_seconds: Annotated[float, Field(ge=0)] = 60.0,
+    younger_than_hours: Annotated[float, Field(gt=0)] = 168.0,
+) -> State[Any]:
+    """Start runs again that crashed.
+
+    Of each job (a deployment with its parameters) only the newest run is looked at, at most
+    `max_retries` times. It must have ended `older_than_seconds` ago, so that whoever is at work on
+    the machine can be done, and have been due within `younger_than_hours`.
+    """
+    log = get_run_logger()
+    now = datetime.now(UTC)
+    with get_client(sync_client=True) as client:
+        found = verdicts(
+            runs_since(client, now - timedelta(hours=younger_than_hours)),
+            now=now,
+            max_retries=max_retries,
+            older_than=timedelta(seconds=older_than_seconds),
+        )
+        told = [start_again(client, verdict, max_retries) for verdict in found]
+        drop_late(client, now)
+    for line in told:
+        log.info("%s", line)
+    again = sum(not verdict.why_not for verdict in found)
+    return Completed(message=f"{again} of {len(found)} crashed runs started again")
+
+
+def runs_since(client: SyncPrefectClient, since: datetime) -> Iterator[FlowRun]:
+    """All runs of the flows that are swept, the oldest first."""
+    due = FlowRunFilterExpectedStartTime.model_validate({"after_": since})
+    offset = 0
+    while True:
+        page = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=list(SWEPT))),
+            flow_run_filter=FlowRunFilter(expected_start_time=due),
+            sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+            limit=PAGE,
+            offset=offset,
+        )
+        yield from page
+        if len(page) < PAGE:
+            return
+        offset += PAGE
+
+
+def drop_late(client: SyncPrefectClient, now: datetime) -> None:
+    """Delete sweeps that were due already: a worker that was busy for hours has one of every ten
+    minutes before it, which would find what this one has found."""
+    due_before = FlowRunFilterExpectedStartTime.model_validate({"before_": now})
+    waiting = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+    late = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[NAME])),
+        flow_run_filter=FlowRunFilter(expected_start_time=due_before, state=waiting),
+        limit=PAGE,
+    )
+    for run in late:
+        if run.auto_scheduled:
+            client.delete_flow_run(run.id)
+
+
+def verdicts(
+    runs: Iterable[FlowRun], *, now: datetime, max_retries: int, older_than: timedelta
+) -> list[Verdict]:
+    """What becomes of every run that ended unasked; what is due later decides nothing yet."""
+    jobs: dict[str, list[FlowRun]] = {}
+    for run in runs:
+        if run.state is not None and due(run) <= now:
+            jobs.setdefault(job_of(run), []).append(run)
+    found = []
+    for of_job in jobs.values():
+        of_job.sort(key=due)
+        newest = of_job[-1]
+        for run in filter(ended_unasked, of_job):
+            if run is newest:
+                why_not = why_left_alone(run, now, max_retries, older_than)
+            else:
+                why_not = f"{newest.name}, {state_name(newest)}, is a newer run of the same job"
+            found.append(Verdict(run=run, why_not=why_not))
+    return found
+
+
+def why_left_alone(run: FlowRun, now: datetime, max_retries: int, older_than: timedelta) -> str:
+    """Empty if nothing speaks against starting the newest run of a job again."""
+    assert run.state is not None
+    if run.deployment_id is None:
+        return "it was started by hand: the same command goes on with it"
+    if run.run_count > max_retries:
+        return f"it was started {run.run_count} times already; see why it ends"
+    if now - run.state.timestamp < older_than:
+        return f"it ended less than {older_than.total_seconds():.0f} s ago"
+    return ""
+
+
+def start_again(client: SyncPrefectClient, verdict: Verdict, max_retries: int) -> str:
+    """Do as `prefect flow-run retry` does; returns a line that tells it."""
+    run, why_not = verdict.run, verdict.why_not
+    name = f"{run.name} ({state_name(run)})"
+    if why_not:
+        return f"{name} is left alone: {why_not}"
+    assert run.state is not None
+    now = client.read_flow_run(run.id)
+    if now.state is None or now.state.id != run.state.id:
+        return f"{name} is left alone: somebody has started it again"
+    message = f"Started again by sweep-crashed, {run.run_count} of {max_retries} times"
+    answer: OrchestrationResult[Any] = client.set_flow_run_state(
+        run.id, Scheduled(message=message), force=True
+    )
+    if answer.status != SetStateStatus.ACCEPT:
+        return f"{name} could not be started again: {answer.details}"
+    return f"{name} is started again, {run.run_count} of {max_retries} times"
+
+
+def ended_unasked(run: FlowRun) -> bool:
+    state = run.state
+    assert state is not None
+    return state.type == StateType.CRASHED or (
+        state.type == StateType.FAILED and state.name == INTERRUPTED
+    )
+
+
+def job_of(run: FlowRun) -> str:
+    """Runs of one job do the same work."""
+    of = [str(run.flow_id), str(run.deployment_id), run.parameters]
+    return json.dumps(of, sort_keys=True, default=str)
+
+
+def due(run: FlowRun) -> datetime:
+    return run.expected_start_time or run.start_time or datetime.min.replace(tzinfo=UTC)
+
+
+def state_name(run: FlowRun) -> str:
+    return (run.state.name if run.state else None) or "unknown"

@@ -1,0 +1,1 @@
+"""What is asked, and what is there: configuration, sources, model, keys, budget."""

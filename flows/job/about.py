@@ -1,0 +1,77 @@
+"""What is going to be run, for people and for the record; runs nothing."""
+
+from typing import Any
+
+from artifacts.words import counted
+from flows.job.models import Model
+from flows.job.precision import precision_note
+from flows.job.prepare import Job
+
+
+def summary(job: Job) -> dict[str, Any]:
+    """What was going to be run, as `run.json` keeps it."""
+    return {
+        "model": job.model.name,
+        "revision": job.config.revision,
+        "commit": job.model.checkpoint.commit,
+        "folder": str(job.model.folder),
+        "device": job.device,
+        "precision": job.model.precision(),
+        "sampling": {name: getattr(job.sampling, name) for name in job.sampling.__slots__},
+        "batch_size": job.config.batch_size,
+        "store": job.store.url,
+        "media": len(job.files),
+        "halves": halves(job.model),
+        "route": job.model.card.route,
+        "notes": notes(job),
+    }
+
+
+def notes(job: Job) -> list[str]:
+    """What a person should know of how the model is run; nothing for most models."""
+    card = job.model.card
+    settings = (job.model.vision, job.model.language)
+    found = list(filter(None, [precision_note(card, settings, job.device)]))
+    if card.route == "joint":
+        found.append(
+            f"{job.model.name} cannot be run in halves ({card.why}): the second stage loads all "
+            "of it, and what is kept for another prompt is its pixels"
+        )
+    elif card.prompted:
+        found.append(
+            f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
+        )
+    if card.goes_on and job.config.prompt is None:
+        found.append(
+            f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
+            "none; --prompt gives its captions a beginning"
+        )
+    if job.model.one_frame and any(medium.kind == "video" for medium in job.contents):
+        found.append(
+            f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "
+            "middle frame only"
+        )
+    elif card.frames_a_video:
+        found.append(
+            f"{job.model.name} takes {counted(card.frames_a_video, 'frame')} of each chunk, no "
+            "more and no fewer"
+        )
+    return found
+
+
+def halves(model: Model) -> dict[str, dict[str, Any]]:
+    """Of each half the parameters, bytes as stored and as loaded, and what it computes in."""
+    return {
+        name: {
+            "parameters": card.parameters,
+            "stored_bytes": card.stored_bytes,
+            "bytes": half.weight_bytes,
+            "precision": half.precision,
+            "dtype": half.dtype,
+            "attention": half.attention,
+        }
+        for name, card, half in (
+            ("vision", model.card.vision, model.vision),
+            ("language", model.card.language, model.language),
+        )
+    }

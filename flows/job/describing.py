@@ -1,0 +1,154 @@
+"""A checkpoint's card, from the store or from a describing process, which is kept to so much memory
+and time: its templates and its tokenizer may ask for any."""
+
+import contextlib
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory, StageDied, UsageError
+from artifacts.keys import digest_of
+from artifacts.packs import Record, Shelf
+from artifacts.store import FolderStore
+from flows.console.display import gib
+from flows.job.budget import budget_for
+from flows.job.config import CaptionConfig
+from flows.job.launch import Launcher, StageCall, run_to_end
+from stages.models.card import RECIPE as DESCRIBE_RECIPE
+from stages.models.card import ModelCard
+from stages.models.hub.checkpoint import SMALL, Checkpoint
+from stages.process.cgroup import host_free_bytes
+from stages.process.clock import OVERTIME
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+LEAST_BYTES = 2 << 30
+"""What describing may take whatever `--memory` says, because a run is then planned for that, or
+refused in words. The demo model takes 180 MiB above the imports, the dimensions of Qwen2.5-VL-7B
+300 MiB, and both are content with a limit of 512 MiB."""
+MOST_SECONDS = 60.0
+"""Processor time that a thread of it may take: of ordinary checkpoints the busiest takes 4 to 9."""
+SMALL_BYTES = 1 << 30
+"""How long a configuration, a tokenizer or a template may be: the largest known have 40 MB."""
+HINT = (
+    "No run could read it either; check where it comes from, and its chat_template.jinja, "
+    "tokenizer.json and processor_config.json"
+)
+
+
+def read_card(
+    checkpoint: Checkpoint,
+    small: Mapping[str, str],
+    config: CaptionConfig,
+    *,
+    store: FolderStore,
+    launcher: Launcher,
+    device: str,
+) -> ModelCard:
+    """The checkpoint's card; a child process writes it the first time, because it needs
+    transformers. `small` are the digests of all files but the weights. Raises UsageError for a
+    checkpoint that cannot be run."""
+    with readable(config.model):
+        key = digest_of([small, _stated(checkpoint), config.trust_remote_code])
+    shelf = Shelf(store, "cards", digest_of(["cards", DESCRIBE_RECIPE, version("transformers")]))
+    if key in shelf:
+        return ModelCard.from_json(shelf.meta(key))
+    of_hub = checkpoint.commit is not None
+    arguments = {
+        "model": checkpoint.name if of_hub else str(checkpoint.folder),
+        "revision": checkpoint.commit,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    call = StageCall(
+        name="describe",
+        arguments=arguments,
+        device="cpu",
+        # Beside the store, because a plan has no folder of outputs.
+        log=store.root / "logs" / "describe.log",
+        budget=allowed(config, device),
+        seconds=MOST_SECONDS,
+    )
+    card = _described(launcher, call, config.model)
+    shelf.publish([Record(key=key, meta=card)])
+    return ModelCard.from_json(card)
+
+
+def allowed(config: CaptionConfig, device: str) -> int:
+    """Bytes that describing may take; `--memory` speaks of the GPU where models run on one."""
+    on_host = config if device == "cpu" else replace(config, memory=None)
+    return max(LEAST_BYTES, budget_for(on_host, "cpu").bytes)
+
+
+def _described(launcher: Launcher, call: StageCall, model: str) -> dict[str, Any]:
+    """What a describing process answers. Raises UsageError for a checkpoint that takes too much."""
+    free = host_free_bytes()
+    try:
+        card: dict[str, Any] = run_to_end(launcher, call).notes["card"]
+    except OutOfMemory as error:
+        if free < call.budget:
+            words = f"model {model} cannot be read in {gib(free)}, which is all the memory free"
+            raise CannotFit(words, hint="Free some, or run it where there is more") from error
+        words = f"model {model} takes more than {gib(call.budget)} of memory to be read"
+        raise UsageError(f"{words}, before any weight is loaded", hint=HINT) from error
+    except StageDied as error:
+        if error.return_code != -OVERTIME:
+            raise
+        words = f"model {model} takes more than {call.seconds:.0f} s of computing to be read"
+        raise UsageError(f"{words}, before any weight is loaded", hint=HINT) from error
+    return card
+
+
+def _stated(checkpoint: Checkpoint) -> list[Any]:
+    """What can be known of files of weights without reading them: what the hub states of them, or
+    their sizes and dates."""
+    if checkpoint.weights:
+        return [[file.name, file.size, file.digest] for file in checkpoint.weights]
+    files = weight_files(checkpoint.folder)
+    return [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
+
+
+@contextlib.contextmanager
+def readable(model: str) -> Iterator[None]:
+    """Turns a file that cannot be read, such as a link that leads nowhere, into an
+    EnvironmentFault."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{error.filename} of model {model} cannot be read ({error.strerror})",
+            hint="Check the folder, or fetch the model again",
+        ) from error
+
+
+def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
+    """Everything of a checkpoint but its weights: configuration, tokenizer, processor, template.
+    What other programs brought from the hub besides decides nothing. Raises UsageError for one
+    that is not small at all."""
+    taken = SMALL if checkpoint.commit is not None else ("*",)
+    found = sorted(
+        p
+        for p in checkpoint.folder.iterdir()
+        if p.is_file()
+        and p.suffix.lower() not in WEIGHT_SUFFIXES
+        and any(fnmatch.fnmatch(p.name, pattern) for pattern in taken)
+    )
+    for path in found:
+        named = any(fnmatch.fnmatch(path.name, pattern) for pattern in SMALL)
+        if named and path.stat().st_size > SMALL_BYTES:
+            raise UsageError(f"{path} of the model is larger than {gib(SMALL_BYTES)}", hint=HINT)
+    return found
+
+
+def own_code(folder: Path, *, trusted: bool) -> list[str]:
+    """What to key of code that a checkpoint names, which may lie in another repository: trusted, it
+    is run even where transformers has a class for the model, and gives other bytes."""
+    if not trusted:
+        return []
+    named = any(b'"auto_map"' in path.read_bytes() for path in folder.glob("*config.json"))
+    return ["its own code"] if named else []
+
+
+def weight_files(folder: Path) -> Iterable[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)

@@ -1,0 +1,178 @@
+"""What a run needs to know of its checkpoint, without ever importing a model library."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artifacts.errors import UsageError
+from artifacts.keys import ContentDigests, digest_of
+from artifacts.schema import FrameFit, Sampling
+from artifacts.store import FolderStore
+from flows.job.config import DEMO_MODEL, CaptionConfig
+from flows.job.describing import own_code, read_card, readable, small_files
+from flows.job.launch import Launcher
+from flows.job.precision import BYTES, HalfSettings, lighter, settle
+from stages.models.card import ModelCard
+from stages.models.hub.checkpoint import Checkpoint
+from stages.models.hub.resolve import find_model, refuse_revision
+from stages.models.hub.transfer import Announce
+
+if TYPE_CHECKING:  # it imports torch
+    from stages.models.halves.boundary import Half
+
+FPS = 1.0
+"""Frames a second where neither the user nor the checkpoint says."""
+MAX_FRAMES = 32
+"""Frames a chunk at the most where neither the user nor the checkpoint says."""
+TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")
+"""Files whose name begins so say nothing to the vision half: changing them keeps the features."""
+
+
+class Undescribed(UsageError):
+    """A checkpoint that cannot be run: no class captions with it, or its code may not run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A checkpoint as a run sees it."""
+
+    name: str
+    """As the user gave it."""
+    checkpoint: Checkpoint
+    """Its files."""
+    card: ModelCard
+    """What its headers and its processor say."""
+    vision_digest: str
+    """Of all that decides the features: configuration, processor and the shards of that half."""
+    language_digest: str
+    """Of all that decides the text besides the features."""
+    vision: HalfSettings
+    language: HalfSettings
+    read: bool = True
+    """Whether the digests of its weights are known; else nothing that they made is found."""
+    lighter: "Mapping[Half, tuple[HalfSettings, ...]]" = field(default_factory=dict)
+    """Of each half, what `auto` may go down to, the best first."""
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    def shards(self, halves: "Iterable[Half]") -> list[str]:
+        """Names of the files that hold the weights of these halves."""
+        held = {"vision": self.card.vision.shards, "language": self.card.language.shards}
+        return sorted({shard for half in halves for shard in held[half]})
+
+    def precision(self) -> dict[str, str]:
+        """The best that the run may make things in."""
+        return {"vision": self.vision.label, "language": self.language.label}
+
+    def settings(self, half: "Half") -> tuple[HalfSettings, ...]:
+        """All that a half may be run in, the best first."""
+        first = self.vision if half == "vision" else self.language
+        return (first, *self.lighter.get(half, ()))
+
+    def sampling(self, config: CaptionConfig) -> Sampling:
+        """What the user asked for, and for the rest what the checkpoint's processor states."""
+        if only := 1 if self.one_frame else self.card.frames_a_video:
+            return Sampling(
+                chunk_seconds=config.chunk, shots=config.shots, frames=only, max_frames=only
+            )
+        stated = self.card.sampling
+        fps, frames = config.fps, config.frames
+        if fps is None and frames is None:
+            fps = stated.fps
+            frames = stated.frames if fps is None else None
+        maximum = config.max_frames or stated.max_frames or stated.frames or MAX_FRAMES
+        if frames is not None:
+            most = config.max_frames or frames
+            return Sampling(
+                chunk_seconds=config.chunk,
+                shots=config.shots,
+                frames=min(frames, most),
+                max_frames=most,
+            )
+        return Sampling(
+            chunk_seconds=config.chunk,
+            shots=config.shots,
+            fps=fps or FPS,
+            min_frames=min(stated.min_frames or 1, maximum),
+            max_frames=maximum,
+        )
+
+    @property
+    def one_frame(self) -> bool:
+        """Whether only one frame of a video's chunk can be shown to it."""
+        return self.card.images_a_prompt == 1 and "video" not in self.card.modalities
+
+    def prompt_for(self, config: CaptionConfig, kind: str) -> str:
+        """What it is asked about a medium of this kind when the file's own line asks nothing."""
+        asked = config.prompt is not None or not self.card.goes_on
+        return config.prompt_for(kind) if asked else ""
+
+    def fit(self, kind: str) -> FrameFit:
+        """The size at which the processor keeps frames of videos, or images."""
+        return self.card.fit_image if kind == "image" else self.card.fit_video
+
+    def feature_bytes(self, kind: str) -> int:
+        """Bytes that the features of one frame are expected to take; of a model that cannot be cut,
+        its pixels."""
+        card = self.card
+        if card.route == "joint":
+            return card.image_pixel_bytes if kind == "image" else card.frame_pixel_bytes
+        tokens = self.card.image_tokens if kind == "image" else self.card.frame_tokens
+        return tokens * self.card.feature_width * BYTES.get(self.vision.dtype, 4)
+
+
+def find_checkpoint(config: CaptionConfig, announce: Announce | None = None) -> Checkpoint:
+    """The files of the checkpoint that a run asks for; `announce` is told of what is downloaded for
+    that, which is no weights. Raises UsageError or EnvironmentFault."""
+    if config.model == DEMO_MODEL:
+        from demo import CHECKPOINT
+
+        refuse_revision("the demo model", config.revision)
+        return Checkpoint(name=DEMO_MODEL, folder=CHECKPOINT)
+    return find_model(config.model, config.revision, announce)
+
+
+def open_model(
+    config: CaptionConfig,
+    *,
+    store: FolderStore,
+    digests: ContentDigests,
+    launcher: Launcher,
+    device: str,
+    announce: Announce | None = None,
+    read_weights: bool = True,
+) -> Model:
+    """The checkpoint that a run asks for, with its card from the store or from a describing
+    process; its weights need not be here. Without `read_weights`, those that were never read are
+    not read for their digest either: its keys are then of nothing that is stored. Raises
+    Undescribed."""
+    checkpoint = find_checkpoint(config, announce)
+    folder = checkpoint.folder
+    with readable(config.model):
+        small = {p.name: digests.of(p) for p in small_files(checkpoint)}
+    try:
+        card = read_card(checkpoint, small, config, store=store, launcher=launcher, device=device)
+    except UsageError as error:
+        raise Undescribed(error.message, hint=error.hint) from error
+    digest = digests.of if read_weights else digests.known
+    halves = {"vision": card.vision.shards, "language": card.language.shards}
+    names = sorted({shard for shards in halves.values() for shard in shards})
+    with readable(config.model):
+        weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
+    text = () if card.prompted else TEXT_ONLY
+    seen = {n: d for n, d in small.items() if not n.lower().startswith(text)}
+    with readable(config.model):
+        code = own_code(folder, trusted=config.trust_remote_code)
+    return Model(
+        name=config.model,
+        checkpoint=checkpoint,
+        card=card,
+        vision_digest=digest_of([seen, {s: weights[s] for s in halves["vision"]}, *code]),
+        language_digest=digest_of([small, {s: weights[s] for s in halves["language"]}, *code]),
+        **settle(config, card, device),
+        read=all(weights.values()),
+        lighter=lighter(config, card, device),
+    )

@@ -1,0 +1,232 @@
+"""What each half computes in: from what is asked for, what the checkpoint is and what the machine
+has; imports no model library."""
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from artifacts.errors import UsageError
+from flows.job.config import CaptionConfig
+from stages.models.card import HalfCard, ModelCard
+from stages.process.device import device_capability
+
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+DTYPES = {short: name for name, short in SHORT.items()}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTIZED = ("int8", "nf4")
+FLASH = "flash_attention_2"
+FLASH_CAPABILITY = (8, 0)
+"""The oldest GPUs that FlashAttention 2 runs on (Ampere)."""
+BFLOAT16_CAPABILITY = (8, 0)
+"""The oldest GPUs that compute in bfloat16 (Ampere). On older ones torch does it in 32 bit: slowly,
+and without a fused attention."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HalfSettings:
+    """How one half is loaded and run; all of it decides bytes."""
+
+    precision: str
+    """`fp32`, `bf16`, `fp16`, `int8`, `nf4`; `fp4` of a checkpoint that was saved so."""
+    dtype: str
+    """What it computes in: name of a torch dtype."""
+    attention: str
+    """Attention implementation; several, of several parts, are joined by `+`."""
+    weight_bytes: int
+    """What its weights take in that precision, without what computing takes."""
+    kv: str = ""
+    """`quantized` when the KV cache is kept in few bits, which changes words."""
+
+    @property
+    def decides(self) -> list[str]:
+        """What of it belongs into a key."""
+        return [self.precision, self.dtype, self.attention, *filter(None, [self.kv])]
+
+    @property
+    def label(self) -> str:
+        """What a caption says it was made in."""
+        return self.precision + (" with a quantized KV cache" if self.kv else "")
+
+
+def settle(
+    config: CaptionConfig, card: ModelCard, device: str
+) -> dict[Literal["vision", "language"], HalfSettings]:
+    """The settings of both halves. Raises UsageError for what the checkpoint cannot be had in."""
+    # Quantized features are a loss that every caption inherits: only who names the vision half gets
+    # them.
+    general = "native" if config.precision in QUANTIZED else config.precision
+    vision = _first(config.vision_precision or general)
+    language = _first(config.language_precision or config.precision)
+    check_obtainable("language", card.language, card, language)
+    found = _half(card.language, card, language, device)
+    if card.route == "joint":  # the one stage that loads anything loads all of it
+        check_joint(config, card, found.dtype)
+        seen = replace(found, precision=SHORT.get(found.dtype, found.dtype), weight_bytes=0)
+        return {"vision": seen, "language": found}
+    check_obtainable("vision", card.vision, card, vision)
+    return {"vision": _half(card.vision, card, vision, device), "language": found}
+
+
+def lighter(
+    config: CaptionConfig, card: ModelCard, device: str
+) -> dict[Literal["vision", "language"], tuple[HalfSettings, ...]]:
+    """The settings that `auto` goes down to where the first ones do not fit, the best first; none
+    where it was not asked for."""
+    found: dict[Literal["vision", "language"], tuple[HalfSettings, ...]] = {}
+    halves = {
+        "vision": (card.vision, config.vision_precision),
+        "language": (card.language, config.language_precision),
+    }
+    for name in ("vision", "language"):
+        half, asked = halves[name]
+        seen_whole = name == "vision" and card.route == "joint"
+        if (asked or config.precision) != "auto" or half.stored_as or seen_whole:
+            found[name] = ()
+            continue
+        first = _half(half, card, "native", device)
+        kv = [replace(first, kv="quantized")] if name == "language" else []
+        found[name] = (*kv, *(_half(half, card, q, device) for q in _quantized(name, half, card)))
+    return found
+
+
+def _quantized(name: str, half: HalfCard, card: ModelCard) -> list[str]:
+    with contextlib.suppress(UsageError):
+        check_obtainable(name, half, card, QUANTIZED[0])
+        return list(QUANTIZED)
+    return []
+
+
+def _first(asked: str) -> str:
+    return "native" if asked == "auto" else asked
+
+
+def _half(half: HalfCard, card: ModelCard, asked: str, device: str) -> HalfSettings:
+    dtype = DTYPES.get(asked) or native_dtype(card.dtype, device)
+    precision = half.stored_as or (asked if asked in QUANTIZED else SHORT.get(dtype, dtype))
+    return HalfSettings(
+        precision=precision,
+        dtype=dtype,
+        attention=attention(half, dtype, device),
+        weight_bytes=weight_bytes(half, precision, dtype),
+    )
+
+
+def check_obtainable(name: str, half: HalfCard, card: ModelCard, asked: str) -> None:
+    """What was saved in 4 or 8 bit is as it is; what lies beside it can be cast but not
+    quantized. Raises UsageError."""
+    hint = f"Give --{name}-precision native, or the checkpoint it was made from"
+    if half.stored_as and asked not in ("native", half.stored_as):
+        raise UsageError(
+            f"the {name} half of {card.folder} was saved in {half.stored_as}, "
+            f"which cannot be turned into {asked}",
+            hint=hint,
+        )
+    stored = card.vision.stored_as or card.language.stored_as
+    if stored and not half.stored_as and asked in QUANTIZED:
+        raise UsageError(
+            f"the {name} half of {card.folder} was saved unquantized beside one in {stored}, "
+            f"and cannot be had in {asked}",
+            hint=hint,
+        )
+    if asked in QUANTIZED and not half.linear_modules:
+        raise UsageError(
+            f"no layer of the {name} half of {card.folder} can be told to be one that {asked} "
+            "takes",
+            hint=f"Give --{name}-precision bf16",
+        )
+
+
+def check_joint(config: CaptionConfig, card: ModelCard, dtype: str) -> None:
+    """Raises UsageError when a model that is run whole shall see in another precision than it
+    reads."""
+    asked = _first(config.vision_precision or "native")
+    if asked != "native" and DTYPES.get(asked) != dtype:
+        raise UsageError(
+            f"{card.class_name} is run whole, so --vision-precision {asked} cannot be had beside "
+            f"{dtype}",
+            hint="Give --precision alone",
+        )
+
+
+def weight_bytes(half: HalfCard, precision: str, dtype: str) -> int:
+    """Bytes of a half's weights on the device: of a quantized layer the weights and their scales,
+    one a row in 8 bit, one a block of 64 in 4 bit, which are 8 bit themselves."""
+    if half.stored_as:
+        return half.stored_bytes
+    each = BYTES.get(dtype, 4)
+    if precision not in QUANTIZED:
+        return half.parameters * each
+    weights = half.linear_parameters
+    scales = 4 * half.linear_rows if precision == "int8" else weights // 64 + weights // 4096
+    packed = weights if precision == "int8" else weights // 2
+    return (half.parameters - weights) * each + packed + scales
+
+
+def attention(half: HalfCard, dtype: str, device: str) -> str:
+    """The implementation of a half: FlashAttention 2 where all it needs is there, else what the
+    model takes by itself."""
+    fits = half.flash and dtype in ("bfloat16", "float16") and device.startswith("cuda")
+    if fits and flash_installed() and device_capability(device) >= FLASH_CAPABILITY:
+        return FLASH
+    return half.attention
+
+
+def flash_installed() -> bool:
+    """Whether the package is there, in a version that transformers takes."""
+    try:
+        numbers = version("flash-attn").split("+")[0].split(".")[:3]
+        return [int(number) for number in numbers] >= [2, 3, 3]
+    except (PackageNotFoundError, ValueError):
+        return False
+
+
+def native_dtype(stated: str, device: str) -> str:
+    """The checkpoint's own dtype; where there is no arithmetic for it, float16 on a GPU and 32 bit
+    on a CPU."""
+    if device != "cpu":
+        return "float16" if stated == "bfloat16" and no_bfloat16(device) else stated
+    if stated == "float32":
+        return stated
+    return "bfloat16" if stated == "bfloat16" and cpu_has_bfloat16() else "float32"
+
+
+def no_bfloat16(device: str) -> bool:
+    """Whether a GPU is known to be too old for bfloat16."""
+    return (0, 0) < device_capability(device) < BFLOAT16_CAPABILITY
+
+
+def precision_note(card: ModelCard, halves: Iterable[HalfSettings], device: str) -> str:
+    """What a person should know of the precision of a GPU without bfloat16; empty for others."""
+    if not no_bfloat16(device):
+        return ""
+    dtypes = {half.dtype for half in halves}
+    gpu = "a GPU of compute capability {}.{}".format(*device_capability(device))
+    if "bfloat16" in dtypes:
+        return (
+            f"{gpu} has no arithmetic for bf16: it is slow, and attention takes memory with the "
+            "square of the tokens; --precision fp16 does not"
+        )
+    if card.dtype == "bfloat16" and "float16" in dtypes:
+        return (
+            f"the checkpoint is in bf16, for which {gpu} has no arithmetic: fp16 is used; if "
+            "captions are empty or senseless, the model needs more range: --precision fp32"
+        )
+    return ""
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 (AVX512-BF16 or AMX)."""
+    flags = cpu_line("flags").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def cpu_line(name: str) -> str:
+    """What the kernel says of the first core under that name; empty where it does not."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            line = next((line for line in file if line.startswith(name)), "")
+    except OSError:
+        return ""
+    return line.partition(":")[2].strip()

@@ -1,0 +1,183 @@
+"""From a command to a job: sources, checkpoint, keys and what is done already; runs no stage but
+the describing one."""
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from artifacts.captions import Failure
+from artifacts.errors import UsageError
+from artifacts.keys import ContentDigests, content_key, digest_of
+from artifacts.packs import stored_scopes
+from artifacts.paths import folder_named
+from artifacts.schema import Sampling
+from artifacts.stamps import FileChanged
+from artifacts.store import FolderStore, open_store
+from flows.job.budget import Budget, budget_for
+from flows.job.config import CaptionConfig
+from flows.job.device_probe import check_device
+from flows.job.launch import Launcher
+from flows.job.ledger import Ledger, Medium
+from flows.job.models import Model, open_model
+from flows.job.scopes import ways_of
+from flows.job.sources import MediaFile, Selection, find_media
+from stages.frames.medium import CHANGED, CHANGED_HINT
+from stages.models.hub.transfer import Announce
+from stages.process.cgroup import cores
+from stages.process.device import device_name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A command made concrete: nothing in it depends on when it is run."""
+
+    config: CaptionConfig
+    store: FolderStore
+    model: Model
+    device: str
+    budget: Budget
+    """What a stage may take, as it was when the run began."""
+    sampling: Sampling
+    files: tuple[MediaFile, ...]
+    """Files that exist and can be read, in source order."""
+    contents: tuple[Medium, ...]
+    """The content of each file, in the same order."""
+    failures: tuple[Failure, ...]
+    """What the sources named and cannot be had."""
+    ledger: Ledger
+
+    @property
+    def out(self) -> Path:
+        return out_folder(self.config)
+
+    @property
+    def media(self) -> list[Medium]:
+        """Each content once, in source order."""
+        return list({(m.digest, m.prompt): m for m in self.contents}.values())
+
+
+class NothingToCaption(UsageError):
+    """None of the sources can be captioned; `failures` says why of each."""
+
+    def __init__(self, failures: Sequence[Failure]) -> None:
+        first = failures[0]
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        message = f"nothing to caption: {first.media_path}: {first.message}{more}"
+        super().__init__(message, hint=first.hint)
+        self.failures = tuple(failures)
+
+
+def prepare(
+    config: CaptionConfig,
+    launcher: Launcher,
+    announce: Announce | None = None,
+    *,
+    text: bool = True,
+    read_weights: bool = True,
+) -> Job:
+    """Everything a run must know before it starts a stage; `announce` is told of what takes long.
+    Without `text` no caption is looked for; `read_weights` as with `open_model`. Raises
+    PenstockError."""
+    config.check_sources()
+    store = open_store(config.store_url)
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)
+    if not files:  # said before a model is looked for, or downloaded
+        raise NothingToCaption(failures)
+    store.check_writable()
+    device = device_name()
+    check_device(device)  # before anything is fetched, or cut
+    digests = ContentDigests(store.root / "digests.jsonl")
+    model = open_model(
+        config,
+        store=store,
+        digests=digests,
+        launcher=launcher,
+        device=device,
+        announce=announce,
+        read_weights=read_weights,
+    )
+    readable, contents, unreadable = read_contents(
+        files, digests, lambda kind: model.prompt_for(config, kind)
+    )
+    if not readable:
+        raise NothingToCaption([*failures, *unreadable])
+    check_prompts(contents, model)
+    sampling = model.sampling(config)
+    if not text:  # features that are kept for later are made in one way alone
+        model = replace(model, lighter={})
+    ways = ways_of(config, model, sampling, stored_scopes(store, "captions") if text else set())
+    if not text:  # a chunk that is captioned still has its features made
+        ways = [replace(way, captions=digest_of(["no text", way.features])) for way in ways]
+    return Job(
+        config=config,
+        store=store,
+        model=model,
+        device=device,
+        budget=budget_for(config, device),
+        sampling=sampling,
+        files=tuple(readable),
+        contents=tuple(contents),
+        failures=(*failures, *unreadable),
+        ledger=Ledger(store, *ways),
+    )
+
+
+def check_prompts(contents: Sequence[Medium], model: Model) -> None:
+    """A prompt that holds the model's own word for a picture would be read as one."""
+    for prompt, medium in {medium.prompt: medium for medium in reversed(contents)}.items():
+        found = next((word for word in model.card.placeholders if word in prompt), None)
+        if found is not None:
+            raise UsageError(
+                f"the prompt of {Path(medium.path).name} holds {found}, which {model.name} reads "
+                "as the place of a picture",
+                hint="Leave it out: the picture is placed before the prompt",
+            )
+
+
+def out_folder(config: CaptionConfig) -> Path:
+    """Where a run writes, absolute. Raises UsageError for what is no path."""
+    return folder_named(config.out, "out")
+
+
+def read_contents(
+    files: Sequence[MediaFile], digests: ContentDigests, prompt_for: Callable[[str], str]
+) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
+    """The content digest of every file; a file that cannot be read is a failure, not the end."""
+    readable: list[MediaFile] = []
+    contents: list[Medium] = []
+    failures: list[Failure] = []
+    found = digests.of_many([file.path for file in files], workers=cores())
+    for file, content in zip(files, found, strict=True):
+        if not isinstance(content, OSError) and not os.access(file.path, os.R_OK):
+            content = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if isinstance(content, OSError):
+            failures.append(_unreadable(file, content))
+            continue
+        readable.append(file)
+        contents.append(
+            Medium(
+                digest=content_key(content.digest, file.kind),
+                path=str(file.path),
+                kind=file.kind,
+                prompt=file.prompt or prompt_for(file.kind),
+                stamp=content.stamp,
+            )
+        )
+    return readable, contents, failures
+
+
+def _unreadable(file: MediaFile, error: OSError) -> Failure:
+    kind, hint = "unreadable", "Check that you may read it and that its disk is there"
+    if isinstance(error, FileChanged):
+        kind, hint = CHANGED, CHANGED_HINT
+    return Failure(
+        media_path=file.media_path,
+        source=file.source,
+        stage="sources",
+        error=kind,
+        message=f"the file cannot be read ({error.strerror})",
+        hint=hint,
+    )

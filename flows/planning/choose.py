@@ -1,0 +1,174 @@
+"""Which rung each stage of a job is started on: the first that is expected to keep to the budget;
+starts nothing."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flows.job.budget import Budget
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.job.prepare import Job
+from flows.planning.arithmetic import estimate
+from flows.planning.estimate import StageEstimate
+from flows.planning.loads import Load, least_load, loads_of
+from flows.planning.machine import find_machine
+from flows.planning.rungs import Rung
+from flows.planning.sizes import Estimate, estimates
+from stages.process.device_limit import CONTEXT_BYTES
+
+STAGES = ("frames", "encode", "decode")
+DOUBT = 0.9
+"""A stage is refused when its weights and even so large a part of what it computes with are too
+much on its last rung: estimates are that good."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """What is to fit."""
+
+    model: Model
+    config: CaptionConfig
+    device: str
+    loads: tuple[Load, ...]
+    stages: tuple[str, ...] = STAGES
+    context_bytes: int = CONTEXT_BYTES
+    """What the driver of a GPU takes for a process."""
+    least: Load | None = None
+    """The job's smallest chunk, where that is another."""
+
+    def estimate(self, rung: Rung) -> StageEstimate:
+        """What a stage takes on that rung, of the chunks that take most."""
+        return self._estimate(rung, self.loads)
+
+    def estimate_least(self, rung: Rung) -> StageEstimate:
+        """The same of the chunk that takes least."""
+        return self._estimate(rung, (self.least,) if self.least else self.loads)
+
+    def _estimate(self, rung: Rung, loads: Sequence[Load]) -> StageEstimate:
+        new = self.config.max_new_tokens
+        return estimate(self.model, rung, loads, self.device, new, self.context_bytes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What was found for one stage."""
+
+    first: StageEstimate
+    """On the rung that the command asks for."""
+    taken: StageEstimate
+    """On the one that it is started on: the first that fits, else the first on which the smallest
+    chunks do, else the smallest."""
+    fits: bool
+    """Whether that is expected to keep to the budget."""
+    refused: bool
+    """Whether it cannot."""
+    remembered: bool = False
+    """Whether an earlier run found it to fit, whatever is expected of it."""
+
+
+def question_of(
+    job: Job,
+    stages: Collection[str] = STAGES,
+    expected: Sequence[Estimate] | None = None,
+) -> Question:
+    """The question that a job is."""
+    media = job.media
+    expected = estimates(job) if expected is None else expected
+    return Question(
+        model=job.model,
+        config=job.config,
+        device=job.device,
+        loads=tuple(loads_of(job.model, media, expected)),
+        stages=tuple(stages),
+        context_bytes=context_of(job.device),
+        least=least_load(job.model, media, expected),
+    )
+
+
+def context_of(device: str) -> int:
+    """What the driver of a GPU takes for a process, as it was measured here, if it was."""
+    machine = find_machine(device).machine if device.startswith("cuda") else None
+    return (machine and machine.context_bytes) or CONTEXT_BYTES
+
+
+def choices(
+    question: Question,
+    rungs: Mapping[str, Sequence[Rung]],
+    budget: Budget,
+    known: Mapping[str, Rung] | None = None,
+) -> dict[str, Choice]:
+    """What is found for each stage; `known`: where one was found to fit before."""
+    known = known or {}
+    return {
+        stage: _remembered(question, rungs[stage][0], known[stage], budget)
+        if stage in known
+        else _choice(question, rungs[stage], budget)
+        for stage in question.stages
+    }
+
+
+def _remembered(question: Question, first: Rung, known: Rung, budget: Budget) -> Choice:
+    taken = question.estimate(known)
+    return Choice(
+        first=question.estimate(first),
+        taken=taken,
+        fits=fits(taken, budget),
+        refused=False,
+        remembered=True,
+    )
+
+
+def _choice(question: Question, rungs: Sequence[Rung], budget: Budget) -> Choice:
+    tried: list[StageEstimate] = []
+    for rung in rungs:
+        found = question.estimate(rung)
+        tried.append(found)
+        if fits(found, budget):
+            return Choice(first=tried[0], taken=found, fits=True, refused=False)
+    # Chunks that are too large for every rung are tried alone, and do not keep the others waiting.
+    for rung, found in zip(rungs, tried, strict=True):
+        if fits(question.estimate_least(rung), budget):
+            return Choice(first=tried[0], taken=found, fits=False, refused=False)
+    last = min(zip(rungs, tried, strict=True), key=lambda pair: pair[1].peak_bytes)
+    least = question.estimate_least(last[0])
+    return Choice(first=tried[0], taken=last[1], fits=False, refused=refused(least, budget))
+
+
+def memory_json(found: dict[str, Choice], budget: Budget) -> dict[str, Any]:
+    """What each stage starts on and is expected to take, for programs."""
+    stages = [
+        {**choice.taken.to_json(), "fits": choice.fits, "name": choice.taken.rung.name}
+        for choice in found.values()
+    ]
+    return {
+        "budget_bytes": budget.bytes,
+        "budget_given": budget.given,
+        "stages": stages,
+    }
+
+
+def fits(found: StageEstimate, budget: Budget) -> bool:
+    """Whether a stage is expected to keep to the budget."""
+    return found.peak_bytes <= allowed(found, budget) and _host_holds(found.host_bytes, budget)
+
+
+def refused(found: StageEstimate, budget: Budget) -> bool:
+    """Whether it cannot, as sure as estimates are; of cutting frames they are not."""
+    if found.rung.stage == "frames":
+        return False
+    sure = float(found.weight_bytes)
+    if not found.by_dimensions:
+        sure += DOUBT * (found.activation_bytes + found.kv_bytes)
+    return sure > allowed(found, budget) or not _host_holds(DOUBT * found.host_bytes, budget)
+
+
+def _host_holds(size: float, budget: Budget) -> bool:
+    """Of a CPU the budget is all: who gives more than is free is warned of it elsewhere."""
+    return budget.device == "cpu" or size <= budget.host_bytes
+
+
+def allowed(found: StageEstimate, budget: Budget) -> int:
+    """What a stage may take of where it computes: frames are cut on the host."""
+    on_host = found.rung.stage == "frames" and budget.device != "cpu"
+    return budget.host_bytes if on_host else budget.bytes

@@ -1,0 +1,99 @@
+"""What a stage is expected to take on a rung: arithmetic on a model's card, no model library."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from flows.planning.loads import Load
+from flows.planning.rungs import Rung
+
+Part = Literal["weight", "activation", "kv", "workspace", "context", "host"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Term:
+    """One number of an estimate and where it comes from."""
+
+    part: Part
+    bytes: int
+    why: str
+    """One line: what is multiplied by what."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageEstimate:
+    """Expected peak of one stage process on one rung, in bytes, above what its imports take."""
+
+    rung: Rung
+    weight_bytes: int
+    activation_bytes: int
+    """Live at once at the worst moment, inputs and outputs included, KV cache not."""
+    kv_bytes: int
+    workspace_bytes: int
+    """Scratch of the libraries, what is read ahead, and what the allocator holds back."""
+    context_bytes: int
+    """Of a GPU: what the driver takes for a process that uses it."""
+    host_bytes: int
+    """Anonymous memory of the host; of a CPU the peak itself."""
+    flops: float = 0
+    """Of the chunks of the job's largest size, one after another; 0: unknown."""
+    load: Load | None = None
+    """Which of the job's chunks are the worst."""
+    by_dimensions: bool = False
+    """Whether it rests on the half's dimensions alone, and not on a run without data."""
+    terms: tuple[Term, ...] = ()
+    """The arithmetic."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the device."""
+        return (
+            self.weight_bytes
+            + self.activation_bytes
+            + self.kv_bytes
+            + self.workspace_bytes
+            + self.context_bytes
+        )
+
+    @classmethod
+    def of(
+        cls,
+        rung: Rung,
+        terms: Sequence[Term],
+        *,
+        device: str,
+        load: Load,
+        flops: float = 0,
+        by_dimensions: bool = False,
+    ) -> "StageEstimate":
+        """The sums of the terms."""
+
+        def total(part: Part) -> int:
+            return sum(term.bytes for term in terms if term.part == part)
+
+        parts = {f"{part}_bytes": total(part) for part in ("weight", "activation", "kv")}
+        parts |= {"workspace_bytes": total("workspace"), "context_bytes": total("context")}
+        host = total("host") if device.startswith("cuda") else sum(parts.values())
+        made = tuple(terms)
+        return cls(
+            rung=rung,
+            host_bytes=host,
+            terms=made,
+            load=load,
+            flops=flops,
+            by_dimensions=by_dimensions,
+            **parts,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the arithmetic."""
+        made = {name: getattr(self, name) for name in self.__slots__ if name.endswith("_bytes")}
+        return {
+            "stage": self.rung.stage,
+            "rung": self.rung.to_json(),
+            **made,
+            "peak_bytes": self.peak_bytes,
+            "flops": self.flops,
+            "by_dimensions": self.by_dimensions,
+            "load": None if self.load is None else asdict(self.load),
+        }

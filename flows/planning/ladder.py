@@ -1,0 +1,189 @@
+"""Which rung each stage of a run is on: where it starts, when it goes down, what is told of it;
+knows no process."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from artifacts.errors import CannotFit, EnvironmentFault
+from flows.console.display import gib
+from flows.planning.remembered import Remembered
+from flows.planning.rungs import Rung
+from stages.process.events import Event, Item, Shrunk
+
+Told = Callable[[Mapping[str, Any], str], None]
+"""Given an entry of the record's `rungs`, and the same in words."""
+
+
+class Ladder:
+    """The rungs of every stage. Safe between threads: a stage tells what it does about itself from
+    a thread of its own."""
+
+    def __init__(
+        self,
+        rungs: Mapping[str, Sequence[Rung]],
+        remembered: Remembered,
+        *,
+        budget_bytes: int,
+        tell: Told,
+    ) -> None:
+        """`rungs` of each stage, cheapest first."""
+        self.rungs = rungs
+        self.advise: Callable[[str], str] = lambda stage: ""
+        """What would make a stage fit that does not."""
+        self._remembered = remembered
+        self._budget = budget_bytes
+        self._tell = tell
+        self._lock = threading.RLock()
+        self._at: dict[str, int] = {}
+        self._started: dict[str, str] = {}
+        """Stage → why it does not start on the first rung; until that is told."""
+        self._unproven: set[str] = set()
+        """Stages that have made nothing yet on the rung they are on."""
+        for stage, all_of_them in rungs.items():
+            known = [index_of(all_of_them, rung) for rung in remembered.rungs(stage)]
+            self._at[stage] = max(known, default=0)
+            if self._at[stage]:
+                self._started[stage] = "remembered"
+
+    def known(self) -> dict[str, Rung]:
+        """Stage → the rung on which it was found to fit by an earlier run."""
+        with self._lock:
+            return {s: self.rung(s) for s, why in self._started.items() if why == "remembered"}
+
+    def start(self, planned: Mapping[str, Rung]) -> None:
+        """Where stages are expected to fit; what is known of them goes before that."""
+        with self._lock:
+            for stage, rung in planned.items():
+                at = self.rungs[stage].index(rung)
+                if at and stage not in self._started:
+                    self._at[stage], self._started[stage] = at, "planned"
+
+    def rung(self, stage: str) -> Rung:
+        """The one in force."""
+        with self._lock:
+            return self.rungs[stage][self._at[stage]]
+
+    def begin(self, stage: str) -> None:
+        """A process of the stage is about to start."""
+        with self._lock:
+            reason = self._started.pop(stage, "")
+            if reason:
+                why = {"remembered": "it fitted before", "planned": "more is not expected to fit"}
+                self._say(self.rung(stage), reason, f"starting with {{}}: {why[reason]}")
+
+    def listen(self, stage: str, event: Event) -> None:
+        """Hear an event of a stage."""
+        if stage not in self.rungs:
+            return
+        if isinstance(event, Shrunk):
+            self._shrink(stage, event)
+        elif isinstance(event, Item):
+            self.worked(stage)
+
+    def worked(self, stage: str) -> None:
+        """Something was made on the rung in force."""
+        with self._lock:
+            if stage in self._unproven:
+                self._unproven.discard(stage)
+                with contextlib.suppress(EnvironmentFault):  # a full disk ends the run soon enough
+                    self._remembered.keep(self.rung(stage))
+
+    def down(
+        self, stage: str, error: CannotFit, *, largest: int, tokens: int, ready: bool = True
+    ) -> None:
+        """The stage's process ended for want of memory, with `largest` items at once at the most,
+        of at most so many `tokens` if that is known; `ready` is whether its weights were loaded by
+        then. Raises CannotFit at the ladder's end."""
+        with self._lock:
+            before = self.rung(stage)
+            rest = self.rungs[stage][self._at[stage] + 1 :]
+            lower = [
+                rung
+                for rung in rest
+                # Fewer items at once do not help who could not even hold the weights.
+                if (ready or weights(rung) != weights(before))
+                and (rung.batch < largest or replace(rung, batch=before.batch) != before)
+                and (not 0 < tokens <= rung.prefill or replace(rung, prefill=0) != before)
+            ]
+            if not lower:
+                raise self.nothing_fits(stage, error) from error
+            reason = "killed" if "kill" in error.message.lower() else "out of memory"
+            self._go(lower[0], reason, error.message, failed=largest)
+
+    def alone(self, stage: str) -> list[Rung]:
+        """The ways to try a single item that did not fit, from the rung in force downwards."""
+        with self._lock:
+            rest = self.rungs[stage][self._at[stage] :]
+            alone = (replace(rung, batch=1, block=min(rung.block, 1)) for rung in rest)
+            return list(dict.fromkeys(alone))
+
+    def tried_alone(self, rung: Rung, names: Sequence[str], error: str) -> None:
+        """Items are run on a rung which the others do not need."""
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        text = f"{names[0]}{more} did not fit; trying it alone with {{}}"
+        self._say(rung, "item alone", text, error)
+
+    def nothing_fits(self, stage: str, error: CannotFit) -> CannotFit:
+        """What is to be said at the ladder's end."""
+        rung = self.rung(stage)
+        return CannotFit(
+            f"the {stage} stage does not fit{self._in_budget()}, not even with {rung.name} "
+            f"({error.message})",
+            hint=f"Nothing finished is lost; give {self.advise(stage) or 'more with --memory'}",
+        )
+
+    def _shrink(self, stage: str, event: Shrunk) -> None:
+        """The stage's process goes on with smaller batches, or smaller blocks of them."""
+        with self._lock:
+            before = self.rung(stage)
+            batch, block = event.batch, event.block or before.block
+            for rung in self.rungs[stage][self._at[stage] + 1 :]:
+                alike = replace(rung, batch=before.batch, block=before.block) == before
+                if alike and rung.batch <= batch and rung.block <= block:
+                    self._go(rung, "out of memory", event.error, event.failed)
+                    break
+
+    def _go(self, rung: Rung, reason: str, error: str, failed: int) -> None:
+        stage = rung.stage
+        before = replace(self.rung(stage), batch=min(failed, self.rung(stage).batch))
+        self._at[stage] = self.rungs[stage].index(rung)
+        self._started.pop(stage, None)
+        self._unproven.add(stage)
+        text = f"{shown(before, rung)} did not fit{self._in_budget()}; going on with {{}}"
+        self._say(rung, reason, text, error, other=before)
+
+    def _say(
+        self, rung: Rung, reason: str, text: str, error: str = "", other: Rung | None = None
+    ) -> None:
+        entry = {
+            "stage": rung.stage,
+            "rung": rung.to_json(),
+            "name": rung.name,
+            "reason": reason,
+            "error": error,
+        }
+        name = rung.name if other is None else shown(rung, other)
+        self._tell(entry, f"{rung.stage}: {text.format(name)}")
+
+    def _in_budget(self) -> str:
+        return f" in {gib(self._budget)}" if self._budget else ""
+
+
+def weights(rung: Rung) -> tuple[str, bool]:
+    """What of a rung decides how much its weights take."""
+    return rung.precision, rung.offload
+
+
+def shown(rung: Rung, other: Rung) -> str:
+    """A rung by what it differs in from another: `batch 4`; else by all it is."""
+    return f"batch {rung.batch}" if replace(rung, batch=other.batch) == other else rung.name
+
+
+def index_of(rungs: Sequence[Rung], found: Rung) -> int:
+    """Where a rung stands, or the first below it: another run's ladder may have other batches."""
+    like = [i for i, r in enumerate(rungs) if replace(r, batch=found.batch) == found]
+    below = [i for i in like if rungs[i].batch <= found.batch]
+    return min(below, default=max(like, default=0))

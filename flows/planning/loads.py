@@ -1,0 +1,223 @@
+"""What of a job is computed at once: its largest chunks, in pixels and tokens; opens no file."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from artifacts.schema import FrameFit, MediaKind, Sampling
+from artifacts.words import counted
+from flows.job.ledger import BYTES_A_TOKEN, Medium
+from flows.job.models import Model
+from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts
+from stages.models.card import ModelCard, SeenSize
+
+TEMPLATE_TOKENS = 48
+"""What a chat template writes about a prompt, such as a system's greeting, at the most."""
+FRAMES_A_BATCH = 64
+"""The encode stage takes fewer chunks a batch when they hold more frames than this together."""
+PROBED_EDGE = 1280
+"""Pixels of a side of the largest square of which a card tells what is made of it."""
+STANDARD_CHUNKS = 64
+"""Chunks that are assumed where no media are given: more than any batch holds."""
+PIXEL_BYTES = 4
+"""Processors give pixels as 32-bit numbers."""
+COPIES = 7
+"""Times that a picture is in memory while a processor makes it smaller: 5 to 7 with 27 of 28
+processors, 15 with Pix2Struct's, which counts in 32 bit (measured with 24 megapixels)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """The chunks of one kind that a job has, told by the largest of them."""
+
+    kind: MediaKind
+    chunks: int
+    """How many there are."""
+    frames: int
+    """Of the largest."""
+    stored: tuple[int, int]
+    """Height and width of a stored frame, in pixels."""
+    shown: tuple[int, int]
+    """The same of a frame in the file."""
+    units: int
+    """Numbers of pixel input a chunk."""
+    tokens: int
+    """Tokens of the prompt of a chunk, the places of its pictures among them."""
+    text_tokens: int
+    """How many of them are no places of pictures."""
+    feature_bytes: int
+    """Features of a chunk, as stored."""
+
+    def rows(self, stage: str, batch: int) -> int:
+        """Chunks that go through together where at most `batch` may."""
+        if stage == "encode":
+            batch = min(batch, max(1, FRAMES_A_BATCH // self.frames))
+        return max(1, min(batch, self.chunks))
+
+    @property
+    def frame_bytes(self) -> int:
+        """Stored frames of a chunk."""
+        return 3 * self.frames * math.prod(self.stored)
+
+    def reading_bytes(self, rows: int) -> int:
+        """What frames take while so many chunks are read: pictures come one after another."""
+        return COPIES * self.frame_bytes if self.kind == "image" else rows * self.frame_bytes
+
+    def with_frames(self, frames: int) -> "Load":
+        """The same with fewer frames a chunk."""
+        share = frames / self.frames
+        return replace(
+            self,
+            frames=frames,
+            units=math.ceil(self.units * share),
+            tokens=self.text_tokens + math.ceil((self.tokens - self.text_tokens) * share),
+            feature_bytes=math.ceil(self.feature_bytes * share),
+        )
+
+    def line(self) -> str:
+        """`video chunks of up to 32 frames of 640x360, 2,100 tokens`."""
+        high, wide = self.stored
+        video = f"video chunks of up to {counted(self.frames, 'frame')}"
+        what = video if self.kind == "video" else "images"
+        return f"{what} of {wide}x{high}, {self.tokens:,} tokens a prompt"
+
+
+def loads_of(model: Model, media: Sequence[Medium], expected: Sequence[Estimate]) -> list[Load]:
+    """The loads of a job's media, an estimate for each: of either kind the chunk of which most
+    pixels are seen and, where it is another, the one with the largest frames."""
+    found: list[Load] = []
+    for kind, of_kind in _by_kind(media, expected):
+        chunks = sum(e.chunks for _, e in of_kind)
+        prompt = max((m.prompt for m, _ in of_kind), key=len)
+        most = max((e for _, e in of_kind), key=partial(_seen_pixels, model, kind))
+        widest = max((e for _, e in of_kind), key=lambda e: math.prod(e.stored))
+        for estimate in {id(e): e for e in (most, widest)}.values():
+            sizes = (estimate.chunk_frames, estimate.stored, estimate.shown)
+            found.append(load_of(model, kind, chunks, *sizes, prompt))
+    return found
+
+
+def least_load(model: Model, media: Sequence[Medium], expected: Sequence[Estimate]) -> Load | None:
+    """The chunk of a job's media that takes least: what does not even leave room for that cannot be
+    begun."""
+    found = [(kind, *pair) for kind, of_kind in _by_kind(media, expected) for pair in of_kind]
+    if not found:
+        return None
+    kind, medium, least = min(found, key=lambda entry: _pixels(entry[2]))
+    sizes = (least.chunk_frames, least.stored, least.shown)
+    return load_of(model, kind, least.chunks, *sizes, medium.prompt)
+
+
+def _by_kind(
+    media: Sequence[Medium], expected: Sequence[Estimate]
+) -> list[tuple[MediaKind, list[tuple[Medium, Estimate]]]]:
+    pairs = [(m, e) for m, e in zip(media, expected, strict=True) if e.chunks]
+    kinds: tuple[MediaKind, MediaKind] = ("video", "image")
+    found = [(kind, [(m, e) for m, e in pairs if m.kind == kind]) for kind in kinds]
+    return [(kind, of_kind) for kind, of_kind in found if of_kind]
+
+
+def _pixels(estimate: Estimate) -> int:
+    """Of the longest chunk."""
+    return estimate.chunk_frames * math.prod(estimate.stored)
+
+
+def _seen_pixels(model: Model, kind: MediaKind, estimate: Estimate) -> int:
+    """The same, as they are seen."""
+    return estimate.chunk_frames * math.prod(seen_size(model, kind, estimate.stored))
+
+
+def seen_size(model: Model, kind: MediaKind, stored: tuple[int, int]) -> tuple[int, int]:
+    """Height and width at which a stored frame is seen: those of videos are stored so."""
+    return model.fit("image").size(*stored) if kind == "image" else stored
+
+
+def standard_loads(model: Model, sampling: Sampling, prompt: str) -> list[Load]:
+    """What is assumed where no media are given: full chunks of a long video in full HD; of a model
+    that takes no video, the same as pictures."""
+    frames = max(frame_counts(sampling, 4 * sampling.chunk_seconds))
+    stored = model.fit("video").size(*UNKNOWN_SIZE)
+    return [load_of(model, "video", STANDARD_CHUNKS, frames, stored, UNKNOWN_SIZE, prompt)]
+
+
+def load_of(
+    model: Model,
+    kind: MediaKind,
+    chunks: int,
+    frames: int,
+    stored: tuple[int, int],
+    shown: tuple[int, int],
+    prompt: str,
+) -> Load:
+    """A load with what the card says of such frames."""
+    size = seen_size(model, kind, stored)
+    tokens, pixel_bytes = seen(model.card, model.fit(kind), kind, size)
+    each = model.feature_bytes(kind)
+    most = model.card.image_tokens if kind == "image" else model.card.frame_tokens
+    # Encoders that take frames in pairs make two of an odd one.
+    counted = frames + frames % 2 if "video" in model.card.modalities and kind == "video" else 1
+    counted = max(frames, counted)
+    if kind == "video" and model.card.pixels_a_video:
+        most_tokens, most_bytes = _most_of_a_video(model.card)
+        tokens = min(tokens, most_tokens / counted)
+        pixel_bytes = min(pixel_bytes, most_bytes / counted)
+    share = tokens / most if most else 1.0
+    text = TEMPLATE_TOKENS + len(prompt.encode()) // BYTES_A_TOKEN
+    return Load(
+        kind=kind,
+        chunks=chunks,
+        frames=frames,
+        stored=stored,
+        shown=shown,
+        units=math.ceil(counted * pixel_bytes / PIXEL_BYTES),
+        tokens=math.ceil(counted * tokens) + text,
+        text_tokens=text,
+        feature_bytes=math.ceil(counted * each * share),
+    )
+
+
+def _known_sizes(card: ModelCard, kind: MediaKind) -> list[SeenSize]:
+    """What is known of square frames, smallest first."""
+    image = kind == "image"
+    largest = SeenSize(
+        edge=PROBED_EDGE,
+        tokens=card.image_tokens if image else card.frame_tokens,
+        pixel_bytes=card.image_pixel_bytes if image else card.frame_pixel_bytes,
+    )
+    return [*(card.image_sizes if image else card.frame_sizes), largest]
+
+
+def _most_of_a_video(card: ModelCard) -> tuple[float, float]:
+    """Tokens and pixel bytes of all frames of a video together at the most, from a size at which
+    two of them are seen as large as they are."""
+    known, most = _known_sizes(card, "video"), card.pixels_a_video
+    whole = [size for size in known if 2 * size.edge**2 <= most]
+    if not whole:
+        return 2 * known[-1].tokens, 2 * known[-1].pixel_bytes
+    times = most / whole[-1].edge ** 2
+    return times * whole[-1].tokens, times * whole[-1].pixel_bytes
+
+
+def seen(
+    card: ModelCard, fit: FrameFit, kind: MediaKind, size: tuple[int, int]
+) -> tuple[float, float]:
+    """Tokens and pixel bytes of a frame that is seen at this height and width, from what the card
+    says of square ones of as many pixels."""
+    known = _known_sizes(card, kind)
+    largest = known[-1]
+    # A frame as large as any is ever seen counts as one.
+    square = math.prod(fit.size(PROBED_EDGE, PROBED_EDGE))
+    pixels = math.prod(size)
+    if pixels >= square and fit.long_edges:
+        return largest.tokens, largest.pixel_bytes
+    above = next((i for i, size in enumerate(known) if size.edge**2 >= pixels), len(known) - 1)
+    high, low = known[above], known[max(above - 1, 0)]
+    share = 1.0
+    if high.edge > low.edge:  # what is seen as large as it is goes on growing
+        share = max(0.0, (pixels - low.edge**2) / (high.edge**2 - low.edge**2))
+
+    def between(a: int, b: int) -> float:
+        return a + share * (b - a)
+
+    return between(low.tokens, high.tokens), between(low.pixel_bytes, high.pixel_bytes)

@@ -1,0 +1,225 @@
+"""A card made from a checkpoint's dimensions, so that what no class is known for is planned like
+everything else; what it says of computing are formulas of dimensions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from artifacts.schema import FrameFit
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.job.precision import lighter, settle
+from flows.planning.arithmetic import estimate
+from flows.planning.estimate import StageEstimate
+from flows.planning.layers import (
+    attention_bytes,
+    logits_bytes,
+    mlp_bytes,
+    pass_bytes,
+    pass_flops,
+    step_flops,
+)
+from flows.planning.loads import PIXEL_BYTES, PROBED_EDGE, STANDARD_CHUNKS, Load
+from flows.planning.outline import Outline, Tower
+from flows.planning.rungs import Rung
+from stages.models.card import HalfCard, ModelCard, SamplingCard
+from stages.models.footprint import ITEM_BYTES, Work
+from stages.models.hub.checkpoint import Checkpoint
+
+ROWS = (1, 8)
+"""Rows of the works; between them all is linear."""
+FRAMES = (1, 8)
+PROMPTS = (64, 256, 1024, 4096, 16384)
+"""Tokens of a prompt of the works: attention that is not fused grows with their square."""
+
+
+def card_of(outline: Outline, folder: Path, *, fused: bool = True, why: str = "") -> ModelCard:
+    """The card of a checkpoint of which only the outline is known; without `fused`, attention keeps
+    its scores."""
+    vision, text = outline.vision, outline.text
+    edge = _edge(vision)
+    pixels = 3 * edge * edge * PIXEL_BYTES if vision else 0
+    tokens = vision.handed_over(edge) if vision else 0
+    attention = "sdpa" if fused else "eager"
+    fit = FrameFit(long_edges=((1.0, edge),) if vision and vision.image_size else ())
+    written = outline.writes and text is not None
+    width = text.width if written and text else vision.width if vision else 1
+    return ModelCard(
+        folder=str(folder),
+        class_name="",
+        model_type="",
+        modalities=("image",),
+        dtype=outline.dtype,
+        why=why,
+        by_dimensions=True,
+        vision=_half(
+            [tower for tower in outline.towers if tower.kind != "text"],
+            outline.vision_parameters,
+            attention,
+            encoder_works(outline, fused=fused),
+        ),
+        language=_half(
+            [text] if written and text else [],
+            outline.text_parameters if written else 0,
+            attention,
+            decoder_works(outline, fused=fused) if written else (),
+        ),
+        sampling=SamplingCard(),
+        fit_video=fit,
+        fit_image=fit,
+        feature_width=width,
+        image_tokens=tokens,
+        frame_tokens=tokens,
+        image_pixel_bytes=pixels,
+        frame_pixel_bytes=pixels,
+    )
+
+
+def _edge(vision: Tower | None) -> int:
+    """Pixels of the side of an image as it is seen."""
+    return vision.image_size or PROBED_EDGE if vision else PROBED_EDGE
+
+
+def _half(
+    towers: Sequence[Tower], parameters: int, attention: str, works: tuple[Work, ...]
+) -> HalfCard:
+    matrices = [matrix for tower in towers for matrix in tower.matrices * tower.layers]
+    largest = max(towers, key=lambda tower: tower.layers * tower.layer_parameters, default=None)
+    return HalfCard(
+        shards=(),
+        tensors=(),
+        parameters=parameters,
+        stored_bytes=0,
+        linear_modules=len(matrices),
+        linear_parameters=sum(rows * columns for rows, columns in matrices),
+        linear_rows=sum(rows for rows, _ in matrices),
+        largest_linear=max((rows * columns for rows, columns in matrices), default=0),
+        widest_linear=max((rows for rows, _ in matrices), default=0),
+        layers=largest.layers if largest else 0,
+        layer_parameters=largest.layer_parameters if largest else 0,
+        attention=attention,
+        works=works,
+    )
+
+
+def encoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
+    """What encoding takes: a frame is a row of its own to a tower that sees pictures one by one."""
+    tower, text = outline.vision, outline.text
+    if tower is None:
+        return ()
+    each, edge = ITEM_BYTES, _edge(tower)
+    width = text.width if text and outline.writes else tower.width
+    found = []
+    for rows in ROWS:
+        for frames in FRAMES:
+            pictures = rows * frames
+            units = 3 * edge * edge * frames
+            tokens = tower.tokens_of(edge)
+            kept = pictures * tower.handed_over(edge) * width * each
+            computed = pass_bytes(tower, pictures, tokens, each, fused=fused)
+            found.append(
+                Work(
+                    kind="image",
+                    rows=rows,
+                    units=units,
+                    # Pixels as the processor gives them, and in what is computed in; features are
+                    # made when what a layer makes is gone.
+                    peak_bytes=rows * units * (PIXEL_BYTES + each) + max(computed, 2 * kept),
+                    kept_bytes=kept,
+                    # What goes on from layer to layer, beside the pixels that it was made of.
+                    waiting_bytes=(pictures * tokens * tower.width + rows * units) * each,
+                    flops=pass_flops(tower, pictures, tokens),
+                )
+            )
+    return tuple(found)
+
+
+def decoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
+    """What reading prompts takes; logits only of the last token."""
+    tower = outline.text
+    assert tower is not None
+    each = ITEM_BYTES
+    more_of_mlp = max(0, mlp_bytes(tower, each) - attention_bytes(tower, each))
+    found = []
+    for rows in ROWS:
+        for tokens in PROMPTS:
+            cache = 2 * tower.layers * tower.attention.key_width * each * rows * tokens
+            computed = pass_bytes(tower, rows, tokens, each, fused=fused)
+            logits = logits_bytes(outline.vocabulary, rows, each)
+            step = step_flops(tower, outline.vocabulary, rows)
+            found.append(
+                Work(
+                    kind="image",
+                    rows=rows,
+                    units=tokens,
+                    peak_bytes=cache + max(computed, logits),
+                    kept_bytes=cache,
+                    # Read in pieces, attention is what takes most.
+                    mlp_bytes=rows * tokens * more_of_mlp,
+                    flops=pass_flops(tower, rows, tokens),
+                    step_flops=step,
+                )
+            )
+    return tuple(found)
+
+
+def outline_model(
+    checkpoint: Checkpoint,
+    outline: Outline,
+    config: CaptionConfig,
+    device: str,
+    *,
+    fused: bool = True,
+    why: str = "",
+) -> Model:
+    """A model that can be planned and not run, `why` not. Raises UsageError for a precision that it
+    cannot be had in."""
+    card = card_of(outline, checkpoint.folder, fused=fused, why=why)
+    if not card.language.parameters:
+        config = replace(config, language_precision="native")
+    halves = settle(config, card, device)
+    return Model(
+        name=checkpoint.name,
+        checkpoint=checkpoint,
+        card=card,
+        vision_digest="",
+        language_digest="",
+        vision=halves["vision"],
+        language=halves["language"],
+        lighter=lighter(config, card, device),
+    )
+
+
+def outline_estimates(
+    model: Model,
+    *,
+    rows: int,
+    frames: int,
+    tokens: int,
+    new_tokens: int,
+    device: str = "cuda:0",
+    rungs: Sequence[Rung] = (),
+) -> list[StageEstimate]:
+    """What encoding and, where it writes, decoding take, of `rows` chunks of so many frames with
+    `tokens` of text about them."""
+    card = model.card
+    load = Load(
+        kind="image",
+        chunks=STANDARD_CHUNKS,
+        frames=frames,
+        stored=(_side(card), _side(card)),
+        shown=(_side(card), _side(card)),
+        units=frames * card.image_pixel_bytes // PIXEL_BYTES,
+        tokens=frames * card.image_tokens + tokens,
+        text_tokens=tokens,
+        feature_bytes=frames * model.feature_bytes("image"),
+    )
+    if not rungs:
+        stages = ("encode", "decode") if card.language.parameters else ("encode",)
+        rungs = [Rung(stage=stage, batch=rows) for stage in stages]
+    return [estimate(model, rung, [load], device, new_tokens) for rung in rungs]
+
+
+def _side(card: ModelCard) -> int:
+    return math.isqrt(card.image_pixel_bytes // (3 * PIXEL_BYTES))

@@ -1,0 +1,221 @@
+"""What a run would take, of memory, disk and time, and whether it fits; starts nothing but the
+process that describes the model."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from artifacts.errors import CannotFit, EnvironmentFault, UsageError
+from artifacts.keys import ContentDigests
+from artifacts.store import open_store
+from flows.console.display import gib
+from flows.job.about import halves, notes
+from flows.job.budget import Budget, budget_for
+from flows.job.config import CaptionConfig
+from flows.job.launch import Launcher
+from flows.job.ledger import cut_waves
+from flows.job.models import Model, Undescribed, find_checkpoint, open_model
+from flows.job.precision import precision_note
+from flows.job.prepare import Job, prepare
+from flows.job.weights import bytes_to_fetch, halves_wanted
+from flows.planning.changes import cannot_fit
+from flows.planning.choose import (
+    STAGES,
+    Choice,
+    Question,
+    choices,
+    context_of,
+    memory_json,
+    question_of,
+)
+from flows.planning.efforts import Times, times_of
+from flows.planning.loads import standard_loads
+from flows.planning.outline import read_outline
+from flows.planning.outline_card import outline_model
+from flows.planning.sizes import Estimate, estimates, wave_limit
+from flows.planning.start import ladder_of
+from flows.planning.ways import rungs_of
+from stages.process.device import device_name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What was found out."""
+
+    question: Question
+    budget: Budget
+    choices: dict[str, Choice]
+    refusal: CannotFit | None
+    """Why it cannot be run, with what would fit."""
+    job: Job | None
+    """None where no media are given: a standard chunk is assumed."""
+    expected: tuple[Estimate, ...]
+    """Of each medium, what disk it takes."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def times(self) -> Times | None:
+        """How long it takes; None where no media are given."""
+        if self.job is None or not {"encode", "decode"} <= self.choices.keys():
+            return None
+        rungs = {stage: choice.taken.rung for stage, choice in self.choices.items()}
+        return times_of(self.job, rungs, self.expected)
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """As `run.json` keeps it."""
+        return memory_json(self.choices, self.budget)
+
+
+SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What comes of reckoning with dimensions that make no sense: a checkpoint may say anything."""
+
+
+def plan_of(
+    config: CaptionConfig, launcher: Launcher, announce: Callable[[str], None] | None = None
+) -> Plan:
+    """The plan of a command; without sources, or of what cannot be run, of the model alone. Reads
+    no weights. Raises PenstockError, but not for what cannot fit."""
+    device = device_name()
+    try:
+        if config.sources:
+            return plan_job(prepare(config, launcher, announce, read_weights=False))
+        store = open_store(config.store_url)
+        store.check_writable()
+        model = open_model(
+            config,
+            store=store,
+            digests=ContentDigests(store.root / "digests.jsonl"),
+            launcher=launcher,
+            device=device,
+            announce=announce,
+            read_weights=False,
+        )
+    except Undescribed as error:
+        return _by_dimensions(config, device, announce, error)
+    plan = _answered(_alone(model, config, device), budget_for(config, device), None, ())
+    note = precision_note(model.card, (model.vision, model.language), device)
+    return replace(plan, notes=(note,)) if note else plan
+
+
+def _alone(model: Model, config: CaptionConfig, device: str) -> Question:
+    loads = standard_loads(model, model.sampling(config), model.prompt_for(config, "video"))
+    stages = STAGES if model.card.language.parameters else STAGES[:2]
+    return Question(
+        model=model,
+        config=config,
+        device=device,
+        loads=tuple(loads),
+        stages=tuple(stages),
+        context_bytes=context_of(device),
+    )
+
+
+def _by_dimensions(
+    config: CaptionConfig,
+    device: str,
+    announce: Callable[[str], None] | None,
+    error: Undescribed,
+) -> Plan:
+    """The plan of a model that cannot be run, from its dimensions; where they do not tell enough
+    either, the error that says why it cannot."""
+    checkpoint = find_checkpoint(config, announce)
+    try:
+        outline = read_outline(checkpoint)
+        models = [
+            outline_model(checkpoint, outline, config, device, fused=fused, why=error.message)
+            for fused in (True, False)
+        ]
+        question, unfused = (_alone(model, config, device) for model in models)
+    except (UsageError, EnvironmentFault, *SENSELESS):
+        raise error from None
+    plan = _answered(question, budget_for(config, device), None, ())
+    takes = [
+        f"{stage} {gib(unfused.estimate(choice.taken.rung).peak_bytes)}"
+        for stage, choice in plan.choices.items()
+        if stage != "frames"
+    ]
+    notes = [
+        f"planned from dimensions; it cannot be run: {error.message}",
+        f"without fused attention: {', '.join(takes)}",
+    ]
+    notes += ["SOURCES are left out of this plan"] if config.sources else []
+    return replace(plan, notes=tuple(notes))
+
+
+def plan_job(job: Job, stages: tuple[str, ...] = STAGES) -> Plan:
+    """The plan of a job."""
+    expected = tuple(estimates(job))
+    return _answered(question_of(job, stages, expected), job.budget, job, expected)
+
+
+def _answered(
+    question: Question, budget: Budget, job: Job | None, expected: tuple[Estimate, ...]
+) -> Plan:
+    # No ladder is gone down here, so nothing is told of it.
+    known = ladder_of(job, lambda *_: None).known() if job else {}
+    found = choices(question, rungs_of(question), budget, known) if question.loads else {}
+    refused = [choice for choice in found.values() if choice.refused]
+    return Plan(
+        question=question,
+        budget=budget,
+        choices=found,
+        refusal=cannot_fit(question, refused, budget) if refused else None,
+        job=job,
+        expected=expected,
+    )
+
+
+def figures(plan: Plan) -> dict[str, Any]:
+    """All of it, for programs."""
+    model, question = plan.question.model, plan.question
+    refusal = plan.refusal
+    found: dict[str, Any] = {
+        "model": model.name,
+        "device": question.device,
+        "precision": model.precision(),
+        "commit": model.checkpoint.commit,
+        "halves": halves(model),
+        "route": model.card.route,
+        "fits": refusal is None,
+        "refusal": None if refusal is None else {"message": refusal.message, "hint": refusal.hint},
+        "memory": {
+            **plan.memory,
+            "budget": asdict(plan.budget),
+            "arithmetic": {
+                stage: [asdict(term) for term in choice.taken.terms]
+                for stage, choice in plan.choices.items()
+            },
+        },
+    }
+    return {**found, **(_of_job(plan, plan.job) if plan.job else {"notes": list(plan.notes)})}
+
+
+def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
+    found = plan.expected
+    known = job.ledger.tasks(job.media)
+    lengths = cut_waves([e.bytes for e in found], wave_limit(job))
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    waves = [found[s : s + n] for s, n in zip(starts, lengths, strict=True)]
+    times = plan.times
+    return {
+        "notes": notes(job),
+        "seconds": times and times.seconds,
+        "time": times.line if times else "",
+        "fetch_bytes": bytes_to_fetch(job.model, halves_wanted(job.ledger, job.media)),
+        "sampling": {n: getattr(job.sampling, n) for n in job.sampling.__slots__},
+        "files": len(job.files),
+        "failed": len(job.failures),
+        "seconds_of_media": sum(e.seconds for e in found),
+        "chunks": sum(e.chunks for e in found),
+        "frames": sum(e.frames for e in found),
+        "frame_bytes_at_once": max((sum(e.frame_bytes for e in w) for w in waves), default=0),
+        "feature_bytes": sum(e.feature_bytes for e in found),
+        "waves": len(lengths),
+        "free_bytes": job.store.free_bytes(),
+        "weights_read": job.model.read,
+        "done": {
+            "features": sum(t.features in job.ledger.features for t in known),
+            "captions": sum(t.caption in job.ledger.captions for t in known),
+        },
+    }

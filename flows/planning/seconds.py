@@ -1,0 +1,93 @@
+"""How long a stage's work takes on a machine that was measured; knows neither models nor media."""
+
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from flows.planning.machine import Machine
+
+PROCESS_SECONDS = 0.3
+"""Start of a process without torch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """One way in which a half is run, so many times."""
+
+    precision: str
+    """Of its weights: `fp32`, `bf16`, `fp16`, `int8`, `nf4`."""
+    flops: float
+    """Of one time."""
+    tokens: int
+    """That go through its layers at once: a prompt's in reading, one a row in a step."""
+    calls: int = 0
+    """Linear layers that are called."""
+    moved_bytes: float = 0.0
+    """Weights that come from host memory, or of a CPU from disk, each time."""
+    times: float = 1.0
+
+    def often(self, times: float) -> "Pass":
+        return replace(self, times=times)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effort:
+    """What a stage has to do; an empty one takes no time."""
+
+    halves: int = 0
+    """Processes that load half a model."""
+    processes: int = 0
+    """Others."""
+    passes: tuple[Pass, ...] = field(default=())
+    quantized: dict[str, float] = field(default_factory=dict)
+    """Precision → parameters that become it while they are loaded."""
+    read_bytes: float = 0.0
+    written_bytes: float = 0.0
+    device_bytes: float = 0.0
+    """Copied to a GPU."""
+    prepared: float = 0.0
+    """Numbers of pixel input that the processor makes."""
+    video_pixels: float = 0.0
+    """Decoded, whether they are kept or not."""
+    picture_pixels: float = 0.0
+
+
+def seconds(machine: Machine, effort: Effort) -> float | None:
+    """None where it needs what could not be measured on this machine."""
+    unknown = (
+        any(p.precision not in machine.passes for p in effort.passes)
+        or any(precision not in machine.quantize for precision in effort.quantized)
+        or (effort.video_pixels and not machine.video_pixels)
+        or (effort.picture_pixels and not machine.picture_pixels)
+    )
+    if unknown:
+        return None
+    return (
+        effort.halves * machine.start_seconds
+        + effort.processes * PROCESS_SECONDS
+        + sum(pass_seconds(machine, each) * each.times for each in effort.passes)
+        + sum(count / machine.quantize[p] for p, count in effort.quantized.items())
+        + effort.read_bytes / machine.disk_read
+        + effort.written_bytes / machine.disk_write
+        + (effort.device_bytes / machine.to_device if machine.to_device else 0.0)
+        + effort.prepared / machine.prepare
+        + (effort.video_pixels and effort.video_pixels / machine.video_pixels)
+        + (effort.picture_pixels and effort.picture_pixels / machine.picture_pixels / machine.cores)
+    )
+
+
+def pass_seconds(machine: Machine, run: Pass) -> float:
+    """One time: what its multiplications take at so many tokens, and no less than its calls do."""
+    computing = (
+        run.flops / (2 * run.tokens) * a_parameter(machine.passes[run.precision], run.tokens)
+    )
+    moving = run.moved_bytes / (machine.to_device or machine.disk_read)
+    return moving + max(computing, run.calls * machine.call_seconds)
+
+
+def a_parameter(points: tuple[tuple[int, float], ...], tokens: int) -> float:
+    """Seconds a parameter when so many tokens go through it at once: between the sizes measured on
+    a straight line, beyond them as many times longer as there are more."""
+    for (few, fast), (many, slow) in pairwise(points):
+        if tokens <= many:
+            return fast + (slow - fast) * max(0, tokens - few) / (many - few)
+    return points[-1][1] * tokens / points[-1][0]

@@ -1,0 +1,222 @@
+"""How much disk the media of a job will take, estimated from headers before any frame is
+decoded."""
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from artifacts.schema import ChunkIndex, MediaIndex, Sampling, picture_size
+from flows.job.ledger import Medium
+from flows.job.prepare import Job
+from stages.process.cgroup import cores
+
+SHARE_OF_FREE = 4
+"""A wave may take one part in so many of the store's free space."""
+LARGEST_WAVE = 64 << 30
+"""Bytes a wave takes at the most, however large the disk."""
+READ_TOGETHER = 16
+"""Files whose headers one thread reads in one go."""
+UNKNOWN_SECONDS = 60.0
+"""Length assumed of a video whose header states none."""
+SHOT_SECONDS = 5.0
+"""Length assumed of a shot: how many there are is known only when all frames have been decoded."""
+UNKNOWN_RATE = 30.0
+"""Frames a second assumed of a video whose header states none."""
+UNKNOWN_SIZE = (1080, 1920)
+"""Height and width assumed of a medium whose header cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What one medium is expected to take."""
+
+    seconds: float
+    chunks: int
+    frames: int
+    frame_bytes: int
+    """Stored frames; given back after encoding."""
+    feature_bytes: int
+    """Stored features; kept for the next prompt."""
+    chunk_frames: int = 0
+    """Frames of its longest chunk."""
+    stored: tuple[int, int] = (0, 0)
+    """Height and width of a stored frame, in pixels."""
+    shown: tuple[int, int] = (0, 0)
+    """The same of a frame in the file."""
+    shown_frames: int = 0
+    """Frames in the file, whether they are looked at or not."""
+
+    @property
+    def bytes(self) -> int:
+        """What it takes until it is encoded."""
+        return self.frame_bytes + self.feature_bytes
+
+
+def wave_limit(job: Job) -> int:
+    """Bytes a wave may take on the store's disk."""
+    return max(1, min(LARGEST_WAVE, job.store.free_bytes() // SHARE_OF_FREE))
+
+
+def estimates(job: Job) -> list[Estimate]:
+    """An estimate for each medium: from its index where there is one, else from its header."""
+    media = job.media
+    unknown = [m for m in media if job.ledger.index(m) is None and job.ledger.failure(m) is None]
+    groups = [unknown[at : at + READ_TOGETHER] for at in range(0, len(unknown), READ_TOGETHER)]
+    with ThreadPoolExecutor(cores()) as pool:
+        read = chain.from_iterable(pool.map(_headers, groups))
+        headers = dict(zip((m.digest for m in unknown), read, strict=True))
+    return [_estimate(job, m, headers.get(m.digest)) for m in media]
+
+
+def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
+    """What has no features yet, an estimate for each content; and whether that is a guess by its
+    header, which it is until the frames stage has been there."""
+    ledger, found = job.ledger, []
+    seen: set[Any] = set()
+    for medium, estimate in zip(job.media, estimates(job), strict=True):
+        if ledger.failure(medium) is not None:
+            continue
+        if ledger.index(medium) is None:
+            identity = (medium.digest, ledger.scopes.prompted and medium.prompt)
+            if identity not in seen:
+                found.append((estimate, True))
+            seen.add(identity)
+            continue
+        chunks = [
+            task.chunk
+            for task in ledger.tasks([medium])
+            if task.features not in ledger.features
+            and not ledger.lost(task)
+            and task.features not in seen
+        ]
+        seen.update(task.features for task in ledger.tasks([medium]))
+        if chunks:
+            found.append((_of_chunks(job, medium, chunks), False))
+    return found
+
+
+def _of_chunks(job: Job, medium: Medium, chunks: Sequence[ChunkIndex]) -> Estimate:
+    frames = sum(len(chunk.times) for chunk in chunks)
+    return Estimate(
+        seconds=sum(chunk.end - chunk.start for chunk in chunks),
+        chunks=len(chunks),
+        frames=frames,
+        frame_bytes=sum(3 * len(c.times) * c.height * c.width for c in chunks),
+        feature_bytes=frames * job.model.feature_bytes(medium.kind),
+    )
+
+
+def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
+    index = job.ledger.index(medium)
+    shown_frames = 0
+    if index is None and header is None:
+        return Estimate(seconds=0.0, chunks=0, frames=0, frame_bytes=0, feature_bytes=0)
+    if index is not None:
+        seconds, frames, pixels = index.duration, *_indexed(index)
+        chunks, shown = len(index.chunks), (index.height, index.width)
+        longest = max((len(chunk.times) for chunk in index.chunks), default=0)
+        stored = max(((c.height, c.width) for c in index.chunks), key=math.prod, default=(0, 0))
+    else:
+        assert header is not None
+        seconds, shown = header.seconds, header.size
+        shown_frames = max(1, round(seconds * header.rate))
+        image = medium.kind == "image"
+        stored = picture_size(*shown) if image else job.model.fit("video").size(*shown)
+        counts = [1] if image else frame_counts(job.sampling, seconds)
+        chunks, frames, longest = len(counts), sum(counts), max(counts)
+        pixels = frames * math.prod(stored)
+    features = frames * job.model.feature_bytes(medium.kind)
+    if medium.kind == "image" and _encoded(job, medium):
+        pixels = 0
+    return Estimate(
+        seconds=seconds,
+        chunks=chunks,
+        frames=frames,
+        frame_bytes=3 * pixels,
+        feature_bytes=features,
+        chunk_frames=longest,
+        stored=stored,
+        shown=shown,
+        shown_frames=shown_frames,
+    )
+
+
+def _encoded(job: Job, medium: Medium) -> bool:
+    """Whether a medium's frames are not wanted again. Large pictures would else be asked another
+    prompt in as many waves as they were encoded in, and a model loaded for each."""
+    tasks = job.ledger.tasks([medium])
+    return bool(tasks) and all(task.features in job.ledger.features for task in tasks)
+
+
+def _indexed(index: MediaIndex) -> tuple[int, int]:
+    frames = sum(len(chunk.times) for chunk in index.chunks)
+    return frames, sum(len(c.times) * c.height * c.width for c in index.chunks)
+
+
+def frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:
+    """Frames of each chunk of a video of that length."""
+    longest = min(sampling.chunk_seconds, SHOT_SECONDS if sampling.shots else math.inf)
+    counts = []
+    for index in range(max(1, math.ceil(seconds / longest))):
+        length = min(longest, max(0.0, seconds - index * longest))
+        wanted = sampling.frames or max(
+            sampling.min_frames, math.ceil(length * (sampling.fps or 1.0))
+        )
+        counts.append(max(1, min(wanted, sampling.max_frames)))
+    return counts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Header:
+    """What a medium says of itself; lies are harmless here."""
+
+    seconds: float
+    size: tuple[int, int]
+    """Height and width."""
+    rate: float = 0.0
+    """Frames a second; 0 of a picture."""
+
+
+def _headers(media: Sequence[Medium]) -> list[_Header]:
+    return [_header(medium) for medium in media]
+
+
+def _header(medium: Medium) -> _Header:
+    if medium.kind == "image":
+        return _Header(seconds=0.0, size=_image_size(medium.path))
+    from stages.frames.opening import check_file, open_container
+
+    try:
+        check_file(Path(medium.path))
+        with open_container(Path(medium.path)) as container:
+            seconds = (container.duration or 0) / 1_000_000 or UNKNOWN_SECONDS
+            if not container.streams.video:
+                return _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
+            stream = container.streams.video[0]
+            return _Header(
+                seconds=seconds,
+                size=(stream.height or UNKNOWN_SIZE[0], stream.width or UNKNOWN_SIZE[1]),
+                rate=float(stream.average_rate or UNKNOWN_RATE),
+            )
+    except Exception:  # a broken header may fail in any way; the frames stage says what is wrong
+        return _Header(seconds=UNKNOWN_SECONDS, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
+
+
+def _image_size(path: str) -> tuple[int, int]:
+    import warnings
+
+    from PIL import Image
+
+    from stages.frames.formats import PILLOW
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=PILLOW) as image:
+                return image.height, image.width
+    except Exception:  # as above
+        return UNKNOWN_SIZE

@@ -1,0 +1,1 @@
+"""What fine-tuning a model would take; nothing is trained."""

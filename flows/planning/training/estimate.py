@@ -1,0 +1,261 @@
+"""What fine-tuning a model would take of each GPU: arithmetic on its outline; trains nothing.
+
+ms-swift's defaults are the assumptions: the vision tower and the connector are frozen, LoRA has
+rank 8 and dropout and stands beside every linear layer of the language half."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from artifacts.errors import UsageError
+from flows.console.display import gib
+from flows.planning.arithmetic import GPU_WORKSPACE_BYTES, HELD_BACK
+from flows.planning.layers import pass_bytes
+from flows.planning.outline import Outline, Tower
+from flows.planning.training.optimizers import ADAPTER, OPTIMIZERS, ZERO
+from flows.planning.training.settings import (
+    HALF,
+    LOGITS,
+    inside_bytes,
+    layer_bytes,
+    lora_layer_bytes,
+    lora_parameters,
+)
+from stages.process.device_limit import CONTEXT_BYTES
+
+Method = Literal["full", "lora", "qlora"]
+Moment = Literal["always", "vision", "backward", "step"]
+RANK = 8
+"""Of a LoRA."""
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+"""Of a number: itself, a scale of 8 bits a block of 64, and one of 32 bits for 256 of those."""
+BUCKETS = 2 * 200_000_000
+"""Numbers that ZeRO 1 and 2 gather and reduce at a time, as ms-swift's configurations have it."""
+LIVE = 1_000_000_000
+"""Numbers of weights that ZeRO 3 has whole at once, at the most (stage3_max_live_parameters)."""
+ANY_SIZE_PIXELS = 1280 * 28 * 28
+"""Pixels of a picture for a tower that takes any size: as Qwen2.5-VL's model card advises."""
+KORTHIKANTI = "Korthikanti et al. 2022, Reducing Activation Recomputation (arXiv:2205.05198)"
+QLORA = "Dettmers et al. 2023, QLoRA (arXiv:2305.14314)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """How a model would be fine-tuned."""
+
+    method: Method
+    checkpointing: bool = False
+    """Whether each layer keeps its input only and is computed again (full recomputation)."""
+    zero: int = 0
+    gpus: int = 1
+    batch: int = 1
+    """Samples a GPU and pass; gradients of several passes are added in place."""
+    length: int = 2048
+    """Tokens of a sample, the places of its pictures among them."""
+    frames: int = 1
+    """Pictures a sample."""
+    optimizer: str = "mixed"
+    """Of `OPTIMIZERS`; of all that is trained with `full`."""
+    fused: bool = True
+    """Whether attention keeps no scores."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainTerm:
+    """One number of what training takes."""
+
+    part: str
+    bytes: int
+    why: str
+    source: str = ""
+    moment: Moment = "always"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainEstimate:
+    """What one GPU needs."""
+
+    terms: tuple[TrainTerm, ...]
+    trained: int
+    """Parameters that are trained."""
+    frozen: int
+    notes: tuple[str, ...]
+
+    def of(self, moment: Moment) -> int:
+        return sum(term.bytes for term in self.terms if term.moment == moment)
+
+    @property
+    def moment(self) -> Moment:
+        """When it is the most."""
+        moments: tuple[Moment, ...] = ("backward", "step", "vision")
+        return max(moments, key=self.of)
+
+    @property
+    def peak_bytes(self) -> int:
+        """What is always there, and the worst of what is not."""
+        return self.of("always") + self.of(self.moment)
+
+
+def train_estimate(outline: Outline, training: Training) -> TrainEstimate:
+    """What fine-tuning takes of each GPU. Raises UsageError for a model that writes no text."""
+    text = outline.text
+    if text is None or not outline.writes:
+        raise UsageError(
+            "there is no language half to fine-tune in this model",
+            hint="Choose a model that writes text, or plan without --train",
+        )
+    full = training.method == "full"
+    trained = outline.text_parameters if full else lora_parameters(text, RANK)
+    frozen = outline.parameters - (trained if full else 0)
+    terms = [
+        *_states(outline, text, training, trained, frozen),
+        *_gathered(outline, training, trained),
+        *_computing(outline, text, training),
+    ]
+    computed = sum(term.bytes for term in terms if term.moment == "backward")
+    terms += [
+        TrainTerm(
+            part="workspace",
+            bytes=GPU_WORKSPACE_BYTES + int(HELD_BACK * computed),
+            why=f"scratch of cuBLAS, and {HELD_BACK:.0%} of what is computed with, held back",
+        ),
+        TrainTerm(part="context", bytes=CONTEXT_BYTES, why="the driver, and torch's kernels"),
+    ]
+    notes = tuple(_notes(outline, training))
+    return TrainEstimate(terms=tuple(terms), trained=trained, frozen=frozen, notes=notes)
+
+
+def _states(
+    outline: Outline, text: Tower, training: Training, trained: int, frozen: int
+) -> Iterator[TrainTerm]:
+    """Weights, gradients and what the optimizer keeps, after ZeRO has cut them."""
+    full = training.method == "full"
+    states = OPTIMIZERS[training.optimizer] if full else ADAPTER
+    shards = {stage: training.gpus if training.zero >= stage else 1 for stage in (1, 2, 3)}
+
+    def cut(stage: int) -> str:
+        return f" / {shards[stage]} GPUs" if shards[stage] > 1 else ""
+
+    if training.method == "qlora":
+        packed = text.layers * text.linear_parameters
+        yield TrainTerm(
+            part="weights",
+            bytes=int(packed * NF4_BITS / 8) // shards[3],
+            why=f"{packed / 1e6:,.0f} M numbers x {NF4_BITS:.3f} bits in nf4{cut(3)}",
+            source=QLORA,
+        )
+        frozen -= packed
+    if frozen:
+        yield TrainTerm(
+            part="weights",
+            bytes=HALF * frozen // shards[3],
+            why=f"{frozen / 1e6:,.0f} M frozen numbers x {HALF} bytes{cut(3)}",
+        )
+    count = f"{trained / 1e6:,.1f} M trained numbers"
+    for part, each, stage, what in (
+        ("weights", states.weight, 3, ""),
+        ("gradients", states.gradient, 2, ""),
+        ("optimizer", states.optimizer, 1, f": {states.keeps}"),
+    ):
+        yield TrainTerm(
+            part=part,
+            bytes=int(trained * each) // shards[stage],
+            why=f"{count} x {each:g} bytes{cut(stage)}{what}",
+            source=states.source,
+        )
+    if states.step:
+        yield TrainTerm(
+            part="step",
+            bytes=trained * states.step // shards[1],
+            why=f"{count} x {states.step} bytes: roots of moments, made of all at once "
+            "by a step that is not fused",
+            source=states.source,
+            moment="step",
+        )
+
+
+def _gathered(outline: Outline, training: Training, trained: int) -> Iterator[TrainTerm]:
+    if training.gpus < 2 or not training.zero:
+        return
+    if training.zero == 3:
+        whole = min(LIVE, outline.parameters)
+        why = f"weights that are whole at a time, {whole / 1e6:,.0f} M x {HALF} bytes"
+    else:
+        whole = min(BUCKETS, 2 * trained)
+        why = f"what is gathered and reduced at a time, {whole / 1e6:,.0f} M x {HALF} bytes"
+    yield TrainTerm(part="gathered", bytes=HALF * whole, why=why, source=ZERO)
+
+
+def _computing(outline: Outline, text: Tower, training: Training) -> Iterator[TrainTerm]:
+    rows = training.batch * training.length
+    told = f"{training.batch} x {training.length:,} tokens"
+    if training.method == "full":
+        kept = layer_bytes(text, training.length, fused=training.fused)
+    else:
+        kept = lora_layer_bytes(text, training.length, RANK, fused=training.fused)
+    logits = sum(LOGITS) * outline.vocabulary * rows
+    inside = inside_bytes(text, rows)
+    if training.checkpointing:
+        bytes_kept = HALF * text.width * text.layers * rows
+        why = f"{told} x {text.layers} layers x {HALF * text.width:,} bytes, their inputs"
+        again = rows * kept + inside
+    else:
+        bytes_kept = kept * text.layers * rows
+        why = f"{told} x {text.layers} layers x {kept:,} bytes"
+        again = inside
+    yield TrainTerm(
+        part="activations", bytes=bytes_kept, why=why, source=KORTHIKANTI, moment="backward"
+    )
+    copies = " + ".join(map(str, LOGITS))
+    if logits >= again:
+        why = f"{told} x {outline.vocabulary:,} words x ({copies}) bytes, with their gradients"
+        yield TrainTerm(part="logits", bytes=logits, why=why, moment="backward")
+    else:
+        what = "one layer computed again, with" if training.checkpointing else "inside one layer:"
+        why = f"{what} its gradients ({gib(logits)} of logits are gone by then)"
+        yield TrainTerm(part="layer", bytes=again, why=why, source=KORTHIKANTI, moment="backward")
+    if training.method == "qlora":
+        largest = max(rows * columns for rows, columns in text.matrices)
+        why = f"the largest matrix unpacked: {largest / 1e6:,.0f} M x {HALF} bytes"
+        yield TrainTerm(part="unpacked", bytes=HALF * largest, why=why, moment="backward")
+    if outline.vision is not None:
+        yield _looking(outline.vision, training)
+
+
+def _looking(vision: Tower, training: Training) -> TrainTerm:
+    """The frozen tower computes without gradients, before the language half begins."""
+    pictures = training.batch * training.frames
+    tokens = vision.positions or max(1, picture_pixels(vision) // vision.patch**2)
+    return TrainTerm(
+        part="vision",
+        bytes=pass_bytes(vision, pictures, tokens, HALF, fused=training.fused),
+        why=f"{pictures} pictures x {tokens:,} tokens through the frozen tower",
+        moment="vision",
+    )
+
+
+def picture_pixels(vision: Tower) -> int:
+    """Of a picture as it is assumed to be seen."""
+    return vision.image_size**2 or ANY_SIZE_PIXELS
+
+
+def _notes(outline: Outline, training: Training) -> Iterator[str]:
+    if training.zero and training.gpus < 2:
+        yield f"ZeRO {training.zero} cuts among GPUs, and there is one: it saves nothing"
+    if training.gpus > 1 and not training.zero:
+        yield f"each of {training.gpus} GPUs holds all of it: --zero cuts it among them"
+    if training.zero == 3 and training.method == "qlora":
+        yield "DeepSpeed's ZeRO 3 does not take weights in nf4; FSDP does"
+    if training.method == "full" and training.optimizer != "mixed":
+        yield "without a master copy in 32 bit, weights in 16 bit lose the smallest steps"
+    if outline.text is not None and outline.text.mixed:
+        yield "a mixture of experts: what its experts keep for the backward pass is not counted"
+    vision = outline.vision
+    if vision is not None and training.frames:
+        edge = int(picture_pixels(vision) ** 0.5)
+        places = training.frames * vision.handed_over(edge)
+        if places > training.length:
+            yield (
+                f"{training.frames} pictures have {places:,} places, more than the "
+                f"{training.length:,} tokens of a sample: give --max-length or fewer --frames"
+            )

@@ -1,0 +1,72 @@
+"""What a layer keeps for its backward pass, by its dimensions, in 16 bit; knows no optimizer.
+
+After Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models",
+equation 1: sbh(34 + 5as/h) bytes a layer. Term by term here, so that it holds for gated MLPs,
+grouped heads and fused attention too: without the masks of dropout, and with what the norms of
+transformers keep in 32 bit. tests/test_flows_memory_training.py counts what real layers keep."""
+
+from flows.planning.layers import pass_bytes
+from flows.planning.outline import Tower
+
+HALF = 2
+"""Bytes of a number in 16 bit."""
+LORA_DROPOUT = 3
+"""Bytes of a number that dropout before a LoRA matrix keeps: a copy and a mask."""
+LOGITS = (4, 4, 4)
+"""Bytes of a logit when the backward pass begins, all in 32 bit: its log-probability, the gradient
+of that, and its own."""
+
+
+def norm_bytes(tower: Tower, *, trained: bool = True) -> int:
+    """Of both norms and one token. LayerNorm keeps its input; RMSNorm as transformers write it
+    keeps that in 32 bit, and what it multiplies with weights that are trained."""
+    sums = 8  # in 32 bit, what was divided by; LayerNorm keeps two, in 16
+    if tower.shifts:
+        return 2 * HALF * tower.width + sums
+    return 2 * (4 + (HALF if trained else 0)) * tower.width + sums
+
+
+def scores_bytes(tower: Tower, tokens: int, *, fused: bool) -> int:
+    """Of one token: FlashAttention (Dao et al. 2022) keeps a sum a head, in 32 bit; without it the
+    softmax is kept in 32 bit and in 16, and grouped keys and values repeated for every head."""
+    if fused:
+        return 4 * tower.heads
+    repeated = 2 * HALF * (tower.attention.query_width - tower.attention.key_width)
+    return tower.heads * tokens * (4 + HALF) + repeated
+
+
+def layer_bytes(tower: Tower, tokens: int, *, fused: bool = True) -> int:
+    """What one layer keeps of one token among so many."""
+    width, query, key = tower.width, tower.attention.query_width, tower.attention.key_width
+    into_mlp = 4 if tower.mlp.gated else 2
+    attention = width + query + 2 * key + query
+    return (
+        norm_bytes(tower)
+        + HALF * (attention + width + into_mlp * tower.mlp.width)
+        + scores_bytes(tower, tokens, fused=fused)
+    )
+
+
+def lora_layer_bytes(tower: Tower, tokens: int, rank: int, *, fused: bool = True) -> int:
+    """The same where each matrix is frozen and has a LoRA beside it: its input is kept after
+    dropout, a copy for each, and the product with the first of its two matrices."""
+    inputs = sum(columns for _, columns in tower.matrices)
+    # What only a trained matrix, or a trained norm, needs.
+    spared = 2 * tower.width + tower.mlp.width
+    return (
+        layer_bytes(tower, tokens, fused=fused)
+        - (norm_bytes(tower) - norm_bytes(tower, trained=False))
+        - HALF * spared
+        + LORA_DROPOUT * inputs
+        + HALF * rank * len(tower.matrices)
+    )
+
+
+def inside_bytes(tower: Tower, rows: int) -> int:
+    """Gradients that live at once inside one layer: as much as its own numbers do."""
+    return pass_bytes(tower, 1, rows, HALF)
+
+
+def lora_parameters(tower: Tower, rank: int) -> int:
+    """Of a LoRA of that rank beside each matrix of each layer (Hu et al. 2021)."""
+    return tower.layers * rank * sum(rows + columns for rows, columns in tower.matrices)

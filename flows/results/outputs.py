@@ -1,0 +1,181 @@
+"""From stored captions to the files people asked for; runs no model."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from artifacts.captions import Caption, Failure, ended_of, write_jsonl
+from artifacts.files import write_text
+from artifacts.keys import hash_file
+from artifacts.shards import DATASET
+from artifacts.subtitles import WRITERS
+from artifacts.tables import TABLES
+from flows.job.ledger import Medium
+from flows.job.prepare import Job
+from flows.job.sources import MediaFile
+from flows.results.texts import OwnFiles, Texts, write_texts
+from stages.process.events import Failed
+
+
+def failures_of(job: Job) -> list[Failure]:
+    """Everything that could not be captioned, in source order within each stage."""
+    found = list(job.failures)
+    for file, medium in zip(job.files, job.contents, strict=True):
+        known = job.ledger.failure(medium)
+        if known is None:
+            known = job.ledger.refusal(medium)
+        if known is None:
+            continue
+        at = f" (at {known['start']:.1f} s)" if known.get("start") else ""
+        found.append(
+            Failure(
+                media_path=file.media_path,
+                source=file.source,
+                stage=known.get("stage", "frames"),
+                error=known["kind"],
+                message=known["message"] + at,
+                hint=known["hint"],
+            )
+        )
+    return found
+
+
+def names_of(job: Job) -> dict[str, str]:
+    """Digest of a medium → the name of the first file that holds it."""
+    files = reversed(list(zip(job.files, job.contents, strict=True)))
+    return {medium.digest: file.media_path for file, medium in files}
+
+
+def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) -> dict[str, str]:
+    """What a stage told of a medium, or of a chunk's features, with the name of a file."""
+    told = event.media
+    if stage == "encode":
+        chunks = (task for task in job.ledger.tasks(job.media) if task.features == told)
+        told = next((task.medium.digest for task in chunks), told)
+    name = names.get(told, "")
+    return {"media_path": name, "stage": stage, "message": event.message, "hint": event.hint}
+
+
+def places(job: Job) -> dict[str, str]:
+    """Where each kind of output lies, or is to be written."""
+    asked = job.config.format
+    found = {"captions": str(job.out / "captions.jsonl")}
+    for form in [form for form in WRITERS if form in asked]:
+        found[form] = "beside the media" if job.config.beside else str(job.out)
+    for form in (*TABLES, DATASET):
+        path = job.out / (form if form == DATASET else f"captions.{form}")
+        if form in asked or path.exists():
+            found[form] = str(path)
+    return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
+
+
+MIDDLE = ("only the chunk's middle frame was seen: the model takes one picture a prompt",)
+
+
+def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
+    """The captions of one file that are there, a line a chunk, in time order."""
+    index = job.ledger.index(medium)
+    if index is None:
+        return []
+    one_frame = medium.kind == "video" and job.model.one_frame
+    rows = []
+    for task in job.ledger.tasks([medium]):
+        if task.caption not in job.ledger.captions:
+            continue
+        stored = job.ledger.captions.meta(task.caption)
+        text = f"{job.config.prefix}{stored['caption']}{job.config.suffix}"
+        rows.append(
+            Caption(
+                media_path=file.media_path,
+                source=file.source,
+                start=task.chunk.start,
+                end=task.chunk.end,
+                caption=text,
+                model=job.model.name,
+                prompt=medium.prompt,
+                precision=task.scopes.precision,
+                frames=task.chunk.times,
+                features=task.features,
+                tokens=stored["tokens"],
+                ended=ended_of(stored, task.scopes.limit),
+                warnings=(*index.warnings, *(MIDDLE if one_frame else ())),
+            )
+        )
+    return rows
+
+
+def there_before(job: Job) -> list[str]:
+    """Outputs that lie there when a run begins: what they say is of an earlier one."""
+    names = ("captions", *TABLES, DATASET)
+    return [name for name, path in places(job).items() if name in names and os.path.exists(path)]
+
+
+@dataclass(kw_only=True, slots=True)
+class Written:
+    """What the outputs hold now."""
+
+    captions: int = 0
+    cut: int = 0
+    """Captions that had as many tokens as they may have."""
+    failures: list[Failure] = field(default_factory=list)
+    texts: list[Texts] = field(default_factory=list)
+    earlier: list[str] = field(default_factory=list)
+    """Outputs that an earlier run wrote and this one did not: what they say may be another."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the failures, as `run.json` keeps it."""
+        texts = [texts.to_json() for texts in self.texts]
+        cut = {"captions": self.captions, "cut": self.cut}
+        return {**cut, "texts": texts, "earlier": list(self.earlier)}
+
+
+def write_outputs(job: Job, *, last: bool) -> Written:
+    """Write every output file that is asked for, and those that the folder has of an earlier run.
+
+    Tables are written with the `last` call alone: they cannot be added to, and no program reads
+    them while the run goes on.
+    """
+    found = Written(failures=failures_of(job))
+    counts: list[int] = []
+
+    def rows() -> Iterator[Caption]:
+        # Made anew for each file: all of them together would be most of the memory of a large run.
+        counts.clear()
+        found.cut = 0
+        for captions in captions_by_file(job):
+            counts.append(len(captions))
+            found.cut += sum(caption.ended == "length" for caption in captions)
+            yield from captions
+
+    write_jsonl(job.out / "captions.jsonl", rows())
+    found.captions = sum(counts)
+    write_jsonl(job.out / "failures.jsonl", found.failures)
+    write_text(job.out / "media.jsonl", media_lines(job.files, counts))
+    own = OwnFiles(job)
+    found.texts = write_texts(job, own, captions_of)
+    for form, write in TABLES.items():
+        path = job.out / f"captions.{form}"
+        if last and (form in job.config.format or own.has(form, "", path)):
+            write(path, rows())
+            own.add(form, "", hash_file(path))
+        elif path.exists():
+            found.earlier.append(form)
+    return found
+
+
+def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator[str]:
+    """Of each file where it lies and how many lines of `captions.jsonl` are of it, in the order of
+    those lines: two files of one name and source could not be told apart otherwise."""
+    for file, count in zip(files, captions, strict=True):
+        row = {"media_path": file.media_path, "source": file.source, "kind": file.kind}
+        place = quote(os.fsencode(file.path))  # a name need not be UTF-8
+        yield json.dumps({**row, "url": f"file://{place}", "captions": count}) + "\n"
+
+
+def captions_by_file(job: Job) -> Iterator[list[Caption]]:
+    """The captions of each file that are there, in source order."""
+    for file, medium in zip(job.files, job.contents, strict=True):
+        yield captions_of(job, file, medium)

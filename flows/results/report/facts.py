@@ -1,0 +1,97 @@
+"""All that the report of a run shows, as plain values; draws nothing."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from flows.console.display import duration, size
+from flows.job.sources import writable
+from flows.results.report.media import FILE, captioned_media, failed_media
+from flows.results.report.tables import plan_table, stage_table
+from flows.results.report.timeline import timeline_of
+from flows.results.run_read import load_record
+from flows.results.standing import advice, places, standing
+
+Rows = Iterator[tuple[str, str]]
+
+
+def facts(out: Path, folder: Path) -> dict[str, Any]:
+    """What a page in `folder` shows of the last run into `out`. Raises UsageError when there was
+    none, EnvironmentFault."""
+    record = load_record(out)
+    media = captioned_media(out, folder)
+    prompts = list(dict.fromkeys(medium["prompt"] for medium in media if medium["prompt"]))
+    if len(prompts) == 1:  # told once, above
+        for medium in media:
+            medium["prompt"] = ""
+    timeline = timeline_of(record)
+    return {
+        "folder": FILE + quote(os.fsencode(os.path.abspath(folder))) + "/",
+        "name": writable(out.absolute().name),
+        "state": record["state"],
+        "error": record["error"],
+        "advice": advice(record),
+        "updated": _moment(record["updated"]),
+        "totals": list(_totals(record, timeline["seconds"])),
+        "about": [*_about(record, prompts), ("folder", writable(str(out.absolute())))],
+        "stages": stage_table(record, standing(record, time.time())),
+        "plan": plan_table(record),
+        "timeline": timeline,
+        "failures": failed_media(out) or record["failures"],
+        "failed": record["media"]["failed"],
+        "warnings": [[e["name"], text] for e in record["stages"] for text in e["warnings"]],
+        "media": media,
+    }
+
+
+def _totals(record: Mapping[str, Any], seconds: float) -> Rows:
+    media, stages = record["media"], record["stages"]
+    yield "captions", f"{record['captions']:,}"
+    yield "files", f"{media['total']:,}"
+    yield "failed", f"{media['failed']:,}"
+    if record["cut"]:
+        yield "cut", f"{record['cut']:,}"
+    yield "tokens", f"{sum(stage['tokens'] for stage in stages):,}"
+    yield "time", duration(seconds)
+    yield "peak of the host", size(max(stage["peak_host_bytes"] for stage in stages))
+    device = max(stage["peak_device_bytes"] for stage in stages)
+    if device:
+        yield "peak of the GPU", size(device)
+    budget = (record["plan"].get("memory") or {}).get("budget_bytes")
+    if budget:
+        yield "budget", size(budget)
+
+
+def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
+    """What was run, and on what."""
+    plan = record["plan"]
+    yield "started", _moment(record["started"])
+    yield "on", ", ".join(filter(None, (record["host"], plan.get("device", ""))))
+    for name in ("model", "revision", "commit", "route"):
+        if plan.get(name):
+            yield name, str(plan[name])
+    for name, half in plan.get("halves", {}).items():
+        weights = f"{size(half['bytes'])} of weights in {half['precision']}"
+        parameters = f"{half['parameters'] / 1e6:,.1f} M parameters"
+        yield f"{name} half", f"{weights}, {parameters}, {half['attention']} attention"
+    sampling = {k: v for k, v in plan.get("sampling", {}).items() if v not in (None, False)}
+    if sampling:
+        told = (f"{name.replace('_', ' ')} {value}" for name, value in sampling.items())
+        yield "sampling", ", ".join(told)
+    if plan.get("batch_size"):
+        yield "batches of", str(plan["batch_size"])
+    if len(prompts) == 1:
+        yield "prompt", prompts[0]
+    yield from (("note", note) for note in plan.get("notes", ()))
+    if record["prefect"]:
+        yield "flow run", f"{record['prefect']['name']} ({record['prefect']['id']})"
+    yield from places(record).items()
+    yield "versions", ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items())
+
+
+def _moment(stamp: str) -> str:
+    return datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M:%S %Z")

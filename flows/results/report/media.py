@@ -1,0 +1,113 @@
+"""Each medium of a run beside its captions, from the lines that the run wrote; opens no media
+file."""
+
+import itertools
+import operator
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes
+
+from artifacts.captions import Failure
+from artifacts.shapes import Left, count, number, read_jsonl, text
+from artifacts.words import counted
+from flows.job.sources import IMAGE_SUFFIXES, writable
+
+FILE = "file://"
+AGAIN = "Run the same `penstock caption` again, which writes it anew"
+NAME = {"media_path": text, "source": text}
+PLACE = {**NAME, "kind": text, "url": text, "captions": count}
+CAPTION = {
+    **NAME,
+    "start": number,
+    "end": number,
+    "caption": text,
+    "prompt": Left(text),
+    "tokens": Left(count),
+    "ended": Left(text),
+    "warnings": Left([text]),
+}
+FAILURE = dict.fromkeys(Failure.__slots__, Left(text))
+
+
+def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
+    """The media of a run into `out`, in source order, as a page in `folder` needs them: `name`,
+    `kind`, `url` relative to the folder (None: not known), `gone`, `prompt` and `captions`, each
+    of them (start, end, text, tokens). Raises EnvironmentFault."""
+    return [
+        _medium(place, rows, folder)
+        for place, rows in _beside(
+            read_jsonl(out / "media.jsonl", PLACE, AGAIN),
+            read_jsonl(out / "captions.jsonl", CAPTION, AGAIN),
+        )
+    ]
+
+
+def failed_media(out: Path) -> list[dict[str, Any]]:
+    """What could not be captioned, as `failures.jsonl` has it. Raises EnvironmentFault."""
+    blank = dict.fromkeys(Failure.__slots__, "")
+    return [{**blank, **row} for row in read_jsonl(out / "failures.jsonl", FAILURE, AGAIN)]
+
+
+def _name(row: dict[str, Any]) -> tuple[str, str]:
+    return row["source"], row["media_path"]
+
+
+def _beside(
+    places: list[dict[str, Any]], captions: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Each medium's place with its captions."""
+    counts = [place["captions"] for place in places]
+    named = itertools.chain.from_iterable([_name(p)] * p["captions"] for p in places)
+    if sum(counts) == len(captions) and all(map(operator.eq, named, map(_name, captions))):
+        rows = iter(captions)
+        for place, count in zip(places, counts, strict=True):
+            yield place, list(itertools.islice(rows, count))
+        return
+    # An older version's run, which wrote no places, or one that is writing them at this moment.
+    known = {_name(place): place for place in places}
+    for name, group in itertools.groupby(captions, _name):
+        rows_of = list(group)
+        yield known.get(name) or _guess(*name, image=_is_still(rows_of)), rows_of
+
+
+def _guess(source: str, media_path: str, *, image: bool) -> dict[str, Any]:
+    """Where a file of a run without places should lie, seen from the folder of this command."""
+    folder = Path(os.path.expanduser(source))
+    tries = (folder / media_path, folder, folder.parent / media_path)
+    found = next((str(t) for t in tries if t.name == Path(media_path).name and t.is_file()), "")
+    url = FILE + quote(os.fsencode(os.path.abspath(found))) if found else ""
+    return {
+        "media_path": media_path,
+        "source": source,
+        "kind": "image" if image else "video",
+        "url": url,
+    }
+
+
+def _is_still(rows: Iterable[dict[str, Any]]) -> bool:
+    return all(
+        row["end"] == 0 and Path(row["media_path"]).suffix.lower() in IMAGE_SUFFIXES for row in rows
+    )
+
+
+def _medium(place: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    path = os.fsdecode(unquote_to_bytes(place["url"].removeprefix(FILE)))
+    url = quote(os.fsencode(os.path.relpath(path, folder))) if path else None
+    warnings = Counter(text for row in rows for text in row.get("warnings", ()))
+    if cut := sum(row.get("ended") == "length" for row in rows):
+        warnings[f"{counted(cut, 'caption')} cut: --max-new-tokens lets them end"] = 1
+    return {
+        "name": place["media_path"],
+        "kind": place["kind"],
+        "path": writable(path) or place["source"],
+        "url": url,
+        "gone": not path or not os.path.isfile(path),
+        "prompt": rows[0].get("prompt", "") if rows else "",
+        "warnings": list(warnings),
+        "captions": [
+            [row["start"], row["end"], row["caption"], row.get("tokens", 0)] for row in rows
+        ],
+    }

@@ -1,0 +1,44 @@
+"""One HTML file that holds all it needs but the media, and may talk to nobody; knows not what its
+data means."""
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+SCRIPTS = ("base.js", "plot.js", "windowed.js", "media.js", "page.js")
+"""One program in the order of its parts."""
+
+
+def page(data: Any) -> str:
+    """The report as HTML. All that comes from users is in `data`, which the page's script shows as
+    text and never as markup."""
+    style = _read("page.css")
+    script = "\n".join(["'use strict';", *map(_read, SCRIPTS)])
+    policy = (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; "
+        f"style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "img-src file: 'self'; media-src file: 'self'"
+    )
+    return Template(_read("page.html")).substitute(
+        policy=policy, style=style, script=script, data=as_json(data)
+    )
+
+
+def as_json(data: Any) -> str:
+    """JSON that can stand in a script element: nothing in it ends the element or begins a comment.
+
+    Source: HTML, section 4.12.1.3, restrictions for contents of script elements.
+    """
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _read(name: str) -> str:
+    return files("flows.results.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,100 @@
+"""A run's record on one time line: when each stage process worked, what memory it had, what was
+planned and what it was run on; draws nothing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.results.run_record import seconds_of
+
+
+def timeline_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`seconds` (from the run's start to its last word), `stages` and `rungs`; times are seconds
+    since the run's start, memory is bytes."""
+    began = seconds_of(record["started"])
+    seconds = max(0.0, seconds_of(record["updated"]) - began)
+    stages = [_stage(record, entry, began, seconds) for entry in record["stages"]]
+    last = max((span[1] for stage in stages for span in stage["spans"]), default=0.0)
+    return {
+        "seconds": max(seconds, last),
+        "stages": stages,
+        "rungs": [_rung(rung, began) for rung in record["rungs"]],
+    }
+
+
+def _memory(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    return record["plan"].get("memory") or {}
+
+
+def _stage(
+    record: Mapping[str, Any], entry: Mapping[str, Any], began: float, seconds: float
+) -> dict[str, Any]:
+    spans = entry["spans"]
+    curves = _curves(entry["timeline"], spans, entry["seconds"])
+    if not spans and curves:  # of a version that did not tell when: as if it had begun at once
+        spans = [[0.0, entry["seconds"], 0.0]]
+    drawn = [[start, end] for start, end, _ in spans]
+    if record["state"] in ("running", "died") and entry["since"]:
+        start = max(0.0, entry["since"] - began)
+        drawn.append([start, max(start, seconds)])
+        curves += filter(None, [[[round(start + t, 2), *bytes_] for t, *bytes_ in entry["now"]]])
+    plan = plan_of(record, entry["name"])
+    gpu = record["plan"].get("device", "cpu") != "cpu"
+    on_device = gpu and entry["name"] != "frames"
+    host_base = int(entry["notes"].get("loaded_bytes") or 0)
+    budget = _memory(record).get("budget_bytes")
+    return {
+        "name": entry["name"],
+        "spans": drawn,
+        "curves": curves,
+        "planned": {
+            "host": _above(host_base, plan.get("host_bytes" if on_device else "peak_bytes")),
+            "device": _above(entry["baseline_before_bytes"], plan.get("peak_bytes"))
+            if on_device
+            else None,
+        },
+        "budget": {
+            "host": None if gpu or not entry["spans"] else _above(host_base, budget),
+            "device": _above(entry["baseline_before_bytes"], budget) if on_device else None,
+        },
+        "rung": plan.get("name") or "",
+    }
+
+
+def plan_of(record: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+    """What a stage was expected to take; empty when nothing was planned."""
+    return next((p for p in _memory(record).get("stages", ()) if p["rung"]["stage"] == stage), {})
+
+
+def _above(base: int, more: Any) -> int | None:
+    """What was planned is what comes to what a process has before it begins; nothing of nothing."""
+    return base + int(more) if more else None
+
+
+def _curves(
+    points: Sequence[Sequence[Any]], spans: Sequence[Sequence[float]], worked: float
+) -> list[list[list[Any]]]:
+    """The points of each process, at the time they were seen.
+
+    The record has them by the seconds that the stage had worked. They are laid against the end of
+    a process and not its start, since it may have waited for the GPU before it looked.
+    """
+    spans = spans or [[0.0, worked, 0.0]]
+    ends = [
+        *(span[2] for span in spans[1:]),
+        max(worked, *(point[0] for point in points[-1:]), 0.0),
+    ]
+    found: list[list[list[Any]]] = [[] for _ in spans]
+    at = 0
+    for seconds, host, device in points:
+        while at + 1 < len(spans) and seconds >= spans[at + 1][2]:
+            at += 1
+        start, end, _ = spans[at]
+        moment = min(max(end - (ends[at] - seconds), start), end)
+        found[at].append([round(moment, 2), host, device])
+    return [curve for curve in found if curve]
+
+
+def _rung(rung: Mapping[str, Any], began: float) -> dict[str, Any]:
+    stamp = rung.get("time")
+    told = {name: str(rung.get(name) or "") for name in ("stage", "name", "reason", "error")}
+    return {**told, "at": max(0.0, seconds_of(stamp) - began) if stamp else None}

@@ -1,0 +1,228 @@
+"""`run.json`: what a run planned, did and cost, rewritten while it works; a report, never what
+resume relies on."""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from artifacts.captions import Failure, values_of
+from artifacts.errors import EnvironmentFault, redacted
+from artifacts.files import write_json
+from flows.job.versions import now, versions
+from stages.process.stage_process import StageOutcome
+
+STAGES = ("frames", "encode", "decode")
+REWRITE_SECONDS = 2.0
+"""How often a running run rewrites its record at the most."""
+SAMPLE_SECONDS = 65.0
+"""How far back the samples go that the latest speed is told from."""
+NAMED_FAILURES = 20
+"""Failures that the record names; all of them are in `failures.jsonl` when the run ends."""
+TIMELINE_POINTS = 7200
+"""Points of a stage's memory timeline; when there are more, every two neighbours become one."""
+SPANS = 1000
+"""Stage processes whose beginning and end are kept; of more, every two neighbours become one."""
+KEPT_WARNINGS = 1000
+"""Warnings of a stage that are kept; each caption has its own in `captions.jsonl`."""
+
+
+class RunRecord:
+    """What `penstock status` and people read."""
+
+    def __init__(self, out: Path, **more: Any) -> None:
+        """`more` is what else to say of the run, such as who started it."""
+        self.path = out / "run.json"
+        self._written = 0.0
+        self._lock = threading.RLock()
+        self.value: dict[str, Any] = {**blank(out), "versions": versions(), **more}
+        self._began = seconds_of(self.value["started"])
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """The record of one stage, to be changed in place."""
+        found: dict[str, Any] = next(s for s in self.value["stages"] if s["name"] == name)
+        return found
+
+    def expect(self, name: str, total: int, done: int) -> None:
+        """So many items a stage is known to have in the whole run, and so many are in the store."""
+        entry = self.stage(name)
+        entry.update(total=total, before=max(0, done - entry["items"]))
+
+    def begin(self, name: str) -> None:
+        """A process of a stage starts."""
+        if name in STAGES:
+            with self._lock, contextlib.suppress(EnvironmentFault):
+                self.stage(name).update(since=round(time.time(), 1), running=0, recent=[], now=[])
+                self.write(force=True)
+
+    def memory(self, name: str, seen: Mapping[str, Any]) -> None:
+        """What a running process has of memory, and the most so far, as it tells."""
+        if name in STAGES:
+            with self._lock, contextlib.suppress(EnvironmentFault):
+                entry = self.stage(name)
+                for peak in ("peak_host_bytes", "peak_device_bytes"):
+                    entry[peak] = max(entry[peak], seen[peak])
+                entry["now"].append([seen[n] for n in ("seconds", "host_bytes", "device_bytes")])
+                if len(entry["now"]) > TIMELINE_POINTS:
+                    entry["now"] = coarser(entry["now"])
+                self.write(force=False)
+
+    def rung(self, taken: Mapping[str, Any]) -> None:
+        """A stage is run in another way than it was asked for."""
+        with self._lock, contextlib.suppress(EnvironmentFault):
+            self.value["rungs"].append({**taken, "time": now()})
+            self.write(force=True)
+
+    def fail(self, name: str, failure: Mapping[str, str]) -> None:
+        """Something failed in a stage that goes on; counted anew when the outputs are written."""
+        if name in STAGES:
+            with self._lock, contextlib.suppress(EnvironmentFault):
+                self.stage(name)["failed"] += 1
+                self.value["media"]["failed"] += 1
+                if len(self.value["failures"]) < NAMED_FAILURES:
+                    self.value["failures"].append(dict(failure))
+                self.write(force=False)
+
+    def fails(self, failures: Sequence[Failure]) -> None:
+        """All that failed, in this run and before it."""
+        counts = Counter(failure.stage for failure in failures)
+        with self._lock:
+            self.value["media"]["failed"] = len(failures)
+            self.value["failures"] = [values_of(f) for f in failures[:NAMED_FAILURES]]
+            for entry in self.value["stages"]:
+                entry["failed"] = counts[entry["name"]]
+
+    def live(self, name: str, items: int) -> None:
+        """Items published by the process that runs now, not yet in an outcome.
+
+        Told from a stage's own thread: a disk that is full will be told by the stage itself.
+        """
+        if name in STAGES:
+            with self._lock, contextlib.suppress(EnvironmentFault):
+                entry, at = self.stage(name), time.time()
+                entry["running"] = items
+                if not entry["recent"] or at - entry["recent"][-1][0] >= REWRITE_SECONDS:
+                    since = at - SAMPLE_SECONDS
+                    entry["recent"] = [s for s in entry["recent"] if s[0] >= since]
+                    entry["recent"].append([round(at, 1), entry["items"] + items])
+                self.write(force=False)
+
+    def add(self, outcome: StageOutcome, *, attention: str, precision: Mapping[str, str]) -> None:
+        """Count one finished stage process in; a stage may take several, one a wave."""
+        if outcome.name not in STAGES:
+            return
+        with self._lock:
+            self._count(outcome, attention, precision)
+            self.write(force=True)
+
+    def _count(self, outcome: StageOutcome, attention: str, precision: Mapping[str, str]) -> None:
+        entry = self.stage(outcome.name)
+        ended, before = time.time(), entry["timeline"][-1:]
+        # Its points begin after the last of the process before, which may have looked once more.
+        offset = max(entry["seconds"], *(point[0] + 0.01 for point in before), 0.0)
+        began = entry["since"] or ended - outcome.seconds
+        span = [round(began - self._began, 1), round(ended - self._began, 1), round(offset, 2)]
+        entry["spans"].append([max(0.0, span[0]), *span[1:]])
+        while len(entry["spans"]) > SPANS:
+            pairs = [entry["spans"][at : at + 2] for at in range(0, len(entry["spans"]), 2)]
+            entry["spans"] = [[pair[0][0], pair[-1][1], pair[0][2]] for pair in pairs]
+        entry["processes"] += 1
+        entry.update(running=0, since=0.0, recent=[], now=[])
+        for name in ("items", "tokens", "seconds", "cpu_seconds"):
+            entry[name] += getattr(outcome, name)
+        for name in ("peak_host_bytes", "peak_device_bytes"):
+            entry[name] = max(entry[name], getattr(outcome, name))
+        entry["baseline_before_bytes"] = outcome.baseline_before_bytes
+        entry["baseline_after_bytes"] = outcome.baseline_after_bytes
+        entry["timeline"] += [
+            [round(offset + t, 2), host, device] for t, host, device in outcome.timeline
+        ]
+        while len(entry["timeline"]) > TIMELINE_POINTS:
+            entry["timeline"] = coarser(entry["timeline"])
+        entry["warnings"] = [*entry["warnings"], *outcome.warnings][:KEPT_WARNINGS]
+        entry["notes"] = outcome.notes
+        entry["attention"] = attention
+        entry["precision"] = dict(precision)
+
+    def finish(self, state: str, error: str = "") -> None:
+        """The run's last word: done, failed or interrupted."""
+        self.value.update(state=state, error=redacted(error))
+        self.write(force=True)
+
+    def write(self, *, force: bool) -> None:
+        with self._lock:
+            if not force and time.monotonic() - self._written < REWRITE_SECONDS:
+                return
+            self._written = time.monotonic()
+            self.value["updated"] = now()
+            write_json(self.path, self.value)
+
+
+def coarser(timeline: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Half as many points, each the higher of two."""
+    pairs = [timeline[at : at + 2] for at in range(0, len(timeline), 2)]
+    return [[pair[0][0], max(p[1] for p in pair), max(p[2] for p in pair)] for pair in pairs]
+
+
+def blank(out: Path) -> dict[str, Any]:
+    """The record of a run that has done nothing yet."""
+    return {
+        "state": "running",
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": now(),
+        "updated": now(),
+        "out": str(out),
+        "outputs": {},
+        "prefect": None,
+        "plan": {},
+        "rungs": [],
+        "stages": [empty(name) for name in STAGES],
+        "media": {"total": 0, "failed": 0, "open": 0},
+        "captions": 0,
+        "cut": 0,
+        "texts": [],
+        "earlier": [],
+        "failures": [],
+        "error": "",
+    }
+
+
+def empty(name: str) -> dict[str, Any]:
+    """That of one of its stages."""
+    return {
+        "name": name,
+        "items": 0,
+        "total": 0,
+        "before": 0,
+        "running": 0,
+        "failed": 0,
+        "since": 0.0,
+        "recent": [],
+        "processes": 0,
+        "tokens": 0,
+        "seconds": 0.0,
+        "cpu_seconds": 0.0,
+        "peak_host_bytes": 0,
+        "peak_device_bytes": 0,
+        "baseline_before_bytes": 0,
+        "baseline_after_bytes": 0,
+        "attention": "",
+        "precision": {},
+        "spans": [],
+        "timeline": [],
+        "now": [],
+        "warnings": [],
+        "notes": {},
+    }
+
+
+def seconds_of(stamp: str) -> float:
+    """A time of the record in seconds since the epoch."""
+    return datetime.fromisoformat(stamp).timestamp()

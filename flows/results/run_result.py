@@ -1,0 +1,74 @@
+"""How a caption run ended, for its last line, for programs and for Prefect; decides nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts.captions import Failure
+from artifacts.words import counted
+from flows.results.outputs import Written
+from flows.results.standing import texts_line
+
+
+@dataclass(kw_only=True, slots=True)
+class RunResult:
+    """How a run ended."""
+
+    out: Path
+    files: int
+    """Files and sources that were asked for."""
+    limit: int
+    """Tokens of a caption at the most."""
+    written: Written = field(default_factory=Written)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def captions(self) -> int:
+        return self.written.captions
+
+    @property
+    def failures(self) -> list[Failure]:
+        return self.written.failures
+
+    @property
+    def exit_code(self) -> int:
+        """0 all captioned · 1 some items failed."""
+        return 1 if self.failures else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome for programs; each failure is told by itself."""
+        return {
+            "out": str(self.out),
+            "files": self.files,
+            **self.written.to_json(),
+            "failed": len(self.failures),
+            "warnings": self.warnings,
+            "exit_code": self.exit_code,
+        }
+
+    def line(self) -> str:
+        """The outcome in one line."""
+        line = f"{counted(self.captions, 'caption')} in {self.out / 'captions.jsonl'}"
+        if self.written.cut:
+            line += f", {self.written.cut} cut at {counted(self.limit, 'token')}"
+        for texts in self.written.texts:
+            line += f", {texts_line(texts.to_json())}"
+        if self.failures:
+            line += f", {len(self.failures)} of {counted(self.files, 'file')} failed"
+        return line
+
+    def notes(self) -> Iterator[str]:
+        """What a person should do, or know, about what is written."""
+        if self.written.cut:
+            yield (
+                f"{counted(self.written.cut, 'caption')} ended at {counted(self.limit, 'token')}, "
+                f"in the middle: --max-new-tokens {2 * self.limit} makes those anew, and no others"
+            )
+        for texts in self.written.texts:
+            yield from texts.notes()
+        if self.written.earlier:
+            yield (
+                f"of an earlier run: {', '.join(self.written.earlier)} in {self.out}; "
+                f"--format {','.join(self.written.earlier)} writes them anew"
+            )

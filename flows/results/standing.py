@@ -1,0 +1,198 @@
+"""How a run stands, worked out from its record: what is done, how fast, how long still; reads and
+starts nothing."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from artifacts.words import counted
+from flows.console.display import duration, size
+
+RECENT_SECONDS = 60.0
+"""What counts as lately."""
+SHORTEST_SECONDS = 1.0
+"""Nothing is said of the speed of less."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageStanding:
+    """One stage of a run, in chunks; what the frames stage failed at is counted in files."""
+
+    name: str
+    running: bool
+    done: int
+    """In this run and before it."""
+    failed: int
+    pending: int
+    about: bool
+    """Whether `pending` rests on files' headers: some were not looked into yet."""
+    rate: float | None
+    """Chunks a second of this run; None when it made none."""
+    rate_last_minute: float | None
+    """None when the stage is not running."""
+    seconds_left: float | None
+    """None: unknown."""
+    seconds: float
+    """How long it has worked in this run."""
+    peak_host_bytes: int
+    peak_device_bytes: int
+    taken_bytes: int
+    """At the most, of where it computes, above what was taken before: imports, or other
+    processes of a GPU; 0: unknown."""
+    planned_bytes: int
+    """How much that was expected to be; 0: unknown."""
+
+
+def standing(record: Mapping[str, Any], now: float) -> list[StageStanding]:
+    """The stages of a record at the time `now`, in seconds since the epoch."""
+    going = record["state"] == "running"
+    open_media = record["media"].get("open", 0)
+    about = int(record["plan"].get("chunks", 0)) if open_media else 0
+    planned = record["plan"].get("memory") or {"stages": []}
+    peaks = {stage["rung"]["stage"]: stage["peak_bytes"] for stage in planned["stages"]}
+    at = now if going else None
+    return [_stage(entry, about, at, peaks.get(entry["name"], 0)) for entry in record["stages"]]
+
+
+def _stage(
+    entry: Mapping[str, Any], about: int, now: float | None, planned_bytes: int
+) -> StageStanding:
+    running = now is not None and bool(entry["since"])
+    made = entry["items"] + entry["running"]
+    total = max(entry["total"], about)
+    done = min(entry["before"] + made, total) if total else entry["before"] + made
+    lost = entry["failed"] if entry["name"] == "encode" else 0
+    pending = max(0, total - done - lost)
+    seconds = entry["seconds"]
+    if running and now is not None:
+        seconds += max(0.0, now - entry["since"])
+    rate = made / seconds if made and seconds >= SHORTEST_SECONDS else None
+    lately = _lately(entry, made, now) if running and now is not None else None
+    speed = lately or rate
+    left = 0.0 if not pending else pending / speed if speed and now is not None else None
+    return StageStanding(
+        name=entry["name"],
+        running=running,
+        done=done,
+        failed=entry["failed"],
+        pending=pending,
+        about=about > entry["total"],
+        rate=rate,
+        rate_last_minute=lately,
+        seconds_left=left,
+        seconds=seconds,
+        peak_host_bytes=entry["peak_host_bytes"],
+        peak_device_bytes=entry["peak_device_bytes"],
+        taken_bytes=_taken(entry),
+        planned_bytes=planned_bytes,
+    )
+
+
+def _taken(entry: Mapping[str, Any]) -> int:
+    if entry["peak_device_bytes"]:
+        return max(0, int(entry["peak_device_bytes"] - entry["baseline_before_bytes"]))
+    imports = entry["notes"].get("loaded_bytes", 0)
+    return max(0, int(entry["peak_host_bytes"] - imports)) if imports else 0
+
+
+def _lately(entry: Mapping[str, Any], made: int, now: float) -> float | None:
+    """Chunks a second since the oldest sample of the last minute; 0 when there is none."""
+    samples = [s for s in entry["recent"] if now - s[0] <= RECENT_SECONDS]
+    if not samples:
+        return 0.0 if now - entry["since"] > RECENT_SECONDS else None
+    at, then = samples[0]
+    return (made - then) / (now - at) if now - at >= SHORTEST_SECONDS else None
+
+
+def advice(record: Mapping[str, Any]) -> str:
+    """What to do about a run that ended before its work did; empty when there is nothing to do."""
+    if record["state"] in ("done", "running"):
+        return ""
+    again = "run the same command again to go on"
+    flow_run = record.get("prefect")
+    if flow_run:
+        again = f"`prefect flow-run retry {flow_run['id']}` goes on, and so does the same command"
+    return f"What is finished stays done: {again}"
+
+
+COLUMNS = (
+    "stage", "done", "failed", "pending", "last minute", "overall", "time left", "worked",
+    "peak memory",
+)  # fmt: skip
+
+
+def cells(stage: StageStanding) -> tuple[str, ...]:
+    """One stage for people, a text a column."""
+    lately = "-" if stage.rate_last_minute is None else f"{stage.rate_last_minute:.2f}/s"
+    left = "-"
+    if stage.pending:
+        left = "unknown" if stage.seconds_left is None else duration(stage.seconds_left)
+    peak = f"{size(stage.peak_host_bytes)} host" if stage.peak_host_bytes else "-"
+    if stage.peak_device_bytes:
+        peak += f", {size(stage.peak_device_bytes)} GPU"
+    if stage.planned_bytes:
+        taken = f"{size(stage.taken_bytes)} of " if stage.taken_bytes else ""
+        peak += f" ({taken}{size(stage.planned_bytes)} planned)"
+    return (
+        stage.name,
+        str(stage.done),
+        str(stage.failed),
+        ("~" if stage.about and stage.pending else "") + str(stage.pending),
+        lately,
+        "-" if stage.rate is None else f"{stage.rate:.2f}/s",
+        left,
+        duration(stage.seconds) if stage.seconds else "-",
+        peak,
+    )
+
+
+def what(record: Mapping[str, Any]) -> Iterator[str]:
+    """What is run, by whom, and what came of it so far."""
+    plan, media = record["plan"], record["media"]
+    if plan:
+        precision = ", ".join(f"{half} {kind}" for half, kind in plan["precision"].items())
+        yield f"{plan['model']} on {plan['device']}, {precision}, batches of {plan['batch_size']}"
+    for name, half in plan.get("halves", {}).items():
+        yield f"{name} half: {size(half['bytes'])} of weights, {half['attention']} attention"
+    yield from map(rung_line, rungs_in_force(record))
+    if record["prefect"]:
+        yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
+    still = f", {media['open']} not looked into yet" if media.get("open") else ""
+    failed = media["failed"]
+    cut = f", {record['cut']} cut for their length" if record["cut"] else ""
+    texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
+    captions = f"{counted(record['captions'], 'caption')} written{cut}{texts}"
+    yield f"{counted(media['total'], 'file')}, {failed} failed{still}; {captions}"
+
+
+def texts_line(texts: Mapping[str, Any]) -> str:
+    """`.txt: 35 written, 3 kept as people made them`."""
+    told = {
+        "written": "written",
+        "kept": "kept as people made them",
+        "earlier": "of an earlier run",
+        "others": "about nothing in this run",
+    }
+    parts = [f"{texts[name]} {words}" for name, words in told.items() if texts[name]]
+    where = " beside the media" if texts["beside"] else ""
+    return f".{texts['format']}{where}: {', '.join(parts) or 'none'}"
+
+
+def rungs_in_force(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What each stage is run on that is not what was asked for; the last word on each."""
+    of_all = [taken for taken in record["rungs"] if taken.get("reason") != "item alone"]
+    return list({taken["stage"]: taken for taken in of_all}.values())
+
+
+def rung_line(taken: Mapping[str, Any]) -> str:
+    """`decode runs with batch 2, bf16 (out of memory: CUDA out of memory …)`."""
+    why = ": ".join(filter(None, (taken["reason"], taken["error"])))
+    return f"{taken['stage']} runs with {taken['name']} ({why})"
+
+
+def places(record: Mapping[str, Any]) -> dict[str, str]:
+    """Where what the run made lies."""
+    found = {**record["outputs"], "store": record["plan"].get("store", "")}
+    for name in record["earlier"]:
+        found[name] = f"{found.get(name, '')} (of an earlier run)"
+    return {name: path for name, path in found.items() if path}

@@ -1,0 +1,225 @@
+"""One text file a medium, in `OUT` or beside the media: those that we wrote are brought to what is
+said now, and what people wrote or edited is theirs; runs no model.
+
+A text is known for ours by its own digest and that of the medium that it is about, so it stays ours
+when a folder is moved or another `OUT` is given.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from artifacts.captions import Caption
+from artifacts.files import write_text
+from artifacts.keys import digest_of, hash_file
+from artifacts.lines import append_line, read_lines
+from artifacts.names import file_stems
+from artifacts.shards import DATASET
+from artifacts.subtitles import WRITERS
+from artifacts.words import counted
+from flows.job.ledger import Medium
+from flows.job.prepare import Job
+from flows.job.sources import MediaFile
+
+DIGITS = 32
+"""Hex digits by which a text is remembered: a million of them take 50 MB."""
+NOT_TEXTS = ("logs", DATASET)
+"""Folders of `OUT` that hold no text of a medium."""
+
+CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption]]
+
+
+class OwnFiles:
+    """What we have written for people, remembered in the store by digests."""
+
+    def __init__(self, job: Job) -> None:
+        self._memory = job.store.root / "written.jsonl"
+
+    @cached_property
+    def _known(self) -> set[str]:
+        return {str(line[0]) for line in read_lines(self._memory) if line}
+
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
+    def has(self, form: str, about: str, path: Path) -> bool:
+        """Whether a file holds what we once wrote in this form about that content."""
+        try:
+            return path.is_file() and _key(form, about, hash_file(path)) in self._known
+        except OSError:
+            return False
+
+    def add(self, form: str, about: str, sha256: str) -> None:
+        """Remember what is written, or about to be."""
+        key = _key(form, about, sha256)
+        if key not in self._known:
+            self._known.add(key)
+            append_line(self._memory, [key])
+
+
+def _key(form: str, about: str, sha256: str) -> str:
+    return digest_of([form, about, sha256])[:DIGITS]
+
+
+@dataclass(kw_only=True, slots=True)
+class Texts:
+    """What became of the files of one form in one place."""
+
+    form: str
+    beside: bool
+    """Whether they lie next to the media."""
+    written: int = 0
+    """Files that hold what is said now."""
+    kept: list[str] = field(default_factory=list)
+    """Names of those that people wrote or edited."""
+    earlier: int = 0
+    """Files of ours of an earlier run, about media of which not all is said now."""
+    others: int = 0
+    """Files of that form in `OUT` that are about no medium of this run."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts, as `run.json` keeps them."""
+        counts = {"written": self.written, "kept": len(self.kept), "earlier": self.earlier}
+        return {"format": self.form, "beside": self.beside, **counts, "others": self.others}
+
+    def notes(self) -> Iterator[str]:
+        """What a person should know of them."""
+        noun = f".{self.form} file"
+        if self.kept:
+            first = ", ".join([*self.kept[:3], *(["…"] if len(self.kept) > 3 else [])])
+            yield (
+                f"kept as people wrote or edited them: {counted(len(self.kept), noun)} ({first}); "
+                "--overwrite replaces them"
+            )
+        if self.earlier and self.beside and not self.written:
+            again = f"--format {self.form} --beside writes them anew"
+            yield f"of an earlier run: {counted(self.earlier, noun)} beside the media; {again}"
+        elif self.earlier:
+            yield f"of an earlier run: {counted(self.earlier, noun)}, not all is captioned yet"
+        if self.others:
+            yield f"about nothing in this run: {counted(self.others, noun)} in the same folder"
+
+
+def write_texts(job: Job, own: OwnFiles, captions_of: CaptionsOf) -> list[Texts]:
+    """Bring text files to what is said now: those that are asked for, and those of ours that `OUT`
+    has. Of others beside the media it is told how many are of an earlier run."""
+    found: list[Texts] = []
+    for beside in (False, True):
+        asked = job.config.format if job.config.beside == beside else ()
+        if not own and not set(asked) & set(WRITERS):
+            continue
+        stems = _stems(job, beside)
+        there = _texts_in({os.path.dirname(stem) for stem in stems})
+        for form in WRITERS:
+            writer = _Writer(job, own, Texts(form=form, beside=beside), stems)
+            if form in asked or (not beside and writer.has_own(there)):
+                found.append(writer.write(captions_of))
+            elif beside and writer.count_stale(captions_of, there):
+                found.append(writer.texts)
+    return found
+
+
+def _texts_in(folders: Set[str]) -> set[str]:
+    """Paths of what lies in these folders and is called as our texts are: to list a folder takes as
+    long as to look for one file in it."""
+    found: set[str] = set()
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            names = os.listdir(folder)
+            suffixes = tuple(f".{form}" for form in WRITERS)
+            found.update(os.path.join(folder, n) for n in names if n.endswith(suffixes))
+    return found
+
+
+class _Writer:
+    """The files of one form in one place."""
+
+    def __init__(self, job: Job, own: OwnFiles, texts: Texts, stems: list[str]) -> None:
+        self._job = job
+        self._own = own
+        self.texts = texts
+        self._paths = [Path(f"{stem}.{texts.form}") for stem in stems]
+
+    def has_own(self, there: Set[str]) -> bool:
+        """Whether any of them is among those, and ours."""
+        pairs = zip(self._paths, self._job.contents, strict=True)
+        return any(str(path) in there and self._is_own(path, medium) for path, medium in pairs)
+
+    def write(self, captions_of: CaptionsOf) -> Texts:
+        """Bring them to what is said now."""
+        for path, medium, text in self._said(captions_of):
+            if text is None:
+                self.texts.earlier += self._is_own(path, medium)
+                continue
+            sha256 = hashlib.sha256(text).hexdigest()
+            same = path.is_file() and path.stat().st_size == len(text) and _sha256(path) == sha256
+            theirs = os.path.lexists(path) and not same and not self._is_own(path, medium)
+            if path.is_dir() or (theirs and not self._job.config.overwrite):
+                self.texts.kept.append(path.name)
+                continue
+            self.texts.written += 1
+            self._own.add(self.texts.form, medium.digest, sha256)
+            if not same:
+                write_text(path, [text.decode()])
+        if not self.texts.beside:
+            self.texts.others = self._count_others()
+        return self.texts
+
+    def count_stale(self, captions_of: CaptionsOf, there: Set[str]) -> int:
+        """How many of those are ours and say something else than what is said now."""
+        for path, medium, text in self._said(captions_of, there):
+            if self._is_own(path, medium):
+                same = text is not None and _sha256(path) == hashlib.sha256(text).hexdigest()
+                self.texts.earlier += not same
+        return self.texts.earlier
+
+    def _said(
+        self, captions_of: CaptionsOf, only: Set[str] | None = None
+    ) -> Iterator[tuple[Path, Medium, bytes | None]]:
+        """What each file, or each of `only` those, should hold; None where not all of a medium is
+        captioned, since half a text would look like a whole one."""
+        job = self._job
+        for path, file, medium in zip(self._paths, job.files, job.contents, strict=True):
+            if only is not None and str(path) not in only:
+                continue
+            captions = captions_of(job, file, medium)
+            wanted = sum(not job.ledger.lost(task) for task in job.ledger.tasks([medium]))
+            text = None
+            if captions and len(captions) >= wanted:
+                lines = "".join(WRITERS[self.texts.form](captions))
+                text = lines.encode("utf-8", errors="replace")
+            yield path, medium, text
+
+    def _is_own(self, path: Path, medium: Medium) -> bool:
+        return self._own.has(self.texts.form, medium.digest, path)
+
+    def _count_others(self) -> int:
+        ours, count = {str(path) for path in self._paths}, 0
+        for folder, names, files in os.walk(self._job.out):
+            names[:] = [name for name in names if name not in NOT_TEXTS]
+            of_form = (name for name in files if name.endswith(f".{self.texts.form}"))
+            count += sum(os.path.join(folder, name) not in ours for name in of_form)
+        return count
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError:
+        return ""
+
+
+def _stems(job: Job, beside: bool) -> list[str]:
+    """The path without suffix of each file's text, absolute."""
+    if not beside:
+        return [f"{job.out}/{stem}" for stem in file_stems([f.media_path for f in job.files])]
+    # A file that two sources name is one file, but with two prompts it has two texts.
+    both = [(str(file.path), m.prompt) for file, m in zip(job.files, job.contents, strict=True)]
+    each = list(dict.fromkeys(both))
+    stems = dict(zip(each, file_stems([path for path, _ in each]), strict=True))
+    return [stems[one] for one in both]

@@ -1,0 +1,101 @@
+"""Single items that fit nowhere beside others: each is tried on every lower rung before it fails;
+knows neither waves nor what runs after what."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from artifacts.errors import CannotFit
+from flows.job.ledger import Task, unique
+from flows.job.prepare import Job
+from flows.planning.ladder import Ladder
+from flows.planning.rungs import Rung
+from flows.running.calls import HALVES, KEYS, HalfStage, settings_on
+from stages.process.events import TooLarge
+from stages.process.stage_process import StageOutcome
+
+Run = Callable[[HalfStage, list[list[Task]], Rung], tuple[StageOutcome, CannotFit | None]]
+"""One process of a stage over batches, on a rung."""
+
+
+def too_large(stage: str, words: str, wanted: int = 0) -> dict[str, Any]:
+    """What is told of an item that does not fit."""
+    more = f", and {wanted / (1 << 20):,.0f} MiB more were asked for at once" if wanted else ""
+    return {
+        "stage": stage,
+        "kind": "memory",
+        "message": f"the {stage} stage has not the memory for it, even alone{more} ({words})",
+        "hint": "Give --memory more, or fewer --max-frames; the same command tries it again",
+    }
+
+
+class Alone:
+    """What is done about the items of one run that did not fit."""
+
+    def __init__(
+        self, job: Job, ladder: Ladder, run: Run, tell: Callable[[str, int, int], None]
+    ) -> None:
+        """`tell` as of Steps."""
+        self._job = job
+        self._tell = tell
+        self._ladder = ladder
+        self._run = run
+
+    def fit(self, stage: HalfStage, tasks: Sequence[Task], told: Sequence[TooLarge]) -> None:
+        """Make what was told to be too large in processes of its own, on lower and lower rungs.
+        Raises CannotFit when the stage never made anything at all."""
+        large = {event.key: event for event in told}
+        left = [task for task in tasks if KEYS[stage](task) in large]
+        for rung in self._ladder.alone(stage) if left else []:
+            error = large[KEYS[stage](left[0])].error
+            self._ladder.tried_alone(rung, [self._name(task) for task in left], error)
+            self._try(stage, rung, left)
+            left = [task for task in left if not self._made(stage, task)]
+            if not left:
+                break
+        self._job.ledger.reconsider()
+        if left and not self._ever(stage):
+            error = large[KEYS[stage](left[0])].error
+            raise self._ladder.nothing_fits(stage, CannotFit(error))
+        for task in left:
+            event = large[KEYS[stage](task)]
+            why = too_large(stage, event.error, event.wanted_bytes)
+            self._job.ledger.unfit[task.place] = why
+
+    def _try(self, stage: HalfStage, rung: Rung, tasks: Sequence[Task]) -> None:
+        """All of them in one process; each in its own when that dies."""
+        one_each = unique([self._on(rung, task) for task in tasks], FIELDS[stage])
+        self._tell(stage, len(one_each), 0)
+        _, error = self._run(stage, [[task] for task in one_each], rung)
+        if error is not None and len(one_each) > 1:
+            for task in one_each:
+                self._tell(stage, 1, 0)
+                self._run(stage, [[task]], rung)
+
+    def _on(self, rung: Rung, task: Task) -> Task:
+        """The task with the keys of what it becomes on a rung."""
+        ledger, half = self._job.ledger, HALVES["encode" if rung.stage == "encode" else "decode"]
+        wanted = {**task.scopes.precision, half: settings_on(self._job.model, rung).label}
+        way = next(way for way in ledger.ways if way.precision == wanted)
+        return ledger.at(task.medium, task.chunk, way)
+
+    def _made(self, stage: HalfStage, task: Task) -> bool:
+        ledger = self._job.ledger
+        shelf = ledger.features if stage == "encode" else ledger.captions
+        keys = (KEYS[stage](ledger.at(task.medium, task.chunk, way)) for way in ledger.ways)
+        return any(key in shelf for key in keys)
+
+    def _ever(self, stage: HalfStage) -> bool:
+        """Whether the stage made anything of this job, now or before."""
+        tasks = self._job.ledger.tasks(self._job.media)
+        return any(self._made(stage, task) for task in tasks)
+
+    def _name(self, task: Task) -> str:
+        files = zip(self._job.files, self._job.contents, strict=True)
+        name = next(
+            file.media_path for file, medium in files if medium.digest == task.medium.digest
+        )
+        return f"{name} at {task.chunk.start:.1f} s" if task.chunk.start else name
+
+
+FIELDS = {"encode": "features", "decode": "caption"}
+"""What tells tasks of a stage apart."""

@@ -1,0 +1,46 @@
+"""Which chunks are computed together: decided by the whole wave, before any of it is; knows neither
+what is done nor how much fits."""
+
+from collections.abc import Mapping, Sequence
+
+from flows.job.ledger import Task, unique
+from stages.memory.shrinking import pieces
+
+FRAMES_A_BATCH = 64
+"""The encode stage takes fewer chunks a batch when they hold more frames than this together."""
+
+
+def encode_batches(
+    tasks: Sequence[Task], batch_size: int, frames_a_batch: int = FRAMES_A_BATCH
+) -> list[list[Task]]:
+    """Chunks of one shape together, in order; every chunk of the wave takes part, done or not."""
+    groups: dict[tuple[str, int, int, int], list[Task]] = {}
+    for task in unique(tasks, "features"):
+        groups.setdefault(task.shape, []).append(task)
+    batches = []
+    for (_, frames, _, _), group in groups.items():
+        size = max(1, min(batch_size, frames_a_batch // frames))
+        batches += [group[i : i + size] for i in range(0, len(group), size)]
+    return batches
+
+
+def decode_batches(
+    tasks: Sequence[Task], lengths: Mapping[str, int], batch_size: int
+) -> list[list[Task]]:
+    """Chunks of one kind together, alike in length, so that little is padded; the longest first, so
+    that what does not fit is found out at once. `lengths` is by the caption's key."""
+
+    def size(task: Task) -> tuple[int, tuple[str, int, int, int]]:
+        return lengths[task.caption], task.shape
+
+    ordered = sorted(unique(tasks, "caption"), key=size, reverse=True)
+    batches = []
+    for kind in ("image", "video"):
+        group = [task for task in ordered if task.medium.kind == kind]
+        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+    return batches
+
+
+def cut(batches: Sequence[list[Task]], size: int) -> list[list[Task]]:
+    """Each batch in pieces of a smaller size, which depends on what fits."""
+    return [list(piece) for batch in batches for piece in pieces(batch, size)]

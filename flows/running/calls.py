@@ -1,0 +1,122 @@
+"""What each stage is told, on whatever rung; starts nothing and knows not what runs after what."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+from flows.job.launch import StageCall
+from flows.job.ledger import Medium, Task
+from flows.job.models import Model
+from flows.job.precision import HalfSettings
+from flows.job.prepare import Job
+from flows.planning.rungs import Rung
+
+if TYPE_CHECKING:  # it imports torch
+    from stages.models.halves.boundary import Half
+
+HalfStage = Literal["encode", "decode"]
+HALVES: "dict[HalfStage, Half]" = {"encode": "vision", "decode": "language"}
+"""Which half a stage runs."""
+KEYS: Mapping[str, Callable[[Task], str]] = {
+    "frames": lambda task: task.frames,
+    "encode": lambda task: task.features,
+    "decode": lambda task: task.caption,
+}
+"""Under which key lies what a stage makes of a task."""
+
+
+def settings_on(model: Model, rung: Rung) -> HalfSettings:
+    """How the half of a stage is run on a rung."""
+    half = HALVES["encode" if rung.stage == "encode" else "decode"]
+    kv = rung.kv if rung.kv == "quantized" else ""
+    every = model.settings(half)
+    return next(s for s in every if (s.precision, s.kv) == (rung.precision, kv))
+
+
+class Calls:
+    """The calls of one job."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def frames(self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung) -> StageCall:
+        """To cut of each medium these chunks; None: all of them."""
+        job = self._job
+        arguments = {
+            "store": job.store.url,
+            "scope": job.ledger.scopes.frames,
+            "sampling": asdict(job.sampling),
+            "fit": {kind: job.model.fit(kind).long_edges for kind in ("video", "image")},
+            "media": [
+                {
+                    "path": m.path,
+                    "digest": m.digest,
+                    "kind": m.kind,
+                    "wanted": chunks,
+                    "stamp": m.stamp,
+                }
+                for m, chunks in media
+            ],
+            "workers": rung.batch,
+        }
+        return self._call("frames", arguments, device="cpu")
+
+    def half(self, stage: HalfStage, batches: Sequence[Sequence[Task]], rung: Rung) -> StageCall:
+        """To encode or decode these batches, all of them in one way."""
+        scopes = batches[0][0].scopes
+        card = self._job.model.card
+        arguments = self._half(stage, rung)
+        if stage == "encode":
+            entries = [[self._to_encode(t) for t in b] for b in batches]
+            arguments |= {
+                "frames_scope": scopes.frames,
+                "scope": scopes.features,
+                "frames_a_video": card.frames_a_video,
+                "batches": entries,
+            }
+        else:
+            entries = [
+                [_entry(t, key=t.caption, features=t.features, prompt=t.medium.prompt) for t in b]
+                for b in batches
+            ]
+            arguments |= {
+                "features_scope": scopes.features,
+                "scope": scopes.captions,
+                "max_new_tokens": self._job.config.max_new_tokens,
+                "batches": entries,
+            }
+        return self._call(stage, arguments)
+
+    def _to_encode(self, task: Task) -> dict[str, str]:
+        seen = {"prompt": task.medium.prompt} if self._job.model.card.prompted else {}
+        return _entry(task, key=task.features, frames=task.frames, **seen)
+
+    def _half(self, stage: HalfStage, rung: Rung) -> dict[str, Any]:
+        model = self._job.model
+        settings = settings_on(model, rung)
+        return {
+            "store": self._job.store.url,
+            "model": str(model.folder),
+            "revision": None,
+            "device": self._job.device,
+            "dtype": settings.dtype,
+            "precision": settings.precision,
+            "attention": settings.attention,
+            "trust_remote_code": self._job.config.trust_remote_code,
+            "route": model.card.route,
+            "pieces": (model.card.vision if stage == "encode" else model.card.language).pieces,
+            "prefill": rung.prefill,
+            "kv": rung.kv,
+            "offload": rung.offload,
+            "block": rung.block,
+        }
+
+    def _call(self, name: str, arguments: dict[str, Any], device: str = "") -> StageCall:
+        log = self._job.out / "logs" / f"{name}.log"
+        device = device or self._job.device
+        allowed = self._job.budget.of_stage(device)
+        return StageCall(name=name, arguments=arguments, device=device, log=log, budget=allowed)
+
+
+def _entry(task: Task, **values: str) -> dict[str, str]:
+    return {"kind": task.medium.kind, **values}

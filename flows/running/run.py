@@ -1,0 +1,170 @@
+"""One caption run from its configuration to its exit code, whoever launches the stages."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts.captions import write_jsonl
+from artifacts.errors import UsageError
+from artifacts.store import fault_of
+from flows.console.display import Display
+from flows.job.about import notes, summary
+from flows.job.budget import WithinBudget
+from flows.job.config import CaptionConfig
+from flows.job.holds import Hold, holding
+from flows.job.launch import DirectLauncher, Launcher
+from flows.job.prepare import Job, NothingToCaption, out_folder, prepare
+from flows.job.scope_notes import note_scopes
+from flows.job.weights import fetch_halves
+from flows.planning.ladder import Ladder
+from flows.planning.start import ladder_of
+from flows.results.outputs import failure_of, names_of, places, there_before
+from flows.results.run_record import RunRecord
+from flows.results.run_result import RunResult
+from flows.running.sequence import Sequence
+from flows.running.steps import Steps
+from flows.running.stopping import stopped_in_order
+from stages.process.events import Event, Failed, Item, MemorySeen
+from stages.process.lock import holder, try_hold
+from stages.process.stage_process import Listener
+
+if TYPE_CHECKING:  # it imports torch
+    from stages.models.halves.boundary import Half
+
+LauncherMaker = Callable[[Listener], Launcher]
+OnBegin = Callable[[RunRecord], None]
+
+
+class Watch:
+    """Tells people and the record what the stages do."""
+
+    def __init__(self, display: Display, on_begin: OnBegin | None = None) -> None:
+        self._display = display
+        self._on_begin = on_begin
+        self._job: Job | None = None
+        self._record: RunRecord | None = None
+        self._ladder: Ladder | None = None
+        self._items: dict[str, int] = {}
+        self._names: dict[str, str] = {}
+        """Of the media, once one of them has failed: to find one takes a look at all."""
+
+    def listen(self, stage: str, event: Event) -> None:
+        """Hear an event of a stage."""
+        record, job = self._record, self._job
+        self._display.listen(stage, event)
+        if record is None or job is None:
+            return
+        if self._ladder is not None:
+            self._ladder.listen(stage, event)
+        if isinstance(event, Item):
+            self._items[stage] += 1
+            record.live(stage, self._items[stage])
+        elif isinstance(event, MemorySeen):
+            record.memory(stage, asdict(event))
+        elif isinstance(event, Failed):
+            self._names = self._names or names_of(job)
+            failure = failure_of(job, self._names, stage, event)
+            self._display.fail(**failure)
+            record.fail(stage, failure)
+
+    def tell(self, stage: str, total: int, done: int) -> None:
+        """A stage is about to start."""
+        self._items[stage] = 0
+        if self._record is not None:
+            self._record.begin(stage)
+        self._display.stage(stage, total, done)
+
+    def _taken(self, rung: Mapping[str, Any], text: str) -> None:
+        """A stage is run in another way than it was asked for."""
+        if self._record is not None:
+            self._record.rung(rung)
+        self._display.say(text)
+
+    @contextlib.contextmanager
+    def working(
+        self,
+        job: Job,
+        launcher: Launcher,
+        doing: str = "captioning into",
+        another: str = "give another --out",
+    ) -> Iterator[tuple[Sequence, RunRecord, Hold]]:
+        """The sequence of a job, which nobody else works on and nobody deletes under it."""
+
+        def fetch(halves: "Collection[Half]") -> None:
+            fetch_halves(job.model, halves, self._display)
+
+        with only_run_in(job, doing, another), claiming(job) as hold:
+            for note in filter(None, [*notes(job), job.budget.warning]):
+                self._display.say(note)
+            self._job, self._record = job, (record := RunRecord(job.out))
+            record.value.update(plan=summary(job), outputs=places(job), earlier=there_before(job))
+            record.write(force=True)
+            if self._on_begin is not None:
+                self._on_begin(record)
+            self._ladder = ladder_of(job, self._taken)
+            launcher = WithinBudget(launcher, job.budget, job.config, self._display.say)
+            steps = Steps(job, launcher, record, self._ladder, self.tell, fetch, hold)
+            try:
+                yield Sequence(job, steps, record), record, hold
+            finally:
+                self._display.close()
+
+
+def caption(
+    config: CaptionConfig,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
+) -> RunResult:
+    """Caption everything the configuration names; `on_begin` is given the run's record before work
+    begins. Raises PenstockError; what is finished stays done."""
+    watch = Watch(display, on_begin)
+    launcher = make_launcher(watch.listen)
+    refuse_file(out_folder(config))
+    with stopped_in_order():
+        try:
+            job = prepare(config, launcher, display.say)
+        except NothingToCaption as error:
+            write_jsonl(out_folder(config) / "failures.jsonl", error.failures)
+            raise
+        with watch.working(job, launcher) as (sequence, _, _):
+            return sequence.run()
+
+
+def refuse_file(folder: Path) -> None:
+    """Raises EnvironmentFault for a folder that cannot be made because a file is in its place:
+    before a model is read, or downloaded."""
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise fault_of(NotADirectoryError(errno.ENOTDIR, ""), folder)
+
+
+@contextlib.contextmanager
+def claiming(job: Job) -> Iterator[Hold]:
+    """Keep what the job needs from being deleted by others, and note what it is of."""
+    scopes = [s for way in job.ledger.ways for s in (way.frames, way.features, way.captions)]
+    with holding(job.store, list(dict.fromkeys(scopes)), job.out) as hold:
+        note_scopes(job)
+        yield hold
+
+
+@contextlib.contextmanager
+def only_run_in(job: Job, doing: str, another: str) -> Iterator[None]:
+    """Two runs that write one folder would take turns at destroying each other's files."""
+    path = job.out / ".lock"
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+        lock = try_hold(path)
+    except OSError as error:
+        raise fault_of(error, job.out) from error
+    if lock is None:
+        raise UsageError(
+            f"{holder(path)} is {doing} {job.out} already",
+            hint=f"Wait for it, watch it with `penstock status {job.out}`, or {another}",
+        )
+    with lock:
+        yield

@@ -1,0 +1,194 @@
+"""What runs after what: frames, encode and, of a caption run, decode, wave by wave; the same with
+and without Prefect."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from artifacts.errors import Interrupted, Killed, PenstockError
+from artifacts.pack_object import DamagedRecord
+from artifacts.shards import DATASET
+from flows.job.launch import KILLS
+from flows.job.ledger import Medium
+from flows.job.prepare import Job
+from flows.job.weights import halves_wanted
+from flows.planning.sizes import estimates, wave_limit
+from flows.results.dataset import is_stale, write_dataset
+from flows.results.outputs import places, write_outputs
+from flows.results.run_record import RunRecord
+from flows.results.run_result import RunResult
+from flows.running.steps import Steps
+
+if TYPE_CHECKING:  # it imports torch
+    from stages.models.halves.boundary import Half
+
+WRITING_SHARE = 20
+"""Between waves the outputs, which are written whole, take one part in so many of a run's time."""
+REMAKES = 3
+"""How often a wave is gone through again because a stored record was found damaged."""
+
+
+class Sequence:
+    """One run over one job."""
+
+    def __init__(self, job: Job, steps: Steps, record: RunRecord) -> None:
+        self._job = job
+        self._steps = steps
+        self._record = record
+        self._write_at = 0.0
+        """When, on the monotonic clock, the outputs may be written again between waves."""
+
+    def run(self) -> RunResult:
+        """Bring every item to its caption; raises what stopped the run, after writing what is
+        there."""
+        job = self._job
+        self._begin()
+        files = len(job.files) + len(job.failures)
+        result = RunResult(out=job.out, files=files, limit=job.config.max_new_tokens)
+
+        def write(last: bool) -> None:
+            self._write(result, last=last)
+
+        with self._recorded(write):
+            self._waves(halves_wanted(job.ledger, job.media), self._steps.decode, write)
+            if "webdataset" in job.config.format:
+                result.warnings += write_dataset(job, self._steps.launcher, self._steps.tell)
+                self._tell(result)
+        result.warnings += result.notes()
+        return result
+
+    def fill(self) -> None:
+        """Bring every item to its features and no further; raises what stopped the run."""
+        self._begin()
+
+        def write(last: bool) -> None:
+            self._expect()
+
+        with self._recorded(write):
+            halves = set(halves_wanted(self._job.ledger, self._job.media)) - {"language"}
+            self._waves(sorted(halves), None, write)
+
+    @contextlib.contextmanager
+    def _recorded(self, write: Callable[[bool], None]) -> Iterator[None]:
+        """However it ends, what is there is written, and the record says how it ended."""
+        try:
+            yield
+        except BaseException as error:
+            self._steps.stop_ahead()
+            stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+            # Whatever is wrong with writing, such as a full disk, is told already.
+            with contextlib.suppress(Exception):
+                self._job.ledger.refresh()
+                write(True)
+            with contextlib.suppress(PenstockError):
+                self._record.finish("interrupted" if stopped else "failed", error=str(error))
+            raise
+        self._record.finish("done")
+
+    def _waves(
+        self,
+        halves: "Collection[Half]",
+        decode: Callable[[list[Medium]], None] | None,
+        write: Callable[[bool], None],
+    ) -> None:
+        job = self._job
+        expected = estimates(job)
+        self._steps.plan(halves, expected)
+        # All that will be wanted, so that a hub that cannot be reached is known before hours of
+        # work and not in the middle.
+        self._steps.fetch(halves)
+        self._record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
+        self._record.value["media"]["total"] = len(job.files) + len(job.failures)
+        self._seldom(self._expect)
+        waves = job.ledger.waves(job.media, [e.bytes for e in expected], wave_limit(job))
+        for number, wave in enumerate(waves):
+            following = waves[number + 1] if number + 1 < len(waves) else []
+            self._wave(wave, following, decode)
+            if not following or time.monotonic() >= self._write_at:
+                self._seldom(partial(write, not following))
+
+    def _wave(
+        self,
+        wave: list[Medium],
+        following: list[Medium],
+        decode: Callable[[list[Medium]], None] | None,
+    ) -> None:
+        kills = 0
+        remakes: Counter[str] = Counter()
+        begun = False
+        while True:
+            try:
+                self._steps.frames(wave)
+                if time.monotonic() >= self._write_at:
+                    self._expect()
+                if not begun:
+                    begun = True
+                    self._steps.begin_frames(following)
+                self._steps.encode(wave)
+                if decode is not None:
+                    decode(wave)
+                return
+            except DamagedRecord as error:
+                # However many are damaged, each costs its own part; one that is again and again
+                # is the disk's fault.
+                remakes[error.message] += 1
+                if remakes[error.message] == REMAKES:
+                    raise
+            except Killed as error:
+                # By whom is not told. If the kernel did it for want of memory it will again, before
+                # anything is made; whoever wants the run to end stops this process.
+                kills = 0 if error.items else kills + 1
+                if kills > KILLS:
+                    raise
+            self._job.ledger.refresh()
+            self._job.ledger.reconsider()
+
+    def _write(self, result: RunResult, *, last: bool) -> None:
+        result.written = write_outputs(self._job, last=last)
+        self._tell(result)
+        self._record.value["media"]["total"] = result.files
+        self._record.fails(result.failures)
+        self._expect()
+
+    def _tell(self, result: RunResult) -> None:
+        """Tell the record what the outputs hold, and which hold something else."""
+        written = result.written
+        stale = is_stale(self._job)
+        written.earlier = [*(n for n in written.earlier if n != DATASET), *[DATASET] * stale]
+        self._record.value.update(written.to_json())
+        self._record.value["outputs"] = places(self._job)
+
+    def _seldom(self, do: Callable[[], None]) -> None:
+        """Do what takes longer the more items there are, and not again for a good while."""
+        started = time.monotonic()
+        do()
+        self._write_at = started + WRITING_SHARE * (time.monotonic() - started)
+
+    def _expect(self) -> None:
+        """Tell the record how much work there is, as far as it is known."""
+        ledger, media = self._job.ledger, self._job.media
+        tasks = ledger.tasks(media)
+        captioned = {t.features for t in tasks if t.caption in ledger.captions}
+        for stage, wanted, there in (
+            ("frames", {t.frames for t in tasks}, None),
+            ("encode", {t.features for t in tasks}, ledger.features.keys() | captioned),
+            (
+                "decode",
+                {t.caption for t in tasks if not ledger.lost(t)},
+                ledger.captions.keys(),
+            ),
+        ):
+            done = wanted if there is None else wanted & there
+            self._record.expect(stage, len(wanted), len(done))
+        self._record.value["media"]["open"] = sum(
+            ledger.index(m) is None and ledger.failure(m) is None for m in media
+        )
+
+    def _begin(self) -> None:
+        # What others published before they knew that this run needs it too, they have cleared away.
+        self._job.ledger.refresh()
+        if self._job.config.retry_failed:
+            self._job.ledger.forget_failures(self._job.media)

@@ -1,0 +1,45 @@
+"""Being stopped from outside without losing what is done; knows nothing of what is stopped."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+from artifacts.errors import Interrupted
+from flows.console.terminal import forget_terminal
+
+STOPPING = (signal.SIGTERM, signal.SIGHUP)
+"""What counts as Ctrl-C: being asked to end, and the end of the terminal or the connection."""
+
+
+@contextlib.contextmanager
+def stopped_in_order() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP end the run the same way: the stage is stopped, the outputs are
+    written. Whoever takes or ignores one already, as Prefect in a flow and `nohup`, keeps it."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+    ours = [number for number, taken in before.items() if taken is signal.SIG_DFL]
+    hung_up = False
+
+    def stop(number: int, _: object) -> None:
+        nonlocal hung_up
+        if number == signal.SIGHUP:
+            hung_up = True
+            # It comes twice, from the kernel and from the shell, and the outputs are to be written.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            forget_terminal()
+        raise KeyboardInterrupt
+
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            "stopped", hint="Nothing finished is lost; run the same command again to go on"
+        ) from error
+    finally:
+        for number in ours:
+            if number != signal.SIGHUP or not hung_up:
+                signal.signal(number, signal.SIG_DFL)

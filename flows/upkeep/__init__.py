@@ -1,0 +1,1 @@
+"""The store looked after: features rebuilt, what is old removed."""

@@ -1,0 +1,85 @@
+"""What a store holds, by model and age; changes nothing."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from artifacts.pack_object import QUARANTINE
+from artifacts.store import FolderStore, ObjectStat
+from flows.job.scope_notes import notes
+
+PACK = ".pack"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pack:
+    """One object of records in a store."""
+
+    name: str
+    stat: ObjectStat
+
+    @property
+    def kind(self) -> str:
+        return self.name.split("/")[0]
+
+    @property
+    def scope(self) -> str:
+        return self.name.split("/")[2]
+
+
+def packs(store: FolderStore) -> list[Pack]:
+    """Every pack that is in its place."""
+    found = []
+    for name in store.list():
+        if name.startswith(f"{QUARANTINE}/") or not name.endswith(PACK) or name.count("/") < 3:
+            continue
+        stat = store.stat(name)
+        if stat is not None:
+            found.append(Pack(name=name, stat=stat))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holding:
+    """What a store has of one kind and scope."""
+
+    kind: str
+    scope: str
+    packs: int
+    bytes: int
+    used: float
+    """When any of it was last written or read: seconds since the epoch."""
+    settings: Mapping[str, Any]
+    """What it is of, as `settings_of` says; empty when that was not written down."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "settings": dict(self.settings)}
+
+
+def holdings(store: FolderStore) -> list[Holding]:
+    """What is stored, by model, the last used first."""
+    groups: dict[tuple[str, str], list[Pack]] = {}
+    for pack in packs(store):
+        groups.setdefault((pack.kind, pack.scope), []).append(pack)
+    known = notes(store) if groups else None
+    found = [
+        Holding(
+            kind=kind,
+            scope=scope,
+            packs=len(group),
+            bytes=sum(pack.stat.size for pack in group),
+            used=max(pack.stat.modified for pack in group),
+            settings=known.meta(scope) if known is not None and scope in known else {},
+        )
+        for (kind, scope), group in groups.items()
+    ]
+    return sorted(found, key=lambda h: (h.settings.get("model", "~"), -h.used, h.kind))
+
+
+def sampling_text(sampling: Mapping[str, Any]) -> str:
+    """`30 s, 1 fps, 32 frames at most`."""
+    longest = f"{sampling['chunk_seconds']:g} s"
+    pieces = f"shots up to {longest}" if sampling["shots"] else longest
+    if sampling["frames"] is not None:
+        return f"{pieces}, {sampling['frames']} frames"
+    return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most"

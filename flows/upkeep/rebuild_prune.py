@@ -1,0 +1,84 @@
+"""Removing what a job's rebuilds made and nothing refers to any more; never what a recorded or a
+running job needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from artifacts.packs import Shelf
+from artifacts.shelves import Shelves
+from flows.job.holds import RunningJob
+from flows.job.ledger import Ledger, Medium
+from flows.job.prepare import Job
+from flows.job.scopes import Scopes
+from flows.upkeep.rebuild_record import Reach, RebuildRecord, other_records
+
+
+@dataclass(kw_only=True, slots=True)
+class Pruned:
+    """What was removed, or would be."""
+
+    records: int = 0
+    bytes: int = 0
+    left: tuple[Reach, ...] = ()
+    """What could not be removed now, because a running job may need it."""
+
+
+def prune(
+    job: Job, name: str, now: RebuildRecord, running: Sequence[RunningJob], *, dry_run: bool
+) -> Pruned:
+    """Remove what the rebuilds of the job called `name` made and `now` does not refer to."""
+    records = [now, *other_records(job.store, name)]
+    held = frozenset[str]().union(*(other.scopes for other in running))
+    made = Pruned()
+    for reach in now.past:
+        if reach.features in held:
+            made.left += (reach,)
+            continue
+        loose = reach.without(
+            content
+            for record in records
+            if record.features == reach.features
+            for content in record.reach.contents
+        )
+        tasks = _ledger(job, loose)
+        features = {task.features for task in tasks.tasks(_media(loose))}
+        _remove(tasks.features, features, made, dry_run)
+        _remove(tasks.refused, features, made, dry_run)
+        if reach.frames in held:
+            continue
+        looked_at = {
+            digest
+            for record in records
+            if record.frames == reach.frames
+            for digest, _ in record.reach.contents
+        }
+        frames = {
+            task.frames
+            for task in tasks.tasks(_media(loose))
+            if task.medium.digest not in looked_at
+        }
+        _remove(tasks.frames, frames, made, dry_run)
+    return made
+
+
+def _ledger(job: Job, reach: Reach) -> Ledger:
+    prompted = any(prompt for _, prompt in reach.contents)
+    scopes = Scopes(
+        frames=reach.frames,
+        features=reach.features,
+        captions=job.ledger.scopes.captions,
+        prompted=prompted,
+    )
+    return Ledger(job.store, scopes)
+
+
+def _media(reach: Reach) -> list[Medium]:
+    return [Medium(digest=d, path="", kind="", prompt=p) for d, p in sorted(reach.contents)]
+
+
+def _remove(shelf: Shelf | Shelves, keys: set[str], made: Pruned, dry_run: bool) -> None:
+    found = [key for key in keys if key in shelf]
+    made.records += len(found)
+    made.bytes += sum(shelf.size(key) for key in found)
+    if not dry_run:
+        shelf.remove(found)

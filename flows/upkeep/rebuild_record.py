@@ -1,0 +1,211 @@
+"""What the last rebuild of a job knew, and how the files and settings differ from it now; starts
+nothing and deletes nothing."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from artifacts.keys import digest_of
+from artifacts.packs import Record, Shelf
+from artifacts.store import FolderStore
+from flows.job.prepare import Job
+from flows.job.scope_notes import settings_of
+
+KIND = "rebuilds"
+Content = tuple[str, str]
+"""Digest of a medium, and the prompt where features are made of it too, else an empty text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reach:
+    """Features of some contents in one scope."""
+
+    frames: str
+    """Scope of the frames they are made of."""
+    features: str
+    contents: frozenset[Content]
+
+    def without(self, contents: Iterable[Content]) -> "Reach":
+        return replace(self, contents=self.contents.difference(contents))
+
+    def to_json(self) -> list[Any]:
+        return [self.frames, self.features, sorted(self.contents)]
+
+    @classmethod
+    def from_json(cls, value: Sequence[Any]) -> "Reach":
+        frames, features, contents = value
+        return cls(frames=frames, features=features, contents=frozenset(map(tuple, contents)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RebuildRecord:
+    """One rebuild, as the next one of the same job sees it."""
+
+    number: int
+    frames: str
+    features: str
+    settings: Mapping[str, Any]
+    """What decided the features, as `settings_of` says."""
+    files: tuple[tuple[str, str, str], ...]
+    """Absolute path, digest and prompt of each file; of the prompt see `Content`."""
+    past: tuple[Reach, ...] = ()
+    """What this and earlier rebuilds may have made and no longer refer to."""
+    seconds_a_chunk: float | None = None
+    """How long one took when some were last made in this scope."""
+
+    @property
+    def reach(self) -> Reach:
+        contents = frozenset((digest, prompt) for _, digest, prompt in self.files)
+        return Reach(frames=self.frames, features=self.features, contents=contents)
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {**fields, "past": [reach.to_json() for reach in self.past]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "RebuildRecord":
+        files = tuple((path, digest, prompt) for path, digest, prompt in value["files"])
+        past = tuple(map(Reach.from_json, value["past"]))
+        return cls(**{**value, "files": files, "past": past})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """How the files of a job differ from those of its last rebuild, by path."""
+
+    unchanged: int = 0
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    why: tuple[str, ...] = ()
+    """Why even unchanged files are encoded anew; empty when they are not."""
+
+    def line(self) -> str:
+        names = ("unchanged", "added", "changed", "removed")
+        return ", ".join(f"{getattr(self, name)} {name}" for name in names)
+
+
+def job_digest(sources: Iterable[str], name: str) -> str:
+    """What a job is known by in its store, whatever its model, sampling and files are."""
+    places = {os.path.abspath(os.path.expanduser(source)) for source in sources}
+    return digest_of(["rebuild", sorted(places), name])
+
+
+def last_record(store: FolderStore, job: str) -> RebuildRecord | None:
+    """The newest record of a job."""
+    shelf = Shelf(store, KIND, job)
+    found = [RebuildRecord.from_json(shelf.meta(key)) for key in sorted(shelf.keys())]
+    return max(found, key=lambda record: record.number, default=None)
+
+
+def same(one: RebuildRecord | None, other: RebuildRecord) -> bool:
+    """Whether they say the same."""
+    return one is not None and replace(one, number=other.number) == other
+
+
+def write_record(store: FolderStore, job: str, record: RebuildRecord) -> None:
+    """Put a record in the place of the earlier ones."""
+    shelf = Shelf(store, KIND, job)
+    before = shelf.keys()
+    shelf.publish([Record(key=f"{record.number}", meta=record.to_json())])
+    shelf.drop(before - {f"{record.number}"})
+
+
+def other_records(store: FolderStore, job: str) -> list[RebuildRecord]:
+    """The newest record of every other job on the store."""
+    jobs = {name.split("/")[2] for name in store.list(KIND)} - {job}
+    return [record for other in sorted(jobs) if (record := last_record(store, other)) is not None]
+
+
+def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
+    """What is to be recorded of a job as it is now, if nothing is removed."""
+    scopes = job.ledger.scopes
+    files = tuple(
+        (str(file.path), medium.digest, medium.prompt if scopes.prompted else "")
+        for file, medium in zip(job.files, job.contents, strict=True)
+    )
+    now = RebuildRecord(
+        number=last.number + 1 if last else 1,
+        frames=scopes.frames,
+        features=scopes.features,
+        settings=settings_of(job),
+        files=files,
+        seconds_a_chunk=last.seconds_a_chunk
+        if last is not None and last.features == scopes.features
+        else None,
+    )
+    return replace(now, past=merged(now.reach, [*last.past, last.reach]) if last else ())
+
+
+def begun(last: RebuildRecord | None, now: RebuildRecord) -> RebuildRecord:
+    """What is recorded while a rebuild works: what it makes is known for this job's, even if it
+    never ends and the next one is told something else."""
+    old = last or replace(now, files=())
+    past = merged(old.reach, [*old.past, now.reach])
+    return replace(old, past=past, number=now.number)
+
+
+def merged(now: Reach, past: Iterable[Reach]) -> tuple[Reach, ...]:
+    """One reach a scope, without what is referred to now and without those that are empty."""
+    found: dict[str, Reach] = {}
+    for reach in past:
+        before = found.get(reach.features)
+        contents = reach.contents | (before.contents if before else frozenset())
+        found[reach.features] = replace(reach, contents=contents)
+    if now.features in found:
+        found[now.features] = found[now.features].without(now.contents)
+    return tuple(reach for reach in found.values() if reach.contents)
+
+
+def difference(last: RebuildRecord | None, now: RebuildRecord) -> Difference:
+    """What is new since the last rebuild; all of it when there was none."""
+    before, after = _by_path(last), _by_path(now)
+    shared = before.keys() & after.keys()
+    changed = sum(before[path].keys() != after[path].keys() for path in shared)
+    return Difference(
+        unchanged=len(shared) - changed,
+        added=len(after.keys() - before.keys()),
+        changed=changed,
+        removed=len(before.keys() - after.keys()),
+        why=tuple(reasons(last, now)) if last is not None else (),
+    )
+
+
+def _by_path(record: RebuildRecord | None) -> dict[str, dict[str, set[str]]]:
+    """Path → digest → prompts."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for path, digest, prompt in record.files if record is not None else ():
+        found.setdefault(path, {}).setdefault(digest, set()).add(prompt)
+    return found
+
+
+def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
+    """Why what was made then of equal files does not do now."""
+    if last.features == record.features:
+        then = _by_path(last)
+        asked_again = any(
+            then.get(path, {}).get(digest, prompts) != prompts
+            for path, digests in _by_path(record).items()
+            for digest, prompts in digests.items()
+        )
+        text = "prompt changed, which this model's features are made of too"
+        return [text] if asked_again else []
+    before, now, found = last.settings, record.settings, []
+    if before["model"] != now["model"]:
+        found.append(f"model changed ({before['model']} → {now['model']})")
+    elif before["commit"] != now["commit"]:
+        short = [f"{commit}"[:7] for commit in (before["commit"], now["commit"])]
+        found.append(f"revision changed ({short[0]} → {short[1]})")
+    elif before["weights"] != now["weights"]:
+        found.append("weights changed: another checkpoint lies in the model's folder")
+    if before["computing"] != now["computing"]:
+        computing = [" ".join(values["computing"]) for values in (before, now)]
+        found.append(f"precision or attention changed ({computing[0]} → {computing[1]})")
+    for name, value in now["sampling"].items():
+        old = before["sampling"].get(name)
+        if old != value:
+            found.append(f"sampling changed ({name.replace('_', ' ')} {old} → {value})")
+    if before["recipes"] != now["recipes"]:
+        found.append("recipe changed: this version of Penstock makes features otherwise")
+    return found or ["what the processor does to frames changed"]

@@ -1,0 +1,223 @@
+"""A rebuild from its configuration to its exit code: what of the features is missing is encoded,
+and nothing else; knows no Prefect."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from artifacts.captions import Failure
+from artifacts.store import open_store
+from artifacts.words import counted
+from flows.console.display import Display, duration, size
+from flows.job.config import CaptionConfig
+from flows.job.holds import RunningJob, running_jobs
+from flows.job.launch import DirectLauncher
+from flows.job.prepare import Job, prepare
+from flows.job.weights import bytes_to_fetch
+from flows.planning.sizes import unencoded
+from flows.results.outputs import failures_of
+from flows.running.run import LauncherMaker, OnBegin, Watch
+from flows.running.stopping import stopped_in_order
+from flows.upkeep.rebuild_prune import prune
+from flows.upkeep.rebuild_record import (
+    Difference,
+    Reach,
+    RebuildRecord,
+    begun,
+    difference,
+    job_digest,
+    last_record,
+    record_of,
+    same,
+    write_record,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RebuildOptions:
+    """What a rebuild is asked besides what to look at and how."""
+
+    name: str = ""
+    """Tells apart jobs over the same sources, such as those of two models."""
+    prune: bool = False
+    """Remove what this job made and nothing refers to any more."""
+    dry_run: bool = False
+    """Say what would be done, and do nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Missing:
+    """What is to be encoded."""
+
+    files: int = 0
+    """Contents of which something is missing; equal files are one."""
+    chunks: int = 0
+    frames: int = 0
+    frame_bytes: int = 0
+    """Of frames, while they are there."""
+    feature_bytes: int = 0
+    guessed: bool = False
+    """Whether some are known by their headers alone."""
+
+    @classmethod
+    def of(cls, job: Job) -> "Missing":
+        found = unencoded(job)
+        return cls(
+            files=len(found),
+            chunks=sum(estimate.chunks for estimate, _ in found),
+            frames=sum(estimate.frames for estimate, _ in found),
+            frame_bytes=sum(estimate.frame_bytes for estimate, _ in found),
+            feature_bytes=sum(estimate.feature_bytes for estimate, _ in found),
+            guessed=any(guessed for _, guessed in found),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class RebuildResult:
+    """How a rebuild ended, or what it would do."""
+
+    files: int
+    difference: Difference
+    missing: Missing
+    seconds_a_chunk: float | None
+    """How long encoding took last time; None: never done here with this model and sampling."""
+    fetch_bytes: int
+    """Of weights, which have to be downloaded for that."""
+    dry_run: bool
+    encoded: int = 0
+    """Chunks."""
+    removed: int = 0
+    """Records of features and frames that nothing refers to."""
+    removed_bytes: int = 0
+    kept: str = ""
+    """Why nothing was removed although it was asked; empty when it was."""
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all there · 1 some files failed."""
+        return 1 if self.failures else 0
+
+    def row(self) -> dict[str, int]:
+        """The counts, as a row of a table."""
+        found = self.difference
+        return {
+            "unchanged": found.unchanged,
+            "added": found.added,
+            "changed": found.changed,
+            "removed": found.removed,
+            "chunks encoded": self.encoded,
+            "records removed": 0 if self.dry_run else self.removed,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "exit_code": self.exit_code}
+
+    def plan_lines(self) -> list[str]:
+        """What differs and what is to be done about it."""
+        missing = self.missing
+        lines = [f"{counted(self.files, 'file')}: {self.difference.line()}", *self.difference.why]
+        if not missing.chunks:
+            return [*lines, "nothing to encode"]
+        about = "about " if missing.guessed else ""
+        took = "unknown until some were made"
+        if self.seconds_a_chunk is not None:
+            took = f"about {duration(self.seconds_a_chunk * missing.chunks)}"
+        if self.fetch_bytes:
+            lines.append(f"to download: {size(self.fetch_bytes)} of weights")
+        chunks, files = counted(missing.chunks, "chunk"), counted(missing.files, "file")
+        frames = f"{about}{counted(missing.frames, 'frame')}, {size(missing.frame_bytes)}"
+        return [
+            *lines,
+            f"to encode: {about}{chunks} of {files}, {frames} while they are there",
+            f"to store: about {size(missing.feature_bytes)} of features; time: {took}",
+        ]
+
+    def line(self) -> str:
+        """The outcome in one line."""
+        would = "would encode" if self.dry_run else "encoded"
+        chunks = self.missing.chunks if self.dry_run else self.encoded
+        text = f"{counted(self.files, 'file')}: {self.difference.line()}; {would} "
+        text += counted(chunks, "chunk")
+        if self.removed:
+            verb = "would remove" if self.dry_run else "removed"
+            text += f", {verb} {counted(self.removed, 'record')} of {size(self.removed_bytes)}"
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"{text}{failed}{f'; nothing was removed: {self.kept}' if self.kept else ''}"
+
+
+def rebuild(
+    config: CaptionConfig,
+    options: RebuildOptions,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
+) -> RebuildResult:
+    """Bring the stored features of everything the configuration names up to date; what it says of
+    text and of output files has no effect. `on_begin` is given the run's record before work begins.
+    Raises PenstockError; what is finished stays done."""
+    name = job_digest(config.sources, options.name)
+    # Logs and the record of the run lie in the store: a rebuild has no outputs.
+    out = open_store(config.store_url).root / "logs" / f"rebuild-{name[:12]}"
+    config = replace(config, out=str(out), format=(), beside=False)
+    watch = Watch(display, on_begin)
+    launcher = make_launcher(watch.listen)
+    with stopped_in_order():
+        job = prepare(config, launcher, display.say, text=False)
+        last = last_record(job.store, name)
+        now = record_of(job, last)
+        to_make = Missing.of(job)
+        result = RebuildResult(
+            files=len(job.files),
+            difference=difference(last, now),
+            missing=to_make,
+            fetch_bytes=bytes_to_fetch(job.model, ["vision"] if to_make.chunks else []),
+            seconds_a_chunk=now.seconds_a_chunk,
+            dry_run=options.dry_run,
+        )
+        if options.dry_run:
+            _prune(job, name, now, running_jobs(job.store), options, result)
+            result.failures = failures_of(job)
+            return result
+        for line in result.plan_lines():
+            display.say(line)
+        words = ("rebuilding, with its logs in", "give it another --name")
+        with watch.working(job, launcher, *words) as (sequence, ran, hold):
+            if result.missing.chunks:
+                write_record(job.store, name, begun(last, now))
+                now = replace(now, number=now.number + 1)
+            sequence.fill()
+            job.ledger.features.use(task.features for task in job.ledger.tasks(job.media))
+            encode = ran.stage("encode")
+            result.encoded = encode["items"]
+            if result.encoded:
+                seconds = encode["seconds"] + ran.stage("frames")["seconds"]
+                now = replace(now, seconds_a_chunk=seconds / result.encoded)
+            now = replace(now, past=_prune(job, name, now, hold.others(), options, result))
+            if result.missing.chunks or not same(last, now):
+                write_record(job.store, name, now)
+        result.failures = failures_of(job)
+    return result
+
+
+def _prune(
+    job: Job,
+    name: str,
+    now: RebuildRecord,
+    running: Sequence[RunningJob],
+    options: RebuildOptions,
+    result: RebuildResult,
+) -> tuple[Reach, ...]:
+    """Remove what nothing refers to, if that was asked; returns what is still to be removed."""
+    if not options.prune:
+        return now.past
+    if job.config.limit is not None:
+        result.kept = "--limit leaves files out that are there"
+        return now.past
+    if job.failures:
+        # A disk that is not there must not cost what was made of the files on it.
+        result.kept = f"{job.failures[0].media_path} could not be looked at"
+        return now.past
+    made = prune(job, name, now, running, dry_run=options.dry_run)
+    result.removed, result.removed_bytes = made.records, made.bytes
+    return made.left
