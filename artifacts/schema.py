@@ -9,6 +9,8 @@ from artifacts.errors import UsageError
 MediaKind = Literal["video", "image"]
 Route = Literal["protocol", "replay", "splice", "joint"]
 Modality = Literal["image", "video"]
+Half = Literal["vision", "language"]
+"""Of a checkpoint: loaded without the other."""
 MOST_PIXELS = 1 << 27
 """A picture of more is stored at half its height and width, where it can be read so."""
 WHOLE = "whole"

@@ -51,7 +51,7 @@ class Film:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class EvaluationPrompt:
     """How a checkpoint is asked."""
 
     prompt: str = VIDEO_PROMPT
@@ -88,13 +88,13 @@ class Captioner:
         self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         self.model.eval()
 
-    def _count(self, film: Film, question: Question) -> int:
+    def _count(self, film: Film, question: EvaluationPrompt) -> int:
         stated = self.processor.video_processor
         wanted: int = question.frames or int(len(film.frames) / film.frames_per_second * stated.fps)
         least, most = int(stated.min_frames), int(stated.max_frames)
         return min(max(wanted, least), most, len(film.frames))
 
-    def _inputs(self, films: Sequence[Film], question: Question) -> Any:
+    def _inputs(self, films: Sequence[Film], question: EvaluationPrompt) -> Any:
         chosen = [sample_indices(len(f.frames), self._count(f, question)) for f in films]
         told = [
             {
@@ -138,7 +138,7 @@ class Captioner:
         )
         return told
 
-    def caption(self, films: Sequence[Film], question: Question) -> list[str]:
+    def caption(self, films: Sequence[Film], question: EvaluationPrompt) -> list[str]:
         """Captions of clips."""
         told: list[str] = []
         for start in range(0, len(films), BATCH):
@@ -146,21 +146,25 @@ class Captioner:
         return told
 
 
-def sweeps(films: Sequence[Film]) -> Iterator[tuple[str, Question, Size | None]]:
+def sweeps(films: Sequence[Film]) -> Iterator[tuple[str, EvaluationPrompt, Size | None]]:
     """Names, questions, and the height and width of the clips they are asked of."""
     for count in FRAME_COUNTS:
-        yield f"{count} frames", Question(frames=count), None
+        yield f"{count} frames", EvaluationPrompt(frames=count), None
     for factor in (0.2, 0.5, 3.0, 10.0):
-        yield f"frame rate told {factor:g} times the true", Question(rate_factor=factor), None
-    yield "without metadata", Question(with_metadata=False), None
+        yield (
+            f"frame rate told {factor:g} times the true",
+            EvaluationPrompt(rate_factor=factor),
+            None,
+        )
+    yield "without metadata", EvaluationPrompt(with_metadata=False), None
     for height, width in sorted({film.size for film in films}):
-        yield f"{width}x{height}", Question(), (height, width)
+        yield f"{width}x{height}", EvaluationPrompt(), (height, width)
     for prompt in UNSEEN_PROMPTS:
-        yield f"asked {prompt!r}", Question(prompt=prompt), None
+        yield f"asked {prompt!r}", EvaluationPrompt(prompt=prompt), None
 
 
 def judge(
-    captioner: Captioner, truths: Sequence[Truth], films: Sequence[Film], question: Question
+    captioner: Captioner, truths: Sequence[Truth], films: Sequence[Film], question: EvaluationPrompt
 ) -> Scoreboard:
     """The score of a checkpoint asked in one way."""
     told = captioner.caption(films, question)
@@ -192,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         truths = write_clips(Path(folder), chosen.clips, chosen.seed)
         films = [read_film(Path(folder) / truth.file) for truth in truths]
-    board = judge(captioner, truths, films, Question())
+    board = judge(captioner, truths, films, EvaluationPrompt())
     lines = [board.table()]
     lines += [f"miss: {truth.caption}\n said: {said}" for truth, said in board.misses[:20]]
     print("\n".join(lines), flush=True)

@@ -10,7 +10,7 @@ from flows.job.precision import settle
 from flows.planning.choose import Question
 from flows.planning.loads import Load
 from stages.models.card import HalfCard, ModelCard, SamplingCard
-from stages.models.footprint import Work
+from stages.models.footprint import BatchCost
 from stages.models.hub.checkpoint import Checkpoint
 
 GIB = 1 << 30
@@ -36,9 +36,9 @@ WAITS = 3_000_000
 A_SEEING_LAYER = 12_596_224
 
 
-def decoding(rows: int, tokens: int) -> Work:
+def decoding(rows: int, tokens: int) -> BatchCost:
     kept = rows * tokens * KV_A_TOKEN
-    return Work(
+    return BatchCost(
         kind="image",
         rows=rows,
         units=tokens,
@@ -52,8 +52,8 @@ def decoding(rows: int, tokens: int) -> Work:
     )
 
 
-def encoding(rows: int) -> Work:
-    return Work(
+def encoding(rows: int) -> BatchCost:
+    return BatchCost(
         kind="image",
         rows=rows,
         units=NUMBERS,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from artifacts.schema import Half
 from stages.models import load_half
-from stages.models.halves.boundary import Half
 from stages.models.processors.prepare import Clip
 
 PROMPTS = ("Describe.", "What happens in it?", "Say in one long sentence what you see.", "Who?")

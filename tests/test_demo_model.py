@@ -11,7 +11,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
 from demo import CHECKPOINT, CLIPS
 from demo.batches import Batch, make_batch
 from demo.build import Shape, build
-from demo.evaluate import Captioner, Film, Question, judge, read_film
+from demo.evaluate import Captioner, EvaluationPrompt, Film, judge, read_film
 from demo.fast_vision import decode, fuse_norms, patchify, positions, vision
 from demo.render import render_frames
 from demo.scoring import read_truths
@@ -98,7 +98,7 @@ def test_worn_answers_keep_their_length_and_swap_colours() -> None:
 def test_training_leaves_a_checkpoint_the_auto_classes_load(tmp_path: Path) -> None:
     shape = Shape(vision_layers=1, text_layers=1)
     train(Recipe(minutes=0.02, threads=1), tmp_path, shape)
-    told = Captioner(tmp_path).caption([read_film(CLIPS / "clip-01.mp4")], Question())
+    told = Captioner(tmp_path).caption([read_film(CLIPS / "clip-01.mp4")], EvaluationPrompt())
     assert len(told) == 1
     assert (tmp_path / "training.json").exists()
 
@@ -106,7 +106,7 @@ def test_training_leaves_a_checkpoint_the_auto_classes_load(tmp_path: Path) -> N
 def test_the_shipped_checkpoint_tells_the_shipped_clips(captioner: Captioner) -> None:
     truths = read_truths(CLIPS / "truth.jsonl")
     films = [read_film(CLIPS / truth.file) for truth in truths]
-    board = judge(captioner, truths, films, Question())
+    board = judge(captioner, truths, films, EvaluationPrompt())
     assert board.groups[0].tallies["exact"].hits >= 10, board.table()
 
 

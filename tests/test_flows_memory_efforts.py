@@ -15,7 +15,7 @@ from flows.planning.machine import Known
 from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate, estimates
 from flows.running.run import caption
-from stages.models.footprint import Work
+from stages.models.footprint import BatchCost
 from tests.machines import machine
 from tests.media import write_video
 from tests.stand_ins import CARD, Stages, config_in
@@ -38,7 +38,9 @@ def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:
     job = prepare(config, Stages())
     found = estimates(job)
     unit = to_do(job, found)[0].load
-    encoder = Work(kind="video", rows=2, units=unit.units, peak_bytes=0, kept_bytes=0, flops=10**9)
+    encoder = BatchCost(
+        kind="video", rows=2, units=unit.units, peak_bytes=0, kept_bytes=0, flops=10**9
+    )
     decoder = replace(encoder, units=unit.tokens, flops=4 * 10**9, step_flops=4 * 10**9)
     card = replace(
         CARD,

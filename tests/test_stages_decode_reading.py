@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from artifacts.errors import CannotFit, UsageError
+from artifacts.schema import Half
 from demo import CHECKPOINT
 from stages.decode.reading import Reading, pieces_agree
 from stages.models.halves import delivery
-from stages.models.halves.boundary import Half
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features, encode
 from stages.models.halves.pieces import Held

@@ -7,7 +7,7 @@ import pytest
 
 from stages.memory import alike
 from stages.memory.live import Live
-from stages.models.footprint import Work
+from stages.models.footprint import BatchCost
 from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.processors.prepare import load_processor
@@ -31,7 +31,7 @@ def deep(config: Any) -> Any:
     return config
 
 
-def works(folder: Path) -> dict[Any, tuple[Work, ...]]:
+def works(folder: Path) -> dict[Any, tuple[BatchCost, ...]]:
     config, cls = config_and_class(folder, trusted=False)
     skeleton = skeleton_of(deep(config), cls)
     route = choose_route(skeleton).route

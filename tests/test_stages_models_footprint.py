@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from stages.models.footprint import Work, flops, kept_bytes, peak_bytes
+from stages.models.footprint import BatchCost, flops, kept_bytes, peak_bytes
 
 SIZES = ((1, 100), (1, 400), (1, 1000), (2, 400), (2, 1000))
 
 
 def works(
     peak: Callable[[int, int], int], sizes: tuple[tuple[int, int], ...] = SIZES
-) -> list[Work]:
+) -> list[BatchCost]:
     return [
-        Work(
+        BatchCost(
             kind="image",
             rows=rows,
             units=units,
@@ -86,7 +86,7 @@ def test_growth_that_two_peaks_only_seem_to_lose_is_left_out() -> None:
 @pytest.mark.parametrize(("prefill", "peak"), [(5, 70), (40, 88), (50, 100), (0, 100)])
 def test_pieces_take_no_less_than_what_lives_beside_mlps(prefill: int, peak: int) -> None:
     """An MLP that is given 50 positions at once has 60 of 100 bytes inside."""
-    work = Work(
+    work = BatchCost(
         kind="image",
         rows=1,
         units=1000,

@@ -13,8 +13,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.schema import Half
 from stages.models import ModelCard, describe, encode, generate, load_half
-from stages.models.halves.boundary import HALVES, Half
+from stages.models.halves.boundary import HALVES
 from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
 from stages.models.precision.quantize import check, plan

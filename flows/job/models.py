@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests, digest_of
-from artifacts.schema import FrameFit, Sampling
+from artifacts.schema import FrameFit, Half, Sampling
 from artifacts.store import FolderStore
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.describing import own_code, read_card, readable, small_files
@@ -17,9 +16,6 @@ from stages.models.card import ModelCard
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
 from stages.models.hub.transfer import Announce
-
-if TYPE_CHECKING:  # it imports torch
-    from stages.models.halves.boundary import Half
 
 FPS = 1.0
 """Frames a second where neither the user nor the checkpoint says."""
@@ -51,14 +47,14 @@ class Model:
     language: HalfSettings
     read: bool = True
     """Whether the digests of its weights are known; else nothing that they made is found."""
-    lighter: "Mapping[Half, tuple[HalfSettings, ...]]" = field(default_factory=dict)
+    lighter: Mapping[Half, tuple[HalfSettings, ...]] = field(default_factory=dict)
     """Of each half, what `auto` may go down to, the best first."""
 
     @property
     def folder(self) -> Path:
         return self.checkpoint.folder
 
-    def shards(self, halves: "Iterable[Half]") -> list[str]:
+    def shards(self, halves: Iterable[Half]) -> list[str]:
         """Names of the files that hold the weights of these halves."""
         held = {"vision": self.card.vision.shards, "language": self.card.language.shards}
         return sorted({shard for half in halves for shard in held[half]})
@@ -67,7 +63,7 @@ class Model:
         """The best that the run may make things in."""
         return {"vision": self.vision.label, "language": self.language.label}
 
-    def settings(self, half: "Half") -> tuple[HalfSettings, ...]:
+    def settings(self, half: Half) -> tuple[HalfSettings, ...]:
         """All that a half may be run in, the best first."""
         first = self.vision if half == "vision" else self.language
         return (first, *self.lighter.get(half, ()))

@@ -2,18 +2,15 @@
 none."""
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
+from artifacts.schema import Half
 from flows.console.display import Display
 from flows.job.ledger import Ledger, Medium
 from flows.job.models import Model
 from stages.models.hub.fetching import fetch
 
-if TYPE_CHECKING:  # it imports torch
-    from stages.models.halves.boundary import Half
 
-
-def halves_wanted(ledger: Ledger, media: Sequence[Medium]) -> "list[Half]":
+def halves_wanted(ledger: Ledger, media: Sequence[Medium]) -> list[Half]:
     """The halves that have work to do, as far as the store tells before it starts."""
     known = [medium for medium in media if ledger.failure(medium) is None]
     if any(ledger.index(medium) is None for medium in known):
@@ -32,12 +29,12 @@ def halves_wanted(ledger: Ledger, media: Sequence[Medium]) -> "list[Half]":
     return wanted
 
 
-def bytes_to_fetch(model: Model, halves: "Collection[Half]") -> int:
+def bytes_to_fetch(model: Model, halves: Collection[Half]) -> int:
     """Size of what must be downloaded for these halves; 0 when all is here."""
     return sum(file.size for file in model.checkpoint.missing(model.shards(halves)))
 
 
-def fetch_halves(model: Model, halves: "Collection[Half]", display: Display) -> None:
+def fetch_halves(model: Model, halves: Collection[Half], display: Display) -> None:
     """Bring the files that hold these halves here, unless they are. Raises PenstockError."""
     if not halves:
         return

@@ -5,18 +5,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from artifacts.errors import CannotFit, UsageError
+from artifacts.schema import Half
 from flows.console.display import gib
 from flows.job.budget import Budget
 from flows.job.precision import QUANTIZED, lighter, settle
 from flows.planning.choose import Choice, Question, allowed, choices
 from flows.planning.estimate import StageEstimate
 from flows.planning.ways import is_free, rungs_of
-
-if TYPE_CHECKING:  # it imports torch
-    from stages.models.halves.boundary import Half
 
 STEP = 1 << 28
 """A budget is named in quarters of a GiB."""
@@ -116,7 +114,7 @@ def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question 
         yield f"--{half}-precision {precision}", other
 
 
-def half_of(stage: str) -> "Half | None":
+def half_of(stage: str) -> Half | None:
     """The half that a stage runs; None for frames."""
     halves: dict[str, Half] = {"encode": "vision", "decode": "language"}
     return halves.get(stage)

@@ -24,7 +24,7 @@ from flows.planning.loads import PIXEL_BYTES, PROBED_EDGE, STANDARD_CHUNKS, Load
 from flows.planning.outline import Outline, Tower
 from flows.planning.rungs import Rung
 from stages.models.card import HalfCard, ModelCard, SamplingCard
-from stages.models.footprint import ITEM_BYTES, Work
+from stages.models.footprint import ITEM_BYTES, BatchCost
 from stages.models.hub.checkpoint import Checkpoint
 
 ROWS = (1, 8)
@@ -82,7 +82,7 @@ def _edge(vision: Tower | None) -> int:
 
 
 def _half(
-    towers: Sequence[Tower], parameters: int, attention: str, works: tuple[Work, ...]
+    towers: Sequence[Tower], parameters: int, attention: str, works: tuple[BatchCost, ...]
 ) -> HalfCard:
     matrices = [matrix for tower in towers for matrix in tower.matrices * tower.layers]
     largest = max(towers, key=lambda tower: tower.layers * tower.layer_parameters, default=None)
@@ -103,7 +103,7 @@ def _half(
     )
 
 
-def encoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
+def encoder_works(outline: Outline, *, fused: bool) -> tuple[BatchCost, ...]:
     """What encoding takes: a frame is a row of its own to a tower that sees pictures one by one."""
     tower, text = outline.vision, outline.text
     if tower is None:
@@ -119,7 +119,7 @@ def encoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
             kept = pictures * tower.handed_over(edge) * width * each
             computed = pass_bytes(tower, pictures, tokens, each, fused=fused)
             found.append(
-                Work(
+                BatchCost(
                     kind="image",
                     rows=rows,
                     units=units,
@@ -135,7 +135,7 @@ def encoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
     return tuple(found)
 
 
-def decoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
+def decoder_works(outline: Outline, *, fused: bool) -> tuple[BatchCost, ...]:
     """What reading prompts takes; logits only of the last token."""
     tower = outline.text
     assert tower is not None
@@ -149,7 +149,7 @@ def decoder_works(outline: Outline, *, fused: bool) -> tuple[Work, ...]:
             logits = logits_bytes(outline.vocabulary, rows, each)
             step = step_flops(tower, outline.vocabulary, rows)
             found.append(
-                Work(
+                BatchCost(
                     kind="image",
                     rows=rows,
                     units=tokens,

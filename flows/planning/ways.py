@@ -1,16 +1,12 @@
 """The rungs that a command leaves to each stage, cheapest first; estimates nothing."""
 
-from typing import TYPE_CHECKING
-
+from artifacts.schema import Half
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import QUANTIZED, HalfSettings
 from flows.planning.choose import Question
 from flows.planning.rungs import Rung, decode_rungs, encode_rungs, frames_rungs
 from stages.process.cgroup import cores
-
-if TYPE_CHECKING:  # it imports torch
-    from stages.models.halves.boundary import Half
 
 
 def rungs_of(question: Question) -> dict[str, list[Rung]]:
@@ -43,12 +39,12 @@ def rungs_for(model: Model, config: CaptionConfig, device: str) -> dict[str, lis
     }
 
 
-def _settings(model: Model, config: CaptionConfig, half: "Half") -> tuple[HalfSettings, ...]:
+def _settings(model: Model, config: CaptionConfig, half: Half) -> tuple[HalfSettings, ...]:
     every = model.settings(half)
     return every if is_free(config, half) else every[:1]
 
 
-def is_free(config: CaptionConfig, half: "Half") -> bool:
+def is_free(config: CaptionConfig, half: Half) -> bool:
     """Whether a half may be run in whatever fits."""
     own = config.vision_precision if half == "vision" else config.language_precision
     return (own or config.precision) == "auto"

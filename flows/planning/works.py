@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from stages.models.card import HalfCard, ModelCard
 from stages.models.footprint import (
     ITEM_BYTES,
-    Work,
+    BatchCost,
     flops,
     kept_bytes,
     peak_bytes,
@@ -43,7 +43,7 @@ class Expected:
 
 
 def expected(
-    works: Sequence[Work],
+    works: Sequence[BatchCost],
     kind: str,
     rows: int,
     units: int,

@@ -36,7 +36,7 @@ SAME_SECONDS = 0.001
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Item:
+class SampleSource:
     """One sample and what its media are made from."""
 
     sample: Sample
@@ -78,7 +78,7 @@ def is_stale(job: Job) -> bool:
     return kept_shards(folder, digests) != before or sum(s.samples for s in before) != len(digests)
 
 
-def _items(job: Job) -> Iterator[list[Item]]:
+def _items(job: Job) -> Iterator[list[SampleSource]]:
     copies: Counter[tuple[str, str, str]] = Counter()
     for file, medium in zip(job.files, job.contents, strict=True):
         captions = captions_of(job, file, medium)
@@ -90,7 +90,7 @@ def _items(job: Job) -> Iterator[list[Item]]:
 
 def _items_of(
     job: Job, file: MediaFile, medium: Medium, captions: Sequence[Caption], copy: int
-) -> list[Item]:
+) -> list[SampleSource]:
     index = job.ledger.index(medium)
     assert index is not None
     numbers = {chunk.start: chunk.index for chunk in index.chunks}
@@ -100,7 +100,7 @@ def _items_of(
         key = sample_key(row.media_path, medium.digest, row.prompt, copy, numbers[row.start])
         sample = Sample(key=key, row=row, content=medium.digest)
         items.append(
-            Item(
+            SampleSource(
                 sample=sample,
                 file=file.path,
                 start=row.start,
@@ -112,7 +112,9 @@ def _items_of(
     return items
 
 
-def _samples(items: Sequence[Item], cutter: "Cutter") -> Iterator[tuple[Sample, Media | None]]:
+def _samples(
+    items: Sequence[SampleSource], cutter: "Cutter"
+) -> Iterator[tuple[Sample, Media | None]]:
     """Each sample with its media; what was cut out is gone again when the next one is asked for."""
     for batch in _batches(items):
         cut = cutter([item for item in batch if not item.whole])
@@ -127,9 +129,9 @@ def _samples(items: Sequence[Item], cutter: "Cutter") -> Iterator[tuple[Sample, 
                 media.path.unlink(missing_ok=True)
 
 
-def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+def _batches(items: Sequence[SampleSource]) -> Iterator[list[SampleSource]]:
     """The items in stretches of about a shard's bytes to be cut; a video is in one of them."""
-    batch: list[Item] = []
+    batch: list[SampleSource] = []
     filled = 0
     for item in items:
         if not item.whole and (not batch or batch[-1].file != item.file):
@@ -157,7 +159,7 @@ class Cutter:
         self._kills = 0
         """How often in a row it was killed before it had cut anything out."""
 
-    def __call__(self, items: Sequence[Item]) -> dict[str, Media]:
+    def __call__(self, items: Sequence[SampleSource]) -> dict[str, Media]:
         """Key of the sample → what was cut out for it."""
         found: dict[str, Media] = {}
         left = list(items)
@@ -176,7 +178,7 @@ class Cutter:
             left = [item for item in left if item.sample.key not in told]
         return found
 
-    def _run(self, items: Sequence[Item]) -> dict[str, Any]:
+    def _run(self, items: Sequence[SampleSource]) -> dict[str, Any]:
         """What the process told of each; after its death of the file that it died of, too."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

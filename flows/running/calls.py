@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from artifacts.schema import Half
 from flows.job.launch import StageCall
 from flows.job.ledger import Medium, Task
 from flows.job.models import Model
@@ -11,11 +12,8 @@ from flows.job.precision import HalfSettings
 from flows.job.prepare import Job
 from flows.planning.rungs import Rung
 
-if TYPE_CHECKING:  # it imports torch
-    from stages.models.halves.boundary import Half
-
 HalfStage = Literal["encode", "decode"]
-HALVES: "dict[HalfStage, Half]" = {"encode": "vision", "decode": "language"}
+HALVES: dict[HalfStage, Half] = {"encode": "vision", "decode": "language"}
 """Which half a stage runs."""
 KEYS: Mapping[str, Callable[[Task], str]] = {
     "frames": lambda task: task.frames,

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from artifacts.captions import write_jsonl
 from artifacts.errors import UsageError
+from artifacts.schema import Half
 from artifacts.store import fault_of
 from flows.console.display import Display
 from flows.job.about import notes, summary
@@ -31,9 +32,6 @@ from flows.running.stopping import stopped_in_order
 from stages.process.events import Event, Failed, Item, MemorySeen
 from stages.process.lock import holder, try_hold
 from stages.process.stage_process import Listener
-
-if TYPE_CHECKING:  # it imports torch
-    from stages.models.halves.boundary import Half
 
 LauncherMaker = Callable[[Listener], Launcher]
 OnBegin = Callable[[RunRecord], None]
@@ -94,7 +92,7 @@ class Watch:
     ) -> Iterator[tuple[Sequence, RunRecord, Hold]]:
         """The sequence of a job, which nobody else works on and nobody deletes under it."""
 
-        def fetch(halves: "Collection[Half]") -> None:
+        def fetch(halves: Collection[Half]) -> None:
             fetch_halves(job.model, halves, self._display)
 
         with only_run_in(job, doing, another), claiming(job) as hold:

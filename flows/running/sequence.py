@@ -6,10 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from artifacts.errors import Interrupted, Killed, PenstockError
 from artifacts.pack_object import DamagedRecord
+from artifacts.schema import Half
 from artifacts.shards import DATASET
 from flows.job.launch import KILLS
 from flows.job.ledger import Medium
@@ -21,9 +21,6 @@ from flows.results.outputs import places, write_outputs
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.running.steps import Steps
-
-if TYPE_CHECKING:  # it imports torch
-    from stages.models.halves.boundary import Half
 
 WRITING_SHARE = 20
 """Between waves the outputs, which are written whole, take one part in so many of a run's time."""
@@ -90,7 +87,7 @@ class Sequence:
 
     def _waves(
         self,
-        halves: "Collection[Half]",
+        halves: Collection[Half],
         decode: Callable[[list[Medium]], None] | None,
         write: Callable[[bool], None],
     ) -> None:

@@ -3,10 +3,10 @@ death means; knows not what runs after what."""
 
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from artifacts.errors import CannotFit, StageDied
 from artifacts.packs import Record
+from artifacts.schema import Half
 from flows.job.holds import Hold
 from flows.job.launch import Launcher, Running
 from flows.job.ledger import Medium, Task
@@ -23,9 +23,6 @@ from flows.running.calls import HALVES, KEYS, Calls, HalfStage, settings_on
 from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from stages.process.ending import is_crash
 from stages.process.stage_process import StageOutcome
-
-if TYPE_CHECKING:  # it imports torch
-    from stages.models.halves.boundary import Half
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +52,7 @@ class Steps:
         record: RunRecord,
         ladder: Ladder,
         tell: Callable[[str, int, int], None],
-        fetch: "Callable[[Collection[Half]], None]",
+        fetch: Callable[[Collection[Half]], None],
         hold: Hold,
     ) -> None:
         self._job = job
@@ -70,7 +67,7 @@ class Steps:
         self._ahead: Running | None = None
         self._take()
 
-    def plan(self, halves: "Collection[Half]", expected: Sequence[Estimate]) -> None:
+    def plan(self, halves: Collection[Half], expected: Sequence[Estimate]) -> None:
         """Put what has work to do on rungs that fit. Raises CannotFit when there are none."""
         if not halves:
             return

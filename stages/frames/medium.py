@@ -17,7 +17,7 @@ CHANGED_HINT = "Run the same command again, once nothing writes it any more"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Medium:
+class MediumToCut:
     """One file to cut."""
 
     path: Path
@@ -31,7 +31,7 @@ class Medium:
     """Of the file when its content was digested; None: whatever is there is taken."""
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Medium":
+    def from_json(cls, value: dict[str, Any]) -> "MediumToCut":
         wanted = None if value.get("wanted") is None else frozenset(value["wanted"])
         stamp = Stamp(*value["stamp"]) if value.get("stamp") else None
         return cls(**{**value, "path": Path(value["path"]), "wanted": wanted, "stamp": stamp})

@@ -11,7 +11,7 @@ from artifacts.keys import item_key
 from artifacts.packs import Record, Shelf
 from artifacts.schema import FrameFit, MediaIndex
 from artifacts.store import FolderStore
-from stages.frames.medium import CHANGED, Medium
+from stages.frames.medium import CHANGED, MediumToCut
 from stages.frames.video import Chunk
 from stages.frames.watchdog import Watchdog
 from stages.process.budget import short
@@ -45,13 +45,13 @@ class Recording:
         self._watchdog = watchdog
         self._failed_before = self.failures.keys()
 
-    def key(self, medium: Medium, at: int, found: MediaIndex | None = None) -> str:
+    def key(self, medium: MediumToCut, at: int, found: MediaIndex | None = None) -> str:
         """Of a chunk's frames; those of a picture depend on what was `found` in it."""
         words = found.words(self._fit_image) if found is not None else ()
         return item_key(self._scope, medium.digest, at, *words)
 
     def publish(
-        self, chunks: Sequence[tuple[Medium, Chunk]], pictures: Sequence[MediaIndex] = ()
+        self, chunks: Sequence[tuple[MediumToCut, Chunk]], pictures: Sequence[MediaIndex] = ()
     ) -> None:
         """Store chunks of videos; or `pictures`, what was found in each, of one chunk each."""
         found: Sequence[MediaIndex | None] = pictures or [None] * len(chunks)
@@ -68,7 +68,7 @@ class Recording:
             if record.key in new:
                 self._report.item(record.key, label=medium.path.name)
 
-    def finish(self, media: Sequence[tuple[Medium, MediaIndex]]) -> None:
+    def finish(self, media: Sequence[tuple[MediumToCut, MediaIndex]]) -> None:
         self.media.publish([Record(key=m.digest, meta=index.to_json()) for m, index in media])
         # A medium that could not be used before, and now can, has no failure to its name.
         self.failures.drop([m.digest for m, _ in media if m.digest in self.failures])
@@ -76,13 +76,13 @@ class Recording:
             for warning in index.warnings:
                 self._report.warning(f"{medium.path}: {warning}")
 
-    def lacking(self, medium: Medium) -> list[str]:
+    def lacking(self, medium: MediumToCut) -> list[str]:
         """The medium's digest, if anything of it is missing, and no other run has found meanwhile
         that it cannot be used."""
         failed = medium.digest in self.failures and medium.digest not in self._failed_before
         return [] if failed or not self.is_missing(medium) else [medium.digest]
 
-    def is_missing(self, medium: Medium) -> bool:
+    def is_missing(self, medium: MediumToCut) -> bool:
         """Whether anything of a medium is not on the shelves yet."""
         if medium.digest not in self.media:
             return True
@@ -93,7 +93,7 @@ class Recording:
         return any(self.key(medium, at, found) not in self.frames for at in wanted)
 
     @contextlib.contextmanager
-    def failing(self, medium: Medium) -> Iterator[None]:
+    def failing(self, medium: MediumToCut) -> Iterator[None]:
         """Record what makes a medium unusable, and go on. What went wrong while the file became
         another one is told, and not remembered."""
         self._report.begin(medium.digest)
@@ -129,7 +129,7 @@ class Recording:
             )
         self._report.done(medium.digest)
 
-    def _refuse(self, medium: Medium, error: MediaError) -> None:
+    def _refuse(self, medium: MediumToCut, error: MediaError) -> None:
         """Remembered by content, under whatever name it comes next time; unless the content is
         not known any more."""
         message = error.message.replace(str(medium.path), "the file")
@@ -140,7 +140,7 @@ class Recording:
 
 
 @contextlib.contextmanager
-def _of_one_file(medium: Medium) -> Iterator[None]:
+def _of_one_file(medium: MediumToCut) -> Iterator[None]:
     """Raises MediaError when a medium's file is another one by the time something is wrong: that
     may have come of reading half of each."""
     try:

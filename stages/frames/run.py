@@ -18,7 +18,7 @@ from typing import Any
 from artifacts.claims import POLL_SECONDS, Turns, turns_at
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from artifacts.store import open_store
-from stages.frames.medium import Medium
+from stages.frames.medium import MediumToCut
 from stages.frames.picture import read_picture
 from stages.frames.plan import ChunkPlan
 from stages.frames.recording import Recording
@@ -81,7 +81,7 @@ class Stage:
         self.report = report
         self.stop = threading.Event()
         """Set when workers are to end after the chunk in hand."""
-        media = map(Medium.from_json, job["media"])
+        media = map(MediumToCut.from_json, job["media"])
         # Two files of one content are one medium.
         self.to_do = {m.digest: m for m in media if self.shelves.is_missing(m)}
         """Media that this run has not had a turn at."""
@@ -105,7 +105,7 @@ class Stage:
         ]
 
     @contextlib.contextmanager
-    def _at(self, media: Iterable[Medium]) -> Iterator[list[Medium]]:
+    def _at(self, media: Iterable[MediumToCut]) -> Iterator[list[MediumToCut]]:
         """Those of the media that are this process's to cut, until the block ends; what others are
         at is asked for again later."""
         mine = []
@@ -122,7 +122,7 @@ class Stage:
         finally:
             self.turns.done(medium.digest for medium in mine)
 
-    def cut_video(self, medium: Medium) -> None:
+    def cut_video(self, medium: MediumToCut) -> None:
         """Store the missing chunks of a video one by one, then what is to be said of the whole."""
         if self.stop.is_set():
             return
@@ -130,7 +130,7 @@ class Stage:
             for one in mine:
                 self._cut_video(one)
 
-    def _cut_video(self, medium: Medium) -> None:
+    def _cut_video(self, medium: MediumToCut) -> None:
         with self.shelves.failing(medium), Video(medium.path, threads=self._threads) as video:
             medium.check()
             if self.sampling.shots and medium.digest not in self.shelves.media:
@@ -138,7 +138,7 @@ class Stage:
             else:
                 self._cut_chunks(medium, video)
 
-    def _cut_chunks(self, medium: Medium, video: Video) -> None:
+    def _cut_chunks(self, medium: MediumToCut, video: Video) -> None:
         plans = self._plans(medium, video)
         known, missing = self._split(medium, video, plans)
         for chunk in video.chunks(missing, self.fit):
@@ -152,22 +152,22 @@ class Stage:
         if all(plan.index in known or plan.index in tried for plan in plans):
             self._end(medium, video, known)
 
-    def _store(self, medium: Medium, chunk: Chunk) -> None:
+    def _store(self, medium: MediumToCut, chunk: Chunk) -> None:
         medium.check()
         self.shelves.publish([(medium, chunk)])
 
-    def _end(self, medium: Medium, video: Video, known: Mapping[int, ChunkIndex]) -> None:
+    def _end(self, medium: MediumToCut, video: Video, known: Mapping[int, ChunkIndex]) -> None:
         index = video.media_index([known[at] for at in sorted(known)])
         medium.check()
         self.shelves.finish([(medium, index)])
 
-    def _plans(self, medium: Medium, video: Video) -> list[ChunkPlan]:
+    def _plans(self, medium: MediumToCut, video: Video) -> list[ChunkPlan]:
         if not self.sampling.shots:
             return video.plan(self.sampling)
         index = MediaIndex.from_json(self.shelves.media.meta(medium.digest))
         return video.plan_again(index.chunks)
 
-    def _cut_shots(self, medium: Medium, video: Video) -> None:
+    def _cut_shots(self, medium: MediumToCut, video: Video) -> None:
         """Store the chunks of a video whose shots are not known yet, or only the first ones."""
         done = [self._known(medium, video, at) for at in self._first_stored(medium)]
         known = {chunk.index: chunk for chunk in done}
@@ -182,14 +182,14 @@ class Stage:
                 return
         self._end(medium, video, known)
 
-    def _first_stored(self, medium: Medium) -> Iterator[int]:
+    def _first_stored(self, medium: MediumToCut) -> Iterator[int]:
         """Indexes of the chunks that are stored, up to the first that is not."""
         return takewhile(lambda at: self.shelves.key(medium, at) in self.shelves.frames, count())
 
-    def cut_pictures(self, group: Sequence[Medium]) -> None:
+    def cut_pictures(self, group: Sequence[MediumToCut]) -> None:
         """Store a group of pictures, in packs."""
-        chunks: list[tuple[Medium, Chunk]] = []
-        done: list[tuple[Medium, MediaIndex]] = []
+        chunks: list[tuple[MediumToCut, Chunk]] = []
+        done: list[tuple[MediumToCut, MediaIndex]] = []
 
         def store() -> None:
             self.shelves.publish(chunks, [index for _, index in done])
@@ -211,7 +211,7 @@ class Stage:
             store()
 
     def _split(
-        self, medium: Medium, video: Video, plans: Sequence[ChunkPlan]
+        self, medium: MediumToCut, video: Video, plans: Sequence[ChunkPlan]
     ) -> tuple[dict[int, ChunkIndex], list[ChunkPlan]]:
         """What is stored of a video, by index, which the video is told, and what is to be made."""
         known: dict[int, ChunkIndex] = {}
@@ -226,7 +226,7 @@ class Stage:
             self.report.total(sum(self._items.values()))
         return known, missing
 
-    def _known(self, medium: Medium, video: Video, at: int) -> ChunkIndex:
+    def _known(self, medium: MediumToCut, video: Video, at: int) -> ChunkIndex:
         """A chunk that is stored, which the video is told of."""
         meta = {**self.shelves.frames.meta(self.shelves.key(medium, at))}
         damage = Damage.from_json(meta.pop("damage"))

@@ -33,7 +33,7 @@ MakeLayer = Callable[[int, int], Any]
 """(numbers in, numbers out) → a linear layer."""
 
 
-class Block(nn.Module):
+class DecoderBlock(nn.Module):
     """A decoder's block with its cache: seven linear layers, four heads a key, and what stands
     around them."""
 
@@ -69,7 +69,7 @@ class Run:
     """Some blocks, with what goes through them."""
 
     def __init__(
-        self, blocks: list[Block], rows: int, tokens: int, dtype: torch.dtype, device: str
+        self, blocks: list[DecoderBlock], rows: int, tokens: int, dtype: torch.dtype, device: str
     ) -> None:
         width = blocks[0].width
         self.blocks = blocks
@@ -111,7 +111,7 @@ def passes(precision: str, device: str, companion: str) -> list[list[float]]:
     kind = device.partition(":")[0]
     width = (WIDTH if precision in DTYPES else QUANTIZED_WIDTH)[kind]
     dtype = DTYPES.get(precision, DTYPES[companion])
-    first = Block(width, functools.partial(_layer, precision, device)).to(device)
+    first = DecoderBlock(width, functools.partial(_layer, precision, device)).to(device)
     for norm in first.norms:
         norm.to(dtype)
     held = sum(weight.nbytes for weight in first.parameters())
@@ -156,9 +156,9 @@ def _layer(precision: str, device: str, taken: int, given: int) -> Any:
 
 def call_seconds(device: str) -> float:
     """What a linear layer and what stands around it take when there is nothing to compute."""
-    block = Block(SMALL, functools.partial(_layer, "fp32", device)).to(device)
+    block = DecoderBlock(SMALL, functools.partial(_layer, "fp32", device)).to(device)
     run = Run([block] * 8, 1, 1, torch.float32, device)
-    return seconds_of(run, device) / (8 * Block.LINEARS)
+    return seconds_of(run, device) / (8 * DecoderBlock.LINEARS)
 
 
 def preparing() -> float:

@@ -20,7 +20,7 @@ WHOLE = 4
 
 
 @dataclass(kw_only=True, slots=True)
-class Block:
+class TensorStorage:
     """Memory that one tensor has in 32 bit, or several that are casts of it."""
 
     size: int
@@ -72,7 +72,7 @@ class Live:
         self.flops = 0
         """Floating-point operations so far."""
         self._known: dict[Any, int] = {}
-        self._held: dict[int, tuple[Any, Block]] = {}
+        self._held: dict[int, tuple[Any, TensorStorage]] = {}
         self._apart = {tensor.untyped_storage()._cdata for tensor in tensors(*apart)}
 
     def begin(self) -> None:
@@ -195,10 +195,14 @@ class Live:
         self.outside = max(self.outside, size)
         self.outside_32 = max(self.outside_32, size_32)
 
-    def _block(self, tensor: torch.Tensor, size: int, cast_of: torch.Tensor | None) -> Block:
+    def _block(
+        self, tensor: torch.Tensor, size: int, cast_of: torch.Tensor | None
+    ) -> TensorStorage:
         floats = tensor.is_floating_point()
         if floats and cast_of is not None and cast_of.is_floating_point():
             found = self._held.get(cast_of.untyped_storage()._cdata)
             if found is not None:
                 return found[1]
-        return Block(size=size * WHOLE // min(WHOLE, tensor.element_size()) if floats else size)
+        return TensorStorage(
+            size=size * WHOLE // min(WHOLE, tensor.element_size()) if floats else size
+        )

@@ -11,7 +11,7 @@ OUTLINES: dict[Any, Any] = {}
 five times as long."""
 
 
-class Outline(NamedTuple):
+class TensorOutline(NamedTuple):
     """A tensor without its data."""
 
     shape: torch.Size
@@ -22,14 +22,14 @@ class Outline(NamedTuple):
 def outline(value: Any) -> Any:
     """What decides the shapes that an operator gives, with a hash."""
     if isinstance(value, torch.Tensor):
-        return Outline(value.shape, value.stride(), value.dtype)
+        return TensorOutline(value.shape, value.stride(), value.dtype)
     if isinstance(value, list | tuple):
         return tuple(outline(part) for part in value)
     return value
 
 
 def made_like(shape_of: Any) -> Any:
-    if isinstance(shape_of, Outline):
+    if isinstance(shape_of, TensorOutline):
         shape, stride, dtype = shape_of
         if dtype.is_floating_point or dtype.is_complex:
             return torch.empty_strided(shape, stride, dtype=dtype, device=META)

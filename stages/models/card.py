@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from artifacts.schema import FrameFit, Modality, Route
-from stages.models.footprint import Work
+from stages.models.footprint import BatchCost
 
 RECIPE = 18
 """Raised when what a card says changes; part of its key."""
@@ -45,7 +45,7 @@ class HalfCard:
     """Whether its classes take FlashAttention."""
     pieces: tuple[str, ...] = ()
     """Paths of what belongs to the other half and is loaded, and counted, with this one too."""
-    works: tuple[Work, ...] = ()
+    works: tuple[BatchCost, ...] = ()
     """What computing takes, at a few sizes; empty when it could not be found out."""
 
 
@@ -140,7 +140,7 @@ class ModelCard:
         for name in ("vision", "language"):
             half = value[name]
             lists = {key: tuple(half[key]) for key in ("shards", "tensors", "pieces")}
-            works = tuple(Work(**work) for work in half["works"])
+            works = tuple(BatchCost(**work) for work in half["works"])
             made[name] = HalfCard(**{**half, **lists, "works": works})
         made["sampling"] = SamplingCard(**value["sampling"])
         for name in ("image_sizes", "frame_sizes"):

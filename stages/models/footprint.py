@@ -15,7 +15,7 @@ Kind = str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class BatchCost:
     """One run of a half on tensors without data. Bytes are those of a half that computes in 16 bit,
     where they do not say otherwise; a quantized one computes in 16 bit too."""
 
@@ -63,7 +63,7 @@ class Work:
 
 
 def peak_bytes(
-    works: Sequence[Work],
+    works: Sequence[BatchCost],
     *,
     kind: Kind,
     rows: int,
@@ -90,7 +90,7 @@ def peak_bytes(
 
 
 def kept_bytes(
-    works: Sequence[Work], *, kind: Kind, rows: int, units: int, item_bytes: int = ITEM_BYTES
+    works: Sequence[BatchCost], *, kind: Kind, rows: int, units: int, item_bytes: int = ITEM_BYTES
 ) -> int:
     """Of the encoder: the features of so many rows. Of the decoder: its KV cache when each row has
     so many tokens."""
@@ -99,55 +99,55 @@ def kept_bytes(
 
 
 def waiting_bytes(
-    works: Sequence[Work], *, kind: Kind, rows: int, units: int, item_bytes: int = ITEM_BYTES
+    works: Sequence[BatchCost], *, kind: Kind, rows: int, units: int, item_bytes: int = ITEM_BYTES
 ) -> int:
     """What so many rows hold that wait for a layer of the encoder."""
 
-    def held(work: Work) -> int:
+    def held(work: BatchCost) -> int:
         return work.waiting_bytes_32 if item_bytes > ITEM_BYTES else work.waiting_bytes
 
     return max(0, round(_at(works, kind, rows, units, held)))
 
 
-def flops(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:
+def flops(works: Sequence[BatchCost], *, kind: Kind, rows: int, units: int) -> int:
     """Floating-point operations of the encoder's pass, or of reading the prompts."""
     return max(0, round(_at(works, kind, rows, units, lambda w: w.flops)))
 
 
-def step_flops(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:
+def step_flops(works: Sequence[BatchCost], *, kind: Kind, rows: int, units: int) -> int:
     """Floating-point operations of one more token of each row, after so many."""
     return max(0, round(_at(works, kind, rows, units, lambda w: w.step_flops)))
 
 
-def scores_bytes(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:
+def scores_bytes(works: Sequence[BatchCost], *, kind: Kind, rows: int, units: int) -> int:
     """What the scores of one attention take that is not fused."""
     return max(0, round(_at(works, kind, rows, units, lambda w: w.scores_bytes)))
 
 
-def mask_bytes(works: Sequence[Work], *, kind: Kind, rows: int, units: int) -> int:
+def mask_bytes(works: Sequence[BatchCost], *, kind: Kind, rows: int, units: int) -> int:
     """What two copies of the mask of one attention take."""
     return max(0, round(_at(works, kind, rows, units, lambda w: w.mask_bytes)))
 
 
-def _peak(work: Work) -> int:
+def _peak(work: BatchCost) -> int:
     return work.peak_bytes
 
 
-def _peak_32(work: Work) -> int:
+def _peak_32(work: BatchCost) -> int:
     """Of works that are formulas in 16 bit, all is taken to be twice as large."""
     return work.peak_bytes_32 or 2 * work.peak_bytes
 
 
-def _outside(work: Work) -> int:
+def _outside(work: BatchCost) -> int:
     return work.outside_bytes
 
 
-def _outside_32(work: Work) -> int:
+def _outside_32(work: BatchCost) -> int:
     return work.outside_bytes_32
 
 
 def _at(
-    works: Sequence[Work], kind: Kind, rows: int, units: int, each: Callable[[Work], int]
+    works: Sequence[BatchCost], kind: Kind, rows: int, units: int, each: Callable[[BatchCost], int]
 ) -> float:
     """The value at a size, by the terms that the runs tell apart; a growth that is negative is an
     accident of two runs that have their peaks at different places, and is left out."""

@@ -12,18 +12,17 @@ from typing import Any
 import torch
 
 from artifacts.errors import PenstockError, UsageError
-from artifacts.schema import Modality
+from artifacts.schema import Half, Modality
 from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.models.halves.boundary import (
     HALVES,
-    Half,
     Part,
     absent_paths,
     belongs_to,
     pieces_called,
 )
 from stages.models.halves.load import config_and_class, one_line, refuse_pickle, skeleton_of
-from stages.models.halves.routes import Choice, choose_route, depends_on_prompt
+from stages.models.halves.routes import RouteChoice, choose_route, depends_on_prompt
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header, read_headers
 from stages.models.hub.resolve import find_model
@@ -138,7 +137,7 @@ def frames_a_video(processor: Any) -> int:
 def _card(
     folder: Path,
     skeleton: Any,
-    choice: Choice,
+    choice: RouteChoice,
     processor: Any,
     halves: dict[Half, HalfCard],
     image: Probe,

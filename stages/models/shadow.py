@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from artifacts.schema import MediaKind, Route
+from artifacts.schema import Half, MediaKind, Route
 from stages.memory.alike import Alike
 from stages.memory.ghost import haunted, solidify, tensors, without_data
 from stages.memory.live import Live
-from stages.models.footprint import Work
-from stages.models.halves.boundary import Half
+from stages.models.footprint import BatchCost
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
 from stages.models.processors.clip import Clip
@@ -31,7 +30,7 @@ from stages.models.processors.prepare import (
     rebuild,
     takes_videos,
 )
-from stages.models.watching import NEW_TOKENS, Reading, decoder_of, layers_told, mlps_told
+from stages.models.watching import NEW_TOKENS, PromptWatch, decoder_of, layers_told, mlps_told
 from stages.process.ending import out_of_memory
 
 EDGES = (224, 448)
@@ -49,7 +48,7 @@ KINDS: tuple[MediaKind, MediaKind] = ("image", "video")
 
 def works_of(
     skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0
-) -> tuple[dict[Half, tuple[Work, ...]], str]:
+) -> tuple[dict[Half, tuple[BatchCost, ...]], str]:
     """What computing each half of the model over `skeleton` takes at a few sizes, and if that
     could not be found out, why. The skeleton is of no other use afterwards."""
     with _quiet():
@@ -98,7 +97,9 @@ def _clip(kind: MediaKind, edge: int, count: int) -> Clip:
     return Clip(frames=frames, times=times, seconds=float(count), kind=kind)
 
 
-def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike) -> Iterator[Work]:
+def _encoders(
+    skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike
+) -> Iterator[BatchCost]:
     for kind, (few, many) in rows.items():
         sizes = {(count, _units(row)): row for count, row in ((1, few), (1, many), (2, few))}
         for (count, units), row in sizes.items():
@@ -107,7 +108,7 @@ def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike
             told = mlps_told(skeleton, live), layers_told(skeleton, live)
             with haunted(live), told[0], told[1] as waiting, alike.layers(skeleton, live):
                 features = encode(skeleton, without_data(inputs))
-                yield Work(
+                yield BatchCost(
                     kind=kind,
                     rows=count,
                     units=units,
@@ -128,19 +129,19 @@ def _encoders(skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike
 
 def _decoders(
     skeleton: Any, processor: Any, route: Route, kind: MediaKind, row: Prepared, alike: Alike
-) -> Iterator[Work]:
+) -> Iterator[BatchCost]:
     skeleton.generation_config.eos_token_id = None
     skeleton.generation_config.pad_token_id = 0
     for (count, units), inputs in _asked(skeleton, processor, row).items():
         features = _features(skeleton, route, row, count, alike)
         live = Live(_weights(skeleton))
         live.hold(*features.values())
-        reading = Reading(live)
+        reading = PromptWatch(live)
         decoder = decoder_of(skeleton)
         told = mlps_told(skeleton, live)
         with haunted(live), told, alike.layers(skeleton, live), reading.of(decoder):
             generate(skeleton, without_data(inputs), features, max_new_tokens=NEW_TOKENS, **GREEDY)
-        yield Work(
+        yield BatchCost(
             kind=kind,
             rows=count,
             units=units,

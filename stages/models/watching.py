@@ -20,7 +20,7 @@ def decoder_of(model: Any) -> Any:
     return model if inner is None or inner is model else decoder_of(inner)
 
 
-class Reading:
+class PromptWatch:
     """Tells the reading of the prompt from the step after it, by the decoder's second call."""
 
     def __init__(self, live: Live) -> None:

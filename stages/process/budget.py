@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from stages.process.device_limit import DeviceLimit, limit_device
-from stages.process.memory import Taken, taken
+from stages.process.memory import ProcessMemory, taken
 
 STACK_BYTES = 2 << 20
 """Stack of a thread that is started under a limit, instead of 8 MiB: a library may start one for
@@ -42,7 +42,7 @@ class Limit:
 
     bytes: int
     """Above the baseline."""
-    baseline: Taken
+    baseline: ProcessMemory
     most_threads: int = 0
     most_bytes: int = 0
     """Above the baseline, that were asked for at once."""
@@ -53,7 +53,7 @@ class Limit:
         """Whether memory has been so short that something may not have been given."""
         return near(self.most_bytes, self.bytes)
 
-    def look(self, now: Taken) -> None:
+    def look(self, now: ProcessMemory) -> None:
         """Make room for the stacks of threads that were started since: they are hardly used."""
         room = THREAD_BYTES * max(0, self.most_threads - self.baseline.threads)
         self.most_bytes = max(self.most_bytes, now.data - self.baseline.data - room)
@@ -72,7 +72,7 @@ _device_limits: list[DeviceLimit] = []
 """Of this process on a GPU, if it has one."""
 
 
-def look(now: Taken) -> bool:
+def look(now: ProcessMemory) -> bool:
     """Follow what this process takes; whether it was near enough to its limit, if it has one, for
     what may have many reasons to have this one."""
     for limit in _limits:

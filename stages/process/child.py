@@ -22,7 +22,7 @@ from stages.process.ending import first_line, memory_words
 from stages.process.events import Broken, Ended
 from stages.process.lasting import lasting
 from stages.process.lock import hold_device
-from stages.process.memory import Sampler, Taken, anonymous_bytes
+from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
 from stages.process.report import Report
 from stages.process.stuck import Stillness, leave, look_again
 
@@ -83,7 +83,7 @@ def work(job: dict[str, Any], report: Report) -> int:
     code = 0
     still = Stillness()
 
-    def each(now: Taken) -> None:
+    def each(now: ProcessMemory) -> None:
         is_still, is_short = still.look(), budget.look(now)
         if is_short:
             look_again()

@@ -20,7 +20,7 @@ RISE_SHARE = 0.01
 is killed at its peak can tell no more, and its imports alone may take half a GB."""
 
 
-class Taken(NamedTuple):
+class ProcessMemory(NamedTuple):
     """What a process has of the host's memory."""
 
     anonymous: int = 0
@@ -34,7 +34,7 @@ FIELDS = {b"RssAnon": 0, b"VmData": 1, b"Threads": 2}
 """Line of the kernel's status of a process → its place in Taken."""
 
 
-def taken(pid: int | str = "self") -> Taken:
+def taken(pid: int | str = "self") -> ProcessMemory:
     """What a process has of the host's memory; nothing when there is no such process."""
     found = [0, 0, 0]
     try:
@@ -46,7 +46,7 @@ def taken(pid: int | str = "self") -> Taken:
                     found[FIELDS[name]] = number if name == b"Threads" else number * 1024
     except OSError:
         pass
-    return Taken(*found)
+    return ProcessMemory(*found)
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:
@@ -65,7 +65,7 @@ class Sampler:
         self,
         device: str,
         tell: Callable[[float, int, int, int, int], None] | None = None,
-        each: Callable[[Taken], None] | None = None,
+        each: Callable[[ProcessMemory], None] | None = None,
     ) -> None:
         self._device = device
         self._tell = tell

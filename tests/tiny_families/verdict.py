@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from artifacts.errors import PenstockError
+from artifacts.schema import Half
 from artifacts.tensors import pack_tree, unpack_tree
 from stages.models.feature_files import load_features, save_features
-from stages.models.halves.boundary import HALVES, Half, pieces_called
+from stages.models.halves.boundary import HALVES, pieces_called
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels, placeholder_ids
 from stages.models.halves.load import config_and_class, load_half, one_line, skeleton_of

@@ -14,10 +14,10 @@ from typing import Any, Literal
 from torch import nn
 
 from artifacts.errors import UsageError
+from artifacts.schema import Half
 from stages.models.halves.absent import Absent, AbsentWeight, NeedsWeights
 from stages.models.halves.bytecode import called_in, names_in, reached
 
-Half = Literal["vision", "language"]
 Part = Literal["vision", "language", "whole"]
 HALVES: tuple[Half, Half] = ("vision", "language")
 ENCODERS = ("get_image_features", "get_video_features")

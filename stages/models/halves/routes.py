@@ -33,7 +33,7 @@ AS_IMAGES = {"pixel_values_videos": "pixel_values"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
+class RouteChoice:
     """How a model is run, and why so."""
 
     route: Route
@@ -51,21 +51,25 @@ class Encoder:
     """Input of the model that it takes -> under which name."""
 
 
-def choose_route(model: Any) -> Choice:
+def choose_route(model: Any) -> RouteChoice:
     """How `model`, which may be a skeleton, is run. Raises UsageError for one that captions no
     pictures."""
     name = type(model).__name__
     refuse(type(model))
     if not any(True for _ in encoders(model)):
-        return Choice(route="joint", why=f"{name} has no get_image_features or get_video_features")
+        return RouteChoice(
+            route="joint", why=f"{name} has no get_image_features or get_video_features"
+        )
     stock = not overrides_generate(model)
     if stock and not model.config.is_encoder_decoder and takes_outputs(model):
-        return Choice(route="protocol", why=f"generate of {name} takes mm_encoder_outputs")
+        return RouteChoice(route="protocol", why=f"generate of {name} takes mm_encoder_outputs")
     if _asks_for_features(model):
-        return Choice(route="replay", why=f"generate of {name} asks get_*_features")
+        return RouteChoice(route="replay", why=f"generate of {name} asks get_*_features")
     if not stock and "masked_scatter" in names_in(type(model).generate) and _reader(model):
-        return Choice(route="splice", why=f"{name} scatters features into the embeddings")
-    return Choice(route="joint", why=f"{name} joins pixels and text where nothing can come between")
+        return RouteChoice(route="splice", why=f"{name} scatters features into the embeddings")
+    return RouteChoice(
+        route="joint", why=f"{name} joins pixels and text where nothing can come between"
+    )
 
 
 def encoders(model: Any) -> Iterator[Encoder]:

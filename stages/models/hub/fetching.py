@@ -17,7 +17,7 @@ from stages.models.hub.faults import (
     shown,
     size_of,
 )
-from stages.models.hub.transfer import Announce, Remote, Watch, partial, transfer
+from stages.models.hub.transfer import Announce, Remote, TransferWatch, partial, transfer
 
 AT_ONCE = 4
 """Files fetched at a time."""
@@ -91,7 +91,7 @@ class _Counter:
 def _fetch_all(
     checkpoint: Checkpoint, files: Sequence[WeightFile], announce: Announce, counter: _Counter
 ) -> None:
-    watch = Watch(announce=announce, arrived=counter.add, stop=threading.Event())
+    watch = TransferWatch(announce=announce, arrived=counter.add, stop=threading.Event())
     with ThreadPoolExecutor(AT_ONCE) as pool:
         running = [pool.submit(_fetch_one, checkpoint, file, watch) for file in files]
         try:
@@ -103,7 +103,7 @@ def _fetch_all(
             raise
 
 
-def _fetch_one(checkpoint: Checkpoint, file: WeightFile, watch: Watch) -> None:
+def _fetch_one(checkpoint: Checkpoint, file: WeightFile, watch: TransferWatch) -> None:
     from huggingface_hub import hf_hub_download, hf_hub_url
 
     url = hf_hub_url(checkpoint.name, file.name, revision=checkpoint.commit)

@@ -41,7 +41,7 @@ class Header(NamedTuple):
     size: int
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """One tensor where it lies in its file."""
 
     dtype: str
@@ -102,7 +102,7 @@ def _read_header(path: Path) -> list[Header]:
     ]
 
 
-def read_places(path: Path) -> dict[str, Place]:
+def read_places(path: Path) -> dict[str, TensorPlace]:
     """Tensor → where it lies in a file that is here. Raises EnvironmentFault for one that is not as
     long as they need."""
     try:
@@ -122,7 +122,7 @@ def read_places(path: Path) -> dict[str, Place]:
                 numbers = (start, end, *shape)
                 if not all(type(n) is int and 0 <= n < MOST for n in numbers) or start > end:
                     raise not_whole(path)
-                found[tensor] = Place(str(entry["dtype"]), shape, first + start, first + end)
+                found[tensor] = TensorPlace(str(entry["dtype"]), shape, first + start, first + end)
                 if first + end > size:
                     raise not_whole(path)
     except OSError as error:

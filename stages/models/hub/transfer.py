@@ -42,7 +42,7 @@ class Remote:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Watch:
+class TransferWatch:
     """Who is told how a transfer goes, and who may stop it."""
 
     announce: Announce
@@ -57,7 +57,7 @@ def partial(target: Path) -> Path:
     return target.with_name(f"{target.name}.incomplete")
 
 
-def transfer(remote: Remote, target: Path, watch: Watch) -> None:
+def transfer(remote: Remote, target: Path, watch: TransferWatch) -> None:
     """Bring a file to `target`, unless it is there. Raises what the hub's session raises,
     EnvironmentFault for content that is not what was promised."""
     if target.exists():
@@ -95,7 +95,7 @@ def passes(error: Exception) -> bool:
     return isinstance(error, (NetworkError, RemoteProtocolError, TimeoutException))
 
 
-def _alone(name: str, part: Path, watch: Watch) -> FileIO:
+def _alone(name: str, part: Path, watch: TransferWatch) -> FileIO:
     """The partial file, opened and locked against other processes of this machine."""
     waiting = False
     while True:
@@ -124,7 +124,7 @@ def _still(part: Path, file: FileIO) -> bool:
         return False
 
 
-def _receive(remote: Remote, file: FileIO, watch: Watch) -> None:
+def _receive(remote: Remote, file: FileIO, watch: TransferWatch) -> None:
     """Make the file as long as it should be, however often the connection breaks."""
     waits = iter(WAITS)
     while (have := _size(file)) < remote.size:
@@ -148,7 +148,7 @@ def _receive(remote: Remote, file: FileIO, watch: Watch) -> None:
             raise Stopped
 
 
-def _stream(remote: Remote, file: FileIO, start: int, watch: Watch) -> None:
+def _stream(remote: Remote, file: FileIO, start: int, watch: TransferWatch) -> None:
     """Append what the server sends from byte `start` on."""
     from huggingface_hub import constants
     from huggingface_hub.utils._headers import build_hf_headers

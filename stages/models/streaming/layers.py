@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stages.models.halves.ranges import DTYPES, read_into
-from stages.models.hub.headers import Place, read_places
+from stages.models.hub.headers import TensorPlace, read_places
 
 ALIGNED = {"cpu": 64, "cuda": 512}
 """Bytes on whose multiples a device's own memory begins: sums are rounded by how what they are of
@@ -25,7 +25,7 @@ class Tensor:
     name: str
     """In its owner."""
     file: Path
-    place: Place
+    place: TensorPlace
     dtype: torch.dtype
     """In which the layer computes."""
     at: int
@@ -107,7 +107,7 @@ def _layer(
     module: nn.Module,
     path: str,
     index: Index,
-    places: Mapping[str, Mapping[str, Place]],
+    places: Mapping[str, Mapping[str, TensorPlace]],
     device: str,
 ) -> Layer:
     found: list[Tensor] = []
