@@ -15,6 +15,8 @@ from flows.planning.loads import COPIES, PIXEL_BYTES, Load
 from flows.planning.rungs import Rung
 from flows.planning.streamed import block_ahead, power_of_two, waiting_terms, weight_terms
 from flows.planning.works import Expected, decoder_by_dimensions, encoder_by_dimensions, expected
+from stages.frames import PACK_BYTES
+from stages.models.ahead import AHEAD
 from stages.models.card import HalfCard
 from stages.process.device_limit import CONTEXT_BYTES
 
@@ -25,8 +27,6 @@ HELD_BACK = 0.04
 LIBRARIES_BYTES = 32 << 20
 """What a stage process takes beside its imports and its model: the processor and its tokenizer, the
 model's classes, threads."""
-AHEAD = 2
-"""Batches that are read while one is computed (stages/models/ahead.py)."""
 INT8_BYTES = {"cpu": 9, "cuda": 4}
 """Of each number that a layer in 8 bit makes, beside what a plain one holds: the product in 32-bit
 integers; on a CPU the scales and the scaled product in 32 bit too (bitsandbytes'
@@ -47,8 +47,6 @@ FILE_BYTES = 8 << 20
 READING_BYTES = 12
 """A pixel of a picture while it is read: Pillow's 4 twice where it is turned upright, the 3 stored;
 16 where it was transparent."""
-PACK_BYTES = 64 << 20
-"""Pictures are stored together up to so many bytes (stages/frames/run.py)."""
 
 
 def estimate(

@@ -10,12 +10,11 @@ from artifacts.words import counted
 from flows.job.ledger import BYTES_A_TOKEN, Medium
 from flows.job.models import Model
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts
+from stages.encode import FRAMES_A_BATCH
 from stages.models.card import ModelCard, SeenSize
 
 TEMPLATE_TOKENS = 48
 """What a chat template writes about a prompt, such as a system's greeting, at the most."""
-FRAMES_A_BATCH = 64
-"""The encode stage takes fewer chunks a batch when they hold more frames than this together."""
 PROBED_EDGE = 1280
 """Pixels of a side of the largest square of which a card tells what is made of it."""
 STANDARD_CHUNKS = 64

@@ -4,10 +4,8 @@ what is done nor how much fits."""
 from collections.abc import Mapping, Sequence
 
 from flows.job.ledger import Task, unique
+from stages.encode import FRAMES_A_BATCH
 from stages.memory.shrinking import pieces
-
-FRAMES_A_BATCH = 64
-"""The encode stage takes fewer chunks a batch when they hold more frames than this together."""
 
 
 def encode_batches(

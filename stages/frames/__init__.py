@@ -2,3 +2,5 @@
 
 RECIPE = 4
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
+PACK_BYTES = 64 << 20
+"""Pictures are stored as soon as they come to this many bytes."""

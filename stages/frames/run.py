@@ -18,6 +18,7 @@ from typing import Any
 from artifacts.claims import POLL_SECONDS, Turns, turns_at
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from artifacts.store import open_store
+from stages.frames import PACK_BYTES
 from stages.frames.medium import MediumToCut
 from stages.frames.picture import read_picture
 from stages.frames.plan import ChunkPlan
@@ -31,8 +32,6 @@ log = logging.getLogger(__name__)
 
 PACK_RECORDS = 64
 """At most so many pictures are stored together."""
-PACK_BYTES = 64 << 20
-"""Pictures are stored as soon as they come to this many bytes."""
 
 
 def run(job: dict[str, Any], report: Report) -> None:
