@@ -11,10 +11,8 @@ from typing import Any
 import demo
 from flows.console.display import Display, duration, size
 from flows.job.config import DEMO_MODEL, CaptionConfig
+from flows.pipelines import HALF_OF
 from flows.running.run import caption
-
-HALF_OF = {"encode": "vision", "decode": "language"}
-"""Stage → the half that it runs."""
 
 
 def demo_command(given: argparse.Namespace) -> int:

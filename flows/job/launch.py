@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from artifacts.errors import Killed
+from flows.pipelines import CAPTION
 from stages.process.stage_process import Listener, StageOutcome, StageProcess
 
 ENTRIES: Mapping[str, str] = {
+    **{stage.name: stage.entry for stage in CAPTION},
     "describe": "stages.models.run:run",
-    "frames": "stages.frames.run:run",
-    "encode": "stages.encode.run:run",
-    "decode": "stages.decode.run:run",
     "cut": "stages.frames.cut:run",
     "measure": "stages.memory.measure:run",
     "probe": "stages.process.probe:run",

@@ -7,9 +7,7 @@ from artifacts.keys import digest_of
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
 from flows.job.prepare import Job
-from stages.decode import RECIPE as DECODE_RECIPE
-from stages.encode import RECIPE as ENCODE_RECIPE
-from stages.frames import RECIPE as FRAMES_RECIPE
+from flows.pipelines import DECODE, ENCODE, FRAMES
 
 NOTES = digest_of(["scopes", 1])
 """The scope of the notes themselves."""
@@ -27,7 +25,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "computing": model.vision.decides,
         "sampling": asdict(job.sampling),
         "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
-        "recipes": [FRAMES_RECIPE, ENCODE_RECIPE],
+        "recipes": [FRAMES.recipe, ENCODE.recipe],
     }
 
 
@@ -39,7 +37,7 @@ def note_scopes(job: Job) -> None:
     for way in job.ledger.ways:
         looked = {**seen, "precision": way.vision, "computing": computing[way.vision]}
         both = "+".join(dict.fromkeys(way.precision.values()))
-        said = {**looked, "precision": both, "recipes": [*seen["recipes"], DECODE_RECIPE]}
+        said = {**looked, "precision": both, "recipes": [*seen["recipes"], DECODE.recipe]}
         metas |= {way.frames: seen, way.features: looked, way.captions: said}
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
 

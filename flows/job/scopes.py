@@ -8,9 +8,7 @@ from artifacts.keys import digest_of
 from artifacts.schema import FrameFit, Sampling
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
-from stages.decode import RECIPE as DECODE_RECIPE
-from stages.encode import RECIPE as ENCODE_RECIPE
-from stages.frames import RECIPE as FRAMES_RECIPE
+from flows.pipelines import DECODE, ENCODE, FRAMES
 
 LARGEST_LIMIT = 2048
 """Captions of up to so many tokens are looked for when another limit is asked for: to try them all
@@ -59,9 +57,9 @@ def scopes_of(config: CaptionConfig, model: Model, sampling: Sampling) -> Scopes
     changes."""
     fits = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
     looked_at = {name: getattr(sampling, name) for name in sampling.__slots__}
-    frames = digest_of(["frames", FRAMES_RECIPE, looked_at, fits])
+    frames = digest_of(["frames", FRAMES.recipe, looked_at, fits])
     seen_by = [model.vision_digest, *model.vision.decides]
-    features = digest_of(["features", ENCODE_RECIPE, frames, *seen_by])
+    features = digest_of(["features", ENCODE.recipe, frames, *seen_by])
     return Scopes(
         frames=frames,
         features=features,
@@ -75,7 +73,7 @@ def scopes_of(config: CaptionConfig, model: Model, sampling: Sampling) -> Scopes
 
 def _captions(features: str, model: Model, limit: int) -> str:
     by = [model.language_digest, *model.language.decides]
-    return digest_of(["captions", DECODE_RECIPE, features, *by, limit])
+    return digest_of(["captions", DECODE.recipe, features, *by, limit])
 
 
 def _other_limits(scopes: Scopes, model: Model, stored: Set[str]) -> Iterator[Scopes]:

@@ -8,10 +8,10 @@ from itertools import takewhile
 from typing import Any
 
 from artifacts.errors import CannotFit, UsageError
-from artifacts.schema import Half
 from flows.console.display import gib
 from flows.job.budget import Budget
 from flows.job.precision import QUANTIZED, lighter, settle
+from flows.pipelines import HALF_OF
 from flows.planning.choose import Choice, Question, allowed, choices
 from flows.planning.estimate import StageEstimate
 from flows.planning.ways import is_free, rungs_of
@@ -88,7 +88,7 @@ def _most(question: Question, budget: Budget) -> int:
 
 
 def _auto(question: Question, stage: str) -> tuple[str, Question | None]:
-    config, half = question.config, half_of(stage)
+    config, half = question.config, HALF_OF.get(stage)
     if half is None or is_free(config, half):
         return "", None
     own = config.vision_precision if half == "vision" else config.language_precision
@@ -104,7 +104,7 @@ def _frames(question: Question) -> Iterator[tuple[str, Question | None]]:
 
 
 def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question | None]]:
-    half = half_of(stage)
+    half = HALF_OF.get(stage)
     # A rung that is there was tried already, or will be.
     there = {rung.precision for rung in rungs_of(question)[stage]}
     for precision in ("bf16", *QUANTIZED) if half else ():
@@ -112,12 +112,6 @@ def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question 
             continue
         other = in_precision(question, **{f"{half}_precision": precision})
         yield f"--{half}-precision {precision}", other
-
-
-def half_of(stage: str) -> Half | None:
-    """The half that a stage runs; None for frames."""
-    halves: dict[str, Half] = {"encode": "vision", "decode": "language"}
-    return halves.get(stage)
 
 
 def in_precision(question: Question, **options: str) -> Question | None:

@@ -9,6 +9,7 @@ from flows.job.budget import Budget
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.prepare import Job
+from flows.pipelines import STAGES
 from flows.planning.arithmetic import estimate
 from flows.planning.estimate import StageEstimate
 from flows.planning.loads import Load, least_load, loads_of
@@ -17,7 +18,6 @@ from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate, estimates
 from stages.process.device_limit import CONTEXT_BYTES
 
-STAGES = ("frames", "encode", "decode")
 DOUBT = 0.9
 """A stage is refused when its weights and even so large a part of what it computes with are too
 much on its last rung: estimates are that good."""

@@ -18,9 +18,9 @@ from flows.job.models import Model, Undescribed, find_checkpoint, open_model
 from flows.job.precision import precision_note
 from flows.job.prepare import Job, prepare
 from flows.job.weights import bytes_to_fetch, halves_wanted
+from flows.pipelines import STAGES
 from flows.planning.changes import cannot_fit
 from flows.planning.choose import (
-    STAGES,
     Choice,
     Question,
     choices,

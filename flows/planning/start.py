@@ -7,7 +7,8 @@ from typing import Any
 
 from flows.job.budget import Budget
 from flows.job.prepare import Job
-from flows.planning.changes import NAMED, cannot_fit, changes, half_of
+from flows.pipelines import HALF_OF
+from flows.planning.changes import NAMED, cannot_fit, changes
 from flows.planning.choose import Choice, Question, choices, memory_json, question_of
 from flows.planning.ladder import Ladder, Told
 from flows.planning.remembered import Remembered
@@ -80,7 +81,7 @@ def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:
     stuck = Choice(first=least, taken=least, fits=False, refused=True)
     found = [change.option for change in changes(asked, stuck, budget)]
     found = [option for option in found if not option.startswith("--memory")][:NAMED]
-    half = half_of(stage)
+    half = HALF_OF.get(stage)
     if half is not None and not is_free(job.config, half):
         found.append(f"--{half}-precision auto, which goes lower by itself")
     return ", or ".join([*found, "more with --memory"])

@@ -21,7 +21,8 @@ from artifacts.shapes import (
     read_json,
     text,
 )
-from flows.results.run_record import STAGES, blank, empty
+from flows.pipelines import STAGES
+from flows.results.run_record import blank, empty
 
 POINT = (number, number, number)
 HALF = {"bytes": count, "parameters": count, "precision": text, "attention": text}

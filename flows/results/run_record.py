@@ -16,9 +16,9 @@ from artifacts.captions import Failure, values_of
 from artifacts.errors import EnvironmentFault, redacted
 from artifacts.files import write_json
 from flows.job.versions import now, versions
+from flows.pipelines import STAGES
 from stages.process.stage_process import StageOutcome
 
-STAGES = ("frames", "encode", "decode")
 REWRITE_SECONDS = 2.0
 """How often a running run rewrites its record at the most."""
 SAMPLE_SECONDS = 65.0

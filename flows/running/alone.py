@@ -7,9 +7,10 @@ from typing import Any
 from artifacts.errors import CannotFit
 from flows.job.ledger import Task, unique
 from flows.job.prepare import Job
+from flows.pipelines import HALF_OF
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
-from flows.running.calls import HALVES, KEYS, HalfStage, settings_on
+from flows.running.calls import KEYS, HalfStage, settings_on
 from stages.process.events import TooLarge
 from stages.process.stage_process import StageOutcome
 
@@ -73,7 +74,7 @@ class Alone:
 
     def _on(self, rung: Rung, task: Task) -> Task:
         """The task with the keys of what it becomes on a rung."""
-        ledger, half = self._job.ledger, HALVES["encode" if rung.stage == "encode" else "decode"]
+        ledger, half = self._job.ledger, HALF_OF[rung.stage]
         wanted = {**task.scopes.precision, half: settings_on(self._job.model, rung).label}
         way = next(way for way in ledger.ways if way.precision == wanted)
         return ledger.at(task.medium, task.chunk, way)

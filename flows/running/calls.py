@@ -4,17 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from artifacts.schema import Half
 from flows.job.launch import StageCall
 from flows.job.ledger import Medium, Task
 from flows.job.models import Model
 from flows.job.precision import HalfSettings
 from flows.job.prepare import Job
+from flows.pipelines import HALF_OF
 from flows.planning.rungs import Rung
 
 HalfStage = Literal["encode", "decode"]
-HALVES: dict[HalfStage, Half] = {"encode": "vision", "decode": "language"}
-"""Which half a stage runs."""
 KEYS: Mapping[str, Callable[[Task], str]] = {
     "frames": lambda task: task.frames,
     "encode": lambda task: task.features,
@@ -25,7 +23,7 @@ KEYS: Mapping[str, Callable[[Task], str]] = {
 
 def settings_on(model: Model, rung: Rung) -> HalfSettings:
     """How the half of a stage is run on a rung."""
-    half = HALVES["encode" if rung.stage == "encode" else "decode"]
+    half = HALF_OF[rung.stage]
     kv = rung.kv if rung.kv == "quantized" else ""
     every = model.settings(half)
     return next(s for s in every if (s.precision, s.kv) == (rung.precision, kv))

@@ -11,6 +11,7 @@ from flows.job.holds import Hold
 from flows.job.launch import Launcher, Running
 from flows.job.ledger import Medium, Task
 from flows.job.prepare import Job
+from flows.pipelines import FRAMES, HALF_OF
 from flows.planning.efforts import times_of
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
@@ -19,7 +20,7 @@ from flows.planning.start import plan_start
 from flows.results.run_record import RunRecord
 from flows.running.alone import Alone, too_large
 from flows.running.batches import cut, decode_batches, encode_batches
-from flows.running.calls import HALVES, KEYS, Calls, HalfStage, settings_on
+from flows.running.calls import KEYS, Calls, HalfStage, settings_on
 from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from stages.process.ending import is_crash
 from stages.process.stage_process import StageOutcome
@@ -71,9 +72,9 @@ class Steps:
         """Put what has work to do on rungs that fit. Raises CannotFit when there are none."""
         if not halves:
             return
-        stages = ["frames", *(stage for stage, half in HALVES.items() if half in halves)]
+        stages = [FRAMES.name, *(stage for stage, half in HALF_OF.items() if half in halves)]
         plan = plan_start(self._ladder, self._job, stages, expected)
-        rungs = {str(stage): self._ladder.rung(stage) for stage in HALVES}
+        rungs = {stage: self._ladder.rung(stage) for stage in HALF_OF}
         seconds = times_of(self._job, rungs, expected).seconds
         self._record.value["plan"].update(memory=plan, seconds=seconds)
         self._take()
@@ -89,16 +90,16 @@ class Steps:
     def _finish_frames(self, running: Running, wave: list[Medium]) -> bool:
         """Whether it died. Then it is to be started again: with fewer files at once, or without one
         of those in hand, which is to blame, as each tells alone."""
-        at_once = self._ladder.rung("frames").batch
+        at_once = self._ladder.rung(FRAMES.name).batch
         try:
             self._finish(running)
             if running.outcome.items:
-                self._ladder.worked("frames")
+                self._ladder.worked(FRAMES.name)
             return False
         except (CannotFit, StageDied) as error:
             suspects = [m for m in wave if m.digest in running.outcome.in_hand]
             if isinstance(error, CannotFit) and (at_once > 1 or not suspects):
-                self._ladder.down("frames", error, largest=at_once, tokens=0)
+                self._ladder.down(FRAMES.name, error, largest=at_once, tokens=0)
                 return True
             if not suspects or not (isinstance(error, CannotFit) or is_crash(error)):
                 raise
@@ -114,7 +115,7 @@ class Steps:
         for told in outcome.failures:
             if told.kind == CHANGED:
                 why = {"kind": CHANGED, "message": CHANGED_MESSAGE, "hint": CHANGED_HINT}
-                self._job.ledger.unfit[told.media, -1, ""] = {"stage": "frames", **why}
+                self._job.ledger.unfit[told.media, -1, ""] = {"stage": FRAMES.name, **why}
 
     def _cut_alone(self, medium: Medium) -> None:
         """Cut one medium in a process of its own, and record it as failed if that crashes."""
@@ -125,7 +126,7 @@ class Steps:
         try:
             self._finish(running)
         except CannotFit as error:  # it is tried again by the next run
-            ledger.unfit[medium.digest, -1, ""] = too_large("frames", error.message)
+            ledger.unfit[medium.digest, -1, ""] = too_large(FRAMES.name, error.message)
         except StageDied as error:
             if not is_crash(error):
                 raise
@@ -144,9 +145,9 @@ class Steps:
         media = [(m, chunks) for m, chunks in wanted.values() if chunks is None or chunks]
         if not media:
             return None
-        self._ladder.begin("frames")
-        self.tell("frames", len(media), 0)
-        return self.launcher.start(self._calls.frames(media, self._ladder.rung("frames")))
+        self._ladder.begin(FRAMES.name)
+        self.tell(FRAMES.name, len(media), 0)
+        return self.launcher.start(self._calls.frames(media, self._ladder.rung(FRAMES.name)))
 
     def encode(self, wave: list[Medium]) -> None:
         """Make the features of a wave, and give its frames back."""
@@ -226,7 +227,7 @@ class Steps:
         self, stage: HalfStage, batches: list[list[Task]], rung: Rung
     ) -> tuple[StageOutcome, CannotFit | None]:
         """What one process made of these batches, and the error if it ran out of memory."""
-        self.fetch([HALVES[stage]])
+        self.fetch([HALF_OF[stage]])
         running = self.launcher.start(self._calls.half(stage, batches, rung))
         error: CannotFit | None = None
         try:
@@ -262,5 +263,5 @@ class Steps:
     def _take(self) -> None:
         """Make things from now on as the rungs in force say."""
         model, ladder = self._job.model, self._ladder
-        vision, language = (settings_on(model, ladder.rung(s)).label for s in ("encode", "decode"))
+        vision, language = (settings_on(model, ladder.rung(s)).label for s in HALF_OF)
         self._job.ledger.take(vision=vision, language=language)

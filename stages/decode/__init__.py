@@ -1,4 +1,15 @@
 """Features and a prompt to captions, with the language half alone."""
 
+from stages.process.stage import Stage
+
 RECIPE = 4
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
+STAGE = Stage(
+    name="decode",
+    reads="features",
+    writes="captions",
+    half="language",
+    recipe=RECIPE,
+    entry="stages.decode.run:run",
+    verb="captioning",
+)

@@ -1,6 +1,17 @@
 """Frames to features, with the vision half alone."""
 
+from stages.process.stage import Stage
+
 RECIPE = 3
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
 FRAMES_A_BATCH = 64
 """A batch has fewer chunks when they hold more frames than this together."""
+STAGE = Stage(
+    name="encode",
+    reads="frames",
+    writes="features",
+    half="vision",
+    recipe=RECIPE,
+    entry="stages.encode.run:run",
+    verb="encoding",
+)

@@ -1,6 +1,17 @@
 """Cuts media files into chunks of RGB frames; knows nothing of models."""
 
+from stages.process.stage import Stage
+
 RECIPE = 4
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
 PACK_BYTES = 64 << 20
 """Pictures are stored as soon as they come to this many bytes."""
+STAGE = Stage(
+    name="frames",
+    reads="",
+    writes="frames",
+    half=None,
+    recipe=RECIPE,
+    entry="stages.frames.run:run",
+    verb="cutting frames",
+)
