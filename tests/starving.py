@@ -128,7 +128,7 @@ def frames(job: dict[str, Any], report: Report) -> None:
     import stages.frames.run
 
     hunger = Hunger("frames", job)
-    cut: Callable[..., Any] = stages.frames.run.Stage.cut_video
+    cut: Callable[..., Any] = stages.frames.run.Cutting.cut_video
 
     def cutting(self: Any, medium: Any) -> None:
         with self.shelves.failing(medium):
@@ -138,5 +138,5 @@ def frames(job: dict[str, Any], report: Report) -> None:
                 raise MemoryError("Unable to allocate 3 MiB")
         cut(self, medium)
 
-    with patch.object(stages.frames.run.Stage, "cut_video", cutting):
+    with patch.object(stages.frames.run.Cutting, "cut_video", cutting):
         stages.frames.run.run(job, report)

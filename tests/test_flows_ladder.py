@@ -79,10 +79,10 @@ def rung_of(stage: str, told: Mapping[str, Any]) -> Rung:
         stage=stage,
         batch=max(map(len, told["batches"])),
         prefill=told["prefill"],
-        kv=told["kv"],
+        kv=told.get("kv", ""),
         precision=told["precision"],
         offload=told["offload"],
-        block=told["block"],
+        block=told.get("block", 0),
     )
 
 

@@ -19,6 +19,7 @@ from artifacts.packs import Record, Shelf
 from artifacts.shelves import Shelves
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
+from stages.decode.job import DecodeJob
 from stages.decode.reading import Reading
 from stages.memory.shrinking import Shrinking
 from stages.models.ahead import read_ahead, write_behind
@@ -28,6 +29,7 @@ from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.models.processors.prepare import open_ended, rebuild
+from stages.process.job import job_of
 from stages.process.report import Report
 
 SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
@@ -42,17 +44,18 @@ class Said(NamedTuple):
     ended: Ended
 
 
-def run(job: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: Report) -> None:
     """Publish a caption for each member of `batches` that has none."""
-    store = open_store(job["store"])
-    features = Shelf(store, "features", job["features_scope"])
-    captions = Shelf(store, "captions", job["scope"])
-    batches = [batch for batch in job["batches"] if any(m["key"] not in captions for m in batch)]
+    job = job_of(DecodeJob, told)
+    store = open_store(job.store)
+    features = Shelf(store, "features", job.features_scope)
+    captions = Shelf(store, "captions", job.scope)
+    batches = [batch for batch in job.batches if any(m["key"] not in captions for m in batch)]
     report.total(sum(member["key"] not in captions for batch in batches for member in batch))
     if not batches:
         return
-    source = ModelJob.of(job)
-    reading = Reading(job.get("prefill", 0), job.get("kv", ""), source.device)
+    source = ModelJob.of(told)
+    reading = Reading(job.prefill, job.kv, source.device)
     processor = source.processor()
     held = source.hold("language")
     report.note(ready=True, **facts(held.model))
@@ -85,7 +88,7 @@ def run(job: dict[str, Any], report: Report) -> None:
                 processor=processor,
                 rows=[row for _, row in members],
                 prompts=[member["prompt"] for member, _ in members],
-                max_new_tokens=job["max_new_tokens"],
+                max_new_tokens=job.max_new_tokens,
                 reading=reading,
             )
         )

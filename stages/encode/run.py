@@ -18,6 +18,7 @@ from artifacts.packs import Record, Shelf
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
 from stages.encode.batch import encode_batches, overflowed, undivided
+from stages.encode.job import EncodeJob
 from stages.memory.shrinking import Shrinking, blocks
 from stages.models.ahead import AHEAD, read_ahead, write_behind
 from stages.models.halves.pieces import Held
@@ -26,6 +27,7 @@ from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.models.processors.prepare import Clip, Prepared, prepare
 from stages.process.ending import out_of_memory
+from stages.process.job import job_of
 from stages.process.report import Report
 
 REFUSALS = (ValueError, TypeError, KeyError, IndexError, AssertionError, RuntimeError)
@@ -53,25 +55,25 @@ Encoded = tuple[dict[str, Any], FeatureRecord | Refusal]
 """A chunk, as the job has it, with what is known of it by then."""
 
 
-def run(job: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: Report) -> None:
     """Publish a feature record for each chunk of `batches` that has none, or why it cannot have
     one."""
-    store = open_store(job["store"])
-    frames = Shelf(store, "frames", job["frames_scope"])
-    features = Shelf(store, "features", job["scope"])
-    failures = Shelf(store, "failures", job["scope"])
-    batches = [batch for batch in job["batches"] if any(m["key"] not in features for m in batch)]
+    job = job_of(EncodeJob, told)
+    store = open_store(job.store)
+    frames = Shelf(store, "frames", job.frames_scope)
+    features = Shelf(store, "features", job.scope)
+    failures = Shelf(store, "failures", job.scope)
+    batches = [batch for batch in job.batches if any(m["key"] not in features for m in batch)]
     report.total(sum(member["key"] not in features for batch in batches for member in batch))
     if not batches:
         return
-    source = ModelJob.of(job)
+    source = ModelJob.of(told)
     processor = source.processor()
-    count = job.get("frames_a_video", 0)
     half = None if source.route == "joint" else source.hold("vision")
     report.note(ready=True, **({} if half is None else facts(half.model)))
 
     def prepared(members: Sequence[dict[str, Any]]) -> Prepared | Refusal:
-        return read_member(frames, processor, members[0], count)
+        return read_member(frames, processor, members[0], job.frames_a_video)
 
     reading = Shrinking(report, lambda: prepared(batches[-1][-1:]))
 
@@ -104,7 +106,7 @@ def run(job: dict[str, Any], report: Report) -> None:
     def last() -> object:
         return _encoded(half, [[(m, prepared([m])) for m in batches[-1][-1:]]])
 
-    shrinking, block = Shrinking(report, last), job.get("block", 0)
+    shrinking, block = Shrinking(report, last), job.block
     compute, ahead = partial(_encoded, half), 1 if block else AHEAD
     with turns_at(store, features, failures) as turns, write_behind(publish) as later:
         mine = turns.mine(blocks(batches, block, pictures), lacking)

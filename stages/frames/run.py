@@ -19,6 +19,7 @@ from artifacts.claims import POLL_SECONDS, Turns, turns_at
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
+from stages.frames.job import FramesJob
 from stages.frames.medium import MediumToCut
 from stages.frames.picture import read_picture
 from stages.frames.plan import ChunkPlan
@@ -26,6 +27,7 @@ from stages.frames.recording import Recording
 from stages.frames.video import Chunk, Damage, Video
 from stages.frames.watchdog import Watchdog
 from stages.process.cgroup import cores
+from stages.process.job import job_of
 from stages.process.report import Report
 
 log = logging.getLogger(__name__)
@@ -34,15 +36,15 @@ PACK_RECORDS = 64
 """At most so many pictures are stored together."""
 
 
-def run(job: dict[str, Any], report: Report) -> None:
+def run(told: dict[str, Any], report: Report) -> None:
     """Cut every medium of the job that is not on the shelf yet.
 
     A medium that cannot be used is recorded as such and the others go on. Raises EnvironmentFault
     when the store or a disk is in the way.
     """
-    watchdog = Watchdog()
-    stage = Stage(job, report, watchdog)
-    workers = max(1, int(job["workers"]))
+    job, watchdog = job_of(FramesJob, told), Watchdog()
+    stage = Cutting(job, report, watchdog)
+    workers = max(1, job.workers)
     shelves = (stage.shelves.media, stage.shelves.frames, stage.shelves.failures)
     with (
         watchdog,
@@ -62,25 +64,24 @@ def run(job: dict[str, Any], report: Report) -> None:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Stage:
+class Cutting:
     """One job: its shelves, and what is still to do."""
 
-    def __init__(self, job: dict[str, Any], report: Report, watchdog: Watchdog) -> None:
-        self.store = open_store(job["store"])
+    def __init__(self, job: FramesJob, report: Report, watchdog: Watchdog) -> None:
+        self.store = open_store(job.store)
         fits = {
             kind: FrameFit(long_edges=tuple((float(a), int(e)) for a, e in edges))
-            for kind, edges in job["fit"].items()
+            for kind, edges in job.fit.items()
         }
         self.fit = fits["video"]
-        scope = str(job["scope"])
-        self.shelves = Recording(self.store, scope, fits["image"], report, watchdog)
+        self.shelves = Recording(self.store, job.scope, fits["image"], report, watchdog)
         self.turns: Turns
         """Which media are cut here, and which by other runs."""
-        self.sampling = Sampling(**job["sampling"])
+        self.sampling = Sampling(**job.sampling)
         self.report = report
         self.stop = threading.Event()
         """Set when workers are to end after the chunk in hand."""
-        media = map(MediumToCut.from_json, job["media"])
+        media = map(MediumToCut.from_json, job.media)
         # Two files of one content are one medium.
         self.to_do = {m.digest: m for m in media if self.shelves.is_missing(m)}
         """Media that this run has not had a turn at."""

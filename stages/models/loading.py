@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.schema import Half, Route
+from artifacts.schema import Half
 from stages.memory.heap import given_back
+from stages.models.half_job import HalfJob
 from stages.models.halves.boundary import Part
 from stages.models.halves.load import config_and_class, load_half, one_line, skeleton_of
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
@@ -33,6 +34,7 @@ from stages.models.precision.quantize import (
 from stages.models.precision.weights import stored_modules
 from stages.models.processors.prepare import load_processor
 from stages.models.streaming.load import load_streamed, streamed_layers
+from stages.process.job import job_of
 
 BY_ITSELF = ("sdpa", "+")
 """Attention implementations that a model takes when none is asked for: this one where its classes
@@ -40,31 +42,8 @@ have it, or one for some of them and another for others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelJob:
-    """What every job that runs half a model says about it."""
-
-    model: str
-    """Folder or hub id."""
-    revision: str | None = None
-    device: str = "cpu"
-    """`cpu` or `cuda:N`."""
-    dtype: str = "auto"
-    """Name of a torch dtype, in which the half computes; `auto` is the checkpoint's own."""
-    precision: str = ""
-    """`int8` or `nf4` quantizes the half; anything else says no more than `dtype`."""
-    attention: str | None = None
-    """Attention implementation; None is the model's default."""
-    trust_remote_code: bool = False
-    route: Route = "protocol"
-    """How the model is run in two stages."""
-    pieces: tuple[str, ...] = ()
-    """Paths of the other half's pieces that this half is known to need."""
-    offload: bool = False
-    """Layers wait outside the device until they compute: those of the vision half, and on a CPU of
-    either, in the checkpoint's files; those of the language half of a GPU in host memory."""
-    prefill: int = 0
-    """Positions that go through an MLP of the vision half at once, 0: all; how the language half
-    reads its prompts is for who decodes."""
+class ModelJob(HalfJob):
+    """A job that loads what it says."""
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
@@ -75,8 +54,7 @@ class ModelJob:
 
     @classmethod
     def of(cls, job: dict[str, Any]) -> "ModelJob":
-        names = cls.__dataclass_fields__
-        return cls(**{name: job[name] for name in names if name in job})
+        return job_of(cls, job)
 
     def processor(self) -> Any:
         folder = resolve_model(Path(self.model), self.revision)

@@ -1,0 +1,21 @@
+"""What the encode stage is told; imports no model library."""
+
+from dataclasses import dataclass
+
+from stages.models.half_job import HalfJob
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodeJob(HalfJob):
+    """Chunks to be encoded, all of them in one way."""
+
+    store: str
+    frames_scope: str
+    scope: str
+    """Of the features."""
+    batches: list[list[dict[str, str]]]
+    """Of each chunk `key`, `frames` (its key), `kind` and, where the encoder reads it, `prompt`."""
+    frames_a_video: int = 0
+    """How many frames each must have; 0: any number."""
+    block: int = 0
+    """Chunks that go through each layer before the next is read; 0: the half is there whole."""

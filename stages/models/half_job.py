@@ -1,0 +1,33 @@
+"""What every job says that runs half a model; imports no model library."""
+
+from dataclasses import dataclass
+
+from artifacts.schema import Route
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HalfJob:
+    """Which half of what, where and in what precision."""
+
+    model: str
+    """Folder or hub id."""
+    revision: str | None = None
+    device: str = "cpu"
+    """`cpu` or `cuda:N`."""
+    dtype: str = "auto"
+    """Name of a torch dtype, in which the half computes; `auto` is the checkpoint's own."""
+    precision: str = ""
+    """`int8` or `nf4` quantizes the half; anything else says no more than `dtype`."""
+    attention: str | None = None
+    """Attention implementation; None is the model's default."""
+    trust_remote_code: bool = False
+    route: Route = "protocol"
+    """How the model is run in two stages."""
+    pieces: tuple[str, ...] = ()
+    """Paths of the other half's pieces that this half is known to need."""
+    offload: bool = False
+    """Layers wait outside the device until they compute: those of the vision half, and on a CPU of
+    either, in the checkpoint's files; those of the language half of a GPU in host memory."""
+    prefill: int = 0
+    """Positions that go through an MLP of the vision half at once, 0: all; how the language half
+    reads its prompts is for who decodes."""
