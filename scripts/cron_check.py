@@ -131,7 +131,7 @@ def scheduled_after(stack: Stack, before: datetime) -> list[dict[str, Any]]:
 def chunks(stack: Stack, run: dict[str, Any]) -> int:
     """How many a run encoded, by its own account, which the stages that it started must bear
     out. Raises CheckFailed."""
-    found = re.search(r"\bencoded (\d+) chunks", run["state"]["message"])
+    found = re.search(r"\bencoded (\d+) chunks?\b", run["state"]["message"])
     of_the_run = {"flow_runs": {"id": {"any_": [run["id"]]}}}
     stages = [each["name"] for each in stack.ask("POST", "/task_runs/filter", of_the_run)]
     if found is None or bool(int(found[1])) != ("encode" in stages):
