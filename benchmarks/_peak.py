@@ -4,7 +4,7 @@ import threading
 import time
 
 from stages.process.memory import anonymous_bytes
-from stages.process.stage_process import StageOutcome
+from stages.process.outcome import StageOutcome
 
 
 def taken(outcome: StageOutcome, device: str) -> int:

@@ -33,7 +33,7 @@ from flows.planning.loads import load_of
 from flows.planning.rungs import Rung
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
-from stages.process.stage_process import StageOutcome
+from stages.process.outcome import StageOutcome
 
 MIB = 1 << 20
 SIDE = 448

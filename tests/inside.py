@@ -15,8 +15,9 @@ from flows.job.launch import ENTRIES, StageCall
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from stages.process.events import Event, Item, Noted, event_of
+from stages.process.outcome import StageOutcome
 from stages.process.report import Report
-from stages.process.stage_process import Listener, StageOutcome
+from stages.process.stage_process import Listener
 from tests.pipeline import Place
 
 

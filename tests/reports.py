@@ -12,7 +12,7 @@ from artifacts.files import write_text
 from flows.job.sources import IMAGE_SUFFIXES, MediaFile
 from flows.results.outputs import media_lines
 from flows.results.run_record import RunRecord
-from stages.process.stage_process import StageOutcome
+from stages.process.outcome import StageOutcome
 from tests.rows import caption
 
 GIB = 1 << 30

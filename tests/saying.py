@@ -17,7 +17,8 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, StageCall
 from flows.results.run_result import RunResult
 from flows.running.run import caption
-from stages.process.stage_process import Listener, StageOutcome
+from stages.process.outcome import StageOutcome
+from stages.process.stage_process import Listener
 from tests.media import write_video
 from tests.rows import HARD
 from tests.stand_ins import CARD, Stages, config_in

@@ -13,7 +13,8 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
 from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.process.events import Failed
-from stages.process.stage_process import Listener, StageOutcome
+from stages.process.outcome import StageOutcome
+from stages.process.stage_process import Listener
 
 HALF = HalfCard(shards=("model.safetensors",), tensors=(), parameters=1, stored_bytes=2)
 CARD = ModelCard(

@@ -12,7 +12,7 @@ from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
 from flows.running.run import caption
-from stages.process.stage_process import StageOutcome
+from stages.process.outcome import StageOutcome
 from tests.media import write_video
 from tests.pipeline import read_lines
 from tests.stand_ins import Answer, Stages, config_in

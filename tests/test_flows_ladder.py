@@ -20,7 +20,7 @@ from flows.planning import ways
 from flows.planning.rungs import Rung, decode_rungs, encode_rungs
 from flows.results.standing import what
 from flows.running.run import caption
-from stages.process.stage_process import StageOutcome
+from stages.process.outcome import StageOutcome
 from tests.media import write_video
 from tests.pipeline import read_lines
 from tests.stand_ins import config_in

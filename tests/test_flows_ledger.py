@@ -4,8 +4,9 @@ from pathlib import Path
 from artifacts.packs import Record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import FolderStore
-from flows.job.ledger import Ledger, Medium, Task, cut_waves
+from flows.job.ledger import Ledger, cut_waves
 from flows.job.scopes import Scopes
+from flows.job.tasks import Medium, Task
 from flows.running.batches import decode_batches, encode_batches
 
 SCOPES = Scopes(frames="f" * 64, features="e" * 64, captions="c" * 64)

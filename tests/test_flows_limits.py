@@ -14,7 +14,7 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
 from flows.results.run_result import RunResult
 from flows.running.run import caption
-from stages.process.stage_process import StageOutcome
+from stages.process.outcome import StageOutcome
 from tests.media import write_video
 from tests.stand_ins import Stages, config_in
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from flows.planning import arithmetic as by
+from flows.planning import terms as by
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
 from flows.planning.streamed import power_of_two

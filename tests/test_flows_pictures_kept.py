@@ -14,8 +14,8 @@ from artifacts.packs import Record, Shelf
 from artifacts.schema import MOST_PIXELS, WHOLE, FrameFit, MediaIndex, picture_size
 from artifacts.store import FolderStore
 from flows.job.config import CaptionConfig
-from flows.job.ledger import Medium, Task
 from flows.job.prepare import Job, prepare
+from flows.job.tasks import Medium, Task
 from flows.planning.loads import COPIES, load_of, loads_of
 from flows.planning.sizes import estimates
 from stages.decode import RECIPE as DECODE_RECIPE

@@ -13,7 +13,7 @@ from flows.cli.main import main
 from flows.results.run_read import load_record
 from flows.results.run_record import TIMELINE_POINTS, RunRecord, coarser
 from flows.results.standing import StageStanding, advice, cells, standing
-from stages.process.stage_process import StageOutcome
+from stages.process.outcome import StageOutcome
 
 
 def failure(name: str, stage: str) -> Failure:

@@ -9,7 +9,8 @@ from artifacts.errors import Killed, OutOfMemory
 from flows.job.launch import StageCall
 from stages.memory.shrinking import smaller
 from stages.process.events import Item, Shrunk, TooLarge
-from stages.process.stage_process import Listener, StageOutcome
+from stages.process.outcome import StageOutcome
+from stages.process.stage_process import Listener
 from tests.stand_ins import CARD, Answer, Stages
 
 QUANTIZABLE = replace(

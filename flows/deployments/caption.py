@@ -39,7 +39,8 @@ from flows.results.run_result import RunResult
 from flows.running.run import caption
 from flows.running.stopping import stopped_in_order
 from stages.process.events import Event, Item, Total
-from stages.process.stage_process import Listener, StageOutcome, StageProcess
+from stages.process.outcome import StageOutcome
+from stages.process.stage_process import Listener, StageProcess
 
 TABLE = "penstock-captions"
 """Key of the table in the UI."""

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from artifacts.errors import Killed
 from flows.pipelines import CAPTION
-from stages.process.stage_process import Listener, StageOutcome, StageProcess
+from stages.process.outcome import StageOutcome
+from stages.process.stage_process import Listener, StageProcess
 
 ENTRIES: Mapping[str, str] = {
     **{stage.name: stage.entry for stage in CAPTION},

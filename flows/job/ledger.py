@@ -1,7 +1,6 @@
 """What is done and what is missing, read off the store; starts nothing and opens no media file."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from artifacts.captions import ended_of
@@ -9,51 +8,12 @@ from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, Shelf
 from artifacts.schema import WHOLE, ChunkIndex, MediaIndex
 from artifacts.shelves import Shelves
-from artifacts.stamps import Stamp
 from artifacts.store import Store
 from flows.job.scopes import Scopes
+from flows.job.tasks import Medium, Task, unique
 
 BYTES_A_TOKEN = 4
 """Of a prompt, about: enough to tell a long one from a short one without a tokenizer."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Medium:
-    """One content to be captioned; several files may hold it."""
-
-    digest: str
-    path: str
-    kind: str
-    prompt: str
-    stamp: Stamp | None = None
-    """Of the file when its content was digested."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """One chunk with the keys of what each stage makes of it, or has made in another way."""
-
-    medium: Medium
-    chunk: ChunkIndex
-    frames: str
-    features: str
-    caption: str
-    scopes: Scopes
-    """The way it was, or is to be, made."""
-
-    @property
-    def place(self) -> tuple[str, int, str]:
-        """The chunk and its prompt, however anything is made of it."""
-        return (self.medium.digest, self.chunk.index, self.medium.prompt)
-
-    @property
-    def shape(self) -> tuple[str, int, int, int]:
-        """Chunks of one shape can share a batch: (kind, frames, height, width), the last two of a
-        picture as it is seen."""
-        size = (self.chunk.height, self.chunk.width)
-        if self.medium.kind == "image":
-            size = self.scopes.fit_image.size(*size)
-        return (self.medium.kind, len(self.chunk.times), *size)
 
 
 class Ledger:
@@ -272,8 +232,3 @@ def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
         lengths[-1] += 1
         filled += size
     return lengths
-
-
-def unique(tasks: Sequence[Task], field: str) -> list[Task]:
-    """The tasks without those whose key came before: two files of one content are one item."""
-    return list({getattr(task, field): task for task in reversed(tasks)}.values())[::-1]

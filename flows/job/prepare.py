@@ -19,10 +19,11 @@ from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.device_probe import check_device
 from flows.job.launch import Launcher
-from flows.job.ledger import Ledger, Medium
+from flows.job.ledger import Ledger
 from flows.job.models import Model, open_model
 from flows.job.scopes import ways_of
 from flows.job.sources import MediaFile, Selection, find_media
+from flows.job.tasks import Medium
 from stages.frames.medium import CHANGED, CHANGED_HINT
 from stages.models.hub.transfer import Announce
 from stages.process.cgroup import cores

@@ -5,8 +5,9 @@ from collections.abc import Collection, Sequence
 
 from artifacts.schema import Half
 from flows.console.display import Display
-from flows.job.ledger import Ledger, Medium
+from flows.job.ledger import Ledger
 from flows.job.models import Model
+from flows.job.tasks import Medium
 from stages.models.hub.fetching import fetch
 
 

@@ -7,8 +7,9 @@ from functools import partial
 
 from artifacts.schema import FrameFit, MediaKind, Sampling
 from artifacts.words import counted
-from flows.job.ledger import BYTES_A_TOKEN, Medium
+from flows.job.ledger import BYTES_A_TOKEN
 from flows.job.models import Model
+from flows.job.tasks import Medium
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts
 from stages.encode import FRAMES_A_BATCH
 from stages.models.card import ModelCard, SeenSize

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.schema import ChunkIndex, MediaIndex, Sampling, picture_size
-from flows.job.ledger import Medium
 from flows.job.prepare import Job
+from flows.job.tasks import Medium
 from stages.process.cgroup import cores
 
 SHARE_OF_FREE = 4

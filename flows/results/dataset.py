@@ -25,9 +25,9 @@ from artifacts.shards import (
 from artifacts.stamps import Stamp
 from artifacts.store import fault_of
 from flows.job.launch import KILLS, Launcher, StageCall
-from flows.job.ledger import Medium
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
+from flows.job.tasks import Medium
 from flows.results.outputs import captions_of
 from stages.process.ending import is_crash
 

@@ -13,9 +13,9 @@ from artifacts.keys import hash_file
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
-from flows.job.ledger import Medium
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
+from flows.job.tasks import Medium
 from flows.results.texts import OwnFiles, Texts, write_texts
 from stages.process.events import Failed
 

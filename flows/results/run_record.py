@@ -17,7 +17,7 @@ from artifacts.errors import EnvironmentFault, redacted
 from artifacts.files import write_json
 from flows.job.versions import now, versions
 from flows.pipelines import STAGES
-from stages.process.stage_process import StageOutcome
+from stages.process.outcome import StageOutcome
 
 REWRITE_SECONDS = 2.0
 """How often a running run rewrites its record at the most."""

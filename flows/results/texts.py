@@ -22,9 +22,9 @@ from artifacts.names import file_stems
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.words import counted
-from flows.job.ledger import Medium
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
+from flows.job.tasks import Medium
 
 DIGITS = 32
 """Hex digits by which a text is remembered: a million of them take 50 MB."""

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from artifacts.errors import CannotFit
-from flows.job.ledger import Task, unique
 from flows.job.prepare import Job
+from flows.job.tasks import Task, unique
 from flows.pipelines import HALF_OF
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.running.calls import KEYS, HalfStage, settings_on
 from stages.process.events import TooLarge
-from stages.process.stage_process import StageOutcome
+from stages.process.outcome import StageOutcome
 
 Run = Callable[[HalfStage, list[list[Task]], Rung], tuple[StageOutcome, CannotFit | None]]
 """One process of a stage over batches, on a rung."""

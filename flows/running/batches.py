@@ -3,7 +3,7 @@ what is done nor how much fits."""
 
 from collections.abc import Mapping, Sequence
 
-from flows.job.ledger import Task, unique
+from flows.job.tasks import Task, unique
 from stages.encode import FRAMES_A_BATCH
 from stages.memory.shrinking import pieces
 

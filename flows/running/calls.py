@@ -5,10 +5,10 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from flows.job.launch import StageCall
-from flows.job.ledger import Medium, Task
 from flows.job.models import Model
 from flows.job.precision import HalfSettings
 from flows.job.prepare import Job
+from flows.job.tasks import Medium, Task
 from flows.pipelines import ENCODE, FRAMES, HALF_OF
 from flows.planning.rungs import Rung
 from stages.decode.job import DecodeJob

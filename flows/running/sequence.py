@@ -12,8 +12,8 @@ from artifacts.pack_object import DamagedRecord
 from artifacts.schema import Half
 from artifacts.shards import DATASET
 from flows.job.launch import KILLS
-from flows.job.ledger import Medium
 from flows.job.prepare import Job
+from flows.job.tasks import Medium
 from flows.job.weights import halves_wanted
 from flows.planning.sizes import estimates, wave_limit
 from flows.results.dataset import is_stale, write_dataset

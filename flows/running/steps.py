@@ -2,15 +2,14 @@
 death means; knows not what runs after what."""
 
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
-from dataclasses import dataclass
 
 from artifacts.errors import CannotFit, StageDied
 from artifacts.packs import Record
 from artifacts.schema import Half
 from flows.job.holds import Hold
 from flows.job.launch import Launcher, Running
-from flows.job.ledger import Medium, Task
 from flows.job.prepare import Job
+from flows.job.tasks import Medium, Task
 from flows.pipelines import FRAMES, HALF_OF
 from flows.planning.efforts import times_of
 from flows.planning.ladder import Ladder
@@ -21,25 +20,10 @@ from flows.results.run_record import RunRecord
 from flows.running.alone import Alone, too_large
 from flows.running.batches import cut, decode_batches, encode_batches
 from flows.running.calls import KEYS, Calls, HalfStage, settings_on
+from flows.running.work import Work
 from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from stages.process.ending import is_crash
-from stages.process.stage_process import StageOutcome
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
-    """What one process of a stage is to do."""
-
-    rung: Rung
-    tasks: list[Task]
-    """Of the wave, all that are made in the same way, done or not."""
-    batches: list[list[Task]]
-    total: int
-    """Items of the wave."""
-    missing: int
-    """Those that are not there yet."""
-    tokens: int = 0
-    """Of the longest prompt, about."""
+from stages.process.outcome import StageOutcome
 
 
 class Steps:
@@ -263,5 +247,5 @@ class Steps:
     def _take(self) -> None:
         """Make things from now on as the rungs in force say."""
         model, ladder = self._job.model, self._ladder
-        vision, language = (settings_on(model, ladder.rung(s)).label for s in HALF_OF)
-        self._job.ledger.take(vision=vision, language=language)
+        on = {half: settings_on(model, ladder.rung(stage)).label for stage, half in HALF_OF.items()}
+        self._job.ledger.take(**on)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from artifacts.packs import Shelf
 from artifacts.shelves import Shelves
 from flows.job.holds import RunningJob
-from flows.job.ledger import Ledger, Medium
+from flows.job.ledger import Ledger
 from flows.job.prepare import Job
 from flows.job.scopes import Scopes
+from flows.job.tasks import Medium
 from flows.upkeep.rebuild_record import Reach, RebuildRecord, other_records
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flows.job.precision import native_dtype, no_bfloat16
-from flows.planning.arithmetic import GPU_WORKSPACE_BYTES
+from flows.planning.terms import GPU_WORKSPACE_BYTES
 from scripts.gpu_check.rows import MIB, Row, mib, one_line, row, skipped
 from scripts.gpu_check.setting import Setting
 from stages.process.device import (

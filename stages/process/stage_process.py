@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -36,35 +36,13 @@ from stages.process.events import (
     Warned,
     event_of,
 )
+from stages.process.outcome import StageOutcome
 
 STOP_SECONDS = 10.0
 """How long a stage that was asked to stop may take before it is killed."""
 
 Listener = Callable[[str, Event], None]
 """Called with the stage's name and each event, from a thread of its own."""
-
-
-@dataclass(kw_only=True, slots=True)
-class StageOutcome:
-    """What one stage process did, as `run.json` records it."""
-
-    name: str
-    items: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    peak_host_bytes: int = 0
-    peak_device_bytes: int = 0
-    baseline_before_bytes: int = 0
-    baseline_after_bytes: int = 0
-    timeline: list[Any] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    failures: list[Failed] = field(default_factory=list)
-    error: Broken | None = None
-    too_large: list[TooLarge] = field(default_factory=list)
-    in_hand: set[str] = field(default_factory=set)
-    """Media, by content digest, that were open when the process ended."""
 
 
 class StageProcess:

@@ -9,9 +9,9 @@ from typing import Literal
 
 from artifacts.errors import UsageError
 from flows.console.display import gib
-from flows.planning.arithmetic import GPU_WORKSPACE_BYTES, HELD_BACK
 from flows.planning.layers import pass_bytes
 from flows.planning.outline import Outline, Tower
+from flows.planning.terms import GPU_WORKSPACE_BYTES, HELD_BACK
 from flows.planning.training.optimizers import ADAPTER, OPTIMIZERS, ZERO
 from flows.planning.training.settings import (
     HALF,
