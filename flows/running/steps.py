@@ -246,6 +246,5 @@ class Steps:
 
     def _take(self) -> None:
         """Make things from now on as the rungs in force say."""
-        model, ladder = self._job.model, self._ladder
-        on = {half: settings_on(model, ladder.rung(stage)).label for stage, half in HALF_OF.items()}
-        self._job.ledger.take(**on)
+        model, rung = self._job.model, self._ladder.rung
+        self._job.ledger.take(**{h: settings_on(model, rung(s)).label for s, h in HALF_OF.items()})
