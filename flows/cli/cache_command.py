@@ -10,7 +10,7 @@ from artifacts.pack_object import verify
 from artifacts.store import open_store
 from artifacts.words import counted
 from flows.cli.options import config_of
-from flows.console.display import Display, duration, parse_size, printable, size
+from flows.console.display import Display, duration, failed_line, parse_size, printable, size
 from flows.job.config import default_store
 from flows.upkeep.cache import Holding, holdings, sampling_text
 from flows.upkeep.cache_gc import Collection, collect
@@ -105,7 +105,7 @@ def rebuild_features(given: argparse.Namespace) -> int:
     for failure in result.failures:
         if display.has_failed(failure.media_path):
             continue
-        text = f"failed: {failure.media_path}: {failure.message}. {failure.hint}"
+        text = failed_line(failure.media_path, failure.message, failure.hint)
         print(printable(text), file=sys.stderr)
     if given.dry_run:
         print("\n".join(map(printable, result.plan_lines())))

@@ -11,7 +11,7 @@ from artifacts.errors import PenstockError
 from flows.cli.last_words import UNFORESEEN
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
-from flows.console.display import Display, printable
+from flows.console.display import Display, failed_line, printable
 from flows.console.terminal import forget_terminal
 from flows.job.config import CaptionConfig
 from flows.results.run_result import RunResult
@@ -64,7 +64,7 @@ def report(result: RunResult, display: Display, *, quiet: bool) -> None:
     """The last words: what failed and was not told yet, what to read, where the captions are."""
     failures = [f for f in result.failures if not display.has_failed(f.media_path)]
     for failure in failures[:NAMED_FAILURES]:
-        text = f"failed: {failure.media_path}: {failure.message}. {failure.hint}"
+        text = failed_line(failure.media_path, failure.message, failure.hint)
         print(printable(text), file=sys.stderr)
     rest = len(failures) - NAMED_FAILURES
     if rest > 0:

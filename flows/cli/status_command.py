@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.console.display import duration, printable
+from flows.console.display import duration, failed_line, printable
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
 from flows.results.standing import COLUMNS, StageStanding, advice, cells, places, standing, what
@@ -41,7 +41,7 @@ def lines(record: Mapping[str, Any], stages: list[StageStanding]) -> Iterator[st
     for place, path in places(record).items():
         yield f"{place:11s}{path}"
     for failure in record["failures"]:
-        yield f"failed: {failure['media_path']}: {failure['message']}. {failure['hint']}"
+        yield failed_line(failure["media_path"], failure["message"], failure["hint"])
     rest = record["media"]["failed"] - len(record["failures"])
     if rest > 0:
         yield f"… and {rest} more in {record['outputs'].get('failures', 'failures.jsonl')}"

@@ -93,7 +93,7 @@ class Display:
         """A file failed: told once, now or among the last words."""
         if media_path in self._failed:
             return
-        self.say(f"failed: {media_path}: {message}. {hint}")
+        self.say(failed_line(media_path, message, hint))
         if not self._json and not self._quiet:
             self._failed.add(media_path)
 
@@ -190,6 +190,11 @@ class Display:
         with outliving_the_terminal():
             (to or self._to).write(text)
             (to or self._to).flush()
+
+
+def failed_line(media_path: str, message: str, hint: str) -> str:
+    """What is told of a file that failed."""
+    return f"failed: {media_path}: {message}. {hint}"
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,7 @@ from artifacts.tables import TABLES
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
-from flows.results.texts import OwnFiles, Texts, write_texts
+from flows.results.texts import OwnFiles, Texts, digest_at, write_texts
 from stages.process.events import Failed
 
 
@@ -158,7 +158,7 @@ def write_outputs(job: Job, *, last: bool) -> Written:
     found.texts = write_texts(job, own, captions_of)
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
-        if last and (form in job.config.format or own.has(form, "", path)):
+        if last and (form in job.config.format or own.has(form, "", digest_at(path))):
             write(path, rows())
             own.add(form, "", hash_file(path))
         elif path.exists():

@@ -47,12 +47,9 @@ class OwnFiles:
     def __bool__(self) -> bool:
         return bool(self._known)
 
-    def has(self, form: str, about: str, path: Path) -> bool:
-        """Whether a file holds what we once wrote in this form about that content."""
-        try:
-            return path.is_file() and _key(form, about, hash_file(path)) in self._known
-        except OSError:
-            return False
+    def has(self, form: str, about: str, sha256: str) -> bool:
+        """Whether that is the digest of what we once wrote in this form about a content."""
+        return bool(sha256) and _key(form, about, sha256) in self._known
 
     def add(self, form: str, about: str, sha256: str) -> None:
         """Remember what is written, or about to be."""
@@ -148,17 +145,19 @@ class _Writer:
     def has_own(self, there: Set[str]) -> bool:
         """Whether any of them is among those, and ours."""
         pairs = zip(self._paths, self._job.contents, strict=True)
-        return any(str(path) in there and self._is_own(path, medium) for path, medium in pairs)
+        present = ((path, medium) for path, medium in pairs if str(path) in there)
+        return any(self._is_own(medium, digest_at(path)) for path, medium in present)
 
     def write(self, captions_of: CaptionsOf) -> Texts:
         """Bring them to what is said now."""
         for path, medium, text in self._said(captions_of):
+            before = digest_at(path)
             if text is None:
-                self.texts.earlier += self._is_own(path, medium)
+                self.texts.earlier += self._is_own(medium, before)
                 continue
             sha256 = hashlib.sha256(text).hexdigest()
-            same = path.is_file() and path.stat().st_size == len(text) and _sha256(path) == sha256
-            theirs = os.path.lexists(path) and not same and not self._is_own(path, medium)
+            same = before == sha256
+            theirs = os.path.lexists(path) and not same and not self._is_own(medium, before)
             if path.is_dir() or (theirs and not self._job.config.overwrite):
                 self.texts.kept.append(path.name)
                 continue
@@ -173,9 +172,9 @@ class _Writer:
     def count_stale(self, captions_of: CaptionsOf, there: Set[str]) -> int:
         """How many of those are ours and say something else than what is said now."""
         for path, medium, text in self._said(captions_of, there):
-            if self._is_own(path, medium):
-                same = text is not None and _sha256(path) == hashlib.sha256(text).hexdigest()
-                self.texts.earlier += not same
+            before = digest_at(path)
+            same = text is not None and before == hashlib.sha256(text).hexdigest()
+            self.texts.earlier += not same and self._is_own(medium, before)
         return self.texts.earlier
 
     def _said(
@@ -195,8 +194,8 @@ class _Writer:
                 text = lines.encode("utf-8", errors="replace")
             yield path, medium, text
 
-    def _is_own(self, path: Path, medium: Medium) -> bool:
-        return self._own.has(self.texts.form, medium.digest, path)
+    def _is_own(self, medium: Medium, sha256: str) -> bool:
+        return self._own.has(self.texts.form, medium.digest, sha256)
 
     def _count_others(self) -> int:
         ours, count = {str(path) for path in self._paths}, 0
@@ -207,9 +206,10 @@ class _Writer:
         return count
 
 
-def _sha256(path: Path) -> str:
+def digest_at(path: Path) -> str:
+    """SHA-256 of what lies there; empty where that is no file that can be read."""
     try:
-        return hash_file(path)
+        return hash_file(path) if path.is_file() else ""
     except OSError:
         return ""
 

@@ -10,6 +10,7 @@ from flows.job.tasks import Task, unique
 from flows.pipelines import HALF_OF
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
+from flows.results.outputs import names_of
 from flows.running.calls import KEYS, HalfStage, settings_on
 from stages.process.events import TooLarge
 from stages.process.outcome import StageOutcome
@@ -91,10 +92,7 @@ class Alone:
         return any(self._made(stage, task) for task in tasks)
 
     def _name(self, task: Task) -> str:
-        files = zip(self._job.files, self._job.contents, strict=True)
-        name = next(
-            file.media_path for file, medium in files if medium.digest == task.medium.digest
-        )
+        name = names_of(self._job)[task.medium.digest]
         return f"{name} at {task.chunk.start:.1f} s" if task.chunk.start else name
 
 

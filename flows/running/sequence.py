@@ -53,7 +53,7 @@ class Sequence:
             self._waves(halves_wanted(job.ledger, job.media), self._steps.decode, write)
             if "webdataset" in job.config.format:
                 result.warnings += write_dataset(job, self._steps.launcher, self._steps.tell)
-                self._tell(result)
+                self._tell(result, stale=False)
         result.warnings += result.notes()
         return result
 
@@ -145,15 +145,15 @@ class Sequence:
 
     def _write(self, result: RunResult, *, last: bool) -> None:
         result.written = write_outputs(self._job, last=last)
-        self._tell(result)
+        self._tell(result, stale=is_stale(self._job))
         self._record.value["media"]["total"] = result.files
         self._record.fails(result.failures)
         self._expect()
 
-    def _tell(self, result: RunResult) -> None:
-        """Tell the record what the outputs hold, and which hold something else."""
+    def _tell(self, result: RunResult, *, stale: bool) -> None:
+        """Tell the record what the outputs hold, and which hold something else; `stale`: whether a
+        dataset does."""
         written = result.written
-        stale = is_stale(self._job)
         written.earlier = [*(n for n in written.earlier if n != DATASET), *[DATASET] * stale]
         self._record.value.update(written.to_json())
         self._record.value["outputs"] = places(self._job)
