@@ -10,7 +10,9 @@ MediaKind = Literal["video", "image"]
 Route = Literal["protocol", "replay", "splice", "joint"]
 Modality = Literal["image", "video"]
 Half = Literal["vision", "language"]
-"""Of a checkpoint: loaded without the other."""
+"""Of a checkpoint that captions: loaded without the other."""
+Part = Literal["vision", "language", "whole"]
+"""Of any checkpoint: what one stage loads of it."""
 MOST_PIXELS = 1 << 27
 """A picture of more is stored at half its height and width, where it can be read so."""
 WHOLE = "whole"

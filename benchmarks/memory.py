@@ -136,7 +136,7 @@ def measure(given: argparse.Namespace, folder: Path) -> list[Check]:
         build(model, setting.llava, setting.tokens)
     card = describe(model)
     halves = settle(CaptionConfig(sources=()), card, device)
-    weights = {half: halves[half].weight_bytes for half in ("vision", "language")}
+    weights = {half: settings[0].weight_bytes for half, settings in halves.items()}
     told = ", ".join(f"{half} {size / MIB:,.0f} MiB" for half, size in weights.items())
     print(f"LLaVA-shaped, {given.shape}: {told}; {given.clips} clips of {setting.frames} frames")
     found: list[Check] = []

@@ -27,7 +27,7 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.models import Model
 from flows.job.precision import settle
-from flows.planning.arithmetic import estimate
+from flows.planning.costs import estimate
 from flows.planning.estimate import StageEstimate
 from flows.planning.loads import load_of
 from flows.planning.rungs import Rung
@@ -138,15 +138,12 @@ class Desk:
         if card.route == "joint":
             asked = {"precision": case.precision}
         config = CaptionConfig(sources=(), model=str(folder), **asked)
-        halves = settle(config, card, self._device)
         return Model(
             name=case.shape,
             checkpoint=Checkpoint(name=case.shape, folder=folder),
             card=card,
-            vision_digest="",
-            language_digest="",
-            vision=halves["vision"],
-            language=halves["language"],
+            digests=dict.fromkeys(card.parts, ""),
+            settings=settle(config, card, self._device),
         )
 
     def _plan(self, case: Case, model: Model) -> StageEstimate:
@@ -164,11 +161,11 @@ class Desk:
         return estimate(model, rung, [load], self._device, NEW_TOKENS)
 
     def _run(self, case: Case, model: Model) -> StageOutcome:
-        half = model.vision if case.stage == "encode" else model.language
+        half = model.best("vision" if case.stage == "encode" else "language")
         features = self._scope(case.shape, case.frames, "features")
         made = self._folder / f"{features[:16]}-{case.batch}"
         if case.stage == "decode" and not made.exists():
-            plain = settle(CaptionConfig(sources=()), model.card, self._device)["vision"]
+            plain = settle(CaptionConfig(sources=()), model.card, self._device)["vision"][0]
             self._call("encode", case, model, plain, features, features)
             made.touch()
         self._runs += 1

@@ -138,7 +138,7 @@ def read_out(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Tokens and log-probabilities of each caption, in the order of the media; with `words` the
     tokens are those."""
-    settings = job.model.language
+    settings = job.model.best("language")
     source = ModelJob(
         model=str(job.model.folder),
         dtype=settings.dtype,
@@ -148,7 +148,7 @@ def read_out(
     half, processor = source.load("language"), source.processor()
     make_greedy(half, processor)
     tasks = job.ledger.tasks(job.media)
-    rows = [read_features(job.ledger.features, task.features) for task in tasks]
+    rows = [read_features(job.ledger["features"], task["features"]) for task in tasks]
     found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for indexes in batches(rows):
         together = [rows[index] for index in indexes]

@@ -1,15 +1,15 @@
-"""Which stages follow one another, and what of that is asked by name; knows no job."""
+"""Which stages follow one another; knows no job."""
 
 from collections.abc import Mapping
 
-from artifacts.schema import Half
 from stages import decode, encode, frames
 from stages.process.stage import Stage
 
-FRAMES, ENCODE, DECODE = frames.STAGE, encode.STAGE, decode.STAGE
-CAPTION: tuple[Stage, ...] = (FRAMES, ENCODE, DECODE)
-"""What captions files."""
-STAGES = tuple(stage.name for stage in CAPTION)
-"""Their names, in order."""
-HALF_OF: Mapping[str, Half] = {stage.name: stage.half for stage in CAPTION if stage.half}
-"""Name of a stage -> the half that it runs."""
+Pipeline = tuple[Stage, ...]
+"""The first stage reads files, each other one records that one before it makes."""
+CAPTION: Pipeline = (frames.STAGE, encode.STAGE, decode.STAGE)
+"""Captions of files."""
+REBUILD: Pipeline = CAPTION[:2]
+"""Features of files, kept for later."""
+STAGES: Mapping[str, Stage] = {s.name: s for pipeline in (CAPTION, REBUILD) for s in pipeline}
+"""Every stage by its name."""

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from flows.job.config import CaptionConfig  # noqa: E402
+from flows.pipelines import CAPTION  # noqa: E402
 from flows.planning.outline import Outline, read_outline  # noqa: E402
 from flows.planning.outline_card import outline_estimates, outline_model  # noqa: E402
 from flows.planning.rungs import Rung  # noqa: E402
@@ -173,8 +174,11 @@ def estimates(outline: Outline, case: Case, *, fused: bool) -> list[Any]:
     config = CaptionConfig(sources=(), precision=case.precision)
     checkpoint = Checkpoint(name=case.name, folder=ROOT)
     model = outline_model(checkpoint, outline, config, "cuda:0", fused=fused)
-    stages = ("encode", "decode") if model.card.language.parameters else ("encode",)
-    halves = {"encode": model.vision, "decode": model.language}
+    halves = {
+        s.name: model.best(s.part)
+        for s in CAPTION
+        if s.part and model.card.parts[s.part].parameters
+    }
     rungs = [
         Rung(
             stage=stage,
@@ -183,7 +187,7 @@ def estimates(outline: Outline, case: Case, *, fused: bool) -> list[Any]:
             offload=case.block > 0 and stage == "encode",
             block=case.block,
         )
-        for stage in stages
+        for stage in halves
     ]
     return outline_estimates(
         model,

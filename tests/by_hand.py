@@ -9,7 +9,7 @@ from flows.job.models import Model
 from flows.job.precision import settle
 from flows.planning.choose import Question
 from flows.planning.loads import Load
-from stages.models.card import HalfCard, ModelCard, SamplingCard
+from stages.models.card import ModelCard, PartCard, SamplingCard
 from stages.models.footprint import BatchCost
 from stages.models.hub.checkpoint import Checkpoint
 
@@ -72,34 +72,36 @@ CARD = ModelCard(
     model_type="llava",
     modalities=("image",),
     dtype="float16",
-    vision=HalfCard(
-        shards=("a.safetensors",),
-        tensors=(),
-        parameters=SEES,
-        stored_bytes=2 * SEES,
-        linear_modules=146,
-        linear_parameters=302_000_000,
-        linear_rows=200_000,
-        largest_linear=WIDTH * WIDTH,
-        widest_linear=WIDTH,
-        layers=24,
-        layer_parameters=A_SEEING_LAYER,
-        works=(encoding(1), encoding(2)),
-    ),
-    language=HalfCard(
-        shards=("b.safetensors",),
-        tensors=(),
-        parameters=LANGUAGE,
-        stored_bytes=2 * LANGUAGE,
-        linear_modules=7 * LAYERS,
-        linear_parameters=LINEAR,
-        linear_rows=ROWS,
-        largest_linear=WIDTH * INSIDE,
-        widest_linear=INSIDE,
-        layers=LAYERS,
-        layer_parameters=LAYER,
-        works=(decoding(1, 512), decoding(2, 512), decoding(1, 2048)),
-    ),
+    parts={
+        "vision": PartCard(
+            shards=("a.safetensors",),
+            tensors=(),
+            parameters=SEES,
+            stored_bytes=2 * SEES,
+            linear_modules=146,
+            linear_parameters=302_000_000,
+            linear_rows=200_000,
+            largest_linear=WIDTH * WIDTH,
+            widest_linear=WIDTH,
+            layers=24,
+            layer_parameters=A_SEEING_LAYER,
+            works=(encoding(1), encoding(2)),
+        ),
+        "language": PartCard(
+            shards=("b.safetensors",),
+            tensors=(),
+            parameters=LANGUAGE,
+            stored_bytes=2 * LANGUAGE,
+            linear_modules=7 * LAYERS,
+            linear_parameters=LINEAR,
+            linear_rows=ROWS,
+            largest_linear=WIDTH * INSIDE,
+            widest_linear=INSIDE,
+            layers=LAYERS,
+            layer_parameters=LAYER,
+            works=(decoding(1, 512), decoding(2, 512), decoding(1, 2048)),
+        ),
+    },
     sampling=SamplingCard(),
     fit_video=FrameFit(long_edges=((1.0, 336),)),
     fit_image=FrameFit(long_edges=((1.0, 336),)),
@@ -113,15 +115,12 @@ CARD = ModelCard(
 
 def model(card: ModelCard = CARD, device: str = "cuda:0", **options: str) -> Model:
     """A card with the settings that these options give it."""
-    halves = settle(CaptionConfig(sources=("a",), **options), card, device)  # type: ignore[arg-type]
     return Model(
         name="llava",
         checkpoint=Checkpoint(name="llava", folder=Path("llava")),
         card=card,
-        vision_digest="v",
-        language_digest="l",
-        vision=halves["vision"],
-        language=halves["language"],
+        digests={"vision": "v", "language": "l"},
+        settings=settle(CaptionConfig(sources=("a",), **options), card, device),  # type: ignore[arg-type]
     )
 
 

@@ -11,20 +11,19 @@ from artifacts.schema import FrameFit
 from artifacts.store import FolderStore
 from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
-from stages.models.card import HalfCard, ModelCard, SamplingCard
+from stages.models.card import ModelCard, PartCard, SamplingCard
 from stages.process.events import Failed
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
 
-HALF = HalfCard(shards=("model.safetensors",), tensors=(), parameters=1, stored_bytes=2)
+HALF = PartCard(shards=("model.safetensors",), tensors=(), parameters=1, stored_bytes=2)
 CARD = ModelCard(
     folder="",
     class_name="Any",
     model_type="any",
     modalities=("video", "image"),
     dtype="float32",
-    vision=HALF,
-    language=HALF,
+    parts={"vision": HALF, "language": HALF},
     sampling=SamplingCard(fps=2.0, max_frames=8),
     fit_video=FrameFit(),
     fit_image=FrameFit(),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from artifacts.pack_object import DamagedRecord
+from flows.pipelines import CAPTION
 from flows.running.sequence import REMAKES, Sequence
 
 
@@ -21,7 +22,7 @@ class Steps:
 
     def begin_frames(self, wave: Any) -> None: ...
 
-    def encode(self, wave: Any) -> None:
+    def through(self, stage: Any, wave: Any) -> None:
         if self.packs:
             raise DamagedRecord(f"{self.packs.pop(0)} was damaged")
 
@@ -29,10 +30,10 @@ class Steps:
 def go(packs: list[str]) -> Steps:
     steps = Steps(packs)
     again = SimpleNamespace(refresh=lambda: None, reconsider=lambda: None)
-    job: Any = SimpleNamespace(ledger=again)
+    job: Any = SimpleNamespace(ledger=again, pipeline=CAPTION[:2])
     sequence = Sequence(job, steps, SimpleNamespace())  # type: ignore[arg-type]
     sequence._write_at = float("inf")
-    sequence._wave([], [], None)
+    sequence._wave([], [])
     return steps
 
 

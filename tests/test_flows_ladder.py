@@ -16,8 +16,10 @@ from artifacts.keys import ContentDigests, content_key
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, StageCall
-from flows.planning import ways
-from flows.planning.rungs import Rung, decode_rungs, encode_rungs
+from flows.planning.costs import frames as cutting
+from flows.planning.costs.decode import decode_rungs
+from flows.planning.costs.encode import encode_rungs
+from flows.planning.rungs import Rung
 from flows.results.standing import what
 from flows.running.run import caption
 from stages.process.outcome import StageOutcome
@@ -151,7 +153,7 @@ def test_a_rung_that_is_taken_is_told_in_a_line(
 def test_frames_are_cut_with_fewer_files_at_once(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, dies: str
 ) -> None:
-    monkeypatch.setattr(ways, "cores", lambda: 4)
+    monkeypatch.setattr(cutting, "cores", lambda: 4)
 
     def room(told: Mapping[str, Any]) -> int:
         return 1
@@ -335,7 +337,7 @@ class RealFrames(Tight):
 def test_a_file_too_large_for_the_frames_stage_fails_alone(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dies: str
 ) -> None:
-    monkeypatch.setattr(ways, "cores", lambda: 2)
+    monkeypatch.setattr(cutting, "cores", lambda: 2)
     clips = tmp_path / "clips"
     clips.mkdir()
     for number in range(3):

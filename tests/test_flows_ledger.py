@@ -4,12 +4,17 @@ from pathlib import Path
 from artifacts.packs import Record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import FolderStore
-from flows.job.ledger import Ledger, cut_waves
+from flows.job.ledger import Ledger
 from flows.job.scopes import Scopes
 from flows.job.tasks import Medium, Task
-from flows.running.batches import decode_batches, encode_batches
+from flows.job.waves import cut_waves, lengths_of, waves_of
+from flows.pipelines import CAPTION
+from flows.running.batches import batches_by_length, batches_by_shape
 
-SCOPES = Scopes(frames="f" * 64, features="e" * 64, captions="c" * 64)
+SCOPES = Scopes(
+    of={"frames": "f" * 64, "features": "e" * 64, "captions": "c" * 64},
+    prompted=frozenset(["captions"]),
+)
 
 
 def medium(name: str, kind: str = "video", prompt: str = "Describe.") -> Medium:
@@ -32,7 +37,7 @@ def index(frame_counts: list[int]) -> MediaIndex:
 
 
 def ledger(tmp_path: Path, **found: list[int]) -> Ledger:
-    made = Ledger(FolderStore(tmp_path), SCOPES)
+    made = Ledger(FolderStore(tmp_path), CAPTION, SCOPES)
     for name, counts in found.items():
         made.media.publish([Record(key=name, meta=index(counts).to_json())])
     return made
@@ -52,21 +57,25 @@ def test_a_known_failure_wants_nothing(tmp_path: Path) -> None:
 def test_only_chunks_with_neither_frames_features_nor_caption_are_cut(tmp_path: Path) -> None:
     book = ledger(tmp_path, a=[8, 8, 8, 8])
     tasks = book.tasks([medium("a")])
-    book.frames.publish([Record(key=tasks[0].frames)])
-    book.features.publish([Record(key=tasks[1].features)])
-    book.captions.publish([Record(key=tasks[2].caption)])
+    book["frames"].publish([Record(key=tasks[0]["frames"])])
+    book["features"].publish([Record(key=tasks[1]["features"])])
+    book["captions"].publish([Record(key=tasks[2]["captions"])])
     assert book.frames_wanted(medium("a")) == [3]
 
 
 def test_of_features_made_with_the_prompt_in_mind_a_new_prompt_changes_the_key(
     tmp_path: Path,
 ) -> None:
-    book = Ledger(FolderStore(tmp_path), replace(SCOPES, prompted=True))
+    book = Ledger(
+        FolderStore(tmp_path),
+        CAPTION,
+        replace(SCOPES, prompted=frozenset(["features", "captions"])),
+    )
     book.media.publish([Record(key="a", meta=index([8]).to_json())])
     (one,), (other,) = book.tasks([medium("a")]), book.tasks([medium("a", prompt="Who?")])
-    assert one.frames == other.frames
-    assert one.features != other.features and one.caption != other.caption
-    book.features.publish([Record(key=one.features)])
+    assert one["frames"] == other["frames"]
+    assert one["features"] != other["features"] and one["captions"] != other["captions"]
+    book["features"].publish([Record(key=one["features"])])
     assert book.frames_wanted(medium("a")) == []
     assert book.frames_wanted(medium("a", prompt="Who?")) == [0]
 
@@ -74,8 +83,8 @@ def test_of_features_made_with_the_prompt_in_mind_a_new_prompt_changes_the_key(
 def test_a_new_prompt_changes_the_caption_s_key_alone(tmp_path: Path) -> None:
     book = ledger(tmp_path, a=[8])
     (one,), (other,) = book.tasks([medium("a")]), book.tasks([medium("a", prompt="Who?")])
-    assert (one.frames, one.features) == (other.frames, other.features)
-    assert one.caption != other.caption
+    assert (one["frames"], one["features"]) == (other["frames"], other["features"])
+    assert one["captions"] != other["captions"]
 
 
 def test_waves_stay_below_the_limit_and_hold_at_least_one() -> None:
@@ -86,9 +95,9 @@ def test_waves_stay_below_the_limit_and_hold_at_least_one() -> None:
 
 def test_a_resumed_run_keeps_its_waves_whatever_the_disk_says_now(tmp_path: Path) -> None:
     media = [medium(name) for name in "abcd"]
-    first = ledger(tmp_path).waves(media, [1, 1, 1, 1], limit=2)
+    first = waves_of(ledger(tmp_path), media, [1, 1, 1, 1], limit=2)
     assert [len(wave) for wave in first] == [2, 2]
-    assert ledger(tmp_path).waves(media, [1, 1, 1, 1], limit=100) == first
+    assert waves_of(ledger(tmp_path), media, [1, 1, 1, 1], limit=100) == first
 
 
 def shapes(batches: list[list[Task]]) -> list[list[int]]:
@@ -97,27 +106,27 @@ def shapes(batches: list[list[Task]]) -> list[list[int]]:
 
 def test_encode_batches_hold_one_shape_and_few_frames(tmp_path: Path) -> None:
     tasks = ledger(tmp_path, a=[8, 8, 3], b=[8, 8, 3]).tasks([medium("a"), medium("b")])
-    assert shapes(encode_batches(tasks, batch_size=3, frames_a_batch=64)) == [
+    assert shapes(batches_by_shape(tasks, "features", batch_size=3, frames_a_batch=64)) == [
         [8, 8, 8],
         [8],
         [3, 3],
     ]
-    assert shapes(encode_batches(tasks, batch_size=8, frames_a_batch=16)) == [
+    assert shapes(batches_by_shape(tasks, "features", batch_size=8, frames_a_batch=16)) == [
         [8, 8],
         [8, 8],
         [3, 3],
     ]
-    assert shapes(encode_batches(tasks[:1], batch_size=8, frames_a_batch=1)) == [[8]]
+    assert shapes(batches_by_shape(tasks[:1], "features", batch_size=8, frames_a_batch=1)) == [[8]]
 
 
 def encoded(book: Ledger, tasks: list[Task], tokens: list[int]) -> None:
     """Features of so many tokens for each task, each in a pack of its own."""
     for task, count in zip(tasks, tokens, strict=True):
-        book.features.publish([Record(key=task.features, meta={"tokens": count})])
+        book["features"].publish([Record(key=task["features"], meta={"tokens": count})])
 
 
 def cut_for_decoding(book: Ledger, tasks: list[Task], batch_size: int) -> list[list[Task]]:
-    return decode_batches(tasks, book.lengths(tasks), batch_size)
+    return batches_by_length(tasks, "captions", lengths_of(book, tasks, CAPTION[-1]), batch_size)
 
 
 def test_decode_batches_keep_kinds_apart_and_the_longest_first(tmp_path: Path) -> None:
@@ -134,9 +143,9 @@ def test_decode_batches_go_by_tokens_and_not_by_frames(tmp_path: Path) -> None:
     counts = [30, 900, 31, 901, 400]
     encoded(book, tasks, counts)
     batches = cut_for_decoding(book, tasks, batch_size=2)
-    tokens = {task.caption: count for task, count in zip(tasks, counts, strict=True)}
-    assert [[tokens[t.caption] for t in b] for b in batches] == [[901, 900], [400, 31], [30]]
-    assert sorted(t.caption for batch in batches for t in batch) == sorted(tokens)
+    tokens = {task["captions"]: count for task, count in zip(tasks, counts, strict=True)}
+    assert [[tokens[t["captions"]] for t in b] for b in batches] == [[901, 900], [400, 31], [30]]
+    assert sorted(t["captions"] for batch in batches for t in batch) == sorted(tokens)
 
 
 def test_a_long_prompt_counts_in_a_chunk_s_length(tmp_path: Path) -> None:
@@ -151,11 +160,11 @@ def test_what_is_done_or_gone_changes_no_decode_batch(tmp_path: Path) -> None:
     tasks = book.tasks([medium("a")])
     encoded(book, tasks, [10, 60, 20, 50, 30, 40])
     first = cut_for_decoding(book, tasks, batch_size=2)
-    book.captions.publish([Record(key=tasks[1].caption)])
-    book.features.drop([tasks[1].features, tasks[2].features])
+    book["captions"].publish([Record(key=tasks[1]["captions"])])
+    book["features"].drop([tasks[1]["features"], tasks[2]["features"]])
     resumed = ledger(tmp_path)
     again = resumed.tasks([medium("a")])
-    assert resumed.features.keys() < {t.features for t in again}
+    assert resumed["features"].keys() < {t["features"] for t in again}
     assert cut_for_decoding(resumed, again, batch_size=2) == first
 
 
@@ -163,14 +172,14 @@ def test_two_files_of_one_content_are_one_item(tmp_path: Path) -> None:
     book = ledger(tmp_path, a=[8])
     tasks = book.tasks([medium("a"), medium("a")])
     assert len(tasks) == 2
-    assert shapes(encode_batches(tasks, 8, 64)) == [[8]]
+    assert shapes(batches_by_shape(tasks, "features", 8, 64)) == [[8]]
     assert shapes(cut_for_decoding(book, tasks, 8)) == [[8]]
 
 
 def test_other_prompts_share_features_but_not_captions(tmp_path: Path) -> None:
     book = ledger(tmp_path, a=[8])
     tasks = book.tasks([medium("a"), medium("a", prompt="Who?")])
-    assert shapes(encode_batches(tasks, 8, 64)) == [[8]]
+    assert shapes(batches_by_shape(tasks, "features", 8, 64)) == [[8]]
     assert shapes(cut_for_decoding(book, tasks, 8)) == [[8, 8]]
 
 
@@ -179,5 +188,5 @@ def test_of_two_runs_that_cut_waves_at_once_both_use_those_that_are_recorded(
 ) -> None:
     media = [medium(name) for name in "abcd"]
     first, second = ledger(tmp_path), ledger(tmp_path)
-    cut = first.waves(media, [1, 1, 1, 1], limit=2)
-    assert second.waves(media, [1, 1, 1, 1], limit=100) == cut
+    cut = waves_of(first, media, [1, 1, 1, 1], limit=2)
+    assert waves_of(second, media, [1, 1, 1, 1], limit=100) == cut

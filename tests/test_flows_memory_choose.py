@@ -7,7 +7,6 @@ import pytest
 from flows.planning.changes import cannot_fit, changes
 from flows.planning.choose import Choice, choices, fits
 from flows.planning.rungs import Rung
-from flows.planning.ways import rungs_of
 from tests.by_hand import budget, images, question
 
 HALVING = {
@@ -89,10 +88,10 @@ def test_cutting_frames_is_never_refused() -> None:
 @pytest.mark.parametrize("precision", ["int8", "nf4", "auto"])
 def test_no_precision_is_named_that_is_tried_anyway(precision: str) -> None:
     asked = question(precision=precision)
-    stuck = choices(asked, rungs_of(asked), budget(24))["decode"]
+    stuck = choices(asked, asked.rungs, budget(24))["decode"]
     less = replace(budget(24), bytes=stuck.taken.peak_bytes - 1)
     named = [change.option for change in changes(asked, stuck, less)]
-    tried = {rung.precision for rung in rungs_of(asked)["decode"]}
+    tried = {rung.precision for rung in asked.rungs["decode"]}
     assert not {f"--language-precision {each}" for each in tried} & set(named)
 
 
@@ -104,7 +103,7 @@ def test_a_host_that_is_too_small_is_no_fit() -> None:
 
 def test_nothing_is_refused_for_an_estimate_by_dimensions_that_its_weights_fit() -> None:
     card = question().model.card
-    bare = replace(card, language=replace(card.language, works=()))
+    bare = replace(card, parts={**card.parts, "language": replace(card.language, works=())})
     asked = question(images(tokens=60_000))
     asked = replace(asked, model=replace(asked.model, card=bare))
     found = choices(asked, HALVING, budget(16))["decode"]

@@ -10,17 +10,19 @@ import flows.planning.efforts
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.prepare import Job, prepare
-from flows.planning.efforts import stage_seconds, times_of, to_do
+from flows.pipelines import STAGES
+from flows.planning.efforts import stage_seconds, times_of
 from flows.planning.machine import Known
 from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate, estimates
+from flows.planning.todo import to_do
 from flows.running.run import caption
 from stages.models.footprint import BatchCost
 from tests.machines import machine
 from tests.media import write_video
 from tests.stand_ins import CARD, Stages, config_in
 
-RUNGS = {stage: Rung(stage=stage, batch=2) for stage in ("encode", "decode")}
+RUNGS = {stage: Rung(stage=stage, batch=2) for stage in STAGES}
 CLIPS = 4
 
 
@@ -44,8 +46,10 @@ def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:
     decoder = replace(encoder, units=unit.tokens, flops=4 * 10**9, step_flops=4 * 10**9)
     card = replace(
         CARD,
-        vision=replace(CARD.vision, works=(encoder,), stored_bytes=10**9),
-        language=replace(CARD.language, works=(decoder,), stored_bytes=2 * 10**9),
+        parts={
+            "vision": replace(CARD.vision, works=(encoder,), stored_bytes=10**9),
+            "language": replace(CARD.language, works=(decoder,), stored_bytes=2 * 10**9),
+        },
     )
     return replace(job, model=replace(job.model, card=card)), found
 
@@ -53,7 +57,7 @@ def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:
 def test_everything_is_left_of_a_new_job(config: CaptionConfig) -> None:
     job, found = job_of(config)
     (left,) = to_do(job, found)
-    assert (left.encode, left.decode) == (CLIPS, CLIPS)
+    assert left.left == {"encode": CLIPS, "decode": CLIPS}
     assert left.pixels == CLIPS * 30 * 48 * 64
 
 
@@ -61,7 +65,7 @@ def test_nothing_is_left_of_a_job_that_was_run(config: CaptionConfig) -> None:
     caption(config, Display(quiet=True), Stages().launcher)
     job, found = job_of(config)
     (left,) = to_do(job, found)
-    assert (left.pixels, left.encode, left.decode) == (0, 0, 0)
+    assert (left.pixels, left.left) == (0, {"encode": 0, "decode": 0})
     assert set(stage_seconds(job, RUNGS, found, machine()).values()) == {0}
 
 

@@ -145,7 +145,7 @@ def test_weights_that_are_cast_as_they_come_take_one_more_as_it_is_stored() -> N
 
 
 def test_a_half_of_which_nothing_ran_is_estimated_by_its_dimensions() -> None:
-    bare = replace(CARD, language=replace(CARD.language, works=()))
+    bare = replace(CARD, parts={**CARD.parts, "language": replace(CARD.language, works=())})
     asked = replace(question(), model=model(bare))
     found = asked.estimate(Rung(stage="decode", batch=1, precision="fp16"))
     assert found.by_dimensions

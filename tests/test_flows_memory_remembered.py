@@ -6,9 +6,11 @@ import pytest
 
 from artifacts.store import FolderStore
 from flows.planning import remembered
+from flows.planning.costs.decode import decode_rungs
+from flows.planning.costs.encode import encode_rungs
 from flows.planning.ladder import index_of
 from flows.planning.remembered import Remembered
-from flows.planning.rungs import Rung, decode_rungs, encode_rungs, sizes
+from flows.planning.rungs import Rung, sizes
 
 GIB = 1 << 30
 ABOUT = {"encode": ["card", "half"], "decode": ["card", "half"]}

@@ -16,6 +16,7 @@ from artifacts.store import FolderStore
 from flows.job.config import CaptionConfig
 from flows.job.prepare import Job, prepare
 from flows.job.tasks import Medium, Task
+from flows.job.waves import waves_of
 from flows.planning.loads import COPIES, load_of, loads_of
 from flows.planning.sizes import estimates
 from stages.decode import RECIPE as DECODE_RECIPE
@@ -66,9 +67,9 @@ def old_scopes(job: Job) -> dict[str, str]:
     card, sampling = job.model.card, asdict(job.sampling)
     fits = {"video": card.fit_video.long_edges, "image": card.fit_image.long_edges}
     frames = digest_of(["frames", FRAMES_RECIPE, sampling, fits])
-    vision = [job.model.vision_digest, *job.model.vision.decides]
+    vision = [job.model.digests["vision"], *job.model.best("vision").decides]
     features = digest_of(["features", ENCODE_RECIPE, frames, *vision])
-    language = [job.model.language_digest, *job.model.language.decides]
+    language = [job.model.digests["language"], *job.model.best("language").decides]
     captions = digest_of(["captions", DECODE_RECIPE, features, *language, TOKENS])
     return {"media": frames, "features": features, "captions": captions}
 
@@ -83,10 +84,10 @@ def as_before(job: Job, store: Path) -> None:
     for task in job.ledger.tasks(job.media):
         digest, prompt = task.medium.digest, task.medium.prompt
         copy("media", Record(key=digest, meta=old_index(job, task)))
-        made = job.ledger.features.read(task.features)
+        made = job.ledger["features"].read(task["features"])
         copy("features", replace(made, key=item_key(scopes["features"], digest, 0)))
         key = item_key(scopes["captions"], digest, 0, prompt)
-        said = {**job.ledger.captions.meta(task.caption), "caption": KEPT}
+        said = {**job.ledger["captions"].meta(task["captions"]), "caption": KEPT}
         copy("captions", Record(key=key, meta=said))
 
 
@@ -153,7 +154,8 @@ def test_disk_and_waves_are_planned_for_whole_pictures(
     whole = 3 * SHOWN[0] * SHOWN[1]
     assert (found[LARGE].stored, found[LARGE].frame_bytes) == (SHOWN, whole)
     monkeypatch.setattr(flows.planning.sizes, "LARGEST_WAVE", 2 * whole + whole // 2)
-    cut = job.ledger.waves(job.media, [e.bytes for e in found.values()], 2 * whole + whole // 2)
+    sizes, limit = [e.bytes for e in found.values()], 2 * whole + whole // 2
+    cut = waves_of(job.ledger, job.media, sizes, limit)
     assert max(sum(m.kind == "image" and SMALL not in m.path for m in wave) for wave in cut) == 2
     monkeypatch.undo()
     run(place)

@@ -96,10 +96,9 @@ def test_a_table_by_hand_of_a_model_of_7_billion() -> None:
 def by_hand(gib: float) -> Plan:
     from flows.planning.changes import cannot_fit
     from flows.planning.choose import choices
-    from flows.planning.ways import rungs_of
 
     asked = question()
-    found = choices(asked, rungs_of(asked), budget(gib))
+    found = choices(asked, asked.rungs, budget(gib))
     refused = [choice for choice in found.values() if choice.refused]
     return Plan(
         question=asked,

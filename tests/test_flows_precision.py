@@ -12,8 +12,9 @@ from artifacts.errors import UsageError
 from flows.job import precision
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
-from flows.job.precision import HalfSettings, attention, precision_note, settle, weight_bytes
+from flows.job.precision import PartSettings, attention, precision_note, settle, weight_bytes
 from flows.job.scopes import scopes_of
+from flows.pipelines import CAPTION
 from stages.models import describe
 from stages.models.card import ModelCard
 from stages.models.halves.boundary import HALVES
@@ -38,7 +39,7 @@ def cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(card: ModelCard, device: str = "cpu", **options: Any) -> list[list[str]]:
     """What the vision and the language half are run in."""
     found = settle(CaptionConfig(sources=("a.mp4",), **options), card, device)
-    return [[half.precision, half.dtype] for half in found.values()]
+    return [[half.precision, half.dtype] for half, *_ in found.values()]
 
 
 FP32, BF16, FP16 = ["fp32", "float32"], ["bf16", "bfloat16"], ["fp16", "float16"]
@@ -80,8 +81,10 @@ def test_a_cpu_with_bfloat16_keeps_to_the_checkpoint(
 def saved_in(card: ModelCard, vision: str, language: str) -> ModelCard:
     return replace(
         card,
-        vision=replace(card.vision, stored_as=vision),
-        language=replace(card.language, stored_as=language),
+        parts={
+            "vision": replace(card.vision, stored_as=vision),
+            "language": replace(card.language, stored_as=language),
+        },
     )
 
 
@@ -112,7 +115,7 @@ def test_what_was_saved_quantized_cannot_be_had_otherwise(
 
 
 def test_a_half_without_layers_to_quantize_is_refused(card: ModelCard) -> None:
-    bare = replace(card, vision=replace(card.vision, linear_modules=0))
+    bare = replace(card, parts={**card.parts, "vision": replace(card.vision, linear_modules=0)})
     with pytest.raises(UsageError, match="no layer of the vision half"):
         asked(bare, vision_precision="nf4")
 
@@ -129,8 +132,8 @@ def test_a_model_that_is_run_whole_sees_in_what_it_reads_in(card: ModelCard) -> 
 
 def chain(card: ModelCard, device: str = "cpu", **options: Any) -> dict[str, list[str]]:
     """What each half may go down to."""
-    found = precision.lighter(CaptionConfig(sources=("a.mp4",), **options), card, device)
-    return {str(half): [settings.label for settings in every] for half, every in found.items()}
+    found = settle(CaptionConfig(sources=("a.mp4",), **options), card, device)
+    return {str(half): [settings.label for settings in every[1:]] for half, every in found.items()}
 
 
 NONE: dict[str, list[str]] = {"vision": [], "language": []}
@@ -158,7 +161,7 @@ def test_auto_begins_natively_and_goes_down_where_it_was_given_leave(
 
 def test_what_cannot_be_quantized_is_no_rung(card: ModelCard) -> None:
     assert chain(saved_in(card, "", "nf4"), precision="auto") == NONE
-    bare = replace(card, vision=replace(card.vision, linear_modules=0))
+    bare = replace(card, parts={**card.parts, "vision": replace(card.vision, linear_modules=0)})
     assert chain(bare, precision="auto") == {"vision": [], "language": WORDS}
     whole = replace(card, route="joint")
     assert chain(whole, precision="auto") == {"vision": [], "language": WORDS}
@@ -169,7 +172,7 @@ def test_what_cannot_be_quantized_is_no_rung(card: ModelCard) -> None:
 def test_bytes_are_foretold(card: ModelCard, keep: Any, name: str) -> None:
     settings = settle(
         CaptionConfig(sources=("a",), vision_precision=name, language_precision=name), card, "cpu"
-    )[keep]
+    )[keep][0]
     job = ModelJob(model=str(demo.CHECKPOINT), dtype=settings.dtype, precision=name)
     half: Any = job.load(keep)
     found = sum(weight.numel() * weight.element_size() for weight in half.parameters())
@@ -224,15 +227,16 @@ def test_what_a_gpu_without_bf16_does_is_said(
 ) -> None:
     gpus.see(gpus.turing(), tmp_path / "gpu", monkeypatch)
     settings = settle(CaptionConfig(sources=("a.mp4",), **options), card, "cuda:0")
-    note = precision_note(card, settings.values(), "cuda:0")
+    best = [half[0] for half in settings.values()]
+    note = precision_note(card, best, "cuda:0")
     assert says in note and bool(note) is bool(says)
-    assert not precision_note(card, settings.values(), "cpu")
+    assert not precision_note(card, best, "cpu")
     gpus.see(gpus.plain(), tmp_path / "new", monkeypatch)
-    assert not precision_note(card, settings.values(), "cuda:0")
+    assert not precision_note(card, best, "cuda:0")
 
 
 def test_each_key_holds_what_its_half_is_run_in() -> None:
-    settings = HalfSettings(precision="fp32", dtype="float32", attention="sdpa", weight_bytes=4)
+    settings = PartSettings(precision="fp32", dtype="float32", attention="sdpa", weight_bytes=4)
     changes: list[dict[str, Any]] = [
         {},
         {"precision": "nf4"},
@@ -240,26 +244,26 @@ def test_each_key_holds_what_its_half_is_run_in() -> None:
         {"attention": "eager"},
     ]
     of_language = [scopes(settings, replace(settings, **change)) for change in changes]
-    assert len({scope.features for scope in of_language}) == 1
-    assert len({scope.captions for scope in of_language}) == 4
+    assert len({scope["features"] for scope in of_language}) == 1
+    assert len({scope["captions"] for scope in of_language}) == 4
     of_vision = [scopes(replace(settings, **change), settings) for change in changes]
-    assert len({scope.features for scope in of_vision}) == 4
-    assert len({scope.captions for scope in of_vision}) == 4
-    assert len({scope.frames for scope in [*of_language, *of_vision]}) == 1
+    assert len({scope["features"] for scope in of_vision}) == 4
+    assert len({scope["captions"] for scope in of_vision}) == 4
+    assert len({scope["frames"] for scope in [*of_language, *of_vision]}) == 1
 
 
-def scopes(vision: HalfSettings, language: HalfSettings) -> Any:
+def scopes(vision: PartSettings, language: PartSettings) -> Any:
     model = Model(
         name="any",
         checkpoint=Checkpoint(name="any", folder=Path("any")),
         card=CARD,
-        vision_digest="v",
-        language_digest="l",
-        vision=vision,
-        language=language,
+        digests={"vision": "v", "language": "l"},
+        settings={"vision": (vision,), "language": (language,)},
     )
     config = CaptionConfig(sources=("a.mp4",))
-    return scopes_of(config, model, model.sampling(config))
+    return scopes_of(
+        config, model, model.sampling(config), CAPTION, {"vision": vision, "language": language}
+    )
 
 
 @pytest.mark.slow

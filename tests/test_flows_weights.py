@@ -13,7 +13,9 @@ import torch
 from artifacts.packs import Record
 from flows.cli.main import main
 from flows.console.display import Display
-from flows.job.weights import halves_wanted
+from flows.job.ledger import Ledger
+from flows.job.tasks import Medium
+from flows.job.weights import parts_of, stages_wanted
 from stages.models import describe, load_half
 from stages.models.hub import transfer
 from stages.models.hub.fetching import fetch
@@ -57,24 +59,28 @@ def size(files: set[str]) -> int:
     return sum((sharded() / name).stat().st_size for name in files)
 
 
+def wanted(book: Ledger, media: list[Medium]) -> list[str]:
+    return [*parts_of(stages_wanted(book, media))]
+
+
 def test_a_half_is_wanted_when_the_store_lacks_what_it_makes(tmp_path: Path) -> None:
     one = medium("a")
-    assert halves_wanted(ledger(tmp_path / "new"), [one]) == ["vision", "language"]
+    assert wanted(ledger(tmp_path / "new"), [one]) == ["vision", "language"]
     book = ledger(tmp_path, a=[8, 8])
     first, second = book.tasks([one])
-    assert halves_wanted(book, [one]) == ["vision", "language"]
-    book.captions.publish([Record(key=first.caption)])
-    book.features.publish([Record(key=second.features)])
-    assert halves_wanted(book, [one]) == ["language"]
-    book.captions.publish([Record(key=second.caption)])
-    assert halves_wanted(book, [one]) == []
+    assert wanted(book, [one]) == ["vision", "language"]
+    book["captions"].publish([Record(key=first["captions"])])
+    book["features"].publish([Record(key=second["features"])])
+    assert wanted(book, [one]) == ["language"]
+    book["captions"].publish([Record(key=second["captions"])])
+    assert wanted(book, [one]) == []
 
 
 def test_what_the_model_refuses_or_nothing_can_read_wants_no_half(tmp_path: Path) -> None:
     book = ledger(tmp_path, a=[8])
-    book.refused.publish([Record(key=book.tasks([medium("a")])[0].features)])
+    book.refused["encode"].publish([Record(key=book.tasks([medium("a")])[0]["features"])])
     book.failures.publish([Record(key="b", meta={"kind": "no-video"})])
-    assert halves_wanted(book, [medium("a"), medium("b")]) == []
+    assert wanted(book, [medium("a"), medium("b")]) == []
 
 
 def test_a_vision_half_alone_costs_little_more_than_its_files(

@@ -15,8 +15,12 @@ from tests.stand_ins import CARD, Answer, Stages
 
 QUANTIZABLE = replace(
     CARD,
-    vision=replace(CARD.vision, linear_modules=2, linear_parameters=1, linear_rows=1, layers=2),
-    language=replace(CARD.language, linear_modules=2, linear_parameters=1, linear_rows=1),
+    parts={
+        "vision": replace(
+            CARD.vision, linear_modules=2, linear_parameters=1, linear_rows=1, layers=2
+        ),
+        "language": replace(CARD.language, linear_modules=2, linear_parameters=1, linear_rows=1),
+    },
 )
 WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB"
 Room = Callable[[Mapping[str, Any]], int]

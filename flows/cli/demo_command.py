@@ -11,7 +11,7 @@ from typing import Any
 import demo
 from flows.console.display import Display, duration, size
 from flows.job.config import DEMO_MODEL, CaptionConfig
-from flows.pipelines import HALF_OF
+from flows.pipelines import STAGES
 from flows.running.run import caption
 
 
@@ -71,7 +71,7 @@ def _print_stages(record: dict[str, Any]) -> None:
     print()
     for stage in record["stages"]:
         peak, seconds = size(stage["peak_host_bytes"]), duration(stage["seconds"])
-        half = HALF_OF.get(stage["name"], "")
+        part = STAGES[stage["name"]].part
         found = stage["precision"] or record["plan"]["precision"]
-        precision = f"  {half} half in {found[half]}" if half else ""
+        precision = f"  {part} half in {found[part]}" if part else ""
         print(f"{stage['name']:8s}{stage['items']:5d} items  {seconds:>8s}  peak {peak}{precision}")

@@ -11,14 +11,14 @@ from typing import IO, Any
 
 from artifacts.errors import UsageError, redacted
 from flows.console.terminal import outliving_the_terminal
-from flows.pipelines import CAPTION, FRAMES
+from flows.pipelines import STAGES
 from stages.process.events import Event, Item, Total, Warned
 
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0
 """How often a log without a terminal gets a line a stage."""
 VERBS = {
-    **{stage.name: stage.verb for stage in CAPTION},
+    **{name: stage.verb for name, stage in STAGES.items()},
     "describe": "reading the model",
     "webdataset": "writing samples",
     "cut": "cutting clips",
@@ -75,7 +75,7 @@ class Display:
             self._advance(name, event)
         elif isinstance(event, Total):
             with self._lock:
-                if name == self._stage == FRAMES.name:
+                if name == self._stage and name in STAGES and not STAGES[name].reads:
                     self._total = event.items
         elif isinstance(event, Warned):
             self.say(event.text)

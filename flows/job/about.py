@@ -30,7 +30,7 @@ def summary(job: Job) -> dict[str, Any]:
 def notes(job: Job) -> list[str]:
     """What a person should know of how the model is run; nothing for most models."""
     card = job.model.card
-    settings = (job.model.vision, job.model.language)
+    settings = [settings[0] for settings in job.model.settings.values()]
     found = list(filter(None, [precision_note(card, settings, job.device)]))
     if card.route == "joint":
         found.append(
@@ -60,18 +60,15 @@ def notes(job: Job) -> list[str]:
 
 
 def halves(model: Model) -> dict[str, dict[str, Any]]:
-    """Of each half the parameters, bytes as stored and as loaded, and what it computes in."""
+    """Of each part the parameters, bytes as stored and as loaded, and what it computes in."""
     return {
-        name: {
-            "parameters": card.parameters,
-            "stored_bytes": card.stored_bytes,
-            "bytes": half.weight_bytes,
-            "precision": half.precision,
-            "dtype": half.dtype,
-            "attention": half.attention,
+        part: {
+            "parameters": model.card.parts[part].parameters,
+            "stored_bytes": model.card.parts[part].stored_bytes,
+            "bytes": settings[0].weight_bytes,
+            "precision": settings[0].precision,
+            "dtype": settings[0].dtype,
+            "attention": settings[0].attention,
         }
-        for name, card, half in (
-            ("vision", model.card.vision, model.vision),
-            ("language", model.card.language, model.language),
-        )
+        for part, settings in model.settings.items()
     }

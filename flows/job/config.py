@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.errors import UsageError
+from artifacts.schema import Part
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 DEMO_MODEL = "demo"
@@ -148,6 +149,18 @@ class CaptionConfig:
     @property
     def store_url(self) -> str:
         return self.store or default_store()
+
+    def names(self, part: Part) -> bool:
+        """Whether a precision is asked of this part by its name."""
+        return getattr(self, f"{part}_precision", None) is not None
+
+    def precision_of(self, part: Part) -> str:
+        """What is asked of a part: by its name, else of all."""
+        return getattr(self, f"{part}_precision", None) or self.precision
+
+    def is_free(self, part: Part) -> bool:
+        """Whether a part may be run in whatever fits."""
+        return self.precision_of(part) == "auto"
 
     def prompt_for(self, kind: str) -> str:
         """What the model is asked about a medium of this kind."""

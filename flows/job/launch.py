@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from artifacts.errors import Killed
-from flows.pipelines import CAPTION
+from flows.pipelines import STAGES
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
 
 ENTRIES: Mapping[str, str] = {
-    **{stage.name: stage.entry for stage in CAPTION},
+    **{name: stage.entry for name, stage in STAGES.items()},
     "describe": "stages.models.run:run",
     "cut": "stages.frames.cut:run",
     "measure": "stages.memory.measure:run",

@@ -1,17 +1,17 @@
 """What a run needs to know of its checkpoint, without ever importing a model library."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests, digest_of
-from artifacts.schema import FrameFit, Half, Sampling
+from artifacts.schema import FrameFit, Part, Sampling
 from artifacts.store import FolderStore
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.describing import own_code, read_card, readable, small_files
 from flows.job.launch import Launcher
-from flows.job.precision import BYTES, HalfSettings, lighter, settle
+from flows.job.precision import BYTES, PartSettings, settle
 from stages.models.card import ModelCard
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
@@ -39,34 +39,28 @@ class Model:
     """Its files."""
     card: ModelCard
     """What its headers and its processor say."""
-    vision_digest: str
-    """Of all that decides the features: configuration, processor and the shards of that half."""
-    language_digest: str
-    """Of all that decides the text besides the features."""
-    vision: HalfSettings
-    language: HalfSettings
+    digests: Mapping[Part, str]
+    """Of all of its files that decide what a part makes: configuration, processor, its shards."""
+    settings: Mapping[Part, tuple[PartSettings, ...]]
+    """All that each part may be run in, the best first."""
     read: bool = True
     """Whether the digests of its weights are known; else nothing that they made is found."""
-    lighter: Mapping[Half, tuple[HalfSettings, ...]] = field(default_factory=dict)
-    """Of each half, what `auto` may go down to, the best first."""
 
     @property
     def folder(self) -> Path:
         return self.checkpoint.folder
 
-    def shards(self, halves: Iterable[Half]) -> list[str]:
-        """Names of the files that hold the weights of these halves."""
-        held = {"vision": self.card.vision.shards, "language": self.card.language.shards}
-        return sorted({shard for half in halves for shard in held[half]})
+    def shards(self, parts: Iterable[Part]) -> list[str]:
+        """Names of the files that hold the weights of these parts."""
+        return sorted({shard for part in parts for shard in self.card.parts[part].shards})
+
+    def best(self, part: Part) -> PartSettings:
+        """The best that a part may be run in."""
+        return self.settings[part][0]
 
     def precision(self) -> dict[str, str]:
         """The best that the run may make things in."""
-        return {"vision": self.vision.label, "language": self.language.label}
-
-    def settings(self, half: Half) -> tuple[HalfSettings, ...]:
-        """All that a half may be run in, the best first."""
-        first = self.vision if half == "vision" else self.language
-        return (first, *self.lighter.get(half, ()))
+        return {part: settings[0].label for part, settings in self.settings.items()}
 
     def sampling(self, config: CaptionConfig) -> Sampling:
         """What the user asked for, and for the rest what the checkpoint's processor states."""
@@ -117,7 +111,7 @@ class Model:
         if card.route == "joint":
             return card.image_pixel_bytes if kind == "image" else card.frame_pixel_bytes
         tokens = self.card.image_tokens if kind == "image" else self.card.frame_tokens
-        return tokens * self.card.feature_width * BYTES.get(self.vision.dtype, 4)
+        return tokens * self.card.feature_width * BYTES.get(self.best("vision").dtype, 4)
 
 
 def find_checkpoint(config: CaptionConfig, announce: Announce | None = None) -> Checkpoint:
@@ -154,21 +148,24 @@ def open_model(
     except UsageError as error:
         raise Undescribed(error.message, hint=error.hint) from error
     digest = digests.of if read_weights else digests.known
-    halves = {"vision": card.vision.shards, "language": card.language.shards}
-    names = sorted({shard for shards in halves.values() for shard in shards})
+    names = sorted({shard for part in card.parts.values() for shard in part.shards})
     with readable(config.model):
         weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
     text = () if card.prompted else TEXT_ONLY
     seen = {n: d for n, d in small.items() if not n.lower().startswith(text)}
     with readable(config.model):
         code = own_code(folder, trusted=config.trust_remote_code)
+    of_parts = {
+        part: digest_of(
+            [seen if part == "vision" else small, {s: weights[s] for s in held.shards}, *code]
+        )
+        for part, held in card.parts.items()
+    }
     return Model(
         name=config.model,
         checkpoint=checkpoint,
         card=card,
-        vision_digest=digest_of([seen, {s: weights[s] for s in halves["vision"]}, *code]),
-        language_digest=digest_of([small, {s: weights[s] for s in halves["language"]}, *code]),
-        **settle(config, card, device),
+        digests=of_parts,
+        settings=settle(config, card, device),
         read=all(weights.values()),
-        lighter=lighter(config, card, device),
     )

@@ -5,11 +5,11 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 from artifacts.errors import UsageError
+from artifacts.schema import Part
 from flows.job.config import CaptionConfig
-from stages.models.card import HalfCard, ModelCard
+from stages.models.card import ModelCard, PartCard
 from stages.process.device import device_capability
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -25,7 +25,7 @@ and without a fused attention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HalfSettings:
+class PartSettings:
     """How one half is loaded and run; all of it decides bytes."""
 
     precision: str
@@ -52,46 +52,39 @@ class HalfSettings:
 
 def settle(
     config: CaptionConfig, card: ModelCard, device: str
-) -> dict[Literal["vision", "language"], HalfSettings]:
-    """The settings of both halves. Raises UsageError for what the checkpoint cannot be had in."""
+) -> dict[Part, tuple[PartSettings, ...]]:
+    """All that each part may be run in, the best first; more than one where `auto` was asked for.
+    Raises UsageError for what the checkpoint cannot be had in."""
+    language = _settings(config, card, "language", device)
+    if card.route != "joint":
+        return {
+            part: language if part == "language" else _settings(config, card, part, device)
+            for part in card.parts
+        }
+    # The one stage that loads anything loads all of it.
+    dtype = language[0].dtype
+    check_joint(config, card, dtype)
+    seen = replace(language[0], precision=SHORT.get(dtype, dtype), weight_bytes=0)
+    return {"vision": (seen,), "language": language}
+
+
+def _settings(
+    config: CaptionConfig, card: ModelCard, part: Part, device: str
+) -> tuple[PartSettings, ...]:
+    half, asked = card.parts[part], config.precision_of(part)
     # Quantized features are a loss that every caption inherits: only who names the vision half gets
     # them.
-    general = "native" if config.precision in QUANTIZED else config.precision
-    vision = _first(config.vision_precision or general)
-    language = _first(config.language_precision or config.precision)
-    check_obtainable("language", card.language, card, language)
-    found = _half(card.language, card, language, device)
-    if card.route == "joint":  # the one stage that loads anything loads all of it
-        check_joint(config, card, found.dtype)
-        seen = replace(found, precision=SHORT.get(found.dtype, found.dtype), weight_bytes=0)
-        return {"vision": seen, "language": found}
-    check_obtainable("vision", card.vision, card, vision)
-    return {"vision": _half(card.vision, card, vision, device), "language": found}
+    lossy = asked in QUANTIZED and part != "language" and not config.names(part)
+    first = "native" if lossy else _first(asked)
+    check_obtainable(part, half, card, first)
+    best = _half(half, card, first, device)
+    if asked != "auto" or half.stored_as:
+        return (best,)
+    kv = [replace(best, kv="quantized")] if part == "language" else []
+    return (best, *kv, *(_half(half, card, q, device) for q in _quantized(part, half, card)))
 
 
-def lighter(
-    config: CaptionConfig, card: ModelCard, device: str
-) -> dict[Literal["vision", "language"], tuple[HalfSettings, ...]]:
-    """The settings that `auto` goes down to where the first ones do not fit, the best first; none
-    where it was not asked for."""
-    found: dict[Literal["vision", "language"], tuple[HalfSettings, ...]] = {}
-    halves = {
-        "vision": (card.vision, config.vision_precision),
-        "language": (card.language, config.language_precision),
-    }
-    for name in ("vision", "language"):
-        half, asked = halves[name]
-        seen_whole = name == "vision" and card.route == "joint"
-        if (asked or config.precision) != "auto" or half.stored_as or seen_whole:
-            found[name] = ()
-            continue
-        first = _half(half, card, "native", device)
-        kv = [replace(first, kv="quantized")] if name == "language" else []
-        found[name] = (*kv, *(_half(half, card, q, device) for q in _quantized(name, half, card)))
-    return found
-
-
-def _quantized(name: str, half: HalfCard, card: ModelCard) -> list[str]:
+def _quantized(name: str, half: PartCard, card: ModelCard) -> list[str]:
     with contextlib.suppress(UsageError):
         check_obtainable(name, half, card, QUANTIZED[0])
         return list(QUANTIZED)
@@ -102,10 +95,10 @@ def _first(asked: str) -> str:
     return "native" if asked == "auto" else asked
 
 
-def _half(half: HalfCard, card: ModelCard, asked: str, device: str) -> HalfSettings:
+def _half(half: PartCard, card: ModelCard, asked: str, device: str) -> PartSettings:
     dtype = DTYPES.get(asked) or native_dtype(card.dtype, device)
     precision = half.stored_as or (asked if asked in QUANTIZED else SHORT.get(dtype, dtype))
-    return HalfSettings(
+    return PartSettings(
         precision=precision,
         dtype=dtype,
         attention=attention(half, dtype, device),
@@ -113,7 +106,7 @@ def _half(half: HalfCard, card: ModelCard, asked: str, device: str) -> HalfSetti
     )
 
 
-def check_obtainable(name: str, half: HalfCard, card: ModelCard, asked: str) -> None:
+def check_obtainable(name: str, half: PartCard, card: ModelCard, asked: str) -> None:
     """What was saved in 4 or 8 bit is as it is; what lies beside it can be cast but not
     quantized. Raises UsageError."""
     hint = f"Give --{name}-precision native, or the checkpoint it was made from"
@@ -150,7 +143,7 @@ def check_joint(config: CaptionConfig, card: ModelCard, dtype: str) -> None:
         )
 
 
-def weight_bytes(half: HalfCard, precision: str, dtype: str) -> int:
+def weight_bytes(half: PartCard, precision: str, dtype: str) -> int:
     """Bytes of a half's weights on the device: of a quantized layer the weights and their scales,
     one a row in 8 bit, one a block of 64 in 4 bit, which are 8 bit themselves."""
     if half.stored_as:
@@ -164,7 +157,7 @@ def weight_bytes(half: HalfCard, precision: str, dtype: str) -> int:
     return (half.parameters - weights) * each + packed + scales
 
 
-def attention(half: HalfCard, dtype: str, device: str) -> str:
+def attention(half: PartCard, dtype: str, device: str) -> str:
     """The implementation of a half: FlashAttention 2 where all it needs is there, else what the
     model takes by itself."""
     fits = half.flash and dtype in ("bfloat16", "float16") and device.startswith("cuda")
@@ -197,7 +190,7 @@ def no_bfloat16(device: str) -> bool:
     return (0, 0) < device_capability(device) < BFLOAT16_CAPABILITY
 
 
-def precision_note(card: ModelCard, halves: Iterable[HalfSettings], device: str) -> str:
+def precision_note(card: ModelCard, halves: Iterable[PartSettings], device: str) -> str:
     """What a person should know of the precision of a GPU without bfloat16; empty for others."""
     if not no_bfloat16(device):
         return ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
-from artifacts.keys import ContentDigests, content_key, digest_of
+from artifacts.keys import ContentDigests, content_key
 from artifacts.packs import stored_scopes
 from artifacts.paths import folder_named
 from artifacts.schema import Sampling
@@ -24,6 +24,7 @@ from flows.job.models import Model, open_model
 from flows.job.scopes import ways_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
+from flows.pipelines import CAPTION, REBUILD, Pipeline
 from stages.frames.medium import CHANGED, CHANGED_HINT
 from stages.models.hub.transfer import Announce
 from stages.process.cgroup import cores
@@ -35,6 +36,7 @@ class Job:
     """A command made concrete: nothing in it depends on when it is run."""
 
     config: CaptionConfig
+    pipeline: Pipeline
     store: FolderStore
     model: Model
     device: str
@@ -74,13 +76,12 @@ def prepare(
     config: CaptionConfig,
     launcher: Launcher,
     announce: Announce | None = None,
+    pipeline: Pipeline = CAPTION,
     *,
-    text: bool = True,
     read_weights: bool = True,
 ) -> Job:
     """Everything a run must know before it starts a stage; `announce` is told of what takes long.
-    Without `text` no caption is looked for; `read_weights` as with `open_model`. Raises
-    PenstockError."""
+    `read_weights` as with `open_model`. Raises PenstockError."""
     config.check_sources()
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
@@ -107,13 +108,13 @@ def prepare(
         raise NothingToCaption([*failures, *unreadable])
     check_prompts(contents, model)
     sampling = model.sampling(config)
-    if not text:  # features that are kept for later are made in one way alone
-        model = replace(model, lighter={})
-    ways = ways_of(config, model, sampling, stored_scopes(store, "captions") if text else set())
-    if not text:  # a chunk that is captioned still has its features made
-        ways = [replace(way, captions=digest_of(["no text", way.features])) for way in ways]
+    if pipeline == REBUILD:  # what is kept for later is made in one way alone
+        best = {part: settings[:1] for part, settings in model.settings.items()}
+        model = replace(model, settings=best)
+    stored = stored_scopes(store, pipeline[-1].writes) if pipeline[-1].limited else set()
     return Job(
         config=config,
+        pipeline=pipeline,
         store=store,
         model=model,
         device=device,
@@ -122,7 +123,7 @@ def prepare(
         files=tuple(readable),
         contents=tuple(contents),
         failures=(*failures, *unreadable),
-        ledger=Ledger(store, *ways),
+        ledger=Ledger(store, pipeline, *ways_of(config, model, sampling, pipeline, stored)),
     )
 
 

@@ -1,5 +1,6 @@
 """Notes in a store that say which model and settings each scope is of."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -7,7 +8,10 @@ from artifacts.keys import digest_of
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
 from flows.job.prepare import Job
-from flows.pipelines import DECODE, ENCODE, FRAMES
+from flows.job.scopes import Scopes
+from flows.job.weights import parts_of
+from flows.pipelines import REBUILD
+from stages.process.stage import Stage
 
 NOTES = digest_of(["scopes", 1])
 """The scope of the notes themselves."""
@@ -20,26 +24,37 @@ def settings_of(job: Job) -> dict[str, Any]:
         "model": model.name,
         "revision": job.config.revision,
         "commit": model.checkpoint.commit,
-        "weights": model.vision_digest,
-        "precision": model.vision.precision,
-        "computing": model.vision.decides,
+        "weights": model.digests["vision"],
+        "precision": model.best("vision").precision,
+        "computing": model.best("vision").decides,
         "sampling": asdict(job.sampling),
         "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
-        "recipes": [FRAMES.recipe, ENCODE.recipe],
+        "recipes": [stage.recipe for stage in REBUILD],
     }
 
 
 def note_scopes(job: Job) -> None:
     """Write down, once, which model and settings the scopes of a job are of."""
-    model, seen = job.model, settings_of(job)
-    computing = {half.label: half.decides for half in model.settings("vision")}
+    first, *later = job.pipeline
+    seen = settings_of(job)
     metas: dict[str, dict[str, Any]] = {}
     for way in job.ledger.ways:
-        looked = {**seen, "precision": way.vision, "computing": computing[way.vision]}
-        both = "+".join(dict.fromkeys(way.precision.values()))
-        said = {**looked, "precision": both, "recipes": [*seen["recipes"], DECODE.recipe]}
-        metas |= {way.frames: seen, way.features: looked, way.captions: said}
+        metas[way[first.writes]] = said = seen
+        for at, stage in enumerate(later):
+            if stage.part:
+                said = {**said, **_settings_in(job, way, later[: at + 1])}
+            recipes = [stage.recipe for stage in job.pipeline[: at + 2]]
+            metas[way[stage.writes]] = {**said, "recipes": recipes}
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
+
+
+def _settings_in(job: Job, way: Scopes, stages: Sequence[Stage]) -> dict[str, Any]:
+    """The precision of the parts of these stages, and what the first of them computes in."""
+    parts = parts_of(stages)
+    labels = dict.fromkeys(way.precision[part] for part in parts)
+    settings = job.model.settings[parts[0]]
+    computing = next(s.decides for s in settings if s.label == way.precision[parts[0]])
+    return {"precision": "+".join(labels), "computing": computing}
 
 
 def notes(store: FolderStore) -> Shelf:

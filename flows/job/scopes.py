@@ -1,14 +1,18 @@
 """Digests of all that decides what each stage makes, and of other ways in which it may have been
 made before; knows no chunk."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
 
 from artifacts.keys import digest_of
-from artifacts.schema import FrameFit, Sampling
+from artifacts.schema import FrameFit, Part, Sampling
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
-from flows.pipelines import DECODE, ENCODE, FRAMES
+from flows.job.precision import PartSettings
+from flows.pipelines import Pipeline
+from stages.process.stage import Stage
 
 LARGEST_LIMIT = 2048
 """Captions of up to so many tokens are looked for when another limit is asked for: to try them all
@@ -17,70 +21,84 @@ takes 10 ms."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scopes:
-    """Digests of all that decides a stage's bytes except the chunk itself."""
+    """One way to make records: of each kind the digest of all that decides its bytes except the
+    chunk itself."""
 
-    frames: str
-    features: str
-    captions: str
-    prompted: bool = False
-    """Whether features are made of the prompt too, so that another prompt has others."""
-    vision: str = ""
-    """What the vision half computes in, for people."""
-    language: str = ""
-    """What the language half computes in."""
+    of: Mapping[str, str]
+    """Kind of records → digest, in the order in which they are made."""
+    prompted: frozenset[str] = frozenset()
+    """The kinds that are made of the prompt too, so that another prompt has others."""
+    precision: dict[str, str] = field(default_factory=dict)
+    """Part → what it computes in, for people."""
     limit: int = 0
     """Tokens of a caption at the most."""
     fit_image: FrameFit = field(default_factory=FrameFit)
     """The size at which pictures are seen."""
 
-    @property
-    def precision(self) -> dict[str, str]:
-        return {"vision": self.vision, "language": self.language}
+    def __getitem__(self, kind: str) -> str:
+        return self.of[kind]
 
 
 def ways_of(
-    config: CaptionConfig, model: Model, sampling: Sampling, stored: Set[str]
+    config: CaptionConfig, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
 ) -> list[Scopes]:
-    """The scopes of every pair of settings that the halves may be run in, the best first, each
-    before those of its captions among the `stored` that have another limit."""
+    """The scopes of every choice of settings that the parts may be run in, the best first, each
+    before those of its last records among the `stored` that have another limit."""
+    parts = [stage.part for stage in pipeline if stage.part]
     found = []
-    for vision in model.settings("vision"):
-        for language in model.settings("language"):
-            way = replace(model, vision=vision, language=language)
-            scopes = scopes_of(config, way, sampling)
-            found += [scopes, *_other_limits(scopes, way, stored)]
+    for chosen in product(*(model.settings[part] for part in parts)):
+        settings = dict(zip(parts, chosen, strict=True))
+        scopes = scopes_of(config, model, sampling, pipeline, settings)
+        found += [scopes, *_other_limits(scopes, pipeline[-1], model, settings, stored)]
     return found
 
 
-def scopes_of(config: CaptionConfig, model: Model, sampling: Sampling) -> Scopes:
+def scopes_of(
+    config: CaptionConfig,
+    model: Model,
+    sampling: Sampling,
+    pipeline: Pipeline,
+    settings: Mapping[Part, PartSettings],
+) -> Scopes:
     """Digests of what decides each stage's bytes; a stage's RECIPE rises when its own output
     changes."""
     fits = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
     looked_at = {name: getattr(sampling, name) for name in sampling.__slots__}
-    frames = digest_of(["frames", FRAMES.recipe, looked_at, fits])
-    seen_by = [model.vision_digest, *model.vision.decides]
-    features = digest_of(["features", ENCODE.recipe, frames, *seen_by])
+    of: dict[str, str] = {}
+    for stage in pipeline:
+        by = [of[stage.reads], *_decides(stage, model, settings)] if stage.reads else []
+        limit = [config.max_new_tokens] if stage.limited else []
+        of[stage.writes] = _scope(stage, [*by, *limit] if by else [looked_at, fits])
+    of_prompts = {s.writes for s in pipeline if s.prompted or (model.card.prompted and s.part)}
     return Scopes(
-        frames=frames,
-        features=features,
-        captions=_captions(features, model, config.max_new_tokens),
-        prompted=model.card.prompted,
+        of=of,
+        prompted=frozenset(of_prompts),
+        precision={part: chosen.label for part, chosen in settings.items()},
         limit=config.max_new_tokens,
         fit_image=model.fit("image"),
-        **model.precision(),
     )
 
 
-def _captions(features: str, model: Model, limit: int) -> str:
-    by = [model.language_digest, *model.language.decides]
-    return digest_of(["captions", DECODE.recipe, features, *by, limit])
+def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) -> list[Any]:
+    return [model.digests[stage.part], *settings[stage.part].decides] if stage.part else []
 
 
-def _other_limits(scopes: Scopes, model: Model, stored: Set[str]) -> Iterator[Scopes]:
+def _scope(stage: Stage, by: Sequence[Any]) -> str:
+    return digest_of([stage.writes, stage.recipe, *by])
+
+
+def _other_limits(
+    scopes: Scopes,
+    stage: Stage,
+    model: Model,
+    settings: Mapping[Part, PartSettings],
+    stored: Set[str],
+) -> Iterator[Scopes]:
     """A digest cannot be turned back, so every limit that may have been asked for is tried."""
-    if not stored - {scopes.captions}:
+    if not stage.limited or not stored - {scopes[stage.writes]}:
         return
+    by = [scopes[stage.reads], *_decides(stage, model, settings)]
     for limit in range(1, LARGEST_LIMIT + 1):
-        captions = _captions(scopes.features, model, limit)
-        if limit != scopes.limit and captions in stored:
-            yield replace(scopes, captions=captions, limit=limit)
+        digest = _scope(stage, [*by, limit])
+        if limit != scopes.limit and digest in stored:
+            yield replace(scopes, of={**scopes.of, stage.writes: digest}, limit=limit)

@@ -1,7 +1,7 @@
 """What a run has to do: contents to be captioned, and the chunks of them with the keys of what each
 stage makes; knows no store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from artifacts.schema import ChunkIndex
@@ -27,11 +27,13 @@ class Task:
 
     medium: Medium
     chunk: ChunkIndex
-    frames: str
-    features: str
-    caption: str
+    keys: Mapping[str, str]
+    """Kind of records → key."""
     scopes: Scopes
     """The way it was, or is to be, made."""
+
+    def __getitem__(self, kind: str) -> str:
+        return self.keys[kind]
 
     @property
     def place(self) -> tuple[str, int, str]:
@@ -48,6 +50,6 @@ class Task:
         return (self.medium.kind, len(self.chunk.times), *size)
 
 
-def unique(tasks: Sequence[Task], field: str) -> list[Task]:
+def unique(tasks: Sequence[Task], kind: str) -> list[Task]:
     """The tasks without those whose key came before: two files of one content are one item."""
-    return list({getattr(task, field): task for task in reversed(tasks)}.values())[::-1]
+    return list({task[kind]: task for task in reversed(tasks)}.values())[::-1]

@@ -1,49 +1,47 @@
 """Which weights a run needs, read off the store, and fetching them before a stage wants them; loads
 none."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from artifacts.schema import Half
+from artifacts.schema import Part
 from flows.console.display import Display
 from flows.job.ledger import Ledger
 from flows.job.models import Model
 from flows.job.tasks import Medium
 from stages.models.hub.fetching import fetch
+from stages.process.stage import Stage
 
 
-def halves_wanted(ledger: Ledger, media: Sequence[Medium]) -> list[Half]:
-    """The halves that have work to do, as far as the store tells before it starts."""
+def stages_wanted(ledger: Ledger, media: Sequence[Medium]) -> list[Stage]:
+    """The stages that have work to do on what was cut from files, as far as the store tells before
+    it starts."""
+    later = ledger.pipeline[1:]
     known = [medium for medium in media if ledger.failure(medium) is None]
     if any(ledger.index(medium) is None for medium in known):
-        return ["vision", "language"]
-    features = ledger.features.keys()
-    open_tasks = [
-        task
-        for task in ledger.tasks(known)
-        if task.caption not in ledger.captions and not ledger.lost(task)
-    ]
-    wanted: list[Half] = []
-    if any(task.features not in features for task in open_tasks):
-        wanted.append("vision")
-    if open_tasks:
-        wanted.append("language")
-    return wanted
+        return list(later)
+    tasks = [task for task in ledger.tasks(known) if not ledger.lost(task)]
+    return [stage for stage in later if not all(ledger.has(task, stage) for task in tasks)]
 
 
-def bytes_to_fetch(model: Model, halves: Collection[Half]) -> int:
-    """Size of what must be downloaded for these halves; 0 when all is here."""
-    return sum(file.size for file in model.checkpoint.missing(model.shards(halves)))
+def parts_of(stages: Iterable[Stage]) -> list[Part]:
+    """What these stages load of a checkpoint."""
+    return [stage.part for stage in stages if stage.part]
 
 
-def fetch_halves(model: Model, halves: Collection[Half], display: Display) -> None:
-    """Bring the files that hold these halves here, unless they are. Raises PenstockError."""
-    if not halves:
+def bytes_to_fetch(model: Model, parts: Collection[Part]) -> int:
+    """Size of what must be downloaded for these parts; 0 when all is here."""
+    return sum(file.size for file in model.checkpoint.missing(model.shards(parts)))
+
+
+def fetch_parts(model: Model, parts: Collection[Part], display: Display) -> None:
+    """Bring the files that hold these parts here, unless they are. Raises PenstockError."""
+    if not parts:
         return
-    whole = model.shards(halves) == model.shards(("vision", "language"))
+    whole = model.shards(parts) == model.shards(model.card.parts)
     fetch(
         model.checkpoint,
-        model.shards(halves),
-        what="" if whole else f"the {next(iter(halves))} half of ",
+        model.shards(parts),
+        what="" if whole else f"the {next(iter(parts))} half of ",
         announce=display.say,
         progress=display.fetched,
     )

@@ -3,16 +3,16 @@ kernel of a CPU."""
 
 from collections.abc import Iterator
 
-from flows.job.precision import HalfSettings, no_bfloat16
+from flows.job.precision import PartSettings, no_bfloat16
 from flows.planning.estimate import Term
 from flows.planning.loads import Load
-from stages.models.card import HalfCard
+from stages.models.card import PartCard
 from stages.models.footprint import mask_bytes, scores_bytes
 from stages.process.device import device_capability
 
 
 def attention_terms(
-    half: HalfCard, settings: HalfSettings, load: Load, rows: int, units: int, device: str
+    half: PartCard, settings: PartSettings, load: Load, rows: int, units: int, device: str
 ) -> Iterator[Term]:
     """Of so many rows of so many units; nothing on a CPU."""
     if not device.startswith("cuda"):

@@ -10,11 +10,10 @@ from typing import Any
 from artifacts.errors import CannotFit, UsageError
 from flows.console.display import gib
 from flows.job.budget import Budget
-from flows.job.precision import QUANTIZED, lighter, settle
-from flows.pipelines import HALF_OF
+from flows.job.precision import QUANTIZED, settle
+from flows.pipelines import STAGES
 from flows.planning.choose import Choice, Question, allowed, choices
 from flows.planning.estimate import StageEstimate
-from flows.planning.ways import is_free, rungs_of
 
 STEP = 1 << 28
 """A budget is named in quarters of a GiB."""
@@ -74,7 +73,7 @@ def changes(question: Question, stuck: Choice, budget: Budget) -> list[Change]:
 
 def _takes(question: Question, stage: str, budget: Budget) -> StageEstimate | None:
     """What that stage then takes; None when it or another one still does not fit."""
-    found = choices(question, rungs_of(question), budget)
+    found = choices(question, question.rungs, budget)
     return found[stage].taken if all(choice.fits for choice in found.values()) else None
 
 
@@ -82,17 +81,16 @@ def _most(question: Question, budget: Budget) -> int:
     """The least budget that all stages keep to, each on its smallest rung."""
     return max(
         min(question.estimate(rung).peak_bytes for rung in rungs)
-        for stage, rungs in rungs_of(question).items()
-        if stage in question.stages and (stage != "frames" or budget.device == "cpu")
+        for stage, rungs in question.rungs.items()
+        if STAGES[stage].part or budget.device == "cpu"
     )
 
 
 def _auto(question: Question, stage: str) -> tuple[str, Question | None]:
-    config, half = question.config, HALF_OF.get(stage)
-    if half is None or is_free(config, half):
+    config, part = question.config, STAGES[stage].part
+    if part is None or config.is_free(part):
         return "", None
-    own = config.vision_precision if half == "vision" else config.language_precision
-    asked = f"{half}_precision" if own else "precision"
+    asked = f"{part}_precision" if config.names(part) else "precision"
     return f"--{asked.replace('_', '-')} auto", in_precision(question, **{asked: "auto"})
 
 
@@ -104,14 +102,14 @@ def _frames(question: Question) -> Iterator[tuple[str, Question | None]]:
 
 
 def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question | None]]:
-    half = HALF_OF.get(stage)
+    part = STAGES[stage].part
     # A rung that is there was tried already, or will be.
-    there = {rung.precision for rung in rungs_of(question)[stage]}
-    for precision in ("bf16", *QUANTIZED) if half else ():
+    there = {rung.precision for rung in question.rungs[stage]}
+    for precision in ("bf16", *QUANTIZED) if part else ():
         if precision in there:
             continue
-        other = in_precision(question, **{f"{half}_precision": precision})
-        yield f"--{half}-precision {precision}", other
+        other = in_precision(question, **{f"{part}_precision": precision})
+        yield f"--{part}-precision {precision}", other
 
 
 def in_precision(question: Question, **options: str) -> Question | None:
@@ -122,10 +120,4 @@ def in_precision(question: Question, **options: str) -> Question | None:
         settings = settle(config, card, question.device)
     except UsageError:
         return None
-    model = replace(
-        question.model,
-        vision=settings["vision"],
-        language=settings["language"],
-        lighter=lighter(config, card, question.device),
-    )
-    return replace(question, model=model, config=config)
+    return replace(question, model=replace(question.model, settings=settings), config=config)

@@ -1,7 +1,7 @@
 """Which rung each stage of a job is started on: the first that is expected to keep to the budget;
 starts nothing."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,8 @@ from flows.job.budget import Budget
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.prepare import Job
-from flows.pipelines import STAGES
-from flows.planning.arithmetic import estimate
+from flows.pipelines import CAPTION, STAGES, Pipeline
+from flows.planning.costs import COSTS, estimate
 from flows.planning.estimate import StageEstimate
 from flows.planning.loads import Load, least_load, loads_of
 from flows.planning.machine import find_machine
@@ -31,11 +31,17 @@ class Question:
     config: CaptionConfig
     device: str
     loads: tuple[Load, ...]
-    stages: tuple[str, ...] = STAGES
+    stages: Pipeline = CAPTION
     context_bytes: int = CONTEXT_BYTES
     """What the driver of a GPU takes for a process."""
     least: Load | None = None
     """The job's smallest chunk, where that is another."""
+
+    @property
+    def rungs(self) -> dict[str, list[Rung]]:
+        """Name of a stage → the ways in which the command lets it run, cheapest first."""
+        asked = (self.model, self.config, self.device)
+        return {stage.name: COSTS[stage.name].rungs(*asked) for stage in self.stages}
 
     def estimate(self, rung: Rung) -> StageEstimate:
         """What a stage takes on that rung, of the chunks that take most."""
@@ -69,7 +75,7 @@ class Choice:
 
 def question_of(
     job: Job,
-    stages: Collection[str] = STAGES,
+    stages: Pipeline | None = None,
     expected: Sequence[Estimate] | None = None,
 ) -> Question:
     """The question that a job is."""
@@ -80,7 +86,7 @@ def question_of(
         config=job.config,
         device=job.device,
         loads=tuple(loads_of(job.model, media, expected)),
-        stages=tuple(stages),
+        stages=job.pipeline if stages is None else stages,
         context_bytes=context_of(job.device),
         least=least_load(job.model, media, expected),
     )
@@ -101,9 +107,9 @@ def choices(
     """What is found for each stage; `known`: where one was found to fit before."""
     known = known or {}
     return {
-        stage: _remembered(question, rungs[stage][0], known[stage], budget)
-        if stage in known
-        else _choice(question, rungs[stage], budget)
+        stage.name: _remembered(question, rungs[stage.name][0], known[stage.name], budget)
+        if stage.name in known
+        else _choice(question, rungs[stage.name], budget)
         for stage in question.stages
     }
 
@@ -154,8 +160,8 @@ def fits(found: StageEstimate, budget: Budget) -> bool:
 
 
 def refused(found: StageEstimate, budget: Budget) -> bool:
-    """Whether it cannot, as sure as estimates are; of cutting frames they are not."""
-    if found.rung.stage == "frames":
+    """Whether it cannot, as sure as estimates are; of what loads no model they are not."""
+    if STAGES[found.rung.stage].part is None:
         return False
     sure = float(found.weight_bytes)
     if not found.by_dimensions:
@@ -169,6 +175,6 @@ def _host_holds(size: float, budget: Budget) -> bool:
 
 
 def allowed(found: StageEstimate, budget: Budget) -> int:
-    """What a stage may take of where it computes: frames are cut on the host."""
-    on_host = found.rung.stage == "frames" and budget.device != "cpu"
+    """What a stage may take of where it computes: without a model that is the host."""
+    on_host = STAGES[found.rung.stage].part is None and budget.device != "cpu"
     return budget.host_bytes if on_host else budget.bytes

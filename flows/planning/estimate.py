@@ -7,14 +7,14 @@ from typing import Any, Literal
 from flows.planning.loads import Load
 from flows.planning.rungs import Rung
 
-Part = Literal["weight", "activation", "kv", "workspace", "context", "host"]
+Purpose = Literal["weight", "activation", "kv", "workspace", "context", "host"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
     """One number of an estimate and where it comes from."""
 
-    part: Part
+    part: Purpose
     bytes: int
     why: str
     """One line: what is multiplied by what."""
@@ -68,7 +68,7 @@ class StageEstimate:
     ) -> "StageEstimate":
         """The sums of the terms."""
 
-        def total(part: Part) -> int:
+        def total(part: Purpose) -> int:
             return sum(term.bytes for term in terms if term.part == part)
 
         parts = {f"{part}_bytes": total(part) for part in ("weight", "activation", "kv")}

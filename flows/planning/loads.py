@@ -7,11 +7,10 @@ from functools import partial
 
 from artifacts.schema import FrameFit, MediaKind, Sampling
 from artifacts.words import counted
-from flows.job.ledger import BYTES_A_TOKEN
 from flows.job.models import Model
 from flows.job.tasks import Medium
+from flows.job.waves import BYTES_A_TOKEN
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts
-from stages.encode import FRAMES_A_BATCH
 from stages.models.card import ModelCard, SeenSize
 
 TEMPLATE_TOKENS = 48
@@ -49,10 +48,11 @@ class Load:
     feature_bytes: int
     """Features of a chunk, as stored."""
 
-    def rows(self, stage: str, batch: int) -> int:
-        """Chunks that go through together where at most `batch` may."""
-        if stage == "encode":
-            batch = min(batch, max(1, FRAMES_A_BATCH // self.frames))
+    def rows(self, batch: int, frames: int = 0) -> int:
+        """Chunks that go through together where at most `batch` may, with at most so many `frames`
+        (0: any number)."""
+        if frames:
+            batch = min(batch, max(1, frames // self.frames))
         return max(1, min(batch, self.chunks))
 
     @property

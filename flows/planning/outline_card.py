@@ -9,8 +9,9 @@ from pathlib import Path
 from artifacts.schema import FrameFit
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
-from flows.job.precision import lighter, settle
-from flows.planning.arithmetic import estimate
+from flows.job.precision import settle
+from flows.pipelines import CAPTION
+from flows.planning.costs import estimate
 from flows.planning.estimate import StageEstimate
 from flows.planning.layers import (
     attention_bytes,
@@ -23,7 +24,7 @@ from flows.planning.layers import (
 from flows.planning.loads import PIXEL_BYTES, PROBED_EDGE, STANDARD_CHUNKS, Load
 from flows.planning.outline import Outline, Tower
 from flows.planning.rungs import Rung
-from stages.models.card import HalfCard, ModelCard, SamplingCard
+from stages.models.card import ModelCard, PartCard, SamplingCard
 from stages.models.footprint import ITEM_BYTES, BatchCost
 from stages.models.hub.checkpoint import Checkpoint
 
@@ -53,18 +54,20 @@ def card_of(outline: Outline, folder: Path, *, fused: bool = True, why: str = ""
         dtype=outline.dtype,
         why=why,
         by_dimensions=True,
-        vision=_half(
-            [tower for tower in outline.towers if tower.kind != "text"],
-            outline.vision_parameters,
-            attention,
-            encoder_works(outline, fused=fused),
-        ),
-        language=_half(
-            [text] if written and text else [],
-            outline.text_parameters if written else 0,
-            attention,
-            decoder_works(outline, fused=fused) if written else (),
-        ),
+        parts={
+            "vision": _half(
+                [tower for tower in outline.towers if tower.kind != "text"],
+                outline.vision_parameters,
+                attention,
+                encoder_works(outline, fused=fused),
+            ),
+            "language": _half(
+                [text] if written and text else [],
+                outline.text_parameters if written else 0,
+                attention,
+                decoder_works(outline, fused=fused) if written else (),
+            ),
+        },
         sampling=SamplingCard(),
         fit_video=fit,
         fit_image=fit,
@@ -83,10 +86,10 @@ def _edge(vision: Tower | None) -> int:
 
 def _half(
     towers: Sequence[Tower], parameters: int, attention: str, works: tuple[BatchCost, ...]
-) -> HalfCard:
+) -> PartCard:
     matrices = [matrix for tower in towers for matrix in tower.matrices * tower.layers]
     largest = max(towers, key=lambda tower: tower.layers * tower.layer_parameters, default=None)
-    return HalfCard(
+    return PartCard(
         shards=(),
         tensors=(),
         parameters=parameters,
@@ -178,16 +181,12 @@ def outline_model(
     card = card_of(outline, checkpoint.folder, fused=fused, why=why)
     if not card.language.parameters:
         config = replace(config, language_precision="native")
-    halves = settle(config, card, device)
     return Model(
         name=checkpoint.name,
         checkpoint=checkpoint,
         card=card,
-        vision_digest="",
-        language_digest="",
-        vision=halves["vision"],
-        language=halves["language"],
-        lighter=lighter(config, card, device),
+        digests=dict.fromkeys(card.parts, ""),
+        settings=settle(config, card, device),
     )
 
 
@@ -216,8 +215,11 @@ def outline_estimates(
         feature_bytes=frames * model.feature_bytes("image"),
     )
     if not rungs:
-        stages = ("encode", "decode") if card.language.parameters else ("encode",)
-        rungs = [Rung(stage=stage, batch=rows) for stage in stages]
+        rungs = [
+            Rung(stage=stage.name, batch=rows)
+            for stage in CAPTION
+            if stage.part and card.parts[stage.part].parameters
+        ]
     return [estimate(model, rung, [load], device, new_tokens) for rung in rungs]
 
 

@@ -13,12 +13,12 @@ from flows.job.about import halves, notes
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.launch import Launcher
-from flows.job.ledger import cut_waves
 from flows.job.models import Model, Undescribed, find_checkpoint, open_model
 from flows.job.precision import precision_note
 from flows.job.prepare import Job, prepare
-from flows.job.weights import bytes_to_fetch, halves_wanted
-from flows.pipelines import STAGES
+from flows.job.waves import cut_waves
+from flows.job.weights import bytes_to_fetch, parts_of, stages_wanted
+from flows.pipelines import CAPTION, REBUILD, STAGES, Pipeline
 from flows.planning.changes import cannot_fit
 from flows.planning.choose import (
     Choice,
@@ -34,7 +34,6 @@ from flows.planning.outline import read_outline
 from flows.planning.outline_card import outline_model
 from flows.planning.sizes import Estimate, estimates, wave_limit
 from flows.planning.start import ladder_of
-from flows.planning.ways import rungs_of
 from stages.process.device import device_name
 
 
@@ -56,7 +55,7 @@ class Plan:
     @property
     def times(self) -> Times | None:
         """How long it takes; None where no media are given."""
-        if self.job is None or not {"encode", "decode"} <= self.choices.keys():
+        if self.job is None or not self.choices:
             return None
         rungs = {stage: choice.taken.rung for stage, choice in self.choices.items()}
         return times_of(self.job, rungs, self.expected)
@@ -72,14 +71,17 @@ SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError
 
 
 def plan_of(
-    config: CaptionConfig, launcher: Launcher, announce: Callable[[str], None] | None = None
+    config: CaptionConfig,
+    launcher: Launcher,
+    announce: Callable[[str], None] | None = None,
+    pipeline: Pipeline = CAPTION,
 ) -> Plan:
     """The plan of a command; without sources, or of what cannot be run, of the model alone. Reads
     no weights. Raises PenstockError, but not for what cannot fit."""
     device = device_name()
     try:
         if config.sources:
-            return plan_job(prepare(config, launcher, announce, read_weights=False))
+            return plan_job(prepare(config, launcher, announce, pipeline, read_weights=False))
         store = open_store(config.store_url)
         store.check_writable()
         model = open_model(
@@ -94,19 +96,19 @@ def plan_of(
     except Undescribed as error:
         return _by_dimensions(config, device, announce, error)
     plan = _answered(_alone(model, config, device), budget_for(config, device), None, ())
-    note = precision_note(model.card, (model.vision, model.language), device)
+    note = precision_note(model.card, [s[0] for s in model.settings.values()], device)
     return replace(plan, notes=(note,)) if note else plan
 
 
 def _alone(model: Model, config: CaptionConfig, device: str) -> Question:
     loads = standard_loads(model, model.sampling(config), model.prompt_for(config, "video"))
-    stages = STAGES if model.card.language.parameters else STAGES[:2]
+    stages = CAPTION if model.card.language.parameters else REBUILD
     return Question(
         model=model,
         config=config,
         device=device,
         loads=tuple(loads),
-        stages=tuple(stages),
+        stages=stages,
         context_bytes=context_of(device),
     )
 
@@ -133,7 +135,7 @@ def _by_dimensions(
     takes = [
         f"{stage} {gib(unfused.estimate(choice.taken.rung).peak_bytes)}"
         for stage, choice in plan.choices.items()
-        if stage != "frames"
+        if STAGES[stage].part
     ]
     notes = [
         f"planned from dimensions; it cannot be run: {error.message}",
@@ -143,10 +145,10 @@ def _by_dimensions(
     return replace(plan, notes=tuple(notes))
 
 
-def plan_job(job: Job, stages: tuple[str, ...] = STAGES) -> Plan:
+def plan_job(job: Job) -> Plan:
     """The plan of a job."""
     expected = tuple(estimates(job))
-    return _answered(question_of(job, stages, expected), job.budget, job, expected)
+    return _answered(question_of(job, expected=expected), job.budget, job, expected)
 
 
 def _answered(
@@ -154,7 +156,7 @@ def _answered(
 ) -> Plan:
     # No ladder is gone down here, so nothing is told of it.
     known = ladder_of(job, lambda *_: None).known() if job else {}
-    found = choices(question, rungs_of(question), budget, known) if question.loads else {}
+    found = choices(question, question.rungs, budget, known) if question.loads else {}
     refused = [choice for choice in found.values() if choice.refused]
     return Plan(
         question=question,
@@ -202,7 +204,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "notes": notes(job),
         "seconds": times and times.seconds,
         "time": times.line if times else "",
-        "fetch_bytes": bytes_to_fetch(job.model, halves_wanted(job.ledger, job.media)),
+        "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_wanted(job.ledger, job.media))),
         "sampling": {n: getattr(job.sampling, n) for n in job.sampling.__slots__},
         "files": len(job.files),
         "failed": len(job.failures),
@@ -215,7 +217,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "free_bytes": job.store.free_bytes(),
         "weights_read": job.model.read,
         "done": {
-            "features": sum(t.features in job.ledger.features for t in known),
-            "captions": sum(t.caption in job.ledger.captions for t in known),
+            stage.writes: sum(t[stage.writes] in job.ledger[stage.writes] for t in known)
+            for stage in job.pipeline[1:]
         },
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 from artifacts.words import counted
 from flows.console.display import duration, gib, size
+from flows.pipelines import STAGES
 from flows.planning.choose import Choice, allowed
 from flows.planning.plan import Plan, figures
 from flows.planning.sizes import SHOT_SECONDS
@@ -14,6 +15,7 @@ GIB = 1 << 30
 ROW = "  {:9s}{:>9s}{:>11s}{:>10s}{:>11s}{:>9s}{:>9s}  {}"
 PARTS = ("weight", "activation", "kv", "workspace", "context")
 COSTS = {
+    "files": "fewer files at once take longer",
     "batch": "smaller batches take somewhat longer",
     "prefill": "reading in pieces takes a little longer",
     "offloaded": "a KV cache in host memory is copied at each token: 2 to 5 times longer",
@@ -132,8 +134,7 @@ def _of_media(plan: Plan, told: dict[str, Any]) -> Iterator[str]:
         f"{size(told['feature_bytes'])} of features kept, {size(told['free_bytes'])} free, "
         f"{counted(told['waves'], 'wave')}"
     )
-    captions = counted(told["done"]["captions"], "caption")
-    done = f"{told['done']['features']} features, {captions}"
+    done = ", ".join(counted(n, kind.removesuffix("s")) for kind, n in told["done"].items())
     # What is made has the digest of the weights in its name.
     yield f"done        {done if told['weights_read'] else 'unknown until a run reads the weights'}"
     if told["time"]:
@@ -179,7 +180,5 @@ def _differs(choice: Choice) -> Iterator[str]:
         yield COSTS[taken.kv]
     elif taken.prefill != first.prefill:
         yield COSTS["prefill"]
-    elif taken.stage != "frames":
-        yield COSTS["batch"]
     else:
-        yield "fewer files at once take longer"
+        yield COSTS["batch" if STAGES[taken.stage].reads else "files"]

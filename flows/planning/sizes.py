@@ -75,13 +75,13 @@ def estimates(job: Job) -> list[Estimate]:
 def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
     """What has no features yet, an estimate for each content; and whether that is a guess by its
     header, which it is until the frames stage has been there."""
-    ledger, found = job.ledger, []
+    ledger, made, found = job.ledger, job.pipeline[1].writes, []
     seen: set[Any] = set()
     for medium, estimate in zip(job.media, estimates(job), strict=True):
         if ledger.failure(medium) is not None:
             continue
         if ledger.index(medium) is None:
-            identity = (medium.digest, ledger.scopes.prompted and medium.prompt)
+            identity = (medium.digest, made in ledger.scopes.prompted and medium.prompt)
             if identity not in seen:
                 found.append((estimate, True))
             seen.add(identity)
@@ -89,11 +89,9 @@ def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
         chunks = [
             task.chunk
             for task in ledger.tasks([medium])
-            if task.features not in ledger.features
-            and not ledger.lost(task)
-            and task.features not in seen
+            if task[made] not in ledger[made] and not ledger.lost(task) and task[made] not in seen
         ]
-        seen.update(task.features for task in ledger.tasks([medium]))
+        seen.update(task[made] for task in ledger.tasks([medium]))
         if chunks:
             found.append((_of_chunks(job, medium, chunks), False))
     return found
@@ -148,8 +146,8 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
 def _encoded(job: Job, medium: Medium) -> bool:
     """Whether a medium's frames are not wanted again. Large pictures would else be asked another
     prompt in as many waves as they were encoded in, and a model loaded for each."""
-    tasks = job.ledger.tasks([medium])
-    return bool(tasks) and all(task.features in job.ledger.features for task in tasks)
+    tasks, made = job.ledger.tasks([medium]), job.pipeline[1].writes
+    return bool(tasks) and all(task[made] in job.ledger[made] for task in tasks)
 
 
 def _indexed(index: MediaIndex) -> tuple[int, int]:

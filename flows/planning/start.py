@@ -7,38 +7,38 @@ from typing import Any
 
 from flows.job.budget import Budget
 from flows.job.prepare import Job
-from flows.pipelines import HALF_OF
+from flows.pipelines import STAGES, Pipeline
 from flows.planning.changes import NAMED, cannot_fit, changes
 from flows.planning.choose import Choice, Question, choices, memory_json, question_of
+from flows.planning.costs import COSTS
 from flows.planning.ladder import Ladder, Told
 from flows.planning.remembered import Remembered
 from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate
-from flows.planning.ways import is_free, rungs_for
 from stages.process.device import device_uuid
+from stages.process.stage import Stage
 
 
 def ladder_of(job: Job, tell: Told) -> Ladder:
     """The ladder of a run over a job; `tell` is given what happens on it."""
-    model, frames = job.model, job.ledger.scopes.frames
-    here = [device_uuid(job.device), frames]
-    # What each half may be run in is among it: below all that one ladder has there is nothing that
-    # another one, which has more, could be told.
-    vision, language = (
-        [settings.decides for settings in model.settings(half)] for half in ("vision", "language")
-    )
-    about = {
-        "frames": here,
-        "encode": [*here, model.vision_digest, vision],
-        "decode": [*here, model.language_digest, language, job.config.max_new_tokens],
-    }
-    remembered = Remembered(job.store, about, job.budget.bytes)
+    asked = (job.model, job.config, job.device)
     return Ladder(
-        rungs_for(model, job.config, job.device),
-        remembered,
+        {stage.name: COSTS[stage.name].rungs(*asked) for stage in job.pipeline},
+        Remembered(job.store, {s.name: _about(job, s) for s in job.pipeline}, job.budget.bytes),
         budget_bytes=job.budget.bytes,
         tell=tell,
     )
+
+
+def _about(job: Job, stage: Stage) -> list[Any]:
+    """All that decides what a stage takes. What its part may be run in is among it: below all that
+    one ladder has there is nothing that another one, which has more, could be told."""
+    model, cut = job.model, job.ledger.scopes[job.pipeline[0].writes]
+    found: list[Any] = [device_uuid(job.device), cut]
+    if stage.part:
+        decides = [settings.decides for settings in model.settings[stage.part]]
+        found += [model.digests[stage.part], decides]
+    return [*found, job.config.max_new_tokens] if stage.limited else found
 
 
 def choose(
@@ -59,7 +59,7 @@ def choose(
 
 
 def plan_start(
-    ladder: Ladder, job: Job, stages: Sequence[str], expected: Sequence[Estimate]
+    ladder: Ladder, job: Job, stages: Pipeline, expected: Sequence[Estimate]
 ) -> dict[str, Any]:
     """Put the stages that have work to do on the rungs on which they are expected to fit, or did;
     returns what they are expected to take, for the record. Raises CannotFit."""
@@ -74,14 +74,14 @@ def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:
     """What would make a stage fit that did not, whatever was expected of it."""
     if not question.loads:
         return ""
-    asked = replace(question, stages=(stage,))
+    asked = replace(question, stages=(STAGES[stage],))
     least = choices(asked, ladder.rungs, job.budget)[stage].taken
     # It took more than was expected: so what would do has to be expected to take less than that.
     budget = replace(job.budget, bytes=min(job.budget.bytes, least.peak_bytes - 1))
     stuck = Choice(first=least, taken=least, fits=False, refused=True)
     found = [change.option for change in changes(asked, stuck, budget)]
     found = [option for option in found if not option.startswith("--memory")][:NAMED]
-    half = HALF_OF.get(stage)
-    if half is not None and not is_free(job.config, half):
-        found.append(f"--{half}-precision auto, which goes lower by itself")
+    part = STAGES[stage].part
+    if part is not None and not job.config.is_free(part):
+        found.append(f"--{part}-precision auto, which goes lower by itself")
     return ", or ".join([*found, "more with --memory"])

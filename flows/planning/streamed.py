@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator
 
 from flows.console.display import gib
-from flows.planning.estimate import Part, Term
+from flows.planning.estimate import Purpose, Term
 from flows.planning.loads import PIXEL_BYTES, Load
 from flows.planning.rungs import Rung
 from flows.planning.works import Expected
 from stages.memory.shrinking import items_a_block
-from stages.models.card import HalfCard
+from stages.models.card import PartCard
 
 
 def power_of_two(count: int) -> int:
@@ -17,7 +17,7 @@ def power_of_two(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 
-def weight_terms(half: HalfCard, layer: int, ends: int, each: int, device: str) -> Iterator[Term]:
+def weight_terms(half: PartCard, layer: int, ends: int, each: int, device: str) -> Iterator[Term]:
     """Of the weights: `layer` bytes a layer, `ends` outside of layers, `each` of a number."""
     why = f"2 of {half.layers} layers x {gib(layer)}, one computes while the next is read; and "
     yield Term(part="weight", bytes=2 * layer + ends, why=f"{why}what is outside of layers")
@@ -26,7 +26,7 @@ def weight_terms(half: HalfCard, layer: int, ends: int, each: int, device: str) 
         yield Term(part="host", bytes=2 * power_of_two(layer), why=why)
     if half.stored_bytes != half.parameters * each:
         largest = half.largest_linear * half.stored_bytes // half.parameters
-        part: Part = "host" if device.startswith("cuda") else "workspace"
+        part: Purpose = "host" if device.startswith("cuda") else "workspace"
         yield Term(part=part, bytes=largest, why="the largest matrix as it is stored, to cast")
 
 
@@ -46,7 +46,7 @@ def waiting_terms(rung: Rung, load: Load, rows: int, work: Expected, device: str
     why = f"{what} that wait for a layer x {gib(held)}"
     yield Term(part="activation", bytes=others * held, why=why)
     pixels = rows * load.units * PIXEL_BYTES
-    part: Part = "workspace" if device == "cpu" else "host"
+    part: Purpose = "workspace" if device == "cpu" else "host"
     yield Term(part=part, bytes=others * pixels, why=f"pixels of {what} x {gib(pixels)}")
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from flows.console.display import gib
-from flows.job.precision import BYTES, QUANTIZED, HalfSettings
+from flows.job.precision import BYTES, QUANTIZED, PartSettings
 from flows.planning.estimate import Term
 from flows.planning.loads import COPIES, PIXEL_BYTES, Load
 from flows.planning.rungs import Rung
 from flows.planning.streamed import power_of_two, weight_terms
 from stages.models.ahead import AHEAD
-from stages.models.card import HalfCard
+from stages.models.card import PartCard
 from stages.process.device_limit import CONTEXT_BYTES
 
 GPU_WORKSPACE_BYTES = 32 << 20
@@ -35,7 +35,7 @@ KV_LAYERS_HERE = 2
 """Layers of an offloaded KV cache that are on the device: the one that computes and the next."""
 
 
-def weights(half: HalfCard, settings: HalfSettings, rung: Rung, device: str) -> Iterator[Term]:
+def weights(half: PartCard, settings: PartSettings, rung: Rung, device: str) -> Iterator[Term]:
     each, precision = BYTES.get(settings.dtype, 4), settings.precision
     count = f"{half.parameters / 1e6:,.0f} M"
     ends = max(0, half.parameters - half.layers * half.layer_parameters) * each
@@ -63,7 +63,7 @@ def weights(half: HalfCard, settings: HalfSettings, rung: Rung, device: str) -> 
 
 
 def products(
-    half: HalfCard, settings: HalfSettings, rung: Rung, tokens: int, device: str
+    half: PartCard, settings: PartSettings, rung: Rung, tokens: int, device: str
 ) -> Iterator[Term]:
     """Of `tokens` of a batch, what their products in 8 bit take."""
     if settings.precision != "int8":
@@ -74,7 +74,7 @@ def products(
     yield Term(part="workspace", bytes=at_once * half.widest_linear * each, why=why)
 
 
-def cache(rung: Rung, whole: int, half: HalfCard, why: str) -> Iterator[Term]:
+def cache(rung: Rung, whole: int, half: PartCard, why: str) -> Iterator[Term]:
     layers = max(1, half.layers)
     if rung.kv == "offloaded":
         here = math.ceil(whole * min(1.0, KV_LAYERS_HERE / layers))

@@ -9,7 +9,6 @@ from flows.job.budget import Budget
 from flows.planning.changes import in_precision
 from flows.planning.choose import Choice, Question, choices
 from flows.planning.rungs import Rung
-from flows.planning.ways import rungs_of
 
 BUDGETS_GIB = (4, 6, 8, 12, 16, 24)
 PRECISIONS: Mapping[str, dict[str, str]] = {
@@ -65,7 +64,7 @@ def what_fits(question: Question, device: str) -> dict[str, list[Cell]]:
             continue
         model = in_it.model
         auto = in_it.config.precision == "auto"
-        takes = (model.vision.weight_bytes, model.language.weight_bytes, auto)
+        takes = (*(settings[0].weight_bytes for settings in model.settings.values()), auto)
         if takes not in told:
             told.add(takes)
             found[name] = [_cell(in_it, gib) for gib in BUDGETS_GIB]
@@ -76,7 +75,7 @@ def _in(question: Question, options: dict[str, str], device: str) -> Question | 
     changed: dict[str, Any] = {"vision_precision": None, "language_precision": None, **options}
     if not question.model.card.language.parameters:
         changed["language_precision"] = "native"
-    stages = tuple(stage for stage in question.stages if stage != "frames")
+    stages = tuple(stage for stage in question.stages if stage.part)
     return in_precision(replace(question, device=device, stages=stages), **changed)
 
 
@@ -91,7 +90,7 @@ def _cell(question: Question, gib: int) -> Cell:
         # Of a card that is only thought of, the host is not known.
         host_bytes=1 << 60,
     )
-    found: dict[str, Choice] = choices(question, rungs_of(question), budget)
+    found: dict[str, Choice] = choices(question, question.rungs, budget)
     return Cell(
         gib=gib,
         fits=all(choice.fits for choice in found.values()),

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.models.card import HalfCard, ModelCard
+from stages.models.card import ModelCard, PartCard
 from stages.models.footprint import (
     ITEM_BYTES,
     BatchCost,
@@ -73,7 +73,7 @@ def expected(
     )
 
 
-def encoder_by_dimensions(half: HalfCard, each: int, rows: int, units: int, kept: int) -> Expected:
+def encoder_by_dimensions(half: PartCard, each: int, rows: int, units: int, kept: int) -> Expected:
     """Of an encoder whose layers are assumed to hold 12 times their width squared; `each`: bytes of
     a number, `kept`: of the features of a row."""
     width = math.sqrt(half.layer_parameters / 12)

@@ -16,6 +16,7 @@ from artifacts.tables import TABLES
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
+from flows.pipelines import STAGES
 from flows.results.texts import OwnFiles, Texts, digest_at, write_texts
 from stages.process.events import Failed
 
@@ -34,7 +35,7 @@ def failures_of(job: Job) -> list[Failure]:
             Failure(
                 media_path=file.media_path,
                 source=file.source,
-                stage=known.get("stage", "frames"),
+                stage=known.get("stage", job.pipeline[0].name),
                 error=known["kind"],
                 message=known["message"] + at,
                 hint=known["hint"],
@@ -51,9 +52,9 @@ def names_of(job: Job) -> dict[str, str]:
 
 def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) -> dict[str, str]:
     """What a stage told of a medium, or of a chunk's features, with the name of a file."""
-    told = event.media
-    if stage == "encode":
-        chunks = (task for task in job.ledger.tasks(job.media) if task.features == told)
+    told, made = event.media, STAGES[stage].writes
+    if STAGES[stage].reads:
+        chunks = (task for task in job.ledger.tasks(job.media) if task[made] == told)
         told = next((task.medium.digest for task in chunks), told)
     name = names.get(told, "")
     return {"media_path": name, "stage": stage, "message": event.message, "hint": event.hint}
@@ -83,9 +84,9 @@ def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
     one_frame = medium.kind == "video" and job.model.one_frame
     rows = []
     for task in job.ledger.tasks([medium]):
-        if task.caption not in job.ledger.captions:
+        if task["captions"] not in job.ledger["captions"]:
             continue
-        stored = job.ledger.captions.meta(task.caption)
+        stored = job.ledger["captions"].meta(task["captions"])
         text = f"{job.config.prefix}{stored['caption']}{job.config.suffix}"
         rows.append(
             Caption(
@@ -98,7 +99,7 @@ def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
                 prompt=medium.prompt,
                 precision=task.scopes.precision,
                 frames=task.chunk.times,
-                features=task.features,
+                features=task["features"],
                 tokens=stored["tokens"],
                 ended=ended_of(stored, task.scopes.limit),
                 warnings=(*index.warnings, *(MIDDLE if one_frame else ())),

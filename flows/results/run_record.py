@@ -16,7 +16,7 @@ from artifacts.captions import Failure, values_of
 from artifacts.errors import EnvironmentFault, redacted
 from artifacts.files import write_json
 from flows.job.versions import now, versions
-from flows.pipelines import STAGES
+from flows.pipelines import CAPTION, Pipeline
 from stages.process.outcome import StageOutcome
 
 REWRITE_SECONDS = 2.0
@@ -36,12 +36,13 @@ KEPT_WARNINGS = 1000
 class RunRecord:
     """What `penstock status` and people read."""
 
-    def __init__(self, out: Path, **more: Any) -> None:
+    def __init__(self, out: Path, pipeline: Pipeline = CAPTION, **more: Any) -> None:
         """`more` is what else to say of the run, such as who started it."""
         self.path = out / "run.json"
         self._written = 0.0
         self._lock = threading.RLock()
-        self.value: dict[str, Any] = {**blank(out), "versions": versions(), **more}
+        self.value: dict[str, Any] = {**blank(out, pipeline), "versions": versions(), **more}
+        self._stages = [stage.name for stage in pipeline]
         self._began = seconds_of(self.value["started"])
 
     def stage(self, name: str) -> dict[str, Any]:
@@ -56,14 +57,14 @@ class RunRecord:
 
     def begin(self, name: str) -> None:
         """A process of a stage starts."""
-        if name in STAGES:
+        if name in self._stages:
             with self._lock, contextlib.suppress(EnvironmentFault):
                 self.stage(name).update(since=round(time.time(), 1), running=0, recent=[], now=[])
                 self.write(force=True)
 
     def memory(self, name: str, seen: Mapping[str, Any]) -> None:
         """What a running process has of memory, and the most so far, as it tells."""
-        if name in STAGES:
+        if name in self._stages:
             with self._lock, contextlib.suppress(EnvironmentFault):
                 entry = self.stage(name)
                 for peak in ("peak_host_bytes", "peak_device_bytes"):
@@ -81,7 +82,7 @@ class RunRecord:
 
     def fail(self, name: str, failure: Mapping[str, str]) -> None:
         """Something failed in a stage that goes on; counted anew when the outputs are written."""
-        if name in STAGES:
+        if name in self._stages:
             with self._lock, contextlib.suppress(EnvironmentFault):
                 self.stage(name)["failed"] += 1
                 self.value["media"]["failed"] += 1
@@ -103,7 +104,7 @@ class RunRecord:
 
         Told from a stage's own thread: a disk that is full will be told by the stage itself.
         """
-        if name in STAGES:
+        if name in self._stages:
             with self._lock, contextlib.suppress(EnvironmentFault):
                 entry, at = self.stage(name), time.time()
                 entry["running"] = items
@@ -115,7 +116,7 @@ class RunRecord:
 
     def add(self, outcome: StageOutcome, *, attention: str, precision: Mapping[str, str]) -> None:
         """Count one finished stage process in; a stage may take several, one a wave."""
-        if outcome.name not in STAGES:
+        if outcome.name not in self._stages:
             return
         with self._lock:
             self._count(outcome, attention, precision)
@@ -170,7 +171,7 @@ def coarser(timeline: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [[pair[0][0], max(p[1] for p in pair), max(p[2] for p in pair)] for pair in pairs]
 
 
-def blank(out: Path) -> dict[str, Any]:
+def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
     """The record of a run that has done nothing yet."""
     return {
         "state": "running",
@@ -183,7 +184,7 @@ def blank(out: Path) -> dict[str, Any]:
         "prefect": None,
         "plan": {},
         "rungs": [],
-        "stages": [empty(name) for name in STAGES],
+        "stages": [empty(stage.name) for stage in pipeline],
         "media": {"total": 0, "failed": 0, "open": 0},
         "captions": 0,
         "cut": 0,

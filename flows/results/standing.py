@@ -7,6 +7,7 @@ from typing import Any
 
 from artifacts.words import counted
 from flows.console.display import duration, size
+from flows.pipelines import STAGES
 
 RECENT_SECONDS = 60.0
 """What counts as lately."""
@@ -61,7 +62,7 @@ def _stage(
     made = entry["items"] + entry["running"]
     total = max(entry["total"], about)
     done = min(entry["before"] + made, total) if total else entry["before"] + made
-    lost = entry["failed"] if entry["name"] == "encode" else 0
+    lost = entry["failed"] if STAGES[entry["name"]].refuses else 0
     pending = max(0, total - done - lost)
     seconds = entry["seconds"]
     if running and now is not None:

@@ -7,15 +7,15 @@ from typing import Any
 from artifacts.errors import CannotFit
 from flows.job.prepare import Job
 from flows.job.tasks import Task, unique
-from flows.pipelines import HALF_OF
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.results.outputs import names_of
-from flows.running.calls import KEYS, HalfStage, settings_on
+from flows.running.calls import settings_on
 from stages.process.events import TooLarge
 from stages.process.outcome import StageOutcome
+from stages.process.stage import Stage
 
-Run = Callable[[HalfStage, list[list[Task]], Rung], tuple[StageOutcome, CannotFit | None]]
+Run = Callable[[Stage, list[list[Task]], Rung], tuple[StageOutcome, CannotFit | None]]
 """One process of a stage over batches, on a rung."""
 
 
@@ -42,13 +42,13 @@ class Alone:
         self._ladder = ladder
         self._run = run
 
-    def fit(self, stage: HalfStage, tasks: Sequence[Task], told: Sequence[TooLarge]) -> None:
+    def fit(self, stage: Stage, tasks: Sequence[Task], told: Sequence[TooLarge]) -> None:
         """Make what was told to be too large in processes of its own, on lower and lower rungs.
         Raises CannotFit when the stage never made anything at all."""
         large = {event.key: event for event in told}
-        left = [task for task in tasks if KEYS[stage](task) in large]
-        for rung in self._ladder.alone(stage) if left else []:
-            error = large[KEYS[stage](left[0])].error
+        left = [task for task in tasks if task[stage.writes] in large]
+        for rung in self._ladder.alone(stage.name) if left else []:
+            error = large[left[0][stage.writes]].error
             self._ladder.tried_alone(rung, [self._name(task) for task in left], error)
             self._try(stage, rung, left)
             left = [task for task in left if not self._made(stage, task)]
@@ -56,37 +56,38 @@ class Alone:
                 break
         self._job.ledger.reconsider()
         if left and not self._ever(stage):
-            error = large[KEYS[stage](left[0])].error
-            raise self._ladder.nothing_fits(stage, CannotFit(error))
+            error = large[left[0][stage.writes]].error
+            raise self._ladder.nothing_fits(stage.name, CannotFit(error))
         for task in left:
-            event = large[KEYS[stage](task)]
-            why = too_large(stage, event.error, event.wanted_bytes)
+            event = large[task[stage.writes]]
+            why = too_large(stage.name, event.error, event.wanted_bytes)
             self._job.ledger.unfit[task.place] = why
 
-    def _try(self, stage: HalfStage, rung: Rung, tasks: Sequence[Task]) -> None:
+    def _try(self, stage: Stage, rung: Rung, tasks: Sequence[Task]) -> None:
         """All of them in one process; each in its own when that dies."""
-        one_each = unique([self._on(rung, task) for task in tasks], FIELDS[stage])
-        self._tell(stage, len(one_each), 0)
+        one_each = unique([self._on(stage, rung, task) for task in tasks], stage.writes)
+        self._tell(stage.name, len(one_each), 0)
         _, error = self._run(stage, [[task] for task in one_each], rung)
         if error is not None and len(one_each) > 1:
             for task in one_each:
-                self._tell(stage, 1, 0)
+                self._tell(stage.name, 1, 0)
                 self._run(stage, [[task]], rung)
 
-    def _on(self, rung: Rung, task: Task) -> Task:
+    def _on(self, stage: Stage, rung: Rung, task: Task) -> Task:
         """The task with the keys of what it becomes on a rung."""
-        ledger, half = self._job.ledger, HALF_OF[rung.stage]
-        wanted = {**task.scopes.precision, half: settings_on(self._job.model, rung).label}
+        ledger, settings = self._job.ledger, settings_on(self._job.model, rung)
+        if stage.part is None or settings is None:
+            return task
+        wanted = {**task.scopes.precision, stage.part: settings.label}
         way = next(way for way in ledger.ways if way.precision == wanted)
         return ledger.at(task.medium, task.chunk, way)
 
-    def _made(self, stage: HalfStage, task: Task) -> bool:
+    def _made(self, stage: Stage, task: Task) -> bool:
         ledger = self._job.ledger
-        shelf = ledger.features if stage == "encode" else ledger.captions
-        keys = (KEYS[stage](ledger.at(task.medium, task.chunk, way)) for way in ledger.ways)
-        return any(key in shelf for key in keys)
+        tasks = (ledger.at(task.medium, task.chunk, way) for way in ledger.ways)
+        return any(task[stage.writes] in ledger[stage.writes] for task in tasks)
 
-    def _ever(self, stage: HalfStage) -> bool:
+    def _ever(self, stage: Stage) -> bool:
         """Whether the stage made anything of this job, now or before."""
         tasks = self._job.ledger.tasks(self._job.media)
         return any(self._made(stage, task) for task in tasks)
@@ -94,7 +95,3 @@ class Alone:
     def _name(self, task: Task) -> str:
         name = names_of(self._job)[task.medium.digest]
         return f"{name} at {task.chunk.start:.1f} s" if task.chunk.start else name
-
-
-FIELDS = {"encode": "features", "decode": "caption"}
-"""What tells tasks of a stage apart."""

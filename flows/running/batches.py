@@ -8,12 +8,13 @@ from stages.encode import FRAMES_A_BATCH
 from stages.memory.shrinking import pieces
 
 
-def encode_batches(
-    tasks: Sequence[Task], batch_size: int, frames_a_batch: int = FRAMES_A_BATCH
+def batches_by_shape(
+    tasks: Sequence[Task], kind: str, batch_size: int, frames_a_batch: int = FRAMES_A_BATCH
 ) -> list[list[Task]]:
-    """Chunks of one shape together, in order; every chunk of the wave takes part, done or not."""
+    """Chunks of one shape together, in order; every chunk of the wave takes part, done or not.
+    `kind` is that of the records that are made."""
     groups: dict[tuple[str, int, int, int], list[Task]] = {}
-    for task in unique(tasks, "features"):
+    for task in unique(tasks, kind):
         groups.setdefault(task.shape, []).append(task)
     batches = []
     for (_, frames, _, _), group in groups.items():
@@ -22,19 +23,20 @@ def encode_batches(
     return batches
 
 
-def decode_batches(
-    tasks: Sequence[Task], lengths: Mapping[str, int], batch_size: int
+def batches_by_length(
+    tasks: Sequence[Task], kind: str, lengths: Mapping[str, int], batch_size: int
 ) -> list[list[Task]]:
-    """Chunks of one kind together, alike in length, so that little is padded; the longest first, so
-    that what does not fit is found out at once. `lengths` is by the caption's key."""
+    """Chunks of one kind of media together, alike in length, so that little is padded; the longest
+    first, so that what does not fit is found out at once. `lengths` is by the key of what is
+    made."""
 
     def size(task: Task) -> tuple[int, tuple[str, int, int, int]]:
-        return lengths[task.caption], task.shape
+        return lengths[task[kind]], task.shape
 
-    ordered = sorted(unique(tasks, "caption"), key=size, reverse=True)
+    ordered = sorted(unique(tasks, kind), key=size, reverse=True)
     batches = []
-    for kind in ("image", "video"):
-        group = [task for task in ordered if task.medium.kind == kind]
+    for media in ("image", "video"):
+        group = [task for task in ordered if task.medium.kind == media]
         batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
     return batches
 

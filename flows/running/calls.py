@@ -1,38 +1,29 @@
 """What each stage is told, on whatever rung; starts nothing and knows not what runs after what."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
+from artifacts.schema import Part
 from flows.job.launch import StageCall
 from flows.job.models import Model
-from flows.job.precision import HalfSettings
+from flows.job.precision import PartSettings
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
-from flows.pipelines import ENCODE, FRAMES, HALF_OF
+from flows.pipelines import STAGES
 from flows.planning.rungs import Rung
-from stages.decode.job import DecodeJob
-from stages.encode.job import EncodeJob
 from stages.frames.job import FramesJob
-from stages.models.card import HalfCard
 from stages.models.half_job import HalfJob
-from stages.process.job import told_of
-
-HalfStage = Literal["encode", "decode"]
-KEYS: Mapping[str, Callable[[Task], str]] = {
-    "frames": lambda task: task.frames,
-    "encode": lambda task: task.features,
-    "decode": lambda task: task.caption,
-}
-"""Under which key lies what a stage makes of a task."""
+from stages.process.job import job_of, told_of
+from stages.process.stage import Stage
 
 
-def settings_on(model: Model, rung: Rung) -> HalfSettings:
-    """How the half of a stage is run on a rung."""
-    half = HALF_OF[rung.stage]
+def settings_on(model: Model, rung: Rung) -> PartSettings | None:
+    """How the part of a stage is run on a rung; None for a stage without one."""
+    part = STAGES[rung.stage].part
     kv = rung.kv if rung.kv == "quantized" else ""
-    every = model.settings(half)
-    return next(s for s in every if (s.precision, s.kv) == (rung.precision, kv))
+    every = model.settings[part] if part else ()
+    return next((s for s in every if (s.precision, s.kv) == (rung.precision, kv)), None)
 
 
 class Calls:
@@ -43,10 +34,10 @@ class Calls:
 
     def frames(self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung) -> StageCall:
         """To cut of each medium these chunks; None: all of them."""
-        job = self._job
+        job, stage = self._job, self._job.pipeline[0]
         told = FramesJob(
             store=job.store.url,
-            scope=job.ledger.scopes.frames,
+            scope=job.ledger.scopes[stage.writes],
             sampling=asdict(job.sampling),
             fit={kind: job.model.fit(kind).long_edges for kind in ("video", "image")},
             media=[
@@ -61,41 +52,30 @@ class Calls:
             ],
             workers=rung.batch,
         )
-        return self._call(FRAMES.name, told, device="cpu")
+        return self._call(stage, told, device="cpu")
 
-    def half(self, stage: HalfStage, batches: Sequence[Sequence[Task]], rung: Rung) -> StageCall:
-        """To encode or decode these batches, all of them in one way."""
-        scopes = batches[0][0].scopes
-        told: EncodeJob | DecodeJob
-        if stage == ENCODE.name:
-            told = EncodeJob(
-                **self._half(self._job.model.card.vision, rung),
-                store=self._job.store.url,
-                frames_scope=scopes.frames,
-                scope=scopes.features,
-                batches=[[self._to_encode(t) for t in b] for b in batches],
-                frames_a_video=self._job.model.card.frames_a_video,
-                block=rung.block,
-            )
-        else:
-            told = DecodeJob(
-                **self._half(self._job.model.card.language, rung),
-                store=self._job.store.url,
-                features_scope=scopes.features,
-                scope=scopes.captions,
-                batches=[[_to_decode(t) for t in b] for b in batches],
-                max_new_tokens=self._job.config.max_new_tokens,
-                kv=rung.kv,
-            )
-        return self._call(stage, told)
+    def records(self, stage: Stage, batches: Sequence[Sequence[Task]], rung: Rung) -> StageCall:
+        """To make of these batches what a stage makes, all of it in one way. A job takes of what
+        is told here the fields that it has."""
+        job, scopes = self._job, batches[0][0].scopes
+        told = {
+            "store": job.store.url,
+            f"{stage.reads}_scope": scopes[stage.reads],
+            "scope": scopes[stage.writes],
+            "batches": [[_member(stage, task) for task in batch] for batch in batches],
+            "frames_a_video": job.model.card.frames_a_video,
+            "max_new_tokens": job.config.max_new_tokens,
+            "block": rung.block,
+            "kv": rung.kv,
+        }
+        if stage.part:
+            told |= self._part(stage.part, rung)
+        device = "" if stage.part else "cpu"
+        return self._call(stage, job_of(stage.job, told), device)
 
-    def _to_encode(self, task: Task) -> dict[str, str]:
-        seen = {"prompt": task.medium.prompt} if self._job.model.card.prompted else {}
-        return _entry(task, key=task.features, frames=task.frames, **seen)
-
-    def _half(self, card: HalfCard, rung: Rung) -> dict[str, Any]:
-        model = self._job.model
-        settings = settings_on(model, rung)
+    def _part(self, part: Part, rung: Rung) -> dict[str, Any]:
+        model, settings = self._job.model, settings_on(self._job.model, rung)
+        assert settings is not None
         return told_of(
             HalfJob(
                 model=str(model.folder),
@@ -105,24 +85,24 @@ class Calls:
                 attention=settings.attention,
                 trust_remote_code=self._job.config.trust_remote_code,
                 route=model.card.route,
-                pieces=card.pieces,
+                pieces=model.card.parts[part].pieces,
                 prefill=rung.prefill,
                 offload=rung.offload,
             )
         )
 
-    def _call(
-        self, name: str, told: FramesJob | EncodeJob | DecodeJob, device: str = ""
-    ) -> StageCall:
-        log = self._job.out / "logs" / f"{name}.log"
+    def _call(self, stage: Stage, told: Any, device: str = "") -> StageCall:
+        log = self._job.out / "logs" / f"{stage.name}.log"
         device = device or self._job.device
         allowed = self._job.budget.of_stage(device)
-        return StageCall(name=name, arguments=told_of(told), device=device, log=log, budget=allowed)
+        arguments = told_of(told)
+        return StageCall(
+            name=stage.name, arguments=arguments, device=device, log=log, budget=allowed
+        )
 
 
-def _to_decode(task: Task) -> dict[str, str]:
-    return _entry(task, key=task.caption, features=task.features, prompt=task.medium.prompt)
-
-
-def _entry(task: Task, **values: str) -> dict[str, str]:
-    return {"kind": task.medium.kind, **values}
+def _member(stage: Stage, task: Task) -> dict[str, str]:
+    """A member of a batch: its key, that of what it is made of, the prompt where that counts."""
+    asked = {"prompt": task.medium.prompt} if stage.writes in task.scopes.prompted else {}
+    read = {stage.reads: task[stage.reads]}
+    return {"kind": task.medium.kind, "key": task[stage.writes], **read, **asked}

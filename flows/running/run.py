@@ -10,7 +10,7 @@ from typing import Any
 
 from artifacts.captions import write_jsonl
 from artifacts.errors import UsageError
-from artifacts.schema import Half
+from artifacts.schema import Part
 from artifacts.store import fault_of
 from flows.console.display import Display
 from flows.job.about import notes, summary
@@ -20,7 +20,7 @@ from flows.job.holds import Hold, holding
 from flows.job.launch import DirectLauncher, Launcher
 from flows.job.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.job.scope_notes import note_scopes
-from flows.job.weights import fetch_halves
+from flows.job.weights import fetch_parts
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
 from flows.results.outputs import failure_of, names_of, places, there_before
@@ -92,13 +92,13 @@ class Watch:
     ) -> Iterator[tuple[Sequence, RunRecord, Hold]]:
         """The sequence of a job, which nobody else works on and nobody deletes under it."""
 
-        def fetch(halves: Collection[Half]) -> None:
-            fetch_halves(job.model, halves, self._display)
+        def fetch(parts: Collection[Part]) -> None:
+            fetch_parts(job.model, parts, self._display)
 
         with only_run_in(job, doing, another), claiming(job) as hold:
             for note in filter(None, [*notes(job), job.budget.warning]):
                 self._display.say(note)
-            self._job, self._record = job, (record := RunRecord(job.out))
+            self._job, self._record = job, (record := RunRecord(job.out, job.pipeline))
             record.value.update(plan=summary(job), outputs=places(job), earlier=there_before(job))
             record.write(force=True)
             if self._on_begin is not None:
@@ -144,7 +144,7 @@ def refuse_file(folder: Path) -> None:
 @contextlib.contextmanager
 def claiming(job: Job) -> Iterator[Hold]:
     """Keep what the job needs from being deleted by others, and note what it is of."""
-    scopes = [s for way in job.ledger.ways for s in (way.frames, way.features, way.captions)]
+    scopes = [scope for way in job.ledger.ways for scope in way.of.values()]
     with holding(job.store, list(dict.fromkeys(scopes)), job.out) as hold:
         note_scopes(job)
         yield hold

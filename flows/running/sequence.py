@@ -1,20 +1,20 @@
-"""What runs after what: frames, encode and, of a caption run, decode, wave by wave; the same with
-and without Prefect."""
+"""What runs after what: the stages of a pipeline, wave by wave; the same with and without
+Prefect."""
 
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from artifacts.errors import Interrupted, Killed, PenstockError
 from artifacts.pack_object import DamagedRecord
-from artifacts.schema import Half
 from artifacts.shards import DATASET
 from flows.job.launch import KILLS
 from flows.job.prepare import Job
 from flows.job.tasks import Medium
-from flows.job.weights import halves_wanted
+from flows.job.waves import waves_of
+from flows.job.weights import parts_of, stages_wanted
 from flows.planning.sizes import estimates, wave_limit
 from flows.results.dataset import is_stale, write_dataset
 from flows.results.outputs import places, write_outputs
@@ -50,7 +50,7 @@ class Sequence:
             self._write(result, last=last)
 
         with self._recorded(write):
-            self._waves(halves_wanted(job.ledger, job.media), self._steps.decode, write)
+            self._waves(write)
             if "webdataset" in job.config.format:
                 result.warnings += write_dataset(job, self._steps.launcher, self._steps.tell)
                 self._tell(result, stale=False)
@@ -58,15 +58,15 @@ class Sequence:
         return result
 
     def fill(self) -> None:
-        """Bring every item to its features and no further; raises what stopped the run."""
+        """Bring every item to its last record, and write no outputs; raises what stopped the
+        run."""
         self._begin()
 
         def write(last: bool) -> None:
             self._expect()
 
         with self._recorded(write):
-            halves = set(halves_wanted(self._job.ledger, self._job.media)) - {"language"}
-            self._waves(sorted(halves), None, write)
+            self._waves(write)
 
     @contextlib.contextmanager
     def _recorded(self, write: Callable[[bool], None]) -> Iterator[None]:
@@ -85,34 +85,24 @@ class Sequence:
             raise
         self._record.finish("done")
 
-    def _waves(
-        self,
-        halves: Collection[Half],
-        decode: Callable[[list[Medium]], None] | None,
-        write: Callable[[bool], None],
-    ) -> None:
+    def _waves(self, write: Callable[[bool], None]) -> None:
         job = self._job
-        expected = estimates(job)
-        self._steps.plan(halves, expected)
+        wanted, expected = stages_wanted(job.ledger, job.media), estimates(job)
+        self._steps.plan(wanted, expected)
         # All that will be wanted, so that a hub that cannot be reached is known before hours of
         # work and not in the middle.
-        self._steps.fetch(halves)
+        self._steps.fetch(parts_of(wanted))
         self._record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
         self._record.value["media"]["total"] = len(job.files) + len(job.failures)
         self._seldom(self._expect)
-        waves = job.ledger.waves(job.media, [e.bytes for e in expected], wave_limit(job))
+        waves = waves_of(job.ledger, job.media, [e.bytes for e in expected], wave_limit(job))
         for number, wave in enumerate(waves):
             following = waves[number + 1] if number + 1 < len(waves) else []
-            self._wave(wave, following, decode)
+            self._wave(wave, following)
             if not following or time.monotonic() >= self._write_at:
                 self._seldom(partial(write, not following))
 
-    def _wave(
-        self,
-        wave: list[Medium],
-        following: list[Medium],
-        decode: Callable[[list[Medium]], None] | None,
-    ) -> None:
+    def _wave(self, wave: list[Medium], following: list[Medium]) -> None:
         kills = 0
         remakes: Counter[str] = Counter()
         begun = False
@@ -124,9 +114,8 @@ class Sequence:
                 if not begun:
                     begun = True
                     self._steps.begin_frames(following)
-                self._steps.encode(wave)
-                if decode is not None:
-                    decode(wave)
+                for stage in self._job.pipeline[1:]:
+                    self._steps.through(stage, wave)
                 return
             except DamagedRecord as error:
                 # However many are damaged, each costs its own part; one that is again and again
@@ -168,18 +157,11 @@ class Sequence:
         """Tell the record how much work there is, as far as it is known."""
         ledger, media = self._job.ledger, self._job.media
         tasks = ledger.tasks(media)
-        captioned = {t.features for t in tasks if t.caption in ledger.captions}
-        for stage, wanted, there in (
-            ("frames", {t.frames for t in tasks}, None),
-            ("encode", {t.features for t in tasks}, ledger.features.keys() | captioned),
-            (
-                "decode",
-                {t.caption for t in tasks if not ledger.lost(t)},
-                ledger.captions.keys(),
-            ),
-        ):
-            done = wanted if there is None else wanted & there
-            self._record.expect(stage, len(wanted), len(done))
+        first, *_, last = self._job.pipeline
+        for stage in self._job.pipeline:
+            of_stage = [t for t in tasks if stage != last or not ledger.lost(t)]
+            done = {t[stage.writes] for t in of_stage if stage == first or ledger.has(t, stage)}
+            self._record.expect(stage.name, len({t[stage.writes] for t in of_stage}), len(done))
         self._record.value["media"]["open"] = sum(
             ledger.index(m) is None and ledger.failure(m) is None for m in media
         )

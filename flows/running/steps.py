@@ -1,16 +1,17 @@
 """Each stage of a run over a wave, a rung down whenever it runs out of memory, and what else its
 death means; knows not what runs after what."""
 
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from artifacts.errors import CannotFit, StageDied
 from artifacts.packs import Record
-from artifacts.schema import Half
+from artifacts.schema import Part
 from flows.job.holds import Hold
 from flows.job.launch import Launcher, Running
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
-from flows.pipelines import FRAMES, HALF_OF
+from flows.job.waves import lengths_of
+from flows.job.weights import parts_of
 from flows.planning.efforts import times_of
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
@@ -18,17 +19,18 @@ from flows.planning.sizes import Estimate
 from flows.planning.start import plan_start
 from flows.results.run_record import RunRecord
 from flows.running.alone import Alone, too_large
-from flows.running.batches import cut, decode_batches, encode_batches
-from flows.running.calls import KEYS, Calls, HalfStage, settings_on
+from flows.running.batches import batches_by_length, batches_by_shape, cut
+from flows.running.calls import Calls, settings_on
 from flows.running.work import Work
 from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from stages.process.ending import is_crash
 from stages.process.outcome import StageOutcome
+from stages.process.stage import Stage
 
 
 class Steps:
     """The stages of one job. `tell(stage, total, done)` is called before each starts, and
-    `fetch(halves)` before each that uses weights."""
+    `fetch(parts)` before each that uses weights."""
 
     def __init__(
         self,
@@ -37,10 +39,11 @@ class Steps:
         record: RunRecord,
         ladder: Ladder,
         tell: Callable[[str, int, int], None],
-        fetch: Callable[[Collection[Half]], None],
+        fetch: Callable[[Collection[Part]], None],
         hold: Hold,
     ) -> None:
         self._job = job
+        self._first = job.pipeline[0]
         self.launcher = launcher
         self._record = record
         self._ladder = ladder
@@ -52,13 +55,12 @@ class Steps:
         self._ahead: Running | None = None
         self._take()
 
-    def plan(self, halves: Collection[Half], expected: Sequence[Estimate]) -> None:
+    def plan(self, wanted: Sequence[Stage], expected: Sequence[Estimate]) -> None:
         """Put what has work to do on rungs that fit. Raises CannotFit when there are none."""
-        if not halves:
+        if not wanted:
             return
-        stages = [FRAMES.name, *(stage for stage, half in HALF_OF.items() if half in halves)]
-        plan = plan_start(self._ladder, self._job, stages, expected)
-        rungs = {stage: self._ladder.rung(stage) for stage in HALF_OF}
+        plan = plan_start(self._ladder, self._job, (self._first, *wanted), expected)
+        rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
         seconds = times_of(self._job, rungs, expected).seconds
         self._record.value["plan"].update(memory=plan, seconds=seconds)
         self._take()
@@ -74,16 +76,16 @@ class Steps:
     def _finish_frames(self, running: Running, wave: list[Medium]) -> bool:
         """Whether it died. Then it is to be started again: with fewer files at once, or without one
         of those in hand, which is to blame, as each tells alone."""
-        at_once = self._ladder.rung(FRAMES.name).batch
+        at_once = self._ladder.rung(self._first.name).batch
         try:
             self._finish(running)
             if running.outcome.items:
-                self._ladder.worked(FRAMES.name)
+                self._ladder.worked(self._first.name)
             return False
         except (CannotFit, StageDied) as error:
             suspects = [m for m in wave if m.digest in running.outcome.in_hand]
             if isinstance(error, CannotFit) and (at_once > 1 or not suspects):
-                self._ladder.down(FRAMES.name, error, largest=at_once, tokens=0)
+                self._ladder.down(self._first.name, error, largest=at_once, tokens=0)
                 return True
             if not suspects or not (isinstance(error, CannotFit) or is_crash(error)):
                 raise
@@ -99,7 +101,7 @@ class Steps:
         for told in outcome.failures:
             if told.kind == CHANGED:
                 why = {"kind": CHANGED, "message": CHANGED_MESSAGE, "hint": CHANGED_HINT}
-                self._job.ledger.unfit[told.media, -1, ""] = {"stage": FRAMES.name, **why}
+                self._job.ledger.unfit[told.media, -1, ""] = {"stage": self._first.name, **why}
 
     def _cut_alone(self, medium: Medium) -> None:
         """Cut one medium in a process of its own, and record it as failed if that crashes."""
@@ -110,7 +112,7 @@ class Steps:
         try:
             self._finish(running)
         except CannotFit as error:  # it is tried again by the next run
-            ledger.unfit[medium.digest, -1, ""] = too_large(FRAMES.name, error.message)
+            ledger.unfit[medium.digest, -1, ""] = too_large(self._first.name, error.message)
         except StageDied as error:
             if not is_crash(error):
                 raise
@@ -129,37 +131,36 @@ class Steps:
         media = [(m, chunks) for m, chunks in wanted.values() if chunks is None or chunks]
         if not media:
             return None
-        self._ladder.begin(FRAMES.name)
-        self.tell(FRAMES.name, len(media), 0)
-        return self.launcher.start(self._calls.frames(media, self._ladder.rung(FRAMES.name)))
+        self._ladder.begin(self._first.name)
+        self.tell(self._first.name, len(media), 0)
+        return self.launcher.start(self._calls.frames(media, self._ladder.rung(self._first.name)))
 
-    def encode(self, wave: list[Medium]) -> None:
-        """Make the features of a wave, and give its frames back."""
-        self._through("encode", wave)
-        self.give_back(wave)
+    def through(self, stage: Stage, wave: list[Medium]) -> None:
+        """Make what a stage makes of a wave, and give back what it was made of."""
+        self._make(stage, wave)
+        if stage.gives_back:
+            self._give_back(stage, wave)
 
-    def decode(self, wave: list[Medium]) -> None:
-        """Make the captions of a wave."""
-        self._through("decode", wave)
-
-    def give_back(self, media: list[Medium]) -> None:
-        """Delete frames that are encoded, unless they are to be kept or another running job looks
-        at them too, which would have to cut them again."""
+    def _give_back(self, stage: Stage, media: list[Medium]) -> None:
+        """Delete what a stage is through with, unless it is to be kept or another running job looks
+        at it too, which would have to make it again."""
         ledger = self._job.ledger
-        if self._job.config.keep_frames or self._hold.shares(ledger.scopes.frames):
+        if self._job.config.keep_frames or self._hold.shares(ledger.scopes[stage.reads]):
             return
-        done = ledger.features.keys()
-        tasks = ledger.tasks(media)
-        ledger.frames.drop(t.frames for t in tasks if t.features in done or ledger.lost(t))
+        done, tasks = ledger[stage.writes].keys(), ledger.tasks(media)
+        ledger[stage.reads].drop(
+            t[stage.reads] for t in tasks if t[stage.writes] in done or ledger.lost(t)
+        )
 
-    def _through(self, stage: HalfStage, wave: list[Medium]) -> None:
+    def _make(self, stage: Stage, wave: list[Medium]) -> None:
+        name = stage.name
         while work := self._work(stage, wave):
-            self._ladder.begin(stage)
-            self.tell(stage, work.total, work.total - work.missing)
+            self._ladder.begin(name)
+            self.tell(name, work.total, work.total - work.missing)
             outcome, error = self._run(stage, work.batches, work.rung)
             if error is not None:
                 self._ladder.down(
-                    stage,
+                    name,
                     error,
                     largest=max(map(len, work.batches)),
                     tokens=work.tokens,
@@ -168,35 +169,34 @@ class Steps:
                 self._take()
                 continue
             if outcome.items:
-                self._ladder.worked(stage)
+                self._ladder.worked(name)
             self._alone.fit(stage, work.tasks, outcome.too_large)
             if not (outcome.items or outcome.too_large):
                 break  # whatever it is that is missing, the stage does not make it
 
-    def _work(self, stage: HalfStage, wave: list[Medium]) -> Work | None:
+    def _work(self, stage: Stage, wave: list[Medium]) -> Work | None:
         """What of a stage is to be done next: of all that is missing what is made in one way."""
-        ledger, rung, key = self._job.ledger, self._ladder.rung(stage), KEYS[stage]
-        source = KEYS["frames" if stage == "encode" else "encode"]
-        have: Container[str] = ledger.frames if stage == "encode" else ledger.features
+        ledger, rung, made = self._job.ledger, self._ladder.rung(stage.name), stage.writes
         tasks = [t for t in ledger.tasks(wave) if not ledger.lost(t)]
-        # Of what is captioned, features may be gone, and the frames with them.
-        missing = {key(t) for t in tasks if t.caption not in ledger.captions}
-        if stage == "encode":
-            missing -= ledger.features.keys()
-        first = next((t for t in tasks if key(t) in missing), None)
+        missing = {t[made] for t in tasks if not ledger.has(t, stage)}
+        first = next((t for t in tasks if t[made] in missing), None)
         if first is None:
             return None
-        total = len({key(t) for t in tasks})
+        total = len({t[made] for t in tasks})
         tasks = [t for t in tasks if t.scopes == first.scopes]
-        lengths = ledger.lengths(tasks) if stage == "decode" else {}
+        lengths = lengths_of(ledger, tasks, stage) if stage.prompted else {}
         most = self._job.config.batch_size
-        whole = decode_batches(tasks, lengths, most) if lengths else encode_batches(tasks, most)
+        whole = (
+            batches_by_length(tasks, made, lengths, most)
+            if stage.prompted
+            else batches_by_shape(tasks, made, most)
+        )
         batches = [
             # Whole, so that the bytes are those of an undisturbed run; without what an earlier
             # command finished, whose frames are gone.
-            [task for task in batch if key(task) in missing or source(task) in have]
+            [t for t in batch if t[made] in missing or t[stage.reads] in ledger[stage.reads]]
             for batch in cut(whole, rung.batch)
-            if any(key(task) in missing for task in batch)
+            if any(t[made] in missing for t in batch)
         ]
         return Work(
             rung=rung,
@@ -208,17 +208,17 @@ class Steps:
         )
 
     def _run(
-        self, stage: HalfStage, batches: list[list[Task]], rung: Rung
+        self, stage: Stage, batches: list[list[Task]], rung: Rung
     ) -> tuple[StageOutcome, CannotFit | None]:
         """What one process made of these batches, and the error if it ran out of memory."""
-        self.fetch([HALF_OF[stage]])
-        running = self.launcher.start(self._calls.half(stage, batches, rung))
-        error: CannotFit | None = None
+        self.fetch(parts_of([stage]))
+        running = self.launcher.start(self._calls.records(stage, batches, rung))
+        settings, error = settings_on(self._job.model, rung), None
         try:
-            attention = settings_on(self._job.model, rung).attention
+            attention = settings.attention if settings else ""
             self._finish(running, attention, batches[0][0].scopes.precision)
-        except CannotFit as found:
-            error = found
+        except CannotFit as caught:
+            error = caught
         self._job.ledger.refresh()
         return running.outcome, error
 
@@ -246,5 +246,6 @@ class Steps:
 
     def _take(self) -> None:
         """Make things from now on as the rungs in force say."""
-        model, rung = self._job.model, self._ladder.rung
-        self._job.ledger.take(**{h: settings_on(model, rung(s)).label for s, h in HALF_OF.items()})
+        rungs = {s.part: self._ladder.rung(s.name) for s in self._job.pipeline if s.part}
+        on = {part: settings_on(self._job.model, rung) for part, rung in rungs.items()}
+        self._job.ledger.take({part: settings.label for part, settings in on.items() if settings})

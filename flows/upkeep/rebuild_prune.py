@@ -11,6 +11,7 @@ from flows.job.ledger import Ledger
 from flows.job.prepare import Job
 from flows.job.scopes import Scopes
 from flows.job.tasks import Medium
+from flows.pipelines import REBUILD
 from flows.upkeep.rebuild_record import Reach, RebuildRecord, other_records
 
 
@@ -30,6 +31,7 @@ def prune(
     """Remove what the rebuilds of the job called `name` made and `now` does not refer to."""
     records = [now, *other_records(job.store, name)]
     held = frozenset[str]().union(*(other.scopes for other in running))
+    frames, features = REBUILD
     made = Pruned()
     for reach in now.past:
         if reach.features in held:
@@ -42,9 +44,10 @@ def prune(
             for content in record.reach.contents
         )
         tasks = _ledger(job, loose)
-        features = {task.features for task in tasks.tasks(_media(loose))}
-        _remove(tasks.features, features, made, dry_run)
-        _remove(tasks.refused, features, made, dry_run)
+        chunks = tasks.tasks(_media(loose))
+        keys = {task[features.writes] for task in chunks}
+        _remove(tasks[features.writes], keys, made, dry_run)
+        _remove(tasks.refused[features.name], keys, made, dry_run)
         if reach.frames in held:
             continue
         looked_at = {
@@ -53,24 +56,16 @@ def prune(
             if record.frames == reach.frames
             for digest, _ in record.reach.contents
         }
-        frames = {
-            task.frames
-            for task in tasks.tasks(_media(loose))
-            if task.medium.digest not in looked_at
-        }
-        _remove(tasks.frames, frames, made, dry_run)
+        keys = {task[frames.writes] for task in chunks if task.medium.digest not in looked_at}
+        _remove(tasks[frames.writes], keys, made, dry_run)
     return made
 
 
 def _ledger(job: Job, reach: Reach) -> Ledger:
-    prompted = any(prompt for _, prompt in reach.contents)
-    scopes = Scopes(
-        frames=reach.frames,
-        features=reach.features,
-        captions=job.ledger.scopes.captions,
-        prompted=prompted,
-    )
-    return Ledger(job.store, scopes)
+    frames, features = (stage.writes for stage in REBUILD)
+    of_prompts = [features] if any(prompt for _, prompt in reach.contents) else []
+    of = {frames: reach.frames, features: reach.features}
+    return Ledger(job.store, REBUILD, Scopes(of=of, prompted=frozenset(of_prompts)))
 
 
 def _media(reach: Reach) -> list[Medium]:

@@ -121,18 +121,19 @@ def other_records(store: FolderStore, job: str) -> list[RebuildRecord]:
 def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
     """What is to be recorded of a job as it is now, if nothing is removed."""
     scopes = job.ledger.scopes
+    frames, features = (stage.writes for stage in job.pipeline)
     files = tuple(
-        (str(file.path), medium.digest, medium.prompt if scopes.prompted else "")
+        (str(file.path), medium.digest, medium.prompt if features in scopes.prompted else "")
         for file, medium in zip(job.files, job.contents, strict=True)
     )
     now = RebuildRecord(
         number=last.number + 1 if last else 1,
-        frames=scopes.frames,
-        features=scopes.features,
+        frames=scopes[frames],
+        features=scopes[features],
         settings=settings_of(job),
         files=files,
         seconds_a_chunk=last.seconds_a_chunk
-        if last is not None and last.features == scopes.features
+        if last is not None and last.features == scopes[features]
         else None,
     )
     return replace(now, past=merged(now.reach, [*last.past, last.reach]) if last else ())

@@ -13,7 +13,8 @@ from flows.job.config import CaptionConfig
 from flows.job.holds import RunningJob, running_jobs
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job, prepare
-from flows.job.weights import bytes_to_fetch
+from flows.job.weights import bytes_to_fetch, parts_of
+from flows.pipelines import REBUILD
 from flows.planning.sizes import unencoded
 from flows.results.outputs import failures_of
 from flows.running.run import LauncherMaker, OnBegin, Watch
@@ -163,7 +164,7 @@ def rebuild(
     watch = Watch(display, on_begin)
     launcher = make_launcher(watch.listen)
     with stopped_in_order():
-        job = prepare(config, launcher, display.say, text=False)
+        job = prepare(config, launcher, display.say, REBUILD)
         last = last_record(job.store, name)
         now = record_of(job, last)
         to_make = Missing.of(job)
@@ -171,7 +172,7 @@ def rebuild(
             files=len(job.files),
             difference=difference(last, now),
             missing=to_make,
-            fetch_bytes=bytes_to_fetch(job.model, ["vision"] if to_make.chunks else []),
+            fetch_bytes=bytes_to_fetch(job.model, parts_of(REBUILD) if to_make.chunks else []),
             seconds_a_chunk=now.seconds_a_chunk,
             dry_run=options.dry_run,
         )
@@ -187,11 +188,12 @@ def rebuild(
                 write_record(job.store, name, begun(last, now))
                 now = replace(now, number=now.number + 1)
             sequence.fill()
-            job.ledger.features.use(task.features for task in job.ledger.tasks(job.media))
-            encode = ran.stage("encode")
-            result.encoded = encode["items"]
+            made = REBUILD[-1].writes
+            job.ledger[made].use(task[made] for task in job.ledger.tasks(job.media))
+            entries = [ran.stage(stage.name) for stage in REBUILD]
+            result.encoded = entries[-1]["items"]
             if result.encoded:
-                seconds = encode["seconds"] + ran.stage("frames")["seconds"]
+                seconds = sum(entry["seconds"] for entry in entries)
                 now = replace(now, seconds_a_chunk=seconds / result.encoded)
             now = replace(now, past=_prune(job, name, now, hold.others(), options, result))
             if result.missing.chunks or not same(last, now):

@@ -1,5 +1,6 @@
 """Features and a prompt to captions, with the language half alone."""
 
+from stages.decode.job import DecodeJob
 from stages.process.stage import Stage
 
 RECIPE = 4
@@ -8,7 +9,10 @@ STAGE = Stage(
     name="decode",
     reads="features",
     writes="captions",
-    half="language",
+    part="language",
+    job=DecodeJob,
+    prompted=True,
+    limited=True,
     recipe=RECIPE,
     entry="stages.decode.run:run",
     verb="captioning",

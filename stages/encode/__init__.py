@@ -1,5 +1,6 @@
 """Frames to features, with the vision half alone."""
 
+from stages.encode.job import EncodeJob
 from stages.process.stage import Stage
 
 RECIPE = 3
@@ -10,7 +11,10 @@ STAGE = Stage(
     name="encode",
     reads="frames",
     writes="features",
-    half="vision",
+    part="vision",
+    job=EncodeJob,
+    refuses=True,
+    gives_back=True,
     recipe=RECIPE,
     entry="stages.encode.run:run",
     verb="encoding",

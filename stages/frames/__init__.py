@@ -1,5 +1,6 @@
 """Cuts media files into chunks of RGB frames; knows nothing of models."""
 
+from stages.frames.job import FramesJob
 from stages.process.stage import Stage
 
 RECIPE = 4
@@ -10,7 +11,7 @@ STAGE = Stage(
     name="frames",
     reads="",
     writes="frames",
-    half=None,
+    job=FramesJob,
     recipe=RECIPE,
     entry="stages.frames.run:run",
     verb="cutting frames",

@@ -1,10 +1,11 @@
 """What is known of a model before any of its weights is read; knows neither how it is found out nor
 what is done with it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
-from artifacts.schema import FrameFit, Modality, Route
+from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
 
 RECIPE = 18
@@ -12,8 +13,8 @@ RECIPE = 18
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HalfCard:
-    """One half of a checkpoint, counted from the headers of its files."""
+class PartCard:
+    """One part of a checkpoint, counted from the headers of its files."""
 
     shards: tuple[str, ...]
     """Names of the files that hold its tensors, sorted."""
@@ -102,8 +103,8 @@ class ModelCard:
     """Whether there is no class for it here, and all this was told from its dimensions."""
     prompted: bool = False
     """Whether features are made of the prompt too, so that another prompt needs others."""
-    vision: HalfCard
-    language: HalfCard
+    parts: Mapping[Part, PartCard]
+    """What stages load of it: of one that captions its vision half and its language half."""
     sampling: SamplingCard
     fit_video: FrameFit
     """The size at which a video's frames are worth storing."""
@@ -131,17 +132,30 @@ class ModelCard:
     works_unknown: str = ""
     """Why it could not be found out what computing takes; empty when it could."""
 
+    @property
+    def vision(self) -> PartCard:
+        return self.parts["vision"]
+
+    @property
+    def language(self) -> PartCard:
+        return self.parts["language"]
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Each part stands under its own name."""
+        told = asdict(self)
+        return {**told, **told.pop("parts")}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelCard":
+        value = dict(value)
         made: dict[str, Any] = {name: tuple(value[name]) for name in ("modalities", "placeholders")}
-        for name in ("vision", "language"):
-            half = value[name]
-            lists = {key: tuple(half[key]) for key in ("shards", "tensors", "pieces")}
-            works = tuple(BatchCost(**work) for work in half["works"])
-            made[name] = HalfCard(**{**half, **lists, "works": works})
+        parts = {}
+        for part in (part for part in get_args(Part) if part in value):
+            told = value.pop(part)
+            lists = {key: tuple(told[key]) for key in ("shards", "tensors", "pieces")}
+            works = tuple(BatchCost(**work) for work in told["works"])
+            parts[part] = PartCard(**{**told, **lists, "works": works})
+        made["parts"] = parts
         made["sampling"] = SamplingCard(**value["sampling"])
         for name in ("image_sizes", "frame_sizes"):
             made[name] = tuple(SeenSize(**size) for size in value[name])

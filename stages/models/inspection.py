@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from artifacts.errors import PenstockError, UsageError
-from artifacts.schema import Half, Modality
-from stages.models.card import HalfCard, ModelCard, SamplingCard
+from artifacts.schema import Modality, Part
+from stages.models.card import ModelCard, PartCard, SamplingCard
 from stages.models.halves.boundary import (
     HALVES,
-    Part,
     absent_paths,
     belongs_to,
     pieces_called,
@@ -94,8 +93,7 @@ def _described(
         logger.warning("what computing takes could not be found out: %s", why)
     return replace(
         card,
-        vision=replace(card.vision, works=works["vision"]),
-        language=replace(card.language, works=works["language"]),
+        parts={part: replace(held, works=works[part]) for part, held in card.parts.items()},
         works_unknown=why,
     )
 
@@ -139,7 +137,7 @@ def _card(
     skeleton: Any,
     choice: RouteChoice,
     processor: Any,
-    halves: dict[Half, HalfCard],
+    halves: dict[Part, PartCard],
     image: Probe,
     video: Probe,
 ) -> ModelCard:
@@ -160,8 +158,7 @@ def _card(
         route=choice.route,
         why=choice.why,
         prompted=prompted,
-        vision=halves["vision"],
-        language=halves["language"],
+        parts=halves,
         sampling=_sampling(processor),
         fit_video=video.fit,
         fit_image=image.fit,
@@ -196,10 +193,10 @@ def _try_processor(processor: Any, folder: Path) -> None:
             ) from error
 
 
-def _halves(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:
-    pieces = {half: pieces_called(skeleton, half) for half in HALVES}
+def _halves(skeleton: Any, headers: list[Header]) -> dict[Part, PartCard]:
+    pieces: dict[Part, tuple[str, ...]] = {half: pieces_called(skeleton, half) for half in HALVES}
     absent = {half: absent_paths(skeleton, half, pieces[half]) for half in HALVES}
-    held: dict[Half, list[Weight]] = {half: [] for half in HALVES}
+    held: dict[Part, list[Weight]] = {half: [] for half in HALVES}
     weights = weights_of(skeleton, headers)
     check_stored(skeleton.config, {weight.kind for weight in weights if weight.kind})
     for weight in weights:
@@ -216,19 +213,19 @@ def _halves(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:
     }
 
 
-def _undivided(skeleton: Any, headers: list[Header]) -> dict[Half, HalfCard]:
+def _undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartCard]:
     """A model without a boundary: the second stage loads all of it."""
-    nothing = HalfCard(shards=(), tensors=(), parameters=0, stored_bytes=0)
+    nothing = PartCard(shards=(), tensors=(), parameters=0, stored_bytes=0)
     return {
         "vision": nothing,
         "language": _half_card(skeleton, "whole", list(weights_of(skeleton, headers))),
     }
 
 
-def _half_card(skeleton: Any, half: Part, weights: list[Weight]) -> HalfCard:
+def _half_card(skeleton: Any, half: Part, weights: list[Weight]) -> PartCard:
     linears = quantizable(skeleton, half).values()
     stack = layers_of(weights)
-    return HalfCard(
+    return PartCard(
         shards=tuple(sorted({weight.shard for weight in weights})),
         tensors=tuple(sorted(weight.name for weight in weights)),
         parameters=sum(weight.parameters for weight in weights),

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.schema import Half
+from artifacts.schema import Half, Part
 from stages.memory.heap import given_back
 from stages.models.half_job import HalfJob
-from stages.models.halves.boundary import Part
 from stages.models.halves.load import config_and_class, load_half, one_line, skeleton_of
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
 from stages.models.halves.pieces import Held

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from artifacts.schema import Half, MediaKind, Route
+from artifacts.schema import MediaKind, Part, Route
 from stages.memory.alike import Alike
 from stages.memory.ghost import haunted, solidify, tensors, without_data
 from stages.memory.live import Live
@@ -48,7 +48,7 @@ KINDS: tuple[MediaKind, MediaKind] = ("image", "video")
 
 def works_of(
     skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0
-) -> tuple[dict[Half, tuple[BatchCost, ...]], str]:
+) -> tuple[dict[Part, tuple[BatchCost, ...]], str]:
     """What computing each half of the model over `skeleton` takes at a few sizes, and if that
     could not be found out, why. The skeleton is of no other use afterwards."""
     with _quiet():

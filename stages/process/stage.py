@@ -1,8 +1,9 @@
 """What a stage is, told once for who plans it, who runs it and who shows it; imports no library."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from artifacts.schema import Half
+from artifacts.schema import Part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,8 +15,18 @@ class Stage:
     """The kind of records that it reads; empty: files."""
     writes: str
     """The kind of records that it makes."""
-    half: Half | None
-    """What of a checkpoint it loads."""
+    part: Part | None = None
+    """What of a checkpoint it loads; None: nothing, and it runs on the host."""
+    job: type[Any]
+    """What its process is told."""
+    prompted: bool = False
+    """Its records are made of a prompt too, and rows with prompts of like length share a batch."""
+    limited: bool = False
+    """Its records are cut at so many tokens, which then decide their bytes."""
+    refuses: bool = False
+    """It may find that a model does not take an item, which it notes among the failures."""
+    gives_back: bool = False
+    """What it read is not kept once it is through with it."""
     recipe: int
     """Raised when its own output changes for the same inputs; part of every key below it."""
     entry: str

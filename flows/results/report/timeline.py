@@ -4,6 +4,7 @@ planned and what it was run on; draws nothing."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flows.pipelines import STAGES
 from flows.results.run_record import seconds_of
 
 
@@ -39,7 +40,7 @@ def _stage(
         curves += filter(None, [[[round(start + t, 2), *bytes_] for t, *bytes_ in entry["now"]]])
     plan = plan_of(record, entry["name"])
     gpu = record["plan"].get("device", "cpu") != "cpu"
-    on_device = gpu and entry["name"] != "frames"
+    on_device = gpu and STAGES[entry["name"]].part is not None
     host_base = int(entry["notes"].get("loaded_bytes") or 0)
     budget = _memory(record).get("budget_bytes")
     return {

@@ -9,16 +9,15 @@ methods name of O's parts, and the language half all the rest.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from artifacts.errors import UsageError
-from artifacts.schema import Half
+from artifacts.schema import Half, Part
 from stages.models.halves.absent import Absent, AbsentWeight, NeedsWeights
 from stages.models.halves.bytecode import called_in, names_in, reached
 
-Part = Literal["vision", "language", "whole"]
 HALVES: tuple[Half, Half] = ("vision", "language")
 ENCODERS = ("get_image_features", "get_video_features")
 """The methods by which a model makes features of pixels."""

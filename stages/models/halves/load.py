@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.halves.boundary import CUT, Part, absent_paths, cut, pieces_called
+from artifacts.schema import Part
+from stages.models.halves.boundary import CUT, absent_paths, cut, pieces_called
 from stages.models.halves.ranges import reading_ranges
 from stages.models.hub.originals import is_original
 from stages.models.hub.partial import weights_here

@@ -19,7 +19,8 @@ from typing import Any
 from torch import nn
 
 from artifacts.errors import CannotFit
-from stages.models.halves.boundary import Part, absent_paths
+from artifacts.schema import Part
+from stages.models.halves.boundary import absent_paths
 from stages.models.halves.load import load_half
 
 

@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from artifacts.schema import Part
 from stages.models.halves.absent import NeedsWeights
-from stages.models.halves.boundary import Part, piece_of
+from stages.models.halves.boundary import piece_of
 
 Result = TypeVar("Result")
 

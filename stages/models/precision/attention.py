@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from stages.models.halves.boundary import Part, absent_paths
+from artifacts.schema import Part
+from stages.models.halves.boundary import absent_paths
 
 
 def attention_of(model: Any, absent: list[str] | None = None) -> str:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.schema import Part
 from stages.models.halves.absent import Absent
-from stages.models.halves.boundary import Part, absent_paths
+from stages.models.halves.boundary import absent_paths
 
 KINDS = ("int8", "nf4")
 """What a checkpoint can be quantized to while it is loaded."""

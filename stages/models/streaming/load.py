@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from artifacts.errors import CannotFit
-from stages.models.halves.boundary import Part
+from artifacts.schema import Part
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import dispatching, placement, waiting
 from stages.models.streaming.layers import Index, NotInFiles, layers_of

@@ -1,0 +1,64 @@
+"""How the work of a job is divided: into waves that fit the disk, and by the length of prompts.
+
+Both are recorded the first time. A resumed run finds other free space, and features that are gone;
+in 16 bit, chunks that share another batch get other bytes.
+"""
+
+from collections.abc import Sequence
+
+from artifacts.keys import digest_of
+from artifacts.packs import Record
+from artifacts.schema import WHOLE
+from flows.job.ledger import Ledger
+from flows.job.tasks import Medium, Task, unique
+from stages.process.stage import Stage
+
+BYTES_A_TOKEN = 4
+"""Of a prompt, about: enough to tell a long one from a short one without a tokenizer."""
+
+
+def waves_of(
+    ledger: Ledger, media: Sequence[Medium], sizes: Sequence[int], limit: int
+) -> list[list[Medium]]:
+    """The media cut into waves of at most `limit` bytes of frames and features."""
+    # Cut anew where pictures may have been counted smaller than they are stored since.
+    words = [WHOLE] if any(m.kind == "image" for m in media) else []
+    key = digest_of([*([m.digest, m.prompt] for m in media), *words])
+    if key not in ledger.cuts:
+        ledger.cuts.publish([Record(key=key, meta={"lengths": cut_waves(sizes, limit)})])
+    waves, start = [], 0
+    for length in ledger.cuts.meta(key)["lengths"]:
+        waves.append(list(media[start : start + length]))
+        start += length
+    return waves
+
+
+def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
+    """How many media go into each wave, so that a wave stays below `limit` bytes; at least one
+    each."""
+    lengths: list[int] = []
+    filled = 0
+    for size in sizes:
+        if not lengths or filled + size > limit:
+            lengths.append(0)
+            filled = 0
+        lengths[-1] += 1
+        filled += size
+    return lengths
+
+
+def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: Stage) -> dict[str, int]:
+    """Key of what a stage makes → about how many tokens the stage is given for it."""
+    wave = unique(tasks, stage.writes)
+    key = digest_of(["lengths", *(task[stage.writes] for task in wave)])
+    if key not in ledger.cuts:
+        counts = [_length(ledger, task, stage) for task in wave]
+        ledger.cuts.publish([Record(key=key, meta={"tokens": counts})])
+    tokens: list[int] = ledger.cuts.meta(key)["tokens"]
+    return {task[stage.writes]: count for task, count in zip(wave, tokens, strict=True)}
+
+
+def _length(ledger: Ledger, task: Task, stage: Stage) -> int:
+    read, key = ledger[stage.reads], task[stage.reads]
+    of_media = int(read.meta(key).get("tokens", 0)) if key in read else 0
+    return of_media + len(task.medium.prompt.encode()) // BYTES_A_TOKEN

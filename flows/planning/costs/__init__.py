@@ -1,0 +1,54 @@
+"""What each stage costs: one entry of three functions a stage; knows no budget."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.planning.costs import decode, encode, frames
+from flows.planning.estimate import StageEstimate, Term
+from flows.planning.loads import Load
+from flows.planning.rungs import Rung
+from flows.planning.seconds import Effort
+from flows.planning.todo import ToDo
+from stages.process.device_limit import CONTEXT_BYTES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What is to be known of a stage to plan it."""
+
+    rungs: Callable[[Model, CaptionConfig, str], list[Rung]]
+    """Of a model, what is asked and a device: the ways to run it, cheapest first."""
+    memory: Callable[..., StageEstimate]
+    """Of a model, a rung and a load: what it takes."""
+    effort: Callable[[Model, Rung, Sequence[ToDo], int], Effort]
+    """Of a model, a rung, what is left and tokens a caption: what it has to do."""
+
+
+COSTS: Mapping[str, Cost] = {
+    "frames": Cost(rungs=frames.rungs, memory=frames.memory, effort=frames.effort),
+    "encode": Cost(rungs=encode.rungs, memory=encode.memory, effort=encode.effort),
+    "decode": Cost(rungs=decode.rungs, memory=decode.memory, effort=decode.effort),
+}
+"""Name of a stage → its costs."""
+
+
+def estimate(
+    model: Model,
+    rung: Rung,
+    loads: Sequence[Load],
+    device: str,
+    max_new_tokens: int,
+    context_bytes: int = CONTEXT_BYTES,
+) -> StageEstimate:
+    """What a stage takes on a rung at the worst of its loads."""
+    calculate = partial(COSTS[rung.stage].memory, model, rung, device=device, new=max_new_tokens)
+    found = max((calculate(load) for load in loads), key=lambda found: found.peak_bytes)
+    if not found.context_bytes:
+        return found
+    here = Term(part="context", bytes=context_bytes, why="the driver, as it was measured here")
+    known = context_bytes != CONTEXT_BYTES
+    terms = (here if t.part == "context" and known else t for t in found.terms)
+    return replace(found, context_bytes=context_bytes, terms=tuple(terms))

@@ -1,0 +1,152 @@
+"""What encoding frames costs; knows no language half."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from artifacts.words import counted
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.job.precision import BYTES, QUANTIZED, PartSettings
+from flows.planning.attention import attention_terms
+from flows.planning.costs.part import (
+    free_settings,
+    loading,
+    precision_of,
+    settings_as_run,
+    told_of,
+)
+from flows.planning.estimate import StageEstimate, Term
+from flows.planning.loads import PIXEL_BYTES, Load
+from flows.planning.rungs import PREFILLS, Rung, sizes
+from flows.planning.seconds import Effort, Pass
+from flows.planning.streamed import batches_a_block, block_ahead, waiting_terms
+from flows.planning.terms import around, frames_ahead, products, weights
+from flows.planning.todo import ToDo
+from flows.planning.works import Expected, encoder_by_dimensions, expected
+from stages.encode import FRAMES_A_BATCH
+from stages.memory.shrinking import tighter
+
+BLOCK = 256
+"""Chunks that cross a streamed half together, where they all fit and have no more pictures than
+stages/memory/shrinking.py says."""
+MANY_TOKENS = 512
+"""Go through an encoder's layers at once at the least."""
+MADE_OF = 6
+"""Numbers of the frames that each number of pixel input was made of when the machine was measured
+(stages/memory/arithmetic.py)."""
+
+
+def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
+    """Smaller batches, pieces, layers one by one, fewer bits."""
+    half, settings = model.card.vision, free_settings(model, config, "vision")
+    # What is quantized cannot come layer by layer, and pixels have no weights.
+    whole = model.card.route != "joint"
+    plain = not half.stored_as and settings[0].precision not in QUANTIZED
+    return encode_rungs(
+        config.batch_size,
+        [each.precision for each in settings],
+        streamed=whole and plain and half.layers > 1,
+        weights=whole,
+    )
+
+
+def encode_rungs(
+    batch: int, precisions: Sequence[str], *, streamed: bool, weights: bool = True
+) -> list[Rung]:
+    """Smaller and smaller batches, then frames that are read in pieces, then, of a half that can be
+    `streamed`, its layers one after the other past many batches; and so on in each other precision
+    the half may be had in, the best first, where it cannot be. Without `weights`, of a model whose
+    pixels go on as they are, there is no more than batches."""
+    found: list[Rung] = []
+    for precision in precisions:
+        alone = Rung(stage="encode", batch=1, precision=precision)
+        found += [replace(alone, batch=size) for size in sizes(batch)]
+        found += [replace(alone, prefill=tokens) for tokens in PREFILLS if weights]
+        if streamed and precision == precisions[0]:
+            found += _streamed(batch, alone)
+    return found
+
+
+def _streamed(batch: int, alone: Rung) -> list[Rung]:
+    """Smaller and smaller blocks, then smaller batches: a batch decides bytes, a block does not."""
+    found: list[Rung] = []
+    size, block = batch, max(batch, BLOCK)
+    while block:
+        found.append(replace(alone, batch=size, block=block, offload=True))
+        size, block = tighter(size, block)
+    return found + [replace(found[-1], prefill=tokens) for tokens in PREFILLS]
+
+
+def memory(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> StageEstimate:
+    """Weights, pixels and what the encoder computes with; of a joint model pixels alone."""
+    half, rows = model.card.vision, load.rows(rung.batch, FRAMES_A_BATCH)
+    settings = settings_as_run(model.best("vision"), half, rung)
+    pixels = rows * load.units * PIXEL_BYTES
+    terms = list(weights(half, settings, rung, device))
+    work = None
+    if model.card.route == "joint":
+        why = (
+            f"{counted(rows, 'chunk')} x {load.units:,} numbers of pixels, which go on as they are"
+        )
+        terms.append(Term(part="activation", bytes=2 * pixels, why=why))
+    else:
+        work = _encoder_work(model, settings, rows, load, rung.prefill)
+        why = f"{counted(rows, 'chunk')} x {load.units:,} numbers of pixels: {told_of(model, work)}"
+        if rung.prefill:
+            why += f", {rung.prefill} positions at once through an MLP"
+        terms.append(Term(part="activation", bytes=math.ceil(work.peak_bytes), why=why))
+        terms += waiting_terms(rung, load, rows, work, device)
+        terms += attention_terms(half, settings, load, rows, load.units, device)
+        # Its patches are not counted, but each is multiplied with all that is in the layers.
+        tokens = math.ceil(work.flops / (2 * max(1, half.linear_parameters)))
+        terms += products(half, settings, rung, tokens, device)
+    ahead = block_ahead(rung, load, rows) if rung.block else frames_ahead(load, rows)
+    terms += around(rung, terms, device, ahead)
+    flops = work.flops * load.chunks / rows if work else 0
+    guessed = work is not None and (not work.known or model.card.by_dimensions)
+    return StageEstimate.of(
+        rung, terms, device=device, load=load, flops=flops, by_dimensions=guessed
+    )
+
+
+def _encoder_work(
+    model: Model, settings: PartSettings, rows: int, load: Load, prefill: int
+) -> Expected:
+    half, each = model.card.vision, BYTES.get(settings.dtype, 4)
+    if not half.works:
+        return encoder_by_dimensions(half, each, rows, load.units, load.feature_bytes)
+    return expected(half.works, load.kind, rows, load.units, each=each, prefill=prefill)
+
+
+def effort(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> Effort:
+    """Loading the half, preparing pixels, and a pass for each batch that has no features."""
+    half, settings = model.card.vision, model.best("vision")
+    passes = []
+    for each in left:
+        load, rows = each.load, each.load.rows(rung.batch, FRAMES_A_BATCH)
+        if each.left[rung.stage] and model.card.route != "joint":
+            passes.append(
+                Pass(
+                    precision=precision_of(settings, rung),
+                    flops=_encoder_work(model, settings, rows, load, 0).flops,
+                    tokens=MANY_TOKENS,
+                    calls=half.linear_modules,
+                    # A layer that is streamed is read once for all batches of a block.
+                    moved_bytes=settings.weight_bytes / batches_a_block(rung, load, rows)
+                    if rung.block
+                    else 0,
+                    times=each.left[rung.stage] / rows,
+                )
+            )
+    return replace(
+        loading(half, settings, rung, any(each.left[rung.stage] for each in left), passes),
+        prepared=sum(each.left[rung.stage] * _prepared(each.load) for each in left),
+        written_bytes=sum(each.left[rung.stage] * each.load.feature_bytes for each in left),
+    )
+
+
+def _prepared(load: Load) -> float:
+    """Numbers of pixel input of a chunk; of a large picture, those that making it smaller takes as
+    long as."""
+    return max(load.units, load.frame_bytes / MADE_OF if load.kind == "image" else 0)

@@ -1,0 +1,65 @@
+"""What cutting frames costs; knows no half."""
+
+import math
+from collections.abc import Sequence
+
+from artifacts.words import counted
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.planning.estimate import StageEstimate, Term
+from flows.planning.loads import Load
+from flows.planning.rungs import Rung, sizes
+from flows.planning.seconds import Effort
+from flows.planning.todo import ToDo
+from stages.frames import PACK_BYTES
+from stages.process.cgroup import cores
+
+PICTURES_HELD = 20
+"""Pictures that a video decoder holds: 16 that others refer to, and those of its threads."""
+YUV_BYTES = 1.5
+"""Bytes of a pixel as videos have it."""
+FILE_BYTES = 8 << 20
+"""What reading a video takes beside its pictures: its index, its times, the container's buffers."""
+READING_BYTES = 12
+"""A pixel of a picture while it is read: Pillow's 4 twice where it is turned upright, the 3 stored;
+16 where it was transparent."""
+
+
+def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
+    """Fewer and fewer files at once."""
+    return [Rung(stage="frames", batch=batch) for batch in sizes(cores())]
+
+
+def memory(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> StageEstimate:
+    """The files that are cut at once, and what their decoders hold."""
+    high, wide = load.shown
+    files = max(1, min(rung.batch, load.chunks))
+    if load.kind == "video":
+        pictures = math.ceil(PICTURES_HELD * YUV_BYTES * high * wide) + FILE_BYTES
+        terms = [
+            Term(
+                part="activation",
+                bytes=files * (load.frame_bytes + pictures),
+                why=f"{counted(files, 'file')} at once x ({counted(load.frames, 'frame')} of "
+                f"{load.stored[1]}x{load.stored[0]}x3, and {PICTURES_HELD} pictures of "
+                f"{wide}x{high} in the decoder)",
+            )
+        ]
+    else:
+        held = PACK_BYTES + READING_BYTES * math.prod(load.stored)
+        size = f"{PACK_BYTES >> 20} MiB"
+        why = f"{counted(files, 'pack')} of pictures of {size}, each with one being read"
+        terms = [Term(part="activation", bytes=files * held, why=why)]
+    # The device does nothing: a GPU's stage is measured by the host's memory as well.
+    return StageEstimate.of(rung, terms, device="cpu", load=load)
+
+
+def effort(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> Effort:
+    """The pixels that are decoded and the frames that are stored."""
+    pixels = {each.load.kind: each.pixels for each in left}
+    return Effort(
+        processes=int(any(pixels.values())),
+        video_pixels=pixels.get("video", 0.0),
+        picture_pixels=pixels.get("image", 0.0),
+        written_bytes=sum(each.frame_bytes for each in left),
+    )

@@ -1,0 +1,62 @@
+"""What stages that load a part of a model have in common: its settings on a rung, loading it; knows
+no stage."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from artifacts.schema import Part
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.job.precision import DTYPES, QUANTIZED, SHORT, PartSettings, weight_bytes
+from flows.planning.rungs import Rung
+from flows.planning.seconds import Effort, Pass
+from flows.planning.works import Expected
+from stages.models.card import PartCard
+
+
+def free_settings(model: Model, config: CaptionConfig, part: Part) -> tuple[PartSettings, ...]:
+    """What a command leaves a part to run in, the best first. What changes words, or takes many
+    times as long, is among it only under `auto`."""
+    every = model.settings[part]
+    return every if config.is_free(part) else every[:1]
+
+
+def settings_as_run(settings: PartSettings, half: PartCard, rung: Rung) -> PartSettings:
+    """What a half computes in on a rung."""
+    precision = rung.precision or settings.precision
+    dtype = DTYPES.get(precision, settings.dtype)
+    taken = weight_bytes(half, precision, dtype)
+    if not half.parameters:
+        taken = 0
+    return replace(settings, precision=precision, dtype=dtype, weight_bytes=taken)
+
+
+def loading(
+    half: PartCard, settings: PartSettings, rung: Rung, wanted: bool, passes: Sequence[Pass]
+) -> Effort:
+    """A process that loads a part and runs these passes; nothing where none is wanted."""
+    if not wanted:
+        return Effort()
+    precision = precision_of(settings, rung)
+    made_small = precision in QUANTIZED and not half.stored_as
+    return Effort(
+        halves=1,
+        passes=tuple(passes),
+        quantized={precision: half.linear_parameters} if made_small else {},
+        read_bytes=half.stored_bytes,
+        device_bytes=settings.weight_bytes,
+    )
+
+
+def precision_of(settings: PartSettings, rung: Rung) -> str:
+    """As machines are measured in."""
+    name = rung.precision or settings.precision
+    if name in (*DTYPES, *QUANTIZED):
+        return name
+    return "nf4" if name == "fp4" else SHORT.get(settings.dtype, "fp32")
+
+
+def told_of(model: Model, work: Expected) -> str:
+    """Where the figures of a batch come from, for people."""
+    guessed = model.card.by_dimensions or not work.known
+    return "an estimate by dimensions" if guessed else "a run without data"

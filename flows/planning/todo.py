@@ -1,0 +1,56 @@
+"""What each stage of a job still has to do; opens no file."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from artifacts.schema import MediaKind
+from flows.job.prepare import Job
+from flows.planning.loads import Load, load_of
+from flows.planning.sizes import Estimate
+from stages.process.stage import Stage
+
+KINDS: tuple[MediaKind, ...] = ("video", "image")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToDo:
+    """What is left of one kind of media."""
+
+    load: Load
+    """An ordinary chunk of it."""
+    pixels: float
+    """To be decoded."""
+    frame_bytes: float
+    """Frames to be stored."""
+    left: Mapping[str, int]
+    """Name of a stage → chunks without what it makes."""
+
+
+def to_do(job: Job, found: Sequence[Estimate]) -> list[ToDo]:
+    """What is left, of each kind that there is; `found`: an estimate for each medium of the job."""
+    return [made for kind in KINDS if (made := _of_kind(job, kind, found)) is not None]
+
+
+def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> ToDo | None:
+    pairs = [(m, e) for m, e in zip(job.media, found, strict=True) if m.kind == kind and e.chunks]
+    if not pairs:
+        return None
+    ledger = job.ledger
+    uncut = [e for m, e in pairs if ledger.index(m) is None]
+    tasks = [t for t in ledger.tasks([m for m, _ in pairs]) if not ledger.lost(t)]
+    uncounted = sum(e.chunks for e in uncut)
+    chunks = sum(e.chunks for _, e in pairs)
+    frames = math.ceil(sum(e.frames for _, e in pairs) / chunks)
+    middle = sorted((e for _, e in pairs), key=lambda e: math.prod(e.stored))[len(pairs) // 2]
+    prompt = pairs[0][0].prompt
+
+    def lacking(stage: Stage) -> int:
+        return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
+
+    return ToDo(
+        load=load_of(job.model, kind, chunks, frames, middle.stored, middle.shown, prompt),
+        pixels=sum(e.shown_frames * math.prod(e.shown) for e in uncut),
+        frame_bytes=sum(e.frame_bytes for e in uncut),
+        left={stage.name: lacking(stage) for stage in job.pipeline[1:]},
+    )
