@@ -43,7 +43,8 @@ class Speaker(Protocol):
         self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
     ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:
         """What is said of each chunk, but for those that do not fit even alone, a few at a time.
-        Takes the next batch when it can begin with it: to take one claims it."""
+        To take the next batch claims it, and may wait for another process to end one: who has begun
+        with rows takes it in a thread beside them, or two processes wait for each other."""
 
     def say(self, asked: Sequence[Asked]) -> Sequence[Said]:
         """What is said of these, all at once. Raises what an allocator raises."""
