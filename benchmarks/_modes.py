@@ -141,8 +141,9 @@ def encode(job: dict[str, Any], watch: Watch) -> list[str]:
 
 def decode(job: dict[str, Any], watch: Watch) -> list[str]:
     from stages.decode import run as stage
+    from stages.decode.engines import transformers
 
-    generate: Callable[..., Any] = stage.__dict__["generate"]
+    generate: Callable[..., Any] = transformers.__dict__["generate"]
 
     def timed(*given: Any, **options: Any) -> Any:
         started = time.monotonic()
@@ -150,18 +151,19 @@ def decode(job: dict[str, Any], watch: Watch) -> list[str]:
         watch.generating += time.monotonic() - started
         return tokens
 
-    stage.__dict__["generate"] = timed
+    transformers.__dict__["generate"] = timed
     try:
         stage.run(job, watch)
     finally:
-        stage.__dict__["generate"] = generate
+        transformers.__dict__["generate"] = generate
     captions = Shelf(open_store(job["store"]), "captions", job["scope"])
     return [captions.meta(m["key"])["caption"] for batch in job["batches"] for m in batch]
 
 
 def pure(job: dict[str, Any], watch: Watch) -> list[str]:
     """`generate` alone, on the decode stage's batches: features and inputs lie ready in memory."""
-    from stages.decode.run import make_greedy, read_features
+    from stages.decode.engines.transformers import make_greedy
+    from stages.decode.run import read_features
     from stages.models.halves.delivery import generate
     from stages.models.halves.features import Features
     from stages.models.halves.records import merge_blank, merge_rows
@@ -195,6 +197,7 @@ MODES: dict[str, Callable[[dict[str, Any], Watch], list[str]]] = {
 
 def warm(job: dict[str, Any]) -> None:
     """Import all that any mode imports: what that takes is no mode's."""
+    import stages.decode.engines.transformers
     import stages.decode.run
     import stages.encode.run  # noqa: F401
     from stages.models.loading import warm as load

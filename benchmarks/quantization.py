@@ -25,7 +25,8 @@ from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job, prepare
 from flows.running.run import caption
-from stages.decode.run import make_greedy, read_features
+from stages.decode.engines.transformers import make_greedy
+from stages.decode.run import read_features
 from stages.models.halves.delivery import generate, new_tokens
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows

@@ -51,6 +51,7 @@ def copy(tmp_path: Path) -> Path:
         ("stages/new.py", "", "Inside stages"),
         ("stages/frames/__init__.py", "import stages.encode", "Inside stages"),
         ("stages/models/halves/load.py", "import stages.models.processors", "Inside models"),
+        ("stages/decode/protocol.py", "import stages.decode.engines", "Inside decode"),
         ("demo/world.py", "import artifacts", "The demo is a leaf"),
         ("stages/process/report.py", "import demo", "Only flows knows the demo"),
         ("stages/process/report.py", "import prefect", "Only flows.deployments knows Prefect"),

@@ -14,7 +14,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record
 from demo import CHECKPOINT
-from stages.decode import run as decode_run
+from stages.decode.engines import transformers
 from stages.models.halves.delivery import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
 from tests.clips import PROMPTS, clips, joint_inputs, joint_model
@@ -136,7 +136,7 @@ def test_a_batch_ends_when_every_row_has_ended(
         made.append(new.shape[1])
         return new
 
-    monkeypatch.setattr(decode_run, "new_tokens", counting)
+    monkeypatch.setattr(transformers, "new_tokens", counting)
     wave.model = str(folder)
     wave.decode(("Describe this video in detail.",), scope="dd" * 32, tokens=128)
     found = wave.captions("dd" * 32)

@@ -53,6 +53,14 @@ class Wave:
         self, prompts: Sequence[str], scope: str = CAPTIONS, tokens: int = 8
     ) -> list[dict[str, Any]]:
         """Run the stage with a prompt a clip; returns the events it told."""
+        with events() as (report, told):
+            decode(self.to_decode(prompts, scope, tokens), report)
+        return told
+
+    def to_decode(
+        self, prompts: Sequence[str], scope: str = CAPTIONS, tokens: int = 8
+    ) -> dict[str, Any]:
+        """The job of the decode stage."""
         batches = [
             [
                 {
@@ -66,10 +74,7 @@ class Wave:
             for batch in self.batches
         ]
         limit = {"max_new_tokens": tokens}
-        job = self._job(features_scope=FEATURES, scope=scope, batches=batches, **limit)
-        with events() as (report, told):
-            decode(job, report)
-        return told
+        return self._job(features_scope=FEATURES, scope=scope, batches=batches, **limit)
 
     def captions(self, scope: str = CAPTIONS) -> list[dict[str, Any]]:
         shelf = self.shelf("captions", scope)

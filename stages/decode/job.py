@@ -18,3 +18,5 @@ class DecodeJob(HalfJob):
     max_new_tokens: int
     kv: str = ""
     """Where the KV cache is kept: `offloaded`, `quantized`, or empty."""
+    engine: str = "transformers"
+    """What makes the captions: a name of `ENGINES`."""

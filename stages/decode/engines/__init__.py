@@ -1,0 +1,51 @@
+"""The engines that captions can be made by, told once for who makes a key of them and for the stage
+that starts one; imports no model library."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from artifacts.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """A declaration of how a language half is made to say captions."""
+
+    name: str
+    entry: str
+    """Its class, which a job makes a `Speaker` of: `package.module:name`."""
+    recipe: int
+    """Raised when its own output changes for the same inputs; 0: it says what was said before
+    engines had names."""
+    batch_decides: bool
+    """Whether the bytes of a caption depend on which others are made with it."""
+
+    @property
+    def words(self) -> tuple[str | int, ...]:
+        """What it adds to a key: nothing where captions are those of before."""
+        return (self.name, self.recipe) if self.recipe else ()
+
+    @property
+    def meta(self) -> dict[str, str | int]:
+        """What is stored of it beside each caption."""
+        return {"engine": self.name} | ({"engine_recipe": self.recipe} if self.recipe else {})
+
+
+ENGINES: Mapping[str, Engine] = {
+    engine.name: engine
+    for engine in (
+        Engine(
+            name="transformers",
+            entry="stages.decode.engines.transformers:Transformers",
+            recipe=0,
+            batch_decides=True,
+        ),
+    )
+}
+
+
+def engine_of(name: str) -> Engine:
+    """The engine of that name. Raises UsageError where there is none."""
+    if name not in ENGINES:
+        raise UsageError(f"engine is {name}", hint=f"Use one of {', '.join(ENGINES)}")
+    return ENGINES[name]

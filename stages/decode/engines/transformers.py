@@ -1,0 +1,109 @@
+"""The engine that is `generate` of transformers: a batch at a time, each until all of its rows have
+ended; knows no store.
+
+Decoding is greedy, whatever the checkpoint's own settings say, so that the same features and prompt
+give the same words. A batch is always computed whole, because rounding depends on its members.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from artifacts.captions import Ended
+from stages.decode.job import DecodeJob
+from stages.decode.protocol import Asked, Said
+from stages.decode.reading import Reading
+from stages.memory.shrinking import Shrinking
+from stages.models.halves.delivery import generate, new_tokens, prompt_in
+from stages.models.halves.features import Features
+from stages.models.halves.records import merge_blank, merge_rows
+from stages.models.loading import ModelJob, facts
+from stages.models.processors.prepare import open_ended, rebuild
+from stages.process.job import told_of
+
+SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
+"""Settings of a checkpoint that greedy decoding does not read, and warns of."""
+
+
+class Transformers:
+    """A language half, and how `generate` is told to read and to keep what it read."""
+
+    def __init__(self, job: DecodeJob) -> None:
+        source = ModelJob.of(told_of(job))
+        self._limit = job.max_new_tokens
+        self._reading = Reading(job.prefill, job.kv, source.device)
+        self._processor = source.processor()
+        self._held = source.hold("language")
+
+    def facts(self) -> dict[str, Any]:
+        return facts(self._held.model)
+
+    def findings(self) -> dict[str, Any]:
+        return {"prefill_way": self._reading.way}
+
+    def run(
+        self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
+    ) -> Iterator[tuple[Sequence[Asked], list[Said]]]:
+        """Each batch in pieces that fit."""
+        for batch in batches:
+            yield from shrinking.through(batch, lambda one: one.member["key"], self.say)
+
+    def say(self, asked: Sequence[Asked]) -> list[Said]:
+        """What is said of each, in order."""
+        return self._held.use(partial(self._said, asked))
+
+    def _said(self, asked: Sequence[Asked], half: Any) -> list[Said]:
+        make_greedy(half, self._processor)
+        found: dict[int, Said] = {}
+        for indexes in _groups(asked):
+            said = self._together(half, [asked[index] for index in indexes])
+            found.update(zip(indexes, said, strict=True))
+        return [found[index] for index in range(len(asked))]
+
+    def _together(self, half: Any, asked: Sequence[Asked]) -> Iterator[Said]:
+        """What is said of rows that `generate` takes as one."""
+        rows = [one.row for one in asked]
+        prompts = [one.member["prompt"] for one in asked]
+        inputs = open_ended(half, rebuild(self._processor, rows, prompts))
+        features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
+        options = self._reading.options(half, self._processor, rows[0])
+        made = generate(half, inputs, features, max_new_tokens=self._limit, **options)
+        new = new_tokens(made, prompt_in(half, inputs)).cpu()
+        texts = self._processor.batch_decode(new, skip_special_tokens=True)
+        for text, (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
+            yield Said(text.strip(), tokens, ended)
+
+
+def make_greedy(half: Any, processor: Any) -> None:
+    """Make the half decode greedily by default, end where its checkpoint or else its tokenizer
+    says, and pad with a token that it knows."""
+    settings = half.generation_config
+    if settings.eos_token_id is None and half.config.get_text_config().eos_token_id is None:
+        # Without one every batch would run to the last token allowed.
+        settings.eos_token_id = processor.tokenizer.eos_token_id
+    settings.do_sample, settings.num_beams = False, 1
+    for name in SAMPLING_ONLY:
+        setattr(settings, name, None)
+    if settings.pad_token_id is None:
+        settings.pad_token_id = processor.tokenizer.pad_token_id
+
+
+def _groups(asked: Sequence[Asked]) -> Iterator[list[int]]:
+    """Indexes of the rows that can be decoded together: images and videos, say, cannot."""
+    found: dict[str, list[int]] = {}
+    for index, one in enumerate(asked):
+        found.setdefault(one.row.joins_with(), []).append(index)
+    yield from found.values()
+
+
+def _lengths(half: Any, new: torch.Tensor) -> list[tuple[int, Ended]]:
+    """Tokens of each row, up to the one that ends it and with it, and how it ended."""
+    ends = half.generation_config.eos_token_id
+    known = torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), dtype=new.dtype)
+    lengths: list[tuple[int, Ended]] = []
+    for row in new:
+        stops = torch.isin(row, known).nonzero()
+        lengths.append((int(stops[0]) + 1, "stop") if len(stops) else (len(row), "length"))
+    return lengths

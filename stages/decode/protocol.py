@@ -1,0 +1,53 @@
+"""What the decode stage asks of an engine; knows neither an engine nor a store.
+
+The stage hands on a stream of batches, because some engines put the next row wherever one has
+ended, and takes captions in whatever order they end. How rows are grouped on the way, and what is
+done where they do not fit, is for the engine, which tells `Shrinking` of it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from artifacts.captions import Ended
+from stages.decode.job import DecodeJob
+from stages.memory.shrinking import Shrinking
+from stages.models.halves.records import FeatureRecord
+
+
+class Asked(NamedTuple):
+    """A chunk to be captioned."""
+
+    member: Mapping[str, str]
+    """As the job has it."""
+    row: FeatureRecord
+
+
+class Said(NamedTuple):
+    """What the model said of one chunk; the fields are those of its record."""
+
+    caption: str
+    tokens: int
+    ended: Ended
+
+
+class Speaker(Protocol):
+    """An engine at work on one job."""
+
+    def __init__(self, job: DecodeJob) -> None:
+        """Load what it needs."""
+
+    def facts(self) -> dict[str, Any]:
+        """What is worth recording of what was loaded."""
+
+    def run(
+        self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
+    ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:
+        """What is said of each chunk, but for those that do not fit even alone, a few at a time.
+        To take the next batch claims it, and may wait for another process to end one: who has begun
+        with rows takes it in a thread beside them, or two processes wait for each other."""
+
+    def say(self, asked: Sequence[Asked]) -> Sequence[Said]:
+        """What is said of these, all at once. Raises what an allocator raises."""
+
+    def findings(self) -> dict[str, Any]:
+        """What is worth recording at the end."""
