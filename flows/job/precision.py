@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from flows.job.config import CaptionConfig
+from stages.decode.engines import DEFAULT, engine_of
 from stages.models.card import ModelCard, PartCard
 from stages.process.device import device_capability
 
@@ -38,11 +39,14 @@ class PartSettings:
     """What its weights take in that precision, without what computing takes."""
     kv: str = ""
     """`quantized` when the KV cache is kept in few bits, which changes words."""
+    engine: str = ""
+    """What captions are made by; empty of a part that makes none."""
 
     @property
-    def decides(self) -> list[str]:
+    def decides(self) -> list[str | int]:
         """What of it belongs into a key."""
-        return [self.precision, self.dtype, self.attention, *filter(None, [self.kv])]
+        words = engine_of(self.engine).words if self.engine else ()
+        return [self.precision, self.dtype, self.attention, *filter(None, [self.kv]), *words]
 
     @property
     def label(self) -> str:
@@ -64,7 +68,7 @@ def settle(
     # The one stage that loads anything loads all of it.
     dtype = language[0].dtype
     check_joint(config, card, dtype)
-    seen = replace(language[0], precision=SHORT.get(dtype, dtype), weight_bytes=0)
+    seen = replace(language[0], precision=SHORT.get(dtype, dtype), weight_bytes=0, engine="")
     return {"vision": (seen,), "language": language}
 
 
@@ -77,11 +81,11 @@ def _settings(
     lossy = asked in QUANTIZED and part != "language" and not config.names(part)
     first = "native" if lossy else _first(asked)
     check_obtainable(part, half, card, first)
-    best = _half(half, card, first, device)
+    best = _half(part, card, first, device)
     if asked != "auto" or half.stored_as:
         return (best,)
     kv = [replace(best, kv="quantized")] if part == "language" else []
-    return (best, *kv, *(_half(half, card, q, device) for q in _quantized(part, half, card)))
+    return (best, *kv, *(_half(part, card, q, device) for q in _quantized(part, half, card)))
 
 
 def _quantized(name: str, half: PartCard, card: ModelCard) -> list[str]:
@@ -95,7 +99,8 @@ def _first(asked: str) -> str:
     return "native" if asked == "auto" else asked
 
 
-def _half(half: PartCard, card: ModelCard, asked: str, device: str) -> PartSettings:
+def _half(part: Part, card: ModelCard, asked: str, device: str) -> PartSettings:
+    half = card.parts[part]
     dtype = DTYPES.get(asked) or native_dtype(card.dtype, device)
     precision = half.stored_as or (asked if asked in QUANTIZED else SHORT.get(dtype, dtype))
     return PartSettings(
@@ -103,6 +108,7 @@ def _half(half: PartCard, card: ModelCard, asked: str, device: str) -> PartSetti
         dtype=dtype,
         attention=attention(half, dtype, device),
         weight_bytes=weight_bytes(half, precision, dtype),
+        engine=DEFAULT if part == "language" else "",
     )
 
 

@@ -76,20 +76,19 @@ class Calls:
     def _part(self, part: Part, rung: Rung) -> dict[str, Any]:
         model, settings = self._job.model, settings_on(self._job.model, rung)
         assert settings is not None
-        return told_of(
-            HalfJob(
-                model=str(model.folder),
-                device=self._job.device,
-                dtype=settings.dtype,
-                precision=settings.precision,
-                attention=settings.attention,
-                trust_remote_code=self._job.config.trust_remote_code,
-                route=model.card.route,
-                pieces=model.card.parts[part].pieces,
-                prefill=rung.prefill,
-                offload=rung.offload,
-            )
+        half = HalfJob(
+            model=str(model.folder),
+            device=self._job.device,
+            dtype=settings.dtype,
+            precision=settings.precision,
+            attention=settings.attention,
+            trust_remote_code=self._job.config.trust_remote_code,
+            route=model.card.route,
+            pieces=model.card.parts[part].pieces,
+            prefill=rung.prefill,
+            offload=rung.offload,
         )
+        return {**told_of(half), "engine": settings.engine}
 
     def _call(self, stage: Stage, told: Any, device: str = "") -> StageCall:
         log = self._job.out / "logs" / f"{stage.name}.log"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from stages.decode.engines import DEFAULT
 from stages.models.half_job import HalfJob
 
 
@@ -18,5 +19,5 @@ class DecodeJob(HalfJob):
     max_new_tokens: int
     kv: str = ""
     """Where the KV cache is kept: `offloaded`, `quantized`, or empty."""
-    engine: str = "transformers"
+    engine: str = DEFAULT
     """What makes the captions: a name of `ENGINES`."""

@@ -42,6 +42,7 @@ ENGINES: Mapping[str, Engine] = {
         ),
     )
 }
+DEFAULT = "transformers"
 
 
 def engine_of(name: str) -> Engine:
