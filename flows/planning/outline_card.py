@@ -30,7 +30,7 @@ from stages.models.hub.checkpoint import Checkpoint
 
 ROWS = (1, 8)
 """Rows of the works; between them all is linear."""
-FRAMES = (1, 8)
+FRAME_COUNTS = (1, 8)
 PROMPTS = (64, 256, 1024, 4096, 16384)
 """Tokens of a prompt of the works: attention that is not fused grows with their square."""
 
@@ -115,7 +115,7 @@ def encoder_works(outline: Outline, *, fused: bool) -> tuple[BatchCost, ...]:
     width = text.width if text and outline.writes else tower.width
     found = []
     for rows in ROWS:
-        for frames in FRAMES:
+        for frames in FRAME_COUNTS:
             pictures = rows * frames
             units = 3 * edge * edge * frames
             tokens = tower.tokens_of(edge)

@@ -35,7 +35,7 @@ from stages.process.ending import out_of_memory
 
 EDGES = (224, 448)
 """Pixels of a side of the images that are tried."""
-FRAMES = (2, 6)
+FRAME_COUNTS = (2, 6)
 """Frames of the videos that are tried."""
 TOKENS = (300, 900)
 """About how many tokens the longer prompts that are tried have."""
@@ -81,8 +81,8 @@ def _kinds(processor: Any) -> list[MediaKind]:
 
 def _rows(processor: Any, kind: MediaKind, frames_a_video: int) -> list[Prepared]:
     """A small and a large row, as the encoder takes them."""
-    few = frames_a_video if frames_a_video else FRAMES[0]
-    many = frames_a_video if frames_a_video else FRAMES[1]
+    few = frames_a_video if frames_a_video else FRAME_COUNTS[0]
+    many = frames_a_video if frames_a_video else FRAME_COUNTS[1]
     if kind == "image":
         count = frames_a_video or 1
         clips = [_clip(kind, edge, count) for edge in EDGES]
