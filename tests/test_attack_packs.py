@@ -90,7 +90,7 @@ def test_what_was_changed_is_noticed_and_made_again(
     records = put(store)
     draw = seeded("packs", change, number)
     shelf = Shelf(store, "k", SCOPE) if known else None
-    path = store.root / draw.choice(list(store.list("k")))
+    path = store.local / draw.choice(list(store.list("k")))
     data = bytearray(path.read_bytes())
     CHANGES[change](data, draw)
     path.write_bytes(data)
@@ -116,12 +116,12 @@ def test_verify_finds_it_and_leaves_the_others(tmp_path: Path, change: str, numb
     put(store)
     draw = seeded("verify", change, number)
     name = draw.choice(list(store.list("k")))
-    data = bytearray((store.root / name).read_bytes())
+    data = bytearray((store.local / name).read_bytes())
     end = len(data)
     CHANGES[change](data, draw)
-    (store.root / name).write_bytes(data)
+    (store.local / name).write_bytes(data)
     bad = [found for found, good in verify(store) if not good]
-    harmless = bytes(data[:end]) == (store.root / name).read_bytes()[:end] if not bad else False
+    harmless = bytes(data[:end]) == (store.local / name).read_bytes()[:end] if not bad else False
     assert bad == [name] or harmless
     assert len(list(store.list("k"))) == 3 - len(bad)
 
@@ -217,7 +217,7 @@ def test_what_is_no_pack_in_a_pack_s_place_is_told(
     store = FolderStore(tmp_path)
     records = put(store)
     shelf = Shelf(store, "k", SCOPE)
-    path = store.root / next(iter(store.list("k")))
+    path = store.local / next(iter(store.list("k")))
     odd(path)
     if not known:
         shelf = Shelf(store, "k", SCOPE)

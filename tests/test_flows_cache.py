@@ -18,6 +18,7 @@ from artifacts.errors import UsageError
 from artifacts.pack_object import verify
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
+from artifacts.stores.local import clock_of
 from flows.cli.main import main
 from flows.console.display import parse_size
 from flows.job import holds
@@ -49,8 +50,8 @@ def put(store: FolderStore, kind: str, scope: str, key: str, used: float) -> Pat
     before = set(store.list(kind))
     Shelf(store, kind, scope).publish([Record(key=key, payload=key.encode() * PAYLOAD)])
     (name,) = set(store.list(kind)) - before
-    os.utime(store.root / name, (used + 1e9, used + 1e9))
-    return store.root / name
+    os.utime(store.local / name, (used + 1e9, used + 1e9))
+    return store.local / name
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def holder(store: FolderStore) -> Iterator["subprocess.Popen[str]"]:
     """Another process that holds the scope HELD."""
     store.check_writable()
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(store.root), HELD],
+        [sys.executable, "-c", HOLDER, str(store.local), HELD],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -96,13 +97,13 @@ def test_a_store_below_the_size_loses_nothing_but_rubbish(store: FolderStore) ->
     bad = put(store, "features", FREE, "b", used=2)
     bad.write_bytes(b"garbage")
     assert [fine for _, fine in verify(store)].count(False) == 1
-    stale = store.root / "tmp" / "half"
+    stale = store.local / "tmp" / "half"
     stale.write_bytes(b"half")
     os.utime(stale, (0, 0))
     made = collect(store, 1 << 30, dry_run=False)
     assert dict(made.packs) == {"rubbish": 2}
     assert kept.exists() and not stale.exists()
-    assert not any(path.is_file() for path in (store.root / "quarantine").rglob("*"))
+    assert not any(path.is_file() for path in (store.local / "quarantine").rglob("*"))
 
 
 def test_a_dry_run_says_the_same_and_deletes_nothing(store: FolderStore) -> None:
@@ -133,7 +134,7 @@ def test_what_another_process_needs_stays_until_that_process_is_dead(
     wait_gone([holder.pid])
     assert main(command) == 0
     assert not held.exists()
-    assert not list((store.root / "jobs").iterdir())
+    assert not list((store.local / "jobs").iterdir())
 
 
 def test_a_claim_ends_with_its_block_and_does_not_count_against_itself(store: FolderStore) -> None:
@@ -147,7 +148,7 @@ def test_a_claim_ends_with_its_block_and_does_not_count_against_itself(store: Fo
 
 
 def test_a_claim_of_another_machine_counts_for_a_day(store: FolderStore) -> None:
-    claim = store.root / "jobs" / "x.json"
+    claim = store.local / "jobs" / "x.json"
     claim.parent.mkdir(parents=True)
     claim.write_text(json.dumps({"host": "elsewhere", "scopes": [HELD]}))
     assert [job.scopes for job in running_jobs(store)] == [{HELD}]
@@ -216,7 +217,7 @@ def test_a_dead_claim_ends_where_no_lock_tells(
     monkeypatch: pytest.MonkeyPatch,
     code: int,
 ) -> None:
-    (path,) = (store.root / "jobs").iterdir()
+    (path,) = (store.local / "jobs").iterdir()
     refuse_locks(monkeypatch, code)
     assert len(running_jobs(store)) == 1
     holder.kill()
@@ -228,10 +229,10 @@ def test_a_dead_claim_ends_where_no_lock_tells(
 def test_another_machine_s_claim_is_a_lease(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch, age: int, running: int
 ) -> None:
-    path = store.root / "jobs" / "one.json"
+    path = store.local / "jobs" / "one.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"pid": 1, "host": "elsewhere", "out": "o", "scopes": [HELD]}))
-    when = store.now() - age
+    when = clock_of(store.local) - age
     os.utime(path, (when, when))
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() - 90 * 86400)  # ours is far behind
@@ -260,7 +261,7 @@ def test_a_lock_is_asked_for_on_a_file_that_may_be_written(
     "text", [b"\xff\xfe", b"[1]", b"5", b'{"scopes": 5}', b'{"scopes": [[]]}', b"[" * 100_000, b""]
 )
 def test_a_claim_that_is_none_stops_nobody(store: FolderStore, text: bytes) -> None:
-    path = store.root / "jobs" / "odd.json"
+    path = store.local / "jobs" / "odd.json"
     path.parent.mkdir(parents=True)
     path.write_bytes(text)
     os.mkfifo(path.with_name("pipe.json"))
@@ -274,7 +275,7 @@ def test_a_job_shows_that_it_lives(
 ) -> None:
     monkeypatch.setattr(holds, "BEAT_SECONDS", 0.01)
     with holding(store, [HELD], tmp_path):
-        (path,) = (store.root / "jobs").iterdir()
+        (path,) = (store.local / "jobs").iterdir()
         os.utime(path, (0, 0))
         deadline = time.monotonic() + 10
         while path.stat().st_mtime == 0 and time.monotonic() < deadline:
@@ -289,5 +290,5 @@ def test_claims_of_scopes_that_no_job_holds_go_with_the_rubbish(
         with turns_at(store, Shelf(store, "features", scope)) as turns:
             turns.done([])
     collect(store, 1 << 30, dry_run=False)
-    left = [path.name for path in (store.root / "claims").rglob("*") if path.is_file()]
+    left = [path.name for path in (store.local / "claims").rglob("*") if path.is_file()]
     assert left == [HELD]

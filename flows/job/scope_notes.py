@@ -5,7 +5,7 @@ from typing import Any
 
 from artifacts.keys import digest_of
 from artifacts.packs import Record, Shelf
-from artifacts.store import FolderStore
+from artifacts.store import Store
 from flows.job.prepare import Job
 from flows.pipelines import DECODE, ENCODE, FRAMES
 
@@ -42,6 +42,6 @@ def note_scopes(job: Job) -> None:
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
 
 
-def notes(store: FolderStore) -> Shelf:
+def notes(store: Store) -> Shelf:
     """Scope → what it is of."""
     return Shelf(store, "scopes", NOTES)
