@@ -10,7 +10,7 @@ import pytest
 from artifacts import placing
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import FolderStore, open_store
-from artifacts.stores.local import clock_of
+from artifacts.stores.local import clock_of, state_folder
 
 
 @pytest.fixture
@@ -108,8 +108,18 @@ def test_a_store_keeps_working_without_hard_links(
 def test_open_store_takes_folders_and_refuses_other_addresses(tmp_path: Path) -> None:
     assert open_store(f"file://{tmp_path}").url == str(tmp_path)
     assert open_store(str(tmp_path)).url == str(tmp_path)
-    with pytest.raises(UsageError, match="ftp://"):
-        open_store("ftp://somewhere/store")
+    for url in ("ftp://somewhere/store", "://store", "file://file://store", "/a/b://store"):
+        with pytest.raises(UsageError, match=url):
+            open_store(url)
+
+
+def test_what_lies_beside_a_store_that_is_no_folder_is_the_user_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME")
+    one, other = state_folder("memory://a"), state_folder("memory://b")
+    assert one != other
+    assert one.parent == other.parent == Path.home() / ".local" / "state" / "penstock" / "stores"
 
 
 @pytest.mark.parametrize("without", [(), ("renameat2",)])
