@@ -4,9 +4,9 @@ nor what the files say."""
 import contextlib
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from artifacts.keys import digest_of
 
@@ -25,16 +25,13 @@ def state_folder(url: str) -> Path:
 def clock_of(folder: Path) -> float:
     """The time by the clock that dates files there, which may be another machine's: seconds since
     the epoch."""
-    probe = folder / TEMPORARY / uuid.uuid4().hex
+    half = folder / TEMPORARY
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        return probe.stat().st_mtime
+        half.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=half) as probe:
+            return os.fstat(probe.fileno()).st_mtime
     except OSError:  # nothing can be written, and nothing will be deleted
         return time.time()
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
 
 
 def left_behind(folder: Path) -> Iterator[Path]:
