@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from artifacts.packs import Shelf
-from artifacts.store import FolderStore
+from artifacts.store import Store
 
 FOLDER = "claims"
 """Of a store: its files say nothing of what is stored, and may be deleted when no job runs."""
@@ -152,9 +152,9 @@ class Turns:
 
 
 @contextlib.contextmanager
-def turns_at(store: FolderStore, *shelves: Shelf) -> Iterator[Turns]:
+def turns_at(store: Store, *shelves: Shelf) -> Iterator[Turns]:
     """Turns at what the first of these shelves holds, until the block ends or the process does."""
-    claims = Claims(store.root / FOLDER / shelves[0].folder)
+    claims = Claims(store.local / FOLDER / shelves[0].folder)
     try:
         yield Turns(claims, shelves)
     finally:

@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
@@ -97,8 +98,10 @@ def gone(store: Store, name: str) -> DamagedRecord:
 
 def put_aside(store: Store, name: str) -> None:
     """Move a pack out of the way."""
+    pieces = _pieces(store, name)
     with contextlib.suppress(FileNotFoundError):
-        store.put_if_absent(f"{QUARANTINE}/{name}", _pieces(store, name))
+        first = next(pieces)  # of one that is gone this fails here, and not while it is written
+        store.put_if_absent(f"{QUARANTINE}/{name}", chain([first], pieces))
     store.delete(name)
 
 

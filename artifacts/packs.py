@@ -217,8 +217,8 @@ class Shelf:
 
 
 def stored_scopes(store: Store, kind: str) -> set[str]:
-    """The scopes of one kind of which anything was ever stored."""
-    return {scope for part in store.folders(kind) for scope in store.folders(f"{kind}/{part}")}
+    """The scopes of one kind of which anything is stored, and some of which anything was."""
+    return {name.rpartition("/")[2] for name in store.list(kind, levels=2)}
 
 
 def _entry(record: Record) -> dict[str, Any]:

@@ -86,8 +86,7 @@ def run_inside(place: Place, **options: Any) -> Ran:
         sources=(str(place.clips),),
         model=place.model,
         out=str(place.out),
-        store=str(place.store),
-        **options,
+        **{"store": str(place.store), **options},
     )
     result = caption(config, Display(to=heard), make)
     return Ran(result=result, said=heard.getvalue(), started=launcher.started)

@@ -8,7 +8,7 @@ from typing import Any
 from artifacts.errors import Interrupted
 from artifacts.packs import Record, Shelf
 from artifacts.schema import FrameFit
-from artifacts.store import FolderStore
+from artifacts.store import open_store
 from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
 from stages.models.card import ModelCard, PartCard, SamplingCard
@@ -86,7 +86,7 @@ class Stages:
 
     def _make(self, call: StageCall, outcome: StageOutcome) -> None:
         kind = {"encode": "features", "decode": "captions"}[call.name]
-        store = FolderStore(Path(call.arguments["store"]))
+        store = open_store(call.arguments["store"])
         shelf = Shelf(store, kind, call.arguments["scope"])
         if call.name == "encode":
             frames = Shelf(store, "frames", call.arguments["frames_scope"])

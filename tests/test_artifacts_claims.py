@@ -117,7 +117,7 @@ def test_a_store_that_cannot_be_written_grants_everything(tmp_path: Path) -> Non
 
 def test_threads_of_a_stage_look_at_the_shelf_before_they_claim(store: FolderStore) -> None:
     ours, theirs = Shelf(store, "k", "s"), Shelf(store, "k", "s")
-    claim = Claims(store.root / "claims" / "x")
+    claim = Claims(store.local / "claims" / "x")
     turns = Turns(claim, [ours])
     theirs.publish([Record(key="a")])
     assert turns.take(lambda: [key for key in ["a"] if key not in ours]) is False

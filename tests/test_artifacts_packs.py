@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> FolderStore:
 
 def only_pack(store: FolderStore) -> Path:
     (name,) = [n for n in store.list() if n.endswith(".pack")]
-    return store.root / name
+    return store.local / name
 
 
 def test_records_come_back_with_description_and_payload(store: FolderStore) -> None:
@@ -85,7 +85,7 @@ def test_a_changed_payload_is_set_aside_and_made_again(store: FolderStore) -> No
         shelf.read("a")
     assert "a" not in shelf
     assert "a" not in Shelf(store, "features", SCOPE)
-    assert (store.root / "quarantine" / pack.relative_to(store.root)).exists()
+    assert (store.local / "quarantine" / pack.relative_to(store.local)).exists()
     assert shelf.publish([Record(key="a", payload=b"good bytes")]) == ["a"]
     assert Shelf(store, "features", SCOPE).read("a").payload == b"good bytes"
 
@@ -105,7 +105,7 @@ def test_verify_reads_every_byte_and_names_the_bad_pack(store: FolderStore) -> N
     Shelf(store, "captions", SCOPE).publish([Record(key="b", payload=b"12345")])
     bad.write_bytes(bad.read_bytes()[:-2] + b"!!")
     found = dict(verify(store))
-    assert found == {bad.relative_to(store.root).as_posix(): False} | {
+    assert found == {bad.relative_to(store.local).as_posix(): False} | {
         name: True for name in store.list("captions")
     }
     assert all(good for _, good in verify(store))
@@ -143,7 +143,7 @@ def test_who_comes_second_to_a_damaged_pack_writes_a_good_one(store: FolderStore
     second = Shelf(store, "k", SCOPE)
     Shelf(store, "k", SCOPE).publish([Record(key="a", payload=b"x")])
     (name,) = store.list("k")
-    (store.root / name).write_bytes(b"garbage")
+    (store.local / name).write_bytes(b"garbage")
     assert second.publish([Record(key="a", payload=b"x")]) == ["a"]
     assert Shelf(store, "k", SCOPE).read("a").payload == b"x"
 
@@ -153,7 +153,7 @@ def test_what_lies_in_a_pack_s_place_is_told_and_not_waited_for(store: FolderSto
     shelf.publish([Record(key="a")])
     (name,) = store.list("k")
     store.delete(name)
-    os.mkfifo(store.root / name)
+    os.mkfifo(store.local / name)
     with pytest.raises(EnvironmentFault, match=r"\.pack"):
         Shelf(store, "k", SCOPE).publish([Record(key="a")])
 

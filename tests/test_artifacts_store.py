@@ -10,6 +10,7 @@ import pytest
 from artifacts import placing
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import FolderStore, open_store
+from artifacts.stores.local import clock_of, state_folder
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_a_writer_that_dies_leaves_no_object(store: FolderStore) -> None:
         store.put_if_absent("one", (part for _ in [0] for part in parts()))
     assert store.stat("one") is None
     assert list(store.list()) == []
-    assert not any((store.root / "tmp").iterdir())
+    assert not any((store.local / "tmp").iterdir())
 
 
 def test_list_names_objects_below_a_folder_in_order(store: FolderStore) -> None:
@@ -72,7 +73,7 @@ def test_a_full_disk_is_told_with_what_to_do(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EnvironmentFault, match=r"is full\. Free some space"):
         store.put_if_absent("one", [b"x"])
-    assert not any((store.root / "tmp").iterdir())
+    assert not any((store.local / "tmp").iterdir())
 
 
 def test_a_store_below_a_file_fails_before_work_starts(tmp_path: Path) -> None:
@@ -85,12 +86,12 @@ def test_what_a_killed_writer_left_is_swept_out_and_a_living_one_s_is_not(
     store: FolderStore,
 ) -> None:
     store.check_writable()
-    old, young = store.root / "tmp" / "old", store.root / "tmp" / "young"
+    old, young = store.local / "tmp" / "old", store.local / "tmp" / "young"
     for half in (old, young):
         half.write_bytes(b"half")
     os.utime(old, (0, 0))
     store.check_writable()
-    assert [half.name for half in (store.root / "tmp").iterdir()] == ["young"]
+    assert [half.name for half in (store.local / "tmp").iterdir()] == ["young"]
 
 
 def test_a_store_keeps_working_without_hard_links(
@@ -105,10 +106,20 @@ def test_a_store_keeps_working_without_hard_links(
 
 
 def test_open_store_takes_folders_and_refuses_other_addresses(tmp_path: Path) -> None:
-    assert open_store(f"file://{tmp_path}").root == tmp_path
-    assert open_store(str(tmp_path)).root == tmp_path
-    with pytest.raises(UsageError, match="ftp://"):
-        open_store("ftp://somewhere/store")
+    assert open_store(f"file://{tmp_path}").url == str(tmp_path)
+    assert open_store(str(tmp_path)).url == str(tmp_path)
+    for url in ("ftp://somewhere/store", "://store", "file://file://store", "/a/b://store"):
+        with pytest.raises(UsageError, match=url):
+            open_store(url)
+
+
+def test_what_lies_beside_a_store_that_is_no_folder_is_the_user_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME")
+    one, other = state_folder("memory://a"), state_folder("memory://b")
+    assert one != other
+    assert one.parent == other.parent == Path.home() / ".local" / "state" / "penstock" / "stores"
 
 
 @pytest.mark.parametrize("without", [(), ("renameat2",)])
@@ -142,13 +153,13 @@ def test_a_living_writer_s_half_outlives_a_clock_that_is_ahead(
         yield b"x"
 
     assert store.put_if_absent("one", slow())
-    assert abs(store.now() - clock()) < 60
+    assert abs(clock_of(store.local) - clock()) < 60
 
 
 def test_what_is_no_file_is_neither_listed_nor_waited_for(store: FolderStore) -> None:
     store.put_if_absent("a/one", [b"x"])
-    os.mkfifo(store.root / "a" / "pipe")
-    (store.root / "a" / "back").symlink_to(store.root)
+    os.mkfifo(store.local / "a" / "pipe")
+    (store.local / "a" / "back").symlink_to(store.local)
     assert list(store.list()) == ["a/one"]
     with pytest.raises(EnvironmentFault, match="pipe cannot be read"):
         store.get("a/pipe")
@@ -159,6 +170,6 @@ def test_a_folder_elsewhere_that_is_linked_into_a_store_is_part_of_it(
 ) -> None:
     (tmp_path / "disk" / "x").mkdir(parents=True)
     (tmp_path / "disk" / "x" / "one").write_bytes(b"x")
-    store.root.mkdir()
-    (store.root / "a").symlink_to(tmp_path / "disk")
+    store.local.mkdir()
+    (store.local / "a").symlink_to(tmp_path / "disk")
     assert list(store.list()) == ["a/x/one"]

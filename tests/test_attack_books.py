@@ -18,7 +18,7 @@ from demo.clips import write_clips
 from flows.job.holds import running_jobs
 from flows.upkeep.cache_gc import collect
 from tests.attacks import Outcome, attacked, seeded
-from tests.test_attack_packs import CHANGES, ODD
+from tests.damage import CHANGES, ODD
 
 pytestmark = pytest.mark.slow
 

@@ -52,7 +52,7 @@ def written(config: CaptionConfig, world: Path) -> None:
     root = str(world / "allowed")
     before = outside(world)
     out, store = out_folder(config), open_store(config.store_url)
-    for folder in (out, store.root):
+    for folder in (out, store.local):
         real = os.path.realpath(folder)
         assert real == root or real.startswith(f"{root}/"), (config.out, config.store, real)
     out.mkdir(parents=True, exist_ok=True)
@@ -144,4 +144,4 @@ def test_an_empty_out_is_refused_wherever_it_is_given(world: Path) -> None:
 def test_a_store_that_is_left_out_is_the_worker_s_own(world: Path) -> None:
     config = replace(of(world), store="")
     assert passes(config)
-    assert open_store(config.store_url).root == Path(os.environ["PENSTOCK_STORE"])
+    assert open_store(config.store_url).url == os.environ["PENSTOCK_STORE"]

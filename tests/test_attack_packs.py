@@ -3,8 +3,6 @@ read, and what is lost is made again."""
 
 import hashlib
 import json
-import os
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
 from demo.clips import write_clips
 from tests.attacks import Outcome, attacked, seeded
+from tests.damage import CHANGES, ODD
 
 pytestmark = pytest.mark.slow
 
@@ -34,51 +33,6 @@ def put(store: FolderStore) -> dict[str, Record]:
     return {record.key: record for record in records}
 
 
-def flip(data: bytearray, draw: random.Random) -> None:
-    at = draw.randrange(8 * len(data))
-    data[at // 8] ^= 1 << at % 8
-
-
-def cut(data: bytearray, draw: random.Random) -> None:
-    del data[draw.randrange(len(data)) :]
-
-
-def grow(data: bytearray, draw: random.Random) -> None:
-    data[draw.randrange(len(data)) : 0] = draw.randbytes(draw.randrange(1, 100))
-
-
-def insert(data: bytearray, draw: random.Random) -> None:
-    at = draw.randrange(len(data))
-    data[at:at] = draw.randbytes(draw.randrange(1, 100))
-
-
-def blank(data: bytearray, draw: random.Random) -> None:
-    at = draw.randrange(len(data))
-    length = min(len(data) - at, draw.randrange(1, 200))
-    if any(data[at : at + length]):
-        data[at : at + length] = bytes(length)
-    else:
-        insert(data, draw)
-
-
-def swap(data: bytearray, draw: random.Random) -> None:
-    half = len(data) // 2
-    data[:] = data[half:] + data[:half]
-
-
-def scramble(data: bytearray, draw: random.Random) -> None:
-    data[:] = draw.randbytes(len(data))
-
-
-def length(data: bytearray, draw: random.Random) -> None:
-    data[8:16] = draw.randrange(1 << 64).to_bytes(8, "little")
-
-
-CHANGES: dict[str, Callable[[bytearray, random.Random], None]] = {
-    change.__name__: change for change in (flip, cut, grow, insert, blank, swap, scramble, length)
-}
-
-
 @pytest.mark.parametrize("number", range(8))
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
@@ -90,7 +44,7 @@ def test_what_was_changed_is_noticed_and_made_again(
     records = put(store)
     draw = seeded("packs", change, number)
     shelf = Shelf(store, "k", SCOPE) if known else None
-    path = store.root / draw.choice(list(store.list("k")))
+    path = store.local / draw.choice(list(store.list("k")))
     data = bytearray(path.read_bytes())
     CHANGES[change](data, draw)
     path.write_bytes(data)
@@ -116,12 +70,12 @@ def test_verify_finds_it_and_leaves_the_others(tmp_path: Path, change: str, numb
     put(store)
     draw = seeded("verify", change, number)
     name = draw.choice(list(store.list("k")))
-    data = bytearray((store.root / name).read_bytes())
+    data = bytearray((store.local / name).read_bytes())
     end = len(data)
     CHANGES[change](data, draw)
-    (store.root / name).write_bytes(data)
+    (store.local / name).write_bytes(data)
     bad = [found for found, good in verify(store) if not good]
-    harmless = bytes(data[:end]) == (store.root / name).read_bytes()[:end] if not bad else False
+    harmless = bytes(data[:end]) == (store.local / name).read_bytes()[:end] if not bad else False
     assert bad == [name] or harmless
     assert len(list(store.list("k"))) == 3 - len(bad)
 
@@ -172,43 +126,6 @@ def test_a_forged_header_reads_nothing_false_and_stops_nobody(tmp_path: Path, nu
     list(verify(store))
 
 
-def as_fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def as_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def as_link_to_nothing(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
-def as_link_to_itself(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path)
-
-
-def as_device(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
-
-
-def as_nothing(path: Path) -> None:
-    path.unlink()
-
-
-def as_hole(path: Path) -> None:
-    os.truncate(path, 0)
-    os.truncate(path, 1 << 36)
-
-
-ODD = [as_fifo, as_folder, as_link_to_nothing, as_link_to_itself, as_device, as_nothing, as_hole]
-
-
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
 def test_what_is_no_pack_in_a_pack_s_place_is_told(
@@ -217,7 +134,7 @@ def test_what_is_no_pack_in_a_pack_s_place_is_told(
     store = FolderStore(tmp_path)
     records = put(store)
     shelf = Shelf(store, "k", SCOPE)
-    path = store.root / next(iter(store.list("k")))
+    path = store.local / next(iter(store.list("k")))
     odd(path)
     if not known:
         shelf = Shelf(store, "k", SCOPE)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.errors import redacted
-from artifacts.store import FolderStore, open_store
+from artifacts.store import Store, open_store
 from flows.console.display import Display, printable, size
 from flows.deployments.server import answers
 from flows.job.config import default_store
@@ -52,13 +52,13 @@ def doctor_command(given: argparse.Namespace) -> int:
     if given.measure:
         display = Display()
         display.say("measuring this machine …")
-        measure(device, store.root, DirectLauncher(display.listen))
+        measure(device, store.local, DirectLauncher(display.listen))
     for line in measured_lines(find_machine(device)):
         print(printable(line))
     return 0
 
 
-def lines(device: str, store: FolderStore) -> Iterator[str]:
+def lines(device: str, store: Store) -> Iterator[str]:
     """What is there, without measuring."""
     bf16 = "with" if cpu_has_bfloat16() else "without"
     yield ROW.format("python", f"{platform.python_version()} in {sys.prefix}")

@@ -18,7 +18,7 @@ REMOTE_CODE = "PENSTOCK_ALLOW_REMOTE_CODE"
 
 WRITTEN: dict[str, Callable[[CaptionConfig], Path]] = {
     "out": out_folder,
-    "store": lambda config: open_store(config.store_url).root,
+    "store": lambda config: open_store(config.store_url).local,
 }
 """Parameter → the folder that the run itself makes of it: another reading of the same text could be
 led elsewhere."""

@@ -12,7 +12,7 @@ from typing import Any
 from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory, StageDied, UsageError
 from artifacts.keys import digest_of
 from artifacts.packs import Record, Shelf
-from artifacts.store import FolderStore
+from artifacts.store import Store
 from flows.console.display import gib
 from flows.job.budget import budget_for
 from flows.job.config import CaptionConfig
@@ -43,7 +43,7 @@ def read_card(
     small: Mapping[str, str],
     config: CaptionConfig,
     *,
-    store: FolderStore,
+    store: Store,
     launcher: Launcher,
     device: str,
 ) -> ModelCard:
@@ -66,7 +66,7 @@ def read_card(
         arguments=arguments,
         device="cpu",
         # Beside the store, because a plan has no folder of outputs.
-        log=store.root / "logs" / "describe.log",
+        log=store.local / "logs" / "describe.log",
         budget=allowed(config, device),
         seconds=MOST_SECONDS,
     )

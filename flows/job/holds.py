@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.stamps import stamp_of
-from artifacts.store import TEMPORARY, FolderStore, fault_of
+from artifacts.store import Store, fault_of
+from artifacts.stores.local import TEMPORARY, clock_of
 
 JOBS = "jobs"
 BEAT_SECONDS = 300.0
@@ -43,7 +44,7 @@ class RunningJob:
 class Hold:
     """This process's own claim on a store."""
 
-    def __init__(self, store: FolderStore, path: Path) -> None:
+    def __init__(self, store: Store, path: Path) -> None:
         self._store = store
         self._path = path
 
@@ -56,16 +57,16 @@ class Hold:
 
 
 @contextlib.contextmanager
-def holding(store: FolderStore, scopes: Sequence[str], out: Path) -> Iterator[Hold]:
+def holding(store: Store, scopes: Sequence[str], out: Path) -> Iterator[Hold]:
     """Claim what a job needs until the block ends, or the process does. Raises EnvironmentFault."""
     name = f"{uuid.uuid4().hex}.json"
-    half, final = store.root / TEMPORARY / name, store.root / JOBS / name
+    half, final = store.local / TEMPORARY / name, store.local / JOBS / name
     try:
         half.parent.mkdir(parents=True, exist_ok=True)
         final.parent.mkdir(exist_ok=True)
         file = half.open("x", encoding="utf-8")
     except OSError as error:
-        raise fault_of(error, store.root) from error
+        raise fault_of(error, store.local) from error
     with file:
         # Before it has its name, or a sweep could take it for a dead one's. Where nothing can be
         # locked, it is a lease.
@@ -77,7 +78,7 @@ def holding(store: FolderStore, scopes: Sequence[str], out: Path) -> Iterator[Ho
             half.rename(final)
         except OSError as error:
             half.unlink(missing_ok=True)
-            raise fault_of(error, store.root) from error
+            raise fault_of(error, store.local) from error
         try:
             with _beating(final):
                 yield Hold(store, final)
@@ -115,16 +116,16 @@ def _claim(scopes: Sequence[str], out: Path) -> dict[str, Any]:
     }
 
 
-def running_jobs(store: FolderStore, but: Path | None = None) -> list[RunningJob]:
+def running_jobs(store: Store, but: Path | None = None) -> list[RunningJob]:
     """The jobs that are worked on now; what a dead process left is removed."""
     found = []
-    for path in sorted((store.root / JOBS).glob("*.json")):
+    for path in sorted((store.local / JOBS).glob("*.json")):
         if path == but:
             continue
         # It may have ended meanwhile, or be no file at all.
         with contextlib.suppress(OSError), _opened(path) as descriptor:
             claim = _read(os.pread(descriptor, LARGEST_CLAIM, 0))
-            if _is_dead(descriptor, claim, store):
+            if _is_dead(descriptor, claim, store.local):
                 path.unlink(missing_ok=True)
                 continue
             who = f"process {claim['pid']} on {claim['host']}, into {claim['out']}"
@@ -158,7 +159,7 @@ def _read(text: bytes) -> dict[str, Any]:
     return claim if fits else blank
 
 
-def _is_dead(descriptor: int, claim: dict[str, Any], store: FolderStore) -> bool:
+def _is_dead(descriptor: int, claim: dict[str, Any], local: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if claim["host"] == socket.gethostname():
@@ -168,7 +169,7 @@ def _is_dead(descriptor: int, claim: dict[str, Any], store: FolderStore) -> bool
     except OSError:  # nothing can be locked here
         if claim["system"] and claim["system"] == _system():
             return not os.path.exists(f"/proc/{claim['pid']}")
-    return store.now() - os.fstat(descriptor).st_mtime > LEASE_SECONDS
+    return clock_of(local) - os.fstat(descriptor).st_mtime > LEASE_SECONDS
 
 
 @cache

@@ -7,7 +7,7 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests, digest_of
 from artifacts.schema import FrameFit, Part, Sampling
-from artifacts.store import FolderStore
+from artifacts.store import Store
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.describing import own_code, read_card, readable, small_files
 from flows.job.launch import Launcher
@@ -128,7 +128,7 @@ def find_checkpoint(config: CaptionConfig, announce: Announce | None = None) -> 
 def open_model(
     config: CaptionConfig,
     *,
-    store: FolderStore,
+    store: Store,
     digests: ContentDigests,
     launcher: Launcher,
     device: str,

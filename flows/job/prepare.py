@@ -14,7 +14,7 @@ from artifacts.packs import stored_scopes
 from artifacts.paths import folder_named
 from artifacts.schema import Sampling
 from artifacts.stamps import FileChanged
-from artifacts.store import FolderStore, open_store
+from artifacts.store import Store, open_store
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.device_probe import check_device
@@ -37,7 +37,7 @@ class Job:
 
     config: CaptionConfig
     pipeline: Pipeline
-    store: FolderStore
+    store: Store
     model: Model
     device: str
     budget: Budget
@@ -91,7 +91,7 @@ def prepare(
     store.check_writable()
     device = device_name()
     check_device(device)  # before anything is fetched, or cut
-    digests = ContentDigests(store.root / "digests.jsonl")
+    digests = ContentDigests(store.local / "digests.jsonl")
     model = open_model(
         config,
         store=store,

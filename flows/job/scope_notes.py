@@ -6,7 +6,7 @@ from typing import Any
 
 from artifacts.keys import digest_of
 from artifacts.packs import Record, Shelf
-from artifacts.store import FolderStore
+from artifacts.store import Store
 from flows.job.prepare import Job
 from flows.job.scopes import Scopes
 from flows.job.weights import parts_of
@@ -57,6 +57,6 @@ def _settings_in(job: Job, way: Scopes, stages: Sequence[Stage]) -> dict[str, An
     return {"precision": "+".join(labels), "computing": computing}
 
 
-def notes(store: FolderStore) -> Shelf:
+def notes(store: Store) -> Shelf:
     """Scope → what it is of."""
     return Shelf(store, "scopes", NOTES)

@@ -87,7 +87,7 @@ def plan_of(
         model = open_model(
             config,
             store=store,
-            digests=ContentDigests(store.root / "digests.jsonl"),
+            digests=ContentDigests(store.local / "digests.jsonl"),
             launcher=launcher,
             device=device,
             announce=announce,

@@ -38,7 +38,7 @@ class OwnFiles:
     """What we have written for people, remembered in the store by digests."""
 
     def __init__(self, job: Job) -> None:
-        self._memory = job.store.root / "written.jsonl"
+        self._memory = job.store.local / "written.jsonl"
 
     @cached_property
     def _known(self) -> set[str]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from artifacts.pack_object import QUARANTINE
-from artifacts.store import FolderStore, ObjectStat
+from artifacts.store import ObjectStat, Store
 from flows.job.scope_notes import notes
 
 PACK = ".pack"
@@ -27,16 +27,19 @@ class Pack:
         return self.name.split("/")[2]
 
 
-def packs(store: FolderStore) -> list[Pack]:
-    """Every pack that is in its place."""
-    found = []
-    for name in store.list():
-        if name.startswith(f"{QUARANTINE}/") or not name.endswith(PACK) or name.count("/") < 3:
-            continue
-        stat = store.stat(name)
-        if stat is not None:
-            found.append(Pack(name=name, stat=stat))
-    return found
+def objects(store: Store) -> dict[str, ObjectStat]:
+    """What lies in a store, by name."""
+    found = ((name, store.stat(name)) for name in store.list())
+    return {name: stat for name, stat in found if stat is not None}
+
+
+def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:
+    """Every pack that is in its place among the objects of a store."""
+    return [
+        Pack(name=name, stat=stat)
+        for name, stat in stored.items()
+        if name.endswith(PACK) and name.count("/") >= 3 and not name.startswith(f"{QUARANTINE}/")
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,10 +59,10 @@ class Holding:
         return {**asdict(self), "settings": dict(self.settings)}
 
 
-def holdings(store: FolderStore) -> list[Holding]:
+def holdings(store: Store) -> list[Holding]:
     """What is stored, by model, the last used first."""
     groups: dict[tuple[str, str], list[Pack]] = {}
-    for pack in packs(store):
+    for pack in packs(objects(store)):
         groups.setdefault((pack.kind, pack.scope), []).append(pack)
     known = notes(store) if groups else None
     found = [

@@ -4,17 +4,19 @@ knows no job but by what it holds."""
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts.claims import FOLDER as CLAIMS
 from artifacts.pack_object import QUARANTINE
-from artifacts.store import STALE_SECONDS, TEMPORARY, FolderStore
+from artifacts.store import Store
+from artifacts.stores.local import TEMPORARY, left_behind
 from flows.job.holds import running_jobs
-from flows.upkeep.cache import Pack, packs
+from flows.pipelines import REBUILD
+from flows.upkeep.cache import Pack, objects, packs
 
-LARGE = ("frames", "features")
+LARGE = tuple(stage.writes for stage in REBUILD)
 """Kinds that take nearly all the space; the others are small, and go only when these are gone."""
 KEPT = ("rebuilds", "scopes", "rungs")
 """Kinds that are never given up: a few kB which say what the rest is, and what fits."""
@@ -42,19 +44,24 @@ class Collection:
         return self.before - self.bytes
 
 
-def collect(store: FolderStore, limit: int, *, dry_run: bool) -> Collection:
+def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     """Delete what was not used for the longest time until at most `limit` bytes are left, and first
     what is no use: half-written and damaged files."""
-    jobs = running_jobs(store)
-    made = Collection(before=sum(size for _, size in _files(store.root)), limit=limit)
+    jobs, stored = running_jobs(store), objects(store)
+    # In a folder store, objects and the files beside them are among each other, under one name.
+    sizes = _files(store.local) | {name: stat.size for name, stat in stored.items()}
+    made = Collection(before=sum(sizes.values()), limit=limit, jobs=[job.who for job in jobs])
     held = frozenset[str]().union(*(job.scopes for job in jobs))
-    for path, size in _rubbish(store, held):
-        made.bytes += size
+    for name in _rubbish(store, sizes, held):
+        made.bytes += sizes[name]
         made.packs["rubbish"] += 1
-        if not dry_run:
-            path.unlink(missing_ok=True)
-    made.jobs = [job.who for job in jobs]
-    for pack in sorted(packs(store), key=_order):
+        if dry_run:
+            continue
+        if name in stored:
+            store.delete(name)
+        else:
+            (store.local / name).unlink(missing_ok=True)
+    for pack in sorted(packs(stored), key=_order):
         if pack.scope in held:
             made.held += pack.stat.size
         elif pack.kind not in KEPT and made.after > limit:
@@ -66,7 +73,7 @@ def _order(pack: Pack) -> tuple[bool, float, str]:
     return pack.kind not in LARGE, pack.stat.modified, pack.name
 
 
-def _delete(store: FolderStore, pack: Pack, made: Collection, dry_run: bool) -> None:
+def _delete(store: Store, pack: Pack, made: Collection, dry_run: bool) -> None:
     if not dry_run:
         found = store.stat(pack.name)
         if found is not None and found.modified > pack.stat.modified:
@@ -79,21 +86,25 @@ def _delete(store: FolderStore, pack: Pack, made: Collection, dry_run: bool) -> 
     made.packs[pack.kind] += 1
 
 
-def _rubbish(store: FolderStore, held: Container[str]) -> Iterator[tuple[Path, int]]:
-    yield from _files(store.root / QUARANTINE)
-    for path, size in _files(store.root / CLAIMS):
-        if path.name not in held:  # which is the scope
-            yield path, size
-    now = store.now()
-    for path, size in _files(store.root / TEMPORARY):
-        with contextlib.suppress(FileNotFoundError):
-            if path.lstat().st_mtime < now - STALE_SECONDS:
-                yield path, size
+def _rubbish(store: Store, names: Iterable[str], held: Container[str]) -> Iterator[str]:
+    """The names of what is no use to anybody; `held` are the scopes that running jobs need."""
+    dead = {path.name for path in left_behind(store.local)}
+    useless: dict[str, Callable[[str], bool]] = {
+        QUARANTINE: lambda _: True,
+        CLAIMS: lambda scope: scope not in held,
+        TEMPORARY: lambda half: half in dead,
+    }
+    for name in names:
+        folder, last = name.split("/")[0], name.rpartition("/")[2]
+        if folder in useless and useless[folder](last):
+            yield name
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, int]]:
+def _files(folder: Path) -> dict[str, int]:
+    """The bytes of every file below a folder, by its path from there."""
+    found = {}
     for place, _, names in os.walk(folder):
-        for name in names:
-            path = Path(place, name)
+        for path in (Path(place, name) for name in names):
             with contextlib.suppress(FileNotFoundError):
-                yield path, path.lstat().st_size
+                found[path.relative_to(folder).as_posix()] = path.lstat().st_size
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts.keys import digest_of
 from artifacts.packs import Record, Shelf
-from artifacts.store import FolderStore
+from artifacts.store import Store
 from flows.job.prepare import Job
 from flows.job.scope_notes import settings_of
 
@@ -92,7 +92,7 @@ def job_digest(sources: Iterable[str], name: str) -> str:
     return digest_of(["rebuild", sorted(places), name])
 
 
-def last_record(store: FolderStore, job: str) -> RebuildRecord | None:
+def last_record(store: Store, job: str) -> RebuildRecord | None:
     """The newest record of a job."""
     shelf = Shelf(store, KIND, job)
     found = [RebuildRecord.from_json(shelf.meta(key)) for key in sorted(shelf.keys())]
@@ -104,7 +104,7 @@ def same(one: RebuildRecord | None, other: RebuildRecord) -> bool:
     return one is not None and replace(one, number=other.number) == other
 
 
-def write_record(store: FolderStore, job: str, record: RebuildRecord) -> None:
+def write_record(store: Store, job: str, record: RebuildRecord) -> None:
     """Put a record in the place of the earlier ones."""
     shelf = Shelf(store, KIND, job)
     before = shelf.keys()
@@ -112,7 +112,7 @@ def write_record(store: FolderStore, job: str, record: RebuildRecord) -> None:
     shelf.drop(before - {f"{record.number}"})
 
 
-def other_records(store: FolderStore, job: str) -> list[RebuildRecord]:
+def other_records(store: Store, job: str) -> list[RebuildRecord]:
     """The newest record of every other job on the store."""
     jobs = {name.split("/")[2] for name in store.list(KIND)} - {job}
     return [record for other in sorted(jobs) if (record := last_record(store, other)) is not None]

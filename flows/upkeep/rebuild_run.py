@@ -159,7 +159,7 @@ def rebuild(
     Raises PenstockError; what is finished stays done."""
     name = job_digest(config.sources, options.name)
     # Logs and the record of the run lie in the store: a rebuild has no outputs.
-    out = open_store(config.store_url).root / "logs" / f"rebuild-{name[:12]}"
+    out = open_store(config.store_url).local / "logs" / f"rebuild-{name[:12]}"
     config = replace(config, out=str(out), format=(), beside=False)
     watch = Watch(display, on_begin)
     launcher = make_launcher(watch.listen)

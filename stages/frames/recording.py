@@ -10,7 +10,7 @@ from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
 from artifacts.packs import Record, Shelf
 from artifacts.schema import FrameFit, MediaIndex
-from artifacts.store import FolderStore
+from artifacts.store import Store
 from stages.frames.medium import CHANGED, MediumToCut
 from stages.frames.video import Chunk
 from stages.frames.watchdog import Watchdog
@@ -30,7 +30,7 @@ class Recording:
 
     def __init__(
         self,
-        store: FolderStore,
+        store: Store,
         scope: str,
         fit_image: FrameFit,
         report: Report,

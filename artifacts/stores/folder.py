@@ -1,0 +1,169 @@
+"""A store that is a folder, on this machine or shared between several; knows nothing of what the
+bytes mean."""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from artifacts.errors import EnvironmentFault
+from artifacts.paths import lies_in
+from artifacts.placing import place, sync_folder
+from artifacts.regular import open_regular
+from artifacts.stores.local import TEMPORARY, left_behind
+from artifacts.stores.port import ObjectStat
+
+
+class FolderStore:
+    """Objects as files under one folder; an object appears whole or not at all, and survives a
+    power cut."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    @property
+    def url(self) -> str:
+        return str(self._root)
+
+    @property
+    def local(self) -> Path:
+        return self._root
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """The bytes of an object from `offset`, at most `length` of them. Raises FileNotFoundError,
+        or EnvironmentFault for what cannot be read."""
+        path = self._root / name
+        try:
+            with open_regular(path) as file:
+                there = max(0, os.fstat(file.fileno()).st_size - offset)
+                want = there if length is None else min(length, there)
+                pieces = []
+                while want > 0 and (piece := os.pread(file.fileno(), want, offset)):
+                    pieces.append(piece)
+                    offset += len(piece)
+                    want -= len(piece)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{path} cannot be read ({error.strerror})",
+                hint="Check the disk, and who may read it; the same command then goes on",
+            ) from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
+        """Write an object unless it is there already; says whether it was written. Raises
+        EnvironmentFault."""
+        final = self._root / name
+        half = self._root / TEMPORARY / uuid.uuid4().hex
+        try:
+            if final.exists():
+                return False
+            half.parent.mkdir(parents=True, exist_ok=True)
+            with open(half, "xb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            self._make_folder(final.parent)
+            placed = place(half, final)
+            sync_folder(final.parent)
+            return placed
+        except OSError as error:
+            raise fault_of(error, self._root) from error
+        finally:
+            with contextlib.suppress(OSError):
+                half.unlink()
+
+    def list(self, prefix: str = "", levels: int = 0) -> Iterator[str]:
+        """Names below the folder `prefix`, sorted within each folder. What is no file is none of
+        them, but a folder that is the last of so many `levels`, even an empty one; a link is
+        followed to another disk, and not within the store."""
+        try:
+            entries = sorted(os.scandir(self._root / prefix), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise fault_of(error, self._root) from error
+        for entry in entries:
+            name = f"{prefix}/{entry.name}" if prefix else entry.name
+            try:
+                is_file, is_folder = entry.is_file(), entry.is_dir()
+            except OSError:  # a link that leads to itself
+                continue
+            is_part = is_folder and name != TEMPORARY and self._is_part(entry)
+            if is_file or (is_part and levels == 1):
+                yield name
+            elif is_part:
+                yield from self.list(name, levels - 1)
+
+    def stat(self, name: str) -> ObjectStat | None:
+        """Size and age of an object, or None when there is none."""
+        try:
+            found = os.stat(self._root / name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return ObjectStat(size=found.st_size, modified=found.st_mtime)
+
+    def delete(self, name: str) -> None:
+        """Remove an object; no error when there is none."""
+        (self._root / name).unlink(missing_ok=True)
+
+    def touch(self, name: str) -> None:
+        """Note that an object was used just now. A store that is full or may only be read keeps
+        working."""
+        with contextlib.suppress(OSError):
+            os.utime(self._root / name)
+
+    def check_writable(self) -> None:
+        """Raise EnvironmentFault when nothing can be written here, before hours are spent to find
+        out; sweeps out what writers that were killed left half-written."""
+        probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
+        self.put_if_absent(probe, [b"penstock"])
+        self.delete(probe)
+        for half in left_behind(self._root):
+            with contextlib.suppress(OSError):  # somebody else's, or another run swept first
+                half.unlink()
+
+    def free_bytes(self) -> int:
+        """Bytes that can still be written on the store's file system."""
+        there = next(filter(Path.exists, (self._root, *self._root.parents)))
+        return shutil.disk_usage(there).free
+
+    def _is_part(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a folder is one of the store; round in circles, a link would lead for ever."""
+        if not entry.is_symlink():
+            return True
+        root, folder = str(self._root), os.path.dirname(entry.path)
+        inside = lies_in(entry.path, root) or lies_in(root, entry.path)
+        return lies_in(folder, root) and not inside
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(folder.parent)
+
+
+def fault_of(error: OSError, where: Path) -> EnvironmentFault:
+    """The same trouble in words that say what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentFault(
+            f"the disk of {where} is full",
+            hint="Free some space or give another --store or --out; the same command then goes on",
+        )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return EnvironmentFault(
+            f"{where} cannot be made: a file is in its place, or in that of a folder above it",
+            hint="Give a folder with --store and --out",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+        return EnvironmentFault(
+            f"{where} cannot be written ({error.strerror})",
+            hint="Give a folder you may write to with --store and --out",
+        )
+    return EnvironmentFault(
+        f"{where}: {error.strerror or error}", hint="Check the disk; the same command then goes on"
+    )

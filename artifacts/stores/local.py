@@ -1,0 +1,43 @@
+"""The folder of files that the users of a store keep beside its objects; knows neither the objects
+nor what the files say."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from artifacts.keys import digest_of
+
+TEMPORARY = "tmp"
+"""Folder of half-written files, in the same place so that a rename never crosses file systems."""
+STALE_SECONDS = 3600.0
+"""No writer takes so long for one file: what is older was left by one that died."""
+
+
+def state_folder(url: str) -> Path:
+    """The folder of a store that is none itself: this user's, on this machine."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "penstock" / "stores" / digest_of(url)
+
+
+def clock_of(folder: Path) -> float:
+    """The time by the clock that dates files there, which may be another machine's: seconds since
+    the epoch."""
+    half = folder / TEMPORARY
+    try:
+        half.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=half) as probe:
+            return os.fstat(probe.fileno()).st_mtime
+    except OSError:  # nothing can be written, and nothing will be deleted
+        return time.time()
+
+
+def left_behind(folder: Path) -> Iterator[Path]:
+    """Half-written files whose writers died."""
+    now = clock_of(folder)
+    for half in (folder / TEMPORARY).glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another run swept first
+            if half.lstat().st_mtime < now - STALE_SECONDS:
+                yield half

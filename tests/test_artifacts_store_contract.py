@@ -1,0 +1,250 @@
+"""What every store must do, by its verbs and under all that stands on them: the folder store, and
+one that has no folder."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.claims import turns_at
+from artifacts.pack_object import DamagedRecord, verify
+from artifacts.packs import Record, Shelf, stored_scopes
+from artifacts.store import SCHEMES, Store, open_store
+from demo.clips import write_clips
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.holds import holding, running_jobs
+from flows.job.prepare import prepare
+from flows.upkeep.cache import holdings
+from flows.upkeep.cache_gc import collect
+from flows.upkeep.rebuild_run import RebuildOptions, rebuild
+from tests.inside import InsideLauncher, Ran, run_inside
+from tests.media import write_video
+from tests.memory_store import memory_named
+from tests.pipeline import Place
+from tests.stand_ins import Stages, config_in
+
+SCOPE = "ab" * 32
+
+
+@pytest.fixture(params=["folder", "memory"])
+def store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Store]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setitem(SCHEMES, "memory", memory_named)
+    folder = tmp_path / "store"
+    of_folder = request.param == "folder"
+    opened = open_store(str(folder) if of_folder else f"memory://{folder}")
+    yield opened
+    assert folder.exists() == of_folder
+    assert (tmp_path / "state").exists() == (not of_folder and opened.local.exists())
+
+
+def test_what_was_put_is_had_whole_or_in_part_until_it_is_deleted(store: Store) -> None:
+    assert store.put_if_absent("k/ab/one", [b"hello ", memoryview(b"world")])
+    assert not store.put_if_absent("k/ab/one", [b"another"])
+    same = open_store(store.url)
+    assert same.get("k/ab/one") == b"hello world"
+    assert (same.get("k/ab/one", 6, 3), same.get("k/ab/one", 6, 99)) == (b"wor", b"world")
+    assert same.get("k/ab/one", 99) == b""
+    found = same.stat("k/ab/one")
+    assert found is not None and found.size == 11
+    for _ in range(2):
+        same.delete("k/ab/one")
+    assert store.stat("k/ab/one") is None
+    with pytest.raises(FileNotFoundError):
+        store.get("k/ab/one")
+
+
+def test_an_object_that_was_used_is_younger(store: Store) -> None:
+    store.put_if_absent("one", [b"x"])
+    before = store.stat("one")
+    time.sleep(0.05)
+    store.touch("one")
+    store.touch("nothing")
+    after = store.stat("one")
+    assert before is not None and after is not None and after.modified > before.modified
+
+
+def test_a_writer_that_fails_leaves_nothing(store: Store) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"half"
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        store.put_if_absent("one", parts())
+    assert list(store.list()) == []
+
+
+def test_names_are_listed_below_a_folder_and_to_a_depth(store: Store) -> None:
+    for name in ("b/1/x", "a/1/y/2", "a/1/x/1", "a/2/z/1", "a/file"):
+        store.put_if_absent(name, [b""])
+    assert list(store.list("a")) == ["a/1/x/1", "a/1/y/2", "a/2/z/1", "a/file"]
+    assert list(store.list("a", levels=1)) == ["a/1", "a/2", "a/file"]
+    assert list(store.list("a", levels=2)) == ["a/1/x", "a/1/y", "a/2/z", "a/file"]
+    assert list(store.list(levels=1)) == ["a", "b"]
+    assert list(store.list("a/1/x", levels=9)) == ["a/1/x/1"]
+    assert list(store.list("nothing")) == list(store.list("a/fil")) == []
+
+
+def test_a_store_can_be_written_and_says_how_much(store: Store) -> None:
+    store.check_writable()
+    assert list(store.list()) == []
+    assert store.free_bytes() > 0
+
+
+def test_records_are_published_read_dropped_and_removed(store: Store) -> None:
+    shelf, records = Shelf(store, "features", SCOPE), [Record(key=k, payload=b"12") for k in "abcd"]
+    assert shelf.publish(records[:2]) == ["a", "b"]
+    assert shelf.publish(records) == ["c", "d"]
+    other = Shelf(store, "features", SCOPE)
+    assert [other.read(key) for key in "abcd"] == records
+    other.drop(["a", "b"])
+    assert other.remove(["c"]) == 2
+    shelf.refresh()
+    assert shelf.keys() == {"d"}
+    assert len(list(store.list("features"))) == 1
+
+
+def test_the_scopes_of_a_kind_are_known_without_a_look_into_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Shelf(store, "captions", SCOPE).publish([Record(key="a")])
+    Shelf(store, "features", "cd" * 32).publish([Record(key="a")])
+    scandir = os.scandir
+    looked: list[str] = []
+
+    def watched(path: Any) -> Any:
+        looked.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", watched)
+    assert stored_scopes(store, "captions") == {SCOPE}
+    assert not [path for path in looked if SCOPE in path]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PENSTOCK", b"garbage" * 100])
+def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes) -> None:
+    shelf, record = Shelf(store, "features", SCOPE), Record(key="a", payload=b"good bytes")
+    shelf.publish([record])
+    (name,) = store.list("features")
+    store.delete(name)
+    store.put_if_absent(name, [damage])
+    with pytest.raises(DamagedRecord, match="set aside in"):
+        shelf.read("a")
+    assert store.get(f"quarantine/{name}") == damage
+    assert Shelf(store, "features", SCOPE).publish([record]) == ["a"]
+    assert dict(verify(store)) == {name: True}
+
+
+def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
+    ours, theirs = Shelf(store, "k", SCOPE), Shelf(store, "k", SCOPE)
+
+    def lacking(batch: list[str]) -> list[str]:
+        return [key for key in batch if key not in ours]
+
+    with turns_at(store, ours) as mine, turns_at(store, theirs) as other:
+        assert other.take(lambda: ["c"])
+        batches = mine.mine([["a", "b"], ["c"], ["d"]], lacking)
+        assert [next(batches), next(batches)] == [["a", "b"], ["d"]]
+        theirs.publish([Record(key="c")])
+        other.done(["c"])
+        assert next(batches, None) is None
+
+
+def test_what_a_running_job_holds_is_known_until_it_ends(store: Store) -> None:
+    store.check_writable()
+    with holding(store, [SCOPE], Path("out")) as hold:
+        assert not hold.shares(SCOPE)
+        with holding(open_store(store.url), [SCOPE], Path("elsewhere")):
+            assert hold.shares(SCOPE)
+            assert [job.scopes for job in running_jobs(store)] == [{SCOPE}, {SCOPE}]
+    assert running_jobs(store) == []
+
+
+def test_the_longest_unused_goes_first_after_the_rubbish_and_before_what_is_held(
+    store: Store,
+) -> None:
+    for kind, scope, key in (("features", SCOPE, "a"), ("features", "cd" * 32, "b")):
+        Shelf(store, kind, scope).publish([Record(key=key, payload=b"x" * 10_000)])
+        time.sleep(0.05)
+    Shelf(store, "features", "ef" * 32).publish([Record(key="c", payload=b"y" * 10_000)])
+    store.put_if_absent("quarantine/bad", [b"z" * 10_000])
+    with turns_at(store, Shelf(store, "features", SCOPE)) as turns:
+        turns.done([])
+    stale = store.local / "tmp" / "half"
+    stale.parent.mkdir(parents=True, exist_ok=True)
+    stale.write_bytes(b"half")
+    os.utime(stale, (0, 0))
+    with holding(store, [SCOPE], Path("out")):
+        told = collect(store, 0, dry_run=True)
+        assert dict(told.packs) == {"rubbish": 2, "features": 2}
+        assert len(list(store.list("features"))) == 3 and stale.exists()
+        assert dict(collect(store, told.before - 15_000, dry_run=False).packs) == {
+            "rubbish": 2,
+            "features": 1,
+        }
+    assert not stale.exists() and not list(store.list("quarantine"))
+    assert {holding.scope for holding in holdings(store)} == {SCOPE, "ef" * 32}
+    assert dict(collect(store, 0, dry_run=False).packs) == {"rubbish": 1, "features": 2}
+    assert [path for path in (store.local / "claims").rglob("*") if path.is_file()] == []
+
+
+def test_a_run_captions_the_demo_and_the_next_one_finds_all_of_it(
+    store: Store, tmp_path: Path
+) -> None:
+    write_clips(tmp_path / "clips", 1, seed=1)
+    place = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "ignored")
+
+    asked: dict[str, Any] = {"store": store.url, "chunk": 2.0, "max_new_tokens": 4}
+
+    def run(**options: Any) -> Ran:
+        return run_inside(place, format=("txt",), **asked, **options)
+
+    config = CaptionConfig(sources=(str(place.clips),), model="demo", out=str(place.out), **asked)
+    before = prepare(config, InsideLauncher())
+    assert {before.ledger.frames_wanted(medium) for medium in before.media} == {None}
+    first = run()
+    assert (first.result.exit_code, first.started) == (0, ["frames", "encode", "decode"])
+    captions = place.captions()
+    assert len(captions) == first.result.captions > 1
+    assert run().started == []
+    assert place.captions() == captions
+    after = prepare(config, InsideLauncher())
+    assert [after.ledger.frames_wanted(medium) for medium in after.media] == [[]]
+    assert not place.store.exists()
+    assert {path.name for path in store.local.iterdir()} >= {
+        "claims",
+        "digests.jsonl",
+        "jobs",
+        "written.jsonl",
+    }
+
+
+def test_a_rebuild_encodes_what_is_missing_and_removes_what_is_gone(
+    store: Store, tmp_path: Path
+) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for number in range(3):
+        write_video(clips / f"{number}.mp4", ticks=range(10), gop=5 + number)
+    config = replace(config_in(tmp_path, clips, batch_size=2), store=store.url)
+
+    def answered(**options: Any) -> tuple[int, int]:
+        options_of = RebuildOptions(**options)
+        result = rebuild(config, options_of, Display(quiet=True), Stages().launcher)
+        return result.encoded, result.removed
+
+    assert answered() == (3, 0)
+    assert list(store.list("frames")) == []
+    (clips / "0.mp4").unlink()
+    assert answered(dry_run=True, prune=True) == (0, 1)
+    assert answered(prune=True) == (0, 1)
+    assert answered(prune=True) == (0, 0)
+    (scope,) = stored_scopes(store, "features")
+    assert len(Shelf(store, "features", scope)) == 2
