@@ -195,3 +195,9 @@ def test_a_whole_header_that_nobody_here_wrote_is_set_aside(
     store.put_if_absent(f"k/{SCOPE[:2]}/{SCOPE}/aa/aa.pack", [lead, text])
     assert Shelf(store, "k", SCOPE).keys() == set()
     assert len(list(store.list("quarantine"))) == 1
+
+
+def test_a_pack_that_is_gone_before_it_is_set_aside_is_no_fault_of_the_disk(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    put_aside(store, f"features/ab/{'ab' * 32}/cd/gone.pack")
+    assert list(store.list()) == []

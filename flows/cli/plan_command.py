@@ -9,6 +9,7 @@ from flows.cli.train_plan import refuse_without_train, train_plan
 from flows.console.display import Display, printable
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
+from flows.pipelines import CAPTION, Pipeline
 from flows.planning.plan import Plan, figures, plan_of
 from flows.planning.plan_view import explain_lines, plan_lines, what_fits_lines
 from flows.planning.what_fits import what_fits
@@ -28,11 +29,16 @@ def plan_command(given: argparse.Namespace) -> int:
 
 
 def show(
-    config: CaptionConfig, *, as_json: bool, explain: bool = False, table: bool = False
+    config: CaptionConfig,
+    pipeline: Pipeline = CAPTION,
+    *,
+    as_json: bool = False,
+    explain: bool = False,
+    table: bool = False,
 ) -> int:
-    """Print the plan of a command."""
+    """Print the plan of a command; the exit code says whether it fits."""
     display = Display(quiet=as_json)
-    plan = plan_of(config, DirectLauncher(display.listen), display.say)
+    plan = plan_of(config, DirectLauncher(display.listen), display.say, pipeline)
     if as_json:
         print(json.dumps({**figures(plan), **_table(plan)}, indent=1))
     else:
