@@ -11,5 +11,6 @@ CAPTION: Pipeline = (frames.STAGE, encode.STAGE, decode.STAGE)
 """Captions of files."""
 REBUILD: Pipeline = CAPTION[:2]
 """Features of files, kept for later."""
-STAGES: Mapping[str, Stage] = {s.name: s for pipeline in (CAPTION, REBUILD) for s in pipeline}
+PIPELINES = (CAPTION, REBUILD)
+STAGES: Mapping[str, Stage] = {stage.name: stage for line in PIPELINES for stage in line}
 """Every stage by its name."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault
-from artifacts.pack_object import FIRST_READ, LEAD, MAGIC, DamagedRecord, damaged, verify
+from artifacts.pack_object import FIRST_READ, LEAD, MAGIC, DamagedRecord, damaged, put_aside, verify
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
 
