@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from flows.job.config import CaptionConfig
-from stages.decode.engines import DEFAULT, engine_of
+from stages.decode.engines import engine_of
+from stages.decode.job import DEFAULT_ENGINE
 from stages.models.card import ModelCard, PartCard
 from stages.process.device import device_capability
 
@@ -108,7 +109,7 @@ def _half(part: Part, card: ModelCard, asked: str, device: str) -> PartSettings:
         dtype=dtype,
         attention=attention(half, dtype, device),
         weight_bytes=weight_bytes(half, precision, dtype),
-        engine=DEFAULT if part == "language" else "",
+        engine=DEFAULT_ENGINE if part == "language" else "",
     )
 
 

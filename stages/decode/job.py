@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from stages.decode.engines import DEFAULT
 from stages.models.half_job import HalfJob
+
+DEFAULT_ENGINE = "transformers"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,5 +20,5 @@ class DecodeJob(HalfJob):
     max_new_tokens: int
     kv: str = ""
     """Where the KV cache is kept: `offloaded`, `quantized`, or empty."""
-    engine: str = DEFAULT
+    engine: str = DEFAULT_ENGINE
     """What makes the captions: a name of `ENGINES`."""

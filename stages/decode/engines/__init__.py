@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from artifacts.errors import UsageError
+from stages.decode.job import DEFAULT_ENGINE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,14 +36,13 @@ ENGINES: Mapping[str, Engine] = {
     engine.name: engine
     for engine in (
         Engine(
-            name="transformers",
+            name=DEFAULT_ENGINE,
             entry="stages.decode.engines.transformers:Transformers",
             recipe=0,
             batch_decides=True,
         ),
     )
 }
-DEFAULT = "transformers"
 
 
 def engine_of(name: str) -> Engine:
