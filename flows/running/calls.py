@@ -52,7 +52,7 @@ class Calls:
             ],
             workers=rung.batch,
         )
-        return self._call(stage, told, device="cpu")
+        return self._call(stage, told)
 
     def records(self, stage: Stage, batches: Sequence[Sequence[Task]], rung: Rung) -> StageCall:
         """To make of these batches what a stage makes, all of it in one way. A job takes of what
@@ -70,8 +70,7 @@ class Calls:
         }
         if stage.part:
             told |= self._part(stage.part, rung)
-        device = "" if stage.part else "cpu"
-        return self._call(stage, job_of(stage.job, told), device)
+        return self._call(stage, job_of(stage.job, told))
 
     def _part(self, part: Part, rung: Rung) -> dict[str, Any]:
         model, settings = self._job.model, settings_on(self._job.model, rung)
@@ -90,13 +89,14 @@ class Calls:
         )
         return {**told_of(half), "engine": settings.engine}
 
-    def _call(self, stage: Stage, told: Any, device: str = "") -> StageCall:
-        log = self._job.out / "logs" / f"{stage.name}.log"
-        device = device or self._job.device
-        allowed = self._job.budget.of_stage(device)
-        arguments = told_of(told)
+    def _call(self, stage: Stage, told: Any) -> StageCall:
+        device = self._job.device if stage.part else "cpu"
         return StageCall(
-            name=stage.name, arguments=arguments, device=device, log=log, budget=allowed
+            name=stage.name,
+            arguments=told_of(told),
+            device=device,
+            log=self._job.out / "logs" / f"{stage.name}.log",
+            budget=self._job.budget.of_stage(device),
         )
 
 

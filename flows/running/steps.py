@@ -10,7 +10,6 @@ from flows.job.holds import Hold
 from flows.job.launch import Launcher, Running
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
-from flows.job.waves import lengths_of
 from flows.job.weights import parts_of
 from flows.planning.efforts import times_of
 from flows.planning.ladder import Ladder
@@ -19,9 +18,8 @@ from flows.planning.sizes import Estimate
 from flows.planning.start import plan_start
 from flows.results.run_record import RunRecord
 from flows.running.alone import Alone, too_large
-from flows.running.batches import batches_by_length, batches_by_shape, cut
 from flows.running.calls import Calls, settings_on
-from flows.running.work import Work
+from flows.running.work import work_of
 from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from stages.process.ending import is_crash
 from stages.process.outcome import StageOutcome
@@ -153,8 +151,8 @@ class Steps:
         )
 
     def _make(self, stage: Stage, wave: list[Medium]) -> None:
-        name = stage.name
-        while work := self._work(stage, wave):
+        name, most = stage.name, self._job.config.batch_size
+        while work := work_of(self._job.ledger, stage, wave, self._ladder.rung(name), most):
             self._ladder.begin(name)
             self.tell(name, work.total, work.total - work.missing)
             outcome, error = self._run(stage, work.batches, work.rung)
@@ -173,39 +171,6 @@ class Steps:
             self._alone.fit(stage, work.tasks, outcome.too_large)
             if not (outcome.items or outcome.too_large):
                 break  # whatever it is that is missing, the stage does not make it
-
-    def _work(self, stage: Stage, wave: list[Medium]) -> Work | None:
-        """What of a stage is to be done next: of all that is missing what is made in one way."""
-        ledger, rung, made = self._job.ledger, self._ladder.rung(stage.name), stage.writes
-        tasks = [t for t in ledger.tasks(wave) if not ledger.lost(t)]
-        missing = {t[made] for t in tasks if not ledger.has(t, stage)}
-        first = next((t for t in tasks if t[made] in missing), None)
-        if first is None:
-            return None
-        total = len({t[made] for t in tasks})
-        tasks = [t for t in tasks if t.scopes == first.scopes]
-        lengths = lengths_of(ledger, tasks, stage) if stage.prompted else {}
-        most = self._job.config.batch_size
-        whole = (
-            batches_by_length(tasks, made, lengths, most)
-            if stage.prompted
-            else batches_by_shape(tasks, made, most)
-        )
-        batches = [
-            # Whole, so that the bytes are those of an undisturbed run; without what an earlier
-            # command finished, whose frames are gone.
-            [t for t in batch if t[made] in missing or t[stage.reads] in ledger[stage.reads]]
-            for batch in cut(whole, rung.batch)
-            if any(t[made] in missing for t in batch)
-        ]
-        return Work(
-            rung=rung,
-            tasks=tasks,
-            batches=batches,
-            total=total,
-            missing=len(missing),
-            tokens=max(lengths.values(), default=0),
-        )
 
     def _run(
         self, stage: Stage, batches: list[list[Task]], rung: Rung
