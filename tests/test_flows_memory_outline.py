@@ -11,9 +11,10 @@ from artifacts.errors import UsageError
 from flows.job.config import CaptionConfig
 from flows.planning.estimate import StageEstimate
 from flows.planning.layers import pass_bytes, pass_flops
-from flows.planning.outline import Outline, Tower, read_outline
+from flows.planning.outline import Outline, read_outline
 from flows.planning.outline_card import outline_estimates, outline_model
 from flows.planning.rungs import Rung
+from flows.planning.towers import Tower
 from stages.models.hub.checkpoint import Checkpoint
 from stages.process.device_limit import CONTEXT_BYTES
 from tests.plan_cases import kept_folder, plan_case, write_header

@@ -21,8 +21,9 @@ from flows.planning.layers import (
     step_flops,
 )
 from flows.planning.loads import PIXEL_BYTES, PROBED_EDGE, STANDARD_CHUNKS, Load
-from flows.planning.outline import Outline, Tower
+from flows.planning.outline import Outline
 from flows.planning.rungs import Rung
+from flows.planning.towers import Tower
 from stages.models.card import HalfCard, ModelCard, SamplingCard
 from stages.models.footprint import ITEM_BYTES, BatchCost
 from stages.models.hub.checkpoint import Checkpoint

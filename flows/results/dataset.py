@@ -11,17 +11,8 @@ from typing import Any
 from artifacts.captions import Caption
 from artifacts.errors import CannotFit, Killed, StageDied
 from artifacts.files import HALF
-from artifacts.shards import (
-    DATASET,
-    SHARD_BYTES,
-    Media,
-    Sample,
-    kept_shards,
-    media_suffix,
-    read_index,
-    sample_key,
-    write_shards,
-)
+from artifacts.samples import Media, Sample, media_suffix, sample_key
+from artifacts.shards import DATASET, SHARD_BYTES, kept_shards, read_index, write_shards
 from artifacts.stamps import Stamp
 from artifacts.store import fault_of
 from flows.job.launch import KILLS, Launcher, StageCall

@@ -12,14 +12,15 @@ import torch
 
 from artifacts.schema import Half, MediaKind, Route
 from stages.memory.alike import Alike
-from stages.memory.ghost import haunted, solidify, tensors, without_data
+from stages.memory.ghost import haunted, solidify, without_data
 from stages.memory.live import Live
+from stages.memory.nested import tensors
 from stages.models.footprint import BatchCost
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
+from stages.models.processors.calling import TEXT_IDS, text_ids
 from stages.models.processors.clip import Clip
 from stages.models.processors.fit import bytes_of
-from stages.models.processors.layout import TEXT_IDS, text_ids
 from stages.models.processors.loading import is_picture
 from stages.models.processors.prepare import (
     Prepared,

@@ -15,6 +15,7 @@ import torch
 from artifacts.errors import UsageError
 from artifacts.schema import MediaKind
 from stages.models.halves.routes import overrides_generate
+from stages.models.processors.calling import Layout, run, text_ids
 from stages.models.processors.clip import Clip, video_metadata
 from stages.models.processors.keeping import (
     OUTLINE,
@@ -25,7 +26,7 @@ from stages.models.processors.keeping import (
     restore,
     way_of_keeping,
 )
-from stages.models.processors.layout import Layout, known, layout_of, noise, run, text_ids
+from stages.models.processors.layout import known, layout_of, noise
 from stages.models.processors.loading import (
     load_processor,
     placeholder_tokens,

@@ -6,7 +6,7 @@ grouped heads and fused attention too: without the masks of dropout, and with wh
 transformers keep in 32 bit. tests/test_flows_memory_training.py counts what real layers keep."""
 
 from flows.planning.layers import pass_bytes
-from flows.planning.outline import Tower
+from flows.planning.towers import Tower
 
 HALF = 2
 """Bytes of a number in 16 bit."""
