@@ -14,12 +14,12 @@ sys.path.insert(0, str(ROOT))
 
 from flows.job.config import CaptionConfig  # noqa: E402
 from flows.planning.outline import Outline, read_outline  # noqa: E402
-from flows.planning.outline_card import outline_estimates, outline_model  # noqa: E402
+from flows.planning.outline_card import outline_model  # noqa: E402
 from flows.planning.rungs import Rung  # noqa: E402
 from flows.planning.training.estimate import train_estimate  # noqa: E402
 from flows.planning.training.terms import Training  # noqa: E402
 from stages.models.hub.checkpoint import Checkpoint  # noqa: E402
-from tests.plan_cases import make_folder, plan_case  # noqa: E402
+from tests.plan_cases import make_folder, outline_estimates, plan_case  # noqa: E402
 
 PAGE = ROOT / "docs" / "memory.md"
 GIB = 1 << 30
@@ -228,9 +228,7 @@ def how(training: Training) -> str:
 def alone(outline: Outline) -> Outline:
     """The language half as a model of its own."""
     towers = tuple(tower for tower in outline.towers if tower.kind == "text")
-    return replace(
-        outline, towers=towers, parameters=outline.text_parameters, connector_parameters=0
-    )
+    return replace(outline, towers=towers, parameters=outline.text_parameters)
 
 
 def gib(count: float) -> str:

@@ -5,7 +5,8 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from artifacts.errors import PenstockError
@@ -114,33 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Call the command's function; each is imported only when it is wanted."""
-    if given.command == "caption":
-        from flows.cli.caption_command import caption_command
-
-        return caption_command(given)
-    if given.command == "plan":
-        from flows.cli.plan_command import plan_command
-
-        return plan_command(given)
-    if given.command == "demo":
-        from flows.cli.demo_command import demo_command
-
-        return demo_command(given)
-    if given.command == "cache":
-        from flows.cli.cache_command import cache_command
-
-        return cache_command(given)
-    if given.command == "status":
-        from flows.cli.status_command import status_command
-
-        return status_command(given)
-    if given.command == "report":
-        from flows.cli.report_command import report_command
-
-        return report_command(given)
-    from flows.cli.doctor_command import doctor_command
-
-    return doctor_command(given)
+    name = f"{given.command}_command"
+    command: Callable[[argparse.Namespace], int] = getattr(import_module(f"flows.cli.{name}"), name)
+    return command(given)
 
 
 def check_platform() -> None:

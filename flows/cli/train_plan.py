@@ -51,8 +51,7 @@ def train_plan(given: argparse.Namespace) -> int:
     """Print what fine-tuning would take of each GPU. Raises PenstockError."""
     training = training_of(given)
     config = CaptionConfig(sources=(), model=given.model, revision=given.revision)
-    display = Display(quiet=given.json)
-    checkpoint = find_checkpoint(config, display.say)
+    checkpoint = find_checkpoint(config, Display(quiet=given.json).say)
     outline = read_outline(checkpoint)
     estimate = train_estimate(outline, training)
     limit = parse_size(given.memory) if given.memory else estimate.peak_bytes

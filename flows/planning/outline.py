@@ -29,14 +29,8 @@ class Outline:
 
     towers: tuple[Tower, ...]
     parameters: int
-    connector_parameters: int
-    """Of what belongs to no tower, which goes with the vision half."""
     vocabulary: int
     """Rows of the table of words; 0 where there is none."""
-    embedding_parameters: int
-    """Of that table, and of the head where it is a table of its own."""
-    tied: bool
-    """Whether the head is that table."""
     writes: bool
     """Whether it writes text."""
     dtype: str
@@ -99,20 +93,15 @@ def _outline(config: dict[str, Any], headers: Sequence[Header], stacks: list[Sta
     for stack in stacks:
         mine = [h for h, owner in zip(headers, owners, strict=True) if owner is stack]
         towers.append(tower_of(config, stack, mine, is_text=stack is writer))
-    total = sum(counts)
     classes = config.get("architectures") or [""]
     dtypes: dict[str, int] = {}
     for header, count in zip(headers, counts, strict=True):
         dtypes[header.dtype] = dtypes.get(header.dtype, 0) + count
-    head = len(tables) > 1
     return Outline(
         towers=tuple(towers),
-        parameters=total,
-        connector_parameters=total - sum(tower.parameters for tower in towers),
+        parameters=sum(counts),
         vocabulary=embedding.shape[0] if embedding else 0,
-        embedding_parameters=sum(math.prod(h.shape) for h in tables),
-        tied=bool(tables) and not head,
-        writes=head or str(classes[0]).endswith(WRITES),
+        writes=len(tables) > 1 or str(classes[0]).endswith(WRITES),
         dtype=FLOATS.get(max(dtypes, key=lambda name: dtypes[name]), "float32"),
     )
 

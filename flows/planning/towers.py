@@ -44,7 +44,6 @@ class Tower:
     """Whether its nonlinearity is told to be one step."""
     patch: int = 0
     """Pixels of a patch's side; 0 for what sees no pixels."""
-    frames_a_patch: int = 1
     positions: int = 0
     """Tokens of one image inside the tower; 0 where they follow from the image's size."""
     image_size: int = 0
@@ -60,8 +59,7 @@ class Tower:
 
     def handed_over(self, edge: int) -> int:
         """Tokens of such an image in a prompt."""
-        patches = self.tokens_of(edge)
-        grid = math.isqrt(patches)  # without the class token
+        grid = math.isqrt(self.tokens_of(edge))  # without the class token
         return (grid // self.merge) ** 2 + self.added
 
 
@@ -91,7 +89,6 @@ def tower_of(config: dict[str, Any], stack: Stack, mine: Sequence[Header], is_te
         mixed=stack.mixed,
         plain=told.get("hidden_act") in PLAIN,
         patch=pixels.shape[-1] if pixels is not None else _side(told.get("patch_size")),
-        frames_a_patch=pixels.shape[2] if pixels is not None and len(pixels.shape) == 5 else 1,
         positions=table.shape[0] if table is not None else 0,
         image_size=_side(told.get("image_size")),
         merge=int(told.get("spatial_merge_size", 0) or (merges[0] if merges else 1)),

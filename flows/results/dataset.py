@@ -32,8 +32,6 @@ class SampleSource:
 
     sample: Sample
     file: Path
-    start: float
-    end: float
     whole: bool
     """Whether the file's own bytes are the sample's media."""
     stamp: Stamp | None
@@ -94,8 +92,6 @@ def _items_of(
             SampleSource(
                 sample=sample,
                 file=file.path,
-                start=row.start,
-                end=row.end,
                 whole=whole,
                 stamp=medium.stamp,
             )
@@ -179,14 +175,18 @@ class Cutter:
             {
                 "path": str(item.file),
                 "name": item.sample.key,
-                "start": item.start,
-                "end": item.end,
+                "start": item.sample.row.start,
+                "end": item.sample.row.end,
                 "stamp": item.stamp,
             }
             for item in items
         ]
-        arguments = {"folder": str(self._folder), "cuts": cuts}
-        call = StageCall(name="cut", arguments=arguments, device="cpu", log=self._log)
+        call = StageCall(
+            name="cut",
+            arguments={"folder": str(self._folder), "cuts": cuts},
+            device="cpu",
+            log=self._log,
+        )
         running = self._launcher.start(call)
         try:
             told = running.wait().notes

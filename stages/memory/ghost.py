@@ -104,8 +104,7 @@ def _move(func: Any, args: Any, kwargs: Any) -> Any:
         return aten.alias.default(source)
     if source.is_meta:
         return _solid(func(*args, **kwargs))
-    made = func(*args, **kwargs)
-    return _lightened(made)
+    return _lightened(func(*args, **kwargs))
 
 
 def _make(func: Any, args: Any, kwargs: Any) -> Any:
@@ -227,8 +226,7 @@ def _fused(
         return APART, given, {"scale": scale, "enable_gqa": enable_gqa}
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=META)
-    options = {"attn_mask": attn_mask, "scale": scale}
-    return FUSED, (query, key, value, 0.0, is_causal), options
+    return FUSED, (query, key, value, 0.0, is_causal), {"attn_mask": attn_mask, "scale": scale}
 
 
 def solidify(model: torch.nn.Module) -> None:

@@ -17,7 +17,7 @@ from stages.models.halves.boundary import (
     pieces_called,
 )
 from stages.models.hub.headers import Header
-from stages.models.precision.attention import attention_of_half, supports_flash
+from stages.models.precision.attention import attention_of, supports_flash
 from stages.models.precision.quantize import check_stored, quantizable
 from stages.models.precision.weights import Weight, weights_of
 
@@ -70,7 +70,7 @@ def _half_card(skeleton: Any, half: Part, weights: list[Weight]) -> HalfCard:
         widest_linear=max((linear.weight.shape[0] for linear in linears), default=0),
         layers=len(stack),
         layer_parameters=max(stack.values(), default=0),
-        attention=attention_of_half(skeleton, half),
+        attention=attention_of(skeleton, half),
         flash=supports_flash(skeleton, half),
     )
 

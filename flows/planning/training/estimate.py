@@ -14,7 +14,6 @@ from flows.planning.towers import Tower
 from flows.planning.training.activations import (
     HALF,
     LOGITS,
-    inside_bytes,
     layer_bytes,
     lora_layer_bytes,
     lora_parameters,
@@ -135,7 +134,8 @@ def _computing(outline: Outline, text: Tower, training: Training) -> Iterator[Tr
     else:
         kept = lora_layer_bytes(text, training.length, RANK, fused=training.fused)
     logits = sum(LOGITS) * outline.vocabulary * rows
-    inside = inside_bytes(text, rows)
+    # Gradients that live at once inside one layer: as much as its own numbers do.
+    inside = pass_bytes(text, 1, rows, HALF)
     if training.checkpointing:
         bytes_kept = HALF * text.width * text.layers * rows
         why = f"{told} x {text.layers} layers x {HALF * text.width:,} bytes, their inputs"
