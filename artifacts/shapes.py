@@ -131,14 +131,15 @@ def parse(line: str) -> Any:
         raise Misshapen("it is nested too deeply") from error
     level = [value]
     for _ in range(DEEP):
-        level = [i for v in level if isinstance(v, dict | list) for i in _inside(v)]
+        level = [
+            inside
+            for one in level
+            if isinstance(one, dict | list)
+            for inside in (one if isinstance(one, list) else one.values())
+        ]
         if not level:
             return value
     raise Misshapen("it is nested too deeply")
-
-
-def _inside(value: dict[str, Any] | list[Any]) -> list[Any]:
-    return value if isinstance(value, list) else list(value.values())
 
 
 def _refuse(name: str) -> Any:

@@ -7,21 +7,21 @@ ones are written aside and take their places when all are there.
 
 import contextlib
 import json
-import re
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
-from artifacts.captions import Caption, values_of
+from artifacts.captions import values_of
 from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, whole_file, write_json
 from artifacts.keys import digest_of
 from artifacts.regular import open_regular
-from artifacts.stamps import Stamp, stamp_of
+from artifacts.samples import Media, Sample, Samples
+from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
 
 SHARD_BYTES = 1_000_000_000
@@ -31,40 +31,6 @@ SHARD_SAMPLES = 10_000
 DATASET = "webdataset"
 """The format, and the folder of `OUT` in which it lies."""
 INDEX = "index.json"
-OWN_MEMBERS = ("txt", "json")
-SLUG_LETTERS = 40
-"""How much of a medium's name stands in a key."""
-RECIPE = 1
-"""Raised when the same samples are to be written otherwise."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Media:
-    """The bytes that go with a sample."""
-
-    path: Path
-    suffix: str
-    start: float = 0.0
-    """Seconds of these media at which the chunk starts."""
-    stamp: Stamp | None = None
-    """What the file must have, or it holds something else by now; None: whatever it holds."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """One chunk of a medium as it goes into a shard."""
-
-    key: str
-    row: Caption
-    """What was said of the chunk."""
-    content: str
-    """Digest of the medium that it is of."""
-
-    def digest(self) -> str:
-        return digest_of([RECIPE, self.key, values_of(self.row), self.content])
-
-
-Samples = Iterator[tuple[Sample, Media | None]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,23 +46,6 @@ class Shard:
     """Of its samples."""
     full: bool
     """Whether another sample did not fit."""
-
-
-def sample_key(media_path: str, content: str, prompt: str, copy: int, chunk: int) -> str:
-    """A key of letters that no tool takes for a folder or a suffix, the same in every run.
-
-    `copy` tells apart what is alike in all else.
-    """
-    slug = re.sub("[^A-Za-z0-9_-]+", "_", PurePosixPath(media_path).stem)[:SLUG_LETTERS].strip("_")
-    digest = digest_of([media_path, content, prompt, copy])[:12]
-    return f"{slug or 'media'}-{digest}-{chunk:05d}"
-
-
-def media_suffix(name: str) -> str:
-    """The suffix under which a reader finds the bytes of a file of this name."""
-    suffix = PurePosixPath(name).suffix.lower().lstrip(".")
-    plain = re.fullmatch("[a-z0-9]{1,8}", suffix) and suffix not in OWN_MEMBERS
-    return suffix if plain else "bin"
 
 
 def kept_shards(folder: Path, digests: Sequence[str]) -> list[Shard]:

@@ -7,10 +7,10 @@ Both hold the fields of `captions.jsonl` under their own names and nothing else.
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from artifacts.captions import Caption, values_of
 from artifacts.files import whole_file
@@ -41,11 +41,6 @@ def _cell(value: Any) -> Any:
 
 def write_parquet(path: Path, rows: Iterable[Caption]) -> None:
     """Typed columns, the same whatever the rows hold. Raises EnvironmentFault."""
-    with whole_file(path) as file:
-        _write_groups(file, iter(rows))
-
-
-def _write_groups(file: IO[bytes], rows: Iterator[Caption]) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
@@ -68,8 +63,9 @@ def _write_groups(file: IO[bytes], rows: Iterator[Caption]) -> None:
         ]
     )
     assert tuple(schema.names) == COLUMNS
-    with ParquetWriter(file, schema) as writer:
-        while group := list(islice(rows, GROUP_ROWS)):
+    left = iter(rows)
+    with whole_file(path) as file, ParquetWriter(file, schema) as writer:
+        while group := list(islice(left, GROUP_ROWS)):
             table = [{k: _utf8(v) for k, v in values_of(row).items()} for row in group]
             writer.write_table(pa.Table.from_pylist(table, schema))
 

@@ -5,24 +5,22 @@ give the same frames of the same clips as RGB at full size; each line says wheth
 was exactly that, by a plain decode of the whole clip. `python -m benchmarks.frames [CLIP...]`
 """
 
-import importlib
 import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from artifacts.schema import FrameFit, Sampling
+from artifacts.schema import Sampling
+from benchmarks._frame_readers import CONTENDERS, Case, Frames
 from stages.frames.video import Video
 from tests.media import plain_frames, repeat_video, rgb, write_video
 
@@ -33,28 +31,6 @@ SAME = 4.0
 FFmpeg with another conversion to RGB."""
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
 
-Frames = NDArray[np.uint8] | list[NDArray[np.uint8]]
-"""RGB [frames, height, width, 3], or several of those one after the other."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
-    """One clip and the frames to take from it."""
-
-    name: str
-    path: Path
-    sampling: Sampling
-    sparse: bool
-    """Whether the frames lie so far apart that one would seek to each."""
-    seconds: list[float]
-    """Presentation times from the first frame."""
-    positions: list[int]
-    """Which frames those are, counted from 0."""
-    wanted: NDArray[np.uint8]
-    """The frames as a plain decode gives them, [frames, height, width, 3]."""
-    neighbours: list[list[NDArray[np.uint8]]]
-    """The frames before and after each, as far as there are any."""
-
 
 @dataclass(kw_only=True, slots=True)
 class Score:
@@ -63,76 +39,6 @@ class Score:
     cpu: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
     verdict: str = ""
-
-
-def ours(case: Case) -> Frames:
-    with Video(case.path) as video:
-        chunks = video.chunks(video.plan(case.sampling), FrameFit())
-        return [chunk.pixels for chunk in chunks]
-
-
-def torchcodec(case: Case) -> Frames:
-    decoders: Any = importlib.import_module("torchcodec.decoders")
-    decoder = decoders.VideoDecoder(
-        str(case.path), dimension_order="NHWC", num_ffmpeg_threads=THREADS, seek_mode="exact"
-    )
-    result: Frames = decoder.get_frames_at(indices=case.positions).data.numpy()
-    return result
-
-
-def opencv(case: Case) -> Frames:
-    cv2: Any = importlib.import_module("cv2")
-    capture = cv2.VideoCapture(str(case.path), cv2.CAP_FFMPEG)
-    found, wanted = [], set(case.positions)
-    for position in range(case.positions[-1] + 1):
-        if not capture.grab():
-            break
-        if position in wanted:
-            found.append(cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB))
-    capture.release()
-    return [np.stack(found)]
-
-
-def decord(case: Case) -> Frames:
-    library: Any = importlib.import_module("decord")
-    reader = library.VideoReader(str(case.path), ctx=library.cpu(0), num_threads=THREADS)
-    result: Frames = reader.get_batch(case.positions).asnumpy()
-    return result
-
-
-def ffmpeg(case: Case) -> Frames:
-    """One pass that selects, or a process a frame where frames lie far apart, as one would do."""
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    if case.sparse:
-        data = b"".join(
-            _run(
-                ["-ss", f"{max(0.0, t - 0.004):.6f}", "-i", str(case.path), "-frames:v", "1", *raw]
-            )
-            for t in case.seconds
-        )
-    else:
-        # ffmpeg's parser goes no deeper than 100 terms, but that in brackets counts as one.
-        terms = [f"eq(n\\,{position})" for position in case.positions]
-        groups = ["(" + "+".join(terms[at : at + 50]) + ")" for at in range(0, len(terms), 50)]
-        passed = ["-vf", f"select={'+'.join(groups)}", "-vsync", "passthrough"]
-        data = _run(["-i", str(case.path), *passed, "-frames:v", str(len(case.positions)), *raw])
-    return np.frombuffer(data, dtype=np.uint8).reshape(-1, *case.wanted.shape[1:])
-
-
-def _run(arguments: list[str]) -> bytes:
-    command = ["ffmpeg", "-v", "error", "-nostdin", *arguments]
-    return subprocess.run(command, check=True, capture_output=True).stdout
-
-
-THREADS = 0
-"""All cores, for everyone who can be told."""
-CONTENDERS: dict[str, Callable[[Case], Frames]] = {
-    "ours": ours,
-    "torchcodec": torchcodec,
-    "opencv": opencv,
-    "decord": decord,
-    "ffmpeg": ffmpeg,
-}
 
 
 def case_of(name: str, path: Path, sampling: Sampling, *, sparse: bool = False) -> Case:

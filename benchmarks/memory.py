@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks._llava import SEVEN_B, SMALL, TINY, Llava, build
+from benchmarks._plan_cases import Case
 from benchmarks._trial import HEADS, MIB, Bed
 from benchmarks._verdicts import Check, judge_auto, judge_native, judge_nf4, judge_plan
-from benchmarks.plan import Case, Desk, table
+from benchmarks.plan import Desk, table
 from flows.console.display import parse_size
 from flows.job.config import CaptionConfig
 from flows.job.precision import settle

@@ -147,8 +147,7 @@ def _wear(rng: random.Random, frames: Pixels, noise: npt.NDArray[np.float32]) ->
         halved = colour.reshape(count, height // 2, 2, width // 2, 2, 3).mean((2, 4))
         worn = grey[..., None] + halved.repeat(2, 1).repeat(2, 2)
     if rng.random() < 0.3:
-        axis = [worn[:, :1], worn, worn[:, -1:]]
-        tall = np.concatenate(axis, 1)
+        tall = np.concatenate([worn[:, :1], worn, worn[:, -1:]], 1)
         blurred = (tall[:, :-2] + tall[:, 2:]) / 2
         wide = np.concatenate([worn[:, :, :1], worn, worn[:, :, -1:]], 2)
         blurred += (wide[:, :, :-2] + wide[:, :, 2:]) / 2

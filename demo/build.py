@@ -1,12 +1,10 @@
 """Builds the untrained checkpoint of the demo: config, weights, tokenizer, processors, template.
 
-It does not know how the model is trained; `python -m demo.build FOLDER` writes one.
+It does not know how the model is trained.
 """
 
-import argparse
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -185,12 +183,3 @@ def build(
         do_sample=False,
     )
     return model, processor
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    untrained, its_processor = build()
-    untrained.bfloat16().save_pretrained(folder)
-    its_processor.save_pretrained(folder)

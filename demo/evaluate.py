@@ -94,6 +94,13 @@ class Captioner:
         least, most = int(stated.min_frames), int(stated.max_frames)
         return min(max(wanted, least), most, len(film.frames))
 
+    def _text(self, kind: str, prompt: str) -> Any:
+        """One turn as the chat template writes it."""
+        content = [{"type": kind}, {"type": "text", "text": prompt}]
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+
     def _inputs(self, films: Sequence[Film], question: EvaluationPrompt) -> Any:
         chosen = [sample_indices(len(f.frames), self._count(f, question)) for f in films]
         told = [
@@ -104,10 +111,6 @@ class Captioner:
             }
             for film, indices in zip(films, chosen, strict=True)
         ]
-        content = [{"type": "video"}, {"type": "text", "text": question.prompt}]
-        text = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
         # Not stacked: the processor takes lists of frames, and clips here differ in size.
         videos = [
             [film.frames[index] for index in indices]
@@ -115,18 +118,20 @@ class Captioner:
         ]
         extra = {"video_metadata": told} if question.with_metadata else {}
         return self.processor(
-            text=[text] * len(films), videos=videos, padding=True, return_tensors="pt", **extra
+            text=[self._text("video", question.prompt)] * len(films),
+            videos=videos,
+            padding=True,
+            return_tensors="pt",
+            **extra,
         )
 
     def picture_inputs(self, films: Sequence[Film]) -> Any:
         """Inputs that show the first frame of each clip as a picture."""
-        content = [{"type": "image"}, {"type": "text", "text": IMAGE_PROMPT}]
-        text = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        pictures = [film.frames[0] for film in films]
         return self.processor(
-            text=[text] * len(films), images=pictures, padding=True, return_tensors="pt"
+            text=[self._text("image", IMAGE_PROMPT)] * len(films),
+            images=[film.frames[0] for film in films],
+            padding=True,
+            return_tensors="pt",
         )
 
     def tell(self, inputs: Any) -> list[str]:
@@ -140,10 +145,8 @@ class Captioner:
 
     def caption(self, films: Sequence[Film], question: EvaluationPrompt) -> list[str]:
         """Captions of clips."""
-        told: list[str] = []
-        for start in range(0, len(films), BATCH):
-            told += self.tell(self._inputs(films[start : start + BATCH], question))
-        return told
+        batches = [films[start : start + BATCH] for start in range(0, len(films), BATCH)]
+        return [said for batch in batches for said in self.tell(self._inputs(batch, question))]
 
 
 def sweeps(films: Sequence[Film]) -> Iterator[tuple[str, EvaluationPrompt, Size | None]]:

@@ -195,8 +195,7 @@ def train(recipe: Recipe, folder: Path, shape: Shape, start: Path | None = None)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * max(fall, 0.002)
         sparse = recipe.sparse_share * max(0.0, 1 - share / recipe.flat_share)
-        batch = make_batch(rng, noise, sparse)
-        told, dense, right = losses(model, heads, asker, batch)
+        told, dense, right = losses(model, heads, asker, make_batch(rng, noise, sparse))
         total: Any = told + max(recipe.dense_floor, 1 - share) * dense
         total.backward()
         nn.utils.clip_grad_norm_(every, 1.0)

@@ -17,10 +17,7 @@ from demo.words import (
     Sentence,
     Structure,
     Thing,
-    score,
 )
-
-__all__ = ["ClipSpec", "Split", "caption", "sample_clip", "sample_still", "score"]
 
 Split = Literal["trained", "never", "any"]
 

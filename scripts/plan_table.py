@@ -15,11 +15,12 @@ sys.path.insert(0, str(ROOT))
 from flows.job.config import CaptionConfig  # noqa: E402
 from flows.pipelines import CAPTION  # noqa: E402
 from flows.planning.outline import Outline, read_outline  # noqa: E402
-from flows.planning.outline_card import outline_estimates, outline_model  # noqa: E402
+from flows.planning.outline_card import outline_model  # noqa: E402
 from flows.planning.rungs import Rung  # noqa: E402
-from flows.planning.training.estimate import Training, train_estimate  # noqa: E402
+from flows.planning.training.estimate import train_estimate  # noqa: E402
+from flows.planning.training.terms import Training  # noqa: E402
 from stages.models.hub.checkpoint import Checkpoint  # noqa: E402
-from tests.plan_cases import make_folder, plan_case  # noqa: E402
+from tests.plan_cases import make_folder, outline_estimates, plan_case  # noqa: E402
 
 PAGE = ROOT / "docs" / "memory.md"
 GIB = 1 << 30
@@ -138,21 +139,16 @@ def tables() -> dict[str, str]:
         }
 
 
+def head(names: str) -> Iterator[str]:
+    yield f"| {names} |"
+    yield "|" + "---|" * len(names.split("|"))
+
+
 def case_lines(outlines: dict[str, Outline]) -> Iterator[str]:
-    heads = (
-        "model",
-        "GiB",
-        "precision",
-        "batch x pictures",
-        "stage",
-        "weights",
-        "computing",
-        "KV cache",
-        "peak",
-        "without fused attention",
+    yield from head(
+        "model | GiB | precision | batch x pictures | stage | weights | computing | KV cache | peak"
+        " | without fused attention"
     )
-    yield "| " + " | ".join(heads) + " |"
-    yield "|" + "---|" * len(heads)
     for case in CASES:
         fused, unfused = (estimates(outlines[case.name], case, fused=f) for f in (True, False))
         for at, (found, other) in enumerate(zip(fused, unfused, strict=True)):
@@ -200,20 +196,10 @@ def estimates(outline: Outline, case: Case, *, fused: bool) -> list[Any]:
 
 
 def tuning_lines(outline: Outline) -> Iterator[str]:
-    heads = (
-        "model",
-        "how",
-        "weights",
-        "gradients",
-        "optimizer",
-        "activations",
-        "logits or layer",
-        "peak a GPU",
-        "reported",
-        "by",
+    yield from head(
+        "model | how | weights | gradients | optimizer | activations | logits or layer | peak a GPU"
+        " | reported | by"
     )
-    yield "| " + " | ".join(heads) + " |"
-    yield "|" + "---|" * len(heads)
     for tuning in TUNINGS:
         found = train_estimate(alone(outline) if tuning.model == TEXT else outline, tuning.training)
 
@@ -246,9 +232,7 @@ def how(training: Training) -> str:
 def alone(outline: Outline) -> Outline:
     """The language half as a model of its own."""
     towers = tuple(tower for tower in outline.towers if tower.kind == "text")
-    return replace(
-        outline, towers=towers, parameters=outline.text_parameters, connector_parameters=0
-    )
+    return replace(outline, towers=towers, parameters=outline.text_parameters)
 
 
 def gib(count: float) -> str:

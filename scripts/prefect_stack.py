@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -27,16 +26,14 @@ from typing import Any
 
 from flows.deployments.login import FILE
 from flows.deployments.server import answers
+from scripts.marked_processes import MARK, stop_all
 from stages.process.lock import CPU_LOCK
 
 ROOT = Path(__file__).resolve().parent.parent
-MARK = "PENSTOCK_PREFECT_STACK"
-"""In the environment of every process of a stack, so that none outlives it."""
 WORKER_STARTED = "started!"
 """Ends the line that a worker prints when it begins to take runs."""
 START_SECONDS = 300
 RUN_SECONDS = 900
-STOP_SECONDS = 10
 BUSY_SECONDS = 60
 """How long a server that is too busy is asked again."""
 
@@ -246,25 +243,3 @@ def free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
-
-
-def stop_all(folder: Path) -> None:
-    """End every process of a stack, asked first."""
-    deadline = time.monotonic() + STOP_SECONDS
-    while running := marked(folder):
-        late = time.monotonic() > deadline
-        for pid in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-        time.sleep(0.5)
-
-
-def marked(folder: Path) -> list[int]:
-    """The processes of a stack."""
-    mark = f"{MARK}={folder}".encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return found

@@ -5,7 +5,8 @@ import contextlib
 import time
 from pathlib import Path
 
-from scripts.prefect_stack import CheckFailed, Stack, marked
+from scripts.marked_processes import marked
+from scripts.prefect_stack import CheckFailed, Stack
 
 CHILD = "stages.process.child"
 

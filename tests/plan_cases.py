@@ -7,10 +7,17 @@ import math
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from flows.job.models import Model
+from flows.pipelines import CAPTION
+from flows.planning.costs import estimate
+from flows.planning.estimate import StageEstimate
+from flows.planning.loads import PIXEL_BYTES, STANDARD_CHUNKS, Load
+from flows.planning.rungs import Rung
 
 CASES = Path(__file__).parent / "data" / "plan"
 SHARD = 5_000_000_000
@@ -120,3 +127,37 @@ def write_header(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str) ->
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + at)
+
+
+def outline_estimates(
+    model: Model,
+    *,
+    rows: int,
+    frames: int,
+    tokens: int,
+    new_tokens: int,
+    device: str = "cuda:0",
+    rungs: Sequence[Rung] = (),
+) -> list[StageEstimate]:
+    """What encoding and, where it writes, decoding take, of `rows` chunks of so many frames with
+    `tokens` of text about them."""
+    card = model.card
+    side = math.isqrt(card.image_pixel_bytes // (3 * PIXEL_BYTES))
+    load = Load(
+        kind="image",
+        chunks=STANDARD_CHUNKS,
+        frames=frames,
+        stored=(side, side),
+        shown=(side, side),
+        units=frames * card.image_pixel_bytes // PIXEL_BYTES,
+        tokens=frames * card.image_tokens + tokens,
+        text_tokens=tokens,
+        feature_bytes=frames * model.feature_bytes("image"),
+    )
+    if not rungs:
+        rungs = [
+            Rung(stage=stage.name, batch=rows)
+            for stage in CAPTION
+            if stage.part and card.parts[stage.part].parameters
+        ]
+    return [estimate(model, rung, [load], device, new_tokens) for rung in rungs]

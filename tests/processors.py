@@ -10,7 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from stages.models.processors.prepare import Clip, video_metadata
+from stages.models.processors.calling import run
+from stages.models.processors.layout import layout_of
+from stages.models.processors.prepare import Clip, channel_of, video_metadata
+from stages.models.processors.turn import write
 from tests import builders
 
 
@@ -109,3 +112,16 @@ def processor_folder(family: str) -> Path:
     atexit.register(root.cleanup)
     KINDS[family].build().save_pretrained(root.name)
     return Path(root.name)
+
+
+def whole(processor: Any, clips: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Any]:
+    """All that the processor gives for these media and prompts at once, pixels included: what a
+    model takes that is not cut in two."""
+    layout = layout_of(processor, channel_of(processor, clips[0].kind))
+    seen = [clip.middle() if layout.alone else clip for clip in clips]
+    return run(processor, layout, seen, prompts)
+
+
+def render(processor: Any, channel: str, media: int, prompt: str) -> str:
+    """The text of one turn, media first, by the checkpoint's chat template if it has one."""
+    return write(processor, layout_of(processor, channel).form, channel, media, prompt)

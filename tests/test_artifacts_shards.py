@@ -14,15 +14,8 @@ import pytest
 from artifacts import shards
 from artifacts.captions import json_line
 from artifacts.errors import EnvironmentFault
-from artifacts.shards import (
-    Media,
-    Sample,
-    kept_shards,
-    media_suffix,
-    read_index,
-    sample_key,
-    write_shards,
-)
+from artifacts.samples import Media, Sample, media_suffix, sample_key
+from artifacts.shards import kept_shards, read_index, write_shards
 from tests.rows import caption as said
 
 

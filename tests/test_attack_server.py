@@ -13,7 +13,8 @@ import pytest
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-from scripts.prefect_stack import Stack, marked, prefect_stack
+from scripts.marked_processes import marked
+from scripts.prefect_stack import Stack, prefect_stack
 from tests.attacks import attacked, seeded
 from tests.server_attacks import (
     ELSEWHERE,

@@ -11,12 +11,13 @@ from artifacts.errors import UsageError
 from flows.job.config import CaptionConfig
 from flows.planning.estimate import StageEstimate
 from flows.planning.layers import pass_bytes, pass_flops
-from flows.planning.outline import Outline, Tower, read_outline
-from flows.planning.outline_card import outline_estimates, outline_model
+from flows.planning.outline import Outline, read_outline
+from flows.planning.outline_card import outline_model
 from flows.planning.rungs import Rung
+from flows.planning.towers import Tower
 from stages.models.hub.checkpoint import Checkpoint
 from stages.process.device_limit import CONTEXT_BYTES
-from tests.plan_cases import kept_folder, plan_case, write_header
+from tests.plan_cases import kept_folder, outline_estimates, plan_case, write_header
 
 GIB = 1 << 30
 
@@ -63,9 +64,8 @@ def test_a_language_half_with_grouped_heads_and_a_gated_mlp_is_read_off_its_shap
     assert (text.layers, text.width, text.heads) == (28, 3584, 28)
     assert (text.attention.query_width, text.attention.key_width) == (3584, 4 * 128)
     assert (text.mlp.width, text.mlp.gated) == (18944, True)
-    assert (found.vocabulary, found.tied, found.writes) == (152064, False, True)
-    assert found.embedding_parameters == 2 * 152064 * 3584
-    assert (vision.merge, vision.frames_a_patch, vision.handed_over(448)) == (2, 2, 16 * 16)
+    assert (found.vocabulary, found.writes) == (152064, True)
+    assert (vision.merge, vision.handed_over(448)) == (2, 16 * 16)
     assert found.text_parameters + found.vision_parameters == 8_292_166_656
     assert found.vision_parameters == 676_550_144  # as transformers' class counts its half
 
@@ -164,8 +164,10 @@ def test_attention_that_is_not_fused_keeps_scores() -> None:
     assert pass_bytes(vision, 8, 577, 2, fused=False) == rows * (4 + 4) * 1024 + scores
 
 
-@pytest.mark.parametrize("name", ["llava-1.5-7b-hf", "qwen2.5-vl-7b-instruct"])
-def test_formulas_tell_what_runs_without_data_tell(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "frames_a_patch"), [("llava-1.5-7b-hf", 1), ("qwen2.5-vl-7b-instruct", 2)]
+)
+def test_formulas_tell_what_runs_without_data_tell(name: str, frames_a_patch: int) -> None:
     """Peaks within 6 %, caches and operations of the language half exactly."""
     from stages.models.inspection import describe
 
@@ -173,7 +175,7 @@ def test_formulas_tell_what_runs_without_data_tell(name: str) -> None:
     found = outline(name)
     vision, text = tower(found.vision), tower(found.text)
     for work in card.vision.works:
-        a_token = 3 * vision.patch**2 * vision.frames_a_patch
+        a_token = 3 * vision.patch**2 * frames_a_patch
         tokens = vision.positions or work.units // a_token
         told = pass_bytes(vision, work.rows, tokens, 2) + work.rows * work.units * (4 + 2)
         assert told == pytest.approx(work.peak_bytes, rel=0.06)

@@ -8,7 +8,8 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.planning.outline import Outline, read_outline
-from flows.planning.training.estimate import TrainEstimate, Training, train_estimate
+from flows.planning.training.estimate import train_estimate
+from flows.planning.training.terms import TrainEstimate, Training
 from stages.models.hub.checkpoint import Checkpoint
 from tests.plan_cases import PlanCase, kept_folder, plan_case
 

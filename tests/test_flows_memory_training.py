@@ -9,9 +9,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from flows.planning.outline import Tower
 from flows.planning.stacks import attention_of, mlp_of, stacks_of
-from flows.planning.training.settings import LOGITS, layer_bytes, lora_layer_bytes, lora_parameters
+from flows.planning.towers import Tower
+from flows.planning.training.activations import (
+    LOGITS,
+    layer_bytes,
+    lora_layer_bytes,
+    lora_parameters,
+)
 from stages.models.hub.headers import Header
 from tests.families import hf
 

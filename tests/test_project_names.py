@@ -1,4 +1,4 @@
-"""A name means one thing in the whole program."""
+"""A name means one thing in the whole program, and a file is short enough to be one."""
 
 import ast
 from collections import defaultdict
@@ -6,6 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "stages", "artifacts", "demo")
+MOST_LINES = 250
+"""Of one file of the product; a longer one holds two ideas."""
 
 
 def test_no_two_classes_have_one_name() -> None:
@@ -16,3 +18,11 @@ def test_no_two_classes_have_one_name() -> None:
                 places[node.name].append(str(path.relative_to(ROOT)))
     assert len(places) > 150
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_no_file_is_too_long_to_read() -> None:
+    product = (*PACKAGES, "scripts", "benchmarks")
+    files = [path for top in product for path in (ROOT / top).rglob("*.py")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert len(lengths) > 300
+    assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}

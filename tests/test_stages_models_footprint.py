@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stages.models.footprint import BatchCost, flops, kept_bytes, peak_bytes
+from stages.models.footprint import BatchCost, at_size, kept_bytes, peak_bytes
 
 SIZES = ((1, 100), (1, 400), (1, 1000), (2, 400), (2, 1000))
 
@@ -72,7 +72,7 @@ def test_wider_numbers_tokens_and_pieces_change_the_peak() -> None:
     assert pieces == pytest.approx(240_000 - 16_000 * (1 - 500 / 4000), rel=0.01)
     long = peak_bytes(known, **size, new_tokens=20_000)
     assert long == pytest.approx(8 * 4 * 21_000, rel=0.01)
-    assert flops(known, **size) == pytest.approx(28_000)
+    assert at_size(known, lambda work: work.flops, **size) == pytest.approx(28_000)
 
 
 def test_growth_that_two_peaks_only_seem_to_lose_is_left_out() -> None:

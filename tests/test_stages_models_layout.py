@@ -15,12 +15,10 @@ from stages.models.processors.prepare import (
     load_processor,
     prepare,
     rebuild,
-    render,
     takes_videos,
-    whole,
 )
 from tests.clips import PROMPTS, clips
-from tests.processors import KINDS, plain_call, processor_folder
+from tests.processors import KINDS, plain_call, processor_folder, render, whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 ONE_SIZE = ("instructblipvideo", "perception_lm")

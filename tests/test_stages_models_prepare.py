@@ -16,13 +16,12 @@ from stages.models.processors.prepare import (
     load_processor,
     prepare,
     rebuild,
-    render,
     takes_videos,
     video_metadata,
 )
 from tests.clips import PROMPTS, clips, joint_inputs, without_pixels
 from tests.families import BUILDERS, checkpoint, hf
-from tests.processors import plain_call, processor_folder
+from tests.processors import plain_call, processor_folder, render
 
 
 def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:

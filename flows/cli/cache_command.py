@@ -2,15 +2,15 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 
 from artifacts.pack_object import verify
 from artifacts.store import open_store
 from artifacts.words import counted
+from flows.cli.last_words import say_failed
 from flows.cli.options import config_of
-from flows.console.display import Display, duration, failed_line, parse_size, printable, size
+from flows.console.display import Display, duration, parse_size, printable, size
 from flows.job.config import default_store
 from flows.upkeep.cache import Holding, holdings, sampling_text
 from flows.upkeep.cache_gc import Collection, collect
@@ -71,8 +71,7 @@ def verify_store(given: argparse.Namespace) -> int:
 def collect_store(given: argparse.Namespace) -> int:
     """Bring the store below a size; exit 1 when running jobs need more than that."""
     limit = parse_size(given.max)
-    store = open_store(given.store or default_store())
-    made = collect(store, limit, dry_run=given.dry_run)
+    made = collect(open_store(given.store or default_store()), limit, dry_run=given.dry_run)
     print("\n".join(lines_of(made, dry_run=given.dry_run)))
     return 0 if made.after <= limit else 1
 
@@ -103,10 +102,8 @@ def rebuild_features(given: argparse.Namespace) -> int:
         print(json.dumps({"event": "rebuild", **result.to_json()}))
         return result.exit_code
     for failure in result.failures:
-        if display.has_failed(failure.media_path):
-            continue
-        text = failed_line(failure.media_path, failure.message, failure.hint)
-        print(printable(text), file=sys.stderr)
+        if not display.has_failed(failure.media_path):
+            say_failed(failure)
     if given.dry_run:
         print("\n".join(map(printable, result.plan_lines())))
     if given.dry_run or not given.quiet:

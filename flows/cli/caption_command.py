@@ -8,10 +8,10 @@ import sys
 from dataclasses import asdict
 
 from artifacts.errors import PenstockError
-from flows.cli.last_words import UNFORESEEN
+from flows.cli.last_words import UNFORESEEN, say_failed
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
-from flows.console.display import Display, failed_line, printable
+from flows.console.display import Display, printable
 from flows.console.terminal import forget_terminal
 from flows.job.config import CaptionConfig
 from flows.results.run_result import RunResult
@@ -64,8 +64,7 @@ def report(result: RunResult, display: Display, *, quiet: bool) -> None:
     """The last words: what failed and was not told yet, what to read, where the captions are."""
     failures = [f for f in result.failures if not display.has_failed(f.media_path)]
     for failure in failures[:NAMED_FAILURES]:
-        text = failed_line(failure.media_path, failure.message, failure.hint)
-        print(printable(text), file=sys.stderr)
+        say_failed(failure)
     rest = len(failures) - NAMED_FAILURES
     if rest > 0:
         print(f"… and {rest} more in {result.out / 'failures.jsonl'}", file=sys.stderr)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import demo
+from demo.clips import write_clips
+from demo.scoring import read_truths, score_captions
 from flows.console.display import Display, duration, size
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.pipelines import STAGES
@@ -17,9 +19,6 @@ from flows.running.run import caption
 
 def demo_command(given: argparse.Namespace) -> int:
     """Caption the shipped clips and fresh ones; exit code of the run. Raises PenstockError."""
-    from demo.clips import write_clips
-    from demo.scoring import score_captions
-
     seed = secrets.randbelow(1 << 31) if given.seed is None else given.seed
     with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder:
         fresh = Path(folder, "clips")
@@ -58,13 +57,10 @@ def _captions(out: Path) -> dict[str, dict[str, str]]:
 
 
 def _print_dozen(said: dict[str, str]) -> None:
-    for line in (demo.CLIPS / "truth.jsonl").read_text(encoding="utf-8").splitlines():
-        truth = json.loads(line)
-        caption_text = said.get(truth["file"], "")
-        mark = "exact" if caption_text == truth["caption"] else "     "
-        print(
-            f"\n{truth['file']}  {mark}\n  truth    {truth['caption']}\n  caption  {caption_text}"
-        )
+    for truth in read_truths(demo.CLIPS / "truth.jsonl"):
+        caption_text = said.get(truth.file, "")
+        mark = "exact" if caption_text == truth.caption else "     "
+        print(f"\n{truth.file}  {mark}\n  truth    {truth.caption}\n  caption  {caption_text}")
 
 
 def _print_stages(record: dict[str, Any]) -> None:

@@ -9,7 +9,9 @@ import traceback
 from importlib.metadata import version
 from pathlib import Path
 
+from artifacts.captions import Failure
 from artifacts.errors import redacted
+from flows.console.display import failed_line, printable
 from flows.console.terminal import outliving_the_terminal
 from flows.job.config import user_cache
 
@@ -23,6 +25,12 @@ def say(text: str) -> None:
     """One line, even where nobody reads it any more."""
     with outliving_the_terminal():
         print(f"penstock: {text}", file=sys.stderr, flush=True)
+
+
+def say_failed(failure: Failure) -> None:
+    """One line of a file that failed."""
+    text = failed_line(failure.media_path, failure.message, failure.hint)
+    print(printable(text), file=sys.stderr)
 
 
 def unforeseen(error: BaseException) -> int:

@@ -12,8 +12,9 @@ from flows.job.config import CaptionConfig
 from flows.job.models import find_checkpoint
 from flows.planning.outline import Outline, read_outline
 from flows.planning.training.changes import changes
-from flows.planning.training.estimate import RANK, Method, TrainEstimate, Training, train_estimate
+from flows.planning.training.estimate import RANK, train_estimate
 from flows.planning.training.optimizers import OPTIMIZERS
+from flows.planning.training.terms import Method, TrainEstimate, Training
 
 UNSAID = {"checkpointing": False, "zero": 0, "gpus": 1, "optimizer": "mixed", "max_length": 2048}
 """Options of fine-tuning → what they are when they are not given."""
@@ -50,8 +51,7 @@ def train_plan(given: argparse.Namespace) -> int:
     """Print what fine-tuning would take of each GPU. Raises PenstockError."""
     training = training_of(given)
     config = CaptionConfig(sources=(), model=given.model, revision=given.revision)
-    display = Display(quiet=given.json)
-    checkpoint = find_checkpoint(config, display.say)
+    checkpoint = find_checkpoint(config, Display(quiet=given.json).say)
     outline = read_outline(checkpoint)
     estimate = train_estimate(outline, training)
     limit = parse_size(given.memory) if given.memory else estimate.peak_bytes

@@ -146,7 +146,7 @@ class Display:
             now = time.monotonic()
             if self._moving and now - self._shown >= REDRAW_SECONDS:
                 self._shown = now
-                self._draw()
+                self._put(f"\r\x1b[K{self._text()}")
             elif self._plain and now - self._shown >= LINE_SECONDS:
                 self._shown = now
                 self._line(self._text())
@@ -160,9 +160,6 @@ class Display:
             left = max(0, self._total - self._done) / rate
             text += f"  {rate:.1f}/s  {duration(left)} left"
         return text
-
-    def _draw(self) -> None:
-        self._put(f"\r\x1b[K{self._text()}")
 
     def _clear(self) -> None:
         if self._moving:

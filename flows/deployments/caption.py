@@ -4,13 +4,9 @@ nothing about the sequence, which is the plain command's."""
 import os
 import threading
 
-# Before the first import of Prefect, which reads them once.
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-# What scripts/prepare_pool.py reckons with; Prefect's own 180 s is too long to wait for four times.
-os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
-# Of a command; in a deployment, Prefect was imported already. Each try waits twice as long as the
-# one before, and how long the run waits is decided in flows/deployments/patience.py.
+# Before the first import of Prefect, of a command; in a deployment, Prefect was imported already.
+# Each try waits twice as long as the one before, and how long the run waits is decided in
+# flows/deployments/patience.py.
 os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")
 
 from contextvars import ContextVar
@@ -38,6 +34,7 @@ from flows.job.prepare import NothingToCaption
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from flows.running.stopping import stopped_in_order
+from flows.upkeep.rebuild_run import RebuildResult
 from stages.process.events import Event, Item, Total
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
@@ -74,8 +71,7 @@ def tighten(schema: dict[str, Any]) -> None:
         fields[name]["anyOf"][0]["enum"] = list(PRECISIONS)
     fields["prompt"]["anyOf"][0]["pattern"] = r"\S"
     for name in ABOVE_ZERO:
-        number = fields[name].get("anyOf", [fields[name]])[0]
-        number["exclusiveMinimum"] = 0
+        fields[name].get("anyOf", [fields[name]])[0]["exclusiveMinimum"] = 0
 
 
 with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True, json_schema_extra=tighten))(
@@ -104,12 +100,26 @@ def caption_videos(config: CaptionConfig) -> State[Any]:
         raise
     if caller:
         caller.result = result
+    row = {"files": result.files, "captions": result.captions, "folder": plain(str(result.out))}
+    hint = f"Read {result.out / 'failures.jsonl'}"
+    return ended(result, row, TABLE, page, nothing_hint="" if result.captions else hint)
+
+
+def ended(
+    result: RunResult | RebuildResult,
+    row: dict[str, Any],
+    key: str,
+    page: RunPage,
+    *,
+    nothing_hint: str,
+) -> State[Any]:
+    """How a flow ends that no error ended: with a table of what failed, or of the `row`. Where
+    nothing was made because all failed, `nothing_hint` says what to read."""
     await_server()
     page.end()
-    done = {"files": result.files, "captions": result.captions, "folder": plain(str(result.out))}
-    show(table(result.failures) or [done], result.line(), TABLE)
-    if result.failures and not result.captions:
-        nothing = UsageError(result.line(), hint=f"Read {result.out / 'failures.jsonl'}")
+    show(table(result.failures) or [row], result.line(), key)
+    if result.failures and nothing_hint:
+        nothing = UsageError(result.line(), hint=nothing_hint)
         return Failed(message=printable(str(nothing)), data=nothing)
     return Completed(message=printable(result.line()))
 

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
@@ -25,11 +24,9 @@ FAREWELL_SECONDS = 20.0
 ASK_SECONDS = 1.0
 
 
-@contextlib.contextmanager
-def impatient() -> Iterator[None]:
+def impatient() -> contextlib.AbstractContextManager[object]:
     """Calls of Prefect's client within are tried once."""
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-        yield
+    return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
 
 
 def await_server() -> bool:

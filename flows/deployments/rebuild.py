@@ -1,21 +1,16 @@
 """The rebuild of stored features as a Prefect flow; decides nothing about it, which is the plain
 command's."""
 
-# First, because it tells Prefect before Prefect is imported what not to report.
-from flows.deployments.caption import PrefectLauncher, ended_by
-
-# isort: split
 from typing import Any
 
 from prefect import State, flow, get_run_logger
-from prefect.states import Completed, Failed
 
-from artifacts.errors import PenstockError, UsageError
-from flows.console.display import Display, printable
+from artifacts.errors import PenstockError
+from flows.console.display import Display
+from flows.deployments.caption import PrefectLauncher, ended, ended_by
 from flows.deployments.confine import confine
 from flows.deployments.page import RunPage
-from flows.deployments.patience import await_server
-from flows.deployments.view import RunLog, show, table
+from flows.deployments.view import RunLog
 from flows.job.config import CaptionConfig
 from flows.upkeep.rebuild_run import RebuildOptions, rebuild
 
@@ -48,10 +43,5 @@ def rebuild_features(
     if dry_run:
         for line in result.plan_lines():
             display.say(line)
-    await_server()
-    page.end()
-    show(table(result.failures) or [result.row()], result.line(), TABLE)
-    if result.failures and not result.files:
-        nothing = UsageError(result.line(), hint="The table of the run says why of each file")
-        return Failed(message=printable(str(nothing)), data=nothing)
-    return Completed(message=printable(result.line()))
+    hint = "" if result.files else "The table of the run says why of each file"
+    return ended(result, result.row(), TABLE, page, nothing_hint=hint)

@@ -6,13 +6,6 @@ Interrupted (its stage was killed too often). What it finished lies in the store
 it again does what is missing.
 """
 
-import os
-
-# Before the first import of Prefect, which reads them once.
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
-
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -149,8 +149,7 @@ def quiet_console(say: Callable[[str], None]) -> None:
     for handler in console_handlers():
         handler.setLevel(logging.CRITICAL + 1)
     # Its threads write past the console, a line for every event that was not taken.
-    threads = logging.getLogger("prefect._internal")
-    threads.handlers = [Missed(say)]
+    logging.getLogger("prefect._internal").handlers = [Missed(say)]
     logging.raiseExceptions = False  # what it asks before it says that a line was not taken
 
 

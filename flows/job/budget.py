@@ -130,8 +130,7 @@ class WithinBudget:
 
 def held_by(others: Mapping[str, int]) -> str:
     """Who has how much, to be put behind something."""
-    largest = list(others.items())[:NAMED]
-    found = ", ".join(f"{who} has {gib(held)}" for who, held in largest)
+    found = ", ".join(f"{who} has {gib(held)}" for who, held in [*others.items()][:NAMED])
     return f": {found}" if found else ""
 
 

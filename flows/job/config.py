@@ -112,8 +112,9 @@ class CaptionConfig:
         for name in ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                option = name.replace("_", "-")
-                raise UsageError(f"--{option} is {value}", hint="Give a number above 0")
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is {value}", hint="Give a number above 0"
+                )
         for name in ("precision", "vision_precision", "language_precision"):
             value = getattr(self, name)
             if value is not None and value not in PRECISIONS:

@@ -55,15 +55,13 @@ def read_card(
     shelf = Shelf(store, "cards", digest_of(["cards", DESCRIBE_RECIPE, version("transformers")]))
     if key in shelf:
         return ModelCard.from_json(shelf.meta(key))
-    of_hub = checkpoint.commit is not None
-    arguments = {
-        "model": checkpoint.name if of_hub else str(checkpoint.folder),
-        "revision": checkpoint.commit,
-        "trust_remote_code": config.trust_remote_code,
-    }
     call = StageCall(
         name="describe",
-        arguments=arguments,
+        arguments={
+            "model": checkpoint.name if checkpoint.commit else str(checkpoint.folder),
+            "revision": checkpoint.commit,
+            "trust_remote_code": config.trust_remote_code,
+        },
         device="cpu",
         # Beside the store, because a plan has no folder of outputs.
         log=store.local / "logs" / "describe.log",
@@ -105,7 +103,7 @@ def _stated(checkpoint: Checkpoint) -> list[Any]:
     their sizes and dates."""
     if checkpoint.weights:
         return [[file.name, file.size, file.digest] for file in checkpoint.weights]
-    files = weight_files(checkpoint.folder)
+    files = sorted(p for p in checkpoint.folder.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)
     return [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
 
 
@@ -148,7 +146,3 @@ def own_code(folder: Path, *, trusted: bool) -> list[str]:
         return []
     named = any(b'"auto_map"' in path.read_bytes() for path in folder.glob("*config.json"))
     return ["its own code"] if named else []
-
-
-def weight_files(folder: Path) -> Iterable[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)

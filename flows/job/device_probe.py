@@ -86,8 +86,12 @@ def try_device(device: str) -> dict[str, Any]:
 
 def _tried(device: str) -> dict[str, Any]:
     with TemporaryDirectory(prefix="penstock-probe-") as folder:
-        log = Path(folder) / "probe.log"
-        call = StageCall(name="probe", arguments={"device": device}, device=device, log=log)
+        call = StageCall(
+            name="probe",
+            arguments={"device": device},
+            device=device,
+            log=Path(folder, "probe.log"),
+        )
         found: dict[str, Any] = run_to_end(DirectLauncher(lambda *_: None), call).notes["gpu"]
         return found
 

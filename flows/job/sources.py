@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 from artifacts.captions import Failure
@@ -190,17 +191,15 @@ def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> I
                 continue
             entered.add((found.st_dev, found.st_ino))
             with os.scandir(place) as entries:
-                seen = sorted((e for e in entries if not e.name.startswith(".")), key=_name)
+                seen = sorted(
+                    (e for e in entries if not e.name.startswith(".")), key=attrgetter("name")
+                )
         except OSError as error:
             unread(error)
             continue
         yield from (os.path.join(inside, e.name) for e in seen if not _is_folder(e))
         folders = [os.path.join(inside, e.name) for e in seen if _is_folder(e)]
         left += reversed(folders) if recursive else []
-
-
-def _name(entry: "os.DirEntry[str]") -> str:
-    return entry.name
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

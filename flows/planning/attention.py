@@ -7,7 +7,7 @@ from flows.job.precision import PartSettings, no_bfloat16
 from flows.planning.estimate import Term
 from flows.planning.loads import Load
 from stages.models.card import PartCard
-from stages.models.footprint import mask_bytes, scores_bytes
+from stages.models.footprint import at_size
 from stages.process.device import device_capability
 
 
@@ -18,11 +18,15 @@ def attention_terms(
     if not device.startswith("cuda"):
         return
     if settings.dtype == "bfloat16" and no_bfloat16(device):
-        scores = scores_bytes(half.works, kind=load.kind, rows=rows, units=units)
+        scores = at_size(
+            half.works, lambda w: w.scores_bytes, kind=load.kind, rows=rows, units=units
+        )
         gpu = "compute capability {}.{}".format(*device_capability(device))
         why = f"scores of all pairs of tokens, in 32 bit: {gpu} has no fused attention in bf16"
         yield Term(part="workspace", bytes=scores, why=why)
-    elif masks := mask_bytes(half.works, kind=load.kind, rows=rows, units=units):
+    elif masks := at_size(
+        half.works, lambda w: w.mask_bytes, kind=load.kind, rows=rows, units=units
+    ):
         # A fused kernel takes no booleans, and rows of a multiple of 16 numbers.
         why = "masks of a batch, once as numbers and once with longer rows"
         yield Term(part="workspace", bytes=masks, why=why)

@@ -74,11 +74,10 @@ class StageEstimate:
         parts = {f"{part}_bytes": total(part) for part in ("weight", "activation", "kv")}
         parts |= {"workspace_bytes": total("workspace"), "context_bytes": total("context")}
         host = total("host") if device.startswith("cuda") else sum(parts.values())
-        made = tuple(terms)
         return cls(
             rung=rung,
             host_bytes=host,
-            terms=made,
+            terms=tuple(terms),
             load=load,
             flops=flops,
             by_dimensions=by_dimensions,

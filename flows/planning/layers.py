@@ -5,7 +5,7 @@ it with runs on tensors without data. Four rows of a tower's width live beside w
 the input of the tower, the residual stream before and after attention, and its normalised copy.
 Inside one lives either what attention or what the MLP makes. Fused attention keeps no scores."""
 
-from flows.planning.outline import Tower
+from flows.planning.towers import Tower
 
 STREAM_ROWS = 4
 """Of a tower's width, beside what one layer makes."""

@@ -122,14 +122,17 @@ def find_machine(device: str) -> Known:
 def measure(device: str, store: Path, launcher: Launcher) -> Machine:
     """Measure this machine in a process of its own, and keep it. Raises PenstockError."""
     load = os.getloadavg()[0] / cores()
-    arguments = {
-        "device": device,
-        "folder": str(store),
-        "seconds": SECONDS,
-        "companion": _companion(device),
-    }
-    log = store / "logs" / "measure.log"
-    call = StageCall(name="measure", arguments=arguments, device=device, log=log)
+    call = StageCall(
+        name="measure",
+        arguments={
+            "device": device,
+            "folder": str(store),
+            "seconds": SECONDS,
+            "companion": _companion(device),
+        },
+        device=device,
+        log=store / "logs" / "measure.log",
+    )
     found: dict[str, Any] = run_to_end(launcher, call).notes["machine"]
     here = _identity(device)
     value = {**here, **found, "load": round(load, 2), "measured": now()}

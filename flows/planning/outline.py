@@ -6,20 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
-from flows.planning.stacks import Attention, Mlp, Stack, attention_of, mlp_of, roots_of, stacks_of
+from flows.planning.stacks import Stack, roots_of, stacks_of
+from flows.planning.towers import POSITIONS, Tower, tower_of
 from stages.models.hub.checkpoint import JSON_BYTES, Checkpoint
 from stages.models.hub.headers import Header, read_headers
 
-LAYERS = ("num_hidden_layers", "depth", "num_layers", "n_layer", "n_layers", "layers")
-HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "attention_heads")
-POSITIONS = "pos"
-"""What the name of a table of positions holds."""
-PLAIN = ("gelu", "relu", "silu", "gelu_pytorch_tanh")
-"""Nonlinearities that are computed in one step."""
 TABLES = ("embed", "wte", "shared")
 """What the name of a table of words holds, one of these."""
 WRITES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
@@ -29,67 +24,13 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tower:
-    """Equal layers one after another, with what belongs to them."""
-
-    path: str
-    """Where its layers are."""
-    kind: Literal["vision", "text", "other"]
-    layers: int
-    layer_parameters: int
-    linear_parameters: int
-    """Of those of one layer, what stands in matrices: what int8 and nf4 take and LoRA adapts."""
-    matrices: tuple[tuple[int, int], ...]
-    """Rows and columns of the matrices of one layer."""
-    parameters: int
-    """Of the layers and of what surrounds them."""
-    attention: Attention
-    mlp: Mlp
-    heads: int
-    width: int
-    shifts: bool
-    """Whether its norms have a bias."""
-    mixed: bool = False
-    """Whether its layers hold experts of which a token sees a few."""
-    plain: bool = False
-    """Whether its nonlinearity is told to be one step."""
-    patch: int = 0
-    """Pixels of a patch's side; 0 for what sees no pixels."""
-    frames_a_patch: int = 1
-    positions: int = 0
-    """Tokens of one image inside the tower; 0 where they follow from the image's size."""
-    image_size: int = 0
-    """Pixels of an image's side; 0 where any goes."""
-    merge: int = 1
-    """How many of its tokens become one of the language half's, along one side."""
-    added: int = 0
-    """Tokens put around those of an image."""
-
-    def tokens_of(self, edge: int) -> int:
-        """Tokens inside the tower for a square image of so many pixels a side."""
-        return self.positions or max(1, edge // max(1, self.patch)) ** 2
-
-    def handed_over(self, edge: int) -> int:
-        """Tokens of such an image in a prompt."""
-        patches = self.tokens_of(edge)
-        grid = math.isqrt(patches)  # without the class token
-        return (grid // self.merge) ** 2 + self.added
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Outline:
     """A checkpoint known by its dimensions."""
 
     towers: tuple[Tower, ...]
     parameters: int
-    connector_parameters: int
-    """Of what belongs to no tower, which goes with the vision half."""
     vocabulary: int
     """Rows of the table of words; 0 where there is none."""
-    embedding_parameters: int
-    """Of that table, and of the head where it is a table of its own."""
-    tied: bool
-    """Whether the head is that table."""
     writes: bool
     """Whether it writes text."""
     dtype: str
@@ -151,21 +92,16 @@ def _outline(config: dict[str, Any], headers: Sequence[Header], stacks: list[Sta
     towers = []
     for stack in stacks:
         mine = [h for h, owner in zip(headers, owners, strict=True) if owner is stack]
-        towers.append(_tower(config, stack, mine, is_text=stack is writer))
-    total = sum(counts)
+        towers.append(tower_of(config, stack, mine, is_text=stack is writer))
     classes = config.get("architectures") or [""]
     dtypes: dict[str, int] = {}
     for header, count in zip(headers, counts, strict=True):
         dtypes[header.dtype] = dtypes.get(header.dtype, 0) + count
-    head = len(tables) > 1
     return Outline(
         towers=tuple(towers),
-        parameters=total,
-        connector_parameters=total - sum(tower.parameters for tower in towers),
+        parameters=sum(counts),
         vocabulary=embedding.shape[0] if embedding else 0,
-        embedding_parameters=sum(math.prod(h.shape) for h in tables),
-        tied=bool(tables) and not head,
-        writes=head or str(classes[0]).endswith(WRITES),
+        writes=len(tables) > 1 or str(classes[0]).endswith(WRITES),
         dtype=FLOATS.get(max(dtypes, key=lambda name: dtypes[name]), "float32"),
     )
 
@@ -206,61 +142,3 @@ def _owner(header: Header, stacks: Sequence[Stack], roots: dict[str, str]) -> St
         return own, len(roots[stack.path]), stack.width in header.shape[:1]
 
     return max(inside, key=nearness, default=None)
-
-
-def _tower(config: dict[str, Any], stack: Stack, mine: Sequence[Header], is_text: bool) -> Tower:
-    told, sees = _told(config, stack)
-    pixels = next((h for h in mine if len(h.shape) in (4, 5) and h.shape[1] in (1, 3)), None)
-    table = next(
-        (h for h in mine if POSITIONS in h.name and len(h.shape) == 2 and not is_text), None
-    )
-    attention = attention_of(stack)
-    heads = next((int(told[key]) for key in HEADS if key in told), 0)
-    merges = [h.shape[-1] for h in mine if len(h.shape) == 4 and h is not pixels]
-    added = [h for h in mine if len(h.shape) == 3 and h.shape[:2] == (1, 1)]
-    return Tower(
-        path=stack.path,
-        kind="text" if is_text else ("vision" if sees or pixels is not None else "other"),
-        layers=stack.layers,
-        layer_parameters=stack.parameters,
-        linear_parameters=sum(rows * columns for rows, columns in stack.matrices.values()),
-        matrices=tuple(stack.matrices.values()),
-        parameters=sum(math.prod(header.shape) for header in mine),
-        attention=attention,
-        mlp=mlp_of(stack),
-        heads=heads or max(1, attention.query_width // 64),
-        width=stack.width,
-        shifts=stack.shifts,
-        mixed=stack.mixed,
-        plain=told.get("hidden_act") in PLAIN,
-        patch=pixels.shape[-1] if pixels is not None else _side(told.get("patch_size")),
-        frames_a_patch=pixels.shape[2] if pixels is not None and len(pixels.shape) == 5 else 1,
-        positions=table.shape[0] if table is not None else 0,
-        image_size=_side(told.get("image_size")),
-        merge=int(told.get("spatial_merge_size", 0) or (merges[0] if merges else 1)),
-        added=len(added),
-    )
-
-
-def _side(told: Any) -> int:
-    """Of a size that is a number or two."""
-    first = told[0] if isinstance(told, list) and told else told
-    return first if isinstance(first, int) else 0
-
-
-def _told(config: dict[str, Any], stack: Stack) -> tuple[dict[str, Any], bool]:
-    """The part of a configuration that states as many layers of that width, and whether it is of
-    vision; of several, one that is as the path says."""
-    parts = [(config, False)]
-    for part, sees in parts:
-        for name, value in part.items():
-            if isinstance(value, dict):
-                parts.append((value, sees or name.startswith("vis")))
-    fitting = [
-        (part, sees)
-        for part, sees in parts
-        if stack.width in part.values()
-        and next((part[key] for key in LAYERS if key in part), None) == stack.layers
-    ]
-    seen = "vis" in stack.path
-    return max(fitting, key=lambda found: found[1] == seen, default=({}, False))

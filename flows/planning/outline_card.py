@@ -1,7 +1,6 @@
 """A card made from a checkpoint's dimensions, so that what no class is known for is planned like
 everything else; what it says of computing are formulas of dimensions."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,6 @@ from artifacts.schema import FrameFit
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import settle
-from flows.pipelines import CAPTION
-from flows.planning.costs import estimate
-from flows.planning.estimate import StageEstimate
 from flows.planning.layers import (
     attention_bytes,
     logits_bytes,
@@ -21,9 +17,9 @@ from flows.planning.layers import (
     pass_flops,
     step_flops,
 )
-from flows.planning.loads import PIXEL_BYTES, PROBED_EDGE, STANDARD_CHUNKS, Load
-from flows.planning.outline import Outline, Tower
-from flows.planning.rungs import Rung
+from flows.planning.loads import PIXEL_BYTES, PROBED_EDGE
+from flows.planning.outline import Outline
+from flows.planning.towers import Tower
 from stages.models.card import ModelCard, PartCard, SamplingCard
 from stages.models.footprint import ITEM_BYTES, BatchCost
 from stages.models.hub.checkpoint import Checkpoint
@@ -150,7 +146,6 @@ def decoder_works(outline: Outline, *, fused: bool) -> tuple[BatchCost, ...]:
             cache = 2 * tower.layers * tower.attention.key_width * each * rows * tokens
             computed = pass_bytes(tower, rows, tokens, each, fused=fused)
             logits = logits_bytes(outline.vocabulary, rows, each)
-            step = step_flops(tower, outline.vocabulary, rows)
             found.append(
                 BatchCost(
                     kind="image",
@@ -161,7 +156,7 @@ def decoder_works(outline: Outline, *, fused: bool) -> tuple[BatchCost, ...]:
                     # Read in pieces, attention is what takes most.
                     mlp_bytes=rows * tokens * more_of_mlp,
                     flops=pass_flops(tower, rows, tokens),
-                    step_flops=step,
+                    step_flops=step_flops(tower, outline.vocabulary, rows),
                 )
             )
     return tuple(found)
@@ -188,40 +183,3 @@ def outline_model(
         digests=dict.fromkeys(card.parts, ""),
         settings=settle(config, card, device),
     )
-
-
-def outline_estimates(
-    model: Model,
-    *,
-    rows: int,
-    frames: int,
-    tokens: int,
-    new_tokens: int,
-    device: str = "cuda:0",
-    rungs: Sequence[Rung] = (),
-) -> list[StageEstimate]:
-    """What encoding and, where it writes, decoding take, of `rows` chunks of so many frames with
-    `tokens` of text about them."""
-    card = model.card
-    load = Load(
-        kind="image",
-        chunks=STANDARD_CHUNKS,
-        frames=frames,
-        stored=(_side(card), _side(card)),
-        shown=(_side(card), _side(card)),
-        units=frames * card.image_pixel_bytes // PIXEL_BYTES,
-        tokens=frames * card.image_tokens + tokens,
-        text_tokens=tokens,
-        feature_bytes=frames * model.feature_bytes("image"),
-    )
-    if not rungs:
-        rungs = [
-            Rung(stage=stage.name, batch=rows)
-            for stage in CAPTION
-            if stage.part and card.parts[stage.part].parameters
-        ]
-    return [estimate(model, rung, [load], device, new_tokens) for rung in rungs]
-
-
-def _side(card: ModelCard) -> int:
-    return math.isqrt(card.image_pixel_bytes // (3 * PIXEL_BYTES))

@@ -37,7 +37,10 @@ def plan_lines(plan: Plan) -> list[str]:
         for name, half in told["halves"].items()
         if half["parameters"]
     ]
-    lines += list(_of_media(plan, told)) if plan.job else [_assumed(plan)]
+    if plan.job:
+        lines += _of_media(told)
+    else:
+        lines.append(f"assumed     no SOURCES are given: {plan.question.loads[0].line()}")
     lines += [*memory_lines(plan), *_costs(plan)]
     lines += [f"note        {note}" for note in told["notes"]]
     if plan.job and told["failed"]:
@@ -56,7 +59,9 @@ def verdict(plan: Plan) -> Iterator[str]:
         return
     doubtful = [stage for stage, choice in plan.choices.items() if not choice.fits]
     most = max((c.taken for c in plan.choices.values()), key=lambda e: e.peak_bytes)
-    peak = f"{most.rung.stage} takes most, {gib(most.peak_bytes)} of {_allowed(plan)}"
+    peak = (
+        f"{most.rung.stage} takes most, {gib(most.peak_bytes)} of {gib(plan.budget.bytes)} allowed"
+    )
     if doubtful:
         yield f"may not fit: the largest chunks in {' and '.join(doubtful)}; {peak}"
         return
@@ -121,7 +126,7 @@ def _cells(name: str, cells: list[str]) -> str:
     return f"  {name:17s}" + "".join(f"{cell:>8s}" for cell in cells)
 
 
-def _of_media(plan: Plan, told: dict[str, Any]) -> Iterator[str]:
+def _of_media(told: dict[str, Any]) -> Iterator[str]:
     if told["fetch_bytes"]:
         yield f"download    {size(told['fetch_bytes'])} of weights"
     shots = f", if shots take {SHOT_SECONDS:.0f} s" if told["sampling"]["shots"] else ""
@@ -139,15 +144,6 @@ def _of_media(plan: Plan, told: dict[str, Any]) -> Iterator[str]:
     yield f"done        {done if told['weights_read'] else 'unknown until a run reads the weights'}"
     if told["time"]:
         yield f"time        {told['time']}"
-
-
-def _assumed(plan: Plan) -> str:
-    load = plan.question.loads[0]
-    return f"assumed     no SOURCES are given: {load.line()}"
-
-
-def _allowed(plan: Plan) -> str:
-    return f"{gib(plan.budget.bytes)} allowed"
 
 
 def _allowed_why(plan: Plan) -> str:

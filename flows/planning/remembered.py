@@ -37,8 +37,7 @@ class Remembered:
 
     def keep(self, rung: Rung) -> None:
         """A stage fits on this rung, and did not on better ones."""
-        scope = self._scopes[rung.stage]
-        shelf = Shelf(self._store, KIND, scope)
+        shelf = Shelf(self._store, KIND, self._scopes[rung.stage])
         before = [key for key, meta in self._metas(rung.stage).items() if self._counts(meta)]
         meta = {"rung": rung.to_json(), "budget": self._budget, "time": round(time.time())}
         key = digest_of(meta)

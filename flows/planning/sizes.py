@@ -67,7 +67,7 @@ def estimates(job: Job) -> list[Estimate]:
     unknown = [m for m in media if job.ledger.index(m) is None and job.ledger.failure(m) is None]
     groups = [unknown[at : at + READ_TOGETHER] for at in range(0, len(unknown), READ_TOGETHER)]
     with ThreadPoolExecutor(cores()) as pool:
-        read = chain.from_iterable(pool.map(_headers, groups))
+        read = chain.from_iterable(pool.map(lambda group: [*map(_header, group)], groups))
         headers = dict(zip((m.digest for m in unknown), read, strict=True))
     return [_estimate(job, m, headers.get(m.digest)) for m in media]
 
@@ -177,10 +177,6 @@ class _Header:
     """Height and width."""
     rate: float = 0.0
     """Frames a second; 0 of a picture."""
-
-
-def _headers(media: Sequence[Medium]) -> list[_Header]:
-    return [_header(medium) for medium in media]
 
 
 def _header(medium: Medium) -> _Header:

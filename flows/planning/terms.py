@@ -78,8 +78,7 @@ def cache(rung: Rung, whole: int, half: PartCard, why: str) -> Iterator[Term]:
     layers = max(1, half.layers)
     if rung.kv == "offloaded":
         here = math.ceil(whole * min(1.0, KV_LAYERS_HERE / layers))
-        told = f"{KV_LAYERS_HERE} of {layers} layers of {why}"
-        yield Term(part="kv", bytes=here, why=told)
+        yield Term(part="kv", bytes=here, why=f"{KV_LAYERS_HERE} of {layers} layers of {why}")
         pinned = 2 * layers * power_of_two(math.ceil(whole / (2 * layers)))
         yield Term(part="host", bytes=pinned, why=f"{why}, pinned: each a power of two")
     elif rung.kv == "quantized":
@@ -94,9 +93,8 @@ def cache(rung: Rung, whole: int, half: PartCard, why: str) -> Iterator[Term]:
 def around(rung: Rung, terms: Sequence[Term], device: str, ahead: Term) -> Iterator[Term]:
     """What is needed beside weights and what is computed with."""
     computing = sum(term.bytes for term in terms if term.part == "activation")
-    back = math.ceil(HELD_BACK * computing)
     why = f"{HELD_BACK:.0%} of what is computed with, held back by the allocator"
-    yield Term(part="workspace", bytes=back, why=why)
+    yield Term(part="workspace", bytes=math.ceil(HELD_BACK * computing), why=why)
     if device.startswith("cuda"):
         yield Term(part="workspace", bytes=GPU_WORKSPACE_BYTES, why="scratch of cuBLAS")
         yield Term(

@@ -9,10 +9,9 @@ from stages.models.card import ModelCard, PartCard
 from stages.models.footprint import (
     ITEM_BYTES,
     BatchCost,
-    flops,
+    at_size,
     kept_bytes,
     peak_bytes,
-    step_flops,
     waiting_bytes,
 )
 
@@ -67,8 +66,8 @@ def expected(
         peak_bytes=peak,
         kept_bytes=kept_bytes(works, kind=kind, rows=rows, units=units + new, item_bytes=each),
         waiting_bytes=waiting_bytes(works, kind=kind, rows=rows, units=units, item_bytes=each),
-        flops=flops(works, kind=kind, rows=rows, units=units),
-        step_flops=step_flops(works, kind=kind, rows=rows, units=units),
+        flops=at_size(works, lambda w: w.flops, kind=kind, rows=rows, units=units),
+        step_flops=at_size(works, lambda w: w.step_flops, kind=kind, rows=rows, units=units),
         known=True,
     )
 

@@ -11,17 +11,8 @@ from typing import Any
 from artifacts.captions import Caption
 from artifacts.errors import CannotFit, Killed, StageDied
 from artifacts.files import HALF
-from artifacts.shards import (
-    DATASET,
-    SHARD_BYTES,
-    Media,
-    Sample,
-    kept_shards,
-    media_suffix,
-    read_index,
-    sample_key,
-    write_shards,
-)
+from artifacts.samples import Media, Sample, media_suffix, sample_key
+from artifacts.shards import DATASET, SHARD_BYTES, kept_shards, read_index, write_shards
 from artifacts.stamps import Stamp
 from artifacts.store import fault_of
 from flows.job.launch import KILLS, Launcher, StageCall
@@ -41,8 +32,6 @@ class SampleSource:
 
     sample: Sample
     file: Path
-    start: float
-    end: float
     whole: bool
     """Whether the file's own bytes are the sample's media."""
     stamp: Stamp | None
@@ -103,8 +92,6 @@ def _items_of(
             SampleSource(
                 sample=sample,
                 file=file.path,
-                start=row.start,
-                end=row.end,
                 whole=whole,
                 stamp=medium.stamp,
             )
@@ -188,14 +175,18 @@ class Cutter:
             {
                 "path": str(item.file),
                 "name": item.sample.key,
-                "start": item.start,
-                "end": item.end,
+                "start": item.sample.row.start,
+                "end": item.sample.row.end,
                 "stamp": item.stamp,
             }
             for item in items
         ]
-        arguments = {"folder": str(self._folder), "cuts": cuts}
-        call = StageCall(name="cut", arguments=arguments, device="cpu", log=self._log)
+        call = StageCall(
+            name="cut",
+            arguments={"folder": str(self._folder), "cuts": cuts},
+            device="cpu",
+            log=self._log,
+        )
         running = self._launcher.start(call)
         try:
             told = running.wait().notes

@@ -134,8 +134,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((deep >> (8 if deep.max(initial=0) > 255 else 0)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        page = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(page, image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     image.load()
     return image if image.mode == "RGB" else image.convert("RGB")
 

@@ -9,7 +9,6 @@ the number of threads, because of how FFmpeg conceals what is missing.
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
 from pathlib import Path
 
 from av.video.frame import VideoFrame
@@ -45,8 +44,8 @@ class Reader:
     def want(self, ticks: "array[int]") -> None:
         """Say which frames will be asked for, ascending, so that others can be left undecoded."""
         if self._asked:
-            self.decoder.route = None
-            self._restart()
+            self.decoder.route = self._next = self._before = None
+            self.decoder.restart()
         self._asked = True
         if self.timeline.demuxed:
             decoder = self.decoder
@@ -87,10 +86,6 @@ class Reader:
                 self._next = (self.timeline.start - 1 if ticks is None else ticks, frame)
         return self._next
 
-    def _restart(self) -> None:
-        self._next = self._before = None
-        self.decoder.restart()
-
     def _learn(self) -> tuple[Timeline, VideoFrame]:
         decoder = self.decoder
         timeline = survey(decoder.survey_packets(), decoder.container, decoder.stream)
@@ -109,11 +104,7 @@ class Reader:
         # The packets' times are missing, or are not those of the frames in them.
         decoder.jumps, decoder.disbelieved = (), frozenset()
         decoder.restart()
-        timeline = watch(self._all(), decoder.container, decoder.stream)
+        timeline = watch(iter(decoder.pull, None), decoder.container, decoder.stream)
         decoder.restart()
         decoder.bad_packets = 0
         return timeline.believable(), first
-
-    def _all(self) -> Iterator[VideoFrame]:
-        while (frame := self.decoder.pull()) is not None:
-            yield frame

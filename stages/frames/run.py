@@ -6,7 +6,6 @@ the memory there is, however long the videos and however slow the disk.
 """
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,8 +28,6 @@ from stages.frames.watchdog import Watchdog
 from stages.process.cgroup import cores
 from stages.process.job import job_of
 from stages.process.report import Report
-
-log = logging.getLogger(__name__)
 
 PACK_RECORDS = 64
 """At most so many pictures are stored together."""
@@ -127,16 +124,14 @@ class Cutting:
         if self.stop.is_set():
             return
         with self._at([medium]) as mine:
-            for one in mine:
-                self._cut_video(one)
-
-    def _cut_video(self, medium: MediumToCut) -> None:
-        with self.shelves.failing(medium), Video(medium.path, threads=self._threads) as video:
-            medium.check()
-            if self.sampling.shots and medium.digest not in self.shelves.media:
-                self._cut_shots(medium, video)
-            else:
-                self._cut_chunks(medium, video)
+            if not mine:
+                return
+            with self.shelves.failing(medium), Video(medium.path, threads=self._threads) as video:
+                medium.check()
+                if self.sampling.shots and medium.digest not in self.shelves.media:
+                    self._cut_shots(medium, video)
+                else:
+                    self._cut_chunks(medium, video)
 
     def _cut_chunks(self, medium: MediumToCut, video: Video) -> None:
         plans = self._plans(medium, video)
@@ -172,15 +167,19 @@ class Cutting:
         done = [self._known(medium, video, at) for at in self._first_stored(medium)]
         known = {chunk.index: chunk for chunk in done}
         for chunk in video.shots(self.sampling, self.fit, after=done):
-            with self._lock:
-                self._items[medium.digest] = chunk.index.index + 1 - len(done)
-                self.report.total(sum(self._items.values()))
+            self._expect(medium, chunk.index.index + 1 - len(done))
             self._store(medium, chunk)
             known[chunk.index.index] = chunk.index
             del chunk
             if self.stop.is_set():
                 return
         self._end(medium, video, known)
+
+    def _expect(self, medium: MediumToCut, items: int) -> None:
+        """Tell how many items there will be, now that so many of a medium are known."""
+        with self._lock:
+            self._items[medium.digest] = items
+            self.report.total(sum(self._items.values()))
 
     def _first_stored(self, medium: MediumToCut) -> Iterator[int]:
         """Indexes of the chunks that are stored, up to the first that is not."""
@@ -221,9 +220,7 @@ class Cutting:
                 known[plan.index] = self._known(medium, video, plan.index)
             elif medium.wanted is None or plan.index in medium.wanted:
                 missing.append(plan)
-        with self._lock:
-            self._items[medium.digest] = len(missing)
-            self.report.total(sum(self._items.values()))
+        self._expect(medium, len(missing))
         return known, missing
 
     def _known(self, medium: MediumToCut, video: Video, at: int) -> ChunkIndex:

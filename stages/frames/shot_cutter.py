@@ -175,8 +175,7 @@ class ShotCutter:
         age, rest = seconds - self._piece.start, self._timeline.duration - seconds
         if begins and rest >= SHORTEST_SECONDS:
             if self._held is not None and age < SHORTEST_SECONDS:
-                plan = replace(self._held.plan, end=seconds)
-                yield replace(self._held, plan=plan)
+                yield replace(self._held, plan=replace(self._held.plan, end=seconds))
                 self._held = None
                 self._piece = self._begin(self._piece.index, seconds)
             elif age >= SHORTEST_SECONDS:

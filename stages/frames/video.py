@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -78,12 +77,7 @@ class Video:
     def __enter__(self) -> "Video":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -99,10 +93,7 @@ class Video:
 
         A chunk of which nothing can be decoded is left out, with a warning.
         """
-        ticks = array("q")
-        for plan in plans:
-            ticks.extend(plan.ticks)
-        self._reader.want(ticks)
+        self._reader.want(array("q", chain.from_iterable(plan.ticks for plan in plans)))
         canvas = Canvas(self._reader.first_frame, self._aspect, fit)
         for plan in plans:
             chunk = self._chunk(plan, canvas)

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from stages.memory.ghost import tensors
 from stages.memory.live import WHOLE, Live, Taken
+from stages.memory.nested import changed, tensors
 from stages.memory.outlines import META
 
 FEWEST = 4
@@ -200,14 +200,12 @@ def _form(value: Any) -> Any:
 
 
 def _made(form: Any) -> Any:
-    if isinstance(form, Form):
-        whole = torch.empty(form.numbers, dtype=form.dtype, device=META)
-        return whole.as_strided(form.shape, form.stride, form.offset)
-    if type(form) in (list, tuple):
-        return type(form)(_made(part) for part in form)
-    if type(form) is dict:
-        return {name: _made(part) for name, part in form.items()}
-    return form
+    return changed(_empty, form, Form)
+
+
+def _empty(form: Form) -> torch.Tensor:
+    whole = torch.empty(form.numbers, dtype=form.dtype, device=META)
+    return whole.as_strided(form.shape, form.stride, form.offset)
 
 
 def _sizes(value: Any) -> tuple[int, int]:

@@ -137,7 +137,6 @@ def quantizing(precision: str, device: str) -> float:
 def _layer(precision: str, device: str, taken: int, given: int) -> Any:
     # Drawn where that is fast; what is to be quantized must come from the host.
     weight = torch.randn(given, taken, device=device) / taken**0.5
-    weight = weight if precision in DTYPES else weight.cpu()
     if precision in DTYPES:
         layer: Any = nn.Linear(taken, given, bias=False, device="meta")
         layer.weight = nn.Parameter(weight.to(DTYPES[precision]), requires_grad=False)
@@ -147,10 +146,10 @@ def _layer(precision: str, device: str, taken: int, given: int) -> Any:
     made: Any = bnb
     if precision == "int8":
         layer = made.Linear8bitLt(taken, given, bias=False, has_fp16_weights=False, threshold=6.0)
-        layer.weight = made.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        layer.weight = made.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
         return layer
     layer = made.Linear4bit(taken, given, bias=False, quant_type="nf4")
-    layer.weight = made.Params4bit(weight, requires_grad=False, quant_type="nf4")
+    layer.weight = made.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4")
     return layer
 
 

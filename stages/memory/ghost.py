@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stages.memory.nested import changed, tensors
 from stages.memory.outlines import IN_PLACE, META, OUTLINES, made_like, outline
 
 aten: Any = torch.ops.aten
@@ -40,19 +41,9 @@ class Watcher(Protocol):
     def computed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None: ...
 
 
-def is_meta(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_meta
-
-
 def without_data(value: Any) -> Any:
     """Tensors inside any nesting as a ghost takes them: floating-point ones lose their data."""
-    if isinstance(value, torch.Tensor):
-        return value.to(META) if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {name: without_data(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(without_data(part) for part in value)
-    return value
+    return changed(lambda tensor: _ghostly(tensor) if tensor.is_floating_point() else tensor, value)
 
 
 class Ghost(TorchDispatchMode):
@@ -94,27 +85,6 @@ def _is_composed(func: Any) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite))
 
 
-def tensors(*values: Any) -> Iterator[torch.Tensor]:
-    """All tensors inside arguments of an operator."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors(*value)
-        elif isinstance(value, dict):
-            yield from tensors(*value.values())
-
-
-def _changed(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    if isinstance(value, list | tuple):
-        return type(value)(_changed(function, part) for part in value)
-    if isinstance(value, dict):
-        return {name: _changed(function, part) for name, part in value.items()}
-    return value
-
-
 def _ghostly(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.is_meta else tensor.to(META)
 
@@ -134,8 +104,7 @@ def _move(func: Any, args: Any, kwargs: Any) -> Any:
         return aten.alias.default(source)
     if source.is_meta:
         return _solid(func(*args, **kwargs))
-    made = func(*args, **kwargs)
-    return _lightened(made)
+    return _lightened(func(*args, **kwargs))
 
 
 def _make(func: Any, args: Any, kwargs: Any) -> Any:
@@ -174,7 +143,7 @@ def _mixed(func: Any, args: Any, kwargs: Any) -> Any:
         key, known = None, None
     if known is not None:
         return args[0] if known is IN_PLACE else made_like(known)
-    out = func(*_changed(_ghostly, args), **_changed(_ghostly, kwargs))
+    out = func(*changed(_ghostly, args), **changed(_ghostly, kwargs))
     schema = func._schema
     if schema.is_mutable and not isinstance(out, list | tuple):
         OUTLINES[key] = IN_PLACE if schema.arguments[0].is_write else None
@@ -183,7 +152,7 @@ def _mixed(func: Any, args: Any, kwargs: Any) -> Any:
     given = {t.untyped_storage()._cdata for t in tensors(args, kwargs) if t.is_meta}
     if key is not None and not any(t.untyped_storage()._cdata in given for t in made):
         OUTLINES[key] = outline(out)
-    return _changed(_solid, out)
+    return changed(_solid, out)
 
 
 def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
@@ -257,8 +226,7 @@ def _fused(
         return APART, given, {"scale": scale, "enable_gqa": enable_gqa}
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=META)
-    options = {"attn_mask": attn_mask, "scale": scale}
-    return FUSED, (query, key, value, 0.0, is_causal), options
+    return FUSED, (query, key, value, 0.0, is_causal), {"attn_mask": attn_mask, "scale": scale}
 
 
 def solidify(model: torch.nn.Module) -> None:

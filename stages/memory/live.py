@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from stages.memory.ghost import CAST, FUSED, tensors
+from stages.memory.ghost import CAST, FUSED
+from stages.memory.nested import tensors
 
 WHOLE = 4
 """Bytes of a number in 32 bit."""
@@ -152,9 +153,8 @@ class Live:
                 self.mask = max(self.mask, 2 * mask.numel() * mask.element_size())
         if isinstance(out, torch.Tensor):
             self._count(out, args[0] if func is CAST else None)
-        elif isinstance(out, list | tuple):
-            for tensor in tensors(*out):
-                self._count(tensor)
+        else:
+            self.hold(out)
         if func._overloadpacket in flop_registry:
             self.flops += self._flops(func, args, kwargs, out)
 

@@ -6,6 +6,8 @@ import os
 import statistics
 import tempfile
 import time
+import timeit
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +50,16 @@ def copies(device: str) -> dict[str, float]:
 
     host = torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
     there = torch.empty(PINNED_BYTES, dtype=torch.uint8, device=device)
-    found = {}
-    for name, to, of in (("to_device", there, host), ("from_device", host, there)):
-        times = []
-        for _ in range(6):
-            torch.cuda.synchronize()
-            started = time.perf_counter()
+
+    def rate(to: torch.Tensor, of: torch.Tensor) -> float:
+        def copy() -> None:
             to.copy_(of, non_blocking=True)
             torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
-        found[name] = PINNED_BYTES / statistics.median(times[1:])
-    return found
+
+        copy()  # the first takes longer
+        return PINNED_BYTES / statistics.median(timeit.repeat(copy, number=1, repeat=5))
+
+    return {"to_device": rate(there, host), "from_device": rate(host, there)}
 
 
 def video_pixels() -> float:
@@ -68,15 +69,15 @@ def video_pixels() -> float:
     with tempfile.TemporaryDirectory(prefix="penstock-measure-") as folder:
         path = Path(folder, "video.mp4")
         _write(path)
-        times = []
-        for _ in range(2):
-            started = time.perf_counter()
+
+        def decode() -> None:
             with av.open(str(path)) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
-                frames = sum(1 for _ in container.decode(stream))
-            times.append(time.perf_counter() - started)
-    return frames * VIDEO_SIZE[0] * VIDEO_SIZE[1] / min(times)
+                deque(container.decode(stream), maxlen=0)
+
+        seconds = min(timeit.repeat(decode, number=1, repeat=2))
+    return VIDEO_FRAMES * VIDEO_SIZE[0] * VIDEO_SIZE[1] / seconds
 
 
 def _write(path: Path) -> None:
@@ -111,10 +112,9 @@ def picture_pixels() -> float:
     coarse = random.integers(0, 255, (90, 160, 3), dtype=np.uint8)
     kept = io.BytesIO()
     Image.fromarray(np.kron(coarse, np.ones((8, 8, 1), np.uint8))).save(kept, "JPEG", quality=90)
-    times = []
-    for _ in range(4):
-        started = time.perf_counter()
+
+    def decode() -> None:
         with Image.open(kept) as image:
             image.convert("RGB").load()
-        times.append(time.perf_counter() - started)
-    return 720 * 1280 / statistics.median(times)
+
+    return 720 * 1280 / statistics.median(timeit.repeat(decode, number=1, repeat=4))

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stages.memory.nested import changed
+
 META = torch.device("meta")
 IN_PLACE = object()
 OUTLINES: dict[Any, Any] = {}
@@ -28,12 +30,13 @@ def outline(value: Any) -> Any:
     return value
 
 
-def made_like(shape_of: Any) -> Any:
-    if isinstance(shape_of, TensorOutline):
-        shape, stride, dtype = shape_of
-        if dtype.is_floating_point or dtype.is_complex:
-            return torch.empty_strided(shape, stride, dtype=dtype, device=META)
-        return torch.zeros(shape, dtype=dtype)
-    if isinstance(shape_of, tuple):
-        return tuple(made_like(part) for part in shape_of)
-    return shape_of
+def made_like(shapes: Any) -> Any:
+    """Tensors of these outlines, in the same nesting."""
+    return changed(_empty, shapes, TensorOutline)
+
+
+def _empty(outlined: TensorOutline) -> torch.Tensor:
+    shape, stride, dtype = outlined
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.empty_strided(shape, stride, dtype=dtype, device=META)
+    return torch.zeros(shape, dtype=dtype)

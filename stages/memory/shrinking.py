@@ -62,8 +62,7 @@ def blocks(
     tells how many an item has."""
     first = 0
     while first < len(batches):
-        here = items_a_block(most, pictures(batches[first][0]))
-        count = together(batches, here, first)
+        count = together(batches, items_a_block(most, pictures(batches[first][0])), first)
         yield batches[first : first + count]
         first += count
 
@@ -110,8 +109,7 @@ class Shrinking:
         time; `compute` gives what it made of each batch."""
         waiting = [batches]
         while waiting:
-            rest = waiting.pop()
-            cut = [p for batch in rest for p in pieces(batch, self._size or len(batch))]
+            cut = [p for batch in waiting.pop() for p in pieces(batch, self._size or len(batch))]
             count = together(cut, self._block or block)
             some = cut[:count]
             if cut[count:]:

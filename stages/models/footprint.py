@@ -75,17 +75,25 @@ def peak_bytes(
     """Most that lives at one moment beside the weights, inputs, outputs and KV cache included; 0
     where nothing is known. A half computes in numbers of `item_bytes`; a decoder writes
     `new_tokens`, and its MLPs take `prefill` positions at once (0: all)."""
-    scale = item_bytes / ITEM_BYTES
-    peak = _at(works, kind, rows, units, _peak_32 if scale > 1 else _peak)
+    scale, wide = item_bytes / ITEM_BYTES, item_bytes > ITEM_BYTES
+    # Of works that are formulas in 16 bit, all is taken to be twice as large.
+    peak = _at(
+        works,
+        kind,
+        rows,
+        units,
+        lambda w: (w.peak_bytes_32 or 2 * w.peak_bytes) if wide else w.peak_bytes,
+    )
     positions = _at(works, kind, rows, units, lambda w: w.positions) or rows * units
     if 0 < prefill < positions:
         inside = scale * _at(works, kind, rows, units, lambda w: w.mlp_bytes)
-        outside = _at(works, kind, rows, units, _outside_32 if scale > 1 else _outside)
+        outside = _at(
+            works, kind, rows, units, lambda w: w.outside_bytes_32 if wide else w.outside_bytes
+        )
         peak = max(peak - inside * (1 - prefill / positions), min(peak, outside))
     if new_tokens:
-        longer = units + new_tokens
-        step = scale * _at(works, kind, rows, longer, lambda w: w.step_bytes)
-        peak = max(peak, step)
+        step = _at(works, kind, rows, units + new_tokens, lambda w: w.step_bytes)
+        peak = max(peak, scale * step)
     return max(0, round(peak))
 
 
@@ -103,47 +111,21 @@ def waiting_bytes(
 ) -> int:
     """What so many rows hold that wait for a layer of the encoder."""
 
-    def held(work: BatchCost) -> int:
-        return work.waiting_bytes_32 if item_bytes > ITEM_BYTES else work.waiting_bytes
-
-    return max(0, round(_at(works, kind, rows, units, held)))
-
-
-def flops(works: Sequence[BatchCost], *, kind: Kind, rows: int, units: int) -> int:
-    """Floating-point operations of the encoder's pass, or of reading the prompts."""
-    return max(0, round(_at(works, kind, rows, units, lambda w: w.flops)))
+    wide = item_bytes > ITEM_BYTES
+    held = _at(works, kind, rows, units, lambda w: w.waiting_bytes_32 if wide else w.waiting_bytes)
+    return max(0, round(held))
 
 
-def step_flops(works: Sequence[BatchCost], *, kind: Kind, rows: int, units: int) -> int:
-    """Floating-point operations of one more token of each row, after so many."""
-    return max(0, round(_at(works, kind, rows, units, lambda w: w.step_flops)))
-
-
-def scores_bytes(works: Sequence[BatchCost], *, kind: Kind, rows: int, units: int) -> int:
-    """What the scores of one attention take that is not fused."""
-    return max(0, round(_at(works, kind, rows, units, lambda w: w.scores_bytes)))
-
-
-def mask_bytes(works: Sequence[BatchCost], *, kind: Kind, rows: int, units: int) -> int:
-    """What two copies of the mask of one attention take."""
-    return max(0, round(_at(works, kind, rows, units, lambda w: w.mask_bytes)))
-
-
-def _peak(work: BatchCost) -> int:
-    return work.peak_bytes
-
-
-def _peak_32(work: BatchCost) -> int:
-    """Of works that are formulas in 16 bit, all is taken to be twice as large."""
-    return work.peak_bytes_32 or 2 * work.peak_bytes
-
-
-def _outside(work: BatchCost) -> int:
-    return work.outside_bytes
-
-
-def _outside_32(work: BatchCost) -> int:
-    return work.outside_bytes_32
+def at_size(
+    works: Sequence[BatchCost],
+    each: Callable[[BatchCost], int],
+    *,
+    kind: Kind,
+    rows: int,
+    units: int,
+) -> int:
+    """One figure of a card's works, at a size."""
+    return max(0, round(_at(works, kind, rows, units, each)))
 
 
 def _at(

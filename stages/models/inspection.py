@@ -2,8 +2,6 @@
 reads no weights, and downloads none."""
 
 import logging
-import re
-from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +12,12 @@ import torch
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Modality, Part
 from stages.models.card import ModelCard, PartCard, SamplingCard
-from stages.models.halves.boundary import (
-    HALVES,
-    absent_paths,
-    belongs_to,
-    pieces_called,
-)
+from stages.models.half_cards import halves_of, undivided
 from stages.models.halves.load import config_and_class, one_line, refuse_pickle, skeleton_of
 from stages.models.halves.routes import RouteChoice, choose_route, depends_on_prompt
 from stages.models.hub.checkpoint import Checkpoint
-from stages.models.hub.headers import Header, read_headers
+from stages.models.hub.headers import read_headers
 from stages.models.hub.resolve import find_model
-from stages.models.precision.attention import attention_of_half, supports_flash
-from stages.models.precision.quantize import check_stored, quantizable
-from stages.models.precision.weights import Weight, weights_of
 from stages.models.processors.fit import Probe, black, pixels_a_video, probe
 from stages.models.processors.layout import layout_of
 from stages.models.processors.loading import takes_images
@@ -48,8 +38,6 @@ EDGE = 64
 """Pixels of a side of the frames by which a processor's counting is tried."""
 FEW_AND_MANY = (2, 8)
 """How many of them: not one, because encoders that take frames in pairs make two of it."""
-LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
-"""The path of a layer in the name of a weight of it."""
 
 
 def describe(
@@ -81,7 +69,7 @@ def _described(
     choice = choose_route(skeleton)
     headers = read_headers(checkpoint)
     halves = (
-        _undivided(skeleton, headers) if choice.route == "joint" else _halves(skeleton, headers)
+        undivided(skeleton, headers) if choice.route == "joint" else halves_of(skeleton, headers)
     )
     processor = load_processor(folder, trust_remote_code)
     _try_processor(processor, folder)
@@ -191,65 +179,6 @@ def _try_processor(processor: Any, folder: Path) -> None:
                 f"{one_line(error)}",
                 hint="Download the checkpoint again, or mend its chat_template.jinja",
             ) from error
-
-
-def _halves(skeleton: Any, headers: list[Header]) -> dict[Part, PartCard]:
-    pieces: dict[Part, tuple[str, ...]] = {half: pieces_called(skeleton, half) for half in HALVES}
-    absent = {half: absent_paths(skeleton, half, pieces[half]) for half in HALVES}
-    held: dict[Part, list[Weight]] = {half: [] for half in HALVES}
-    weights = weights_of(skeleton, headers)
-    check_stored(skeleton.config, {weight.kind for weight in weights if weight.kind})
-    for weight in weights:
-        for half in belongs_to(weight.path, absent):
-            held[half].append(weight)
-    if not held["vision"]:
-        raise UsageError(
-            f"the checkpoint of this {type(skeleton).__name__} holds no weights of a vision half",
-            hint="Choose the whole vision-language checkpoint, not its text part",
-        )
-    return {
-        half: replace(_half_card(skeleton, half, found), pieces=pieces[half])
-        for half, found in held.items()
-    }
-
-
-def _undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartCard]:
-    """A model without a boundary: the second stage loads all of it."""
-    nothing = PartCard(shards=(), tensors=(), parameters=0, stored_bytes=0)
-    return {
-        "vision": nothing,
-        "language": _half_card(skeleton, "whole", list(weights_of(skeleton, headers))),
-    }
-
-
-def _half_card(skeleton: Any, half: Part, weights: list[Weight]) -> PartCard:
-    linears = quantizable(skeleton, half).values()
-    stack = layers_of(weights)
-    return PartCard(
-        shards=tuple(sorted({weight.shard for weight in weights})),
-        tensors=tuple(sorted(weight.name for weight in weights)),
-        parameters=sum(weight.parameters for weight in weights),
-        stored_bytes=sum(weight.size for weight in weights),
-        stored_as=next((weight.kind for weight in weights if weight.kind), ""),
-        linear_modules=len(linears),
-        linear_parameters=sum(linear.weight.numel() for linear in linears),
-        linear_rows=sum(linear.weight.shape[0] for linear in linears),
-        largest_linear=max((linear.weight.numel() for linear in linears), default=0),
-        widest_linear=max((linear.weight.shape[0] for linear in linears), default=0),
-        layers=len(stack),
-        layer_parameters=max(stack.values(), default=0),
-        attention=attention_of_half(skeleton, half),
-        flash=supports_flash(skeleton, half),
-    )
-
-
-def layers_of(weights: list[Weight]) -> Counter[str]:
-    """Path of each layer of the largest stack of them → how many numbers it holds."""
-    stacks: dict[str, Counter[str]] = {}
-    for weight in weights:
-        if match := LAYER.match(weight.path):
-            stacks.setdefault(match["stack"], Counter())[match[0]] += weight.parameters
-    return max(stacks.values(), key=Counter.total, default=Counter())
 
 
 def _sampling(processor: Any) -> SamplingCard:

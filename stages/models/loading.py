@@ -106,7 +106,8 @@ class ModelJob(HalfJob):
             half = load_half(folder, keep, pieces=pieces, **options, **planned.options)
         check(half, planned)
         keep_to_dtype(half)
-        quiet_casts()
+        # Or it tells at every layer of every step that 8-bit products are made of 16-bit numbers.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return self._checked(half, keep, pieces)
 
     def _checked(self, half: Any, keep: Part, pieces: Iterable[str]) -> Any:
@@ -168,12 +169,6 @@ def facts(half: Any) -> dict[str, Any]:
         "linear_modules": plain + quantized.total(),
         "bytes_fetched_a_pass": offloaded_bytes(half) if streamed is None else streamed.bytes,
     }
-
-
-def quiet_casts() -> None:
-    """Keep bitsandbytes from telling at every layer of every step that 8-bit products are made of
-    16-bit numbers."""
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

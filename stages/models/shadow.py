@@ -7,19 +7,19 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
 from artifacts.schema import MediaKind, Part, Route
 from stages.memory.alike import Alike
-from stages.memory.ghost import haunted, solidify, tensors, without_data
+from stages.memory.ghost import haunted, solidify, without_data
 from stages.memory.live import Live
+from stages.memory.nested import tensors
 from stages.models.footprint import BatchCost
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
-from stages.models.processors.clip import Clip
+from stages.models.processors.calling import TEXT_IDS, text_ids
+from stages.models.processors.clip import black_clip
 from stages.models.processors.fit import bytes_of
-from stages.models.processors.layout import TEXT_IDS, text_ids
 from stages.models.processors.loading import is_picture
 from stages.models.processors.prepare import (
     Prepared,
@@ -81,20 +81,12 @@ def _kinds(processor: Any) -> list[MediaKind]:
 
 def _rows(processor: Any, kind: MediaKind, frames_a_video: int) -> list[Prepared]:
     """A small and a large row, as the encoder takes them."""
-    few = frames_a_video if frames_a_video else FRAME_COUNTS[0]
-    many = frames_a_video if frames_a_video else FRAME_COUNTS[1]
     if kind == "image":
-        count = frames_a_video or 1
-        clips = [_clip(kind, edge, count) for edge in EDGES]
+        clips = [black_clip(kind, frames_a_video or 1, edge, edge) for edge in EDGES]
     else:
-        clips = [_clip(kind, EDGES[0], count) for count in (few, many)]
+        counts = [frames_a_video or count for count in FRAME_COUNTS]
+        clips = [black_clip(kind, count, EDGES[0], EDGES[0]) for count in counts]
     return [prepare(processor, clip, PROMPT.strip()) for clip in clips]
-
-
-def _clip(kind: MediaKind, edge: int, count: int) -> Clip:
-    frames = np.zeros((count, edge, edge, 3), np.uint8)
-    times = tuple(float(index) for index in range(count))
-    return Clip(frames=frames, times=times, seconds=float(count), kind=kind)
 
 
 def _encoders(
@@ -114,7 +106,7 @@ def _encoders(
                     units=units,
                     peak_bytes=live.peak,
                     peak_bytes_32=live.peak_32,
-                    kept_bytes=_size(features),
+                    kept_bytes=sum(tensor.nbytes for tensor in tensors(features)),
                     mlp_bytes=live.inside,
                     outside_bytes=live.outside,
                     outside_bytes_32=live.outside_32,
@@ -137,9 +129,8 @@ def _decoders(
         live = Live(_weights(skeleton))
         live.hold(*features.values())
         reading = PromptWatch(live)
-        decoder = decoder_of(skeleton)
-        told = mlps_told(skeleton, live)
-        with haunted(live), told, alike.layers(skeleton, live), reading.of(decoder):
+        told = mlps_told(skeleton, live), reading.of(decoder_of(skeleton))
+        with haunted(live), told[0], told[1], alike.layers(skeleton, live):
             generate(skeleton, without_data(inputs), features, max_new_tokens=NEW_TOKENS, **GREEDY)
         yield BatchCost(
             kind=kind,
@@ -190,10 +181,6 @@ def _units(row: Prepared) -> int:
 def _tokens(inputs: dict[str, Any]) -> int:
     """Of a row; a decoder that is given none begins with one of its own."""
     return int(text_ids(inputs).shape[1]) if set(TEXT_IDS) & set(inputs) else 1
-
-
-def _size(values: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors(values))
 
 
 @contextlib.contextmanager

@@ -28,10 +28,8 @@ class PromptWatch:
         self._calls = 0
         self._prompt: dict[str, int] = {}
 
-    @contextlib.contextmanager
-    def of(self, decoder: Any) -> Iterator[None]:
-        with _held([decoder.register_forward_pre_hook(self._called, with_kwargs=True)]):
-            yield
+    def of(self, decoder: Any) -> contextlib.AbstractContextManager[None]:
+        return _held([decoder.register_forward_pre_hook(self._called, with_kwargs=True)])
 
     def _called(self, module: Any, args: Any, kwargs: Any) -> None:
         self._calls += 1
@@ -76,8 +74,7 @@ def cache_bytes(cache: Any) -> int:
     return cache_bytes(held)
 
 
-@contextlib.contextmanager
-def mlps_told(skeleton: Any, live: Live) -> Iterator[None]:
+def mlps_told(skeleton: Any, live: Live) -> contextlib.AbstractContextManager[None]:
     """Lets the counter know when an MLP computes."""
     handles = []
     for module in _mlps(skeleton):
@@ -87,8 +84,7 @@ def mlps_told(skeleton: Any, live: Live) -> Iterator[None]:
             ),
             module.register_forward_hook(lambda *_: live.leave()),
         ]
-    with _held(handles):
-        yield
+    return _held(handles)
 
 
 @contextlib.contextmanager
@@ -99,8 +95,7 @@ def layers_told(skeleton: Any, live: Live) -> Iterator[list[int]]:
     def begins(*_: Any) -> None:
         most[:] = max(most[0], live.bytes), max(most[1], live.bytes_32)
 
-    handles = [layer.register_forward_pre_hook(begins) for layer in outermost_layers(skeleton)]
-    with _held(handles):
+    with _held([one.register_forward_pre_hook(begins) for one in outermost_layers(skeleton)]):
         yield most
 
 

@@ -21,29 +21,24 @@ FILE_PAGES = ("inactive_file", "active_file")
 def host_free_bytes(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
     """Memory that processes of this group can still take: what the machine has available, or what
     the tightest of the groups around this one has left."""
-    free = [line.split()[1] for line in _lines(proc / "meminfo") if line.startswith("MemAvailable")]
-    found = [int(free[0]) * 1024] if free else []
+    found = [kib * 1024 for kib in _told(proc / "meminfo", "MemAvailable:")]
     found += [left for left in map(_left, groups(proc, system)) if left is not None]
     return max(0, min(found, default=0))
 
 
 def host_total_bytes(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
     """Memory of the machine, or the tightest limit around this group."""
-    total = [line.split()[1] for line in _lines(proc / "meminfo") if line.startswith("MemTotal")]
-    found = [int(total[0]) * 1024] if total else []
+    found = [kib * 1024 for kib in _told(proc / "meminfo", "MemTotal:")]
     return min([*found, *(limit for g in groups(proc, system) for limit in _limits(g))], default=0)
 
 
 def oom_kills(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
     """How often the kernel has killed a process of this group for want of memory; where no group
     counts, of the machine."""
-    for group in groups(proc, system):
-        for name in ("memory.events", "memory.oom_control"):
-            for line in _lines(group / name):
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-    kills = [line.split()[1] for line in _lines(proc / "vmstat") if line.startswith("oom_kill ")]
-    return int(kills[0]) if kills else 0
+    names = ("memory.events", "memory.oom_control")
+    places = [group / name for group in groups(proc, system) for name in names]
+    counts = (count for path in (*places, proc / "vmstat") for count in _told(path, "oom_kill"))
+    return next(counts, 0)
 
 
 def cores(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
@@ -104,6 +99,12 @@ def _limits(group: Path) -> list[int]:
 def _number(path: Path) -> int | None:
     text = "".join(_lines(path)).strip()
     return int(text) if text.isdigit() else None
+
+
+def _told(path: Path, name: str) -> list[int]:
+    """The number in the line of a file that begins with a name; none where there is no such."""
+    lines = (line.split() for line in _lines(path))
+    return [int(words[1]) for words in lines if len(words) > 1 and words[0] == name][:1]
 
 
 def _lines(path: Path) -> list[str]:

@@ -24,7 +24,7 @@ from stages.process.lasting import lasting
 from stages.process.lock import hold_device
 from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
 from stages.process.report import Report
-from stages.process.stuck import Stillness, leave, look_again
+from stages.process.stuck import Stillness, look_again
 
 PR_SET_PDEATHSIG = 1
 ORPHAN_CHECK_SECONDS = 0.5
@@ -90,7 +90,7 @@ def work(job: dict[str, Any], report: Report) -> int:
         if is_still and is_short:
             budget.lift()
             report.send(STUCK)
-            leave(1)
+            os._exit(1)
 
     with Sampler(job["device"], report.memory, each) as memory:
         try:

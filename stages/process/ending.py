@@ -150,7 +150,7 @@ def perhaps(words: str) -> bool:
 def fault_of_stage(name: str, ending: Ending) -> errors.PenstockError:
     """The error that a stage's end amounts to."""
     told = ending.told or Broken()
-    last_words = f"{told.type}: {told.message}" if told.type else _last(ending)
+    last_words = f"{told.type}: {told.message}" if told.type else "".join(ending.last_lines[-1:])
     known = _ours(told.type)
     if _of_memory(ending, told, last_words, ours=known is not None):
         return _out_of_memory(name, ending, last_words)
@@ -204,10 +204,6 @@ def _out_of_memory(name: str, ending: Ending, last_words: str) -> errors.OutOfMe
         items=ending.items,
         peak_bytes=ending.peak_bytes,
     )
-
-
-def _last(ending: Ending) -> str:
-    return ending.last_lines[-1] if ending.last_lines else ""
 
 
 def is_crash(error: BaseException) -> bool:

@@ -101,8 +101,7 @@ def _open(path: Path) -> IO[str]:
         except FileNotFoundError:
             # Not without O_EXCL: in a sticky folder, O_CREAT is refused for a file of another user.
             with contextlib.suppress(FileExistsError):
-                made = _descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-                return os.fdopen(made, "r+")
+                return os.fdopen(_descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+")
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise

@@ -170,9 +170,7 @@ class StageProcess:
         if self._process.poll() is not None:
             return
         self._process.terminate()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+        if not self.ended(STOP_SECONDS):
             self._process.kill()
             self._process.wait()
         Path(self._job).unlink(missing_ok=True)
@@ -208,8 +206,7 @@ class StageProcess:
                 outcome.peak_host_bytes = max(outcome.peak_host_bytes, event.peak_host_bytes)
                 outcome.peak_device_bytes = max(outcome.peak_device_bytes, event.peak_device_bytes)
                 # What is known should it die; whoever ends in order tells it all.
-                seen = [event.seconds, event.host_bytes, event.device_bytes]
-                outcome.timeline.append(seen)
+                outcome.timeline.append([event.seconds, event.host_bytes, event.device_bytes])
             case Broken():
                 outcome.error = event
             case Ended():

@@ -5,7 +5,6 @@ new thread gets none before it has said that it runs. Who waits with the interpr
 stops even those who look; for that there is the kernel's clock.
 """
 
-import os
 import signal
 import threading
 import time
@@ -61,8 +60,3 @@ def _waits(task: Path) -> bool:
 def look_again() -> None:
     """Have the kernel end this process when this is not called again in time."""
     signal.setitimer(signal.ITIMER_REAL, SILENT_SECONDS)
-
-
-def leave(code: int) -> None:
-    """End this process without waiting for anything."""
-    os._exit(code)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from flows.planning.outline import Outline
-from flows.planning.training.estimate import Method, TrainEstimate, Training, train_estimate
+from flows.planning.training.estimate import train_estimate
+from flows.planning.training.terms import Method, TrainEstimate, Training
 
 LEAST_LENGTH = 256
 """Tokens of a sample that are still worth training on."""

@@ -4,27 +4,24 @@ ms-swift's defaults are the assumptions: the vision tower and the connector are 
 rank 8 and dropout and stands beside every linear layer of the language half."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from artifacts.errors import UsageError
 from flows.console.display import gib
 from flows.planning.layers import pass_bytes
-from flows.planning.outline import Outline, Tower
+from flows.planning.outline import Outline
 from flows.planning.terms import GPU_WORKSPACE_BYTES, HELD_BACK
-from flows.planning.training.optimizers import ADAPTER, OPTIMIZERS, ZERO
-from flows.planning.training.settings import (
+from flows.planning.towers import Tower
+from flows.planning.training.activations import (
     HALF,
     LOGITS,
-    inside_bytes,
     layer_bytes,
     lora_layer_bytes,
     lora_parameters,
 )
+from flows.planning.training.optimizers import ADAPTER, OPTIMIZERS, ZERO
+from flows.planning.training.terms import TrainEstimate, Training, TrainTerm
 from stages.process.device_limit import CONTEXT_BYTES
 
-Method = Literal["full", "lora", "qlora"]
-Moment = Literal["always", "vision", "backward", "step"]
 RANK = 8
 """Of a LoRA."""
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -37,63 +34,6 @@ ANY_SIZE_PIXELS = 1280 * 28 * 28
 """Pixels of a picture for a tower that takes any size: as Qwen2.5-VL's model card advises."""
 KORTHIKANTI = "Korthikanti et al. 2022, Reducing Activation Recomputation (arXiv:2205.05198)"
 QLORA = "Dettmers et al. 2023, QLoRA (arXiv:2305.14314)"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Training:
-    """How a model would be fine-tuned."""
-
-    method: Method
-    checkpointing: bool = False
-    """Whether each layer keeps its input only and is computed again (full recomputation)."""
-    zero: int = 0
-    gpus: int = 1
-    batch: int = 1
-    """Samples a GPU and pass; gradients of several passes are added in place."""
-    length: int = 2048
-    """Tokens of a sample, the places of its pictures among them."""
-    frames: int = 1
-    """Pictures a sample."""
-    optimizer: str = "mixed"
-    """Of `OPTIMIZERS`; of all that is trained with `full`."""
-    fused: bool = True
-    """Whether attention keeps no scores."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainTerm:
-    """One number of what training takes."""
-
-    part: str
-    bytes: int
-    why: str
-    source: str = ""
-    moment: Moment = "always"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainEstimate:
-    """What one GPU needs."""
-
-    terms: tuple[TrainTerm, ...]
-    trained: int
-    """Parameters that are trained."""
-    frozen: int
-    notes: tuple[str, ...]
-
-    def of(self, moment: Moment) -> int:
-        return sum(term.bytes for term in self.terms if term.moment == moment)
-
-    @property
-    def moment(self) -> Moment:
-        """When it is the most."""
-        moments: tuple[Moment, ...] = ("backward", "step", "vision")
-        return max(moments, key=self.of)
-
-    @property
-    def peak_bytes(self) -> int:
-        """What is always there, and the worst of what is not."""
-        return self.of("always") + self.of(self.moment)
 
 
 def train_estimate(outline: Outline, training: Training) -> TrainEstimate:
@@ -194,7 +134,8 @@ def _computing(outline: Outline, text: Tower, training: Training) -> Iterator[Tr
     else:
         kept = lora_layer_bytes(text, training.length, RANK, fused=training.fused)
     logits = sum(LOGITS) * outline.vocabulary * rows
-    inside = inside_bytes(text, rows)
+    # Gradients that live at once inside one layer: as much as its own numbers do.
+    inside = pass_bytes(text, 1, rows, HALF)
     if training.checkpointing:
         bytes_kept = HALF * text.width * text.layers * rows
         why = f"{told} x {text.layers} layers x {HALF * text.width:,} bytes, their inputs"

@@ -47,8 +47,8 @@ def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
 
 def failed_media(out: Path) -> list[dict[str, Any]]:
     """What could not be captioned, as `failures.jsonl` has it. Raises EnvironmentFault."""
-    blank = dict.fromkeys(Failure.__slots__, "")
-    return [{**blank, **row} for row in read_jsonl(out / "failures.jsonl", FAILURE, AGAIN)]
+    rows = read_jsonl(out / "failures.jsonl", FAILURE, AGAIN)
+    return [{**dict.fromkeys(Failure.__slots__, ""), **row} for row in rows]
 
 
 def _name(row: dict[str, Any]) -> tuple[str, str]:

@@ -42,8 +42,7 @@ def plan_table(record: Mapping[str, Any]) -> dict[str, Any]:
         parts = (size(plan[part]) if plan.get(part) else "-" for part in PARTS)
         told = size(measured) if measured > 0 else "-"
         rows.append([entry["name"], plan.get("name") or "-", *parts, told, share])
-    columns = ("stage", "rung", *PARTS.values(), "measured peak", "of the plan")
-    return _telling(columns, rows)
+    return _telling(("stage", "rung", *PARTS.values(), "measured peak", "of the plan"), rows)
 
 
 def _above_imports(record: Mapping[str, Any], entry: Mapping[str, Any]) -> int:

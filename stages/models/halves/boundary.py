@@ -39,16 +39,16 @@ def absent_paths(model: nn.Module, keep: Part, pieces: Iterable[str] = ()) -> li
 def piece_of(model: nn.Module, error: NeedsWeights, keep: Half) -> str:
     """What has to be loaded besides the half, whose skeleton is `model`, because of `error`: the
     module itself when it lies below the reader, which is large, else the whole unit."""
-    left_out = next(p for p in _absent_paths(model, keep) if _within(error.path, p))
+    left_out = next(p for p in _absent_paths(model, keep) if within(error.path, p))
     reader = reader_path(model, _owner(model))
-    return error.module if reader is not None and _within(left_out, reader) else left_out
+    return error.module if reader is not None and within(left_out, reader) else left_out
 
 
 def _without(model: nn.Module, left_out: str, piece: str) -> Iterator[str]:
     """What stays left out of `left_out` when `piece` is kept."""
-    if _within(left_out, piece):
+    if within(left_out, piece):
         return
-    if not _within(piece, left_out):
+    if not within(piece, left_out):
         yield left_out
         return
     for name in _unit_names(model.get_submodule(left_out)):
@@ -60,11 +60,13 @@ def _absent_paths(model: nn.Module, keep: Half) -> list[str]:
     reader = reader_path(model, owner)
     head = _path_of(model, _call(model, "get_output_embeddings"))
     of_language = {path for path in (reader, head) if path is not None}
-    units = [_join(owner, name) for name in _unit_names(model.get_submodule(owner))]
+    owned = model.get_submodule(owner)
+    names = _unit_names(owned)
+    units = [_join(owner, name) for name in names]
     if reader is None:
-        parts = set(_unit_names(model.get_submodule(owner)))
-        parts -= _named_by_encoders(model.get_submodule(owner))
-        of_language |= {_join(owner, name) for name in parts}
+        # What the methods for features name, also by way of other methods, is of the vision half.
+        named = reached(class_of(owned), ENCODERS, names_in)
+        of_language |= {_join(owner, name) for name in names if name not in named}
     if keep == "language":
         return [unit for unit in units if unit not in of_language]
     audio = _audio_path(model)
@@ -73,7 +75,7 @@ def _absent_paths(model: nn.Module, keep: Half) -> list[str]:
     deeper = [
         path
         for path in of_language
-        if path.startswith(_join(owner, "")) and not any(_within(path, unit) for unit in units)
+        if path.startswith(_join(owner, "")) and not any(within(path, unit) for unit in units)
     ]
     return [*_outside(model, owner), *inside, *deeper]
 
@@ -94,7 +96,7 @@ def cut(model: Any, paths: list[str]) -> None:
             module.all_tied_weights_keys = {
                 target: source
                 for target, source in ties.items()
-                if not any(_within(_join(path, end), p) for end in (target, source) for p in paths)
+                if not any(within(_join(path, end), p) for end in (target, source) for p in paths)
             }
 
 
@@ -105,9 +107,7 @@ def owner_path(model: nn.Module) -> str | None:
         for path, module in model.named_modules()
         if any(hasattr(type(module), f"get_{kind}_features") for kind in ("image", "video"))
     ]
-    if not candidates:
-        return None
-    return max(candidates, key=lambda path: len(path.split(".")) if path else 0)
+    return max(candidates, key=lambda path: len(path.split(".")) if path else 0, default=None)
 
 
 def _owner(model: nn.Module) -> str:
@@ -122,7 +122,7 @@ def _owner(model: nn.Module) -> str:
 
 def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
     """The halves that keep the weight called `path`, given what each does without."""
-    return [half for half in HALVES if not any(_within(path, p) for p in halves[half])]
+    return [half for half in HALVES if not any(within(path, p) for p in halves[half])]
 
 
 def pieces_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def pieces_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
         called = reached(cls, ENCODERS, called_in)
         embeddings = _path_of(model, _call(model, "get_input_embeddings"))
         found = [embeddings] if embeddings and "get_input_embeddings" in called else []
-        found = [path for path in found if any(_within(path, p) for p in left_out)]
+        found = [path for path in found if any(within(path, p) for p in left_out)]
     else:
         beyond = (*ENCODERS, "get_audio_features")
         called = reached(cls, ["forward"], called_in, beyond)
@@ -159,11 +159,6 @@ def _called_part(owner: str, path: str) -> str:
     return "" if "." in name or (name == path and owner) else name
 
 
-def _named_by_encoders(owner: nn.Module) -> set[str]:
-    """O's parts that its methods for features name, also by way of other methods of its class."""
-    return reached(class_of(owner), ENCODERS, names_in) & set(_unit_names(owner))
-
-
 def _outside(model: nn.Module, owner: str) -> Iterator[str]:
     """What lies beside the way from the root to O."""
     way = owner.split(".") if owner else []
@@ -177,17 +172,16 @@ def _outside(model: nn.Module, owner: str) -> Iterator[str]:
 def reader_path(model: nn.Module, owner: str) -> str | None:
     """Path of R; None when the decoder is not inside O."""
     decoder = _path_of(model, _call(model, "get_decoder"))
-    if decoder is None or decoder == owner or not _within(decoder, owner):
+    if decoder is None or decoder == owner or not within(decoder, owner):
         return None
-    step = decoder.removeprefix(owner).removeprefix(".").split(".")[0]
-    return _join(owner, step)
+    return _join(owner, decoder.removeprefix(owner).removeprefix(".").split(".")[0])
 
 
 def _audio_path(model: nn.Module) -> str | None:
     """The audio encoder; a model without one answers with itself or its base."""
     get_encoder = getattr(model, "get_encoder", None)
     path = None if get_encoder is None else _path_of(model, get_encoder(modality="audio"))
-    return path if path and not _within(_owner(model), path) else None
+    return path if path and not within(_owner(model), path) else None
 
 
 def _unit_names(module: nn.Module) -> list[str]:
@@ -210,5 +204,6 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _within(path: str, ancestor: str) -> bool:
+def within(path: str, ancestor: str) -> bool:
+    """Whether a path is at another, or below it."""
     return not ancestor or path == ancestor or path.startswith(f"{ancestor}.")

@@ -145,8 +145,7 @@ def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
 
 def _by_splice(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:
     """Features go into the embeddings at the placeholders, and the reader generates from there."""
-    path = reader_path(half, owner_path(half) or "")
-    reader = half.get_submodule(path)
+    reader = half.get_submodule(reader_path(half, owner_path(half) or ""))
     ids = text["input_ids"]
     embeddings = half.get_input_embeddings()(ids)
     standing = torch.isin(

@@ -139,7 +139,11 @@ def _place(
     """Fills `found` below one module: itself, or its parts where some of them are elsewhere."""
     if path in absent:
         return
-    whole = path and not _has_layers(module) and not any(p.startswith(f"{path}.") for p in absent)
+    whole = (
+        path
+        and not any(map(_layers, module.modules()))
+        and not any(p.startswith(f"{path}.") for p in absent)
+    )
     if whole:
         found[path] = device
         return
@@ -161,10 +165,6 @@ def outermost_layers(model: nn.Module) -> Iterator[nn.Module]:
             yield child
         else:
             yield from outermost_layers(child)
-
-
-def _has_layers(module: nn.Module) -> bool:
-    return any(_layers(part) for part in module.modules())
 
 
 def _layers(module: nn.Module) -> set[str]:

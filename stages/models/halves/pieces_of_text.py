@@ -65,7 +65,9 @@ def _mlps(half: Any) -> Iterator[nn.Module]:
         shapes = tuple((layer.in_features, layer.out_features) for layer in linears)
         kind = (type(module), shapes)
         if kind not in verdicts:
-            verdicts[kind] = _widens(shapes) and _is_position_wise(module, shapes[0][0], half)
+            outside, widest = shapes[0][0], max(width for _, width in shapes)
+            widens = widest >= WIDENING * outside
+            verdicts[kind] = widens and _is_position_wise(module, outside, half)
         if verdicts[kind]:
             inside.extend(module.modules())
             yield module
@@ -75,25 +77,15 @@ def _linears(module: nn.Module) -> list[Any]:
     """The linear layers that a module is made of; none when it is made of anything else as well,
     besides activations and dropout, or holds weights of its own."""
     leaves = [part for part in module.modules() if not any(True for _ in part.children())]
-    linears = [leaf for leaf in leaves if _is_linear(leaf)]
-    others = [leaf for leaf in leaves if not _is_linear(leaf) and not _is_beside(leaf)]
+    linears = [leaf for leaf in leaves if isinstance(leaf, nn.Linear)]  # quantized ones too
+    others = [leaf for leaf in leaves if not isinstance(leaf, nn.Linear) and not _is_beside(leaf)]
     own = [weight for part in module.modules() if part not in leaves for weight in part._parameters]
     return [] if others or own or len(linears) == len(leaves) == 1 else linears
-
-
-def _is_linear(leaf: nn.Module) -> bool:
-    """`nn.Linear` and its quantized subclasses."""
-    return isinstance(leaf, nn.Linear)
 
 
 def _is_beside(leaf: nn.Module) -> bool:
     named = type(leaf).__module__ in BESIDE and not isinstance(leaf, nn.MultiheadAttention)
     return named or isinstance(leaf, nn.Identity)
-
-
-def _widens(shapes: tuple[tuple[int, int], ...]) -> bool:
-    outside = shapes[0][0]
-    return max(width for _, width in shapes) >= WIDENING * outside
 
 
 def _is_position_wise(module: nn.Module, width: int, half: Any) -> bool:

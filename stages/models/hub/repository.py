@@ -60,8 +60,7 @@ def cached(name: str, revision: str | None) -> Checkpoint | None:
         found = Checkpoint(name=name, folder=folder, commit=folder.name)
         return found if is_complete(folder) else None
     found = _checkpoint(name, folder, listing)
-    unsure = [file for file in found.missing() if not file.digest]
-    return None if unsure else found
+    return found if all(file.digest for file in found.missing()) else None
 
 
 def bring_small(name: str, revision: str | None, announce: Announce | None) -> Checkpoint:
@@ -93,7 +92,12 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
             tqdm_class=_silent(),
         )
     # Such as a tokenizer's: what the hub states a sum of is checked against it.
-    fetch(Checkpoint(name=name, folder=folder, commit=folder.name, weights=_large(absent)))
+    large = tuple(
+        WeightFile(name=file, size=size, digest=digest)
+        for file, (size, digest) in absent.items()
+        if digest
+    )
+    fetch(Checkpoint(name=name, folder=folder, commit=folder.name, weights=large))
     return _checkpoint(name, folder, listing)
 
 
@@ -139,14 +143,6 @@ def _checkpoint(name: str, folder: Path, listing: Listing) -> Checkpoint:
         size, digest = listing[file]
         weights.append(WeightFile(name=file, size=size, digest=digest))
     return Checkpoint(name=name, folder=folder, commit=folder.name, weights=tuple(weights))
-
-
-def _large(files: Listing) -> tuple[WeightFile, ...]:
-    return tuple(
-        WeightFile(name=file, size=size, digest=digest)
-        for file, (size, digest) in files.items()
-        if digest
-    )
 
 
 def _announce_small(name: str, needed: int, announce: Announce | None) -> None:

@@ -3,29 +3,24 @@
 from typing import Any
 
 from artifacts.schema import Part
-from stages.models.halves.boundary import absent_paths
+from stages.models.halves.boundary import absent_paths, within
 
 
-def attention_of(model: Any, absent: list[str] | None = None) -> str:
-    """The implementations in a model, but for what is at `absent`: usually one, else several joined
-    by `+`."""
-    return "+".join(sorted({str(p.config._attn_implementation) for p in _kept(model, absent)}))
-
-
-def attention_of_half(skeleton: Any, keep: Part) -> str:
-    """What one half takes by default."""
-    return attention_of(skeleton, absent_paths(skeleton, keep))
+def attention_of(model: Any, keep: Part = "whole") -> str:
+    """The implementations in a model, or in one half of it: usually one, else several joined by
+    `+`."""
+    return "+".join(sorted({str(p.config._attn_implementation) for p in _kept(model, keep)}))
 
 
 def supports_flash(skeleton: Any, keep: Part) -> bool:
     """Whether every class of one half takes FlashAttention."""
-    return all(part._supports_flash_attn for part in _kept(skeleton, absent_paths(skeleton, keep)))
+    return all(part._supports_flash_attn for part in _kept(skeleton, keep))
 
 
 def for_half(skeleton: Any, keep: Part, implementation: str) -> dict[str, Any]:
     """The `attn_implementation` that gives it to one half and leaves the other its default, because
     a class that does not take it refuses to be built."""
-    kept = {id(part.config) for part in _kept(skeleton, absent_paths(skeleton, keep))}
+    kept = {id(part.config) for part in _kept(skeleton, keep)}
     return _choices(skeleton.config, kept, implementation)
 
 
@@ -39,12 +34,13 @@ def _choices(config: Any, kept: set[int], implementation: str) -> dict[str, Any]
     return {**found, "": implementation} if id(config) in kept else found
 
 
-def _kept(model: Any, absent: list[str] | None) -> list[Any]:
+def _kept(model: Any, keep: Part) -> list[Any]:
     from transformers import PreTrainedModel
 
+    absent = absent_paths(model, keep)
     return [
         module
         for path, module in model.named_modules()
         if isinstance(module, PreTrainedModel)
-        and not any(path == p or path.startswith(f"{p}.") for p in absent or ())
+        and not any(within(path, ancestor) for ancestor in absent)
     ]

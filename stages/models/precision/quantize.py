@@ -18,7 +18,7 @@ from torch import nn
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Part
 from stages.models.halves.absent import Absent
-from stages.models.halves.boundary import absent_paths
+from stages.models.halves.boundary import absent_paths, within
 
 KINDS = ("int8", "nf4")
 """What a checkpoint can be quantized to while it is loaded."""
@@ -62,9 +62,10 @@ def plan(
             hint="Ask for native, bf16 or fp16",
         )
     spared = [path for path in _linears(skeleton) if path not in modules]
-    settings = _settings(precision, dtype, spared)
     return Quantization(
-        kind=precision, modules=frozenset(modules), options={"quantization_config": settings}
+        kind=precision,
+        modules=frozenset(modules),
+        options={"quantization_config": _settings(precision, dtype, spared)},
     )
 
 
@@ -74,9 +75,9 @@ def quantizable(skeleton: Any, keep: Part) -> dict[str, Any]:
     converted = _converted(skeleton, _spared(skeleton))
     if keep == "whole":
         decoder = _blind_decoder(skeleton)
-        return {path: m for path, m in converted.items() if decoder and _within(path, decoder)}
+        return {path: m for path, m in converted.items() if decoder and within(path, decoder)}
     absent = absent_paths(skeleton, keep)
-    return {path: m for path, m in converted.items() if not any(_within(path, a) for a in absent)}
+    return {path: m for path, m in converted.items() if not any(within(path, a) for a in absent)}
 
 
 def _blind_decoder(skeleton: Any) -> str | None:
@@ -115,7 +116,7 @@ def check_stored(config: Any, kinds: Collection[str]) -> None:
 def check(half: Any, planned: Quantization) -> None:
     """Raises EnvironmentFault when other modules are quantized than was planned."""
     absent = [path for path, module in half.named_modules() if isinstance(module, Absent)]
-    here = [path for path in planned.modules if not any(_within(path, a) for a in absent)]
+    here = [path for path in planned.modules if not any(within(path, a) for a in absent)]
     found = count(half)
     expected = Counter({planned.kind: len(here)}) if planned.kind else Counter[str]()
     if found == expected:
@@ -209,10 +210,6 @@ def _converted(skeleton: Any, spared: list[str]) -> dict[str, Any]:
 
     linears = _linears(skeleton).items()
     return {path: module for path, module in linears if should_convert_module(path, spared)}
-
-
-def _within(path: str, ancestor: str) -> bool:
-    return path == ancestor or path.startswith(f"{ancestor}.")
 
 
 def _linears(skeleton: nn.Module) -> dict[str, Any]:

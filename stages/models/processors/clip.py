@@ -49,6 +49,13 @@ class Clip:
         return cls(frames=frames, times=tuple(outline["times"]), **rest)
 
 
+def black_clip(kind: MediaKind, count: int, height: int, width: int) -> Clip:
+    """A clip of so many black frames, a second each."""
+    times = tuple(float(second) for second in range(count))
+    frames = np.zeros((count, height, width, 3), np.uint8)
+    return Clip(frames=frames, times=times, seconds=float(count), kind=kind)
+
+
 def pictures(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Any]:
     from PIL import Image
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from artifacts.schema import FrameFit, MediaKind
 from stages.models.card import SeenSize
-from stages.models.processors.clip import Clip
+from stages.models.processors.clip import Clip, black_clip
 from stages.models.processors.loading import is_picture
 from stages.models.processors.prepare import channel_of, prepare
 from stages.process.ending import out_of_memory
@@ -89,13 +89,12 @@ def probe(processor: Any, kind: MediaKind) -> Probe:
 def pixels_a_video(processor: Any) -> int:
     """In how many pixels a processor sees all frames of a video together at the most, where it
     makes them the smaller the more there are; 0 where it does not."""
-    part = getattr(processor, "video_processor", None)
+    part: Any = getattr(processor, "video_processor", None)
     # To try it would take as many pixels as hours of video have.
     rule = getattr(sys.modules.get(type(part).__module__), "smart_resize", None)
     if rule is None or "num_frames" not in inspect.signature(rule).parameters:
         return 0
-    most = dict(part.size).get("longest_edge") if part is not None else None
-    return int(most or 0)
+    return int(dict(part.size).get("longest_edge") or 0)
 
 
 def _seen(processor: Any, clip: Clip) -> SeenSize:
@@ -187,9 +186,7 @@ def black(processor: Any, kind: MediaKind, aspect: float, long_edge: int, shown:
     count = shown if channel_of(processor, kind) == "videos" else 1
     height = long_edge if aspect >= 1 else max(1, round(long_edge * aspect))
     width = max(1, round(long_edge / aspect)) if aspect >= 1 else long_edge
-    frames = np.zeros((count, height, width, 3), np.uint8)
-    times = tuple(float(index) for index in range(count))
-    return Clip(frames=frames, times=times, seconds=float(count), kind=kind)
+    return black_clip(kind, count, height, width)
 
 
 def resized(processor: Any, clip: Clip, wait: bool = False) -> tuple[list[tuple[int, int]], bool]:

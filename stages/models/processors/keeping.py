@@ -20,8 +20,9 @@ import torch
 
 from artifacts.errors import UsageError
 from stages.models.halves.records import RowCount
+from stages.models.processors.calling import Layout, places, run, text_ids
 from stages.models.processors.clip import Clip
-from stages.models.processors.layout import PROBES, Layout, noise, places, run, text_ids
+from stages.models.processors.layout import PROBES, noise
 from stages.models.processors.loading import is_picture
 from stages.process.ending import out_of_memory
 

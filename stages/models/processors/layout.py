@@ -8,8 +8,8 @@ in which two rows with different prompts come out whole is the one to take.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -17,9 +17,17 @@ import numpy as np
 import torch
 
 from artifacts.errors import PenstockError, UsageError
-from stages.models.processors.clip import Clip, pictures, video_metadata
+from stages.models.processors.calling import (
+    SAMPLE,
+    TIMES,
+    TOLD,
+    Layout,
+    places,
+    run,
+    text_ids,
+)
+from stages.models.processors.clip import Clip
 from stages.models.processors.loading import (
-    count_places,
     declared_ids,
     is_picture,
     needs_package,
@@ -32,34 +40,9 @@ PROBES = ("Describe.", "What happens in this video?")
 """Prompts of different lengths, so that padding is tried too."""
 PROBE_SHAPE = (4, 96, 128, 3)
 """Frames, height, width of the noise that processors are tried on."""
-TEXT_IDS = ("input_ids", "decoder_input_ids", "labels")
-"""Under which names processors give the tokens of the text."""
-SAMPLE, TIMES, TOLD = "do_sample_frames", "video_metadata", "return_metadata"
-"""Options for videos: whether to take only some of the frames, the times of the frames, and whether
-those are given back, which some processors rely on while they write the prompt."""
 BOTH = (True, False)
 Answer = TypeVar("Answer")
 _KNOWN: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
-    """How a processor takes media of one kind."""
-
-    channel: str
-    """`images` or `videos`."""
-    argument: str
-    """The processor's argument that takes them: some take videos as `images`."""
-    nested: bool
-    """Whether it takes a list for each prompt, and not one list for all."""
-    options: tuple[str, ...] = ()
-    """Which of its options for videos it takes."""
-    batched: bool = True
-    """Whether it takes several prompts at once."""
-    form: str
-    """How a turn is written; see `turn`."""
-    alone: bool = False
-    """Whether one prompt takes one picture at most."""
 
 
 def known(processor: Any, question: str, find: Callable[[], Answer]) -> Answer:
@@ -78,79 +61,12 @@ def layout_of(processor: Any, channel: str) -> Layout:
     return known(processor, f"layout of {channel}", lambda: _find(processor, channel))
 
 
-def run(
-    processor: Any, layout: Layout, clips: Sequence[Clip], prompts: Sequence[str]
-) -> dict[str, Any]:
-    """All outputs of the processor for these media and prompts."""
-    if len(clips) > 1 and not layout.batched:
-        pairs = zip(clips, prompts, strict=True)
-        return _padded(processor, [run(processor, layout, [c], [p]) for c, p in pairs])
-    rows = [_media(layout, clip) for clip in clips]
-    options: dict[str, Any] = {}
-    if SAMPLE in layout.options:
-        options[SAMPLE] = False
-    if TOLD in layout.options:
-        options[TOLD] = True
-    if TIMES in layout.options:
-        times: list[Any] = [[video_metadata(clip)] for clip in clips]
-        options[TIMES] = times if layout.nested else list(itertools.chain.from_iterable(times))
-    texts = [
-        write(processor, layout.form, layout.channel, len(row), prompt)
-        for row, prompt in zip(rows, prompts, strict=True)
-    ]
-    bos = processor.tokenizer.bos_token
-    if layout.form in (PARTS, WORDS) and bos is not None and texts[0].startswith(bos):
-        options["add_special_tokens"] = False  # the template wrote it; as apply_chat_template does
-    media = rows if layout.nested else list(itertools.chain.from_iterable(rows))
-    given = {"text": texts, layout.argument: media}
-    outputs = dict(processor(**given, return_tensors="pt", padding=True, **options))
-    outputs.pop(TIMES, None)
-    return outputs
-
-
-def _padded(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The outputs of several calls as one batch: what has a number for each token of the text is
-    filled up on the left, with nothing or with the token for that."""
-    length = max(text_ids(row).shape[1] for row in rows)
-    joined: dict[str, Any] = {}
-    for name in rows[0]:
-        parts = []
-        if rows[0][name] is None:
-            continue
-        for row in rows:
-            ids, value = text_ids(row), torch.as_tensor(row[name])
-            if value.shape[:2] == ids.shape and not is_picture(name):
-                fill = processor.tokenizer.pad_token_id if name in TEXT_IDS else 0
-                missing = (1, length - ids.shape[1], *value.shape[2:])
-                value = torch.cat([value.new_full(missing, fill), value], dim=1)
-            parts.append(value)
-        joined[name] = torch.cat(parts)
-    return joined
-
-
-def places(processor: Any, outputs: dict[str, Any], media: int) -> int:
-    """How many features go into the first row of a processor's outputs."""
-    return count_places(processor, text_ids(outputs)[0].tolist(), media)
-
-
-def text_ids(outputs: dict[str, Any]) -> torch.Tensor:
-    """The tokens of the text, a row a prompt."""
-    name = next((name for name in TEXT_IDS if name in outputs), None)
-    if name is None:
-        raise ValueError(f"the processor gave no tokens but only {', '.join(outputs)}")
-    return torch.as_tensor(outputs[name])
-
-
 def noise(channel: str) -> Clip:
     frames = np.random.default_rng(0).integers(0, 255, PROBE_SHAPE, dtype=np.uint8)
     if channel == "images":
         return Clip(frames=frames[:1], times=(0.0,), seconds=0.0, kind="image")
     times = tuple(float(second) for second in range(len(frames)))
     return Clip(frames=frames, times=times, seconds=float(len(frames)), kind="video")
-
-
-def _media(layout: Layout, clip: Clip) -> list[Any]:
-    return [clip.frames] if layout.channel == "videos" else pictures(clip.frames)
 
 
 def _find(processor: Any, channel: str) -> Layout:

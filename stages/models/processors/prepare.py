@@ -15,6 +15,7 @@ import torch
 from artifacts.errors import UsageError
 from artifacts.schema import MediaKind
 from stages.models.halves.routes import overrides_generate
+from stages.models.processors.calling import Layout, run, text_ids
 from stages.models.processors.clip import Clip, video_metadata
 from stages.models.processors.keeping import (
     OUTLINE,
@@ -25,14 +26,14 @@ from stages.models.processors.keeping import (
     restore,
     way_of_keeping,
 )
-from stages.models.processors.layout import Layout, known, layout_of, noise, run, text_ids
+from stages.models.processors.layout import known, layout_of, noise
 from stages.models.processors.loading import (
     load_processor,
     placeholder_tokens,
     takes_images,
     takes_videos,
 )
-from stages.models.processors.turn import PLAIN, SPELLED, write
+from stages.models.processors.turn import PLAIN, SPELLED
 
 DECODED = "decoder_input_ids"
 """Under this name a prompt goes to the decoder of a model that has an encoder."""
@@ -49,10 +50,8 @@ __all__ = [
     "placeholder_tokens",
     "prepare",
     "rebuild",
-    "render",
     "takes_videos",
     "video_metadata",
-    "whole",
 ]
 
 
@@ -85,19 +84,6 @@ def rebuild(processor: Any, rows: Sequence[Row], prompts: Sequence[str]) -> dict
         raise ValueError("rows with images and rows with videos cannot share a batch")
     _refuse_placeholders(processor, prompts)
     return restore(processor, layout_of(processor, channel), rows, prompts)
-
-
-def whole(processor: Any, clips: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Any]:
-    """All that the processor gives for these media and prompts at once, pixels included: what a
-    model takes that is not cut in two."""
-    layout = layout_of(processor, channel_of(processor, clips[0].kind))
-    _refuse_placeholders(processor, prompts)
-    return run(processor, layout, [_seen(layout, clip) for clip in clips], prompts)
-
-
-def render(processor: Any, channel: str, media: int, prompt: str) -> str:
-    """The text of one turn, media first, by the checkpoint's chat template if it has one."""
-    return write(processor, layout_of(processor, channel).form, channel, media, prompt)
 
 
 def goes_on(processor: Any, encodes: bool) -> bool:

@@ -71,8 +71,7 @@ class Layer:
     def detach(self) -> None:
         """Leave it without data."""
         for tensor in self.tensors:
-            empty = torch.empty(tensor.place.shape, dtype=tensor.dtype, device="meta")
-            self._put(tensor, empty)
+            self._put(tensor, torch.empty(tensor.place.shape, dtype=tensor.dtype, device="meta"))
 
     def _put(self, tensor: Tensor, value: torch.Tensor) -> None:
         owner, name = tensor.owner, tensor.name

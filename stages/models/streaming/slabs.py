@@ -85,7 +85,8 @@ class Slabs:
 
     def expect(self, layer: int) -> None:
         if layer not in self._holds:
-            room = next(at for at in self._by_use() if at != self._open)
+            others = [room for room in range(len(self._rooms)) if room != self._open]
+            room = min(others, key=lambda other: self._holds[other] != EMPTY)
             self._holds[room] = layer
             self._filled[room] = self._reader.submit(self._fill, room, layer)
 
@@ -104,10 +105,6 @@ class Slabs:
         self._layers[layer].detach()
         self._rooms[self._open].release()
         self._open = EMPTY
-
-    def _by_use(self) -> list[int]:
-        """Rooms, those that hold nothing first."""
-        return sorted(range(len(self._rooms)), key=lambda room: self._holds[room] != EMPTY)
 
     def _fill(self, room: int, layer: int) -> None:
         self._rooms[room].fill(self._layers[layer], self._scratch)

@@ -5,8 +5,7 @@ equation 1: sbh(34 + 5as/h) bytes a layer. Term by term here, so that it holds f
 grouped heads and fused attention too: without the masks of dropout, and with what the norms of
 transformers keep in 32 bit. tests/test_flows_memory_training.py counts what real layers keep."""
 
-from flows.planning.layers import pass_bytes
-from flows.planning.outline import Tower
+from flows.planning.towers import Tower
 
 HALF = 2
 """Bytes of a number in 16 bit."""
@@ -60,11 +59,6 @@ def lora_layer_bytes(tower: Tower, tokens: int, rank: int, *, fused: bool = True
         + LORA_DROPOUT * inputs
         + HALF * rank * len(tower.matrices)
     )
-
-
-def inside_bytes(tower: Tower, rows: int) -> int:
-    """Gradients that live at once inside one layer: as much as its own numbers do."""
-    return pass_bytes(tower, 1, rows, HALF)
 
 
 def lora_parameters(tower: Tower, rank: int) -> int:

@@ -1,0 +1,63 @@
+"""What goes into a dataset: a caption, the key under which readers find it, and the bytes that go
+with it; knows nothing of files that hold samples."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from artifacts.captions import Caption, values_of
+from artifacts.keys import digest_of
+from artifacts.stamps import Stamp
+
+OWN_MEMBERS = ("txt", "json")
+SLUG_LETTERS = 40
+"""How much of a medium's name stands in a key."""
+RECIPE = 1
+"""Raised when the same samples are to be written otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Media:
+    """The bytes that go with a sample."""
+
+    path: Path
+    suffix: str
+    start: float = 0.0
+    """Seconds of these media at which the chunk starts."""
+    stamp: Stamp | None = None
+    """What the file must have, or it holds something else by now; None: whatever it holds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One chunk of a medium as it goes into a shard."""
+
+    key: str
+    row: Caption
+    """What was said of the chunk."""
+    content: str
+    """Digest of the medium that it is of."""
+
+    def digest(self) -> str:
+        return digest_of([RECIPE, self.key, values_of(self.row), self.content])
+
+
+Samples = Iterator[tuple[Sample, Media | None]]
+
+
+def sample_key(media_path: str, content: str, prompt: str, copy: int, chunk: int) -> str:
+    """A key of letters that no tool takes for a folder or a suffix, the same in every run.
+
+    `copy` tells apart what is alike in all else.
+    """
+    slug = re.sub("[^A-Za-z0-9_-]+", "_", PurePosixPath(media_path).stem)[:SLUG_LETTERS].strip("_")
+    digest = digest_of([media_path, content, prompt, copy])[:12]
+    return f"{slug or 'media'}-{digest}-{chunk:05d}"
+
+
+def media_suffix(name: str) -> str:
+    """The suffix under which a reader finds the bytes of a file of this name."""
+    suffix = PurePosixPath(name).suffix.lower().lstrip(".")
+    plain = re.fullmatch("[a-z0-9]{1,8}", suffix) and suffix not in OWN_MEMBERS
+    return suffix if plain else "bin"

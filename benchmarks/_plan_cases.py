@@ -1,0 +1,53 @@
+"""The cases of the benchmark of plans: which stage runs on which model, and on which rung."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One stage on one rung."""
+
+    shape: str
+    stage: Literal["encode", "decode"]
+    precision: str
+    batch: int
+    frames: int
+    """Of each chunk."""
+    words: int = 8
+    """Of the prompt."""
+    block: int = 0
+    """Chunks past which layers are streamed."""
+    prefill: int = 0
+    """Positions that go through an MLP at once."""
+
+    @property
+    def prompt(self) -> str:
+        return "describe " * self.words
+
+
+CASES = (
+    Case(shape="llava", stage="decode", precision="bf16", batch=2, frames=2),
+    Case(shape="llava", stage="encode", precision="bf16", batch=6, frames=4),
+    Case(shape="llava", stage="decode", precision="fp32", batch=2, frames=2),
+    Case(shape="llava", stage="decode", precision="nf4", batch=4, frames=2),
+    Case(shape="llava", stage="encode", precision="fp32", batch=3, frames=4),
+    Case(shape="qwen2.5-vl", stage="encode", precision="bf16", batch=4, frames=8),
+    Case(shape="qwen2.5-vl", stage="decode", precision="bf16", batch=4, frames=4),
+    Case(shape="mllama", stage="decode", precision="bf16", batch=2, frames=1),
+    Case(shape="llava", stage="decode", precision="int8", batch=4, frames=2),
+    Case(shape="smolvlm", stage="encode", precision="fp32", batch=1, frames=8),
+    Case(shape="smolvlm", stage="decode", precision="fp32", batch=4, frames=8),
+    Case(shape="llava", stage="encode", precision="int8", batch=6, frames=4),
+    Case(shape="qwen2.5-vl", stage="encode", precision="fp32", batch=3, frames=8),
+    Case(shape="qwen2.5-vl", stage="decode", precision="nf4", batch=4, frames=4),
+    Case(shape="smolvlm", stage="encode", precision="bf16", batch=2, frames=8),
+    Case(shape="smolvlm", stage="decode", precision="int8", batch=4, frames=8),
+    Case(shape="mllama", stage="decode", precision="nf4", batch=2, frames=1),
+    Case(shape="llava", stage="encode", precision="bf16", batch=6, frames=4, block=12),
+    Case(shape="qwen2.5-vl", stage="encode", precision="fp32", batch=3, frames=8, block=6),
+    Case(shape="smolvlm", stage="encode", precision="fp32", batch=2, frames=8, block=4),
+    Case(shape="llava", stage="encode", precision="bf16", batch=6, frames=4, prefill=256),
+    Case(shape="smolvlm", stage="encode", precision="fp32", batch=1, frames=8, prefill=256),
+    Case(shape="llava", stage="decode", precision="bf16", batch=2, frames=2, prefill=256),
+)

@@ -1,0 +1,83 @@
+"""What is known of each half of a checkpoint without its weights: the tensors it holds, and the
+layers that they belong to; knows no processor."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from artifacts.errors import UsageError
+from artifacts.schema import Part
+from stages.models.card import PartCard
+from stages.models.halves.boundary import (
+    HALVES,
+    absent_paths,
+    belongs_to,
+    pieces_called,
+)
+from stages.models.hub.headers import Header
+from stages.models.precision.attention import attention_of, supports_flash
+from stages.models.precision.quantize import check_stored, quantizable
+from stages.models.precision.weights import Weight, weights_of
+
+LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
+"""The path of a layer in the name of a weight of it."""
+
+
+def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartCard]:
+    pieces: dict[Part, tuple[str, ...]] = {half: pieces_called(skeleton, half) for half in HALVES}
+    absent = {half: absent_paths(skeleton, half, pieces[half]) for half in HALVES}
+    held: dict[Part, list[Weight]] = {half: [] for half in HALVES}
+    weights = weights_of(skeleton, headers)
+    check_stored(skeleton.config, {weight.kind for weight in weights if weight.kind})
+    for weight in weights:
+        for half in belongs_to(weight.path, absent):
+            held[half].append(weight)
+    if not held["vision"]:
+        raise UsageError(
+            f"the checkpoint of this {type(skeleton).__name__} holds no weights of a vision half",
+            hint="Choose the whole vision-language checkpoint, not its text part",
+        )
+    return {
+        half: replace(_half_card(skeleton, half, found), pieces=pieces[half])
+        for half, found in held.items()
+    }
+
+
+def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartCard]:
+    """A model without a boundary: the second stage loads all of it."""
+    nothing = PartCard(shards=(), tensors=(), parameters=0, stored_bytes=0)
+    return {
+        "vision": nothing,
+        "language": _half_card(skeleton, "whole", list(weights_of(skeleton, headers))),
+    }
+
+
+def _half_card(skeleton: Any, half: Part, weights: list[Weight]) -> PartCard:
+    linears = quantizable(skeleton, half).values()
+    stack = layers_of(weights)
+    return PartCard(
+        shards=tuple(sorted({weight.shard for weight in weights})),
+        tensors=tuple(sorted(weight.name for weight in weights)),
+        parameters=sum(weight.parameters for weight in weights),
+        stored_bytes=sum(weight.size for weight in weights),
+        stored_as=next((weight.kind for weight in weights if weight.kind), ""),
+        linear_modules=len(linears),
+        linear_parameters=sum(linear.weight.numel() for linear in linears),
+        linear_rows=sum(linear.weight.shape[0] for linear in linears),
+        largest_linear=max((linear.weight.numel() for linear in linears), default=0),
+        widest_linear=max((linear.weight.shape[0] for linear in linears), default=0),
+        layers=len(stack),
+        layer_parameters=max(stack.values(), default=0),
+        attention=attention_of(skeleton, half),
+        flash=supports_flash(skeleton, half),
+    )
+
+
+def layers_of(weights: list[Weight]) -> Counter[str]:
+    """Path of each layer of the largest stack of them → how many numbers it holds."""
+    stacks: dict[str, Counter[str]] = {}
+    for weight in weights:
+        if match := LAYER.match(weight.path):
+            stacks.setdefault(match["stack"], Counter())[match[0]] += weight.parameters
+    return max(stacks.values(), key=Counter.total, default=Counter())
