@@ -41,8 +41,24 @@ def _cell(value: Any) -> Any:
 
 def write_parquet(path: Path, rows: Iterable[Caption]) -> None:
     """Typed columns, the same whatever the rows hold. Raises EnvironmentFault."""
-    import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
+
+    left = iter(rows)
+    with whole_file(path) as file, ParquetWriter(file, _schema()) as writer:
+        while group := list(islice(left, GROUP_ROWS)):
+            writer.write_table(table_of(group))
+
+
+def table_of(rows: Iterable[Caption]) -> Any:
+    """The same columns as a pyarrow table in memory."""
+    import pyarrow as pa
+
+    values = [{k: _utf8(v) for k, v in values_of(row).items()} for row in rows]
+    return pa.Table.from_pylist(values, _schema())
+
+
+def _schema() -> Any:
+    import pyarrow as pa
 
     text, seconds = pa.string(), pa.float64()
     schema = pa.schema(
@@ -63,11 +79,7 @@ def write_parquet(path: Path, rows: Iterable[Caption]) -> None:
         ]
     )
     assert tuple(schema.names) == COLUMNS
-    left = iter(rows)
-    with whole_file(path) as file, ParquetWriter(file, schema) as writer:
-        while group := list(islice(left, GROUP_ROWS)):
-            table = [{k: _utf8(v) for k, v in values_of(row).items()} for row in group]
-            writer.write_table(pa.Table.from_pylist(table, schema))
+    return schema
 
 
 def _utf8(value: Any) -> Any:

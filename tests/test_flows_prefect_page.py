@@ -138,7 +138,7 @@ def test_a_server_that_does_not_answer_costs_the_page_alone(
 
     monkeypatch.setattr(prefect_page, "create_markdown_artifact", refuse)
     shown = RunPage()
-    shown.begin(record)
+    shown.begin(None, record)  # type: ignore[arg-type]
     shown.end()
     assert record.value["prefect"] is not None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ["flows", "stages", "artifacts", "demo"]
+PACKAGES = ["penstock", "flows", "stages", "artifacts", "demo"]
 LINT = "import sys; from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 
@@ -41,8 +41,12 @@ def copy(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("module", "line", "contract"),
     [
-        ("artifacts/errors.py", "import stages", "flows over stages over artifacts"),
-        ("stages/process/report.py", "import flows", "flows over stages over artifacts"),
+        ("artifacts/errors.py", "import stages", "penstock over flows over stages"),
+        (
+            "stages/process/report.py",
+            "import flows",
+            "penstock over flows over stages",
+        ),
         ("flows/job/config.py", "import flows.planning", "Inside flows"),
         ("flows/results/outputs.py", "import flows.planning", "Inside flows"),
         ("flows/new.py", "", "Inside flows"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ["flows", "stages", "artifacts", "demo"]
+PACKAGES = ["penstock", "flows", "stages", "artifacts", "demo"]
 BUILD = "import sys, uv_build; print(uv_build.build_wheel(sys.argv[1]))"
 
 
@@ -65,3 +65,53 @@ def test_the_program_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def installed(wheel: Path, site: Path) -> dict[str, str]:
+    """The environment of an installation: its files, its record, and its dependencies from here."""
+    zipfile.ZipFile(wheel).extractall(site)
+    return {name: v for name, v in os.environ.items() if name != "PYTHONPATH"}
+
+
+def run_command(site: Path, environment: dict[str, str], *before: Path) -> tuple[int, str]:
+    """`penstock --version` as the script of an installation calls it, with folders on PYTHONPATH
+    that come before it."""
+    code = (
+        "import sys; sys.argv = ['penstock', 'status', 'nowhere']; "
+        "from penstock.start import main; sys.exit(main())"
+    )
+    path = os.pathsep.join(map(str, (*before, site)))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=site.parent,
+        env={**environment, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_folder_called_flows_on_the_path_of_a_user_hides_nothing(
+    wheel: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    environment = installed(wheel, site)
+    mine = tmp_path / "mine" / "flows"
+    mine.mkdir(parents=True)
+    (mine / "__init__.py").write_text("raise RuntimeError('not ours')\n")
+    code, said = run_command(site, environment, mine.parent)
+    assert code == 2 and "no run has written to" in said, said
+
+
+def test_a_package_that_was_installed_over_ours_is_named(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    environment = installed(wheel, site)
+    assert run_command(site, environment)[0] == 2
+    (site / "artifacts" / "__init__.py").write_text("__version__ = '3.0'\n")
+    code, said = run_command(site, environment)
+    assert code == 5 and "Traceback" not in said
+    assert "wrote its artifacts over Penstock's" in said and len(said.splitlines()) == 1
+    (site / "artifacts" / "__init__.py").unlink()
+    code, said = run_command(site, environment)
+    assert code == 5 and "Traceback" not in said, said

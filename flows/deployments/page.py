@@ -14,6 +14,7 @@ from prefect.runtime import flow_run
 
 from flows.deployments.patience import impatient
 from flows.deployments.view import plain
+from flows.job.prepare import Job
 from flows.results.run_record import RunRecord
 from flows.results.standing import COLUMNS, advice, cells, places, standing, what
 
@@ -29,7 +30,7 @@ class RunPage:
         self._record: RunRecord | None = None
         self._artifact: UUID | None = None
 
-    def begin(self, record: RunRecord) -> None:
+    def begin(self, _: Job, record: RunRecord) -> None:
         """Show a run, and let its record say which flow run it is."""
         self._record = record
         record.value["prefect"] = {"id": str(flow_run.id), "name": str(flow_run.name)}

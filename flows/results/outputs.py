@@ -15,7 +15,7 @@ from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
-from flows.job.tasks import Medium
+from flows.job.tasks import Medium, Task
 from flows.pipelines import STAGES
 from flows.results.texts import OwnFiles, Texts, digest_at, write_texts
 from stages.process.events import Failed
@@ -78,34 +78,34 @@ MIDDLE = ("only the chunk's middle frame was seen: the model takes one picture a
 
 def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
     """The captions of one file that are there, a line a chunk, in time order."""
-    index = job.ledger.index(medium)
-    if index is None:
-        return []
-    one_frame = medium.kind == "video" and job.model.one_frame
-    rows = []
-    for task in job.ledger.tasks([medium]):
-        if task["captions"] not in job.ledger["captions"]:
-            continue
-        stored = job.ledger["captions"].meta(task["captions"])
-        text = f"{job.config.prefix}{stored['caption']}{job.config.suffix}"
-        rows.append(
-            Caption(
-                media_path=file.media_path,
-                source=file.source,
-                start=task.chunk.start,
-                end=task.chunk.end,
-                caption=text,
-                model=job.model.name,
-                prompt=medium.prompt,
-                precision=task.scopes.precision,
-                frames=task.chunk.times,
-                features=task["features"],
-                tokens=stored["tokens"],
-                ended=ended_of(stored, task.scopes.limit),
-                warnings=(*index.warnings, *(MIDDLE if one_frame else ())),
-            )
-        )
-    return rows
+    made = job.ledger["captions"]
+    return [
+        caption_of(job, file, task, made.meta(task["captions"]))
+        for task in job.ledger.tasks([medium])
+        if task["captions"] in made
+    ]
+
+
+def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> Caption:
+    """The caption of one chunk of a file, with what was stored of it."""
+    index = job.ledger.index(task.medium)
+    assert index is not None
+    one_frame = task.medium.kind == "video" and job.model.one_frame
+    return Caption(
+        media_path=file.media_path,
+        source=file.source,
+        start=task.chunk.start,
+        end=task.chunk.end,
+        caption=f"{job.config.prefix}{stored['caption']}{job.config.suffix}",
+        model=job.model.name,
+        prompt=task.medium.prompt,
+        precision=task.scopes.precision,
+        frames=task.chunk.times,
+        features=task["features"],
+        tokens=stored["tokens"],
+        ended=ended_of(stored, task.scopes.limit),
+        warnings=(*index.warnings, *(MIDDLE if one_frame else ())),
+    )
 
 
 def there_before(job: Job) -> list[str]:

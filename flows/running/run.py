@@ -34,7 +34,7 @@ from stages.process.lock import holder, try_hold
 from stages.process.stage_process import Listener
 
 LauncherMaker = Callable[[Listener], Launcher]
-OnBegin = Callable[[RunRecord], None]
+OnBegin = Callable[[Job, RunRecord], None]
 
 
 class Watch:
@@ -102,7 +102,7 @@ class Watch:
             record.value.update(plan=summary(job), outputs=places(job), earlier=there_before(job))
             record.write(force=True)
             if self._on_begin is not None:
-                self._on_begin(record)
+                self._on_begin(job, record)
             self._ladder = ladder_of(job, self._taken)
             launcher = WithinBudget(launcher, job.budget, job.config, self._display.say)
             steps = Steps(job, launcher, record, self._ladder, self.tell, fetch, hold)
@@ -118,8 +118,8 @@ def caption(
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> RunResult:
-    """Caption everything the configuration names; `on_begin` is given the run's record before work
-    begins. Raises PenstockError; what is finished stays done."""
+    """Caption everything the configuration names; `on_begin` is given the job and the run's record
+    before work begins. Raises PenstockError; what is finished stays done."""
     watch = Watch(display, on_begin)
     launcher = make_launcher(watch.listen)
     refuse_file(out_folder(config))

@@ -155,8 +155,8 @@ def rebuild(
     on_begin: OnBegin | None = None,
 ) -> RebuildResult:
     """Bring the stored features of everything the configuration names up to date; what it says of
-    text and of output files has no effect. `on_begin` is given the run's record before work begins.
-    Raises PenstockError; what is finished stays done."""
+    text and of output files has no effect. `on_begin` is given the job and the run's record before
+    work begins. Raises PenstockError; what is finished stays done."""
     name = job_digest(config.sources, options.name)
     # Logs and the record of the run lie in the store: a rebuild has no outputs.
     out = open_store(config.store_url).local / "logs" / f"rebuild-{name[:12]}"

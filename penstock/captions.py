@@ -1,0 +1,202 @@
+"""A caption run from Python: its captions one by one as they are made, or all as a table.
+
+The run works in a thread and its stages in processes, as with the command: it writes the same files
+and finds the same records in the store. Each caption is read from the store when its stage tells
+that it is there. Whoever stops asking, or leaves the `with`, stops the run in order; the same call
+goes on from there.
+"""
+
+import threading
+from collections.abc import Iterator
+from itertools import chain
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from artifacts.captions import Caption
+from artifacts.errors import Interrupted
+from artifacts.packs import Shelf
+from artifacts.tables import table_of
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher, Running, StageCall
+from flows.job.prepare import Job
+from flows.job.sources import MediaFile
+from flows.job.tasks import Task
+from flows.results.outputs import caption_of, captions_by_file
+from flows.results.run_record import RunRecord
+from flows.results.run_result import RunResult
+from flows.running import run
+from penstock.options import CaptionOptions, Sources, config_for
+from stages.process.events import Event, Item
+from stages.process.stage_process import Listener
+
+
+def caption(
+    sources: Sources, *, progress: bool = False, **options: Unpack[CaptionOptions]
+) -> "Captions":
+    """Start a run over files, folders, globs or lists; with `progress` it is shown as by the
+    command. Raises UsageError for options that make no sense."""
+    return Captions(config_for(sources, options), Display(quiet=not progress))
+
+
+class Captions(Iterator[Caption]):
+    """A run at work. To iterate over it gives each caption as soon as it is made, first those that
+    were there; what ends the run is raised when there are no more."""
+
+    def __init__(self, config: CaptionConfig, display: Display) -> None:
+        config.check_sources()
+        self._config = config
+        self._display = display
+        self._made: SimpleQueue[Caption | None] = SimpleQueue()
+        self._given: set[tuple[int, float]] = set()
+        """Of what was given already: place of its file among the job's, and where it starts."""
+        self._job: Job | None = None
+        self._result: RunResult | None = None
+        self._error: BaseException | None = None
+        self._launcher = _Stoppable()
+        self._thread = threading.Thread(target=self._run, name="penstock", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> Caption:
+        try:
+            row = self._made.get()
+        except BaseException:
+            self.stop()
+            raise
+        if row is not None:
+            return row
+        self._made.put(None)
+        self.result()
+        raise StopIteration
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def result(self) -> RunResult:
+        """How the run ended, once it has: its `failures`, `warnings` and `exit_code`. Raises what
+        stopped it."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+    def stop(self) -> None:
+        """End the run in order, unless it has ended; what is made stays made."""
+        self._launcher.stop()
+        self._thread.join()
+
+    def table(self) -> Any:
+        """All captions as a pyarrow table, in the order of the files, once the run has ended.
+        Raises what stopped it."""
+        self.result()
+        assert self._job is not None
+        return table_of(chain.from_iterable(captions_by_file(self._job)))
+
+    def pandas(self) -> Any:
+        """The same as a DataFrame, where pandas is installed."""
+        return self.table().to_pandas()
+
+    def _run(self) -> None:
+        try:
+            self._result = run.caption(self._config, self._display, self._launch, self._begin)
+            self._give_rest()
+        except BaseException as error:  # it is raised where the captions are asked for
+            self._error = error
+        finally:
+            self._made.put(None)
+
+    def _launch(self, listen: Listener) -> "_Stoppable":
+        feed: _Feed | None = None
+
+        def hear(stage: str, event: Event) -> None:
+            nonlocal feed
+            listen(stage, event)
+            if self._job is not None and isinstance(event, Item):
+                feed = feed or _Feed(self._job)
+                if stage == self._job.pipeline[-1].name:
+                    for place, row in feed.rows(event.key):
+                        self._give(place, row)
+
+        self._launcher.launcher = DirectLauncher(hear)
+        return self._launcher
+
+    def _begin(self, job: Job, _: RunRecord) -> None:
+        self._job = job
+        self._give_rest()
+
+    def _give_rest(self) -> None:
+        assert self._job is not None
+        for place, rows in enumerate(captions_by_file(self._job)):
+            for row in rows:
+                self._give(place, row)
+
+    def _give(self, place: int, row: Caption) -> None:
+        if (place, row.start) not in self._given:
+            self._given.add((place, row.start))
+            self._made.put(row)
+
+
+class _Feed:
+    """Captions by their keys, as another process publishes them."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._kind = job.pipeline[-1].writes
+        self._shelves: dict[str, Shelf] = {}
+        self._known: dict[str, list[tuple[int, MediaFile, Task]]] = {}
+
+    def rows(self, key: str) -> Iterator[tuple[int, Caption]]:
+        """The caption of each file that holds the chunk, with the file's place."""
+        if key not in self._known:
+            self._look_again()
+        for place, file, task in self._known.get(key, ()):
+            scope = task.scopes[self._kind]
+            if scope not in self._shelves:
+                self._shelves[scope] = Shelf(self._job.store, self._kind, scope)
+            shelf = self._shelves[scope]
+            if key not in shelf:
+                shelf.refresh()
+            if key in shelf:
+                yield place, caption_of(self._job, file, task, shelf.meta(key))
+
+    def _look_again(self) -> None:
+        self._known.clear()
+        files = zip(self._job.files, self._job.contents, strict=True)
+        for place, (file, medium) in enumerate(files):
+            for task in self._job.ledger.tasks([medium]):
+                self._known.setdefault(task[self._kind], []).append((place, file, task))
+
+
+class _Stoppable:
+    """A launcher that starts nothing more once it was stopped."""
+
+    def __init__(self) -> None:
+        self.launcher = DirectLauncher(lambda *_: None)
+        self._lock = threading.Lock()
+        self._started: list[Running] = []
+        self._stopped = False
+
+    def start(self, call: StageCall) -> Running:
+        with self._lock:
+            if self._stopped:
+                again = "Nothing finished is lost; the same call goes on"
+                raise Interrupted("stopped", hint=again)
+            running = self.launcher.start(call)
+            self._started = [*self._started[-1:], running]
+            return running
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for running in self._started:
+                running.stop()

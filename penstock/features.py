@@ -1,0 +1,23 @@
+"""Features of files brought up to date, from Python."""
+
+from typing import Unpack
+
+from flows.console.display import Display
+from flows.upkeep.rebuild_run import RebuildOptions, RebuildResult
+from flows.upkeep.rebuild_run import rebuild as run
+from penstock.options import FeatureOptions, Sources, config_for
+
+
+def rebuild(
+    sources: Sources,
+    *,
+    name: str = "",
+    prune: bool = False,
+    dry_run: bool = False,
+    progress: bool = False,
+    **options: Unpack[FeatureOptions],
+) -> RebuildResult:
+    """Encode what of the sources has no features; `name`, `prune` and `dry_run` as with the command
+    `penstock cache rebuild`. Raises PenstockError."""
+    asked = RebuildOptions(name=name, prune=prune, dry_run=dry_run)
+    return run(config_for(sources, options), asked, Display(quiet=not progress))

@@ -1,0 +1,58 @@
+"""The options of the command line as keywords, with their types; runs nothing."""
+
+from collections.abc import Iterable
+from os import PathLike, fspath
+from typing import TypedDict
+
+from flows.console.display import parse_size
+from flows.job.config import CaptionConfig
+
+Sources = str | PathLike[str] | Iterable[str | PathLike[str]]
+"""Files, folders, globs or lists, as the command line takes them."""
+
+
+class FeatureOptions(TypedDict, total=False):
+    """What decides features, and how they are made."""
+
+    model: str
+    revision: str | None
+    prompt: str | None
+    store: str
+    trust_remote_code: bool
+    chunk: float
+    shots: bool
+    fps: float | None
+    frames: int | None
+    max_frames: int | None
+    memory: str | int | None
+    """Bytes, or a text such as `8GiB`."""
+    precision: str
+    vision_precision: str | None
+    language_precision: str | None
+    batch_size: int
+    recursive: bool
+    extensions: tuple[str, ...]
+    limit: int | None
+    retry_failed: bool
+    keep_frames: bool
+
+
+class CaptionOptions(FeatureOptions, total=False):
+    """What else a caption run is asked."""
+
+    out: str
+    max_new_tokens: int
+    prefix: str
+    suffix: str
+    format: tuple[str, ...]
+    beside: bool
+    overwrite: bool
+
+
+def config_for(sources: Sources, options: FeatureOptions) -> CaptionConfig:
+    """The configuration that these mean. Raises UsageError."""
+    named = [sources] if isinstance(sources, str | PathLike) else sources
+    memory = options.get("memory")
+    size = parse_size(memory) if isinstance(memory, str) else memory
+    values = {**options, "memory": size}
+    return CaptionConfig(sources=tuple(fspath(source) for source in named), **values)  # type: ignore[arg-type]

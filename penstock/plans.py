@@ -1,0 +1,16 @@
+"""What a run would take, for programs."""
+
+from typing import Any, Unpack
+
+from flows.console.display import Display
+from flows.job.launch import DirectLauncher
+from flows.planning.plan import figures, plan_of
+from penstock.options import CaptionOptions, Sources, config_for
+
+
+def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, Any]:
+    """What a run would take of memory, disk and time, and whether it `fits`; without sources, what
+    a standard chunk would. Nothing is run. Raises PenstockError."""
+    display = Display(quiet=True)
+    config = config_for(sources, options)
+    return figures(plan_of(config, DirectLauncher(display.listen), display.say))

@@ -1,0 +1,68 @@
+"""What the command `penstock` runs first: whether the packages that it imports are its own.
+
+Three of them have names that others have, too. A folder of that name on PYTHONPATH would be
+imported instead, so Penstock's own place is then put before it. A package of that name that was
+installed over ours is told of, since its files are where ours were.
+"""
+
+import sys
+from base64 import urlsafe_b64encode
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = ("flows", "stages", "artifacts", "demo")
+HERE = Path(__file__).resolve().parent.parent
+"""Where all of Penstock's packages lie."""
+ENVIRONMENT = 5
+"""The exit code of a fault of the environment."""
+
+
+def main() -> int:
+    """Run the command; returns its exit code."""
+    if any(_origin(name) != HERE / name / "__init__.py" for name in PACKAGES):
+        sys.path.insert(0, str(HERE))
+    told = intruder()
+    if told:
+        print(f"penstock: {told}", file=sys.stderr)
+        return ENVIRONMENT
+    from flows.cli.main import main as command
+
+    return command()
+
+
+def intruder() -> str:
+    """What stands in the place of one of our packages, and what to do; empty where all is ours."""
+    for name in PACKAGES:
+        own, found = HERE / name / "__init__.py", _origin(name)
+        by_itself = "Install Penstock by itself: python -m venv, then pip install there"
+        if found is None or not own.is_file():
+            return f"its package {name} is not in {HERE}. {by_itself}"
+        if found != own:
+            return f"{found} is imported instead of Penstock's {name}. Take it off PYTHONPATH"
+        if _recorded(name) not in ("", _digest(own)):
+            return f"another package wrote its {name} over Penstock's in {HERE}. {by_itself}"
+    return ""
+
+
+def _origin(name: str) -> Path | None:
+    """The file that would be imported under this name."""
+    spec = find_spec(name)
+    return Path(spec.origin).resolve() if spec is not None and spec.origin else None
+
+
+def _recorded(name: str) -> str:
+    """The digest of a package's first file when Penstock was installed; empty where that is not
+    recorded, as in a clone."""
+    try:
+        files = distribution("penstock").files or []
+    except PackageNotFoundError:
+        return ""
+    own = next((file for file in files if file.as_posix() == f"{name}/__init__.py"), None)
+    return own.hash.value if own is not None and own.hash is not None else ""
+
+
+def _digest(path: Path) -> str:
+    """As wheels record it."""
+    return urlsafe_b64encode(sha256(path.read_bytes()).digest()).rstrip(b"=").decode()

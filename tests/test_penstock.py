@@ -1,0 +1,121 @@
+"""The program as a package: captions as they are made, tables, plans; what docs/python.md prints
+runs as it is printed."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import demo
+import penstock
+from flows.job.config import CaptionConfig
+from penstock.options import CaptionOptions
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("clip-01.mp4", "clip-02.mp4", "clip-03.mp4")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "videos").mkdir()
+    for name in NAMES:
+        shutil.copy(demo.CLIPS / name, tmp_path / "videos")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
+    return tmp_path
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    text = (folder / "captions.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_the_options_are_those_of_a_run() -> None:
+    assert set(CaptionOptions.__annotations__) == set(CaptionConfig.__slots__) - {"sources"}
+
+
+def test_nothing_heavy_is_imported_for_the_names() -> None:
+    code = (
+        "import sys, penstock; penstock.Caption; "
+        "print(sorted({'torch', 'transformers', 'prefect', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_captions_come_as_they_are_made_and_stand_in_the_file(here: Path) -> None:
+    with penstock.caption("videos", model="demo", out="out", chunk=2.0, batch_size=1) as captions:
+        found = [(row.media_path, row.start, row.caption) for row in captions]
+    written = [(row["media_path"], row["start"], row["caption"]) for row in lines(here / "out")]
+    assert sorted(found) == sorted(written) and len(found) > len(NAMES)
+    assert captions.result().exit_code == 0
+    table = captions.table()
+    assert table.column("caption").to_pylist() == [caption for _, _, caption in written]
+    assert list(captions.pandas()["media_path"]) == [name for name, _, _ in written]
+
+    before = (here / "out" / "run.json").read_text()
+    again = [row.caption for row in penstock.caption("videos", model="demo", out="out", chunk=2.0)]
+    assert again == [caption for _, _, caption in written]
+    stages = json.loads((here / "out" / "run.json").read_text())["stages"]
+    assert before and [stage["items"] for stage in stages] == [0, 0, 0]
+
+
+def test_a_run_that_is_left_early_stops_in_order_and_is_taken_up(here: Path) -> None:
+    options = {"model": "demo", "out": "out", "chunk": 1.0, "batch_size": 1}
+    with penstock.caption("videos", **options) as captions:  # type: ignore[arg-type]
+        first = next(captions)
+    assert json.loads((here / "out" / "run.json").read_text())["state"] in ("interrupted", "done")
+    assert not [t for t in threading.enumerate() if t.name == "penstock"]
+    rest = list(penstock.caption("videos", **options))  # type: ignore[arg-type]
+    assert first in rest and len(rest) == len(lines(here / "out"))
+
+
+def test_what_ends_a_run_is_raised_where_its_captions_are_asked_for(here: Path) -> None:
+    with pytest.raises(penstock.PenstockError) as raised:
+        list(penstock.caption("nowhere", model="demo"))
+    assert "nowhere" in str(raised.value) and raised.value.hint
+    with pytest.raises(penstock.PenstockError, match="chunk"):
+        penstock.caption("videos", model="demo", chunk=-1.0)
+    with pytest.raises(penstock.PenstockError, match="no source"):
+        penstock.caption([], model="demo")
+
+
+def test_the_code_of_the_page_runs_as_printed(here: Path) -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert names["table"].num_rows == len(lines(here / "captions"))  # type: ignore[attr-defined]
+    assert names["plan"]["fits"] is True  # type: ignore[index]
+    assert names["made"].encoded == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_its_types_are_seen_from_outside_the_clone(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    for package in ("penstock", "flows", "stages", "artifacts"):
+        shutil.copytree(ROOT / package, site / package)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import penstock\n"
+        "for row in penstock.caption('videos', model='demo', max_new_tokens=9):\n"
+        "    reveal_type(row.caption)\n"
+        "penstock.caption('videos', max_new_token=9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "c"), program],
+        cwd=tmp_path,
+        env={"MYPYPATH": "", "PYTHONPATH": str(site), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 'Revealed type is "str"' in done.stdout.replace("builtins.", ""), done.stdout
+    assert "max_new_token" in done.stdout and "Found 1 error" in done.stdout, done.stdout
