@@ -14,7 +14,7 @@ from typing import Any
 from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, Shelf
 from artifacts.store import open_store
-from demo import CHECKPOINT
+from penstock_demo import CHECKPOINT
 
 FRAMES = digest_of("frames")
 PROMPT = "Describe this video in detail."
@@ -124,8 +124,8 @@ def publish_clips(
 ) -> list[dict[str, str]]:
     """Put the frames of a clip for each count into the store, as the frames stage would; returns
     what a job says of each."""
-    from demo.render import render_frames
-    from demo.world import sample_clip
+    from penstock_demo.render import render_frames
+    from penstock_demo.world import sample_clip
 
     rng = random.Random(11)
     shelf = Shelf(open_store(store), "frames", FRAMES)

@@ -129,7 +129,7 @@ def try_plan(desk: Desk, shape: str, setting: Setting, device: str) -> Check:
 
 def measure(given: argparse.Namespace, folder: Path) -> list[Check]:
     """Everything that was not skipped; prints what is found."""
-    from demo.clips import write_clips
+    from penstock_demo.clips import write_clips
 
     setting, device = SETTINGS[given.shape], "cuda:0" if given.device == "cuda" else "cpu"
     model = folder / "models" / given.shape

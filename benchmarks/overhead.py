@@ -73,7 +73,7 @@ def bare_seconds(call: StageCall, folder: Path) -> float:
 
 def calls_of(folder: Path, clips: int) -> list[StageCall]:
     """What the stages of a real run over so many demo clips are told; its frames are kept."""
-    from demo.clips import write_clips
+    from penstock_demo.clips import write_clips
 
     write_clips(folder / "clips", clips, 3)
     recorded: list[Recording] = []

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from demo.clips import write_clips
-from demo.scoring import Truth, score_captions
 from flows.console.display import Display, size
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job, prepare
 from flows.running.run import caption
+from penstock_demo.clips import write_clips
+from penstock_demo.scoring import Truth, score_captions
 from stages.decode.engines.transformers import make_greedy
 from stages.decode.run import read_features
 from stages.models.halves.delivery import generate, new_tokens

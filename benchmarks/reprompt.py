@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks._bench import Bench, Runner, batches_of
 from benchmarks._models import LARGE, build, publish_clips
 from benchmarks._modes import Outcome, run_mode
-from demo import CHECKPOINT
+from penstock_demo import CHECKPOINT
 
 FIRST, OTHER = "Describe this video in detail.", "What happens in this video?"
 OWN = "own"

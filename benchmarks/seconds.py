@@ -11,9 +11,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import demo
+import penstock_demo
 from benchmarks._models import LARGE, build
-from demo.clips import write_clips
 from flows.console.display import Display, duration
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
@@ -23,6 +22,7 @@ from flows.planning.machine import Machine, find_machine, measure
 from flows.planning.rungs import Rung
 from flows.planning.sizes import estimates
 from flows.running.run import caption
+from penstock_demo.clips import write_clips
 from stages.process.cgroup import cores
 from stages.process.device import device_name
 
@@ -74,7 +74,7 @@ def main() -> None:
         known = find_machine(device).machine
         if known is None or given.again:
             known = measure(device, here / "store", DirectLauncher(lambda *_: None))
-        sources = given.sources or [str(demo.CLIPS)]
+        sources = given.sources or [str(penstock_demo.CLIPS)]
         if not given.sources and given.clips:
             write_clips(here / "clips", given.clips, seed=5)
             sources.append(str(here / "clips"))

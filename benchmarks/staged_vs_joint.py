@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks._bench import BATCHES, Bench, Step
 from benchmarks._models import LARGE, TINY, build, half_bytes, publish_clips
-from demo import CHECKPOINT
+from penstock_demo import CHECKPOINT
 
 BUDGETS = (1.1, 1.5, 2.0, 4.0)
 """Times the larger half's weights."""

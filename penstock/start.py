@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("flows", "stages", "artifacts", "demo")
+PACKAGES = ("flows", "stages", "artifacts", "penstock_demo")
 HERE = Path(__file__).resolve().parent.parent
 """Where all of Penstock's packages lie."""
 ENVIRONMENT = 5

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import demo
+import penstock_demo
 from scripts.prefect_stack import CheckFailed, Stack, described, prefect_stack
 from scripts.throwaway_postgres import throwaway_postgres
 
@@ -35,11 +35,11 @@ class Library:
     def __init__(self, folder: Path) -> None:
         self.clips = folder / "clips"
         self.model = folder / "model"
-        self._shipped = sorted(demo.CLIPS.glob("*.mp4"))
+        self._shipped = sorted(penstock_demo.CLIPS.glob("*.mp4"))
         self.clips.mkdir()
         for clip in self._shipped[:CLIPS]:
             shutil.copy(clip, self.clips)
-        shutil.copytree(demo.CHECKPOINT, self.model)
+        shutil.copytree(penstock_demo.CHECKPOINT, self.model)
 
     def touch(self) -> None:
         self._clip(0).touch()

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import demo
+import penstock_demo
 from scripts.prefect_stack import CheckFailed, Stack, prefect_stack
 from scripts.throwaway_postgres import throwaway_postgres
 
@@ -131,7 +131,9 @@ def items(out: Path) -> dict[str, int]:
 def main() -> int:
     """0 when the flow run completed and every byte is equal."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=Path, default=demo.CLIPS, help="folder [the demo's]")
+    parser.add_argument(
+        "--clips", type=Path, default=penstock_demo.CLIPS, help="folder [the demo's]"
+    )
     database = parser.add_mutually_exclusive_group()
     database.add_argument("--database", default="", help="postgresql+asyncpg://… [SQLite]")
     database.add_argument(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo.clips import write_clips
+from penstock_demo.clips import write_clips
 from scripts.faults import CLIPS, Faults
 from scripts.prefect_stack import CheckFailed, prefect_stack
 

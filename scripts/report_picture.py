@@ -30,7 +30,7 @@ def main() -> int:
         out = Path(folder) / "penstock-out"
         where = ["--out", str(out), "--store", f"{folder}/store"]
         penstock = [sys.executable, "-m", "flows.cli.main"]
-        clips = str(ROOT / "demo" / "samples")
+        clips = str(ROOT / "penstock_demo" / "samples")
         subprocess.run([*penstock, "caption", clips, *OPTIONS, *where], cwd=ROOT, check=True)
         subprocess.run([*penstock, "report", str(out)], cwd=ROOT, check=True)
         with browsing(Path(folder) / "profile", SIZE) as browser:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import demo
+import penstock_demo
 
 DOUBLING = (
     "{% set ns = namespace(s='x' * 1024) %}"
@@ -20,7 +20,7 @@ NESTED = (
 
 def copy_of_demo(folder: Path) -> Path:
     """A copy that may be written to."""
-    shutil.copytree(demo.CHECKPOINT, folder, copy_function=shutil.copyfile)
+    shutil.copytree(penstock_demo.CHECKPOINT, folder, copy_function=shutil.copyfile)
     return folder
 
 

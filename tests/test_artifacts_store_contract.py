@@ -14,7 +14,6 @@ from artifacts.claims import turns_at
 from artifacts.pack_object import DamagedRecord, verify
 from artifacts.packs import Record, Shelf, stored_scopes
 from artifacts.store import SCHEMES, Store, open_store
-from demo.clips import write_clips
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.holds import holding, running_jobs
@@ -22,6 +21,7 @@ from flows.job.prepare import prepare
 from flows.upkeep.cache import holdings
 from flows.upkeep.cache_gc import collect
 from flows.upkeep.rebuild_run import RebuildOptions, rebuild
+from penstock_demo.clips import write_clips
 from tests.inside import InsideLauncher, Ran, run_inside
 from tests.media import write_video
 from tests.memory_store import memory_named

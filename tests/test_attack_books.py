@@ -14,9 +14,9 @@ from artifacts.claims import Claims
 from artifacts.keys import ContentDigests
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
-from demo.clips import write_clips
 from flows.job.holds import running_jobs
 from flows.upkeep.cache_gc import collect
+from penstock_demo.clips import write_clips
 from tests.attacks import Outcome, attacked, seeded
 from tests.damage import CHANGES, ODD
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import demo
+import penstock_demo
 from tests.attacks import Outcome, attacked, seeded
 from tests.hostile import (
     DOUBLING,
@@ -229,7 +229,14 @@ def test_no_stage_starts_with_a_checkpoint_that_is_refused(tmp_path: Path) -> No
     folder = with_template(tmp_path / "model", DOUBLING)
     out = tmp_path / "out"
     ended = attacked(
-        "caption", demo.CLIPS / "clip-01.mp4", "--model", folder, "--memory", "1GiB", "--out", out
+        "caption",
+        penstock_demo.CLIPS / "clip-01.mp4",
+        "--model",
+        folder,
+        "--memory",
+        "1GiB",
+        "--out",
+        out,
     )
     ended.holds(2)
     assert "takes more than 2.00 GiB of memory to be read" in ended.err

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import demo
+import penstock_demo
 from flows.cli.main import main
 from tests.attacks import attacked, seeded
 from tests.pipeline import read_lines
@@ -28,7 +28,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("real")
     (root / "clips").mkdir()
     for name in ("clip-01.mp4", "clip-02.mp4"):
-        shutil.copyfile(demo.CLIPS / name, root / "clips" / name)
+        shutil.copyfile(penstock_demo.CLIPS / name, root / "clips" / name)
     (root / "clips" / "bad.mp4").write_bytes(b"no video")
     attacked(*run_into(root), seconds=280).holds(1)
     return root

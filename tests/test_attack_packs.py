@@ -14,7 +14,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.pack_object import LEAD, MAGIC, DamagedRecord, verify
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
-from demo.clips import write_clips
+from penstock_demo.clips import write_clips
 from tests.attacks import Outcome, attacked, seeded
 from tests.damage import CHANGES, ODD
 

@@ -18,7 +18,7 @@ import pytest
 
 from artifacts.packs import Record, Shelf
 from artifacts.store import FolderStore
-from demo.clips import write_clips
+from penstock_demo.clips import write_clips
 from tests.attacks import Outcome, attacked, seeded
 from tests.pipeline import ROOT, SECONDS, Place, read_lines
 

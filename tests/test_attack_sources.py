@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import demo
+import penstock_demo
 from flows.cli.main import main
 from tests.attacks import attacked, seeded
 from tests.pipeline import read_lines
@@ -86,7 +86,7 @@ WAYS = ("folder", "direct", "glob", "list", "as a list")
 def folder(tmp_path: Path) -> Iterator[Path]:
     found = tmp_path / "videos"
     found.mkdir()
-    shutil.copyfile(demo.CLIPS / "clip-01.mp4", found / GOOD)
+    shutil.copyfile(penstock_demo.CLIPS / "clip-01.mp4", found / GOOD)
     yield found
     subprocess.run(["rm", "-rf", found], check=True)  # names that Python's own stumbles over
 

@@ -6,18 +6,24 @@ from pathlib import Path
 import av
 import pytest
 
-from demo import CHECKPOINT, CLIPS
-from demo.clips import main, write_clips
-from demo.scoring import Truth, read_truths, score_captions
+from penstock_demo import CHECKPOINT, CLIPS
+from penstock_demo.clips import main, write_clips
+from penstock_demo.scoring import Truth, read_truths, score_captions
 
-LIGHT = "import demo, sys; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'av')))"
+LIGHT = (
+    "import penstock_demo, sys; "
+    "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'av')))"
+)
 
 
 def test_importing_the_demo_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", LIGHT], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["demo.clips", "demo.scoring", "demo.world", "demo.render"])
+@pytest.mark.parametrize(
+    "module",
+    ["penstock_demo.clips", "penstock_demo.scoring", "penstock_demo.world", "penstock_demo.render"],
+)
 def test_clips_and_scores_need_no_torch(module: str) -> None:
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
 
-from demo import CHECKPOINT, CLIPS
-from demo.batches import Batch, make_batch
-from demo.build import Shape, build
-from demo.evaluate import Captioner, EvaluationPrompt, Film, judge, read_film
-from demo.fast_vision import decode, fuse_norms, patchify, positions, vision
-from demo.render import render_frames
-from demo.scoring import read_truths
-from demo.train import Asker, Recipe, train
-from demo.world import caption, sample_still
+from penstock_demo import CHECKPOINT, CLIPS
+from penstock_demo.batches import Batch, make_batch
+from penstock_demo.build import Shape, build
+from penstock_demo.evaluate import Captioner, EvaluationPrompt, Film, judge, read_film
+from penstock_demo.fast_vision import decode, fuse_norms, patchify, positions, vision
+from penstock_demo.render import render_frames
+from penstock_demo.scoring import read_truths
+from penstock_demo.train import Asker, Recipe, train
+from penstock_demo.world import caption, sample_still
 
 NOISE = np.zeros(1 << 21, np.float32)
 

@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 
-from demo.words import (
+from penstock_demo.words import (
     ACTIONS,
     BACKGROUNDS,
     COLOURS,
@@ -14,7 +14,7 @@ from demo.words import (
     parse,
     score,
 )
-from demo.world import caption, sample_clip, sample_still
+from penstock_demo.world import caption, sample_clip, sample_still
 
 CLIP = "A small red circle moves left slowly while a large blue star appears on a dark background."
 

@@ -3,10 +3,10 @@ import random
 import numpy as np
 import pytest
 
-from demo.batches import is_readable, make_batch
-from demo.render import render_frames
-from demo.tracks import place
-from demo.world import FRAME_SIZES, Split, sample_clip
+from penstock_demo.batches import is_readable, make_batch
+from penstock_demo.render import render_frames
+from penstock_demo.tracks import place
+from penstock_demo.world import FRAME_SIZES, Split, sample_clip
 
 
 @pytest.mark.parametrize("split", ["trained", "never"])

@@ -17,8 +17,8 @@ import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.schema_tools import ValidationError, validate
 
-import demo
 import flows.deployments.caption
+import penstock_demo
 from artifacts.captions import Failure
 from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, Killed, UsageError
 from flows.console.display import Display
@@ -29,7 +29,7 @@ from flows.deployments.view import TABLE_ROWS, Progress, RunLog, plain, table
 from flows.job.config import CaptionConfig
 from tests.pipeline import PENSTOCK, ROOT, child_processes, wait_gone
 
-CLIPS = [str(demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
+CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
 BAD = [
     {},
     {"sources": []},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import demo
+import penstock_demo
 from flows.cli.main import main, parse, parser
 from flows.cli.options import config_of
 from flows.console.display import Display
@@ -151,7 +151,7 @@ def test_a_file_in_the_place_of_a_folder_is_exit_5_and_named(
     place.write_text("mine")
     words = {"--out": tmp_path / "out", "--store": tmp_path / "store", option: place}
     asked = [str(word) for pair in words.items() for word in pair]
-    clip = next(demo.CLIPS.glob("*.mp4"))
+    clip = next(penstock_demo.CLIPS.glob("*.mp4"))
     assert main(["caption", str(clip), "--model", "demo", "--quiet", *asked]) == 5
     said = capsys.readouterr().err
     assert said.startswith(f"penstock: {place} cannot be made: a file is in its place")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import demo
+import penstock_demo
 from tests import gpus
 from tests.fake_gpu.state import Machine
 from tests.pipeline import PENSTOCK, ROOT, SECONDS, Place
@@ -38,7 +38,7 @@ class Desk:
     def __init__(self, machine: Machine, folder: Path) -> None:
         self.cards = machine.write(folder / "gpu")
         (folder / "clips").mkdir()
-        shutil.copy(demo.CLIPS / CLIP, folder / "clips" / CLIP)
+        shutil.copy(penstock_demo.CLIPS / CLIP, folder / "clips" / CLIP)
         self.place = Place(clips=folder / "clips", out=folder / "out", store=folder / "store")
         own = {name: str(folder / name) for name in ("XDG_CACHE_HOME", "PENSTOCK_LOCKS")}
         for name in own.values():

@@ -12,12 +12,12 @@ import pytest
 import flows.running.steps
 from artifacts.errors import CannotFit
 from benchmarks._models import Shape, build
-from demo.clips import write_clips
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.results.run_result import RunResult
 from flows.running.run import caption
+from penstock_demo.clips import write_clips
 from tests.pipeline import Place
 from tests.starving import STARVED, VARIABLE
 from tests.wide_model import SAYS, write_wide_model

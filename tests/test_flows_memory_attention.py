@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import demo
+import penstock_demo
 from flows.job.precision import PartSettings
 from flows.planning.attention import attention_terms
 from flows.planning.estimate import Term
@@ -22,7 +22,7 @@ TOKENS = 500
 
 @pytest.fixture(scope="module")
 def decoder() -> PartCard:
-    return describe(demo.CHECKPOINT).language
+    return describe(penstock_demo.CHECKPOINT).language
 
 
 def terms(

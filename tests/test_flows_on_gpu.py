@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import demo
+import penstock_demo
 from tests import gpus
 from tests.fake_gpu.state import Machine
 from tests.pipeline import ROOT, SECONDS, Place
@@ -22,7 +22,7 @@ def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(tmp_path: Path) -> None:
     clips, cards = tmp_path / "clips", gpus.plain().write(tmp_path / "gpu")
     clips.mkdir()
     for name in CLIPS:
-        shutil.copy(demo.CLIPS / name, clips / name)
+        shutil.copy(penstock_demo.CLIPS / name, clips / name)
     captions = {}
     for device, environment in (
         ("cpu", {**os.environ, "CUDA_VISIBLE_DEVICES": ""}),

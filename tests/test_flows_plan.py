@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import demo
+import penstock_demo
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.planning.plan import Plan, plan_of
@@ -43,7 +43,7 @@ def test_a_model_alone_can_be_planned(store: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_plan_for_programs_holds_all(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    clips = str(demo.CLIPS)
+    clips = str(penstock_demo.CLIPS)
     code, said = told(capsys, store, clips, "--json", "--memory", "2GiB")
     found: dict[str, Any] = json.loads(said)
     assert code == 0 and found["fits"] and found["refusal"] is None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import demo
+import penstock_demo
 from artifacts.errors import UsageError
 from flows.job import precision
 from flows.job.config import CaptionConfig
@@ -28,7 +28,7 @@ from tests.stand_ins import CARD
 @pytest.fixture(scope="module")
 def card() -> ModelCard:
     """Of the demo: in bfloat16, its classes take FlashAttention."""
-    return describe(demo.CHECKPOINT)
+    return describe(penstock_demo.CHECKPOINT)
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +173,7 @@ def test_bytes_are_foretold(card: ModelCard, keep: Any, name: str) -> None:
     settings = settle(
         CaptionConfig(sources=("a",), vision_precision=name, language_precision=name), card, "cpu"
     )[keep][0]
-    job = ModelJob(model=str(demo.CHECKPOINT), dtype=settings.dtype, precision=name)
+    job = ModelJob(model=str(penstock_demo.CHECKPOINT), dtype=settings.dtype, precision=name)
     half: Any = job.load(keep)
     found = sum(weight.numel() * weight.element_size() for weight in half.parameters())
     slack = 0.05 if name in ("int8", "nf4") else 0  # scales are not among the parameters
@@ -270,7 +270,7 @@ def scopes(vision: PartSettings, language: PartSettings) -> Any:
 def test_another_precision_of_the_language_half_encodes_nothing_anew(tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()
-    (clips / "a.mp4").write_bytes((demo.CLIPS / "clip-01.mp4").read_bytes())
+    (clips / "a.mp4").write_bytes((penstock_demo.CLIPS / "clip-01.mp4").read_bytes())
     plain = Place(clips=clips, out=tmp_path / "plain", store=tmp_path / "store")
     small = Place(clips=clips, out=tmp_path / "small", store=tmp_path / "store")
     assert plain.run("--precision", "fp32").returncode == 0

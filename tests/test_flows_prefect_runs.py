@@ -9,13 +9,13 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import Artifact
 
-import demo
 import flows.running.sequence
+import penstock_demo
 from artifacts.errors import UsageError
 from flows.deployments.caption import caption_videos
 from flows.job.config import CaptionConfig
 
-CLIPS = [str(demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
+CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
 SECRET = "not-to-be-told-4711"
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from demo import CHECKPOINT
-from demo.clips import write_clips
 from flows.cli.main import main
+from penstock_demo import CHECKPOINT
+from penstock_demo.clips import write_clips
 from tests.pipeline import PENSTOCK, ROOT, Place, read_lines
 
 KEPT = ("touched.mp4", "replaced.mp4", "deleted.mp4")

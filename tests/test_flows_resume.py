@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.clips import write_clips
+from penstock_demo.clips import write_clips
 from tests.pipeline import Place, kill_at
 
 CLIPS = 36

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import CHECKPOINT
-from demo.clips import write_clips
+from penstock_demo import CHECKPOINT
+from penstock_demo.clips import write_clips
 from tests.media import write_audio, write_video
 from tests.pipeline import ROOT, Place
 from tests.whole_model import in_float32, whole_model_captions

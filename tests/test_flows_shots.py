@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from demo.clips import write_clips
+from penstock_demo.clips import write_clips
 from tests.media import rgb, write_video
 from tests.pipeline import Place
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import demo
+import penstock_demo
 from artifacts.errors import Interrupted
 from flows.running.stopping import stopped_in_order
 from tests.pipeline import ROOT, SECONDS, Place
@@ -17,7 +17,7 @@ from tests.pipeline import ROOT, SECONDS, Place
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    return Place(clips=demo.CLIPS, out=tmp_path / "out", store=tmp_path / "store")
+    return Place(clips=penstock_demo.CLIPS, out=tmp_path / "out", store=tmp_path / "store")
 
 
 def in_terminal(place: Place, before: Callable[[], object], *more: str) -> int:

@@ -27,7 +27,7 @@ from tests.sharded import repository, sharded
 from tests.test_flows_ledger import ledger, medium
 
 MODEL = "owner/name"
-CLIP = ROOT / "demo" / "samples" / "clip-01.mp4"
+CLIP = ROOT / "penstock_demo" / "samples" / "clip-01.mp4"
 
 
 def run(hub: Hub, home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:

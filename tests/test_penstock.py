@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import demo
 import penstock
+import penstock_demo
 from flows.job.config import CaptionConfig
 from penstock.options import CaptionOptions
 
@@ -24,7 +24,7 @@ NAMES = ("clip-01.mp4", "clip-02.mp4", "clip-03.mp4")
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "videos").mkdir()
     for name in NAMES:
-        shutil.copy(demo.CLIPS / name, tmp_path / "videos")
+        shutil.copy(penstock_demo.CLIPS / name, tmp_path / "videos")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
     return tmp_path

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ["penstock", "flows", "stages", "artifacts", "demo"]
+PACKAGES = ["penstock", "flows", "stages", "artifacts", "penstock_demo"]
 LINT = "import sys; from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 
@@ -56,8 +56,8 @@ def copy(tmp_path: Path) -> Path:
         ("stages/frames/__init__.py", "import stages.encode", "Inside stages"),
         ("stages/models/halves/load.py", "import stages.models.processors", "Inside models"),
         ("stages/decode/protocol.py", "import stages.decode.engines", "Inside decode"),
-        ("demo/world.py", "import artifacts", "The demo is a leaf"),
-        ("stages/process/report.py", "import demo", "Only flows knows the demo"),
+        ("penstock_demo/world.py", "import artifacts", "The demo is a leaf"),
+        ("stages/process/report.py", "import penstock_demo", "Only flows knows the demo"),
         ("stages/process/report.py", "import prefect", "Only flows.deployments knows Prefect"),
         ("flows/running/run.py", "import prefect", "Only flows.deployments knows Prefect"),
         ("flows/job/config.py", "import argparse", "Only flows.cli knows the command line"),

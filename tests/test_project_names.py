@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("penstock", "flows", "stages", "artifacts", "demo")
+PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 MOST_LINES = 250
 """Of one file of the product; a longer one holds two ideas."""
 

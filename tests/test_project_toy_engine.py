@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.packs import Record
-from demo import CHECKPOINT
+from penstock_demo import CHECKPOINT
 from stages.decode.run import read_features
 from tests.clips import PROMPTS, clips
 from tests.toys import inside, patched

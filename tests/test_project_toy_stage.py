@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import demo
+import penstock_demo
 from tests.test_project_layers import lint
 from tests.toys import inside, patched
 
@@ -22,7 +22,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     (folder / "clips").mkdir()
     for name in CLIPS:
-        shutil.copy(demo.CLIPS / name, folder / "clips")
+        shutil.copy(penstock_demo.CLIPS / name, folder / "clips")
     return patched("stage", folder)[0]
 
 

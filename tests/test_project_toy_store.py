@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.clips import write_clips
+from penstock_demo.clips import write_clips
 from tests.toys import ROOT, inside, patched
 
 FILES = ["artifacts/store.py", "artifacts/stores/memory.py"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ["penstock", "flows", "stages", "artifacts", "demo"]
+PACKAGES = ["penstock", "flows", "stages", "artifacts", "penstock_demo"]
 BUILD = "import sys, uv_build; print(uv_build.build_wheel(sys.argv[1]))"
 
 
@@ -39,11 +39,11 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) ->
     }
     names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
     assert {name for name in names if ".dist-info/" not in name} == wanted
-    assert "demo/checkpoint/model.safetensors" in wanted
+    assert "penstock_demo/checkpoint/model.safetensors" in wanted
 
 
 def test_the_demo_model_weighs_no_more_than_promised() -> None:
-    weights = [path.stat().st_size for path in (ROOT / "demo").rglob("*.safetensors")]
+    weights = [path.stat().st_size for path in (ROOT / "penstock_demo").rglob("*.safetensors")]
     assert 0 < sum(weights) <= 12_000_000
 
 

@@ -9,7 +9,7 @@ from benchmarks import _modes, ablation, actuators, equal_batch, reprompt, stage
 from benchmarks._bench import Bench, batches_of
 from benchmarks._models import FRAMES, LARGE, TINY, build, half_bytes, publish_clips
 from benchmarks._modes import Outcome, perform
-from demo import CHECKPOINT
+from penstock_demo import CHECKPOINT
 
 TOKENS = 3
 

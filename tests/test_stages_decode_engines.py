@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UsageError
-from demo import CHECKPOINT
+from penstock_demo import CHECKPOINT
 from stages.decode.engines import ENGINES, engine_of
 from tests.clips import PROMPTS, clips
 from tests.waves import Wave

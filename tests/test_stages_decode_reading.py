@@ -9,7 +9,7 @@ from torch import nn
 
 from artifacts.errors import CannotFit, UsageError
 from artifacts.schema import Half
-from demo import CHECKPOINT
+from penstock_demo import CHECKPOINT
 from stages.decode.reading import Reading, pieces_agree
 from stages.models.halves import delivery
 from stages.models.halves.delivery import generate

@@ -13,7 +13,7 @@ import torch
 from artifacts.errors import EnvironmentFault
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record
-from demo import CHECKPOINT
+from penstock_demo import CHECKPOINT
 from stages.decode.engines import transformers
 from stages.models.halves.delivery import new_tokens
 from stages.models.processors.prepare import Clip, load_processor

@@ -16,7 +16,7 @@ from tests.clips import clips
 from tests.families import checkpoint
 from tests.waves import FEATURES, FRAMES, Wave, keys_told
 
-DEMO = Path(__file__).parent.parent / "demo" / "checkpoint"
+DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
 
 
 def wave(tmp_path: Path, name: str = "store") -> Wave:

@@ -30,7 +30,7 @@ from tests.clips import half_model
 from tests.families import BUILDERS, checkpoint
 from tests.waves import events
 
-DEMO = Path(__file__).parent.parent / "demo" / "checkpoint"
+DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tests.clips import PROMPTS, clips, half_model, joint_inputs, joint_model, w
 from tests.families import BUILDERS, checkpoint
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
-DEMO = Path(__file__).parent.parent / "demo" / "checkpoint"
+DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tests.clips import PROMPTS, clips, joint_inputs, without_pixels
 from tests.families import checkpoint
 from tests.waves import Wave
 
-DEMO = Path(__file__).parent.parent / "demo" / "checkpoint"
+DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
 FAMILIES = ("demo", "llava", "qwen2_5_vl")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-import demo
+import penstock_demo
 from artifacts.errors import EnvironmentFault
 from flows.job.launch import DirectLauncher, StageCall
 from stages.process.compiler import compiler_folder
@@ -49,7 +49,7 @@ def test_a_stage_leaves_nothing_in_the_folder_for_temporary_files(
     monkeypatch.setattr("tempfile.tempdir", None)
     call = StageCall(
         name="describe",
-        arguments={"model": str(demo.CHECKPOINT)},
+        arguments={"model": str(penstock_demo.CHECKPOINT)},
         device="cpu",
         log=tmp_path / "describe.log",
     )

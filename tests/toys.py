@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOYS = ROOT / "tests" / "data" / "toys"
-PACKAGES = ("penstock", "flows", "stages", "artifacts", "demo")
+PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 
 
 def patched(toy: str, folder: Path) -> tuple[Path, list[str]]:

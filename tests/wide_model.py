@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from demo import CHECKPOINT
+from penstock_demo import CHECKPOINT
 
 SAYS = 4
 """Tokens that are worth asking it for."""

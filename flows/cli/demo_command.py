@@ -8,13 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import demo
-from demo.clips import write_clips
-from demo.scoring import read_truths, score_captions
+import penstock_demo
 from flows.console.display import Display, duration, size
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.pipelines import STAGES
 from flows.running.run import caption
+from penstock_demo.clips import write_clips
+from penstock_demo.scoring import read_truths, score_captions
 
 
 def demo_command(given: argparse.Namespace) -> int:
@@ -25,7 +25,7 @@ def demo_command(given: argparse.Namespace) -> int:
         if given.clips:
             print(f"drawing {given.clips} fresh clips, seed {seed}")
             truths = write_clips(fresh, given.clips, seed)
-        shipped = str(demo.CLIPS)
+        shipped = str(penstock_demo.CLIPS)
         sources = (shipped, str(fresh)) if given.clips else (shipped,)
         config = CaptionConfig(
             sources=sources,
@@ -57,7 +57,7 @@ def _captions(out: Path) -> dict[str, dict[str, str]]:
 
 
 def _print_dozen(said: dict[str, str]) -> None:
-    for truth in read_truths(demo.CLIPS / "truth.jsonl"):
+    for truth in read_truths(penstock_demo.CLIPS / "truth.jsonl"):
         caption_text = said.get(truth.file, "")
         mark = "exact" if caption_text == truth.caption else "     "
         print(f"\n{truth.file}  {mark}\n  truth    {truth.caption}\n  caption  {caption_text}")

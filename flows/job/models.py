@@ -118,7 +118,7 @@ def find_checkpoint(config: CaptionConfig, announce: Announce | None = None) -> 
     """The files of the checkpoint that a run asks for; `announce` is told of what is downloaded for
     that, which is no weights. Raises UsageError or EnvironmentFault."""
     if config.model == DEMO_MODEL:
-        from demo import CHECKPOINT
+        from penstock_demo import CHECKPOINT
 
         refuse_revision("the demo model", config.revision)
         return Checkpoint(name=DEMO_MODEL, folder=CHECKPOINT)

@@ -34,7 +34,11 @@ class Bench:
 
         logging.set_verbosity_error()
         self.device, self.dtype = device, dtype
-        name = Path(__file__).parents[2] / "demo" / "checkpoint" if model == DEMO else Path(model)
+        name = (
+            Path(__file__).parents[2] / "penstock_demo" / "checkpoint"
+            if model == DEMO
+            else Path(model)
+        )
         self.model = str(resolve_model(name, None))
         self.processor = load_processor(Path(self.model), False)
         self.prepared = prepare(self.processor, noise(), "x")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "demo"
-SAMPLES = ROOT / "demo" / "samples"
+SAMPLES = ROOT / "penstock_demo" / "samples"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

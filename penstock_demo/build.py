@@ -18,8 +18,8 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT, WORDINGS
-from demo.world import caption, sample_clip, sample_still
+from penstock_demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT, WORDINGS
+from penstock_demo.world import caption, sample_clip, sample_still
 
 SPECIAL: Final = (
     "<|endoftext|>",

@@ -7,8 +7,8 @@ import random
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from demo.tracks import FIRST, SECOND, Span, Track, apart, at_same_instant, sample_track
-from demo.words import (
+from penstock_demo.tracks import FIRST, SECOND, Span, Track, apart, at_same_instant, sample_track
+from penstock_demo.words import (
     BACKGROUNDS,
     COLOURS,
     MOVES,

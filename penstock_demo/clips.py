@@ -1,4 +1,5 @@
-"""Writes real mp4 clips of a fresh seed with the truth beside them: `python -m demo.clips FOLDER`.
+"""Writes real mp4 clips of a fresh seed with the truth beside them:
+`python -m penstock_demo.clips FOLDER`.
 
 It does not know models or scores.
 """
@@ -11,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from demo.render import write_clip
-from demo.scoring import Truth
-from demo.world import caption, sample_clip
+from penstock_demo.render import write_clip
+from penstock_demo.scoring import Truth
+from penstock_demo.world import caption, sample_clip
 
 NEVER_SHARE: Final = 0.25
 """Share of clips that hold a colour and shape pair never trained."""
@@ -40,7 +41,7 @@ def write_clips(folder: Path, count: int, seed: int) -> list[Truth]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the clips the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m demo.clips", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m penstock_demo.clips", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)

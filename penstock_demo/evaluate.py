@@ -1,7 +1,7 @@
 """Judges a checkpoint by real files through stock transformers.
 
 It does not know how the checkpoint was trained, nor any code of the program beside the demo's.
-`python -m demo.evaluate CHECKPOINT` prints the score, `--sweep` how it holds elsewhere.
+`python -m penstock_demo.evaluate CHECKPOINT` prints the score, `--sweep` how it holds elsewhere.
 """
 
 import argparse
@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from demo.clips import write_clips
-from demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT
-from demo.render import Pixels, render_frames
-from demo.scoring import Scoreboard, Truth, score_captions
-from demo.world import caption, sample_still
+from penstock_demo.clips import write_clips
+from penstock_demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT
+from penstock_demo.render import Pixels, render_frames
+from penstock_demo.scoring import Scoreboard, Truth, score_captions
+from penstock_demo.world import caption, sample_still
 
 Size = tuple[int, int]
 BATCH: Final = 16
@@ -189,7 +189,7 @@ def judge_pictures(captioner: Captioner, count: int, seed: int) -> Scoreboard:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the score the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m penstock_demo.evaluate", description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--seed", type=int, default=7)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from demo.words import MOVES
+from penstock_demo.words import MOVES
 
 Span = tuple[float, float]
 FIRST: Final = (0.0, 0.45)

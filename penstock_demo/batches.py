@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from demo.render import Floats, Painter, Pixels
-from demo.tracks import place
-from demo.words import BACKGROUNDS, COLOURS, SHAPES, SIZES
-from demo.world import ClipSpec, caption, sample_clip, sample_still
+from penstock_demo.render import Floats, Painter, Pixels
+from penstock_demo.tracks import place
+from penstock_demo.words import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from penstock_demo.world import ClipSpec, caption, sample_clip, sample_still
 
 CELL: Final = 16
 """Pixels of a merged vision token's side."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from demo.words import ATTRIBUTES, score
+from penstock_demo.words import ATTRIBUTES, score
 
 COLUMNS: Final = ("exact", *ATTRIBUTES)
 

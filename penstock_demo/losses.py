@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from demo.batches import IGNORE, MOTION_TARGETS
-from demo.words import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZES
+from penstock_demo.batches import IGNORE, MOTION_TARGETS
+from penstock_demo.words import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZES
 
 CLASSES: Final = (len(COLOURS) + 1, len(SHAPES) + 1, len(SIZES) + 1)
 WEIGHTS: Final = (1.0, 2.0, 1.0)

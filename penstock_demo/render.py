@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from demo.tracks import place
-from demo.world import ClipSpec
+from penstock_demo.tracks import place
+from penstock_demo.world import ClipSpec
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

@@ -1,6 +1,8 @@
-"""Trains the demo's model from nothing in the time it is given: `python -m demo.train --out DIR`.
+"""Trains the demo's model from nothing in the time it is given:
+`python -m penstock_demo.train --out DIR`.
 
-It does not know video files: it learns from drawn frames; `demo.evaluate` judges it by real ones.
+It does not know video files: it learns from drawn frames; `penstock_demo.evaluate` judges it by
+real ones.
 """
 
 import argparse
@@ -20,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from demo.batches import CELL, Batch, make_batch
-from demo.build import SPECIAL, Shape, build
-from demo.fast_vision import decode, fuse_norms, positions, vision
-from demo.losses import DenseHeads
-from demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT, WORDINGS
-from demo.words import COLOURS
+from penstock_demo.batches import CELL, Batch, make_batch
+from penstock_demo.build import SPECIAL, Shape, build
+from penstock_demo.fast_vision import decode, fuse_norms, positions, vision
+from penstock_demo.losses import DenseHeads
+from penstock_demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT, WORDINGS
+from penstock_demo.words import COLOURS
 
 SAVE_EVERY_SECONDS: Final = 240.0
 
