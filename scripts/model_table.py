@@ -18,7 +18,7 @@ HEAD = """# Models
 Which families of transformers {version} run in halves, found out by `make models`. For each, a tiny
 model with random weights is saved to disk and run three times: as a whole by its own `generate`; in
 two stages, each of which loads only its half, with the features going through the form that they
-have in the store; and so again by the lines of README's "From Python", with the features in a file
+have in the store; and so again by the lines of docs/python.md, with the features in a file
 of their own. *exact*: all tokens and logits are equal to the last bit, in 32 bit, greedy. *joint*:
 the family has no place where it could be cut, so the first stage keeps the processor's pixels and
 the second loads the whole model; a run says so. *refused*: a run ends with the reason. *fails*: so

@@ -85,12 +85,26 @@ def test_what_ends_a_run_is_raised_where_its_captions_are_asked_for(here: Path) 
         penstock.caption([], model="demo")
 
 
+def blocks_of(page: str) -> list[str]:
+    found: list[str] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert found
+    return found
+
+
+def test_the_code_of_the_readme_runs_as_printed(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "videos").rename(here / "VIDEOS")
+    (block,) = blocks_of((ROOT / "README.md").read_text(encoding="utf-8"))
+    exec(compile(block, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == len(lines(here / "penstock-out"))
+
+
 def test_the_code_of_the_page_runs_as_printed(here: Path) -> None:
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
+    page = page.partition("## A model in halves")[0]  # tests/test_project_readme.py has that
     names: dict[str, object] = {}
-    for block in blocks:
+    for block in blocks_of(page):
         exec(compile(block, "docs/python.md", "exec"), names)
     assert names["table"].num_rows == len(lines(here / "captions"))  # type: ignore[attr-defined]
     assert names["plan"]["fits"] is True  # type: ignore[index]

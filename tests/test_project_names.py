@@ -1,6 +1,7 @@
 """A name means one thing in the whole program, and a file is short enough to be one."""
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -26,3 +27,18 @@ def test_no_file_is_too_long_to_read() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
     assert len(lengths) > 300
     assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_every_path_that_the_page_of_the_house_names_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:penstock|flows|stages|artifacts|tests|docs)/[\w/.*-]+)`", page)
+    assert len(named) > 20
+    lost = [name for name in named if "NAME" not in name and not list(ROOT.glob(name))]
+    assert lost == []
+
+
+def test_the_readme_is_read_to_its_end() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    pages = re.findall(r"\]\(((?:docs|CONTRIBUTING)[\w/.]*)", "\n".join(lines))
+    assert len(pages) > 10 and all((ROOT / page).exists() for page in pages)

@@ -1,4 +1,5 @@
-"""What README prints as Python runs as it is printed, and says what the whole model says."""
+"""What the page for Python prints of halves runs as it is printed, and says what the whole model
+says."""
 
 import re
 from pathlib import Path
@@ -22,15 +23,15 @@ QUICK = ("chameleon", "emu3", "gemma3n", "llama4", "perception_lm", "perception_
 LEFT_OUT = {*QUICK, *FAILING}
 REST = [name for name in FAMILIES if name not in LEFT_OUT and name.partition(":")[0] not in UNCUT]
 TOKENS = 64
-"""As README says."""
+"""As the page says."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def printed() -> tuple[str, str]:
-    """The code under `From Python`: what asks the processor, and what runs the halves."""
-    text = (ROOT / "README.md").read_text()
-    part = text.partition("\n## From Python\n")[2].partition("\n## ")[0]
+    """The code under `A model in halves`: what asks the processor, and what runs the halves."""
+    text = (ROOT / "docs" / "python.md").read_text()
+    part = text.partition("\n## A model in halves\n")[2].partition("\n## ")[0]
     asking, halves = re.findall(r"^```python\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
     return asking, halves
 
@@ -63,7 +64,7 @@ def test_the_code_of_the_readme_runs_as_printed(
     )
     assert changed == 1
     names: dict[str, Any] = {}
-    exec(compile(code + halves, "README.md", "exec"), names)
+    exec(compile(code + halves, "docs/python.md", "exec"), names)
     assert torch.equal(names["tokens"], stock(folder, names["inputs"]))
 
 
@@ -73,7 +74,7 @@ def says_as_a_whole(variant: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
     model, inputs = FAMILIES[variant]()
     model.save_pretrained(folder)
     names: dict[str, Any] = {"checkpoint": str(folder), "inputs": inputs}
-    exec(compile(printed()[1], "README.md", "exec"), names)
+    exec(compile(printed()[1], "docs/python.md", "exec"), names)
     assert torch.equal(names["tokens"], stock(folder, inputs))
 
 
