@@ -18,8 +18,8 @@ from flows.planning.sizes import Estimate
 from flows.planning.start import plan_start
 from flows.results.run_record import RunRecord
 from flows.running.alone import Alone, too_large
+from flows.running.batches import work_of
 from flows.running.calls import Calls, settings_on
-from flows.running.work import work_of
 from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from stages.process.ending import is_crash
 from stages.process.outcome import StageOutcome
