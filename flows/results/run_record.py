@@ -109,8 +109,7 @@ class RunRecord:
                 entry, at = self.stage(name), time.time()
                 entry["running"] = items
                 if not entry["recent"] or at - entry["recent"][-1][0] >= REWRITE_SECONDS:
-                    since = at - SAMPLE_SECONDS
-                    entry["recent"] = [s for s in entry["recent"] if s[0] >= since]
+                    entry["recent"] = [s for s in entry["recent"] if s[0] >= at - SAMPLE_SECONDS]
                     entry["recent"].append([round(at, 1), entry["items"] + items])
                 self.write(force=False)
 
