@@ -66,8 +66,8 @@ def write_parquet(path: Path, rows: Iterable[Caption]) -> None:
     left = iter(rows)
     with whole_file(path) as file, ParquetWriter(file, schema) as writer:
         while group := list(islice(left, GROUP_ROWS)):
-            table = [{k: _utf8(v) for k, v in values_of(row).items()} for row in group]
-            writer.write_table(pa.Table.from_pylist(table, schema))
+            values = [{k: _utf8(v) for k, v in values_of(row).items()} for row in group]
+            writer.write_table(pa.Table.from_pylist(values, schema))
 
 
 def _utf8(value: Any) -> Any:

@@ -100,8 +100,12 @@ def training_of(given: argparse.Namespace) -> Training:
             "--precision is given with --train, which decides it",
             hint="Leave it out; --train qlora has the frozen weights in nf4",
         )
-    numbers = {"gpus": given.gpus, "max-length": given.max_length, "frames": given.frames}
-    numbers["batch-size"] = given.batch_size
+    numbers = {
+        "gpus": given.gpus,
+        "max-length": given.max_length,
+        "frames": given.frames,
+        "batch-size": given.batch_size,
+    }
     for option, value in numbers.items():
         if value is not None and value < 1:
             raise UsageError(f"--{option} is {value}", hint="Give a number above 0")
@@ -127,8 +131,7 @@ def train_lines(
     name: str, outline: Outline, training: Training, estimate: TrainEstimate
 ) -> list[str]:
     """For people: the sum first, then where it goes."""
-    each = "each of " if training.gpus > 1 else ""
-    many = f"{each}{training.gpus} GPU{'s' if training.gpus > 1 else ''}"
+    many = f"each of {training.gpus} GPUs" if training.gpus > 1 else "1 GPU"
     other = Training(**{**asdict(training), "checkpointing": not training.checkpointing})
     without = train_estimate(outline, other).peak_bytes
     recomputed = "with" if other.checkpointing else "without"

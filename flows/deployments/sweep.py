@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Annotated, Any
 
 from prefect import State, flow, get_run_logger
@@ -78,8 +79,7 @@ def sweep_crashed(
 def runs_since(client: SyncPrefectClient, since: datetime) -> Iterator[FlowRun]:
     """All runs of the flows that are swept, the oldest first."""
     due = FlowRunFilterExpectedStartTime.model_validate({"after_": since})
-    offset = 0
-    while True:
+    for offset in count(0, PAGE):
         page = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=list(SWEPT))),
             flow_run_filter=FlowRunFilter(expected_start_time=due),
@@ -90,7 +90,6 @@ def runs_since(client: SyncPrefectClient, since: datetime) -> Iterator[FlowRun]:
         yield from page
         if len(page) < PAGE:
             return
-        offset += PAGE
 
 
 def drop_late(client: SyncPrefectClient, now: datetime) -> None:
@@ -170,8 +169,7 @@ def ended_unasked(run: FlowRun) -> bool:
 
 def job_of(run: FlowRun) -> str:
     """Runs of one job do the same work."""
-    of = [str(run.flow_id), str(run.deployment_id), run.parameters]
-    return json.dumps(of, sort_keys=True, default=str)
+    return json.dumps([run.flow_id, run.deployment_id, run.parameters], sort_keys=True, default=str)
 
 
 def due(run: FlowRun) -> datetime:
