@@ -134,10 +134,9 @@ def measure(device: str, store: Path, launcher: Launcher) -> Machine:
         log=store / "logs" / "measure.log",
     )
     found: dict[str, Any] = run_to_end(launcher, call).notes["machine"]
-    here = _identity(device)
-    value = {**here, **found, "load": round(load, 2), "measured": now()}
+    value = {**_identity(device), **found, "load": round(load, 2), "measured": now()}
     machine = _machine(value)
-    write_json(_path(here), {"format": FORMAT, **value})
+    write_json(_path(value), {"format": FORMAT, **value})
     return machine
 
 

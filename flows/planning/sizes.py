@@ -127,7 +127,6 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         counts = [1] if image else frame_counts(job.sampling, seconds)
         chunks, frames, longest = len(counts), sum(counts), max(counts)
         pixels = frames * math.prod(stored)
-    features = frames * job.model.feature_bytes(medium.kind)
     if medium.kind == "image" and _encoded(job, medium):
         pixels = 0
     return Estimate(
@@ -135,7 +134,7 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         chunks=chunks,
         frames=frames,
         frame_bytes=3 * pixels,
-        feature_bytes=features,
+        feature_bytes=frames * job.model.feature_bytes(medium.kind),
         chunk_frames=longest,
         stored=stored,
         shown=shown,

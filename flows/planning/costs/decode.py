@@ -117,6 +117,12 @@ def effort(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> Effort:
             moved_bytes=rung.offload * settings.weight_bytes,
             times=each.left[rung.stage] / rows,
         )
-        step = replace(run, flops=work.step_flops, tokens=rows, calls=run.calls + STEP_CALLS)
-        passes += [run, step.often(run.times * new)]
+        step = replace(
+            run,
+            flops=work.step_flops,
+            tokens=rows,
+            calls=run.calls + STEP_CALLS,
+            times=run.times * new,
+        )
+        passes += [run, step]
     return loading(half, settings, rung, any(each.left[rung.stage] for each in left), passes)
