@@ -13,8 +13,7 @@ from flows.job.models import find_checkpoint
 from flows.planning.outline import Outline, read_outline
 from flows.planning.training.changes import changes
 from flows.planning.training.estimate import RANK, train_estimate
-from flows.planning.training.optimizers import OPTIMIZERS
-from flows.planning.training.terms import Method, TrainEstimate, Training
+from flows.planning.training.terms import OPTIMIZERS, Method, TrainEstimate, Training
 
 UNSAID = {"checkpointing": False, "zero": 0, "gpus": 1, "optimizer": "mixed", "max_length": 2048}
 """Options of fine-tuning → what they are when they are not given."""

@@ -107,8 +107,10 @@ def _samples(
         cut = cutter([item for item in batch if not item.whole])
         for item in batch:
             if item.whole:
-                suffix = media_suffix(item.file.name)
-                yield item.sample, Media(path=item.file, suffix=suffix, stamp=item.stamp)
+                yield (
+                    item.sample,
+                    Media(path=item.file, suffix=media_suffix(item.file.name), stamp=item.stamp),
+                )
                 continue
             media = cut.get(item.sample.key)
             yield item.sample, media

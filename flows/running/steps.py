@@ -98,8 +98,12 @@ class Steps:
         """Files that are others by now are left to the next run, which sees what they are."""
         for told in outcome.failures:
             if told.kind == CHANGED:
-                why = {"kind": CHANGED, "message": CHANGED_MESSAGE, "hint": CHANGED_HINT}
-                self._job.ledger.unfit[told.media, -1, ""] = {"stage": self._first.name, **why}
+                self._job.ledger.unfit[told.media, -1, ""] = {
+                    "stage": self._first.name,
+                    "kind": CHANGED,
+                    "message": CHANGED_MESSAGE,
+                    "hint": CHANGED_HINT,
+                }
 
     def _cut_alone(self, medium: Medium) -> None:
         """Cut one medium in a process of its own, and record it as failed if that crashes."""

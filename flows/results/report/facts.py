@@ -80,8 +80,7 @@ def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
         yield f"{name} half", f"{weights}, {parameters}, {half['attention']} attention"
     sampling = {k: v for k, v in plan.get("sampling", {}).items() if v not in (None, False)}
     if sampling:
-        told = (f"{name.replace('_', ' ')} {value}" for name, value in sampling.items())
-        yield "sampling", ", ".join(told)
+        yield "sampling", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sampling.items())
     if plan.get("batch_size"):
         yield "batches of", str(plan["batch_size"])
     if len(prompts) == 1:
