@@ -27,8 +27,11 @@ MOMENTS = {
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """What `plan` understands of fine-tuning."""
     add = parser.add_argument_group("fine-tuning").add_argument
-    methods = "|".join(get_args(Method))
-    add("--train", metavar="HOW", help=f"what fine-tuning would take instead: {methods}")
+    add(
+        "--train",
+        metavar="HOW",
+        help=f"what fine-tuning would take instead: {'|'.join(get_args(Method))}",
+    )
     add("--checkpointing", action="store_true", help="layers are computed again, not kept")
     add("--zero", type=int, default=0, metavar="STAGE", help="of DeepSpeed: 0, 1, 2 or 3 [0]")
     add("--gpus", type=int, default=1, metavar="N", help="that train together [1]")

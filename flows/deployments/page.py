@@ -61,13 +61,13 @@ class RunPage:
 
 def page(record: Mapping[str, Any], now: float) -> str:
     """The record in markdown."""
-    said = [f"**{record['state']}**", *map(plain, (record["error"], advice(record)))]
     failures = [[f["media_path"], f["message"], f["hint"]] for f in record["failures"]]
     rest = record["media"]["failed"] - len(failures)
     if rest > 0:
         failures.append([f"{rest} more", "", "Read failures.jsonl"])
     parts = [
-        *filter(None, said),
+        f"**{record['state']}**",
+        *filter(None, map(plain, (record["error"], advice(record)))),
         "".join(f"- {plain(line)}\n" for line in what(record)),
         grid(COLUMNS, map(cells, standing(record, now))),
         grid(("output", "where"), places(record).items()),

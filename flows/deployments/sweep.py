@@ -59,7 +59,6 @@ def sweep_crashed(
     `max_retries` times. It must have ended `older_than_seconds` ago, so that whoever is at work on
     the machine can be done, and have been due within `younger_than_hours`.
     """
-    log = get_run_logger()
     now = datetime.now(UTC)
     with get_client(sync_client=True) as client:
         found = verdicts(
@@ -71,7 +70,7 @@ def sweep_crashed(
         told = [start_again(client, verdict, max_retries) for verdict in found]
         drop_late(client, now)
     for line in told:
-        log.info("%s", line)
+        get_run_logger().info("%s", line)
     again = sum(not verdict.why_not for verdict in found)
     return Completed(message=f"{again} of {len(found)} crashed runs started again")
 
@@ -150,13 +149,13 @@ def start_again(client: SyncPrefectClient, verdict: Verdict, max_retries: int) -
     now = client.read_flow_run(run.id)
     if now.state is None or now.state.id != run.state.id:
         return f"{name} is left alone: somebody has started it again"
-    message = f"Started again by sweep-crashed, {run.run_count} of {max_retries} times"
+    times = f"{run.run_count} of {max_retries} times"
     answer: OrchestrationResult[Any] = client.set_flow_run_state(
-        run.id, Scheduled(message=message), force=True
+        run.id, Scheduled(message=f"Started again by sweep-crashed, {times}"), force=True
     )
     if answer.status != SetStateStatus.ACCEPT:
         return f"{name} could not be started again: {answer.details}"
-    return f"{name} is started again, {run.run_count} of {max_retries} times"
+    return f"{name} is started again, {times}"
 
 
 def ended_unasked(run: FlowRun) -> bool:

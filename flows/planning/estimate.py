@@ -85,11 +85,10 @@ class StageEstimate:
 
     def to_json(self) -> dict[str, Any]:
         """All but the arithmetic."""
-        made = {name: getattr(self, name) for name in self.__slots__ if name.endswith("_bytes")}
         return {
             "stage": self.rung.stage,
             "rung": self.rung.to_json(),
-            **made,
+            **{name: getattr(self, name) for name in self.__slots__ if name.endswith("_bytes")},
             "peak_bytes": self.peak_bytes,
             "flops": self.flops,
             "by_dimensions": self.by_dimensions,

@@ -110,11 +110,15 @@ def find_machine(device: str) -> Known:
             return Known(machine=None, why=f"only another machine was measured ({which})")
         return Known(machine=None, why="this machine was not measured")
     if kept.torch != here["torch"]:
-        why = f"it was measured with torch {kept.torch}, and this is torch {here['torch']}"
-        return Known(machine=None, why=why)
+        return Known(
+            machine=None,
+            why=f"it was measured with torch {kept.torch}, and this is torch {here['torch']}",
+        )
     if kept.cores != here["cores"]:
-        why = f"it was measured with {kept.cores} cores, and this process has {here['cores']}"
-        return Known(machine=None, why=why)
+        return Known(
+            machine=None,
+            why=f"it was measured with {kept.cores} cores, and this process has {here['cores']}",
+        )
     busy = "others were at work when it was measured" if kept.load > BUSY else ""
     return Known(machine=kept, why=busy)
 

@@ -54,8 +54,12 @@ def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) ->
     if STAGES[stage].reads:
         chunks = (task for task in job.ledger.tasks(job.media) if task[made] == told)
         told = next((task.medium.digest for task in chunks), told)
-    name = names.get(told, "")
-    return {"media_path": name, "stage": stage, "message": event.message, "hint": event.hint}
+    return {
+        "media_path": names.get(told, ""),
+        "stage": stage,
+        "message": event.message,
+        "hint": event.hint,
+    }
 
 
 def places(job: Job) -> dict[str, str]:

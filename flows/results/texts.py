@@ -100,8 +100,10 @@ class Texts:
                 "--overwrite replaces them"
             )
         if self.earlier and self.beside and not self.written:
-            again = f"--format {self.form} --beside writes them anew"
-            yield f"of an earlier run: {counted(self.earlier, noun)} beside the media; {again}"
+            yield (
+                f"of an earlier run: {counted(self.earlier, noun)} beside the media; "
+                f"--format {self.form} --beside writes them anew"
+            )
         elif self.earlier:
             yield f"of an earlier run: {counted(self.earlier, noun)}, not all is captioned yet"
         if self.others:

@@ -60,8 +60,9 @@ class Alone:
             raise self._ladder.nothing_fits(stage.name, CannotFit(error))
         for task in left:
             event = large[task[stage.writes]]
-            why = too_large(stage.name, event.error, event.wanted_bytes)
-            self._job.ledger.unfit[task.place] = why
+            self._job.ledger.unfit[task.place] = too_large(
+                stage.name, event.error, event.wanted_bytes
+            )
 
     def _try(self, stage: Stage, rung: Rung, tasks: Sequence[Task]) -> None:
         """All of them in one process; each in its own when that dies."""

@@ -11,8 +11,7 @@ from urllib.parse import quote
 from flows.console.display import duration, size
 from flows.job.sources import writable
 from flows.results.report.media import FILE, captioned_media, failed_media
-from flows.results.report.tables import plan_table, stage_table
-from flows.results.report.timeline import timeline_of
+from flows.results.report.stages import plan_table, stage_table, timeline_of
 from flows.results.run_read import load_record
 from flows.results.standing import advice, places, standing
 
