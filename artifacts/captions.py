@@ -64,12 +64,7 @@ def ended_of(stored: Mapping[str, Any], limit: int) -> Ended:
 
 def write_jsonl(path: Path, rows: Iterable[Caption | Failure]) -> None:
     """One JSON object a line, in order; the file appears whole. Raises EnvironmentFault."""
-    write_text(path, (json_line(row) for row in rows))
-
-
-def json_line(row: Caption | Failure) -> str:
-    """One line of a `.jsonl` file."""
-    return json.dumps(values_of(row), ensure_ascii=False) + "\n"
+    write_text(path, (json.dumps(values_of(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def values_of(row: Caption | Failure) -> dict[str, Any]:

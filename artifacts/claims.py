@@ -91,8 +91,7 @@ class Claims:
         if self._file < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         start = int.from_bytes(blake2b(key.encode(), digest_size=7).digest())
-        lock = FLOCK.pack(kind, os.SEEK_SET, start, 1, 0)
-        fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, lock)
+        fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, start, 1, 0))
 
 
 class Turns:

@@ -100,8 +100,6 @@ class StageDied(EnvironmentFault):
 class MediaError(PenstockError):
     """One media file cannot be used; `kind` is a stable word for programs, such as `no-video`."""
 
-    exit_code = 1
-
     def __init__(self, message: str, *, kind: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.kind = kind

@@ -38,7 +38,8 @@ class Shelf:
 
     def __init__(self, store: Store, kind: str, scope: str) -> None:
         self._store = store
-        self._folder = f"{kind}/{scope[:2]}/{scope}"
+        self.folder = f"{kind}/{scope[:2]}/{scope}"
+        """Where its packs lie in the store."""
         self._places: dict[str, Place] = {}
         self._packs: set[str] = set()
         self._used: set[str] = set()
@@ -47,14 +48,9 @@ class Shelf:
         """Workers of one stage publish and drop at the same time; held while the books change."""
         self.refresh()
 
-    @property
-    def folder(self) -> str:
-        """Where its packs lie in the store."""
-        return self._folder
-
     def refresh(self) -> None:
         """See what others have published, dropped or set aside since."""
-        names = list(self._store.list(self._folder))
+        names = list(self._store.list(self.folder))
         with self._lock:
             self._forget(self._packs.difference(names))
             for name in names:
@@ -202,7 +198,7 @@ class Shelf:
 
     def _name(self, keys: Iterable[str]) -> str:
         name = digest_of(sorted(keys))
-        return f"{self._folder}/{name[:2]}/{name}.pack"
+        return f"{self.folder}/{name[:2]}/{name}.pack"
 
     def _book(self, name: str, places: Mapping[str, Place]) -> None:
         with self._lock:
@@ -232,5 +228,10 @@ def _entry(record: Record) -> dict[str, Any]:
 
 
 def _entry_of(key: str, place: Place) -> dict[str, Any]:
-    checked = {"length": place.length, "sha256": place.checksum}
-    return {"key": key, "offset": 0, **checked, "meta": place.meta}
+    return {
+        "key": key,
+        "offset": 0,
+        "length": place.length,
+        "sha256": place.checksum,
+        "meta": place.meta,
+    }

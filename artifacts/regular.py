@@ -59,19 +59,14 @@ def refuse_odd(mode: int, path: str | os.PathLike[str]) -> None:
         raise NotAFile(errno.EINVAL, f"it is {kind}, not a file", os.fspath(path))
 
 
-def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
-    """What a file of at most `limit` bytes holds. Raises OSError."""
+def read_text(path: Path, limit: int, encoding: str = "utf-8") -> str:
+    """The text in a file of at most `limit` bytes. Raises OSError, also for what is no UTF-8."""
     with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         words = f"it is larger than the {limit >> 20} MiB that it may have"
         raise OSError(errno.EFBIG, words, os.fspath(path))
-    return content
-
-
-def read_text(path: Path, limit: int, encoding: str = "utf-8") -> str:
-    """The text in a file of at most `limit` bytes. Raises OSError, also for what is no UTF-8."""
     try:
-        return read_regular(path, limit).decode(encoding)
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise OSError(errno.EILSEQ, "it is not UTF-8 text", os.fspath(path)) from error

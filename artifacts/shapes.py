@@ -178,14 +178,13 @@ def read_jsonl(path: Path, shape: dict[str, Shape], hint: str) -> list[dict[str,
                 row = parse(line)
                 check(row, shape)
             except ValueError as error:
-                raise _unreadable(path, error, hint, at) from error
+                raise _unreadable(path, error, hint, f" at line {at}") from error
             rows.append({name: row[name] for name in shape if name in row})
     return rows
 
 
-def _unreadable(path: Path, error: Exception, hint: str, line: int = 0) -> EnvironmentFault:
+def _unreadable(path: Path, error: Exception, hint: str, line: str = "") -> EnvironmentFault:
     why = error.strerror if isinstance(error, OSError) else str(error)
     if isinstance(error, ValueError) and not isinstance(error, Misshapen):
         why = "it is no JSON"
-    at = f" at line {line}" if line else ""
-    return EnvironmentFault(f"{path} cannot be read{at}: {why}", hint=hint)
+    return EnvironmentFault(f"{path} cannot be read{line}: {why}", hint=hint)

@@ -127,15 +127,14 @@ def _fill(
             bare += not _add(tar, file, sample, media, size)
             digests.append(sample.digest())
             pending = next(rest, None)
-    shard = Shard(
+    return Shard(
         name=name,
         samples=len(digests),
         without_media=bare,
         bytes=file.tell(),
         digest=digest_of(digests),
         full=pending is not None,
-    )
-    return shard, pending
+    ), pending
 
 
 def _add(

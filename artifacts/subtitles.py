@@ -8,8 +8,7 @@ from artifacts.captions import Caption
 
 def text_lines(captions: Sequence[Caption]) -> Iterator[str]:
     """One line a chunk; line breaks inside a caption become spaces."""
-    for caption in captions:
-        yield _one_line(caption.caption) + "\n"
+    yield from (f"{_one_line(caption.caption)}\n" for caption in captions)
 
 
 def vtt_lines(captions: Sequence[Caption]) -> Iterator[str]:

@@ -37,8 +37,7 @@ def write_tree(path: str | Path, tree: Any) -> None:
     meta, tensors = name_tensors(tree)
     apart = _apart(tensors)
     text = json.dumps(meta, separators=(",", ":"))
-    notes = {"format": "pt", MARK: FORM, TREE: text, SUM: sum_of(text, apart)}
-    content = save(apart, notes)
+    content = save(apart, {"format": "pt", MARK: FORM, TREE: text, SUM: sum_of(text, apart)})
     with whole_file(Path(path)) as file:
         file.write(content)
 

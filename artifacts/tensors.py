@@ -82,9 +82,8 @@ def _pack(value: Any, keep: Keep, path: str = "") -> dict[str, Any]:
     if isinstance(value, _PLAIN):
         return {"is": "plain", "v": value}
     if isinstance(value, list | tuple):
-        kind = "tuple" if isinstance(value, tuple) else "list"
         parts = [_pack(part, keep, _below(path, index)) for index, part in enumerate(value)]
-        return {"is": kind, "v": parts}
+        return {"is": "tuple" if isinstance(value, tuple) else "list", "v": parts}
     if isinstance(value, Mapping):
         return _pack_mapping(value, keep, path)
     if type(value).__module__ == "numpy":
@@ -125,8 +124,12 @@ def _pack_tensor(tensor: "torch.Tensor", parts: list[bytes]) -> dict[str, Any]:
         parts.append(bytes(gap))
         at += gap
     parts.append(data)
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return {"is": "tensor", "dtype": dtype, "shape": list(tensor.shape), "at": at}
+    return {
+        "is": "tensor",
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "at": at,
+    }
 
 
 def _unpack(meta: Mapping[str, Any], take: Take) -> Any:

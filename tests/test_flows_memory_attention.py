@@ -7,8 +7,8 @@ import pytest
 
 import penstock_demo
 from flows.job.precision import PartSettings
-from flows.planning.attention import attention_terms
 from flows.planning.estimate import Term
+from flows.planning.terms import attention_terms
 from stages.models import describe
 from stages.models.card import PartCard
 from tests import gpus

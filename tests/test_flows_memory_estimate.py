@@ -7,7 +7,7 @@ import pytest
 from flows.planning import terms as by
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
-from flows.planning.streamed import power_of_two
+from flows.planning.terms import power_of_two
 from flows.planning.works import expected
 from stages.process.device_limit import CONTEXT_BYTES
 from tests.by_hand import (

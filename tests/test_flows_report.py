@@ -12,7 +12,7 @@ from artifacts.captions import Failure
 from flows.cli.main import main
 from flows.results.report.facts import facts
 from flows.results.report.page import as_json, page
-from flows.results.report.timeline import timeline_of
+from flows.results.report.stages import timeline_of
 from flows.results.run_read import load_record
 from flows.results.run_record import SPANS, RunRecord
 from stages.process.outcome import StageOutcome

@@ -8,8 +8,7 @@ import pytest
 import penstock_demo
 from artifacts.errors import EnvironmentFault
 from flows.job.launch import DirectLauncher, StageCall
-from stages.process.compiler import compiler_folder
-from stages.process.environment import child_environment
+from stages.process.environment import child_environment, compiler_folder
 from stages.process.events import Event, Item
 from stages.process.report import Report
 

@@ -44,8 +44,7 @@ def line_of(holding: Holding) -> str:
     name = settings.get("model", "")
     if settings.get("commit"):
         name = f"{name}@{settings['commit'][:7]}"
-    of_precision = holding.kind in ("features", "captions") and settings
-    precision = settings["precision"] if of_precision else ""
+    precision = settings.get("precision", "") if holding.kind in ("features", "captions") else ""
     seen = f"  {sampling_text(settings['sampling'])}" if settings else ""
     ago = f"{duration(max(0.0, time.time() - holding.used))} ago"
     return (

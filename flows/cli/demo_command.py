@@ -26,9 +26,8 @@ def demo_command(given: argparse.Namespace) -> int:
             print(f"drawing {given.clips} fresh clips, seed {seed}")
             truths = write_clips(fresh, given.clips, seed)
         shipped = str(penstock_demo.CLIPS)
-        sources = (shipped, str(fresh)) if given.clips else (shipped,)
         config = CaptionConfig(
-            sources=sources,
+            sources=(shipped, str(fresh)) if given.clips else (shipped,),
             model=DEMO_MODEL,
             out=str(Path(folder, "out")),
             store=str(Path(folder, "store")),

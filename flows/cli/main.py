@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from artifacts.errors import PenstockError
+from artifacts.errors import EnvironmentFault, PenstockError
 from flows.cli.last_words import say, unforeseen
 from flows.cli.options import add_cache_commands, add_caption_options, add_running_options
 from flows.cli.train_plan import add_train_options
@@ -70,12 +70,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     # where sources stand before the options.
     end = words.index("--") if "--" in words else len(words)
     given, rest = top.parse_known_args(words[:end])
-    literal = words[end + 1 :]
     if "sources" not in given:
         return top.parse_args(words)
     if any(word.startswith("-") for word in rest):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
-    given.sources += [*rest, *literal]
+    given.sources += [*rest, *words[end + 1 :]]
     return given
 
 
@@ -116,14 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> int:
     """Call the command's function, in a module of its own that is imported only when wanted."""
     name = f"{given.command}_command"
-    code: int = getattr(import_module(f"flows.cli.{name}"), name)(given)
-    return code
+    return int(getattr(import_module(f"flows.cli.{name}"), name)(given))
 
 
 def check_platform() -> None:
     """One line of refusal where Penstock was never tried."""
-    from artifacts.errors import EnvironmentFault
-
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise EnvironmentFault(
             f"Penstock runs on Linux x86-64, this is {platform.system()} {platform.machine()}",

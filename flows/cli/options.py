@@ -49,8 +49,7 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     )
     add = parser.add_argument_group("memory").add_argument
     add("--memory", metavar="SIZE", help="a stage takes at most so much: 8GiB [what is free]")
-    known = "|".join(PRECISIONS)
-    add("--precision", default="native", metavar="P", help=f"{known} [%(default)s]")
+    add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")
     add("--vision-precision", metavar="P", help="of the vision half [--precision, unquantized]")
     add("--language-precision", metavar="P", help="of the language half [--precision]")
     add("--batch-size", type=int, metavar="N", help="chunks a batch [8]")

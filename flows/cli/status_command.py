@@ -25,8 +25,7 @@ def status_command(given: argparse.Namespace) -> int:
         record["stages"] = [{**entry, **stood[entry["name"]]} for entry in record["stages"]]
         print(json.dumps({**record, "advice": advice(record)}, indent=1))
         return 0
-    for line in lines(record, stages):
-        print(printable(line))
+    print("\n".join(map(printable, lines(record, stages))))
     return 0
 
 
@@ -38,8 +37,7 @@ def lines(record: Mapping[str, Any], stages: list[StageStanding]) -> Iterator[st
     yield from what(record)
     yield ROW.format(*COLUMNS)
     yield from (ROW.format(*cells(stage)) for stage in stages)
-    for place, path in places(record).items():
-        yield f"{place:11s}{path}"
+    yield from (f"{place:11s}{path}" for place, path in places(record).items())
     for failure in record["failures"]:
         yield failed_line(failure["media_path"], failure["message"], failure["hint"])
     rest = record["media"]["failed"] - len(record["failures"])

@@ -13,8 +13,7 @@ from flows.job.models import find_checkpoint
 from flows.planning.outline import Outline, read_outline
 from flows.planning.training.changes import changes
 from flows.planning.training.estimate import RANK, train_estimate
-from flows.planning.training.optimizers import OPTIMIZERS
-from flows.planning.training.terms import Method, TrainEstimate, Training
+from flows.planning.training.terms import OPTIMIZERS, Method, TrainEstimate, Training
 
 UNSAID = {"checkpointing": False, "zero": 0, "gpus": 1, "optimizer": "mixed", "max_length": 2048}
 """Options of fine-tuning → what they are when they are not given."""
@@ -28,8 +27,11 @@ MOMENTS = {
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """What `plan` understands of fine-tuning."""
     add = parser.add_argument_group("fine-tuning").add_argument
-    methods = "|".join(get_args(Method))
-    add("--train", metavar="HOW", help=f"what fine-tuning would take instead: {methods}")
+    add(
+        "--train",
+        metavar="HOW",
+        help=f"what fine-tuning would take instead: {'|'.join(get_args(Method))}",
+    )
     add("--checkpointing", action="store_true", help="layers are computed again, not kept")
     add("--zero", type=int, default=0, metavar="STAGE", help="of DeepSpeed: 0, 1, 2 or 3 [0]")
     add("--gpus", type=int, default=1, metavar="N", help="that train together [1]")
@@ -100,8 +102,12 @@ def training_of(given: argparse.Namespace) -> Training:
             "--precision is given with --train, which decides it",
             hint="Leave it out; --train qlora has the frozen weights in nf4",
         )
-    numbers = {"gpus": given.gpus, "max-length": given.max_length, "frames": given.frames}
-    numbers["batch-size"] = given.batch_size
+    numbers = {
+        "gpus": given.gpus,
+        "max-length": given.max_length,
+        "frames": given.frames,
+        "batch-size": given.batch_size,
+    }
     for option, value in numbers.items():
         if value is not None and value < 1:
             raise UsageError(f"--{option} is {value}", hint="Give a number above 0")
@@ -127,8 +133,7 @@ def train_lines(
     name: str, outline: Outline, training: Training, estimate: TrainEstimate
 ) -> list[str]:
     """For people: the sum first, then where it goes."""
-    each = "each of " if training.gpus > 1 else ""
-    many = f"{each}{training.gpus} GPU{'s' if training.gpus > 1 else ''}"
+    many = f"each of {training.gpus} GPUs" if training.gpus > 1 else "1 GPU"
     other = Training(**{**asdict(training), "checkpointing": not training.checkpointing})
     without = train_estimate(outline, other).peak_bytes
     recomputed = "with" if other.checkpointing else "without"

@@ -45,7 +45,7 @@ class Display:
         self._json = as_json
         self._moving = not quiet and not as_json and self._to.isatty()
         self._plain = not quiet and not as_json and not self._moving
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._stage = ""
         self._total = 0
         self._done = 0
@@ -61,7 +61,7 @@ class Display:
     def stage(self, name: str, total: int, done: int) -> None:
         """A stage begins, with `done` of its `total` items there already."""
         with self._lock:
-            self._close()
+            self.close()
             self._stage, self._total, self._done, self._before = name, total, done, done
             self._started = self._shown = time.monotonic()
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
@@ -135,7 +135,15 @@ class Display:
     def close(self) -> None:
         """End the moving line."""
         with self._lock:
-            self._close()
+            if self._fetch_total:  # it was broken off
+                self._clear()
+                self._fetch_total = 0
+            if self._stage and self._done > self._before and not self._quiet and not self._json:
+                self._clear()
+                seconds = time.monotonic() - self._started
+                verb = VERBS.get(self._stage, self._stage)
+                self._line(f"{verb}: {self._done - self._before} in {duration(seconds)}")
+            self._stage = ""
 
     def _advance(self, name: str, event: Item) -> None:
         with self._lock:
@@ -164,17 +172,6 @@ class Display:
     def _clear(self) -> None:
         if self._moving:
             self._put("\r\x1b[K")
-
-    def _close(self) -> None:
-        if self._fetch_total:  # it was broken off
-            self._clear()
-            self._fetch_total = 0
-        if self._stage and self._done > self._before and not self._quiet and not self._json:
-            self._clear()
-            seconds = time.monotonic() - self._started
-            verb = VERBS.get(self._stage, self._stage)
-            self._line(f"{verb}: {self._done - self._before} in {duration(seconds)}")
-        self._stage = ""
 
     def _line(self, text: str) -> None:
         self._put(printable(text) + "\n")

@@ -5,7 +5,6 @@ Without it every page that the user's browser shows could start runs: a browser 
 127.0.0.1 for whoever asks, and only the answer is kept from a foreign page.
 """
 
-import contextlib
 import ipaddress
 import os
 import secrets
@@ -98,8 +97,7 @@ def _make(path: Path) -> None:
             os.fsync(file.fileno())
         place(Path(half), path)  # unless another start was first
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(half)
+        Path(half).unlink(missing_ok=True)
 
 
 def _unusable(path: Path, error: OSError) -> EnvironmentFault:

@@ -62,15 +62,17 @@ class RunPage:
 
 def page(record: Mapping[str, Any], now: float) -> str:
     """The record in markdown."""
-    said = [f"**{record['state']}**", *map(plain, (record["error"], advice(record)))]
-    facts = "".join(f"- {plain(line)}\n" for line in what(record))
-    stages = grid(COLUMNS, map(cells, standing(record, now)))
-    outputs = grid(("output", "where"), places(record).items())
     failures = [[f["media_path"], f["message"], f["hint"]] for f in record["failures"]]
     rest = record["media"]["failed"] - len(failures)
     if rest > 0:
         failures.append([f"{rest} more", "", "Read failures.jsonl"])
-    parts = [*filter(None, said), facts, stages, outputs]
+    parts = [
+        f"**{record['state']}**",
+        *filter(None, map(plain, (record["error"], advice(record)))),
+        "".join(f"- {plain(line)}\n" for line in what(record)),
+        grid(COLUMNS, map(cells, standing(record, now))),
+        grid(("output", "where"), places(record).items()),
+    ]
     if failures:
         parts.append(grid(("failed", "what", "what to do"), failures))
     return "\n\n".join(parts) + "\n"

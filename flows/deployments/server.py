@@ -105,8 +105,13 @@ def main(parent: str, port: str) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = create_app(ephemeral=True, final=True)
-    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="error", lifespan="on")
+    uvicorn.run(
+        create_app(ephemeral=True, final=True),
+        host="127.0.0.1",
+        port=int(port),
+        log_level="error",
+        lifespan="on",
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Annotated, Any
 
 from prefect import State, flow, get_run_logger
@@ -58,7 +59,6 @@ def sweep_crashed(
     `max_retries` times. It must have ended `older_than_seconds` ago, so that whoever is at work on
     the machine can be done, and have been due within `younger_than_hours`.
     """
-    log = get_run_logger()
     now = datetime.now(UTC)
     with get_client(sync_client=True) as client:
         found = verdicts(
@@ -70,7 +70,7 @@ def sweep_crashed(
         told = [start_again(client, verdict, max_retries) for verdict in found]
         drop_late(client, now)
     for line in told:
-        log.info("%s", line)
+        get_run_logger().info("%s", line)
     again = sum(not verdict.why_not for verdict in found)
     return Completed(message=f"{again} of {len(found)} crashed runs started again")
 
@@ -78,8 +78,7 @@ def sweep_crashed(
 def runs_since(client: SyncPrefectClient, since: datetime) -> Iterator[FlowRun]:
     """All runs of the flows that are swept, the oldest first."""
     due = FlowRunFilterExpectedStartTime.model_validate({"after_": since})
-    offset = 0
-    while True:
+    for offset in count(0, PAGE):
         page = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=list(SWEPT))),
             flow_run_filter=FlowRunFilter(expected_start_time=due),
@@ -90,7 +89,6 @@ def runs_since(client: SyncPrefectClient, since: datetime) -> Iterator[FlowRun]:
         yield from page
         if len(page) < PAGE:
             return
-        offset += PAGE
 
 
 def drop_late(client: SyncPrefectClient, now: datetime) -> None:
@@ -151,13 +149,13 @@ def start_again(client: SyncPrefectClient, verdict: Verdict, max_retries: int) -
     now = client.read_flow_run(run.id)
     if now.state is None or now.state.id != run.state.id:
         return f"{name} is left alone: somebody has started it again"
-    message = f"Started again by sweep-crashed, {run.run_count} of {max_retries} times"
+    times = f"{run.run_count} of {max_retries} times"
     answer: OrchestrationResult[Any] = client.set_flow_run_state(
-        run.id, Scheduled(message=message), force=True
+        run.id, Scheduled(message=f"Started again by sweep-crashed, {times}"), force=True
     )
     if answer.status != SetStateStatus.ACCEPT:
         return f"{name} could not be started again: {answer.details}"
-    return f"{name} is started again, {run.run_count} of {max_retries} times"
+    return f"{name} is started again, {times}"
 
 
 def ended_unasked(run: FlowRun) -> bool:
@@ -170,8 +168,7 @@ def ended_unasked(run: FlowRun) -> bool:
 
 def job_of(run: FlowRun) -> str:
     """Runs of one job do the same work."""
-    of = [str(run.flow_id), str(run.deployment_id), run.parameters]
-    return json.dumps(of, sort_keys=True, default=str)
+    return json.dumps([run.flow_id, run.deployment_id, run.parameters], sort_keys=True, default=str)
 
 
 def due(run: FlowRun) -> datetime:

@@ -87,8 +87,9 @@ class Progress:
         if self._artifact is not None:
             update_progress_artifact(self._artifact, percent)
             return
-        key = f"penstock-{self._stage}"
-        made = create_progress_artifact(percent, key=key, description=self._stage)
+        made = create_progress_artifact(
+            percent, key=f"penstock-{self._stage}", description=self._stage
+        )
         assert isinstance(made, UUID)  # a coroutine only where the caller is one
         self._artifact = made
 

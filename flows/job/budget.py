@@ -67,11 +67,10 @@ def budget_for(config: CaptionConfig, device: str) -> Budget:
     on_gpu = device.startswith("cuda")
     free, total = device_memory(device) if on_gpu else (host, host_total_bytes())
     share = GPU_SHARE if on_gpu else HOST_SHARE
-    given = config.memory is not None
     budget = Budget(
         device=device,
         bytes=config.memory if config.memory is not None else int(free * share),
-        given=given,
+        given=config.memory is not None,
         free_bytes=free,
         total_bytes=total,
         host_bytes=host,

@@ -17,8 +17,7 @@ from flows.console.display import gib
 from flows.job.budget import budget_for
 from flows.job.config import CaptionConfig
 from flows.job.launch import Launcher, StageCall, run_to_end
-from stages.models.card import RECIPE as DESCRIBE_RECIPE
-from stages.models.card import ModelCard
+from stages.models.card import RECIPE, ModelCard
 from stages.models.hub.checkpoint import SMALL, Checkpoint
 from stages.process.cgroup import host_free_bytes
 from stages.process.clock import OVERTIME
@@ -52,7 +51,7 @@ def read_card(
     checkpoint that cannot be run."""
     with readable(config.model):
         key = digest_of([small, _stated(checkpoint), config.trust_remote_code])
-    shelf = Shelf(store, "cards", digest_of(["cards", DESCRIBE_RECIPE, version("transformers")]))
+    shelf = Shelf(store, "cards", digest_of(["cards", RECIPE, version("transformers")]))
     if key in shelf:
         return ModelCard.from_json(shelf.meta(key))
     call = StageCall(
@@ -142,7 +141,6 @@ def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
 def own_code(folder: Path, *, trusted: bool) -> list[str]:
     """What to key of code that a checkpoint names, which may lie in another repository: trusted, it
     is run even where transformers has a class for the model, and gives other bytes."""
-    if not trusted:
-        return []
-    named = any(b'"auto_map"' in path.read_bytes() for path in folder.glob("*config.json"))
+    configs = folder.glob("*config.json")
+    named = trusted and any(b'"auto_map"' in path.read_bytes() for path in configs)
     return ["its own code"] if named else []

@@ -56,17 +56,17 @@ class Ledger:
 
     def refresh(self) -> None:
         """See what the stages have published since."""
-        self.media.refresh()
-        self.failures.refresh()
-        for shelves in (*self._records.values(), *self.refused.values()):
-            shelves.refresh()
+        every: list[Shelf | Shelves] = [self.media, self.failures, *self._records.values()]
+        for shelf in (*every, *self.refused.values()):
+            shelf.refresh()
 
     def take(self, precision: Mapping[str, str]) -> None:
         """From now on make things in this way."""
-        self.scopes = self._way(precision)
+        self.scopes = self.way(precision)
         self.reconsider()
 
-    def _way(self, precision: Mapping[str, str]) -> Scopes:
+    def way(self, precision: Mapping[str, str]) -> Scopes:
+        """The first way in which the parts compute in these precisions."""
         return next(way for way in self.ways if way.precision == precision)
 
     def reconsider(self) -> None:
@@ -126,10 +126,7 @@ class Ledger:
 
     def tasks(self, media: Iterable[Medium]) -> list[Task]:
         """Every chunk of the media whose chunks are known, in order."""
-        found: list[Task] = []
-        for medium in media:
-            found += self._tasks_of(medium)
-        return found
+        return [task for medium in media for task in self._tasks_of(medium)]
 
     def _tasks_of(self, medium: Medium) -> list[Task]:
         index = self.index(medium)
@@ -145,7 +142,7 @@ class Ledger:
     def _task(self, medium: Medium, chunk: ChunkIndex) -> Task:
         """The chunk as its last record was made in the best way; else as that is to be made, of
         the best of what lies between that there is."""
-        between: Task | None = None
+        between: dict[str, str] = {}
         for way in self.ways if len(self.ways) > 1 else ():
             # Most ways are never taken, and a key takes time.
             if not any(len(self._shelves[s.writes][way[s.writes]]) for s in self.pipeline[1:]):
@@ -153,14 +150,8 @@ class Ledger:
             task = self.at(medium, chunk, way)
             if self._answers(task):
                 return task
-            if between is None and self._seen(task):
-                between = task
-        if between is None:
-            return self.at(medium, chunk, self.scopes)
-        precision = {**self.scopes.precision, **self._seen(between)}
-        if precision == self.scopes.precision:
-            return self.at(medium, chunk, self.scopes)
-        return self.at(medium, chunk, self._way(precision))
+            between = between or self._seen(task)
+        return self.at(medium, chunk, self.way({**self.scopes.precision, **between}))
 
     def _seen(self, task: Task) -> dict[str, str]:
         """The precision of the parts whose work is there, or was refused, before the last."""

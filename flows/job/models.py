@@ -151,10 +151,9 @@ def open_model(
     names = sorted({shard for part in card.parts.values() for shard in part.shards})
     with readable(config.model):
         weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
+        code = own_code(folder, trusted=config.trust_remote_code)
     text = () if card.prompted else TEXT_ONLY
     seen = {n: d for n, d in small.items() if not n.lower().startswith(text)}
-    with readable(config.model):
-        code = own_code(folder, trusted=config.trust_remote_code)
     of_parts = {
         part: digest_of(
             [seen if part == "vision" else small, {s: weights[s] for s in held.shards}, *code]

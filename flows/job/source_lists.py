@@ -56,15 +56,12 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
                 yield BadLine(name=str(path), message=message, hint=ENTRY_HINT)
                 continue
         named = path.parent / entry
-        if named.suffix.lower() in LIST_SUFFIXES or _names_a_list(entry, named):
-            message = f"line {number} names another list"
-            yield BadLine(name=entry, message=message, hint=FILES_ONLY)
+        if named.suffix.lower() in LIST_SUFFIXES or (
+            entry.startswith("@") and not os.path.lexists(named)
+        ):
+            yield BadLine(name=entry, message=f"line {number} names another list", hint=FILES_ONLY)
             continue
         yield Line(path=named, prompt=prompt)
-
-
-def _names_a_list(entry: str, named: Path) -> bool:
-    return entry.startswith("@") and not os.path.lexists(named)
 
 
 def _entry(line: str) -> tuple[str, str | None]:

@@ -154,8 +154,15 @@ def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile |
 
 def _taken(path: Path, name: str, source: str) -> MediaFile | Failure:
     """A thing that is there, if it is a file; nothing else is ever opened."""
-    odd = odd_thing(path)
-    return _not_a_file(source, name, odd) if odd else _file(path, name, source)
+    if odd := odd_thing(path):
+        return _not_a_file(source, name, odd)
+    kind: MediaKind = "image" if path.suffix.lower() in IMAGE_SUFFIXES else "video"
+    return MediaFile(
+        path=Path(os.path.abspath(path)),
+        media_path=writable(name),
+        source=writable(source),
+        kind=kind,
+    )
 
 
 def _not_a_file(source: str, name: str, odd: str) -> Failure:
@@ -217,16 +224,6 @@ def _listed(path: Path, source: str, selection: Selection) -> Iterator[MediaFile
             continue
         for result in _named(str(line.path), source, selection):
             yield replace(result, prompt=line.prompt) if isinstance(result, MediaFile) else result
-
-
-def _file(path: Path, name: str, source: str) -> MediaFile:
-    kind: MediaKind = "image" if path.suffix.lower() in IMAGE_SUFFIXES else "video"
-    return MediaFile(
-        path=Path(os.path.abspath(path)),
-        media_path=writable(name),
-        source=writable(source),
-        kind=kind,
-    )
 
 
 def writable(name: str) -> str:

@@ -5,6 +5,7 @@ in 16 bit, chunks that share another batch get other bytes.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 from artifacts.keys import digest_of
 from artifacts.packs import Record
@@ -26,11 +27,8 @@ def waves_of(
     key = digest_of([*([m.digest, m.prompt] for m in media), *words])
     if key not in ledger.cuts:
         ledger.cuts.publish([Record(key=key, meta={"lengths": cut_waves(sizes, limit)})])
-    waves, start = [], 0
-    for length in ledger.cuts.meta(key)["lengths"]:
-        waves.append(list(media[start : start + length]))
-        start += length
-    return waves
+    left = iter(media)
+    return [list(islice(left, length)) for length in ledger.cuts.meta(key)["lengths"]]
 
 
 def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:

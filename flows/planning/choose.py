@@ -143,14 +143,13 @@ def _choice(question: Question, rungs: Sequence[Rung], budget: Budget) -> Choice
 
 def memory_json(found: dict[str, Choice], budget: Budget) -> dict[str, Any]:
     """What each stage starts on and is expected to take, for programs."""
-    stages = [
-        {**choice.taken.to_json(), "fits": choice.fits, "name": choice.taken.rung.name}
-        for choice in found.values()
-    ]
     return {
         "budget_bytes": budget.bytes,
         "budget_given": budget.given,
-        "stages": stages,
+        "stages": [
+            {**choice.taken.to_json(), "fits": choice.fits, "name": choice.taken.rung.name}
+            for choice in found.values()
+        ],
     }
 
 

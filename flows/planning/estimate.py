@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flows.planning.loads import Load
 from flows.planning.rungs import Rung
@@ -68,29 +68,27 @@ class StageEstimate:
     ) -> "StageEstimate":
         """The sums of the terms."""
 
-        def total(part: Purpose) -> int:
-            return sum(term.bytes for term in terms if term.part == part)
-
-        parts = {f"{part}_bytes": total(part) for part in ("weight", "activation", "kv")}
-        parts |= {"workspace_bytes": total("workspace"), "context_bytes": total("context")}
-        host = total("host") if device.startswith("cuda") else sum(parts.values())
+        sums = {
+            f"{part}_bytes": sum(term.bytes for term in terms if term.part == part)
+            for part in get_args(Purpose)
+        }
+        host = sums.pop("host_bytes")
         return cls(
             rung=rung,
-            host_bytes=host,
+            host_bytes=host if device.startswith("cuda") else sum(sums.values()),
             terms=tuple(terms),
             load=load,
             flops=flops,
             by_dimensions=by_dimensions,
-            **parts,
+            **sums,
         )
 
     def to_json(self) -> dict[str, Any]:
         """All but the arithmetic."""
-        made = {name: getattr(self, name) for name in self.__slots__ if name.endswith("_bytes")}
         return {
             "stage": self.rung.stage,
             "rung": self.rung.to_json(),
-            **made,
+            **{name: getattr(self, name) for name in self.__slots__ if name.endswith("_bytes")},
             "peak_bytes": self.peak_bytes,
             "flops": self.flops,
             "by_dimensions": self.by_dimensions,

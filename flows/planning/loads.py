@@ -13,6 +13,7 @@ from flows.job.waves import BYTES_A_TOKEN
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts
 from stages.models.card import ModelCard, SeenSize
 
+KINDS: tuple[MediaKind, ...] = ("video", "image")
 TEMPLATE_TOKENS = 48
 """What a chat template writes about a prompt, such as a system's greeting, at the most."""
 PROBED_EDGE = 1280
@@ -104,7 +105,7 @@ def least_load(model: Model, media: Sequence[Medium], expected: Sequence[Estimat
     found = [(kind, *pair) for kind, of_kind in _by_kind(media, expected) for pair in of_kind]
     if not found:
         return None
-    kind, medium, least = min(found, key=lambda entry: _pixels(entry[2]))
+    kind, medium, least = min(found, key=lambda e: e[2].chunk_frames * math.prod(e[2].stored))
     sizes = (least.chunk_frames, least.stored, least.shown)
     return load_of(model, kind, least.chunks, *sizes, medium.prompt)
 
@@ -113,18 +114,12 @@ def _by_kind(
     media: Sequence[Medium], expected: Sequence[Estimate]
 ) -> list[tuple[MediaKind, list[tuple[Medium, Estimate]]]]:
     pairs = [(m, e) for m, e in zip(media, expected, strict=True) if e.chunks]
-    kinds: tuple[MediaKind, MediaKind] = ("video", "image")
-    found = [(kind, [(m, e) for m, e in pairs if m.kind == kind]) for kind in kinds]
+    found = [(kind, [(m, e) for m, e in pairs if m.kind == kind]) for kind in KINDS]
     return [(kind, of_kind) for kind, of_kind in found if of_kind]
 
 
-def _pixels(estimate: Estimate) -> int:
-    """Of the longest chunk."""
-    return estimate.chunk_frames * math.prod(estimate.stored)
-
-
 def _seen_pixels(model: Model, kind: MediaKind, estimate: Estimate) -> int:
-    """The same, as they are seen."""
+    """Of the longest chunk, as they are seen."""
     return estimate.chunk_frames * math.prod(seen_size(model, kind, estimate.stored))
 
 

@@ -110,11 +110,15 @@ def find_machine(device: str) -> Known:
             return Known(machine=None, why=f"only another machine was measured ({which})")
         return Known(machine=None, why="this machine was not measured")
     if kept.torch != here["torch"]:
-        why = f"it was measured with torch {kept.torch}, and this is torch {here['torch']}"
-        return Known(machine=None, why=why)
+        return Known(
+            machine=None,
+            why=f"it was measured with torch {kept.torch}, and this is torch {here['torch']}",
+        )
     if kept.cores != here["cores"]:
-        why = f"it was measured with {kept.cores} cores, and this process has {here['cores']}"
-        return Known(machine=None, why=why)
+        return Known(
+            machine=None,
+            why=f"it was measured with {kept.cores} cores, and this process has {here['cores']}",
+        )
     busy = "others were at work when it was measured" if kept.load > BUSY else ""
     return Known(machine=kept, why=busy)
 
@@ -134,10 +138,9 @@ def measure(device: str, store: Path, launcher: Launcher) -> Machine:
         log=store / "logs" / "measure.log",
     )
     found: dict[str, Any] = run_to_end(launcher, call).notes["machine"]
-    here = _identity(device)
-    value = {**here, **found, "load": round(load, 2), "measured": now()}
+    value = {**_identity(device), **found, "load": round(load, 2), "measured": now()}
     machine = _machine(value)
-    write_json(_path(here), {"format": FORMAT, **value})
+    write_json(_path(value), {"format": FORMAT, **value})
     return machine
 
 

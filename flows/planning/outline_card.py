@@ -3,6 +3,7 @@ everything else; what it says of computing are formulas of dimensions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from artifacts.schema import FrameFit
@@ -110,27 +111,26 @@ def encoder_works(outline: Outline, *, fused: bool) -> tuple[BatchCost, ...]:
     each, edge = ITEM_BYTES, _edge(tower)
     width = text.width if text and outline.writes else tower.width
     found = []
-    for rows in ROWS:
-        for frames in FRAME_COUNTS:
-            pictures = rows * frames
-            units = 3 * edge * edge * frames
-            tokens = tower.tokens_of(edge)
-            kept = pictures * tower.handed_over(edge) * width * each
-            computed = pass_bytes(tower, pictures, tokens, each, fused=fused)
-            found.append(
-                BatchCost(
-                    kind="image",
-                    rows=rows,
-                    units=units,
-                    # Pixels as the processor gives them, and in what is computed in; features are
-                    # made when what a layer makes is gone.
-                    peak_bytes=rows * units * (PIXEL_BYTES + each) + max(computed, 2 * kept),
-                    kept_bytes=kept,
-                    # What goes on from layer to layer, beside the pixels that it was made of.
-                    waiting_bytes=(pictures * tokens * tower.width + rows * units) * each,
-                    flops=pass_flops(tower, pictures, tokens),
-                )
+    for rows, frames in product(ROWS, FRAME_COUNTS):
+        pictures = rows * frames
+        units = 3 * edge * edge * frames
+        tokens = tower.tokens_of(edge)
+        kept = pictures * tower.handed_over(edge) * width * each
+        computed = pass_bytes(tower, pictures, tokens, each, fused=fused)
+        found.append(
+            BatchCost(
+                kind="image",
+                rows=rows,
+                units=units,
+                # Pixels as the processor gives them, and in what is computed in; features are
+                # made when what a layer makes is gone.
+                peak_bytes=rows * units * (PIXEL_BYTES + each) + max(computed, 2 * kept),
+                kept_bytes=kept,
+                # What goes on from layer to layer, beside the pixels that it was made of.
+                waiting_bytes=(pictures * tokens * tower.width + rows * units) * each,
+                flops=pass_flops(tower, pictures, tokens),
             )
+        )
     return tuple(found)
 
 
@@ -141,24 +141,23 @@ def decoder_works(outline: Outline, *, fused: bool) -> tuple[BatchCost, ...]:
     each = ITEM_BYTES
     more_of_mlp = max(0, mlp_bytes(tower, each) - attention_bytes(tower, each))
     found = []
-    for rows in ROWS:
-        for tokens in PROMPTS:
-            cache = 2 * tower.layers * tower.attention.key_width * each * rows * tokens
-            computed = pass_bytes(tower, rows, tokens, each, fused=fused)
-            logits = logits_bytes(outline.vocabulary, rows, each)
-            found.append(
-                BatchCost(
-                    kind="image",
-                    rows=rows,
-                    units=tokens,
-                    peak_bytes=cache + max(computed, logits),
-                    kept_bytes=cache,
-                    # Read in pieces, attention is what takes most.
-                    mlp_bytes=rows * tokens * more_of_mlp,
-                    flops=pass_flops(tower, rows, tokens),
-                    step_flops=step_flops(tower, outline.vocabulary, rows),
-                )
+    for rows, tokens in product(ROWS, PROMPTS):
+        cache = 2 * tower.layers * tower.attention.key_width * each * rows * tokens
+        computed = pass_bytes(tower, rows, tokens, each, fused=fused)
+        logits = logits_bytes(outline.vocabulary, rows, each)
+        found.append(
+            BatchCost(
+                kind="image",
+                rows=rows,
+                units=tokens,
+                peak_bytes=cache + max(computed, logits),
+                kept_bytes=cache,
+                # Read in pieces, attention is what takes most.
+                mlp_bytes=rows * tokens * more_of_mlp,
+                flops=pass_flops(tower, rows, tokens),
+                step_flops=step_flops(tower, outline.vocabulary, rows),
             )
+        )
     return tuple(found)
 
 

@@ -81,7 +81,9 @@ def plan_of(
     device = device_name()
     try:
         if config.sources:
-            return plan_job(prepare(config, launcher, announce, pipeline, read_weights=False))
+            job = prepare(config, launcher, announce, pipeline, read_weights=False)
+            expected = tuple(estimates(job))
+            return _answered(question_of(job, expected=expected), job.budget, job, expected)
         store = open_store(config.store_url)
         store.check_writable()
         model = open_model(
@@ -143,12 +145,6 @@ def _by_dimensions(
     ]
     notes += ["SOURCES are left out of this plan"] if config.sources else []
     return replace(plan, notes=tuple(notes))
-
-
-def plan_job(job: Job) -> Plan:
-    """The plan of a job."""
-    expected = tuple(estimates(job))
-    return _answered(question_of(job, expected=expected), job.budget, job, expected)
 
 
 def _answered(

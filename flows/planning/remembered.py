@@ -32,13 +32,12 @@ class Remembered:
     def rungs(self, stage: str) -> list[Rung]:
         """Where a stage was found to fit when it had as much memory as now, or more: on better
         rungs it will not."""
-        metas = self._metas(stage).values()
-        return [Rung.from_json(meta["rung"]) for meta in metas if self._counts(meta)]
+        return [Rung.from_json(meta["rung"]) for meta in self._metas(stage).values()]
 
     def keep(self, rung: Rung) -> None:
         """A stage fits on this rung, and did not on better ones."""
         shelf = Shelf(self._store, KIND, self._scopes[rung.stage])
-        before = [key for key, meta in self._metas(rung.stage).items() if self._counts(meta)]
+        before = self._metas(rung.stage)
         meta = {"rung": rung.to_json(), "budget": self._budget, "time": round(time.time())}
         key = digest_of(meta)
         shelf.publish([Record(key=key, meta=meta)])
@@ -46,9 +45,12 @@ class Remembered:
         shelf.drop(k for k in before if k != key and shelf.meta(k)["budget"] <= self._budget)
 
     def _metas(self, stage: str) -> dict[str, dict[str, Any]]:
+        """What was learned of a stage that still counts, by its key."""
         shelf = Shelf(self._store, KIND, self._scopes[stage])
-        return {key: shelf.meta(key) for key in sorted(shelf.keys())}
-
-    def _counts(self, meta: Mapping[str, Any]) -> bool:
-        fresh = time.time() - float(meta["time"]) < KEPT_SECONDS
-        return fresh and self._budget <= float(meta["budget"]) * SLACK
+        metas = {key: shelf.meta(key) for key in sorted(shelf.keys())}
+        return {
+            key: meta
+            for key, meta in metas.items()
+            if time.time() - float(meta["time"]) < KEPT_SECONDS
+            and self._budget <= float(meta["budget"]) * SLACK
+        }

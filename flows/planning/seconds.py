@@ -1,6 +1,6 @@
 """How long a stage's work takes on a machine that was measured; knows neither models nor media."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from flows.planning.machine import Machine
@@ -24,9 +24,6 @@ class Pass:
     moved_bytes: float = 0.0
     """Weights that come from host memory, or of a CPU from disk, each time."""
     times: float = 1.0
-
-    def often(self, times: float) -> "Pass":
-        return replace(self, times=times)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

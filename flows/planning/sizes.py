@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from artifacts.schema import ChunkIndex, MediaIndex, Sampling, picture_size
+from artifacts.schema import ChunkIndex, Sampling, picture_size
 from flows.job.prepare import Job
 from flows.job.tasks import Medium
 from stages.process.cgroup import cores
@@ -114,7 +114,8 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
     if index is None and header is None:
         return Estimate(seconds=0.0, chunks=0, frames=0, frame_bytes=0, feature_bytes=0)
     if index is not None:
-        seconds, frames, pixels = index.duration, *_indexed(index)
+        seconds, frames = index.duration, sum(len(c.times) for c in index.chunks)
+        pixels = sum(len(c.times) * c.height * c.width for c in index.chunks)
         chunks, shown = len(index.chunks), (index.height, index.width)
         longest = max((len(chunk.times) for chunk in index.chunks), default=0)
         stored = max(((c.height, c.width) for c in index.chunks), key=math.prod, default=(0, 0))
@@ -127,7 +128,6 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         counts = [1] if image else frame_counts(job.sampling, seconds)
         chunks, frames, longest = len(counts), sum(counts), max(counts)
         pixels = frames * math.prod(stored)
-    features = frames * job.model.feature_bytes(medium.kind)
     if medium.kind == "image" and _encoded(job, medium):
         pixels = 0
     return Estimate(
@@ -135,7 +135,7 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         chunks=chunks,
         frames=frames,
         frame_bytes=3 * pixels,
-        feature_bytes=features,
+        feature_bytes=frames * job.model.feature_bytes(medium.kind),
         chunk_frames=longest,
         stored=stored,
         shown=shown,
@@ -148,11 +148,6 @@ def _encoded(job: Job, medium: Medium) -> bool:
     prompt in as many waves as they were encoded in, and a model loaded for each."""
     tasks, made = job.ledger.tasks([medium]), job.pipeline[1].writes
     return bool(tasks) and all(task[made] in job.ledger[made] for task in tasks)
-
-
-def _indexed(index: MediaIndex) -> tuple[int, int]:
-    frames = sum(len(chunk.times) for chunk in index.chunks)
-    return frames, sum(len(c.times) * c.height * c.width for c in index.chunks)
 
 
 def frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:

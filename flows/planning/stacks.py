@@ -102,13 +102,12 @@ def roots_of(stacks: Sequence[Stack]) -> dict[str, str]:
 def attention_of(stack: Stack) -> Attention:
     """From the matrices of modules that are named so: those that lead from a token's width are
     query, key and value, in one or apart; the one that leads back is the output."""
-    named = {
-        name: shape
+    width = stack.width
+    shapes = [
+        shape
         for name, shape in stack.matrices.items()
         if any(word in name.lower() for word in ATTENTION)
-    }
-    width = stack.width
-    shapes = list(named.values())
+    ]
     if len(shapes) == 2:  # one for query, key and value, one for the output
         into = max(shapes, key=lambda shape: shape[0])
         out = min(shapes, key=lambda shape: shape[0])

@@ -1,18 +1,22 @@
-"""Terms that a stage which loads half a model has in common with others: weights, caches, what is
-read ahead, what libraries take; knows no stage."""
+"""Terms that a stage which loads half a model has in common with others: weights, streamed layers
+and what waits for them, caches, attention on a GPU, what is read ahead, what libraries take; knows
+no stage."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from flows.console.display import gib
-from flows.job.precision import BYTES, QUANTIZED, PartSettings
-from flows.planning.estimate import Term
+from flows.job.precision import BYTES, QUANTIZED, PartSettings, no_bfloat16
+from flows.planning.estimate import Purpose, Term
 from flows.planning.loads import COPIES, PIXEL_BYTES, Load
 from flows.planning.rungs import Rung
-from flows.planning.streamed import power_of_two, weight_terms
+from flows.planning.works import Expected
+from stages.memory.shrinking import items_a_block
 from stages.models.ahead import AHEAD
 from stages.models.card import PartCard
+from stages.models.footprint import at_size
+from stages.process.device import device_capability
 from stages.process.device_limit import CONTEXT_BYTES
 
 GPU_WORKSPACE_BYTES = 32 << 20
@@ -60,6 +64,53 @@ def weights(half: PartCard, settings: PartSettings, rung: Rung, device: str) -> 
     if precision in ("nf4", "fp4"):
         why = f"the largest quantized layer unpacked: {half.largest_linear:,} numbers x {each}"
         yield Term(part="workspace", bytes=half.largest_linear * each, why=why)
+
+
+def power_of_two(count: int) -> int:
+    """What a pinned allocation of so many bytes takes."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+def weight_terms(half: PartCard, layer: int, ends: int, each: int, device: str) -> Iterator[Term]:
+    """Of the weights: `layer` bytes a layer, `ends` outside of layers, `each` of a number."""
+    why = f"2 of {half.layers} layers x {gib(layer)}, one computes while the next is read; and "
+    yield Term(part="weight", bytes=2 * layer + ends, why=f"{why}what is outside of layers")
+    if device.startswith("cuda"):
+        why = "2 layers in pinned host memory, each a power of two"
+        yield Term(part="host", bytes=2 * power_of_two(layer), why=why)
+    if half.stored_bytes != half.parameters * each:
+        largest = half.largest_linear * half.stored_bytes // half.parameters
+        part: Purpose = "host" if device.startswith("cuda") else "workspace"
+        yield Term(part=part, bytes=largest, why="the largest matrix as it is stored, to cast")
+
+
+def batches_a_block(rung: Rung, load: Load, rows: int) -> int:
+    """Batches of so many rows that pass a layer together."""
+    block = items_a_block(rung.block, load.frames)
+    return max(1, min(block // rows, math.ceil(load.chunks / rows)))
+
+
+def waiting_terms(rung: Rung, load: Load, rows: int, work: Expected, device: str) -> Iterator[Term]:
+    """Of a half that is streamed: what the batches hold that wait while one computes."""
+    others = batches_a_block(rung, load, rows) - 1 if rung.block else 0
+    if not others:
+        return
+    held = math.ceil(max(work.waiting_bytes, work.kept_bytes))
+    what = f"{others} batch{'' if others == 1 else 'es'}"
+    why = f"{what} that wait for a layer x {gib(held)}"
+    yield Term(part="activation", bytes=others * held, why=why)
+    pixels = rows * load.units * PIXEL_BYTES
+    part: Purpose = "workspace" if device == "cpu" else "host"
+    yield Term(part=part, bytes=others * pixels, why=f"pixels of {what} x {gib(pixels)}")
+
+
+def block_ahead(rung: Rung, load: Load, rows: int) -> Term:
+    """The next block, whose batches are prepared one after the other."""
+    batches = batches_a_block(rung, load, rows)
+    pixels, frames = rows * load.units * PIXEL_BYTES, load.reading_bytes(rows)
+    next_one = batches * pixels + frames if load.chunks > batches * rows else 0
+    why = f"the next block's pixels, {batches} x {gib(pixels)}, and frames of what is read"
+    return Term(part="workspace", bytes=next_one, why=why)
 
 
 def products(
@@ -123,3 +174,25 @@ def frames_ahead(load: Load, rows: int) -> Term:
     term = ahead_of(load, rows, pixels, "pixels")
     why = f"{term.why}, and {COPIES} copies of a picture of {gib(load.frame_bytes)} being read"
     return replace(term, bytes=term.bytes + frames, why=why)
+
+
+def attention_terms(
+    half: PartCard, settings: PartSettings, load: Load, rows: int, units: int, device: str
+) -> Iterator[Term]:
+    """What attention takes on a GPU, of so many rows of so many units, beside what a run without
+    data counts, which is that of the fused kernel of a CPU; nothing on a CPU."""
+    if not device.startswith("cuda"):
+        return
+    if settings.dtype == "bfloat16" and no_bfloat16(device):
+        scores = at_size(
+            half.works, lambda w: w.scores_bytes, kind=load.kind, rows=rows, units=units
+        )
+        gpu = "compute capability {}.{}".format(*device_capability(device))
+        why = f"scores of all pairs of tokens, in 32 bit: {gpu} has no fused attention in bf16"
+        yield Term(part="workspace", bytes=scores, why=why)
+    elif masks := at_size(
+        half.works, lambda w: w.mask_bytes, kind=load.kind, rows=rows, units=units
+    ):
+        # A fused kernel takes no booleans, and rows of a multiple of 16 numbers.
+        why = "masks of a batch, once as numbers and once with longer rows"
+        yield Term(part="workspace", bytes=masks, why=why)

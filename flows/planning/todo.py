@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 from artifacts.schema import MediaKind
 from flows.job.prepare import Job
-from flows.planning.loads import Load, load_of
+from flows.planning.loads import KINDS, Load, load_of
 from flows.planning.sizes import Estimate
 from stages.process.stage import Stage
-
-KINDS: tuple[MediaKind, ...] = ("video", "image")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

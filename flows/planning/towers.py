@@ -72,7 +72,6 @@ def tower_of(config: dict[str, Any], stack: Stack, mine: Sequence[Header], is_te
     attention = attention_of(stack)
     heads = next((int(told[key]) for key in HEADS if key in told), 0)
     merges = [h.shape[-1] for h in mine if len(h.shape) == 4 and h is not pixels]
-    added = [h for h in mine if len(h.shape) == 3 and h.shape[:2] == (1, 1)]
     return Tower(
         path=stack.path,
         kind="text" if is_text else ("vision" if sees or pixels is not None else "other"),
@@ -92,7 +91,7 @@ def tower_of(config: dict[str, Any], stack: Stack, mine: Sequence[Header], is_te
         positions=table.shape[0] if table is not None else 0,
         image_size=_side(told.get("image_size")),
         merge=int(told.get("spatial_merge_size", 0) or (merges[0] if merges else 1)),
-        added=len(added),
+        added=sum(len(h.shape) == 3 and h.shape[:2] == (1, 1) for h in mine),
     )
 
 

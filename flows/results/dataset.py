@@ -84,19 +84,19 @@ def _items_of(
     assert index is not None
     numbers = {chunk.start: chunk.index for chunk in index.chunks}
     whole = captions[0].start == 0 and captions[0].end > index.duration - SAME_SECONDS
-    items = []
-    for row in captions:
-        key = sample_key(row.media_path, medium.digest, row.prompt, copy, numbers[row.start])
-        sample = Sample(key=key, row=row, content=medium.digest)
-        items.append(
-            SampleSource(
-                sample=sample,
-                file=file.path,
-                whole=whole,
-                stamp=medium.stamp,
-            )
+    return [
+        SampleSource(
+            sample=Sample(
+                key=sample_key(row.media_path, medium.digest, row.prompt, copy, numbers[row.start]),
+                row=row,
+                content=medium.digest,
+            ),
+            file=file.path,
+            whole=whole,
+            stamp=medium.stamp,
         )
-    return items
+        for row in captions
+    ]
 
 
 def _samples(
@@ -107,8 +107,10 @@ def _samples(
         cut = cutter([item for item in batch if not item.whole])
         for item in batch:
             if item.whole:
-                suffix = media_suffix(item.file.name)
-                yield item.sample, Media(path=item.file, suffix=suffix, stamp=item.stamp)
+                yield (
+                    item.sample,
+                    Media(path=item.file, suffix=media_suffix(item.file.name), stamp=item.stamp),
+                )
                 continue
             media = cut.get(item.sample.key)
             yield item.sample, media

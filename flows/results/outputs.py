@@ -25,9 +25,7 @@ def failures_of(job: Job) -> list[Failure]:
     """Everything that could not be captioned, in source order within each stage."""
     found = list(job.failures)
     for file, medium in zip(job.files, job.contents, strict=True):
-        known = job.ledger.failure(medium)
-        if known is None:
-            known = job.ledger.refusal(medium)
+        known = job.ledger.failure(medium) or job.ledger.refusal(medium)
         if known is None:
             continue
         at = f" (at {known['start']:.1f} s)" if known.get("start") else ""
@@ -56,16 +54,20 @@ def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) ->
     if STAGES[stage].reads:
         chunks = (task for task in job.ledger.tasks(job.media) if task[made] == told)
         told = next((task.medium.digest for task in chunks), told)
-    name = names.get(told, "")
-    return {"media_path": name, "stage": stage, "message": event.message, "hint": event.hint}
+    return {
+        "media_path": names.get(told, ""),
+        "stage": stage,
+        "message": event.message,
+        "hint": event.hint,
+    }
 
 
 def places(job: Job) -> dict[str, str]:
     """Where each kind of output lies, or is to be written."""
     asked = job.config.format
     found = {"captions": str(job.out / "captions.jsonl")}
-    for form in [form for form in WRITERS if form in asked]:
-        found[form] = "beside the media" if job.config.beside else str(job.out)
+    beside = "beside the media" if job.config.beside else str(job.out)
+    found |= dict.fromkeys((form for form in WRITERS if form in asked), beside)
     for form in (*TABLES, DATASET):
         path = job.out / (form if form == DATASET else f"captions.{form}")
         if form in asked or path.exists():
@@ -128,9 +130,12 @@ class Written:
 
     def to_json(self) -> dict[str, Any]:
         """All but the failures, as `run.json` keeps it."""
-        texts = [texts.to_json() for texts in self.texts]
-        cut = {"captions": self.captions, "cut": self.cut}
-        return {**cut, "texts": texts, "earlier": list(self.earlier)}
+        return {
+            "captions": self.captions,
+            "cut": self.cut,
+            "texts": [texts.to_json() for texts in self.texts],
+            "earlier": list(self.earlier),
+        }
 
 
 def write_outputs(job: Job, *, last: bool) -> Written:
@@ -171,9 +176,14 @@ def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator
     """Of each file where it lies and how many lines of `captions.jsonl` are of it, in the order of
     those lines: two files of one name and source could not be told apart otherwise."""
     for file, count in zip(files, captions, strict=True):
-        row = {"media_path": file.media_path, "source": file.source, "kind": file.kind}
-        place = quote(os.fsencode(file.path))  # a name need not be UTF-8
-        yield json.dumps({**row, "url": f"file://{place}", "captions": count}) + "\n"
+        row = {
+            "media_path": file.media_path,
+            "source": file.source,
+            "kind": file.kind,
+            "url": f"file://{quote(os.fsencode(file.path))}",  # a name need not be UTF-8
+            "captions": count,
+        }
+        yield json.dumps(row) + "\n"
 
 
 def captions_by_file(job: Job) -> Iterator[list[Caption]]:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -55,40 +55,43 @@ class RunRecord:
         entry = self.stage(name)
         entry.update(total=total, before=max(0, done - entry["items"]))
 
+    @contextlib.contextmanager
+    def _changing(self, *, force: bool) -> Iterator[None]:
+        """What is changed within is written then; a disk that is full is told by the stages."""
+        with self._lock, contextlib.suppress(EnvironmentFault):
+            yield
+            self.write(force=force)
+
     def begin(self, name: str) -> None:
         """A process of a stage starts."""
         if name in self._stages:
-            with self._lock, contextlib.suppress(EnvironmentFault):
+            with self._changing(force=True):
                 self.stage(name).update(since=round(time.time(), 1), running=0, recent=[], now=[])
-                self.write(force=True)
 
     def memory(self, name: str, seen: Mapping[str, Any]) -> None:
         """What a running process has of memory, and the most so far, as it tells."""
         if name in self._stages:
-            with self._lock, contextlib.suppress(EnvironmentFault):
+            with self._changing(force=False):
                 entry = self.stage(name)
                 for peak in ("peak_host_bytes", "peak_device_bytes"):
                     entry[peak] = max(entry[peak], seen[peak])
                 entry["now"].append([seen[n] for n in ("seconds", "host_bytes", "device_bytes")])
                 if len(entry["now"]) > TIMELINE_POINTS:
                     entry["now"] = coarser(entry["now"])
-                self.write(force=False)
 
     def rung(self, taken: Mapping[str, Any]) -> None:
         """A stage is run in another way than it was asked for."""
-        with self._lock, contextlib.suppress(EnvironmentFault):
+        with self._changing(force=True):
             self.value["rungs"].append({**taken, "time": now()})
-            self.write(force=True)
 
     def fail(self, name: str, failure: Mapping[str, str]) -> None:
         """Something failed in a stage that goes on; counted anew when the outputs are written."""
         if name in self._stages:
-            with self._lock, contextlib.suppress(EnvironmentFault):
+            with self._changing(force=False):
                 self.stage(name)["failed"] += 1
                 self.value["media"]["failed"] += 1
                 if len(self.value["failures"]) < NAMED_FAILURES:
                     self.value["failures"].append(dict(failure))
-                self.write(force=False)
 
     def fails(self, failures: Sequence[Failure]) -> None:
         """All that failed, in this run and before it."""
@@ -105,14 +108,12 @@ class RunRecord:
         Told from a stage's own thread: a disk that is full will be told by the stage itself.
         """
         if name in self._stages:
-            with self._lock, contextlib.suppress(EnvironmentFault):
+            with self._changing(force=False):
                 entry, at = self.stage(name), time.time()
                 entry["running"] = items
                 if not entry["recent"] or at - entry["recent"][-1][0] >= REWRITE_SECONDS:
-                    since = at - SAMPLE_SECONDS
-                    entry["recent"] = [s for s in entry["recent"] if s[0] >= since]
+                    entry["recent"] = [s for s in entry["recent"] if s[0] >= at - SAMPLE_SECONDS]
                     entry["recent"].append([round(at, 1), entry["items"] + items])
-                self.write(force=False)
 
     def add(self, outcome: StageOutcome, *, attention: str, precision: Mapping[str, str]) -> None:
         """Count one finished stage process in; a stage may take several, one a wave."""

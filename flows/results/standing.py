@@ -46,12 +46,10 @@ class StageStanding:
 
 def standing(record: Mapping[str, Any], now: float) -> list[StageStanding]:
     """The stages of a record at the time `now`, in seconds since the epoch."""
-    going = record["state"] == "running"
-    open_media = record["media"].get("open", 0)
-    about = int(record["plan"].get("chunks", 0)) if open_media else 0
+    about = int(record["plan"].get("chunks", 0)) if record["media"].get("open") else 0
     planned = record["plan"].get("memory") or {"stages": []}
     peaks = {stage["rung"]["stage"]: stage["peak_bytes"] for stage in planned["stages"]}
-    at = now if going else None
+    at = now if record["state"] == "running" else None
     return [_stage(entry, about, at, peaks.get(entry["name"], 0)) for entry in record["stages"]]
 
 
@@ -159,11 +157,10 @@ def what(record: Mapping[str, Any]) -> Iterator[str]:
     if record["prefect"]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
     still = f", {media['open']} not looked into yet" if media.get("open") else ""
-    failed = media["failed"]
     cut = f", {record['cut']} cut for their length" if record["cut"] else ""
     texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
     captions = f"{counted(record['captions'], 'caption')} written{cut}{texts}"
-    yield f"{counted(media['total'], 'file')}, {failed} failed{still}; {captions}"
+    yield f"{counted(media['total'], 'file')}, {media['failed']} failed{still}; {captions}"
 
 
 def texts_line(texts: Mapping[str, Any]) -> str:

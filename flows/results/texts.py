@@ -18,7 +18,7 @@ from artifacts.captions import Caption
 from artifacts.files import write_text
 from artifacts.keys import digest_of, hash_file
 from artifacts.lines import append_line, read_lines
-from artifacts.names import file_stems
+from artifacts.names import SUFFIXES, file_stems
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.words import counted
@@ -81,8 +81,14 @@ class Texts:
 
     def to_json(self) -> dict[str, Any]:
         """The counts, as `run.json` keeps them."""
-        counts = {"written": self.written, "kept": len(self.kept), "earlier": self.earlier}
-        return {"format": self.form, "beside": self.beside, **counts, "others": self.others}
+        return {
+            "format": self.form,
+            "beside": self.beside,
+            "written": self.written,
+            "kept": len(self.kept),
+            "earlier": self.earlier,
+            "others": self.others,
+        }
 
     def notes(self) -> Iterator[str]:
         """What a person should know of them."""
@@ -94,8 +100,10 @@ class Texts:
                 "--overwrite replaces them"
             )
         if self.earlier and self.beside and not self.written:
-            again = f"--format {self.form} --beside writes them anew"
-            yield f"of an earlier run: {counted(self.earlier, noun)} beside the media; {again}"
+            yield (
+                f"of an earlier run: {counted(self.earlier, noun)} beside the media; "
+                f"--format {self.form} --beside writes them anew"
+            )
         elif self.earlier:
             yield f"of an earlier run: {counted(self.earlier, noun)}, not all is captioned yet"
         if self.others:
@@ -127,9 +135,8 @@ def _texts_in(folders: Set[str]) -> set[str]:
     found: set[str] = set()
     for folder in folders:
         with contextlib.suppress(OSError):
-            names = os.listdir(folder)
-            suffixes = tuple(f".{form}" for form in WRITERS)
-            found.update(os.path.join(folder, n) for n in names if n.endswith(suffixes))
+            names = (name for name in os.listdir(folder) if name.endswith(SUFFIXES))
+            found.update(os.path.join(folder, name) for name in names)
     return found
 
 

@@ -60,8 +60,9 @@ class Alone:
             raise self._ladder.nothing_fits(stage.name, CannotFit(error))
         for task in left:
             event = large[task[stage.writes]]
-            why = too_large(stage.name, event.error, event.wanted_bytes)
-            self._job.ledger.unfit[task.place] = why
+            self._job.ledger.unfit[task.place] = too_large(
+                stage.name, event.error, event.wanted_bytes
+            )
 
     def _try(self, stage: Stage, rung: Rung, tasks: Sequence[Task]) -> None:
         """All of them in one process; each in its own when that dies."""
@@ -79,8 +80,7 @@ class Alone:
         if stage.part is None or settings is None:
             return task
         wanted = {**task.scopes.precision, stage.part: settings.label}
-        way = next(way for way in ledger.ways if way.precision == wanted)
-        return ledger.at(task.medium, task.chunk, way)
+        return ledger.at(task.medium, task.chunk, ledger.way(wanted))
 
     def _made(self, stage: Stage, task: Task) -> bool:
         ledger = self._job.ledger
@@ -89,8 +89,7 @@ class Alone:
 
     def _ever(self, stage: Stage) -> bool:
         """Whether the stage made anything of this job, now or before."""
-        tasks = self._job.ledger.tasks(self._job.media)
-        return any(self._made(stage, task) for task in tasks)
+        return any(self._made(stage, task) for task in self._job.ledger.tasks(self._job.media))
 
     def _name(self, task: Task) -> str:
         name = names_of(self._job)[task.medium.digest]

@@ -103,5 +103,9 @@ class Calls:
 def _member(stage: Stage, task: Task) -> dict[str, str]:
     """A member of a batch: its key, that of what it is made of, the prompt where that counts."""
     asked = {"prompt": task.medium.prompt} if stage.writes in task.scopes.prompted else {}
-    read = {stage.reads: task[stage.reads]}
-    return {"kind": task.medium.kind, "key": task[stage.writes], **read, **asked}
+    return {
+        "kind": task.medium.kind,
+        "key": task[stage.writes],
+        stage.reads: task[stage.reads],
+        **asked,
+    }

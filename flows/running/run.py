@@ -3,14 +3,14 @@
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from artifacts.captions import write_jsonl
 from artifacts.errors import UsageError
-from artifacts.schema import Part
 from artifacts.store import fault_of
 from flows.console.display import Display
 from flows.job.about import notes, summary
@@ -92,9 +92,7 @@ class Watch:
     ) -> Iterator[tuple[Sequence, RunRecord, Hold]]:
         """The sequence of a job, which nobody else works on and nobody deletes under it."""
 
-        def fetch(parts: Collection[Part]) -> None:
-            fetch_parts(job.model, parts, self._display)
-
+        fetch = partial(fetch_parts, job.model, display=self._display)
         with only_run_in(job, doing, another), claiming(job) as hold:
             for note in filter(None, [*notes(job), job.budget.warning]):
                 self._display.say(note)

@@ -43,12 +43,12 @@ class Sequence:
         there."""
         job = self._job
         self._begin()
-        files = len(job.files) + len(job.failures)
-        result = RunResult(out=job.out, files=files, limit=job.config.max_new_tokens)
-
-        def write(last: bool) -> None:
-            self._write(result, last=last)
-
+        result = RunResult(
+            out=job.out,
+            files=len(job.files) + len(job.failures),
+            limit=job.config.max_new_tokens,
+        )
+        write = partial(self._write, result)
         with self._recorded(write):
             self._waves(write)
             if "webdataset" in job.config.format:
@@ -132,7 +132,7 @@ class Sequence:
             self._job.ledger.refresh()
             self._job.ledger.reconsider()
 
-    def _write(self, result: RunResult, *, last: bool) -> None:
+    def _write(self, result: RunResult, last: bool) -> None:
         result.written = write_outputs(self._job, last=last)
         self._tell(result, stale=is_stale(self._job))
         self._record.value["media"]["total"] = result.files

@@ -18,8 +18,8 @@ from flows.planning.sizes import Estimate
 from flows.planning.start import plan_start
 from flows.results.run_record import RunRecord
 from flows.running.alone import Alone, too_large
+from flows.running.batches import work_of
 from flows.running.calls import Calls, settings_on
-from flows.running.work import work_of
 from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from stages.process.ending import is_crash
 from stages.process.outcome import StageOutcome
@@ -98,8 +98,12 @@ class Steps:
         """Files that are others by now are left to the next run, which sees what they are."""
         for told in outcome.failures:
             if told.kind == CHANGED:
-                why = {"kind": CHANGED, "message": CHANGED_MESSAGE, "hint": CHANGED_HINT}
-                self._job.ledger.unfit[told.media, -1, ""] = {"stage": self._first.name, **why}
+                self._job.ledger.unfit[told.media, -1, ""] = {
+                    "stage": self._first.name,
+                    "kind": CHANGED,
+                    "message": CHANGED_MESSAGE,
+                    "hint": CHANGED_HINT,
+                }
 
     def _cut_alone(self, medium: Medium) -> None:
         """Cut one medium in a process of its own, and record it as failed if that crashes."""

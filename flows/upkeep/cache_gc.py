@@ -61,16 +61,14 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
             store.delete(name)
         else:
             (store.local / name).unlink(missing_ok=True)
-    for pack in sorted(packs(stored), key=_order):
+    for pack in sorted(
+        packs(stored), key=lambda pack: (pack.kind not in LARGE, pack.stat.modified, pack.name)
+    ):
         if pack.scope in held:
             made.held += pack.stat.size
         elif pack.kind not in KEPT and made.after > limit:
             _delete(store, pack, made, dry_run)
     return made
-
-
-def _order(pack: Pack) -> tuple[bool, float, str]:
-    return pack.kind not in LARGE, pack.stat.modified, pack.name
 
 
 def _delete(store: Store, pack: Pack, made: Collection, dry_run: bool) -> None:

@@ -143,8 +143,7 @@ def begun(last: RebuildRecord | None, now: RebuildRecord) -> RebuildRecord:
     """What is recorded while a rebuild works: what it makes is known for this job's, even if it
     never ends and the next one is told something else."""
     old = last or replace(now, files=())
-    past = merged(old.reach, [*old.past, now.reach])
-    return replace(old, past=past, number=now.number)
+    return replace(old, past=merged(old.reach, [*old.past, now.reach]), number=now.number)
 
 
 def merged(now: Reach, past: Iterable[Reach]) -> tuple[Reach, ...]:

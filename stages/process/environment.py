@@ -1,10 +1,10 @@
-"""The environment of a stage's process; knows no stage."""
+"""The environment of a stage's process, with a place for what torch's compiler makes; knows no
+stage."""
 
 import os
 from pathlib import Path
 
 from stages.process.cgroup import cores
-from stages.process.compiler import compiler_folder
 from stages.process.device import on_wsl
 
 ALLOCATOR, ALLOCATOR_OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
@@ -39,3 +39,15 @@ def child_environment() -> dict[str, str]:
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as budget, lock and baseline count: see device.py
     }
     return {**defaults, **os.environ, **settled}
+
+
+def compiler_folder() -> str:
+    """Where torch's compiler may leave what it makes, which is at least a folder as soon as it is
+    imported: left to itself it takes the one for temporary files. Empty where none can be made."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(base, "penstock", "torchinductor")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return ""
+    return str(folder) if os.access(folder, os.W_OK) else ""

@@ -8,7 +8,6 @@ from artifacts.words import counted
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import BYTES, PartSettings
-from flows.planning.attention import attention_terms
 from flows.planning.costs.part import (
     free_settings,
     loading,
@@ -20,7 +19,7 @@ from flows.planning.estimate import StageEstimate, Term
 from flows.planning.loads import Load
 from flows.planning.rungs import PREFILLS, Rung, sizes
 from flows.planning.seconds import Effort, Pass
-from flows.planning.terms import ahead_of, around, cache, products, weights
+from flows.planning.terms import ahead_of, around, attention_terms, cache, products, weights
 from flows.planning.todo import ToDo
 from flows.planning.works import Expected, decoder_by_dimensions, expected
 
@@ -118,6 +117,12 @@ def effort(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> Effort:
             moved_bytes=rung.offload * settings.weight_bytes,
             times=each.left[rung.stage] / rows,
         )
-        step = replace(run, flops=work.step_flops, tokens=rows, calls=run.calls + STEP_CALLS)
-        passes += [run, step.often(run.times * new)]
+        step = replace(
+            run,
+            flops=work.step_flops,
+            tokens=rows,
+            calls=run.calls + STEP_CALLS,
+            times=run.times * new,
+        )
+        passes += [run, step]
     return loading(half, settings, rung, any(each.left[rung.stage] for each in left), passes)

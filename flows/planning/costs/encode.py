@@ -8,7 +8,6 @@ from artifacts.words import counted
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import BYTES, QUANTIZED, PartSettings
-from flows.planning.attention import attention_terms
 from flows.planning.costs.part import (
     free_settings,
     loading,
@@ -20,8 +19,16 @@ from flows.planning.estimate import StageEstimate, Term
 from flows.planning.loads import PIXEL_BYTES, Load
 from flows.planning.rungs import PREFILLS, Rung, sizes
 from flows.planning.seconds import Effort, Pass
-from flows.planning.streamed import batches_a_block, block_ahead, waiting_terms
-from flows.planning.terms import around, frames_ahead, products, weights
+from flows.planning.terms import (
+    around,
+    attention_terms,
+    batches_a_block,
+    block_ahead,
+    frames_ahead,
+    products,
+    waiting_terms,
+    weights,
+)
 from flows.planning.todo import ToDo
 from flows.planning.works import Expected, encoder_by_dimensions, expected
 from stages.encode import FRAMES_A_BATCH

@@ -18,8 +18,14 @@ from flows.planning.training.activations import (
     lora_layer_bytes,
     lora_parameters,
 )
-from flows.planning.training.optimizers import ADAPTER, OPTIMIZERS, ZERO
-from flows.planning.training.terms import TrainEstimate, Training, TrainTerm
+from flows.planning.training.terms import (
+    ADAPTER,
+    OPTIMIZERS,
+    ZERO,
+    TrainEstimate,
+    Training,
+    TrainTerm,
+)
 from stages.process.device_limit import CONTEXT_BYTES
 
 RANK = 8
@@ -130,9 +136,9 @@ def _computing(outline: Outline, text: Tower, training: Training) -> Iterator[Tr
     rows = training.batch * training.length
     told = f"{training.batch} x {training.length:,} tokens"
     if training.method == "full":
-        kept = layer_bytes(text, training.length, fused=training.fused)
+        kept = layer_bytes(text, training.length)
     else:
-        kept = lora_layer_bytes(text, training.length, RANK, fused=training.fused)
+        kept = lora_layer_bytes(text, training.length, RANK)
     logits = sum(LOGITS) * outline.vocabulary * rows
     # Gradients that live at once inside one layer: as much as its own numbers do.
     inside = pass_bytes(text, 1, rows, HALF)
@@ -169,7 +175,7 @@ def _looking(vision: Tower, training: Training) -> TrainTerm:
     tokens = vision.positions or max(1, picture_pixels(vision) // vision.patch**2)
     return TrainTerm(
         part="vision",
-        bytes=pass_bytes(vision, pictures, tokens, HALF, fused=training.fused),
+        bytes=pass_bytes(vision, pictures, tokens, HALF),
         why=f"{pictures} pictures x {tokens:,} tokens through the frozen tower",
         moment="vision",
     )

@@ -11,8 +11,7 @@ from urllib.parse import quote
 from flows.console.display import duration, size
 from flows.job.sources import writable
 from flows.results.report.media import FILE, captioned_media, failed_media
-from flows.results.report.tables import plan_table, stage_table
-from flows.results.report.timeline import timeline_of
+from flows.results.report.stages import plan_table, stage_table, timeline_of
 from flows.results.run_read import load_record
 from flows.results.standing import advice, places, standing
 
@@ -80,8 +79,7 @@ def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
         yield f"{name} half", f"{weights}, {parameters}, {half['attention']} attention"
     sampling = {k: v for k, v in plan.get("sampling", {}).items() if v not in (None, False)}
     if sampling:
-        told = (f"{name.replace('_', ' ')} {value}" for name, value in sampling.items())
-        yield "sampling", ", ".join(told)
+        yield "sampling", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sampling.items())
     if plan.get("batch_size"):
         yield "batches of", str(plan["batch_size"])
     if len(prompts) == 1:
