@@ -11,9 +11,9 @@ from typing import Any
 from PIL import Image
 
 from stages.models.processors.calling import run
+from stages.models.processors.chat_turn import write
 from stages.models.processors.layout import layout_of
 from stages.models.processors.prepare import Clip, channel_of, video_metadata
-from stages.models.processors.turn import write
 from tests import builders
 
 

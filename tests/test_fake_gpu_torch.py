@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from stages.process.device import device_holders, device_used_bytes
-from stages.process.ending import memory_words
+from stages.process.exit_diagnosis import memory_words
 from tests import gpus
 from tests.fake_gpu.state import MIB, Machine
 from tests.gpus import GIB, ROOT

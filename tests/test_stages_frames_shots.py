@@ -90,8 +90,8 @@ def test_a_flash_or_a_blink_is_no_cut(tmp_path: Path, frames: int, light: float)
 
 
 def test_a_light_that_stays_on_is_a_cut(tmp_path: Path) -> None:
-    lasting = lit(moving([], speed=0), lambda index: 0.3 if index < 40 else 1.0)
-    assert borders(write(tmp_path / "a.mp4", lasting)) == [0, 40 / 30]
+    gc_frozen = lit(moving([], speed=0), lambda index: 0.3 if index < 40 else 1.0)
+    assert borders(write(tmp_path / "a.mp4", gc_frozen)) == [0, 40 / 30]
 
 
 def test_a_fade_to_black_and_back_is_cut_where_the_picture_comes_back(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
-from stages.models.processors.keeping import without_pictures
 from stages.models.processors.prepare import (
     Clip,
     load_processor,
@@ -19,6 +18,7 @@ from stages.models.processors.prepare import (
     takes_videos,
     video_metadata,
 )
+from stages.models.processors.side_inputs import without_pictures
 from tests.clips import PROMPTS, clips, joint_inputs, without_pixels
 from tests.families import BUILDERS, checkpoint, hf
 from tests.processors import plain_call, processor_folder, render

@@ -10,8 +10,8 @@ import pytest
 
 from artifacts.errors import CannotFit, Interrupted, Killed, OutOfMemory, StageDied, UsageError
 from stages.process import lock
-from stages.process.ending import Ending, fault_of_stage
 from stages.process.events import Broken, Event, Failed, Item, Warned
+from stages.process.exit_diagnosis import Ending, fault_of_stage
 from stages.process.memory import Sampler, anonymous_bytes
 from stages.process.report import Report
 from stages.process.stage_process import StageProcess

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from artifacts.errors import CannotFit, Killed, OutOfMemory, StageDied
-from stages.process import stuck
 from stages.process.report import Report
 from stages.process.stage_process import StageProcess
 
@@ -28,7 +27,11 @@ BUDGET = 48 * MIB
 # What the children of these tests run; each is named by its place in this file.
 def warm(job: dict[str, Any]) -> None:
     if job.get("impatient"):
-        stuck.STUCK_SECONDS, stuck.AGAIN_SECONDS, stuck.SILENT_SECONDS = 0.5, 0.2, 2.0
+        (
+            deadlock_watchdog.STUCK_SECONDS,
+            deadlock_watchdog.AGAIN_SECONDS,
+            deadlock_watchdog.SILENT_SECONDS,
+        ) = 0.5, 0.2, 2.0
     for name in job.get("imports", ()):
         import_module(name)
 

@@ -9,9 +9,9 @@ import pytest
 from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
 from stages.process import budget, device_limit
 from stages.process.device_limit import CONTEXT_BYTES, DeviceLimit, check_same_card, context_bytes
-from stages.process.ending import Ending, fault_of_stage, out_of_memory
 from stages.process.environment import child_environment
 from stages.process.events import Broken
+from stages.process.exit_diagnosis import Ending, fault_of_stage, out_of_memory
 from stages.process.lock import lock_path
 from tests import gpus
 

@@ -13,9 +13,9 @@ from flows.planning.loads import COPIES, PIXEL_BYTES, Load
 from flows.planning.rungs import Rung
 from flows.planning.works import Expected
 from stages.memory.shrinking import items_a_block
-from stages.models.ahead import AHEAD
 from stages.models.card import PartCard
 from stages.models.footprint import at_size
+from stages.models.prefetch import AHEAD
 from stages.process.device import device_capability
 from stages.process.device_limit import CONTEXT_BYTES
 

@@ -20,7 +20,7 @@ from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
 from flows.results.outputs import captions_of
-from stages.process.ending import is_crash
+from stages.process.exit_diagnosis import is_crash
 
 SAME_SECONDS = 0.001
 """A chunk that reaches this close to the end of its medium holds all of it."""

@@ -21,7 +21,7 @@ from flows.running.alone import Alone, too_large
 from flows.running.batches import work_of
 from flows.running.calls import Calls, settings_on
 from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
-from stages.process.ending import is_crash
+from stages.process.exit_diagnosis import is_crash
 from stages.process.outcome import StageOutcome
 from stages.process.stage import Stage
 

@@ -22,7 +22,7 @@ from stages.models.halves.records import FeatureRecord
 from stages.models.halves.routes import choose_route
 from stages.models.processors.layout import noise
 from stages.models.processors.prepare import open_ended, prepare, rebuild
-from stages.process.ending import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 SLICED = {"pooler_output", "deepstack_features"}
 """What `generate` hands on of a record when it reads in pieces."""

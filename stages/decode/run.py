@@ -19,9 +19,9 @@ from stages.decode.engines import engine_of
 from stages.decode.job import DecodeJob
 from stages.decode.protocol import Asked, Speaker
 from stages.memory.shrinking import Shrinking
-from stages.models.ahead import read_ahead, write_behind
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import warm as warm_model
+from stages.models.prefetch import prefetched, write_behind
 from stages.process.job import job_of
 from stages.process.report import Report
 
@@ -79,7 +79,7 @@ def run(told: dict[str, Any], report: Report) -> None:
         turns_at(store, captions) as turns,
         write_behind(publish) as later,
         contextlib.closing(
-            asked for _, asked in read_ahead(turns.mine(batches, lacking), read)
+            asked for _, asked in prefetched(turns.mine(batches, lacking), read)
         ) as ready,
     ):
         for asked, said in speaker.run(ready, shrinking):

@@ -20,13 +20,13 @@ from artifacts.tensors import pack_tree
 from stages.encode.batch import encode_batches, overflowed, undivided
 from stages.encode.job import EncodeJob
 from stages.memory.shrinking import Shrinking, blocks
-from stages.models.ahead import AHEAD, read_ahead, write_behind
 from stages.models.halves.pieces import Held
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
+from stages.models.prefetch import AHEAD, prefetched, write_behind
 from stages.models.processors.prepare import Clip, Prepared, prepare
-from stages.process.ending import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 from stages.process.job import job_of
 from stages.process.report import Report
 
@@ -110,7 +110,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     compute, ahead = partial(_encoded, half), 1 if block else AHEAD
     with turns_at(store, features, failures) as turns, write_behind(publish) as later:
         mine = turns.mine(blocks(batches, block, pictures), lacking)
-        for _, members in read_ahead(mine, read, ahead):
+        for _, members in prefetched(mine, read, ahead):
             if members:
                 for _, made in shrinking.through_together(members, block, _key, compute):
                     later(made)

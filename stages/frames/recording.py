@@ -15,7 +15,7 @@ from stages.frames.medium import CHANGED, MediumToCut
 from stages.frames.video import Chunk
 from stages.frames.watchdog import Watchdog
 from stages.process.budget import short
-from stages.process.ending import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 from stages.process.report import Report
 
 log = logging.getLogger(__name__)

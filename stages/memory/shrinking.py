@@ -16,7 +16,7 @@ from functools import partial
 from typing import TypeVar
 
 from artifacts.errors import CannotFit, PenstockError
-from stages.process.ending import memory_words
+from stages.process.exit_diagnosis import memory_words
 from stages.process.report import Report
 
 Member = TypeVar("Member")

@@ -29,8 +29,8 @@ from stages.models.processors.prepare import (
     takes_videos,
 )
 from stages.models.shadow import works_of
-from stages.process.ending import out_of_memory
-from stages.process.lasting import lasting
+from stages.process.exit_diagnosis import out_of_memory
+from stages.process.gc_freeze import gc_frozen
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def describe(
     # Resizing takes a second or two, importing a model's classes too, and a core each.
     with ThreadPoolExecutor(1) as pool:
         probing = _begun(pool, folder, trust_remote_code)
-        with lasting():
+        with gc_frozen():
             config, cls = config_and_class(folder, trust_remote_code)
         return _described(checkpoint, config, cls, probing, trust_remote_code)
 
@@ -93,7 +93,7 @@ def _begun(
     the model is known to be."""
     try:
         # What it imports is imported before the thread begins, beside which others are.
-        with lasting():
+        with gc_frozen():
             processor = load_processor(folder, trust_remote_code)
         _try_processor(processor, folder)
     except Exception as error:

@@ -31,7 +31,7 @@ from stages.models.processors.prepare import (
     takes_videos,
 )
 from stages.models.watching import NEW_TOKENS, PromptWatch, decoder_of, layers_told, mlps_told
-from stages.process.ending import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 EDGES = (224, 448)
 """Pixels of a side of the images that are tried."""

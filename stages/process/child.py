@@ -18,13 +18,13 @@ from typing import Any
 
 from artifacts.errors import CannotFit, PenstockError
 from stages.process import budget
-from stages.process.ending import first_line, memory_words
+from stages.process.deadlock_watchdog import Stillness, look_again
 from stages.process.events import Broken, Ended
-from stages.process.lasting import lasting
+from stages.process.exit_diagnosis import first_line, memory_words
+from stages.process.gc_freeze import gc_frozen
 from stages.process.lock import hold_device
 from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
 from stages.process.report import Report
-from stages.process.stuck import Stillness, look_again
 
 PR_SET_PDEATHSIG = 1
 ORPHAN_CHECK_SECONDS = 0.5
@@ -94,7 +94,7 @@ def work(job: dict[str, Any], report: Report) -> int:
 
     with Sampler(job["device"], report.memory, each) as memory:
         try:
-            with lasting():
+            with gc_frozen():
                 entry = load_entry(job["entry"], job["arguments"])
             gc.freeze()  # nor later
             dtype = str(job["arguments"].get("dtype", ""))

@@ -20,7 +20,6 @@ from stages.process.baseline import given_back
 from stages.process.cgroup import oom_kills
 from stages.process.clock import Clock
 from stages.process.device import device_used_bytes
-from stages.process.ending import LAST_LINES, Ending, fault_of_stage
 from stages.process.environment import child_environment
 from stages.process.events import (
     Begin,
@@ -36,6 +35,7 @@ from stages.process.events import (
     Warned,
     event_of,
 )
+from stages.process.exit_diagnosis import LAST_LINES, Ending, fault_of_stage
 from stages.process.outcome import StageOutcome
 
 STOP_SECONDS = 10.0

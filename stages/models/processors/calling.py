@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from stages.models.processors.chat_turn import PARTS, WORDS, write
 from stages.models.processors.clip import Clip, pictures, video_metadata
 from stages.models.processors.loading import (
     count_places,
     is_picture,
 )
-from stages.models.processors.turn import PARTS, WORDS, write
 
 TEXT_IDS = ("input_ids", "decoder_input_ids", "labels")
 """Under which names processors give the tokens of the text."""

@@ -26,6 +26,7 @@ from stages.models.processors.calling import (
     run,
     text_ids,
 )
+from stages.models.processors.chat_turn import PARTS, PLAIN, SPELLED, WORDS, forms, write
 from stages.models.processors.clip import Clip
 from stages.models.processors.loading import (
     declared_ids,
@@ -33,8 +34,7 @@ from stages.models.processors.loading import (
     needs_package,
     takes_images,
 )
-from stages.models.processors.turn import PARTS, PLAIN, SPELLED, WORDS, forms, write
-from stages.process.ending import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 PROBES = ("Describe.", "What happens in this video?")
 """Prompts of different lengths, so that padding is tried too."""

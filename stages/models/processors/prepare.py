@@ -16,8 +16,16 @@ from artifacts.errors import UsageError
 from artifacts.schema import MediaKind
 from stages.models.halves.routes import overrides_generate
 from stages.models.processors.calling import Layout, run, text_ids
+from stages.models.processors.chat_turn import PLAIN, SPELLED
 from stages.models.processors.clip import Clip, video_metadata
-from stages.models.processors.keeping import (
+from stages.models.processors.layout import known, layout_of, noise
+from stages.models.processors.loading import (
+    load_processor,
+    placeholder_tokens,
+    takes_images,
+    takes_videos,
+)
+from stages.models.processors.side_inputs import (
     OUTLINE,
     Prepared,
     Row,
@@ -26,14 +34,6 @@ from stages.models.processors.keeping import (
     restore,
     way_of_keeping,
 )
-from stages.models.processors.layout import known, layout_of, noise
-from stages.models.processors.loading import (
-    load_processor,
-    placeholder_tokens,
-    takes_images,
-    takes_videos,
-)
-from stages.models.processors.turn import PLAIN, SPELLED
 
 DECODED = "decoder_input_ids"
 """Under this name a prompt goes to the decoder of a model that has an encoder."""

@@ -16,7 +16,7 @@ BEHIND = 4
 """Batches that may wait to be written before the computing waits for the disk."""
 
 
-def read_ahead(
+def prefetched(
     batches: Iterable[Batch], read: Callable[[Batch], Rows], ahead: int = AHEAD
 ) -> Iterator[tuple[Batch, Rows]]:
     """Each batch with what `read` made of it, in order; `ahead` are read while one is computed.

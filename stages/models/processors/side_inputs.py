@@ -24,7 +24,7 @@ from stages.models.processors.calling import Layout, places, run, text_ids
 from stages.models.processors.clip import Clip
 from stages.models.processors.layout import PROBES, noise
 from stages.models.processors.loading import is_picture
-from stages.process.ending import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 HOOKS = {"images": "_process_images", "videos": "_process_videos"}
 """Channel -> the processor's method that handles it."""

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from artifacts.errors import Killed, OutOfMemory, PenstockError, StageDied
-from stages.process import budget, stuck
-from stages.process.ending import Ending, fault_of_stage, memory_words
+from stages.process import budget
 from stages.process.environment import child_environment
 from stages.process.events import Broken
+from stages.process.exit_diagnosis import Ending, fault_of_stage, memory_words
 from stages.process.memory import Sampler, taken
 
 MIB = 1 << 20
@@ -127,7 +127,7 @@ def test_threads_that_wait_for_each_other_are_told_from_those_that_wait_for_a_di
     reader = threading.Thread(target=os.read, args=(source, 1))
     reader.start()
     time.sleep(0.1)
-    assert not stuck.all_wait()
+    assert not deadlock_watchdog.all_wait()
     os.write(sink, b"x")
     reader.join()
     os.close(source)

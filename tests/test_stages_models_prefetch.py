@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from stages.models.ahead import AHEAD, BEHIND, read_ahead, write_behind
+from stages.models.prefetch import AHEAD, BEHIND, prefetched, write_behind
 
 SECONDS = 10.0
 
@@ -19,7 +19,7 @@ def test_batches_are_read_while_another_is_used() -> None:
             third.set()
         return batch * 10
 
-    given = read_ahead(range(5), note)
+    given = prefetched(range(5), note)
     assert next(given) == (0, 0)
     assert third.wait(SECONDS)
     assert list(given) == [(n, n * 10) for n in range(1, 5)]
