@@ -21,7 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
-from artifacts.packs import Shelf
+from artifacts.packs import RecordSet
 from artifacts.store import Store
 
 FOLDER = "claims"
@@ -97,10 +97,10 @@ class Claims:
 class Turns:
     """What of a scope this process makes, beside others that are asked for the same."""
 
-    def __init__(self, claims: Claims, shelves: Sequence[Shelf]) -> None:
+    def __init__(self, claims: Claims, record_sets: Sequence[RecordSet]) -> None:
         """`shelves` are brought up to date when others have published."""
         self._claims = claims
-        self._shelves = shelves
+        self._record_sets = record_sets
         self._lock = threading.Lock()
 
     def take(self, lacking: Callable[[], Sequence[str]]) -> bool | None:
@@ -122,15 +122,15 @@ class Turns:
     def _look(self) -> None:
         with self._lock:  # who asks while another thread looks waits for what it sees
             if self._claims.has_news():
-                for shelf in self._shelves:
-                    shelf.refresh()
+                for record_set in self._record_sets:
+                    record_set.refresh()
 
     def mine(
         self, batches: Iterable[Batch], lacking: Callable[[Batch], Sequence[str]]
     ) -> Iterator[Batch]:
         """The batches that this process is to make, in order; those that others are at come last,
         once it is known that they did not make them. `lacking` tells which keys of a batch are on
-        no shelf."""
+        no record set."""
         left = list(batches)
         while left:
             held = []
@@ -151,10 +151,10 @@ class Turns:
 
 
 @contextlib.contextmanager
-def turns_at(store: Store, *shelves: Shelf) -> Iterator[Turns]:
-    """Turns at what the first of these shelves holds, until the block ends or the process does."""
-    claims = Claims(store.local / FOLDER / shelves[0].folder)
+def turns_at(store: Store, *record_sets: RecordSet) -> Iterator[Turns]:
+    """Turns at what the first of these record sets holds, until the block or the process ends."""
+    claims = Claims(store.local / FOLDER / record_sets[0].folder)
     try:
-        yield Turns(claims, shelves)
+        yield Turns(claims, record_sets)
     finally:
         claims.close()

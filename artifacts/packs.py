@@ -2,8 +2,8 @@
 records mean.
 
 What is done is read off the headers of the packs that are there; there is no other book. Another
-process may publish, drop and set aside at any moment, so what a shelf knows is checked against what
-lies there whenever a payload is read.
+process may publish, drop and set aside at any moment, so what a record set knows is checked against
+what lies there whenever a payload is read.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class Record:
     payload: bytes | memoryview = b""
 
 
-class Shelf:
+class RecordSet:
     """All records of one kind and scope in a store."""
 
     def __init__(self, store: Store, kind: str, scope: str) -> None:
@@ -123,7 +123,7 @@ class Shelf:
 
     def publish(self, records: Sequence[Record]) -> list[str]:
         """Store the records that are not there yet as one pack; returns their keys, in order: none,
-        if another writer was first, whose pack is then what this shelf knows."""
+        if another writer was first, whose pack is then what this record set knows."""
         new = [record for record in records if record.key not in self._places]
         if not new:
             return []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.keys import digest_of, item_key
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from penstock_demo import CHECKPOINT
 
@@ -128,7 +128,7 @@ def publish_clips(
     from penstock_demo.world import sample_clip
 
     rng = random.Random(11)
-    shelf = Shelf(open_store(store), "frames", FRAMES)
+    record_set = RecordSet(open_store(store), "frames", FRAMES)
     members = []
     for number, count in enumerate(frame_counts):
         spec = sample_clip(rng, "trained")
@@ -137,6 +137,6 @@ def publish_clips(
         chunk = {"index": number, "start": 0.0, "end": count / 2, "times": times}
         key = item_key(FRAMES, f"clip-{number}", 0)
         meta = {**chunk, "height": SIDE, "width": SIDE}
-        shelf.publish([Record(key=key, meta=meta, payload=pixels.tobytes())])
+        record_set.publish([Record(key=key, meta=meta, payload=pixels.tobytes())])
         members.append({"frames": key, "kind": "video", "prompt": prompt})
     return members

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from artifacts.errors import CannotFit, PenstockError
-from artifacts.packs import Shelf
+from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from stages.process.memory import Sampler, anonymous_bytes
 from stages.process.report import Report
@@ -118,7 +118,7 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
         model = load(job["model"], dtype=getattr(torch, job["dtype"])).eval()
     processor = load_processor(Path(job["model"]))
     watch.note(attention=model.config._attn_implementation)
-    frames = Shelf(open_store(job["store"]), "frames", job["frames_scope"])
+    frames = RecordSet(open_store(job["store"]), "frames", job["frames_scope"])
     said = []
     for batch in job["batches"]:
         clips = [read_clip(frames, member) for member in batch]
@@ -156,7 +156,7 @@ def decode(job: dict[str, Any], watch: Watch) -> list[str]:
         stage.run(job, watch)
     finally:
         transformers.__dict__["generate"] = generate
-    captions = Shelf(open_store(job["store"]), "captions", job["scope"])
+    captions = RecordSet(open_store(job["store"]), "captions", job["scope"])
     return [captions.meta(m["key"])["caption"] for batch in job["batches"] for m in batch]
 
 
@@ -173,10 +173,10 @@ def pure(job: dict[str, Any], watch: Watch) -> list[str]:
     source = ModelJob.of(job)
     processor, half = source.processor(), source.hold("language").model
     make_greedy(half, processor)
-    shelf = Shelf(open_store(job["store"]), "features", job["features_scope"])
+    record_set = RecordSet(open_store(job["store"]), "features", job["features_scope"])
     ready = []
     for batch in job["batches"]:
-        rows = [read_features(shelf, member["features"]) for member in batch]
+        rows = [read_features(record_set, member["features"]) for member in batch]
         inputs = rebuild(processor, rows, [member["prompt"] for member in batch])
         ready.append((inputs, Features(merge_rows(rows), rows[0].needs, merge_blank(rows))))
     watch.note(attention="")

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from artifacts.keys import item_key
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
 from flows.job.launch import ENTRIES as STAGES
@@ -23,7 +23,7 @@ PAYLOAD = b"penstock" * 8
 def frames(job: dict[str, Any], report: Report) -> None:
     """An index and one chunk of frames for each medium."""
     store, scope = open_store(job["store"]), job["scope"]
-    frames, media = Shelf(store, "frames", scope), Shelf(store, "media", scope)
+    frames, media = RecordSet(store, "frames", scope), RecordSet(store, "media", scope)
     chunk = ChunkIndex(index=0, start=0.0, end=0.0, times=(0.0,), height=SIDE, width=SIDE)
     index = MediaIndex(kind="image", height=SIDE, width=SIDE, duration=0.0, chunks=(chunk,))
     told = job["media"]
@@ -39,21 +39,21 @@ def frames(job: dict[str, Any], report: Report) -> None:
 
 def encode(job: dict[str, Any], report: Report) -> None:
     """Features for each chunk, a pack a batch."""
-    Shelf(open_store(job["store"]), "frames", job["frames_scope"])
+    RecordSet(open_store(job["store"]), "frames", job["frames_scope"])
     publish(job, "features", {"tokens": 4}, report)
 
 
 def decode(job: dict[str, Any], report: Report) -> None:
     """A caption for each chunk, a pack a batch."""
-    Shelf(open_store(job["store"]), "features", job["features_scope"])
+    RecordSet(open_store(job["store"]), "features", job["features_scope"])
     publish(job, "captions", {"caption": "a red square on grey", "tokens": 7}, report)
 
 
 def publish(job: dict[str, Any], kind: str, meta: dict[str, Any], report: Report) -> None:
-    shelf = Shelf(open_store(job["store"]), kind, job["scope"])
+    record_set = RecordSet(open_store(job["store"]), kind, job["scope"])
     for batch in job["batches"]:
         records = [Record(key=m["key"], meta=meta, payload=PAYLOAD) for m in batch]
-        for key in shelf.publish(records):
+        for key in record_set.publish(records):
             report.item(key, tokens=meta["tokens"])
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.keys import digest_of, item_key
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.schema import MediaKind
 from artifacts.store import open_store
 from benchmarks._peak import taken
@@ -163,10 +163,10 @@ class Desk:
 
     def _clips(self, frames: int, count: int) -> Iterator[str]:
         """Keys of so many clips of noise."""
-        shelf = Shelf(open_store(self._store), "frames", FRAMES)
+        record_set = RecordSet(open_store(self._store), "frames", FRAMES)
         for number in range(count):
             key = item_key(FRAMES, f"clip-{frames}-{number}", 0)
-            if key not in shelf:
+            if key not in record_set:
                 noise = np.random.default_rng(number).integers(
                     0, 255, (frames, SIDE, SIDE, 3), dtype=np.uint8
                 )
@@ -179,7 +179,7 @@ class Desk:
                     "height": SIDE,
                     "width": SIDE,
                 }
-                shelf.publish([Record(key=key, meta=meta, payload=noise.tobytes())])
+                record_set.publish([Record(key=key, meta=meta, payload=noise.tobytes())])
             yield key
 
     def _scope(self, *parts: Any) -> str:

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from artifacts.keys import digest_of
-from artifacts.packs import Shelf
+from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
 from benchmarks._peak import taken
@@ -87,8 +87,8 @@ def run(job: dict[str, Any], way: Way, members: list[dict[str, str]], log: Path)
     }
     call = StageCall(name="encode", arguments=arguments, device=job["device"], log=log)
     outcome = DirectLauncher(lambda stage, event: None).start(call).wait()
-    shelf = Shelf(open_store(job["store"]), "features", job["scope"])
-    payloads = [digest_of(bytes(shelf.read(chunk["key"]).payload).hex()) for chunk in chunks]
+    record_set = RecordSet(open_store(job["store"]), "features", job["scope"])
+    payloads = [digest_of(bytes(record_set.read(chunk["key"]).payload).hex()) for chunk in chunks]
     return Found(outcome.seconds, taken(outcome, job["device"]), digest_of(payloads))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self, Unpack
 
 from artifacts.captions import Caption
 from artifacts.errors import Interrupted
-from artifacts.packs import Shelf
+from artifacts.packs import RecordSet
 from artifacts.tables import table_of
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -152,7 +152,7 @@ class _Feed:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._kind = job.pipeline[-1].writes
-        self._shelves: dict[str, Shelf] = {}
+        self._record_sets: dict[str, RecordSet] = {}
         self._known: dict[str, list[tuple[int, MediaFile, Task]]] = {}
 
     def rows(self, key: str) -> Iterator[tuple[int, Caption]]:
@@ -161,13 +161,13 @@ class _Feed:
             self._look_again()
         for place, file, task in self._known.get(key, ()):
             scope = task.scopes[self._kind]
-            if scope not in self._shelves:
-                self._shelves[scope] = Shelf(self._job.store, self._kind, scope)
-            shelf = self._shelves[scope]
-            if key not in shelf:
-                shelf.refresh()
-            if key in shelf:
-                yield place, caption_of(self._job, file, task, shelf.meta(key))
+            if scope not in self._record_sets:
+                self._record_sets[scope] = RecordSet(self._job.store, self._kind, scope)
+            record_set = self._record_sets[scope]
+            if key not in record_set:
+                record_set.refresh()
+            if key in record_set:
+                yield place, caption_of(self._job, file, task, record_set.meta(key))
 
     def _look_again(self) -> None:
         self._known.clear()

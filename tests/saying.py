@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from artifacts.errors import Interrupted
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -51,14 +51,14 @@ class Saying(Stages):
     def _make(self, call: StageCall, outcome: StageOutcome) -> None:
         if call.name != "decode":
             return super()._make(call, outcome)
-        shelf = Shelf(
+        record_set = RecordSet(
             FolderStore(Path(call.arguments["store"])), "captions", call.arguments["scope"]
         )
         for member in (m for batch in call.arguments["batches"] for m in batch):
             if outcome.items >= self.stop_after.get("decode", 10**9):
                 raise Interrupted("decode was killed")
             said = f"{member['prompt']} {HARD[outcome.items % len(HARD)]}"
-            shelf.publish([Record(key=member["key"], meta={"caption": said, "tokens": 1})])
+            record_set.publish([Record(key=member["key"], meta={"caption": said, "tokens": 1})])
             outcome.items += 1
         return None
 

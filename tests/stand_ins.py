@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import Interrupted
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
 from flows.job.config import CaptionConfig
@@ -87,33 +87,33 @@ class Stages:
     def _make(self, call: StageCall, outcome: StageOutcome) -> None:
         kind = {"encode": "features", "decode": "captions"}[call.name]
         store = open_store(call.arguments["store"])
-        shelf = Shelf(store, kind, call.arguments["scope"])
+        record_set = RecordSet(store, kind, call.arguments["scope"])
         if call.name == "encode":
-            frames = Shelf(store, "frames", call.arguments["frames_scope"])
+            frames = RecordSet(store, "frames", call.arguments["frames_scope"])
             assert all(m["frames"] in frames for b in call.arguments["batches"] for m in b)
         if call.name == "encode" and self.refuse_first:
-            refused = Shelf(store, "failures", call.arguments["scope"])
+            refused = RecordSet(store, "failures", call.arguments["scope"])
             why = {"kind": "refused", "message": "too narrow", "hint": "Widen it"}
             keys = [m["key"] for batch in call.arguments["batches"] for m in batch][:1]
             refused.publish([Record(key=key, meta=why) for key in keys])
-            shelf = Without(shelf, keys)  # type: ignore[assignment]
+            record_set = Without(record_set, keys)  # type: ignore[assignment]
         for batch in call.arguments["batches"]:
             if outcome.items >= self.stop_after.get(call.name, 10**9):
                 raise Interrupted(f"{call.name} was killed")
             meta = {"caption": "something", "tokens": 1}
             made = [Record(key=m["key"], meta=meta) for m in batch]
-            outcome.items += len(shelf.publish(made))
+            outcome.items += len(record_set.publish(made))
 
 
 class Without:
-    """A shelf that some keys are never put on."""
+    """A record set that some keys are never put on."""
 
-    def __init__(self, shelf: Shelf, keys: list[str]) -> None:
-        self._shelf = shelf
+    def __init__(self, record_set: RecordSet, keys: list[str]) -> None:
+        self._record_set = record_set
         self._keys = keys
 
     def publish(self, records: list[Record]) -> list[str]:
-        return self._shelf.publish([r for r in records if r.key not in self._keys])
+        return self._record_set.publish([r for r in records if r.key not in self._keys])
 
 
 class Answer:

@@ -131,7 +131,7 @@ def frames(job: dict[str, Any], report: Report) -> None:
     cut: Callable[..., Any] = stages.frames.run.Cutting.cut_video
 
     def cutting(self: Any, medium: Any) -> None:
-        with self.shelves.failing(medium):
+        with self.record_sets.failing(medium):
             if job["workers"] > hunger.room or medium.digest in hunger.giants:
                 if hunger.dies == "kill":
                     hunger.die()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.claims import Claims, Turns, turns_at
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 
 HOLDER = """
@@ -67,7 +67,7 @@ def test_only_what_others_published_is_news(tmp_path: Path) -> None:
 
 
 def test_what_another_has_published_meanwhile_is_not_made_again(store: FolderStore) -> None:
-    ours, theirs = Shelf(store, "k", "s"), Shelf(store, "k", "s")
+    ours, theirs = RecordSet(store, "k", "s"), RecordSet(store, "k", "s")
 
     def lacking(batch: list[str]) -> list[str]:
         return [key for key in batch if key not in ours]
@@ -86,8 +86,8 @@ def test_what_another_has_published_meanwhile_is_not_made_again(store: FolderSto
 def test_what_another_gave_up_is_made_after_all(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = Shelf(store, "k", "s")
-    with turns_at(store, ours) as mine, turns_at(store, Shelf(store, "k", "s")) as other:
+    ours = RecordSet(store, "k", "s")
+    with turns_at(store, ours) as mine, turns_at(store, RecordSet(store, "k", "s")) as other:
         assert other.take(lambda: ["a"])
         monkeypatch.setattr(time, "sleep", lambda _: other.done(["a"]))
         assert list(mine.mine([["a"]], lambda batch: batch)) == [["a"]]
@@ -116,7 +116,7 @@ def test_a_store_that_cannot_be_written_grants_everything(tmp_path: Path) -> Non
 
 
 def test_threads_of_a_stage_look_at_the_shelf_before_they_claim(store: FolderStore) -> None:
-    ours, theirs = Shelf(store, "k", "s"), Shelf(store, "k", "s")
+    ours, theirs = RecordSet(store, "k", "s"), RecordSet(store, "k", "s")
     claim = Claims(store.local / "claims" / "x")
     turns = Turns(claim, [ours])
     theirs.publish([Record(key="a")])

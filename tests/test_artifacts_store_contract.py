@@ -12,7 +12,7 @@ import pytest
 
 from artifacts.claims import turns_at
 from artifacts.pack_object import DamagedRecord, verify
-from artifacts.packs import Record, Shelf, stored_scopes
+from artifacts.packs import Record, RecordSet, stored_scopes
 from artifacts.store import SCHEMES, Store, open_store
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -99,23 +99,26 @@ def test_a_store_can_be_written_and_says_how_much(store: Store) -> None:
 
 
 def test_records_are_published_read_dropped_and_removed(store: Store) -> None:
-    shelf, records = Shelf(store, "features", SCOPE), [Record(key=k, payload=b"12") for k in "abcd"]
-    assert shelf.publish(records[:2]) == ["a", "b"]
-    assert shelf.publish(records) == ["c", "d"]
-    other = Shelf(store, "features", SCOPE)
+    record_set, records = (
+        RecordSet(store, "features", SCOPE),
+        [Record(key=k, payload=b"12") for k in "abcd"],
+    )
+    assert record_set.publish(records[:2]) == ["a", "b"]
+    assert record_set.publish(records) == ["c", "d"]
+    other = RecordSet(store, "features", SCOPE)
     assert [other.read(key) for key in "abcd"] == records
     other.drop(["a", "b"])
     assert other.remove(["c"]) == 2
-    shelf.refresh()
-    assert shelf.keys() == {"d"}
+    record_set.refresh()
+    assert record_set.keys() == {"d"}
     assert len(list(store.list("features"))) == 1
 
 
 def test_the_scopes_of_a_kind_are_known_without_a_look_into_them(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Shelf(store, "captions", SCOPE).publish([Record(key="a")])
-    Shelf(store, "features", "cd" * 32).publish([Record(key="a")])
+    RecordSet(store, "captions", SCOPE).publish([Record(key="a")])
+    RecordSet(store, "features", "cd" * 32).publish([Record(key="a")])
     scandir = os.scandir
     looked: list[str] = []
 
@@ -130,20 +133,20 @@ def test_the_scopes_of_a_kind_are_known_without_a_look_into_them(
 
 @pytest.mark.parametrize("damage", [b"", b"PENSTOCK", b"garbage" * 100])
 def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes) -> None:
-    shelf, record = Shelf(store, "features", SCOPE), Record(key="a", payload=b"good bytes")
-    shelf.publish([record])
+    record_set, record = RecordSet(store, "features", SCOPE), Record(key="a", payload=b"good bytes")
+    record_set.publish([record])
     (name,) = store.list("features")
     store.delete(name)
     store.put_if_absent(name, [damage])
     with pytest.raises(DamagedRecord, match="set aside in"):
-        shelf.read("a")
+        record_set.read("a")
     assert store.get(f"quarantine/{name}") == damage
-    assert Shelf(store, "features", SCOPE).publish([record]) == ["a"]
+    assert RecordSet(store, "features", SCOPE).publish([record]) == ["a"]
     assert dict(verify(store)) == {name: True}
 
 
 def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
-    ours, theirs = Shelf(store, "k", SCOPE), Shelf(store, "k", SCOPE)
+    ours, theirs = RecordSet(store, "k", SCOPE), RecordSet(store, "k", SCOPE)
 
     def lacking(batch: list[str]) -> list[str]:
         return [key for key in batch if key not in ours]
@@ -171,11 +174,11 @@ def test_the_longest_unused_goes_first_after_the_rubbish_and_before_what_is_held
     store: Store,
 ) -> None:
     for kind, scope, key in (("features", SCOPE, "a"), ("features", "cd" * 32, "b")):
-        Shelf(store, kind, scope).publish([Record(key=key, payload=b"x" * 10_000)])
+        RecordSet(store, kind, scope).publish([Record(key=key, payload=b"x" * 10_000)])
         time.sleep(0.05)
-    Shelf(store, "features", "ef" * 32).publish([Record(key="c", payload=b"y" * 10_000)])
+    RecordSet(store, "features", "ef" * 32).publish([Record(key="c", payload=b"y" * 10_000)])
     store.put_if_absent("quarantine/bad", [b"z" * 10_000])
-    with turns_at(store, Shelf(store, "features", SCOPE)) as turns:
+    with turns_at(store, RecordSet(store, "features", SCOPE)) as turns:
         turns.done([])
     stale = store.local / "tmp" / "half"
     stale.parent.mkdir(parents=True, exist_ok=True)
@@ -247,4 +250,4 @@ def test_a_rebuild_encodes_what_is_missing_and_removes_what_is_gone(
     assert answered(prune=True) == (0, 1)
     assert answered(prune=True) == (0, 0)
     (scope,) = stored_scopes(store, "features")
-    assert len(Shelf(store, "features", scope)) == 2
+    assert len(RecordSet(store, "features", scope)) == 2

@@ -12,7 +12,7 @@ import pytest
 
 from artifacts.claims import Claims
 from artifacts.keys import ContentDigests
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.job.holds import running_jobs
 from flows.upkeep.cache_gc import collect
@@ -143,11 +143,11 @@ def test_claims_on_keys_that_are_no_file_grant_everything(
 def test_what_is_strewn_into_a_store_is_no_record(tmp_path: Path, number: int) -> None:
     """Files, links and folders of any name and depth beside the packs."""
     store, draw = FolderStore(tmp_path), seeded("strewn", number)
-    shelf = Shelf(store, "k", "ab" * 32)
-    shelf.publish([Record(key="a", payload=b"x")])
+    record_set = RecordSet(store, "k", "ab" * 32)
+    record_set.publish([Record(key="a", payload=b"x")])
     for _ in range(30):
         strew(tmp_path, draw)
-    again = Shelf(store, "k", "ab" * 32)
+    again = RecordSet(store, "k", "ab" * 32)
     assert again.read("a").payload == b"x"
     assert again.keys() == {"a"}
     collect(store, 1 << 30, dry_run=False)

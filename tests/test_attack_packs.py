@@ -12,7 +12,7 @@ import pytest
 
 from artifacts.errors import EnvironmentFault
 from artifacts.pack_object import LEAD, MAGIC, DamagedRecord, verify
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from penstock_demo.clips import write_clips
 from tests.attacks import Outcome, attacked, seeded
@@ -27,9 +27,9 @@ KEYS = [f"{n:064x}" for n in range(6)]
 def put(store: FolderStore) -> dict[str, Record]:
     """Six records in three packs."""
     records = [Record(key=k, meta={"n": n}, payload=k.encode() * 40) for n, k in enumerate(KEYS)]
-    shelf = Shelf(store, "k", SCOPE)
+    record_set = RecordSet(store, "k", SCOPE)
     for at in range(0, len(records), 2):
-        shelf.publish(records[at : at + 2])
+        record_set.publish(records[at : at + 2])
     return {record.key: record for record in records}
 
 
@@ -39,26 +39,26 @@ def put(store: FolderStore) -> dict[str, Record]:
 def test_what_was_changed_is_noticed_and_made_again(
     tmp_path: Path, change: str, number: int, known: bool
 ) -> None:
-    """By a shelf that knew the pack before, and by one that sees it for the first time."""
+    """By a record set that knew the pack before, and by one that sees it for the first time."""
     store = FolderStore(tmp_path)
     records = put(store)
     draw = seeded("packs", change, number)
-    shelf = Shelf(store, "k", SCOPE) if known else None
+    record_set = RecordSet(store, "k", SCOPE) if known else None
     path = store.local / draw.choice(list(store.list("k")))
     data = bytearray(path.read_bytes())
     CHANGES[change](data, draw)
     path.write_bytes(data)
-    shelf = shelf or Shelf(store, "k", SCOPE)
+    record_set = record_set or RecordSet(store, "k", SCOPE)
     lost = 0
     for key, record in records.items():
         try:
-            found = shelf.read(key)
+            found = record_set.read(key)
         except (KeyError, DamagedRecord):
             lost += 1
         else:
             assert (found.meta, bytes(found.payload)) == (record.meta, record.payload)
     assert lost <= 2
-    again = Shelf(store, "k", SCOPE)
+    again = RecordSet(store, "k", SCOPE)
     again.publish(list(records.values()))
     assert all(again.read(key).payload == record.payload for key, record in records.items())
 
@@ -115,11 +115,11 @@ def test_a_forged_header_reads_nothing_false_and_stops_nobody(tmp_path: Path, nu
     put(store)
     name = f"k/{SCOPE[:2]}/{SCOPE}/ff/{'f' * 64}.pack"
     store.put_if_absent(name, [forged(FORGED[number])])
-    shelf = Shelf(store, "k", SCOPE)
-    assert set(KEYS) <= shelf.keys()
-    for key in shelf.keys() - set(KEYS):
+    record_set = RecordSet(store, "k", SCOPE)
+    assert set(KEYS) <= record_set.keys()
+    for key in record_set.keys() - set(KEYS):
         try:
-            payload = shelf.read(key).payload
+            payload = record_set.read(key).payload
         except DamagedRecord:
             continue
         assert payload == b""
@@ -133,16 +133,16 @@ def test_what_is_no_pack_in_a_pack_s_place_is_told(
 ) -> None:
     store = FolderStore(tmp_path)
     records = put(store)
-    shelf = Shelf(store, "k", SCOPE)
+    record_set = RecordSet(store, "k", SCOPE)
     path = store.local / next(iter(store.list("k")))
     odd(path)
     if not known:
-        shelf = Shelf(store, "k", SCOPE)
+        record_set = RecordSet(store, "k", SCOPE)
     try:
         for key in KEYS:
-            if key in shelf:
-                assert shelf.read(key).payload == records[key].payload
-        shelf.publish(list(records.values()))
+            if key in record_set:
+                assert record_set.read(key).payload == records[key].payload
+        record_set.publish(list(records.values()))
     except (EnvironmentFault, KeyError) as error:
         assert str(path.name[:12]) in str(error) or isinstance(error, DamagedRecord)
     list(verify(store))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from penstock_demo.clips import write_clips
 from tests.attacks import Outcome, attacked, seeded
@@ -88,7 +88,7 @@ def scene(
         )
         for name in RUNS
     }
-    old = Shelf(FolderStore(store), "features", "0d" * 32)
+    old = RecordSet(FolderStore(store), "features", "0d" * 32)
     for number in range(OLD_PACKS):
         old.publish([Record(key=f"{number}", payload=bytes(OLD_BYTES))])
     for path in store.rglob("*.pack"):
@@ -208,7 +208,7 @@ def test_what_is_stored_is_stored_once_and_whole(scene: Scene, kind: str) -> Non
 
 
 def test_what_nobody_wants_was_deleted_meanwhile(scene: Scene) -> None:
-    assert len(Shelf(FolderStore(scene.store), "features", "0d" * 32)) < OLD_PACKS
+    assert len(RecordSet(FolderStore(scene.store), "features", "0d" * 32)) < OLD_PACKS
 
 
 def test_nothing_was_set_aside(scene: Scene) -> None:

@@ -12,7 +12,7 @@ import pytest
 from artifacts.claims import turns_at
 from artifacts.errors import UsageError
 from artifacts.pack_object import verify
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.console.display import parse_size
@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> FolderStore:
 def put(store: FolderStore, kind: str, scope: str, key: str, used: float) -> Path:
     """A pack of one record that was last used so many seconds after 2001."""
     before = set(store.list(kind))
-    Shelf(store, kind, scope).publish([Record(key=key, payload=key.encode() * PAYLOAD)])
+    RecordSet(store, kind, scope).publish([Record(key=key, payload=key.encode() * PAYLOAD)])
     (name,) = set(store.list(kind)) - before
     os.utime(store.local / name, (used + 1e9, used + 1e9))
     return store.local / name
@@ -64,7 +64,7 @@ def test_the_least_recently_used_goes_first_and_what_is_small_goes_last(
 
 def test_reading_keeps_a_pack_from_going(store: FolderStore) -> None:
     read, unread = (put(store, "features", FREE, key, used=at) for key, at in (("a", 1), ("b", 2)))
-    Shelf(store, "features", FREE).read("a")
+    RecordSet(store, "features", FREE).read("a")
     collect(store, 15_000, dry_run=False)
     assert read.exists() and not unread.exists()
 
@@ -155,7 +155,7 @@ def test_claims_of_scopes_that_no_job_holds_go_with_the_rubbish(
     store: FolderStore, holder: "subprocess.Popen[str]"
 ) -> None:
     for scope in (HELD, FREE):
-        with turns_at(store, Shelf(store, "features", scope)) as turns:
+        with turns_at(store, RecordSet(store, "features", scope)) as turns:
             turns.done([])
     collect(store, 1 << 30, dry_run=False)
     left = [path.name for path in (store.local / "claims").rglob("*") if path.is_file()]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from artifacts.packs import Shelf
+from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -145,7 +145,7 @@ def test_of_a_model_that_is_run_whole_pixels_are_stored_and_as_many_as_foreseen(
     expected = sum(estimate.feature_bytes for estimate in estimates(job))
     run(place)
     scope = job.ledger.scopes["features"]
-    features = Shelf(FolderStore(place.store), "features", scope)
+    features = RecordSet(FolderStore(place.store), "features", scope)
     stored = 0
     for key in sorted(features.keys()):
         record = read_features(features, key)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -35,7 +35,7 @@ class Speaking(Stages):
         if call.name != "decode":
             return super()._make(call, outcome)
         limit = call.arguments["max_new_tokens"]
-        shelf = Shelf(
+        record_set = RecordSet(
             FolderStore(Path(call.arguments["store"])), "captions", call.arguments["scope"]
         )
         for member in (m for batch in call.arguments["batches"] for m in batch):
@@ -44,7 +44,7 @@ class Speaking(Stages):
             said: dict[str, Any] = {"caption": "word " * tokens, "tokens": tokens}
             if self.tells:
                 said["ended"] = "stop" if length <= limit else "length"
-            outcome.items += len(shelf.publish([Record(key=member["key"], meta=said)]))
+            outcome.items += len(record_set.publish([Record(key=member["key"], meta=said)]))
             self.made.append(length)
         return None
 

@@ -16,7 +16,7 @@ import transformers
 from PIL import Image
 
 from artifacts.keys import content_key, hash_file
-from artifacts.packs import Shelf
+from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from stages.encode.run import read_clip
 from stages.frames import run as frames_stage
@@ -205,9 +205,9 @@ def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
         events.seek(0)
         told = [json.loads(line) for line in events]
     keys = {event["label"]: event["key"] for event in told if event["event"] == "item"}
-    shelf = Shelf(FolderStore(store), "frames", "5c" * 32)
+    record_set = RecordSet(FolderStore(store), "frames", "5c" * 32)
     members = {path: {"frames": keys[path.name], "kind": "image"} for path in paths}
-    return {path: read_clip(shelf, member) for path, member in members.items()}
+    return {path: read_clip(record_set, member) for path, member in members.items()}
 
 
 def same(found: Any, wanted: Any) -> bool:

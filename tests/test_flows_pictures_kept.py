@@ -10,7 +10,7 @@ from PIL import Image
 
 import flows.planning.sizes
 from artifacts.keys import digest_of, item_key
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.schema import MOST_PIXELS, WHOLE, FrameFit, MediaIndex, picture_size
 from artifacts.store import FolderStore
 from flows.job.config import CaptionConfig
@@ -79,7 +79,7 @@ def as_before(job: Job, store: Path) -> None:
     scopes = old_scopes(job)
 
     def copy(kind: str, record: Record) -> None:
-        Shelf(FolderStore(store), kind, scopes[kind]).publish([record])
+        RecordSet(FolderStore(store), kind, scopes[kind]).publish([record])
 
     for task in job.ledger.tasks(job.media):
         digest, prompt = task.medium.digest, task.medium.prompt

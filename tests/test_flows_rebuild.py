@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import Interrupted, UsageError
-from artifacts.packs import Shelf
+from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -41,7 +41,7 @@ def features(config: CaptionConfig) -> int:
     """How many feature records are stored, over all scopes."""
     store = FolderStore(Path(config.store))
     scopes = {name.split("/")[2] for name in store.list("features")}
-    return sum(len(Shelf(store, "features", scope).keys()) for scope in scopes)
+    return sum(len(RecordSet(store, "features", scope).keys()) for scope in scopes)
 
 
 def counts(result: RebuildResult) -> tuple[int, int, int, int]:

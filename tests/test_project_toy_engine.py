@@ -38,12 +38,12 @@ def test_an_engine_takes_two_files_and_makes_captions(tmp_path: Path) -> None:
     wave.decode(PROMPTS)
     before = wave.captions()
     kept = Record(key="caption-1", meta={"caption": "kept", "tokens": 1, "ended": "stop"})
-    wave.shelf("captions", OTHER).publish([kept])
+    wave.record_set("captions", OTHER).publish([kept])
 
     told = events_of(copy, wave.to_decode(PROMPTS, OTHER) | {"engine": "toy"})
     first, other, last = wave.captions(OTHER)
     for stored, number in ((first, 0), (last, 2)):
-        row = read_features(wave.shelf("features", FEATURES), f"features-{number}")
+        row = read_features(wave.record_set("features", FEATURES), f"features-{number}")
         words = f"{row.count.tokens} placeholders, {len(PROMPTS[number])} letters"
         assert stored["caption"] == words
         assert (stored["engine"], stored["engine_recipe"]) == ("toy", 1)

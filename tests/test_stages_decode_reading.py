@@ -52,7 +52,7 @@ def test_features_made_in_pieces_say_the_same(family: str, tmp_path: Path) -> No
     wave.encode()
     wave.decode(PROMPTS)
     whole = said(wave.captions())
-    wave.shelf("features", FEATURES).drop(["features-0", "features-1"])
+    wave.record_set("features", FEATURES).drop(["features-0", "features-1"])
     wave.settings["prefill"] = 3
     wave.encode()
     wave.settings["prefill"] = 0

@@ -62,7 +62,7 @@ def test_a_new_prompt_needs_neither_frames_nor_the_vision_half(tmp_path: Path) -
     batch = clips("video", 2)
     wave = Wave(tmp_path / "store", folder, [batch])
     wave.encode()
-    wave.shelf("frames", "aa" * 32).drop(["frames-0", "frames-1"])
+    wave.record_set("frames", "aa" * 32).drop(["frames-0", "frames-1"])
     other = ("Name every colour.",) * 4
     wave.decode(other, scope="dd" * 32)
     assert said(wave.captions("dd" * 32)) == joint_captions(folder, batch, other)
@@ -95,8 +95,8 @@ def test_a_resumed_batch_publishes_only_what_is_missing(tmp_path: Path) -> None:
     wave.decode(PROMPTS)
     before = wave.captions()
     resumed = "dd" * 32
-    kept = wave.shelf("captions", CAPTIONS).read("caption-1")
-    wave.shelf("captions", resumed).publish([kept])
+    kept = wave.record_set("captions", CAPTIONS).read("caption-1")
+    wave.record_set("captions", resumed).publish([kept])
     assert keys_told(wave.decode(PROMPTS, resumed)) == ["caption-0", "caption-2"]
     assert wave.captions(resumed) == before
     assert wave.decode(PROMPTS, resumed) == [{"event": "total", "items": 0}]
@@ -166,7 +166,7 @@ def test_a_caption_says_whether_it_was_cut(tmp_path: Path) -> None:
 def test_features_that_are_gone_fail(tmp_path: Path) -> None:
     wave = Wave(tmp_path / "store", checkpoint("llava"), [clips("image", 1)])
     wave.encode()
-    wave.shelf("features", FEATURES).drop(["features-0"])
+    wave.record_set("features", FEATURES).drop(["features-0"])
     with pytest.raises(EnvironmentFault, match="no longer in the store"):
         wave.decode(PROMPTS)
 
@@ -175,9 +175,9 @@ def test_features_of_another_version_are_set_aside_to_be_made_anew(tmp_path: Pat
     batch = clips("image", 3)
     wave = Wave(tmp_path / "store", checkpoint("llava"), [batch[:2], batch[2:]])
     wave.encode()
-    shelf = wave.shelf("features", FEATURES)
-    records = [shelf.read(f"features-{n}") for n in range(3)]
-    shelf.drop(shelf.keys())
+    record_set = wave.record_set("features", FEATURES)
+    records = [record_set.read(f"features-{n}") for n in range(3)]
+    record_set.drop(record_set.keys())
     old = [
         Record(
             key=record.key,
@@ -187,11 +187,11 @@ def test_features_of_another_version_are_set_aside_to_be_made_anew(tmp_path: Pat
         for record in records
     ]
     assert all(before.meta != after.meta for before, after in zip(old, records, strict=True))
-    shelf.publish(old[:2])
-    shelf.publish(old[2:])
+    record_set.publish(old[:2])
+    record_set.publish(old[2:])
     with pytest.raises(DamagedRecord, match="OldOutput"):
         wave.decode(PROMPTS)
-    assert wave.shelf("features", FEATURES).keys() == set()
+    assert wave.record_set("features", FEATURES).keys() == set()
     assert list((tmp_path / "store" / "quarantine").rglob("*.pack"))
     assert keys_told(wave.encode()) == ["features-0", "features-1", "features-2"]
     wave.decode(PROMPTS)

@@ -25,8 +25,8 @@ def wave(tmp_path: Path, name: str = "store") -> Wave:
 
 
 def payloads(made: Wave) -> dict[str, bytes]:
-    shelf = made.shelf("features", FEATURES)
-    return {key: bytes(shelf.read(key).payload) for key in sorted(shelf.keys())}
+    record_set = made.record_set("features", FEATURES)
+    return {key: bytes(record_set.read(key).payload) for key in sorted(record_set.keys())}
 
 
 def test_every_chunk_gets_a_record_and_is_told_once(tmp_path: Path) -> None:
@@ -52,9 +52,9 @@ def test_a_resumed_batch_publishes_only_what_is_missing_with_the_same_bytes(tmp_
     whole.encode()
     before = payloads(whole)
     resumed = wave(tmp_path, "resumed")
-    shelf = resumed.shelf("features", FEATURES)
-    kept = whole.shelf("features", FEATURES)
-    shelf.publish([kept.read("features-1")])
+    record_set = resumed.record_set("features", FEATURES)
+    kept = whole.record_set("features", FEATURES)
+    record_set.publish([kept.read("features-1")])
     told = resumed.encode()
     assert keys_told(told) == ["features-0", "features-2", "features-3", "features-4"]
     assert payloads(resumed) == before
@@ -62,7 +62,7 @@ def test_a_resumed_batch_publishes_only_what_is_missing_with_the_same_bytes(tmp_
 
 def test_frames_that_are_gone_fail(tmp_path: Path) -> None:
     made = wave(tmp_path)
-    made.shelf("frames", FRAMES).drop([f"frames-{n}" for n in range(5)])
+    made.record_set("frames", FRAMES).drop([f"frames-{n}" for n in range(5)])
     with pytest.raises(EnvironmentFault, match="no longer in the store"):
         made.encode()
 
@@ -99,10 +99,10 @@ def test_frames_that_the_processor_refuses_fail_alone(tmp_path: Path) -> None:
     told = made.encode()
     assert keys_told(told) == ["features-0", "features-2"]
     failures = {e.pop("media"): e for e in told if e.pop("event") == "failure"}
-    shelf = made.shelf("failures", FEATURES)
-    assert set(failures) == shelf.keys() == {"features-1", "features-3"}
+    record_set = made.record_set("failures", FEATURES)
+    assert set(failures) == record_set.keys() == {"features-1", "features-3"}
     for key, failure in failures.items():
-        assert failure == shelf.meta(key)
+        assert failure == record_set.meta(key)
         assert failure["kind"] == "refused"
         assert "refuses these frames: absolute aspect ratio must be" in failure["message"]
         assert "\n" not in failure["message"] and failure["hint"]
@@ -121,18 +121,18 @@ def test_a_clip_of_one_frame_is_captioned_by_a_model_that_needs_two(tmp_path: Pa
     batch = [*clips("video", 1, frames=1), *clips("video", 1)]
     made = Wave(tmp_path / "store", checkpoint("qwen3_vl"), [batch])
     assert keys_told(made.encode()) == ["features-0", "features-1"]
-    assert made.shelf("failures", FEATURES).keys() == set()
+    assert made.record_set("failures", FEATURES).keys() == set()
     made.decode(("Describe.",))
     assert all(caption["caption"] for caption in made.captions())
 
 
 def test_a_frame_from_before_its_chunk_is_told_to_be_at_its_start(tmp_path: Path) -> None:
     made = wave(tmp_path)
-    shelf = made.shelf("frames", FRAMES)
-    record = shelf.read("frames-0")
+    record_set = made.record_set("frames", FRAMES)
+    record = record_set.read("frames-0")
     early = {**record.meta, "times": [record.meta["start"] - 1.5, *record.meta["times"][1:]]}
-    shelf.publish([Record(key="early", meta=early, payload=record.payload)])
-    times = read_clip(shelf, {"frames": "early", "kind": "video"}).times
+    record_set.publish([Record(key="early", meta=early, payload=record.payload)])
+    times = read_clip(record_set, {"frames": "early", "kind": "video"}).times
     assert times[0] == 0.0
     assert times == tuple(sorted(times))
 
@@ -140,10 +140,10 @@ def test_a_frame_from_before_its_chunk_is_told_to_be_at_its_start(tmp_path: Path
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
     """Let the chunks of these features find no memory while they are read."""
 
-    def read(shelf: Any, processor: Any, member: dict[str, Any], count: int = 0) -> Any:
+    def read(record_set: Any, processor: Any, member: dict[str, Any], count: int = 0) -> Any:
         if member["key"] in keys:
             raise MemoryError("Unable to allocate 303. MiB for an array")
-        return read_member(shelf, processor, member, count)
+        return read_member(record_set, processor, member, count)
 
     monkeypatch.setattr(stage, "read_member", read)
 

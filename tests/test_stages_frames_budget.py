@@ -6,7 +6,7 @@ import pytest
 
 from artifacts.errors import OutOfMemory
 from artifacts.keys import digest_of
-from artifacts.packs import Shelf
+from artifacts.packs import RecordSet
 from artifacts.schema import MediaIndex
 from artifacts.store import open_store
 from stages.process.stage_process import StageProcess
@@ -16,8 +16,8 @@ SCOPE = digest_of("frames")
 MIB = 1 << 20
 
 
-def shelf(folder: Path, kind: str) -> Shelf:
-    return Shelf(open_store(str(folder / "store")), kind, SCOPE)
+def record_set(folder: Path, kind: str) -> RecordSet:
+    return RecordSet(open_store(str(folder / "store")), kind, SCOPE)
 
 
 @pytest.mark.parametrize(("budget", "cut"), [(700, True), (60, False)])
@@ -42,11 +42,11 @@ def test_a_large_video_is_cut_whole_or_not_at_all(budget: int, cut: bool, tmp_pa
     )
     if cut:
         stage.wait()
-        index = MediaIndex.from_json(shelf(tmp_path, "media").meta("ab" * 32))
+        index = MediaIndex.from_json(record_set(tmp_path, "media").meta("ab" * 32))
         assert not index.warnings
         assert sum(len(chunk.times) for chunk in index.chunks) == 12
         return
     with pytest.raises(OutOfMemory):
         stage.wait()
-    assert not shelf(tmp_path, "media").keys() and not shelf(tmp_path, "failures").keys()
+    assert not record_set(tmp_path, "media").keys() and not record_set(tmp_path, "failures").keys()
     assert stage.outcome.in_hand == {"ab" * 32}

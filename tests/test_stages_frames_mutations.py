@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from artifacts.keys import hash_file
-from artifacts.packs import Shelf
+from artifacts.packs import RecordSet
 from artifacts.schema import MediaIndex
 from artifacts.store import open_store
 from stages.process.events import Event
@@ -70,7 +70,7 @@ def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
     assert outcome.peak_host_bytes - outcome.notes["loaded_bytes"] < MEMORY_BYTES
 
     store = open_store(str(tmp_path / "store"))
-    cut, refused = Shelf(store, "media", SCOPE), Shelf(store, "failures", SCOPE)
+    cut, refused = RecordSet(store, "media", SCOPE), RecordSet(store, "failures", SCOPE)
     digests = {m["digest"] for m in media}
     assert len(digests) > COUNT * 0.9
     assert cut.keys() | refused.keys() == digests

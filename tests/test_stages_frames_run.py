@@ -14,7 +14,7 @@ from PIL import Image
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import hash_file, item_key
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.schema import WHOLE, MediaIndex
 from artifacts.stamps import stamp_of
 from artifacts.store import FolderStore, open_store
@@ -69,8 +69,8 @@ class Desk:
     def told(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == kind]
 
-    def shelf(self, kind: str) -> Shelf:
-        return Shelf(open_store(self.url), kind, SCOPE)
+    def record_set(self, kind: str) -> RecordSet:
+        return RecordSet(open_store(self.url), kind, SCOPE)
 
 
 @pytest.fixture
@@ -103,14 +103,14 @@ def keys(medium: dict[str, Any], count: int) -> list[str]:
 def test_a_video_is_stored_chunk_by_chunk_and_then_described(desk: Desk) -> None:
     one = video(desk)
     assert desk.run(one) == keys(one, 4)
-    index = MediaIndex.from_json(desk.shelf("media").meta(one["digest"]))
+    index = MediaIndex.from_json(desk.record_set("media").meta(one["digest"]))
     assert [(c.start, c.end, c.times) for c in index.chunks] == [
         (0, 2, (0, 1)),
         (2, 4, (2, 3)),
         (4, 6, (4, 5)),
         (6, 7, (6,)),
     ]
-    record = desk.shelf("frames").read(keys(one, 4)[1])
+    record = desk.record_set("frames").read(keys(one, 4)[1])
     assert record.meta["index"] == 1
     pixels = np.frombuffer(record.payload, dtype=np.uint8).reshape(2, 24, 32, 3)
     wanted = np.asarray(Image.fromarray(picture(90)).resize((32, 24)), dtype=int)
@@ -129,12 +129,12 @@ def test_what_is_stored_is_not_made_again(desk: Desk) -> None:
 def test_a_killed_run_goes_on_at_the_first_missing_chunk(desk: Desk) -> None:
     one = video(desk)
     desk.run(one)
-    undisturbed = [desk.shelf("frames").read(key).payload for key in keys(one, 4)]
-    desk.shelf("frames").drop(keys(one, 4)[2:])
-    desk.shelf("media").drop([one["digest"]])
+    undisturbed = [desk.record_set("frames").read(key).payload for key in keys(one, 4)]
+    desk.record_set("frames").drop(keys(one, 4)[2:])
+    desk.record_set("media").drop([one["digest"]])
     assert desk.run(one) == keys(one, 4)[2:]
-    assert [desk.shelf("frames").read(key).payload for key in keys(one, 4)] == undisturbed
-    assert one["digest"] in desk.shelf("media")
+    assert [desk.record_set("frames").read(key).payload for key in keys(one, 4)] == undisturbed
+    assert one["digest"] in desk.record_set("media")
 
 
 @pytest.mark.parametrize(
@@ -150,29 +150,29 @@ def test_damage_is_described_alike_wherever_a_run_was_killed(
     else:
         clip, said = request.getfixturevalue("shared_clips") / "awkward" / name, "taken are damaged"
     stored = desk.run(one := medium(clip))
-    undisturbed = desk.shelf("media").meta(one["digest"])
+    undisturbed = desk.record_set("media").meta(one["digest"])
     assert said in " ".join(undisturbed["warnings"])
     for killed_after in range(len(stored) + 1):
-        desk.shelf("frames").drop(stored[killed_after:])
-        desk.shelf("media").drop([one["digest"]])
+        desk.record_set("frames").drop(stored[killed_after:])
+        desk.record_set("media").drop([one["digest"]])
         assert desk.run(one) == stored[killed_after:]
-        assert desk.shelf("media").meta(one["digest"]) == undisturbed
+        assert desk.record_set("media").meta(one["digest"]) == undisturbed
 
 
 def test_only_wanted_chunks_are_made(desk: Desk) -> None:
     one = video(desk)
     assert desk.run({**one, "wanted": [1, 3]}) == [keys(one, 4)[1], keys(one, 4)[3]]
-    assert one["digest"] not in desk.shelf("media")
+    assert one["digest"] not in desk.record_set("media")
     assert desk.run({**one, "wanted": [1]}) == []
     assert desk.run(one) == [keys(one, 4)[0], keys(one, 4)[2]]
-    index = MediaIndex.from_json(desk.shelf("media").meta(one["digest"]))
+    index = MediaIndex.from_json(desk.record_set("media").meta(one["digest"]))
     assert [c.index for c in index.chunks] == [0, 1, 2, 3]
 
 
 def test_deleted_frames_of_a_known_medium_are_made_again_when_wanted(desk: Desk) -> None:
     one = video(desk)
     desk.run(one)
-    desk.shelf("frames").drop(keys(one, 4))
+    desk.record_set("frames").drop(keys(one, 4))
     assert desk.run({**one, "wanted": [2]}) == [keys(one, 4)[2]]
 
 
@@ -181,10 +181,10 @@ def test_several_videos_and_pictures_at_once(desk: Desk) -> None:
     images = [image(desk, n) for n in range(150)]
     published = desk.run(*videos, *images, workers=2)
     assert len(published) == len(set(published)) == 1 + 1 + 2 + 2 + 3 + 150
-    assert desk.shelf("media").keys() == {m["digest"] for m in (*videos, *images)}
+    assert desk.record_set("media").keys() == {m["digest"] for m in (*videos, *images)}
     packs = list(FolderStore(Path(desk.url)).list(f"frames/{SCOPE[:2]}/{SCOPE}"))
     assert len(packs) == 9 + 3
-    record = desk.shelf("frames").read(keys(images[7], 1)[0])
+    record = desk.record_set("frames").read(keys(images[7], 1)[0])
     pixels = np.frombuffer(record.payload, dtype=np.uint8).reshape(48, 64, 3)
     np.testing.assert_array_equal(pixels, picture(7))
 
@@ -207,11 +207,11 @@ def test_a_picture_stored_smaller_before_is_stored_anew_and_a_small_one_answers(
         chunk |= {"height": size[0], "width": size[1]}
         meta = {"kind": "image", "height": shown[0], "width": shown[1], "duration": 0.0}
         meta |= {"chunks": [chunk], "warnings": []}
-        desk.shelf("media").publish([Record(key=each["digest"], meta=meta)])
+        desk.record_set("media").publish([Record(key=each["digest"], meta=meta)])
         frames = Record(key=item_key(SCOPE, each["digest"], 0), meta=chunk, payload=b"old")
-        desk.shelf("frames").publish([frames])
+        desk.record_set("frames").publish([frames])
     assert desk.run(large, one) == keys(large, 1)
-    record = desk.shelf("frames").read(keys(large, 1)[0])
+    record = desk.record_set("frames").read(keys(large, 1)[0])
     assert (record.meta["height"], record.meta["width"]) == (48, 64)
     assert desk.run({**large, "wanted": [0]}, {**one, "wanted": [0]}) == []
 
@@ -229,12 +229,12 @@ def test_an_unusable_medium_is_recorded_and_the_others_go_on(desk: Desk) -> None
     (failure,) = desk.told("failure")
     assert (failure["media"], failure["kind"]) == (sound["digest"], "no-video")
     assert failure["message"] == "the file holds no video (audio)"  # whoever tells it names it
-    assert desk.shelf("failures").meta(sound["digest"]) == {
+    assert desk.record_set("failures").meta(sound["digest"]) == {
         "kind": "no-video",
         "message": "the file holds no video (audio)",  # whatever its name is next time
         "hint": failure["hint"],
     }
-    assert sound["digest"] not in desk.shelf("media")
+    assert sound["digest"] not in desk.record_set("media")
 
 
 def test_a_disk_that_went_away_is_no_fault_of_the_file(desk: Desk) -> None:
@@ -242,15 +242,15 @@ def test_a_disk_that_went_away_is_no_fault_of_the_file(desk: Desk) -> None:
     Path(one["path"]).unlink()
     with pytest.raises(EnvironmentFault, match=r"does not exist.*then goes on"):
         desk.run(one)
-    assert desk.shelf("failures").keys() == set()
+    assert desk.record_set("failures").keys() == set()
 
 
 def test_a_medium_that_works_at_last_has_no_failure_to_its_name(desk: Desk) -> None:
     one = video(desk, seconds=2)
     meta = {"kind": "unreadable", "message": "", "hint": ""}
-    desk.shelf("failures").publish([Record(key=one["digest"], meta=meta)])
+    desk.record_set("failures").publish([Record(key=one["digest"], meta=meta)])
     desk.run(one)
-    assert desk.shelf("failures").keys() == set()
+    assert desk.record_set("failures").keys() == set()
 
 
 def test_damage_that_was_survived_is_told(desk: Desk) -> None:
@@ -285,7 +285,7 @@ def test_a_disk_that_fails_is_not_blamed_on_the_medium(
     monkeypatch.setattr(stage, "Video", broken)
     with pytest.raises(EnvironmentFault, match="Input/output error"):
         desk.run(video(desk))
-    assert desk.shelf("failures").keys() == set()
+    assert desk.record_set("failures").keys() == set()
 
 
 @pytest.mark.parametrize("kind", ["video", "image"])
@@ -298,8 +298,8 @@ def test_a_file_that_was_replaced_since_is_not_filed_under_what_it_held(
     assert desk.run(one) == []
     (told,) = desk.told("failure")
     assert told["kind"] == "changed" and told["media"] == one["digest"]
-    for shelf in ("media", "frames", "failures"):  # nor is it held against the old content
-        assert desk.shelf(shelf).keys() == set()
+    for record_set in ("media", "frames", "failures"):  # nor is it held against the old content
+        assert desk.record_set(record_set).keys() == set()
 
 
 def test_a_video_that_is_replaced_in_the_middle_keeps_what_came_before(
@@ -316,7 +316,7 @@ def test_a_video_that_is_replaced_in_the_middle_keeps_what_came_before(
     monkeypatch.setattr(Recording, "publish", replacing)
     assert desk.run(one) == keys(one, 1)
     assert [told["kind"] for told in desk.told("failure")] == ["changed"]
-    assert desk.shelf("media").keys() == set()
+    assert desk.record_set("media").keys() == set()
 
 
 def test_what_goes_wrong_with_half_of_two_files_is_no_fault_of_either(desk: Desk) -> None:
@@ -324,7 +324,7 @@ def test_what_goes_wrong_with_half_of_two_files_is_no_fault_of_either(desk: Desk
     Path(one["path"]).write_bytes(b"not a video any more")
     desk.run(one)
     assert [told["kind"] for told in desk.told("failure")] == ["changed"]
-    assert desk.shelf("failures").keys() == set()
+    assert desk.record_set("failures").keys() == set()
 
 
 def test_two_stages_at_once_cut_each_medium_once(tmp_path: Path) -> None:

@@ -155,15 +155,15 @@ def test_a_run_killed_after_any_shot_ends_with_the_same_chunks_and_bytes(
     desk, one = Desk(tmp_path), medium(film)
     sampling = {"chunk_seconds": 2, "shots": True, "frames": 3, "max_frames": 3}
     stored = desk.run(one, sampling=sampling)
-    undisturbed = [desk.shelf("frames").read(key).payload for key in stored]
-    index = desk.shelf("media").meta(one["digest"])
+    undisturbed = [desk.record_set("frames").read(key).payload for key in stored]
+    index = desk.record_set("media").meta(one["digest"])
     assert [round(chunk["end"] * 30) for chunk in index["chunks"]] == [40, 100, 160, 200, 260, 300]
     for killed_after in (0, 2, 3, 6):
-        desk.shelf("frames").drop(stored[killed_after:])
-        desk.shelf("media").drop([one["digest"]])
+        desk.record_set("frames").drop(stored[killed_after:])
+        desk.record_set("media").drop([one["digest"]])
         assert desk.run(one, sampling=sampling) == stored[killed_after:]
-        assert [desk.shelf("frames").read(key).payload for key in stored] == undisturbed
-        assert desk.shelf("media").meta(one["digest"]) == index
+        assert [desk.record_set("frames").read(key).payload for key in stored] == undisturbed
+        assert desk.record_set("media").meta(one["digest"]) == index
 
 
 def test_deleted_shots_of_a_known_video_are_made_again_when_wanted(
@@ -172,10 +172,10 @@ def test_deleted_shots_of_a_known_video_are_made_again_when_wanted(
     desk, one = Desk(tmp_path), medium(film)
     sampling = {"chunk_seconds": 2, "shots": True, "frames": 3, "max_frames": 3}
     stored = desk.run(one, sampling=sampling)
-    before = desk.shelf("frames").read(stored[3]).payload
-    desk.shelf("frames").drop(stored)
+    before = desk.record_set("frames").read(stored[3]).payload
+    desk.record_set("frames").drop(stored)
     assert desk.run({**one, "wanted": [3]}, sampling=sampling) == [stored[3]]
-    assert desk.shelf("frames").read(stored[3]).payload == before
+    assert desk.record_set("frames").read(stored[3]).payload == before
 
 
 def test_shots_around_damage_are_cut_and_told_of(tmp_path: Path) -> None:
@@ -187,6 +187,6 @@ def test_shots_around_damage_are_cut_and_told_of(tmp_path: Path) -> None:
     stored = desk.run(
         one, sampling={"chunk_seconds": 30, "shots": True, "fps": 5, "max_frames": 99}
     )
-    index = desk.shelf("media").meta(one["digest"])
+    index = desk.record_set("media").meta(one["digest"])
     assert [round(chunk["start"] * 30) for chunk in index["chunks"]] == [0, 40, 100]
     assert len(stored) == 3 and any("could not be decoded" in said for said in index["warnings"])

@@ -37,11 +37,11 @@ def test_captions_are_those_of_resident_halves(family: str, dtype: str, tmp_path
     wave.encode()
     wave.decode(PROMPTS)
     resident = said(wave.captions())
-    before = [wave.shelf("features", FEATURES).read(f"features-{n}").payload for n in range(2)]
-    wave.shelf("features", FEATURES).drop(["features-0", "features-1"])
+    before = [wave.record_set("features", FEATURES).read(f"features-{n}").payload for n in range(2)]
+    wave.record_set("features", FEATURES).drop(["features-0", "features-1"])
     wave.settings["offload"] = True
     told = [*wave.encode(), *wave.decode(PROMPTS, OTHER)]
-    after = [wave.shelf("features", FEATURES).read(f"features-{n}").payload for n in range(2)]
+    after = [wave.record_set("features", FEATURES).read(f"features-{n}").payload for n in range(2)]
     assert after == before
     assert said(wave.captions(OTHER)) == resident
     fetched = [note["bytes_fetched_a_pass"] for note in told if "bytes_fetched_a_pass" in note]

@@ -47,9 +47,9 @@ def layers_of(half: Any) -> StreamedLayers:
 
 
 def payloads(wave: Wave) -> list[bytes]:
-    shelf, count = wave.shelf("features", FEATURES), sum(map(len, wave.batches))
-    found = [bytes(shelf.read(f"features-{n}").payload) for n in range(count)]
-    shelf.drop([f"features-{n}" for n in range(count)])
+    record_set, count = wave.record_set("features", FEATURES), sum(map(len, wave.batches))
+    found = [bytes(record_set.read(f"features-{n}").payload) for n in range(count)]
+    record_set.drop([f"features-{n}" for n in range(count)])
     return found
 
 

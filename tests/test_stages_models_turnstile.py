@@ -27,7 +27,7 @@ class Layer(nn.Module):
         return [*value, self.number]
 
 
-class Shelf:
+class RecordSet:
     """Has the layers, and takes down what is asked of it."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -50,10 +50,10 @@ class Shelf:
         self.layers[layer].there = False
 
 
-def made(count: int = 4) -> tuple[list[Layer], Shelf, Turnstile]:
+def made(count: int = 4) -> tuple[list[Layer], RecordSet, Turnstile]:
     layers = [Layer(number) for number in range(count)]
-    shelf = Shelf(layers)
-    return layers, shelf, Turnstile(layers, shelf)
+    record_set = RecordSet(layers)
+    return layers, record_set, Turnstile(layers, record_set)
 
 
 def through(layers: Sequence[Layer], *ways: Sequence[int]) -> list[Callable[[], list[int]]]:
@@ -72,37 +72,37 @@ def through(layers: Sequence[Layer], *ways: Sequence[int]) -> list[Callable[[], 
 
 
 def test_each_layer_comes_once_for_all_calls_and_the_next_is_expected_meanwhile() -> None:
-    layers, shelf, turnstile = made()
+    layers, record_set, turnstile = made()
     assert turnstile.cross(through(layers, *[range(4)] * 5)) == [[0, 1, 2, 3]] * 5
-    assert shelf.brought == [0, 1, 2, 3]
-    assert shelf.expected == [1, 2, 3, 0]  # the first one again, for the calls that follow
+    assert record_set.brought == [0, 1, 2, 3]
+    assert record_set.expected == [1, 2, 3, 0]  # the first one again, for the calls that follow
 
 
 def test_who_takes_another_way_is_waited_for() -> None:
-    layers, shelf, turnstile = made()
+    layers, record_set, turnstile = made()
     ways = [(0, 1, 2, 3), (0, 3), (2, 3), (), (0, 1, 2, 3)]
     assert turnstile.cross(through(layers, *ways)) == [list(way) for way in ways]
-    assert shelf.brought == [0, 1, 2, 3]
+    assert record_set.brought == [0, 1, 2, 3]
 
 
 def test_layers_that_are_called_again_come_again() -> None:
-    layers, shelf, turnstile = made(2)
+    layers, record_set, turnstile = made(2)
     assert turnstile.cross(through(layers, (0, 0, 1, 0), (0, 0, 1, 0))) == [[0, 0, 1, 0]] * 2
-    assert shelf.brought == [0, 1, 0]
+    assert record_set.brought == [0, 1, 0]
 
 
 def test_what_comes_next_is_learned() -> None:
-    layers, shelf, turnstile = made()
+    layers, record_set, turnstile = made()
     way = (2, 0, 3)
     turnstile.cross(through(layers, way))
-    shelf.expected.clear()
+    record_set.expected.clear()
     turnstile.cross(through(layers, way, way))
-    assert shelf.expected == [0, 3, 2]
+    assert record_set.expected == [0, 3, 2]
 
 
 def test_no_calls_need_no_layers() -> None:
-    _, shelf, turnstile = made()
-    assert turnstile.cross([]) == [] and shelf.brought == []
+    _, record_set, turnstile = made()
+    assert turnstile.cross([]) == [] and record_set.brought == []
 
 
 def test_what_one_call_raises_ends_all_and_the_layers_are_as_before() -> None:
@@ -128,8 +128,8 @@ def test_what_one_call_raises_ends_all_and_the_layers_are_as_before() -> None:
 
 
 def test_a_layer_that_cannot_be_had_ends_all() -> None:
-    layers, shelf, turnstile = made()
-    shelf.broken = 2
+    layers, record_set, turnstile = made()
+    record_set.broken = 2
     with pytest.raises(OSError, match="disk"):
         turnstile.cross(through(layers, range(4), range(4)))
     assert not any("forward" in layer.__dict__ for layer in layers)

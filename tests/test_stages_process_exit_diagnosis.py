@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import Killed, OutOfMemory, PenstockError, StageDied
-from stages.process import budget
+from stages.process import budget, deadlock_watchdog
 from stages.process.environment import child_environment
 from stages.process.events import Broken
 from stages.process.exit_diagnosis import Ending, fault_of_stage, memory_words

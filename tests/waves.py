@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.schema import ChunkIndex
 from artifacts.store import open_store
 from stages.decode.run import run as decode
@@ -32,11 +32,11 @@ class Wave:
         """What else the jobs of both stages say, such as `dtype`."""
         numbered = iter(range(sum(map(len, batches))))
         self.batches = [[(next(numbered), clip) for clip in batch] for batch in batches]
-        shelf = self.shelf("frames", FRAMES)
-        shelf.publish([_frames(n, clip) for batch in self.batches for n, clip in batch])
+        record_set = self.record_set("frames", FRAMES)
+        record_set.publish([_frames(n, clip) for batch in self.batches for n, clip in batch])
 
-    def shelf(self, kind: str, scope: str) -> Shelf:
-        return Shelf(open_store(self.store), kind, scope)
+    def record_set(self, kind: str, scope: str) -> RecordSet:
+        return RecordSet(open_store(self.store), kind, scope)
 
     def encode(self) -> list[dict[str, Any]]:
         """Run the stage; returns the events it told."""
@@ -77,8 +77,8 @@ class Wave:
         return self._job(features_scope=FEATURES, scope=scope, batches=batches, **limit)
 
     def captions(self, scope: str = CAPTIONS) -> list[dict[str, Any]]:
-        shelf = self.shelf("captions", scope)
-        return [shelf.meta(f"caption-{n}") for batch in self.batches for n, _ in batch]
+        record_set = self.record_set("captions", scope)
+        return [record_set.meta(f"caption-{n}") for batch in self.batches for n, _ in batch]
 
     def _job(self, **values: Any) -> dict[str, Any]:
         model = {"model": self.model, "revision": None, "device": "cpu", "dtype": "float32"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory, StageDied, UsageError
 from artifacts.keys import digest_of
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
 from flows.console.display import gib
 from flows.job.budget import budget_for
@@ -51,9 +51,9 @@ def read_card(
     checkpoint that cannot be run."""
     with readable(config.model):
         key = digest_of([small, _stated(checkpoint), config.trust_remote_code])
-    shelf = Shelf(store, "cards", digest_of(["cards", RECIPE, version("transformers")]))
-    if key in shelf:
-        return ModelCard.from_json(shelf.meta(key))
+    record_set = RecordSet(store, "cards", digest_of(["cards", RECIPE, version("transformers")]))
+    if key in record_set:
+        return ModelCard.from_json(record_set.meta(key))
     call = StageCall(
         name="describe",
         arguments={
@@ -68,7 +68,7 @@ def read_card(
         seconds=MOST_SECONDS,
     )
     card = _described(launcher, call, config.model)
-    shelf.publish([Record(key=key, meta=card)])
+    record_set.publish([Record(key=key, meta=card)])
     return ModelCard.from_json(card)
 
 

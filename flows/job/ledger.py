@@ -5,9 +5,9 @@ from typing import Any
 
 from artifacts.captions import ended_of
 from artifacts.keys import item_key
-from artifacts.packs import Shelf
+from artifacts.packs import RecordSet
+from artifacts.record_union import RecordUnion
 from artifacts.schema import ChunkIndex, MediaIndex
-from artifacts.shelves import Shelves
 from artifacts.store import Store
 from flows.job.scopes import Scopes
 from flows.job.tasks import Medium, Task
@@ -26,39 +26,41 @@ class Ledger:
         self.scopes = ways[0]
         """The way in which things are made now."""
         first, last = pipeline[0].writes, pipeline[-1].writes
-        self.media = Shelf(store, "media", self.scopes[first])
-        self.failures = Shelf(store, "failures", self.scopes[first])
+        self.media = RecordSet(store, "media", self.scopes[first])
+        self.failures = RecordSet(store, "failures", self.scopes[first])
         scopes = {s.writes: dict.fromkeys(way[s.writes] for way in ways) for s in pipeline}
-        self._shelves = {
-            kind: {scope: Shelf(store, kind, scope) for scope in of_kind}
+        self._record_sets = {
+            kind: {scope: RecordSet(store, kind, scope) for scope in of_kind}
             for kind, of_kind in scopes.items()
         }
-        self._records = {kind: Shelves([*of.values()]) for kind, of in self._shelves.items()}
+        self._records = {
+            kind: RecordUnion([*of.values()]) for kind, of in self._record_sets.items()
+        }
         self.refused = {
-            stage.name: Shelves([Shelf(store, "failures", s) for s in scopes[stage.writes]])
+            stage.name: RecordUnion([RecordSet(store, "failures", s) for s in scopes[stage.writes]])
             for stage in pipeline
             if stage.refuses
         }
         """Name of a stage → why the model does not take an item, by the key of what it would be."""
-        self.cuts = Shelf(store, "waves", self.scopes[last])
+        self.cuts = RecordSet(store, "waves", self.scopes[last])
         """How the work was divided when it was done first."""
         self.unfit: dict[tuple[str, int, str], dict[str, Any]] = {}
         """Place of a chunk, or digest of a medium with -1 and no prompt → why it did not fit, or
         could not be read this time."""
         self._indexes: dict[str, tuple[dict[str, Any], MediaIndex]] = {}
-        """Content digest → what the shelf said of it and what that means."""
+        """Content digest → what the record set said of it and what that means."""
         self._tasks: dict[tuple[str, str], tuple[MediaIndex, list[Task]]] = {}
         """(content digest, prompt) → the chunks that were found in it and the tasks of them."""
 
-    def __getitem__(self, kind: str) -> Shelves:
+    def __getitem__(self, kind: str) -> RecordUnion:
         """The records of a kind, whichever way they were made."""
         return self._records[kind]
 
     def refresh(self) -> None:
         """See what the stages have published since."""
-        every: list[Shelf | Shelves] = [self.media, self.failures, *self._records.values()]
-        for shelf in (*every, *self.refused.values()):
-            shelf.refresh()
+        every: list[RecordSet | RecordUnion] = [self.media, self.failures, *self._records.values()]
+        for record_set in (*every, *self.refused.values()):
+            record_set.refresh()
 
     def take(self, precision: Mapping[str, str]) -> None:
         """From now on make things in this way."""
@@ -145,7 +147,7 @@ class Ledger:
         between: dict[str, str] = {}
         for way in self.ways if len(self.ways) > 1 else ():
             # Most ways are never taken, and a key takes time.
-            if not any(len(self._shelves[s.writes][way[s.writes]]) for s in self.pipeline[1:]):
+            if not any(len(self._record_sets[s.writes][way[s.writes]]) for s in self.pipeline[1:]):
                 continue
             task = self.at(medium, chunk, way)
             if self._answers(task):

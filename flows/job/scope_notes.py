@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from artifacts.keys import digest_of
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
 from flows.job.prepare import Job
 from flows.job.scopes import Scopes
@@ -57,6 +57,6 @@ def _settings_in(job: Job, way: Scopes, stages: Sequence[Stage]) -> dict[str, An
     return {"precision": "+".join(labels), "computing": computing}
 
 
-def notes(store: Store) -> Shelf:
+def notes(store: Store) -> RecordSet:
     """Scope → what it is of."""
-    return Shelf(store, "scopes", NOTES)
+    return RecordSet(store, "scopes", NOTES)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts.keys import digest_of
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
 from flows.planning.rungs import Rung
 
@@ -36,18 +36,20 @@ class Remembered:
 
     def keep(self, rung: Rung) -> None:
         """A stage fits on this rung, and did not on better ones."""
-        shelf = Shelf(self._store, KIND, self._scopes[rung.stage])
+        record_set = RecordSet(self._store, KIND, self._scopes[rung.stage])
         before = self._metas(rung.stage)
         meta = {"rung": rung.to_json(), "budget": self._budget, "time": round(time.time())}
         key = digest_of(meta)
-        shelf.publish([Record(key=key, meta=meta)])
+        record_set.publish([Record(key=key, meta=meta)])
         # What was learned with more memory stays true of that, but says no more of this.
-        shelf.drop(k for k in before if k != key and shelf.meta(k)["budget"] <= self._budget)
+        record_set.drop(
+            k for k in before if k != key and record_set.meta(k)["budget"] <= self._budget
+        )
 
     def _metas(self, stage: str) -> dict[str, dict[str, Any]]:
         """What was learned of a stage that still counts, by its key."""
-        shelf = Shelf(self._store, KIND, self._scopes[stage])
-        metas = {key: shelf.meta(key) for key in sorted(shelf.keys())}
+        record_set = RecordSet(self._store, KIND, self._scopes[stage])
+        metas = {key: record_set.meta(key) for key in sorted(record_set.keys())}
         return {
             key: meta
             for key, meta in metas.items()

@@ -4,8 +4,8 @@ running job needs."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from artifacts.packs import Shelf
-from artifacts.shelves import Shelves
+from artifacts.packs import RecordSet
+from artifacts.record_union import RecordUnion
 from flows.job.holds import RunningJob
 from flows.job.ledger import Ledger
 from flows.job.prepare import Job
@@ -72,9 +72,11 @@ def _media(reach: Reach) -> list[Medium]:
     return [Medium(digest=d, path="", kind="", prompt=p) for d, p in sorted(reach.contents)]
 
 
-def _remove(shelf: Shelf | Shelves, keys: set[str], made: Pruned, dry_run: bool) -> None:
-    found = [key for key in keys if key in shelf]
+def _remove(
+    record_set: RecordSet | RecordUnion, keys: set[str], made: Pruned, dry_run: bool
+) -> None:
+    found = [key for key in keys if key in record_set]
     made.records += len(found)
-    made.bytes += sum(shelf.size(key) for key in found)
+    made.bytes += sum(record_set.size(key) for key in found)
     if not dry_run:
-        shelf.remove(found)
+        record_set.remove(found)

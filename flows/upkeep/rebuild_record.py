@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from artifacts.keys import digest_of
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
 from flows.job.prepare import Job
 from flows.job.scope_notes import settings_of
@@ -94,8 +94,8 @@ def job_digest(sources: Iterable[str], name: str) -> str:
 
 def last_record(store: Store, job: str) -> RebuildRecord | None:
     """The newest record of a job."""
-    shelf = Shelf(store, KIND, job)
-    found = [RebuildRecord.from_json(shelf.meta(key)) for key in sorted(shelf.keys())]
+    record_set = RecordSet(store, KIND, job)
+    found = [RebuildRecord.from_json(record_set.meta(key)) for key in sorted(record_set.keys())]
     return max(found, key=lambda record: record.number, default=None)
 
 
@@ -106,10 +106,10 @@ def same(one: RebuildRecord | None, other: RebuildRecord) -> bool:
 
 def write_record(store: Store, job: str, record: RebuildRecord) -> None:
     """Put a record in the place of the earlier ones."""
-    shelf = Shelf(store, KIND, job)
-    before = shelf.keys()
-    shelf.publish([Record(key=f"{record.number}", meta=record.to_json())])
-    shelf.drop(before - {f"{record.number}"})
+    record_set = RecordSet(store, KIND, job)
+    before = record_set.keys()
+    record_set.publish([Record(key=f"{record.number}", meta=record.to_json())])
+    record_set.drop(before - {f"{record.number}"})
 
 
 def other_records(store: Store, job: str) -> list[RebuildRecord]:

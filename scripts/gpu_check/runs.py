@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.packs import Shelf
+from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from scripts.gpu_check.setting import DEMO, SAMPLES, Setting
 
@@ -50,9 +50,9 @@ class Run:
         """(scope, key) → digest of the bytes of the features in its store."""
         store, found = open_store(str(self.store)), {}
         for folder in (self.store / "features").glob("*/*"):
-            shelf = Shelf(store, "features", folder.name)
-            for key in sorted(shelf.keys()):
-                digest = hashlib.sha256(bytes(shelf.read(key).payload)).hexdigest()
+            record_set = RecordSet(store, "features", folder.name)
+            for key in sorted(record_set.keys()):
+                digest = hashlib.sha256(bytes(record_set.read(key).payload)).hexdigest()
                 found[folder.name, key] = digest
         return found
 

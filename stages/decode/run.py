@@ -11,8 +11,8 @@ from typing import Any
 
 from artifacts.claims import turns_at
 from artifacts.pack_object import QUARANTINE, DamagedRecord, put_aside, read_header
-from artifacts.packs import Record, Shelf
-from artifacts.shelves import Shelves
+from artifacts.packs import Record, RecordSet
+from artifacts.record_union import RecordUnion
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
 from stages.decode.engines import engine_of
@@ -40,8 +40,8 @@ def run(told: dict[str, Any], report: Report) -> None:
     job = job_of(DecodeJob, told)
     engine = engine_of(job.engine)
     store = open_store(job.store)
-    features = Shelf(store, "features", job.features_scope)
-    captions = Shelf(store, "captions", job.scope)
+    features = RecordSet(store, "features", job.features_scope)
+    captions = RecordSet(store, "captions", job.scope)
 
     def lacking(batch: Batch) -> list[str]:
         return [member["key"] for member in batch if member["key"] not in captions]
@@ -88,11 +88,11 @@ def run(told: dict[str, Any], report: Report) -> None:
     report.note(**speaker.findings())
 
 
-def read_features(shelf: Shelf | Shelves, key: str) -> FeatureRecord:
+def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecord:
     """What was stored of one chunk. Raises DamagedRecord when it is gone, RecordGone when this
     version of transformers cannot take it."""
     try:
-        record = shelf.read(key)
+        record = record_set.read(key)
     except KeyError as error:
         raise DamagedRecord(
             f"the features {key[:12]}… are no longer in the store",
@@ -101,10 +101,10 @@ def read_features(shelf: Shelf | Shelves, key: str) -> FeatureRecord:
     return FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))
 
 
-def set_packs_aside(store: Store, shelf: Shelf, keys: set[str]) -> None:
+def set_packs_aside(store: Store, record_set: RecordSet, keys: set[str]) -> None:
     """Move whole packs of features out of the way, so that what is in them is made again: all at
     once, because what is wrong with one of a scope is wrong with the others."""
-    for name in list(store.list(shelf.folder)):
+    for name in list(store.list(record_set.folder)):
         # Another run may have set it aside, or another reader.
         with contextlib.suppress(FileNotFoundError, DamagedRecord):
             if any(key in keys for key, _ in read_header(store, name)):

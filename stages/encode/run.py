@@ -14,7 +14,7 @@ import numpy as np
 
 from artifacts.claims import turns_at
 from artifacts.pack_object import DamagedRecord
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
 from stages.encode.batch import encode_batches, overflowed, undivided
@@ -60,9 +60,9 @@ def run(told: dict[str, Any], report: Report) -> None:
     one."""
     job = job_of(EncodeJob, told)
     store = open_store(job.store)
-    frames = Shelf(store, "frames", job.frames_scope)
-    features = Shelf(store, "features", job.scope)
-    failures = Shelf(store, "failures", job.scope)
+    frames = RecordSet(store, "frames", job.frames_scope)
+    features = RecordSet(store, "features", job.scope)
+    failures = RecordSet(store, "failures", job.scope)
     batches = [batch for batch in job.batches if any(m["key"] not in features for m in batch)]
     report.total(sum(member["key"] not in features for batch in batches for member in batch))
     if not batches:
@@ -150,13 +150,13 @@ def _in_range(row: FeatureRecord) -> FeatureRecord | Refusal:
 
 
 def read_member(
-    shelf: Shelf, processor: Any, member: dict[str, Any], count: int = 0
+    record_set: RecordSet, processor: Any, member: dict[str, Any], count: int = 0
 ) -> Prepared | Refusal:
     """One chunk as the encoder takes it, with `count` frames if that is not 0; or why the processor
     does not take its frames."""
     clip = None
     try:
-        clip = read_clip(shelf, member)
+        clip = read_clip(record_set, member)
         if count and len(clip.frames) != count:
             clip = shown(clip, count)
         return prepare(processor, clip, member.get("prompt", ""))
@@ -181,11 +181,11 @@ def shown(clip: Clip, count: int) -> Clip:
     return replace(clip, frames=clip.frames[taken], times=times)
 
 
-def read_clip(shelf: Shelf, member: dict[str, Any]) -> Clip:
+def read_clip(record_set: RecordSet, member: dict[str, Any]) -> Clip:
     """One chunk's frames with their times counted from its start. Raises DamagedRecord when they
     are gone."""
     try:
-        record = shelf.read(member["frames"])
+        record = record_set.read(member["frames"])
     except KeyError as error:
         raise DamagedRecord(
             f"the frames {member['frames'][:12]}… are no longer in the store",

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit, MediaIndex
 from artifacts.store import Store
 from stages.frames.medium import CHANGED, MediumToCut
@@ -26,7 +26,7 @@ not to be remembered as one."""
 
 
 class Recording:
-    """The shelves of one scope, and the report of what comes to lie on them."""
+    """The record sets of one scope, and the report of what comes to lie on them."""
 
     def __init__(
         self,
@@ -36,9 +36,9 @@ class Recording:
         report: Report,
         watchdog: Watchdog,
     ) -> None:
-        self.frames = Shelf(store, "frames", scope)
-        self.media = Shelf(store, "media", scope)
-        self.failures = Shelf(store, "failures", scope)
+        self.frames = RecordSet(store, "frames", scope)
+        self.media = RecordSet(store, "media", scope)
+        self.failures = RecordSet(store, "failures", scope)
         self._scope = scope
         self._fit_image = fit_image
         self._report = report
@@ -83,7 +83,7 @@ class Recording:
         return [] if failed or not self.is_missing(medium) else [medium.digest]
 
     def is_missing(self, medium: MediumToCut) -> bool:
-        """Whether anything of a medium is not on the shelves yet."""
+        """Whether anything of a medium is not on the record sets yet."""
         if medium.digest not in self.media:
             return True
         found = MediaIndex.from_json(self.media.meta(medium.digest))

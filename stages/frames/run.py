@@ -34,7 +34,7 @@ PACK_RECORDS = 64
 
 
 def run(told: dict[str, Any], report: Report) -> None:
-    """Cut every medium of the job that is not on the shelf yet.
+    """Cut every medium of the job that is not on the record set yet.
 
     A medium that cannot be used is recorded as such and the others go on. Raises EnvironmentFault
     when the store or a disk is in the way.
@@ -42,10 +42,10 @@ def run(told: dict[str, Any], report: Report) -> None:
     job, watchdog = job_of(FramesJob, told), Watchdog()
     stage = Cutting(job, report, watchdog)
     workers = max(1, job.workers)
-    shelves = (stage.shelves.media, stage.shelves.frames, stage.shelves.failures)
+    record_sets = (stage.record_sets.media, stage.record_sets.frames, stage.record_sets.failures)
     with (
         watchdog,
-        turns_at(stage.store, *shelves) as stage.turns,
+        turns_at(stage.store, *record_sets) as stage.turns,
         ThreadPoolExecutor(workers, thread_name_prefix="frames") as pool,
     ):
         try:
@@ -62,7 +62,7 @@ def run(told: dict[str, Any], report: Report) -> None:
 
 
 class Cutting:
-    """One job: its shelves, and what is still to do."""
+    """One job: its record sets, and what is still to do."""
 
     def __init__(self, job: FramesJob, report: Report, watchdog: Watchdog) -> None:
         self.store = open_store(job.store)
@@ -71,7 +71,7 @@ class Cutting:
             for kind, edges in job.fit.items()
         }
         self.fit = fits["video"]
-        self.shelves = Recording(self.store, job.scope, fits["image"], report, watchdog)
+        self.record_sets = Recording(self.store, job.scope, fits["image"], report, watchdog)
         self.turns: Turns
         """Which media are cut here, and which by other runs."""
         self.sampling = Sampling(**job.sampling)
@@ -80,7 +80,7 @@ class Cutting:
         """Set when workers are to end after the chunk in hand."""
         media = map(MediumToCut.from_json, job.media)
         # Two files of one content are one medium.
-        self.to_do = {m.digest: m for m in media if self.shelves.is_missing(m)}
+        self.to_do = {m.digest: m for m in media if self.record_sets.is_missing(m)}
         """Media that this run has not had a turn at."""
         self._lock = threading.Lock()
         self._items = {m.digest: len(m.wanted or (0,)) for m in self.to_do.values()}
@@ -107,7 +107,7 @@ class Cutting:
         at is asked for again later."""
         mine = []
         for medium in media:
-            turn = self.turns.take(partial(self.shelves.lacking, medium))
+            turn = self.turns.take(partial(self.record_sets.lacking, medium))
             if turn:
                 mine.append(medium)
             elif turn is None:
@@ -126,9 +126,12 @@ class Cutting:
         with self._at([medium]) as mine:
             if not mine:
                 return
-            with self.shelves.failing(medium), Video(medium.path, threads=self._threads) as video:
+            with (
+                self.record_sets.failing(medium),
+                Video(medium.path, threads=self._threads) as video,
+            ):
                 medium.check()
-                if self.sampling.shots and medium.digest not in self.shelves.media:
+                if self.sampling.shots and medium.digest not in self.record_sets.media:
                     self._cut_shots(medium, video)
                 else:
                     self._cut_chunks(medium, video)
@@ -149,17 +152,17 @@ class Cutting:
 
     def _store(self, medium: MediumToCut, chunk: Chunk) -> None:
         medium.check()
-        self.shelves.publish([(medium, chunk)])
+        self.record_sets.publish([(medium, chunk)])
 
     def _end(self, medium: MediumToCut, video: Video, known: Mapping[int, ChunkIndex]) -> None:
         index = video.media_index([known[at] for at in sorted(known)])
         medium.check()
-        self.shelves.finish([(medium, index)])
+        self.record_sets.finish([(medium, index)])
 
     def _plans(self, medium: MediumToCut, video: Video) -> list[ChunkPlan]:
         if not self.sampling.shots:
             return video.plan(self.sampling)
-        index = MediaIndex.from_json(self.shelves.media.meta(medium.digest))
+        index = MediaIndex.from_json(self.record_sets.media.meta(medium.digest))
         return video.plan_again(index.chunks)
 
     def _cut_shots(self, medium: MediumToCut, video: Video) -> None:
@@ -183,7 +186,9 @@ class Cutting:
 
     def _first_stored(self, medium: MediumToCut) -> Iterator[int]:
         """Indexes of the chunks that are stored, up to the first that is not."""
-        return takewhile(lambda at: self.shelves.key(medium, at) in self.shelves.frames, count())
+        return takewhile(
+            lambda at: self.record_sets.key(medium, at) in self.record_sets.frames, count()
+        )
 
     def cut_pictures(self, group: Sequence[MediumToCut]) -> None:
         """Store a group of pictures, in packs."""
@@ -191,8 +196,8 @@ class Cutting:
         done: list[tuple[MediumToCut, MediaIndex]] = []
 
         def store() -> None:
-            self.shelves.publish(chunks, [index for _, index in done])
-            self.shelves.finish(done)
+            self.record_sets.publish(chunks, [index for _, index in done])
+            self.record_sets.finish(done)
             chunks.clear()
             done.clear()
 
@@ -200,7 +205,7 @@ class Cutting:
             for medium in mine:
                 if self.stop.is_set():
                     break
-                with self.shelves.failing(medium):
+                with self.record_sets.failing(medium):
                     index, chunk = read_picture(medium.path)
                     medium.check()
                     chunks.append((medium, chunk))
@@ -216,7 +221,7 @@ class Cutting:
         known: dict[int, ChunkIndex] = {}
         missing = []
         for plan in plans:
-            if self.shelves.key(medium, plan.index) in self.shelves.frames:
+            if self.record_sets.key(medium, plan.index) in self.record_sets.frames:
                 known[plan.index] = self._known(medium, video, plan.index)
             elif medium.wanted is None or plan.index in medium.wanted:
                 missing.append(plan)
@@ -225,7 +230,7 @@ class Cutting:
 
     def _known(self, medium: MediumToCut, video: Video, at: int) -> ChunkIndex:
         """A chunk that is stored, which the video is told of."""
-        meta = {**self.shelves.frames.meta(self.shelves.key(medium, at))}
+        meta = {**self.record_sets.frames.meta(self.record_sets.key(medium, at))}
         damage = Damage.from_json(meta.pop("damage"))
         index = ChunkIndex(**{**meta, "times": tuple(meta["times"])})
         video.recall(index, damage)

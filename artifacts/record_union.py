@@ -1,28 +1,28 @@
-"""Shelves of one kind seen as one: what was made in several ways, and is wanted whichever way it
+"""A union of record sets of one kind: what was made in several ways, and is wanted whichever way it
 was made; knows nothing of what the records mean."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from artifacts.packs import Record, Shelf
+from artifacts.packs import Record, RecordSet
 
 
-class Shelves:
+class RecordUnion:
     """The first of them is where new things go that do not say otherwise."""
 
-    def __init__(self, shelves: Sequence[Shelf]) -> None:
-        self._shelves = shelves
+    def __init__(self, record_sets: Sequence[RecordSet]) -> None:
+        self._record_sets = record_sets
 
     def refresh(self) -> None:
         """See what others have published, dropped or set aside since."""
-        for shelf in self._shelves:
-            shelf.refresh()
+        for record_set in self._record_sets:
+            record_set.refresh()
 
     def keys(self) -> set[str]:
-        return set[str]().union(*(shelf.keys() for shelf in self._shelves))
+        return set[str]().union(*(record_set.keys() for record_set in self._record_sets))
 
     def __contains__(self, key: object) -> bool:
-        return any(key in shelf for shelf in self._shelves)
+        return any(key in record_set for record_set in self._record_sets)
 
     def meta(self, key: str) -> dict[str, Any]:
         """The record's description. Raises KeyError."""
@@ -38,27 +38,27 @@ class Shelves:
 
     def publish(self, records: Sequence[Record]) -> list[str]:
         """Store what is not there yet; returns the keys of that."""
-        return self._shelves[0].publish(records)
+        return self._record_sets[0].publish(records)
 
     def use(self, keys: Iterable[str]) -> None:
         """Note that records are wanted still."""
         wanted = list(keys)
-        for shelf in self._shelves:
-            shelf.use(wanted)
+        for record_set in self._record_sets:
+            record_set.use(wanted)
 
     def drop(self, keys: Iterable[str]) -> None:
         """Forget records."""
         gone = list(keys)
-        for shelf in self._shelves:
-            shelf.drop(gone)
+        for record_set in self._record_sets:
+            record_set.drop(gone)
 
     def remove(self, keys: Iterable[str]) -> int:
         """Delete records for good; returns the bytes of the payloads."""
         gone = list(keys)
-        return sum(shelf.remove(gone) for shelf in self._shelves)
+        return sum(record_set.remove(gone) for record_set in self._record_sets)
 
-    def _of(self, key: str) -> Shelf:
-        found = next((shelf for shelf in self._shelves if key in shelf), None)
+    def _of(self, key: str) -> RecordSet:
+        found = next((record_set for record_set in self._record_sets if key in record_set), None)
         if found is None:
             raise KeyError(key)
         return found
