@@ -30,8 +30,8 @@ from flows.job.models import Model
 from flows.job.precision import settle
 from flows.planning.costs import estimate
 from flows.planning.estimate import StageEstimate
-from flows.planning.loads import load_of
 from flows.planning.rungs import Rung
+from flows.planning.workloads import workload_of
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.process.outcome import StageOutcome
@@ -102,7 +102,7 @@ class Desk:
         kind: MediaKind = "video" if case.frames > 1 else "image"
         stored = model.fit(kind).size(SIDE, SIDE)
         chunks = BATCHES * case.batch
-        load = load_of(model, kind, chunks, case.frames, stored, (SIDE, SIDE), case.prompt)
+        load = workload_of(model, kind, chunks, case.frames, stored, (SIDE, SIDE), case.prompt)
         rung = Rung(
             stage=case.stage,
             batch=case.batch,

@@ -8,7 +8,7 @@ from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import settle
 from flows.planning.choose import Question
-from flows.planning.loads import Load
+from flows.planning.workloads import Workload
 from stages.models.card import ModelCard, PartCard, SamplingCard
 from stages.models.footprint import BatchCost
 from stages.models.hub.checkpoint import Checkpoint
@@ -124,8 +124,8 @@ def model(card: ModelCard = CARD, device: str = "cuda:0", **options: str) -> Mod
     )
 
 
-def images(count: int = 8, tokens: int = 1000) -> Load:
-    return Load(
+def images(count: int = 8, tokens: int = 1000) -> Workload:
+    return Workload(
         kind="image",
         chunks=count,
         frames=1,
@@ -138,12 +138,12 @@ def images(count: int = 8, tokens: int = 1000) -> Load:
     )
 
 
-def question(*loads: Load, device: str = "cuda:0", **options: str) -> Question:
+def question(*workloads: Workload, device: str = "cuda:0", **options: str) -> Question:
     return Question(
         model=model(CARD, device, **options),
         config=CaptionConfig(sources=("a",), **{"max_new_tokens": 128, **options}),  # type: ignore[arg-type]
         device=device,
-        loads=loads or (images(),),
+        workloads=workloads or (images(),),
     )
 
 

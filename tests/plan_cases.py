@@ -16,8 +16,8 @@ from flows.job.models import Model
 from flows.pipelines import CAPTION
 from flows.planning.costs import estimate
 from flows.planning.estimate import StageEstimate
-from flows.planning.loads import PIXEL_BYTES, STANDARD_CHUNKS, Load
 from flows.planning.rungs import Rung
+from flows.planning.workloads import PIXEL_BYTES, STANDARD_CHUNKS, Workload
 
 CASES = Path(__file__).parent / "data" / "plan"
 SHARD = 5_000_000_000
@@ -143,7 +143,7 @@ def outline_estimates(
     `tokens` of text about them."""
     card = model.card
     side = math.isqrt(card.image_pixel_bytes // (3 * PIXEL_BYTES))
-    load = Load(
+    load = Workload(
         kind="image",
         chunks=STANDARD_CHUNKS,
         frames=frames,

@@ -65,7 +65,7 @@ def test_fewer_frames_are_named_when_they_are_enough() -> None:
     count = int(frames.option.split()[1])
     assert 1 <= count < 64
     rung = found.taken.rung
-    twice = replace(asked, loads=(clip.with_frames(2 * count),)).estimate(rung)
+    twice = replace(asked, workloads=(clip.with_frames(2 * count),)).estimate(rung)
     assert fits(frames.takes, budget(16)) and not fits(twice, budget(16))
 
 

@@ -17,8 +17,8 @@ from flows.job.config import CaptionConfig
 from flows.job.prepare import Job, prepare
 from flows.job.tasks import Medium, Task
 from flows.job.waves import waves_of
-from flows.planning.loads import COPIES, load_of, loads_of
 from flows.planning.sizes import estimates
+from flows.planning.workloads import COPIES, workload_of, workloads_of
 from stages.decode import RECIPE as DECODE_RECIPE
 from stages.encode import RECIPE as ENCODE_RECIPE
 from stages.frames import RECIPE as FRAMES_RECIPE
@@ -166,7 +166,7 @@ def test_disk_and_waves_are_planned_for_whole_pictures(
 
 def test_memory_is_planned_for_the_picture_that_is_read_and_tokens_for_what_is_seen() -> None:
     def load(height: int, width: int) -> Any:
-        return load_of(model(), "image", 9, 1, (height, width), (height, width), "x")
+        return workload_of(model(), "image", 9, 1, (height, width), (height, width), "x")
 
     seen, huge = load(336, 336), load(8700, 11600)
     assert (huge.tokens, huge.units) == (seen.tokens, seen.units)
@@ -193,5 +193,5 @@ def test_the_largest_pictures_and_those_of_most_tokens_are_both_planned_for() ->
         )
 
     media = [Medium(digest=str(n), path="", kind="image", prompt="x") for n in range(2)]
-    loads = loads_of(asked, media, [one(600, 600), one(1000, 4000)])
+    loads = workloads_of(asked, media, [one(600, 600), one(1000, 4000)])
     assert {load.stored for load in loads} == {(600, 600), (1000, 4000)}

@@ -95,10 +95,10 @@ def _auto(question: Question, stage: str) -> tuple[str, Question | None]:
 
 
 def _frames(question: Question) -> Iterator[tuple[str, Question | None]]:
-    most = max((load.frames for load in question.loads if load.kind == "video"), default=0)
+    most = max((load.frames for load in question.workloads if load.kind == "video"), default=0)
     for count in takewhile(lambda count: count >= 1, (most >> step for step in range(1, 32))):
-        loads = (load.with_frames(min(count, load.frames)) for load in question.loads)
-        yield f"--max-frames {count}", replace(question, loads=tuple(loads))
+        workloads = (load.with_frames(min(count, load.frames)) for load in question.workloads)
+        yield f"--max-frames {count}", replace(question, workloads=tuple(workloads))
 
 
 def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question | None]]:

@@ -12,10 +12,10 @@ from flows.job.prepare import Job
 from flows.pipelines import CAPTION, STAGES, Pipeline
 from flows.planning.costs import COSTS, estimate
 from flows.planning.estimate import StageEstimate
-from flows.planning.loads import Load, least_load, loads_of
 from flows.planning.machine import find_machine
 from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate, estimates
+from flows.planning.workloads import Workload, least_workload, workloads_of
 from stages.process.device_limit import CONTEXT_BYTES
 
 DOUBT = 0.9
@@ -30,11 +30,11 @@ class Question:
     model: Model
     config: CaptionConfig
     device: str
-    loads: tuple[Load, ...]
+    workloads: tuple[Workload, ...]
     stages: Pipeline = CAPTION
     context_bytes: int = CONTEXT_BYTES
     """What the driver of a GPU takes for a process."""
-    least: Load | None = None
+    least: Workload | None = None
     """The job's smallest chunk, where that is another."""
 
     @property
@@ -45,15 +45,15 @@ class Question:
 
     def estimate(self, rung: Rung) -> StageEstimate:
         """What a stage takes on that rung, of the chunks that take most."""
-        return self._estimate(rung, self.loads)
+        return self._estimate(rung, self.workloads)
 
     def estimate_least(self, rung: Rung) -> StageEstimate:
         """The same of the chunk that takes least."""
-        return self._estimate(rung, (self.least,) if self.least else self.loads)
+        return self._estimate(rung, (self.least,) if self.least else self.workloads)
 
-    def _estimate(self, rung: Rung, loads: Sequence[Load]) -> StageEstimate:
+    def _estimate(self, rung: Rung, workloads: Sequence[Workload]) -> StageEstimate:
         new = self.config.max_new_tokens
-        return estimate(self.model, rung, loads, self.device, new, self.context_bytes)
+        return estimate(self.model, rung, workloads, self.device, new, self.context_bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,10 +85,10 @@ def question_of(
         model=job.model,
         config=job.config,
         device=job.device,
-        loads=tuple(loads_of(job.model, media, expected)),
+        workloads=tuple(workloads_of(job.model, media, expected)),
         stages=job.pipeline if stages is None else stages,
         context_bytes=context_of(job.device),
-        least=least_load(job.model, media, expected),
+        least=least_workload(job.model, media, expected),
     )
 
 

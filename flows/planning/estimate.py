@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from flows.planning.loads import Load
 from flows.planning.rungs import Rung
+from flows.planning.workloads import Workload
 
 Purpose = Literal["weight", "activation", "kv", "workspace", "context", "host"]
 
@@ -37,7 +37,7 @@ class StageEstimate:
     """Anonymous memory of the host; of a CPU the peak itself."""
     flops: float = 0
     """Of the chunks of the job's largest size, one after another; 0: unknown."""
-    load: Load | None = None
+    load: Workload | None = None
     """Which of the job's chunks are the worst."""
     by_dimensions: bool = False
     """Whether it rests on the half's dimensions alone, and not on a run without data."""
@@ -62,7 +62,7 @@ class StageEstimate:
         terms: Sequence[Term],
         *,
         device: str,
-        load: Load,
+        load: Workload,
         flops: float = 0,
         by_dimensions: bool = False,
     ) -> "StageEstimate":

@@ -18,9 +18,9 @@ from flows.planning.layers import (
     pass_flops,
     step_flops,
 )
-from flows.planning.loads import PIXEL_BYTES, PROBED_EDGE
 from flows.planning.outline import Outline
 from flows.planning.towers import Tower
+from flows.planning.workloads import PIXEL_BYTES, PROBED_EDGE
 from stages.models.card import ModelCard, PartCard, SamplingCard
 from stages.models.footprint import ITEM_BYTES, BatchCost
 from stages.models.hub.checkpoint import Checkpoint

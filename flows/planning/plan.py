@@ -29,11 +29,11 @@ from flows.planning.choose import (
     question_of,
 )
 from flows.planning.efforts import Times, times_of
-from flows.planning.loads import standard_loads
 from flows.planning.outline import read_outline
 from flows.planning.outline_card import outline_model
 from flows.planning.sizes import Estimate, estimates, wave_limit
 from flows.planning.start import ladder_of
+from flows.planning.workloads import standard_workloads
 from stages.process.device import device_name
 
 
@@ -103,13 +103,13 @@ def plan_of(
 
 
 def _alone(model: Model, config: CaptionConfig, device: str) -> Question:
-    loads = standard_loads(model, model.sampling(config), model.prompt_for(config, "video"))
+    workloads = standard_workloads(model, model.sampling(config), model.prompt_for(config, "video"))
     stages = CAPTION if model.card.language.parameters else REBUILD
     return Question(
         model=model,
         config=config,
         device=device,
-        loads=tuple(loads),
+        workloads=tuple(workloads),
         stages=stages,
         context_bytes=context_of(device),
     )
@@ -152,7 +152,7 @@ def _answered(
 ) -> Plan:
     # No ladder is gone down here, so nothing is told of it.
     known = ladder_of(job, lambda *_: None).known() if job else {}
-    found = choices(question, question.rungs, budget, known) if question.loads else {}
+    found = choices(question, question.rungs, budget, known) if question.workloads else {}
     refused = [choice for choice in found.values() if choice.refused]
     return Plan(
         question=question,

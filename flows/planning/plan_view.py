@@ -40,7 +40,7 @@ def plan_lines(plan: Plan) -> list[str]:
     if plan.job:
         lines += _of_media(told)
     else:
-        lines.append(f"assumed     no SOURCES are given: {plan.question.loads[0].line()}")
+        lines.append(f"assumed     no SOURCES are given: {plan.question.workloads[0].line()}")
     lines += [*memory_lines(plan), *_costs(plan)]
     lines += [f"note        {note}" for note in told["notes"]]
     if plan.job and told["failed"]:

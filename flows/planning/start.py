@@ -49,7 +49,7 @@ def choose(
 ) -> dict[str, Choice]:
     """What each stage of a question starts on. `rungs`: of each stage, cheapest first; `known`:
     where a stage was found to fit before, whatever is expected of it. Raises CannotFit."""
-    if not question.loads:
+    if not question.workloads:
         return {}
     found = choices(question, rungs, budget, known)
     refused = [choice for choice in found.values() if choice.refused]
@@ -72,7 +72,7 @@ def plan_start(
 
 def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:
     """What would make a stage fit that did not, whatever was expected of it."""
-    if not question.loads:
+    if not question.workloads:
         return ""
     asked = replace(question, stages=(STAGES[stage],))
     least = choices(asked, ladder.rungs, job.budget)[stage].taken

@@ -9,8 +9,8 @@ from dataclasses import replace
 from flows.console.display import gib
 from flows.job.precision import BYTES, QUANTIZED, PartSettings, no_bfloat16
 from flows.planning.estimate import Purpose, Term
-from flows.planning.loads import COPIES, PIXEL_BYTES, Load
 from flows.planning.rungs import Rung
+from flows.planning.workloads import COPIES, PIXEL_BYTES, Workload
 from flows.planning.works import Expected
 from stages.memory.shrinking import items_a_block
 from stages.models.card import PartCard
@@ -84,13 +84,15 @@ def weight_terms(half: PartCard, layer: int, ends: int, each: int, device: str) 
         yield Term(part=part, bytes=largest, why="the largest matrix as it is stored, to cast")
 
 
-def batches_a_block(rung: Rung, load: Load, rows: int) -> int:
+def batches_a_block(rung: Rung, load: Workload, rows: int) -> int:
     """Batches of so many rows that pass a layer together."""
     block = items_a_block(rung.block, load.frames)
     return max(1, min(block // rows, math.ceil(load.chunks / rows)))
 
 
-def waiting_terms(rung: Rung, load: Load, rows: int, work: Expected, device: str) -> Iterator[Term]:
+def waiting_terms(
+    rung: Rung, load: Workload, rows: int, work: Expected, device: str
+) -> Iterator[Term]:
     """Of a half that is streamed: what the batches hold that wait while one computes."""
     others = batches_a_block(rung, load, rows) - 1 if rung.block else 0
     if not others:
@@ -104,7 +106,7 @@ def waiting_terms(rung: Rung, load: Load, rows: int, work: Expected, device: str
     yield Term(part=part, bytes=others * pixels, why=f"pixels of {what} x {gib(pixels)}")
 
 
-def block_ahead(rung: Rung, load: Load, rows: int) -> Term:
+def block_ahead(rung: Rung, load: Workload, rows: int) -> Term:
     """The next block, whose batches are prepared one after the other."""
     batches = batches_a_block(rung, load, rows)
     pixels, frames = rows * load.units * PIXEL_BYTES, load.reading_bytes(rows)
@@ -160,13 +162,13 @@ def around(rung: Rung, terms: Sequence[Term], device: str, ahead: Term) -> Itera
         yield Term(part="workspace", bytes=LIBRARIES_BYTES, why="processor, tokenizer, classes")
 
 
-def ahead_of(load: Load, rows: int, each: int, what: str) -> Term:
+def ahead_of(load: Workload, rows: int, each: int, what: str) -> Term:
     batches = min(AHEAD, math.ceil(load.chunks / rows) - 1)
     why = f"{batches} batch{'' if batches == 1 else 'es'} of {what} read ahead x {gib(each)}"
     return Term(part="workspace", bytes=batches * each, why=why)
 
 
-def frames_ahead(load: Load, rows: int) -> Term:
+def frames_ahead(load: Workload, rows: int) -> Term:
     """Of batches that are read ahead: pixels of all, and frames of what is being read."""
     pixels, frames = rows * load.units * PIXEL_BYTES, load.reading_bytes(rows)
     if load.kind == "video":
@@ -177,7 +179,7 @@ def frames_ahead(load: Load, rows: int) -> Term:
 
 
 def attention_terms(
-    half: PartCard, settings: PartSettings, load: Load, rows: int, units: int, device: str
+    half: PartCard, settings: PartSettings, load: Workload, rows: int, units: int, device: str
 ) -> Iterator[Term]:
     """What attention takes on a GPU, of so many rows of so many units, beside what a run without
     data counts, which is that of the fused kernel of a CPU; nothing on a CPU."""

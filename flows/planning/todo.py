@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from artifacts.schema import MediaKind
 from flows.job.prepare import Job
-from flows.planning.loads import KINDS, Load, load_of
 from flows.planning.sizes import Estimate
+from flows.planning.workloads import KINDS, Workload, workload_of
 from stages.process.stage import Stage
 
 
@@ -15,7 +15,7 @@ from stages.process.stage import Stage
 class ToDo:
     """What is left of one kind of media."""
 
-    load: Load
+    load: Workload
     """An ordinary chunk of it."""
     pixels: float
     """To be decoded."""
@@ -47,7 +47,7 @@ def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> ToDo | Non
         return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
 
     return ToDo(
-        load=load_of(job.model, kind, chunks, frames, middle.stored, middle.shown, prompt),
+        load=workload_of(job.model, kind, chunks, frames, middle.stored, middle.shown, prompt),
         pixels=sum(e.shown_frames * math.prod(e.shown) for e in uncut),
         frame_bytes=sum(e.frame_bytes for e in uncut),
         left={stage.name: lacking(stage) for stage in job.pipeline[1:]},

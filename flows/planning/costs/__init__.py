@@ -8,10 +8,10 @@ from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.planning.costs import decode, encode, frames
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.loads import Load
 from flows.planning.rungs import Rung
 from flows.planning.seconds import Effort
 from flows.planning.todo import ToDo
+from flows.planning.workloads import Workload
 from stages.process.device_limit import CONTEXT_BYTES
 
 
@@ -38,14 +38,14 @@ COSTS: Mapping[str, Cost] = {
 def estimate(
     model: Model,
     rung: Rung,
-    loads: Sequence[Load],
+    workloads: Sequence[Workload],
     device: str,
     max_new_tokens: int,
     context_bytes: int = CONTEXT_BYTES,
 ) -> StageEstimate:
     """What a stage takes on a rung at the worst of its loads."""
     calculate = partial(COSTS[rung.stage].memory, model, rung, device=device, new=max_new_tokens)
-    found = max((calculate(load) for load in loads), key=lambda found: found.peak_bytes)
+    found = max((calculate(load) for load in workloads), key=lambda found: found.peak_bytes)
     if not found.context_bytes:
         return found
     here = Term(part="context", bytes=context_bytes, why="the driver, as it was measured here")

@@ -16,11 +16,11 @@ from flows.planning.costs.part import (
     told_of,
 )
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.loads import Load
 from flows.planning.rungs import PREFILLS, Rung, sizes
 from flows.planning.seconds import Effort, Pass
 from flows.planning.terms import ahead_of, around, attention_terms, cache, products, weights
 from flows.planning.todo import ToDo
+from flows.planning.workloads import Workload
 from flows.planning.works import Expected, decoder_by_dimensions, expected
 
 STEP_CALLS = 30
@@ -60,7 +60,7 @@ def decode_rungs(
     return found + [replace(last, batch=size) for size in sizes(batch)]
 
 
-def memory(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -> StageEstimate:
     """Weights, the KV cache and what reading the prompts computes with."""
     half, rows = model.card.language, load.rows(rung.batch)
     settings = settings_as_run(model.best("language"), half, rung)
@@ -93,7 +93,7 @@ def memory(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> St
 
 
 def _decoder_work(
-    model: Model, settings: PartSettings, load: Load, rows: int, new: int, prefill: int
+    model: Model, settings: PartSettings, load: Workload, rows: int, new: int, prefill: int
 ) -> Expected:
     works, each = model.card.language.works, BYTES.get(settings.dtype, 4)
     if not works:

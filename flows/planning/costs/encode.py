@@ -16,7 +16,6 @@ from flows.planning.costs.part import (
     told_of,
 )
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.loads import PIXEL_BYTES, Load
 from flows.planning.rungs import PREFILLS, Rung, sizes
 from flows.planning.seconds import Effort, Pass
 from flows.planning.terms import (
@@ -30,6 +29,7 @@ from flows.planning.terms import (
     weights,
 )
 from flows.planning.todo import ToDo
+from flows.planning.workloads import PIXEL_BYTES, Workload
 from flows.planning.works import Expected, encoder_by_dimensions, expected
 from stages.encode import FRAMES_A_BATCH
 from stages.memory.shrinking import tighter
@@ -85,7 +85,7 @@ def _streamed(batch: int, alone: Rung) -> list[Rung]:
     return found + [replace(found[-1], prefill=tokens) for tokens in PREFILLS]
 
 
-def memory(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -> StageEstimate:
     """Weights, pixels and what the encoder computes with; of a joint model pixels alone."""
     half, rows = model.card.vision, load.rows(rung.batch, FRAMES_A_BATCH)
     settings = settings_as_run(model.best("vision"), half, rung)
@@ -118,7 +118,7 @@ def memory(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> St
 
 
 def _encoder_work(
-    model: Model, settings: PartSettings, rows: int, load: Load, prefill: int
+    model: Model, settings: PartSettings, rows: int, load: Workload, prefill: int
 ) -> Expected:
     half, each = model.card.vision, BYTES.get(settings.dtype, 4)
     if not half.works:
@@ -153,7 +153,7 @@ def effort(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> Effort:
     )
 
 
-def _prepared(load: Load) -> float:
+def _prepared(load: Workload) -> float:
     """Numbers of pixel input of a chunk; of a large picture, those that making it smaller takes as
     long as."""
     return max(load.units, load.frame_bytes / MADE_OF if load.kind == "image" else 0)

@@ -7,10 +7,10 @@ from artifacts.words import counted
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.loads import Load
 from flows.planning.rungs import Rung, sizes
 from flows.planning.seconds import Effort
 from flows.planning.todo import ToDo
+from flows.planning.workloads import Workload
 from stages.frames import PACK_BYTES
 from stages.process.cgroup import cores
 
@@ -30,7 +30,7 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
     return [Rung(stage="frames", batch=batch) for batch in sizes(cores())]
 
 
-def memory(model: Model, rung: Rung, load: Load, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -> StageEstimate:
     """The files that are cut at once, and what their decoders hold."""
     high, wide = load.shown
     files = max(1, min(rung.batch, load.chunks))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import transformers
 
-from flows.planning.loads import load_of
+from flows.planning.workloads import workload_of
 from stages.models.card import ModelCard
 from stages.models.processors.fit import bytes_of, pixels_a_video, probe
 from stages.models.processors.prepare import Clip, prepare
@@ -70,7 +70,7 @@ def test_a_chunk_has_as_many_tokens_and_numbers_as_the_processor_gives(
     )
     row = prepare(processor, clip, "x")
     numbers = bytes_of(row.inputs["pixel_values_videos"]) // 4
-    load = load_of(model(card), "video", 1, frames, stored, (height, width), "x")
+    load = workload_of(model(card), "video", 1, frames, stored, (height, width), "x")
     tokens = load.tokens - load.text_tokens
     # Sizes are rounded to whole patches, and small videos may be enlarged.
     assert 0.95 < load.units / numbers < 1.25

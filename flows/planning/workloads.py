@@ -28,7 +28,7 @@ processors, 15 with Pix2Struct's, which counts in 32 bit (measured with 24 megap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
+class Workload:
     """The chunks of one kind that a job has, told by the largest of them."""
 
     kind: MediaKind
@@ -65,7 +65,7 @@ class Load:
         """What frames take while so many chunks are read: pictures come one after another."""
         return COPIES * self.frame_bytes if self.kind == "image" else rows * self.frame_bytes
 
-    def with_frames(self, frames: int) -> "Load":
+    def with_frames(self, frames: int) -> "Workload":
         """The same with fewer frames a chunk."""
         share = frames / self.frames
         return replace(
@@ -84,10 +84,12 @@ class Load:
         return f"{what} of {wide}x{high}, {self.tokens:,} tokens a prompt"
 
 
-def loads_of(model: Model, media: Sequence[Medium], expected: Sequence[Estimate]) -> list[Load]:
+def workloads_of(
+    model: Model, media: Sequence[Medium], expected: Sequence[Estimate]
+) -> list[Workload]:
     """The loads of a job's media, an estimate for each: of either kind the chunk of which most
     pixels are seen and, where it is another, the one with the largest frames."""
-    found: list[Load] = []
+    found: list[Workload] = []
     for kind, of_kind in _by_kind(media, expected):
         chunks = sum(e.chunks for _, e in of_kind)
         prompt = max((m.prompt for m, _ in of_kind), key=len)
@@ -95,11 +97,13 @@ def loads_of(model: Model, media: Sequence[Medium], expected: Sequence[Estimate]
         widest = max((e for _, e in of_kind), key=lambda e: math.prod(e.stored))
         for estimate in {id(e): e for e in (most, widest)}.values():
             sizes = (estimate.chunk_frames, estimate.stored, estimate.shown)
-            found.append(load_of(model, kind, chunks, *sizes, prompt))
+            found.append(workload_of(model, kind, chunks, *sizes, prompt))
     return found
 
 
-def least_load(model: Model, media: Sequence[Medium], expected: Sequence[Estimate]) -> Load | None:
+def least_workload(
+    model: Model, media: Sequence[Medium], expected: Sequence[Estimate]
+) -> Workload | None:
     """The chunk of a job's media that takes least: what does not even leave room for that cannot be
     begun."""
     found = [(kind, *pair) for kind, of_kind in _by_kind(media, expected) for pair in of_kind]
@@ -107,7 +111,7 @@ def least_load(model: Model, media: Sequence[Medium], expected: Sequence[Estimat
         return None
     kind, medium, least = min(found, key=lambda e: e[2].chunk_frames * math.prod(e[2].stored))
     sizes = (least.chunk_frames, least.stored, least.shown)
-    return load_of(model, kind, least.chunks, *sizes, medium.prompt)
+    return workload_of(model, kind, least.chunks, *sizes, medium.prompt)
 
 
 def _by_kind(
@@ -128,15 +132,15 @@ def seen_size(model: Model, kind: MediaKind, stored: tuple[int, int]) -> tuple[i
     return model.fit("image").size(*stored) if kind == "image" else stored
 
 
-def standard_loads(model: Model, sampling: Sampling, prompt: str) -> list[Load]:
+def standard_workloads(model: Model, sampling: Sampling, prompt: str) -> list[Workload]:
     """What is assumed where no media are given: full chunks of a long video in full HD; of a model
     that takes no video, the same as pictures."""
     frames = max(frame_counts(sampling, 4 * sampling.chunk_seconds))
     stored = model.fit("video").size(*UNKNOWN_SIZE)
-    return [load_of(model, "video", STANDARD_CHUNKS, frames, stored, UNKNOWN_SIZE, prompt)]
+    return [workload_of(model, "video", STANDARD_CHUNKS, frames, stored, UNKNOWN_SIZE, prompt)]
 
 
-def load_of(
+def workload_of(
     model: Model,
     kind: MediaKind,
     chunks: int,
@@ -144,7 +148,7 @@ def load_of(
     stored: tuple[int, int],
     shown: tuple[int, int],
     prompt: str,
-) -> Load:
+) -> Workload:
     """A load with what the card says of such frames."""
     size = seen_size(model, kind, stored)
     tokens, pixel_bytes = seen(model.card, model.fit(kind), kind, size)
@@ -159,7 +163,7 @@ def load_of(
         pixel_bytes = min(pixel_bytes, most_bytes / counted)
     share = tokens / most if most else 1.0
     text = TEMPLATE_TOKENS + len(prompt.encode()) // BYTES_A_TOKEN
-    return Load(
+    return Workload(
         kind=kind,
         chunks=chunks,
         frames=frames,
