@@ -17,10 +17,10 @@ from flows.console.display import Display, duration
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import prepare
-from flows.planning.efforts import stage_seconds
 from flows.planning.machine import Machine, find_machine, measure
 from flows.planning.rungs import Rung
 from flows.planning.sizes import estimates
+from flows.planning.times import stage_seconds
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
 from stages.process.cgroup import cores

@@ -14,13 +14,13 @@ sys.path.insert(0, str(ROOT))
 
 from flows.job.config import CaptionConfig  # noqa: E402
 from flows.pipelines import CAPTION  # noqa: E402
-from flows.planning.outline import Outline, read_outline  # noqa: E402
-from flows.planning.outline_card import outline_model  # noqa: E402
+from flows.planning.architecture import Architecture, read_architecture  # noqa: E402
+from flows.planning.architecture_profile import model_by_dimensions  # noqa: E402
 from flows.planning.rungs import Rung  # noqa: E402
 from flows.planning.training.estimate import train_estimate  # noqa: E402
 from flows.planning.training.terms import Training  # noqa: E402
 from stages.models.hub.checkpoint import Checkpoint  # noqa: E402
-from tests.plan_cases import make_folder, outline_estimates, plan_case  # noqa: E402
+from tests.plan_cases import architecture_estimates, make_folder, plan_case  # noqa: E402
 
 PAGE = ROOT / "docs" / "memory.md"
 GIB = 1 << 30
@@ -128,14 +128,14 @@ def put(page: str, name: str, text: str) -> str:
 def tables() -> dict[str, str]:
     """Name → table."""
     with tempfile.TemporaryDirectory() as root:
-        outlines = {}
+        architectures = {}
         for name in (EVA, LLAVA, CLIP, COG, QWEN):
             case = replace(plan_case(name), processor=None)
             folder = make_folder(case, Path(root) / name)
-            outlines[name] = read_outline(Checkpoint(name=case.name, folder=folder))
+            architectures[name] = read_architecture(Checkpoint(name=case.name, folder=folder))
         return {
-            "cases": "\n".join(case_lines(outlines)),
-            "fine-tuning": "\n".join(tuning_lines(outlines[QWEN])),
+            "cases": "\n".join(case_lines(architectures)),
+            "fine-tuning": "\n".join(tuning_lines(architectures[QWEN])),
         }
 
 
@@ -144,13 +144,13 @@ def head(names: str) -> Iterator[str]:
     yield "|" + "---|" * len(names.split("|"))
 
 
-def case_lines(outlines: dict[str, Outline]) -> Iterator[str]:
+def case_lines(architectures: dict[str, Architecture]) -> Iterator[str]:
     yield from head(
         "model | GiB | precision | batch x pictures | stage | weights | computing | KV cache | peak"
         " | without fused attention"
     )
     for case in CASES:
-        fused, unfused = (estimates(outlines[case.name], case, fused=f) for f in (True, False))
+        fused, unfused = (estimates(architectures[case.name], case, fused=f) for f in (True, False))
         for at, (found, other) in enumerate(zip(fused, unfused, strict=True)):
             fits = "" if found.peak_bytes <= case.budget * GIB else " (does not fit)"
             told = (plan_case(case.name).name, str(case.budget), found.rung.precision)
@@ -166,10 +166,10 @@ def case_lines(outlines: dict[str, Outline]) -> Iterator[str]:
             yield "| " + " | ".join(cells) + " |"
 
 
-def estimates(outline: Outline, case: Case, *, fused: bool) -> list[Any]:
+def estimates(architecture: Architecture, case: Case, *, fused: bool) -> list[Any]:
     config = CaptionConfig(sources=(), precision=case.precision)
     checkpoint = Checkpoint(name=case.name, folder=ROOT)
-    model = outline_model(checkpoint, outline, config, "cuda:0", fused=fused)
+    model = model_by_dimensions(checkpoint, architecture, config, "cuda:0", fused=fused)
     halves = {
         s.name: model.best(s.part)
         for s in CAPTION
@@ -185,7 +185,7 @@ def estimates(outline: Outline, case: Case, *, fused: bool) -> list[Any]:
         )
         for stage in halves
     ]
-    return outline_estimates(
+    return architecture_estimates(
         model,
         rows=case.batch,
         frames=case.frames,
@@ -195,13 +195,15 @@ def estimates(outline: Outline, case: Case, *, fused: bool) -> list[Any]:
     )
 
 
-def tuning_lines(outline: Outline) -> Iterator[str]:
+def tuning_lines(architecture: Architecture) -> Iterator[str]:
     yield from head(
         "model | how | weights | gradients | optimizer | activations | logits or layer | peak a GPU"
         " | reported | by"
     )
     for tuning in TUNINGS:
-        found = train_estimate(alone(outline) if tuning.model == TEXT else outline, tuning.training)
+        found = train_estimate(
+            alone(architecture) if tuning.model == TEXT else architecture, tuning.training
+        )
 
         def part(*names: str, of: Any = found) -> str:
             return gib(sum(term.bytes for term in of.terms if term.part in names))
@@ -229,10 +231,10 @@ def how(training: Training) -> str:
     return ", ".join(words)
 
 
-def alone(outline: Outline) -> Outline:
+def alone(architecture: Architecture) -> Architecture:
     """The language half as a model of its own."""
-    towers = tuple(tower for tower in outline.towers if tower.kind == "text")
-    return replace(outline, towers=towers, parameters=outline.text_parameters)
+    towers = tuple(tower for tower in architecture.towers if tower.kind == "text")
+    return replace(architecture, towers=towers, parameters=architecture.text_parameters)
 
 
 def gib(count: float) -> str:

@@ -129,7 +129,7 @@ def write_header(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str) ->
         file.truncate(8 + len(header) + at)
 
 
-def outline_estimates(
+def architecture_estimates(
     model: Model,
     *,
     rows: int,

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-import flows.planning.efforts
+import flows.planning.times
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.prepare import Job, prepare
 from flows.pipelines import STAGES
-from flows.planning.efforts import stage_seconds, times_of
 from flows.planning.machine import Known
 from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate, estimates
+from flows.planning.times import stage_seconds, times_of
 from flows.planning.todo import to_do
 from flows.running.run import caption
 from stages.models.footprint import BatchCost
@@ -92,7 +92,7 @@ def test_a_run_s_record_says_what_was_expected_of_its_stages(
     def known(_: str) -> Known:
         return Known(machine=machine())
 
-    monkeypatch.setattr(flows.planning.efforts, "find_machine", known)
+    monkeypatch.setattr(flows.planning.times, "find_machine", known)
     again = replace(config, prompt="Who?")
     caption(again, Display(quiet=True), Stages().launcher)
     told = json.loads((Path(config.out) / "run.json").read_text())["plan"]["seconds"]
@@ -120,7 +120,7 @@ def test_times_are_told_stage_by_stage(
     def known(_: str) -> Known:
         return Known(machine=machine())
 
-    monkeypatch.setattr(flows.planning.efforts, "find_machine", known)
+    monkeypatch.setattr(flows.planning.times, "find_machine", known)
     job, found = job_of(config)
     told = times_of(job, RUNGS, found)
     assert told.seconds is not None and list(told.seconds) == ["frames", "encode", "decode"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.planning.seconds import Effort, Pass, a_parameter, pass_seconds, seconds
+from flows.planning.seconds import Pass, WorkEstimate, a_parameter, pass_seconds, seconds
 from tests.machines import machine
 
 POINTS = ((1, 1e-9), (8, 2e-9), (512, 128e-9))
@@ -39,7 +39,7 @@ def test_weights_that_stay_outside_come_each_time() -> None:
 
 
 def test_a_stage_takes_the_sum_of_what_it_does() -> None:
-    effort = Effort(
+    work_left = WorkEstimate(
         halves=1,
         passes=(Pass(precision="nf4", flops=2e9, tokens=1, times=10),),
         quantized={"nf4": 1e8},
@@ -52,20 +52,20 @@ def test_a_stage_takes_the_sum_of_what_it_does() -> None:
     )
     # 7.1 of starting, 10 of steps, 10 of quantizing, 2 and 1 of disk, 1 of preparing, 3 and 2 of
     # decoding; nothing is copied to a CPU.
-    assert seconds(machine(), effort) == pytest.approx(36.1)
-    assert seconds(machine(), Effort()) == 0
+    assert seconds(machine(), work_left) == pytest.approx(36.1)
+    assert seconds(machine(), WorkEstimate()) == 0
 
 
 @pytest.mark.parametrize(
     "effort",
     [
-        Effort(passes=(Pass(precision="fp16", flops=1, tokens=1),)),
-        Effort(quantized={"int8": 1}),
+        WorkEstimate(passes=(Pass(precision="fp16", flops=1, tokens=1),)),
+        WorkEstimate(quantized={"int8": 1}),
     ],
 )
-def test_what_was_not_measured_has_no_time(effort: Effort) -> None:
-    assert seconds(machine(), effort) is None
+def test_what_was_not_measured_has_no_time(work_left: WorkEstimate) -> None:
+    assert seconds(machine(), work_left) is None
 
 
 def test_pictures_have_no_time_where_decoding_was_not_measured() -> None:
-    assert seconds(machine(video_pixels=0.0), Effort(video_pixels=1)) is None
+    assert seconds(machine(video_pixels=0.0), WorkEstimate(video_pixels=1)) is None

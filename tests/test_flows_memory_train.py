@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import UsageError
-from flows.planning.outline import Outline, read_outline
+from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.training.estimate import train_estimate
 from flows.planning.training.terms import TrainEstimate, Training
 from stages.models.hub.checkpoint import Checkpoint
@@ -20,18 +20,18 @@ LAYER = 2 * 3584 * 3584 + 2 * 512 * 3584 + 3 * 3584 * 18944
 """Numbers of one of its 28 layers that stand in matrices."""
 
 
-def read(case: PlanCase) -> Outline:
+def read(case: PlanCase) -> Architecture:
     folder = kept_folder(case)
-    return read_outline(Checkpoint(name=case.name, folder=folder))
+    return read_architecture(Checkpoint(name=case.name, folder=folder))
 
 
 @cache
-def outline(name: str) -> Outline:
+def architecture(name: str) -> Architecture:
     return read(plan_case(name))
 
 
 @cache
-def text_alone() -> Outline:
+def text_alone() -> Architecture:
     """Qwen2.5-7B: the language half of Qwen2.5-VL-7B, number by number."""
     case = plan_case("qwen2.5-vl-7b-instruct")
     tensors = {n: s for n, s in case.tensors.items() if not n.startswith("visual.")}
@@ -49,7 +49,7 @@ def text_alone() -> Outline:
 
 
 def qwen(**given: Any) -> TrainEstimate:
-    return train_estimate(outline("qwen2.5-vl-7b-instruct"), Training(**given))
+    return train_estimate(architecture("qwen2.5-vl-7b-instruct"), Training(**given))
 
 
 def part(found: TrainEstimate, name: str) -> int:
@@ -163,4 +163,4 @@ def test_experts_are_said_not_to_be_counted() -> None:
 
 def test_a_model_that_writes_nothing_cannot_be_fine_tuned() -> None:
     with pytest.raises(UsageError, match="no language half"):
-        train_estimate(outline("clip-vit-large-patch14"), Training(method="full"))
+        train_estimate(architecture("clip-vit-large-patch14"), Training(method="full"))

@@ -10,7 +10,7 @@ from artifacts.errors import CannotFit, UsageError
 from flows.console.display import Display, gib, parse_size, printable
 from flows.job.config import CaptionConfig
 from flows.job.models import find_checkpoint
-from flows.planning.outline import Outline, read_outline
+from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.training.changes import changes
 from flows.planning.training.estimate import RANK, train_estimate
 from flows.planning.training.terms import OPTIMIZERS, Method, TrainEstimate, Training
@@ -54,8 +54,8 @@ def train_plan(given: argparse.Namespace) -> int:
     training = training_of(given)
     config = CaptionConfig(sources=(), model=given.model, revision=given.revision)
     checkpoint = find_checkpoint(config, Display(quiet=given.json).say)
-    outline = read_outline(checkpoint)
-    estimate = train_estimate(outline, training)
+    architecture = read_architecture(checkpoint)
+    estimate = train_estimate(architecture, training)
     limit = parse_size(given.memory) if given.memory else estimate.peak_bytes
     fits = estimate.peak_bytes <= limit
     code = 0 if fits else CannotFit.exit_code
@@ -63,22 +63,24 @@ def train_plan(given: argparse.Namespace) -> int:
         told = train_json(checkpoint.name, training, estimate)
         print(json.dumps({**told, "fits": fits if given.memory else None}, indent=1))
         return code
-    lines = train_lines(checkpoint.name, outline, training, estimate)
+    lines = train_lines(checkpoint.name, architecture, training, estimate)
     if given.memory:
-        lines = [*_verdict(outline, training, limit, fits=fits), *lines]
+        lines = [*_verdict(architecture, training, limit, fits=fits), *lines]
     if given.explain:
         lines = [*lines, *explain_lines(estimate)]
     print("\n".join(printable(line) for line in lines))
     return code
 
 
-def _verdict(outline: Outline, training: Training, limit: int, *, fits: bool) -> Iterator[str]:
+def _verdict(
+    architecture: Architecture, training: Training, limit: int, *, fits: bool
+) -> Iterator[str]:
     if fits:
         yield f"fits into {gib(limit)}"
         return
     found = [
         f"{options} (then {gib(takes.peak_bytes)})"
-        for options, takes in changes(outline, training, limit)
+        for options, takes in changes(architecture, training, limit)
     ]
     yield f"does not fit into {gib(limit)}"
     yield f"instead     {', or '.join(found) if found else 'choose a smaller model'}"
@@ -130,12 +132,12 @@ def training_of(given: argparse.Namespace) -> Training:
 
 
 def train_lines(
-    name: str, outline: Outline, training: Training, estimate: TrainEstimate
+    name: str, architecture: Architecture, training: Training, estimate: TrainEstimate
 ) -> list[str]:
     """For people: the sum first, then where it goes."""
     many = f"each of {training.gpus} GPUs" if training.gpus > 1 else "1 GPU"
     other = Training(**{**asdict(training), "checkpointing": not training.checkpointing})
-    without = train_estimate(outline, other).peak_bytes
+    without = train_estimate(architecture, other).peak_bytes
     recomputed = "with" if other.checkpointing else "without"
     lines = [
         f"fine-tuning {name}: {gib(estimate.peak_bytes)} of {many}, {MOMENTS[estimate.moment]}",

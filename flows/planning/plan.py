@@ -19,6 +19,8 @@ from flows.job.prepare import Job, prepare
 from flows.job.waves import cut_waves
 from flows.job.weights import bytes_to_fetch, parts_of, stages_wanted
 from flows.pipelines import CAPTION, REBUILD, STAGES, Pipeline
+from flows.planning.architecture import read_architecture
+from flows.planning.architecture_profile import model_by_dimensions
 from flows.planning.changes import cannot_fit
 from flows.planning.choose import (
     Choice,
@@ -28,11 +30,9 @@ from flows.planning.choose import (
     memory_json,
     question_of,
 )
-from flows.planning.efforts import Times, times_of
-from flows.planning.outline import read_outline
-from flows.planning.outline_card import outline_model
 from flows.planning.sizes import Estimate, estimates, wave_limit
 from flows.planning.start import ladder_of
+from flows.planning.times import Times, times_of
 from flows.planning.workloads import standard_workloads
 from stages.process.device import device_name
 
@@ -125,9 +125,11 @@ def _by_dimensions(
     either, the error that says why it cannot."""
     checkpoint = find_checkpoint(config, announce)
     try:
-        outline = read_outline(checkpoint)
+        architecture = read_architecture(checkpoint)
         models = [
-            outline_model(checkpoint, outline, config, device, fused=fused, why=error.message)
+            model_by_dimensions(
+                checkpoint, architecture, config, device, fused=fused, why=error.message
+            )
             for fused in (True, False)
         ]
         question, unfused = (_alone(model, config, device) for model in models)

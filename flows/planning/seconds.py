@@ -27,7 +27,7 @@ class Pass:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Effort:
+class WorkEstimate:
     """What a stage has to do; an empty one takes no time."""
 
     halves: int = 0
@@ -48,27 +48,30 @@ class Effort:
     picture_pixels: float = 0.0
 
 
-def seconds(machine: Machine, effort: Effort) -> float | None:
+def seconds(machine: Machine, work_left: WorkEstimate) -> float | None:
     """None where it needs what could not be measured on this machine."""
     unknown = (
-        any(p.precision not in machine.passes for p in effort.passes)
-        or any(precision not in machine.quantize for precision in effort.quantized)
-        or (effort.video_pixels and not machine.video_pixels)
-        or (effort.picture_pixels and not machine.picture_pixels)
+        any(p.precision not in machine.passes for p in work_left.passes)
+        or any(precision not in machine.quantize for precision in work_left.quantized)
+        or (work_left.video_pixels and not machine.video_pixels)
+        or (work_left.picture_pixels and not machine.picture_pixels)
     )
     if unknown:
         return None
     return (
-        effort.halves * machine.start_seconds
-        + effort.processes * PROCESS_SECONDS
-        + sum(pass_seconds(machine, each) * each.times for each in effort.passes)
-        + sum(count / machine.quantize[p] for p, count in effort.quantized.items())
-        + effort.read_bytes / machine.disk_read
-        + effort.written_bytes / machine.disk_write
-        + (effort.device_bytes / machine.to_device if machine.to_device else 0.0)
-        + effort.prepared / machine.prepare
-        + (effort.video_pixels and effort.video_pixels / machine.video_pixels)
-        + (effort.picture_pixels and effort.picture_pixels / machine.picture_pixels / machine.cores)
+        work_left.halves * machine.start_seconds
+        + work_left.processes * PROCESS_SECONDS
+        + sum(pass_seconds(machine, each) * each.times for each in work_left.passes)
+        + sum(count / machine.quantize[p] for p, count in work_left.quantized.items())
+        + work_left.read_bytes / machine.disk_read
+        + work_left.written_bytes / machine.disk_write
+        + (work_left.device_bytes / machine.to_device if machine.to_device else 0.0)
+        + work_left.prepared / machine.prepare
+        + (work_left.video_pixels and work_left.video_pixels / machine.video_pixels)
+        + (
+            work_left.picture_pixels
+            and work_left.picture_pixels / machine.picture_pixels / machine.cores
+        )
     )
 
 

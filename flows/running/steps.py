@@ -11,11 +11,11 @@ from flows.job.launch import Launcher, Running
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
 from flows.job.weights import parts_of
-from flows.planning.efforts import times_of
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate
 from flows.planning.start import plan_start
+from flows.planning.times import times_of
 from flows.results.run_record import RunRecord
 from flows.running.alone import Alone, too_large
 from flows.running.batches import work_of

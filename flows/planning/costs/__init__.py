@@ -9,7 +9,7 @@ from flows.job.models import Model
 from flows.planning.costs import decode, encode, frames
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung
-from flows.planning.seconds import Effort
+from flows.planning.seconds import WorkEstimate
 from flows.planning.todo import ToDo
 from flows.planning.workloads import Workload
 from stages.process.device_limit import CONTEXT_BYTES
@@ -23,14 +23,14 @@ class Cost:
     """Of a model, what is asked and a device: the ways to run it, cheapest first."""
     memory: Callable[..., StageEstimate]
     """Of a model, a rung and a load: what it takes."""
-    effort: Callable[[Model, Rung, Sequence[ToDo], int], Effort]
+    work_left: Callable[[Model, Rung, Sequence[ToDo], int], WorkEstimate]
     """Of a model, a rung, what is left and tokens a caption: what it has to do."""
 
 
 COSTS: Mapping[str, Cost] = {
-    "frames": Cost(rungs=frames.rungs, memory=frames.memory, effort=frames.effort),
-    "encode": Cost(rungs=encode.rungs, memory=encode.memory, effort=encode.effort),
-    "decode": Cost(rungs=decode.rungs, memory=decode.memory, effort=decode.effort),
+    "frames": Cost(rungs=frames.rungs, memory=frames.memory, work_left=frames.work_left),
+    "encode": Cost(rungs=encode.rungs, memory=encode.memory, work_left=encode.work_left),
+    "decode": Cost(rungs=decode.rungs, memory=decode.memory, work_left=decode.work_left),
 }
 """Name of a stage → its costs."""
 

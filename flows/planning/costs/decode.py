@@ -17,7 +17,7 @@ from flows.planning.costs.part import (
 )
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import PREFILLS, Rung, sizes
-from flows.planning.seconds import Effort, Pass
+from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import ahead_of, around, attention_terms, cache, products, weights
 from flows.planning.todo import ToDo
 from flows.planning.workloads import Workload
@@ -101,7 +101,7 @@ def _decoder_work(
     return expected(works, load.kind, rows, load.tokens, each=each, new=new, prefill=prefill)
 
 
-def effort(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> Effort:
+def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
     """Loading the half, and for each batch a pass over its prompts and one a token."""
     half, settings = model.card.language, model.best("language")
     precision = precision_of(settings, rung)

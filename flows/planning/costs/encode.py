@@ -17,7 +17,7 @@ from flows.planning.costs.part import (
 )
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import PREFILLS, Rung, sizes
-from flows.planning.seconds import Effort, Pass
+from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import (
     around,
     attention_terms,
@@ -126,7 +126,7 @@ def _encoder_work(
     return expected(half.works, load.kind, rows, load.units, each=each, prefill=prefill)
 
 
-def effort(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> Effort:
+def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
     """Loading the half, preparing pixels, and a pass for each batch that has no features."""
     half, settings = model.card.vision, model.best("vision")
     passes = []

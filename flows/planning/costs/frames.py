@@ -8,7 +8,7 @@ from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung, sizes
-from flows.planning.seconds import Effort
+from flows.planning.seconds import WorkEstimate
 from flows.planning.todo import ToDo
 from flows.planning.workloads import Workload
 from stages.frames import PACK_BYTES
@@ -54,10 +54,10 @@ def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -
     return StageEstimate.of(rung, terms, device="cpu", load=load)
 
 
-def effort(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> Effort:
+def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
     """The pixels that are decoded and the frames that are stored."""
     pixels = {each.load.kind: each.pixels for each in left}
-    return Effort(
+    return WorkEstimate(
         processes=int(any(pixels.values())),
         video_pixels=pixels.get("video", 0.0),
         picture_pixels=pixels.get("image", 0.0),

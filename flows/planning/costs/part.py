@@ -9,7 +9,7 @@ from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import DTYPES, QUANTIZED, SHORT, PartSettings, weight_bytes
 from flows.planning.rungs import Rung
-from flows.planning.seconds import Effort, Pass
+from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.works import Expected
 from stages.models.card import PartCard
 
@@ -33,13 +33,13 @@ def settings_as_run(settings: PartSettings, half: PartCard, rung: Rung) -> PartS
 
 def loading(
     half: PartCard, settings: PartSettings, rung: Rung, wanted: bool, passes: Sequence[Pass]
-) -> Effort:
+) -> WorkEstimate:
     """A process that loads a part and runs these passes; nothing where none is wanted."""
     if not wanted:
-        return Effort()
+        return WorkEstimate()
     precision = precision_of(settings, rung)
     made_small = precision in QUANTIZED and not half.stored_as
-    return Effort(
+    return WorkEstimate(
         halves=1,
         passes=tuple(passes),
         quantized={precision: half.linear_parameters} if made_small else {},

@@ -4,7 +4,7 @@ arithmetic."""
 from collections.abc import Iterator
 from dataclasses import replace
 
-from flows.planning.outline import Outline
+from flows.planning.architecture import Architecture
 from flows.planning.training.estimate import train_estimate
 from flows.planning.training.terms import Method, TrainEstimate, Training
 
@@ -19,13 +19,15 @@ LIGHTER: dict[Method, tuple[Method, ...]] = {
 }
 
 
-def changes(outline: Outline, training: Training, limit: int) -> list[tuple[str, TrainEstimate]]:
+def changes(
+    architecture: Architecture, training: Training, limit: int
+) -> list[tuple[str, TrainEstimate]]:
     """Options, gentlest first, with what is then taken; the first of each kind that fits."""
     found: list[tuple[str, TrainEstimate]] = []
     kinds = set()
     for kind, options, other in _tried(training):
         if kind not in kinds:
-            takes = train_estimate(outline, other)
+            takes = train_estimate(architecture, other)
             if takes.peak_bytes <= limit:
                 kinds.add(kind)
                 found.append((options, takes))

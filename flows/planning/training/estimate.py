@@ -1,4 +1,4 @@
-"""What fine-tuning a model would take of each GPU: arithmetic on its outline; trains nothing.
+"""What fine-tuning a model would take of each GPU: arithmetic on its architecture; trains nothing.
 
 ms-swift's defaults are the assumptions: the vision tower and the connector are frozen, LoRA has
 rank 8 and dropout and stands beside every linear layer of the language half."""
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from artifacts.errors import UsageError
 from flows.console.display import gib
+from flows.planning.architecture import Architecture
 from flows.planning.layers import pass_bytes
-from flows.planning.outline import Outline
 from flows.planning.terms import GPU_WORKSPACE_BYTES, HELD_BACK
 from flows.planning.towers import Tower
 from flows.planning.training.activations import (
@@ -42,21 +42,21 @@ KORTHIKANTI = "Korthikanti et al. 2022, Reducing Activation Recomputation (arXiv
 QLORA = "Dettmers et al. 2023, QLoRA (arXiv:2305.14314)"
 
 
-def train_estimate(outline: Outline, training: Training) -> TrainEstimate:
+def train_estimate(architecture: Architecture, training: Training) -> TrainEstimate:
     """What fine-tuning takes of each GPU. Raises UsageError for a model that writes no text."""
-    text = outline.text
-    if text is None or not outline.writes:
+    text = architecture.text
+    if text is None or not architecture.writes:
         raise UsageError(
             "there is no language half to fine-tune in this model",
             hint="Choose a model that writes text, or plan without --train",
         )
     full = training.method == "full"
-    trained = outline.text_parameters if full else lora_parameters(text, RANK)
-    frozen = outline.parameters - (trained if full else 0)
+    trained = architecture.text_parameters if full else lora_parameters(text, RANK)
+    frozen = architecture.parameters - (trained if full else 0)
     terms = [
-        *_states(outline, text, training, trained, frozen),
-        *_gathered(outline, training, trained),
-        *_computing(outline, text, training),
+        *_states(architecture, text, training, trained, frozen),
+        *_gathered(architecture, training, trained),
+        *_computing(architecture, text, training),
     ]
     computed = sum(term.bytes for term in terms if term.moment == "backward")
     terms += [
@@ -67,12 +67,12 @@ def train_estimate(outline: Outline, training: Training) -> TrainEstimate:
         ),
         TrainTerm(part="context", bytes=CONTEXT_BYTES, why="the driver, and torch's kernels"),
     ]
-    notes = tuple(_notes(outline, training))
+    notes = tuple(_notes(architecture, training))
     return TrainEstimate(terms=tuple(terms), trained=trained, frozen=frozen, notes=notes)
 
 
 def _states(
-    outline: Outline, text: Tower, training: Training, trained: int, frozen: int
+    architecture: Architecture, text: Tower, training: Training, trained: int, frozen: int
 ) -> Iterator[TrainTerm]:
     """Weights, gradients and what the optimizer keeps, after ZeRO has cut them."""
     full = training.method == "full"
@@ -120,11 +120,11 @@ def _states(
         )
 
 
-def _gathered(outline: Outline, training: Training, trained: int) -> Iterator[TrainTerm]:
+def _gathered(architecture: Architecture, training: Training, trained: int) -> Iterator[TrainTerm]:
     if training.gpus < 2 or not training.zero:
         return
     if training.zero == 3:
-        whole = min(LIVE, outline.parameters)
+        whole = min(LIVE, architecture.parameters)
         why = f"weights that are whole at a time, {whole / 1e6:,.0f} M x {HALF} bytes"
     else:
         whole = min(BUCKETS, 2 * trained)
@@ -132,14 +132,14 @@ def _gathered(outline: Outline, training: Training, trained: int) -> Iterator[Tr
     yield TrainTerm(part="gathered", bytes=HALF * whole, why=why, source=ZERO)
 
 
-def _computing(outline: Outline, text: Tower, training: Training) -> Iterator[TrainTerm]:
+def _computing(architecture: Architecture, text: Tower, training: Training) -> Iterator[TrainTerm]:
     rows = training.batch * training.length
     told = f"{training.batch} x {training.length:,} tokens"
     if training.method == "full":
         kept = layer_bytes(text, training.length)
     else:
         kept = lora_layer_bytes(text, training.length, RANK)
-    logits = sum(LOGITS) * outline.vocabulary * rows
+    logits = sum(LOGITS) * architecture.vocabulary * rows
     # Gradients that live at once inside one layer: as much as its own numbers do.
     inside = pass_bytes(text, 1, rows, HALF)
     if training.checkpointing:
@@ -155,7 +155,7 @@ def _computing(outline: Outline, text: Tower, training: Training) -> Iterator[Tr
     )
     copies = " + ".join(map(str, LOGITS))
     if logits >= again:
-        why = f"{told} x {outline.vocabulary:,} words x ({copies}) bytes, with their gradients"
+        why = f"{told} x {architecture.vocabulary:,} words x ({copies}) bytes, with their gradients"
         yield TrainTerm(part="logits", bytes=logits, why=why, moment="backward")
     else:
         what = "one layer computed again, with" if training.checkpointing else "inside one layer:"
@@ -165,8 +165,8 @@ def _computing(outline: Outline, text: Tower, training: Training) -> Iterator[Tr
         largest = max(rows * columns for rows, columns in text.matrices)
         why = f"the largest matrix unpacked: {largest / 1e6:,.0f} M x {HALF} bytes"
         yield TrainTerm(part="unpacked", bytes=HALF * largest, why=why, moment="backward")
-    if outline.vision is not None:
-        yield _looking(outline.vision, training)
+    if architecture.vision is not None:
+        yield _looking(architecture.vision, training)
 
 
 def _looking(vision: Tower, training: Training) -> TrainTerm:
@@ -186,7 +186,7 @@ def picture_pixels(vision: Tower) -> int:
     return vision.image_size**2 or ANY_SIZE_PIXELS
 
 
-def _notes(outline: Outline, training: Training) -> Iterator[str]:
+def _notes(architecture: Architecture, training: Training) -> Iterator[str]:
     if training.zero and training.gpus < 2:
         yield f"ZeRO {training.zero} cuts among GPUs, and there is one: it saves nothing"
     if training.gpus > 1 and not training.zero:
@@ -195,9 +195,9 @@ def _notes(outline: Outline, training: Training) -> Iterator[str]:
         yield "DeepSpeed's ZeRO 3 does not take weights in nf4; FSDP does"
     if training.method == "full" and training.optimizer != "mixed":
         yield "without a master copy in 32 bit, weights in 16 bit lose the smallest steps"
-    if outline.text is not None and outline.text.mixed:
+    if architecture.text is not None and architecture.text.mixed:
         yield "a mixture of experts: what its experts keep for the backward pass is not counted"
-    vision = outline.vision
+    vision = architecture.vision
     if vision is not None and training.frames:
         edge = int(picture_pixels(vision) ** 0.5)
         places = training.frames * vision.handed_over(edge)

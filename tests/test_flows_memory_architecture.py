@@ -9,15 +9,15 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.job.config import CaptionConfig
+from flows.planning.architecture import Architecture, read_architecture
+from flows.planning.architecture_profile import model_by_dimensions
 from flows.planning.estimate import StageEstimate
 from flows.planning.layers import pass_bytes, pass_flops
-from flows.planning.outline import Outline, read_outline
-from flows.planning.outline_card import outline_model
 from flows.planning.rungs import Rung
 from flows.planning.towers import Tower
 from stages.models.hub.checkpoint import Checkpoint
 from stages.process.device_limit import CONTEXT_BYTES
-from tests.plan_cases import kept_folder, outline_estimates, plan_case, write_header
+from tests.plan_cases import architecture_estimates, kept_folder, plan_case, write_header
 
 GIB = 1 << 30
 
@@ -28,15 +28,15 @@ def checkpoint(name: str) -> Checkpoint:
     return Checkpoint(name=name, folder=folder)
 
 
-def outline(name: str) -> Outline:
-    return read_outline(checkpoint(name))
+def architecture(name: str) -> Architecture:
+    return read_architecture(checkpoint(name))
 
 
 def stages(name: str, rows: int, frames: int, **given: Any) -> dict[str, StageEstimate]:
     rungs = given.pop("rungs", ())
     config = CaptionConfig(sources=("x",), **given)
-    model = outline_model(checkpoint(name), outline(name), config, "cuda:0")
-    found = outline_estimates(
+    model = model_by_dimensions(checkpoint(name), architecture(name), config, "cuda:0")
+    found = architecture_estimates(
         model, rows=rows, frames=frames, tokens=64, new_tokens=128, rungs=rungs
     )
     return {estimate.rung.stage: estimate for estimate in found}
@@ -48,7 +48,7 @@ def tower(found: Tower | None) -> Tower:
 
 
 def test_a_tower_of_eva_clip_takes_470_mb_a_layer_in_16_bit() -> None:
-    vision = tower(outline("eva-clip-8b").vision)
+    vision = tower(architecture("eva-clip-8b").vision)
     attention = 4 * 4096 * 4096 + 4096  # q, k, v, output; only the output has a bias
     mlp = 2 * 4096 * 20480 + 20480 + 4096
     assert vision.layer_parameters == attention + mlp + 2 * 4096  # and two norms
@@ -59,7 +59,7 @@ def test_a_tower_of_eva_clip_takes_470_mb_a_layer_in_16_bit() -> None:
 
 
 def test_a_language_half_with_grouped_heads_and_a_gated_mlp_is_read_off_its_shapes() -> None:
-    found = outline("qwen2.5-vl-7b-instruct")
+    found = architecture("qwen2.5-vl-7b-instruct")
     text, vision = tower(found.text), tower(found.vision)
     assert (text.layers, text.width, text.heads) == (28, 3584, 28)
     assert (text.attention.query_width, text.attention.key_width) == (3584, 4 * 128)
@@ -73,7 +73,7 @@ def test_a_language_half_with_grouped_heads_and_a_gated_mlp_is_read_off_its_shap
 def test_query_key_and_value_in_one_matrix_are_told_apart() -> None:
     """CogVLM2-Llama3-Caption: 4096 and twice 1024 rows, as Llama 3; a convolution of two by two and
     two tokens around the picture."""
-    found = outline("cogvlm2-llama3-caption")
+    found = architecture("cogvlm2-llama3-caption")
     text, vision = tower(found.text), tower(found.vision)
     assert (text.attention.query_width, text.attention.key_width) == (4096, 1024)
     assert (vision.width, vision.layers, vision.mlp.width) == (1792, 63, 15360)
@@ -84,7 +84,7 @@ def test_query_key_and_value_in_one_matrix_are_told_apart() -> None:
 
 def test_a_model_that_writes_nothing_has_no_language_half() -> None:
     for name in ("clip-vit-large-patch14", "eva-clip-8b"):
-        assert not outline(name).writes
+        assert not architecture(name).writes
         assert list(stages(name, rows=8, frames=1)) == ["encode"]
 
 
@@ -155,7 +155,7 @@ def test_clip_fits_in_8_gib_with_room_for_a_large_batch() -> None:
 
 
 def test_attention_that_is_not_fused_keeps_scores() -> None:
-    vision = tower(outline("llava-1.5-7b-hf").vision)
+    vision = tower(architecture("llava-1.5-7b-hf").vision)
     fused = pass_bytes(vision, 8, 577, 2)
     scores = 8 * 16 * 577 * 577 * (2 + 4)
     rows = 8 * 577 * 2  # bytes of a number of every token
@@ -172,7 +172,7 @@ def test_formulas_tell_what_runs_without_data_tell(name: str, frames_a_patch: in
     from stages.models.inspection import describe
 
     card = describe(checkpoint(name).folder)
-    found = outline(name)
+    found = architecture(name)
     vision, text = tower(found.vision), tower(found.text)
     for work in card.vision.works:
         a_token = 3 * vision.patch**2 * frames_a_patch
@@ -203,7 +203,7 @@ def test_halves_are_told_apart_as_the_classes_do(family: str) -> None:
 
     folder = whole_checkpoint(family) if family in MODELS else small(family)
     card = describe(folder)
-    found = read_outline(Checkpoint(name=family, folder=folder))
+    found = read_architecture(Checkpoint(name=family, folder=folder))
     assert found.vision_parameters == card.vision.parameters
     assert found.text_parameters == card.language.parameters
     assert tower(found.vision).width == 32
@@ -218,4 +218,4 @@ def test_packed_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes().replace(b'"F16"', b'"U16"'))
     with pytest.raises(UsageError, match="packed"):
-        read_outline(Checkpoint(name="packed", folder=tmp_path))
+        read_architecture(Checkpoint(name="packed", folder=tmp_path))

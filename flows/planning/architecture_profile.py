@@ -10,6 +10,7 @@ from artifacts.schema import FrameFit
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import settle
+from flows.planning.architecture import Architecture
 from flows.planning.layers import (
     attention_bytes,
     logits_bytes,
@@ -18,7 +19,6 @@ from flows.planning.layers import (
     pass_flops,
     step_flops,
 )
-from flows.planning.outline import Outline
 from flows.planning.towers import Tower
 from flows.planning.workloads import PIXEL_BYTES, PROBED_EDGE
 from stages.models.card import ModelCard, PartCard, SamplingCard
@@ -32,37 +32,39 @@ PROMPTS = (64, 256, 1024, 4096, 16384)
 """Tokens of a prompt of the works: attention that is not fused grows with their square."""
 
 
-def card_of(outline: Outline, folder: Path, *, fused: bool = True, why: str = "") -> ModelCard:
-    """The card of a checkpoint of which only the outline is known; without `fused`, attention keeps
+def card_of(
+    architecture: Architecture, folder: Path, *, fused: bool = True, why: str = ""
+) -> ModelCard:
+    """The card of a checkpoint of which only the architecture is known; without `fused`, attention keeps
     its scores."""
-    vision, text = outline.vision, outline.text
+    vision, text = architecture.vision, architecture.text
     edge = _edge(vision)
     pixels = 3 * edge * edge * PIXEL_BYTES if vision else 0
     tokens = vision.handed_over(edge) if vision else 0
     attention = "sdpa" if fused else "eager"
     fit = FrameFit(long_edges=((1.0, edge),) if vision and vision.image_size else ())
-    written = outline.writes and text is not None
+    written = architecture.writes and text is not None
     width = text.width if written and text else vision.width if vision else 1
     return ModelCard(
         folder=str(folder),
         class_name="",
         model_type="",
         modalities=("image",),
-        dtype=outline.dtype,
+        dtype=architecture.dtype,
         why=why,
         by_dimensions=True,
         parts={
             "vision": _half(
-                [tower for tower in outline.towers if tower.kind != "text"],
-                outline.vision_parameters,
+                [tower for tower in architecture.towers if tower.kind != "text"],
+                architecture.vision_parameters,
                 attention,
-                encoder_works(outline, fused=fused),
+                encoder_works(architecture, fused=fused),
             ),
             "language": _half(
                 [text] if written and text else [],
-                outline.text_parameters if written else 0,
+                architecture.text_parameters if written else 0,
                 attention,
-                decoder_works(outline, fused=fused) if written else (),
+                decoder_works(architecture, fused=fused) if written else (),
             ),
         },
         sampling=SamplingCard(),
@@ -103,13 +105,13 @@ def _half(
     )
 
 
-def encoder_works(outline: Outline, *, fused: bool) -> tuple[BatchCost, ...]:
+def encoder_works(architecture: Architecture, *, fused: bool) -> tuple[BatchCost, ...]:
     """What encoding takes: a frame is a row of its own to a tower that sees pictures one by one."""
-    tower, text = outline.vision, outline.text
+    tower, text = architecture.vision, architecture.text
     if tower is None:
         return ()
     each, edge = ITEM_BYTES, _edge(tower)
-    width = text.width if text and outline.writes else tower.width
+    width = text.width if text and architecture.writes else tower.width
     found = []
     for rows, frames in product(ROWS, FRAME_COUNTS):
         pictures = rows * frames
@@ -134,9 +136,9 @@ def encoder_works(outline: Outline, *, fused: bool) -> tuple[BatchCost, ...]:
     return tuple(found)
 
 
-def decoder_works(outline: Outline, *, fused: bool) -> tuple[BatchCost, ...]:
+def decoder_works(architecture: Architecture, *, fused: bool) -> tuple[BatchCost, ...]:
     """What reading prompts takes; logits only of the last token."""
-    tower = outline.text
+    tower = architecture.text
     assert tower is not None
     each = ITEM_BYTES
     more_of_mlp = max(0, mlp_bytes(tower, each) - attention_bytes(tower, each))
@@ -144,7 +146,7 @@ def decoder_works(outline: Outline, *, fused: bool) -> tuple[BatchCost, ...]:
     for rows, tokens in product(ROWS, PROMPTS):
         cache = 2 * tower.layers * tower.attention.key_width * each * rows * tokens
         computed = pass_bytes(tower, rows, tokens, each, fused=fused)
-        logits = logits_bytes(outline.vocabulary, rows, each)
+        logits = logits_bytes(architecture.vocabulary, rows, each)
         found.append(
             BatchCost(
                 kind="image",
@@ -155,15 +157,15 @@ def decoder_works(outline: Outline, *, fused: bool) -> tuple[BatchCost, ...]:
                 # Read in pieces, attention is what takes most.
                 mlp_bytes=rows * tokens * more_of_mlp,
                 flops=pass_flops(tower, rows, tokens),
-                step_flops=step_flops(tower, outline.vocabulary, rows),
+                step_flops=step_flops(tower, architecture.vocabulary, rows),
             )
         )
     return tuple(found)
 
 
-def outline_model(
+def model_by_dimensions(
     checkpoint: Checkpoint,
-    outline: Outline,
+    architecture: Architecture,
     config: CaptionConfig,
     device: str,
     *,
@@ -172,7 +174,7 @@ def outline_model(
 ) -> Model:
     """A model that can be planned and not run, `why` not. Raises UsageError for a precision that it
     cannot be had in."""
-    card = card_of(outline, checkpoint.folder, fused=fused, why=why)
+    card = card_of(architecture, checkpoint.folder, fused=fused, why=why)
     if not card.language.parameters:
         config = replace(config, language_precision="native")
     return Model(

@@ -24,7 +24,7 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outline:
+class Architecture:
     """A checkpoint known by its dimensions."""
 
     towers: tuple[Tower, ...]
@@ -54,8 +54,8 @@ class Outline:
         return self.parameters - self.text_parameters
 
 
-def read_outline(checkpoint: Checkpoint) -> Outline:
-    """The outline of a checkpoint. Raises UsageError where its files do not tell enough,
+def read_architecture(checkpoint: Checkpoint) -> Architecture:
+    """The architecture of a checkpoint. Raises UsageError where its files do not tell enough,
     EnvironmentFault where they cannot be read."""
     try:
         config = json.loads(read_text(checkpoint.folder / "config.json", JSON_BYTES))
@@ -67,7 +67,7 @@ def read_outline(checkpoint: Checkpoint) -> Outline:
     found = stacks_of(headers)
     if not found or not isinstance(config, dict):
         raise _unknown(checkpoint, "its tensors are not those of layers")
-    return _outline(config, headers, found)
+    return _architecture(config, headers, found)
 
 
 def _unknown(checkpoint: Checkpoint, why: str) -> UsageError:
@@ -77,7 +77,9 @@ def _unknown(checkpoint: Checkpoint, why: str) -> UsageError:
     )
 
 
-def _outline(config: dict[str, Any], headers: Sequence[Header], stacks: list[Stack]) -> Outline:
+def _architecture(
+    config: dict[str, Any], headers: Sequence[Header], stacks: list[Stack]
+) -> Architecture:
     roots = roots_of(stacks)
     owners = [_owner(header, stacks, roots) for header in headers]
     counts = [math.prod(header.shape) for header in headers]
@@ -97,7 +99,7 @@ def _outline(config: dict[str, Any], headers: Sequence[Header], stacks: list[Sta
     dtypes: dict[str, int] = {}
     for header, count in zip(headers, counts, strict=True):
         dtypes[header.dtype] = dtypes.get(header.dtype, 0) + count
-    return Outline(
+    return Architecture(
         towers=tuple(towers),
         parameters=sum(counts),
         vocabulary=embedding.shape[0] if embedding else 0,

@@ -26,9 +26,9 @@ def stage_seconds(
     left = to_do(job, found)
     new = job.config.max_new_tokens if new_tokens is None else new_tokens
     efforts = {
-        stage: COSTS[stage].effort(job.model, rung, left, new) for stage, rung in rungs.items()
+        stage: COSTS[stage].work_left(job.model, rung, left, new) for stage, rung in rungs.items()
     }
-    return {stage: seconds(machine, effort) for stage, effort in efforts.items()}
+    return {stage: seconds(machine, work_left) for stage, work_left in efforts.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
