@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.results.standing import standing
+from flows.results.status import stages_of
 
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
 GIVEN_UP = ("out of memory", "killed", "item alone")
@@ -141,7 +141,7 @@ def read_trial(out: Path, **known: Any) -> Trial:
     on_gpu = record["plan"].get("device", "cpu") != "cpu"
     peaks = {
         stage.name: stage.taken_bytes
-        for stage in standing(record, time.time())
+        for stage in stages_of(record, time.time())
         if stage.taken_bytes and not (on_gpu and stage.name == "frames")
     }
     captions = tuple(map(json.loads, text.splitlines()))

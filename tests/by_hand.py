@@ -85,7 +85,7 @@ CARD = ModelCard(
             widest_linear=WIDTH,
             layers=24,
             layer_parameters=A_SEEING_LAYER,
-            works=(encoding(1), encoding(2)),
+            batch_costs=(encoding(1), encoding(2)),
         ),
         "language": PartCard(
             shards=("b.safetensors",),
@@ -99,7 +99,7 @@ CARD = ModelCard(
             widest_linear=INSIDE,
             layers=LAYERS,
             layer_parameters=LAYER,
-            works=(decoding(1, 512), decoding(2, 512), decoding(1, 2048)),
+            batch_costs=(decoding(1, 512), decoding(2, 512), decoding(1, 2048)),
         ),
     },
     sampling=SamplingCard(),

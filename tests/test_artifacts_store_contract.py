@@ -16,7 +16,7 @@ from artifacts.packs import Record, RecordSet, stored_scopes
 from artifacts.store import SCHEMES, Store, open_store
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
-from flows.job.holds import holding, running_jobs
+from flows.job.leases import leased, running_jobs
 from flows.job.prepare import prepare
 from flows.upkeep.cache import holdings
 from flows.upkeep.cache_gc import collect
@@ -162,9 +162,9 @@ def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
 
 def test_what_a_running_job_holds_is_known_until_it_ends(store: Store) -> None:
     store.check_writable()
-    with holding(store, [SCOPE], Path("out")) as hold:
+    with leased(store, [SCOPE], Path("out")) as hold:
         assert not hold.shares(SCOPE)
-        with holding(open_store(store.url), [SCOPE], Path("elsewhere")):
+        with leased(open_store(store.url), [SCOPE], Path("elsewhere")):
             assert hold.shares(SCOPE)
             assert [job.scopes for job in running_jobs(store)] == [{SCOPE}, {SCOPE}]
     assert running_jobs(store) == []
@@ -184,7 +184,7 @@ def test_the_longest_unused_goes_first_after_the_rubbish_and_before_what_is_held
     stale.parent.mkdir(parents=True, exist_ok=True)
     stale.write_bytes(b"half")
     os.utime(stale, (0, 0))
-    with holding(store, [SCOPE], Path("out")):
+    with leased(store, [SCOPE], Path("out")):
         told = collect(store, 0, dry_run=True)
         assert dict(told.packs) == {"rubbish": 2, "features": 2}
         assert len(list(store.list("features"))) == 3 and stale.exists()
@@ -193,7 +193,7 @@ def test_the_longest_unused_goes_first_after_the_rubbish_and_before_what_is_held
             "features": 1,
         }
     assert not stale.exists() and not list(store.list("quarantine"))
-    assert {holding.scope for holding in holdings(store)} == {SCOPE, "ef" * 32}
+    assert {leased.scope for leased in holdings(store)} == {SCOPE, "ef" * 32}
     assert dict(collect(store, 0, dry_run=False).packs) == {"rubbish": 1, "features": 2}
     assert [path for path in (store.local / "claims").rglob("*") if path.is_file()] == []
 

@@ -14,7 +14,7 @@ from artifacts.claims import Claims
 from artifacts.keys import ContentDigests
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
-from flows.job.holds import running_jobs
+from flows.job.leases import running_jobs
 from flows.upkeep.cache_gc import collect
 from penstock_demo.clips import write_clips
 from tests.attacks import Outcome, attacked, seeded

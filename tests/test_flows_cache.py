@@ -16,7 +16,7 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.console.display import parse_size
-from flows.job.holds import running_jobs
+from flows.job.leases import running_jobs
 from flows.upkeep.cache import holdings
 from flows.upkeep.cache_gc import collect
 from tests.holders import held_elsewhere

@@ -20,7 +20,7 @@ from flows.planning.costs import frames as cutting
 from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs
 from flows.planning.rungs import Rung
-from flows.results.standing import what
+from flows.results.status import what
 from flows.running.run import caption
 from stages.process.outcome import StageOutcome
 from tests.media import write_video

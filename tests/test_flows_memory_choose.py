@@ -103,7 +103,7 @@ def test_a_host_that_is_too_small_is_no_fit() -> None:
 
 def test_nothing_is_refused_for_an_estimate_by_dimensions_that_its_weights_fit() -> None:
     card = question().model.card
-    bare = replace(card, parts={**card.parts, "language": replace(card.language, works=())})
+    bare = replace(card, parts={**card.parts, "language": replace(card.language, batch_costs=())})
     asked = question(images(tokens=60_000))
     asked = replace(asked, model=replace(asked.model, card=bare))
     found = choices(asked, HALVING, budget(16))["decode"]

@@ -47,8 +47,8 @@ def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:
     card = replace(
         CARD,
         parts={
-            "vision": replace(CARD.vision, works=(encoder,), stored_bytes=10**9),
-            "language": replace(CARD.language, works=(decoder,), stored_bytes=2 * 10**9),
+            "vision": replace(CARD.vision, batch_costs=(encoder,), stored_bytes=10**9),
+            "language": replace(CARD.language, batch_costs=(decoder,), stored_bytes=2 * 10**9),
         },
     )
     return replace(job, model=replace(job.model, card=card)), found

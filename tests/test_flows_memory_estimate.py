@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from flows.planning import terms as by
+from flows.planning.batch_costs import expected
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
 from flows.planning.terms import power_of_two
-from flows.planning.works import expected
 from stages.process.device_limit import CONTEXT_BYTES
 from tests.by_hand import (
     A_SEEING_LAYER,
@@ -145,7 +145,7 @@ def test_weights_that_are_cast_as_they_come_take_one_more_as_it_is_stored() -> N
 
 
 def test_a_half_of_which_nothing_ran_is_estimated_by_its_dimensions() -> None:
-    bare = replace(CARD, parts={**CARD.parts, "language": replace(CARD.language, works=())})
+    bare = replace(CARD, parts={**CARD.parts, "language": replace(CARD.language, batch_costs=())})
     asked = replace(question(), model=model(bare))
     found = asked.estimate(Rung(stage="decode", batch=1, precision="fp16"))
     assert found.by_dimensions
@@ -168,7 +168,7 @@ def test_the_terms_are_the_whole_arithmetic() -> None:
     [(1, 512, 512), (3, 512, 1536), (1, 1280, 1280), (1, 4096, 4096), (4, 1024, 4096)],
 )
 def test_works_go_on_in_lines(rows: int, tokens: int, says: int) -> None:
-    found = expected(CARD.language.works, "image", rows, tokens)
+    found = expected(CARD.language.batch_costs, "image", rows, tokens)
     # Of 2,048 tokens one row alone was tried.
     assert found.kept_bytes == pytest.approx(says * KV_A_TOKEN)
     assert found.peak_bytes == pytest.approx(says * (KV_A_TOKEN + A_TOKEN))

@@ -15,7 +15,7 @@ from flows.cli.status_command import lines as status_lines
 from flows.job.config import CaptionConfig
 from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
-from flows.results.standing import standing
+from flows.results.status import stages_of
 from tests.saying import ALL, LONG, ODD, Saying, lines, make, run, samples
 
 # The library leaves its shards open.
@@ -37,7 +37,7 @@ def clips(config: CaptionConfig) -> Path:
 def status(config: CaptionConfig) -> str:
     """What `penstock status` says of the last run."""
     record = load_record(Path(config.out))
-    return "\n".join(status_lines(record, standing(record, 0.0)))
+    return "\n".join(status_lines(record, stages_of(record, 0.0)))
 
 
 def prompts_said(config: CaptionConfig) -> dict[str, set[str]]:

@@ -12,7 +12,7 @@ from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
-from flows.job.holds import holding
+from flows.job.leases import leased
 from flows.running.run import caption
 from flows.upkeep.rebuild_run import RebuildOptions, RebuildResult, rebuild
 from stages.process.lock import try_hold
@@ -131,7 +131,7 @@ def test_what_a_running_job_needs_stays_until_the_next_prune(config: CaptionConf
     store = FolderStore(Path(config.store))
     (scope,) = {name.split("/")[2] for name in store.list("features")}
     other_weights(config)
-    with holding(store, [scope], Path("elsewhere")):
+    with leased(store, [scope], Path("elsewhere")):
         result = answered(config, prune=True)
     assert (result.encoded, result.removed, features(config)) == (3, 0, 6)
     assert any("weights changed" in reason for reason in result.difference.why)
@@ -167,7 +167,7 @@ def test_frames_that_another_job_looks_at_are_left_for_it(config: CaptionConfig)
     answered(config)
     (scope,) = {name.split("/")[2] for name in store.list("media")}
     other_weights(config)
-    with holding(store, [scope], Path("elsewhere")):
+    with leased(store, [scope], Path("elsewhere")):
         answered(config)
     assert len(list(store.list("frames"))) == 3
     answered(config)

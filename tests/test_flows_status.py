@@ -12,7 +12,7 @@ from artifacts.captions import Failure
 from flows.cli.main import main
 from flows.results.run_read import load_record
 from flows.results.run_record import TIMELINE_POINTS, RunRecord, coarser
-from flows.results.standing import StageStanding, advice, cells, standing
+from flows.results.status import StageStatus, advice, cells, stages_of
 from stages.process.outcome import StageOutcome
 
 
@@ -29,8 +29,8 @@ def record(tmp_path: Path) -> RunRecord:
     return made
 
 
-def encode(record: RunRecord, now: float) -> StageStanding:
-    return next(s for s in standing(record.value, now) if s.name == "encode")
+def encode(record: RunRecord, now: float) -> StageStatus:
+    return next(s for s in stages_of(record.value, now) if s.name == "encode")
 
 
 def work(record: RunRecord, began: float, samples: list[list[float]], items: int) -> None:

@@ -11,7 +11,7 @@ from stages.models.footprint import BatchCost
 from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.processors.prepare import load_processor
-from stages.models.shadow import works_of
+from stages.models.shadow import batch_costs_of
 from tests.checkpoints import whole_checkpoint
 from tests.families import checkpoint
 
@@ -31,11 +31,11 @@ def deep(config: Any) -> Any:
     return config
 
 
-def works(folder: Path) -> dict[Any, tuple[BatchCost, ...]]:
+def batch_costs(folder: Path) -> dict[Any, tuple[BatchCost, ...]]:
     config, cls = config_and_class(folder, trusted=False)
     skeleton = skeleton_of(deep(config), cls)
     route = choose_route(skeleton).route
-    found, why = works_of(skeleton, load_processor(folder, False), route)
+    found, why = batch_costs_of(skeleton, load_processor(folder, False), route)
     assert why == ""
     return {str(half): of_half for half, of_half in found.items()}
 
@@ -54,7 +54,7 @@ def test_what_is_counted_is_the_same(family: str, monkeypatch: pytest.MonkeyPatc
         return again(live, *given)
 
     monkeypatch.setattr(Live, "again", counted)
-    short = works(folder)
+    short = batch_costs(folder)
     assert skipped
     monkeypatch.setattr(alike, "FEWEST", 1000)
-    assert works(folder) == short
+    assert batch_costs(folder) == short

@@ -10,7 +10,7 @@ from stages.models.footprint import BatchCost, at_size, kept_bytes, peak_bytes
 SIZES = ((1, 100), (1, 400), (1, 1000), (2, 400), (2, 1000))
 
 
-def works(
+def batch_costs(
     peak: Callable[[int, int], int], sizes: tuple[tuple[int, int], ...] = SIZES
 ) -> list[BatchCost]:
     return [
@@ -43,7 +43,7 @@ def works(
 def test_growth_is_told_from_a_few_sizes(
     peak: Callable[[int, int], int], rows: int, units: int
 ) -> None:
-    found = peak_bytes(works(peak), kind="image", rows=rows, units=units)
+    found = peak_bytes(batch_costs(peak), kind="image", rows=rows, units=units)
     assert found == pytest.approx(peak(rows, units), rel=0.01)
 
 
@@ -51,20 +51,20 @@ def test_two_sizes_give_a_line_and_one_a_proportion() -> None:
     def line(rows: int, units: int) -> int:
         return 100 + rows * units
 
-    two = works(line, ((1, 500), (2, 500)))
+    two = batch_costs(line, ((1, 500), (2, 500)))
     assert peak_bytes(two, kind="image", rows=8, units=500) == pytest.approx(4100)
-    one = works(line, ((1, 500),))
+    one = batch_costs(line, ((1, 500),))
     assert peak_bytes(one, kind="image", rows=4, units=500) == pytest.approx(2400)
     assert peak_bytes((), kind="image", rows=4, units=500) == 0
 
 
 def test_a_kind_that_was_not_run_is_told_by_the_other() -> None:
-    known = works(lambda rows, units: rows * units)
+    known = batch_costs(lambda rows, units: rows * units)
     assert peak_bytes(known, kind="video", rows=2, units=200) == pytest.approx(400)
 
 
 def test_wider_numbers_tokens_and_pieces_change_the_peak() -> None:
-    known = works(lambda rows, units: 60 * rows * units)
+    known = batch_costs(lambda rows, units: 60 * rows * units)
     size: dict[str, Any] = {"kind": "image", "rows": 4, "units": 1000}
     assert peak_bytes(known, **size, item_bytes=4) == pytest.approx(2 * 240_000 - 1000, rel=0.01)
     assert kept_bytes(known, **size, item_bytes=4) == pytest.approx(64_000)
@@ -79,7 +79,7 @@ def test_growth_that_two_peaks_only_seem_to_lose_is_left_out() -> None:
     def bent(rows: int, units: int) -> int:
         return max(50_000, 60 * rows * units)
 
-    found = peak_bytes(works(bent), kind="image", rows=8, units=8000)
+    found = peak_bytes(batch_costs(bent), kind="image", rows=8, units=8000)
     assert found >= 0.8 * bent(8, 8000)
 
 

@@ -6,7 +6,7 @@ from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.inspection import frames_a_video
 from stages.models.processors.prepare import load_processor
-from stages.models.shadow import works_of
+from stages.models.shadow import batch_costs_of
 from tests.checkpoints import MODELS, whole_checkpoint
 from tests.families import BUILDERS, checkpoint
 
@@ -27,17 +27,17 @@ def test_works_are_found_by_every_route(family: str) -> None:
     skeleton = skeleton_of(config, cls)
     route = choose_route(skeleton).route
     processor = load_processor(folder, False)
-    works, why = works_of(skeleton, processor, route, frames_a_video(processor))
+    batch_costs, why = batch_costs_of(skeleton, processor, route, frames_a_video(processor))
     assert why == ""
-    assert bool(works["vision"]) == (route != "joint")
-    one, two = (next(w for w in works["language"] if w.rows == rows) for rows in (1, 2))
+    assert bool(batch_costs["vision"]) == (route != "joint")
+    one, two = (next(w for w in batch_costs["language"] if w.rows == rows) for rows in (1, 2))
     assert two.peak_bytes > one.peak_bytes > 0
-    assert all(work.flops > 0 for work in works["language"])
-    for work in (*works["vision"], *works["language"]):
+    assert all(work.flops > 0 for work in batch_costs["language"])
+    for work in (*batch_costs["vision"], *batch_costs["language"]):
         assert 0 < work.outside_bytes <= work.peak_bytes
         assert work.outside_bytes_32 <= work.peak_bytes_32
         assert work.peak_bytes - work.mlp_bytes <= work.outside_bytes
     # What waits for a layer is less than what computes.
-    assert all(0 <= work.waiting_bytes < work.peak_bytes for work in works["vision"])
+    assert all(0 <= work.waiting_bytes < work.peak_bytes for work in batch_costs["vision"])
     # One family keeps nothing between tokens.
-    assert all(work.kept_bytes > 0 for work in works["language"]) == (family != "pix2struct")
+    assert all(work.kept_bytes > 0 for work in batch_costs["language"]) == (family != "pix2struct")

@@ -11,7 +11,7 @@ from typing import Any
 from flows.console.display import duration, failed_line, printable
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
-from flows.results.standing import COLUMNS, StageStanding, advice, cells, places, standing, what
+from flows.results.status import COLUMNS, StageStatus, advice, cells, places, stages_of, what
 
 ROW = "{:8s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"
 
@@ -19,7 +19,7 @@ ROW = "{:8s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"
 def status_command(given: argparse.Namespace) -> int:
     """Returns 0 unless there is no run. Raises UsageError, EnvironmentFault."""
     record = load_record(Path(given.out))
-    stages = standing(record, time.time())
+    stages = stages_of(record, time.time())
     if given.json:
         stood = {stage.name: asdict(stage) for stage in stages}
         record["stages"] = [{**entry, **stood[entry["name"]]} for entry in record["stages"]]
@@ -29,7 +29,7 @@ def status_command(given: argparse.Namespace) -> int:
     return 0
 
 
-def lines(record: Mapping[str, Any], stages: list[StageStanding]) -> Iterator[str]:
+def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]:
     """The record for people."""
     yield headline(record)
     if advice(record):

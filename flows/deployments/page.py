@@ -16,7 +16,7 @@ from flows.deployments.patience import impatient
 from flows.deployments.view import plain
 from flows.job.prepare import Job
 from flows.results.run_record import RunRecord
-from flows.results.standing import COLUMNS, advice, cells, places, standing, what
+from flows.results.status import COLUMNS, advice, cells, places, stages_of, what
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def page(record: Mapping[str, Any], now: float) -> str:
         f"**{record['state']}**",
         *filter(None, map(plain, (record["error"], advice(record)))),
         "".join(f"- {plain(line)}\n" for line in what(record)),
-        grid(COLUMNS, map(cells, standing(record, now))),
+        grid(COLUMNS, map(cells, stages_of(record, now))),
         grid(("output", "where"), places(record).items()),
     ]
     if failures:

@@ -35,8 +35,8 @@ PROMPTS = (64, 256, 1024, 4096, 16384)
 def card_of(
     architecture: Architecture, folder: Path, *, fused: bool = True, why: str = ""
 ) -> ModelCard:
-    """The card of a checkpoint of which only the architecture is known; without `fused`, attention keeps
-    its scores."""
+    """The card of a checkpoint of which only the architecture is known; without `fused`, attention
+    keeps its scores."""
     vision, text = architecture.vision, architecture.text
     edge = _edge(vision)
     pixels = 3 * edge * edge * PIXEL_BYTES if vision else 0
@@ -58,13 +58,13 @@ def card_of(
                 [tower for tower in architecture.towers if tower.kind != "text"],
                 architecture.vision_parameters,
                 attention,
-                encoder_works(architecture, fused=fused),
+                encoder_costs(architecture, fused=fused),
             ),
             "language": _half(
                 [text] if written and text else [],
                 architecture.text_parameters if written else 0,
                 attention,
-                decoder_works(architecture, fused=fused) if written else (),
+                decoder_costs(architecture, fused=fused) if written else (),
             ),
         },
         sampling=SamplingCard(),
@@ -84,7 +84,7 @@ def _edge(vision: Tower | None) -> int:
 
 
 def _half(
-    towers: Sequence[Tower], parameters: int, attention: str, works: tuple[BatchCost, ...]
+    towers: Sequence[Tower], parameters: int, attention: str, batch_costs: tuple[BatchCost, ...]
 ) -> PartCard:
     matrices = [matrix for tower in towers for matrix in tower.matrices * tower.layers]
     largest = max(towers, key=lambda tower: tower.layers * tower.layer_parameters, default=None)
@@ -101,11 +101,11 @@ def _half(
         layers=largest.layers if largest else 0,
         layer_parameters=largest.layer_parameters if largest else 0,
         attention=attention,
-        works=works,
+        batch_costs=batch_costs,
     )
 
 
-def encoder_works(architecture: Architecture, *, fused: bool) -> tuple[BatchCost, ...]:
+def encoder_costs(architecture: Architecture, *, fused: bool) -> tuple[BatchCost, ...]:
     """What encoding takes: a frame is a row of its own to a tower that sees pictures one by one."""
     tower, text = architecture.vision, architecture.text
     if tower is None:
@@ -136,7 +136,7 @@ def encoder_works(architecture: Architecture, *, fused: bool) -> tuple[BatchCost
     return tuple(found)
 
 
-def decoder_works(architecture: Architecture, *, fused: bool) -> tuple[BatchCost, ...]:
+def decoder_costs(architecture: Architecture, *, fused: bool) -> tuple[BatchCost, ...]:
     """What reading prompts takes; logits only of the last token."""
     tower = architecture.text
     assert tower is not None

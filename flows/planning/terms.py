@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from flows.console.display import gib
 from flows.job.precision import BYTES, QUANTIZED, PartSettings, no_bfloat16
+from flows.planning.batch_costs import Expected
 from flows.planning.estimate import Purpose, Term
 from flows.planning.rungs import Rung
 from flows.planning.workloads import COPIES, PIXEL_BYTES, Workload
-from flows.planning.works import Expected
 from stages.memory.shrinking import items_a_block
 from stages.models.card import PartCard
 from stages.models.footprint import at_size
@@ -187,13 +187,13 @@ def attention_terms(
         return
     if settings.dtype == "bfloat16" and no_bfloat16(device):
         scores = at_size(
-            half.works, lambda w: w.scores_bytes, kind=load.kind, rows=rows, units=units
+            half.batch_costs, lambda w: w.scores_bytes, kind=load.kind, rows=rows, units=units
         )
         gpu = "compute capability {}.{}".format(*device_capability(device))
         why = f"scores of all pairs of tokens, in 32 bit: {gpu} has no fused attention in bf16"
         yield Term(part="workspace", bytes=scores, why=why)
     elif masks := at_size(
-        half.works, lambda w: w.mask_bytes, kind=load.kind, rows=rows, units=units
+        half.batch_costs, lambda w: w.mask_bytes, kind=load.kind, rows=rows, units=units
     ):
         # A fused kernel takes no booleans, and rows of a multiple of 16 numbers.
         why = "masks of a batch, once as numbers and once with longer rows"

@@ -8,7 +8,7 @@ from typing import Any
 from artifacts.captions import Failure
 from artifacts.words import counted
 from flows.results.outputs import Written
-from flows.results.standing import texts_line
+from flows.results.status import texts_line
 
 
 @dataclass(kw_only=True, slots=True)

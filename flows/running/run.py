@@ -16,8 +16,8 @@ from flows.console.display import Display
 from flows.job.about import notes, summary
 from flows.job.budget import WithinBudget
 from flows.job.config import CaptionConfig
-from flows.job.holds import Hold, holding
 from flows.job.launch import DirectLauncher, Launcher
+from flows.job.leases import Lease, leased
 from flows.job.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.job.scope_notes import note_scopes
 from flows.job.weights import fetch_parts
@@ -89,7 +89,7 @@ class Watch:
         launcher: Launcher,
         doing: str = "captioning into",
         another: str = "give another --out",
-    ) -> Iterator[tuple[Sequence, RunRecord, Hold]]:
+    ) -> Iterator[tuple[Sequence, RunRecord, Lease]]:
         """The sequence of a job, which nobody else works on and nobody deletes under it."""
 
         fetch = partial(fetch_parts, job.model, display=self._display)
@@ -140,10 +140,10 @@ def refuse_file(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def claiming(job: Job) -> Iterator[Hold]:
+def claiming(job: Job) -> Iterator[Lease]:
     """Keep what the job needs from being deleted by others, and note what it is of."""
     scopes = [scope for way in job.ledger.ways for scope in way.of.values()]
-    with holding(job.store, list(dict.fromkeys(scopes)), job.out) as hold:
+    with leased(job.store, list(dict.fromkeys(scopes)), job.out) as hold:
         note_scopes(job)
         yield hold
 

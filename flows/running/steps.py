@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from artifacts.errors import CannotFit, StageDied
 from artifacts.packs import Record
 from artifacts.schema import Part
-from flows.job.holds import Hold
 from flows.job.launch import Launcher, Running
+from flows.job.leases import Lease
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
 from flows.job.weights import parts_of
@@ -17,9 +17,9 @@ from flows.planning.sizes import Estimate
 from flows.planning.start import plan_start
 from flows.planning.times import times_of
 from flows.results.run_record import RunRecord
-from flows.running.alone import Alone, too_large
 from flows.running.batches import work_of
 from flows.running.calls import Calls, settings_on
+from flows.running.single_item import SingleItemFallback, too_large
 from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from stages.process.exit_diagnosis import is_crash
 from stages.process.outcome import StageOutcome
@@ -38,7 +38,7 @@ class Steps:
         ladder: Ladder,
         tell: Callable[[str, int, int], None],
         fetch: Callable[[Collection[Part]], None],
-        hold: Hold,
+        hold: Lease,
     ) -> None:
         self._job = job
         self._first = job.pipeline[0]
@@ -47,9 +47,9 @@ class Steps:
         self._ladder = ladder
         self.tell = tell
         self.fetch = fetch
-        self._hold = hold
+        self._lease = hold
         self._calls = Calls(job)
-        self._alone = Alone(job, ladder, self._run, tell)
+        self._single_items = SingleItemFallback(job, ladder, self._run, tell)
         self._ahead: Running | None = None
         self._take()
 
@@ -147,7 +147,7 @@ class Steps:
         """Delete what a stage is through with, unless it is to be kept or another running job looks
         at it too, which would have to make it again."""
         ledger = self._job.ledger
-        if self._job.config.keep_frames or self._hold.shares(ledger.scopes[stage.reads]):
+        if self._job.config.keep_frames or self._lease.shares(ledger.scopes[stage.reads]):
             return
         done, tasks = ledger[stage.writes].keys(), ledger.tasks(media)
         ledger[stage.reads].drop(
@@ -172,7 +172,7 @@ class Steps:
                 continue
             if outcome.items:
                 self._ladder.worked(name)
-            self._alone.fit(stage, work.tasks, outcome.too_large)
+            self._single_items.fit(stage, work.tasks, outcome.too_large)
             if not (outcome.items or outcome.too_large):
                 break  # whatever it is that is missing, the stage does not make it
 

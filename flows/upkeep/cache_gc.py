@@ -12,7 +12,7 @@ from artifacts.claims import FOLDER as CLAIMS
 from artifacts.pack_object import QUARANTINE
 from artifacts.store import Store
 from artifacts.stores.local import TEMPORARY, left_behind
-from flows.job.holds import running_jobs
+from flows.job.leases import running_jobs
 from flows.pipelines import REBUILD
 from flows.upkeep.cache import Pack, objects, packs
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from artifacts.packs import RecordSet
 from artifacts.record_union import RecordUnion
-from flows.job.holds import RunningJob
+from flows.job.leases import RunningJob
 from flows.job.ledger import Ledger
 from flows.job.prepare import Job
 from flows.job.scopes import Scopes

@@ -10,8 +10,8 @@ from artifacts.store import open_store
 from artifacts.words import counted
 from flows.console.display import Display, duration, size
 from flows.job.config import CaptionConfig
-from flows.job.holds import RunningJob, running_jobs
 from flows.job.launch import DirectLauncher
+from flows.job.leases import RunningJob, running_jobs
 from flows.job.prepare import Job, prepare
 from flows.job.weights import bytes_to_fetch, parts_of
 from flows.pipelines import REBUILD

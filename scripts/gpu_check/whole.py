@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from flows.results.standing import standing
+from flows.results.status import stages_of
 from scripts.gpu_check.rows import Row, mib, one_line, row
 from scripts.gpu_check.runs import PENSTOCK, command, environment, good_run, run
 from scripts.gpu_check.setting import Setting
@@ -102,7 +102,7 @@ def kept_to(budget: str, code: int, words: str, record: Mapping[str, Any]) -> Ro
         good = code == 3 and named is not None and "Traceback" not in words
         return row(name, expected, f"exit {code}: {one_line(last)}", good)
     rungs = [f"{rung['stage']} with {rung['name']} ({rung['reason']})" for rung in record["rungs"]]
-    taken = {stage.name: stage.taken_bytes for stage in standing(record, time.time())}
+    taken = {stage.name: stage.taken_bytes for stage in stages_of(record, time.time())}
     most = max(taken[name] for name in ON_DEVICE)
     found = f"exit 0, {mib(most)} at most, {'; '.join(rungs) or 'no lower rung'}"
     allowed = record["plan"]["memory"]["budget_bytes"]
@@ -149,7 +149,7 @@ def planned(setting: Setting) -> Iterator[Row]:
 def peaks(batch: int, record: Mapping[str, Any]) -> Iterator[Row]:
     """A row a stage."""
     told = {stage["rung"]["stage"]: stage for stage in record["plan"]["memory"]["stages"]}
-    for stage in standing(record, time.time()):
+    for stage in stages_of(record, time.time()):
         if stage.name in ON_DEVICE and stage.taken_bytes:
             plan, taken = told[stage.name]["peak_bytes"], stage.taken_bytes
             off = plan / taken - 1

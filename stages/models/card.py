@@ -8,7 +8,7 @@ from typing import Any, get_args
 from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
 
-RECIPE = 18
+RECIPE = 19
 """Raised when what a card says changes; part of its key."""
 
 
@@ -46,7 +46,7 @@ class PartCard:
     """Whether its classes take FlashAttention."""
     pieces: tuple[str, ...] = ()
     """Paths of what belongs to the other half and is loaded, and counted, with this one too."""
-    works: tuple[BatchCost, ...] = ()
+    batch_costs: tuple[BatchCost, ...] = ()
     """What computing takes, at a few sizes; empty when it could not be found out."""
 
 
@@ -129,7 +129,7 @@ class ModelCard:
     """The same a frame of two smaller ones."""
     pixels_a_video: int = 0
     """In how many pixels all frames of a video are seen at the most, together; 0: no limit."""
-    works_unknown: str = ""
+    batch_costs_unknown: str = ""
     """Why it could not be found out what computing takes; empty when it could."""
 
     @property
@@ -153,8 +153,8 @@ class ModelCard:
         for part in (part for part in get_args(Part) if part in value):
             told = value.pop(part)
             lists = {key: tuple(told[key]) for key in ("shards", "tensors", "pieces")}
-            works = tuple(BatchCost(**work) for work in told["works"])
-            parts[part] = PartCard(**{**told, **lists, "works": works})
+            batch_costs = tuple(BatchCost(**work) for work in told["batch_costs"])
+            parts[part] = PartCard(**{**told, **lists, "batch_costs": batch_costs})
         made["parts"] = parts
         made["sampling"] = SamplingCard(**value["sampling"])
         for name in ("image_sizes", "frame_sizes"):

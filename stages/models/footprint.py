@@ -63,7 +63,7 @@ class BatchCost:
 
 
 def peak_bytes(
-    works: Sequence[BatchCost],
+    batch_costs: Sequence[BatchCost],
     *,
     kind: Kind,
     rows: int,
@@ -78,46 +78,62 @@ def peak_bytes(
     scale, wide = item_bytes / ITEM_BYTES, item_bytes > ITEM_BYTES
     # Of works that are formulas in 16 bit, all is taken to be twice as large.
     peak = _at(
-        works,
+        batch_costs,
         kind,
         rows,
         units,
         lambda w: (w.peak_bytes_32 or 2 * w.peak_bytes) if wide else w.peak_bytes,
     )
-    positions = _at(works, kind, rows, units, lambda w: w.positions) or rows * units
+    positions = _at(batch_costs, kind, rows, units, lambda w: w.positions) or rows * units
     if 0 < prefill < positions:
-        inside = scale * _at(works, kind, rows, units, lambda w: w.mlp_bytes)
+        inside = scale * _at(batch_costs, kind, rows, units, lambda w: w.mlp_bytes)
         outside = _at(
-            works, kind, rows, units, lambda w: w.outside_bytes_32 if wide else w.outside_bytes
+            batch_costs,
+            kind,
+            rows,
+            units,
+            lambda w: w.outside_bytes_32 if wide else w.outside_bytes,
         )
         peak = max(peak - inside * (1 - prefill / positions), min(peak, outside))
     if new_tokens:
-        step = _at(works, kind, rows, units + new_tokens, lambda w: w.step_bytes)
+        step = _at(batch_costs, kind, rows, units + new_tokens, lambda w: w.step_bytes)
         peak = max(peak, scale * step)
     return max(0, round(peak))
 
 
 def kept_bytes(
-    works: Sequence[BatchCost], *, kind: Kind, rows: int, units: int, item_bytes: int = ITEM_BYTES
+    batch_costs: Sequence[BatchCost],
+    *,
+    kind: Kind,
+    rows: int,
+    units: int,
+    item_bytes: int = ITEM_BYTES,
 ) -> int:
     """Of the encoder: the features of so many rows. Of the decoder: its KV cache when each row has
     so many tokens."""
-    found = _at(works, kind, rows, units, lambda w: w.kept_bytes)
+    found = _at(batch_costs, kind, rows, units, lambda w: w.kept_bytes)
     return max(0, round(item_bytes / ITEM_BYTES * found))
 
 
 def waiting_bytes(
-    works: Sequence[BatchCost], *, kind: Kind, rows: int, units: int, item_bytes: int = ITEM_BYTES
+    batch_costs: Sequence[BatchCost],
+    *,
+    kind: Kind,
+    rows: int,
+    units: int,
+    item_bytes: int = ITEM_BYTES,
 ) -> int:
     """What so many rows hold that wait for a layer of the encoder."""
 
     wide = item_bytes > ITEM_BYTES
-    held = _at(works, kind, rows, units, lambda w: w.waiting_bytes_32 if wide else w.waiting_bytes)
+    held = _at(
+        batch_costs, kind, rows, units, lambda w: w.waiting_bytes_32 if wide else w.waiting_bytes
+    )
     return max(0, round(held))
 
 
 def at_size(
-    works: Sequence[BatchCost],
+    batch_costs: Sequence[BatchCost],
     each: Callable[[BatchCost], int],
     *,
     kind: Kind,
@@ -125,15 +141,19 @@ def at_size(
     units: int,
 ) -> int:
     """One figure of a card's works, at a size."""
-    return max(0, round(_at(works, kind, rows, units, each)))
+    return max(0, round(_at(batch_costs, kind, rows, units, each)))
 
 
 def _at(
-    works: Sequence[BatchCost], kind: Kind, rows: int, units: int, each: Callable[[BatchCost], int]
+    batch_costs: Sequence[BatchCost],
+    kind: Kind,
+    rows: int,
+    units: int,
+    each: Callable[[BatchCost], int],
 ) -> float:
     """The value at a size, by the terms that the runs tell apart; a growth that is negative is an
     accident of two runs that have their peaks at different places, and is left out."""
-    known = [work for work in works if work.kind == kind] or list(works)
+    known = [work for work in batch_costs if work.kind == kind] or list(batch_costs)
     if not known:
         return 0.0
     largest = max(known, key=lambda work: (work.rows * work.units, work.rows))

@@ -28,7 +28,7 @@ from stages.models.processors.prepare import (
     prepare,
     takes_videos,
 )
-from stages.models.shadow import works_of
+from stages.models.shadow import batch_costs_of
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.gc_freeze import gc_frozen
 
@@ -73,7 +73,7 @@ def _described(
     )
     processor = load_processor(folder, trust_remote_code)
     _try_processor(processor, folder)
-    works, why = works_of(skeleton, processor, choice.route, frames_a_video(processor))
+    batch_costs, why = batch_costs_of(skeleton, processor, choice.route, frames_a_video(processor))
     again = load_processor(folder, trust_remote_code) if probing is None else None
     image, video = probing.result() if probing is not None else _probes(again)
     card = _card(folder, skeleton, choice, processor, halves, image, video)
@@ -81,8 +81,10 @@ def _described(
         logger.warning("what computing takes could not be found out: %s", why)
     return replace(
         card,
-        parts={part: replace(held, works=works[part]) for part, held in card.parts.items()},
-        works_unknown=why,
+        parts={
+            part: replace(held, batch_costs=batch_costs[part]) for part, held in card.parts.items()
+        },
+        batch_costs_unknown=why,
     )
 
 

@@ -46,7 +46,7 @@ PIXEL_BYTES = 4
 KINDS: tuple[MediaKind, MediaKind] = ("image", "video")
 
 
-def works_of(
+def batch_costs_of(
     skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0
 ) -> tuple[dict[Part, tuple[BatchCost, ...]], str]:
     """What computing each half of the model over `skeleton` takes at a few sizes, and if that

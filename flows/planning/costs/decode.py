@@ -8,6 +8,7 @@ from artifacts.words import counted
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import BYTES, PartSettings
+from flows.planning.batch_costs import Expected, decoder_by_dimensions, expected
 from flows.planning.costs.part import (
     free_settings,
     loading,
@@ -21,7 +22,6 @@ from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import ahead_of, around, attention_terms, cache, products, weights
 from flows.planning.todo import ToDo
 from flows.planning.workloads import Workload
-from flows.planning.works import Expected, decoder_by_dimensions, expected
 
 STEP_CALLS = 30
 """Linear layers that generating one token calls as long as, beside those of the model."""
@@ -95,10 +95,10 @@ def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -
 def _decoder_work(
     model: Model, settings: PartSettings, load: Workload, rows: int, new: int, prefill: int
 ) -> Expected:
-    works, each = model.card.language.works, BYTES.get(settings.dtype, 4)
-    if not works:
+    batch_costs, each = model.card.language.batch_costs, BYTES.get(settings.dtype, 4)
+    if not batch_costs:
         return decoder_by_dimensions(model.card, each, rows, load.tokens, new=new, prefill=prefill)
-    return expected(works, load.kind, rows, load.tokens, each=each, new=new, prefill=prefill)
+    return expected(batch_costs, load.kind, rows, load.tokens, each=each, new=new, prefill=prefill)
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:

@@ -8,6 +8,7 @@ from artifacts.words import counted
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import BYTES, QUANTIZED, PartSettings
+from flows.planning.batch_costs import Expected, encoder_by_dimensions, expected
 from flows.planning.costs.part import (
     free_settings,
     loading,
@@ -30,7 +31,6 @@ from flows.planning.terms import (
 )
 from flows.planning.todo import ToDo
 from flows.planning.workloads import PIXEL_BYTES, Workload
-from flows.planning.works import Expected, encoder_by_dimensions, expected
 from stages.encode import FRAMES_A_BATCH
 from stages.memory.shrinking import tighter
 
@@ -121,9 +121,9 @@ def _encoder_work(
     model: Model, settings: PartSettings, rows: int, load: Workload, prefill: int
 ) -> Expected:
     half, each = model.card.vision, BYTES.get(settings.dtype, 4)
-    if not half.works:
+    if not half.batch_costs:
         return encoder_by_dimensions(half, each, rows, load.units, load.feature_bytes)
-    return expected(half.works, load.kind, rows, load.units, each=each, prefill=prefill)
+    return expected(half.batch_costs, load.kind, rows, load.units, each=each, prefill=prefill)
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:

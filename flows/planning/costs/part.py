@@ -8,9 +8,9 @@ from artifacts.schema import Part
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import DTYPES, QUANTIZED, SHORT, PartSettings, weight_bytes
+from flows.planning.batch_costs import Expected
 from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate
-from flows.planning.works import Expected
 from stages.models.card import PartCard
 
 

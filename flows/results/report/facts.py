@@ -13,7 +13,7 @@ from flows.job.sources import writable
 from flows.results.report.media import FILE, captioned_media, failed_media
 from flows.results.report.stages import plan_table, stage_table, timeline_of
 from flows.results.run_read import load_record
-from flows.results.standing import advice, places, standing
+from flows.results.status import advice, places, stages_of
 
 Rows = Iterator[tuple[str, str]]
 
@@ -37,7 +37,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "updated": _moment(record["updated"]),
         "totals": list(_totals(record, timeline["seconds"])),
         "about": [*_about(record, prompts), ("folder", writable(str(out.absolute())))],
-        "stages": stage_table(record, standing(record, time.time())),
+        "stages": stage_table(record, stages_of(record, time.time())),
         "plan": plan_table(record),
         "timeline": timeline,
         "failures": failed_media(out) or record["failures"],

@@ -8,7 +8,7 @@ from typing import Any
 from flows.console.display import duration, size
 from flows.pipelines import STAGES
 from flows.results.run_record import seconds_of
-from flows.results.standing import COLUMNS, StageStanding, cells
+from flows.results.status import COLUMNS, StageStatus, cells
 
 MORE = ("planned time", "CPU time", "processes", "tokens", "attention")
 PARTS = {
@@ -114,7 +114,7 @@ def _rung(rung: Mapping[str, Any], began: float) -> dict[str, Any]:
     return {**told, "at": max(0.0, seconds_of(stamp) - began) if stamp else None}
 
 
-def stage_table(record: Mapping[str, Any], stages: Sequence[StageStanding]) -> dict[str, Any]:
+def stage_table(record: Mapping[str, Any], stages: Sequence[StageStatus]) -> dict[str, Any]:
     """`columns` and `rows`, a row a stage."""
     planned = record["plan"].get("seconds") or {}
     rows = [

@@ -30,7 +30,7 @@ def too_large(stage: str, words: str, wanted: int = 0) -> dict[str, Any]:
     }
 
 
-class Alone:
+class SingleItemFallback:
     """What is done about the items of one run that did not fit."""
 
     def __init__(

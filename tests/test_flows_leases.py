@@ -13,8 +13,8 @@ import pytest
 
 from artifacts.store import FolderStore
 from artifacts.stores.local import clock_of
-from flows.job import holds
-from flows.job.holds import holding, running_jobs
+from flows.job import leases
+from flows.job.leases import leased, running_jobs
 from flows.upkeep.cache_gc import collect
 from tests.holders import held_elsewhere
 
@@ -35,9 +35,9 @@ def holder(store: FolderStore) -> Iterator["subprocess.Popen[str]"]:
 
 def test_a_claim_ends_with_its_block_and_does_not_count_against_itself(store: FolderStore) -> None:
     store.check_writable()
-    with holding(store, [HELD], Path("one")) as mine:
+    with leased(store, [HELD], Path("one")) as mine:
         assert not mine.shares(HELD)
-        with holding(store, [HELD, FREE], Path("two")) as other:
+        with leased(store, [HELD, FREE], Path("two")) as other:
             assert mine.shares(HELD) and other.shares(HELD) and not other.shares(FREE)
         assert not mine.shares(HELD)
     assert running_jobs(store) == []
@@ -64,7 +64,7 @@ def test_a_mount_that_locks_nothing_can_hold_a_job(
     store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_locks(monkeypatch, errno.ENOSYS)
-    with holding(store, [HELD], tmp_path):
+    with leased(store, [HELD], tmp_path):
         assert [job.scopes for job in running_jobs(store)] == [{HELD}]
     assert running_jobs(store) == []
 
@@ -132,8 +132,8 @@ def test_a_claim_that_is_none_stops_nobody(store: FolderStore, text: bytes) -> N
 def test_a_job_shows_that_it_lives(
     store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holds, "BEAT_SECONDS", 0.01)
-    with holding(store, [HELD], tmp_path):
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.01)
+    with leased(store, [HELD], tmp_path):
         (path,) = (store.local / "jobs").iterdir()
         os.utime(path, (0, 0))
         deadline = time.monotonic() + 10

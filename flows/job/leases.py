@@ -41,7 +41,7 @@ class RunningJob:
     """In words, for people."""
 
 
-class Hold:
+class Lease:
     """This process's own claim on a store."""
 
     def __init__(self, store: Store, path: Path) -> None:
@@ -57,7 +57,7 @@ class Hold:
 
 
 @contextlib.contextmanager
-def holding(store: Store, scopes: Sequence[str], out: Path) -> Iterator[Hold]:
+def leased(store: Store, scopes: Sequence[str], out: Path) -> Iterator[Lease]:
     """Claim what a job needs until the block ends, or the process does. Raises EnvironmentFault."""
     name = f"{uuid.uuid4().hex}.json"
     half, final = store.local / TEMPORARY / name, store.local / JOBS / name
@@ -81,7 +81,7 @@ def holding(store: Store, scopes: Sequence[str], out: Path) -> Iterator[Hold]:
             raise fault_of(error, store.local) from error
         try:
             with _beating(final):
-                yield Hold(store, final)
+                yield Lease(store, final)
         finally:
             with contextlib.suppress(OSError):
                 final.unlink(missing_ok=True)

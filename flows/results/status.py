@@ -16,7 +16,7 @@ SHORTEST_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StageStanding:
+class StageStatus:
     """One stage of a run, in chunks; what the frames stage failed at is counted in files."""
 
     name: str
@@ -44,7 +44,7 @@ class StageStanding:
     """How much that was expected to be; 0: unknown."""
 
 
-def standing(record: Mapping[str, Any], now: float) -> list[StageStanding]:
+def stages_of(record: Mapping[str, Any], now: float) -> list[StageStatus]:
     """The stages of a record at the time `now`, in seconds since the epoch."""
     about = int(record["plan"].get("chunks", 0)) if record["media"].get("open") else 0
     planned = record["plan"].get("memory") or {"stages": []}
@@ -55,7 +55,7 @@ def standing(record: Mapping[str, Any], now: float) -> list[StageStanding]:
 
 def _stage(
     entry: Mapping[str, Any], about: int, now: float | None, planned_bytes: int
-) -> StageStanding:
+) -> StageStatus:
     running = now is not None and bool(entry["since"])
     made = entry["items"] + entry["running"]
     total = max(entry["total"], about)
@@ -69,7 +69,7 @@ def _stage(
     lately = _lately(entry, made, now) if running and now is not None else None
     speed = lately or rate
     left = 0.0 if not pending else pending / speed if speed and now is not None else None
-    return StageStanding(
+    return StageStatus(
         name=entry["name"],
         running=running,
         done=done,
@@ -120,7 +120,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def cells(stage: StageStanding) -> tuple[str, ...]:
+def cells(stage: StageStatus) -> tuple[str, ...]:
     """One stage for people, a text a column."""
     lately = "-" if stage.rate_last_minute is None else f"{stage.rate_last_minute:.2f}/s"
     left = "-"

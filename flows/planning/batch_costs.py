@@ -42,7 +42,7 @@ class Expected:
 
 
 def expected(
-    works: Sequence[BatchCost],
+    batch_costs: Sequence[BatchCost],
     kind: str,
     rows: int,
     units: int,
@@ -54,7 +54,7 @@ def expected(
     """Of so many rows of so many units, in numbers of `each` bytes; a decoder then writes `new`
     tokens. `works` must not be empty."""
     peak = peak_bytes(
-        works,
+        batch_costs,
         kind=kind,
         rows=rows,
         units=units,
@@ -64,10 +64,14 @@ def expected(
     )
     return Expected(
         peak_bytes=peak,
-        kept_bytes=kept_bytes(works, kind=kind, rows=rows, units=units + new, item_bytes=each),
-        waiting_bytes=waiting_bytes(works, kind=kind, rows=rows, units=units, item_bytes=each),
-        flops=at_size(works, lambda w: w.flops, kind=kind, rows=rows, units=units),
-        step_flops=at_size(works, lambda w: w.step_flops, kind=kind, rows=rows, units=units),
+        kept_bytes=kept_bytes(
+            batch_costs, kind=kind, rows=rows, units=units + new, item_bytes=each
+        ),
+        waiting_bytes=waiting_bytes(
+            batch_costs, kind=kind, rows=rows, units=units, item_bytes=each
+        ),
+        flops=at_size(batch_costs, lambda w: w.flops, kind=kind, rows=rows, units=units),
+        step_flops=at_size(batch_costs, lambda w: w.step_flops, kind=kind, rows=rows, units=units),
         known=True,
     )
 
