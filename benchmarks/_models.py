@@ -115,8 +115,8 @@ def half_bytes(folder: Path) -> dict[str, int]:
     """Bytes of each half's weights in a checkpoint."""
     from stages.models.inspection import describe
 
-    card = describe(folder)
-    return {"vision": card.vision.stored_bytes, "language": card.language.stored_bytes}
+    profile = describe(folder)
+    return {"vision": profile.vision.stored_bytes, "language": profile.language.stored_bytes}
 
 
 def publish_clips(

@@ -135,8 +135,8 @@ def measure(given: argparse.Namespace, folder: Path) -> list[Check]:
     model = folder / "models" / given.shape
     if not (model / "config.json").exists():
         build(model, setting.llava, setting.tokens)
-    card = describe(model)
-    halves = settle(CaptionConfig(sources=()), card, device)
+    profile = describe(model)
+    halves = settle(CaptionConfig(sources=()), profile, device)
     weights = {half: settings[0].weight_bytes for half, settings in halves.items()}
     told = ", ".join(f"{half} {size / MIB:,.0f} MiB" for half, size in weights.items())
     print(f"LLaVA-shaped, {given.shape}: {told}; {given.clips} clips of {setting.frames} frames")

@@ -84,18 +84,18 @@ class Desk:
             build(folder, case.shape, NEW_TOKENS)
         if case.shape not in self._cards:
             self._cards[case.shape] = describe(folder)
-        card = self._cards[case.shape]
+        profile = self._cards[case.shape]
         half = "vision" if case.stage == "encode" else "language"
         asked: Any = {f"{half}_precision": case.precision}
-        if card.route == "joint":
+        if profile.route == "joint":
             asked = {"precision": case.precision}
         config = CaptionConfig(sources=(), model=str(folder), **asked)
         return Model(
             name=case.shape,
             checkpoint=Checkpoint(name=case.shape, folder=folder),
-            card=card,
-            digests=dict.fromkeys(card.parts, ""),
-            settings=settle(config, card, self._device),
+            profile=profile,
+            digests=dict.fromkeys(profile.parts, ""),
+            settings=settle(config, profile, self._device),
         )
 
     def _plan(self, case: Case, model: Model) -> StageEstimate:
@@ -117,7 +117,7 @@ class Desk:
         features = self._scope(case.shape, case.frames, "features")
         made = self._folder / f"{features[:16]}-{case.batch}"
         if case.stage == "decode" and not made.exists():
-            plain = settle(CaptionConfig(sources=()), model.card, self._device)["vision"][0]
+            plain = settle(CaptionConfig(sources=()), model.profile, self._device)["vision"][0]
             self._call("encode", case, model, plain, features, features)
             made.touch()
         self._runs += 1
@@ -144,9 +144,11 @@ class Desk:
             "dtype": half.dtype,
             "precision": half.precision,
             "attention": half.attention,
-            "route": model.card.route,
-            "pieces": (model.card.vision if stage == "encode" else model.card.language).pieces,
-            "frames_a_video": model.card.frames_a_video,
+            "route": model.profile.route,
+            "pieces": (
+                model.profile.vision if stage == "encode" else model.profile.language
+            ).pieces,
+            "frames_a_video": model.profile.frames_a_video,
             "frames_scope": FRAMES,
             "features_scope": features,
             "scope": scope,

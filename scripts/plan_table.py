@@ -173,7 +173,7 @@ def estimates(architecture: Architecture, case: Case, *, fused: bool) -> list[An
     halves = {
         s.name: model.best(s.part)
         for s in CAPTION
-        if s.part and model.card.parts[s.part].parameters
+        if s.part and model.profile.parts[s.part].parameters
     }
     rungs = [
         Rung(

@@ -9,9 +9,9 @@ from flows.job.models import Model
 from flows.job.precision import settle
 from flows.planning.choose import Question
 from flows.planning.workloads import Workload
-from stages.models.card import ModelCard, PartCard, SamplingCard
 from stages.models.footprint import BatchCost
 from stages.models.hub.checkpoint import Checkpoint
+from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 
 GIB = 1 << 30
 WIDTH, INSIDE, LAYERS, VOCABULARY = 4096, 11008, 32, 32064
@@ -66,14 +66,14 @@ def encoding(rows: int) -> BatchCost:
     )
 
 
-CARD = ModelCard(
+PROFILE = ModelProfile(
     folder="llava",
     class_name="LlavaForConditionalGeneration",
     model_type="llava",
     modalities=("image",),
     dtype="float16",
     parts={
-        "vision": PartCard(
+        "vision": PartProfile(
             shards=("a.safetensors",),
             tensors=(),
             parameters=SEES,
@@ -87,7 +87,7 @@ CARD = ModelCard(
             layer_parameters=A_SEEING_LAYER,
             batch_costs=(encoding(1), encoding(2)),
         ),
-        "language": PartCard(
+        "language": PartProfile(
             shards=("b.safetensors",),
             tensors=(),
             parameters=LANGUAGE,
@@ -102,7 +102,7 @@ CARD = ModelCard(
             batch_costs=(decoding(1, 512), decoding(2, 512), decoding(1, 2048)),
         ),
     },
-    sampling=SamplingCard(),
+    sampling=SamplingProfile(),
     fit_video=FrameFit(long_edges=((1.0, 336),)),
     fit_image=FrameFit(long_edges=((1.0, 336),)),
     feature_width=WIDTH,
@@ -113,14 +113,14 @@ CARD = ModelCard(
 )
 
 
-def model(card: ModelCard = CARD, device: str = "cuda:0", **options: str) -> Model:
+def model(profile: ModelProfile = PROFILE, device: str = "cuda:0", **options: str) -> Model:
     """A card with the settings that these options give it."""
     return Model(
         name="llava",
         checkpoint=Checkpoint(name="llava", folder=Path("llava")),
-        card=card,
+        profile=profile,
         digests={"vision": "v", "language": "l"},
-        settings=settle(CaptionConfig(sources=("a",), **options), card, device),  # type: ignore[arg-type]
+        settings=settle(CaptionConfig(sources=("a",), **options), profile, device),  # type: ignore[arg-type]
     )
 
 
@@ -140,7 +140,7 @@ def images(count: int = 8, tokens: int = 1000) -> Workload:
 
 def question(*workloads: Workload, device: str = "cuda:0", **options: str) -> Question:
     return Question(
-        model=model(CARD, device, **options),
+        model=model(PROFILE, device, **options),
         config=CaptionConfig(sources=("a",), **{"max_new_tokens": 128, **options}),  # type: ignore[arg-type]
         device=device,
         workloads=workloads or (images(),),

@@ -141,16 +141,16 @@ def architecture_estimates(
 ) -> list[StageEstimate]:
     """What encoding and, where it writes, decoding take, of `rows` chunks of so many frames with
     `tokens` of text about them."""
-    card = model.card
-    side = math.isqrt(card.image_pixel_bytes // (3 * PIXEL_BYTES))
+    profile = model.profile
+    side = math.isqrt(profile.image_pixel_bytes // (3 * PIXEL_BYTES))
     load = Workload(
         kind="image",
         chunks=STANDARD_CHUNKS,
         frames=frames,
         stored=(side, side),
         shown=(side, side),
-        units=frames * card.image_pixel_bytes // PIXEL_BYTES,
-        tokens=frames * card.image_tokens + tokens,
+        units=frames * profile.image_pixel_bytes // PIXEL_BYTES,
+        tokens=frames * profile.image_tokens + tokens,
         text_tokens=tokens,
         feature_bytes=frames * model.feature_bytes("image"),
     )
@@ -158,6 +158,6 @@ def architecture_estimates(
         rungs = [
             Rung(stage=stage.name, batch=rows)
             for stage in CAPTION
-            if stage.part and card.parts[stage.part].parameters
+            if stage.part and profile.parts[stage.part].parameters
         ]
     return [estimate(model, rung, [load], device, new_tokens) for rung in rungs]

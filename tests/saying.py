@@ -21,7 +21,7 @@ from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
 from tests.media import write_video
 from tests.rows import HARD
-from tests.stand_ins import CARD, Stages, config_in
+from tests.stand_ins import PROFILE, Stages, config_in
 
 ALL = ("txt", "vtt", "srt", "csv", "parquet", "webdataset")
 LONG = "long.mp4"
@@ -44,7 +44,7 @@ class Saying(Stages):
 
     def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
         if call.name == "describe":
-            outcome.notes["card"] = replace(CARD, placeholders=("<image>",)).to_json()
+            outcome.notes["profile"] = replace(PROFILE, placeholders=("<image>",)).to_json()
             return outcome
         return super()._answer(call, outcome)
 

@@ -11,20 +11,20 @@ from artifacts.schema import FrameFit
 from artifacts.store import open_store
 from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
-from stages.models.card import ModelCard, PartCard, SamplingCard
+from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 from stages.process.events import Failed
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
 
-HALF = PartCard(shards=("model.safetensors",), tensors=(), parameters=1, stored_bytes=2)
-CARD = ModelCard(
+HALF = PartProfile(shards=("model.safetensors",), tensors=(), parameters=1, stored_bytes=2)
+PROFILE = ModelProfile(
     folder="",
     class_name="Any",
     model_type="any",
     modalities=("video", "image"),
     dtype="float32",
     parts={"vision": HALF, "language": HALF},
-    sampling=SamplingCard(fps=2.0, max_frames=8),
+    sampling=SamplingProfile(fps=2.0, max_frames=8),
     fit_video=FrameFit(),
     fit_image=FrameFit(),
     feature_width=8,
@@ -53,7 +53,7 @@ class Stages:
 
     def __init__(self) -> None:
         self.calls: list[StageCall] = []
-        self.card = CARD
+        self.profile = PROFILE
         self.stop_after: dict[str, int] = {}
         self.refuse_first = False
 
@@ -74,7 +74,7 @@ class Stages:
 
     def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
         if call.name == "describe":
-            outcome.notes["card"] = self.card.to_json()
+            outcome.notes["profile"] = self.profile.to_json()
         elif call.name == "frames":
             import stages.frames.run
 

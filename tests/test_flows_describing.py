@@ -39,7 +39,7 @@ def doubles(job: dict[str, Any], report: Report) -> None:
 
 def waits(job: dict[str, Any], report: Report) -> None:
     time.sleep(3)
-    report.note(card={})
+    report.note(profile={})
 
 
 def described(name: str, folder: Path) -> Any:

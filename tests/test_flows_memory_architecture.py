@@ -171,15 +171,15 @@ def test_formulas_tell_what_runs_without_data_tell(name: str, frames_a_patch: in
     """Peaks within 6 %, caches and operations of the language half exactly."""
     from stages.models.inspection import describe
 
-    card = describe(checkpoint(name).folder)
+    profile = describe(checkpoint(name).folder)
     found = architecture(name)
     vision, text = tower(found.vision), tower(found.text)
-    for work in card.vision.batch_costs:
+    for work in profile.vision.batch_costs:
         a_token = 3 * vision.patch**2 * frames_a_patch
         tokens = vision.positions or work.units // a_token
         told = pass_bytes(vision, work.rows, tokens, 2) + work.rows * work.units * (4 + 2)
         assert told == pytest.approx(work.peak_bytes, rel=0.06)
-    for work in card.language.batch_costs:
+    for work in profile.language.batch_costs:
         cache = 2 * text.layers * text.attention.key_width * 2 * work.rows * work.units
         assert work.kept_bytes == cache
         told = cache + pass_bytes(text, work.rows, work.units, 2)
@@ -202,10 +202,10 @@ def test_halves_are_told_apart_as_the_classes_do(family: str) -> None:
     from tests.families import checkpoint as small
 
     folder = whole_checkpoint(family) if family in MODELS else small(family)
-    card = describe(folder)
+    profile = describe(folder)
     found = read_architecture(Checkpoint(name=family, folder=folder))
-    assert found.vision_parameters == card.vision.parameters
-    assert found.text_parameters == card.language.parameters
+    assert found.vision_parameters == profile.vision.parameters
+    assert found.text_parameters == profile.language.parameters
     assert tower(found.vision).width == 32
 
 

@@ -10,7 +10,7 @@ from flows.job.precision import PartSettings
 from flows.planning.estimate import Term
 from flows.planning.terms import attention_terms
 from stages.models import describe
-from stages.models.card import PartCard
+from stages.models.profile import PartProfile
 from tests import gpus
 from tests.by_hand import images
 from tests.fake_gpu.state import Machine
@@ -21,12 +21,12 @@ TOKENS = 500
 
 
 @pytest.fixture(scope="module")
-def decoder() -> PartCard:
+def decoder() -> PartProfile:
     return describe(penstock_demo.CHECKPOINT).language
 
 
 def terms(
-    half: PartCard, dtype: str, *, rows: int = 1, tokens: int = TOKENS, device: str = "cuda:0"
+    half: PartProfile, dtype: str, *, rows: int = 1, tokens: int = TOKENS, device: str = "cuda:0"
 ) -> list[Term]:
     settings = PartSettings(precision="", dtype=dtype, attention="sdpa", weight_bytes=0)
     load = replace(images(), kind="video")
@@ -38,7 +38,7 @@ def see(machine: Machine, folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def test_before_ampere_bf16_takes_memory_with_the_square_of_the_tokens(
-    decoder: PartCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decoder: PartProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     see(gpus.turing(), tmp_path, monkeypatch)
     for rows in (1, 4):
@@ -50,7 +50,7 @@ def test_before_ampere_bf16_takes_memory_with_the_square_of_the_tokens(
 
 
 def test_a_fused_kernel_of_a_gpu_copies_the_mask_of_a_padded_batch(
-    decoder: PartCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decoder: PartProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     see(gpus.plain(), tmp_path, monkeypatch)
     assert not terms(decoder, "bfloat16"), "one row is not padded"
@@ -58,5 +58,5 @@ def test_a_fused_kernel_of_a_gpu_copies_the_mask_of_a_padded_batch(
     assert found.bytes == pytest.approx(2 * 4 * TOKENS**2 * 2, rel=0.01)
 
 
-def test_on_a_cpu_it_takes_what_was_counted(decoder: PartCard) -> None:
+def test_on_a_cpu_it_takes_what_was_counted(decoder: PartProfile) -> None:
     assert not terms(decoder, "bfloat16", rows=4, device="cpu")

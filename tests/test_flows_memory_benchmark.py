@@ -56,9 +56,9 @@ def test_a_model_is_written_in_files_of_one_half_each_and_whole(
     assert len(halves) == len(files)
     _, found = hf.LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not any(found.values())
-    card = describe(folder)
-    assert card.route == "protocol"
-    assert card.language.stored_bytes > 50 * MIB > 10 * MIB > card.vision.stored_bytes
+    profile = describe(folder)
+    assert profile.route == "protocol"
+    assert profile.language.stored_bytes > 50 * MIB > 10 * MIB > profile.vision.stored_bytes
     words = hf.AutoProcessor.from_pretrained(folder).tokenizer
     assert words.decode([5, 31999, 32063]) == " w5 w31999 w32063"
 

@@ -102,9 +102,11 @@ def test_a_host_that_is_too_small_is_no_fit() -> None:
 
 
 def test_nothing_is_refused_for_an_estimate_by_dimensions_that_its_weights_fit() -> None:
-    card = question().model.card
-    bare = replace(card, parts={**card.parts, "language": replace(card.language, batch_costs=())})
+    profile = question().model.profile
+    bare = replace(
+        profile, parts={**profile.parts, "language": replace(profile.language, batch_costs=())}
+    )
     asked = question(images(tokens=60_000))
-    asked = replace(asked, model=replace(asked.model, card=bare))
+    asked = replace(asked, model=replace(asked.model, profile=bare))
     found = choices(asked, HALVING, budget(16))["decode"]
     assert (found.fits, found.refused) == (False, False)

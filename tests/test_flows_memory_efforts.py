@@ -20,7 +20,7 @@ from flows.running.run import caption
 from stages.models.footprint import BatchCost
 from tests.machines import machine
 from tests.media import write_video
-from tests.stand_ins import CARD, Stages, config_in
+from tests.stand_ins import PROFILE, Stages, config_in
 
 RUNGS = {stage: Rung(stage=stage, batch=2) for stage in STAGES}
 CLIPS = 4
@@ -44,14 +44,14 @@ def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:
         kind="video", rows=2, units=unit.units, peak_bytes=0, kept_bytes=0, flops=10**9
     )
     decoder = replace(encoder, units=unit.tokens, flops=4 * 10**9, step_flops=4 * 10**9)
-    card = replace(
-        CARD,
+    profile = replace(
+        PROFILE,
         parts={
-            "vision": replace(CARD.vision, batch_costs=(encoder,), stored_bytes=10**9),
-            "language": replace(CARD.language, batch_costs=(decoder,), stored_bytes=2 * 10**9),
+            "vision": replace(PROFILE.vision, batch_costs=(encoder,), stored_bytes=10**9),
+            "language": replace(PROFILE.language, batch_costs=(decoder,), stored_bytes=2 * 10**9),
         },
     )
-    return replace(job, model=replace(job.model, card=card)), found
+    return replace(job, model=replace(job.model, profile=profile)), found
 
 
 def test_everything_is_left_of_a_new_job(config: CaptionConfig) -> None:

@@ -14,7 +14,6 @@ from tests.by_hand import (
     A_SEEING_LAYER,
     A_TOKEN,
     AN_IMAGE,
-    CARD,
     GIB,
     INSIDE,
     KV_A_TOKEN,
@@ -23,6 +22,7 @@ from tests.by_hand import (
     LAYERS,
     LINEAR,
     NUMBERS,
+    PROFILE,
     ROWS,
     SEES,
     TOKENS,
@@ -145,7 +145,9 @@ def test_weights_that_are_cast_as_they_come_take_one_more_as_it_is_stored() -> N
 
 
 def test_a_half_of_which_nothing_ran_is_estimated_by_its_dimensions() -> None:
-    bare = replace(CARD, parts={**CARD.parts, "language": replace(CARD.language, batch_costs=())})
+    bare = replace(
+        PROFILE, parts={**PROFILE.parts, "language": replace(PROFILE.language, batch_costs=())}
+    )
     asked = replace(question(), model=model(bare))
     found = asked.estimate(Rung(stage="decode", batch=1, precision="fp16"))
     assert found.by_dimensions
@@ -168,7 +170,7 @@ def test_the_terms_are_the_whole_arithmetic() -> None:
     [(1, 512, 512), (3, 512, 1536), (1, 1280, 1280), (1, 4096, 4096), (4, 1024, 4096)],
 )
 def test_works_go_on_in_lines(rows: int, tokens: int, says: int) -> None:
-    found = expected(CARD.language.batch_costs, "image", rows, tokens)
+    found = expected(PROFILE.language.batch_costs, "image", rows, tokens)
     # Of 2,048 tokens one row alone was tried.
     assert found.kept_bytes == pytest.approx(says * KV_A_TOKEN)
     assert found.peak_bytes == pytest.approx(says * (KV_A_TOKEN + A_TOKEN))

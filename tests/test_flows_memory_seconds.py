@@ -57,7 +57,7 @@ def test_a_stage_takes_the_sum_of_what_it_does() -> None:
 
 
 @pytest.mark.parametrize(
-    "effort",
+    "work_left",
     [
         WorkEstimate(passes=(Pass(precision="fp16", flops=1, tokens=1),)),
         WorkEstimate(quantized={"int8": 1}),

@@ -10,10 +10,10 @@ import pytest
 import transformers
 
 from flows.planning.workloads import workload_of
-from stages.models.card import ModelCard
 from stages.models.processors.fit import bytes_of, pixels_a_video, probe
 from stages.models.processors.prepare import Clip, prepare
-from tests.by_hand import CARD, model
+from stages.models.profile import ModelProfile
+from tests.by_hand import PROFILE, model
 from tests.plan_processors import qwen2_5_vl
 
 hf: Any = transformers
@@ -32,16 +32,16 @@ def qwen3_vl() -> Any:
 
 
 @cache
-def made(make: Callable[[], Any]) -> tuple[Any, ModelCard]:
+def made(make: Callable[[], Any]) -> tuple[Any, ModelProfile]:
     """A processor, and a card with what it says."""
     processor = make()
-    return processor, card_of(processor)
+    return processor, profile_of(processor)
 
 
-def card_of(processor: Any) -> ModelCard:
+def profile_of(processor: Any) -> ModelProfile:
     image, video = probe(processor, "image"), probe(processor, "video")
     return replace(
-        CARD,
+        PROFILE,
         modalities=("image", "video"),
         fit_video=video.fit,
         fit_image=image.fit,
@@ -60,8 +60,8 @@ def card_of(processor: Any) -> ModelCard:
 def test_a_chunk_has_as_many_tokens_and_numbers_as_the_processor_gives(
     make: Any, frames: int, height: int, width: int
 ) -> None:
-    processor, card = made(make)
-    stored = card.fit_video.size(height, width)
+    processor, profile = made(make)
+    stored = profile.fit_video.size(height, width)
     clip = Clip(
         frames=np.zeros((frames, *stored, 3), np.uint8),
         times=tuple(map(float, range(frames))),
@@ -70,7 +70,7 @@ def test_a_chunk_has_as_many_tokens_and_numbers_as_the_processor_gives(
     )
     row = prepare(processor, clip, "x")
     numbers = bytes_of(row.inputs["pixel_values_videos"]) // 4
-    load = workload_of(model(card), "video", 1, frames, stored, (height, width), "x")
+    load = workload_of(model(profile), "video", 1, frames, stored, (height, width), "x")
     tokens = load.tokens - load.text_tokens
     # Sizes are rounded to whole patches, and small videos may be enlarged.
     assert 0.95 < load.units / numbers < 1.25

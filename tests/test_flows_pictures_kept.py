@@ -22,7 +22,7 @@ from flows.planning.workloads import COPIES, workload_of, workloads_of
 from stages.decode import RECIPE as DECODE_RECIPE
 from stages.encode import RECIPE as ENCODE_RECIPE
 from stages.frames import RECIPE as FRAMES_RECIPE
-from tests.by_hand import CARD, model
+from tests.by_hand import PROFILE, model
 from tests.families import checkpoint
 from tests.inside import InsideLauncher, run_inside
 from tests.media import picture, write_video
@@ -64,8 +64,8 @@ def job_of(place: Place, **options: Any) -> Job:
 
 def old_scopes(job: Job) -> dict[str, str]:
     """The scopes as they were made before, from their parts."""
-    card, sampling = job.model.card, asdict(job.sampling)
-    fits = {"video": card.fit_video.long_edges, "image": card.fit_image.long_edges}
+    profile, sampling = job.model.profile, asdict(job.sampling)
+    fits = {"video": profile.fit_video.long_edges, "image": profile.fit_image.long_edges}
     frames = digest_of(["frames", FRAMES_RECIPE, sampling, fits])
     vision = [job.model.digests["vision"], *job.model.best("vision").decides]
     features = digest_of(["features", ENCODE_RECIPE, frames, *vision])
@@ -172,12 +172,12 @@ def test_memory_is_planned_for_the_picture_that_is_read_and_tokens_for_what_is_s
     assert (huge.tokens, huge.units) == (seen.tokens, seen.units)
     assert huge.reading_bytes(8) == COPIES * 3 * 8700 * 11600
     assert "11600x8700" in huge.line()
-    assert model().card == CARD
+    assert model().profile == PROFILE
 
 
 def test_the_largest_pictures_and_those_of_most_tokens_are_both_planned_for() -> None:
     fit = FrameFit(long_edges=((0.1, 100), (0.5, 100), (0.51, 1000), (1.0, 1000)))
-    asked = model(replace(CARD, fit_image=fit))
+    asked = model(replace(PROFILE, fit_image=fit))
 
     def one(height: int, width: int) -> Any:
         size = (height, width)

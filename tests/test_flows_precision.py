@@ -16,17 +16,17 @@ from flows.job.precision import PartSettings, attention, precision_note, settle,
 from flows.job.scopes import scopes_of
 from flows.pipelines import CAPTION
 from stages.models import describe
-from stages.models.card import ModelCard
 from stages.models.halves.boundary import HALVES
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.loading import ModelJob
+from stages.models.profile import ModelProfile
 from tests import gpus
 from tests.pipeline import Place
-from tests.stand_ins import CARD
+from tests.stand_ins import PROFILE
 
 
 @pytest.fixture(scope="module")
-def card() -> ModelCard:
+def profile() -> ModelProfile:
     """Of the demo: in bfloat16, its classes take FlashAttention."""
     return describe(penstock_demo.CHECKPOINT)
 
@@ -36,9 +36,9 @@ def cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: False)
 
 
-def asked(card: ModelCard, device: str = "cpu", **options: Any) -> list[list[str]]:
+def asked(profile: ModelProfile, device: str = "cpu", **options: Any) -> list[list[str]]:
     """What the vision and the language half are run in."""
-    found = settle(CaptionConfig(sources=("a.mp4",), **options), card, device)
+    found = settle(CaptionConfig(sources=("a.mp4",), **options), profile, device)
     return [[half.precision, half.dtype] for half, *_ in found.values()]
 
 
@@ -64,37 +64,37 @@ FP32, BF16, FP16 = ["fp32", "float32"], ["bf16", "bfloat16"], ["fp16", "float16"
     ],
 )
 def test_each_half_is_run_in_what_is_asked_of_it(
-    card: ModelCard, options: dict[str, str], on_cpu: Any, on_gpu: Any
+    profile: ModelProfile, options: dict[str, str], on_cpu: Any, on_gpu: Any
 ) -> None:
-    assert asked(card, **options) == on_cpu
-    assert asked(card, "cuda:0", **options) == on_gpu
+    assert asked(profile, **options) == on_cpu
+    assert asked(profile, "cuda:0", **options) == on_gpu
 
 
 def test_a_cpu_with_bfloat16_keeps_to_the_checkpoint(
-    card: ModelCard, monkeypatch: pytest.MonkeyPatch
+    profile: ModelProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
-    assert asked(card) == [BF16, BF16]
-    assert asked(card, precision="nf4") == [BF16, ["nf4", "bfloat16"]]
+    assert asked(profile) == [BF16, BF16]
+    assert asked(profile, precision="nf4") == [BF16, ["nf4", "bfloat16"]]
 
 
-def saved_in(card: ModelCard, vision: str, language: str) -> ModelCard:
+def saved_in(profile: ModelProfile, vision: str, language: str) -> ModelProfile:
     return replace(
-        card,
+        profile,
         parts={
-            "vision": replace(card.vision, stored_as=vision),
-            "language": replace(card.language, stored_as=language),
+            "vision": replace(profile.vision, stored_as=vision),
+            "language": replace(profile.language, stored_as=language),
         },
     )
 
 
-def test_a_checkpoint_saved_quantized_is_named_for_what_it_is(card: ModelCard) -> None:
-    saved = saved_in(card, "", "nf4")
+def test_a_checkpoint_saved_quantized_is_named_for_what_it_is(profile: ModelProfile) -> None:
+    saved = saved_in(profile, "", "nf4")
     assert asked(saved) == asked(saved, precision="nf4") == [FP32, ["nf4", "float32"]]
     assert asked(saved, vision_precision="fp16") == [FP16, ["nf4", "float32"]]
-    fp4 = saved_in(card, "fp4", "fp4")
+    fp4 = saved_in(profile, "fp4", "fp4")
     assert asked(fp4) == [["fp4", "float32"]] * 2
-    stored = card.language.stored_bytes
+    stored = profile.language.stored_bytes
     assert weight_bytes(fp4.language, "fp4", "float32") == stored
 
 
@@ -107,21 +107,23 @@ def test_a_checkpoint_saved_quantized_is_named_for_what_it_is(card: ModelCard) -
     ],
 )
 def test_what_was_saved_quantized_cannot_be_had_otherwise(
-    card: ModelCard, options: dict[str, str], said: str
+    profile: ModelProfile, options: dict[str, str], said: str
 ) -> None:
     with pytest.raises(UsageError, match=said) as raised:
-        asked(saved_in(card, "", "nf4"), **options)
+        asked(saved_in(profile, "", "nf4"), **options)
     assert "native" in raised.value.hint
 
 
-def test_a_half_without_layers_to_quantize_is_refused(card: ModelCard) -> None:
-    bare = replace(card, parts={**card.parts, "vision": replace(card.vision, linear_modules=0)})
+def test_a_half_without_layers_to_quantize_is_refused(profile: ModelProfile) -> None:
+    bare = replace(
+        profile, parts={**profile.parts, "vision": replace(profile.vision, linear_modules=0)}
+    )
     with pytest.raises(UsageError, match="no layer of the vision half"):
         asked(bare, vision_precision="nf4")
 
 
-def test_a_model_that_is_run_whole_sees_in_what_it_reads_in(card: ModelCard) -> None:
-    whole = replace(card, route="joint")
+def test_a_model_that_is_run_whole_sees_in_what_it_reads_in(profile: ModelProfile) -> None:
+    whole = replace(profile, route="joint")
     assert asked(whole, precision="nf4") == [FP32, ["nf4", "float32"]]
     assert asked(whole, vision_precision="fp32") == [FP32, FP32]
     with pytest.raises(UsageError, match="run whole"):
@@ -130,9 +132,9 @@ def test_a_model_that_is_run_whole_sees_in_what_it_reads_in(card: ModelCard) -> 
         asked(whole, vision_precision="fp16", language_precision="bf16")
 
 
-def chain(card: ModelCard, device: str = "cpu", **options: Any) -> dict[str, list[str]]:
+def chain(profile: ModelProfile, device: str = "cpu", **options: Any) -> dict[str, list[str]]:
     """What each half may go down to."""
-    found = settle(CaptionConfig(sources=("a.mp4",), **options), card, device)
+    found = settle(CaptionConfig(sources=("a.mp4",), **options), profile, device)
     return {str(half): [settings.label for settings in every[1:]] for half, every in found.items()}
 
 
@@ -152,26 +154,30 @@ WORDS = ["fp32 with a quantized KV cache", *DOWN]
     ],
 )
 def test_auto_begins_natively_and_goes_down_where_it_was_given_leave(
-    card: ModelCard, options: dict[str, str], found: dict[str, list[str]]
+    profile: ModelProfile, options: dict[str, str], found: dict[str, list[str]]
 ) -> None:
     if options != {"precision": "nf4"}:
-        assert asked(card, "cuda:0", **options) == [BF16, BF16]
-    assert chain(card, **options) == found
+        assert asked(profile, "cuda:0", **options) == [BF16, BF16]
+    assert chain(profile, **options) == found
 
 
-def test_what_cannot_be_quantized_is_no_rung(card: ModelCard) -> None:
-    assert chain(saved_in(card, "", "nf4"), precision="auto") == NONE
-    bare = replace(card, parts={**card.parts, "vision": replace(card.vision, linear_modules=0)})
+def test_what_cannot_be_quantized_is_no_rung(profile: ModelProfile) -> None:
+    assert chain(saved_in(profile, "", "nf4"), precision="auto") == NONE
+    bare = replace(
+        profile, parts={**profile.parts, "vision": replace(profile.vision, linear_modules=0)}
+    )
     assert chain(bare, precision="auto") == {"vision": [], "language": WORDS}
-    whole = replace(card, route="joint")
+    whole = replace(profile, route="joint")
     assert chain(whole, precision="auto") == {"vision": [], "language": WORDS}
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16", "int8", "nf4"])
 @pytest.mark.parametrize("keep", HALVES)
-def test_bytes_are_foretold(card: ModelCard, keep: Any, name: str) -> None:
+def test_bytes_are_foretold(profile: ModelProfile, keep: Any, name: str) -> None:
     settings = settle(
-        CaptionConfig(sources=("a",), vision_precision=name, language_precision=name), card, "cpu"
+        CaptionConfig(sources=("a",), vision_precision=name, language_precision=name),
+        profile,
+        "cpu",
     )[keep][0]
     job = ModelJob(model=str(penstock_demo.CHECKPOINT), dtype=settings.dtype, precision=name)
     half: Any = job.load(keep)
@@ -181,9 +187,9 @@ def test_bytes_are_foretold(card: ModelCard, keep: Any, name: str) -> None:
 
 
 def test_flash_attention_is_taken_where_all_it_needs_is_there(
-    card: ModelCard, monkeypatch: pytest.MonkeyPatch
+    profile: ModelProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half = card.language
+    half = profile.language
     assert attention(half, "bfloat16", "cuda:0") == "sdpa"
     monkeypatch.setattr(precision, "flash_installed", lambda: True)
     assert attention(half, "bfloat16", "cuda:0") == "sdpa", "no GPU tells what it can"
@@ -199,15 +205,15 @@ def test_flash_attention_is_taken_where_all_it_needs_is_there(
 
 
 def test_before_ampere_a_checkpoint_in_bf16_is_run_in_fp16_and_that_is_said(
-    card: ModelCard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    profile: ModelProfile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     gpus.see(gpus.plain(), tmp_path / "new", monkeypatch)
-    assert asked(card, "cuda:0") == [BF16, BF16]
+    assert asked(profile, "cuda:0") == [BF16, BF16]
     gpus.see(gpus.turing(), tmp_path / "old", monkeypatch)
-    assert asked(card, "cuda:0") == [FP16, FP16]
-    assert asked(card, "cuda:0", precision="nf4") == [FP16, ["nf4", "float16"]]
-    assert asked(card, "cuda:0", precision="bf16") == [BF16, BF16]
-    assert asked(replace(card, dtype="float32"), "cuda:0") == [FP32, FP32]
+    assert asked(profile, "cuda:0") == [FP16, FP16]
+    assert asked(profile, "cuda:0", precision="nf4") == [FP16, ["nf4", "float16"]]
+    assert asked(profile, "cuda:0", precision="bf16") == [BF16, BF16]
+    assert asked(replace(profile, dtype="float32"), "cuda:0") == [FP32, FP32]
 
 
 @pytest.mark.parametrize(
@@ -219,20 +225,20 @@ def test_before_ampere_a_checkpoint_in_bf16_is_run_in_fp16_and_that_is_said(
     ],
 )
 def test_what_a_gpu_without_bf16_does_is_said(
-    card: ModelCard,
+    profile: ModelProfile,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     options: dict[str, Any],
     says: str,
 ) -> None:
     gpus.see(gpus.turing(), tmp_path / "gpu", monkeypatch)
-    settings = settle(CaptionConfig(sources=("a.mp4",), **options), card, "cuda:0")
+    settings = settle(CaptionConfig(sources=("a.mp4",), **options), profile, "cuda:0")
     best = [half[0] for half in settings.values()]
-    note = precision_note(card, best, "cuda:0")
+    note = precision_note(profile, best, "cuda:0")
     assert says in note and bool(note) is bool(says)
-    assert not precision_note(card, best, "cpu")
+    assert not precision_note(profile, best, "cpu")
     gpus.see(gpus.plain(), tmp_path / "new", monkeypatch)
-    assert not precision_note(card, best, "cuda:0")
+    assert not precision_note(profile, best, "cuda:0")
 
 
 def test_each_key_holds_what_its_half_is_run_in() -> None:
@@ -256,7 +262,7 @@ def scopes(vision: PartSettings, language: PartSettings) -> Any:
     model = Model(
         name="any",
         checkpoint=Checkpoint(name="any", folder=Path("any")),
-        card=CARD,
+        profile=PROFILE,
         digests={"vision": "v", "language": "l"},
         settings={"vision": (vision,), "language": (language,)},
     )

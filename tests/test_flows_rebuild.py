@@ -177,7 +177,7 @@ def test_frames_that_another_job_looks_at_are_left_for_it(config: CaptionConfig)
 def test_features_of_an_earlier_prompt_go_where_prompts_decide_them(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stand_ins, "CARD", replace(stand_ins.CARD, prompted=True))
+    monkeypatch.setattr(stand_ins, "PROFILE", replace(stand_ins.PROFILE, prompted=True))
     answered(config)
     asked = replace(config, prompt="Who is there?")
     result = answered(asked, prune=True)

@@ -92,10 +92,10 @@ def test_a_vision_half_alone_costs_little_more_than_its_files(
         connect(hub.url)
         monkeypatch.setattr(transfer, "WAITS", (0.0, 0.0))
         hub.trouble.statuses += [503, 429]
-        card = describe(MODEL)
-        assert set(card.vision.shards) == held["vision"]
+        profile = describe(MODEL)
+        assert set(profile.vision.shards) == held["vision"]
         found = find_model(MODEL)
-        fetch(found, card.vision.shards)
+        fetch(found, profile.vision.shards)
         assert hub.weights_sent() <= 1.05 * size(held["vision"])
         assert {file.name for file in found.missing()} == held["language"] - held["vision"]
         hub.forget()
@@ -117,8 +117,8 @@ def test_fine_tuning_of_a_model_of_the_hub_is_told_from_its_headers(
         assert main(["plan", "--model", MODEL, "--train", "lora", "--json"]) == 0
         assert hub.weights_sent() <= 5 * 100_001
     told = json.loads(capsys.readouterr().out)
-    card = describe(sharded())
-    assert told["frozen_parameters"] == card.vision.parameters + card.language.parameters
+    profile = describe(sharded())
+    assert told["frozen_parameters"] == profile.vision.parameters + profile.language.parameters
 
 
 def test_a_download_is_a_line_that_moves_on_a_terminal_alone() -> None:

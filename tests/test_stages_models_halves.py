@@ -38,8 +38,8 @@ def parameters(model: Any) -> int:
 def poisoned(folder: Path, to: Path, half: str) -> Path:
     """A copy of a checkpoint in which the tensors of one half are not numbers."""
     shutil.copytree(folder, to)
-    card = describe(folder)
-    names = set(getattr(card, half).tensors)
+    profile = describe(folder)
+    names = set(getattr(profile, half).tensors)
     weights = load_file(to / "model.safetensors")
     for name, tensor in weights.items():
         if name in names:
@@ -108,10 +108,10 @@ def test_no_tensor_of_the_other_half_is_read(monkeypatch: pytest.MonkeyPatch) ->
         return materialize(tensor, *args, **kwargs)
 
     monkeypatch.setattr(core_model_loading, "_materialize_copy", watched)
-    card = describe(folder)
+    profile = describe(folder)
     load_half(folder, "vision")
-    assert len(read) == len(card.vision.tensors)
-    assert sum(torch.Size(shape).numel() for shape in read) == card.vision.parameters
+    assert len(read) == len(profile.vision.tensors)
+    assert sum(torch.Size(shape).numel() for shape in read) == profile.vision.parameters
 
 
 def test_the_demo_says_the_same_in_halves() -> None:
@@ -301,11 +301,11 @@ def test_checkpoints_named_like_the_modules_are_cut_too(
     assert any(name.startswith("model.language_model.layers.0.") for name in weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
-    card = describe(folder)
+    profile = describe(folder)
     for half in HALVES:
         usual = half_model(checkpoint(family), half)
         renamed = load_half(folder, half)
-        counted = card.vision if half == "vision" else card.language
+        counted = profile.vision if half == "vision" else profile.language
         assert set(counted.tensors) == set(renamed.state_dict())
         pairs = zip(renamed.state_dict().values(), usual.state_dict().values(), strict=True)
         assert all(torch.equal(left, right) for left, right in pairs)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half
-from stages.models import ModelCard, describe, encode, generate, load_half
+from stages.models import ModelProfile, describe, encode, generate, load_half
 from stages.models.halves.boundary import HALVES
 from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
@@ -94,11 +94,11 @@ def test_every_precision_captions_on_a_cpu(family: str, precision: str, tmp_path
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_layers_of_a_half_but_the_output_head_are_quantized(family: str, kind: str) -> None:
     """The demo's head is tied to its embeddings, the others' are not."""
-    card = describe(folder_of(family))
+    profile = describe(folder_of(family))
     for keep in HALVES:
         half = loaded(folder_of(family), keep, kind)
         found = facts(half)
-        count = getattr(card, keep).linear_modules
+        count = getattr(profile, keep).linear_modules
         assert found["quantized_modules"] == {kind: count}
         assert found["linear_modules"] == count + (keep == "language")
     assert type(half.get_output_embeddings()) is torch.nn.Linear
@@ -123,15 +123,15 @@ def test_a_checkpoint_that_was_saved_quantized_loads_as_it_is(
 
     paths = ["lm_head"] if skip is None else FULL_PATHS
     folder = saved(checkpoint("llava"), tmp_path, kind, paths, rename)
-    card, plain = describe(folder), describe(checkpoint("llava"))
-    assert card.language.stored_as == kind
-    assert card.vision.stored_as == ("" if skip else kind)
+    profile, plain = describe(folder), describe(checkpoint("llava"))
+    assert profile.language.stored_as == kind
+    assert profile.vision.stored_as == ("" if skip else kind)
     for keep in HALVES:
-        assert getattr(card, keep).parameters == getattr(plain, keep).parameters
-        found = facts(loaded(folder, keep, getattr(card, keep).stored_as))["quantized_modules"]
-        stored = getattr(card, keep).stored_as
-        assert found == ({stored: getattr(card, keep).linear_modules} if stored else {})
-    held = sum(half.stored_bytes for half in (card.vision, card.language))
+        assert getattr(profile, keep).parameters == getattr(plain, keep).parameters
+        found = facts(loaded(folder, keep, getattr(profile, keep).stored_as))["quantized_modules"]
+        stored = getattr(profile, keep).stored_as
+        assert found == ({stored: getattr(profile, keep).linear_modules} if stored else {})
+    held = sum(half.stored_bytes for half in (profile.vision, profile.language))
     assert 0 < (folder / "model.safetensors").stat().st_size - held < 1 << 16
 
 
@@ -207,8 +207,8 @@ def test_what_was_saved_in_one_precision_is_refused_in_another(tmp_path: Path) -
 
 
 def test_a_card_of_quantized_halves_survives_json(tmp_path: Path) -> None:
-    card = describe(saved(checkpoint("llava"), tmp_path, "nf4", FULL_PATHS))
-    assert ModelCard.from_json(json.loads(json.dumps(card.to_json()))) == card
+    profile = describe(saved(checkpoint("llava"), tmp_path, "nf4", FULL_PATHS))
+    assert ModelProfile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
 
 
 @pytest.mark.parametrize("keep", HALVES)

@@ -276,7 +276,7 @@ def test_the_command_refuses_a_gated_model_with_exit_2(tmp_path: Path) -> None:
 
 def test_resolving_and_the_package_import_nothing_heavy() -> None:
     code = (
-        "import sys, stages.models, stages.models.hub.resolve, stages.models.card;"
+        "import sys, stages.models, stages.models.hub.resolve, stages.models.profile;"
         "print([name for name in ('torch', 'transformers', 'numpy', 'av') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -54,7 +54,7 @@ def test_a_stage_says_in_one_line_that_its_lock_is_a_link(
     call = StageCall(
         name="wait", arguments={"device": "cpu"}, device="cpu", log=tmp_path / "wait.log"
     )
-    launcher = DirectLauncher(lambda *_: None, {"wait": "stages.models.card:never"})
+    launcher = DirectLauncher(lambda *_: None, {"wait": "stages.models.profile:never"})
     with pytest.raises(EnvironmentFault, match=r"^[^\n]*cpu.lock is a link, [^\n]*$"):
         launcher.start(call).wait()
     assert victim.read_text() == "years of work"

@@ -42,15 +42,15 @@ def whole_says(family: str, batch: list[Clip], prompts: tuple[str, ...]) -> list
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_stages_say_what_the_whole_model_says(family: str, kind: str, tmp_path: Path) -> None:
     batch, prompts = clips(kind, 2), PROMPTS[:2]
-    card = describe(whole_checkpoint(family))
-    assert card.images_a_prompt == (not KINDS[family].many)
-    assert card.goes_on == (family in GOES_ON)
+    profile = describe(whole_checkpoint(family))
+    assert profile.images_a_prompt == (not KINDS[family].many)
+    assert profile.goes_on == (family in GOES_ON)
     wave = Wave(
         tmp_path / "store",
         whole_checkpoint(family),
         [batch],
-        route=card.route,
-        attention=card.language.attention,
+        route=profile.route,
+        attention=profile.language.attention,
     )
     wave.encode()
     wave.decode(prompts)

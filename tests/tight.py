@@ -11,15 +11,15 @@ from stages.memory.shrinking import smaller
 from stages.process.events import Item, Shrunk, TooLarge
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
-from tests.stand_ins import CARD, Answer, Stages
+from tests.stand_ins import PROFILE, Answer, Stages
 
 QUANTIZABLE = replace(
-    CARD,
+    PROFILE,
     parts={
         "vision": replace(
-            CARD.vision, linear_modules=2, linear_parameters=1, linear_rows=1, layers=2
+            PROFILE.vision, linear_modules=2, linear_parameters=1, linear_rows=1, layers=2
         ),
-        "language": replace(CARD.language, linear_modules=2, linear_parameters=1, linear_rows=1),
+        "language": replace(PROFILE.language, linear_modules=2, linear_parameters=1, linear_rows=1),
     },
 )
 WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB"
@@ -38,7 +38,7 @@ class Tight(Stages):
 
     def __init__(self, dies: str, rooms: Mapping[str, Room], *, giant: str = "") -> None:
         super().__init__()
-        self.card = QUANTIZABLE
+        self.profile = QUANTIZABLE
         self.dies = dies
         self.rooms = rooms
         self.giant = giant

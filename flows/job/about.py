@@ -22,26 +22,26 @@ def summary(job: Job) -> dict[str, Any]:
         "store": job.store.url,
         "media": len(job.files),
         "halves": halves(job.model),
-        "route": job.model.card.route,
+        "route": job.model.profile.route,
         "notes": notes(job),
     }
 
 
 def notes(job: Job) -> list[str]:
     """What a person should know of how the model is run; nothing for most models."""
-    card = job.model.card
+    profile = job.model.profile
     settings = [settings[0] for settings in job.model.settings.values()]
-    found = list(filter(None, [precision_note(card, settings, job.device)]))
-    if card.route == "joint":
+    found = list(filter(None, [precision_note(profile, settings, job.device)]))
+    if profile.route == "joint":
         found.append(
-            f"{job.model.name} cannot be run in halves ({card.why}): the second stage loads all "
+            f"{job.model.name} cannot be run in halves ({profile.why}): the second stage loads all "
             "of it, and what is kept for another prompt is its pixels"
         )
-    elif card.prompted:
+    elif profile.prompted:
         found.append(
             f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
         )
-    if card.goes_on and job.config.prompt is None:
+    if profile.goes_on and job.config.prompt is None:
         found.append(
             f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
             "none; --prompt gives its captions a beginning"
@@ -51,9 +51,9 @@ def notes(job: Job) -> list[str]:
             f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "
             "middle frame only"
         )
-    elif card.frames_a_video:
+    elif profile.frames_a_video:
         found.append(
-            f"{job.model.name} takes {counted(card.frames_a_video, 'frame')} of each chunk, no "
+            f"{job.model.name} takes {counted(profile.frames_a_video, 'frame')} of each chunk, no "
             "more and no fewer"
         )
     return found
@@ -63,8 +63,8 @@ def halves(model: Model) -> dict[str, dict[str, Any]]:
     """Of each part the parameters, bytes as stored and as loaded, and what it computes in."""
     return {
         part: {
-            "parameters": model.card.parts[part].parameters,
-            "stored_bytes": model.card.parts[part].stored_bytes,
+            "parameters": model.profile.parts[part].parameters,
+            "stored_bytes": model.profile.parts[part].stored_bytes,
             "bytes": settings[0].weight_bytes,
             "precision": settings[0].precision,
             "dtype": settings[0].dtype,

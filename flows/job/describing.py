@@ -17,8 +17,8 @@ from flows.console.display import gib
 from flows.job.budget import budget_for
 from flows.job.config import CaptionConfig
 from flows.job.launch import Launcher, StageCall, run_to_end
-from stages.models.card import RECIPE, ModelCard
 from stages.models.hub.checkpoint import SMALL, Checkpoint
+from stages.models.profile import RECIPE, ModelProfile
 from stages.process.cgroup import host_free_bytes
 from stages.process.clock import OVERTIME
 
@@ -37,7 +37,7 @@ HINT = (
 )
 
 
-def read_card(
+def read_profile(
     checkpoint: Checkpoint,
     small: Mapping[str, str],
     config: CaptionConfig,
@@ -45,7 +45,7 @@ def read_card(
     store: Store,
     launcher: Launcher,
     device: str,
-) -> ModelCard:
+) -> ModelProfile:
     """The checkpoint's card; a child process writes it the first time, because it needs
     transformers. `small` are the digests of all files but the weights. Raises UsageError for a
     checkpoint that cannot be run."""
@@ -53,7 +53,7 @@ def read_card(
         key = digest_of([small, _stated(checkpoint), config.trust_remote_code])
     record_set = RecordSet(store, "cards", digest_of(["cards", RECIPE, version("transformers")]))
     if key in record_set:
-        return ModelCard.from_json(record_set.meta(key))
+        return ModelProfile.from_json(record_set.meta(key))
     call = StageCall(
         name="describe",
         arguments={
@@ -67,9 +67,9 @@ def read_card(
         budget=allowed(config, device),
         seconds=MOST_SECONDS,
     )
-    card = _described(launcher, call, config.model)
-    record_set.publish([Record(key=key, meta=card)])
-    return ModelCard.from_json(card)
+    profile = _described(launcher, call, config.model)
+    record_set.publish([Record(key=key, meta=profile)])
+    return ModelProfile.from_json(profile)
 
 
 def allowed(config: CaptionConfig, device: str) -> int:
@@ -82,7 +82,7 @@ def _described(launcher: Launcher, call: StageCall, model: str) -> dict[str, Any
     """What a describing process answers. Raises UsageError for a checkpoint that takes too much."""
     free = host_free_bytes()
     try:
-        card: dict[str, Any] = run_to_end(launcher, call).notes["card"]
+        profile: dict[str, Any] = run_to_end(launcher, call).notes["profile"]
     except OutOfMemory as error:
         if free < call.budget:
             words = f"model {model} cannot be read in {gib(free)}, which is all the memory free"
@@ -94,7 +94,7 @@ def _described(launcher: Launcher, call: StageCall, model: str) -> dict[str, Any
             raise
         words = f"model {model} takes more than {call.seconds:.0f} s of computing to be read"
         raise UsageError(f"{words}, before any weight is loaded", hint=HINT) from error
-    return card
+    return profile
 
 
 def _stated(checkpoint: Checkpoint) -> list[Any]:

@@ -9,13 +9,13 @@ from artifacts.keys import ContentDigests, digest_of
 from artifacts.schema import FrameFit, Part, Sampling
 from artifacts.store import Store
 from flows.job.config import DEMO_MODEL, CaptionConfig
-from flows.job.describing import own_code, read_card, readable, small_files
+from flows.job.describing import own_code, read_profile, readable, small_files
 from flows.job.launch import Launcher
 from flows.job.precision import BYTES, PartSettings, settle
-from stages.models.card import ModelCard
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
 from stages.models.hub.transfer import Announce
+from stages.models.profile import ModelProfile
 
 FPS = 1.0
 """Frames a second where neither the user nor the checkpoint says."""
@@ -37,7 +37,7 @@ class Model:
     """As the user gave it."""
     checkpoint: Checkpoint
     """Its files."""
-    card: ModelCard
+    profile: ModelProfile
     """What its headers and its processor say."""
     digests: Mapping[Part, str]
     """Of all of its files that decide what a part makes: configuration, processor, its shards."""
@@ -52,7 +52,7 @@ class Model:
 
     def shards(self, parts: Iterable[Part]) -> list[str]:
         """Names of the files that hold the weights of these parts."""
-        return sorted({shard for part in parts for shard in self.card.parts[part].shards})
+        return sorted({shard for part in parts for shard in self.profile.parts[part].shards})
 
     def best(self, part: Part) -> PartSettings:
         """The best that a part may be run in."""
@@ -64,11 +64,11 @@ class Model:
 
     def sampling(self, config: CaptionConfig) -> Sampling:
         """What the user asked for, and for the rest what the checkpoint's processor states."""
-        if only := 1 if self.one_frame else self.card.frames_a_video:
+        if only := 1 if self.one_frame else self.profile.frames_a_video:
             return Sampling(
                 chunk_seconds=config.chunk, shots=config.shots, frames=only, max_frames=only
             )
-        stated = self.card.sampling
+        stated = self.profile.sampling
         fps, frames = config.fps, config.frames
         if fps is None and frames is None:
             fps = stated.fps
@@ -93,25 +93,25 @@ class Model:
     @property
     def one_frame(self) -> bool:
         """Whether only one frame of a video's chunk can be shown to it."""
-        return self.card.images_a_prompt == 1 and "video" not in self.card.modalities
+        return self.profile.images_a_prompt == 1 and "video" not in self.profile.modalities
 
     def prompt_for(self, config: CaptionConfig, kind: str) -> str:
         """What it is asked about a medium of this kind when the file's own line asks nothing."""
-        asked = config.prompt is not None or not self.card.goes_on
+        asked = config.prompt is not None or not self.profile.goes_on
         return config.prompt_for(kind) if asked else ""
 
     def fit(self, kind: str) -> FrameFit:
         """The size at which the processor keeps frames of videos, or images."""
-        return self.card.fit_image if kind == "image" else self.card.fit_video
+        return self.profile.fit_image if kind == "image" else self.profile.fit_video
 
     def feature_bytes(self, kind: str) -> int:
         """Bytes that the features of one frame are expected to take; of a model that cannot be cut,
         its pixels."""
-        card = self.card
-        if card.route == "joint":
-            return card.image_pixel_bytes if kind == "image" else card.frame_pixel_bytes
-        tokens = self.card.image_tokens if kind == "image" else self.card.frame_tokens
-        return tokens * self.card.feature_width * BYTES.get(self.best("vision").dtype, 4)
+        profile = self.profile
+        if profile.route == "joint":
+            return profile.image_pixel_bytes if kind == "image" else profile.frame_pixel_bytes
+        tokens = self.profile.image_tokens if kind == "image" else self.profile.frame_tokens
+        return tokens * self.profile.feature_width * BYTES.get(self.best("vision").dtype, 4)
 
 
 def find_checkpoint(config: CaptionConfig, announce: Announce | None = None) -> Checkpoint:
@@ -144,27 +144,29 @@ def open_model(
     with readable(config.model):
         small = {p.name: digests.of(p) for p in small_files(checkpoint)}
     try:
-        card = read_card(checkpoint, small, config, store=store, launcher=launcher, device=device)
+        profile = read_profile(
+            checkpoint, small, config, store=store, launcher=launcher, device=device
+        )
     except UsageError as error:
         raise Undescribed(error.message, hint=error.hint) from error
     digest = digests.of if read_weights else digests.known
-    names = sorted({shard for part in card.parts.values() for shard in part.shards})
+    names = sorted({shard for part in profile.parts.values() for shard in part.shards})
     with readable(config.model):
         weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
         code = own_code(folder, trusted=config.trust_remote_code)
-    text = () if card.prompted else TEXT_ONLY
+    text = () if profile.prompted else TEXT_ONLY
     seen = {n: d for n, d in small.items() if not n.lower().startswith(text)}
     of_parts = {
         part: digest_of(
             [seen if part == "vision" else small, {s: weights[s] for s in held.shards}, *code]
         )
-        for part, held in card.parts.items()
+        for part, held in profile.parts.items()
     }
     return Model(
         name=config.model,
         checkpoint=checkpoint,
-        card=card,
+        profile=profile,
         digests=of_parts,
-        settings=settle(config, card, device),
+        settings=settle(config, profile, device),
         read=all(weights.values()),
     )

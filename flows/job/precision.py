@@ -11,7 +11,7 @@ from artifacts.schema import Part
 from flows.job.config import CaptionConfig
 from stages.decode.engines import engine_of
 from stages.decode.job import DEFAULT_ENGINE
-from stages.models.card import ModelCard, PartCard
+from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -56,42 +56,42 @@ class PartSettings:
 
 
 def settle(
-    config: CaptionConfig, card: ModelCard, device: str
+    config: CaptionConfig, profile: ModelProfile, device: str
 ) -> dict[Part, tuple[PartSettings, ...]]:
     """All that each part may be run in, the best first; more than one where `auto` was asked for.
     Raises UsageError for what the checkpoint cannot be had in."""
-    language = _settings(config, card, "language", device)
-    if card.route != "joint":
+    language = _settings(config, profile, "language", device)
+    if profile.route != "joint":
         return {
-            part: language if part == "language" else _settings(config, card, part, device)
-            for part in card.parts
+            part: language if part == "language" else _settings(config, profile, part, device)
+            for part in profile.parts
         }
     # The one stage that loads anything loads all of it.
     dtype = language[0].dtype
-    check_joint(config, card, dtype)
+    check_joint(config, profile, dtype)
     seen = replace(language[0], precision=SHORT.get(dtype, dtype), weight_bytes=0, engine="")
     return {"vision": (seen,), "language": language}
 
 
 def _settings(
-    config: CaptionConfig, card: ModelCard, part: Part, device: str
+    config: CaptionConfig, profile: ModelProfile, part: Part, device: str
 ) -> tuple[PartSettings, ...]:
-    half, asked = card.parts[part], config.precision_of(part)
+    half, asked = profile.parts[part], config.precision_of(part)
     # Quantized features are a loss that every caption inherits: only who names the vision half gets
     # them.
     lossy = asked in QUANTIZED and part != "language" and not config.names(part)
     first = "native" if lossy else _first(asked)
-    check_obtainable(part, half, card, first)
-    best = _half(part, card, first, device)
+    check_obtainable(part, half, profile, first)
+    best = _half(part, profile, first, device)
     if asked != "auto" or half.stored_as:
         return (best,)
     kv = [replace(best, kv="quantized")] if part == "language" else []
-    return (best, *kv, *(_half(part, card, q, device) for q in _quantized(part, half, card)))
+    return (best, *kv, *(_half(part, profile, q, device) for q in _quantized(part, half, profile)))
 
 
-def _quantized(name: str, half: PartCard, card: ModelCard) -> list[str]:
+def _quantized(name: str, half: PartProfile, profile: ModelProfile) -> list[str]:
     with contextlib.suppress(UsageError):
-        check_obtainable(name, half, card, QUANTIZED[0])
+        check_obtainable(name, half, profile, QUANTIZED[0])
         return list(QUANTIZED)
     return []
 
@@ -100,9 +100,9 @@ def _first(asked: str) -> str:
     return "native" if asked == "auto" else asked
 
 
-def _half(part: Part, card: ModelCard, asked: str, device: str) -> PartSettings:
-    half = card.parts[part]
-    dtype = DTYPES.get(asked) or native_dtype(card.dtype, device)
+def _half(part: Part, profile: ModelProfile, asked: str, device: str) -> PartSettings:
+    half = profile.parts[part]
+    dtype = DTYPES.get(asked) or native_dtype(profile.dtype, device)
     precision = half.stored_as or (asked if asked in QUANTIZED else SHORT.get(dtype, dtype))
     return PartSettings(
         precision=precision,
@@ -113,44 +113,44 @@ def _half(part: Part, card: ModelCard, asked: str, device: str) -> PartSettings:
     )
 
 
-def check_obtainable(name: str, half: PartCard, card: ModelCard, asked: str) -> None:
+def check_obtainable(name: str, half: PartProfile, profile: ModelProfile, asked: str) -> None:
     """What was saved in 4 or 8 bit is as it is; what lies beside it can be cast but not
     quantized. Raises UsageError."""
     hint = f"Give --{name}-precision native, or the checkpoint it was made from"
     if half.stored_as and asked not in ("native", half.stored_as):
         raise UsageError(
-            f"the {name} half of {card.folder} was saved in {half.stored_as}, "
+            f"the {name} half of {profile.folder} was saved in {half.stored_as}, "
             f"which cannot be turned into {asked}",
             hint=hint,
         )
-    stored = card.vision.stored_as or card.language.stored_as
+    stored = profile.vision.stored_as or profile.language.stored_as
     if stored and not half.stored_as and asked in QUANTIZED:
         raise UsageError(
-            f"the {name} half of {card.folder} was saved unquantized beside one in {stored}, "
+            f"the {name} half of {profile.folder} was saved unquantized beside one in {stored}, "
             f"and cannot be had in {asked}",
             hint=hint,
         )
     if asked in QUANTIZED and not half.linear_modules:
         raise UsageError(
-            f"no layer of the {name} half of {card.folder} can be told to be one that {asked} "
+            f"no layer of the {name} half of {profile.folder} can be told to be one that {asked} "
             "takes",
             hint=f"Give --{name}-precision bf16",
         )
 
 
-def check_joint(config: CaptionConfig, card: ModelCard, dtype: str) -> None:
+def check_joint(config: CaptionConfig, profile: ModelProfile, dtype: str) -> None:
     """Raises UsageError when a model that is run whole shall see in another precision than it
     reads."""
     asked = _first(config.vision_precision or "native")
     if asked != "native" and DTYPES.get(asked) != dtype:
         raise UsageError(
-            f"{card.class_name} is run whole, so --vision-precision {asked} cannot be had beside "
-            f"{dtype}",
+            f"{profile.class_name} is run whole, so --vision-precision {asked} cannot be had "
+            f"beside {dtype}",
             hint="Give --precision alone",
         )
 
 
-def weight_bytes(half: PartCard, precision: str, dtype: str) -> int:
+def weight_bytes(half: PartProfile, precision: str, dtype: str) -> int:
     """Bytes of a half's weights on the device: of a quantized layer the weights and their scales,
     one a row in 8 bit, one a block of 64 in 4 bit, which are 8 bit themselves."""
     if half.stored_as:
@@ -164,7 +164,7 @@ def weight_bytes(half: PartCard, precision: str, dtype: str) -> int:
     return (half.parameters - weights) * each + packed + scales
 
 
-def attention(half: PartCard, dtype: str, device: str) -> str:
+def attention(half: PartProfile, dtype: str, device: str) -> str:
     """The implementation of a half: FlashAttention 2 where all it needs is there, else what the
     model takes by itself."""
     fits = half.flash and dtype in ("bfloat16", "float16") and device.startswith("cuda")
@@ -197,7 +197,7 @@ def no_bfloat16(device: str) -> bool:
     return (0, 0) < device_capability(device) < BFLOAT16_CAPABILITY
 
 
-def precision_note(card: ModelCard, halves: Iterable[PartSettings], device: str) -> str:
+def precision_note(profile: ModelProfile, halves: Iterable[PartSettings], device: str) -> str:
     """What a person should know of the precision of a GPU without bfloat16; empty for others."""
     if not no_bfloat16(device):
         return ""
@@ -208,7 +208,7 @@ def precision_note(card: ModelCard, halves: Iterable[PartSettings], device: str)
             f"{gpu} has no arithmetic for bf16: it is slow, and attention takes memory with the "
             "square of the tokens; --precision fp16 does not"
         )
-    if card.dtype == "bfloat16" and "float16" in dtypes:
+    if profile.dtype == "bfloat16" and "float16" in dtypes:
         return (
             f"the checkpoint is in bf16, for which {gpu} has no arithmetic: fp16 is used; if "
             "captions are empty or senseless, the model needs more range: --precision fp32"

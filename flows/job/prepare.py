@@ -130,7 +130,7 @@ def prepare(
 def check_prompts(contents: Sequence[Medium], model: Model) -> None:
     """A prompt that holds the model's own word for a picture would be read as one."""
     for prompt, medium in {medium.prompt: medium for medium in reversed(contents)}.items():
-        found = next((word for word in model.card.placeholders if word in prompt), None)
+        found = next((word for word in model.profile.placeholders if word in prompt), None)
         if found is not None:
             raise UsageError(
                 f"the prompt of {Path(medium.path).name} holds {found}, which {model.name} reads "

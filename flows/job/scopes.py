@@ -69,7 +69,7 @@ def scopes_of(
         by = [of[stage.reads], *_decides(stage, model, settings)] if stage.reads else []
         limit = [config.max_new_tokens] if stage.limited else []
         of[stage.writes] = _scope(stage, [*by, *limit] if by else [looked_at, fits])
-    of_prompts = {s.writes for s in pipeline if s.prompted or (model.card.prompted and s.part)}
+    of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
     return Scopes(
         of=of,
         prompted=frozenset(of_prompts),

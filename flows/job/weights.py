@@ -37,7 +37,7 @@ def fetch_parts(model: Model, parts: Collection[Part], display: Display) -> None
     """Bring the files that hold these parts here, unless they are. Raises PenstockError."""
     if not parts:
         return
-    whole = model.shards(parts) == model.shards(model.card.parts)
+    whole = model.shards(parts) == model.shards(model.profile.parts)
     fetch(
         model.checkpoint,
         model.shards(parts),

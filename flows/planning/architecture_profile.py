@@ -21,9 +21,9 @@ from flows.planning.layers import (
 )
 from flows.planning.towers import Tower
 from flows.planning.workloads import PIXEL_BYTES, PROBED_EDGE
-from stages.models.card import ModelCard, PartCard, SamplingCard
 from stages.models.footprint import ITEM_BYTES, BatchCost
 from stages.models.hub.checkpoint import Checkpoint
+from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 
 ROWS = (1, 8)
 """Rows of the works; between them all is linear."""
@@ -32,9 +32,9 @@ PROMPTS = (64, 256, 1024, 4096, 16384)
 """Tokens of a prompt of the works: attention that is not fused grows with their square."""
 
 
-def card_of(
+def profile_of(
     architecture: Architecture, folder: Path, *, fused: bool = True, why: str = ""
-) -> ModelCard:
+) -> ModelProfile:
     """The card of a checkpoint of which only the architecture is known; without `fused`, attention
     keeps its scores."""
     vision, text = architecture.vision, architecture.text
@@ -45,7 +45,7 @@ def card_of(
     fit = FrameFit(long_edges=((1.0, edge),) if vision and vision.image_size else ())
     written = architecture.writes and text is not None
     width = text.width if written and text else vision.width if vision else 1
-    return ModelCard(
+    return ModelProfile(
         folder=str(folder),
         class_name="",
         model_type="",
@@ -67,7 +67,7 @@ def card_of(
                 decoder_costs(architecture, fused=fused) if written else (),
             ),
         },
-        sampling=SamplingCard(),
+        sampling=SamplingProfile(),
         fit_video=fit,
         fit_image=fit,
         feature_width=width,
@@ -85,10 +85,10 @@ def _edge(vision: Tower | None) -> int:
 
 def _half(
     towers: Sequence[Tower], parameters: int, attention: str, batch_costs: tuple[BatchCost, ...]
-) -> PartCard:
+) -> PartProfile:
     matrices = [matrix for tower in towers for matrix in tower.matrices * tower.layers]
     largest = max(towers, key=lambda tower: tower.layers * tower.layer_parameters, default=None)
-    return PartCard(
+    return PartProfile(
         shards=(),
         tensors=(),
         parameters=parameters,
@@ -174,13 +174,13 @@ def model_by_dimensions(
 ) -> Model:
     """A model that can be planned and not run, `why` not. Raises UsageError for a precision that it
     cannot be had in."""
-    card = card_of(architecture, checkpoint.folder, fused=fused, why=why)
-    if not card.language.parameters:
+    profile = profile_of(architecture, checkpoint.folder, fused=fused, why=why)
+    if not profile.language.parameters:
         config = replace(config, language_precision="native")
     return Model(
         name=checkpoint.name,
         checkpoint=checkpoint,
-        card=card,
-        digests=dict.fromkeys(card.parts, ""),
-        settings=settle(config, card, device),
+        profile=profile,
+        digests=dict.fromkeys(profile.parts, ""),
+        settings=settle(config, profile, device),
     )

@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.models.card import ModelCard, PartCard
 from stages.models.footprint import (
     ITEM_BYTES,
     BatchCost,
@@ -14,6 +13,7 @@ from stages.models.footprint import (
     peak_bytes,
     waiting_bytes,
 )
+from stages.models.profile import ModelProfile, PartProfile
 
 PATCH_NUMBERS = 3 * 14 * 14
 """Pixel numbers that one token of an encoder is assumed to be made of: a patch of 14 by 14."""
@@ -76,7 +76,9 @@ def expected(
     )
 
 
-def encoder_by_dimensions(half: PartCard, each: int, rows: int, units: int, kept: int) -> Expected:
+def encoder_by_dimensions(
+    half: PartProfile, each: int, rows: int, units: int, kept: int
+) -> Expected:
     """Of an encoder whose layers are assumed to hold 12 times their width squared; `each`: bytes of
     a number, `kept`: of the features of a row."""
     width = math.sqrt(half.layer_parameters / 12)
@@ -92,10 +94,10 @@ def encoder_by_dimensions(half: PartCard, each: int, rows: int, units: int, kept
 
 
 def decoder_by_dimensions(
-    card: ModelCard, each: int, rows: int, tokens: int, *, new: int = 0, prefill: int = 0
+    profile: ModelProfile, each: int, rows: int, tokens: int, *, new: int = 0, prefill: int = 0
 ) -> Expected:
     """Of a decoder as wide as its features, with a KV cache of its full width."""
-    half, width = card.language, card.feature_width
+    half, width = profile.language, profile.feature_width
     inside = max(width, (half.layer_parameters - 4 * width**2) / (3 * width))
     stack = half.layers * half.layer_parameters
     vocabulary = max(0, half.parameters - stack) / width

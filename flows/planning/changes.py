@@ -115,9 +115,9 @@ def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question 
 def in_precision(question: Question, **options: str) -> Question | None:
     """The same with halves in another precision; None when they cannot be had in it."""
     changed: dict[str, Any] = options
-    config, card = replace(question.config, **changed), question.model.card
+    config, profile = replace(question.config, **changed), question.model.profile
     try:
-        settings = settle(config, card, question.device)
+        settings = settle(config, profile, question.device)
     except UsageError:
         return None
     return replace(question, model=replace(question.model, settings=settings), config=config)

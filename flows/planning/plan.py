@@ -98,13 +98,13 @@ def plan_of(
     except Undescribed as error:
         return _by_dimensions(config, device, announce, error)
     plan = _answered(_alone(model, config, device), budget_for(config, device), None, ())
-    note = precision_note(model.card, [s[0] for s in model.settings.values()], device)
+    note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
     return replace(plan, notes=(note,)) if note else plan
 
 
 def _alone(model: Model, config: CaptionConfig, device: str) -> Question:
     workloads = standard_workloads(model, model.sampling(config), model.prompt_for(config, "video"))
-    stages = CAPTION if model.card.language.parameters else REBUILD
+    stages = CAPTION if model.profile.language.parameters else REBUILD
     return Question(
         model=model,
         config=config,
@@ -176,7 +176,7 @@ def figures(plan: Plan) -> dict[str, Any]:
         "precision": model.precision(),
         "commit": model.checkpoint.commit,
         "halves": halves(model),
-        "route": model.card.route,
+        "route": model.profile.route,
         "fits": refusal is None,
         "refusal": None if refusal is None else {"message": refusal.message, "hint": refusal.hint},
         "memory": {

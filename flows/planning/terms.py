@@ -13,9 +13,9 @@ from flows.planning.estimate import Purpose, Term
 from flows.planning.rungs import Rung
 from flows.planning.workloads import COPIES, PIXEL_BYTES, Workload
 from stages.memory.shrinking import items_a_block
-from stages.models.card import PartCard
 from stages.models.footprint import at_size
 from stages.models.prefetch import AHEAD
+from stages.models.profile import PartProfile
 from stages.process.device import device_capability
 from stages.process.device_limit import CONTEXT_BYTES
 
@@ -39,7 +39,7 @@ KV_LAYERS_HERE = 2
 """Layers of an offloaded KV cache that are on the device: the one that computes and the next."""
 
 
-def weights(half: PartCard, settings: PartSettings, rung: Rung, device: str) -> Iterator[Term]:
+def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) -> Iterator[Term]:
     each, precision = BYTES.get(settings.dtype, 4), settings.precision
     count = f"{half.parameters / 1e6:,.0f} M"
     ends = max(0, half.parameters - half.layers * half.layer_parameters) * each
@@ -71,7 +71,9 @@ def power_of_two(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 
-def weight_terms(half: PartCard, layer: int, ends: int, each: int, device: str) -> Iterator[Term]:
+def weight_terms(
+    half: PartProfile, layer: int, ends: int, each: int, device: str
+) -> Iterator[Term]:
     """Of the weights: `layer` bytes a layer, `ends` outside of layers, `each` of a number."""
     why = f"2 of {half.layers} layers x {gib(layer)}, one computes while the next is read; and "
     yield Term(part="weight", bytes=2 * layer + ends, why=f"{why}what is outside of layers")
@@ -116,7 +118,7 @@ def block_ahead(rung: Rung, load: Workload, rows: int) -> Term:
 
 
 def products(
-    half: PartCard, settings: PartSettings, rung: Rung, tokens: int, device: str
+    half: PartProfile, settings: PartSettings, rung: Rung, tokens: int, device: str
 ) -> Iterator[Term]:
     """Of `tokens` of a batch, what their products in 8 bit take."""
     if settings.precision != "int8":
@@ -127,7 +129,7 @@ def products(
     yield Term(part="workspace", bytes=at_once * half.widest_linear * each, why=why)
 
 
-def cache(rung: Rung, whole: int, half: PartCard, why: str) -> Iterator[Term]:
+def cache(rung: Rung, whole: int, half: PartProfile, why: str) -> Iterator[Term]:
     layers = max(1, half.layers)
     if rung.kv == "offloaded":
         here = math.ceil(whole * min(1.0, KV_LAYERS_HERE / layers))
@@ -179,7 +181,7 @@ def frames_ahead(load: Workload, rows: int) -> Term:
 
 
 def attention_terms(
-    half: PartCard, settings: PartSettings, load: Workload, rows: int, units: int, device: str
+    half: PartProfile, settings: PartSettings, load: Workload, rows: int, units: int, device: str
 ) -> Iterator[Term]:
     """What attention takes on a GPU, of so many rows of so many units, beside what a run without
     data counts, which is that of the fused kernel of a CPU; nothing on a CPU."""

@@ -73,7 +73,7 @@ def what_fits(question: Question, device: str) -> dict[str, list[Cell]]:
 
 def _in(question: Question, options: dict[str, str], device: str) -> Question | None:
     changed: dict[str, Any] = {"vision_precision": None, "language_precision": None, **options}
-    if not question.model.card.language.parameters:
+    if not question.model.profile.language.parameters:
         changed["language_precision"] = "native"
     stages = tuple(stage for stage in question.stages if stage.part)
     return in_precision(replace(question, device=device, stages=stages), **changed)

@@ -11,7 +11,7 @@ from flows.job.models import Model
 from flows.job.tasks import Medium
 from flows.job.waves import BYTES_A_TOKEN
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts
-from stages.models.card import ModelCard, SeenSize
+from stages.models.profile import ModelProfile, SeenSize
 
 KINDS: tuple[MediaKind, ...] = ("video", "image")
 TEMPLATE_TOKENS = 48
@@ -151,14 +151,14 @@ def workload_of(
 ) -> Workload:
     """A load with what the card says of such frames."""
     size = seen_size(model, kind, stored)
-    tokens, pixel_bytes = seen(model.card, model.fit(kind), kind, size)
+    tokens, pixel_bytes = seen(model.profile, model.fit(kind), kind, size)
     each = model.feature_bytes(kind)
-    most = model.card.image_tokens if kind == "image" else model.card.frame_tokens
+    most = model.profile.image_tokens if kind == "image" else model.profile.frame_tokens
     # Encoders that take frames in pairs make two of an odd one.
-    counted = frames + frames % 2 if "video" in model.card.modalities and kind == "video" else 1
+    counted = frames + frames % 2 if "video" in model.profile.modalities and kind == "video" else 1
     counted = max(frames, counted)
-    if kind == "video" and model.card.pixels_a_video:
-        most_tokens, most_bytes = _most_of_a_video(model.card)
+    if kind == "video" and model.profile.pixels_a_video:
+        most_tokens, most_bytes = _most_of_a_video(model.profile)
         tokens = min(tokens, most_tokens / counted)
         pixel_bytes = min(pixel_bytes, most_bytes / counted)
     share = tokens / most if most else 1.0
@@ -176,21 +176,21 @@ def workload_of(
     )
 
 
-def _known_sizes(card: ModelCard, kind: MediaKind) -> list[SeenSize]:
+def _known_sizes(profile: ModelProfile, kind: MediaKind) -> list[SeenSize]:
     """What is known of square frames, smallest first."""
     image = kind == "image"
     largest = SeenSize(
         edge=PROBED_EDGE,
-        tokens=card.image_tokens if image else card.frame_tokens,
-        pixel_bytes=card.image_pixel_bytes if image else card.frame_pixel_bytes,
+        tokens=profile.image_tokens if image else profile.frame_tokens,
+        pixel_bytes=profile.image_pixel_bytes if image else profile.frame_pixel_bytes,
     )
-    return [*(card.image_sizes if image else card.frame_sizes), largest]
+    return [*(profile.image_sizes if image else profile.frame_sizes), largest]
 
 
-def _most_of_a_video(card: ModelCard) -> tuple[float, float]:
+def _most_of_a_video(profile: ModelProfile) -> tuple[float, float]:
     """Tokens and pixel bytes of all frames of a video together at the most, from a size at which
     two of them are seen as large as they are."""
-    known, most = _known_sizes(card, "video"), card.pixels_a_video
+    known, most = _known_sizes(profile, "video"), profile.pixels_a_video
     whole = [size for size in known if 2 * size.edge**2 <= most]
     if not whole:
         return 2 * known[-1].tokens, 2 * known[-1].pixel_bytes
@@ -199,11 +199,11 @@ def _most_of_a_video(card: ModelCard) -> tuple[float, float]:
 
 
 def seen(
-    card: ModelCard, fit: FrameFit, kind: MediaKind, size: tuple[int, int]
+    profile: ModelProfile, fit: FrameFit, kind: MediaKind, size: tuple[int, int]
 ) -> tuple[float, float]:
     """Tokens and pixel bytes of a frame that is seen at this height and width, from what the card
     says of square ones of as many pixels."""
-    known = _known_sizes(card, kind)
+    known = _known_sizes(profile, kind)
     largest = known[-1]
     # A frame as large as any is ever seen counts as one.
     square = math.prod(fit.size(PROBED_EDGE, PROBED_EDGE))

@@ -6,7 +6,7 @@ stages.
     generate(language_half, inputs, features, **generate_options) -> tokens
     save_features(path, features)
     load_features(path) -> features
-    describe(path) -> ModelCard
+    describe(path) -> ModelProfile
     resolve_model(name) -> folder
 
 Nothing heavy is imported until one of these is used.
@@ -16,7 +16,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stages.models.card import ModelCard as ModelCard
     from stages.models.feature_files import load_features as load_features
     from stages.models.feature_files import save_features as save_features
     from stages.models.halves.absent import NeedsWeights as NeedsWeights
@@ -26,11 +25,12 @@ if TYPE_CHECKING:
     from stages.models.halves.load import load_half as load_half
     from stages.models.hub.resolve import resolve_model as resolve_model
     from stages.models.inspection import describe as describe
+    from stages.models.profile import ModelProfile as ModelProfile
 
 _HOMES = {
     "Features": "halves.features",
     "NeedsWeights": "halves.absent",
-    "ModelCard": "card",
+    "ModelProfile": "profile",
     "describe": "inspection",
     "encode": "halves.features",
     "generate": "halves.delivery",
@@ -42,7 +42,7 @@ _HOMES = {
 
 __all__ = [
     "Features",
-    "ModelCard",
+    "ModelProfile",
     "NeedsWeights",
     "describe",
     "encode",

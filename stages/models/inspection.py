@@ -11,13 +11,12 @@ import torch
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Modality, Part
-from stages.models.card import ModelCard, PartCard, SamplingCard
-from stages.models.half_cards import halves_of, undivided
 from stages.models.halves.load import config_and_class, one_line, refuse_pickle, skeleton_of
 from stages.models.halves.routes import RouteChoice, choose_route, depends_on_prompt
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers
 from stages.models.hub.resolve import find_model
+from stages.models.part_profiles import halves_of, undivided
 from stages.models.processors.fit import Probe, black, pixels_a_video, probe
 from stages.models.processors.layout import layout_of
 from stages.models.processors.loading import takes_images
@@ -28,6 +27,7 @@ from stages.models.processors.prepare import (
     prepare,
     takes_videos,
 )
+from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 from stages.models.shadow import batch_costs_of
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.gc_freeze import gc_frozen
@@ -42,7 +42,7 @@ FEW_AND_MANY = (2, 8)
 
 def describe(
     path: str | Path, trust_remote_code: bool = False, revision: str | None = None
-) -> ModelCard:
+) -> ModelProfile:
     """The card of the model at `path`, a folder or hub id. Raises UsageError for what cannot be
     used, EnvironmentFault when the hub cannot be reached."""
     checkpoint = find_model(path, revision)
@@ -61,7 +61,7 @@ def _described(
     cls: type[Any],
     probing: Future[tuple[Probe, Probe]] | None,
     trust_remote_code: bool,
-) -> ModelCard:
+) -> ModelProfile:
     folder = checkpoint.folder
     if not checkpoint.weights:
         refuse_pickle(folder, trust_remote_code)
@@ -76,13 +76,14 @@ def _described(
     batch_costs, why = batch_costs_of(skeleton, processor, choice.route, frames_a_video(processor))
     again = load_processor(folder, trust_remote_code) if probing is None else None
     image, video = probing.result() if probing is not None else _probes(again)
-    card = _card(folder, skeleton, choice, processor, halves, image, video)
+    profile = _profile(folder, skeleton, choice, processor, halves, image, video)
     if why:
         logger.warning("what computing takes could not be found out: %s", why)
     return replace(
-        card,
+        profile,
         parts={
-            part: replace(held, batch_costs=batch_costs[part]) for part, held in card.parts.items()
+            part: replace(held, batch_costs=batch_costs[part])
+            for part, held in profile.parts.items()
         },
         batch_costs_unknown=why,
     )
@@ -122,21 +123,21 @@ def frames_a_video(processor: Any) -> int:
     return int(few // each) if few == many else 0
 
 
-def _card(
+def _profile(
     folder: Path,
     skeleton: Any,
     choice: RouteChoice,
     processor: Any,
-    halves: dict[Part, PartCard],
+    halves: dict[Part, PartProfile],
     image: Probe,
     video: Probe,
-) -> ModelCard:
+) -> ModelProfile:
     config = skeleton.config
     dtype = config.dtype if config.dtype is not None else torch.float32
     modalities: tuple[Modality, ...] = ("image", "video") if takes_videos(processor) else ("image",)
     prompted = choice.route != "joint" and depends_on_prompt(skeleton)
     alone = takes_images(processor) and layout_of(processor, "images").alone
-    return ModelCard(
+    return ModelProfile(
         folder=str(folder),
         class_name=type(skeleton).__name__,
         model_type=config.model_type,
@@ -183,7 +184,7 @@ def _try_processor(processor: Any, folder: Path) -> None:
             ) from error
 
 
-def _sampling(processor: Any) -> SamplingCard:
+def _sampling(processor: Any) -> SamplingProfile:
     part = getattr(processor, "video_processor", None)
 
     def number(name: str) -> Any:
@@ -191,7 +192,7 @@ def _sampling(processor: Any) -> SamplingCard:
         return value if isinstance(value, int | float) and value > 0 else None
 
     frames, least, most = number("num_frames"), number("min_frames"), number("max_frames")
-    return SamplingCard(
+    return SamplingProfile(
         fps=None if number("fps") is None else float(number("fps")),
         frames=None if frames is None else int(frames),
         min_frames=None if least is None else int(least),

@@ -9,9 +9,9 @@ from stages.process.report import Report
 
 
 def run(job: dict[str, Any], report: Report) -> None:
-    """Job: model (folder or hub id), revision, trust_remote_code. Answers with a note `card`."""
+    """Job: model (folder or hub id), revision, trust_remote_code. Answers with a note `profile`."""
     try:
-        card = describe(
+        profile = describe(
             job["model"],
             trust_remote_code=bool(job.get("trust_remote_code", False)),
             revision=job.get("revision"),
@@ -21,4 +21,4 @@ def run(job: dict[str, Any], report: Report) -> None:
             f"model {job['model']} cannot be read: something in its files is nested too deeply",
             hint="Check where it comes from, and its *.json and *.jinja files",
         ) from error
-    report.note(card=card.to_json())
+    report.note(profile=profile.to_json())

@@ -33,7 +33,7 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
         config.batch_size,
         [(each.precision, each.kv) for each in free_settings(model, config, "language")],
         on_gpu=device.startswith("cuda"),
-        offload=config.is_free("language") and not model.card.language.stored_as,
+        offload=config.is_free("language") and not model.profile.language.stored_as,
     )
 
 
@@ -62,7 +62,7 @@ def decode_rungs(
 
 def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -> StageEstimate:
     """Weights, the KV cache and what reading the prompts computes with."""
-    half, rows = model.card.language, load.rows(rung.batch)
+    half, rows = model.profile.language, load.rows(rung.batch)
     settings = settings_as_run(model.best("language"), half, rung)
     terms = list(weights(half, settings, rung, device))
     work = _decoder_work(model, settings, load, rows, new, rung.prefill)
@@ -88,22 +88,24 @@ def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -
         device=device,
         load=load,
         flops=flops,
-        by_dimensions=not work.known or model.card.by_dimensions,
+        by_dimensions=not work.known or model.profile.by_dimensions,
     )
 
 
 def _decoder_work(
     model: Model, settings: PartSettings, load: Workload, rows: int, new: int, prefill: int
 ) -> Expected:
-    batch_costs, each = model.card.language.batch_costs, BYTES.get(settings.dtype, 4)
+    batch_costs, each = model.profile.language.batch_costs, BYTES.get(settings.dtype, 4)
     if not batch_costs:
-        return decoder_by_dimensions(model.card, each, rows, load.tokens, new=new, prefill=prefill)
+        return decoder_by_dimensions(
+            model.profile, each, rows, load.tokens, new=new, prefill=prefill
+        )
     return expected(batch_costs, load.kind, rows, load.tokens, each=each, new=new, prefill=prefill)
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
     """Loading the half, and for each batch a pass over its prompts and one a token."""
-    half, settings = model.card.language, model.best("language")
+    half, settings = model.profile.language, model.best("language")
     precision = precision_of(settings, rung)
     passes = []
     for each in left:

@@ -46,9 +46,9 @@ MADE_OF = 6
 
 def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
     """Smaller batches, pieces, layers one by one, fewer bits."""
-    half, settings = model.card.vision, free_settings(model, config, "vision")
+    half, settings = model.profile.vision, free_settings(model, config, "vision")
     # What is quantized cannot come layer by layer, and pixels have no weights.
-    whole = model.card.route != "joint"
+    whole = model.profile.route != "joint"
     plain = not half.stored_as and settings[0].precision not in QUANTIZED
     return encode_rungs(
         config.batch_size,
@@ -87,12 +87,12 @@ def _streamed(batch: int, alone: Rung) -> list[Rung]:
 
 def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -> StageEstimate:
     """Weights, pixels and what the encoder computes with; of a joint model pixels alone."""
-    half, rows = model.card.vision, load.rows(rung.batch, FRAMES_A_BATCH)
+    half, rows = model.profile.vision, load.rows(rung.batch, FRAMES_A_BATCH)
     settings = settings_as_run(model.best("vision"), half, rung)
     pixels = rows * load.units * PIXEL_BYTES
     terms = list(weights(half, settings, rung, device))
     work = None
-    if model.card.route == "joint":
+    if model.profile.route == "joint":
         why = (
             f"{counted(rows, 'chunk')} x {load.units:,} numbers of pixels, which go on as they are"
         )
@@ -111,7 +111,7 @@ def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -
     ahead = block_ahead(rung, load, rows) if rung.block else frames_ahead(load, rows)
     terms += around(rung, terms, device, ahead)
     flops = work.flops * load.chunks / rows if work else 0
-    guessed = work is not None and (not work.known or model.card.by_dimensions)
+    guessed = work is not None and (not work.known or model.profile.by_dimensions)
     return StageEstimate.of(
         rung, terms, device=device, load=load, flops=flops, by_dimensions=guessed
     )
@@ -120,7 +120,7 @@ def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -
 def _encoder_work(
     model: Model, settings: PartSettings, rows: int, load: Workload, prefill: int
 ) -> Expected:
-    half, each = model.card.vision, BYTES.get(settings.dtype, 4)
+    half, each = model.profile.vision, BYTES.get(settings.dtype, 4)
     if not half.batch_costs:
         return encoder_by_dimensions(half, each, rows, load.units, load.feature_bytes)
     return expected(half.batch_costs, load.kind, rows, load.units, each=each, prefill=prefill)
@@ -128,11 +128,11 @@ def _encoder_work(
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
     """Loading the half, preparing pixels, and a pass for each batch that has no features."""
-    half, settings = model.card.vision, model.best("vision")
+    half, settings = model.profile.vision, model.best("vision")
     passes = []
     for each in left:
         load, rows = each.load, each.load.rows(rung.batch, FRAMES_A_BATCH)
-        if each.left[rung.stage] and model.card.route != "joint":
+        if each.left[rung.stage] and model.profile.route != "joint":
             passes.append(
                 Pass(
                     precision=precision_of(settings, rung),

@@ -11,7 +11,7 @@ from flows.job.precision import DTYPES, QUANTIZED, SHORT, PartSettings, weight_b
 from flows.planning.batch_costs import Expected
 from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate
-from stages.models.card import PartCard
+from stages.models.profile import PartProfile
 
 
 def free_settings(model: Model, config: CaptionConfig, part: Part) -> tuple[PartSettings, ...]:
@@ -21,7 +21,7 @@ def free_settings(model: Model, config: CaptionConfig, part: Part) -> tuple[Part
     return every if config.is_free(part) else every[:1]
 
 
-def settings_as_run(settings: PartSettings, half: PartCard, rung: Rung) -> PartSettings:
+def settings_as_run(settings: PartSettings, half: PartProfile, rung: Rung) -> PartSettings:
     """What a half computes in on a rung."""
     precision = rung.precision or settings.precision
     dtype = DTYPES.get(precision, settings.dtype)
@@ -32,7 +32,7 @@ def settings_as_run(settings: PartSettings, half: PartCard, rung: Rung) -> PartS
 
 
 def loading(
-    half: PartCard, settings: PartSettings, rung: Rung, wanted: bool, passes: Sequence[Pass]
+    half: PartProfile, settings: PartSettings, rung: Rung, wanted: bool, passes: Sequence[Pass]
 ) -> WorkEstimate:
     """A process that loads a part and runs these passes; nothing where none is wanted."""
     if not wanted:
@@ -58,5 +58,5 @@ def precision_of(settings: PartSettings, rung: Rung) -> str:
 
 def told_of(model: Model, work: Expected) -> str:
     """Where the figures of a batch come from, for people."""
-    guessed = model.card.by_dimensions or not work.known
+    guessed = model.profile.by_dimensions or not work.known
     return "an estimate by dimensions" if guessed else "a run without data"

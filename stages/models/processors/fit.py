@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from artifacts.schema import FrameFit, MediaKind
-from stages.models.card import SeenSize
 from stages.models.processors.clip import Clip, black_clip
 from stages.models.processors.loading import is_picture
 from stages.models.processors.prepare import channel_of, prepare
+from stages.models.profile import SeenSize
 from stages.process.exit_diagnosis import out_of_memory
 
 COMMON = (9 / 16, 16 / 9, 3 / 4, 4 / 3, 1 / 2, 2.0)

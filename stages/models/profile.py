@@ -13,7 +13,7 @@ RECIPE = 19
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PartCard:
+class PartProfile:
     """One part of a checkpoint, counted from the headers of its files."""
 
     shards: tuple[str, ...]
@@ -51,7 +51,7 @@ class PartCard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingCard:
+class SamplingProfile:
     """Which frames the checkpoint's processor asks for; None where it does not say."""
 
     fps: float | None = None
@@ -75,7 +75,7 @@ class SeenSize:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelCard:
+class ModelProfile:
     """One vision-language checkpoint."""
 
     folder: str
@@ -103,9 +103,9 @@ class ModelCard:
     """Whether there is no class for it here, and all this was told from its dimensions."""
     prompted: bool = False
     """Whether features are made of the prompt too, so that another prompt needs others."""
-    parts: Mapping[Part, PartCard]
+    parts: Mapping[Part, PartProfile]
     """What stages load of it: of one that captions its vision half and its language half."""
-    sampling: SamplingCard
+    sampling: SamplingProfile
     fit_video: FrameFit
     """The size at which a video's frames are worth storing."""
     fit_image: FrameFit
@@ -133,11 +133,11 @@ class ModelCard:
     """Why it could not be found out what computing takes; empty when it could."""
 
     @property
-    def vision(self) -> PartCard:
+    def vision(self) -> PartProfile:
         return self.parts["vision"]
 
     @property
-    def language(self) -> PartCard:
+    def language(self) -> PartProfile:
         return self.parts["language"]
 
     def to_json(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class ModelCard:
         return {**told, **told.pop("parts")}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "ModelCard":
+    def from_json(cls, value: dict[str, Any]) -> "ModelProfile":
         value = dict(value)
         made: dict[str, Any] = {name: tuple(value[name]) for name in ("modalities", "placeholders")}
         parts = {}
@@ -154,9 +154,9 @@ class ModelCard:
             told = value.pop(part)
             lists = {key: tuple(told[key]) for key in ("shards", "tensors", "pieces")}
             batch_costs = tuple(BatchCost(**work) for work in told["batch_costs"])
-            parts[part] = PartCard(**{**told, **lists, "batch_costs": batch_costs})
+            parts[part] = PartProfile(**{**told, **lists, "batch_costs": batch_costs})
         made["parts"] = parts
-        made["sampling"] = SamplingCard(**value["sampling"])
+        made["sampling"] = SamplingProfile(**value["sampling"])
         for name in ("image_sizes", "frame_sizes"):
             made[name] = tuple(SeenSize(**size) for size in value[name])
         for name in ("fit_video", "fit_image"):

@@ -19,12 +19,12 @@ from flows.job.config import CaptionConfig
 from flows.job.describing import own_code
 from flows.job.launch import DirectLauncher
 from flows.job.models import open_model
-from stages.models import ModelCard, describe
-from stages.models.card import SamplingCard
+from stages.models import ModelProfile, describe
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers
 from stages.models.processors.fit import probe
 from stages.models.processors.prepare import Clip, load_processor, prepare
+from stages.models.profile import SamplingProfile
 from stages.models.run import run
 from tests.clips import half_model
 from tests.families import BUILDERS, checkpoint
@@ -34,11 +34,11 @@ DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
 
 
 @pytest.fixture(scope="module")
-def demo() -> ModelCard:
+def demo() -> ModelProfile:
     return describe(DEMO)
 
 
-def test_the_demo_is_described(demo: ModelCard) -> None:
+def test_the_demo_is_described(demo: ModelProfile) -> None:
     assert demo.class_name == "Qwen2_5_VLForConditionalGeneration"
     assert demo.model_type == "qwen2_5_vl"
     assert demo.modalities == ("image", "video")
@@ -49,7 +49,7 @@ def test_the_demo_is_described(demo: ModelCard) -> None:
     assert demo.feature_width > 0
 
 
-def test_the_halves_of_the_demo_are_its_whole_checkpoint(demo: ModelCard) -> None:
+def test_the_halves_of_the_demo_are_its_whole_checkpoint(demo: ModelProfile) -> None:
     with safe_open(DEMO / "model.safetensors", "pt") as file:
         names = set(file.keys())
     vision, language = set(demo.vision.tensors), set(demo.language.tensors)
@@ -59,26 +59,26 @@ def test_the_halves_of_the_demo_are_its_whole_checkpoint(demo: ModelCard) -> Non
     assert 0 < (DEMO / "model.safetensors").stat().st_size - stored < 1 << 16
 
 
-def test_a_card_survives_json(demo: ModelCard) -> None:
-    assert ModelCard.from_json(json.loads(json.dumps(demo.to_json()))) == demo
+def test_a_card_survives_json(demo: ModelProfile) -> None:
+    assert ModelProfile.from_json(json.loads(json.dumps(demo.to_json()))) == demo
 
 
-def test_the_stage_tells_the_card(demo: ModelCard) -> None:
+def test_the_stage_tells_the_card(demo: ModelProfile) -> None:
     with events() as (report, told):
         run({"model": str(DEMO), "revision": None, "trust_remote_code": False}, report)
-    assert ModelCard.from_json(told[0]["card"]) == demo
+    assert ModelProfile.from_json(told[0]["profile"]) == demo
 
 
 @pytest.mark.parametrize("family", BUILDERS)
 def test_a_card_counts_what_each_half_loads(family: str) -> None:
     folder = checkpoint(family)
-    card = describe(folder)
-    for keep, half in (("vision", card.vision), ("language", card.language)):
+    profile = describe(folder)
+    for keep, half in (("vision", profile.vision), ("language", profile.language)):
         which: Any = keep
         loaded = sum(weight.numel() for weight in half_model(folder, which).parameters())
         assert half.parameters == loaded
         assert half.stored_bytes == 4 * loaded
-    assert card.modalities == (("image",) if family == "llava" else ("image", "video"))
+    assert profile.modalities == (("image",) if family == "llava" else ("image", "video"))
 
 
 def test_shards_are_told_apart(tmp_path: Path) -> None:
@@ -88,18 +88,18 @@ def test_shards_are_told_apart(tmp_path: Path) -> None:
     model = loader.from_pretrained(checkpoint("llava"))
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     load_processor(checkpoint("llava")).save_pretrained(tmp_path)
-    card = describe(tmp_path)
+    profile = describe(tmp_path)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
-    for half in (card.vision, card.language):
+    for half in (profile.vision, profile.language):
         assert set(half.shards) == {index[name] for name in half.tensors}
         assert len(half.shards) < len(set(index.values()))
 
 
 def test_sampling_is_what_the_processor_states() -> None:
-    assert describe(checkpoint("smolvlm")).sampling == SamplingCard(fps=1.0, frames=16)
+    assert describe(checkpoint("smolvlm")).sampling == SamplingProfile(fps=1.0, frames=16)
     found = describe(checkpoint("qwen3_vl")).sampling
     assert (found.fps, found.min_frames, found.max_frames) == (2.0, 2, 16)
-    assert describe(checkpoint("llava")).sampling == SamplingCard()
+    assert describe(checkpoint("llava")).sampling == SamplingProfile()
 
 
 @pytest.mark.parametrize("shape", [(720, 1280), (1280, 720), (960, 960), (600, 1200)])

@@ -8,7 +8,6 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part
-from stages.models.card import PartCard
 from stages.models.halves.boundary import (
     HALVES,
     absent_paths,
@@ -19,12 +18,13 @@ from stages.models.hub.headers import Header
 from stages.models.precision.attention import attention_of, supports_flash
 from stages.models.precision.quantize import check_stored, quantizable
 from stages.models.precision.weights import Weight, weights_of
+from stages.models.profile import PartProfile
 
 LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
 """The path of a layer in the name of a weight of it."""
 
 
-def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartCard]:
+def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
     pieces: dict[Part, tuple[str, ...]] = {half: pieces_called(skeleton, half) for half in HALVES}
     absent = {half: absent_paths(skeleton, half, pieces[half]) for half in HALVES}
     held: dict[Part, list[Weight]] = {half: [] for half in HALVES}
@@ -39,24 +39,24 @@ def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartCard]:
             hint="Choose the whole vision-language checkpoint, not its text part",
         )
     return {
-        half: replace(_half_card(skeleton, half, found), pieces=pieces[half])
+        half: replace(_part_profile(skeleton, half, found), pieces=pieces[half])
         for half, found in held.items()
     }
 
 
-def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartCard]:
+def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
     """A model without a boundary: the second stage loads all of it."""
-    nothing = PartCard(shards=(), tensors=(), parameters=0, stored_bytes=0)
+    nothing = PartProfile(shards=(), tensors=(), parameters=0, stored_bytes=0)
     return {
         "vision": nothing,
-        "language": _half_card(skeleton, "whole", list(weights_of(skeleton, headers))),
+        "language": _part_profile(skeleton, "whole", list(weights_of(skeleton, headers))),
     }
 
 
-def _half_card(skeleton: Any, half: Part, weights: list[Weight]) -> PartCard:
+def _part_profile(skeleton: Any, half: Part, weights: list[Weight]) -> PartProfile:
     linears = quantizable(skeleton, half).values()
     stack = layers_of(weights)
-    return PartCard(
+    return PartProfile(
         shards=tuple(sorted({weight.shard for weight in weights})),
         tensors=tuple(sorted(weight.name for weight in weights)),
         parameters=sum(weight.parameters for weight in weights),
