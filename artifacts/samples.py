@@ -13,7 +13,7 @@ from artifacts.stamps import Stamp
 OWN_MEMBERS = ("txt", "json")
 SLUG_LETTERS = 40
 """How much of a medium's name stands in a key."""
-RECIPE = 1
+OUTPUT_VERSION = 1
 """Raised when the same samples are to be written otherwise."""
 
 
@@ -40,7 +40,7 @@ class Sample:
     """Digest of the medium that it is of."""
 
     def digest(self) -> str:
-        return digest_of([RECIPE, self.key, values_of(self.row), self.content])
+        return digest_of([OUTPUT_VERSION, self.key, values_of(self.row), self.content])
 
 
 Samples = Iterator[tuple[Sample, Media | None]]

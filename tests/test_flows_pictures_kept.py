@@ -19,9 +19,9 @@ from flows.job.tasks import Medium, Task
 from flows.job.waves import waves_of
 from flows.planning.sizes import estimates
 from flows.planning.workloads import COPIES, workload_of, workloads_of
-from stages.decode import RECIPE as DECODE_RECIPE
-from stages.encode import RECIPE as ENCODE_RECIPE
-from stages.frames import RECIPE as FRAMES_RECIPE
+from stages.decode import OUTPUT_VERSION as DECODE_VERSION
+from stages.encode import OUTPUT_VERSION as ENCODE_VERSION
+from stages.frames import OUTPUT_VERSION as FRAMES_VERSION
 from tests.by_hand import PROFILE, model
 from tests.families import checkpoint
 from tests.inside import InsideLauncher, run_inside
@@ -66,11 +66,11 @@ def old_scopes(job: Job) -> dict[str, str]:
     """The scopes as they were made before, from their parts."""
     profile, sampling = job.model.profile, asdict(job.sampling)
     fits = {"video": profile.fit_video.long_edges, "image": profile.fit_image.long_edges}
-    frames = digest_of(["frames", FRAMES_RECIPE, sampling, fits])
+    frames = digest_of(["frames", FRAMES_VERSION, sampling, fits])
     vision = [job.model.digests["vision"], *job.model.best("vision").decides]
-    features = digest_of(["features", ENCODE_RECIPE, frames, *vision])
+    features = digest_of(["features", ENCODE_VERSION, frames, *vision])
     language = [job.model.digests["language"], *job.model.best("language").decides]
-    captions = digest_of(["captions", DECODE_RECIPE, features, *language, TOKENS])
+    captions = digest_of(["captions", DECODE_VERSION, features, *language, TOKENS])
     return {"media": frames, "features": features, "captions": captions}
 
 

@@ -46,7 +46,7 @@ def test_an_engine_takes_two_files_and_makes_captions(tmp_path: Path) -> None:
         row = read_features(wave.record_set("features", FEATURES), f"features-{number}")
         words = f"{row.count.tokens} placeholders, {len(PROMPTS[number])} letters"
         assert stored["caption"] == words
-        assert (stored["engine"], stored["engine_recipe"]) == ("toy", 1)
+        assert (stored["engine"], stored["engine_version"]) == ("toy", 1)
     assert other == kept.meta
     assert {"event": "note", "said": 2} in told
     assert keys_told(told) == ["caption-0", "caption-2"]

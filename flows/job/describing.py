@@ -18,7 +18,7 @@ from flows.job.budget import budget_for
 from flows.job.config import CaptionConfig
 from flows.job.launch import Launcher, StageCall, run_to_end
 from stages.models.hub.checkpoint import SMALL, Checkpoint
-from stages.models.profile import RECIPE, ModelProfile
+from stages.models.profile import OUTPUT_VERSION, ModelProfile
 from stages.process.cgroup import host_free_bytes
 from stages.process.clock import OVERTIME
 
@@ -51,7 +51,9 @@ def read_profile(
     checkpoint that cannot be run."""
     with readable(config.model):
         key = digest_of([small, _stated(checkpoint), config.trust_remote_code])
-    record_set = RecordSet(store, "cards", digest_of(["cards", RECIPE, version("transformers")]))
+    record_set = RecordSet(
+        store, "cards", digest_of(["cards", OUTPUT_VERSION, version("transformers")])
+    )
     if key in record_set:
         return ModelProfile.from_json(record_set.meta(key))
     call = StageCall(

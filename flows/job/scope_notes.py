@@ -29,7 +29,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "computing": model.best("vision").decides,
         "sampling": asdict(job.sampling),
         "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
-        "recipes": [stage.recipe for stage in REBUILD],
+        "recipes": [stage.output_version for stage in REBUILD],
     }
 
 
@@ -43,7 +43,7 @@ def note_scopes(job: Job) -> None:
         for at, stage in enumerate(later):
             if stage.part:
                 said = {**said, **_settings_in(job, way, later[: at + 1])}
-            recipes = [stage.recipe for stage in job.pipeline[: at + 2]]
+            recipes = [stage.output_version for stage in job.pipeline[: at + 2]]
             metas[way[stage.writes]] = {**said, "recipes": recipes}
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
 

@@ -60,7 +60,7 @@ def scopes_of(
     pipeline: Pipeline,
     settings: Mapping[Part, PartSettings],
 ) -> Scopes:
-    """Digests of what decides each stage's bytes; a stage's RECIPE rises when its own output
+    """Digests of what decides each stage's bytes; a stage's OUTPUT_VERSION rises when its own output
     changes."""
     fits = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
     looked_at = {name: getattr(sampling, name) for name in sampling.__slots__}
@@ -84,7 +84,7 @@ def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) 
 
 
 def _scope(stage: Stage, by: Sequence[Any]) -> str:
-    return digest_of([stage.writes, stage.recipe, *by])
+    return digest_of([stage.writes, stage.output_version, *by])
 
 
 def _other_limits(

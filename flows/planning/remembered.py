@@ -11,7 +11,7 @@ from artifacts.store import Store
 from flows.planning.rungs import Rung
 
 KIND = "rungs"
-RECIPE = 2
+OUTPUT_VERSION = 2
 """Raised when stages come to take another amount of memory on the same rung."""
 SLACK = 1.05
 """What was too much for a budget is taken to be too much for one so many times as large: what is
@@ -26,7 +26,7 @@ class Remembered:
 
     def __init__(self, store: Store, about: Mapping[str, Any], budget: int) -> None:
         self._store = store
-        self._scopes = {s: digest_of(["rungs", RECIPE, s, of]) for s, of in about.items()}
+        self._scopes = {s: digest_of(["rungs", OUTPUT_VERSION, s, of]) for s, of in about.items()}
         self._budget = budget
 
     def rungs(self, stage: str) -> list[Rung]:

@@ -3,7 +3,7 @@
 from stages.decode.job import DecodeJob
 from stages.process.stage import Stage
 
-RECIPE = 4
+OUTPUT_VERSION = 4
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
 STAGE = Stage(
     name="decode",
@@ -13,7 +13,7 @@ STAGE = Stage(
     job=DecodeJob,
     prompted=True,
     limited=True,
-    recipe=RECIPE,
+    output_version=OUTPUT_VERSION,
     entry="stages.decode.run:run",
     verb="captioning",
 )

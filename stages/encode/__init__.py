@@ -3,7 +3,7 @@
 from stages.encode.job import EncodeJob
 from stages.process.stage import Stage
 
-RECIPE = 3
+OUTPUT_VERSION = 3
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
 FRAMES_A_BATCH = 64
 """A batch has fewer chunks when they hold more frames than this together."""
@@ -15,7 +15,7 @@ STAGE = Stage(
     job=EncodeJob,
     refuses=True,
     gives_back=True,
-    recipe=RECIPE,
+    output_version=OUTPUT_VERSION,
     entry="stages.encode.run:run",
     verb="encoding",
 )

@@ -3,7 +3,7 @@
 from stages.frames.job import FramesJob
 from stages.process.stage import Stage
 
-RECIPE = 4
+OUTPUT_VERSION = 4
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
 PACK_BYTES = 64 << 20
 """Pictures are stored as soon as they come to this many bytes."""
@@ -12,7 +12,7 @@ STAGE = Stage(
     reads="",
     writes="frames",
     job=FramesJob,
-    recipe=RECIPE,
+    output_version=OUTPUT_VERSION,
     entry="stages.frames.run:run",
     verb="cutting frames",
 )

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
 
-RECIPE = 19
+OUTPUT_VERSION = 19
 """Raised when what a card says changes; part of its key."""
 
 

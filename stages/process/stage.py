@@ -27,7 +27,7 @@ class Stage:
     """It may find that a model does not take an item, which it notes among the failures."""
     gives_back: bool = False
     """What it read is not kept once it is through with it."""
-    recipe: int
+    output_version: int
     """Raised when its own output changes for the same inputs; part of every key below it."""
     entry: str
     """The function that its process calls: `package.module:function`."""

@@ -15,7 +15,7 @@ class Engine:
     name: str
     entry: str
     """Its class, which a job makes a `Speaker` of: `package.module:name`."""
-    recipe: int
+    output_version: int
     """Raised when its own output changes for the same inputs; 0: it says what was said before
     engines had names."""
     batch_decides: bool
@@ -24,12 +24,14 @@ class Engine:
     @property
     def words(self) -> tuple[str | int, ...]:
         """What it adds to a key: nothing where captions are those of before."""
-        return (self.name, self.recipe) if self.recipe else ()
+        return (self.name, self.output_version) if self.output_version else ()
 
     @property
     def meta(self) -> dict[str, str | int]:
         """What is stored of it beside each caption."""
-        return {"engine": self.name} | ({"engine_recipe": self.recipe} if self.recipe else {})
+        return {"engine": self.name} | (
+            {"engine_version": self.output_version} if self.output_version else {}
+        )
 
 
 ENGINES: Mapping[str, Engine] = {
@@ -38,7 +40,7 @@ ENGINES: Mapping[str, Engine] = {
         Engine(
             name=DEFAULT_ENGINE,
             entry="stages.decode.engines.transformers:Transformers",
-            recipe=0,
+            output_version=0,
             batch_decides=True,
         ),
     )
