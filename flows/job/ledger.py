@@ -19,16 +19,18 @@ class Ledger:
     """The records of one run, by kind. Nothing is kept here that the store does not say, but what
     did not fit this time."""
 
-    def __init__(self, store: Store, pipeline: Pipeline, *ways: Scopes) -> None:
-        """`ways` in which things may be made, the best first: what was made in any is done."""
+    def __init__(self, store: Store, pipeline: Pipeline, *variants: Scopes) -> None:
+        """`variants` in which things may be made, the best first: what was made in any is done."""
         self.pipeline = pipeline
-        self.ways = ways
-        self.scopes = ways[0]
+        self.variants = variants
+        self.scopes = variants[0]
         """The way in which things are made now."""
         first, last = pipeline[0].writes, pipeline[-1].writes
         self.media = RecordSet(store, "media", self.scopes[first])
         self.failures = RecordSet(store, "failures", self.scopes[first])
-        scopes = {s.writes: dict.fromkeys(way[s.writes] for way in ways) for s in pipeline}
+        scopes = {
+            s.writes: dict.fromkeys(variant[s.writes] for variant in variants) for s in pipeline
+        }
         self._record_sets = {
             kind: {scope: RecordSet(store, kind, scope) for scope in of_kind}
             for kind, of_kind in scopes.items()
@@ -64,16 +66,16 @@ class Ledger:
 
     def take(self, precision: Mapping[str, str]) -> None:
         """From now on make things in this way."""
-        self.scopes = self.way(precision)
+        self.scopes = self.variant(precision)
         self.reconsider()
 
-    def way(self, precision: Mapping[str, str]) -> Scopes:
+    def variant(self, precision: Mapping[str, str]) -> Scopes:
         """The first way in which the parts compute in these precisions."""
-        return next(way for way in self.ways if way.precision == precision)
+        return next(variant for variant in self.variants if variant.precision == precision)
 
     def reconsider(self) -> None:
         """Look again in which way each thing was made, or is to be."""
-        if len(self.ways) > 1:
+        if len(self.variants) > 1:
             self._tasks.clear()
 
     def index(self, medium: Medium) -> MediaIndex | None:
@@ -145,15 +147,17 @@ class Ledger:
         """The chunk as its last record was made in the best way; else as that is to be made, of
         the best of what lies between that there is."""
         between: dict[str, str] = {}
-        for way in self.ways if len(self.ways) > 1 else ():
-            # Most ways are never taken, and a key takes time.
-            if not any(len(self._record_sets[s.writes][way[s.writes]]) for s in self.pipeline[1:]):
+        for variant in self.variants if len(self.variants) > 1 else ():
+            # Most variants are never taken, and a key takes time.
+            if not any(
+                len(self._record_sets[s.writes][variant[s.writes]]) for s in self.pipeline[1:]
+            ):
                 continue
-            task = self.at(medium, chunk, way)
+            task = self.at(medium, chunk, variant)
             if self._answers(task):
                 return task
             between = between or self._seen(task)
-        return self.at(medium, chunk, self.way({**self.scopes.precision, **between}))
+        return self.at(medium, chunk, self.variant({**self.scopes.precision, **between}))
 
     def _seen(self, task: Task) -> dict[str, str]:
         """The precision of the parts whose work is there, or was refused, before the last."""

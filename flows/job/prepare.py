@@ -21,7 +21,7 @@ from flows.job.device_probe import check_device
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
 from flows.job.models import Model, open_model
-from flows.job.scopes import ways_of
+from flows.job.scopes import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
 from flows.pipelines import CAPTION, REBUILD, Pipeline
@@ -123,7 +123,7 @@ def prepare(
         files=tuple(readable),
         contents=tuple(contents),
         failures=(*failures, *unreadable),
-        ledger=Ledger(store, pipeline, *ways_of(config, model, sampling, pipeline, stored)),
+        ledger=Ledger(store, pipeline, *variants_of(config, model, sampling, pipeline, stored)),
     )
 
 

@@ -38,22 +38,22 @@ def note_scopes(job: Job) -> None:
     first, *later = job.pipeline
     seen = settings_of(job)
     metas: dict[str, dict[str, Any]] = {}
-    for way in job.ledger.ways:
-        metas[way[first.writes]] = said = seen
+    for variant in job.ledger.variants:
+        metas[variant[first.writes]] = said = seen
         for at, stage in enumerate(later):
             if stage.part:
-                said = {**said, **_settings_in(job, way, later[: at + 1])}
+                said = {**said, **_settings_in(job, variant, later[: at + 1])}
             recipes = [stage.output_version for stage in job.pipeline[: at + 2]]
-            metas[way[stage.writes]] = {**said, "recipes": recipes}
+            metas[variant[stage.writes]] = {**said, "recipes": recipes}
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
 
 
-def _settings_in(job: Job, way: Scopes, stages: Sequence[Stage]) -> dict[str, Any]:
+def _settings_in(job: Job, variant: Scopes, stages: Sequence[Stage]) -> dict[str, Any]:
     """The precision of the parts of these stages, and what the first of them computes in."""
     parts = parts_of(stages)
-    labels = dict.fromkeys(way.precision[part] for part in parts)
+    labels = dict.fromkeys(variant.precision[part] for part in parts)
     settings = job.model.settings[parts[0]]
-    computing = next(s.decides for s in settings if s.label == way.precision[parts[0]])
+    computing = next(s.decides for s in settings if s.label == variant.precision[parts[0]])
     return {"precision": "+".join(labels), "computing": computing}
 
 

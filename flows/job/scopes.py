@@ -1,5 +1,5 @@
-"""Digests of all that decides what each stage makes, and of other ways in which it may have been
-made before; knows no chunk."""
+"""Digests of all that decides what each stage makes, and of other variants in which it may have
+been made before; knows no chunk."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ class Scopes:
         return self.of[kind]
 
 
-def ways_of(
+def variants_of(
     config: CaptionConfig, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
 ) -> list[Scopes]:
     """The scopes of every choice of settings that the parts may be run in, the best first, each
@@ -60,8 +60,8 @@ def scopes_of(
     pipeline: Pipeline,
     settings: Mapping[Part, PartSettings],
 ) -> Scopes:
-    """Digests of what decides each stage's bytes; a stage's OUTPUT_VERSION rises when its own output
-    changes."""
+    """Digests of what decides each stage's bytes; a stage's OUTPUT_VERSION rises when its own
+    output changes."""
     fits = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
     looked_at = {name: getattr(sampling, name) for name in sampling.__slots__}
     of: dict[str, str] = {}

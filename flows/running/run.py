@@ -142,7 +142,7 @@ def refuse_file(folder: Path) -> None:
 @contextlib.contextmanager
 def claiming(job: Job) -> Iterator[Lease]:
     """Keep what the job needs from being deleted by others, and note what it is of."""
-    scopes = [scope for way in job.ledger.ways for scope in way.of.values()]
+    scopes = [scope for variant in job.ledger.variants for scope in variant.of.values()]
     with leased(job.store, list(dict.fromkeys(scopes)), job.out) as hold:
         note_scopes(job)
         yield hold

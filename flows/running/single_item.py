@@ -80,11 +80,11 @@ class SingleItemFallback:
         if stage.part is None or settings is None:
             return task
         wanted = {**task.scopes.precision, stage.part: settings.label}
-        return ledger.at(task.medium, task.chunk, ledger.way(wanted))
+        return ledger.at(task.medium, task.chunk, ledger.variant(wanted))
 
     def _made(self, stage: Stage, task: Task) -> bool:
         ledger = self._job.ledger
-        tasks = (ledger.at(task.medium, task.chunk, way) for way in ledger.ways)
+        tasks = (ledger.at(task.medium, task.chunk, variant) for variant in ledger.variants)
         return any(task[stage.writes] in ledger[stage.writes] for task in tasks)
 
     def _ever(self, stage: Stage) -> bool:
