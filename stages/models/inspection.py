@@ -11,6 +11,7 @@ import torch
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Modality, Part
+from stages.models.dry_run import batch_costs_of
 from stages.models.halves.load import config_and_class, one_line, refuse_pickle, skeleton_of
 from stages.models.halves.routes import RouteChoice, choose_route, depends_on_prompt
 from stages.models.hub.checkpoint import Checkpoint
@@ -28,7 +29,6 @@ from stages.models.processors.prepare import (
     takes_videos,
 )
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
-from stages.models.shadow import batch_costs_of
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.gc_freeze import gc_frozen
 

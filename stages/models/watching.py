@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stages.memory.live import Live
+from stages.memory.live_bytes import LiveBytes
 from stages.models.halves.offload import outermost_layers
 
 NEW_TOKENS = 2
@@ -23,7 +23,7 @@ def decoder_of(model: Any) -> Any:
 class PromptWatch:
     """Tells the reading of the prompt from the step after it, by the decoder's second call."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: LiveBytes) -> None:
         self._live = live
         self._calls = 0
         self._prompt: dict[str, int] = {}
@@ -74,7 +74,7 @@ def cache_bytes(cache: Any) -> int:
     return cache_bytes(held)
 
 
-def mlps_told(skeleton: Any, live: Live) -> contextlib.AbstractContextManager[None]:
+def mlps_told(skeleton: Any, live: LiveBytes) -> contextlib.AbstractContextManager[None]:
     """Lets the counter know when an MLP computes."""
     handles = []
     for module in _mlps(skeleton):
@@ -88,7 +88,7 @@ def mlps_told(skeleton: Any, live: Live) -> contextlib.AbstractContextManager[No
 
 
 @contextlib.contextmanager
-def layers_told(skeleton: Any, live: Live) -> Iterator[list[int]]:
+def layers_told(skeleton: Any, live: LiveBytes) -> Iterator[list[int]]:
     """The most that lives when a layer begins, in 16 and in 32 bit."""
     most = [0, 0]
 

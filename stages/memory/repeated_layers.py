@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from stages.memory.live import WHOLE, Live, Taken
+from stages.memory.live_bytes import WHOLE, LiveBytes, Taken
 from stages.memory.nested import changed, tensors
 from stages.memory.outlines import META
 
@@ -55,7 +55,7 @@ class Call:
 
 
 @dataclass(kw_only=True, slots=True)
-class Alike:
+class RepeatedLayers:
     """The calls that were seen of one model's layers."""
 
     found: list[tuple[Any, Any]] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Alike:
     calls: dict[Any, Call] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def layers(self, model: nn.Module, live: Live) -> Iterator[None]:
+    def layers(self, model: nn.Module, live: LiveBytes) -> Iterator[None]:
         """Within, layers of `model` are computed while something is to be learned of it."""
         if not self.found:
             kinds: dict[Any, int] = {}
@@ -76,14 +76,14 @@ class Alike:
             for layer, _ in self.found:
                 del layer.__dict__["forward"]
 
-    def _replace(self, layer: Any, kind: Any, forward: Callable[..., Any], live: Live) -> None:
+    def _replace(self, layer: Any, kind: Any, forward: Callable[..., Any], live: LiveBytes) -> None:
         @functools.wraps(forward)
         def answered(*args: Any, **kwargs: Any) -> Any:
             return self._answer(layer, kind, functools.partial(forward, *args, **kwargs), live)
 
         layer.__dict__["forward"] = answered
 
-    def _answer(self, layer: Any, kind: Any, compute: Any, live: Live) -> Any:
+    def _answer(self, layer: Any, kind: Any, compute: Any, live: LiveBytes) -> Any:
         caches: list[Any] = []
         try:
             with _disable_current_modes():
@@ -112,7 +112,7 @@ class Alike:
         return made
 
 
-def _repeated(call: Call, place: Any, live: Live) -> Any:
+def _repeated(call: Call, place: Any, live: LiveBytes) -> Any:
     with _disable_current_modes():
         if place is not None:
             vars(place).update(_made(call.place))

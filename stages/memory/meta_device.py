@@ -43,10 +43,10 @@ class Watcher(Protocol):
 
 def without_data(value: Any) -> Any:
     """Tensors inside any nesting as a ghost takes them: floating-point ones lose their data."""
-    return changed(lambda tensor: _ghostly(tensor) if tensor.is_floating_point() else tensor, value)
+    return changed(lambda tensor: _on_meta(tensor) if tensor.is_floating_point() else tensor, value)
 
 
-class Ghost(TorchDispatchMode):
+class MetaDevice(TorchDispatchMode):
     """Computes without data whatever needs none."""
 
     def __init__(self, watcher: Watcher) -> None:
@@ -85,11 +85,11 @@ def _is_composed(func: Any) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite))
 
 
-def _ghostly(tensor: torch.Tensor) -> torch.Tensor:
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.is_meta else tensor.to(META)
 
 
-def _solid(tensor: torch.Tensor) -> torch.Tensor:
+def _with_data(tensor: torch.Tensor) -> torch.Tensor:
     """An integer that came of nothing."""
     if not tensor.is_meta or tensor.is_floating_point() or tensor.is_complex():
         return tensor
@@ -103,7 +103,7 @@ def _move(func: Any, args: Any, kwargs: Any) -> Any:
     if kwargs.get("dtype", source.dtype) == source.dtype and "memory_format" not in kwargs:
         return aten.alias.default(source)
     if source.is_meta:
-        return _solid(func(*args, **kwargs))
+        return _with_data(func(*args, **kwargs))
     return _lightened(func(*args, **kwargs))
 
 
@@ -143,7 +143,7 @@ def _mixed(func: Any, args: Any, kwargs: Any) -> Any:
         key, known = None, None
     if known is not None:
         return args[0] if known is IN_PLACE else made_like(known)
-    out = func(*changed(_ghostly, args), **changed(_ghostly, kwargs))
+    out = func(*changed(_on_meta, args), **changed(_on_meta, kwargs))
     schema = func._schema
     if schema.is_mutable and not isinstance(out, list | tuple):
         OUTLINES[key] = IN_PLACE if schema.arguments[0].is_write else None
@@ -152,7 +152,7 @@ def _mixed(func: Any, args: Any, kwargs: Any) -> Any:
     given = {t.untyped_storage()._cdata for t in tensors(args, kwargs) if t.is_meta}
     if key is not None and not any(t.untyped_storage()._cdata in given for t in made):
         OUTLINES[key] = outline(out)
-    return changed(_solid, out)
+    return changed(_with_data, out)
 
 
 def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
@@ -174,7 +174,7 @@ def _index(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _masked_select(func: Any, args: Any, kwargs: Any) -> Any:
     count = int(torch.as_tensor(args[1]).sum())
-    return _solid(torch.empty(count, dtype=args[0].dtype, device=META))
+    return _with_data(torch.empty(count, dtype=args[0].dtype, device=META))
 
 
 ANSWERS: dict[Any, Callable[[Any, Any, Any], Any]] = {
@@ -229,16 +229,16 @@ def _fused(
     return FUSED, (query, key, value, 0.0, is_causal), {"attn_mask": attn_mask, "scale": scale}
 
 
-def solidify(model: torch.nn.Module) -> None:
+def give_data(model: torch.nn.Module) -> None:
     """Gives a model without storage integers for its buffers of integers."""
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = _solid(buffer)
+                module._buffers[name] = _with_data(buffer)
 
 
 @contextmanager
-def haunted(watcher: Watcher) -> Iterator[None]:
+def on_meta_device(watcher: Watcher) -> Iterator[None]:
     """Everything computed within is computed without data, and the watcher told of it."""
-    with torch.inference_mode(), Numbers(), Ghost(watcher):
+    with torch.inference_mode(), Numbers(), MetaDevice(watcher):
         yield

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from stages.memory.ghost import CAST, FUSED
+from stages.memory.meta_device import CAST, FUSED
 from stages.memory.nested import tensors
 
 WHOLE = 4
@@ -42,7 +42,7 @@ class Taken:
     flops: int
 
 
-class Live:
+class LiveBytes:
     """The tensors that were made since it began and still live."""
 
     def __init__(self, apart: Any = ()) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages.memory.ghost import haunted, solidify, without_data
-from stages.memory.live import Live
+from stages.memory.live_bytes import LiveBytes
+from stages.memory.meta_device import give_data, on_meta_device, without_data
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import encode
 from stages.models.halves.load import skeleton_of
@@ -20,7 +20,7 @@ GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": 
 class Counting(TorchDispatchMode):
     """Counts what is computed with data."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: LiveBytes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._live = live
 
@@ -34,7 +34,7 @@ class Counting(TorchDispatchMode):
         return out
 
 
-def peaks(model: Any, inputs: dict[str, Any], live: Live) -> tuple[int, int, int]:
+def peaks(model: Any, inputs: dict[str, Any], live: LiveBytes) -> tuple[int, int, int]:
     """Bytes of the encoder, of the decoder, and operations."""
     features = encode(model, inputs)
     encoding = live.peak
@@ -51,13 +51,13 @@ def test_a_run_without_data_holds_what_a_real_one_does(family: str) -> None:
     model.eval()
     skeleton = skeleton_of(model.config, type(model)).eval()
     skeleton.generation_config.eos_token_id = None
-    solidify(skeleton)
-    real = Live([*model.parameters(), *model.buffers(), *inputs.values()])
+    give_data(skeleton)
+    real = LiveBytes([*model.parameters(), *model.buffers(), *inputs.values()])
     with torch.inference_mode(), Counting(real):
         expected = peaks(model, inputs, real)
     given = without_data(inputs)
-    live = Live([*skeleton.parameters(), *skeleton.buffers(), *given.values()])
-    with haunted(live):
+    live = LiveBytes([*skeleton.parameters(), *skeleton.buffers(), *given.values()])
+    with on_meta_device(live):
         found = peaks(skeleton, given, live)
     assert found[2] == expected[2]
     assert found[:2] == pytest.approx(expected[:2], rel=0.02)
@@ -66,7 +66,7 @@ def test_a_run_without_data_holds_what_a_real_one_does(family: str) -> None:
 def test_shapes_that_data_decide_are_found() -> None:
     floats = torch.ones(4, 3, device="meta")
     mask = torch.tensor([True, False, True, True])
-    with haunted(Live()):
+    with on_meta_device(LiveBytes()):
         assert floats[mask].shape == (3, 3)
         assert not (floats.sum() > 0)
         ids = floats.argmax(-1)
@@ -78,7 +78,7 @@ def test_shapes_that_data_decide_are_found() -> None:
 
 
 def test_views_and_casts_are_counted_once() -> None:
-    with haunted(live := Live()):
+    with on_meta_device(live := LiveBytes()):
         made = torch.zeros(1 << 16, dtype=torch.bfloat16, device="meta")
         view = made.view(2, -1)
         assert (live.bytes, live.bytes_32) == (2 << 16, 4 << 16)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from artifacts.schema import MediaKind, Part, Route
-from stages.memory.alike import Alike
-from stages.memory.ghost import haunted, solidify, without_data
-from stages.memory.live import Live
+from stages.memory.live_bytes import LiveBytes
+from stages.memory.meta_device import give_data, on_meta_device, without_data
 from stages.memory.nested import tensors
+from stages.memory.repeated_layers import RepeatedLayers
 from stages.models.footprint import BatchCost
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
@@ -54,10 +54,10 @@ def batch_costs_of(
     with _quiet():
         try:
             skeleton.to(torch.bfloat16)
-            solidify(skeleton)
+            give_data(skeleton)
             skeleton.eval()
             rows = {kind: _rows(processor, kind, frames_a_video) for kind in _kinds(processor)}
-            alike = Alike()
+            alike = RepeatedLayers()
             encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, alike))
             kind = next(reversed(rows))
             return {
@@ -90,15 +90,15 @@ def _rows(processor: Any, kind: MediaKind, frames_a_video: int) -> list[Prepared
 
 
 def _encoders(
-    skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: Alike
+    skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: RepeatedLayers
 ) -> Iterator[BatchCost]:
     for kind, (few, many) in rows.items():
         sizes = {(count, _units(row)): row for count, row in ((1, few), (1, many), (2, few))}
         for (count, units), row in sizes.items():
             inputs = {name: joined([value] * count) for name, value in row.inputs.items()}
-            live = Live(_weights(skeleton))
+            live = LiveBytes(_weights(skeleton))
             told = mlps_told(skeleton, live), layers_told(skeleton, live)
-            with haunted(live), told[0], told[1] as waiting, alike.layers(skeleton, live):
+            with on_meta_device(live), told[0], told[1] as waiting, alike.layers(skeleton, live):
                 features = encode(skeleton, without_data(inputs))
                 yield BatchCost(
                     kind=kind,
@@ -120,17 +120,22 @@ def _encoders(
 
 
 def _decoders(
-    skeleton: Any, processor: Any, route: Route, kind: MediaKind, row: Prepared, alike: Alike
+    skeleton: Any,
+    processor: Any,
+    route: Route,
+    kind: MediaKind,
+    row: Prepared,
+    alike: RepeatedLayers,
 ) -> Iterator[BatchCost]:
     skeleton.generation_config.eos_token_id = None
     skeleton.generation_config.pad_token_id = 0
     for (count, units), inputs in _asked(skeleton, processor, row).items():
         features = _features(skeleton, route, row, count, alike)
-        live = Live(_weights(skeleton))
+        live = LiveBytes(_weights(skeleton))
         live.hold(*features.values())
         reading = PromptWatch(live)
         told = mlps_told(skeleton, live), reading.of(decoder_of(skeleton))
-        with haunted(live), told[0], told[1], alike.layers(skeleton, live):
+        with on_meta_device(live), told[0], told[1], alike.layers(skeleton, live):
             generate(skeleton, without_data(inputs), features, max_new_tokens=NEW_TOKENS, **GREEDY)
         yield BatchCost(
             kind=kind,
@@ -159,13 +164,15 @@ def _asked(skeleton: Any, processor: Any, row: Prepared) -> dict[tuple[int, int]
 GREEDY = {"do_sample": False, "num_beams": 1}
 
 
-def _features(skeleton: Any, route: Route, row: Prepared, count: int, alike: Alike) -> Features:
+def _features(
+    skeleton: Any, route: Route, row: Prepared, count: int, alike: RepeatedLayers
+) -> Features:
     """What the language half is given, made without counting."""
     inputs = without_data({n: joined([value] * count) for n, value in row.inputs.items()})
     if route == "joint":
         return Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
-    live = Live(_weights(skeleton))
-    with haunted(live), alike.layers(skeleton, live):
+    live = LiveBytes(_weights(skeleton))
+    with on_meta_device(live), alike.layers(skeleton, live):
         return encode(skeleton, inputs)
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from stages.memory import alike
-from stages.memory.live import Live
+from stages.memory import repeated_layers
+from stages.memory.live_bytes import LiveBytes
+from stages.models.dry_run import batch_costs_of
 from stages.models.footprint import BatchCost
 from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.processors.prepare import load_processor
-from stages.models.shadow import batch_costs_of
 from tests.checkpoints import whole_checkpoint
 from tests.families import checkpoint
 
@@ -47,14 +47,14 @@ MORE = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3_vl", "smo
 def test_what_is_counted_is_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = family in ("llava", "qwen2_5_vl", "qwen3_vl", "smolvlm")
     folder = Path(checkpoint(family) if known else whole_checkpoint(family))
-    again, skipped = Live.again, []
+    again, skipped = LiveBytes.again, []
 
-    def counted(live: Live, *given: Any) -> Any:
+    def counted(live: LiveBytes, *given: Any) -> Any:
         skipped.append(given)
         return again(live, *given)
 
-    monkeypatch.setattr(Live, "again", counted)
+    monkeypatch.setattr(LiveBytes, "again", counted)
     short = batch_costs(folder)
     assert skipped
-    monkeypatch.setattr(alike, "FEWEST", 1000)
+    monkeypatch.setattr(repeated_layers, "FEWEST", 1000)
     assert batch_costs(folder) == short

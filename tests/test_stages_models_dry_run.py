@@ -2,11 +2,11 @@
 
 import pytest
 
+from stages.models.dry_run import batch_costs_of
 from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.inspection import frames_a_video
 from stages.models.processors.prepare import load_processor
-from stages.models.shadow import batch_costs_of
 from tests.checkpoints import MODELS, whole_checkpoint
 from tests.families import BUILDERS, checkpoint
 
