@@ -1,2 +1,2 @@
-"""What runs after what, a room each for commands, deployments, upkeep, running, results, planning
-and the job; none imports a room above it."""
+"""Runs stages one after another; none of its rooms imports one above it. The rooms are commands,
+deployments, upkeep, running, results, planning and the job."""

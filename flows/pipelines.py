@@ -1,4 +1,4 @@
-"""Which stages follow one another; knows no job."""
+"""Says which stages follow one another; knows no job."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from stages import decode, encode, frames
 from stages.process.stage import Stage
 
 Pipeline = tuple[Stage, ...]
-"""The first stage reads files, each other one records that one before it makes."""
+"""Stages in order: the first reads files, each other one records that one before it makes."""
 CAPTION: Pipeline = (frames.STAGE, encode.STAGE, decode.STAGE)
 """Captions of files."""
 REBUILD: Pipeline = CAPTION[:2]

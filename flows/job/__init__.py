@@ -1,1 +1,1 @@
-"""What is asked, and what is there: configuration, sources, model, keys, budget."""
+"""Makes a job of what is asked and what is there: sources, model, keys, budget."""

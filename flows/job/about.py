@@ -1,4 +1,4 @@
-"""What is going to be run, for people and for the record; runs nothing."""
+"""Tells people and the record what is going to be run; runs nothing."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from flows.job.prepare import Job
 
 
 def summary(job: Job) -> dict[str, Any]:
-    """What was going to be run, as `run.json` keeps it."""
+    """Return what was going to be run, as `run.json` keeps it."""
     return {
         "model": job.model.name,
         "revision": job.config.revision,
@@ -28,7 +28,7 @@ def summary(job: Job) -> dict[str, Any]:
 
 
 def notes(job: Job) -> list[str]:
-    """What a person should know of how the model is run; nothing for most models."""
+    """Return what a person should know of how the model is run; nothing for most models."""
     profile = job.model.profile
     settings = [settings[0] for settings in job.model.settings.values()]
     found = list(filter(None, [precision_note(profile, settings, job.device)]))
@@ -60,7 +60,7 @@ def notes(job: Job) -> list[str]:
 
 
 def halves(model: Model) -> dict[str, dict[str, Any]]:
-    """Of each part the parameters, bytes as stored and as loaded, and what it computes in."""
+    """Return parameters, bytes as stored and as loaded, and precision of each part."""
     return {
         part: {
             "parameters": model.profile.parts[part].parameters,

@@ -1,4 +1,4 @@
-"""How much memory a run may take: what `--memory` says, or what the machine has free; looks at
+"""Tells how much memory a run may take: `--memory`, or what the machine has free. It looks at
 machines, never at models."""
 
 import os
@@ -15,43 +15,44 @@ from stages.process.device import device_holders
 from stages.process.memory import anonymous_bytes
 
 GPU_SHARE = 0.95
-"""Of what a GPU has free: the rest is the driver's, and what others take meanwhile."""
+"""The share of a GPU's free memory to take: the rest is the driver's, and what others take
+meanwhile."""
 HOST_SHARE = 0.8
-"""Of what the host has free: the rest is the system's and the parent's."""
+"""The share of the host's free memory to take: the rest is the system's and the parent's."""
 NAMED = 3
-"""Other processes that a warning names."""
+"""Number of other processes that a warning names."""
 WORTH_NAMING = 64 << 20
 """Bytes from which on another process of the host is named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """What the stages of a run may take, in bytes."""
+    """The memory that the stages of a run may take, in bytes."""
 
     device: str
     """`cpu` or `cuda:N`."""
     bytes: int
-    """Of the device, a stage, above what its imports take; of a GPU with the driver's context."""
+    """Bytes of the device for one stage, above what its imports take; of a GPU with the driver's
+    context."""
     given: bool
     """Whether `--memory` said so."""
     free_bytes: int
-    """Of the device, when it was looked at."""
+    """Free bytes of the device when it was looked at."""
     total_bytes: int
     host_bytes: int
-    """Of the host: free memory of the machine or of the cgroup, whichever is less."""
+    """Free bytes of the host: of the machine or of the cgroup, whichever is less."""
     others: dict[str, int] = field(default_factory=dict)
     """Other processes that hold memory of the device, the largest first: `process 4711 (python)` →
-    bytes. Of the host, looked for only when something is wrong."""
+    bytes. Those of the host are looked for only when something is wrong."""
 
     def of_stage(self, device: str) -> int:
-        """What a stage's process on a device is kept to; 0: the stages of a GPU's run that compute
-        on the host are not."""
+        """Return the bytes that a stage's process on a device is kept to. Returns 0, no limit, for
+        the stages of a GPU's run that compute on the host."""
         return self.bytes if device == self.device else 0
 
     @property
     def warning(self) -> str:
-        """What a person should know of a budget that is larger than what is free; empty when it is
-        not."""
+        """Return a warning about a budget that is larger than what is free; else nothing."""
         if self.bytes <= self.free_bytes or not self.given:
             return ""
         what = "the host" if self.device == "cpu" else f"the GPU {self.device}"
@@ -62,7 +63,7 @@ class Budget:
 
 
 def budget_for(config: CaptionConfig, device: str) -> Budget:
-    """What a stage may take of a device that is looked at now."""
+    """Return what a stage may take of a device that is looked at now."""
     host = host_free_bytes()
     on_gpu = device.startswith("cuda")
     free, total = device_memory(device) if on_gpu else (host, host_total_bytes())
@@ -128,21 +129,21 @@ class WithinBudget:
 
 
 def held_by(others: Mapping[str, int]) -> str:
-    """Who has how much, to be put behind something."""
+    """Say who has how much, to be put behind something."""
     found = ", ".join(f"{who} has {gib(held)}" for who, held in [*others.items()][:NAMED])
     return f": {found}" if found else ""
 
 
 def our_bytes(proc: Path = Path("/proc")) -> int:
-    """Anonymous memory of what this process started."""
+    """Return the bytes of anonymous memory of what this process started."""
     ours = os.getpid()
     started = (p.name for p in proc.iterdir() if p.name.isdigit())
     return sum(anonymous_bytes(p) for p in started if parent_of(int(p), proc) == ours)
 
 
 def named(holders: dict[int, int], proc: Path = Path("/proc")) -> dict[str, int]:
-    """`process 4711 (python)` → bytes, the largest first, of all but this process and what it
-    started."""
+    """Name the holders, the largest first: `process 4711 (python)` → bytes. This process and what
+    it started are left out."""
     ours = os.getpid()
     largest = sorted(holders.items(), key=lambda item: -item[1])
     others = ((p, b) for p, b in largest if p != ours and parent_of(p, proc) != ours)
@@ -150,7 +151,7 @@ def named(holders: dict[int, int], proc: Path = Path("/proc")) -> dict[str, int]
 
 
 def parent_of(pid: int, proc: Path = Path("/proc")) -> int:
-    """Process id of who started a process; 0 when it is gone."""
+    """Return the process id of who started a process; 0 when it is gone."""
     try:
         stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -159,7 +160,7 @@ def parent_of(pid: int, proc: Path = Path("/proc")) -> int:
 
 
 def process_name(pid: int, proc: Path = Path("/proc")) -> str:
-    """What the kernel calls a process."""
+    """Return the kernel's name of a process."""
     try:
         return (proc / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -167,6 +168,6 @@ def process_name(pid: int, proc: Path = Path("/proc")) -> str:
 
 
 def host_holders(proc: Path = Path("/proc")) -> dict[int, int]:
-    """Process id → anonymous memory, of those that have much of it."""
+    """Return process id → bytes of anonymous memory, of those that have much of it."""
     found = {int(p.name): anonymous_bytes(p.name) for p in proc.iterdir() if p.name.isdigit()}
     return {pid: held for pid, held in found.items() if held >= WORTH_NAMING}

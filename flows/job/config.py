@@ -1,5 +1,5 @@
-"""What a caption run is asked to do, the same for the command line and for Prefect; knows nothing
-of how it is done."""
+"""Holds what a caption run is asked to do, the same for the command line and for Prefect. It knows
+nothing of how it is done."""
 
 import os
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ DEMO_MODEL = "demo"
 VIDEO_PROMPT = "Describe this video in detail."
 IMAGE_PROMPT = "Describe this image in detail."
 FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset")
-"""What `--format` accepts; jsonl is always written."""
+"""The values of `--format`; jsonl is always written."""
 BESIDE = ("txt", "vtt", "srt")
 """Formats that make one file a medium, which `--beside` puts next to it."""
 PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
-"""What `--precision` accepts; `auto` is native, and less when that does not fit. int8 and nf4
+"""The values of `--precision`; `auto` is native, and less when that does not fit. int8 and nf4
 quantize the vision half only when its own option says so."""
 ABOVE_ZERO = (
     "chunk",
@@ -33,12 +33,12 @@ ABOVE_ZERO = (
 
 
 def user_cache() -> Path:
-    """Where what is known of this machine is kept, whatever the store."""
+    """Return the folder for what is known of this machine, whatever the store."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "penstock"
 
 
 def default_store() -> str:
-    """`$PENSTOCK_STORE`, or a folder in the user's cache."""
+    """Return `$PENSTOCK_STORE`, or a folder in the user's cache."""
     return os.environ.get("PENSTOCK_STORE") or str(user_cache())
 
 
@@ -54,7 +54,7 @@ class CaptionConfig:
     revision: str | None = None
     """Branch, tag or commit of a hub id; None: its default branch."""
     prompt: str | None = None
-    """What the model is asked; None asks for a description, of a video or of an image."""
+    """Question to the model; None asks for a description, of a video or of an image."""
     out: str = "penstock-out"
     """Folder of the captions."""
     store: str = ""
@@ -70,12 +70,12 @@ class CaptionConfig:
     max_frames: int | None = None
     """At most so many frames a chunk; None: what the checkpoint's processor states."""
     precision: str = "native"
-    """What both halves compute in; `native` is the checkpoint's own, `auto` the same as long as it
+    """Precision of both halves; `native` is the checkpoint's own, `auto` the same as long as it
     fits. `int8` and `nf4` mean the language half alone."""
     vision_precision: str | None = None
-    """What the vision half computes in, if not the same."""
+    """Precision of the vision half, if not the same."""
     language_precision: str | None = None
-    """What the language half computes in, if not the same."""
+    """Precision of the language half, if not the same."""
     memory: int | None = None
     """Bytes that a stage may take, of the GPU or else of the host, above what its imports take;
     None: what is free, but for a reserve."""
@@ -141,7 +141,7 @@ class CaptionConfig:
             raise UsageError("--prompt is empty", hint="Leave it out to ask for a description")
 
     def check_sources(self) -> None:
-        """Raises UsageError when there is nothing to look at."""
+        """Raise UsageError when there is nothing to look at."""
         if not self.sources:
             raise UsageError(
                 "no source is given", hint="Name files or folders: penstock caption VIDEOS/"
@@ -152,19 +152,19 @@ class CaptionConfig:
         return self.store or default_store()
 
     def names(self, part: Part) -> bool:
-        """Whether a precision is asked of this part by its name."""
+        """Return whether a precision is asked of this part by its name."""
         return getattr(self, f"{part}_precision", None) is not None
 
     def precision_of(self, part: Part) -> str:
-        """What is asked of a part: by its name, else of all."""
+        """Return the precision asked of a part: by its name, else of all."""
         return getattr(self, f"{part}_precision", None) or self.precision
 
     def is_free(self, part: Part) -> bool:
-        """Whether a part may be run in whatever fits."""
+        """Return whether a part may be run in whatever fits."""
         return self.precision_of(part) == "auto"
 
     def prompt_for(self, kind: str) -> str:
-        """What the model is asked about a medium of this kind."""
+        """Return the prompt for a medium of this kind."""
         if self.prompt is not None:
             return self.prompt
         return IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT

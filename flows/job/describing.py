@@ -1,5 +1,5 @@
-"""A checkpoint's card, from the store or from a describing process, which is kept to so much memory
-and time: its templates and its tokenizer may ask for any."""
+"""Gets a checkpoint's profile from the store or from a describing process. That process is kept to
+so much memory and time: the checkpoint's templates and its tokenizer may ask for any."""
 
 import contextlib
 import fnmatch
@@ -24,13 +24,13 @@ from stages.process.clock import OVERTIME
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 LEAST_BYTES = 2 << 30
-"""What describing may take whatever `--memory` says, because a run is then planned for that, or
-refused in words. The demo model takes 180 MiB above the imports, the dimensions of Qwen2.5-VL-7B
+"""Bytes that describing may take whatever `--memory` says, because a run is then planned for that,
+or refused in words. The demo model takes 180 MiB above the imports, the dimensions of Qwen2.5-VL-7B
 300 MiB, and both are content with a limit of 512 MiB."""
 MOST_SECONDS = 60.0
 """Processor time that a thread of it may take: of ordinary checkpoints the busiest takes 4 to 9."""
 SMALL_BYTES = 1 << 30
-"""How long a configuration, a tokenizer or a template may be: the largest known have 40 MB."""
+"""Largest size of a configuration, a tokenizer or a template: the largest known have 40 MB."""
 HINT = (
     "No run could read it either; check where it comes from, and its chat_template.jinja, "
     "tokenizer.json and processor_config.json"
@@ -46,8 +46,8 @@ def read_profile(
     launcher: Launcher,
     device: str,
 ) -> ModelProfile:
-    """The checkpoint's card; a child process writes it the first time, because it needs
-    transformers. `small` are the digests of all files but the weights. Raises UsageError for a
+    """Return the checkpoint's profile; the first time a child process, which has transformers,
+    writes it. `small` are the digests of all files but the weights. Raises UsageError for a
     checkpoint that cannot be run."""
     with readable(config.model):
         key = digest_of([small, _stated(checkpoint), config.trust_remote_code])
@@ -75,13 +75,15 @@ def read_profile(
 
 
 def allowed(config: CaptionConfig, device: str) -> int:
-    """Bytes that describing may take; `--memory` speaks of the GPU where models run on one."""
+    """Return the bytes that describing may take. `--memory` speaks of the GPU where models run on
+    one."""
     on_host = config if device == "cpu" else replace(config, memory=None)
     return max(LEAST_BYTES, budget_for(on_host, "cpu").bytes)
 
 
 def _described(launcher: Launcher, call: StageCall, model: str) -> dict[str, Any]:
-    """What a describing process answers. Raises UsageError for a checkpoint that takes too much."""
+    """Return the answer of a describing process. Raises UsageError for a checkpoint that takes too
+    much."""
     free = host_free_bytes()
     try:
         profile: dict[str, Any] = run_to_end(launcher, call).notes["profile"]
@@ -100,8 +102,8 @@ def _described(launcher: Launcher, call: StageCall, model: str) -> dict[str, Any
 
 
 def _stated(checkpoint: Checkpoint) -> list[Any]:
-    """What can be known of files of weights without reading them: what the hub states of them, or
-    their sizes and dates."""
+    """Return what can be known of files of weights without reading them. That is what the hub
+    states of them, or their sizes and dates."""
     if checkpoint.weights:
         return [[file.name, file.size, file.digest] for file in checkpoint.weights]
     files = sorted(p for p in checkpoint.folder.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)
@@ -110,8 +112,7 @@ def _stated(checkpoint: Checkpoint) -> list[Any]:
 
 @contextlib.contextmanager
 def readable(model: str) -> Iterator[None]:
-    """Turns a file that cannot be read, such as a link that leads nowhere, into an
-    EnvironmentFault."""
+    """Turn a file that cannot be read, such as a broken link, into an EnvironmentFault."""
     try:
         yield
     except OSError as error:
@@ -122,9 +123,9 @@ def readable(model: str) -> Iterator[None]:
 
 
 def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
-    """Everything of a checkpoint but its weights: configuration, tokenizer, processor, template.
-    What other programs brought from the hub besides decides nothing. Raises UsageError for one
-    that is not small at all."""
+    """Return all files of a checkpoint but its weights: configuration, tokenizer, processor,
+    template. What other programs brought from the hub besides decides nothing. Raises UsageError
+    for one that is not small at all."""
     taken = SMALL if checkpoint.commit is not None else ("*",)
     found = sorted(
         p
@@ -141,8 +142,8 @@ def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
 
 
 def own_code(folder: Path, *, trusted: bool) -> list[str]:
-    """What to key of code that a checkpoint names, which may lie in another repository: trusted, it
-    is run even where transformers has a class for the model, and gives other bytes."""
+    """Return what to key of code that a checkpoint names, which may lie in another repository.
+    Trusted, it is run even where transformers has a class for the model, and gives other bytes."""
     configs = folder.glob("*config.json")
     named = trusted and any(b'"auto_map"' in path.read_bytes() for path in configs)
     return ["its own code"] if named else []

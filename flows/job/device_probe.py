@@ -1,5 +1,5 @@
-"""Whether a GPU can be computed on, tried in a process of its own before any work begins; what was
-found is remembered until the GPU, its driver, torch or the kernel is another.
+"""Tries in a process of its own whether a GPU can be computed on, before any work begins. The
+answer is remembered until the GPU, its driver, torch or the kernel is another.
 
 A driver may show a GPU that torch cannot use: because it is too old, or has no kernels in this
 build of torch. That would be seen only by the first stage that computes, after frames were cut and
@@ -31,12 +31,12 @@ from stages.process.lock import lock_path, try_hold
 from stages.process.nvml import TO_THE_CPU
 
 FORMAT = 1
-"""Raised when what is tried changes."""
+"""Number that rises when what is tried changes."""
 
 
 def check_device(device: str, *, anew: bool = False) -> None:
-    """Raises EnvironmentFault for a GPU that cannot be computed on; asks torch only when that was
-    not found out before, or is to be found out `anew`."""
+    """Raise EnvironmentFault for a GPU that cannot be computed on. Torch is asked only when that
+    was not found out before, or is to be found out `anew`."""
     if device == "cpu":
         return
     path = _path(device)
@@ -51,8 +51,8 @@ def check_device(device: str, *, anew: bool = False) -> None:
 
 
 def device_memory(device: str) -> tuple[int, int]:
-    """(free, total) bytes of a GPU: by the driver, or by torch where the driver does not tell.
-    Raises EnvironmentFault for a GPU that cannot be computed on."""
+    """Return (free, total) bytes of a GPU, from the driver or, if it does not tell, torch. Raises
+    EnvironmentFault for a GPU that cannot be computed on."""
     free, total = device_free_bytes(device)
     if total or device_uuid(device) == device:  # told, or no such GPU
         return free, total
@@ -61,8 +61,8 @@ def device_memory(device: str) -> tuple[int, int]:
 
 
 def try_device(device: str) -> dict[str, Any]:
-    """Compute a little on a GPU: what torch tells of it; nothing where there is no memory even for
-    that. Raises EnvironmentFault when it cannot be done."""
+    """Compute a little on a GPU and return what torch tells of it. Returns nothing where there is
+    no memory even for that. Raises EnvironmentFault when it cannot be done."""
     try:
         return {**_tried(device), "expandable": True}
     except StageDied as error:
@@ -113,7 +113,7 @@ def _settle(found: dict[str, Any]) -> None:
 
 
 def _at_work(device: str) -> bool:
-    """Whether somebody computes on it just now, who need not be kept company to see that it
+    """Return whether somebody computes on it just now. Then nobody needs to see again that it
     works."""
     held = try_hold(lock_path(device))
     if held is None:

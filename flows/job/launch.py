@@ -1,4 +1,4 @@
-"""Starting stages as plain child processes; the sequence sees only `Launcher`, so that Prefect can
+"""Starts stages as plain child processes. The sequence sees only `Launcher`, so that Prefect can
 take its place."""
 
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ class StageCall:
     name: str
     """A key of ENTRIES."""
     arguments: dict[str, Any]
-    """What the stage is told; JSON."""
+    """The stage's job as JSON."""
     device: str
     """`cpu` or `cuda:N`: what the process computes on and, if a GPU, holds the lock of."""
     log: Path
-    """Where the stage's own output goes."""
+    """File of the stage's own output."""
     budget: int = 0
     """Bytes of the device that it may take above its imports; 0: all that is there."""
     seconds: float = 0.0
@@ -81,7 +81,7 @@ class DirectLauncher:
 
 
 def run_to_end(launcher: Launcher, call: StageCall) -> StageOutcome:
-    """A stage that answers with its notes alone, started again when it is killed. Raises
+    """Run a stage that answers with its notes alone, and start it again when it is killed. Raises
     PenstockError."""
     kills = 0
     while True:

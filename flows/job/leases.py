@@ -1,5 +1,5 @@
-"""What running jobs need of a store: a small file each, which its process holds locked as long as
-it lives; knows nothing of what the jobs do.
+"""Notes what running jobs need of a store, in a small file each, locked while its process lives. It
+knows nothing of what the jobs do.
 
 Where nothing can be locked, as on some mounts, and where other machines do not see who holds a
 lock, the file is a lease: its process touches it every few minutes, and a dead one's grows old.
@@ -24,11 +24,11 @@ from artifacts.stores.local import TEMPORARY, clock_of
 
 JOBS = "jobs"
 BEAT_SECONDS = 300.0
-"""How often a job shows that it lives."""
+"""Seconds between a job's signs of life."""
 LEASE_SECONDS = 3600.0
-"""So long after its last sign of life a job counts as running whose lock tells nothing."""
+"""Seconds after its last sign of life in which a job counts as running whose lock tells nothing."""
 LARGEST_CLAIM = 1 << 20
-"""Bytes; a job has some dozens of scopes of 64 each."""
+"""Most bytes of a claim; a job has some dozens of scopes of 64 each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,20 +36,20 @@ class RunningJob:
     """A job that some process works on."""
 
     scopes: frozenset[str]
-    """Everything in the store that it reads or writes."""
+    """All scopes in the store that it reads or writes."""
     who: str
-    """In words, for people."""
+    """Its process, host and folder in words, for people."""
 
 
 class Lease:
-    """This process's own claim on a store."""
+    """This process's own lease on a store."""
 
     def __init__(self, store: Store, path: Path) -> None:
         self._store = store
         self._path = path
 
     def shares(self, scope: str) -> bool:
-        """Whether another running job needs this scope too."""
+        """Return whether another running job needs this scope too."""
         return any(scope in job.scopes for job in self.others())
 
     def others(self) -> list[RunningJob]:
@@ -89,7 +89,7 @@ def leased(store: Store, scopes: Sequence[str], out: Path) -> Iterator[Lease]:
 
 @contextlib.contextmanager
 def _beating(path: Path) -> Iterator[None]:
-    """Signs of life of this process, by the clock of the file system."""
+    """Give signs of life of this process, by the clock of the file system."""
     ended = threading.Event()
 
     def beat() -> None:
@@ -117,7 +117,7 @@ def _claim(scopes: Sequence[str], out: Path) -> dict[str, Any]:
 
 
 def running_jobs(store: Store, but: Path | None = None) -> list[RunningJob]:
-    """The jobs that are worked on now; what a dead process left is removed."""
+    """Return the jobs that are worked on now, and remove what a dead process left."""
     found = []
     for path in sorted((store.local / JOBS).glob("*.json")):
         if path == but:
@@ -135,7 +135,7 @@ def running_jobs(store: Store, but: Path | None = None) -> list[RunningJob]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """The descriptor of a claim, for writing if that may be: NFS locks no file otherwise."""
+    """Open a claim, for writing if that may be: NFS locks no file otherwise."""
     stamp_of(path)
     flags = os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -149,7 +149,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _read(text: bytes) -> dict[str, Any]:
-    """A claim; of what is none, that of a job which needs nothing."""
+    """Return a claim; for a file that holds none, that of a job which needs nothing."""
     blank = {"pid": 0, "host": socket.gethostname(), "system": "", "out": "?", "scopes": []}
     try:
         claim = {**blank, **json.loads(text)}
@@ -174,8 +174,8 @@ def _is_dead(descriptor: int, claim: dict[str, Any], local: Path) -> bool:
 
 @cache
 def _system() -> str:
-    """What process ids are unique in, until the machine is started anew; empty where that is not
-    told."""
+    """Return the space in which process ids are unique, until the machine is started anew. Returns
+    an empty string where that is not told."""
     try:
         started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{started} {os.readlink('/proc/self/ns/pid')}"

@@ -1,4 +1,13 @@
-"""What is done and what is missing, read off the store; starts nothing and opens no media file."""
+"""Reads off the store what is done and what is missing; starts nothing and opens no media file.
+
+Each kind of record that the pipeline makes has a record set per scope of any variant, read as one
+union. A chunk becomes a `Task`, which has its keys in one variant: the best in which its caption is
+there (`_answers`), else the one in force, but with the precision of earlier parts whose work is
+there (`_seen`). `has` says that a stage owes a task nothing when its record is there, or a later
+one, since earlier records may be gone by then. `failures` and `refused` tell why an item has no
+caption; `unfit` tells it for this run alone. Tasks are cached: `refresh` reads what was published
+since, `take` and `reconsider` choose variants anew.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,11 +29,11 @@ class Ledger:
     did not fit this time."""
 
     def __init__(self, store: Store, pipeline: Pipeline, *variants: Scopes) -> None:
-        """`variants` in which things may be made, the best first: what was made in any is done."""
+        """Open the record sets of all `variants`, the best first: what was made in any is done."""
         self.pipeline = pipeline
         self.variants = variants
         self.scopes = variants[0]
-        """The way in which things are made now."""
+        """The variant in which records are made now."""
         first, last = pipeline[0].writes, pipeline[-1].writes
         self.media = RecordSet(store, "media", self.scopes[first])
         self.failures = RecordSet(store, "failures", self.scopes[first])
@@ -45,7 +54,7 @@ class Ledger:
         }
         """Name of a stage → why the model does not take an item, by the key of what it would be."""
         self.cuts = RecordSet(store, "waves", self.scopes[last])
-        """How the work was divided when it was done first."""
+        """The division of the work, as it was when it was done first."""
         self.unfit: dict[tuple[str, int, str], dict[str, Any]] = {}
         """Place of a chunk, or digest of a medium with -1 and no prompt → why it did not fit, or
         could not be read this time."""
@@ -55,7 +64,7 @@ class Ledger:
         """(content digest, prompt) → the chunks that were found in it and the tasks of them."""
 
     def __getitem__(self, kind: str) -> RecordUnion:
-        """The records of a kind, whichever way they were made."""
+        """Return the records of a kind, in whichever variant they were made."""
         return self._records[kind]
 
     def refresh(self) -> None:
@@ -65,21 +74,21 @@ class Ledger:
             record_set.refresh()
 
     def take(self, precision: Mapping[str, str]) -> None:
-        """From now on make things in this way."""
+        """Make records in the variant of this precision from now on."""
         self.scopes = self.variant(precision)
         self.reconsider()
 
     def variant(self, precision: Mapping[str, str]) -> Scopes:
-        """The first way in which the parts compute in these precisions."""
+        """Return the first variant in which the parts compute in these precisions."""
         return next(variant for variant in self.variants if variant.precision == precision)
 
     def reconsider(self) -> None:
-        """Look again in which way each thing was made, or is to be."""
+        """Look again in which variant each record was made, or is to be."""
         if len(self.variants) > 1:
             self._tasks.clear()
 
     def index(self, medium: Medium) -> MediaIndex | None:
-        """What the frames stage found in a medium; None when it has not been there."""
+        """Return what the frames stage found in a medium; None when it has not been there."""
         try:
             meta = self.media.meta(medium.digest)
         except KeyError:
@@ -90,20 +99,20 @@ class Ledger:
         return known[1]
 
     def failure(self, medium: Medium) -> dict[str, Any] | None:
-        """Why a medium cannot be captioned, when that is known."""
+        """Return why a medium cannot be captioned, when that is known."""
         if (medium.digest, -1, "") in self.unfit:
             return self.unfit[medium.digest, -1, ""]
         return self.failures.meta(medium.digest) if medium.digest in self.failures else None
 
     def refusal(self, medium: Medium) -> dict[str, Any] | None:
-        """Why some chunk of a medium cannot be captioned, when that is known."""
+        """Return why some chunk of a medium cannot be captioned, when that is known."""
         for task in self.tasks([medium]):
             if (why := self._loss(task)) is not None:
                 return {**why, "start": task.chunk.start}
         return None
 
     def lost(self, task: Task) -> bool:
-        """Whether the model takes its frames not, or it does not fit."""
+        """Return whether the model does not take its frames, or it does not fit."""
         return self._loss(task) is not None
 
     def _loss(self, task: Task) -> dict[str, Any] | None:
@@ -116,8 +125,8 @@ class Ledger:
         return None
 
     def has(self, task: Task, stage: Stage) -> bool:
-        """Whether a task needs nothing of a stage any more: what it makes is there, or what was
-        made of that; then the records before may be gone."""
+        """Return whether a task needs nothing of a stage any more. Either the stage's record is
+        there, or one that was made of it; then the records before may be gone."""
         later = self.pipeline[self.pipeline.index(stage) :]
         return any(task[s.writes] in self._records[s.writes] for s in later)
 
@@ -129,7 +138,7 @@ class Ledger:
                 self.refused[stage.name].drop([t[stage.writes] for t in self.tasks(media)])
 
     def tasks(self, media: Iterable[Medium]) -> list[Task]:
-        """Every chunk of the media whose chunks are known, in order."""
+        """Return every chunk of the media whose chunks are known, in order."""
         return [task for medium in media for task in self._tasks_of(medium)]
 
     def _tasks_of(self, medium: Medium) -> list[Task]:
@@ -144,8 +153,9 @@ class Ledger:
         return known[1]
 
     def _task(self, medium: Medium, chunk: ChunkIndex) -> Task:
-        """The chunk as its last record was made in the best way; else as that is to be made, of
-        the best of what lies between that there is."""
+        """Return the chunk in the best variant in which its last record was made. Without one, it
+        is in the variant in which that is to be made, of the best of the records between that there
+        are."""
         between: dict[str, str] = {}
         for variant in self.variants if len(self.variants) > 1 else ():
             # Most variants are never taken, and a key takes time.
@@ -160,7 +170,8 @@ class Ledger:
         return self.at(medium, chunk, self.variant({**self.scopes.precision, **between}))
 
     def _seen(self, task: Task) -> dict[str, str]:
-        """The precision of the parts whose work is there, or was refused, before the last."""
+        """Return the precision of the parts whose work is there, or was refused, before the
+        last."""
         return {
             stage.part: task.scopes.precision[stage.part]
             for stage in self.pipeline[1:-1]
@@ -172,8 +183,9 @@ class Ledger:
         }
 
     def _answers(self, task: Task) -> bool:
-        """Whether a stored caption is what would be said now: with another limit, if it ended by
-        itself within this one, since greedy words do not hang on where they would be cut."""
+        """Return whether a stored caption is the one that would be made now. One of another limit
+        is, if it ended by itself within this one: greedy words do not hang on where they would be
+        cut."""
         last = self.pipeline[-1].writes
         if task[last] not in self[last]:
             return False
@@ -184,7 +196,7 @@ class Ledger:
         return ended_of(stored, then) == "stop" and bool(stored["tokens"] <= limit)
 
     def at(self, medium: Medium, chunk: ChunkIndex, scopes: Scopes) -> Task:
-        """The chunk with the keys of one way."""
+        """Return the chunk with the keys of one variant."""
         place = (medium.digest, chunk.index)
         index = self.index(medium)
         words = index.words(scopes.fit_image) if index is not None else ()
@@ -197,7 +209,8 @@ class Ledger:
         return Task(medium=medium, chunk=chunk, keys=keys, scopes=scopes)
 
     def frames_wanted(self, medium: Medium) -> list[int] | None:
-        """Chunks whose frames must be cut: None for all of an unknown medium, [] for none."""
+        """Return the chunks whose frames must be cut: None for all of an unknown medium, [] for
+        none."""
         if self.failure(medium) is not None:
             return []
         if self.index(medium) is None:

@@ -1,4 +1,4 @@
-"""What a run needs to know of its checkpoint, without ever importing a model library."""
+"""Finds out what a run needs to know of its checkpoint, without ever importing a model library."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,15 +34,16 @@ class Model:
     """A checkpoint as a run sees it."""
 
     name: str
-    """As the user gave it."""
+    """Name as the user gave it."""
     checkpoint: Checkpoint
     """Its files."""
     profile: ModelProfile
-    """What its headers and its processor say."""
+    """All that its headers and its processor say."""
     digests: Mapping[Part, str]
-    """Of all of its files that decide what a part makes: configuration, processor, its shards."""
+    """Part → digest of all files that decide what it makes: configuration, processor, its
+    shards."""
     settings: Mapping[Part, tuple[PartSettings, ...]]
-    """All that each part may be run in, the best first."""
+    """Part → all settings that it may be run in, the best first."""
     read: bool = True
     """Whether the digests of its weights are known; else nothing that they made is found."""
 
@@ -51,19 +52,20 @@ class Model:
         return self.checkpoint.folder
 
     def shards(self, parts: Iterable[Part]) -> list[str]:
-        """Names of the files that hold the weights of these parts."""
+        """Return the names of the files that hold the weights of these parts."""
         return sorted({shard for part in parts for shard in self.profile.parts[part].shards})
 
     def best(self, part: Part) -> PartSettings:
-        """The best that a part may be run in."""
+        """Return the best settings that a part may be run in."""
         return self.settings[part][0]
 
     def precision(self) -> dict[str, str]:
-        """The best that the run may make things in."""
+        """Return the best precision of each part that the run may make things in."""
         return {part: settings[0].label for part, settings in self.settings.items()}
 
     def sampling(self, config: CaptionConfig) -> Sampling:
-        """What the user asked for, and for the rest what the checkpoint's processor states."""
+        """Return the sampling: what the user asked for, else what the checkpoint's processor
+        states."""
         if only := 1 if self.one_frame else self.profile.frames_a_video:
             return Sampling(
                 chunk_seconds=config.chunk, shots=config.shots, frames=only, max_frames=only
@@ -92,21 +94,21 @@ class Model:
 
     @property
     def one_frame(self) -> bool:
-        """Whether only one frame of a video's chunk can be shown to it."""
+        """Return whether only one frame of a video's chunk can be shown to it."""
         return self.profile.images_a_prompt == 1 and "video" not in self.profile.modalities
 
     def prompt_for(self, config: CaptionConfig, kind: str) -> str:
-        """What it is asked about a medium of this kind when the file's own line asks nothing."""
+        """Return the prompt for a medium of this kind when the file's own line asks nothing."""
         asked = config.prompt is not None or not self.profile.goes_on
         return config.prompt_for(kind) if asked else ""
 
     def fit(self, kind: str) -> FrameFit:
-        """The size at which the processor keeps frames of videos, or images."""
+        """Return the size at which the processor keeps frames of videos, or images."""
         return self.profile.fit_image if kind == "image" else self.profile.fit_video
 
     def feature_bytes(self, kind: str) -> int:
-        """Bytes that the features of one frame are expected to take; of a model that cannot be cut,
-        its pixels."""
+        """Return the bytes that the features of one frame are expected to take. Of a model that
+        cannot be cut, these are its pixels."""
         profile = self.profile
         if profile.route == "joint":
             return profile.image_pixel_bytes if kind == "image" else profile.frame_pixel_bytes
@@ -115,8 +117,8 @@ class Model:
 
 
 def find_checkpoint(config: CaptionConfig, announce: Announce | None = None) -> Checkpoint:
-    """The files of the checkpoint that a run asks for; `announce` is told of what is downloaded for
-    that, which is no weights. Raises UsageError or EnvironmentFault."""
+    """Return the files of the checkpoint that a run asks for. `announce` is told of what is
+    downloaded for that, which is no weights. Raises UsageError or EnvironmentFault."""
     if config.model == DEMO_MODEL:
         from penstock_demo import CHECKPOINT
 
@@ -135,9 +137,9 @@ def open_model(
     announce: Announce | None = None,
     read_weights: bool = True,
 ) -> Model:
-    """The checkpoint that a run asks for, with its card from the store or from a describing
-    process; its weights need not be here. Without `read_weights`, those that were never read are
-    not read for their digest either: its keys are then of nothing that is stored. Raises
+    """Return the checkpoint that a run asks for; its weights need not be here. Its profile comes
+    from the store or from a describing process. Without `read_weights`, those that were never read
+    are not read for their digest either: its keys are then of nothing that is stored. Raises
     Undescribed."""
     checkpoint = find_checkpoint(config, announce)
     folder = checkpoint.folder

@@ -1,5 +1,5 @@
-"""What each half computes in: from what is asked for, what the checkpoint is and what the machine
-has; imports no model library."""
+"""Settles what each half computes in, by what is asked, the checkpoint and the machine; imports no
+model library."""
 
 import contextlib
 from collections.abc import Iterable
@@ -20,46 +20,46 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED = ("int8", "nf4")
 FLASH = "flash_attention_2"
 FLASH_CAPABILITY = (8, 0)
-"""The oldest GPUs that FlashAttention 2 runs on (Ampere)."""
+"""Compute capability of the oldest GPUs that FlashAttention 2 runs on (Ampere)."""
 BFLOAT16_CAPABILITY = (8, 0)
-"""The oldest GPUs that compute in bfloat16 (Ampere). On older ones torch does it in 32 bit: slowly,
-and without a fused attention."""
+"""Compute capability of the oldest GPUs that compute in bfloat16 (Ampere). On older ones torch does
+it in 32 bit: slowly, and without a fused attention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartSettings:
-    """How one half is loaded and run; all of it decides bytes."""
+    """The settings in which one half is loaded and run; all of it decides bytes."""
 
     precision: str
     """`fp32`, `bf16`, `fp16`, `int8`, `nf4`; `fp4` of a checkpoint that was saved so."""
     dtype: str
-    """What it computes in: name of a torch dtype."""
+    """Name of the torch dtype that it computes in."""
     attention: str
     """Attention implementation; several, of several parts, are joined by `+`."""
     weight_bytes: int
-    """What its weights take in that precision, without what computing takes."""
+    """Bytes of its weights in that precision, without what computing takes."""
     kv: str = ""
     """`quantized` when the KV cache is kept in few bits, which changes words."""
     engine: str = ""
-    """What captions are made by; empty of a part that makes none."""
+    """Name of the engine that makes captions; empty of a part that makes none."""
 
     @property
     def decides(self) -> list[str | int]:
-        """What of it belongs into a key."""
+        """Return the settings that belong into a key."""
         words = engine_of(self.engine).words if self.engine else ()
         return [self.precision, self.dtype, self.attention, *filter(None, [self.kv]), *words]
 
     @property
     def label(self) -> str:
-        """What a caption says it was made in."""
+        """Return the precision as a caption states it."""
         return self.precision + (" with a quantized KV cache" if self.kv else "")
 
 
 def settle(
     config: CaptionConfig, profile: ModelProfile, device: str
 ) -> dict[Part, tuple[PartSettings, ...]]:
-    """All that each part may be run in, the best first; more than one where `auto` was asked for.
-    Raises UsageError for what the checkpoint cannot be had in."""
+    """Return all settings that each part may be run in, the best first. There is more than one
+    where `auto` was asked for. Raises UsageError for what the checkpoint cannot be had in."""
     language = _settings(config, profile, "language", device)
     if profile.route != "joint":
         return {
@@ -114,8 +114,8 @@ def _half(part: Part, profile: ModelProfile, asked: str, device: str) -> PartSet
 
 
 def check_obtainable(name: str, half: PartProfile, profile: ModelProfile, asked: str) -> None:
-    """What was saved in 4 or 8 bit is as it is; what lies beside it can be cast but not
-    quantized. Raises UsageError."""
+    """Refuse a precision in which a half cannot be had. A half saved in 4 or 8 bit is as it is; one
+    that lies beside it can be cast but not quantized. Raises UsageError."""
     hint = f"Give --{name}-precision native, or the checkpoint it was made from"
     if half.stored_as and asked not in ("native", half.stored_as):
         raise UsageError(
@@ -139,8 +139,8 @@ def check_obtainable(name: str, half: PartProfile, profile: ModelProfile, asked:
 
 
 def check_joint(config: CaptionConfig, profile: ModelProfile, dtype: str) -> None:
-    """Raises UsageError when a model that is run whole shall see in another precision than it
-    reads."""
+    """Refuse to let a model that is run whole see in another precision than it reads. Raises
+    UsageError."""
     asked = _first(config.vision_precision or "native")
     if asked != "native" and DTYPES.get(asked) != dtype:
         raise UsageError(
@@ -151,8 +151,9 @@ def check_joint(config: CaptionConfig, profile: ModelProfile, dtype: str) -> Non
 
 
 def weight_bytes(half: PartProfile, precision: str, dtype: str) -> int:
-    """Bytes of a half's weights on the device: of a quantized layer the weights and their scales,
-    one a row in 8 bit, one a block of 64 in 4 bit, which are 8 bit themselves."""
+    """Return the bytes of a half's weights on the device. Of a quantized layer these are the
+    weights and their scales, one a row in 8 bit, one a block of 64 in 4 bit, which are 8 bit
+    themselves."""
     if half.stored_as:
         return half.stored_bytes
     each = BYTES.get(dtype, 4)
@@ -165,8 +166,8 @@ def weight_bytes(half: PartProfile, precision: str, dtype: str) -> int:
 
 
 def attention(half: PartProfile, dtype: str, device: str) -> str:
-    """The implementation of a half: FlashAttention 2 where all it needs is there, else what the
-    model takes by itself."""
+    """Return the attention of a half: FlashAttention 2 where all it needs is there. Else it is what
+    the model takes by itself."""
     fits = half.flash and dtype in ("bfloat16", "float16") and device.startswith("cuda")
     if fits and flash_installed() and device_capability(device) >= FLASH_CAPABILITY:
         return FLASH
@@ -174,7 +175,7 @@ def attention(half: PartProfile, dtype: str, device: str) -> str:
 
 
 def flash_installed() -> bool:
-    """Whether the package is there, in a version that transformers takes."""
+    """Return whether the package is there, in a version that transformers takes."""
     try:
         numbers = version("flash-attn").split("+")[0].split(".")[:3]
         return [int(number) for number in numbers] >= [2, 3, 3]
@@ -183,8 +184,8 @@ def flash_installed() -> bool:
 
 
 def native_dtype(stated: str, device: str) -> str:
-    """The checkpoint's own dtype; where there is no arithmetic for it, float16 on a GPU and 32 bit
-    on a CPU."""
+    """Return the checkpoint's own dtype, or one that the device has arithmetic for. That is float16
+    on a GPU and 32 bit on a CPU."""
     if device != "cpu":
         return "float16" if stated == "bfloat16" and no_bfloat16(device) else stated
     if stated == "float32":
@@ -193,12 +194,12 @@ def native_dtype(stated: str, device: str) -> str:
 
 
 def no_bfloat16(device: str) -> bool:
-    """Whether a GPU is known to be too old for bfloat16."""
+    """Return whether a GPU is known to be too old for bfloat16."""
     return (0, 0) < device_capability(device) < BFLOAT16_CAPABILITY
 
 
 def precision_note(profile: ModelProfile, halves: Iterable[PartSettings], device: str) -> str:
-    """What a person should know of the precision of a GPU without bfloat16; empty for others."""
+    """Return a note on the precision of a GPU without bfloat16; empty for others."""
     if not no_bfloat16(device):
         return ""
     dtypes = {half.dtype for half in halves}
@@ -217,13 +218,13 @@ def precision_note(profile: ModelProfile, halves: Iterable[PartSettings], device
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16 (AVX512-BF16 or AMX)."""
+    """Return whether this CPU multiplies in bfloat16 (AVX512-BF16 or AMX)."""
     flags = cpu_line("flags").split()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def cpu_line(name: str) -> str:
-    """What the kernel says of the first core under that name; empty where it does not."""
+    """Return the kernel's words on the first core under that name; empty where it says nothing."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             line = next((line for line in file if line.startswith(name)), "")

@@ -1,5 +1,5 @@
-"""From a command to a job: sources, checkpoint, keys and what is done already; runs no stage but
-the describing one."""
+"""Makes a job of a command: sources, checkpoint, keys and what is done already. It runs no stage
+but the describing one."""
 
 import errno
 import os
@@ -41,14 +41,14 @@ class Job:
     model: Model
     device: str
     budget: Budget
-    """What a stage may take, as it was when the run began."""
+    """The memory that a stage may take, as it was when the run began."""
     sampling: Sampling
     files: tuple[MediaFile, ...]
     """Files that exist and can be read, in source order."""
     contents: tuple[Medium, ...]
     """The content of each file, in the same order."""
     failures: tuple[Failure, ...]
-    """What the sources named and cannot be had."""
+    """Sources that cannot be had, and why."""
     ledger: Ledger
 
     @property
@@ -57,12 +57,12 @@ class Job:
 
     @property
     def media(self) -> list[Medium]:
-        """Each content once, in source order."""
+        """Return each content once, in source order."""
         return list({(m.digest, m.prompt): m for m in self.contents}.values())
 
 
 class NothingToCaption(UsageError):
-    """None of the sources can be captioned; `failures` says why of each."""
+    """The error when none of the sources can be captioned; `failures` says why of each."""
 
     def __init__(self, failures: Sequence[Failure]) -> None:
         first = failures[0]
@@ -80,8 +80,8 @@ def prepare(
     *,
     read_weights: bool = True,
 ) -> Job:
-    """Everything a run must know before it starts a stage; `announce` is told of what takes long.
-    `read_weights` as with `open_model`. Raises PenstockError."""
+    """Return everything a run must know before it starts a stage. `announce` is told of what takes
+    long; `read_weights` is as with `open_model`. Raises PenstockError."""
     config.check_sources()
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
@@ -128,7 +128,8 @@ def prepare(
 
 
 def check_prompts(contents: Sequence[Medium], model: Model) -> None:
-    """A prompt that holds the model's own word for a picture would be read as one."""
+    """Refuse a prompt with the model's own word for a picture, which would be read as one. Raises
+    UsageError."""
     for prompt, medium in {medium.prompt: medium for medium in reversed(contents)}.items():
         found = next((word for word in model.profile.placeholders if word in prompt), None)
         if found is not None:
@@ -140,14 +141,15 @@ def check_prompts(contents: Sequence[Medium], model: Model) -> None:
 
 
 def out_folder(config: CaptionConfig) -> Path:
-    """Where a run writes, absolute. Raises UsageError for what is no path."""
+    """Return the absolute path of the folder of a run's outputs. Raises UsageError for what is no
+    path."""
     return folder_named(config.out, "out")
 
 
 def read_contents(
     files: Sequence[MediaFile], digests: ContentDigests, prompt_for: Callable[[str], str]
 ) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
-    """The content digest of every file; a file that cannot be read is a failure, not the end."""
+    """Digest the content of every file; a file that cannot be read is a failure, not the end."""
     readable: list[MediaFile] = []
     contents: list[Medium] = []
     failures: list[Failure] = []

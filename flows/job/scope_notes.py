@@ -1,4 +1,4 @@
-"""Notes in a store that say which model and settings each scope is of."""
+"""Keeps notes in a store that say which model and settings each scope is of."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +18,7 @@ NOTES = digest_of(["scopes", 1])
 
 
 def settings_of(job: Job) -> dict[str, Any]:
-    """All that decides the features of a job, in words and digests that can be compared."""
+    """Return all that decides the features of a job, in words and digests that can be compared."""
     model = job.model
     return {
         "model": model.name,
@@ -49,7 +49,7 @@ def note_scopes(job: Job) -> None:
 
 
 def _settings_in(job: Job, variant: Scopes, stages: Sequence[Stage]) -> dict[str, Any]:
-    """The precision of the parts of these stages, and what the first of them computes in."""
+    """Return the precision of the parts of these stages, and how the first of them computes."""
     parts = parts_of(stages)
     labels = dict.fromkeys(variant.precision[part] for part in parts)
     settings = job.model.settings[parts[0]]
@@ -58,5 +58,5 @@ def _settings_in(job: Job, variant: Scopes, stages: Sequence[Stage]) -> dict[str
 
 
 def notes(store: Store) -> RecordSet:
-    """Scope → what it is of."""
+    """Return the notes: scope → what it is of."""
     return RecordSet(store, "scopes", NOTES)

@@ -1,5 +1,4 @@
-"""Digests of all that decides what each stage makes, and of other variants in which it may have
-been made before; knows no chunk."""
+"""Digests all that decides what each stage makes, in every variant; knows no chunk."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -15,23 +14,23 @@ from flows.pipelines import Pipeline
 from stages.process.stage import Stage
 
 LARGEST_LIMIT = 2048
-"""Captions of up to so many tokens are looked for when another limit is asked for: to try them all
-takes 10 ms."""
+"""Longest limit, in tokens, whose captions are looked for when another limit is asked for: to try
+them all takes 10 ms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scopes:
-    """One way to make records: of each kind the digest of all that decides its bytes except the
-    chunk itself."""
+    """A variant: of each kind of records the digest of all that decides its bytes except the
+    chunk."""
 
     of: Mapping[str, str]
     """Kind of records → digest, in the order in which they are made."""
     prompted: frozenset[str] = frozenset()
     """The kinds that are made of the prompt too, so that another prompt has others."""
     precision: dict[str, str] = field(default_factory=dict)
-    """Part → what it computes in, for people."""
+    """Part → its precision, for people."""
     limit: int = 0
-    """Tokens of a caption at the most."""
+    """Most tokens of a caption."""
     fit_image: FrameFit = field(default_factory=FrameFit)
     """The size at which pictures are seen."""
 
@@ -42,7 +41,7 @@ class Scopes:
 def variants_of(
     config: CaptionConfig, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
 ) -> list[Scopes]:
-    """The scopes of every choice of settings that the parts may be run in, the best first, each
+    """Return the variants of every choice of the parts' settings, the best first. Each stands
     before those of its last records among the `stored` that have another limit."""
     parts = [stage.part for stage in pipeline if stage.part]
     found = []
@@ -60,8 +59,8 @@ def scopes_of(
     pipeline: Pipeline,
     settings: Mapping[Part, PartSettings],
 ) -> Scopes:
-    """Digests of what decides each stage's bytes; a stage's OUTPUT_VERSION rises when its own
-    output changes."""
+    """Return the digests of what decides each stage's bytes. A stage's OUTPUT_VERSION rises when
+    its own output changes."""
     fits = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
     looked_at = {name: getattr(sampling, name) for name in sampling.__slots__}
     of: dict[str, str] = {}
@@ -94,7 +93,8 @@ def _other_limits(
     settings: Mapping[Part, PartSettings],
     stored: Set[str],
 ) -> Iterator[Scopes]:
-    """A digest cannot be turned back, so every limit that may have been asked for is tried."""
+    """Yield the stored variants of other limits. A digest cannot be turned back, so every limit
+    that may have been asked for is tried."""
     if not stage.limited or not stored - {scopes[stage.writes]}:
         return
     by = [scopes[stage.reads], *_decides(stage, model, settings)]

@@ -1,4 +1,4 @@
-"""What the lines of a list say: paths of media, and what is asked about them; looks for none."""
+"""Reads the lines of a list: paths of media, and what is asked about them; looks for none."""
 
 import json
 import os
@@ -10,17 +10,17 @@ from artifacts.regular import read_text
 
 LIST_SUFFIXES = frozenset((".txt", ".jsonl"))
 LIST_BYTES = 1 << 28
-"""How long a list may be: some million lines."""
+"""Largest size of a list: some million lines."""
 ENTRY_HINT = 'Write {"path": "clip.mp4"}, or {"path": "clip.mp4", "prompt": "What …?"}'
 FILES_ONLY = "Name media files and folders only"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """What one line names."""
+    """The path and the prompt that one line names."""
 
     path: Path
-    """As it stands there, seen from the list's folder."""
+    """Path as it stands there, seen from the list's folder."""
     prompt: str | None
 
 
@@ -34,8 +34,8 @@ class BadLine:
 
 
 def lines_of(path: Path) -> Iterator[Line | BadLine]:
-    """One source a line; in a `.jsonl` list the `path` of each object, and the `prompt` if it has
-    one. A list in a list is refused: it might be the same one."""
+    """Yield one source a line. In a `.jsonl` list it is the `path` of each object, and the `prompt`
+    if it has one. A list in a list is refused: it might be the same one."""
     try:
         # Not splitlines, which also cuts where a name or a prompt has an odd line separator.
         lines = read_text(path, LIST_BYTES, "utf-8-sig").split("\n")
@@ -65,7 +65,8 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
 
 
 def _entry(line: str) -> tuple[str, str | None]:
-    """Path and prompt of a line of JSON. Raises ValueError that says what is wrong with it."""
+    """Return path and prompt of a line of JSON. Raises ValueError that says what is wrong with
+    it."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,5 @@
-"""Which media files a command means: files, folders, globs and lists; opens no media file."""
+"""Finds the media files that a command means: files, folders, globs and lists; opens no media
+file."""
 
 import glob
 import os
@@ -15,8 +16,8 @@ from artifacts.schema import MediaKind
 from flows.job.source_lists import LIST_SUFFIXES, BadLine, lines_of
 
 LONGEST_PATTERN = 4096
-"""Letters of a pattern, as many as a path may have bytes: to read one of 100,000 brackets takes
-minutes."""
+"""Most letters of a pattern, as many as a path may have bytes: to read one of 100,000 brackets
+takes minutes."""
 IMAGE_SUFFIXES = frozenset(
     [
         ".jpg",
@@ -68,20 +69,20 @@ class MediaFile:
     """One file to be captioned."""
 
     path: Path
-    """Where it lies, absolute."""
+    """Absolute path of the file."""
     media_path: str
     """Its name in the outputs: relative to the folder given, or the file's own name; POSIX."""
     source: str
     """The argument that brought it in."""
     kind: MediaKind
-    """By suffix: image or video."""
+    """Kind by suffix: image or video."""
     prompt: str | None = None
-    """What its line of a list asks about it; None: what the command asks about all."""
+    """Prompt that its line of a list gives; None: the command's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    """Which files of a folder are taken."""
+    """A rule that says which files of a folder are taken."""
 
     recursive: bool
     extensions: tuple[str, ...]
@@ -99,8 +100,9 @@ def find_media(
     limit: int | None = None,
     prompt_for: Callable[[str], str] | None = None,
 ) -> tuple[list[MediaFile], list[Failure]]:
-    """The files that the sources name, in order and each once a prompt, and what could not be
-    found. `prompt_for` a kind is the prompt of files whose line has none."""
+    """Return the files that the sources name, in order and each once a prompt, and failures. The
+    failures are what could not be found. `prompt_for` a kind is the prompt of files whose line has
+    none."""
     found: list[MediaFile] = []
     failures: list[Failure] = []
     seen: set[tuple[str, str, str | None]] = set()
@@ -134,7 +136,7 @@ def _expand(text: str, source: str, selection: Selection) -> Iterator[MediaFile 
 
 
 def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
-    """What a name means that is no list's."""
+    """Yield what a name means that is no list's."""
     path = Path(os.path.expanduser(text))
     if os.path.isdir(path):
         yield from _folder(path, source, selection)
@@ -153,7 +155,7 @@ def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile |
 
 
 def _taken(path: Path, name: str, source: str) -> MediaFile | Failure:
-    """A thing that is there, if it is a file; nothing else is ever opened."""
+    """Return a thing that is there, if it is a file; nothing else is ever opened."""
     if odd := odd_thing(path):
         return _not_a_file(source, name, odd)
     kind: MediaKind = "image" if path.suffix.lower() in IMAGE_SUFFIXES else "video"
@@ -185,8 +187,8 @@ def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFi
 
 
 def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> Iterator[str]:
-    """Files in name order, named from the folder on; a folder that a link leads back to is entered
-    once. `unread` is told of those that cannot be read."""
+    """Yield files in name order, named from the folder on. A folder that a link leads back to is
+    entered once. `unread` is told of those that cannot be read."""
     entered = set()
     left = [""]
     while left:  # not os.walk, which calls itself for each folder in a folder
@@ -217,7 +219,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _listed(path: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
-    """What the lines of a list name, relative to the list's folder."""
+    """Yield the files that the lines of a list name, relative to the list's folder."""
     for line in lines_of(path):
         if isinstance(line, BadLine):
             yield _failure(source, line.name, "list", line.message, line.hint)
@@ -227,7 +229,8 @@ def _listed(path: Path, source: str, selection: Selection) -> Iterator[MediaFile
 
 
 def writable(name: str) -> str:
-    """A name that UTF-8 can hold: bytes of a file's name that are none become replacement signs."""
+    """Return a name that UTF-8 can hold. Bytes of a file's name that it cannot hold become
+    replacement signs."""
     return os.fsencode(name).decode("utf-8", errors="replace")
 
 

@@ -1,5 +1,5 @@
-"""What a run has to do: contents to be captioned, and the chunks of them with the keys of what each
-stage makes; knows no store."""
+"""Names the items of a run: contents to be captioned, and their chunks with each stage's keys;
+knows no store."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,32 +18,32 @@ class Medium:
     kind: str
     prompt: str
     stamp: Stamp | None = None
-    """Of the file when its content was digested."""
+    """State of the file when its content was digested."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One chunk with the keys of what each stage makes of it, or has made in another way."""
+    """One chunk with the keys of what each stage makes of it, or has made in another variant."""
 
     medium: Medium
     chunk: ChunkIndex
     keys: Mapping[str, str]
     """Kind of records → key."""
     scopes: Scopes
-    """The way it was, or is to be, made."""
+    """The variant in which it was, or is to be, made."""
 
     def __getitem__(self, kind: str) -> str:
         return self.keys[kind]
 
     @property
     def place(self) -> tuple[str, int, str]:
-        """The chunk and its prompt, however anything is made of it."""
+        """Return the chunk and its prompt, which name it however anything is made of it."""
         return (self.medium.digest, self.chunk.index, self.medium.prompt)
 
     @property
     def shape(self) -> tuple[str, int, int, int]:
-        """Chunks of one shape can share a batch: (kind, frames, height, width), the last two of a
-        picture as it is seen."""
+        """Return what the chunks of one batch have alike: (kind, frames, height, width). The last
+        two are of a picture as it is seen."""
         size = (self.chunk.height, self.chunk.width)
         if self.medium.kind == "image":
             size = self.scopes.fit_image.size(*size)
@@ -51,5 +51,5 @@ class Task:
 
 
 def unique(tasks: Sequence[Task], kind: str) -> list[Task]:
-    """The tasks without those whose key came before: two files of one content are one item."""
+    """Drop the tasks whose key came before: two files of one content are one item."""
     return list({task[kind]: task for task in reversed(tasks)}.values())[::-1]

@@ -1,4 +1,4 @@
-"""When, and with which versions, something was found out or done; knows not what."""
+"""Tells when, and with which versions, something was found out or done; knows not what."""
 
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +11,7 @@ def now() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides bytes; recorded, not keyed."""
+    """Return the versions of what decides bytes; they are recorded, not keyed."""
     found = {}
     for name in RECORDED:
         try:

@@ -1,4 +1,4 @@
-"""How the work of a job is divided: into waves that fit the disk, and by the length of prompts.
+"""Divides the work of a job into waves that fit the disk, and by the length of prompts.
 
 Both are recorded the first time. A resumed run finds other free space, and features that are gone;
 in 16 bit, chunks that share another batch get other bytes.
@@ -15,13 +15,14 @@ from flows.job.tasks import Medium, Task, unique
 from stages.process.stage import Stage
 
 BYTES_A_TOKEN = 4
-"""Of a prompt, about: enough to tell a long one from a short one without a tokenizer."""
+"""Bytes of a prompt a token, about: enough to tell a long one from a short one without a
+tokenizer."""
 
 
 def waves_of(
     ledger: Ledger, media: Sequence[Medium], sizes: Sequence[int], limit: int
 ) -> list[list[Medium]]:
-    """The media cut into waves of at most `limit` bytes of frames and features."""
+    """Cut the media into waves of at most `limit` bytes of frames and features."""
     # Cut anew where pictures may have been counted smaller than they are stored since.
     words = [WHOLE] if any(m.kind == "image" for m in media) else []
     key = digest_of([*([m.digest, m.prompt] for m in media), *words])
@@ -32,8 +33,8 @@ def waves_of(
 
 
 def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
-    """How many media go into each wave, so that a wave stays below `limit` bytes; at least one
-    each."""
+    """Return how many media go into each wave, at least one, so that it stays below `limit`
+    bytes."""
     lengths: list[int] = []
     filled = 0
     for size in sizes:
@@ -46,7 +47,7 @@ def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
 
 
 def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: Stage) -> dict[str, int]:
-    """Key of what a stage makes → about how many tokens the stage is given for it."""
+    """Return, by the key of what a stage makes, about how many tokens it is given for it."""
     wave = unique(tasks, stage.writes)
     key = digest_of(["lengths", *(task[stage.writes] for task in wave)])
     if key not in ledger.cuts:

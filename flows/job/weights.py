@@ -1,4 +1,4 @@
-"""Which weights a run needs, read off the store, and fetching them before a stage wants them; loads
+"""Reads off the store which weights a run needs, and fetches them before a stage wants them; loads
 none."""
 
 from collections.abc import Collection, Iterable, Sequence
@@ -13,8 +13,8 @@ from stages.process.stage import Stage
 
 
 def stages_wanted(ledger: Ledger, media: Sequence[Medium]) -> list[Stage]:
-    """The stages that have work to do on what was cut from files, as far as the store tells before
-    it starts."""
+    """Return the stages that have work to do on what was cut from files. The store tells so before
+    the work starts, as far as it can."""
     later = ledger.pipeline[1:]
     known = [medium for medium in media if ledger.failure(medium) is None]
     if any(ledger.index(medium) is None for medium in known):
@@ -24,12 +24,12 @@ def stages_wanted(ledger: Ledger, media: Sequence[Medium]) -> list[Stage]:
 
 
 def parts_of(stages: Iterable[Stage]) -> list[Part]:
-    """What these stages load of a checkpoint."""
+    """Return the parts of a checkpoint that these stages load."""
     return [stage.part for stage in stages if stage.part]
 
 
 def bytes_to_fetch(model: Model, parts: Collection[Part]) -> int:
-    """Size of what must be downloaded for these parts; 0 when all is here."""
+    """Return the bytes that must be downloaded for these parts; 0 when all is here."""
     return sum(file.size for file in model.checkpoint.missing(model.shards(parts)))
 
 

@@ -1,5 +1,5 @@
-"""What one process of a stage is to do, and which chunks it computes together: decided by the whole
-wave, before any of it is; runs nothing and knows not how much fits."""
+"""Decides what one process of a stage does, and which chunks it computes together. It decides by
+the whole wave, before any of it is run; it runs nothing and knows not how much fits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,24 +15,25 @@ from stages.process.stage import Stage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What one process of a stage is to do."""
+    """The work of one process of a stage."""
 
     rung: Rung
     tasks: list[Task]
-    """Of the wave, all that are made in the same way, done or not."""
+    """All tasks of the wave that are made in the same variant, done or not."""
     batches: list[list[Task]]
     total: int
-    """Items of the wave."""
+    """Number of items of the wave."""
     missing: int
-    """Those that are not there yet."""
+    """Number of those that are not there yet."""
     tokens: int = 0
-    """Of the longest prompt, about."""
+    """Tokens of the longest prompt, about."""
 
 
 def work_of(
     ledger: Ledger, stage: Stage, wave: Sequence[Medium], rung: Rung, batch_size: int
 ) -> Work | None:
-    """What of a stage is to be done next: of all that is missing what is made in one way."""
+    """Return the next work of a stage: of all that is missing, what is made in one variant. Returns
+    None when nothing is missing."""
     made, read = stage.writes, ledger[stage.reads]
     tasks = [t for t in ledger.tasks(wave) if not ledger.lost(t)]
     missing = {t[made] for t in tasks if not ledger.has(t, stage)}
@@ -65,8 +66,8 @@ def work_of(
 def batches_by_shape(
     tasks: Sequence[Task], kind: str, batch_size: int, frames_a_batch: int = FRAMES_A_BATCH
 ) -> list[list[Task]]:
-    """Chunks of one shape together, in order; every chunk of the wave takes part, done or not.
-    `kind` is that of the records that are made."""
+    """Group chunks of one shape, in order; every chunk of the wave takes part, done or not. `kind`
+    is that of the records that are made."""
     groups: dict[tuple[str, int, int, int], list[Task]] = {}
     for task in unique(tasks, kind):
         groups.setdefault(task.shape, []).append(task)
@@ -80,9 +81,9 @@ def batches_by_shape(
 def batches_by_length(
     tasks: Sequence[Task], kind: str, lengths: Mapping[str, int], batch_size: int
 ) -> list[list[Task]]:
-    """Chunks of one kind of media together, alike in length, so that little is padded; the longest
-    first, so that what does not fit is found out at once. `lengths` is by the key of what is
-    made."""
+    """Group chunks of one kind of media that are alike in length, so that little is padded. The
+    longest come first, so that what does not fit is found out at once. `lengths` is by the key of
+    what is made."""
 
     def size(task: Task) -> tuple[int, tuple[str, int, int, int]]:
         return lengths[task[kind]], task.shape
@@ -96,5 +97,5 @@ def batches_by_length(
 
 
 def cut(batches: Sequence[list[Task]], size: int) -> list[list[Task]]:
-    """Each batch in pieces of a smaller size, which depends on what fits."""
+    """Cut each batch into pieces of a smaller size, which depends on what fits."""
     return [list(piece) for batch in batches for piece in pieces(batch, size)]

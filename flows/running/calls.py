@@ -1,4 +1,5 @@
-"""What each stage is told, on whatever rung; starts nothing and knows not what runs after what."""
+"""Writes down what each stage is told, on whatever rung; starts nothing and knows not what runs
+after what."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from stages.process.stage import Stage
 
 
 def settings_on(model: Model, rung: Rung) -> PartSettings | None:
-    """How the part of a stage is run on a rung; None for a stage without one."""
+    """Return how the part of a stage is run on a rung; None for a stage without one."""
     part = STAGES[rung.stage].part
     kv = rung.kv if rung.kv == "quantized" else ""
     every = model.settings[part] if part else ()
@@ -27,13 +28,13 @@ def settings_on(model: Model, rung: Rung) -> PartSettings | None:
 
 
 class Calls:
-    """The calls of one job."""
+    """The calls of the stages of one job."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
 
     def frames(self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung) -> StageCall:
-        """To cut of each medium these chunks; None: all of them."""
+        """Return the call to cut these chunks of each medium; None: all of them."""
         job, stage = self._job, self._job.pipeline[0]
         told = FramesJob(
             store=job.store.url,
@@ -55,8 +56,8 @@ class Calls:
         return self._call(stage, told)
 
     def records(self, stage: Stage, batches: Sequence[Sequence[Task]], rung: Rung) -> StageCall:
-        """To make of these batches what a stage makes, all of it in one way. A job takes of what
-        is told here the fields that it has."""
+        """Return the call to make the records of these batches, all in one variant. A job takes of
+        what is told here the fields that it has."""
         job, scopes = self._job, batches[0][0].scopes
         told = {
             "store": job.store.url,
@@ -101,7 +102,7 @@ class Calls:
 
 
 def _member(stage: Stage, task: Task) -> dict[str, str]:
-    """A member of a batch: its key, that of what it is made of, the prompt where that counts."""
+    """Return a member of a batch: its key, the key that it reads, the prompt where that counts."""
     asked = {"prompt": task.medium.prompt} if stage.writes in task.scopes.prompted else {}
     return {
         "kind": task.medium.kind,

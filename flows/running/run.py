@@ -1,4 +1,4 @@
-"""One caption run from its configuration to its exit code, whoever launches the stages."""
+"""Takes one caption run from its configuration to its exit code, whoever launches the stages."""
 
 import contextlib
 import errno
@@ -38,7 +38,7 @@ OnBegin = Callable[[Job, RunRecord], None]
 
 
 class Watch:
-    """Tells people and the record what the stages do."""
+    """The one who tells people and the record what the stages do."""
 
     def __init__(self, display: Display, on_begin: OnBegin | None = None) -> None:
         self._display = display
@@ -48,7 +48,8 @@ class Watch:
         self._ladder: Ladder | None = None
         self._items: dict[str, int] = {}
         self._names: dict[str, str] = {}
-        """Of the media, once one of them has failed: to find one takes a look at all."""
+        """Digest of a medium → its name, filled once one has failed: finding one takes a look at
+        all."""
 
     def listen(self, stage: str, event: Event) -> None:
         """Hear an event of a stage."""
@@ -70,14 +71,14 @@ class Watch:
             record.fail(stage, failure)
 
     def tell(self, stage: str, total: int, done: int) -> None:
-        """A stage is about to start."""
+        """Hear that a stage is about to start."""
         self._items[stage] = 0
         if self._record is not None:
             self._record.begin(stage)
         self._display.stage(stage, total, done)
 
     def _taken(self, rung: Mapping[str, Any], text: str) -> None:
-        """A stage is run in another way than it was asked for."""
+        """Tell that a stage is run on another rung than it was asked for."""
         if self._record is not None:
             self._record.rung(rung)
         self._display.say(text)
@@ -90,7 +91,7 @@ class Watch:
         doing: str = "captioning into",
         another: str = "give another --out",
     ) -> Iterator[tuple[Sequence, RunRecord, Lease]]:
-        """The sequence of a job, which nobody else works on and nobody deletes under it."""
+        """Yield the sequence of a job, which nobody else works on and nobody deletes under it."""
 
         fetch = partial(fetch_parts, job.model, display=self._display)
         with only_run_in(job, doing, another), claiming(job) as hold:
@@ -116,7 +117,7 @@ def caption(
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> RunResult:
-    """Caption everything the configuration names; `on_begin` is given the job and the run's record
+    """Caption everything the configuration names. `on_begin` is given the job and the run's record
     before work begins. Raises PenstockError; what is finished stays done."""
     watch = Watch(display, on_begin)
     launcher = make_launcher(watch.listen)
@@ -132,8 +133,8 @@ def caption(
 
 
 def refuse_file(folder: Path) -> None:
-    """Raises EnvironmentFault for a folder that cannot be made because a file is in its place:
-    before a model is read, or downloaded."""
+    """Refuse a folder that cannot be made because a file is in its place. It is refused before a
+    model is read, or downloaded. Raises EnvironmentFault."""
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not there.is_dir():
         raise fault_of(NotADirectoryError(errno.ENOTDIR, ""), folder)
@@ -150,7 +151,8 @@ def claiming(job: Job) -> Iterator[Lease]:
 
 @contextlib.contextmanager
 def only_run_in(job: Job, doing: str, another: str) -> Iterator[None]:
-    """Two runs that write one folder would take turns at destroying each other's files."""
+    """Hold the lock of a job's folder, so that two runs never destroy each other's files. Raises
+    UsageError when another run holds it, EnvironmentFault when the folder cannot be made."""
     path = job.out / ".lock"
     try:
         job.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What runs after what: the stages of a pipeline, wave by wave; the same with and without
+"""Runs the stages of a pipeline one after another, wave by wave; the same with and without
 Prefect."""
 
 import contextlib
@@ -23,7 +23,7 @@ from flows.results.run_result import RunResult
 from flows.running.steps import Steps
 
 WRITING_SHARE = 20
-"""Between waves the outputs, which are written whole, take one part in so many of a run's time."""
+"""The outputs, which are written whole between waves, take one part in so many of a run's time."""
 REMAKES = 3
 """How often a wave is gone through again because a stored record was found damaged."""
 
@@ -39,7 +39,7 @@ class Sequence:
         """When, on the monotonic clock, the outputs may be written again between waves."""
 
     def run(self) -> RunResult:
-        """Bring every item to its caption; raises what stopped the run, after writing what is
+        """Bring every item to its caption. Raises what stopped the run, after writing what is
         there."""
         job = self._job
         self._begin()
@@ -58,7 +58,7 @@ class Sequence:
         return result
 
     def fill(self) -> None:
-        """Bring every item to its last record, and write no outputs; raises what stopped the
+        """Bring every item to its last record, and write no outputs. Raises what stopped the
         run."""
         self._begin()
 
@@ -70,7 +70,7 @@ class Sequence:
 
     @contextlib.contextmanager
     def _recorded(self, write: Callable[[bool], None]) -> Iterator[None]:
-        """However it ends, what is there is written, and the record says how it ended."""
+        """Write what is there however the run ends, and tell the record how it ended."""
         try:
             yield
         except BaseException as error:
@@ -140,8 +140,8 @@ class Sequence:
         self._expect()
 
     def _tell(self, result: RunResult, *, stale: bool) -> None:
-        """Tell the record what the outputs hold, and which hold something else; `stale`: whether a
-        dataset does."""
+        """Tell the record what the outputs hold, and which hold something else. `stale` says
+        whether a dataset does."""
         written = result.written
         written.earlier = [*(n for n in written.earlier if n != DATASET), *[DATASET] * stale]
         self._record.value.update(written.to_json())

@@ -1,5 +1,5 @@
-"""Single items that fit nowhere beside others: each is tried on every lower rung before it fails;
-knows neither waves nor what runs after what."""
+"""Tries items that fit nowhere beside others alone, on every lower rung, before they fail. It knows
+neither waves nor what runs after what."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from stages.process.outcome import StageOutcome
 from stages.process.stage import Stage
 
 Run = Callable[[Stage, list[list[Task]], Rung], tuple[StageOutcome, CannotFit | None]]
-"""One process of a stage over batches, on a rung."""
+"""A function that runs one process of a stage over batches, on a rung."""
 
 
 def too_large(stage: str, words: str, wanted: int = 0) -> dict[str, Any]:
-    """What is told of an item that does not fit."""
+    """Return the record of the failure of an item that does not fit."""
     more = f", and {wanted / (1 << 20):,.0f} MiB more were asked for at once" if wanted else ""
     return {
         "stage": stage,
@@ -31,12 +31,12 @@ def too_large(stage: str, words: str, wanted: int = 0) -> dict[str, Any]:
 
 
 class SingleItemFallback:
-    """What is done about the items of one run that did not fit."""
+    """The fallback for the items of one run that did not fit."""
 
     def __init__(
         self, job: Job, ladder: Ladder, run: Run, tell: Callable[[str, int, int], None]
     ) -> None:
-        """`tell` as of Steps."""
+        """Keep the job and what runs it; `tell` is as in Steps."""
         self._job = job
         self._tell = tell
         self._ladder = ladder
@@ -65,7 +65,7 @@ class SingleItemFallback:
             )
 
     def _try(self, stage: Stage, rung: Rung, tasks: Sequence[Task]) -> None:
-        """All of them in one process; each in its own when that dies."""
+        """Run all of them in one process, and each in its own when that dies."""
         one_each = unique([self._on(stage, rung, task) for task in tasks], stage.writes)
         self._tell(stage.name, len(one_each), 0)
         _, error = self._run(stage, [[task] for task in one_each], rung)
@@ -75,7 +75,7 @@ class SingleItemFallback:
                 self._run(stage, [[task]], rung)
 
     def _on(self, stage: Stage, rung: Rung, task: Task) -> Task:
-        """The task with the keys of what it becomes on a rung."""
+        """Return the task with the keys of what it becomes on a rung."""
         ledger, settings = self._job.ledger, settings_on(self._job.model, rung)
         if stage.part is None or settings is None:
             return task
@@ -88,7 +88,7 @@ class SingleItemFallback:
         return any(task[stage.writes] in ledger[stage.writes] for task in tasks)
 
     def _ever(self, stage: Stage) -> bool:
-        """Whether the stage made anything of this job, now or before."""
+        """Return whether the stage made anything of this job, now or before."""
         return any(self._made(stage, task) for task in self._job.ledger.tasks(self._job.media))
 
     def _name(self, task: Task) -> str:

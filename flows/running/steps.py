@@ -1,5 +1,14 @@
-"""Each stage of a run over a wave, a rung down whenever it runs out of memory, and what else its
-death means; knows not what runs after what."""
+"""Runs each stage of a job over one wave, a rung lower whenever it runs out of memory.
+
+It does not know what runs after what. `frames` cuts the files of a wave in one process. If it runs
+out of memory, it is started again with fewer files at once. If it dies over the files in hand, each
+is cut alone: one that crashes is recorded as failed, one that does not fit is left to the next run.
+`through` runs a later stage: `work_of` names what is missing of the wave, a process makes it on the
+rung in force, and so on until nothing is missing. After a process that ran out of memory the ladder
+goes a rung down, and `_take` tells the ledger the variant of the new rungs. Items too large beside
+others go to `SingleItemFallback`. Records that a stage has used up are deleted (`_give_back`), and
+`begin_frames` cuts the next wave while this one is worked on.
+"""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -54,7 +63,8 @@ class Steps:
         self._take()
 
     def plan(self, wanted: Sequence[Stage], expected: Sequence[Estimate]) -> None:
-        """Put what has work to do on rungs that fit. Raises CannotFit when there are none."""
+        """Put the stages that have work to do on rungs that fit. Raises CannotFit when there are
+        none."""
         if not wanted:
             return
         plan = plan_start(self._ladder, self._job, (self._first, *wanted), expected)
@@ -64,7 +74,7 @@ class Steps:
         self._take()
 
     def frames(self, wave: list[Medium]) -> None:
-        """Cut what a wave has no frames of yet."""
+        """Cut the frames that a wave lacks."""
         running, self._ahead = self._ahead, None
         if running is not None:
             self._finish_frames(running, wave)
@@ -72,8 +82,9 @@ class Steps:
             pass
 
     def _finish_frames(self, running: Running, wave: list[Medium]) -> bool:
-        """Whether it died. Then it is to be started again: with fewer files at once, or without one
-        of those in hand, which is to blame, as each tells alone."""
+        """Wait for the frames stage, and return whether it died and is to be started again. It then
+        runs with fewer files at once, or without one of those in hand, which is to blame, as each
+        tells alone."""
         at_once = self._ladder.rung(self._first.name).batch
         try:
             self._finish(running)
@@ -95,7 +106,7 @@ class Steps:
         return True
 
     def _leave_changed(self, outcome: StageOutcome) -> None:
-        """Files that are others by now are left to the next run, which sees what they are."""
+        """Leave files that changed meanwhile to the next run, which sees what they are."""
         for told in outcome.failures:
             if told.kind == CHANGED:
                 self._job.ledger.unfit[told.media, -1, ""] = {
@@ -138,14 +149,14 @@ class Steps:
         return self.launcher.start(self._calls.frames(media, self._ladder.rung(self._first.name)))
 
     def through(self, stage: Stage, wave: list[Medium]) -> None:
-        """Make what a stage makes of a wave, and give back what it was made of."""
+        """Make the records of a stage for a wave, and give back the records that it read."""
         self._make(stage, wave)
         if stage.gives_back:
             self._give_back(stage, wave)
 
     def _give_back(self, stage: Stage, media: list[Medium]) -> None:
-        """Delete what a stage is through with, unless it is to be kept or another running job looks
-        at it too, which would have to make it again."""
+        """Delete the records that a stage is through with. They stay if they are to be kept, or if
+        another running job, which would have to make them again, looks at them too."""
         ledger = self._job.ledger
         if self._job.config.keep_frames or self._lease.shares(ledger.scopes[stage.reads]):
             return
@@ -179,7 +190,8 @@ class Steps:
     def _run(
         self, stage: Stage, batches: list[list[Task]], rung: Rung
     ) -> tuple[StageOutcome, CannotFit | None]:
-        """What one process made of these batches, and the error if it ran out of memory."""
+        """Run one process over these batches; return its outcome, and its error if memory ran
+        out."""
         self.fetch(parts_of([stage]))
         running = self.launcher.start(self._calls.records(stage, batches, rung))
         settings, error = settings_on(self._job.model, rung), None
@@ -204,17 +216,17 @@ class Steps:
             self._record.add(running.outcome, attention=attention, precision=precision)
 
     def begin_frames(self, wave: list[Medium]) -> None:
-        """Cut the frames of a wave while another one is encoded."""
+        """Begin to cut the frames of a wave while another one is worked on."""
         self._ahead = self._start_frames(wave)
 
     def stop_ahead(self) -> None:
-        """End what was begun for the next wave."""
+        """End the cutting that was begun for the next wave."""
         if self._ahead is not None:
             self._ahead.stop()
             self._ahead = None
 
     def _take(self) -> None:
-        """Make things from now on as the rungs in force say."""
+        """Make records from now on in the variant of the rungs in force."""
         rungs = {s.part: self._ladder.rung(s.name) for s in self._job.pipeline if s.part}
         on = {part: settings_on(self._job.model, rung) for part, rung in rungs.items()}
         self._job.ledger.take({part: settings.label for part, settings in on.items() if settings})

@@ -1,4 +1,5 @@
-"""Being stopped from outside without losing what is done; knows nothing of what is stopped."""
+"""Lets a run be stopped from outside without losing what is done; knows nothing of what is
+stopped."""
 
 import contextlib
 import signal
@@ -9,13 +10,14 @@ from artifacts.errors import Interrupted
 from flows.console.terminal import forget_terminal
 
 STOPPING = (signal.SIGTERM, signal.SIGHUP)
-"""What counts as Ctrl-C: being asked to end, and the end of the terminal or the connection."""
+"""The signals that count as Ctrl-C: a request to end, and the end of the terminal or connection."""
 
 
 @contextlib.contextmanager
 def stopped_in_order() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP end the run the same way: the stage is stopped, the outputs are
-    written. Whoever takes or ignores one already, as Prefect in a flow and `nohup`, keeps it."""
+    """End the run in the same way on Ctrl-C, SIGTERM and SIGHUP. The stage is stopped and the
+    outputs are written. A signal that is taken or ignored already, as by Prefect in a flow or by
+    `nohup`, is left as it is. Raises Interrupted."""
     before = {number: signal.getsignal(number) for number in STOPPING}
     if threading.current_thread() is not threading.main_thread():
         before = {}
