@@ -1,1 +1,1 @@
-"""What a job is expected to take, and what it is run on so that it fits."""
+"""Estimates what a job takes, and decides what it is run on so that it fits."""

@@ -1,5 +1,5 @@
-"""A checkpoint by its dimensions alone, read off `config.json` and the headers of its files; knows
-no class of any model, and what it says of computing is arithmetic."""
+"""Reads a checkpoint's dimensions off `config.json` and the headers of its files. It knows no class
+of any model, and what it says of computing is arithmetic."""
 
 import json
 import math
@@ -16,9 +16,9 @@ from stages.models.hub.checkpoint import JSON_BYTES, Checkpoint
 from stages.models.hub.headers import Header, read_headers
 
 TABLES = ("embed", "wte", "shared")
-"""What the name of a table of words holds, one of these."""
+"""Words one of which the name of a table of words holds."""
 WRITES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
-"""How the name of a class ends whose model writes text."""
+"""Ends of the name of a class whose model writes text."""
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types of weights that are as they are, in words of safetensors and of torch."""
 
@@ -34,7 +34,7 @@ class Architecture:
     writes: bool
     """Whether it writes text."""
     dtype: str
-    """Of most of its numbers, such as bfloat16."""
+    """Type of most of its numbers, such as bfloat16."""
 
     @property
     def vision(self) -> Tower | None:
@@ -50,13 +50,13 @@ class Architecture:
 
     @property
     def vision_parameters(self) -> int:
-        """Of the vision half: all but the tower of words."""
+        """Return the parameters of the vision half: all but the tower of words."""
         return self.parameters - self.text_parameters
 
 
 def read_architecture(checkpoint: Checkpoint) -> Architecture:
-    """The architecture of a checkpoint. Raises UsageError where its files do not tell enough,
-    EnvironmentFault where they cannot be read."""
+    """Return the architecture of a checkpoint. Raises UsageError where its files do not tell
+    enough, EnvironmentFault where they cannot be read."""
     try:
         config = json.loads(read_text(checkpoint.folder / "config.json", JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
@@ -109,7 +109,7 @@ def _architecture(
 
 
 def _is_wide(header: Header, stacks: Sequence[Stack]) -> bool:
-    """Whether a tensor outside of all layers is a table of some tower's width."""
+    """Return whether a tensor outside of all layers is a table of some tower's width."""
     inside = any(header.name.startswith(f"{stack.path}.") for stack in stacks)
     wide = len(header.shape) == 2 and any(header.shape[1] == stack.width for stack in stacks)
     return not inside and wide and header.shape[0] > header.shape[1]
@@ -120,7 +120,7 @@ def _is_words(name: str) -> bool:
 
 
 def _writer(embedding: Header, stacks: Sequence[Stack]) -> Stack:
-    """The stack that the table of words belongs to: of its width, and nearest to it by name."""
+    """Return the stack of the table of words: of its width, and nearest to it by name."""
 
     def nearness(stack: Stack) -> tuple[int, int, int]:
         return _common(stack.path, embedding.name), -stack.path.count("."), stack.parameters
@@ -129,14 +129,14 @@ def _writer(embedding: Header, stacks: Sequence[Stack]) -> Stack:
 
 
 def _common(one: str, other: str) -> int:
-    """How many words two paths begin with alike."""
+    """Return how many words two paths begin with alike."""
     pairs = zip(one.split("."), other.split("."), strict=False)
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _owner(header: Header, stacks: Sequence[Stack], roots: dict[str, str]) -> Stack | None:
-    """The stack in whose root a tensor lies: of nested roots the innermost, of two in one root the
-    one that is as wide as it."""
+    """Return the stack in whose root a tensor lies. Of nested roots it is the innermost, of two in
+    one root the one that is as wide as it."""
     inside = [s for s in stacks if header.name.startswith(f"{roots[s.path]}.")]
 
     def nearness(stack: Stack) -> tuple[bool, int, bool]:

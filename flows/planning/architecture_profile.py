@@ -1,5 +1,5 @@
-"""A card made from a checkpoint's dimensions, so that what no class is known for is planned like
-everything else; what it says of computing are formulas of dimensions."""
+"""Makes a profile of a checkpoint's dimensions, so that a model without a known class can be
+planned. What it says of computing are formulas of dimensions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,17 +26,17 @@ from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 
 ROWS = (1, 8)
-"""Rows of the works; between them all is linear."""
+"""Rows of the batch costs; between them all is linear."""
 FRAME_COUNTS = (1, 8)
 PROMPTS = (64, 256, 1024, 4096, 16384)
-"""Tokens of a prompt of the works: attention that is not fused grows with their square."""
+"""Tokens of a prompt in the batch costs: attention that is not fused grows with their square."""
 
 
 def profile_of(
     architecture: Architecture, folder: Path, *, fused: bool = True, why: str = ""
 ) -> ModelProfile:
-    """The card of a checkpoint of which only the architecture is known; without `fused`, attention
-    keeps its scores."""
+    """Return the profile of a checkpoint of which only the architecture is known. Without `fused`,
+    attention keeps its scores."""
     vision, text = architecture.vision, architecture.text
     edge = _edge(vision)
     pixels = 3 * edge * edge * PIXEL_BYTES if vision else 0
@@ -79,7 +79,7 @@ def profile_of(
 
 
 def _edge(vision: Tower | None) -> int:
-    """Pixels of the side of an image as it is seen."""
+    """Return the pixels of the side of an image as it is seen."""
     return vision.image_size or PROBED_EDGE if vision else PROBED_EDGE
 
 
@@ -106,7 +106,8 @@ def _half(
 
 
 def encoder_costs(architecture: Architecture, *, fused: bool) -> tuple[BatchCost, ...]:
-    """What encoding takes: a frame is a row of its own to a tower that sees pictures one by one."""
+    """Return the batch costs of encoding. A frame is a row of its own to a tower that sees pictures
+    one by one."""
     tower, text = architecture.vision, architecture.text
     if tower is None:
         return ()
@@ -137,7 +138,7 @@ def encoder_costs(architecture: Architecture, *, fused: bool) -> tuple[BatchCost
 
 
 def decoder_costs(architecture: Architecture, *, fused: bool) -> tuple[BatchCost, ...]:
-    """What reading prompts takes; logits only of the last token."""
+    """Return the batch costs of reading prompts; logits only of the last token."""
     tower = architecture.text
     assert tower is not None
     each = ITEM_BYTES
@@ -172,8 +173,8 @@ def model_by_dimensions(
     fused: bool = True,
     why: str = "",
 ) -> Model:
-    """A model that can be planned and not run, `why` not. Raises UsageError for a precision that it
-    cannot be had in."""
+    """Return a model that can be planned and not run; `why` says why not. Raises UsageError for a
+    precision that it cannot be had in."""
     profile = profile_of(architecture, checkpoint.folder, fused=fused, why=why)
     if not profile.language.parameters:
         config = replace(config, language_precision="native")

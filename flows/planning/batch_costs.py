@@ -1,5 +1,5 @@
-"""What one batch of a job takes to compute: told by the works of a card or, where there are none,
-by arithmetic on a half's dimensions."""
+"""Estimates what one batch of a job takes to compute. The batch costs of a profile tell it or,
+where there are none, arithmetic on a half's dimensions."""
 
 import math
 from collections.abc import Sequence
@@ -18,27 +18,28 @@ from stages.models.profile import ModelProfile, PartProfile
 PATCH_NUMBERS = 3 * 14 * 14
 """Pixel numbers that one token of an encoder is assumed to be made of: a patch of 14 by 14."""
 ENCODER_ROWS = 10
-"""So many rows of its width an encoder is assumed to hold a token: 4 of the MLP, 4 of attention,
-and 2 of what goes on."""
+"""Rows of its width that an encoder is assumed to hold a token: 4 of the MLP, 4 of attention, and 2
+of what goes on."""
 DECODER_ROWS = 3
 """The same of a decoder, beside two of its MLP."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """What one batch is expected to take."""
+    """The expected costs of one batch."""
 
     peak_bytes: float
-    """Lives at one moment beside the weights; what is handed over, or the KV cache, included."""
+    """Bytes that live at one moment beside the weights; what is handed over, or the KV cache,
+    included."""
     kept_bytes: float
-    """Features, or the KV cache when the last token is written."""
+    """Bytes of the features, or of the KV cache when the last token is written."""
     waiting_bytes: float
-    """Of encoding: what is held while a batch waits for a layer."""
+    """Bytes that are held in encoding while a batch waits for a layer."""
     flops: float
-    """Of encoding, or of reading the prompts."""
+    """Operations of encoding, or of reading the prompts."""
     step_flops: float
     known: bool
-    """Whether runs on tensors without data told it, and not dimensions."""
+    """Whether dry runs told it, and not dimensions."""
 
 
 def expected(
@@ -51,8 +52,8 @@ def expected(
     new: int = 0,
     prefill: int = 0,
 ) -> Expected:
-    """Of so many rows of so many units, in numbers of `each` bytes; a decoder then writes `new`
-    tokens. `works` must not be empty."""
+    """Return the costs of so many rows of so many units, in numbers of `each` bytes. A decoder then
+    writes `new` tokens. `batch_costs` must not be empty."""
     peak = peak_bytes(
         batch_costs,
         kind=kind,
@@ -79,8 +80,8 @@ def expected(
 def encoder_by_dimensions(
     half: PartProfile, each: int, rows: int, units: int, kept: int
 ) -> Expected:
-    """Of an encoder whose layers are assumed to hold 12 times their width squared; `each`: bytes of
-    a number, `kept`: of the features of a row."""
+    """Return the costs of an encoder whose layers are assumed to hold 12 times their width squared.
+    `each` are the bytes of a number, `kept` those of the features of a row."""
     width = math.sqrt(half.layer_parameters / 12)
     tokens = rows * units / PATCH_NUMBERS
     return Expected(
@@ -96,7 +97,7 @@ def encoder_by_dimensions(
 def decoder_by_dimensions(
     profile: ModelProfile, each: int, rows: int, tokens: int, *, new: int = 0, prefill: int = 0
 ) -> Expected:
-    """Of a decoder as wide as its features, with a KV cache of its full width."""
+    """Return the costs of a decoder as wide as its features, with a KV cache of its full width."""
     half, width = profile.language, profile.feature_width
     inside = max(width, (half.layer_parameters - 4 * width**2) / (3 * width))
     stack = half.layers * half.layer_parameters

@@ -1,5 +1,4 @@
-"""What would have to be given for a job to fit that does not, each checked by the same arithmetic
-as the refusal."""
+"""Finds what would make a job fit that does not; the arithmetic is that of the refusal."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,28 +15,28 @@ from flows.planning.choose import Choice, Question, allowed, choices
 from flows.planning.estimate import StageEstimate
 
 STEP = 1 << 28
-"""A budget is named in quarters of a GiB."""
+"""Bytes to which a budget is rounded up: a quarter of a GiB."""
 NAMED = 3
-"""Changes that an error names."""
+"""Number of changes that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """Something that would make a job fit."""
+    """A change that would make a job fit."""
 
     option: str
-    """As it is given: `--memory 14GiB`."""
+    """The option as it is given: `--memory 14GiB`."""
     takes: StageEstimate
-    """What the stage then takes, that did not fit."""
+    """Estimate of the stage that did not fit, after the change."""
 
     def line(self) -> str:
-        """`--precision auto (decode takes 7.10 GiB with batch 8, int8)`."""
+        """Return a line such as `--precision auto (decode takes 7.10 GiB with batch 8, int8)`."""
         peak = gib(self.takes.peak_bytes)
         return f"{self.option} ({self.takes.rung.stage} takes {peak} with {self.takes.rung.name})"
 
 
 def cannot_fit(question: Question, refused: Sequence[Choice], budget: Budget) -> CannotFit:
-    """The error that names what does not fit and what would."""
+    """Return the error that names what does not fit and what would."""
     worst = max(refused, key=lambda choice: choice.taken.peak_bytes)
     least = worst.taken
     where = "the host" if question.device == "cpu" else question.device
@@ -51,8 +50,8 @@ def cannot_fit(question: Question, refused: Sequence[Choice], budget: Budget) ->
 
 
 def changes(question: Question, stuck: Choice, budget: Budget) -> list[Change]:
-    """What would make all stages fit, the smallest of each kind, gentlest first. `stuck` is one
-    that does not."""
+    """Return changes that make all stages fit, the smallest of each kind, gentlest first. `stuck`
+    is one stage that does not."""
     stage = stuck.taken.rung.stage
     tried = (_auto(question, stage), *_frames(question), *_precisions(question, stage))
     found: list[Change] = []
@@ -72,13 +71,13 @@ def changes(question: Question, stuck: Choice, budget: Budget) -> list[Change]:
 
 
 def _takes(question: Question, stage: str, budget: Budget) -> StageEstimate | None:
-    """What that stage then takes; None when it or another one still does not fit."""
+    """Return what that stage then takes; None when it or another one still does not fit."""
     found = choices(question, question.rungs, budget)
     return found[stage].taken if all(choice.fits for choice in found.values()) else None
 
 
 def _most(question: Question, budget: Budget) -> int:
-    """The least budget that all stages keep to, each on its smallest rung."""
+    """Return the least budget that all stages keep to, each on its smallest rung."""
     return max(
         min(question.estimate(rung).peak_bytes for rung in rungs)
         for stage, rungs in question.rungs.items()
@@ -113,7 +112,8 @@ def _precisions(question: Question, stage: str) -> Iterator[tuple[str, Question 
 
 
 def in_precision(question: Question, **options: str) -> Question | None:
-    """The same with halves in another precision; None when they cannot be had in it."""
+    """Return the same question with halves in another precision; None when they cannot be had in
+    it."""
     changed: dict[str, Any] = options
     config, profile = replace(question.config, **changed), question.model.profile
     try:

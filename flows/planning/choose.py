@@ -1,5 +1,12 @@
-"""Which rung each stage of a job is started on: the first that is expected to keep to the budget;
-starts nothing."""
+"""Chooses the rung that each stage of a job is started on; starts nothing.
+
+`choices` walks the rungs of each stage, cheapest first, and estimates on each the peak of the
+chunks that take most. It takes the first rung that keeps to the budget. If none does, it takes the
+first on which the job's smallest chunk fits: larger ones are then tried alone by the run. If not
+even that fits, it takes the rung with the lowest peak, and the stage is refused when a low estimate
+of the smallest chunk (`DOUBT`) is still too much there. A rung on which an earlier run found the
+stage to fit is taken as it is.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +26,13 @@ from flows.planning.workloads import Workload, least_workload, workloads_of
 from stages.process.device_limit import CONTEXT_BYTES
 
 DOUBT = 0.9
-"""A stage is refused when its weights and even so large a part of what it computes with are too
-much on its last rung: estimates are that good."""
+"""Share of what a stage computes with that counts, beside its weights, when it is refused on its
+last rung: estimates are that good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """What is to fit."""
+    """The question whether the stages of a job fit."""
 
     model: Model
     config: CaptionConfig
@@ -33,22 +40,22 @@ class Question:
     workloads: tuple[Workload, ...]
     stages: Pipeline = CAPTION
     context_bytes: int = CONTEXT_BYTES
-    """What the driver of a GPU takes for a process."""
+    """Bytes that the driver of a GPU takes for a process."""
     least: Workload | None = None
     """The job's smallest chunk, where that is another."""
 
     @property
     def rungs(self) -> dict[str, list[Rung]]:
-        """Name of a stage → the ways in which the command lets it run, cheapest first."""
+        """Return name of a stage → the rungs on which the command lets it run, cheapest first."""
         asked = (self.model, self.config, self.device)
         return {stage.name: COSTS[stage.name].rungs(*asked) for stage in self.stages}
 
     def estimate(self, rung: Rung) -> StageEstimate:
-        """What a stage takes on that rung, of the chunks that take most."""
+        """Return what a stage takes on that rung, of the chunks that take most."""
         return self._estimate(rung, self.workloads)
 
     def estimate_least(self, rung: Rung) -> StageEstimate:
-        """The same of the chunk that takes least."""
+        """Return the same of the chunk that takes least."""
         return self._estimate(rung, (self.least,) if self.least else self.workloads)
 
     def _estimate(self, rung: Rung, workloads: Sequence[Workload]) -> StageEstimate:
@@ -58,13 +65,13 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """What was found for one stage."""
+    """The rung found for one stage."""
 
     first: StageEstimate
-    """On the rung that the command asks for."""
+    """Estimate on the rung that the command asks for."""
     taken: StageEstimate
-    """On the one that it is started on: the first that fits, else the first on which the smallest
-    chunks do, else the smallest."""
+    """Estimate on the rung that it is started on: the first that fits, else the first on which the
+    smallest chunks do, else the smallest."""
     fits: bool
     """Whether that is expected to keep to the budget."""
     refused: bool
@@ -78,7 +85,7 @@ def question_of(
     stages: Pipeline | None = None,
     expected: Sequence[Estimate] | None = None,
 ) -> Question:
-    """The question that a job is."""
+    """Return the question of a job."""
     media = job.media
     expected = estimates(job) if expected is None else expected
     return Question(
@@ -93,7 +100,7 @@ def question_of(
 
 
 def context_of(device: str) -> int:
-    """What the driver of a GPU takes for a process, as it was measured here, if it was."""
+    """Return the bytes that a GPU's driver takes for a process, as measured here if it was."""
     machine = find_machine(device).machine if device.startswith("cuda") else None
     return (machine and machine.context_bytes) or CONTEXT_BYTES
 
@@ -104,7 +111,7 @@ def choices(
     budget: Budget,
     known: Mapping[str, Rung] | None = None,
 ) -> dict[str, Choice]:
-    """What is found for each stage; `known`: where one was found to fit before."""
+    """Return the choice for each stage; `known` is where one was found to fit before."""
     known = known or {}
     return {
         stage.name: _remembered(question, rungs[stage.name][0], known[stage.name], budget)
@@ -142,7 +149,7 @@ def _choice(question: Question, rungs: Sequence[Rung], budget: Budget) -> Choice
 
 
 def memory_json(found: dict[str, Choice], budget: Budget) -> dict[str, Any]:
-    """What each stage starts on and is expected to take, for programs."""
+    """Return, for programs, what each stage starts on and is expected to take."""
     return {
         "budget_bytes": budget.bytes,
         "budget_given": budget.given,
@@ -154,12 +161,13 @@ def memory_json(found: dict[str, Choice], budget: Budget) -> dict[str, Any]:
 
 
 def fits(found: StageEstimate, budget: Budget) -> bool:
-    """Whether a stage is expected to keep to the budget."""
+    """Return whether a stage is expected to keep to the budget."""
     return found.peak_bytes <= allowed(found, budget) and _host_holds(found.host_bytes, budget)
 
 
 def refused(found: StageEstimate, budget: Budget) -> bool:
-    """Whether it cannot, as sure as estimates are; of what loads no model they are not."""
+    """Return whether it cannot keep to it, as sure as estimates are. Of what loads no model they
+    are not."""
     if STAGES[found.rung.stage].part is None:
         return False
     sure = float(found.weight_bytes)
@@ -169,11 +177,13 @@ def refused(found: StageEstimate, budget: Budget) -> bool:
 
 
 def _host_holds(size: float, budget: Budget) -> bool:
-    """Of a CPU the budget is all: who gives more than is free is warned of it elsewhere."""
+    """Return whether the host's memory suffices. Of a CPU the budget is all: who gives more than is
+    free is warned of it elsewhere."""
     return budget.device == "cpu" or size <= budget.host_bytes
 
 
 def allowed(found: StageEstimate, budget: Budget) -> int:
-    """What a stage may take of where it computes: without a model that is the host."""
+    """Return the bytes that a stage may take where it computes: without a model that is the
+    host."""
     on_host = STAGES[found.rung.stage].part is None and budget.device != "cpu"
     return budget.host_bytes if on_host else budget.bytes

@@ -1,4 +1,4 @@
-"""What a stage is expected to take on a rung: arithmetic on a model's card, no model library."""
+"""Estimates what a stage takes on a rung: arithmetic on a model's profile, no model library."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,26 +27,26 @@ class StageEstimate:
     rung: Rung
     weight_bytes: int
     activation_bytes: int
-    """Live at once at the worst moment, inputs and outputs included, KV cache not."""
+    """Bytes live at once at the worst moment, inputs and outputs included, KV cache not."""
     kv_bytes: int
     workspace_bytes: int
     """Scratch of the libraries, what is read ahead, and what the allocator holds back."""
     context_bytes: int
-    """Of a GPU: what the driver takes for a process that uses it."""
+    """Bytes that a GPU's driver takes for a process that uses it."""
     host_bytes: int
     """Anonymous memory of the host; of a CPU the peak itself."""
     flops: float = 0
-    """Of the chunks of the job's largest size, one after another; 0: unknown."""
+    """Operations for the chunks of the job's largest size, one after another; 0: unknown."""
     load: Workload | None = None
-    """Which of the job's chunks are the worst."""
+    """The worst of the job's chunks."""
     by_dimensions: bool = False
-    """Whether it rests on the half's dimensions alone, and not on a run without data."""
+    """Whether it rests on the half's dimensions alone, and not on a dry run."""
     terms: tuple[Term, ...] = ()
     """The arithmetic."""
 
     @property
     def peak_bytes(self) -> int:
-        """Of the device."""
+        """Return the peak of the device."""
         return (
             self.weight_bytes
             + self.activation_bytes
@@ -66,7 +66,7 @@ class StageEstimate:
         flops: float = 0,
         by_dimensions: bool = False,
     ) -> "StageEstimate":
-        """The sums of the terms."""
+        """Add up the terms."""
 
         sums = {
             f"{part}_bytes": sum(term.bytes for term in terms if term.part == part)
@@ -84,7 +84,7 @@ class StageEstimate:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All but the arithmetic."""
+        """Return all but the arithmetic."""
         return {
             "stage": self.rung.stage,
             "rung": self.rung.to_json(),

@@ -1,5 +1,13 @@
-"""Which rung each stage of a run is on: where it starts, when it goes down, what is told of it;
-knows no process."""
+"""Tells which rung each stage of a run is on; knows no process.
+
+A stage has a list of rungs, cheapest first, and a place in it. It starts on the rung that an
+earlier run is remembered to have gone down to, else on the planned one (`start`). It goes down when
+its process shrinks its own batches (`listen`) or ends for want of memory (`down`): to the next rung
+that can help, since smaller batches are no use where the weights did not fit, and a batch that was
+never filled need not be halved. A run never goes up again. The first item made on a lower rung
+proves it, and it is remembered for later runs (`worked`). `alone` gives the rungs for a single item
+that did not fit beside others. Every move is told in words and as an entry of the record.
+"""
 
 import contextlib
 import threading
@@ -14,7 +22,7 @@ from flows.planning.rungs import Rung
 from stages.process.events import Event, Item, Shrunk
 
 Told = Callable[[Mapping[str, Any], str], None]
-"""Given an entry of the record's `rungs`, and the same in words."""
+"""A listener that is given an entry of the record's `rungs`, and the same in words."""
 
 
 class Ladder:
@@ -29,10 +37,11 @@ class Ladder:
         budget_bytes: int,
         tell: Told,
     ) -> None:
-        """`rungs` of each stage, cheapest first."""
+        """Put each stage on the rung that is remembered; `rungs` are those of each stage, cheapest
+        first."""
         self.rungs = rungs
         self.advise: Callable[[str], str] = lambda stage: ""
-        """What would make a stage fit that does not."""
+        """Function that says what would make a stage fit that does not."""
         self._remembered = remembered
         self._budget = budget_bytes
         self._tell = tell
@@ -49,12 +58,12 @@ class Ladder:
                 self._started[stage] = "remembered"
 
     def known(self) -> dict[str, Rung]:
-        """Stage → the rung on which it was found to fit by an earlier run."""
+        """Return stage → the rung on which it was found to fit by an earlier run."""
         with self._lock:
             return {s: self.rung(s) for s, why in self._started.items() if why == "remembered"}
 
     def start(self, planned: Mapping[str, Rung]) -> None:
-        """Where stages are expected to fit; what is known of them goes before that."""
+        """Put stages where they are expected to fit; what is known of them goes before that."""
         with self._lock:
             for stage, rung in planned.items():
                 at = self.rungs[stage].index(rung)
@@ -62,12 +71,12 @@ class Ladder:
                     self._at[stage], self._started[stage] = at, "planned"
 
     def rung(self, stage: str) -> Rung:
-        """The one in force."""
+        """Return the rung in force."""
         with self._lock:
             return self.rungs[stage][self._at[stage]]
 
     def begin(self, stage: str) -> None:
-        """A process of the stage is about to start."""
+        """Hear that a process of the stage is about to start."""
         with self._lock:
             reason = self._started.pop(stage, "")
             if reason:
@@ -84,7 +93,7 @@ class Ladder:
             self.worked(stage)
 
     def worked(self, stage: str) -> None:
-        """Something was made on the rung in force."""
+        """Hear that something was made on the rung in force."""
         with self._lock:
             if stage in self._unproven:
                 self._unproven.discard(stage)
@@ -94,9 +103,9 @@ class Ladder:
     def down(
         self, stage: str, error: CannotFit, *, largest: int, tokens: int, ready: bool = True
     ) -> None:
-        """The stage's process ended for want of memory, with `largest` items at once at the most,
-        of at most so many `tokens` if that is known; `ready` is whether its weights were loaded by
-        then. Raises CannotFit at the ladder's end."""
+        """Go down, as the stage's process ended for want of memory. It had `largest` items at once
+        at the most, of at most so many `tokens` if that is known; `ready` is whether its weights
+        were loaded by then. Raises CannotFit at the ladder's end."""
         with self._lock:
             before = self.rung(stage)
             rest = self.rungs[stage][self._at[stage] + 1 :]
@@ -114,20 +123,20 @@ class Ladder:
             self._go(lower[0], reason, error.message, failed=largest)
 
     def alone(self, stage: str) -> list[Rung]:
-        """The ways to try a single item that did not fit, from the rung in force downwards."""
+        """Return the rungs for a single item that did not fit, from the one in force downwards."""
         with self._lock:
             rest = self.rungs[stage][self._at[stage] :]
             alone = (replace(rung, batch=1, block=min(rung.block, 1)) for rung in rest)
             return list(dict.fromkeys(alone))
 
     def tried_alone(self, rung: Rung, names: Sequence[str], error: str) -> None:
-        """Items are run on a rung which the others do not need."""
+        """Tell that items are run on a rung which the others do not need."""
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         text = f"{names[0]}{more} did not fit; trying it alone with {{}}"
         self._say(rung, "item alone", text, error)
 
     def nothing_fits(self, stage: str, error: CannotFit) -> CannotFit:
-        """What is to be said at the ladder's end."""
+        """Return the error at the ladder's end."""
         rung = self.rung(stage)
         return CannotFit(
             f"the {stage} stage does not fit{self._in_budget()}, not even with {rung.name} "
@@ -136,7 +145,8 @@ class Ladder:
         )
 
     def _shrink(self, stage: str, event: Shrunk) -> None:
-        """The stage's process goes on with smaller batches, or smaller blocks of them."""
+        """Go down, as the stage's process goes on with smaller batches, or smaller blocks of
+        them."""
         with self._lock:
             before = self.rung(stage)
             batch, block = event.batch, event.block or before.block
@@ -173,17 +183,18 @@ class Ladder:
 
 
 def weights(rung: Rung) -> tuple[str, bool]:
-    """What of a rung decides how much its weights take."""
+    """Return the fields of a rung that decide how much its weights take."""
     return rung.precision, rung.offload
 
 
 def shown(rung: Rung, other: Rung) -> str:
-    """A rung by what it differs in from another: `batch 4`; else by all it is."""
+    """Return a rung in words: `batch 4` where only that differs from another, else all it is."""
     return f"batch {rung.batch}" if replace(rung, batch=other.batch) == other else rung.name
 
 
 def index_of(rungs: Sequence[Rung], found: Rung) -> int:
-    """Where a rung stands, or the first below it: another run's ladder may have other batches."""
+    """Return where a rung stands, or the first below it. Another run's ladder may have other
+    batches."""
     like = [i for i, r in enumerate(rungs) if replace(r, batch=found.batch) == found]
     below = [i for i in like if rungs[i].batch <= found.batch]
     return min(below, default=max(like, default=0))

@@ -1,24 +1,26 @@
-"""What a layer of a transformer takes while it computes, by its dimensions; knows no weights.
+"""Counts what a layer of a transformer takes while it computes, by its dimensions; knows no
+weights.
 
 Counted as the classes of transformers compute without gradients; `scripts/plan_table.py` compares
-it with runs on tensors without data. Four rows of a tower's width live beside what a layer makes:
+it with dry runs on the meta device. Four rows of a tower's width live beside what a layer makes:
 the input of the tower, the residual stream before and after attention, and its normalised copy.
-Inside one lives either what attention or what the MLP makes. Fused attention keeps no scores."""
+Inside one lives either what attention or what the MLP makes. Fused attention keeps no scores.
+"""
 
 from flows.planning.towers import Tower
 
 STREAM_ROWS = 4
-"""Of a tower's width, beside what one layer makes."""
+"""Rows of a tower's width beside what one layer makes."""
 SCORES_BYTES = 4
-"""Softmax is computed in 32 bit."""
+"""Bytes of a score: softmax is computed in 32 bit."""
 TURNED_ROWS = 14
-"""Of a vision tower that turns its queries and keys by place: those, values, and both in 32 bit
-before and after."""
+"""Rows of a vision tower that turns its queries and keys by place: those, values, and both in 32
+bit before and after."""
 
 
 def pass_bytes(tower: Tower, sequences: int, tokens: int, each: int, *, fused: bool = True) -> int:
-    """Most that lives at once while so many sequences go through a tower; `each`: bytes of a
-    number."""
+    """Return most bytes that live at once while so many sequences go through a tower. `each` are
+    the bytes of a number."""
     rows = sequences * tokens
     stream = STREAM_ROWS * tower.width * each
     attention = attention_bytes(tower, each)
@@ -29,31 +31,32 @@ def pass_bytes(tower: Tower, sequences: int, tokens: int, each: int, *, fused: b
 
 
 def attention_bytes(tower: Tower, each: int) -> int:
-    """Of one token: query, keys, values, and what comes out of attention."""
+    """Return the bytes of one token's query, keys, values, and what comes out of attention."""
     if tower.kind == "vision" and not tower.positions:
         return TURNED_ROWS * tower.width * each
     return (2 * tower.attention.query_width + 2 * tower.attention.key_width) * each
 
 
 def mlp_bytes(tower: Tower, each: int) -> int:
-    """Of one token: what leads in before and after its nonlinearity; gated, the product too, and
-    without a gate what a nonlinearity of several steps makes in between."""
+    """Return the bytes of one token in the MLP. They are what leads in before and after its
+    nonlinearity; gated, the product too, and without a gate what a nonlinearity of several steps
+    makes in between."""
     steps = 2 if tower.plain and not tower.mlp.gated else 3
     return steps * tower.mlp.width * each
 
 
 def logits_bytes(vocabulary: int, rows: int, each: int) -> int:
-    """Of the last token of every row, as computed and in 32 bit."""
+    """Return the bytes of the last token of every row, as computed and in 32 bit."""
     return rows * vocabulary * (each + SCORES_BYTES)
 
 
 def pass_flops(tower: Tower, sequences: int, tokens: int) -> int:
-    """Two a number of every matrix and token, and four a pair of tokens in attention."""
+    """Count two a number of every matrix and token, and four a pair of tokens in attention."""
     rows = sequences * tokens
     each = 2 * tower.linear_parameters + 4 * tokens * tower.attention.query_width
     return rows * tower.layers * each
 
 
 def step_flops(tower: Tower, vocabulary: int, rows: int) -> int:
-    """Of one more token of every row."""
+    """Count the operations of one more token of every row."""
     return 2 * rows * (tower.layers * tower.linear_parameters + vocabulary * tower.width)

@@ -1,4 +1,4 @@
-"""What `penstock doctor --measure` found out of this machine, kept for every later plan; imports no
+"""Keeps what `penstock doctor --measure` found out of this machine for later plans; imports no
 model library."""
 
 import os
@@ -17,14 +17,15 @@ from stages.process.cgroup import cores
 from stages.process.device import device_uuid
 
 FORMAT = 2
-"""Raised when what is measured changes."""
+"""Number that rises when what is measured changes."""
 SECONDS = 9.0
-"""What measuring may take beside the start of its process; what is left then is left out."""
+"""Seconds that measuring may take beside the start of its process; what is left then is left
+out."""
 BUSY = 0.8
 """Processes a core that were waiting to run, above which others were at work."""
 MODEL_SHARE = 1.7
-"""A stage that runs half a model imports its classes and loads processor and tokenizer besides:
-so many times what the libraries alone take, with two models tried."""
+"""Times that a stage with half a model takes what the libraries alone take: it imports its classes
+and loads processor and tokenizer besides, with two models tried."""
 ADVICE = "`penstock doctor --measure` takes less than 15 s"
 
 
@@ -37,21 +38,22 @@ class Machine:
     cpu: str
     """Model of the CPU."""
     cores: int
-    """That the process could use."""
+    """Cores that the process could use."""
     torch: str
-    """Version."""
+    """Version of torch."""
     measured: str
-    """When, in ISO 8601."""
+    """Time of measuring, in ISO 8601."""
     load: float
     """Processes a core that were waiting to run just before: above 1 the figures are too low."""
     python_seconds: float
     """Start of a process that computes, with torch."""
     library_seconds: float = 0.0
-    """What such a stage imports besides; where there was no time to see, as much again."""
+    """Seconds of what such a stage imports besides; where there was no time to see, as much
+    again."""
     passes: Mapping[str, tuple[tuple[int, float], ...]]
     """Precision → (tokens that go through a layer at once, seconds a parameter)."""
     call_seconds: float
-    """A linear layer with what stands around it, when there is nothing to compute."""
+    """Seconds of a linear layer with what stands around it, when there is nothing to compute."""
     prepare: float
     """Numbers of pixel input made of frames."""
     quantize: Mapping[str, float] = field(default_factory=dict)
@@ -69,23 +71,25 @@ class Machine:
     from_device: float = 0.0
     context_seconds: float = 0.0
     context_bytes: int = 0
-    """What the driver of a GPU takes for a process."""
+    """Bytes that the driver of a GPU takes for a process."""
     missing: Mapping[str, str] = field(default_factory=dict)
-    """What could not be measured → why."""
+    """Thing that could not be measured → why."""
 
     @property
     def start_seconds(self) -> float:
-        """Of a stage that runs half a model, before it reads the weights."""
+        """Return the seconds that a stage takes to start before it reads the weights. It is a stage
+        that runs half a model."""
         libraries = self.library_seconds or self.python_seconds
         return self.python_seconds + MODEL_SHARE * libraries + self.context_seconds
 
     def flops(self, precision: str) -> float:
-        """Achieved where many tokens go through a layer at once; 0: not measured."""
+        """Return the rate achieved where many tokens go through a layer at once; 0: not
+        measured."""
         found = self.passes.get(precision)
         return 2 * found[-1][0] / found[-1][1] if found else 0.0
 
     def parameters(self, precision: str) -> float:
-        """Parameters that a step of one chunk goes through; 0: not measured."""
+        """Return the parameters that a step of one chunk goes through; 0: not measured."""
         found = self.passes.get(precision)
         return 1 / found[0][1] if found else 0.0
 
@@ -100,7 +104,7 @@ class Known:
 
 
 def find_machine(device: str) -> Known:
-    """The measurement of this machine, if it still holds; `device` is `cpu` or `cuda:N`."""
+    """Return the measurement of this machine, if it still holds; `device` is `cpu` or `cuda:N`."""
     here = _identity(device)
     kept = _kept(_path(here))
     if kept is None:
@@ -145,8 +149,8 @@ def measure(device: str, store: Path, launcher: Launcher) -> Machine:
 
 
 def _companion(device: str) -> str:
-    """What quantized weights compute in: 16 bit, as most checkpoints are, where that is no
-    detour."""
+    """Return the precision that quantized weights compute in. It is 16 bit, as most checkpoints
+    are, where that is no detour."""
     if device == "cpu":
         return "bf16" if cpu_has_bfloat16() else "fp32"
     return "fp16" if no_bfloat16(device) else "bf16"

@@ -1,5 +1,5 @@
-"""What a run would take, of memory, disk and time, and whether it fits; starts nothing but the
-process that describes the model."""
+"""Plans the memory, disk and time of a run, and whether it fits; starts only the describing
+process."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +39,7 @@ from stages.process.device import device_name
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What was found out."""
+    """A run as it is planned."""
 
     question: Question
     budget: Budget
@@ -47,14 +47,14 @@ class Plan:
     refusal: CannotFit | None
     """Why it cannot be run, with what would fit."""
     job: Job | None
-    """None where no media are given: a standard chunk is assumed."""
+    """The job; None where no media are given: a standard chunk is assumed."""
     expected: tuple[Estimate, ...]
-    """Of each medium, what disk it takes."""
+    """Estimate of the disk that each medium takes."""
     notes: tuple[str, ...] = ()
 
     @property
     def times(self) -> Times | None:
-        """How long it takes; None where no media are given."""
+        """Return how long it takes; None where no media are given."""
         if self.job is None or not self.choices:
             return None
         rungs = {stage: choice.taken.rung for stage, choice in self.choices.items()}
@@ -62,12 +62,12 @@ class Plan:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """As `run.json` keeps it."""
+        """Return the memory as `run.json` keeps it."""
         return memory_json(self.choices, self.budget)
 
 
 SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""What comes of reckoning with dimensions that make no sense: a checkpoint may say anything."""
+"""Errors of reckoning with dimensions that make no sense: a checkpoint may say anything."""
 
 
 def plan_of(
@@ -76,8 +76,8 @@ def plan_of(
     announce: Callable[[str], None] | None = None,
     pipeline: Pipeline = CAPTION,
 ) -> Plan:
-    """The plan of a command; without sources, or of what cannot be run, of the model alone. Reads
-    no weights. Raises PenstockError, but not for what cannot fit."""
+    """Return the plan of a command; without sources, or of what cannot be run, of the model alone.
+    It reads no weights. Raises PenstockError, but not for what cannot fit."""
     device = device_name()
     try:
         if config.sources:
@@ -121,8 +121,8 @@ def _by_dimensions(
     announce: Callable[[str], None] | None,
     error: Undescribed,
 ) -> Plan:
-    """The plan of a model that cannot be run, from its dimensions; where they do not tell enough
-    either, the error that says why it cannot."""
+    """Return the plan of a model that cannot be run, from its dimensions. Where they do not tell
+    enough either, raises the error that says why it cannot."""
     checkpoint = find_checkpoint(config, announce)
     try:
         architecture = read_architecture(checkpoint)
@@ -167,7 +167,7 @@ def _answered(
 
 
 def figures(plan: Plan) -> dict[str, Any]:
-    """All of it, for programs."""
+    """Return all figures of a plan, for programs."""
     model, question = plan.question.model, plan.question
     refusal = plan.refusal
     found: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A plan for people: the verdict first, then where the memory goes; works nothing out."""
+"""Shows a plan to people: the verdict first, then where the memory goes; works nothing out."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,11 +24,11 @@ COSTS = {
     "block": "layers read once for a block of chunks cost little where there are many chunks",
     "offload": "weights outside the device are copied at each token: 40 times longer and more",
 }
-"""What differs in a rung → what that costs."""
+"""A difference of a rung → its cost."""
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """All that is said without being asked for more."""
+    """Return all lines that are said without being asked for more."""
     told = figures(plan)
     lines = [*verdict(plan), f"model       {told['model']} on {told['device']}"]
     lines += [
@@ -49,7 +49,7 @@ def plan_lines(plan: Plan) -> list[str]:
 
 
 def verdict(plan: Plan) -> Iterator[str]:
-    """Whether it fits, and what to do if not."""
+    """Say whether it fits, and what to do if not."""
     if plan.refusal is not None:
         yield f"does not fit: {plan.refusal.message}"
         yield f"instead     {plan.refusal.hint}"
@@ -71,7 +71,7 @@ def verdict(plan: Plan) -> Iterator[str]:
 
 
 def memory_lines(plan: Plan) -> Iterator[str]:
-    """Where it goes, stage by stage, in GiB."""
+    """Say where the memory goes, stage by stage, in GiB."""
     if not plan.choices:
         return
     yield "memory, GiB"
@@ -98,7 +98,7 @@ def memory_lines(plan: Plan) -> Iterator[str]:
 
 
 def explain_lines(plan: Plan) -> Iterator[str]:
-    """The arithmetic, number by number."""
+    """Say the arithmetic, number by number."""
     for stage, choice in plan.choices.items():
         found = choice.taken
         yield f"{stage}, {found.rung.name}"
@@ -111,7 +111,7 @@ def explain_lines(plan: Plan) -> Iterator[str]:
 
 
 def what_fits_lines(plan: Plan) -> Iterator[str]:
-    """Budgets by precisions, on this device and, where that is none, on a GPU."""
+    """Say what fits: budgets by precisions, on this device and, where that is none, on a GPU."""
     devices = [plan.question.device] + (["cuda:0"] if plan.question.device == "cpu" else [])
     for device in devices:
         where = "this machine's CPU" if device == "cpu" else "a GPU"
@@ -154,7 +154,7 @@ def _allowed_why(plan: Plan) -> str:
 
 
 def _costs(plan: Plan) -> Iterator[str]:
-    """Why a stage is not run as it was asked for, and what that costs."""
+    """Say why a stage is not run as it was asked for, and what that costs."""
     for stage, choice in plan.choices.items():
         if choice.taken.rung != choice.first.rung and not choice.refused:
             first = choice.first

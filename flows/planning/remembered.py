@@ -1,5 +1,5 @@
-"""The rungs that stages were found to fit on, kept in the store: the next run starts there; knows
-neither plan nor ladder."""
+"""Keeps the rungs that stages were found to fit on in the store, where the next run starts. It
+knows neither plan nor ladder."""
 
 import time
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from flows.planning.rungs import Rung
 
 KIND = "rungs"
 OUTPUT_VERSION = 2
-"""Raised when stages come to take another amount of memory on the same rung."""
+"""Number that rises when stages come to take another amount of memory on the same rung."""
 SLACK = 1.05
-"""What was too much for a budget is taken to be too much for one so many times as large: what is
-free differs a little from run to run."""
+"""Times a budget up to which something counts as too much that was too much for it: what is free
+differs a little from run to run."""
 KEPT_SECONDS = 30 * 86400.0
-"""After so long it is tried again: something else may have been in the way."""
+"""Seconds after which it is tried again: something else may have been in the way."""
 
 
 class Remembered:
-    """What is known of one run's stages. `about` is, of each stage, all that decides what it takes:
-    the device, the half, the size of a chunk."""
+    """The rungs known of one run's stages. `about` is, of each stage, all that decides what it
+    takes: the device, the half, the size of a chunk."""
 
     def __init__(self, store: Store, about: Mapping[str, Any], budget: int) -> None:
         self._store = store
@@ -30,12 +30,12 @@ class Remembered:
         self._budget = budget
 
     def rungs(self, stage: str) -> list[Rung]:
-        """Where a stage was found to fit when it had as much memory as now, or more: on better
-        rungs it will not."""
+        """Return rungs on which a stage fitted when it had as much memory as now, or more. On
+        better rungs it will not fit."""
         return [Rung.from_json(meta["rung"]) for meta in self._metas(stage).values()]
 
     def keep(self, rung: Rung) -> None:
-        """A stage fits on this rung, and did not on better ones."""
+        """Keep that a stage fits on this rung, and did not on better ones."""
         record_set = RecordSet(self._store, KIND, self._scopes[rung.stage])
         before = self._metas(rung.stage)
         meta = {"rung": rung.to_json(), "budget": self._budget, "time": round(time.time())}
@@ -47,7 +47,7 @@ class Remembered:
         )
 
     def _metas(self, stage: str) -> dict[str, dict[str, Any]]:
-        """What was learned of a stage that still counts, by its key."""
+        """Return what was learned of a stage that still counts, by its key."""
         record_set = RecordSet(self._store, KIND, self._scopes[stage])
         metas = {key: record_set.meta(key) for key in sorted(record_set.keys())}
         return {

@@ -1,4 +1,4 @@
-"""Rungs of the ladder: the ways in which a stage can be run, cheapest first; knows no machine."""
+"""Names the rungs of the ladder, the ways to run a stage, cheapest first; knows no machine."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,29 +15,29 @@ class Rung:
     """One way to run one stage."""
 
     stage: str
-    """Its name."""
+    """Name of the stage."""
     batch: int
-    """Chunks computed at once at the most; of the frames stage, files cut at once."""
+    """Most chunks computed at once; of the frames stage, files cut at once."""
     prefill: int = 0
     """Positions, of prompts or of frames, that go through an MLP at once; 0: all."""
     kv: str = ""
-    """Where the KV cache is: empty, on the device; `offloaded`, in host memory; `quantized`, on the
+    """Place of the KV cache: empty, on the device; `offloaded`, in host memory; `quantized`, on the
     device in few bits, which changes words."""
     precision: str = ""
-    """What the half computes in, as PartSettings has it; empty for frames."""
+    """Precision of the half, as PartSettings has it; empty for frames."""
     offload: bool = False
-    """Weights stay in host memory (of a CPU, and of the encode stage: on disk) and come to the
-    device layer by layer."""
+    """Whether weights stay in host memory (of a CPU, and of the encode stage: on disk) and come to
+    the device layer by layer."""
     block: int = 0
-    """Chunks whose batches pass a layer together while it is there, at the most; of the encode
-    stage when it offloads."""
+    """Most chunks whose batches pass a layer together while it is there; of the encode stage when
+    it offloads."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def name(self) -> str:
-        """`batch 4, int8`, for people."""
+        """Return the rung in words for people: `batch 4, int8`."""
         if not STAGES[self.stage].reads:
             return f"{self.batch} file{'s' if self.batch > 1 else ''} at once"
         past = f" past up to {self.block} at a time" if self.block > self.batch else ""
@@ -57,8 +57,8 @@ class Rung:
 
 
 def sizes(most: int) -> list[int]:
-    """The largest, then the powers of two below it: pieces of the one are whole pieces of the
-    next."""
+    """Return the largest, then the powers of two below it. Pieces of the one are whole pieces of
+    the next."""
     found = [most]
     while found[-1] > 1:
         found.append(smaller(found[-1]))

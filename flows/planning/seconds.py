@@ -1,4 +1,5 @@
-"""How long a stage's work takes on a machine that was measured; knows neither models nor media."""
+"""Tells how long a stage's work takes on a machine that was measured; knows neither models nor
+media."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -6,7 +7,7 @@ from itertools import pairwise
 from flows.planning.machine import Machine
 
 PROCESS_SECONDS = 0.3
-"""Start of a process without torch."""
+"""Seconds to start a process without torch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,11 +15,11 @@ class Pass:
     """One way in which a half is run, so many times."""
 
     precision: str
-    """Of its weights: `fp32`, `bf16`, `fp16`, `int8`, `nf4`."""
+    """Precision of its weights: `fp32`, `bf16`, `fp16`, `int8`, `nf4`."""
     flops: float
-    """Of one time."""
+    """Operations of one time."""
     tokens: int
-    """That go through its layers at once: a prompt's in reading, one a row in a step."""
+    """Tokens that go through its layers at once: a prompt's in reading, one a row in a step."""
     calls: int = 0
     """Linear layers that are called."""
     moved_bytes: float = 0.0
@@ -28,28 +29,28 @@ class Pass:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkEstimate:
-    """What a stage has to do; an empty one takes no time."""
+    """The work that a stage has to do; an empty one takes no time."""
 
     halves: int = 0
     """Processes that load half a model."""
     processes: int = 0
-    """Others."""
+    """Other processes."""
     passes: tuple[Pass, ...] = field(default=())
     quantized: dict[str, float] = field(default_factory=dict)
     """Precision → parameters that become it while they are loaded."""
     read_bytes: float = 0.0
     written_bytes: float = 0.0
     device_bytes: float = 0.0
-    """Copied to a GPU."""
+    """Bytes copied to a GPU."""
     prepared: float = 0.0
     """Numbers of pixel input that the processor makes."""
     video_pixels: float = 0.0
-    """Decoded, whether they are kept or not."""
+    """Pixels decoded, whether they are kept or not."""
     picture_pixels: float = 0.0
 
 
 def seconds(machine: Machine, work_left: WorkEstimate) -> float | None:
-    """None where it needs what could not be measured on this machine."""
+    """Return the seconds; None where it needs what could not be measured on this machine."""
     unknown = (
         any(p.precision not in machine.passes for p in work_left.passes)
         or any(precision not in machine.quantize for precision in work_left.quantized)
@@ -76,7 +77,8 @@ def seconds(machine: Machine, work_left: WorkEstimate) -> float | None:
 
 
 def pass_seconds(machine: Machine, run: Pass) -> float:
-    """One time: what its multiplications take at so many tokens, and no less than its calls do."""
+    """Return the seconds of one time. They are what its multiplications take at so many tokens, and
+    no less than its calls do."""
     computing = (
         run.flops / (2 * run.tokens) * a_parameter(machine.passes[run.precision], run.tokens)
     )
@@ -85,8 +87,9 @@ def pass_seconds(machine: Machine, run: Pass) -> float:
 
 
 def a_parameter(points: tuple[tuple[int, float], ...], tokens: int) -> float:
-    """Seconds a parameter when so many tokens go through it at once: between the sizes measured on
-    a straight line, beyond them as many times longer as there are more."""
+    """Return seconds a parameter when so many tokens go through it at once. Between the sizes
+    measured they lie on a straight line, beyond them they are as many times longer as there are
+    more."""
     for (few, fast), (many, slow) in pairwise(points):
         if tokens <= many:
             return fast + (slow - fast) * max(0, tokens - few) / (many - few)

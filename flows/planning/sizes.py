@@ -1,5 +1,4 @@
-"""How much disk the media of a job will take, estimated from headers before any frame is
-decoded."""
+"""Estimates from headers how much disk the media of a job take, before any frame is decoded."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +14,9 @@ from flows.job.tasks import Medium
 from stages.process.cgroup import cores
 
 SHARE_OF_FREE = 4
-"""A wave may take one part in so many of the store's free space."""
+"""Divisor of the store's free space: a wave may take one part in so many."""
 LARGEST_WAVE = 64 << 30
-"""Bytes a wave takes at the most, however large the disk."""
+"""Most bytes of a wave, however large the disk."""
 READ_TOGETHER = 16
 """Files whose headers one thread reads in one go."""
 UNKNOWN_SECONDS = 60.0
@@ -32,15 +31,15 @@ UNKNOWN_SIZE = (1080, 1920)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """What one medium is expected to take."""
+    """The expected size of one medium."""
 
     seconds: float
     chunks: int
     frames: int
     frame_bytes: int
-    """Stored frames; given back after encoding."""
+    """Bytes of stored frames; given back after encoding."""
     feature_bytes: int
-    """Stored features; kept for the next prompt."""
+    """Bytes of stored features; kept for the next prompt."""
     chunk_frames: int = 0
     """Frames of its longest chunk."""
     stored: tuple[int, int] = (0, 0)
@@ -52,17 +51,17 @@ class Estimate:
 
     @property
     def bytes(self) -> int:
-        """What it takes until it is encoded."""
+        """Return the bytes that it takes until it is encoded."""
         return self.frame_bytes + self.feature_bytes
 
 
 def wave_limit(job: Job) -> int:
-    """Bytes a wave may take on the store's disk."""
+    """Return the bytes a wave may take on the store's disk."""
     return max(1, min(LARGEST_WAVE, job.store.free_bytes() // SHARE_OF_FREE))
 
 
 def estimates(job: Job) -> list[Estimate]:
-    """An estimate for each medium: from its index where there is one, else from its header."""
+    """Estimate each medium: from its index where there is one, else from its header."""
     media = job.media
     unknown = [m for m in media if job.ledger.index(m) is None and job.ledger.failure(m) is None]
     groups = [unknown[at : at + READ_TOGETHER] for at in range(0, len(unknown), READ_TOGETHER)]
@@ -73,8 +72,8 @@ def estimates(job: Job) -> list[Estimate]:
 
 
 def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
-    """What has no features yet, an estimate for each content; and whether that is a guess by its
-    header, which it is until the frames stage has been there."""
+    """Return an estimate for each content without features, and whether that is a guess. It is one,
+    by the header, until the frames stage has been there."""
     ledger, made, found = job.ledger, job.pipeline[1].writes, []
     seen: set[Any] = set()
     for medium, estimate in zip(job.media, estimates(job), strict=True):
@@ -144,14 +143,14 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
 
 
 def _encoded(job: Job, medium: Medium) -> bool:
-    """Whether a medium's frames are not wanted again. Large pictures would else be asked another
-    prompt in as many waves as they were encoded in, and a model loaded for each."""
+    """Return whether a medium's frames are not wanted again. Large pictures would else be asked
+    another prompt in as many waves as they were encoded in, and a model loaded for each."""
     tasks, made = job.ledger.tasks([medium]), job.pipeline[1].writes
     return bool(tasks) and all(task[made] in job.ledger[made] for task in tasks)
 
 
 def frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:
-    """Frames of each chunk of a video of that length."""
+    """Return the frames of each chunk of a video of that length."""
     longest = min(sampling.chunk_seconds, SHOT_SECONDS if sampling.shots else math.inf)
     counts = []
     for index in range(max(1, math.ceil(seconds / longest))):
@@ -165,7 +164,7 @@ def frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Header:
-    """What a medium says of itself; lies are harmless here."""
+    """A medium's header as it stands; lies are harmless here."""
 
     seconds: float
     size: tuple[int, int]

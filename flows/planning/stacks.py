@@ -1,5 +1,5 @@
-"""Which tensors of a checkpoint are equal layers one after another, and what their matrices say of
-attention and MLP; knows names and shapes only."""
+"""Finds the tensors of a checkpoint that are equal layers one after another. Their matrices tell of
+attention and MLP; it knows names and shapes only."""
 
 import math
 from collections import Counter
@@ -10,9 +10,9 @@ from stages.models.hub.headers import Header
 
 LEAST_LAYERS = 2
 LEAST_TENSORS = 4
-"""A layer has at least so many; fewer, and it is a row of modules in something else."""
+"""Least tensors of a layer; with fewer, it is a row of modules in something else."""
 ATTENTION = ("attn", "attention")
-"""What the name of a module holds that computes attention."""
+"""Words one of which the name of a module holds that computes attention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,9 +22,9 @@ class Stack:
     path: str
     layers: int
     parameters: int
-    """Of one layer."""
+    """Parameters of one layer."""
     matrices: Mapping[str, tuple[int, int]]
-    """Of one layer: name below it → rows and columns."""
+    """Matrices of one layer: name below it → rows and columns."""
     width: int
     """Numbers a token has between two layers."""
     shifts: bool
@@ -49,7 +49,7 @@ class Mlp:
 
 
 def stacks_of(headers: Iterable[Header]) -> list[Stack]:
-    """All stacks, the largest first."""
+    """Return all stacks, the largest first."""
     held: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
     for header in headers:
         words = header.name.split(".")
@@ -87,8 +87,8 @@ def _stack(path: str, layers: dict[int, dict[str, tuple[int, ...]]]) -> Stack | 
 
 
 def roots_of(stacks: Sequence[Stack]) -> dict[str, str]:
-    """Of each stack the outermost path that holds no other; where even the one above its layers
-    holds another, that one, because what stands beside the layers goes with them."""
+    """Return for each stack the outermost path that holds no other. Where even the one above its
+    layers holds another, it is that one, because what stands beside the layers goes with them."""
     roots = {}
     for stack in stacks:
         words = stack.path.split(".")
@@ -100,8 +100,8 @@ def roots_of(stacks: Sequence[Stack]) -> dict[str, str]:
 
 
 def attention_of(stack: Stack) -> Attention:
-    """From the matrices of modules that are named so: those that lead from a token's width are
-    query, key and value, in one or apart; the one that leads back is the output."""
+    """Read attention off the matrices of modules that are named so. Those that lead from a token's
+    width are query, key and value, in one or apart; the one that leads back is the output."""
     width = stack.width
     shapes = [
         shape
@@ -119,7 +119,7 @@ def attention_of(stack: Stack) -> Attention:
 
 
 def mlp_of(stack: Stack) -> Mlp:
-    """From the other matrices: the widest side is the MLP's."""
+    """Read the MLP off the other matrices: the widest side is its own."""
     others = [
         shape
         for name, shape in stack.matrices.items()

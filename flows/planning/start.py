@@ -1,5 +1,5 @@
-"""From a job to its ladder: where each stage starts, by what is remembered and what is planned, and
-what is said at the ladder's end; starts no stage."""
+"""Makes the ladder of a job, and says where each stage starts on it; starts no stage. It goes by
+what is remembered and what is planned, and gives advice for the ladder's end."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from stages.process.stage import Stage
 
 
 def ladder_of(job: Job, tell: Told) -> Ladder:
-    """The ladder of a run over a job; `tell` is given what happens on it."""
+    """Return the ladder of a run over a job; `tell` is given what happens on it."""
     asked = (job.model, job.config, job.device)
     return Ladder(
         {stage.name: COSTS[stage.name].rungs(*asked) for stage in job.pipeline},
@@ -31,8 +31,9 @@ def ladder_of(job: Job, tell: Told) -> Ladder:
 
 
 def _about(job: Job, stage: Stage) -> list[Any]:
-    """All that decides what a stage takes. What its part may be run in is among it: below all that
-    one ladder has there is nothing that another one, which has more, could be told."""
+    """Return all that decides what a stage takes. The settings that its part may be run in are
+    among it: below all that one ladder has there is nothing that another one, which has more, could
+    be told."""
     model, cut = job.model, job.ledger.scopes[job.pipeline[0].writes]
     found: list[Any] = [device_uuid(job.device), cut]
     if stage.part:
@@ -47,8 +48,9 @@ def choose(
     rungs: Mapping[str, Sequence[Rung]],
     known: Mapping[str, Rung],
 ) -> dict[str, Choice]:
-    """What each stage of a question starts on. `rungs`: of each stage, cheapest first; `known`:
-    where a stage was found to fit before, whatever is expected of it. Raises CannotFit."""
+    """Return what each stage of a question starts on. `rungs` are those of each stage, cheapest
+    first; `known` is where a stage was found to fit before, whatever is expected of it. Raises
+    CannotFit."""
     if not question.workloads:
         return {}
     found = choices(question, rungs, budget, known)
@@ -61,8 +63,8 @@ def choose(
 def plan_start(
     ladder: Ladder, job: Job, stages: Pipeline, expected: Sequence[Estimate]
 ) -> dict[str, Any]:
-    """Put the stages that have work to do on the rungs on which they are expected to fit, or did;
-    returns what they are expected to take, for the record. Raises CannotFit."""
+    """Put the stages with work to do on the rungs on which they should fit, or did. Returns what
+    they are expected to take, for the record. Raises CannotFit."""
     question = question_of(job, stages, expected)
     found = choose(question, job.budget, ladder.rungs, ladder.known())
     ladder.start({stage: choice.taken.rung for stage, choice in found.items()})
@@ -71,7 +73,7 @@ def plan_start(
 
 
 def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:
-    """What would make a stage fit that did not, whatever was expected of it."""
+    """Say what would make a stage fit that did not, whatever was expected of it."""
     if not question.workloads:
         return ""
     asked = replace(question, stages=(STAGES[stage],))

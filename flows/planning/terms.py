@@ -1,6 +1,6 @@
-"""Terms that a stage which loads half a model has in common with others: weights, streamed layers
-and what waits for them, caches, attention on a GPU, what is read ahead, what libraries take; knows
-no stage."""
+"""Yields terms of a stage that loads half a model; knows no stage. They are weights, streamed
+layers and what waits for them, caches, attention on a GPU, what is read ahead, what libraries
+take."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,18 +20,18 @@ from stages.process.device import device_capability
 from stages.process.device_limit import CONTEXT_BYTES
 
 GPU_WORKSPACE_BYTES = 32 << 20
-"""What cuBLAS keeps for itself by torch's default on the largest cards (8 on others)."""
+"""Bytes that cuBLAS keeps for itself by torch's default on the largest cards (8 MiB on others)."""
 HELD_BACK = 0.04
 """Part of what is computed with that the allocator holds in blocks nothing fits into."""
 LIBRARIES_BYTES = 32 << 20
-"""What a stage process takes beside its imports and its model: the processor and its tokenizer, the
-model's classes, threads."""
+"""Bytes that a stage process takes beside its imports and its model: the processor and its
+tokenizer, the model's classes, threads."""
 INT8_BYTES = {"cpu": 9, "cuda": 4}
-"""Of each number that a layer in 8 bit makes, beside what a plain one holds: the product in 32-bit
-integers; on a CPU the scales and the scaled product in 32 bit too (bitsandbytes'
+"""Bytes of each number that a layer in 8 bit makes, beside what a plain one holds: the product in
+32-bit integers; on a CPU the scales and the scaled product in 32 bit too (bitsandbytes'
 `int8_mm_dequant`), when what is made of it is not there yet. 9 is measured (benchmarks/plan.py)."""
 KV_BITS = 8
-"""Of a number of a quantized KV cache."""
+"""Bits of a number of a quantized KV cache."""
 KV_UNPACKED = 3
 """Times that one layer's share of the whole cache is there while it is packed or unpacked: in 32
 bit, scaled, and in the computing precision."""
@@ -67,14 +67,15 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
 
 
 def power_of_two(count: int) -> int:
-    """What a pinned allocation of so many bytes takes."""
+    """Return the bytes that a pinned allocation of so many bytes takes."""
     return 1 << max(0, count - 1).bit_length()
 
 
 def weight_terms(
     half: PartProfile, layer: int, ends: int, each: int, device: str
 ) -> Iterator[Term]:
-    """Of the weights: `layer` bytes a layer, `ends` outside of layers, `each` of a number."""
+    """Yield the weights of a half that is streamed. `layer` are the bytes of a layer, `ends` those
+    outside of layers, `each` those of a number."""
     why = f"2 of {half.layers} layers x {gib(layer)}, one computes while the next is read; and "
     yield Term(part="weight", bytes=2 * layer + ends, why=f"{why}what is outside of layers")
     if device.startswith("cuda"):
@@ -87,7 +88,7 @@ def weight_terms(
 
 
 def batches_a_block(rung: Rung, load: Workload, rows: int) -> int:
-    """Batches of so many rows that pass a layer together."""
+    """Return the batches of so many rows that pass a layer together."""
     block = items_a_block(rung.block, load.frames)
     return max(1, min(block // rows, math.ceil(load.chunks / rows)))
 
@@ -95,7 +96,7 @@ def batches_a_block(rung: Rung, load: Workload, rows: int) -> int:
 def waiting_terms(
     rung: Rung, load: Workload, rows: int, work: Expected, device: str
 ) -> Iterator[Term]:
-    """Of a half that is streamed: what the batches hold that wait while one computes."""
+    """Yield what the batches of a streamed half hold that wait while one computes."""
     others = batches_a_block(rung, load, rows) - 1 if rung.block else 0
     if not others:
         return
@@ -109,7 +110,7 @@ def waiting_terms(
 
 
 def block_ahead(rung: Rung, load: Workload, rows: int) -> Term:
-    """The next block, whose batches are prepared one after the other."""
+    """Return the next block, whose batches are prepared one after the other."""
     batches = batches_a_block(rung, load, rows)
     pixels, frames = rows * load.units * PIXEL_BYTES, load.reading_bytes(rows)
     next_one = batches * pixels + frames if load.chunks > batches * rows else 0
@@ -120,7 +121,7 @@ def block_ahead(rung: Rung, load: Workload, rows: int) -> Term:
 def products(
     half: PartProfile, settings: PartSettings, rung: Rung, tokens: int, device: str
 ) -> Iterator[Term]:
-    """Of `tokens` of a batch, what their products in 8 bit take."""
+    """Yield what the products in 8 bit of `tokens` of a batch take."""
     if settings.precision != "int8":
         return
     at_once = min(tokens, rung.prefill or tokens)
@@ -146,7 +147,7 @@ def cache(rung: Rung, whole: int, half: PartProfile, why: str) -> Iterator[Term]
 
 
 def around(rung: Rung, terms: Sequence[Term], device: str, ahead: Term) -> Iterator[Term]:
-    """What is needed beside weights and what is computed with."""
+    """Yield what is needed beside weights and what is computed with."""
     computing = sum(term.bytes for term in terms if term.part == "activation")
     why = f"{HELD_BACK:.0%} of what is computed with, held back by the allocator"
     yield Term(part="workspace", bytes=math.ceil(HELD_BACK * computing), why=why)
@@ -171,7 +172,7 @@ def ahead_of(load: Workload, rows: int, each: int, what: str) -> Term:
 
 
 def frames_ahead(load: Workload, rows: int) -> Term:
-    """Of batches that are read ahead: pixels of all, and frames of what is being read."""
+    """Return the batches that are read ahead: pixels of all, frames of what is being read."""
     pixels, frames = rows * load.units * PIXEL_BYTES, load.reading_bytes(rows)
     if load.kind == "video":
         return ahead_of(load, rows, pixels + frames, "pixels and frames")
@@ -183,8 +184,8 @@ def frames_ahead(load: Workload, rows: int) -> Term:
 def attention_terms(
     half: PartProfile, settings: PartSettings, load: Workload, rows: int, units: int, device: str
 ) -> Iterator[Term]:
-    """What attention takes on a GPU, of so many rows of so many units, beside what a run without
-    data counts, which is that of the fused kernel of a CPU; nothing on a CPU."""
+    """Yield what attention takes on a GPU beside what a dry run counts; nothing on a CPU. A dry run
+    counts that of the fused kernel of a CPU."""
     if not device.startswith("cuda"):
         return
     if settings.dtype == "bfloat16" and no_bfloat16(device):

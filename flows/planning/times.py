@@ -1,4 +1,4 @@
-"""How long what is left of a job takes on a measured machine; opens no file."""
+"""Tells how long what is left of a job takes on a measured machine; opens no file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ def stage_seconds(
     machine: Machine,
     new_tokens: int | None = None,
 ) -> dict[str, float | None]:
-    """Seconds of each stage, when all of its captions are `new_tokens` long (None: as long as they
-    may be); None for a stage that needs what was not measured."""
+    """Return the seconds of each stage; None for one that needs what was not measured. All of its
+    captions are taken to be `new_tokens` long (None: as long as they may be)."""
     left = to_do(job, found)
     new = job.config.max_new_tokens if new_tokens is None else new_tokens
     efforts = {
@@ -33,17 +33,17 @@ def stage_seconds(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Times:
-    """What a plan says of time."""
+    """The times of a plan."""
 
     seconds: dict[str, float | None] | None
     """Stage → seconds, None for one that needs what was not measured; None when nothing was."""
     line: str
-    """For people."""
+    """Line for people."""
 
 
 def times_of(job: Job, rungs: Mapping[str, Rung], found: Sequence[Estimate]) -> Times:
-    """How long what is left of a job takes, if this machine was measured. `rungs`: of each stage,
-    the one that it starts on; `found`: an estimate for each medium of the job."""
+    """Return how long what is left of a job takes, if this machine was measured. `rungs` are those
+    that the stages start on; `found` is an estimate for each medium of the job."""
     known = find_machine(job.device)
     if known.machine is None:
         return Times(seconds=None, line=f"unknown: {known.why}; {ADVICE}")

@@ -1,4 +1,4 @@
-"""What each stage of a job still has to do; opens no file."""
+"""Counts what each stage of a job still has to do; opens no file."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,21 @@ from stages.process.stage import Stage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToDo:
-    """What is left of one kind of media."""
+    """The work left of one kind of media."""
 
     load: Workload
     """An ordinary chunk of it."""
     pixels: float
-    """To be decoded."""
+    """Pixels to be decoded."""
     frame_bytes: float
-    """Frames to be stored."""
+    """Bytes of frames to be stored."""
     left: Mapping[str, int]
     """Name of a stage → chunks without what it makes."""
 
 
 def to_do(job: Job, found: Sequence[Estimate]) -> list[ToDo]:
-    """What is left, of each kind that there is; `found`: an estimate for each medium of the job."""
+    """Return what is left, of each kind that there is. `found` is an estimate for each medium of
+    the job."""
     return [made for kind in KINDS if (made := _of_kind(job, kind, found)) is not None]
 
 

@@ -1,5 +1,5 @@
-"""One tower of a checkpoint, its equal layers and what surrounds them, by the shapes of its tensors
-and what `config.json` tells of it; knows no other tower."""
+"""Describes one tower of a checkpoint, its equal layers and what surrounds them; knows no other
+tower. It goes by the shapes of its tensors and what `config.json` tells of it."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from stages.models.hub.headers import Header
 LAYERS = ("num_hidden_layers", "depth", "num_layers", "n_layer", "n_layers", "layers")
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "attention_heads")
 POSITIONS = "pos"
-"""What the name of a table of positions holds."""
+"""Word that the name of a table of positions holds."""
 PLAIN = ("gelu", "relu", "silu", "gelu_pytorch_tanh")
 """Nonlinearities that are computed in one step."""
 
@@ -22,16 +22,16 @@ class Tower:
     """Equal layers one after another, with what belongs to them."""
 
     path: str
-    """Where its layers are."""
+    """Path of its layers."""
     kind: Literal["vision", "text", "other"]
     layers: int
     layer_parameters: int
     linear_parameters: int
-    """Of those of one layer, what stands in matrices: what int8 and nf4 take and LoRA adapts."""
+    """Parameters of one layer that stand in matrices: what int8 and nf4 take and LoRA adapts."""
     matrices: tuple[tuple[int, int], ...]
     """Rows and columns of the matrices of one layer."""
     parameters: int
-    """Of the layers and of what surrounds them."""
+    """Parameters of the layers and of what surrounds them."""
     attention: Attention
     mlp: Mlp
     heads: int
@@ -49,16 +49,16 @@ class Tower:
     image_size: int = 0
     """Pixels of an image's side; 0 where any goes."""
     merge: int = 1
-    """How many of its tokens become one of the language half's, along one side."""
+    """Number of its tokens that become one of the language half's, along one side."""
     added: int = 0
     """Tokens put around those of an image."""
 
     def tokens_of(self, edge: int) -> int:
-        """Tokens inside the tower for a square image of so many pixels a side."""
+        """Return the tokens inside the tower for a square image of so many pixels a side."""
         return self.positions or max(1, edge // max(1, self.patch)) ** 2
 
     def handed_over(self, edge: int) -> int:
-        """Tokens of such an image in a prompt."""
+        """Return the tokens of such an image in a prompt."""
         grid = math.isqrt(self.tokens_of(edge))  # without the class token
         return (grid // self.merge) ** 2 + self.added
 
@@ -96,14 +96,14 @@ def tower_of(config: dict[str, Any], stack: Stack, mine: Sequence[Header], is_te
 
 
 def _side(told: Any) -> int:
-    """Of a size that is a number or two."""
+    """Return the side of a size that is a number or two."""
     first = told[0] if isinstance(told, list) and told else told
     return first if isinstance(first, int) else 0
 
 
 def _told(config: dict[str, Any], stack: Stack) -> tuple[dict[str, Any], bool]:
-    """The part of a configuration that states as many layers of that width, and whether it is of
-    vision; of several, one that is as the path says."""
+    """Return the part of a configuration that states as many layers of that width. It tells, too,
+    whether that is of vision; of several, it is one that is as the path says."""
     parts = [(config, False)]
     for part, sees in parts:
         for name, value in part.items():

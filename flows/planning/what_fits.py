@@ -1,5 +1,4 @@
-"""Which memory takes this model in which precision: budgets by precisions, each cell by the same
-arithmetic as a plan."""
+"""Tells which budget takes this model in which precision; each cell is reckoned as a plan is."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ PRECISIONS: Mapping[str, dict[str, str]] = {
     "nf4, vision too": {"precision": "nf4", "vision_precision": "nf4"},
     "auto": {"precision": "auto"},
 }
-"""What stands before a row → the options that it means."""
+"""Name of a row → the options that it means."""
 MARKS: Mapping[str, Callable[[Rung, Rung], bool]] = {
     "*": lambda first, taken: (taken.prefill, taken.kv) != (first.prefill, first.kv),
     "+": lambda first, taken: taken.precision != first.precision,
@@ -35,18 +34,18 @@ LEGEND = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """Whether a model fits, and how."""
+    """One cell of the table: whether a model fits, and how."""
 
     gib: int
     fits: bool
     batches: dict[str, int]
     """Stage → chunks at once, of the stages that use the model."""
     marks: str
-    """Of what else it takes, as `MARKS` has it."""
+    """Marks of what else it takes, as `MARKS` has it."""
 
     def text(self) -> str:
-        """`8`, `4/1*`: chunks at once, of encode and decode where they differ, and what else it
-        takes; `-`: does not fit."""
+        """Return `8`, `4/1*`: chunks at once, and what else it takes; `-`: does not fit. There are
+        two numbers where encode and decode differ."""
         if not self.fits:
             return "-"
         counts = list(dict.fromkeys(self.batches.values()))
@@ -54,8 +53,8 @@ class Cell:
 
 
 def what_fits(question: Question, device: str) -> dict[str, list[Cell]]:
-    """Row by row; without those that the checkpoint cannot be had in, and those whose weights take
-    what a row above takes."""
+    """Return the rows. Those that the checkpoint cannot be had in are left out, and those whose
+    weights take what a row above takes."""
     found: dict[str, list[Cell]] = {}
     told = set()
     for name, options in PRECISIONS.items():

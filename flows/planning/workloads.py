@@ -1,4 +1,4 @@
-"""What of a job is computed at once: its largest chunks, in pixels and tokens; opens no file."""
+"""Describes the largest chunks of a job, in pixels and tokens; opens no file."""
 
 import math
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from stages.models.profile import ModelProfile, SeenSize
 
 KINDS: tuple[MediaKind, ...] = ("video", "image")
 TEMPLATE_TOKENS = 48
-"""What a chat template writes about a prompt, such as a system's greeting, at the most."""
+"""Most tokens that a chat template writes about a prompt, such as a system's greeting."""
 PROBED_EDGE = 1280
-"""Pixels of a side of the largest square of which a card tells what is made of it."""
+"""Pixels of a side of the largest square of which a profile tells what is made of it."""
 STANDARD_CHUNKS = 64
 """Chunks that are assumed where no media are given: more than any batch holds."""
 PIXEL_BYTES = 4
-"""Processors give pixels as 32-bit numbers."""
+"""Bytes of a pixel's number: processors give them in 32 bit."""
 COPIES = 7
 """Times that a picture is in memory while a processor makes it smaller: 5 to 7 with 27 of 28
 processors, 15 with Pix2Struct's, which counts in 32 bit (measured with 24 megapixels)."""
@@ -33,9 +33,9 @@ class Workload:
 
     kind: MediaKind
     chunks: int
-    """How many there are."""
+    """Number of chunks."""
     frames: int
-    """Of the largest."""
+    """Frames of the largest."""
     stored: tuple[int, int]
     """Height and width of a stored frame, in pixels."""
     shown: tuple[int, int]
@@ -45,28 +45,29 @@ class Workload:
     tokens: int
     """Tokens of the prompt of a chunk, the places of its pictures among them."""
     text_tokens: int
-    """How many of them are no places of pictures."""
+    """Tokens among them that are no places of pictures."""
     feature_bytes: int
-    """Features of a chunk, as stored."""
+    """Bytes of the features of a chunk, as stored."""
 
     def rows(self, batch: int, frames: int = 0) -> int:
-        """Chunks that go through together where at most `batch` may, with at most so many `frames`
-        (0: any number)."""
+        """Return the chunks that go through together where at most `batch` may. They have at most
+        so many `frames` (0: any number)."""
         if frames:
             batch = min(batch, max(1, frames // self.frames))
         return max(1, min(batch, self.chunks))
 
     @property
     def frame_bytes(self) -> int:
-        """Stored frames of a chunk."""
+        """Return the bytes of the stored frames of a chunk."""
         return 3 * self.frames * math.prod(self.stored)
 
     def reading_bytes(self, rows: int) -> int:
-        """What frames take while so many chunks are read: pictures come one after another."""
+        """Return the bytes of frames while so many chunks are read. Pictures come one after
+        another."""
         return COPIES * self.frame_bytes if self.kind == "image" else rows * self.frame_bytes
 
     def with_frames(self, frames: int) -> "Workload":
-        """The same with fewer frames a chunk."""
+        """Return the same with fewer frames a chunk."""
         share = frames / self.frames
         return replace(
             self,
@@ -77,7 +78,7 @@ class Workload:
         )
 
     def line(self) -> str:
-        """`video chunks of up to 32 frames of 640x360, 2,100 tokens`."""
+        """Return a line such as `video chunks of up to 32 frames of 640x360, 2,100 tokens`."""
         high, wide = self.stored
         video = f"video chunks of up to {counted(self.frames, 'frame')}"
         what = video if self.kind == "video" else "images"
@@ -87,8 +88,9 @@ class Workload:
 def workloads_of(
     model: Model, media: Sequence[Medium], expected: Sequence[Estimate]
 ) -> list[Workload]:
-    """The loads of a job's media, an estimate for each: of either kind the chunk of which most
-    pixels are seen and, where it is another, the one with the largest frames."""
+    """Return the workloads of a job's media, an estimate for each. They are of either kind the
+    chunk of which most pixels are seen and, where it is another, the one with the largest
+    frames."""
     found: list[Workload] = []
     for kind, of_kind in _by_kind(media, expected):
         chunks = sum(e.chunks for _, e in of_kind)
@@ -104,8 +106,8 @@ def workloads_of(
 def least_workload(
     model: Model, media: Sequence[Medium], expected: Sequence[Estimate]
 ) -> Workload | None:
-    """The chunk of a job's media that takes least: what does not even leave room for that cannot be
-    begun."""
+    """Return the chunk of a job's media that takes least. A stage that leaves no room even for that
+    cannot be begun."""
     found = [(kind, *pair) for kind, of_kind in _by_kind(media, expected) for pair in of_kind]
     if not found:
         return None
@@ -123,18 +125,18 @@ def _by_kind(
 
 
 def _seen_pixels(model: Model, kind: MediaKind, estimate: Estimate) -> int:
-    """Of the longest chunk, as they are seen."""
+    """Return the pixels of the longest chunk, as they are seen."""
     return estimate.chunk_frames * math.prod(seen_size(model, kind, estimate.stored))
 
 
 def seen_size(model: Model, kind: MediaKind, stored: tuple[int, int]) -> tuple[int, int]:
-    """Height and width at which a stored frame is seen: those of videos are stored so."""
+    """Return height and width at which a stored frame is seen: those of videos are stored so."""
     return model.fit("image").size(*stored) if kind == "image" else stored
 
 
 def standard_workloads(model: Model, sampling: Sampling, prompt: str) -> list[Workload]:
-    """What is assumed where no media are given: full chunks of a long video in full HD; of a model
-    that takes no video, the same as pictures."""
+    """Return what is assumed where no media are given: full chunks of a long video in full HD. Of a
+    model that takes no video, it is the same as pictures."""
     frames = max(frame_counts(sampling, 4 * sampling.chunk_seconds))
     stored = model.fit("video").size(*UNKNOWN_SIZE)
     return [workload_of(model, "video", STANDARD_CHUNKS, frames, stored, UNKNOWN_SIZE, prompt)]
@@ -149,7 +151,7 @@ def workload_of(
     shown: tuple[int, int],
     prompt: str,
 ) -> Workload:
-    """A load with what the card says of such frames."""
+    """Return a workload with what the profile says of such frames."""
     size = seen_size(model, kind, stored)
     tokens, pixel_bytes = seen(model.profile, model.fit(kind), kind, size)
     each = model.feature_bytes(kind)
@@ -177,7 +179,7 @@ def workload_of(
 
 
 def _known_sizes(profile: ModelProfile, kind: MediaKind) -> list[SeenSize]:
-    """What is known of square frames, smallest first."""
+    """Return what is known of square frames, smallest first."""
     image = kind == "image"
     largest = SeenSize(
         edge=PROBED_EDGE,
@@ -188,8 +190,8 @@ def _known_sizes(profile: ModelProfile, kind: MediaKind) -> list[SeenSize]:
 
 
 def _most_of_a_video(profile: ModelProfile) -> tuple[float, float]:
-    """Tokens and pixel bytes of all frames of a video together at the most, from a size at which
-    two of them are seen as large as they are."""
+    """Return most tokens and pixel bytes of all frames of a video together. They follow from a size
+    at which two of them are seen as large as they are."""
     known, most = _known_sizes(profile, "video"), profile.pixels_a_video
     whole = [size for size in known if 2 * size.edge**2 <= most]
     if not whole:
@@ -201,8 +203,8 @@ def _most_of_a_video(profile: ModelProfile) -> tuple[float, float]:
 def seen(
     profile: ModelProfile, fit: FrameFit, kind: MediaKind, size: tuple[int, int]
 ) -> tuple[float, float]:
-    """Tokens and pixel bytes of a frame that is seen at this height and width, from what the card
-    says of square ones of as many pixels."""
+    """Return tokens and pixel bytes of a frame that is seen at this height and width. They follow
+    from what the profile says of square ones of as many pixels."""
     known = _known_sizes(profile, kind)
     largest = known[-1]
     # A frame as large as any is ever seen counts as one.

@@ -1,4 +1,4 @@
-"""What each stage costs: one entry of three functions a stage; knows no budget."""
+"""Names the costs of each stage: one entry of three functions a stage; knows no budget."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +17,14 @@ from stages.process.device_limit import CONTEXT_BYTES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What is to be known of a stage to plan it."""
+    """The functions by which a stage is planned."""
 
     rungs: Callable[[Model, CaptionConfig, str], list[Rung]]
-    """Of a model, what is asked and a device: the ways to run it, cheapest first."""
+    """Model, command and device → the rungs to run it on, cheapest first."""
     memory: Callable[..., StageEstimate]
-    """Of a model, a rung and a load: what it takes."""
+    """Model, rung and workload → the memory that it takes."""
     work_left: Callable[[Model, Rung, Sequence[ToDo], int], WorkEstimate]
-    """Of a model, a rung, what is left and tokens a caption: what it has to do."""
+    """Model, rung, what is left and tokens a caption → the work that it has to do."""
 
 
 COSTS: Mapping[str, Cost] = {
@@ -43,7 +43,7 @@ def estimate(
     max_new_tokens: int,
     context_bytes: int = CONTEXT_BYTES,
 ) -> StageEstimate:
-    """What a stage takes on a rung at the worst of its loads."""
+    """Return what a stage takes on a rung at the worst of its workloads."""
     calculate = partial(COSTS[rung.stage].memory, model, rung, device=device, new=max_new_tokens)
     found = max((calculate(load) for load in workloads), key=lambda found: found.peak_bytes)
     if not found.context_bytes:

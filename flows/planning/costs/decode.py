@@ -1,4 +1,4 @@
-"""What captioning features costs; knows no vision half."""
+"""Estimates what captioning features costs; knows no vision half."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,8 @@ STEP_CALLS = 30
 
 
 def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
-    """Smaller batches, prompts in pieces, a cache elsewhere, fewer bits, layers one by one."""
+    """Return smaller batches, prompts in pieces, a cache elsewhere, fewer bits, layers one by
+    one."""
     return decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free_settings(model, config, "language")],
@@ -40,9 +41,9 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
 def decode_rungs(
     batch: int, ways: Sequence[tuple[str, str]], *, on_gpu: bool, offload: bool
 ) -> list[Rung]:
-    """As for encode, and within each precision: prompts read in pieces, and on a GPU the KV cache
-    in host memory. `ways` are precisions, each with `quantized` if the KV cache is, else with an
-    empty text."""
+    """Return rungs as for encode, and within each precision more. These are prompts read in pieces,
+    and on a GPU the KV cache in host memory. `ways` are precisions, each with `quantized` if the KV
+    cache is, else with an empty text."""
     found: list[Rung] = []
     for precision, kv in ways:
         alone = Rung(stage="decode", batch=1, prefill=PREFILLS[-1], precision=precision, kv=kv)
@@ -61,7 +62,7 @@ def decode_rungs(
 
 
 def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -> StageEstimate:
-    """Weights, the KV cache and what reading the prompts computes with."""
+    """Add up weights, the KV cache and what reading the prompts computes with."""
     half, rows = model.profile.language, load.rows(rung.batch)
     settings = settings_as_run(model.best("language"), half, rung)
     terms = list(weights(half, settings, rung, device))
@@ -104,7 +105,7 @@ def _decoder_work(
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
-    """Loading the half, and for each batch a pass over its prompts and one a token."""
+    """Count the loading of the half, and for each batch a pass over its prompts and one a token."""
     half, settings = model.profile.language, model.best("language")
     precision = precision_of(settings, rung)
     passes = []

@@ -1,4 +1,4 @@
-"""What encoding frames costs; knows no language half."""
+"""Estimates what encoding frames costs; knows no language half."""
 
 import math
 from collections.abc import Sequence
@@ -38,14 +38,14 @@ BLOCK = 256
 """Chunks that cross a streamed half together, where they all fit and have no more pictures than
 stages/memory/shrinking.py says."""
 MANY_TOKENS = 512
-"""Go through an encoder's layers at once at the least."""
+"""Least tokens that go through an encoder's layers at once."""
 MADE_OF = 6
 """Numbers of the frames that each number of pixel input was made of when the machine was measured
 (stages/memory/arithmetic.py)."""
 
 
 def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
-    """Smaller batches, pieces, layers one by one, fewer bits."""
+    """Return smaller batches, pieces, layers one by one, fewer bits."""
     half, settings = model.profile.vision, free_settings(model, config, "vision")
     # What is quantized cannot come layer by layer, and pixels have no weights.
     whole = model.profile.route != "joint"
@@ -61,10 +61,10 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
 def encode_rungs(
     batch: int, precisions: Sequence[str], *, streamed: bool, weights: bool = True
 ) -> list[Rung]:
-    """Smaller and smaller batches, then frames that are read in pieces, then, of a half that can be
-    `streamed`, its layers one after the other past many batches; and so on in each other precision
-    the half may be had in, the best first, where it cannot be. Without `weights`, of a model whose
-    pixels go on as they are, there is no more than batches."""
+    """Return smaller and smaller batches, then frames in pieces, then layers one after the other.
+    The last are past many batches, of a half that can be `streamed`. So it goes on in each other
+    precision the half may be had in, the best first, where it cannot be streamed. Without
+    `weights`, of a model whose pixels go on as they are, there is no more than batches."""
     found: list[Rung] = []
     for precision in precisions:
         alone = Rung(stage="encode", batch=1, precision=precision)
@@ -76,7 +76,8 @@ def encode_rungs(
 
 
 def _streamed(batch: int, alone: Rung) -> list[Rung]:
-    """Smaller and smaller blocks, then smaller batches: a batch decides bytes, a block does not."""
+    """Return smaller and smaller blocks, then smaller batches. A batch decides bytes, a block does
+    not."""
     found: list[Rung] = []
     size, block = batch, max(batch, BLOCK)
     while block:
@@ -86,7 +87,7 @@ def _streamed(batch: int, alone: Rung) -> list[Rung]:
 
 
 def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -> StageEstimate:
-    """Weights, pixels and what the encoder computes with; of a joint model pixels alone."""
+    """Add up weights, pixels and what the encoder computes with; of a joint model pixels alone."""
     half, rows = model.profile.vision, load.rows(rung.batch, FRAMES_A_BATCH)
     settings = settings_as_run(model.best("vision"), half, rung)
     pixels = rows * load.units * PIXEL_BYTES
@@ -127,7 +128,8 @@ def _encoder_work(
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
-    """Loading the half, preparing pixels, and a pass for each batch that has no features."""
+    """Count the loading of the half, the preparing of pixels, and a pass for each batch without
+    features."""
     half, settings = model.profile.vision, model.best("vision")
     passes = []
     for each in left:
@@ -154,6 +156,6 @@ def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkE
 
 
 def _prepared(load: Workload) -> float:
-    """Numbers of pixel input of a chunk; of a large picture, those that making it smaller takes as
-    long as."""
+    """Return the numbers of pixel input of a chunk. Of a large picture, they are those that making
+    it smaller takes as long as."""
     return max(load.units, load.frame_bytes / MADE_OF if load.kind == "image" else 0)

@@ -1,4 +1,4 @@
-"""What cutting frames costs; knows no half."""
+"""Estimates what cutting frames costs; knows no half."""
 
 import math
 from collections.abc import Sequence
@@ -19,19 +19,20 @@ PICTURES_HELD = 20
 YUV_BYTES = 1.5
 """Bytes of a pixel as videos have it."""
 FILE_BYTES = 8 << 20
-"""What reading a video takes beside its pictures: its index, its times, the container's buffers."""
+"""Bytes that reading a video takes beside its pictures: its index, its times, the container's
+buffers."""
 READING_BYTES = 12
-"""A pixel of a picture while it is read: Pillow's 4 twice where it is turned upright, the 3 stored;
-16 where it was transparent."""
+"""Bytes of a pixel of a picture while it is read: Pillow's 4 twice where it is turned upright, the
+3 stored; 16 where it was transparent."""
 
 
 def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
-    """Fewer and fewer files at once."""
+    """Return fewer and fewer files at once."""
     return [Rung(stage="frames", batch=batch) for batch in sizes(cores())]
 
 
 def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -> StageEstimate:
-    """The files that are cut at once, and what their decoders hold."""
+    """Add up the files that are cut at once, and what their decoders hold."""
     high, wide = load.shown
     files = max(1, min(rung.batch, load.chunks))
     if load.kind == "video":
@@ -55,7 +56,7 @@ def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
-    """The pixels that are decoded and the frames that are stored."""
+    """Count the pixels that are decoded and the frames that are stored."""
     pixels = {each.load.kind: each.pixels for each in left}
     return WorkEstimate(
         processes=int(any(pixels.values())),

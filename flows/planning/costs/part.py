@@ -1,5 +1,4 @@
-"""What stages that load a part of a model have in common: its settings on a rung, loading it; knows
-no stage."""
+"""Serves stages that load a part of a model: its settings on a rung, loading it; knows no stage."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,14 +14,14 @@ from stages.models.profile import PartProfile
 
 
 def free_settings(model: Model, config: CaptionConfig, part: Part) -> tuple[PartSettings, ...]:
-    """What a command leaves a part to run in, the best first. What changes words, or takes many
-    times as long, is among it only under `auto`."""
+    """Return the settings that a command leaves a part to run in, the best first. Settings that
+    change words, or take many times as long, are among them only under `auto`."""
     every = model.settings[part]
     return every if config.is_free(part) else every[:1]
 
 
 def settings_as_run(settings: PartSettings, half: PartProfile, rung: Rung) -> PartSettings:
-    """What a half computes in on a rung."""
+    """Return the settings of a half on a rung."""
     precision = rung.precision or settings.precision
     dtype = DTYPES.get(precision, settings.dtype)
     taken = weight_bytes(half, precision, dtype)
@@ -34,7 +33,8 @@ def settings_as_run(settings: PartSettings, half: PartProfile, rung: Rung) -> Pa
 def loading(
     half: PartProfile, settings: PartSettings, rung: Rung, wanted: bool, passes: Sequence[Pass]
 ) -> WorkEstimate:
-    """A process that loads a part and runs these passes; nothing where none is wanted."""
+    """Return the work of a process that loads a part and runs these passes; nothing where none is
+    wanted."""
     if not wanted:
         return WorkEstimate()
     precision = precision_of(settings, rung)
@@ -49,7 +49,7 @@ def loading(
 
 
 def precision_of(settings: PartSettings, rung: Rung) -> str:
-    """As machines are measured in."""
+    """Return the name of a precision that machines are measured in."""
     name = rung.precision or settings.precision
     if name in (*DTYPES, *QUANTIZED):
         return name
@@ -57,6 +57,6 @@ def precision_of(settings: PartSettings, rung: Rung) -> str:
 
 
 def told_of(model: Model, work: Expected) -> str:
-    """Where the figures of a batch come from, for people."""
+    """Say, for people, where the figures of a batch come from."""
     guessed = model.profile.by_dimensions or not work.known
     return "an estimate by dimensions" if guessed else "a run without data"

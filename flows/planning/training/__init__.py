@@ -1,1 +1,1 @@
-"""What fine-tuning a model would take; nothing is trained."""
+"""Estimates what fine-tuning a model would take; nothing is trained."""

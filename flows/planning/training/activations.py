@@ -1,9 +1,11 @@
-"""What a layer keeps for its backward pass, by its dimensions, in 16 bit; knows no optimizer.
+"""Counts what a layer keeps for its backward pass, by its dimensions, in 16 bit; knows no
+optimizer.
 
 After Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models",
 equation 1: sbh(34 + 5as/h) bytes a layer. Term by term here, so that it holds for gated MLPs,
 grouped heads and fused attention too: without the masks of dropout, and with what the norms of
-transformers keep in 32 bit. tests/test_flows_memory_training.py counts what real layers keep."""
+transformers keep in 32 bit. tests/test_flows_memory_training.py counts what real layers keep.
+"""
 
 from flows.planning.towers import Tower
 
@@ -17,8 +19,9 @@ of that, and its own."""
 
 
 def norm_bytes(tower: Tower, *, trained: bool = True) -> int:
-    """Of both norms and one token. LayerNorm keeps its input; RMSNorm as transformers write it
-    keeps that in 32 bit, and what it multiplies with weights that are trained."""
+    """Return the bytes that both norms keep of one token. LayerNorm keeps its input; RMSNorm as
+    transformers write it keeps that in 32 bit, and what it multiplies with weights that are
+    trained."""
     sums = 8  # in 32 bit, what was divided by; LayerNorm keeps two, in 16
     if tower.shifts:
         return 2 * HALF * tower.width + sums
@@ -26,8 +29,9 @@ def norm_bytes(tower: Tower, *, trained: bool = True) -> int:
 
 
 def scores_bytes(tower: Tower, tokens: int, *, fused: bool) -> int:
-    """Of one token: FlashAttention (Dao et al. 2022) keeps a sum a head, in 32 bit; without it the
-    softmax is kept in 32 bit and in 16, and grouped keys and values repeated for every head."""
+    """Return the bytes of one token's scores. FlashAttention (Dao et al. 2022) keeps a sum a head,
+    in 32 bit; without it the softmax is kept in 32 bit and in 16, and grouped keys and values
+    repeated for every head."""
     if fused:
         return 4 * tower.heads
     repeated = 2 * HALF * (tower.attention.query_width - tower.attention.key_width)
@@ -35,7 +39,7 @@ def scores_bytes(tower: Tower, tokens: int, *, fused: bool) -> int:
 
 
 def layer_bytes(tower: Tower, tokens: int, *, fused: bool = True) -> int:
-    """What one layer keeps of one token among so many."""
+    """Return the bytes that one layer keeps of one token among so many."""
     width, query, key = tower.width, tower.attention.query_width, tower.attention.key_width
     into_mlp = 4 if tower.mlp.gated else 2
     attention = width + query + 2 * key + query
@@ -47,7 +51,7 @@ def layer_bytes(tower: Tower, tokens: int, *, fused: bool = True) -> int:
 
 
 def lora_layer_bytes(tower: Tower, tokens: int, rank: int, *, fused: bool = True) -> int:
-    """The same where each matrix is frozen and has a LoRA beside it: its input is kept after
+    """Return the same where each matrix is frozen and has a LoRA beside it. Its input is kept after
     dropout, a copy for each, and the product with the first of its two matrices."""
     inputs = sum(columns for _, columns in tower.matrices)
     # What only a trained matrix, or a trained norm, needs.
@@ -62,5 +66,5 @@ def lora_layer_bytes(tower: Tower, tokens: int, rank: int, *, fused: bool = True
 
 
 def lora_parameters(tower: Tower, rank: int) -> int:
-    """Of a LoRA of that rank beside each matrix of each layer (Hu et al. 2021)."""
+    """Count a LoRA of that rank beside each matrix of each layer (Hu et al. 2021)."""
     return tower.layers * rank * sum(rows + columns for rows, columns in tower.matrices)

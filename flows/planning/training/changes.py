@@ -1,5 +1,4 @@
-"""What would have to be given for fine-tuning to fit that does not, each checked by the same
-arithmetic."""
+"""Finds what would make fine-tuning fit that does not, by the same arithmetic."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +8,7 @@ from flows.planning.training.estimate import train_estimate
 from flows.planning.training.terms import Method, TrainEstimate, Training
 
 LEAST_LENGTH = 256
-"""Tokens of a sample that are still worth training on."""
+"""Least tokens of a sample that is still worth training on."""
 MOST_GPUS = 64
 NAMED = 3
 LIGHTER: dict[Method, tuple[Method, ...]] = {
@@ -22,7 +21,7 @@ LIGHTER: dict[Method, tuple[Method, ...]] = {
 def changes(
     architecture: Architecture, training: Training, limit: int
 ) -> list[tuple[str, TrainEstimate]]:
-    """Options, gentlest first, with what is then taken; the first of each kind that fits."""
+    """Return options, gentlest first, with what is then taken; the first of each kind that fits."""
     found: list[tuple[str, TrainEstimate]] = []
     kinds = set()
     for kind, options, other in _tried(training):
@@ -35,7 +34,7 @@ def changes(
 
 
 def _tried(training: Training) -> Iterator[tuple[str, str, Training]]:
-    """Kind, options, and what they mean; layers are computed again in all but the first."""
+    """Yield kind, options, and what they mean. Layers are computed again in all but the first."""
     again = "" if training.checkpointing else " --checkpointing"
     least = replace(training, checkpointing=True)
     if again:

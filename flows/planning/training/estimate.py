@@ -1,7 +1,8 @@
-"""What fine-tuning a model would take of each GPU: arithmetic on its architecture; trains nothing.
+"""Estimates what fine-tuning a model takes of each GPU, from its architecture; trains nothing.
 
 ms-swift's defaults are the assumptions: the vision tower and the connector are frozen, LoRA has
-rank 8 and dropout and stands beside every linear layer of the language half."""
+rank 8 and dropout and stands beside every linear layer of the language half.
+"""
 
 from collections.abc import Iterator
 
@@ -29,9 +30,10 @@ from flows.planning.training.terms import (
 from stages.process.device_limit import CONTEXT_BYTES
 
 RANK = 8
-"""Of a LoRA."""
+"""Rank of a LoRA."""
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
-"""Of a number: itself, a scale of 8 bits a block of 64, and one of 32 bits for 256 of those."""
+"""Bits of a number: itself, a scale of 8 bits a block of 64, and one of 32 bits for 256 of
+those."""
 BUCKETS = 2 * 200_000_000
 """Numbers that ZeRO 1 and 2 gather and reduce at a time, as ms-swift's configurations have it."""
 LIVE = 1_000_000_000
@@ -43,7 +45,8 @@ QLORA = "Dettmers et al. 2023, QLoRA (arXiv:2305.14314)"
 
 
 def train_estimate(architecture: Architecture, training: Training) -> TrainEstimate:
-    """What fine-tuning takes of each GPU. Raises UsageError for a model that writes no text."""
+    """Return what fine-tuning takes of each GPU. Raises UsageError for a model that writes no
+    text."""
     text = architecture.text
     if text is None or not architecture.writes:
         raise UsageError(
@@ -74,7 +77,7 @@ def train_estimate(architecture: Architecture, training: Training) -> TrainEstim
 def _states(
     architecture: Architecture, text: Tower, training: Training, trained: int, frozen: int
 ) -> Iterator[TrainTerm]:
-    """Weights, gradients and what the optimizer keeps, after ZeRO has cut them."""
+    """Yield weights, gradients and what the optimizer keeps, after ZeRO has cut them."""
     full = training.method == "full"
     states = OPTIMIZERS[training.optimizer] if full else ADAPTER
     shards = {stage: training.gpus if training.zero >= stage else 1 for stage in (1, 2, 3)}
@@ -170,7 +173,8 @@ def _computing(architecture: Architecture, text: Tower, training: Training) -> I
 
 
 def _looking(vision: Tower, training: Training) -> TrainTerm:
-    """The frozen tower computes without gradients, before the language half begins."""
+    """Return what the frozen tower takes. It computes without gradients, before the language half
+    begins."""
     pictures = training.batch * training.frames
     tokens = vision.positions or max(1, picture_pixels(vision) // vision.patch**2)
     return TrainTerm(
@@ -182,7 +186,7 @@ def _looking(vision: Tower, training: Training) -> TrainTerm:
 
 
 def picture_pixels(vision: Tower) -> int:
-    """Of a picture as it is assumed to be seen."""
+    """Return the pixels of a picture as it is assumed to be seen."""
     return vision.image_size**2 or ANY_SIZE_PIXELS
 
 

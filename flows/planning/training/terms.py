@@ -1,5 +1,5 @@
-"""How a model would be fine-tuned, what is kept of each parameter by optimizer, and what all of it
-takes, number by number; knows no model."""
+"""Holds how a model would be fine-tuned and what that takes, number by number; knows no model. It
+has what is kept of each parameter by optimizer, too."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,9 +19,9 @@ class States:
     gradient: int
     optimizer: float
     keeps: str
-    """What the optimizer keeps."""
+    """The numbers that the optimizer keeps."""
     step: int = 0
-    """Beside, while it makes a step."""
+    """Bytes beside, while it makes a step."""
     source: str = ZERO
 
 
@@ -55,7 +55,7 @@ ADAPTER = States(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """How a model would be fine-tuned."""
+    """A way to fine-tune a model."""
 
     method: Method
     checkpointing: bool = False
@@ -69,7 +69,7 @@ class Training:
     frames: int = 1
     """Pictures a sample."""
     optimizer: str = "mixed"
-    """Of `OPTIMIZERS`; of all that is trained with `full`."""
+    """Key of `OPTIMIZERS`; of all that is trained with `full`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +85,7 @@ class TrainTerm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainEstimate:
-    """What one GPU needs."""
+    """The memory that one GPU needs."""
 
     terms: tuple[TrainTerm, ...]
     trained: int
@@ -98,11 +98,11 @@ class TrainEstimate:
 
     @property
     def moment(self) -> Moment:
-        """When it is the most."""
+        """Return when it is the most."""
         moments: tuple[Moment, ...] = ("backward", "step", "vision")
         return max(moments, key=self.of)
 
     @property
     def peak_bytes(self) -> int:
-        """What is always there, and the worst of what is not."""
+        """Return the bytes that are always there, and the worst of those that are not."""
         return self.of("always") + self.of(self.moment)
