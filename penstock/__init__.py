@@ -1,4 +1,4 @@
-"""Penstock from Python: what its commands do, as functions, and a model in halves.
+"""Offers Penstock to Python: what its commands do, as functions, and a model in halves.
 
     caption(sources, **options) -> Captions          a run at work: its captions as they are made
     plan(sources, **options) -> dict                 what a run would take, as `plan --json`

@@ -1,4 +1,4 @@
-"""A caption run from Python: its captions one by one as they are made, or all as a table.
+"""Runs captioning from Python: captions come one by one as they are made, or all as a table.
 
 The run works in a thread and its stages in processes, as with the command: it writes the same files
 and finds the same records in the store. Each caption is read from the store when its stage tells
@@ -50,7 +50,8 @@ class Captions(Iterator[Caption]):
         self._display = display
         self._made: SimpleQueue[Caption | None] = SimpleQueue()
         self._given: set[tuple[int, float]] = set()
-        """Of what was given already: place of its file among the job's, and where it starts."""
+        """Captions given already: place of the file among the job's, and where the caption
+        starts."""
         self._job: Job | None = None
         self._result: RunResult | None = None
         self._error: BaseException | None = None
@@ -82,8 +83,8 @@ class Captions(Iterator[Caption]):
         self.stop()
 
     def result(self) -> RunResult:
-        """How the run ended, once it has: its `failures`, `warnings` and `exit_code`. Raises what
-        stopped it."""
+        """Return how the run ended, once it has: its `failures`, `warnings` and `exit_code`. Raises
+        what stopped it."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -96,14 +97,14 @@ class Captions(Iterator[Caption]):
         self._thread.join()
 
     def table(self) -> Any:
-        """All captions as a pyarrow table, in the order of the files, once the run has ended.
-        Raises what stopped it."""
+        """Return all captions as a pyarrow table, in the order of the files, once the run has
+        ended. Raises what stopped it."""
         self.result()
         assert self._job is not None
         return table_of(chain.from_iterable(captions_by_file(self._job)))
 
     def pandas(self) -> Any:
-        """The same as a DataFrame, where pandas is installed."""
+        """Return the same as a DataFrame, where pandas is installed."""
         return self.table().to_pandas()
 
     def _run(self) -> None:
@@ -156,7 +157,7 @@ class _Feed:
         self._known: dict[str, list[tuple[int, MediaFile, Task]]] = {}
 
     def rows(self, key: str) -> Iterator[tuple[int, Caption]]:
-        """The caption of each file that holds the chunk, with the file's place."""
+        """Yield the caption of each file that holds the chunk, with the file's place."""
         if key not in self._known:
             self._look_again()
         for place, file, task in self._known.get(key, ()):

@@ -1,4 +1,4 @@
-"""Features of files brought up to date, from Python."""
+"""Brings features of files up to date, from Python."""
 
 from typing import Unpack
 
@@ -17,7 +17,7 @@ def rebuild(
     progress: bool = False,
     **options: Unpack[FeatureOptions],
 ) -> RebuildResult:
-    """Encode what of the sources has no features; `name`, `prune` and `dry_run` as with the command
-    `penstock cache rebuild`. Raises PenstockError."""
+    """Encode what of the sources has no features. `name`, `prune` and `dry_run` are as with the
+    command `penstock cache rebuild`. Raises PenstockError."""
     asked = RebuildOptions(name=name, prune=prune, dry_run=dry_run)
     return run(config_for(sources, options), asked, Display(quiet=not progress))

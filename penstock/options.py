@@ -1,4 +1,4 @@
-"""The options of the command line as keywords, with their types; runs nothing."""
+"""Takes the options of the command line as keywords, with their types; runs nothing."""
 
 from collections.abc import Iterable
 from os import PathLike, fspath
@@ -12,7 +12,7 @@ Sources = str | PathLike[str] | Iterable[str | PathLike[str]]
 
 
 class FeatureOptions(TypedDict, total=False):
-    """What decides features, and how they are made."""
+    """The options that decide features, and how they are made."""
 
     model: str
     revision: str | None
@@ -38,7 +38,7 @@ class FeatureOptions(TypedDict, total=False):
 
 
 class CaptionOptions(FeatureOptions, total=False):
-    """What else a caption run is asked."""
+    """The other options of a caption run."""
 
     out: str
     max_new_tokens: int
@@ -50,7 +50,7 @@ class CaptionOptions(FeatureOptions, total=False):
 
 
 def config_for(sources: Sources, options: FeatureOptions) -> CaptionConfig:
-    """The configuration that these mean. Raises UsageError."""
+    """Return the configuration that these mean. Raises UsageError."""
     named = [sources] if isinstance(sources, str | PathLike) else sources
     memory = options.get("memory")
     size = parse_size(memory) if isinstance(memory, str) else memory

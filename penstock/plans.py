@@ -1,4 +1,4 @@
-"""What a run would take, for programs."""
+"""Tells programs what a run would take."""
 
 from typing import Any, Unpack
 
@@ -9,8 +9,8 @@ from penstock.options import CaptionOptions, Sources, config_for
 
 
 def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, Any]:
-    """What a run would take of memory, disk and time, and whether it `fits`; without sources, what
-    a standard chunk would. Nothing is run. Raises PenstockError."""
+    """Return what a run would take of memory, disk and time, and whether it `fits`. Without
+    sources, it is what a standard chunk would. Nothing is run. Raises PenstockError."""
     display = Display(quiet=True)
     config = config_for(sources, options)
     return figures(plan_of(config, DirectLauncher(display.listen), display.say))

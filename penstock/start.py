@@ -1,4 +1,4 @@
-"""What the command `penstock` runs first: whether the packages that it imports are its own.
+"""Runs first of the command `penstock`, and checks that the packages it imports are its own.
 
 Three of them have names that others have, too. A folder of that name on PYTHONPATH would be
 imported instead, so Penstock's own place is then put before it. A package of that name that was
@@ -14,9 +14,9 @@ from pathlib import Path
 
 PACKAGES = ("flows", "stages", "artifacts", "penstock_demo")
 HERE = Path(__file__).resolve().parent.parent
-"""Where all of Penstock's packages lie."""
+"""The folder in which all of Penstock's packages lie."""
 ENVIRONMENT = 5
-"""The exit code of a fault of the environment."""
+"""Exit code of a fault of the environment."""
 
 
 def main() -> int:
@@ -33,7 +33,8 @@ def main() -> int:
 
 
 def intruder() -> str:
-    """What stands in the place of one of our packages, and what to do; empty where all is ours."""
+    """Say what stands in the place of one of our packages; empty where all is ours. It says what to
+    do, too."""
     for name in PACKAGES:
         own, found = HERE / name / "__init__.py", _origin(name)
         by_itself = "Install Penstock by itself: python -m venv, then pip install there"
@@ -47,14 +48,14 @@ def intruder() -> str:
 
 
 def _origin(name: str) -> Path | None:
-    """The file that would be imported under this name."""
+    """Return the file that would be imported under this name."""
     spec = find_spec(name)
     return Path(spec.origin).resolve() if spec is not None and spec.origin else None
 
 
 def _recorded(name: str) -> str:
-    """The digest of a package's first file when Penstock was installed; empty where that is not
-    recorded, as in a clone."""
+    """Return the digest of a package's first file when Penstock was installed. It is empty where
+    that is not recorded, as in a clone."""
     try:
         files = distribution("penstock").files or []
     except PackageNotFoundError:
@@ -64,5 +65,5 @@ def _recorded(name: str) -> str:
 
 
 def _digest(path: Path) -> str:
-    """As wheels record it."""
+    """Return a digest as wheels record it."""
     return urlsafe_b64encode(sha256(path.read_bytes()).digest()).rstrip(b"=").decode()

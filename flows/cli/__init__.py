@@ -1,1 +1,1 @@
-"""The command line: parse, call one function, print."""
+"""Holds the command line: it parses, calls one function, prints."""

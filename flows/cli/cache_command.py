@@ -1,4 +1,4 @@
-"""`penstock cache ls|verify|gc|rebuild`: looking after the store."""
+"""Runs `penstock cache ls|verify|gc|rebuild`, which look after the store."""
 
 import argparse
 import json
@@ -18,12 +18,12 @@ from flows.upkeep.rebuild_run import RebuildOptions, rebuild
 
 
 def cache_command(given: argparse.Namespace) -> int:
-    """Returns the exit code of the contract. Raises PenstockError."""
+    """Run the action, and return the exit code of the contract. Raises PenstockError."""
     return ACTIONS[given.action](given)
 
 
 def list_store(given: argparse.Namespace) -> int:
-    """What the store holds, by model, the last used first."""
+    """Print what the store holds, by model, the last used first."""
     store = open_store(given.store or default_store())
     found = holdings(store)
     if given.json:
@@ -39,7 +39,7 @@ def list_store(given: argparse.Namespace) -> int:
 
 
 def line_of(holding: Holding) -> str:
-    """One row of the list."""
+    """Return one row of the list."""
     settings = holding.settings
     name = settings.get("model", "")
     if settings.get("commit"):
@@ -76,7 +76,7 @@ def collect_store(given: argparse.Namespace) -> int:
 
 
 def lines_of(made: Collection, *, dry_run: bool) -> list[str]:
-    """What was deleted, and what stands in the way of more."""
+    """Say what was deleted, and what stands in the way of more."""
     would = "would delete" if dry_run else "deleted"
     what = ", ".join(f"{count} {kind}" for kind, count in sorted(made.packs.items()))
     lines = [f"{would} {size(made.bytes)}{f' ({what})' if what else ''}"]

@@ -1,4 +1,4 @@
-"""`penstock caption`: run the sequence, with Prefect or without, and say how it ended."""
+"""Runs `penstock caption`, with Prefect or without, and says how it ended."""
 
 import argparse
 import json
@@ -17,11 +17,11 @@ from flows.job.config import CaptionConfig
 from flows.results.run_result import RunResult
 
 NAMED_FAILURES = 20
-"""Failures told on the terminal; all of them are in `failures.jsonl`."""
+"""Number of failures told on the terminal; all of them are in `failures.jsonl`."""
 
 
 def caption_command(given: argparse.Namespace) -> int:
-    """Returns the exit code of the contract. Raises PenstockError."""
+    """Run the command, and return the exit code of the contract. Raises PenstockError."""
     config = config_of(given)
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
@@ -43,7 +43,7 @@ def caption_command(given: argparse.Namespace) -> int:
 
 
 def with_prefect(config: CaptionConfig, display: Display) -> RunResult:
-    """The flow inside this command, whose process then ends soon whatever Prefect's threads
+    """Run the flow inside this command. Its process then ends soon whatever Prefect's threads
     want."""
     from flows.deployments.caption import run_with_prefect
     from flows.deployments.patience import leave_within
@@ -61,7 +61,7 @@ def with_prefect(config: CaptionConfig, display: Display) -> RunResult:
 
 
 def report(result: RunResult, display: Display, *, quiet: bool) -> None:
-    """The last words: what failed and was not told yet, what to read, where the captions are."""
+    """Print the last words: what failed and was not told, what to read, where captions are."""
     failures = [f for f in result.failures if not display.has_failed(f.media_path)]
     for failure in failures[:NAMED_FAILURES]:
         say_failed(failure)

@@ -1,5 +1,4 @@
-"""`penstock demo`: a dozen clips of the demo world through the whole program, beside the truth,
-with a score."""
+"""Runs `penstock demo`: a dozen clips of the demo world beside the truth, with a score."""
 
 import argparse
 import json
@@ -18,7 +17,8 @@ from penstock_demo.scoring import read_truths, score_captions
 
 
 def demo_command(given: argparse.Namespace) -> int:
-    """Caption the shipped clips and fresh ones; exit code of the run. Raises PenstockError."""
+    """Caption the shipped clips and fresh ones; returns the exit code of the run. Raises
+    PenstockError."""
     seed = secrets.randbelow(1 << 31) if given.seed is None else given.seed
     with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder:
         fresh = Path(folder, "clips")
@@ -47,7 +47,7 @@ def demo_command(given: argparse.Namespace) -> int:
 
 
 def _captions(out: Path) -> dict[str, dict[str, str]]:
-    """Source → file → caption."""
+    """Return source → file → caption."""
     found: dict[str, dict[str, str]] = {}
     for line in (out / "captions.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

@@ -1,4 +1,4 @@
-"""`penstock doctor`: what this machine has, what is in the way, and how fast it is."""
+"""Runs `penstock doctor`: what this machine has, what is in the way, and how fast it is."""
 
 import argparse
 import os
@@ -33,7 +33,7 @@ from stages.process.lock import LOCKS, lock_path
 from stages.process.nvml import VISIBLE
 
 NOWHERE = Path("/nonexistent")
-"""Where no control group is."""
+"""A place where no control group is."""
 SPILLS = (
     "its driver may take host memory when the GPU's is full, and then all is very slow: see "
     "docs/gpu.md"
@@ -59,7 +59,7 @@ def doctor_command(given: argparse.Namespace) -> int:
 
 
 def lines(device: str, store: Store) -> Iterator[str]:
-    """What is there, without measuring."""
+    """Say what is there, without measuring."""
     bf16 = "with" if cpu_has_bfloat16() else "without"
     yield ROW.format("python", f"{platform.python_version()} in {sys.prefix}")
     yield ROW.format("machine", f"{cores()} cores {bf16} bfloat16")
@@ -71,7 +71,7 @@ def lines(device: str, store: Store) -> Iterator[str]:
 
 
 def _memory(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> str:
-    """What the host has, or the control group that this process is in."""
+    """Say what memory the host has, or the control group that this process is in."""
     free, total = host_free_bytes(proc, system), host_total_bytes(proc, system)
     text = f"{size(free)} of {size(total)} free"
     if total < host_total_bytes(proc, NOWHERE):
@@ -120,7 +120,7 @@ def _prefect() -> str:
 
 
 def measured_lines(known: Known) -> Iterator[str]:
-    """The figures, or why there are none and what to do."""
+    """Say the figures, or why there are none and what to do."""
     machine = known.machine
     if machine is None:
         yield ROW.format("measured", f"no: {known.why}, so plans know no times; {ADVICE}")

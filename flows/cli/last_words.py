@@ -1,4 +1,4 @@
-"""What is said last of a command that did not end well: one line, on standard error."""
+"""Says the last word of a command that did not end well: one line, on standard error."""
 
 import os
 import platform
@@ -16,26 +16,26 @@ from flows.console.terminal import outliving_the_terminal
 from flows.job.config import user_cache
 
 UNFORESEEN = 5
-"""The exit code of what nobody foresaw: 1 would mean that some items failed."""
+"""Exit code of what nobody foresaw: 1 would mean that some items failed."""
 SHOWN = 300
 """Characters of an error that its line shows."""
 
 
 def say(text: str) -> None:
-    """One line, even where nobody reads it any more."""
+    """Print one line, even where nobody reads it any more."""
     with outliving_the_terminal():
         print(f"penstock: {text}", file=sys.stderr, flush=True)
 
 
 def say_failed(failure: Failure) -> None:
-    """One line of a file that failed."""
+    """Print one line of a file that failed."""
     text = failed_line(failure.media_path, failure.message, failure.hint)
     print(printable(text), file=sys.stderr)
 
 
 def unforeseen(error: BaseException) -> int:
-    """Say of an error that no code provides for what it was, and keep its traceback for whoever
-    mends it; returns the exit code."""
+    """Say what an error was that no code provides for; returns the exit code. Its traceback is kept
+    for whoever mends it."""
     words = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
     try:
         kept = f"its traceback is in {_keep(error)}; report it with that file"
@@ -46,7 +46,7 @@ def unforeseen(error: BaseException) -> int:
 
 
 def _keep(error: BaseException) -> Path:
-    """The file that the traceback was written to. Raises OSError where none can be."""
+    """Write the traceback to a file and return its path. Raises OSError where none can be."""
     said = redacted("".join(traceback.format_exception(error)))
     head = f"penstock {version('penstock')}, Python {platform.python_version()}\n"
     name = time.strftime("%Y%m%d-%H%M%S-") + f"{os.getpid()}.txt"

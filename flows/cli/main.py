@@ -1,4 +1,4 @@
-"""`penstock`: parse the command line, call one function, turn errors into one line and an exit
+"""Runs `penstock`: parses the command line, calls one function. Errors become one line and an exit
 code."""
 
 import argparse
@@ -21,7 +21,7 @@ EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every command and option; a test freezes the set."""
+    """Return the parser with every command and option; a test freezes the set."""
     top = argparse.ArgumentParser(
         prog="penstock",
         description="Caption long videos and large image folders on a GPU too small for the model.",
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line understood; sources may stand before and after options."""
+    """Parse the command line; sources may stand before and after options."""
     top = parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     # What follows `--` is a source whatever it looks like; argparse takes it for unknown options
@@ -119,7 +119,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def check_platform() -> None:
-    """One line of refusal where Penstock was never tried."""
+    """Refuse in one line to run where Penstock was never tried. Raises EnvironmentFault."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise EnvironmentFault(
             f"Penstock runs on Linux x86-64, this is {platform.system()} {platform.machine()}",

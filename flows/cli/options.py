@@ -1,4 +1,4 @@
-"""The options of every command and how they become a configuration; runs nothing."""
+"""Adds the options of every command, and makes a configuration of them; runs nothing."""
 
 import argparse
 from pathlib import Path
@@ -9,12 +9,12 @@ from flows.console.display import parse_size
 from flows.job.config import DEFAULT_MODEL, FORMATS, PRECISIONS, CaptionConfig
 
 PROMPT_BYTES = 1 << 24
-"""How long the text of `--prompt-file` may be: no model reads as much."""
+"""Largest size of the text of `--prompt-file`: no model reads as much."""
 STORE_HELP = "[$PENSTOCK_STORE or the user's cache folder]"
 
 
 def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -> None:
-    """What `caption` and `plan` understand; without `text`, what of that decides features."""
+    """Add the options of `caption` and `plan`; without `text`, those that decide features."""
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCES", help="files, folders, globs, or lists (@list.txt)")
     model = parser.add_argument_group("model and store")
@@ -75,7 +75,7 @@ def _add_file_options(group: "argparse._ArgumentGroup", text: bool) -> None:
 
 
 def add_running_options(parser: argparse.ArgumentParser) -> None:
-    """What only `caption` understands."""
+    """Add the options of `caption` alone."""
     group = parser.add_argument_group("running")
     group.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
     quiet = group.add_mutually_exclusive_group()
@@ -85,7 +85,7 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cache_commands(cache: argparse.ArgumentParser) -> None:
-    """What `cache` understands."""
+    """Add the actions and options of `cache`."""
     actions = cache.add_subparsers(dest="action", metavar="ACTION", required=True)
     ls = actions.add_parser("ls", help="what is stored, by model, age and size")
     ls.add_argument("--json", action="store_true", help="print the list as JSON")
@@ -107,7 +107,7 @@ def add_cache_commands(cache: argparse.ArgumentParser) -> None:
 
 
 def config_of(arguments: argparse.Namespace, *, sources: bool = True) -> CaptionConfig:
-    """The configuration that the options mean; without `sources`, none need be given. Raises
+    """Return the configuration that the options mean; without `sources`, none need be given. Raises
     UsageError."""
     known = {f: getattr(arguments, f, None) for f in CaptionConfig.__slots__}
     named = {name: value for name, value in known.items() if value is not None}
@@ -130,7 +130,7 @@ def config_of(arguments: argparse.Namespace, *, sources: bool = True) -> Caption
 
 
 def read_prompt(path: Path) -> str:
-    """The prompt in a text file, without the line break at its end. Raises UsageError."""
+    """Return the prompt in a text file, without the line break at its end. Raises UsageError."""
     try:
         return read_text(path.expanduser(), PROMPT_BYTES).strip()
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user who does not exist

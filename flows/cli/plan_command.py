@@ -1,4 +1,4 @@
-"""`penstock plan` and `--dry-run`: whether a run fits, and where its memory goes."""
+"""Runs `penstock plan` and `--dry-run`: whether a run fits, and where its memory goes."""
 
 import argparse
 import json
@@ -50,7 +50,7 @@ def show(
 
 
 def _table(plan: Plan) -> dict[str, Any]:
-    """What fits in how much of this device, and of a GPU; None: nothing."""
+    """Return what fits in how much of this device, and of a GPU; None: nothing."""
     return {
         name: {
             row: {f"{cell.gib}GiB": cell.batches if cell.fits else None for cell in cells}

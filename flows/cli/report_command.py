@@ -1,5 +1,5 @@
-"""`penstock report`: one HTML file about a run, for people; reads what the run wrote and changes
-none of it."""
+"""Runs `penstock report`, which writes one HTML file about a run. It reads what the run wrote and
+changes none of it."""
 
 import argparse
 from pathlib import Path

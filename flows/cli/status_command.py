@@ -1,4 +1,4 @@
-"""`penstock status`: how a run stands, from its record, while it works and after."""
+"""Runs `penstock status`: how a run stands, from its record, while it works and after."""
 
 import argparse
 import json
@@ -17,7 +17,8 @@ ROW = "{:8s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"
 
 
 def status_command(given: argparse.Namespace) -> int:
-    """Returns 0 unless there is no run. Raises UsageError, EnvironmentFault."""
+    """Print how a run stands, and return 0 unless there is no run. Raises UsageError,
+    EnvironmentFault."""
     record = load_record(Path(given.out))
     stages = stages_of(record, time.time())
     if given.json:
@@ -30,7 +31,7 @@ def status_command(given: argparse.Namespace) -> int:
 
 
 def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]:
-    """The record for people."""
+    """Yield the record for people."""
     yield headline(record)
     if advice(record):
         yield advice(record)
@@ -46,7 +47,7 @@ def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]
 
 
 def headline(record: Mapping[str, Any]) -> str:
-    """State, since when, and whose it is."""
+    """Say its state, since when, and whose it is."""
     state, ago = record["state"], duration(max(0.0, time.time() - seconds_of(record["updated"])))
     if state == "running":
         since = duration(max(0.0, time.time() - seconds_of(record["started"])))

@@ -1,4 +1,4 @@
-"""`penstock plan --train`: what fine-tuning a model would take; trains nothing."""
+"""Runs `penstock plan --train`: what fine-tuning a model would take; trains nothing."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from flows.planning.training.estimate import RANK, train_estimate
 from flows.planning.training.terms import OPTIMIZERS, Method, TrainEstimate, Training
 
 UNSAID = {"checkpointing": False, "zero": 0, "gpus": 1, "optimizer": "mixed", "max_length": 2048}
-"""Options of fine-tuning → what they are when they are not given."""
+"""Options of fine-tuning → their values when they are not given."""
 MOMENTS = {
     "backward": "the most while the backward pass begins",
     "step": "the most while the optimizer makes a step",
@@ -25,7 +25,7 @@ MOMENTS = {
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """What `plan` understands of fine-tuning."""
+    """Add the options of `plan` for fine-tuning."""
     add = parser.add_argument_group("fine-tuning").add_argument
     add(
         "--train",
@@ -40,7 +40,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def refuse_without_train(given: argparse.Namespace) -> None:
-    """Raises UsageError for an option of fine-tuning where none is planned."""
+    """Refuse an option of fine-tuning where none is planned. Raises UsageError."""
     for option, unsaid in UNSAID.items():
         if getattr(given, option) != unsaid:
             raise UsageError(
@@ -87,7 +87,7 @@ def _verdict(
 
 
 def training_of(given: argparse.Namespace) -> Training:
-    """What the options mean. Raises UsageError."""
+    """Return the training that the options mean. Raises UsageError."""
     known: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
         ("train", given.train, get_args(Method)),
         ("zero", given.zero, (0, 1, 2, 3)),
@@ -134,7 +134,7 @@ def training_of(given: argparse.Namespace) -> Training:
 def train_lines(
     name: str, architecture: Architecture, training: Training, estimate: TrainEstimate
 ) -> list[str]:
-    """For people: the sum first, then where it goes."""
+    """Return lines for people: the sum first, then where it goes."""
     many = f"each of {training.gpus} GPUs" if training.gpus > 1 else "1 GPU"
     other = Training(**{**asdict(training), "checkpointing": not training.checkpointing})
     without = train_estimate(architecture, other).peak_bytes
@@ -168,7 +168,7 @@ def _when(moment: str, estimate: TrainEstimate) -> str:
 
 
 def explain_lines(estimate: TrainEstimate) -> Iterator[str]:
-    """Where each formula is from."""
+    """Say where each formula is from."""
     yield "sources"
     for source in sorted({term.source for term in estimate.terms if term.source}):
         parts = sorted({term.part for term in estimate.terms if term.source == source})
@@ -176,7 +176,7 @@ def explain_lines(estimate: TrainEstimate) -> Iterator[str]:
 
 
 def train_json(name: str, training: Training, estimate: TrainEstimate) -> dict[str, Any]:
-    """For programs."""
+    """Return the estimate for programs."""
     return {
         "model": name,
         "training": asdict(training),

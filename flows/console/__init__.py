@@ -1,1 +1,1 @@
-"""What people see and where they see it: lines, bars, sizes; knows no run."""
+"""Shows people lines, bars and sizes; knows no run."""

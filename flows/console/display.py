@@ -1,4 +1,4 @@
-"""What a person, or a program, sees of a run while it works; decides nothing."""
+"""Shows a person, or a program, a run while it works; decides nothing."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from stages.process.events import Event, Item, Total, Warned
 
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0
-"""How often a log without a terminal gets a line a stage."""
+"""Seconds between two lines of a stage in a log without a terminal."""
 VERBS = {
     **{name: stage.verb for name, stage in STAGES.items()},
     "describe": "reading the model",
@@ -59,7 +59,7 @@ class Display:
         self._fetch_started = 0.0
 
     def stage(self, name: str, total: int, done: int) -> None:
-        """A stage begins, with `done` of its `total` items there already."""
+        """Begin a stage, with `done` of its `total` items there already."""
         with self._lock:
             self.close()
             self._stage, self._total, self._done, self._before = name, total, done, done
@@ -70,7 +70,7 @@ class Display:
                 self._line(f"{VERBS.get(name, name)}: {total - done} to do{before}")
 
     def listen(self, name: str, event: Event) -> None:
-        """An event from a stage process; what failed is told by its name, with `fail`."""
+        """Hear an event from a stage process; what failed is told by its name, with `fail`."""
         if isinstance(event, Item):
             self._advance(name, event)
         elif isinstance(event, Total):
@@ -81,7 +81,7 @@ class Display:
             self.say(event.text)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Say a line that stays."""
         text = redacted(text)
         with self._lock:
             self._emit({"event": "message", "text": text})
@@ -90,7 +90,7 @@ class Display:
                 self._line(text)
 
     def fail(self, *, media_path: str, message: str, hint: str, **_: Any) -> None:
-        """A file failed: told once, now or among the last words."""
+        """Tell that a file failed: once, now or among the last words."""
         if media_path in self._failed:
             return
         self.say(failed_line(media_path, message, hint))
@@ -98,11 +98,11 @@ class Display:
             self._failed.add(media_path)
 
     def has_failed(self, media_path: str) -> bool:
-        """Whether that was told of a file."""
+        """Return whether it was told that a file failed."""
         return media_path in self._failed
 
     def fetched(self, here: int, total: int) -> None:
-        """So many bytes of a download are here."""
+        """Show that so many bytes of a download are here."""
         with self._lock:
             now = time.monotonic()
             if total != self._fetch_total:
@@ -187,17 +187,18 @@ class Display:
 
 
 def failed_line(media_path: str, message: str, hint: str) -> str:
-    """What is told of a file that failed."""
+    """Return the line of a file that failed."""
     return f"failed: {media_path}: {message}. {hint}"
 
 
 def printable(text: str) -> str:
-    """Text without control characters, which a file's name may hold and a terminal would obey."""
+    """Return a text without control characters, which a file's name may hold and a terminal
+    obeys."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def duration(seconds: float) -> str:
-    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Return a time as `8 s`, `3 min 20 s` or `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -207,7 +208,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """`512 B`, `3.4 MB`, `18.2 GB`, in powers of ten as disks are sold."""
+    """Return a size as `512 B`, `3.4 MB` or `18.2 GB`, in powers of ten as disks are sold."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -217,14 +218,14 @@ def size(count: int) -> str:
 
 
 def gib(count: float) -> str:
-    """`2.84 GiB`, `310 MiB`, `12.1 MiB`, in powers of two as memory is sold."""
+    """Return a size as `2.84 GiB`, `310 MiB` or `12.1 MiB`, in powers of two as memory is sold."""
     if count >= (1 << 30) / 10:
         return f"{count / (1 << 30):.2f} GiB"
     return f"{count / (1 << 20):.{0 if count >= 100 << 20 else 1}f} MiB"
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `200GB`, `1.5TiB`, `4096`. Raises UsageError."""
+    """Return the bytes of `200GB`, `1.5TiB`, `4096`. Raises UsageError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
     unit = UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None or not math.isfinite(size := float(found[1]) * unit):

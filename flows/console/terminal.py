@@ -1,4 +1,4 @@
-"""What to do when the terminal is gone that one writes to; writes nothing itself."""
+"""Lets a program go on when the terminal is gone that it writes to; writes nothing itself."""
 
 import contextlib
 import errno
@@ -7,11 +7,11 @@ import termios
 from collections.abc import Iterator
 
 STREAMS = (1, 2)
-"""Descriptors of what is said and of what is said of errors."""
+"""Descriptors of the standard output and the standard error."""
 
 
 def forget_terminal() -> bool:
-    """Let what is still to be said to a terminal that was closed go nowhere; whether one was."""
+    """Let what is still to be said to a closed terminal go nowhere; returns whether one was."""
     gone = [descriptor for descriptor in STREAMS if _is_gone(descriptor)]
     for descriptor in gone:
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
@@ -22,7 +22,7 @@ def forget_terminal() -> bool:
 
 @contextlib.contextmanager
 def outliving_the_terminal() -> Iterator[None]:
-    """Writing within is no error where the terminal was closed meanwhile."""
+    """Let writing within be no error where the terminal was closed meanwhile."""
     try:
         yield
     except OSError as error:

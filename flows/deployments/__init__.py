@@ -1,4 +1,4 @@
-"""The same as Prefect flows, and all that speaks to Prefect's server."""
+"""Offers the same as Prefect flows, and holds all that speaks to Prefect's server."""
 
 import os
 

@@ -1,5 +1,5 @@
-"""The caption run as a Prefect flow: one task a stage, progress and a table in the UI; decides
-nothing about the sequence, which is the plain command's."""
+"""Makes a Prefect flow of the caption run: one task a stage, progress and a table in the UI. It
+decides nothing about the sequence, which is the plain command's."""
 
 import os
 import threading
@@ -42,7 +42,7 @@ from stages.process.stage_process import Listener, StageProcess
 TABLE = "penstock-captions"
 """Key of the table in the UI."""
 PROGRESS_SECONDS = 2.0
-"""How often a stage's progress is sent to the server."""
+"""Seconds between two tellings of a stage's progress to the server."""
 
 INTERRUPTED = "Interrupted"
 """Name of the state of a run that was ended from outside without being asked."""
@@ -54,7 +54,7 @@ class Caller:
 
     display: Display
     result: RunResult | None = None
-    """Set by the flow: results do not travel through Prefect."""
+    """Result that the flow sets: results do not travel through Prefect."""
 
 
 _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
@@ -113,8 +113,9 @@ def ended(
     *,
     nothing_hint: str,
 ) -> State[Any]:
-    """How a flow ends that no error ended: with a table of what failed, or of the `row`. Where
-    nothing was made because all failed, `nothing_hint` says what to read."""
+    """Return the state of a flow that no error ended, and show a table. The table is of what
+    failed, or of the `row`. Where nothing was made because all failed, `nothing_hint` says what to
+    read."""
     await_server()
     page.end()
     show(table(result.failures) or [row], result.line(), key)
@@ -125,8 +126,8 @@ def ended(
 
 
 def ended_by(error: PenstockError, key: str, page: RunPage) -> State[Any]:
-    """How a flow ends that an error ended, told as soon as the server answers. `Interrupted` is
-    what flows/deployments/sweep.py starts again."""
+    """Return the state of a flow that an error ended, told as soon as the server answers.
+    `Interrupted` is what flows/deployments/sweep.py starts again."""
     await_server()
     page.end()
     if isinstance(error, NothingToCaption):
@@ -139,7 +140,7 @@ def ended_by(error: PenstockError, key: str, page: RunPage) -> State[Any]:
 
 
 class PrefectLauncher:
-    """Starts each stage inside a task of the flow run that is going on."""
+    """A launcher that starts each stage inside a task of the flow run that is going on."""
 
     def __init__(self, listen: Listener) -> None:
         self._listen = listen
@@ -211,7 +212,7 @@ class PrefectRunning:
 
 
 def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
-    """The flow, run inside the command, which prints what the plain command prints. Raises
+    """Run the flow inside the command, which prints what the plain command prints. Raises
     PenstockError."""
     quiet_console(display.say)
     caller = Caller(display=display)
@@ -229,7 +230,8 @@ def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
 
 
 def observed(config: CaptionConfig, caller: Caller) -> State[Any] | None:
-    """The flow's state; a server that vanished after the work costs the state, not the work."""
+    """Return the flow's state. A server that vanished after the work costs the state, not the
+    work."""
     try:
         return caption_videos(config, return_state=True)
     except Exception as error:  # of Prefect: what the flow itself raises is in its state

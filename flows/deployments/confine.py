@@ -1,5 +1,5 @@
-"""What flow runs may do, which the worker's environment decides and no parameter can widen: where
-they write, and whether they run code that comes with a checkpoint."""
+"""Confines where flow runs write, and whether they run code that comes with a checkpoint. The
+worker's environment decides that, and no parameter can widen it."""
 
 import os
 from collections.abc import Callable
@@ -25,8 +25,9 @@ led elsewhere."""
 
 
 def confine(config: CaptionConfig, *, out: bool = True) -> None:
-    """Refuse parameters that would make a flow run write outside the worker's folders, or run code
-    that could; `out` is whether it uses that folder at all. Raises UsageError."""
+    """Refuse parameters by which a flow run would write outside the worker's folders. Those are
+    refused, too, that would run code that could; `out` is whether it uses that folder at all.
+    Raises UsageError."""
     if config.trust_remote_code and os.environ.get(REMOTE_CODE) != "1":
         raise UsageError(
             "`trust_remote_code` is not allowed to runs of this worker",
@@ -53,8 +54,8 @@ def confine(config: CaptionConfig, *, out: bool = True) -> None:
 
 
 def outside(path: Path, roots: list[str]) -> str:
-    """Where a folder leads that is in none of the roots, or one that a run would make on the way
-    there and that is in none, nor above one; nothing if all is well."""
+    """Return where a folder leads that is in none of the roots; nothing if all is well. The same
+    holds for one that a run would make on the way there and that is in none, nor above one."""
     for step in (path, *(above for above in path.parents if not os.path.lexists(above))):
         inside = any(lies_in(str(step), root) for root in roots)
         above = step is not path and any(lies_in(root, str(step)) for root in roots)

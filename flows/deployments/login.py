@@ -1,5 +1,5 @@
-"""The login that this machine's own Prefect server asks for: one string in a file that its user
-alone can read; knows neither server nor client.
+"""Keeps the login that this machine's own Prefect server asks for; knows neither server nor client.
+It is one string in a file that its user alone can read.
 
 Without it every page that the user's browser shows could start runs: a browser sends a request to
 127.0.0.1 for whoever asks, and only the answer is kept from a foreign page.
@@ -16,24 +16,24 @@ from artifacts.errors import EnvironmentFault
 from artifacts.placing import place
 
 FILE = "penstock-auth"
-"""In Prefect's folder, beside the database of the server."""
+"""Name of the file in Prefect's folder, beside the database of the server."""
 USER = "penstock"
 PRIVATE = 0o600
 UNAUTHORIZED = 401
 
 
 def login_file() -> Path:
-    """Where the login of this machine's server lies, if there is one."""
+    """Return where the login of this machine's server lies, if there is one."""
     return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser() / FILE
 
 
 def new_login() -> str:
-    """A login that nobody can guess, as Prefect takes it: `user:password`."""
+    """Return a login that nobody can guess, as Prefect takes it: `user:password`."""
     return f"{USER}:{secrets.token_urlsafe(24)}"
 
 
 def stored_login() -> str | None:
-    """The login of this machine's server, or None where none was made. Raises
+    """Return the login of this machine's server, or None where none was made. Raises
     EnvironmentFault."""
     path = login_file()
     try:
@@ -52,8 +52,8 @@ def stored_login() -> str | None:
 
 
 def own_login() -> str:
-    """The login of this machine's server, made if there is none; two that make it at once end
-    with the same. Raises EnvironmentFault."""
+    """Return the login of this machine's server, made if there is none. Two that make it at once
+    end with the same. Raises EnvironmentFault."""
     path = login_file()
     try:
         if stored_login() is None:
@@ -68,13 +68,13 @@ def own_login() -> str:
 
 
 def login_for(url: str) -> str | None:
-    """The stored login, if the server at this address is on this machine: no other is ever told.
-    Raises EnvironmentFault."""
+    """Return the stored login, if the server at this address is on this machine. No other is ever
+    told. Raises EnvironmentFault."""
     return stored_login() if is_local(url) else None
 
 
 def is_local(url: str) -> bool:
-    """Whether an address is one of this machine that no other machine has."""
+    """Return whether an address is one of this machine that no other machine has."""
     try:
         host = urlsplit(url).hostname or ""
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -83,7 +83,7 @@ def is_local(url: str) -> bool:
 
 
 def refuses_login(error: Exception) -> bool:
-    """Whether an error of Prefect's client says that the login is not the server's."""
+    """Return whether an error of Prefect's client says that the login is not the server's."""
     return getattr(getattr(error, "response", None), "status_code", None) == UNAUTHORIZED
 
 

@@ -1,5 +1,5 @@
-"""The page that Prefect's UI shows of a run: plan, stages, peaks, failures and where the outputs
-are; knows no flow and no stage."""
+"""Writes the page that Prefect's UI shows of a run; knows no flow and no stage. It has plan,
+stages, peaks, failures and where the outputs are."""
 
 import logging
 import time
@@ -43,7 +43,7 @@ class RunPage:
             self._show(self._record)
 
     def _show(self, record: RunRecord) -> None:
-        """A server that does not answer costs the page, not the run."""
+        """Show the page; a server that does not answer costs the page, not the run."""
         try:
             with impatient():
                 self._write(page(record.value, time.time()))
@@ -61,7 +61,7 @@ class RunPage:
 
 
 def page(record: Mapping[str, Any], now: float) -> str:
-    """The record in markdown."""
+    """Return the record in markdown."""
     failures = [[f["media_path"], f["message"], f["hint"]] for f in record["failures"]]
     rest = record["media"]["failed"] - len(failures)
     if rest > 0:
@@ -79,11 +79,11 @@ def page(record: Mapping[str, Any], now: float) -> str:
 
 
 def grid(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in markdown, whose cells no text can leave."""
+    """Return a table in markdown, whose cells no text can leave."""
     lines = [head, ["---"] * len(head), *([cell(text) for text in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cell(text: str) -> str:
-    """A text in a cell."""
+    """Return a text in a cell."""
     return plain(text).replace("|", "\\|")

@@ -1,5 +1,5 @@
-"""How long a run waits for Prefect's server: for no bar, no table and no line of the log, but for
-its last state; knows nothing of what the run did.
+"""Decides how long a run waits for Prefect's server; knows nothing of what the run did. It waits
+for no bar, no table and no line of the log, but for its last state.
 
 Prefect's own client tries every call for a minute, call after call, and at the end of the process
 its threads try every event that is left for some seconds: ten minutes were seen.
@@ -16,21 +16,22 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 DEPLOYED_SECONDS = 300.0
-"""How long a deployment's run waits to tell how it ended: whoever restarts a server needs less."""
+"""Seconds that a deployment's run waits to tell how it ended: whoever restarts a server needs
+less."""
 COMMAND_SECONDS = 30.0
-"""How long a command waits; it has told the person how it ended."""
+"""Seconds that a command waits; it has told the person how it ended."""
 FAREWELL_SECONDS = 20.0
-"""How long a command's process may stay after its last word, for Prefect's threads to end."""
+"""Seconds that a command's process may stay after its last word, for Prefect's threads to end."""
 ASK_SECONDS = 1.0
 
 
 def impatient() -> contextlib.AbstractContextManager[object]:
-    """Calls of Prefect's client within are tried once."""
+    """Let calls of Prefect's client within be tried once."""
     return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
 
 
 def await_server() -> bool:
-    """Wait until the server of the flow run that is going on answers; whether it does."""
+    """Wait until the server of the flow run that is going on answers; returns whether it does."""
     context = FlowRunContext.get()
     deployed = context and context.flow_run and context.flow_run.deployment_id
     deadline = time.monotonic() + (DEPLOYED_SECONDS if deployed else COMMAND_SECONDS)

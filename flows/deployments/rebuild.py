@@ -1,5 +1,5 @@
-"""The rebuild of stored features as a Prefect flow; decides nothing about it, which is the plain
-command's."""
+"""Makes a Prefect flow of the rebuild of stored features. It decides nothing about it, which is the
+plain command's."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A Prefect server for one command, when the user has none; knows nothing of flows.
+"""Starts a Prefect server for one command, when the user has none; knows nothing of flows.
 
 Prefect starts one by itself, but in our process group: Ctrl-C would end it before the flow has told
 it how it ended, which the flow then tries for minutes.
@@ -21,13 +21,14 @@ from stages.process.child import die_with
 from stages.process.environment import child_environment
 
 START_SECONDS = 180.0
-"""8 to 15 s are usual; the first time, and on a busy machine, it takes much longer."""
+"""Seconds that a server may take to start: 8 to 15 are usual, the first time, and on a busy
+machine, it takes much longer."""
 STOP_SECONDS = 5.0
 
 
 def client_settings() -> dict[Any, str]:
-    """What Prefect's client in this process has to be told to reach its server, which is started if
-    the user has none. Raises EnvironmentFault."""
+    """Return the settings by which Prefect's client in this process reaches its server. A server is
+    started if the user has none. Raises EnvironmentFault."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
     url = PREFECT_API_URL.value()
@@ -39,7 +40,7 @@ def client_settings() -> dict[Any, str]:
 
 
 def start_server() -> tuple[str, str]:
-    """Start a server that lives as long as this process; returns the URL of its API and the login
+    """Start a server that lives as long as this process. Returns the URL of its API and the login
     that it asks for. Raises EnvironmentFault."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -69,8 +70,9 @@ def start_server() -> tuple[str, str]:
 
 
 def guarded(port: int, login: str) -> dict[str, str]:
-    """The environment in which a server answers only who has the login, and lets no page but its
-    own read that; not its arguments, which every user of the machine can read."""
+    """Return the environment of a server that answers only who has the login. It lets no page but
+    its own read that. It is not passed in its arguments, which every user of the machine can
+    read."""
     return {
         "PREFECT_SERVER_API_AUTH_STRING": login,
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
@@ -78,7 +80,7 @@ def guarded(port: int, login: str) -> dict[str, str]:
 
 
 def answers(url: str) -> bool:
-    """Whether a server is up there."""
+    """Return whether a server is up there."""
     with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
         return bool(reply.status == 200)
     return False
@@ -100,7 +102,7 @@ def last_line(log: IO[bytes]) -> str:
 
 
 def main(parent: str, port: str) -> None:
-    """The server's process."""
+    """Run the server in its process."""
     die_with(int(parent))
     import uvicorn
     from prefect.server.api.server import create_app

@@ -1,4 +1,4 @@
-"""Crashed runs started again: the flow `sweep-crashed`, made to be run every few minutes; knows
+"""Starts crashed runs again: the flow `sweep-crashed`, made to be run every few minutes. It knows
 nothing of what the runs do.
 
 A run that nobody asked to end is Crashed (its process was killed, or its machine is gone) or
@@ -40,7 +40,7 @@ PAGE = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What becomes of one run that ended unasked."""
+    """A decision about one run that ended unasked."""
 
     run: FlowRun
     why_not: str = ""
@@ -76,7 +76,7 @@ def sweep_crashed(
 
 
 def runs_since(client: SyncPrefectClient, since: datetime) -> Iterator[FlowRun]:
-    """All runs of the flows that are swept, the oldest first."""
+    """Yield all runs of the flows that are swept, the oldest first."""
     due = FlowRunFilterExpectedStartTime.model_validate({"after_": since})
     for offset in count(0, PAGE):
         page = client.read_flow_runs(
@@ -92,7 +92,7 @@ def runs_since(client: SyncPrefectClient, since: datetime) -> Iterator[FlowRun]:
 
 
 def drop_late(client: SyncPrefectClient, now: datetime) -> None:
-    """Delete sweeps that were due already: a worker that was busy for hours has one of every ten
+    """Delete sweeps that were due already. A worker that was busy for hours has one of every ten
     minutes before it, which would find what this one has found."""
     due_before = FlowRunFilterExpectedStartTime.model_validate({"before_": now})
     waiting = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
@@ -109,7 +109,8 @@ def drop_late(client: SyncPrefectClient, now: datetime) -> None:
 def verdicts(
     runs: Iterable[FlowRun], *, now: datetime, max_retries: int, older_than: timedelta
 ) -> list[Verdict]:
-    """What becomes of every run that ended unasked; what is due later decides nothing yet."""
+    """Return what becomes of every run that ended unasked. What is due later decides nothing
+    yet."""
     jobs: dict[str, list[FlowRun]] = {}
     for run in runs:
         if run.state is not None and due(run) <= now:
@@ -128,7 +129,8 @@ def verdicts(
 
 
 def why_left_alone(run: FlowRun, now: datetime, max_retries: int, older_than: timedelta) -> str:
-    """Empty if nothing speaks against starting the newest run of a job again."""
+    """Return why the newest run of a job is not started again; empty if nothing speaks against
+    it."""
     assert run.state is not None
     if run.deployment_id is None:
         return "it was started by hand: the same command goes on with it"
@@ -167,7 +169,7 @@ def ended_unasked(run: FlowRun) -> bool:
 
 
 def job_of(run: FlowRun) -> str:
-    """Runs of one job do the same work."""
+    """Return the name of a run's job; runs of one job do the same work."""
     return json.dumps([run.flow_id, run.deployment_id, run.parameters], sort_keys=True, default=str)
 
 

@@ -1,4 +1,4 @@
-"""What Prefect shows of a run: bars, a table, lines of the log; knows no flow and no stage."""
+"""Shows a run in Prefect: bars, a table, lines of the log; knows no flow and no stage."""
 
 import contextvars
 import functools
@@ -24,12 +24,12 @@ from flows.deployments.patience import impatient
 logger = logging.getLogger(__name__)
 
 LAST_STEP_SECONDS = 2.0
-"""How long the end of a stage waits for its bar."""
+"""Seconds that the end of a stage waits for its bar."""
 TABLE_ROWS = 200
 """Rows of the UI's table; the rest is in the output files."""
 MARKUP = re.compile(r"\\(?=[^\w\s])|[`*<~]|\[(?=[^]]*][(:\[])|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^[#>+-]")
-"""What markdown takes for itself. One of Prefect's two UIs reads table cells as markdown, the other
-shows every backslash, so no more is escaped than must be."""
+"""Characters that markdown takes for itself. One of Prefect's two UIs reads table cells as
+markdown, the other shows every backslash, so no more is escaped than must be."""
 LISTED = re.compile(r"^(\d+)([.)])(?=\s)")
 """The beginning of a numbered list."""
 
@@ -51,7 +51,7 @@ class Progress:
         self._thread.start()
 
     def tell(self, done: int, total: int) -> None:
-        """Never waits."""
+        """Tell how much is done; never waits."""
         if total:
             self._wanted = 100 * done / total
             self._changed.set()
@@ -118,7 +118,7 @@ def show(rows: list[dict[str, Any]], line: str, key: str) -> None:
 
 
 def table(failures: Sequence[Failure]) -> list[dict[str, Any]]:
-    """What failed, why, and what to do."""
+    """Return what failed, why, and what to do."""
     rows = [
         {"file": plain(f.media_path), "what": plain(f.message), "what to do": plain(f.hint)}
         for f in failures[:TABLE_ROWS]
@@ -130,22 +130,22 @@ def table(failures: Sequence[Failure]) -> list[dict[str, Any]]:
 
 
 def plain(text: str) -> str:
-    """Text that markdown shows as it is, in one line; control characters, which some databases do
-    not take, become question marks."""
+    """Return a text that markdown shows as it is, in one line. Control characters, which some
+    databases do not take, become question marks."""
     escaped = MARKUP.sub(lambda found: f"\\{found.group()}", printable(text).strip())
     return LISTED.sub(r"\1\\\2", escaped)
 
 
 def outlive_readers() -> None:
-    """Let the log's lines go nowhere when nobody reads them any more, as after the worker is
-    killed: rich would end the thread that writes one, and with it the stage that it listens to."""
+    """Let the log's lines go nowhere when nobody reads them any more. After the worker is killed,
+    rich would end the thread that writes one, and with it the stage that it listens to."""
     for handler in console_handlers():
         console = handler.console
         vars(console)["on_broken_pipe"] = functools.partial(setattr, console, "quiet", True)
 
 
 def quiet_console(say: Callable[[str], None]) -> None:
-    """Keep Prefect's own lines off the terminal for good; the log that the UI shows gets them
+    """Keep Prefect's own lines off the terminal for good. The log that the UI shows gets them
     still. `say` is told once when a server has missed some."""
     for handler in console_handlers():
         handler.setLevel(logging.CRITICAL + 1)
@@ -155,7 +155,7 @@ def quiet_console(say: Callable[[str], None]) -> None:
 
 
 class Missed(logging.Handler):
-    """Says once that a server was told less than there was to tell."""
+    """A handler that says once that a server was told less than there was to tell."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.ERROR)

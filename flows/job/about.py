@@ -60,7 +60,8 @@ def notes(job: Job) -> list[str]:
 
 
 def halves(model: Model) -> dict[str, dict[str, Any]]:
-    """Return parameters, bytes as stored and as loaded, and precision of each part."""
+    """Return parameters, bytes as stored and as loaded, and the precision and attention of each
+    part."""
     return {
         part: {
             "parameters": model.profile.parts[part].parameters,

@@ -47,7 +47,7 @@ def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
 
 
 def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: Stage) -> dict[str, int]:
-    """Return, by the key of what a stage makes, about how many tokens it is given for it."""
+    """Return about how many tokens a stage is given, by the key of what it makes."""
     wave = unique(tasks, stage.writes)
     key = digest_of(["lengths", *(task[stage.writes] for task in wave)])
     if key not in ledger.cuts:

@@ -149,7 +149,7 @@ def _choice(question: Question, rungs: Sequence[Rung], budget: Budget) -> Choice
 
 
 def memory_json(found: dict[str, Choice], budget: Budget) -> dict[str, Any]:
-    """Return, for programs, what each stage starts on and is expected to take."""
+    """Return what each stage starts on and is expected to take, for programs."""
     return {
         "budget_bytes": budget.bytes,
         "budget_given": budget.given,

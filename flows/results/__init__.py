@@ -1,1 +1,1 @@
-"""What a run leaves for people and programs: outputs, record, status, report."""
+"""Gives people and programs what a run leaves: outputs, record, status, report."""

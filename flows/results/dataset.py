@@ -1,5 +1,5 @@
-"""From stored captions to WebDataset shards: which samples there are and where their media come
-from; runs no model."""
+"""Makes WebDataset shards of stored captions: which samples there are, and where their media come
+from. It runs no model."""
 
 import os
 from collections import Counter
@@ -23,19 +23,19 @@ from flows.results.outputs import captions_of
 from stages.process.exit_diagnosis import is_crash
 
 SAME_SECONDS = 0.001
-"""A chunk that reaches this close to the end of its medium holds all of it."""
+"""Seconds from the end of a medium: a chunk that reaches this close to it holds all of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleSource:
-    """One sample and what its media are made from."""
+    """One sample and the source of its media."""
 
     sample: Sample
     file: Path
     whole: bool
     """Whether the file's own bytes are the sample's media."""
     stamp: Stamp | None
-    """Of the file that was captioned."""
+    """State of the file that was captioned."""
 
 
 def write_dataset(job: Job, launcher: Launcher, tell: Callable[[str, int, int], None]) -> list[str]:
@@ -60,7 +60,7 @@ def write_dataset(job: Job, launcher: Launcher, tell: Callable[[str, int, int], 
 
 
 def is_stale(job: Job) -> bool:
-    """Whether there is a dataset that holds something else than what is captioned now."""
+    """Return whether there is a dataset that holds something else than what is captioned now."""
     folder = job.out / DATASET
     before = read_index(folder)
     digests = [item.sample.digest() for group in _items(job) for item in group] if before else []
@@ -102,7 +102,8 @@ def _items_of(
 def _samples(
     items: Sequence[SampleSource], cutter: "Cutter"
 ) -> Iterator[tuple[Sample, Media | None]]:
-    """Each sample with its media; what was cut out is gone again when the next one is asked for."""
+    """Yield each sample with its media. What was cut out is gone again when the next one is asked
+    for."""
     for batch in _batches(items):
         cut = cutter([item for item in batch if not item.whole])
         for item in batch:
@@ -119,7 +120,8 @@ def _samples(
 
 
 def _batches(items: Sequence[SampleSource]) -> Iterator[list[SampleSource]]:
-    """The items in stretches of about a shard's bytes to be cut; a video is in one of them."""
+    """Yield the items in stretches of about a shard's bytes to be cut; a video is in one of
+    them."""
     batch: list[SampleSource] = []
     filled = 0
     for item in items:
@@ -134,7 +136,7 @@ def _batches(items: Sequence[SampleSource]) -> Iterator[list[SampleSource]]:
 
 
 class Cutter:
-    """Cuts chunks out of videos in a process of its own, which a damaged file may bring down."""
+    """A cutter of chunks of videos in a process of its own, which a damaged file may bring down."""
 
     def __init__(
         self, job: Job, launcher: Launcher, tell: Callable[[str, int, int], None], aside: Path
@@ -144,12 +146,12 @@ class Cutter:
         self._tell = tell
         self._folder = aside / "cuts"
         self.refused: list[str] = []
-        """Name of the file, and why nothing could be cut out of it."""
+        """Names of files, each with why nothing could be cut out of it."""
         self._kills = 0
-        """How often in a row it was killed before it had cut anything out."""
+        """Number of times in a row that it was killed before it had cut anything out."""
 
     def __call__(self, items: Sequence[SampleSource]) -> dict[str, Media]:
-        """Key of the sample → what was cut out for it."""
+        """Cut the items and return the key of each sample → what was cut out for it."""
         found: dict[str, Media] = {}
         left = list(items)
         while left:
@@ -168,7 +170,8 @@ class Cutter:
         return found
 
     def _run(self, items: Sequence[SampleSource]) -> dict[str, Any]:
-        """What the process told of each; after its death of the file that it died of, too."""
+        """Return what the process told of each item. After its death that includes the file that it
+        died of."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

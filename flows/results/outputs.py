@@ -1,4 +1,4 @@
-"""From stored captions to the files people asked for; runs no model."""
+"""Writes the files people asked for from stored captions; runs no model."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from stages.process.events import Failed
 
 
 def failures_of(job: Job) -> list[Failure]:
-    """Everything that could not be captioned, in source order within each stage."""
+    """Return everything that could not be captioned, in source order within each stage."""
     found = list(job.failures)
     for file, medium in zip(job.files, job.contents, strict=True):
         known = job.ledger.failure(medium) or job.ledger.refusal(medium)
@@ -43,13 +43,13 @@ def failures_of(job: Job) -> list[Failure]:
 
 
 def names_of(job: Job) -> dict[str, str]:
-    """Digest of a medium → the name of the first file that holds it."""
+    """Return the digest of a medium → the name of the first file that holds it."""
     files = reversed(list(zip(job.files, job.contents, strict=True)))
     return {medium.digest: file.media_path for file, medium in files}
 
 
 def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) -> dict[str, str]:
-    """What a stage told of a medium, or of a chunk's features, with the name of a file."""
+    """Return what a stage told of a medium, or of a chunk's features, with a file's name."""
     told, made = event.media, STAGES[stage].writes
     if STAGES[stage].reads:
         chunks = (task for task in job.ledger.tasks(job.media) if task[made] == told)
@@ -63,7 +63,7 @@ def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) ->
 
 
 def places(job: Job) -> dict[str, str]:
-    """Where each kind of output lies, or is to be written."""
+    """Return where each kind of output lies, or is to be written."""
     asked = job.config.format
     found = {"captions": str(job.out / "captions.jsonl")}
     beside = "beside the media" if job.config.beside else str(job.out)
@@ -79,7 +79,7 @@ MIDDLE = ("only the chunk's middle frame was seen: the model takes one picture a
 
 
 def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
-    """The captions of one file that are there, a line a chunk, in time order."""
+    """Return the captions of one file that are there, a line a chunk, in time order."""
     made = job.ledger["captions"]
     return [
         caption_of(job, file, task, made.meta(task["captions"]))
@@ -89,7 +89,7 @@ def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
 
 
 def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> Caption:
-    """The caption of one chunk of a file, with what was stored of it."""
+    """Return the caption of one chunk of a file, with what was stored of it."""
     index = job.ledger.index(task.medium)
     assert index is not None
     one_frame = task.medium.kind == "video" and job.model.one_frame
@@ -111,14 +111,14 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
 
 
 def there_before(job: Job) -> list[str]:
-    """Outputs that lie there when a run begins: what they say is of an earlier one."""
+    """Return the outputs that lie there when a run begins: what they say is of an earlier one."""
     names = ("captions", *TABLES, DATASET)
     return [name for name, path in places(job).items() if name in names and os.path.exists(path)]
 
 
 @dataclass(kw_only=True, slots=True)
 class Written:
-    """What the outputs hold now."""
+    """The contents of the outputs now."""
 
     captions: int = 0
     cut: int = 0
@@ -129,7 +129,7 @@ class Written:
     """Outputs that an earlier run wrote and this one did not: what they say may be another."""
 
     def to_json(self) -> dict[str, Any]:
-        """All but the failures, as `run.json` keeps it."""
+        """Return all but the failures, as `run.json` keeps it."""
         return {
             "captions": self.captions,
             "cut": self.cut,
@@ -173,8 +173,9 @@ def write_outputs(job: Job, *, last: bool) -> Written:
 
 
 def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator[str]:
-    """Of each file where it lies and how many lines of `captions.jsonl` are of it, in the order of
-    those lines: two files of one name and source could not be told apart otherwise."""
+    """Yield for each file where it lies and how many lines of `captions.jsonl` are its own. They
+    come in the order of those lines: two files of one name and source could not be told apart
+    otherwise."""
     for file, count in zip(files, captions, strict=True):
         row = {
             "media_path": file.media_path,
@@ -187,6 +188,6 @@ def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator
 
 
 def captions_by_file(job: Job) -> Iterator[list[Caption]]:
-    """The captions of each file that are there, in source order."""
+    """Yield the captions of each file that are there, in source order."""
     for file, medium in zip(job.files, job.contents, strict=True):
         yield captions_of(job, file, medium)

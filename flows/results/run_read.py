@@ -1,5 +1,4 @@
-"""Reads the record of a run, which people may have changed and another version may have written;
-writes none."""
+"""Reads the record of a run, which people or another version may have changed; writes none."""
 
 import os
 import socket
@@ -88,12 +87,12 @@ RECORD = {
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
     "versions": Left(Each(text)),
 }
-"""`run.json`, as far as anything is told of it."""
+"""Shape of `run.json`, as far as anything is told of it."""
 
 
 def load_record(out: Path) -> dict[str, Any]:
-    """The record of the last run into a folder; its state is `died` when nobody works on it any
-    more and it does not say how it ended. Raises UsageError or EnvironmentFault."""
+    """Return the record of the last run into a folder. Its state is `died` when nobody works on it
+    any more and it does not say how it ended. Raises UsageError or EnvironmentFault."""
     path = out / "run.json"
     if not os.path.lexists(path):
         raise UsageError(f"no run has written to {out}", hint="Name the --out folder of a run")

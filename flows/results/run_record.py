@@ -1,4 +1,4 @@
-"""`run.json`: what a run planned, did and cost, rewritten while it works; a report, never what
+"""Writes `run.json`: what a run planned, did and cost, while it works. It is a report, never what
 resume relies on."""
 
 import contextlib
@@ -20,13 +20,14 @@ from flows.pipelines import CAPTION, Pipeline
 from stages.process.outcome import StageOutcome
 
 REWRITE_SECONDS = 2.0
-"""How often a running run rewrites its record at the most."""
+"""Least seconds between two writings of a running run's record."""
 SAMPLE_SECONDS = 65.0
-"""How far back the samples go that the latest speed is told from."""
+"""Seconds that the samples go back of which the latest speed is told."""
 NAMED_FAILURES = 20
 """Failures that the record names; all of them are in `failures.jsonl` when the run ends."""
 TIMELINE_POINTS = 7200
-"""Points of a stage's memory timeline; when there are more, every two neighbours become one."""
+"""Most points of a stage's memory timeline; when there are more, every two neighbours become
+one."""
 SPANS = 1000
 """Stage processes whose beginning and end are kept; of more, every two neighbours become one."""
 KEPT_WARNINGS = 1000
@@ -34,10 +35,10 @@ KEPT_WARNINGS = 1000
 
 
 class RunRecord:
-    """What `penstock status` and people read."""
+    """The record that `penstock status` and people read."""
 
     def __init__(self, out: Path, pipeline: Pipeline = CAPTION, **more: Any) -> None:
-        """`more` is what else to say of the run, such as who started it."""
+        """Begin the record; `more` is what else to say of the run, such as who started it."""
         self.path = out / "run.json"
         self._written = 0.0
         self._lock = threading.RLock()
@@ -46,30 +47,30 @@ class RunRecord:
         self._began = seconds_of(self.value["started"])
 
     def stage(self, name: str) -> dict[str, Any]:
-        """The record of one stage, to be changed in place."""
+        """Return the record of one stage, to be changed in place."""
         found: dict[str, Any] = next(s for s in self.value["stages"] if s["name"] == name)
         return found
 
     def expect(self, name: str, total: int, done: int) -> None:
-        """So many items a stage is known to have in the whole run, and so many are in the store."""
+        """Note how many items a stage has in the whole run, and how many are in the store."""
         entry = self.stage(name)
         entry.update(total=total, before=max(0, done - entry["items"]))
 
     @contextlib.contextmanager
     def _changing(self, *, force: bool) -> Iterator[None]:
-        """What is changed within is written then; a disk that is full is told by the stages."""
+        """Write afterwards what is changed within; a disk that is full is told by the stages."""
         with self._lock, contextlib.suppress(EnvironmentFault):
             yield
             self.write(force=force)
 
     def begin(self, name: str) -> None:
-        """A process of a stage starts."""
+        """Note that a process of a stage starts."""
         if name in self._stages:
             with self._changing(force=True):
                 self.stage(name).update(since=round(time.time(), 1), running=0, recent=[], now=[])
 
     def memory(self, name: str, seen: Mapping[str, Any]) -> None:
-        """What a running process has of memory, and the most so far, as it tells."""
+        """Note what a running process has of memory, and the most so far, as it tells."""
         if name in self._stages:
             with self._changing(force=False):
                 entry = self.stage(name)
@@ -80,12 +81,13 @@ class RunRecord:
                     entry["now"] = coarser(entry["now"])
 
     def rung(self, taken: Mapping[str, Any]) -> None:
-        """A stage is run in another way than it was asked for."""
+        """Note that a stage is run on another rung than it was asked for."""
         with self._changing(force=True):
             self.value["rungs"].append({**taken, "time": now()})
 
     def fail(self, name: str, failure: Mapping[str, str]) -> None:
-        """Something failed in a stage that goes on; counted anew when the outputs are written."""
+        """Note that something failed in a stage that goes on. It is counted anew when the outputs
+        are written."""
         if name in self._stages:
             with self._changing(force=False):
                 self.stage(name)["failed"] += 1
@@ -94,7 +96,7 @@ class RunRecord:
                     self.value["failures"].append(dict(failure))
 
     def fails(self, failures: Sequence[Failure]) -> None:
-        """All that failed, in this run and before it."""
+        """Note all that failed, in this run and before it."""
         counts = Counter(failure.stage for failure in failures)
         with self._lock:
             self.value["media"]["failed"] = len(failures)
@@ -103,7 +105,7 @@ class RunRecord:
                 entry["failed"] = counts[entry["name"]]
 
     def live(self, name: str, items: int) -> None:
-        """Items published by the process that runs now, not yet in an outcome.
+        """Note the items that the process that runs now has published, not yet in an outcome.
 
         Told from a stage's own thread: a disk that is full will be told by the stage itself.
         """
@@ -153,7 +155,7 @@ class RunRecord:
         entry["precision"] = dict(precision)
 
     def finish(self, state: str, error: str = "") -> None:
-        """The run's last word: done, failed or interrupted."""
+        """Write the run's last word: done, failed or interrupted."""
         self.value.update(state=state, error=redacted(error))
         self.write(force=True)
 
@@ -167,13 +169,13 @@ class RunRecord:
 
 
 def coarser(timeline: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Half as many points, each the higher of two."""
+    """Return half as many points, each the higher of two."""
     pairs = [timeline[at : at + 2] for at in range(0, len(timeline), 2)]
     return [[pair[0][0], max(p[1] for p in pair), max(p[2] for p in pair)] for pair in pairs]
 
 
 def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
-    """The record of a run that has done nothing yet."""
+    """Return the record of a run that has done nothing yet."""
     return {
         "state": "running",
         "pid": os.getpid(),
@@ -197,7 +199,7 @@ def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
 
 
 def empty(name: str) -> dict[str, Any]:
-    """That of one of its stages."""
+    """Return the record of a stage that has done nothing yet."""
     return {
         "name": name,
         "items": 0,
@@ -226,5 +228,5 @@ def empty(name: str) -> dict[str, Any]:
 
 
 def seconds_of(stamp: str) -> float:
-    """A time of the record in seconds since the epoch."""
+    """Return a time of the record in seconds since the epoch."""
     return datetime.fromisoformat(stamp).timestamp()

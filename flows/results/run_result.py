@@ -1,4 +1,4 @@
-"""How a caption run ended, for its last line, for programs and for Prefect; decides nothing."""
+"""Tells how a caption run ended, for its last line, programs and Prefect; decides nothing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from flows.results.status import texts_line
 
 @dataclass(kw_only=True, slots=True)
 class RunResult:
-    """How a run ended."""
+    """The end of a run."""
 
     out: Path
     files: int
-    """Files and sources that were asked for."""
+    """Number of files and sources that were asked for."""
     limit: int
-    """Tokens of a caption at the most."""
+    """Most tokens of a caption."""
     written: Written = field(default_factory=Written)
     warnings: list[str] = field(default_factory=list)
 
@@ -33,11 +33,11 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 all captioned · 1 some items failed."""
+        """Return 0 when all is captioned, 1 when some items failed."""
         return 1 if self.failures else 0
 
     def to_json(self) -> dict[str, Any]:
-        """The outcome for programs; each failure is told by itself."""
+        """Return the outcome for programs; each failure is told by itself."""
         return {
             "out": str(self.out),
             "files": self.files,
@@ -48,7 +48,7 @@ class RunResult:
         }
 
     def line(self) -> str:
-        """The outcome in one line."""
+        """Return the outcome in one line."""
         line = f"{counted(self.captions, 'caption')} in {self.out / 'captions.jsonl'}"
         if self.written.cut:
             line += f", {self.written.cut} cut at {counted(self.limit, 'token')}"
@@ -59,7 +59,7 @@ class RunResult:
         return line
 
     def notes(self) -> Iterator[str]:
-        """What a person should do, or know, about what is written."""
+        """Yield what a person should do, or know, about what is written."""
         if self.written.cut:
             yield (
                 f"{counted(self.written.cut, 'caption')} ended at {counted(self.limit, 'token')}, "

@@ -1,5 +1,5 @@
-"""How a run stands, worked out from its record: what is done, how fast, how long still; reads and
-starts nothing."""
+"""Works out from its record how a run stands; reads and starts nothing. That is what is done, how
+fast, how long still."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from flows.console.display import duration, size
 from flows.pipelines import STAGES
 
 RECENT_SECONDS = 60.0
-"""What counts as lately."""
+"""Seconds that count as lately."""
 SHORTEST_SECONDS = 1.0
-"""Nothing is said of the speed of less."""
+"""Least seconds of work of which a speed is told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageStatus:
-    """One stage of a run, in chunks; what the frames stage failed at is counted in files."""
+    """One stage of a run, in chunks; failures of the frames stage are counted in files."""
 
     name: str
     running: bool
     done: int
-    """In this run and before it."""
+    """Chunks done in this run and before it."""
     failed: int
     pending: int
     about: bool
@@ -30,22 +30,22 @@ class StageStatus:
     rate: float | None
     """Chunks a second of this run; None when it made none."""
     rate_last_minute: float | None
-    """None when the stage is not running."""
+    """The same of the last minute; None when the stage is not running."""
     seconds_left: float | None
-    """None: unknown."""
+    """Seconds left; None: unknown."""
     seconds: float
-    """How long it has worked in this run."""
+    """Seconds that it has worked in this run."""
     peak_host_bytes: int
     peak_device_bytes: int
     taken_bytes: int
-    """At the most, of where it computes, above what was taken before: imports, or other
-    processes of a GPU; 0: unknown."""
+    """Most bytes of where it computes, above what was taken before: imports, or other processes of
+    a GPU; 0: unknown."""
     planned_bytes: int
-    """How much that was expected to be; 0: unknown."""
+    """Bytes that that was expected to be; 0: unknown."""
 
 
 def stages_of(record: Mapping[str, Any], now: float) -> list[StageStatus]:
-    """The stages of a record at the time `now`, in seconds since the epoch."""
+    """Return the stages of a record at the time `now`, in seconds since the epoch."""
     about = int(record["plan"].get("chunks", 0)) if record["media"].get("open") else 0
     planned = record["plan"].get("memory") or {"stages": []}
     peaks = {stage["rung"]["stage"]: stage["peak_bytes"] for stage in planned["stages"]}
@@ -95,7 +95,7 @@ def _taken(entry: Mapping[str, Any]) -> int:
 
 
 def _lately(entry: Mapping[str, Any], made: int, now: float) -> float | None:
-    """Chunks a second since the oldest sample of the last minute; 0 when there is none."""
+    """Return chunks a second since the oldest sample of the last minute; 0 when there is none."""
     samples = [s for s in entry["recent"] if now - s[0] <= RECENT_SECONDS]
     if not samples:
         return 0.0 if now - entry["since"] > RECENT_SECONDS else None
@@ -104,7 +104,7 @@ def _lately(entry: Mapping[str, Any], made: int, now: float) -> float | None:
 
 
 def advice(record: Mapping[str, Any]) -> str:
-    """What to do about a run that ended before its work did; empty when there is nothing to do."""
+    """Say what to do about a run that ended before its work did; empty when there is nothing."""
     if record["state"] in ("done", "running"):
         return ""
     again = "run the same command again to go on"
@@ -121,7 +121,7 @@ COLUMNS = (
 
 
 def cells(stage: StageStatus) -> tuple[str, ...]:
-    """One stage for people, a text a column."""
+    """Return one stage for people, a text a column."""
     lately = "-" if stage.rate_last_minute is None else f"{stage.rate_last_minute:.2f}/s"
     left = "-"
     if stage.pending:
@@ -146,7 +146,7 @@ def cells(stage: StageStatus) -> tuple[str, ...]:
 
 
 def what(record: Mapping[str, Any]) -> Iterator[str]:
-    """What is run, by whom, and what came of it so far."""
+    """Yield what is run, by whom, and what came of it so far."""
     plan, media = record["plan"], record["media"]
     if plan:
         precision = ", ".join(f"{half} {kind}" for half, kind in plan["precision"].items())
@@ -164,7 +164,7 @@ def what(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def texts_line(texts: Mapping[str, Any]) -> str:
-    """`.txt: 35 written, 3 kept as people made them`."""
+    """Return a line such as `.txt: 35 written, 3 kept as people made them`."""
     told = {
         "written": "written",
         "kept": "kept as people made them",
@@ -177,19 +177,21 @@ def texts_line(texts: Mapping[str, Any]) -> str:
 
 
 def rungs_in_force(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What each stage is run on that is not what was asked for; the last word on each."""
+    """Return what each stage is run on that is not what was asked for. The last word on each
+    counts."""
     of_all = [taken for taken in record["rungs"] if taken.get("reason") != "item alone"]
     return list({taken["stage"]: taken for taken in of_all}.values())
 
 
 def rung_line(taken: Mapping[str, Any]) -> str:
-    """`decode runs with batch 2, bf16 (out of memory: CUDA out of memory …)`."""
+    """Return a line such as `decode runs with batch 2, bf16 (out of memory: CUDA out of memory
+    …)`."""
     why = ": ".join(filter(None, (taken["reason"], taken["error"])))
     return f"{taken['stage']} runs with {taken['name']} ({why})"
 
 
 def places(record: Mapping[str, Any]) -> dict[str, str]:
-    """Where what the run made lies."""
+    """Return where the things lie that the run made."""
     found = {**record["outputs"], "store": record["plan"].get("store", "")}
     for name in record["earlier"]:
         found[name] = f"{found.get(name, '')} (of an earlier run)"

@@ -1,5 +1,5 @@
-"""One text file a medium, in `OUT` or beside the media: those that we wrote are brought to what is
-said now, and what people wrote or edited is theirs; runs no model.
+"""Writes one text file a medium, in `OUT` or beside the media; runs no model. Texts that we wrote
+are brought to what is said now; what people wrote or edited is theirs.
 
 A text is known for ours by its own digest and that of the medium that it is about, so it stays ours
 when a folder is moved or another `OUT` is given.
@@ -35,7 +35,7 @@ CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption]]
 
 
 class OwnFiles:
-    """What we have written for people, remembered in the store by digests."""
+    """The own texts that were written for people, remembered in the store by digests."""
 
     def __init__(self, job: Job) -> None:
         self._memory = job.store.local / "written.jsonl"
@@ -48,7 +48,7 @@ class OwnFiles:
         return bool(self._known)
 
     def has(self, form: str, about: str, sha256: str) -> bool:
-        """Whether that is the digest of what we once wrote in this form about a content."""
+        """Return whether we once wrote a text of that digest, in this form, about this content."""
         return bool(sha256) and _key(form, about, sha256) in self._known
 
     def add(self, form: str, about: str, sha256: str) -> None:
@@ -65,7 +65,7 @@ def _key(form: str, about: str, sha256: str) -> str:
 
 @dataclass(kw_only=True, slots=True)
 class Texts:
-    """What became of the files of one form in one place."""
+    """The fate of the files of one form in one place."""
 
     form: str
     beside: bool
@@ -80,7 +80,7 @@ class Texts:
     """Files of that form in `OUT` that are about no medium of this run."""
 
     def to_json(self) -> dict[str, Any]:
-        """The counts, as `run.json` keeps them."""
+        """Return the counts, as `run.json` keeps them."""
         return {
             "format": self.form,
             "beside": self.beside,
@@ -91,7 +91,7 @@ class Texts:
         }
 
     def notes(self) -> Iterator[str]:
-        """What a person should know of them."""
+        """Yield what a person should know of them."""
         noun = f".{self.form} file"
         if self.kept:
             first = ", ".join([*self.kept[:3], *(["…"] if len(self.kept) > 3 else [])])
@@ -111,8 +111,8 @@ class Texts:
 
 
 def write_texts(job: Job, own: OwnFiles, captions_of: CaptionsOf) -> list[Texts]:
-    """Bring text files to what is said now: those that are asked for, and those of ours that `OUT`
-    has. Of others beside the media it is told how many are of an earlier run."""
+    """Bring text files to what is said now: those asked for, and ours in `OUT`. Of others beside
+    the media it is told how many are of an earlier run."""
     found: list[Texts] = []
     for beside in (False, True):
         asked = job.config.format if job.config.beside == beside else ()
@@ -130,8 +130,8 @@ def write_texts(job: Job, own: OwnFiles, captions_of: CaptionsOf) -> list[Texts]
 
 
 def _texts_in(folders: Set[str]) -> set[str]:
-    """Paths of what lies in these folders and is called as our texts are: to list a folder takes as
-    long as to look for one file in it."""
+    """Return paths of what lies in these folders and is called as our texts are. To list a folder
+    takes as long as to look for one file in it."""
     found: set[str] = set()
     for folder in folders:
         with contextlib.suppress(OSError):
@@ -141,7 +141,7 @@ def _texts_in(folders: Set[str]) -> set[str]:
 
 
 class _Writer:
-    """The files of one form in one place."""
+    """A writer of the files of one form in one place."""
 
     def __init__(self, job: Job, own: OwnFiles, texts: Texts, stems: list[str]) -> None:
         self._job = job
@@ -150,7 +150,7 @@ class _Writer:
         self._paths = [Path(f"{stem}.{texts.form}") for stem in stems]
 
     def has_own(self, there: Set[str]) -> bool:
-        """Whether any of them is among those, and ours."""
+        """Return whether any of them is among those, and ours."""
         pairs = zip(self._paths, self._job.contents, strict=True)
         present = ((path, medium) for path, medium in pairs if str(path) in there)
         return any(self._is_own(medium, digest_at(path)) for path, medium in present)
@@ -177,7 +177,7 @@ class _Writer:
         return self.texts
 
     def count_stale(self, captions_of: CaptionsOf, there: Set[str]) -> int:
-        """How many of those are ours and say something else than what is said now."""
+        """Count those that are ours and say something else than what is said now."""
         for path, medium, text in self._said(captions_of, there):
             before = digest_at(path)
             same = text is not None and before == hashlib.sha256(text).hexdigest()
@@ -187,8 +187,8 @@ class _Writer:
     def _said(
         self, captions_of: CaptionsOf, only: Set[str] | None = None
     ) -> Iterator[tuple[Path, Medium, bytes | None]]:
-        """What each file, or each of `only` those, should hold; None where not all of a medium is
-        captioned, since half a text would look like a whole one."""
+        """Yield what each file, or each of `only` those, should hold. It is None where not all of a
+        medium is captioned, since half a text would look like a whole one."""
         job = self._job
         for path, file, medium in zip(self._paths, job.files, job.contents, strict=True):
             if only is not None and str(path) not in only:
@@ -214,7 +214,7 @@ class _Writer:
 
 
 def digest_at(path: Path) -> str:
-    """SHA-256 of what lies there; empty where that is no file that can be read."""
+    """Return the SHA-256 of what lies there; empty where that is no file that can be read."""
     try:
         return hash_file(path) if path.is_file() else ""
     except OSError:
@@ -222,7 +222,7 @@ def digest_at(path: Path) -> str:
 
 
 def _stems(job: Job, beside: bool) -> list[str]:
-    """The path without suffix of each file's text, absolute."""
+    """Return the path without suffix of each file's text, absolute."""
     if not beside:
         return [f"{job.out}/{stem}" for stem in file_stems([f.media_path for f in job.files])]
     # A file that two sources name is one file, but with two prompts it has two texts.

@@ -1,1 +1,1 @@
-"""The store looked after: features rebuilt, what is old removed."""
+"""Looks after the store: features are rebuilt, what is old is removed."""

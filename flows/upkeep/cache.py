@@ -1,4 +1,4 @@
-"""What a store holds, by model and age; changes nothing."""
+"""Lists what a store holds, by model and age; changes nothing."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,13 +28,13 @@ class Pack:
 
 
 def objects(store: Store) -> dict[str, ObjectStat]:
-    """What lies in a store, by name."""
+    """Return all objects in a store, by name."""
     found = ((name, store.stat(name)) for name in store.list())
     return {name: stat for name, stat in found if stat is not None}
 
 
 def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:
-    """Every pack that is in its place among the objects of a store."""
+    """Return every pack that is in its place among the objects of a store."""
     return [
         Pack(name=name, stat=stat)
         for name, stat in stored.items()
@@ -44,23 +44,23 @@ def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holding:
-    """What a store has of one kind and scope."""
+    """The packs that a store has of one kind and scope."""
 
     kind: str
     scope: str
     packs: int
     bytes: int
     used: float
-    """When any of it was last written or read: seconds since the epoch."""
+    """Time when any of it was last written or read: seconds since the epoch."""
     settings: Mapping[str, Any]
-    """What it is of, as `settings_of` says; empty when that was not written down."""
+    """Settings that it is of, as `settings_of` says; empty when they were not written down."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "settings": dict(self.settings)}
 
 
 def holdings(store: Store) -> list[Holding]:
-    """What is stored, by model, the last used first."""
+    """Return what is stored, by model, the last used first."""
     groups: dict[tuple[str, str], list[Pack]] = {}
     for pack in packs(objects(store)):
         groups.setdefault((pack.kind, pack.scope), []).append(pack)
@@ -80,7 +80,7 @@ def holdings(store: Store) -> list[Holding]:
 
 
 def sampling_text(sampling: Mapping[str, Any]) -> str:
-    """`30 s, 1 fps, 32 frames at most`."""
+    """Return a line such as `30 s, 1 fps, 32 frames at most`."""
     longest = f"{sampling['chunk_seconds']:g} s"
     pieces = f"shots up to {longest}" if sampling["shots"] else longest
     if sampling["frames"] is not None:

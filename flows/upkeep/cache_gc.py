@@ -1,5 +1,5 @@
-"""Bringing a store below a size: the least recently used goes first, what running jobs need stays;
-knows no job but by what it holds."""
+"""Brings a store below a size; knows no job but by what it holds. The least recently used goes
+first, what running jobs need stays."""
 
 import contextlib
 import os
@@ -24,12 +24,12 @@ KEPT = ("rebuilds", "scopes", "rungs")
 
 @dataclass(kw_only=True, slots=True)
 class Collection:
-    """What was deleted, or would be."""
+    """The files deleted, or to be deleted."""
 
     before: int
     """Bytes of all files in the store."""
     limit: int
-    """Bytes that it was to be brought to."""
+    """Bytes that the store was to be brought to."""
     packs: Counter[str] = field(default_factory=Counter)
     """Kind → packs deleted."""
     bytes: int = 0
@@ -45,8 +45,8 @@ class Collection:
 
 
 def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
-    """Delete what was not used for the longest time until at most `limit` bytes are left, and first
-    what is no use: half-written and damaged files."""
+    """Delete what was not used for longest until at most `limit` bytes are left. What is no use
+    goes first: half-written and damaged files."""
     jobs, stored = running_jobs(store), objects(store)
     # In a folder store, objects and the files beside them are among each other, under one name.
     sizes = _files(store.local) | {name: stat.size for name, stat in stored.items()}
@@ -85,7 +85,8 @@ def _delete(store: Store, pack: Pack, made: Collection, dry_run: bool) -> None:
 
 
 def _rubbish(store: Store, names: Iterable[str], held: Container[str]) -> Iterator[str]:
-    """The names of what is no use to anybody; `held` are the scopes that running jobs need."""
+    """Yield the names of what is no use to anybody. `held` are the scopes that running jobs
+    need."""
     dead = {path.name for path in left_behind(store.local)}
     useless: dict[str, Callable[[str], bool]] = {
         QUARANTINE: lambda _: True,
@@ -99,7 +100,7 @@ def _rubbish(store: Store, names: Iterable[str], held: Container[str]) -> Iterat
 
 
 def _files(folder: Path) -> dict[str, int]:
-    """The bytes of every file below a folder, by its path from there."""
+    """Return the bytes of every file below a folder, by its path from there."""
     found = {}
     for place, _, names in os.walk(folder):
         for path in (Path(place, name) for name in names):

@@ -1,5 +1,5 @@
-"""Removing what a job's rebuilds made and nothing refers to any more; never what a recorded or a
-running job needs."""
+"""Removes what a job's rebuilds made and nothing refers to any more. It never removes what a
+recorded or a running job needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from flows.upkeep.rebuild_record import Reach, RebuildRecord, other_records
 
 @dataclass(kw_only=True, slots=True)
 class Pruned:
-    """What was removed, or would be."""
+    """The records removed, or to be removed."""
 
     records: int = 0
     bytes: int = 0
     left: tuple[Reach, ...] = ()
-    """What could not be removed now, because a running job may need it."""
+    """Features that could not be removed now, because a running job may need them."""
 
 
 def prune(

@@ -1,5 +1,5 @@
-"""What the last rebuild of a job knew, and how the files and settings differ from it now; starts
-nothing and deletes nothing."""
+"""Keeps what the last rebuild of a job knew, and tells what differs from it now. That is of files
+and settings; it starts nothing and deletes nothing."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,19 +40,19 @@ class Reach:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RebuildRecord:
-    """One rebuild, as the next one of the same job sees it."""
+    """A record of one rebuild, for the next one of the same job."""
 
     number: int
     frames: str
     features: str
     settings: Mapping[str, Any]
-    """What decided the features, as `settings_of` says."""
+    """Settings that decided the features, as `settings_of` says."""
     files: tuple[tuple[str, str, str], ...]
     """Absolute path, digest and prompt of each file; of the prompt see `Content`."""
     past: tuple[Reach, ...] = ()
-    """What this and earlier rebuilds may have made and no longer refer to."""
+    """Features that this and earlier rebuilds may have made and no longer refer to."""
     seconds_a_chunk: float | None = None
-    """How long one took when some were last made in this scope."""
+    """Seconds that one took when some were last made in this scope."""
 
     @property
     def reach(self) -> Reach:
@@ -87,20 +87,21 @@ class Difference:
 
 
 def job_digest(sources: Iterable[str], name: str) -> str:
-    """What a job is known by in its store, whatever its model, sampling and files are."""
+    """Return the digest that names a job in its store. It stays the same whatever the job's model,
+    sampling and files are."""
     places = {os.path.abspath(os.path.expanduser(source)) for source in sources}
     return digest_of(["rebuild", sorted(places), name])
 
 
 def last_record(store: Store, job: str) -> RebuildRecord | None:
-    """The newest record of a job."""
+    """Return the newest record of a job."""
     record_set = RecordSet(store, KIND, job)
     found = [RebuildRecord.from_json(record_set.meta(key)) for key in sorted(record_set.keys())]
     return max(found, key=lambda record: record.number, default=None)
 
 
 def same(one: RebuildRecord | None, other: RebuildRecord) -> bool:
-    """Whether they say the same."""
+    """Return whether they say the same."""
     return one is not None and replace(one, number=other.number) == other
 
 
@@ -113,13 +114,13 @@ def write_record(store: Store, job: str, record: RebuildRecord) -> None:
 
 
 def other_records(store: Store, job: str) -> list[RebuildRecord]:
-    """The newest record of every other job on the store."""
+    """Return the newest record of every other job on the store."""
     jobs = {name.split("/")[2] for name in store.list(KIND)} - {job}
     return [record for other in sorted(jobs) if (record := last_record(store, other)) is not None]
 
 
 def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
-    """What is to be recorded of a job as it is now, if nothing is removed."""
+    """Return the record of a job as it is now, if nothing is removed."""
     scopes = job.ledger.scopes
     frames, features = (stage.writes for stage in job.pipeline)
     files = tuple(
@@ -140,14 +141,14 @@ def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
 
 
 def begun(last: RebuildRecord | None, now: RebuildRecord) -> RebuildRecord:
-    """What is recorded while a rebuild works: what it makes is known for this job's, even if it
-    never ends and the next one is told something else."""
+    """Return the record while a rebuild works. By it, what the rebuild makes is known for this
+    job's, even if it never ends and the next one is told something else."""
     old = last or replace(now, files=())
     return replace(old, past=merged(old.reach, [*old.past, now.reach]), number=now.number)
 
 
 def merged(now: Reach, past: Iterable[Reach]) -> tuple[Reach, ...]:
-    """One reach a scope, without what is referred to now and without those that are empty."""
+    """Return one reach a scope, without what is referred to now and without empty ones."""
     found: dict[str, Reach] = {}
     for reach in past:
         before = found.get(reach.features)
@@ -159,7 +160,7 @@ def merged(now: Reach, past: Iterable[Reach]) -> tuple[Reach, ...]:
 
 
 def difference(last: RebuildRecord | None, now: RebuildRecord) -> Difference:
-    """What is new since the last rebuild; all of it when there was none."""
+    """Return what is new since the last rebuild; all of it when there was none."""
     before, after = _by_path(last), _by_path(now)
     shared = before.keys() & after.keys()
     changed = sum(before[path].keys() != after[path].keys() for path in shared)
@@ -173,7 +174,7 @@ def difference(last: RebuildRecord | None, now: RebuildRecord) -> Difference:
 
 
 def _by_path(record: RebuildRecord | None) -> dict[str, dict[str, set[str]]]:
-    """Path → digest → prompts."""
+    """Return path → digest → prompts."""
     found: dict[str, dict[str, set[str]]] = {}
     for path, digest, prompt in record.files if record is not None else ():
         found.setdefault(path, {}).setdefault(digest, set()).add(prompt)
@@ -181,7 +182,7 @@ def _by_path(record: RebuildRecord | None) -> dict[str, dict[str, set[str]]]:
 
 
 def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
-    """Why what was made then of equal files does not do now."""
+    """Say why what was made then of equal files does not do now."""
     if last.features == record.features:
         then = _by_path(last)
         asked_again = any(

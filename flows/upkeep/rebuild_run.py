@@ -1,5 +1,5 @@
-"""A rebuild from its configuration to its exit code: what of the features is missing is encoded,
-and nothing else; knows no Prefect."""
+"""Takes a rebuild from its configuration to its exit code; knows no Prefect. It encodes what is
+missing of the features, and nothing else."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -36,7 +36,7 @@ from flows.upkeep.rebuild_record import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RebuildOptions:
-    """What a rebuild is asked besides what to look at and how."""
+    """The options of a rebuild besides what to look at and how."""
 
     name: str = ""
     """Tells apart jobs over the same sources, such as those of two models."""
@@ -48,14 +48,14 @@ class RebuildOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Missing:
-    """What is to be encoded."""
+    """The contents to be encoded."""
 
     files: int = 0
-    """Contents of which something is missing; equal files are one."""
+    """Number of contents of which something is missing; equal files are one."""
     chunks: int = 0
     frames: int = 0
     frame_bytes: int = 0
-    """Of frames, while they are there."""
+    """Bytes of frames, while they are there."""
     feature_bytes: int = 0
     guessed: bool = False
     """Whether some are known by their headers alone."""
@@ -75,18 +75,18 @@ class Missing:
 
 @dataclass(kw_only=True, slots=True)
 class RebuildResult:
-    """How a rebuild ended, or what it would do."""
+    """The end of a rebuild, or what it would do."""
 
     files: int
     difference: Difference
     missing: Missing
     seconds_a_chunk: float | None
-    """How long encoding took last time; None: never done here with this model and sampling."""
+    """Seconds that encoding took last time; None: never done here with this model and sampling."""
     fetch_bytes: int
-    """Of weights, which have to be downloaded for that."""
+    """Bytes of weights that have to be downloaded for that."""
     dry_run: bool
     encoded: int = 0
-    """Chunks."""
+    """Chunks encoded."""
     removed: int = 0
     """Records of features and frames that nothing refers to."""
     removed_bytes: int = 0
@@ -96,11 +96,11 @@ class RebuildResult:
 
     @property
     def exit_code(self) -> int:
-        """0 all there · 1 some files failed."""
+        """Return 0 when all is there, 1 when some files failed."""
         return 1 if self.failures else 0
 
     def row(self) -> dict[str, int]:
-        """The counts, as a row of a table."""
+        """Return the counts, as a row of a table."""
         found = self.difference
         return {
             "unchanged": found.unchanged,
@@ -115,7 +115,7 @@ class RebuildResult:
         return {**asdict(self), "exit_code": self.exit_code}
 
     def plan_lines(self) -> list[str]:
-        """What differs and what is to be done about it."""
+        """Return what differs and what is to be done about it."""
         missing = self.missing
         lines = [f"{counted(self.files, 'file')}: {self.difference.line()}", *self.difference.why]
         if not missing.chunks:
@@ -135,7 +135,7 @@ class RebuildResult:
         ]
 
     def line(self) -> str:
-        """The outcome in one line."""
+        """Return the outcome in one line."""
         would = "would encode" if self.dry_run else "encoded"
         chunks = self.missing.chunks if self.dry_run else self.encoded
         text = f"{counted(self.files, 'file')}: {self.difference.line()}; {would} "
@@ -154,7 +154,7 @@ def rebuild(
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> RebuildResult:
-    """Bring the stored features of everything the configuration names up to date; what it says of
+    """Bring the stored features of everything the configuration names up to date. What it says of
     text and of output files has no effect. `on_begin` is given the job and the run's record before
     work begins. Raises PenstockError; what is finished stays done."""
     name = job_digest(config.sources, options.name)

@@ -57,6 +57,6 @@ def precision_of(settings: PartSettings, rung: Rung) -> str:
 
 
 def told_of(model: Model, work: Expected) -> str:
-    """Say, for people, where the figures of a batch come from."""
+    """Say where the figures of a batch come from, for people."""
     guessed = model.profile.by_dimensions or not work.known
     return "an estimate by dimensions" if guessed else "a run without data"

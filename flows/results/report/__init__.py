@@ -1,1 +1,2 @@
-"""What a run did, as one HTML file for people: made from what the run wrote, and no part of it."""
+"""Shows people what a run did, as one HTML file. It is made from what the run wrote, and no part of
+it."""

@@ -1,4 +1,4 @@
-"""All that the report of a run shows, as plain values; draws nothing."""
+"""Gathers all that the report of a run shows, as plain values; draws nothing."""
 
 import os
 import time
@@ -19,8 +19,8 @@ Rows = Iterator[tuple[str, str]]
 
 
 def facts(out: Path, folder: Path) -> dict[str, Any]:
-    """What a page in `folder` shows of the last run into `out`. Raises UsageError when there was
-    none, EnvironmentFault."""
+    """Return what a page in `folder` shows of the last run into `out`. Raises UsageError when there
+    was none, EnvironmentFault."""
     record = load_record(out)
     media = captioned_media(out, folder)
     prompts = list(dict.fromkeys(medium["prompt"] for medium in media if medium["prompt"]))
@@ -66,7 +66,7 @@ def _totals(record: Mapping[str, Any], seconds: float) -> Rows:
 
 
 def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
-    """What was run, and on what."""
+    """Yield what was run, and on what."""
     plan = record["plan"]
     yield "started", _moment(record["started"])
     yield "on", ", ".join(filter(None, (record["host"], plan.get("device", ""))))

@@ -1,5 +1,4 @@
-"""Each medium of a run beside its captions, from the lines that the run wrote; opens no media
-file."""
+"""Puts each medium of a run beside its captions, from the run's own lines; opens no media file."""
 
 import itertools
 import operator
@@ -33,9 +32,9 @@ FAILURE = dict.fromkeys(Failure.__slots__, Left(text))
 
 
 def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
-    """The media of a run into `out`, in source order, as a page in `folder` needs them: `name`,
-    `kind`, `url` relative to the folder (None: not known), `gone`, `prompt` and `captions`, each
-    of them (start, end, text, tokens). Raises EnvironmentFault."""
+    """Return the media of a run into `out`, in source order, as a page in `folder` needs them. Each
+    has `name`, `kind`, `url` relative to the folder (None: not known), `gone`, `prompt` and
+    `captions`, each of them (start, end, text, tokens). Raises EnvironmentFault."""
     return [
         _medium(place, rows, folder)
         for place, rows in _beside(
@@ -46,7 +45,7 @@ def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def failed_media(out: Path) -> list[dict[str, Any]]:
-    """What could not be captioned, as `failures.jsonl` has it. Raises EnvironmentFault."""
+    """Return what could not be captioned, as `failures.jsonl` has it. Raises EnvironmentFault."""
     rows = read_jsonl(out / "failures.jsonl", FAILURE, AGAIN)
     return [{**dict.fromkeys(Failure.__slots__, ""), **row} for row in rows]
 
@@ -58,7 +57,7 @@ def _name(row: dict[str, Any]) -> tuple[str, str]:
 def _beside(
     places: list[dict[str, Any]], captions: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Each medium's place with its captions."""
+    """Yield each medium's place with its captions."""
     counts = [place["captions"] for place in places]
     named = itertools.chain.from_iterable([_name(p)] * p["captions"] for p in places)
     if sum(counts) == len(captions) and all(map(operator.eq, named, map(_name, captions))):
@@ -74,7 +73,7 @@ def _beside(
 
 
 def _guess(source: str, media_path: str, *, image: bool) -> dict[str, Any]:
-    """Where a file of a run without places should lie, seen from the folder of this command."""
+    """Guess where a file of a run without places lies, seen from the folder of this command."""
     folder = Path(os.path.expanduser(source))
     tries = (folder / media_path, folder, folder.parent / media_path)
     found = next((str(t) for t in tries if t.name == Path(media_path).name and t.is_file()), "")

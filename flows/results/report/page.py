@@ -1,5 +1,5 @@
-"""One HTML file that holds all it needs but the media, and may talk to nobody; knows not what its
-data means."""
+"""Makes one HTML file that holds all it needs but the media, and may talk to nobody. It knows not
+what its data means."""
 
 import base64
 import hashlib
@@ -9,12 +9,12 @@ from string import Template
 from typing import Any
 
 SCRIPTS = ("base.js", "plot.js", "windowed.js", "media.js", "page.js")
-"""One program in the order of its parts."""
+"""Parts of one program, in their order."""
 
 
 def page(data: Any) -> str:
-    """The report as HTML. All that comes from users is in `data`, which the page's script shows as
-    text and never as markup."""
+    """Return the report as HTML. All that comes from users is in `data`, which the page's script
+    shows as text and never as markup."""
     style = _read("page.css")
     script = "\n".join(["'use strict';", *map(_read, SCRIPTS)])
     policy = (
@@ -28,7 +28,7 @@ def page(data: Any) -> str:
 
 
 def as_json(data: Any) -> str:
-    """JSON that can stand in a script element: nothing in it ends the element or begins a comment.
+    """Return JSON that can stand in a script element: nothing ends the element or begins a comment.
 
     Source: HTML, section 4.12.1.3, restrictions for contents of script elements.
     """

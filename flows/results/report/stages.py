@@ -1,6 +1,6 @@
-"""What a report tells of the stages: on one time line when each process worked, what memory it had
-and what it was run on; in tables how they stand, and what was planned against what was measured.
-Draws nothing."""
+"""Gathers what a report tells of the stages; draws nothing. On one time line it is when each
+process worked, what memory it had and what it was run on; in tables how they stand, and what was
+planned against what was measured."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,8 +22,8 @@ PARTS = {
 
 
 def timeline_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """`seconds` (from the run's start to its last word), `stages` and `rungs`; times are seconds
-    since the run's start, memory is bytes."""
+    """Return `seconds` (from the run's start to its last word), `stages` and `rungs`. Times are
+    seconds since the run's start, memory is bytes."""
     began = seconds_of(record["started"])
     seconds = max(0.0, seconds_of(record["updated"]) - began)
     stages = [_stage(record, entry, began, seconds) for entry in record["stages"]]
@@ -75,22 +75,22 @@ def _stage(
 
 
 def plan_of(record: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
-    """What a stage was expected to take; empty when nothing was planned."""
+    """Return what a stage was expected to take; empty when nothing was planned."""
     return next((p for p in _memory(record).get("stages", ()) if p["rung"]["stage"] == stage), {})
 
 
 def _above(base: int, more: Any) -> int | None:
-    """What was planned is what comes to what a process has before it begins; nothing of nothing."""
+    """Add what was planned to what a process has before it begins; nothing to nothing."""
     return base + int(more) if more else None
 
 
 def _curves(
     points: Sequence[Sequence[Any]], spans: Sequence[Sequence[float]], worked: float
 ) -> list[list[list[Any]]]:
-    """The points of each process, at the time they were seen.
+    """Return the points of each process, at the time they were seen.
 
-    The record has them by the seconds that the stage had worked. They are laid against the end of
-    a process and not its start, since it may have waited for the GPU before it looked.
+    The record has them by the seconds that the stage had worked. They are laid against the end of a
+    process and not its start, since it may have waited for the GPU before it looked.
     """
     spans = spans or [[0.0, worked, 0.0]]
     ends = [
@@ -115,7 +115,7 @@ def _rung(rung: Mapping[str, Any], began: float) -> dict[str, Any]:
 
 
 def stage_table(record: Mapping[str, Any], stages: Sequence[StageStatus]) -> dict[str, Any]:
-    """`columns` and `rows`, a row a stage."""
+    """Return `columns` and `rows`, a row a stage."""
     planned = record["plan"].get("seconds") or {}
     rows = [
         [*cells(stage), *_more(entry, planned.get(stage.name))]
@@ -125,8 +125,8 @@ def stage_table(record: Mapping[str, Any], stages: Sequence[StageStatus]) -> dic
 
 
 def plan_table(record: Mapping[str, Any]) -> dict[str, Any]:
-    """`columns` and `rows`: the parts of each stage's planned peak, all above what its imports
-    take, and the peak that was measured."""
+    """Return `columns` and `rows`: each stage's planned peak and the measured one. The planned one
+    is given in its parts, all above what its imports take."""
     rows = []
     for entry in record["stages"]:
         plan = plan_of(record, entry["name"])
@@ -157,7 +157,7 @@ def _more(entry: Mapping[str, Any], planned_seconds: Any) -> tuple[str, ...]:
 
 
 def _telling(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Without columns of which there is nothing to say."""
+    """Return a table without columns of which there is nothing to say."""
     told = [at for at in range(len(columns)) if any(row[at] != "-" for row in rows)]
     return {
         "columns": [columns[at] for at in told],
