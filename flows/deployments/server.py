@@ -21,7 +21,7 @@ from stages.process.child import die_with
 from stages.process.environment import child_environment
 
 START_SECONDS = 180.0
-"""Seconds that a server may take to start: 8 to 15 are usual, the first time, and on a busy
+"""Seconds that a server may take to start. 8 to 15 are usual; the first time, and on a busy
 machine, it takes much longer."""
 STOP_SECONDS = 5.0
 
@@ -71,8 +71,8 @@ def start_server() -> tuple[str, str]:
 
 def guarded(port: int, login: str) -> dict[str, str]:
     """Return the environment of a server that answers only who has the login. It lets no page but
-    its own read that. It is not passed in its arguments, which every user of the machine can
-    read."""
+    its own read that. The login stands there and not in the arguments, which every user of the
+    machine can read."""
     return {
         "PREFECT_SERVER_API_AUTH_STRING": login,
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",

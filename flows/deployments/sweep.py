@@ -44,7 +44,7 @@ class Verdict:
 
     run: FlowRun
     why_not: str = ""
-    """Why it is left alone; empty for one that is started again."""
+    """Reason why it is left alone; empty for one that is started again."""
 
 
 @flow(name=NAME, persist_result=False)

@@ -40,7 +40,7 @@ class StageCall:
 
 
 KILLS = 2
-"""How often in a row a stage may be killed before it made anything, and is started again."""
+"""Times in a row that a stage may be killed before it made anything, and is started again."""
 
 
 class Running(Protocol):

@@ -108,7 +108,7 @@ def prepare(
         raise NothingToCaption([*failures, *unreadable])
     check_prompts(contents, model)
     sampling = model.sampling(config)
-    if pipeline == REBUILD:  # what is kept for later is made in one way alone
+    if pipeline == REBUILD:  # what is kept for later is made in one variant alone
         best = {part: settings[:1] for part, settings in model.settings.items()}
         model = replace(model, settings=best)
     stored = stored_scopes(store, pipeline[-1].writes) if pipeline[-1].limited else set()

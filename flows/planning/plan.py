@@ -45,7 +45,7 @@ class Plan:
     budget: Budget
     choices: dict[str, Choice]
     refusal: CannotFit | None
-    """Why it cannot be run, with what would fit."""
+    """Error that says why it cannot be run, and what would fit."""
     job: Job | None
     """The job; None where no media are given: a standard chunk is assumed."""
     expected: tuple[Estimate, ...]

@@ -14,8 +14,8 @@ KIND = "rungs"
 OUTPUT_VERSION = 2
 """Number that rises when stages come to take another amount of memory on the same rung."""
 SLACK = 1.05
-"""Times a budget up to which something counts as too much that was too much for it: what is free
-differs a little from run to run."""
+"""Factor by which a budget may be larger and still count as too small: what is free differs a
+little from run to run."""
 KEPT_SECONDS = 30 * 86400.0
 """Seconds after which it is tried again: something else may have been in the way."""
 

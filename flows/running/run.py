@@ -38,7 +38,7 @@ OnBegin = Callable[[Job, RunRecord], None]
 
 
 class Watch:
-    """The one who tells people and the record what the stages do."""
+    """A listener that tells people and the record what the stages do."""
 
     def __init__(self, display: Display, on_begin: OnBegin | None = None) -> None:
         self._display = display

@@ -23,9 +23,9 @@ from flows.results.run_result import RunResult
 from flows.running.steps import Steps
 
 WRITING_SHARE = 20
-"""The outputs, which are written whole between waves, take one part in so many of a run's time."""
+"""Divisor of a run's time: the outputs, written whole between waves, take one part in so many."""
 REMAKES = 3
-"""How often a wave is gone through again because a stored record was found damaged."""
+"""Number of times that the same damage in the store is met before the run gives up."""
 
 
 class Sequence:

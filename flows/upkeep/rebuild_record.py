@@ -72,14 +72,14 @@ class RebuildRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """How the files of a job differ from those of its last rebuild, by path."""
+    """The counts of files by which a job differs from its last rebuild, by path."""
 
     unchanged: int = 0
     added: int = 0
     changed: int = 0
     removed: int = 0
     why: tuple[str, ...] = ()
-    """Why even unchanged files are encoded anew; empty when they are not."""
+    """Reasons why even unchanged files are encoded anew; empty when they are not."""
 
     def line(self) -> str:
         names = ("unchanged", "added", "changed", "removed")

@@ -91,7 +91,7 @@ class RebuildResult:
     """Records of features and frames that nothing refers to."""
     removed_bytes: int = 0
     kept: str = ""
-    """Why nothing was removed although it was asked; empty when it was."""
+    """Reason why nothing was removed although it was asked; empty when it was."""
     failures: list[Failure] = field(default_factory=list)
 
     @property
