@@ -1,4 +1,9 @@
-"""Stands where the other half of a model was; knows nothing of which half that is."""
+"""Stands where the other half of a model was; knows nothing of which half that is.
+
+Plain attributes (configs, sizes, dtypes) are answered by a skeleton on the meta device, because
+models read them across the cut. Touching a tensor or calling anything that computes raises
+NeedsWeights.
+"""
 
 from types import MethodType
 from typing import Any, NoReturn

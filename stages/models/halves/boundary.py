@@ -9,10 +9,10 @@ methods name of O's parts, and the language half all the rest.
 
 The model asked is a skeleton without weights: it says itself which modules its decoder and its head
 are. A half is described by what it does without: `absent_paths` lists those modules and parameters,
-outermost only, and `cut` puts stand-ins in their place that raise NeedsWeights when they are used.
-Some halves call single pieces of the other one. `pieces_called` reads those off the bytecode of the
-methods that a half runs; where it misses one, `piece_of` tells from the NeedsWeights error what has
-to be loaded besides.
+outermost only, and `cut` puts stand-ins in their place that raise NeedsWeights when they are to
+compute. Some halves call single pieces of the other one. `pieces_called` reads those off the
+bytecode of the methods that a half runs; where it misses one, `piece_of` tells from the
+NeedsWeights error what has to be loaded besides.
 """
 
 from collections.abc import Iterable, Iterator

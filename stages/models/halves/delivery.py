@@ -1,13 +1,13 @@
 """Hands stored features to the language half and lets it generate. Knows neither how they were made
 nor any family.
 
-`generate` first checks that every input which encoding had is there, and that the prompt has as
-many placeholders as there are features: else the text would be wrong with no error. Then DELIVER
-runs the route of the model. By protocol, `generate` of the half takes the records. By replay, the
-half is shown pixels without storage, and the `get_*_features` of its owner are replaced on the
-object, for this call, by functions that answer with the records. Spliced, features are written into
-the embeddings at the placeholders, and the reader generates from those. Joint, the whole model
-takes the pixels. Meanwhile a hook keeps the output head from making large logits of a whole prompt.
+`generate` first checks that every input which encoding had is there, and, unless the model runs
+jointly, that the prompt has as many placeholders as there are features: else the text would be
+wrong with no error. Then DELIVER runs the route of the model. By protocol, `generate` of the half
+takes the records. By replay, the half is shown pixels without storage, and for this call the
+`get_*_features` of its owner object answer with the records. Spliced, features are written into the
+embeddings at the placeholders, and the reader generates from those. Joint, the whole model takes
+the pixels. Meanwhile a hook keeps the output head from making large logits of a whole prompt.
 """
 
 import functools

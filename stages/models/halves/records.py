@@ -29,7 +29,7 @@ class CannotSplit(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowCount:
-    """How much of a batch belongs to one row."""
+    """The amount of a batch that belongs to one row."""
 
     tokens: int
     """Placeholders in the row's prompt."""
