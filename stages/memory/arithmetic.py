@@ -21,7 +21,7 @@ QUANTIZED_WIDTH = {"cpu": 1024, "cuda": 4096}
 PASS_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Weights that one pass reads: more than caches hold, as those of models are."""
 PIECE_SECONDS = 0.15
-"""How long one figure is measured at the most, unless a single run takes longer."""
+"""Most seconds that one figure is measured, unless a single run takes longer."""
 REPEATS = 15
 HEAD = 64
 PAST = 256
