@@ -1,1 +1,2 @@
-"""What computing takes of a device, and what is allowed: knows no model and no stage by name."""
+"""Measures and bounds the memory and time that computing takes; knows no model and no stage by
+name."""

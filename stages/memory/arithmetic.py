@@ -1,5 +1,5 @@
-"""How fast this machine computes what halves of models are made of; runs in a process of its own
-and knows no model."""
+"""Measures how fast this machine computes the blocks that models are made of. Runs in a process of
+its own and knows no model."""
 
 import copy
 import functools
@@ -15,13 +15,13 @@ SHAPES = ((1, 1), (8, 1), (1, 256))
 """(rows, tokens of each) that go through a block at once: a step of one chunk, one of a batch, and
 the reading of a prompt or the encoding of pictures."""
 WIDTH = {"cpu": 1536, "cuda": 4096}
-"""Of a block: as wide as those of common models, so that a GPU has something to do."""
+"""Width of a block: as large as in common models, so that a GPU has something to do."""
 QUANTIZED_WIDTH = {"cpu": 1024, "cuda": 4096}
 """The same where each weight is quantized first, which takes a CPU seconds."""
 PASS_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Weights that one pass reads: more than caches hold, as those of models are."""
 PIECE_SECONDS = 0.15
-"""How long one figure is measured at the most, unless a single run takes longer."""
+"""Most seconds that one figure is measured, unless a single run takes longer."""
 REPEATS = 15
 HEAD = 64
 PAST = 256
@@ -34,7 +34,7 @@ MakeLayer = Callable[[int, int], Any]
 
 
 class DecoderBlock(nn.Module):
-    """A decoder's block with its cache: seven linear layers, four heads a key, and what stands
+    """A decoder's block with its cache: seven linear layers, four heads a key, and the operations
     around them."""
 
     LINEARS = 7
@@ -86,7 +86,7 @@ class Run:
 
 
 def seconds_of(run: Callable[[], object], device: str, most: float = PIECE_SECONDS) -> float:
-    """The median of a few repeats; of what takes long, the first."""
+    """Return the median seconds of a few repeats; of a run that takes long, the first."""
     first = _timed(run, device)  # it finds its kernels
     if first > 2 * most:
         return first
@@ -106,7 +106,7 @@ def _timed(run: Callable[[], object], device: str) -> float:
 
 
 def passes(precision: str, device: str, companion: str) -> list[list[float]]:
-    """[tokens, seconds a parameter] of blocks, for each of SHAPES; quantized ones compute in
+    """Return [tokens, seconds a parameter] of blocks for each of SHAPES. Quantized ones compute in
     `companion`."""
     kind = device.partition(":")[0]
     width = (WIDTH if precision in DTYPES else QUANTIZED_WIDTH)[kind]
@@ -127,7 +127,7 @@ def passes(precision: str, device: str, companion: str) -> list[list[float]]:
 
 
 def quantizing(precision: str, device: str) -> float:
-    """Parameters a second that become 8 or 4 bit while a model is loaded."""
+    """Return how many parameters a second become 8 or 4 bit while a model is loaded."""
     _layer(precision, device, SMALL, SMALL).to(device)  # it loads its library
     width = 2048
     layer = _layer(precision, device, width, width)
@@ -154,14 +154,15 @@ def _layer(precision: str, device: str, taken: int, given: int) -> Any:
 
 
 def call_seconds(device: str) -> float:
-    """What a linear layer and what stands around it take when there is nothing to compute."""
+    """Return the seconds that a linear layer, with the operations around it, takes when there is
+    nothing to compute."""
     block = DecoderBlock(SMALL, functools.partial(_layer, "fp32", device)).to(device)
     run = Run([block] * 8, 1, 1, torch.float32, device)
     return seconds_of(run, device) / (8 * DecoderBlock.LINEARS)
 
 
 def preparing() -> float:
-    """Numbers of pixel input a second that become of frames: resized, and scaled."""
+    """Return how many numbers of pixel input a second are made of frames: resized, and scaled."""
     frames = torch.randint(0, 255, (2, 3, 720, 1280), dtype=torch.uint8)
 
     def run() -> torch.Tensor:

@@ -1,5 +1,4 @@
-"""Has the C library give large blocks back to the system when they are freed; knows nothing of what
-they hold.
+"""Has the C library give large freed blocks back to the system; knows nothing of what they hold.
 
 A limit counts what a process has mapped. By itself glibc keeps freed blocks for the next ones, the
 more the larger those were that came before: after a half was loaded tensor by tensor and quantized,
@@ -17,20 +16,21 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 SMALL_BYTES = 256 << 10
 """Blocks from this size on have pages of their own, which go when they go."""
 WORKING_BYTES = 1 << 20
-"""The same while batches are computed. Mapping each block anew costs 7 % of the time that computing
-takes at a width of 1024, and less at larger ones; but where blocks up to 32 MiB, as glibc has it,
-stay, layers of unlike blocks hold twice of what lives, and nobody can say beforehand how much."""
+"""The same size while batches are computed. Mapping each block anew costs 7 % of the time that
+computing takes at a width of 1024, and less at larger ones; but where blocks up to 32 MiB, as glibc
+has it, stay, layers of unlike blocks hold twice of what lives, and nobody can say beforehand how
+much."""
 KEPT_BYTES = 16 << 20
-"""What of smaller blocks is kept for later."""
+"""Bytes of smaller freed blocks that are kept for later."""
 TIGHT_BYTES = 1 << 30
-"""Where a limit leaves less than this beside what was made in the block, even smaller blocks go on
-being given back: of a batch that did not fit, glibc kept 130 MiB in pieces, which the limit went on
-counting, so that half of that batch, and a quarter, did not fit either."""
+"""Bytes of room under a limit below which even smaller blocks go on being given back, after the
+block of `given_back`. Of a batch that did not fit, glibc kept 130 MiB in pieces, which the limit
+went on counting, so that half of that batch, and a quarter, did not fit either."""
 
 
 @contextlib.contextmanager
 def given_back() -> Iterator[None]:
-    """What is freed in this block is the system's again, and large blocks are so ever after."""
+    """Give memory that is freed in this block back to the system, and large blocks ever after."""
     _set(M_MMAP_THRESHOLD, SMALL_BYTES)
     try:
         yield

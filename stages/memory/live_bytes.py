@@ -1,8 +1,16 @@
-"""Counts the bytes that live at once and the operations that are computed, of anything that runs on
-tensors without data; knows no model.
+"""Counts the bytes that live at once, and the operations, in a dry run on the meta device. Knows no
+model.
 
 What runs in 16 bit is counted as it is and as it would be in 32 bit, where a tensor that is only
 cast is no new one.
+
+The meta device tells `computed` of every operation. Each new storage that comes of one is added to
+the bytes that live, and a weak reference to it takes them off again when Python drops it; the peak
+is the most there ever was. Casts of a tensor share one TensorStorage, so in 32 bit they count once.
+Hooks call `enter` and `leave` around each MLP, which tells how much of the peak is inside of MLPs,
+where input in pieces saves it, and how much is outside. `taken` notes how far a layer raises all of
+these above what lived before it; `again` adds the same for a layer that is like it, without
+computing it.
 """
 
 import weakref
@@ -22,7 +30,7 @@ WHOLE = 4
 
 @dataclass(kw_only=True, slots=True)
 class TensorStorage:
-    """Memory that one tensor has in 32 bit, or several that are casts of it."""
+    """The memory that one tensor has in 32 bit, or several that are casts of it."""
 
     size: int
     holders: int = 0
@@ -30,35 +38,35 @@ class TensorStorage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taken:
-    """What a part of a computation took, above what lived when it began."""
+    """Bytes and operations that a part of a computation took, above those when it began."""
 
     rises: tuple[tuple[int, int], ...]
-    """Most bytes that lived at once until each MLP began, until it ended, and at last; with how
-    many of them an MLP gave back when it ended, or -1."""
+    """Most bytes that lived at once until each MLP began, until it ended, and at last. With each:
+    how many of them an MLP gave back when it ended, or -1."""
     rise_outside: tuple[int, int]
-    """Most that lived while no MLP computed, as it is and in 32 bit."""
+    """Most bytes that lived while no MLP computed, as it is and in 32 bit."""
     rise_32: int
-    """Most that lived at once, were all computed in 32 bit."""
+    """Most bytes that lived at once, were all computed in 32 bit."""
     flops: int
 
 
 class LiveBytes:
-    """The tensors that were made since it began and still live."""
+    """The tensors that were made since counting began and still live."""
 
     def __init__(self, apart: Any = ()) -> None:
-        """What is `apart`, such as weights, is not counted."""
+        """Count nothing yet, and never what is `apart`, such as weights."""
         self.bytes = 0
-        """That live now."""
+        """Bytes that live now."""
         self.bytes_32 = 0
-        """That would live now if all were computed in 32 bit."""
+        """Bytes that would live now if all were computed in 32 bit."""
         self.peak = 0
         self.peak_32 = 0
-        """Most that lived at once."""
+        """Most bytes that lived at once."""
         self.inside = 0
-        """How much of the peak is gone when the MLP that has it has computed."""
+        """Bytes of the peak that are gone when the MLP that has it has computed."""
         self.outside = 0
         self.outside_32 = 0
-        """Most that lived at once while no MLP computed."""
+        """Most bytes that lived at once while no MLP computed."""
         self.scores = 0
         """Most bytes of scores, in 32 bit and twice, that one fused attention did not hold."""
         self.mask = 0
@@ -69,7 +77,7 @@ class LiveBytes:
         self._before = 0
         self._base = 0
         self._rises: list[tuple[int, int]] = []
-        """Of the part that is being taken down."""
+        """Rises of the part that is being taken down."""
         self.flops = 0
         """Floating-point operations so far."""
         self._known: dict[Any, int] = {}
@@ -77,12 +85,12 @@ class LiveBytes:
         self._apart = {tensor.untyped_storage()._cdata for tensor in tensors(*apart)}
 
     def begin(self) -> None:
-        """What lives now is the peak again."""
+        """Take the bytes that live now for the peak again."""
         self.peak, self.peak_32, self.inside = self.bytes, self.bytes_32, 0
         self.outside, self.outside_32, self.positions = self.bytes, self.bytes_32, 0
 
     def enter(self, positions: int) -> None:
-        """An MLP begins to compute, with so many positions."""
+        """Note that an MLP begins to compute, with so many positions."""
         self.positions = max(self.positions, positions)
         self._in_mlp = True
         self._rises.append((self.peak - self._base, -1))
@@ -90,7 +98,7 @@ class LiveBytes:
         self.peak = self.bytes
 
     def leave(self) -> None:
-        """It has computed, and what lives now is its result."""
+        """Note that it has computed: the bytes that live now hold its result."""
         inside = self.peak - self.bytes
         self._rises.append((self.peak - self._base, inside))
         if self.peak > self._before:
@@ -100,7 +108,7 @@ class LiveBytes:
         self._go_outside(self.bytes, self.bytes_32)
 
     def taken(self, compute: Callable[[], Any]) -> tuple[Any, Taken]:
-        """What `compute` gives, and what that takes; parts have no parts."""
+        """Return the result of `compute` and what it took; parts have no parts."""
         peak, peak_32, inside, flops = self.peak, self.peak_32, self.inside, self.flops
         outside, outside_32, positions = self.outside, self.outside_32, self.positions
         base, base_32 = self.bytes, self.bytes_32
@@ -122,7 +130,7 @@ class LiveBytes:
         return made, found
 
     def again(self, taken: Taken, make: Callable[[], Any]) -> Any:
-        """What `make` gives, for a part that takes what one took before."""
+        """Return the result of `make`, counted as a part that took the same before."""
         self._rise(taken, self.bytes, self.bytes_32)
         before = self.peak, self.peak_32, self.outside, self.outside_32
         made = make()
@@ -140,7 +148,7 @@ class LiveBytes:
         self.flops += taken.flops
 
     def hold(self, *values: Any) -> None:
-        """Counts tensors that were there before."""
+        """Count tensors that were there before."""
         for tensor in tensors(*values):
             self._count(tensor)
 

@@ -1,5 +1,5 @@
-"""The stage that measures this machine: arithmetic, memory, disk, device, video, start; knows no
-model, and keeps nothing itself."""
+"""Measures this machine in a stage: arithmetic, memory, disk, device, video, start. Knows no model,
+and keeps nothing itself."""
 
 import functools
 import importlib
@@ -18,7 +18,7 @@ from stages.process.report import Report
 
 QUANTIZED = ("nf4", "int8")
 ALONE = ("video_pixels", "picture_pixels", "library_seconds")
-"""Figures of which there is one."""
+"""Names of single figures, which are not given for each precision."""
 LIBRARIES = (
     "transformers.modeling_utils",
     "transformers.generation",
@@ -29,12 +29,12 @@ LIBRARIES = (
     "transformers.video_processing_utils",
     "torchvision.transforms.v2.functional",
 )
-"""What a stage that runs half a model imports beside torch, whatever the model."""
+"""Modules that a stage that runs half a model imports beside torch, whatever the model."""
 
 
 def run(job: dict[str, Any], report: Report) -> None:
-    """Job: device, folder (of the store), seconds (that it may take), companion (what quantized
-    weights compute in). Answers with a note `machine`."""
+    """Measure what the job asks for, and answer with a note `machine`. Job: device, folder (of the
+    store), seconds (that it may take), companion (the type that quantized weights compute in)."""
     device, folder = str(job["device"]), Path(job["folder"])
     found: dict[str, Any] = {"python_seconds": _since_start()}
     if device != "cpu":
@@ -51,7 +51,7 @@ def run(job: dict[str, Any], report: Report) -> None:
 
 
 def _needed(found: dict[str, Any], device: str, folder: Path) -> None:
-    """What nothing can be told without."""
+    """Add the figures without which nothing can be told."""
     found["call_seconds"] = call_seconds(device)
     found["prepare"] = preparing()
     found |= disk(folder)
@@ -60,7 +60,7 @@ def _needed(found: dict[str, Any], device: str, folder: Path) -> None:
 
 
 def _wanted(device: str, companion: str) -> dict[str, Callable[[], Any]]:
-    """The rest, what is used most first."""
+    """Return the other figures to measure, the most used first."""
     wanted: dict[str, Callable[[], Any]] = {}
     for precision in ("fp32", "bf16"):
         wanted[f"passes {precision}"] = functools.partial(passes, precision, device, companion)
@@ -74,8 +74,8 @@ def _wanted(device: str, companion: str) -> dict[str, Callable[[], Any]]:
 
 
 class Measured:
-    """Figures by name, and why others are missing: what a machine cannot do, or has no time for,
-    stops nothing."""
+    """Figures by name, and why others are missing. A figure that a machine cannot give, or has no
+    time for, stops nothing."""
 
     def __init__(self, end: float) -> None:
         self._end = end
@@ -93,19 +93,19 @@ class Measured:
             self.missing[name] = f"{type(error).__name__}: {first[0] if first else ''}"[:200]
 
     def of(self, kind: str) -> dict[str, Any]:
-        """Of the figures `kind precision`: by precision."""
+        """Return the figures called `kind precision`, by precision."""
         names = [name for name in self.found if name.startswith(f"{kind} ")]
         return {name.partition(" ")[2]: self.found[name] for name in names}
 
 
 def _since_start() -> float:
-    """Seconds that this process has lived: Python, and torch with what it brings."""
+    """Return the seconds that this process has lived: Python, and torch with what it brings."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _context(device: str, companion: str) -> dict[str, float]:
-    """What the driver takes for a process that uses the GPU, in seconds and in bytes."""
+    """Return what the driver takes for a process that uses the GPU, in seconds and in bytes."""
     started = time.perf_counter()
     taken = context_bytes(device, str(DTYPES[companion]).removeprefix("torch."))
     return {"context_seconds": time.perf_counter() - started, "context_bytes": taken}

@@ -1,4 +1,4 @@
-"""Lets a model run on tensors without data, its control flow being real; knows no model, and counts
+"""Lets a model run on tensors without data, with its real control flow. Knows no model, and counts
 nothing itself.
 
 Floating-point tensors are on the meta device. Integers and booleans (ids, grids, masks) are real
@@ -21,7 +21,7 @@ from stages.memory.outlines import IN_PLACE, META, OUTLINES, made_like, outline
 
 aten: Any = torch.ops.aten
 SMALL = 1 << 14
-"""Numbers a floating-point tensor has at most to be real."""
+"""Most numbers that a floating-point tensor has to be real."""
 CAST = aten._to_copy.default
 SDPA = aten.scaled_dot_product_attention.default
 FUSED = aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -31,23 +31,23 @@ SHAPES = frozenset(
     for name in ("ones_like", "zeros_like", "full_like", "empty_like", "new_ones", "new_zeros")
     for op in (getattr(aten, name).default,)
 ) | {aten.new_full.default, aten.new_empty.default}
-"""Operators that take of their tensor no more than its shape or type."""
+"""Operators that take no more of their tensor than its shape or type."""
 FROM_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
 
 
 class Watcher(Protocol):
-    """Is told of everything that is computed."""
+    """One that is told of everything that is computed."""
 
     def computed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None: ...
 
 
 def without_data(value: Any) -> Any:
-    """Tensors inside any nesting as a ghost takes them: floating-point ones lose their data."""
+    """Return the value with its floating-point tensors, in any nesting, on the meta device."""
     return changed(lambda tensor: _on_meta(tensor) if tensor.is_floating_point() else tensor, value)
 
 
 class MetaDevice(TorchDispatchMode):
-    """Computes without data whatever needs none."""
+    """A mode that computes all that needs no data without data."""
 
     def __init__(self, watcher: Watcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -80,7 +80,7 @@ class MetaDevice(TorchDispatchMode):
 
 @functools.cache
 def _is_composed(func: Any) -> bool:
-    """Whether an operator is made of others, on every device."""
+    """Tell whether an operator is made of others, on every device."""
     composite = "CompositeImplicitAutograd"
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite))
 
@@ -90,14 +90,14 @@ def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _with_data(tensor: torch.Tensor) -> torch.Tensor:
-    """An integer that came of nothing."""
+    """Give zeros to an integer tensor that was computed without data."""
     if not tensor.is_meta or tensor.is_floating_point() or tensor.is_complex():
         return tensor
     return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
 
 def _move(func: Any, args: Any, kwargs: Any) -> Any:
-    """Another device is none here; another type is another tensor."""
+    """Keep a tensor where it is, since another device is none here, but cast it to another type."""
     kwargs = {name: value for name, value in kwargs.items() if name != "device"}
     source = args[0]
     if kwargs.get("dtype", source.dtype) == source.dtype and "memory_format" not in kwargs:
@@ -108,7 +108,7 @@ def _move(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _make(func: Any, args: Any, kwargs: Any) -> Any:
-    """A tensor of numbers: those of many floating-point ones are of no interest."""
+    """Make a tensor of numbers; those of many floating-point ones are of no interest."""
     if torch.device(kwargs.get("device") or "cpu") != META:
         return func(*args, **kwargs)
     made = func(*args, **kwargs)
@@ -125,13 +125,13 @@ def _real(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _lightened(made: torch.Tensor) -> torch.Tensor:
-    """Without its data, if it is large and holds no integers."""
+    """Drop a tensor's data, if it is large and holds no integers."""
     large = made.is_floating_point() and made.numel() > SMALL
     return torch.empty_like(made, device=META) if large else made
 
 
 def _mixed(func: Any, args: Any, kwargs: Any) -> Any:
-    """Computed without data; what is changed in place stays the tensor that it is."""
+    """Compute without data; a tensor that is changed in place stays the tensor that it is."""
     if func in SHAPES:
         return _shaped(func, args, kwargs)
     if kwargs.get("device") is not None:
@@ -164,7 +164,7 @@ def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _index(func: Any, args: Any, kwargs: Any) -> Any:
-    """Booleans become the places where they are true, so that the shape is known."""
+    """Turn booleans into the places where they are true, so that the shape is known."""
     indices: list[Any] = []
     for index in args[1]:
         masks = index is not None and index.dtype in (torch.bool, torch.uint8)
@@ -188,14 +188,14 @@ ANSWERS: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.is_nonzero.default: lambda func, args, kwargs: True,
     aten.equal.default: lambda func, args, kwargs: True,
 }
-"""Operators whose result depends on data that there are not."""
+"""Operators whose result depends on data that is not there."""
 OF_INTEGERS = frozenset({aten.histc.default})
-"""Those that of integers are not to be had on a CPU."""
+"""Operators that a CPU does not have for integers."""
 
 
 class Numbers(TorchFunctionMode):
-    """Catches tensors made of numbers before they become operators, of which the numbers are not
-    told."""
+    """A mode that catches tensors made of numbers before they become operators, which do not tell
+    the numbers."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -219,7 +219,8 @@ def _fused(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Attention as fused kernels compute it, without the matrix of all weights, where they can."""
+    """Choose attention as fused kernels compute it, without the matrix of all weights, where they
+    can."""
     fits = query.ndim == 4 and query.shape[-1] == key.shape[-1] == value.shape[-1]
     if not (fits and query.is_meta):
         given = (query, key, value, attn_mask, dropout_p, is_causal)
@@ -230,7 +231,7 @@ def _fused(
 
 
 def give_data(model: torch.nn.Module) -> None:
-    """Gives a model without storage integers for its buffers of integers."""
+    """Give a model without storage integers for its buffers of integers."""
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -239,6 +240,6 @@ def give_data(model: torch.nn.Module) -> None:
 
 @contextmanager
 def on_meta_device(watcher: Watcher) -> Iterator[None]:
-    """Everything computed within is computed without data, and the watcher told of it."""
+    """Compute everything within this block without data, and tell the watcher of it."""
     with torch.inference_mode(), Numbers(), MetaDevice(watcher):
         yield

@@ -1,5 +1,5 @@
-"""How fast this machine moves bytes and decodes pictures: disk, device, video; runs in a process of
-its own and knows no model."""
+"""Measures how fast this machine moves bytes and decodes pictures: disk, device, video. Runs in a
+process of its own and knows no model."""
 
 import io
 import os
@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 
 DISK_BYTES = 256 << 20
-"""Written and read again at the most."""
+"""Most bytes that are written and read again."""
 DISK_SECONDS = 0.8
-"""How long writing goes on at the most, so that a slow disk is known soon."""
+"""Most seconds that writing goes on, so that a slow disk is known soon."""
 PIECE_BYTES = 16 << 20
 PINNED_BYTES = 64 << 20
 VIDEO_FRAMES = 48
 VIDEO_SIZE = (720, 1280)
 CODECS = ("libx264", "h264", "mpeg4")
-"""The first that PyAV can write; what people have is H.264 nearly always."""
+"""Codecs of which the first that PyAV can write is taken; what people have is H.264 nearly
+always."""
 
 
 def disk(folder: Path) -> dict[str, float]:
-    """Bytes a second of writing that has reached the disk, and of reading what the kernel does not
-    remember, in the store's folder."""
+    """Return the bytes a second that the disk of the store's folder writes and reads. Written
+    counts when it has reached the disk, and read is what the kernel does not remember."""
     folder.mkdir(parents=True, exist_ok=True)
     piece = np.random.default_rng(0).integers(0, 255, PIECE_BYTES, dtype=np.uint8).tobytes()
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
@@ -45,7 +46,7 @@ def disk(folder: Path) -> dict[str, float]:
 
 
 def copies(device: str) -> dict[str, float]:
-    """Bytes a second between pinned memory and the device, each way."""
+    """Return the bytes a second between pinned memory and the device, each way."""
     import torch
 
     host = torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
@@ -63,7 +64,7 @@ def copies(device: str) -> dict[str, float]:
 
 
 def video_pixels() -> float:
-    """Pixels a second that come of decoding H.264, all cores together."""
+    """Return the pixels a second that come of decoding H.264, all cores together."""
     import av
 
     with tempfile.TemporaryDirectory(prefix="penstock-measure-") as folder:
@@ -81,7 +82,7 @@ def video_pixels() -> float:
 
 
 def _write(path: Path) -> None:
-    """A picture with detail that moves, under changing light: what decoding takes depends on it."""
+    """Write a picture with detail that moves, under changing light, as decoding depends on both."""
     import av
 
     height, width = VIDEO_SIZE
@@ -105,7 +106,7 @@ def _codec() -> str:
 
 
 def picture_pixels() -> float:
-    """Pixels a second that come of decoding JPEG, on one core."""
+    """Return the pixels a second that come of decoding JPEG, on one core."""
     from PIL import Image
 
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Tensors inside any nesting of lists, tuples and dicts: told, or changed one by one."""
+"""Tells or changes the tensors inside any nesting of lists, tuples and dicts."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def tensors(*values: Any) -> Iterator[torch.Tensor]:
-    """All tensors inside these values."""
+    """Yield all tensors inside these values."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
@@ -18,7 +18,8 @@ def tensors(*values: Any) -> Iterator[torch.Tensor]:
 
 
 def changed(function: Callable[[Any], Any], value: Any, kind: type[Any] = torch.Tensor) -> Any:
-    """The value with what the function makes of everything of a kind that is inside."""
+    """Return the value with everything of a kind inside it replaced by what the function makes of
+    it."""
     if isinstance(value, kind):
         return function(value)
     if isinstance(value, list | tuple):

@@ -9,7 +9,7 @@ from stages.memory.nested import changed
 META = torch.device("meta")
 IN_PLACE = object()
 OUTLINES: dict[Any, Any] = {}
-"""What operators gave for arguments of these outlines: layers are alike, and asking torch takes
+"""Results of operators by the outlines of their arguments: layers are alike, and asking torch takes
 five times as long."""
 
 
@@ -22,7 +22,7 @@ class TensorOutline(NamedTuple):
 
 
 def outline(value: Any) -> Any:
-    """What decides the shapes that an operator gives, with a hash."""
+    """Return all that decides the shapes that an operator gives, with a hash."""
     if isinstance(value, torch.Tensor):
         return TensorOutline(value.shape, value.stride(), value.dtype)
     if isinstance(value, list | tuple):
@@ -31,7 +31,7 @@ def outline(value: Any) -> Any:
 
 
 def made_like(shapes: Any) -> Any:
-    """Tensors of these outlines, in the same nesting."""
+    """Make tensors of these outlines, in the same nesting."""
     return changed(_empty, shapes, TensorOutline)
 
 

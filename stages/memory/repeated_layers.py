@@ -1,5 +1,5 @@
-"""Runs of layers that are alike, all but the first two, are taken to be like those: on tensors
-without data, a layer differs from the next by nothing that is counted; knows no model.
+"""Takes all layers of a run of like ones but the first two to be like those. On tensors without
+data, a layer differs from the next by nothing that is counted. Knows no model.
 
 A call is known by what the layer is made of, by the shapes of its floating-point arguments, the
 values of all others, and by what its place in a KV cache holds. Whatever is not clear is computed.
@@ -20,14 +20,14 @@ from stages.memory.nested import changed, tensors
 from stages.memory.outlines import META
 
 FEWEST = 4
-"""Members of a list of layers that are worth it."""
+"""Fewest members of a list of layers that is worth it."""
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 PLACE = "layer_idx"
-"""By which a layer finds its place in a cache."""
+"""Name of the attribute by which a layer finds its place in a cache."""
 
 
 class Unclear(Exception):
-    """Something that cannot be told apart from what is like it."""
+    """A value that cannot be told apart from others like it."""
 
 
 class Form(NamedTuple):
@@ -38,18 +38,18 @@ class Form(NamedTuple):
     offset: int
     dtype: torch.dtype
     numbers: int
-    """That the storage holds."""
+    """Numbers that the storage holds."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Call:
-    """What was seen of the latest call of its kind."""
+    """The latest call of its kind, as it was seen."""
 
     taken: Taken
     made: Any
-    """The forms of what it gave."""
+    """The forms of its results."""
     place: Any
-    """The forms of what is in its place of the cache."""
+    """The forms of all in its place of the cache, afterwards."""
     sure: bool = False
     """Whether two calls in a row were the same."""
 
@@ -64,7 +64,8 @@ class RepeatedLayers:
 
     @contextlib.contextmanager
     def layers(self, model: nn.Module, live: LiveBytes) -> Iterator[None]:
-        """Within, layers of `model` are computed while something is to be learned of it."""
+        """Compute the layers of `model` within this block only while something is to be learned of
+        them."""
         if not self.found:
             kinds: dict[Any, int] = {}
             self.found = [(one, kinds.setdefault(k, len(kinds))) for one, k in _layers(model)]
@@ -123,7 +124,7 @@ def _repeated(call: Call, place: Any, live: LiveBytes) -> Any:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """The members of lists of layers, with what each is made of; not those within others."""
+    """Yield the members of lists of layers, with what each is made of; not those within others."""
     for child in model.children():
         if isinstance(child, nn.ModuleList) and len(child) >= FEWEST:
             for layer in child:
@@ -135,7 +136,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[Any, Any]]:
 
 
 def _kind(layer: nn.Module, count: int) -> Any:
-    """All that makes a layer compute in another way than the one beside it."""
+    """Return all that makes a layer compute in another way than the one beside it."""
     parts = []
     for name, module in layer.named_modules():
         own = {**module._parameters, **module._buffers}
@@ -154,7 +155,7 @@ def _kind(layer: nn.Module, count: int) -> Any:
 
 
 def _place(layer: nn.Module, caches: list[Any]) -> Any:
-    """Where the layer has its keys and values in the cache that it is given."""
+    """Return where the layer has its keys and values in the cache that it is given."""
     if not caches:
         return None
     places = {getattr(module, PLACE) for module in layer.modules() if hasattr(module, PLACE)}
@@ -165,7 +166,7 @@ def _place(layer: nn.Module, caches: list[Any]) -> Any:
 
 
 def _known(value: Any, caches: list[Any]) -> Any:
-    """What a call is known by, with a hash; caches are put aside."""
+    """Return a form with a hash by which a call is known; caches are put aside."""
     if isinstance(value, torch.Tensor):
         if value.is_meta or value.is_floating_point():
             return value.shape, value.stride(), value.dtype, value.is_meta
@@ -183,7 +184,7 @@ def _known(value: Any, caches: list[Any]) -> Any:
 
 
 def _form(value: Any) -> Any:
-    """Of what a call gave, what is needed to give the same again."""
+    """Return all that is needed of a call's result to give the same again."""
     if isinstance(value, torch.Tensor):
         if not value.is_meta:
             raise Unclear
@@ -209,7 +210,7 @@ def _empty(form: Form) -> torch.Tensor:
 
 
 def _sizes(value: Any) -> tuple[int, int]:
-    """Bytes of the tensors inside, as they are and in 32 bit."""
+    """Return the bytes of the tensors inside, as they are and in 32 bit."""
     size = whole = 0
     for tensor in tensors(value):
         held = tensor.untyped_storage().nbytes()

@@ -1,9 +1,16 @@
-"""Goes through batches in pieces that fit: one that runs out of memory is halved, and so are those
-that follow; knows neither models nor what a batch holds.
+"""Goes through batches in pieces that fit the memory; knows neither models nor what a batch holds.
 
-A piece is cut at a multiple of its size, and sizes are powers of two below the largest: so a piece
-holds what it would hold had this size been chosen from the start. Of batches that go through
-together, fewer do before they are made smaller, because a batch decides the bytes of its rows.
+A piece that runs out of memory is cut to the next power of two below its size, and so are those
+that follow. A piece is cut at a multiple of its size: so it holds what it would hold had this size
+been chosen from the start. Of batches that go through together, fewer do before they are made
+smaller, because a batch decides the bytes of its rows.
+
+`attempt` runs a piece and tells an allocator's refusal from every other error, which it raises.
+After a refusal the memory is given back, the new size is kept for the rest of the process and
+reported, and the piece is cut and tried again. An item that does not fit alone is reported as too
+large and left out. When three in a row fail so before any item fitted, `spare` is tried: if that
+fits, the fault is with the items; if not, CannotFit ends the stage. `through_together` does the
+same for a block of several batches, by the order of sizes in `tighter`.
 """
 
 import contextlib
@@ -23,25 +30,25 @@ Member = TypeVar("Member")
 Made = TypeVar("Made")
 
 HOPELESS = 3
-"""When so many items fail one after the other, each alone, before any went through, the fault may
-not be theirs: the largest often come first."""
+"""Items that fail one after the other, each alone, before any went through, until the fault may not
+be theirs: the largest often come first."""
 WANTED = re.compile(r"allocate (\d+(?:\.\d+)?) ?(bytes|KiB|MiB|GiB|TiB)", re.IGNORECASE)
 FEWEST = 16
 """Items that go through together for as long as batches can be made smaller instead."""
 PICTURES = 512
-"""That items which go through together have at the most: while so many are computed, a layer of
-any tower is read from any disk, and no more of them are lost when a process is killed."""
+"""Most pictures of items that go through together. While so many are computed, a layer of any tower
+is read from any disk, and no more of them are lost when a process is killed."""
 UNITS = {"bytes": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
 
 
 def pieces(batch: Sequence[Member], size: int) -> list[Sequence[Member]]:
-    """The batch cut into pieces of at most `size`."""
+    """Return the batch cut into pieces of at most `size`."""
     return [batch[at : at + size] for at in range(0, len(batch), size)]
 
 
 def together(batches: Sequence[Sequence[Member]], most: int, first: int = 0) -> int:
-    """How many batches from the `first` on have at most so many items together; one at the
-    least."""
+    """Return how many batches from the `first` on have at most so many items together, and at least
+    one."""
     count, at = len(batches[first]), first + 1
     while at < len(batches) and (count := count + len(batches[at])) <= most:
         at += 1
@@ -49,7 +56,7 @@ def together(batches: Sequence[Sequence[Member]], most: int, first: int = 0) -> 
 
 
 def items_a_block(most: int, pictures: int) -> int:
-    """Of items of so many pictures, how many go through together where at most `most` may."""
+    """Return how many items of so many pictures go through together, where at most `most` may."""
     return min(most, PICTURES // max(1, pictures))
 
 
@@ -58,8 +65,8 @@ def blocks(
     most: int,
     pictures: Callable[[Member], int] = lambda member: 1,
 ) -> Iterator[Sequence[Sequence[Member]]]:
-    """Batches that may go through together, at most `most` items of them, or one batch; `pictures`
-    tells how many an item has."""
+    """Yield batches that may go through together: at most `most` items of them, or one batch.
+    `pictures` tells how many an item has."""
     first = 0
     while first < len(batches):
         count = together(batches, items_a_block(most, pictures(batches[first][0])), first)
@@ -68,13 +75,14 @@ def blocks(
 
 
 def smaller(size: int) -> int:
-    """The next size below: a power of two, so that sizes divide each other."""
+    """Return the next size below: a power of two, so that sizes divide each other."""
     return 1 << (size - 1).bit_length() - 1 if size > 1 else 0
 
 
 def tighter(batch: int, block: int) -> tuple[int, int]:
-    """The next sizes below, of a batch and of a block of batches that go through together, both in
-    items: first smaller blocks, then smaller batches, then blocks of a few; below one item, 0."""
+    """Return the next sizes below, of a batch and of a block of batches that go through together.
+    Both are in items: first smaller blocks, then smaller batches, then blocks of a few; below one
+    item, 0."""
     if block > (least := max(batch, FEWEST)):
         return batch, max(least, block // 4)
     if batch > 1:
@@ -83,10 +91,12 @@ def tighter(batch: int, block: int) -> tuple[int, int]:
 
 
 class Shrinking:
-    """What one process does about batches that do not fit; the size that fits is kept."""
+    """The sizes that one process goes down to for batches that do not fit; the size that fits is
+    kept."""
 
     def __init__(self, report: Report, spare: Callable[[], object]) -> None:
-        """`spare` computes some other item: where it fits, the fault is with those that do not."""
+        """Remember `spare`, which computes some other item: where that fits, the fault is with
+        those that do not."""
         self._report = report
         self._spare = spare
         self._size = 0
@@ -105,8 +115,8 @@ class Shrinking:
         key: Callable[[Member], str],
         compute: Callable[[Sequence[Sequence[Member]]], list[Made]],
     ) -> Iterator[tuple[Sequence[Member], Made]]:
-        """As `through`, of batches that go through together, at most `block` items of them at a
-        time; `compute` gives what it made of each batch."""
+        """Do as `through`, for batches that go through together, at most `block` items at a time.
+        `compute` gives what it made of each batch."""
         waiting = [batches]
         while waiting:
             cut = [p for batch in waiting.pop() for p in pieces(batch, self._size or len(batch))]
@@ -133,8 +143,8 @@ class Shrinking:
         key: Callable[[Member], str],
         compute: Callable[[Sequence[Member]], Made],
     ) -> Iterator[tuple[Sequence[Member], Made]]:
-        """Each piece with what `compute` made of it, in order. What does not fit even alone is told
-        and left out. Raises CannotFit when nothing fits."""
+        """Yield each piece with what `compute` made of it, in order. An item that does not fit even
+        alone is reported and left out. Raises CannotFit when nothing fits."""
         waiting = [batch]
         while waiting:
             piece = waiting.pop()
@@ -163,8 +173,8 @@ class Shrinking:
 
 
 def attempt(compute: Callable[[], Made]) -> tuple[list[Made], str | None]:
-    """What was computed, in a list that holds it alone; or nothing, and the words of the allocator
-    that had not the memory for it."""
+    """Return the result of `compute`, in a list that holds it alone, and None. Where it ran out of
+    memory: an empty list, and the words of the allocator."""
     words: str | None = None
     try:
         return [compute()], None
@@ -178,7 +188,7 @@ def attempt(compute: Callable[[], Made]) -> tuple[list[Made], str | None]:
 
 
 def wanted_bytes(words: str) -> int:
-    """What an allocator says that it was asked for; 0 when it does not say."""
+    """Return how many bytes an allocator says that it was asked for; 0 when it does not say."""
     found = WANTED.search(words)
     return int(float(found[1]) * (1 << UNITS[found[2].lower()])) if found else 0
 

@@ -1,5 +1,5 @@
-"""One half of a vision-language model at a time, in the model's own code; knows neither stores nor
-stages.
+"""Runs one half of a vision-language model at a time, in the model's own code. Knows neither stores
+nor stages.
 
     load_half(path, "vision" | "language", **from_pretrained_options) -> model
     encode(vision_half, inputs) -> features

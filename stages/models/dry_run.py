@@ -1,5 +1,5 @@
-"""Runs the halves of a model on tensors without data, with what its own processor gives, and says
-what that takes; reads no weights, and knows no family."""
+"""Runs the halves of a model dry, on the meta device, and tells what computing them takes. The
+inputs are what the model's own processor gives. Reads no weights, and knows no family."""
 
 import contextlib
 import logging
@@ -38,7 +38,7 @@ EDGES = (224, 448)
 FRAME_COUNTS = (2, 6)
 """Frames of the videos that are tried."""
 TOKENS = (300, 900)
-"""About how many tokens the longer prompts that are tried have."""
+"""Tokens, about, that the longer prompts that are tried have."""
 WORDS = (8, 40)
 """Words of the prompts by which it is found out how many make a token."""
 PROMPT = "describe "
@@ -49,8 +49,9 @@ KINDS: tuple[MediaKind, MediaKind] = ("image", "video")
 def batch_costs_of(
     skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0
 ) -> tuple[dict[Part, tuple[BatchCost, ...]], str]:
-    """What computing each half of the model over `skeleton` takes at a few sizes, and if that
-    could not be found out, why. The skeleton is of no other use afterwards."""
+    """Return what computing each half of the model over `skeleton` takes at a few sizes. With it
+    comes why, if that could not be found out, else an empty text. The skeleton is of no other use
+    afterwards."""
     with _quiet():
         try:
             skeleton.to(torch.bfloat16)
@@ -74,13 +75,13 @@ def batch_costs_of(
 
 
 def _kinds(processor: Any) -> list[MediaKind]:
-    """Kinds that are computed in different ways."""
+    """Return the kinds that are computed in different ways."""
     same = channel_of(processor, "image") == channel_of(processor, "video")
     return ["image"] if same and not takes_videos(processor) else [*KINDS]
 
 
 def _rows(processor: Any, kind: MediaKind, frames_a_video: int) -> list[Prepared]:
-    """A small and a large row, as the encoder takes them."""
+    """Make a small and a large row, as the encoder takes them."""
     if kind == "image":
         clips = [black_clip(kind, frames_a_video or 1, edge, edge) for edge in EDGES]
     else:
@@ -146,7 +147,7 @@ def _decoders(
 
 
 def _asked(skeleton: Any, processor: Any, row: Prepared) -> dict[tuple[int, int], dict[str, Any]]:
-    """Rows, tokens -> inputs of the decoder."""
+    """Return (rows, tokens) -> inputs of the decoder."""
 
     def inputs_of(*words: int) -> dict[str, Any]:
         prompts = [PROMPT * count for count in words]
@@ -167,7 +168,7 @@ GREEDY = {"do_sample": False, "num_beams": 1}
 def _features(
     skeleton: Any, route: Route, row: Prepared, count: int, alike: RepeatedLayers
 ) -> Features:
-    """What the language half is given, made without counting."""
+    """Make the features that the language half is given, without counting."""
     inputs = without_data({n: joined([value] * count) for n, value in row.inputs.items()})
     if route == "joint":
         return Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
@@ -181,18 +182,19 @@ def _weights(skeleton: Any) -> list[torch.Tensor]:
 
 
 def _units(row: Prepared) -> int:
-    """As a card tells them: bytes of pixels and their masks, as numbers of 32 bit."""
+    """Return the units as a profile tells them: bytes of pixels and their masks, as numbers of 32
+    bit."""
     return sum(bytes_of(v) for n, v in row.inputs.items() if is_picture(n)) // PIXEL_BYTES
 
 
 def _tokens(inputs: dict[str, Any]) -> int:
-    """Of a row; a decoder that is given none begins with one of its own."""
+    """Return the tokens of a row; a decoder that is given none begins with one of its own."""
     return int(text_ids(inputs).shape[1]) if set(TEXT_IDS) & set(inputs) else 1
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what libraries say about tensors without data."""
+    """Silence the words of libraries about tensors without data."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable

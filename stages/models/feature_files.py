@@ -1,5 +1,5 @@
-"""Features as files of their own, for programs that run the halves themselves; knows neither stores
-nor families."""
+"""Writes and reads features as files of their own, for programs that run the halves themselves.
+Knows neither stores nor families."""
 
 from pathlib import Path
 
@@ -20,9 +20,9 @@ def save_features(path: str | Path, features: Features) -> None:
 
 
 def load_features(path: str | Path) -> Features:
-    """What `save_features` wrote, on the CPU. Raises UsageError for a file of anything else,
-    EnvironmentFault for one that is damaged or holds a record that the installed transformers does
-    not have."""
+    """Read the features that `save_features` wrote, onto the CPU. Raises UsageError for a file of
+    anything else, EnvironmentFault for one that is damaged or holds a record that the installed
+    transformers does not have."""
     tree = read_tree(path)
     try:
         return Features.from_tree(tree)

@@ -1,5 +1,5 @@
-"""What computing a half takes beside its weights, told from runs on tensors without data; imports
-no model library.
+"""Tells from dry runs on the meta device what computing a half takes beside its weights. Imports no
+model library.
 
 A handful of runs say what any size takes: what is held grows with rows and units, for attention
 that is not fused with the square of the units, and a padded batch has a mask of that size.
@@ -24,42 +24,42 @@ class BatchCost:
     rows: int
     """Chunks in the batch."""
     units: int
-    """Of the encoder: numbers of pixel input a chunk, of 32 bit. Of the decoder: tokens a prompt
-    has."""
+    """Numbers of pixel input a chunk, of 32 bit (encoder), or tokens that a prompt has
+    (decoder)."""
     peak_bytes: int
-    """Most that lives at one moment beside the weights; inputs and outputs included. Of the
+    """Most bytes that live at one moment beside the weights; inputs and outputs included. Of the
     decoder: until the prompts are read, the KV cache included."""
     peak_bytes_32: int = 0
     """The same of a half that computes in 32 bit."""
     kept_bytes: int
-    """Of the encoder: the features that it hands over. Of the decoder: the KV cache after the
-    prompt."""
+    """Bytes of the features that are handed over (encoder), or of the KV cache after the prompt
+    (decoder)."""
     mlp_bytes: int = 0
-    """How much of the peak is inside of an MLP, which takes as much less when it is given its
+    """Bytes of the peak that are inside of an MLP, which takes as much less when it is given its
     input in pieces; 0 when the peak is elsewhere."""
     outside_bytes: int = 0
-    """Most that lives while no MLP computes."""
+    """Most bytes that live while no MLP computes."""
     outside_bytes_32: int = 0
     """The same of a half that computes in 32 bit."""
     positions: int = 0
-    """That an MLP is given at once; 0: as many as there are units."""
+    """Positions that an MLP is given at once; 0: as many as there are units."""
     step_bytes: int = 0
-    """Of the decoder: most that lives while one more token of every row is computed, the KV cache
-    included."""
+    """Most bytes that live while one more token of every row is computed, the KV cache included
+    (decoder)."""
     waiting_bytes: int = 0
-    """Of the encoder: most that lives when a layer is about to begin: what a batch holds while it
-    waits for one."""
+    """Most bytes that live when a layer is about to begin: what a batch holds while it waits for
+    one (encoder)."""
     waiting_bytes_32: int = 0
     """The same of a half that computes in 32 bit."""
     scores_bytes: int = 0
-    """Most that the scores of one attention would take, in 32 bit and with what is made of them,
-    were it not fused."""
+    """Most bytes that the scores of one attention would take, in 32 bit and with what is made of
+    them, were it not fused."""
     mask_bytes: int = 0
-    """Most that two copies of one attention's mask take."""
+    """Most bytes that two copies of one attention's mask take."""
     flops: int
     """Floating-point operations of the encoder's pass, or of reading the prompts."""
     step_flops: int = 0
-    """Of one more token of every row."""
+    """Floating-point operations of one more token of every row."""
 
 
 def peak_bytes(
@@ -72,11 +72,11 @@ def peak_bytes(
     new_tokens: int = 0,
     prefill: int = 0,
 ) -> int:
-    """Most that lives at one moment beside the weights, inputs, outputs and KV cache included; 0
-    where nothing is known. A half computes in numbers of `item_bytes`; a decoder writes
-    `new_tokens`, and its MLPs take `prefill` positions at once (0: all)."""
+    """Return the most bytes that live at one moment beside the weights; 0 where nothing is known.
+    Inputs, outputs and KV cache are included. A half computes in numbers of `item_bytes`; a decoder
+    writes `new_tokens`, and its MLPs take `prefill` positions at once (0: all)."""
     scale, wide = item_bytes / ITEM_BYTES, item_bytes > ITEM_BYTES
-    # Of works that are formulas in 16 bit, all is taken to be twice as large.
+    # Where a cost is a formula in 16 bit, all is taken to be twice as large.
     peak = _at(
         batch_costs,
         kind,
@@ -109,8 +109,8 @@ def kept_bytes(
     units: int,
     item_bytes: int = ITEM_BYTES,
 ) -> int:
-    """Of the encoder: the features of so many rows. Of the decoder: its KV cache when each row has
-    so many tokens."""
+    """Return the bytes of the features of so many rows, for the encoder. For the decoder: of its KV
+    cache when each row has so many tokens."""
     found = _at(batch_costs, kind, rows, units, lambda w: w.kept_bytes)
     return max(0, round(item_bytes / ITEM_BYTES * found))
 
@@ -123,7 +123,7 @@ def waiting_bytes(
     units: int,
     item_bytes: int = ITEM_BYTES,
 ) -> int:
-    """What so many rows hold that wait for a layer of the encoder."""
+    """Return the bytes that so many rows hold while they wait for a layer of the encoder."""
 
     wide = item_bytes > ITEM_BYTES
     held = _at(
@@ -140,7 +140,7 @@ def at_size(
     rows: int,
     units: int,
 ) -> int:
-    """One figure of a card's works, at a size."""
+    """Return one figure of a profile's runs, at a size."""
     return max(0, round(_at(batch_costs, kind, rows, units, each)))
 
 
@@ -151,8 +151,8 @@ def _at(
     units: int,
     each: Callable[[BatchCost], int],
 ) -> float:
-    """The value at a size, by the terms that the runs tell apart; a growth that is negative is an
-    accident of two runs that have their peaks at different places, and is left out."""
+    """Return the value at a size, by the terms that the runs tell apart. A growth that is negative
+    is an accident of two runs that have their peaks at different places, and is left out."""
     known = [work for work in batch_costs if work.kind == kind] or list(batch_costs)
     if not known:
         return 0.0
@@ -188,11 +188,11 @@ TERMS: tuple[Callable[[int, int], float], ...] = (
     lambda rows, units: float(rows * units * units) if rows > 1 else 0.0,
 )
 GROWING = (0, 2, 3, 4)
-"""Those that cannot shrink what is held."""
+"""Numbers of the terms that cannot shrink what is held."""
 
 
 def _rank(table: list[list[float]]) -> int:
-    """How many columns are independent."""
+    """Return how many columns are independent."""
     rows = [list(row) for row in table]
     rank = 0
     for column in range(len(rows[0])):
@@ -209,7 +209,7 @@ def _rank(table: list[list[float]]) -> int:
 
 
 def _least_squares(table: list[list[float]], values: list[float]) -> list[float]:
-    """The coefficients of the columns that come nearest to the values; the columns are
+    """Return the coefficients of the columns that come nearest to the values. The columns are
     independent."""
     width = len(table[0])
     normal = [

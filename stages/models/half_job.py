@@ -1,4 +1,4 @@
-"""What every job says that runs half a model; imports no model library."""
+"""Says what every job that runs half a model is told; imports no model library."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from artifacts.schema import Route
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HalfJob:
-    """Which half of what, where and in what precision."""
+    """The half to run, of which model, where and in what precision."""
 
     model: str
     """Folder or hub id."""
@@ -22,7 +22,7 @@ class HalfJob:
     """Attention implementation; None is the model's default."""
     trust_remote_code: bool = False
     route: Route = "protocol"
-    """How the model is run in two stages."""
+    """Route by which the model is run in two stages."""
     pieces: tuple[str, ...] = ()
     """Paths of the other half's pieces that this half is known to need."""
     offload: bool = False

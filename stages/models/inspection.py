@@ -1,5 +1,5 @@
-"""Finds out what a model is from its configuration, its processor and the headers of its files;
-reads no weights, and downloads none."""
+"""Finds out what a model is from its configuration, its processor and the headers of its files.
+Reads no weights, and downloads none."""
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,14 +37,14 @@ logger = logging.getLogger(__name__)
 EDGE = 64
 """Pixels of a side of the frames by which a processor's counting is tried."""
 FEW_AND_MANY = (2, 8)
-"""How many of them: not one, because encoders that take frames in pairs make two of it."""
+"""Counts of those frames: not one, because encoders that take frames in pairs make two of it."""
 
 
 def describe(
     path: str | Path, trust_remote_code: bool = False, revision: str | None = None
 ) -> ModelProfile:
-    """The card of the model at `path`, a folder or hub id. Raises UsageError for what cannot be
-    used, EnvironmentFault when the hub cannot be reached."""
+    """Return the profile of the model at `path`, a folder or hub id. Raises UsageError for what
+    cannot be used, EnvironmentFault when the hub cannot be reached."""
     checkpoint = find_model(path, revision)
     folder = checkpoint.folder
     # Resizing takes a second or two, importing a model's classes too, and a core each.
@@ -92,8 +92,8 @@ def _described(
 def _begun(
     pool: ThreadPoolExecutor, folder: Path, trust_remote_code: bool
 ) -> Future[tuple[Probe, Probe]] | None:
-    """What becomes of images and videos; None when the processor is no good, which is told when
-    the model is known to be."""
+    """Begin to probe what becomes of images and videos. Returns None when the processor is no good,
+    which is told when the model is known to be."""
     try:
         # What it imports is imported before the thread begins, beside which others are.
         with gc_frozen():
@@ -107,14 +107,15 @@ def _begun(
 
 
 def _probes(processor: Any) -> tuple[Probe, Probe]:
-    """What becomes of images and of videos, by a processor of its own: its methods are replaced."""
+    """Probe what becomes of images and of videos, by a processor of its own: its methods are
+    replaced."""
     image = probe(processor, "image")
     return image, probe(processor, "video") if takes_videos(processor) else image
 
 
 def frames_a_video(processor: Any) -> int:
-    """How many frames a video must have for a processor that writes as many places whatever it is
-    shown; 0 where it counts them, or does not say how many a frame takes."""
+    """Return how many frames a video must have for a processor that writes as many places whatever
+    it is shown. It is 0 where it counts them, or does not say how many a frame takes."""
     each = getattr(processor, "num_query_tokens", None)
     if not each or not takes_videos(processor):
         return 0
@@ -166,7 +167,7 @@ def _profile(
 
 
 def _try_processor(processor: Any, folder: Path) -> None:
-    """Raises PenstockError when no prompt can be written or no picture goes in; probing would pass
+    """Raise PenstockError when no prompt can be written or no picture goes in; probing would pass
     over it."""
     kinds = {"images": takes_images(processor), "videos": takes_videos(processor)}
     for channel in (channel for channel, taken in kinds.items() if taken):

@@ -1,4 +1,4 @@
-"""Loads the half that a job names, on the device and in the precision it names; knows nothing of
+"""Loads the half that a job names, on the device and in the precision it names. Knows nothing of
 stores."""
 
 import contextlib
@@ -42,7 +42,7 @@ have it, or one for some of them and another for others."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelJob(HalfJob):
-    """A job that loads what it says."""
+    """A job that loads the half it names."""
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
@@ -61,8 +61,8 @@ class ModelJob(HalfJob):
         return ready or load_processor(folder, self.trust_remote_code)
 
     def hold(self, keep: Half) -> Held:
-        """The half on its device, with the pieces that it needs; the whole of a model that cannot
-        be cut."""
+        """Load the half on its device, with the pieces that it needs. Of a model that cannot be
+        cut, the whole is loaded."""
         part: Part = "whole" if self.route == "joint" else keep
         return Held(part, functools.partial(self._load, part), self.pieces)
 
@@ -71,8 +71,8 @@ class ModelJob(HalfJob):
             return self.load(keep, pieces)
 
     def load(self, keep: Part, pieces: Iterable[str] = ()) -> Any:
-        """That part on its device. Raises EnvironmentFault when it is not in the precision that was
-        asked for."""
+        """Load that part on its device. Raises EnvironmentFault when it is not in the precision
+        that was asked for."""
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
@@ -111,8 +111,8 @@ class ModelJob(HalfJob):
         return self._checked(half, keep, pieces)
 
     def _checked(self, half: Any, keep: Part, pieces: Iterable[str]) -> Any:
-        """The half as the job wants it, if it computes attention as the key of its results says;
-        pieces of the other one may compute it otherwise."""
+        """Make the half as the job wants it, if it computes attention as the key of its results
+        says. Pieces of the other one may compute it otherwise. Raises EnvironmentFault."""
         found = attention_of(half)
         if self.attention not in (None, found) and not any(pieces):
             raise EnvironmentFault(
@@ -129,8 +129,8 @@ _ready: dict[tuple[Path, bool], Any] = {}
 
 
 def warm(job: dict[str, Any]) -> None:
-    """Import what the model needs and load its processor, before what a stage takes is counted:
-    neither is in a plan."""
+    """Import what the model needs and load its processor, before the stage's use is counted.
+    Neither is in a plan."""
     source = ModelJob.of(job)
     folder = resolve_model(Path(source.model), source.revision)
     config, _ = config_and_class(folder, source.trust_remote_code)
@@ -144,7 +144,8 @@ def warm(job: dict[str, Any]) -> None:
 
 
 def _tensor_names(folder: Path) -> Iterator[str]:
-    """Of the files that are here: those of the other half need not be."""
+    """Yield the names of tensors in the files that are here: those of the other half need not
+    be."""
     from safetensors import SafetensorError, safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
@@ -158,7 +159,7 @@ def _tensor_names(folder: Path) -> Iterator[str]:
 
 
 def facts(half: Any) -> dict[str, Any]:
-    """What is worth recording of a half that was loaded."""
+    """Return the facts about a loaded half that are worth recording."""
     quantized = count(half)
     plain = sum(type(module) is torch.nn.Linear for module in half.modules())
     streamed = streamed_layers(half)
@@ -173,8 +174,7 @@ def facts(half: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _with_its_attention(name: str | None) -> Iterator[None]:
-    """Turns what the loader raises at an attention implementation that it cannot have into one
-    line."""
+    """Turn the loader's error at an attention implementation that it cannot have into one line."""
     try:
         yield
     except (ImportError, ValueError) as error:

@@ -1,5 +1,5 @@
-"""What is known of each half of a checkpoint without its weights: the tensors it holds, and the
-layers that they belong to; knows no processor."""
+"""Makes the profile of each part of a checkpoint, without its weights: its tensors, and their
+layers. Knows no processor."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ from stages.models.precision.weights import Weight, weights_of
 from stages.models.profile import PartProfile
 
 LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
-"""The path of a layer in the name of a weight of it."""
+"""Pattern of the path of a layer in the name of a weight of it."""
 
 
 def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
@@ -45,7 +45,7 @@ def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
 
 
 def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
-    """A model without a boundary: the second stage loads all of it."""
+    """Make the profiles of a model without a boundary: the second stage loads all of it."""
     nothing = PartProfile(shards=(), tensors=(), parameters=0, stored_bytes=0)
     return {
         "vision": nothing,
@@ -75,7 +75,7 @@ def _part_profile(skeleton: Any, half: Part, weights: list[Weight]) -> PartProfi
 
 
 def layers_of(weights: list[Weight]) -> Counter[str]:
-    """Path of each layer of the largest stack of them → how many numbers it holds."""
+    """Return the path of each layer of the largest stack of them → how many numbers it holds."""
     stacks: dict[str, Counter[str]] = {}
     for weight in weights:
         if match := LAYER.match(weight.path):

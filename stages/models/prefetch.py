@@ -1,5 +1,5 @@
-"""Reads the next batches and writes the last one on the CPU while the device works on this one;
-knows nothing of what a batch holds."""
+"""Reads the next batches and writes the last one while the device works on this one. Both are done
+on the CPU. Knows nothing of what a batch holds."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +19,9 @@ BEHIND = 4
 def prefetched(
     batches: Iterable[Batch], read: Callable[[Batch], Rows], ahead: int = AHEAD
 ) -> Iterator[tuple[Batch, Rows]]:
-    """Each batch with what `read` made of it, in order; `ahead` are read while one is computed.
-    Where the next batch has to be waited for, that too is done beside the computing. Raises what
-    `read` raised."""
+    """Yield each batch with what `read` made of it, in order; `ahead` are read while one is
+    computed. Where the next batch has to be waited for, that too is done beside the computing.
+    Raises what `read` raised."""
     source = iter(batches)
 
     def following() -> tuple[Batch, Rows] | None:
@@ -38,7 +38,7 @@ def prefetched(
 
 @contextmanager
 def write_behind(write: Callable[[list[Rows]], None]) -> Iterator[Callable[[Rows], None]]:
-    """Gives a function that hands what was made to `write`, which works beside the caller.
+    """Yield a function that hands what was made to `write`, which works beside the caller.
 
     `write` gets at once, in order, all that came while it was busy: where much is made in a moment,
     one syncing of the disk serves many batches. What it raised is raised at the next handing over,

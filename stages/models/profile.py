@@ -1,5 +1,5 @@
-"""What is known of a model before any of its weights is read; knows neither how it is found out nor
-what is done with it."""
+"""Holds the profile of a model: all that is known before any of its weights is read. Knows neither
+how it is found out nor what is done with it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
 
 OUTPUT_VERSION = 19
-"""Raised when what a card says changes; part of its key."""
+"""Output version of a profile: raised when what one says changes, and part of its key."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,25 +21,25 @@ class PartProfile:
     tensors: tuple[str, ...]
     """Names of its tensors as the checkpoint has them, sorted."""
     parameters: int
-    """How many numbers they hold."""
+    """Count of the numbers they hold."""
     stored_bytes: int
-    """How many bytes they take in the checkpoint."""
+    """Bytes they take in the checkpoint."""
     stored_as: str = ""
     """`int8`, `nf4` or `fp4` when it was saved quantized; else empty."""
     linear_modules: int = 0
-    """How many layers int8 and nf4 take."""
+    """Count of the layers that int8 and nf4 take."""
     linear_parameters: int = 0
-    """How many numbers those hold."""
+    """Count of the numbers those hold."""
     linear_rows: int = 0
-    """How many rows those numbers stand in."""
+    """Count of the rows those numbers stand in."""
     largest_linear: int = 0
-    """How many numbers the largest of those layers holds."""
+    """Count of the numbers that the largest of those layers holds."""
     widest_linear: int = 0
-    """How many rows the widest of those layers has."""
+    """Count of the rows that the widest of those layers has."""
     layers: int = 0
-    """How many layers lie one behind another in its largest stack."""
+    """Count of the layers that lie one behind another in its largest stack."""
     layer_parameters: int = 0
-    """How many numbers the largest of those holds."""
+    """Count of the numbers that the largest of those holds."""
     attention: str = "sdpa"
     """The attention implementation that it takes by default; several are joined by `+`."""
     flash: bool = False
@@ -47,12 +47,12 @@ class PartProfile:
     pieces: tuple[str, ...] = ()
     """Paths of what belongs to the other half and is loaded, and counted, with this one too."""
     batch_costs: tuple[BatchCost, ...] = ()
-    """What computing takes, at a few sizes; empty when it could not be found out."""
+    """Costs of computing, at a few sizes; empty when they could not be found out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingProfile:
-    """Which frames the checkpoint's processor asks for; None where it does not say."""
+    """The frames that the checkpoint's processor asks for; None where it does not say."""
 
     fps: float | None = None
     """Frames a second."""
@@ -64,14 +64,14 @@ class SamplingProfile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeenSize:
-    """What a processor makes of a square frame."""
+    """The tokens and bytes that a processor makes of a square frame."""
 
     edge: int
     """Pixels of a side."""
     tokens: int
     """Placeholders a frame."""
     pixel_bytes: int
-    """Bytes of what the encoder is given of it."""
+    """Bytes that the encoder is given of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,32 +79,32 @@ class ModelProfile:
     """One vision-language checkpoint."""
 
     folder: str
-    """Where its files are."""
+    """Folder of its files."""
     class_name: str
     model_type: str
     modalities: tuple[Modality, ...]
-    """What its encoder takes; without `video`, the frames of a video go in as images."""
+    """Media that its encoder takes; without `video`, the frames of a video go in as images."""
     images_a_prompt: int = 0
-    """How many pictures one prompt takes at most; 0: as many as there are. With 1, and without
-    `video`, a video's chunk goes in as its middle frame."""
+    """Most pictures that one prompt takes; 0: as many as there are. With 1, and without `video`, a
+    video's chunk goes in as its middle frame."""
     frames_a_video: int = 0
-    """How many frames a video must have, and an image is shown as often; 0: any number."""
+    """Frames that a video must have, and times that an image is shown; 0: any number."""
     goes_on: bool = False
     """Whether a caption is what follows the prompt, as with captioners that have no chat template:
     by default nothing is asked of them."""
     dtype: str
     """The checkpoint's own precision, such as bfloat16."""
     route: Route = "protocol"
-    """How the halves are run; `joint` for a model that cannot be cut: the vision half is then
-    empty."""
+    """Route by which the halves are run; `joint` for a model that cannot be cut: the vision half is
+    then empty."""
     why: str = ""
-    """What of the model decided that, in one sentence."""
+    """Reason for that in the model, in one sentence."""
     by_dimensions: bool = False
     """Whether there is no class for it here, and all this was told from its dimensions."""
     prompted: bool = False
     """Whether features are made of the prompt too, so that another prompt needs others."""
     parts: Mapping[Part, PartProfile]
-    """What stages load of it: of one that captions its vision half and its language half."""
+    """Parts that stages load of it: of one that captions its vision half and its language half."""
     sampling: SamplingProfile
     fit_video: FrameFit
     """The size at which a video's frames are worth storing."""
@@ -119,8 +119,8 @@ class ModelProfile:
     frame_tokens: int
     """Placeholders a frame of two square ones of 1280 pixels; 0 when it could not be found out."""
     image_pixel_bytes: int = 0
-    """What the processor makes of a square image of 1280 pixels, in bytes; 0 when it could not be
-    found out."""
+    """Bytes that the processor makes of a square image of 1280 pixels; 0 when it could not be found
+    out."""
     frame_pixel_bytes: int = 0
     """The same a frame of two square ones."""
     image_sizes: tuple[SeenSize, ...] = ()
@@ -128,9 +128,9 @@ class ModelProfile:
     frame_sizes: tuple[SeenSize, ...] = ()
     """The same a frame of two smaller ones."""
     pixels_a_video: int = 0
-    """In how many pixels all frames of a video are seen at the most, together; 0: no limit."""
+    """Most pixels in which all frames of a video are seen, together; 0: no limit."""
     batch_costs_unknown: str = ""
-    """Why it could not be found out what computing takes; empty when it could."""
+    """Reason why it could not be found out what computing takes; empty when it could."""
 
     @property
     def vision(self) -> PartProfile:
@@ -141,7 +141,7 @@ class ModelProfile:
         return self.parts["language"]
 
     def to_json(self) -> dict[str, Any]:
-        """Each part stands under its own name."""
+        """Return the profile as JSON takes it, each part under its own name."""
         told = asdict(self)
         return {**told, **told.pop("parts")}
 

@@ -1,5 +1,4 @@
-"""The stage that describes a model in a process of its own, so that its parent need not import
-torch."""
+"""Describes a model in a process of its own, so that its parent need not import torch."""
 
 from typing import Any
 
@@ -9,7 +8,8 @@ from stages.process.report import Report
 
 
 def run(job: dict[str, Any], report: Report) -> None:
-    """Job: model (folder or hub id), revision, trust_remote_code. Answers with a note `profile`."""
+    """Describe the job's model, and answer with a note `profile`. Job: model (folder or hub id),
+    revision, trust_remote_code."""
     try:
         profile = describe(
             job["model"],

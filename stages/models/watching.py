@@ -1,5 +1,5 @@
-"""What is seen of a half while it runs on tensors without data: when layers and MLPs compute, and
-where reading a prompt ends; counts nothing itself."""
+"""Watches a half run on tensors without data: when layers and MLPs compute, where prompts end.
+Counts nothing itself."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -11,17 +11,19 @@ from stages.memory.live_bytes import LiveBytes
 from stages.models.halves.offload import outermost_layers
 
 NEW_TOKENS = 2
-"""The first comes of reading the prompt, the second of a step like all that follow."""
+"""Tokens to write: the first comes of reading the prompt, the second of a step like all that
+follow."""
 
 
 def decoder_of(model: Any) -> Any:
-    """The innermost part that is called once a token."""
+    """Return the innermost part that is called once a token."""
     inner = model.get_decoder() if hasattr(model, "get_decoder") else None
     return model if inner is None or inner is model else decoder_of(inner)
 
 
 class PromptWatch:
-    """Tells the reading of the prompt from the step after it, by the decoder's second call."""
+    """A watch that tells the reading of the prompt from the step after it, by the decoder's second
+    call."""
 
     def __init__(self, live: LiveBytes) -> None:
         self._live = live
@@ -60,7 +62,7 @@ class PromptWatch:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes that a KV cache of any kind holds."""
+    """Return the bytes that a KV cache of any kind holds."""
     if isinstance(cache, torch.Tensor):
         return cache.numel() * cache.element_size()
     if isinstance(cache, list | tuple):
@@ -75,7 +77,7 @@ def cache_bytes(cache: Any) -> int:
 
 
 def mlps_told(skeleton: Any, live: LiveBytes) -> contextlib.AbstractContextManager[None]:
-    """Lets the counter know when an MLP computes."""
+    """Let the counter know when an MLP computes."""
     handles = []
     for module in _mlps(skeleton):
         handles += [
@@ -89,7 +91,7 @@ def mlps_told(skeleton: Any, live: LiveBytes) -> contextlib.AbstractContextManag
 
 @contextlib.contextmanager
 def layers_told(skeleton: Any, live: LiveBytes) -> Iterator[list[int]]:
-    """The most that lives when a layer begins, in 16 and in 32 bit."""
+    """Yield the most bytes that live when a layer begins, in 16 and in 32 bit."""
     most = [0, 0]
 
     def begins(*_: Any) -> None:
@@ -101,7 +103,7 @@ def layers_told(skeleton: Any, live: LiveBytes) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _held(handles: Iterable[Any]) -> Iterator[None]:
-    """Hooks that go at the end of the block."""
+    """Keep hooks until the end of the block."""
     try:
         yield
     finally:
@@ -110,8 +112,8 @@ def _held(handles: Iterable[Any]) -> Iterator[None]:
 
 
 def _mlps(model: Any) -> Iterator[torch.nn.Module]:
-    """Modules that are made of linear layers that widen and narrow again, and of nothing else that
-    has weights."""
+    """Yield modules of linear layers that widen and narrow again, and of nothing else with
+    weights."""
     for module in model.modules():
         parts = [part for part in module.children() if any(True for _ in part.parameters())]
         linears = [part for part in parts if isinstance(part, torch.nn.Linear)]

@@ -1,2 +1,1 @@
-"""A model cut in two: where, and how each half is loaded and run; knows neither files nor
-processors."""
+"""Cuts a model in two, and loads and runs each half; knows neither files nor processors."""

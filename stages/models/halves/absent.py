@@ -1,4 +1,4 @@
-"""What stands where the other half of a model was; knows nothing of which half that is.
+"""Stands where the other half of a model was; knows nothing of which half that is.
 
 Plain attributes (configs, sizes, dtypes) are answered by a skeleton on the meta device, because
 models read them across the cut. Touching a tensor or calling anything that computes raises
@@ -13,8 +13,8 @@ from torch import nn
 
 
 class NeedsWeights(RuntimeError):
-    """A piece of the model that was left out on purpose is needed; `path` names it, and `module`
-    the smallest part that can be loaded to have it."""
+    """The error for a piece of the model that is needed but was left out on purpose. `path` names
+    it, and `module` the smallest part that can be loaded to have it."""
 
     def __init__(self, path: str, module: str | None = None) -> None:
         super().__init__(
@@ -26,10 +26,10 @@ class NeedsWeights(RuntimeError):
 
 
 class Absent(nn.Module):
-    """A module without weights over the skeleton of the one it replaces."""
+    """A module without weights that stands over the skeleton of the one it replaces."""
 
     _is_hf_initialized = True
-    """Tells the loader that there is nothing here to initialize."""
+    """Mark by which the loader knows that there is nothing here to initialize."""
 
     def __init__(self, skeleton: nn.Module, path: str) -> None:
         super().__init__()
@@ -55,10 +55,12 @@ class Absent(nn.Module):
 
 
 class AbsentWeight:
-    """Stands for a parameter of its own that a kept module had; every use raises NeedsWeights."""
+    """A stand-in for a parameter of its own that a kept module had; every use raises
+    NeedsWeights."""
 
     _is_hf_initialized = True
-    """Makes the model's own `_init_weights`, which names the parameter, pass over it quietly."""
+    """Mark by which the model's own `_init_weights`, which names the parameter, passes over it
+    quietly."""
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""Where a vision-language model is cut in two, read off its class and structure; knows no family
+"""Finds where a vision-language model is cut in two, from its class and structure. Knows no family
 and loads nothing.
 
 O, the owner, is the innermost module whose class defines `get_image_features` or
@@ -6,6 +6,13 @@ O, the owner, is the innermost module whose class defines `get_image_features` o
 The vision half is what O holds besides R, H and an audio encoder. The language half is R, H and all
 that lies outside O. Where the decoder is not strictly inside O, the vision half is what those two
 methods name of O's parts, and the language half all the rest.
+
+The model asked is a skeleton without weights: it says itself which modules its decoder and its head
+are. A half is described by what it does without: `absent_paths` lists those modules and parameters,
+outermost only, and `cut` puts stand-ins in their place that raise NeedsWeights when they are to
+compute. Some halves call single pieces of the other one. `pieces_called` reads those off the
+bytecode of the methods that a half runs; where it misses one, `piece_of` tells from the
+NeedsWeights error what has to be loaded besides.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,14 +27,14 @@ from stages.models.halves.bytecode import called_in, names_in, reached
 
 HALVES: tuple[Half, Half] = ("vision", "language")
 ENCODERS = ("get_image_features", "get_video_features")
-"""The methods by which a model makes features of pixels."""
+"""Names of the methods by which a model makes features of pixels."""
 CUT = "_cut_from"
-"""Under this name the class of a half keeps the class of the whole model."""
+"""Name under which the class of a half keeps the class of the whole model."""
 
 
 def absent_paths(model: nn.Module, keep: Part, pieces: Iterable[str] = ()) -> list[str]:
-    """Paths of the modules and parameters that the part to keep does without, outermost only;
-    `pieces` of the other half are kept all the same."""
+    """Return the paths of the modules and parameters that the part to keep does without. Only the
+    outermost are given; `pieces` of the other half are kept all the same."""
     if keep == "whole":
         return []
     left_out = _absent_paths(model, keep)
@@ -37,15 +44,16 @@ def absent_paths(model: nn.Module, keep: Part, pieces: Iterable[str] = ()) -> li
 
 
 def piece_of(model: nn.Module, error: NeedsWeights, keep: Half) -> str:
-    """What has to be loaded besides the half, whose skeleton is `model`, because of `error`: the
-    module itself when it lies below the reader, which is large, else the whole unit."""
+    """Return the path that has to be loaded besides the half because of `error`. The half's
+    skeleton is `model`. It is the module itself when that lies below the reader, which is large,
+    else the whole unit."""
     left_out = next(p for p in _absent_paths(model, keep) if within(error.path, p))
     reader = reader_path(model, _owner(model))
     return error.module if reader is not None and within(left_out, reader) else left_out
 
 
 def _without(model: nn.Module, left_out: str, piece: str) -> Iterator[str]:
-    """What stays left out of `left_out` when `piece` is kept."""
+    """Yield the paths below `left_out` that stay left out when `piece` is kept."""
     if within(left_out, piece):
         return
     if not within(piece, left_out):
@@ -101,7 +109,7 @@ def cut(model: Any, paths: list[str]) -> None:
 
 
 def owner_path(model: nn.Module) -> str | None:
-    """Path of O; None when the model has no boundary between the halves."""
+    """Return the path of O; None when the model has no boundary between the halves."""
     candidates: list[str] = [
         path
         for path, module in model.named_modules()
@@ -121,13 +129,13 @@ def _owner(model: nn.Module) -> str:
 
 
 def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
-    """The halves that keep the weight called `path`, given what each does without."""
+    """Return the halves that keep the weight called `path`, given what each does without."""
     return [half for half in HALVES if not any(within(path, p) for p in halves[half])]
 
 
 def pieces_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
-    """Paths of what the half's own code calls of the other half: a projector that is applied where
-    features are read, the embeddings where features are made of codes."""
+    """Return the paths that the half's own code calls of the other half. Such are a projector that
+    is applied where features are read, and the embeddings where features are made of codes."""
     if keep == "whole":
         return ()
     owner = _owner(model)
@@ -147,20 +155,20 @@ def pieces_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:
-    """The class that has a module's methods, which is not that of a half: that has but `CUT`."""
+    """Return the class that has a module's methods; the class of a half has but `CUT`."""
     cls = type(module)
     found: type[nn.Module] = vars(cls).get(CUT, cls)
     return found
 
 
 def _called_part(owner: str, path: str) -> str:
-    """The name of O's part at a path; nothing for what lies elsewhere."""
+    """Return the name of O's part at a path; nothing for what lies elsewhere."""
     name = path.removeprefix(_join(owner, "") if owner else "")
     return "" if "." in name or (name == path and owner) else name
 
 
 def _outside(model: nn.Module, owner: str) -> Iterator[str]:
-    """What lies beside the way from the root to O."""
+    """Yield the paths that lie beside the way from the root to O."""
     way = owner.split(".") if owner else []
     for depth, step in enumerate(way):
         path = ".".join(way[:depth])
@@ -170,7 +178,7 @@ def _outside(model: nn.Module, owner: str) -> Iterator[str]:
 
 
 def reader_path(model: nn.Module, owner: str) -> str | None:
-    """Path of R; None when the decoder is not inside O."""
+    """Return the path of R; None when the decoder is not inside O."""
     decoder = _path_of(model, _call(model, "get_decoder"))
     if decoder is None or decoder == owner or not within(decoder, owner):
         return None
@@ -178,7 +186,7 @@ def reader_path(model: nn.Module, owner: str) -> str | None:
 
 
 def _audio_path(model: nn.Module) -> str | None:
-    """The audio encoder; a model without one answers with itself or its base."""
+    """Return the path of the audio encoder; a model without one answers with itself or its base."""
     get_encoder = getattr(model, "get_encoder", None)
     path = None if get_encoder is None else _path_of(model, get_encoder(modality="audio"))
     return path if path and not within(_owner(model), path) else None
@@ -205,5 +213,5 @@ def _join(path: str, name: str) -> str:
 
 
 def within(path: str, ancestor: str) -> bool:
-    """Whether a path is at another, or below it."""
+    """Tell whether a path is at another, or below it."""
     return not ancestor or path == ancestor or path.startswith(f"{ancestor}.")

@@ -1,5 +1,5 @@
-"""Reads off a function's code which attributes it names and which methods it calls; runs nothing,
-knows no models."""
+"""Reads off a function's code which attributes it names and which methods it calls. Runs nothing,
+and knows no models."""
 
 import dis
 import inspect
@@ -10,12 +10,12 @@ from typing import Any
 
 
 def names_in(function: Any) -> set[str]:
-    """Names of attributes and globals that a function's code refers to."""
+    """Return the names of attributes and globals that a function's code refers to."""
     return {name for code in _codes(function) for name in code.co_names}
 
 
 def called_in(function: Any) -> set[str]:
-    """Names of attributes that a function's code calls."""
+    """Return the names of attributes that a function's code calls."""
     instructions = [i for code in _codes(function) for i in dis.get_instructions(code)]
     return {
         str(i.argval)
@@ -31,8 +31,8 @@ def reached(
     read: Callable[[Any], set[str]],
     beyond: Iterable[str] = (),
 ) -> set[str]:
-    """What `read` finds in the methods `start` of a class, and in those of its own that they lead
-    to, but for `beyond`."""
+    """Return all that `read` finds in the methods `start` of a class. Methods of the class itself
+    that they lead to are read too, but for `beyond`."""
     todo, seen, found = set(start), set(beyond), set[str]()
     while todo := {name for name in todo - seen if inspect.isfunction(getattr(cls, name, None))}:
         seen |= todo

@@ -1,5 +1,13 @@
-"""Hands stored features to the language half and lets it generate; knows nothing of how they were
-made, nor of any family.
+"""Hands stored features to the language half and lets it generate. Knows neither how they were made
+nor any family.
+
+`generate` first checks that every input which encoding had is there, and, unless the model runs
+jointly, that the prompt has as many placeholders as there are features: else the text would be
+wrong with no error. Then DELIVER runs the route of the model. By protocol, `generate` of the half
+takes the records. By replay, the half is shown pixels without storage, and for this call the
+`get_*_features` of its owner object answer with the records. Spliced, features are written into the
+embeddings at the placeholders, and the reader generates from those. Joint, the whole model takes
+the pixels. Meanwhile a hook keeps the output head from making large logits of a whole prompt.
 """
 
 import functools
@@ -18,7 +26,7 @@ from stages.models.halves.features import count_tokens, is_pixels, moved, placeh
 from stages.models.halves.routes import MODALITIES, choose_route
 
 UNDIVIDED = "pixels"
-"""Under this name the pixels themselves stand among features, for the whole model."""
+"""Name under which the pixels themselves stand among features, for the whole model."""
 LOGITS_WORTH = 64 << 20
 """Bytes of logits below which they are computed as the whole model does: one row is rounded
 otherwise than many."""
@@ -27,7 +35,7 @@ otherwise than many."""
 def generate(
     half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
 ) -> torch.Tensor:
-    """The tokens that `generate` of the whole model gives for these inputs.
+    """Return the tokens that `generate` of the whole model gives for these inputs.
 
     `inputs` are all outputs of the processor besides pixels. `half` is the language half, or the
     whole model when `features` holds pixels. Raises UsageError when features or inputs are missing.
@@ -52,7 +60,7 @@ def generate(
 
 @contextmanager
 def _next_logits_only(half: Any) -> Iterator[None]:
-    """Have the output head compute the last position alone, as most classes tell it to; the others
+    """Have the output head compute the last position alone, as most classes tell it to. The others
     would make the logits of a whole prompt, of which `generate` reads those of its last token."""
     head = half.get_output_embeddings()
     if head is None or "logits_to_keep" in inspect.signature(half.forward).parameters:
@@ -74,7 +82,7 @@ def _next_logits_only(half: Any) -> Iterator[None]:
 
 
 def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
-    """What was generated, without the prompt before it and the token that starts it.
+    """Return the new tokens, without the prompt before them and the token that starts it.
 
     The prompt stands there as it is, after a token of the model's own, or with that in place of its
     first token and without its last one; or not at all where it went to an encoder.
@@ -92,7 +100,7 @@ def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tenso
 
 
 def prompt_in(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
-    """The tokens with which what `model` generates may begin: none of those that an encoder
+    """Return the tokens with which the output of `model` may begin: none of those that an encoder
     takes."""
     encodes = model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder
     return inputs.get("decoder_input_ids" if encodes else "input_ids")
@@ -103,7 +111,7 @@ def _by_protocol(half: Any, text: Any, features: Mapping[str, Any], options: Any
 
 
 def _by_replay(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:
-    """The model is shown pixels without storage, and its own methods answer with the features."""
+    """Show the model pixels without storage, and have its own methods answer with the features."""
     blank = {
         name: torch.zeros((), dtype=half.dtype, device=half.device).expand(tuple(shape))
         for name, shape in getattr(features, "blank", {}).items()
@@ -120,7 +128,7 @@ def _by_replay(half: Any, text: Any, features: Mapping[str, Any], options: Any) 
 
 @contextmanager
 def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
-    """Let the owner's methods answer with `outputs`; gives the modalities that were asked for."""
+    """Let the owner's methods answer with `outputs`; yields the modalities that were asked for."""
     owner = half.get_submodule(owner_path(half) or "")
     asked: set[str] = set()
     replaced = []
@@ -144,7 +152,8 @@ def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
 
 
 def _by_splice(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:
-    """Features go into the embeddings at the placeholders, and the reader generates from there."""
+    """Put features into the embeddings at the placeholders, and let the reader generate from
+    there."""
     reader = half.get_submodule(reader_path(half, owner_path(half) or ""))
     ids = text["input_ids"]
     embeddings = half.get_input_embeddings()(ids)
@@ -173,7 +182,7 @@ DELIVER: dict[Route, Callable[[Any, Any, Mapping[str, Any], Any], Any]] = {
 
 
 def _copies(half: Any, features: Mapping[str, Any]) -> dict[str, Any]:
-    """Shallow copies of the records, moved: `generate` changes what it is given in place."""
+    """Make shallow copies of the records, moved: `generate` changes what it is given in place."""
     return {
         modality: make_record(type(record), {n: moved(v, half.device) for n, v in record.items()})
         for modality, record in features.items()
@@ -181,7 +190,8 @@ def _copies(half: Any, features: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_placeholders(half: Any, text: Any, features: Mapping[str, Any]) -> None:
-    """Missing features would leave placeholders as they are and give wrong text with no error."""
+    """Refuse features that do not match the placeholders, which would give wrong text with no
+    error."""
     ids = text["input_ids"]
     wanted = sorted(placeholder_ids(half.config))
     standing = int(torch.isin(ids, torch.tensor(wanted, device=ids.device)).sum())

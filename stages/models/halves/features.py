@@ -20,11 +20,12 @@ UNREAD = (
     "vision_outputs",
     "qformer_outputs",
 )
-"""Fields that no language half reads when there is a `pooler_output`, and that are as large."""
+"""Names of fields that no language half reads when there is a `pooler_output`, and that are as
+large."""
 
 
 class Features(dict[str, Any]):
-    """Modality -> the encoder's own output record, and what else the language half has to be
+    """Modality -> the encoder's own output record, with all else that the language half has to be
     given."""
 
     def __init__(
@@ -51,12 +52,13 @@ class Features(dict[str, Any]):
 
 
 def is_pixels(name: str) -> bool:
-    """Whether an input holds pixels or their mask, which only the vision half reads."""
+    """Tell whether an input holds pixels or their mask, which only the vision half reads."""
     return "pixel" in name or name.endswith("patches")
 
 
 def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
-    """What the vision half makes of the pixels among a processor's outputs."""
+    """Run the vision half on the pixels among a processor's outputs. Raises UsageError when there
+    are none that it can encode."""
     outputs, shapes = {}, {}
     for encoder in encoders(half):
         given = {name: inputs[name] for name in encoder.names if inputs.get(name) is not None}
@@ -82,7 +84,7 @@ def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
 
 
 def _record(output: Any, function: Any) -> Any:
-    """An output that the language half can read by its fields' names."""
+    """Check that an output is a record that the language half can read by its fields' names."""
     from transformers.utils.generic import ModelOutput
 
     if isinstance(output, ModelOutput):
@@ -94,14 +96,14 @@ def _record(output: Any, function: Any) -> Any:
 
 
 def lean(record: Any) -> Any:
-    """The output record without the fields that the language half never reads."""
+    """Return the output record without the fields that the language half never reads."""
     if record.get("pooler_output") is None:
         return record
     return make_record(type(record), {n: v for n, v in record.items() if n not in UNREAD})
 
 
 def count_tokens(record: Any) -> int | None:
-    """For how many placeholders an output record has features; None when it does not say."""
+    """Return for how many placeholders an output record has features; None when it does not say."""
     pooled = record.get("pooler_output")
     if pooled is None:
         return None
@@ -110,14 +112,14 @@ def count_tokens(record: Any) -> int | None:
 
 
 def placeholder_ids(config: Any) -> set[int]:
-    """Ids of the tokens that stand where a picture's features go."""
+    """Return the ids of the tokens that stand where a picture's features go."""
     names = [f"{kind}_token_{end}" for kind in ("image", "video") for end in ("id", "index")]
     found = {getattr(config, name, None) for name in names}
     return {value for value in found if isinstance(value, int)}
 
 
 def moved(value: Any, device: torch.device, floats: torch.dtype | None = None) -> Any:
-    """Tensors inside any nesting, moved; floating ones also cast when `floats` is given."""
+    """Move the tensors inside any nesting; floating ones are also cast when `floats` is given."""
     if isinstance(value, torch.Tensor):
         cast = floats if floats is not None and value.is_floating_point() else value.dtype
         return value.to(device=device, dtype=cast, non_blocking=True)

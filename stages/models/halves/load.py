@@ -1,4 +1,4 @@
-"""Loads one half of a vision-language model through the model's own `from_pretrained`; knows
+"""Loads one half of a vision-language model through the model's own `from_pretrained`. Knows
 neither pictures nor text.
 
 The class is subclassed so that its `__init__` leaves out the other half. The loader then finds no
@@ -23,13 +23,13 @@ from stages.models.hub.partial import weights_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
 
 MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
-"""What the loader says of weights that have no place in the model."""
+"""Words of the loader about weights that have no place in the model."""
 
 
 def load_half(
     path: str | Path, keep: Part, *, pieces: Iterable[str] | None = None, **options: Any
 ) -> Any:
-    """One half of the model at `path` (a folder or hub id), or the whole, in eval mode.
+    """Load one half of the model at `path` (a folder or hub id), or the whole, in eval mode.
 
     `pieces` are paths in the other half that this one needs too; None leaves it to the model's
     classes, which tell what the half calls of the other one. `options` are those of
@@ -71,8 +71,8 @@ def load_half(
 
 @contextlib.contextmanager
 def _whole_weights(folder: Path) -> Iterator[None]:
-    """Turns what a loader raises at weights that cannot be read, or have other shapes than the
-    configuration says, into EnvironmentFault."""
+    """Turn the loader's errors at unreadable weights into EnvironmentFault. So too where weights
+    have other shapes than the configuration says."""
     from safetensors import SafetensorError
 
     try:
@@ -93,8 +93,8 @@ def _whole_weights(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _with_packages(cls: type[Any]) -> Iterator[None]:
-    """Turns what a model raises for want of a package into one line; what is said of attention is
-    told by who chose it."""
+    """Turn the error of a model that lacks a package into one line. Errors about attention are told
+    by who chose it."""
     try:
         yield
     except ImportError as error:
@@ -112,8 +112,8 @@ def _named(part: Part) -> str:
 
 
 def half_class(cls: type[Any], keep: Part, pieces: tuple[str, ...] | None) -> type[Any]:
-    """A subclass of `cls` that leaves out the other half when it is built, but for `pieces`, or
-    else for those that the half calls."""
+    """Make a subclass of `cls` that leaves out the other half when it is built. It keeps `pieces`,
+    or else those that the half calls."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)
@@ -127,27 +127,28 @@ def half_class(cls: type[Any], keep: Part, pieces: tuple[str, ...] | None) -> ty
 
 
 def _patterns(prefix: str, paths: list[str]) -> set[str]:
-    """Names under which a checkpoint may hold what was left out: it may leave out the prefix
+    """Return names under which a checkpoint may hold what was left out: it may leave out the prefix
     too."""
     names = {*paths, *(path.removeprefix(f"{prefix}.") for path in paths if prefix)}
     return {rf"^{re.escape(name)}(\.|$)" for name in names}
 
 
 def config_and_class(folder: Path, trusted: bool) -> tuple[Any, type[Any]]:
-    """What the checkpoint says it is, and the class that it is an image-text-to-text model by."""
+    """Return the checkpoint's configuration, and the class that makes it an image-text-to-text
+    model."""
     config = load_config(folder, trusted)
     return config, model_class(config, folder, trusted)
 
 
 def skeleton_of(config: Any, cls: type[Any]) -> Any:
-    """The whole model without storage."""
+    """Build the whole model without storage."""
     with torch.device("meta"), _with_packages(cls):
         return cls(config)
 
 
 def load_config(folder: Path, trusted: bool) -> Any:
-    """The model's configuration. Raises UsageError for one that makes no sense, and for remote code
-    that is not trusted."""
+    """Load the model's configuration. Raises UsageError for one that makes no sense, and for remote
+    code that is not trusted."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -170,7 +171,7 @@ def load_config(folder: Path, trusted: bool) -> Any:
 
 
 def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
-    """The class that stands for image-text-to-text models of this configuration."""
+    """Return the class that stands for image-text-to-text models of this configuration."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -192,12 +193,12 @@ def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
 
 
 def asks_for_trust(error: Exception) -> bool:
-    """Whether loading failed because it would have run code that came with the checkpoint."""
+    """Tell whether loading failed because it would have run code that came with the checkpoint."""
     return any(words in str(error) for words in ("trust_remote_code", "custom code"))
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, short enough to be part of a message."""
+    """Return an error's words, short enough to be part of a message."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -209,8 +210,8 @@ def needs_trust(folder: Path) -> UsageError:
 
 
 def refuse_pickle(folder: Path, trusted: bool) -> None:
-    """Raises UsageError when a model has no weights, or has them only as pickles, which run code
-    when read."""
+    """Refuse a model without weights, or with pickles alone, which run code when read. Raises
+    UsageError."""
     if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").exists():
         return
     pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]

@@ -1,5 +1,5 @@
-"""Lets a half's layers come to the device one at a time, by accelerate's hooks, where not even the
-half fits; knows no family.
+"""Lets a half's layers come to the device one at a time, where not even the half fits. The hooks
+are accelerate's. Knows no family.
 
 On a GPU the layers wait in host memory; on a CPU they stay in the checkpoint's files, of which only
 those are ever in memory that compute. Every pass through the half, which is one for each token,
@@ -27,8 +27,8 @@ from stages.models.halves.load import load_half
 def placement(
     skeleton: Any, keep: Part, pieces: tuple[str, ...], device: str, away: str
 ) -> dict[str, str]:
-    """Path → place of everything that the part keeps: layers away, all else on the device. Raises
-    CannotFit for a part without layers."""
+    """Return path → place of everything that the part keeps: layers away, all else on the device.
+    Raises CannotFit for a part without layers."""
     absent = set(absent_paths(skeleton, keep, pieces))
     found: dict[str, str] = {}
     _place(skeleton, "", absent, device, away, found)
@@ -43,7 +43,7 @@ def placement(
 
 
 def _first_weights(skeleton: Any, absent: Collection[str]) -> Iterator[str]:
-    """Of each model inside a model, the weight by which it tells on which device it is."""
+    """Yield, for each model inside a model, the weight by which it tells on which device it is."""
     for path, module in skeleton.named_modules():
         if hasattr(type(module), "device"):
             names = (f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters())
@@ -52,14 +52,14 @@ def _first_weights(skeleton: Any, absent: Collection[str]) -> Iterator[str]:
 
 
 def offloaded_bytes(half: Any) -> int:
-    """Bytes that are fetched at each pass, which is at least one for each token; 0 when all weights
-    are on the device."""
+    """Return the bytes that are fetched at each pass; 0 when all weights are on the device. There
+    is at least one pass for each token."""
     layers = [half.get_submodule(path) for path in waiting(getattr(half, "hf_device_map", {}))]
     return sum(weight.nbytes for layer in layers for weight in layer.parameters())
 
 
 def waiting(places: Mapping[str, Any]) -> list[str]:
-    """Paths of the layers that are not on the device: on a CPU `cpu` is the device."""
+    """Return the paths of the layers that are not on the device: on a CPU `cpu` is the device."""
     away = "disk" if "disk" in places.values() else "cpu"
     return [path for path, place in places.items() if place == away and len({*places.values()}) > 1]
 
@@ -72,7 +72,7 @@ def load_in_layers(
     device: str,
     options: dict[str, Any],
 ) -> Any:
-    """What `load_half` gives with these options, its layers waiting outside the device. Raises
+    """Load what `load_half` gives with these options, its layers waiting outside the device. Raises
     CannotFit for a model of which that cannot be had."""
     away = "disk" if device == "cpu" else "cpu"
     places = placement(skeleton, keep, pieces, device, away)
@@ -90,8 +90,8 @@ def load_in_layers(
 
 @contextlib.contextmanager
 def _whole_layers(skeleton: Any, places: dict[str, str]) -> Iterator[str]:
-    """A folder for the loader, which would have every linear layer fetched by itself: within this
-    block it has layers fetched whole, as some read all of their weights in one go."""
+    """Give the loader a folder, and have it fetch layers whole within this block. By itself it
+    would fetch every linear layer alone, but some layers read all of their weights in one go."""
     from accelerate import dispatch_model
     from accelerate.utils import offload
     from safetensors import safe_open
@@ -111,8 +111,8 @@ def _whole_layers(skeleton: Any, places: dict[str, str]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def dispatching(receive: Callable[..., Any]) -> Iterator[None]:
-    """Within, the loader gives a model whose layers are away to `receive`, as it would to
-    accelerate's `dispatch_model`, with `offload_index`: name of a weight -> in which
+    """Have the loader give `receive`, within this block, a model whose layers are away. It does as
+    it would to accelerate's `dispatch_model`, with `offload_index`: name of a weight -> in which
     `safetensors_file` it is, and by which `weight_name`."""
     from transformers.integrations import accelerate as integration
 
@@ -136,7 +136,7 @@ def dispatching(receive: Callable[..., Any]) -> Iterator[None]:
 def _place(
     module: nn.Module, path: str, absent: set[str], device: str, away: str, found: dict[str, str]
 ) -> None:
-    """Fills `found` below one module: itself, or its parts where some of them are elsewhere."""
+    """Fill `found` below one module: itself, or its parts where some of them are elsewhere."""
     if path in absent:
         return
     whole = (
@@ -158,7 +158,7 @@ def _place(
 
 
 def outermost_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """The layers that are in no other layer."""
+    """Yield the layers that are in no other layer."""
     called = _layers(model)
     for name, child in model.named_children():
         if name in called:
@@ -168,8 +168,8 @@ def outermost_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _layers(module: nn.Module) -> set[str]:
-    """Names of a module's parts that are layers: members of a list that are called, and those of a
-    sequence that are made of parts themselves."""
+    """Return the names of a module's parts that are layers. These are members of a list that are
+    called, and those of a sequence that are made of parts themselves."""
     parts = dict(module.named_children())
     if len(parts) < 2 or not isinstance(module, nn.ModuleList | nn.Sequential):
         return set()

@@ -1,4 +1,4 @@
-"""Gives a half the pieces of the other half that it turns out to need; knows neither which they are
+"""Gives a half the pieces of the other half that it turns out to need. Knows neither which they are
 nor what they are for."""
 
 from collections.abc import Callable, Iterable
@@ -14,8 +14,8 @@ Result = TypeVar("Result")
 
 
 class Held:
-    """A half that is loaded again, with what it lacks, when using it shows that it lacks
-    something."""
+    """A half that is loaded again, with the pieces that it lacks, when its use shows that it lacks
+    some."""
 
     def __init__(
         self, keep: Part, load: Callable[[tuple[str, ...]], Any], pieces: Iterable[str] = ()
@@ -27,7 +27,8 @@ class Held:
         self.model = load(self.pieces)
 
     def use(self, function: Callable[[Any], Result]) -> Result:
-        """What `function` makes of the half."""
+        """Return the result of `function` for the half, loaded again as often as it lacks a
+        piece."""
         while True:
             if self.model is None:  # loading it again failed, and whoever called goes on
                 self.model = self._load(self.pieces)

@@ -1,5 +1,5 @@
-"""Lets the position-wise parts of a half take long inputs a piece at a time, which bounds what they
-hold at once; knows no family and no length.
+"""Lets the position-wise parts of a half take long inputs a piece at a time. That bounds what they
+hold at once. Knows no family and no length.
 
 The inside of an MLP is several times as wide as what goes in and comes out, and for a long prompt
 it is the most that decoding ever holds. What is position-wise is told by what a module is made of,
@@ -18,7 +18,7 @@ from stages.models.halves.absent import Absent
 WIDENING = 2
 """A module is worth it when its inside is so many times as wide as its input."""
 BESIDE = ("torch.nn.modules.activation", "torch.nn.modules.dropout", "transformers.activations")
-"""Where the classes are defined that may stand between linear layers."""
+"""Modules that define the classes which may stand between linear layers."""
 
 
 def in_pieces(half: Any, rows: int) -> int:
@@ -33,7 +33,7 @@ def in_pieces(half: Any, rows: int) -> int:
 
 
 class _Pieces:
-    """A module's forward over pieces of its input."""
+    """The forward of a module, run over pieces of its input."""
 
     def __init__(self, whole: Any, rows: int) -> None:
         self.whole = whole
@@ -52,8 +52,8 @@ class _Pieces:
 
 
 def _mlps(half: Any) -> Iterator[nn.Module]:
-    """The position-wise modules of the half's layers that are wider inside than outside; of each
-    class and shape one is tried."""
+    """Yield the position-wise modules of the half's layers that are wider inside than outside. Of
+    each class and shape one is tried."""
     verdicts: dict[Any, bool] = {}
     inside: list[nn.Module] = []
     for module in half.modules():
@@ -74,8 +74,8 @@ def _mlps(half: Any) -> Iterator[nn.Module]:
 
 
 def _linears(module: nn.Module) -> list[Any]:
-    """The linear layers that a module is made of; none when it is made of anything else as well,
-    besides activations and dropout, or holds weights of its own."""
+    """Return the linear layers that a module is made of. There are none when it is made of anything
+    else as well, besides activations and dropout, or holds weights of its own."""
     leaves = [part for part in module.modules() if not any(True for _ in part.children())]
     linears = [leaf for leaf in leaves if isinstance(leaf, nn.Linear)]  # quantized ones too
     others = [leaf for leaf in leaves if not isinstance(leaf, nn.Linear) and not _is_beside(leaf)]
@@ -89,7 +89,7 @@ def _is_beside(leaf: nn.Module) -> bool:
 
 
 def _is_position_wise(module: nn.Module, width: int, half: Any) -> bool:
-    """Whether two positions together give what each gives apart, in any arrangement."""
+    """Tell whether two positions together give what each gives apart, in any arrangement."""
     rows = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0))
     rows = rows.to(device=half.device, dtype=half.dtype)
     if any(weight.is_meta for weight in module.parameters()):  # it comes when it is needed

@@ -44,9 +44,9 @@ def read_into(room: torch.Tensor, path: Path, start: int) -> None:
 
 
 class _Whole:
-    """A file of weights of which tensors that are asked for as a slice of all are read into the
-    memory that they keep: the library would read the bytes, and then copy them, which takes twice a
-    tensor's memory."""
+    """A file of weights that reads a whole tensor into the memory that the tensor keeps. That is
+    done where a tensor is asked for as a slice of all: the library would read the bytes, and then
+    copy them, which takes twice a tensor's memory."""
 
     def __init__(self, file: Any, path: Path, name: str = "") -> None:
         self._file, self._path, self._name = file, path, name
@@ -83,7 +83,7 @@ class _Whole:
 
 @contextlib.contextmanager
 def reading_ranges() -> Iterator[None]:
-    """Have the loader read each tensor that the half has into memory of its own, instead of mapping
+    """Have the loader read each tensor that the half has into memory of its own. By itself it maps
     whole files to be written to, which the kernel counts against a limit, with what is in them of
     the other half."""
     import safetensors

@@ -1,5 +1,5 @@
-"""Cuts a batch's features into one record a row, and joins rows again in any batch; knows the
-structure of the features only, not the family they come from.
+"""Cuts a batch's features into one record a row, and joins rows again in any batch. Knows only the
+structure of features, not the family they come from.
 
 How each part was cut is kept beside it as a rule, so that joining is exact:
 `cat` tensors, along their first dimension; `join` sequences with one part a picture;
@@ -29,7 +29,7 @@ class CannotSplit(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowCount:
-    """How much of a batch belongs to one row."""
+    """The amount of a batch that belongs to one row."""
 
     tokens: int
     """Placeholders in the row's prompt."""
@@ -50,9 +50,9 @@ class FeatureRecord:
     channel: str
     """`images` or `videos`: as which the processor took the frames."""
     side: dict[str, Any]
-    """What the processor gave besides pixels: grids, sizes, seconds a step."""
+    """Outputs of the processor besides pixels: grids, sizes, seconds a step."""
     replacements: tuple[str, ...]
-    """What the processor writes in place of each placeholder in the prompt."""
+    """Text that the processor writes in place of each placeholder in the prompt."""
     count: RowCount
     blank: dict[str, list[int]] = field(default_factory=dict)
     """Name of a pixel input -> its shape, for models that want to be given pixels all the same."""
@@ -77,7 +77,7 @@ class FeatureRecord:
         return cls(**{**rest, "rules": json.loads(tree["rules"]), "count": count})
 
     def joins_with(self) -> str:
-        """Equal for records that can be decoded in one batch."""
+        """Return a text that is equal for records that can be decoded in one batch."""
         shapes = {m: _shapes(self.features[m], rule) for m, rule in self.rules.items()}
         blank = {name: shape[1:] for name, shape in self.blank.items()}
         side = {name: _shape(value) for name, value in self.side.items()}
@@ -86,12 +86,12 @@ class FeatureRecord:
 
 
 def _shape(value: Any) -> list[int]:
-    """Of a tensor, the lengths that it has to share with those of other rows."""
+    """Return the lengths of a tensor that it has to share with those of other rows."""
     return list(value.shape[1:]) if isinstance(value, torch.Tensor) else []
 
 
 def split(record: Any, rows: Sequence[RowCount]) -> tuple[list[Any], Rule]:
-    """One output record a row, and the rule that joins them. Raises CannotSplit.
+    """Return one output record a row, and the rule that joins them. Raises CannotSplit.
 
     A single row always succeeds; what it holds that fits no rule is then kept `whole`.
     """
@@ -104,7 +104,7 @@ def split(record: Any, rows: Sequence[RowCount]) -> tuple[list[Any], Rule]:
 
 
 def merge(records: Sequence[Any], rule: Rule) -> Any:
-    """The output record of the rows together, as if they had been encoded in one batch."""
+    """Join rows into one output record, as if they had been encoded in one batch."""
     first = records[0]
     if len(records) == 1:
         return first
@@ -125,13 +125,13 @@ def merge(records: Sequence[Any], rule: Rule) -> Any:
 
 
 def merge_rows(rows: Sequence[FeatureRecord]) -> dict[str, Any]:
-    """Modality -> output record of several rows whose `joins_with` is equal."""
+    """Return modality -> output record of several rows whose `joins_with` is equal."""
     rules = rows[0].rules
     return {m: merge([row.features[m] for row in rows], rule) for m, rule in rules.items()}
 
 
 def merge_blank(rows: Sequence[FeatureRecord]) -> dict[str, list[int]]:
-    """The shapes of the pixels of several rows whose `joins_with` is equal."""
+    """Return the shapes of the pixels of several rows whose `joins_with` is equal."""
     return {
         name: [sum(row.blank[name][0] for row in rows), *shape[1:]]
         for name, shape in rows[0].blank.items()
@@ -139,7 +139,7 @@ def merge_blank(rows: Sequence[FeatureRecord]) -> dict[str, list[int]]:
 
 
 def rule_of_input(value: Any) -> Rule:
-    """How an input of a model is joined with those of other rows."""
+    """Return the rule by which an input of a model is joined with those of other rows."""
     if isinstance(value, torch.Tensor):
         return "cat"
     return "join" if isinstance(value, list | tuple) else "same"
@@ -176,7 +176,7 @@ def _split_each(
 
 
 def _sizes(tensor: torch.Tensor, rows: Sequence[RowCount]) -> list[int] | None:
-    """How many of the first dimension belong to each row; None when that cannot be told."""
+    """Return how many of the first dimension belong to each row; None when that cannot be told."""
     if tensor.ndim == 0:
         return None
     length, tokens = tensor.shape[0], [row.tokens for row in rows]
@@ -193,8 +193,7 @@ def _sizes(tensor: torch.Tensor, rows: Sequence[RowCount]) -> list[int] | None:
 def _groups(
     parts: list[Any] | tuple[Any, ...], rows: Sequence[RowCount]
 ) -> list[list[torch.Tensor]] | None:
-    """A sequence with a part a picture, cut where the rows end; None when it is no such
-    sequence."""
+    """Cut a sequence with a part a picture where the rows end; None when it is no such sequence."""
     if not all(isinstance(part, torch.Tensor) and part.ndim > 1 for part in parts):
         return None
     groups: list[list[torch.Tensor]] = []
@@ -214,7 +213,7 @@ def _tokens(tensor: torch.Tensor) -> int:
 
 
 def _shapes(value: Any, rule: Rule) -> Any:
-    """What has to be equal for `rule` to join two rows, besides the rule itself."""
+    """Return all that has to be equal for `rule` to join two rows, besides the rule itself."""
     if rule == "cat":
         return [str(value.dtype), *value.shape[1:]]
     if rule == "join":

@@ -29,12 +29,13 @@ PIXELS = (
 )
 """The names under which models take pictures."""
 AS_IMAGES = {"pixel_values_videos": "pixel_values"}
-"""How a video goes through a method for images, in models that have no other for it."""
+"""Names under which a video goes through a method for images, in models that have no other for
+it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouteChoice:
-    """How a model is run, and why so."""
+    """The route by which a model is run, and why."""
 
     route: Route
     why: str
@@ -52,8 +53,8 @@ class Encoder:
 
 
 def choose_route(model: Any) -> RouteChoice:
-    """How `model`, which may be a skeleton, is run. Raises UsageError for one that captions no
-    pictures."""
+    """Choose how `model`, which may be a skeleton, is run. Raises UsageError for one that captions
+    no pictures."""
     name = type(model).__name__
     refuse(type(model))
     if not any(True for _ in encoders(model)):
@@ -73,8 +74,8 @@ def choose_route(model: Any) -> RouteChoice:
 
 
 def encoders(model: Any) -> Iterator[Encoder]:
-    """The methods that the vision half is run by: those of the base model, which `generate` uses,
-    or else of the module that owns them."""
+    """Yield the methods that the vision half is run by. They are those of the base model, which
+    `generate` uses, or else of the module that owns them."""
     if (owner := owner_path(model)) is None:
         return
     modules = (model.base_model, model.get_submodule(owner))
@@ -89,7 +90,8 @@ def encoders(model: Any) -> Iterator[Encoder]:
 
 
 def depends_on_prompt(model: Any) -> bool:
-    """Whether features are made of the prompt's tokens too, so that another prompt has others."""
+    """Tell whether features are made of the prompt's tokens too, so that another prompt has
+    others."""
     return any(name.endswith("input_ids") for e in encoders(model) for name in e.names)
 
 
@@ -104,7 +106,7 @@ def overrides_generate(model: Any) -> bool:
 
 
 def refuse(cls: Any) -> None:
-    """Raises UsageError for a class of models that caption no pictures."""
+    """Refuse a class of models that caption no pictures. Raises UsageError."""
     from transformers import GenerationMixin
 
     if not issubclass(cls, GenerationMixin):
@@ -120,8 +122,8 @@ def refuse(cls: Any) -> None:
 
 
 def _sees_videos_as_images(model: Any, owner: Any) -> bool:
-    """Whether the model's own `forward` puts videos through its method for images, and reads what
-    comes of it as a video's."""
+    """Tell whether the model's own `forward` puts videos through its method for images. It must
+    also read the result as a video's."""
     own = _reads(model.forward, AS_IMAGES) and takes_outputs(model)
     return own and "get_image_features" in names_in(type(owner).forward)
 
@@ -135,7 +137,7 @@ def _reads(function: Any, names: Iterable[str]) -> bool:
 
 
 def _asks_for_features(model: Any) -> bool:
-    """Whether what `generate` runs calls `get_*_features`."""
+    """Tell whether the code that `generate` runs calls `get_*_features`."""
     wanted = {f"get_{modality}_features" for modality in MODALITIES}
     if overrides_generate(model):
         names = names_in(type(model).generate)
@@ -148,7 +150,7 @@ def _asks_for_features(model: Any) -> bool:
 
 
 def _reader(model: Any) -> nn.Module | None:
-    """The part that reads features, if it can generate by itself."""
+    """Return the part that reads features, if it can generate by itself."""
     path = reader_path(model, owner_path(model) or "")
     found = None if path is None else model.get_submodule(path)
     return found if found is not None and hasattr(type(found), "generate") else None

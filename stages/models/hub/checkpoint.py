@@ -1,4 +1,4 @@
-"""What files a checkpoint has, on this machine and on the hub; downloads nothing and opens no
+"""Lists the files that a checkpoint has, here and on the hub. Downloads nothing and opens no
 weights."""
 
 import json
@@ -13,10 +13,10 @@ AGAIN = "Download it again (with git: git lfs pull)"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 JSON_BYTES = 32 << 20
-"""How long a configuration or an index may be; the index of a thousand files has one."""
+"""Most bytes of a configuration or an index; the index of a thousand files fits."""
 SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*")
-"""Files of a hub repository that a run can use, besides weights; pickled and converted weights are
-left there."""
+"""Patterns of files of a hub repository that a run can use, besides weights; pickled and converted
+weights are left there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +25,7 @@ class WeightFile:
 
     name: str
     size: int
-    """In bytes."""
+    """Size in bytes."""
     digest: str
     """SHA-256 of its content; empty for one that the hub keeps in git, which is small and comes
     with the configuration."""
@@ -33,8 +33,8 @@ class WeightFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A model's files: a folder that holds at least all small ones, and what the hub says of its
-    weights, which need not be there."""
+    """The files of a model: a folder, and the weights that the hub says it has. The folder holds at
+    least all small ones; the weights need not be there."""
 
     name: str
     """Folder or hub id, as the user gave it."""
@@ -45,7 +45,7 @@ class Checkpoint:
     """All files of weights, for a hub id; empty where what is in the folder is all there is."""
 
     def missing(self, names: Iterable[str] | None = None) -> list[WeightFile]:
-        """Files of weights that are not in the folder, of those named or of all."""
+        """Return the files of weights that are not in the folder, of those named or of all."""
         wanted = None if names is None else set(names)
         return [
             file
@@ -54,12 +54,13 @@ class Checkpoint:
         ]
 
     def digest(self, name: str) -> str:
-        """SHA-256 of a file of weights as the hub states it; empty where it says nothing."""
+        """Return the SHA-256 of a file of weights as the hub states it; empty where it says
+        nothing."""
         return next((file.digest for file in self.weights if file.name == name), "")
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Names of the files of weights that a folder's index or their usual name tells of. Raises
+    """Return the names of the files of weights, from a folder's index or their usual name. Raises
     EnvironmentFault for an index that is none."""
     index = folder / INDEX
     if not index.exists():
@@ -83,7 +84,7 @@ def not_whole(path: Path, kind: str = "safetensors file") -> EnvironmentFault:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds its configuration and all weight files that its index names."""
+    """Tell whether a folder holds its configuration and all weight files that its index names."""
     return (folder / "config.json").exists() and all(
         (folder / name).exists() for name in weight_names(folder)
     )

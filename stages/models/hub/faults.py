@@ -1,4 +1,4 @@
-"""What goes wrong between this machine and a model hub, in plain words; downloads nothing."""
+"""Puts faults between this machine and a model hub in plain words; downloads nothing."""
 
 import contextlib
 import errno
@@ -24,8 +24,8 @@ MORE_ROOM = "Free some space, or set HF_HOME to a folder on a larger disk"
 
 @contextlib.contextmanager
 def hub_errors(name: str, revision: str | None, begun: bool = False) -> Iterator[None]:
-    """Turns what the hub's client raises over a model into a PenstockError; `begun` when part of
-    the model is here already."""
+    """Turn errors of the hub's client over a model into a PenstockError. `begun`: part of the model
+    is here already."""
     from httpx2 import HTTPError, InvalidURL
     from huggingface_hub.errors import RevisionResolutionError, SafetensorsParsingError
 
@@ -49,26 +49,26 @@ def hub_errors(name: str, revision: str | None, begun: bool = False) -> Iterator
 
 
 def cache_folder() -> Path:
-    """Where the hub's client keeps what it downloads."""
+    """Return the folder where the hub's client keeps what it downloads."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE).expanduser().resolve()
 
 
 def size_of(count: int) -> str:
-    """`3.4 MB`, `1.2 GB`."""
+    """Write a number of bytes as `3.4 MB` or `1.2 GB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count / 1e6, 0.1):.1f} MB"
 
 
 def shown(folder: Path) -> str:
-    """A folder's path, briefly."""
+    """Write a folder's path, briefly."""
     home = Path.home()
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
 
 def refuse_offline(checkpoint: Checkpoint, missing: Sequence[WeightFile]) -> None:
-    """Raises EnvironmentFault, naming what is missing and its size, when the user keeps the hub's
-    client off the network."""
+    """Refuse a download when the user keeps the hub's client off the network. Raises
+    EnvironmentFault, naming what is missing and its size."""
     from huggingface_hub import constants
 
     if not constants.is_offline_mode():
@@ -98,7 +98,7 @@ def without_safetensors(name: str, files: Sequence[str]) -> UsageError:
 def _in_plain_words(
     name: str, revision: str | None, error: Exception, begun: bool
 ) -> PenstockError:
-    """What a failed download means for the one who asked for it."""
+    """Tell the one who asked for a download what its failure means."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -137,7 +137,7 @@ def _in_plain_words(
 
 
 def _unreachable(name: str, error: Exception, begun: bool) -> EnvironmentFault:
-    """What is not here cannot be had now."""
+    """Tell that files which are not here cannot be had now."""
     from huggingface_hub import constants
     from huggingface_hub.errors import FileMetadataError, HfHubHTTPError
 

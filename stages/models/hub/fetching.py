@@ -1,4 +1,4 @@
-"""Fetches files of weights into the hub's cache, several at a time; knows neither halves nor how
+"""Fetches files of weights into the hub's cache, several at a time. Knows neither halves nor how
 one file is transferred."""
 
 import shutil
@@ -23,7 +23,8 @@ AT_ONCE = 4
 """Files fetched at a time."""
 
 Progress = Callable[[int, int], None]
-"""Takes the bytes that are here of what is being fetched, and how many that will be."""
+"""Function that takes the bytes that are here of what is being fetched, and how many that will
+be."""
 
 
 def fetch(
@@ -54,7 +55,8 @@ def fetch(
 
 
 def check_space(name: str, needed: int) -> None:
-    """A disk that fills up during the download would do so after minutes, or hours."""
+    """Refuse a download that the disk cannot take, before it fills up after minutes, or hours.
+    Raises EnvironmentFault."""
     folder = cache_folder()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
@@ -71,11 +73,11 @@ def _announcement(name: str, total: int, here: int) -> str:
 
 
 def _nobody(text: str) -> None:
-    """Takes what nobody wants to hear."""
+    """Take a line that nobody wants to hear."""
 
 
 class _Counter:
-    """Adds up what arrives on all connections."""
+    """A counter that adds up what arrives on all connections."""
 
     def __init__(self, here: int, total: int, progress: Progress | None) -> None:
         self._here, self._total, self._progress = here, total, progress
@@ -114,7 +116,7 @@ def _fetch_one(checkpoint: Checkpoint, file: WeightFile, watch: TransferWatch) -
 
 
 def _here(checkpoint: Checkpoint, file: WeightFile) -> int:
-    """Bytes of a file that earlier tries left."""
+    """Return the bytes of a file that earlier tries left."""
     blob = _blob(checkpoint, file)
     found = next((path for path in (blob, partial(blob)) if path.exists()), None)
     return 0 if found is None else min(found.stat().st_size, file.size)

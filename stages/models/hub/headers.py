@@ -1,5 +1,5 @@
-"""Names, types and shapes of a checkpoint's tensors, from the headers of its safetensors files,
-which are read off the hub where the files are not here; reads no weights."""
+"""Reads names, types and shapes of a checkpoint's tensors from the headers of its safetensors
+files. The headers are read off the hub where the files are not here. Reads no weights."""
 
 import json
 import os
@@ -26,9 +26,9 @@ from stages.models.hub.faults import hub_errors, refuse_offline
 AT_ONCE = 8
 """Headers asked of the hub at a time."""
 HEADER_BYTES = 100_000_000
-"""How long a header may be: what safetensors itself reads."""
+"""Most bytes of a header: the limit of safetensors itself."""
 MOST = 1 << 63
-"""More than any tensor has of anything."""
+"""A number that is more than any tensor has of anything."""
 
 
 class Header(NamedTuple):
@@ -47,13 +47,13 @@ class TensorPlace(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     start: int
-    """In bytes from the file's beginning."""
+    """Bytes from the file's beginning."""
     end: int
 
 
 def read_headers(checkpoint: Checkpoint) -> list[Header]:
-    """All tensors of a checkpoint's safetensors files, file by file. Raises EnvironmentFault for a
-    file that is not all there."""
+    """Return all tensors of a checkpoint's safetensors files, file by file. Raises EnvironmentFault
+    for a file that is not all there."""
     absent = {file.name: file for file in checkpoint.missing()}
     if absent:
         refuse_offline(checkpoint, list(absent.values()))
@@ -74,7 +74,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _ask_hub(checkpoint: Checkpoint, file: WeightFile) -> list[Header]:
-    """The tensors of a file that is not here, by a request for its beginning."""
+    """Return the tensors of a file that is not here, by a request for its beginning."""
     from huggingface_hub import HfApi
 
     with hub_errors(checkpoint.name, checkpoint.commit):
@@ -95,7 +95,7 @@ def _ask_hub(checkpoint: Checkpoint, file: WeightFile) -> list[Header]:
 
 
 def _read_header(path: Path) -> list[Header]:
-    """The tensors of one file, after checking that it is as long as they need."""
+    """Return the tensors of one file, after checking that it is as long as they need."""
     return [
         Header(name, path.name, place.dtype, place.shape, place.end - place.start)
         for name, place in read_places(path).items()
@@ -103,8 +103,8 @@ def _read_header(path: Path) -> list[Header]:
 
 
 def read_places(path: Path) -> dict[str, TensorPlace]:
-    """Tensor → where it lies in a file that is here. Raises EnvironmentFault for one that is not as
-    long as they need."""
+    """Return tensor → where it lies in a file that is here. Raises EnvironmentFault for one that is
+    not as long as they need."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size

@@ -1,4 +1,4 @@
-"""Refuses checkpoints in the form of the original LLaVA code, by their configuration alone; opens
+"""Refuses checkpoints in the form of the original LLaVA code, by their configuration alone. Opens
 no weights and asks no network.
 
 They name a vision tower that lies elsewhere and keep the sizes of the language model where
@@ -16,11 +16,11 @@ from artifacts.regular import read_text
 from stages.models.hub.checkpoint import JSON_BYTES
 
 CLASS = re.compile(r"Llava\w*ForCausalLM")
-"""How the classes of that code are called; those of transformers are called otherwise."""
+"""Pattern of the names of that code's classes; those of transformers are called otherwise."""
 TOWER = "mm_vision_tower"
 """The setting by which it names the vision tower."""
 OWNER = "llava-hf"
-"""Who keeps the converted checkpoints on the hub."""
+"""Owner of the converted checkpoints on the hub."""
 SAME_NAMES = (
     "llava-v1.6-vicuna-7b",
     "llava-v1.6-vicuna-13b",
@@ -46,13 +46,13 @@ reads them."""
 
 
 def is_original(folder: Path) -> bool:
-    """Whether the configuration in a folder is one of that code."""
+    """Tell whether the configuration in a folder is one of that code."""
     return bool(_class_of(_config(folder)))
 
 
 def refuse_original(name: str, folder: Path) -> None:
-    """Raises UsageError for a checkpoint called `name` whose configuration, in `folder`, is one of
-    that code; one that brings its own code may be run by that."""
+    """Refuse a checkpoint called `name` whose configuration, in `folder`, is one of that code. One
+    that brings its own code may be run by that. Raises UsageError."""
     config = _config(folder)
     found = _class_of(config)
     if not found or config.get("auto_map"):
@@ -69,7 +69,7 @@ def refuse_original(name: str, folder: Path) -> None:
 
 
 def _class_of(config: dict[str, Any]) -> str:
-    """The class of that code that a configuration is of; empty when it is none."""
+    """Return the class of that code that a configuration is of; empty when it is none."""
     named = config.get("architectures")
     classes = [str(part) for part in named] if isinstance(named, list) else []
     if found := next(filter(CLASS.fullmatch, classes), ""):
@@ -79,7 +79,8 @@ def _class_of(config: dict[str, Any]) -> str:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """What config.json says; nothing when it cannot be read, which whoever needs it will tell."""
+    """Return what config.json says. It is nothing when it cannot be read, which whoever needs it
+    will tell."""
     try:
         found = json.loads(read_text(folder / "config.json", JSON_BYTES))
     except (OSError, ValueError, RecursionError):

@@ -1,5 +1,5 @@
-"""Shows a checkpoint of which only some files of weights are here to a loader that would open all
-of them; knows nothing of what the files hold."""
+"""Shows a checkpoint that is only partly here to a loader that would open all its weights. Knows
+nothing of what the files hold."""
 
 import contextlib
 import json
@@ -12,8 +12,9 @@ from stages.models.hub.checkpoint import INDEX, weight_names
 
 @contextlib.contextmanager
 def weights_here(folder: Path) -> Iterator[Path]:
-    """The folder itself when all files that its index names are there, else one of links to what
-    is, with an index of that alone: the loader then says which tensors are missing."""
+    """Yield the folder itself when all files that its index names are there. Else yield a folder of
+    links to what is, with an index of that alone: the loader then says which tensors are
+    missing."""
     absent = {name for name in weight_names(folder) if not (folder / name).exists()}
     if not absent or not (folder / INDEX).exists():
         yield folder

@@ -1,5 +1,5 @@
-"""What a model hub has of a model: small files are brought here, weights listed with their sizes
-and sums; downloads no weights."""
+"""Brings a model's small files here from a hub, and lists its weights with sizes and sums.
+Downloads no weights."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from stages.models.hub.originals import refuse_original
 from stages.models.hub.transfer import Announce
 
 PREFIX = "models--"
-"""How the names of models' folders in the hub's cache begin."""
+"""Beginning of the names of models' folders in the hub's cache."""
 
 Listing = dict[str, tuple[int, str]]
 """Path in the repository -> bytes, and SHA-256 of what is kept as a large file, else empty."""
@@ -41,7 +41,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def cached(name: str, revision: str | None) -> Checkpoint | None:
-    """A model whose small files are all here; asks no network."""
+    """Return a model whose small files are all here, or None; asks no network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -64,8 +64,8 @@ def cached(name: str, revision: str | None) -> Checkpoint | None:
 
 
 def bring_small(name: str, revision: str | None, announce: Announce | None) -> Checkpoint:
-    """A model with its small files downloaded; `announce` is told before. Raises UsageError for
-    what the hub does not have or does not give, EnvironmentFault when it cannot be reached."""
+    """Download a model's small files; `announce` is told before. Raises UsageError for what the hub
+    does not have or does not give, EnvironmentFault when it cannot be reached."""
     from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download
     from huggingface_hub.utils._paths import filter_repo_objects
 
@@ -102,12 +102,12 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
 
 
 def repository_folder(name: str) -> Path:
-    """Where the hub's cache keeps a model."""
+    """Return the folder where the hub's cache keeps a model."""
     return cache_folder() / f"{PREFIX}{name.replace('/', '--')}"
 
 
 def hub_id_of(folder: Path) -> str:
-    """The hub id of a snapshot in the hub's cache; empty for any other folder."""
+    """Return the hub id of a snapshot in the hub's cache; empty for any other folder."""
     home = folder.parents[1] if folder.parent.name == "snapshots" else cache_folder()
     ours = home.parent == cache_folder() and home.name.startswith(PREFIX)
     return home.name.removeprefix(PREFIX).replace("--", "/") if ours else ""
@@ -122,8 +122,8 @@ def _ask_listing(api: Any, name: str, commit: str) -> Listing:
 
 
 def _listing_here(snapshot: Path) -> Listing | None:
-    """The listing that the hub's client keeps beside a snapshot; its own reader leaves the sums
-    out."""
+    """Return the listing that the hub's client keeps beside a snapshot; its own reader leaves the
+    sums out."""
     path = snapshot.parents[1] / "trees" / f"{snapshot.name}.json"
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
@@ -157,7 +157,7 @@ def _is_weight(path: str) -> bool:
 
 
 def _silent() -> Any:
-    """A class of progress bars for the hub's client, whose own draw into logs too."""
+    """Make a class of progress bars for the hub's client, whose own draw into logs too."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):

@@ -14,8 +14,9 @@ from stages.models.hub.transfer import Announce
 def resolve_model(
     name: str | Path, revision: str | None = None, announce: Announce | None = None
 ) -> Path:
-    """The folder of a model given as a folder or a hub id, with all its weights, downloaded if they
-    are not there yet; what is raised and announced is what `find_model` and `fetch` do."""
+    """Return the folder of a model with all its weights, downloaded if they are not there yet. The
+    model is given as a folder or a hub id. What is raised and announced is what `find_model` and
+    `fetch` do."""
     found = find_model(name, revision, announce)
     fetch(found, announce=announce)
     return found.folder
@@ -24,12 +25,12 @@ def resolve_model(
 def find_model(
     name: str | Path, revision: str | None = None, announce: Announce | None = None
 ) -> Checkpoint:
-    """A model given as a folder or a hub id, with all its small files, downloaded if they are not
-    there yet, and no weights.
+    """Find a model with all its small files, downloaded if they are not there yet, and no weights.
+    The model is given as a folder or a hub id.
 
-    `announce` is told what is going to be downloaded before that starts, and nothing else.
-    Raises UsageError for what is no model, EnvironmentFault when the hub cannot be reached or the
-    disk cannot take the download.
+    `announce` is told what is going to be downloaded before that starts, and nothing else. Raises
+    UsageError for what is no model, EnvironmentFault when the hub cannot be reached or the disk
+    cannot take the download.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -53,8 +54,8 @@ def find_model(
 
 
 def refuse_odd_things(folder: Path) -> None:
-    """Raises EnvironmentFault for what a model's folder holds that is neither file nor folder:
-    whoever opens it might wait for ever."""
+    """Refuse a model's folder that holds what is neither file nor folder. Whoever opens it might
+    wait for ever. Raises EnvironmentFault."""
     templates = folder / "additional_chat_templates"
     try:
         held = sorted([*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())])
@@ -82,7 +83,7 @@ def fetch_rest(folder: Path) -> bool:
 
 
 def refuse_revision(what: str, revision: str | None) -> None:
-    """Raises UsageError when a revision is asked of what has none."""
+    """Refuse a revision that is asked of what has none. Raises UsageError."""
     if revision is not None:
         raise UsageError(
             f"--revision {revision} is given, and {what} has no revisions",

@@ -1,5 +1,5 @@
-"""Brings one large file here: goes on from what is there, waits out a broken connection, checks the
-sum; knows the hub's session and nothing of models."""
+"""Brings one large file here: resumes it, waits out a broken connection, checks the sum. Knows the
+hub's session and nothing of models."""
 
 import errno
 import fcntl
@@ -18,10 +18,10 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 """Statuses that pass by themselves."""
 LOCK_SECONDS = 0.5
-"""How often a file that another process downloads is looked at."""
+"""Seconds between looks at a file that another process downloads."""
 
 Announce = Callable[[str], None]
-"""Takes a line for the user."""
+"""Function that takes a line for the user."""
 
 
 class Stopped(Exception):
@@ -33,27 +33,28 @@ class Remote:
     """A file to be had by HTTP."""
 
     name: str
-    """For messages."""
+    """Name for messages."""
     url: str
     size: int
-    """In bytes."""
+    """Size in bytes."""
     digest: str
     """SHA-256 of its content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransferWatch:
-    """Who is told how a transfer goes, and who may stop it."""
+    """The functions that are told how a transfer goes, and the event that may stop it."""
 
     announce: Announce
     arrived: Callable[[int], None]
-    """Told of bytes that arrived, or, below 0, of bytes that must be fetched anew."""
+    """Function that is told of bytes that arrived, or, below 0, of bytes that must be fetched
+    anew."""
     stop: threading.Event
 
 
 def partial(target: Path) -> Path:
-    """Where what has arrived of a file lies: the name that the hub's client gave it of old, so that
-    what that left is taken up."""
+    """Return the path of the part of a file that has arrived. It is the name that the hub's client
+    gave it of old, so that what that left is taken up."""
     return target.with_name(f"{target.name}.incomplete")
 
 
@@ -86,7 +87,7 @@ def transfer(remote: Remote, target: Path, watch: TransferWatch) -> None:
 
 
 def passes(error: Exception) -> bool:
-    """Whether what the hub's session raised may be gone at the next try."""
+    """Tell whether an error of the hub's session may be gone at the next try."""
     from httpx2 import NetworkError, RemoteProtocolError, TimeoutException
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -96,7 +97,7 @@ def passes(error: Exception) -> bool:
 
 
 def _alone(name: str, part: Path, watch: TransferWatch) -> FileIO:
-    """The partial file, opened and locked against other processes of this machine."""
+    """Open the partial file, locked against other processes of this machine."""
     waiting = False
     while True:
         file = part.open("a+b", buffering=0)
@@ -117,7 +118,8 @@ def _alone(name: str, part: Path, watch: TransferWatch) -> FileIO:
 
 
 def _still(part: Path, file: FileIO) -> bool:
-    """Whether the file is what lies at that path, and not what was moved from there meanwhile."""
+    """Tell whether the file is what lies at that path, and not what was moved from there
+    meanwhile."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), part.stat())
     except FileNotFoundError:

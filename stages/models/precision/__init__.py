@@ -1,1 +1,2 @@
-"""What a half computes in and how it is quantized; knows nothing of pictures or text."""
+"""Says in which types a half computes and how it is quantized; knows nothing of pictures or
+text."""

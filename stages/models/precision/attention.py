@@ -1,4 +1,4 @@
-"""Which attention implementation the classes of one half take; knows nothing of devices."""
+"""Tells which attention implementation the classes of one half take; knows nothing of devices."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ from stages.models.halves.boundary import absent_paths, within
 
 
 def attention_of(model: Any, keep: Part = "whole") -> str:
-    """The implementations in a model, or in one half of it: usually one, else several joined by
+    """Return the implementations in a model, or in one half: usually one, else several joined by
     `+`."""
     return "+".join(sorted({str(p.config._attn_implementation) for p in _kept(model, keep)}))
 
 
 def supports_flash(skeleton: Any, keep: Part) -> bool:
-    """Whether every class of one half takes FlashAttention."""
+    """Tell whether every class of one half takes FlashAttention."""
     return all(part._supports_flash_attn for part in _kept(skeleton, keep))
 
 
 def for_half(skeleton: Any, keep: Part, implementation: str) -> dict[str, Any]:
-    """The `attn_implementation` that gives it to one half and leaves the other its default, because
-    a class that does not take it refuses to be built."""
+    """Return the `attn_implementation` that gives it to one half and leaves the other its default.
+    A class that does not take it refuses to be built."""
     kept = {id(part.config) for part in _kept(skeleton, keep)}
     return _choices(skeleton.config, kept, implementation)
 

@@ -1,5 +1,5 @@
-"""Which modules of a model are quantized, how the loader is told so, and whether it did; loads
-nothing itself.
+"""Chooses which modules are quantized, tells the loader, and checks that it did so. Loads nothing
+itself.
 
 Only linear layers are. The output head stays as it is, tied or not, and so does what the model
 wants in 32 bit. bitsandbytes left to itself spares the last module of what it is given, which in
@@ -21,22 +21,22 @@ from stages.models.halves.absent import Absent
 from stages.models.halves.boundary import absent_paths, within
 
 KINDS = ("int8", "nf4")
-"""What a checkpoint can be quantized to while it is loaded."""
+"""Kinds that a checkpoint can be quantized to while it is loaded."""
 PIXEL_LAYERS = (nn.Conv2d, nn.Conv3d)
 PACKED_ROWS = 32
-"""That kernel takes so many rows at once."""
+"""Rows that that kernel takes at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
-    """What the loader is to quantize, or will find quantized, in one half."""
+    """The modules of one half that the loader is to quantize, or will find quantized."""
 
     kind: str
     """`int8`, `nf4`, `fp4`; empty: nothing."""
     modules: frozenset[str]
     """Paths of the modules, in the names of the whole model."""
     options: dict[str, Any]
-    """For `load_half`."""
+    """Options for `load_half`."""
 
 
 def plan(
@@ -46,7 +46,7 @@ def plan(
     dtype: torch.dtype,
     stored: Mapping[str, str] | None = None,
 ) -> Quantization:
-    """How the half to keep of the model over `skeleton` comes to `precision`; its quantized layers
+    """Plan how one half of the model over `skeleton` comes to `precision`. Its quantized layers
     compute in `dtype`. `stored` says what is quantized already, in those of the checkpoint's files
     that are here. Raises UsageError for what cannot be had."""
     if stored or precision in KINDS:
@@ -70,8 +70,8 @@ def plan(
 
 
 def quantizable(skeleton: Any, keep: Part) -> dict[str, Any]:
-    """Path → module of what is quantized in one half when that is asked for; of a model that is run
-    whole, what is so in its decoder."""
+    """Return path → module of what is quantized in one half when that is asked for. In a model that
+    is run whole, that is what is so in its decoder."""
     converted = _converted(skeleton, _spared(skeleton))
     if keep == "whole":
         decoder = _blind_decoder(skeleton)
@@ -81,14 +81,14 @@ def quantizable(skeleton: Any, keep: Part) -> dict[str, Any]:
 
 
 def _blind_decoder(skeleton: Any) -> str | None:
-    """Path of a decoder that sees no pixels; None when there is no such part."""
+    """Return the path of a decoder that sees no pixels; None when there is no such part."""
     decoder = skeleton.get_decoder()
     sees = decoder is None or any(isinstance(m, PIXEL_LAYERS) for m in decoder.modules())
     return None if sees else next(p for p, m in skeleton.named_modules() if m is decoder)
 
 
 def stored_settings(config: Any) -> dict[str, Any] | None:
-    """How a checkpoint that was saved quantized says it was; None for others."""
+    """Return how a checkpoint that was saved quantized says it was; None for others."""
     found = getattr(config, "quantization_config", None)
     if found is None:
         found = getattr(config.get_text_config(decoder=True), "quantization_config", None)
@@ -96,8 +96,8 @@ def stored_settings(config: Any) -> dict[str, Any] | None:
 
 
 def check_stored(config: Any, kinds: Collection[str]) -> None:
-    """Raises UsageError for a checkpoint that was quantized by another method than that of
-    bitsandbytes, or that says other things of itself than its weights do."""
+    """Refuse a checkpoint that was quantized by another method than that of bitsandbytes. So too
+    one that says other things of itself than its weights do. Raises UsageError."""
     settings = stored_settings(config) or {}
     method = settings.get("quant_method", "")
     if method not in ("", "bitsandbytes"):
@@ -114,7 +114,8 @@ def check_stored(config: Any, kinds: Collection[str]) -> None:
 
 
 def check(half: Any, planned: Quantization) -> None:
-    """Raises EnvironmentFault when other modules are quantized than was planned."""
+    """Check that the modules are quantized that were planned. Raises EnvironmentFault when others
+    are."""
     absent = [path for path, module in half.named_modules() if isinstance(module, Absent)]
     here = [path for path in planned.modules if not any(within(path, a) for a in absent)]
     found = count(half)
@@ -130,8 +131,8 @@ def check(half: Any, planned: Quantization) -> None:
 
 
 def count(half: Any) -> Counter[str]:
-    """`int8`, `nf4` or `fp4` → how many modules of a loaded model hold weights of that kind, told
-    by their scales and not by the modules' class."""
+    """Return `int8`, `nf4` or `fp4` → how many modules of a loaded model hold such weights. That is
+    told by their scales and not by the modules' class."""
     found = Counter[str]()
     for module in half.modules():
         name, weight = type(module).__name__, module._parameters.get("weight")
@@ -144,8 +145,9 @@ def count(half: Any) -> Counter[str]:
 
 
 def keep_to_dtype(half: Any) -> None:
-    """Keep bitsandbytes from its kernel for CPUs with AVX512-BF16 where a layer computes in another
-    dtype, which that kernel passes over, or has a shape that it fails at."""
+    """Keep bitsandbytes from its kernel for CPUs with AVX512-BF16, for layers it does not suit.
+    Such a layer computes in another dtype, which that kernel passes over, or has a shape that it
+    fails at."""
     for module in half.modules():
         if type(module).__name__ == "Linear4bit":
             state = getattr(module.weight, "quant_state", None)
@@ -158,7 +160,7 @@ def keep_to_dtype(half: Any) -> None:
 def _as_stored(
     skeleton: Any, precision: str, dtype: torch.dtype, stored: Mapping[str, str]
 ) -> Quantization:
-    """What the weights say goes; settings may name modules in a way that the loader passes over."""
+    """Plan by the weights alone; settings may name modules in a way that the loader passes over."""
     kind = next(iter(stored.values()), "")  # the files of a half that is not quantized may be alone
     if precision in KINDS and precision != kind:
         raise UsageError(
@@ -190,14 +192,14 @@ def _settings(kind: str, dtype: torch.dtype, spared: Iterable[str]) -> Any:
 
 
 def _exactly(paths: Iterable[str]) -> list[str]:
-    """Paths as one pattern of the loader's, which would take a bare name for the end of others
+    """Return paths as one pattern, as the loader would take a bare name for the end of others
     too."""
     escaped = "|".join(re.escape(path) for path in paths)
     return [rf"^(?:{escaped})$"] if escaped else []
 
 
 def _spared(skeleton: Any) -> list[str]:
-    """The output head, what is tied to something, and what the model wants in 32 bit."""
+    """Return the output head, what is tied to something, and what the model wants in 32 bit."""
     head = skeleton.get_output_embeddings()
     paths = [path for path, module in skeleton.named_modules() if module is head]
     for ends in (skeleton.all_tied_weights_keys or {}).items():
@@ -213,7 +215,7 @@ def _converted(skeleton: Any, spared: list[str]) -> dict[str, Any]:
 
 
 def _linears(skeleton: nn.Module) -> dict[str, Any]:
-    """What bitsandbytes has a quantized class for."""
+    """Return the modules that bitsandbytes has a quantized class for."""
     from transformers.pytorch_utils import Conv1D
 
     return {

@@ -1,4 +1,4 @@
-"""What the model calls the tensors of a checkpoint, and which of them are quantized there; reads no
+"""Tells how the model calls a checkpoint's tensors, and which of them are quantized there. Reads no
 file."""
 
 import re
@@ -12,27 +12,27 @@ EXTRAS = re.compile(
     r"|quant_state\.bitsandbytes__(?P<kind>\w+))$"
     r"|\.(?P<row_scales>SCB|weight_format)$"
 )
-"""How the names of tensors end that a weight quantized by bitsandbytes has beside it."""
+"""Endings of the names of tensors that a weight quantized by bitsandbytes has beside it."""
 
 
 class Weight(NamedTuple):
     """One stored tensor that has a place in the model."""
 
     name: str
-    """As the checkpoint has it."""
+    """Name in the checkpoint."""
     shard: str
     path: str
-    """What the model calls it; of the scales of a quantized weight, what it calls that weight."""
+    """Name in the model; of the scales of a quantized weight, the name of that weight."""
     parameters: int
     """Numbers of the model in it; 0 for scales."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     kind: str
     """`int8`, `nf4` or `fp4` of a quantized weight and its scales; else empty."""
 
 
 def weights_of(skeleton: Any, headers: Sequence[Any]) -> list[Weight]:
-    """The stored tensors that the model has a place for, from the headers of its files."""
+    """Return the stored tensors that the model has a place for, from the headers of its files."""
     names = [header.name for header in headers]
     kinds = quantized_weights(names)
     homes = [_home(name, kinds) for name in names]
@@ -49,7 +49,7 @@ def weights_of(skeleton: Any, headers: Sequence[Any]) -> list[Weight]:
 
 
 def quantized_weights(names: Iterable[str]) -> dict[str, str]:
-    """Name of each weight that is quantized, as the checkpoint has it → in what."""
+    """Return the name of each weight that is quantized, as the checkpoint has it → in what."""
     found: dict[str, str] = {}
     for name in names:
         match = EXTRAS.search(name)
@@ -59,14 +59,15 @@ def quantized_weights(names: Iterable[str]) -> dict[str, str]:
 
 
 def stored_modules(skeleton: Any, names: Iterable[str]) -> dict[str, str]:
-    """Path of each module of the model whose weight is quantized in the checkpoint → in what."""
+    """Return the path of each module of the model whose weight is quantized in the checkpoint → in
+    what."""
     kinds = quantized_weights(names)
     paths = zip(kinds.values(), model_names(skeleton, list(kinds)), strict=True)
     return {path.removesuffix(".weight"): kind for kind, path in paths if path}
 
 
 def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
-    """What the loader would call each stored tensor; None for those that the model has no place
+    """Return the loader's name of each stored tensor; None for those that the model has no place
     for."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
@@ -90,7 +91,7 @@ def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
 
 
 def _home(name: str, kinds: dict[str, str]) -> str:
-    """The weight that a tensor belongs to: itself, unless it is a scale of another."""
+    """Return the weight that a tensor belongs to: itself, unless it is a scale of another."""
     return _of(name) if EXTRAS.search(name) and _of(name) in kinds else name
 
 

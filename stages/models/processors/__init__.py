@@ -1,1 +1,1 @@
-"""How a checkpoint's processor is called and what it keeps of pictures; knows no weights."""
+"""Calls a checkpoint's processor and keeps what it says of pictures; knows no weights."""

@@ -1,5 +1,4 @@
-"""Calls a processor with media and prompts in the way that its layout says; knows not which layout
-that is."""
+"""Calls a processor with media and prompts as its layout says; knows not which layout that is."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from stages.models.processors.loading import (
 )
 
 TEXT_IDS = ("input_ids", "decoder_input_ids", "labels")
-"""Under which names processors give the tokens of the text."""
+"""Names under which processors give the tokens of the text."""
 SAMPLE, TIMES, TOLD = "do_sample_frames", "video_metadata", "return_metadata"
 """Options for videos: whether to take only some of the frames, the times of the frames, and whether
 those are given back, which some processors rely on while they write the prompt."""
@@ -24,7 +23,7 @@ those are given back, which some processors rely on while they write the prompt.
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """How a processor takes media of one kind."""
+    """The call by which a processor takes media of one kind."""
 
     channel: str
     """`images` or `videos`."""
@@ -33,11 +32,11 @@ class Layout:
     nested: bool
     """Whether it takes a list for each prompt, and not one list for all."""
     options: tuple[str, ...] = ()
-    """Which of its options for videos it takes."""
+    """Options for videos that it takes."""
     batched: bool = True
     """Whether it takes several prompts at once."""
     form: str
-    """How a turn is written; see `turn`."""
+    """The form in which a turn is written; see `chat_turn`."""
     alone: bool = False
     """Whether one prompt takes one picture at most."""
 
@@ -45,7 +44,7 @@ class Layout:
 def run(
     processor: Any, layout: Layout, clips: Sequence[Clip], prompts: Sequence[str]
 ) -> dict[str, Any]:
-    """All outputs of the processor for these media and prompts."""
+    """Return all outputs of the processor for these media and prompts."""
     if len(clips) > 1 and not layout.batched:
         pairs = zip(clips, prompts, strict=True)
         return _padded(processor, [run(processor, layout, [c], [p]) for c, p in pairs])
@@ -73,8 +72,8 @@ def run(
 
 
 def _padded(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The outputs of several calls as one batch: what has a number for each token of the text is
-    filled up on the left, with nothing or with the token for that."""
+    """Join the outputs of several calls into one batch. What has a number for each token of the
+    text is filled up on the left, with nothing or with the token for that."""
     length = max(text_ids(row).shape[1] for row in rows)
     joined: dict[str, Any] = {}
     for name in rows[0]:
@@ -93,12 +92,12 @@ def _padded(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def places(processor: Any, outputs: dict[str, Any], media: int) -> int:
-    """How many features go into the first row of a processor's outputs."""
+    """Return how many features go into the first row of a processor's outputs."""
     return count_places(processor, text_ids(outputs)[0].tolist(), media)
 
 
 def text_ids(outputs: dict[str, Any]) -> torch.Tensor:
-    """The tokens of the text, a row a prompt."""
+    """Return the tokens of the text, a row a prompt. Raises ValueError when there are none."""
     name = next((name for name in TEXT_IDS if name in outputs), None)
     if name is None:
         raise ValueError(f"the processor gave no tokens but only {', '.join(outputs)}")

@@ -12,22 +12,23 @@ from stages.models.processors.loading import token
 PARTS = "parts"
 """The chat template is given a list of pictures and text."""
 WORDS = "words"
-"""It is given one string, as templates of language models expect."""
+"""The chat template is given one string, as templates of language models expect."""
 PLAIN = ("{prompt}", "{media}\n{prompt}")
 """Forms for a checkpoint without a chat template."""
 SPELLED = "{media}{prompt}"
-"""The first of them where a processor wants the words written that it would put there itself."""
+"""The form taken for the first of them where a processor wants the words written that it would put
+there itself."""
 
 
 def forms(processor: Any) -> tuple[str, ...]:
-    """In which forms a turn may be written, the first that works being the one to take."""
+    """Return the forms in which a turn may be written; the first that works is the one to take."""
     if processor.chat_template:
         return (PARTS, WORDS)
     return (WORDS, *PLAIN) if processor.tokenizer.chat_template else PLAIN
 
 
 def write(processor: Any, form: str, channel: str, media: int, prompt: str) -> str:
-    """The text of one turn with so many pictures or videos."""
+    """Write the text of one turn with so many pictures or videos."""
     kind = channel.removesuffix("s")
     if form == PARTS:
         parts = [*({"type": kind} for _ in range(media)), {"type": "text", "text": prompt}]

@@ -1,5 +1,5 @@
-"""One chunk's frames as they come from disk, and their true times in the form that processors read
-them; knows no processor."""
+"""Holds one chunk's frames as they come from disk, and their true times as processors read them.
+Knows no processor."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,12 +28,12 @@ class Clip:
             raise ValueError(f"{len(self.times)} times for {len(self.frames)} frames")
 
     def middle(self) -> "Clip":
-        """The clip's middle frame alone."""
+        """Return the clip's middle frame alone."""
         at = len(self.frames) // 2
         return replace(self, frames=self.frames[at : at + 1], times=self.times[at : at + 1])
 
     def outline(self) -> dict[str, Any]:
-        """All of it but what the frames show."""
+        """Return all of it but the content of the frames."""
         return {
             "shape": list(self.frames.shape[:3]),
             "times": list(self.times),
@@ -43,14 +43,14 @@ class Clip:
 
     @classmethod
     def blank(cls, outline: dict[str, Any]) -> "Clip":
-        """A clip of this outline with black frames."""
+        """Make a clip of this outline with black frames."""
         frames = np.zeros((*outline["shape"], 3), np.uint8)
         rest = {"seconds": outline["seconds"], "kind": outline["kind"]}
         return cls(frames=frames, times=tuple(outline["times"]), **rest)
 
 
 def black_clip(kind: MediaKind, count: int, height: int, width: int) -> Clip:
-    """A clip of so many black frames, a second each."""
+    """Make a clip of so many black frames, a second each."""
     times = tuple(float(second) for second in range(count))
     frames = np.zeros((count, height, width, 3), np.uint8)
     return Clip(frames=frames, times=times, seconds=float(count), kind=kind)
@@ -63,7 +63,7 @@ def pictures(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Any]:
 
 
 def video_metadata(clip: Clip) -> dict[str, Any]:
-    """True times in the form that processors read them.
+    """Return the true times in the form that processors read them.
 
     They compute a frame's time as index / fps and the rate seen as fps * indices / total, so
     the rate of the frames themselves is given as fps, with each frame's time in steps of it.
@@ -83,7 +83,7 @@ def video_metadata(clip: Clip) -> dict[str, Any]:
 
 
 def _index(time: float, fps: float) -> float:
-    """The index whose quotient by fps is not below `time`: whole seconds are cut off, not
+    """Return the index whose quotient by fps is not below `time`: whole seconds are cut off, not
     rounded."""
     index = time * fps
     while index / fps < time:

@@ -24,27 +24,27 @@ COMMON = (9 / 16, 16 / 9, 3 / 4, 4 / 3, 1 / 2, 2.0)
 ASPECTS = tuple(
     sorted({*COMMON, *(3.0 ** (step / 5) for step in range(-5, 6))}, key=lambda a: min(a, 1 / a))
 )
-"""All that are tried. Between two of them a frame is as large as the larger one needs, because what
-a processor makes of it may leap there, as where it chooses another number of tiles. Those of the
-fewest pixels come first: where frames are made smaller only from so many pixels on, the first that
-is not ends it."""
+"""Every aspect that is tried. Between two of them a frame is as large as the larger one needs,
+because what a processor makes of it may leap there, as where it chooses another number of tiles.
+Those of the fewest pixels come first: where frames are made smaller only from so many pixels on,
+the first that is not ends it."""
 LONG_EDGES = (1280, 3840)
 """Pixels of a probe's longer side; the second, that of 4K, when the first is not made smaller."""
 SMALLER = (64, 224, 448, 720)
 """Pixels of the sides of smaller squares, by which it is told what smaller frames take."""
 BESIDE = 1e-6
-"""Aspects differ by so large a part at least."""
+"""Part by which aspects differ at least."""
 NORMALIZE = "rescale_and_normalize"
-"""The step that follows when frames are resized."""
+"""Name of the step that follows when frames are resized."""
 LARGEST_STEP = 64
-"""Sizes are multiples of at most so many pixels where they are rounded; else of tiles."""
+"""Most pixels of which sizes are multiples where they are rounded; else of tiles."""
 UNBOUNDED = 1 << 20
 """A long edge that no frame reaches: frames of aspects beyond those tried keep their size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """What became of one kind of frames."""
+    """The sizes, tokens and bytes that came of one kind of frames."""
 
     fit: FrameFit
     tokens: int
@@ -60,7 +60,7 @@ class Enough(Exception):
 
 
 def probe(processor: Any, kind: MediaKind) -> Probe:
-    """The sizes at which images are seen, or at which the frames of a video are worth storing.
+    """Find the sizes at which images are seen, or at which a video's frames are worth storing.
 
     A processor that keeps large frames as they are, or that does something else than resize, gives
     an empty fit: frames then keep their size.
@@ -87,8 +87,8 @@ def probe(processor: Any, kind: MediaKind) -> Probe:
 
 
 def pixels_a_video(processor: Any) -> int:
-    """In how many pixels a processor sees all frames of a video together at the most, where it
-    makes them the smaller the more there are; 0 where it does not."""
+    """Return how many pixels of all frames of a video together a processor sees at the most. That
+    is for one that makes frames the smaller the more there are; 0 for others."""
     part: Any = getattr(processor, "video_processor", None)
     # To try it would take as many pixels as hours of video have.
     rule = getattr(sys.modules.get(type(part).__module__), "smart_resize", None)
@@ -110,7 +110,7 @@ def _seen(processor: Any, clip: Clip) -> SeenSize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Made:
-    """What a processor makes of frames of one aspect that are larger than it wants."""
+    """The sizes that a processor makes of frames of one aspect that are larger than it wants."""
 
     edge: int
     """The longer side that a frame must have, in pixels, for none of them to be enlarged."""
@@ -119,8 +119,8 @@ class Made:
 
 
 def _comes_out_alike(processor: Any, kind: MediaKind, long_edge: int, fit: FrameFit) -> bool:
-    """Whether fitted frames make as many pixels and tokens as whole ones: a processor may also cut
-    pieces out of a frame as it is, of which a smaller one has fewer."""
+    """Tell whether fitted frames make as many pixels and tokens as whole ones. A processor may also
+    cut pieces out of a frame as it is, of which a smaller one has fewer."""
     for aspect in (COMMON[0], 1.0):
         clip = black(processor, kind, aspect, long_edge)
         count, *whole = clip.frames.shape[:3]
@@ -136,8 +136,8 @@ def _outcome(processor: Any, clip: Clip) -> Any:
 
 
 def _made(processor: Any, kind: MediaKind, long_edge: int, wait: bool) -> dict[float, Made]:
-    """Aspect -> what becomes of frames of this long edge; empty when those of any aspect are made
-    no smaller."""
+    """Return aspect -> what becomes of frames of this long edge. It is empty when those of any
+    aspect are made no smaller."""
     made: dict[float, Made] = {}
     for aspect in ASPECTS:
         clip = black(processor, kind, aspect, long_edge)
@@ -152,15 +152,16 @@ def _made(processor: Any, kind: MediaKind, long_edge: int, wait: bool) -> dict[f
 
 
 def _rounding(made: Iterable[Made]) -> int:
-    """Of how many pixels all sides are multiples; 0 where the processor does not round to any."""
+    """Return how many pixels all sides are multiples of; 0 where the processor does not round to
+    any."""
     sides = {side for one in made for side in one.sides}
     step = math.gcd(*sides)
     return step if len(sides) > 1 and step <= LARGEST_STEP else 0
 
 
 def _steps(made: dict[float, Made]) -> tuple[tuple[float, int], ...]:
-    """The long edges as a function that leaps at each aspect; between two it takes the larger
-    value, and what the shorter side may be rounded up by."""
+    """Return the long edges as a function that leaps at each aspect. Between two it takes the
+    larger value, and what the shorter side may be rounded up by."""
     points = [(min(made) * (1 - BESIDE), UNBOUNDED)]
     step = _rounding(made.values())
     for low, high in itertools.pairwise(sorted(made)):
@@ -175,14 +176,14 @@ def _steps(made: dict[float, Made]) -> tuple[tuple[float, int], ...]:
 
 
 def bytes_of(value: Any) -> int:
-    """Of a tensor, or of all in a sequence."""
+    """Return the bytes of a tensor, or of all in a sequence."""
     if isinstance(value, list | tuple):
         return sum(map(bytes_of, value))
     return int(getattr(value, "nbytes", 0))
 
 
 def black(processor: Any, kind: MediaKind, aspect: float, long_edge: int, shown: int = 2) -> Clip:
-    """Black frames of this height / width: `shown` of them where they go in as a video."""
+    """Make black frames of this height / width: `shown` of them where they go in as a video."""
     count = shown if channel_of(processor, kind) == "videos" else 1
     height = long_edge if aspect >= 1 else max(1, round(long_edge * aspect))
     width = max(1, round(long_edge / aspect)) if aspect >= 1 else long_edge
@@ -190,9 +191,9 @@ def black(processor: Any, kind: MediaKind, aspect: float, long_edge: int, shown:
 
 
 def resized(processor: Any, clip: Clip, wait: bool = False) -> tuple[list[tuple[int, int]], bool]:
-    """Sizes (height, width) in pixels to which the processor resizes the clip's frames, and whether
-    it does so after it has gone on to the next step, which else is not waited for. What it does to
-    frames that it has resized already needs no larger ones."""
+    """Return the sizes (height, width) in pixels to which the processor resizes the clip's frames.
+    Return also whether it does so after it has gone on to the next step, which else is not waited
+    for. What it does to frames that it has resized already needs no larger ones."""
     videos = channel_of(processor, clip.kind) == "videos"
     part = processor.video_processor if videos else processor.image_processor
     produced: list[tuple[int, int]] = []
@@ -223,7 +224,7 @@ def resized(processor: Any, clip: Clip, wait: bool = False) -> tuple[list[tuple[
 
 
 def _size(image: Any) -> tuple[int, int]:
-    """Height and width of a tensor or array, its channels first or last."""
+    """Return height and width of a tensor or array, its channels first or last."""
     shape = tuple(int(length) for length in image.shape)
     last = shape[-1] in (1, 3, 4) and shape[-2] > 4
     return (shape[-3], shape[-2]) if last else (shape[-2], shape[-1])

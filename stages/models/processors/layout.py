@@ -2,8 +2,16 @@
 
 Processors differ in whether media go in as one list or as a list for each prompt, under which
 argument, with or without words for them in the text, and how many go into one prompt. What a
-processor says of that is not reliable, so it is run on a few small frames of noise: the first way
-in which two rows with different prompts come out whole is the one to take.
+processor says of that is not reliable, so it is run on a few small frames of noise: the first
+layout in which two rows with different prompts come out whole is the one to take.
+
+`_candidates` makes the layouts to try, the commonest first: every argument with every form of the
+turn, many prompts or one at a time, nested lists or one list. An error of the processor means that
+the next layout is tried; memory that ran out and a missing package are raised. `_check` wants
+pictures among the outputs, a row for each prompt, and, where the processor declares tokens for
+pictures, room for them in the text. Then it is tried whether a prompt takes a second picture.
+`known` keeps each answer for as long as the processor lives and its chat template stays the same.
+When no layout works, the error of the first is told.
 """
 
 import contextlib
@@ -46,7 +54,7 @@ _KNOWN: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
 
 
 def known(processor: Any, question: str, find: Callable[[], Answer]) -> Answer:
-    """What `find` answers for this processor and its chat template, asked once."""
+    """Return the answer of `find` for this processor and its chat template, asked once."""
     answers = _KNOWN.setdefault(processor, {})
     key = (question, processor.chat_template, processor.tokenizer.chat_template)
     if repr(key) not in answers:
@@ -56,8 +64,8 @@ def known(processor: Any, question: str, find: Callable[[], Answer]) -> Answer:
 
 
 def layout_of(processor: Any, channel: str) -> Layout:
-    """How this processor takes `images` or `videos`. Raises UsageError when in no way known, or
-    EnvironmentFault when it needs a package."""
+    """Return how this processor takes `images` or `videos`. Raises UsageError when in no way known,
+    or EnvironmentFault when it needs a package."""
     return known(processor, f"layout of {channel}", lambda: _find(processor, channel))
 
 
@@ -96,7 +104,7 @@ def _find(processor: Any, channel: str) -> Layout:
 
 
 def _try_template(processor: Any, channel: str) -> None:
-    """Raises what the chat template raises, where it takes neither parts nor words."""
+    """Raise the chat template's own error, where it takes neither parts nor words."""
     try:
         write(processor, PARTS, channel, 1, PROBES[0])
     except Exception as error:
@@ -107,7 +115,7 @@ def _try_template(processor: Any, channel: str) -> None:
 
 
 def _candidates(processor: Any, channel: str) -> Iterator[Layout]:
-    """What to try, the commonest way first."""
+    """Yield the layouts to try, the commonest first."""
     taking: list[tuple[str, tuple[str, ...]]] = [(channel, ())]
     if channel == "videos":
         taking = [
@@ -129,7 +137,7 @@ def _candidates(processor: Any, channel: str) -> Iterator[Layout]:
 
 
 def _check(processor: Any, layout: Layout, outputs: dict[str, Any]) -> None:
-    """Raises ValueError when what came out is not two whole rows with pictures and prompts."""
+    """Raise ValueError when the outputs are not two whole rows with pictures and prompts."""
     if not any(is_picture(name) for name in outputs):
         raise ValueError("no pictures came out")
     ids = text_ids(outputs)
@@ -143,8 +151,8 @@ def _check(processor: Any, layout: Layout, outputs: dict[str, Any]) -> None:
 
 
 def _spelled(processor: Any, layout: Layout, outputs: dict[str, Any]) -> Layout:
-    """The layout that writes the words for pictures where it comes to the same: processors that put
-    them there themselves may warn of it each time."""
+    """Return the layout that writes the words for pictures where it comes to the same. Processors
+    that put them there themselves may warn of it each time."""
     spelled = replace(layout, form=SPELLED)
     if layout.form == PLAIN[0] and declared_ids(processor):
         with contextlib.suppress(Exception):  # it may refuse in any way
@@ -155,7 +163,7 @@ def _spelled(processor: Any, layout: Layout, outputs: dict[str, Any]) -> Layout:
 
 
 def _takes_one(processor: Any, layout: Layout) -> bool:
-    """Whether a second picture finds no place in a prompt."""
+    """Tell whether a second picture finds no place in a prompt."""
     one = noise("images")
     two = replace(one, frames=np.concatenate([one.frames] * 2), times=(0.0, 0.0))
     try:

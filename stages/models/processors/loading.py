@@ -12,7 +12,7 @@ PLACES = ("image_token", "video_token", "boi_token")
 
 
 def load_processor(folder: Path, trusted: bool = False) -> Any:
-    """The checkpoint's processor, padding on the left as generation needs."""
+    """Load the checkpoint's processor, padding on the left as generation needs."""
     from transformers import AutoProcessor, ProcessorMixin
 
     try:
@@ -39,7 +39,7 @@ def load_processor(folder: Path, trusted: bool = False) -> Any:
 
 
 def needs_package(what: object, error: ImportError) -> EnvironmentFault:
-    """The one line for a processor that cannot work because a package is missing."""
+    """Make the one line for a processor that cannot work because a package is missing."""
     text = " ".join(str(error).split())
     return EnvironmentFault(
         f"the processor of {what} needs a package that is not installed: {text[:240]}",
@@ -48,7 +48,8 @@ def needs_package(what: object, error: ImportError) -> EnvironmentFault:
 
 
 def takes_videos(processor: Any) -> bool:
-    """Whether the checkpoint takes a video as such; else its frames go in as several images."""
+    """Tell whether the checkpoint takes a video as such; else its frames go in as several
+    images."""
     return getattr(processor, "video_processor", None) is not None
 
 
@@ -57,19 +58,21 @@ def takes_images(processor: Any) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether an output shows what is in the picture, or masks it."""
+    """Tell whether an output shows what is in the picture, or masks it."""
     return not name.startswith("num_") and (
         is_pixels(name) or "pixel" in name or name.endswith("patches")
     )
 
 
 def token(processor: Any, kind: str) -> str:
-    """The word that stands for an `image` or a `video` in a prompt; empty when there is none."""
+    """Return the word that stands for an `image` or a `video` in a prompt; empty when there is
+    none."""
     return _word(getattr(processor, f"{kind}_token", None))
 
 
 def placeholder_tokens(processor: Any) -> set[str]:
-    """What a prompt must not hold, because the model reads it as the place of a picture."""
+    """Return the words that a prompt must not hold: the model reads them as the place of a
+    picture."""
     parts = (processor, processor.tokenizer)
     words = {_word(getattr(part, name, None)) for part in parts for name in PLACES}
     words |= {str(processor.tokenizer.convert_ids_to_tokens(i)) for i in declared_ids(processor)}
@@ -77,7 +80,7 @@ def placeholder_tokens(processor: Any) -> set[str]:
 
 
 def declared_ids(processor: Any) -> set[int]:
-    """The ids of the tokens that the processor says stand for a picture."""
+    """Return the ids of the tokens that the processor says stand for a picture."""
     found: set[int] = set()
     for kind in ("image", "video"):
         number = getattr(processor, f"{kind}_token_id", None)
@@ -89,7 +92,7 @@ def declared_ids(processor: Any) -> set[int]:
 
 
 def count_places(processor: Any, ids: list[int], media: int) -> int:
-    """How many features go into a row of these token ids.
+    """Return how many features go into a row of these token ids.
 
     Some processors declare the token that stands once for a whole picture, and write another for
     each feature: then it is the most frequent of the tokens that are no piece of text.
@@ -105,5 +108,5 @@ def count_places(processor: Any, ids: list[int], media: int) -> int:
 
 
 def _word(value: Any) -> str:
-    """A token's text: some processors keep it with its settings."""
+    """Return a token's text: some processors keep it with its settings."""
     return str(getattr(value, "content", value) or "")

@@ -1,10 +1,10 @@
-"""Turns frames into encoder inputs and, later, a prompt into decoder inputs, both by the
-checkpoint's own processor; knows no family.
+"""Turns frames into encoder inputs and, later, a prompt into decoder inputs. Both are done by the
+checkpoint's own processor. Knows no family.
 
 A processor computes pixels and, from them, what stands in the prompt for each picture. At encoding
 both are done, and of the second is kept what it takes to write any prompt without a picture:
-`layout` finds out how the processor is called, `keeping` what has to be kept. A processor of which
-that cannot be found out is refused, before anything is encoded.
+`layout` finds out how the processor is called, `side_inputs` what has to be kept. A processor of
+which that cannot be found out is refused, before anything is encoded.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ from stages.models.processors.side_inputs import (
 )
 
 DECODED = "decoder_input_ids"
-"""Under this name a prompt goes to the decoder of a model that has an encoder."""
+"""Name under which a prompt goes to the decoder of a model that has an encoder."""
 
 __all__ = [
     "Clip",
@@ -56,7 +56,7 @@ __all__ = [
 
 
 def channel_of(processor: Any, kind: MediaKind) -> str:
-    """As what a clip goes in: as a video where the processor takes any, else as images."""
+    """Return as what a clip goes in: as a video where the processor takes any, else as images."""
     if kind == "video" and takes_videos(processor):
         return "videos"
     return "images" if takes_images(processor) else "videos"
@@ -77,8 +77,8 @@ def prepare(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
 
 
 def rebuild(processor: Any, rows: Sequence[Row], prompts: Sequence[str]) -> dict[str, Any]:
-    """What the processor gives for these prompts and the media that the rows were made of, besides
-    pixels; padded on the left. All rows have the same channel."""
+    """Return the processor's outputs for these prompts and the media of the rows, besides pixels.
+    They are padded on the left. All rows have the same channel."""
     channel = rows[0].channel
     if any(row.channel != channel for row in rows):
         raise ValueError("rows with images and rows with videos cannot share a batch")
@@ -87,7 +87,7 @@ def rebuild(processor: Any, rows: Sequence[Row], prompts: Sequence[str]) -> dict
 
 
 def goes_on(processor: Any, encodes: bool) -> bool:
-    """Whether the text is the prompt alone, and may be empty, and a decoder goes on from it;
+    """Tell whether the text is the prompt alone, and may be empty, and a decoder goes on from it.
     `encodes`: the model has an encoder for texts, which go to its decoder only by that name."""
     layout = layout_of(processor, channel_of(processor, "image"))
     if layout.form not in (PLAIN[0], SPELLED):
@@ -97,9 +97,9 @@ def goes_on(processor: Any, encodes: bool) -> bool:
 
 
 def open_ended(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs without the end token that tokenizers made for encoders put after a prompt: a
-    decoder that is to go on from it has nothing to say after an end. A `generate` of the model's
-    own knows what its processor gives."""
+    """Return the inputs without the end token that some tokenizers put after a prompt. Those were
+    made for encoders: a decoder that is to go on from the prompt has nothing to say after an end. A
+    `generate` of the model's own knows what its processor gives."""
     if DECODED in inputs and not text_ids(inputs).numel():  # the decoder's own start will do
         return {n: v for n, v in inputs.items() if n not in (DECODED, "decoder_attention_mask")}
     if model.config.is_encoder_decoder or overrides_generate(model):
@@ -115,7 +115,7 @@ def open_ended(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _seen(layout: Layout, clip: Clip) -> Clip:
-    """The clip's middle frame where a prompt takes one picture, else all of it."""
+    """Return the clip's middle frame where a prompt takes one picture, else all of it."""
     return clip.middle() if layout.alone and len(clip.frames) > 1 else clip
 
 

@@ -33,11 +33,11 @@ NEVER_KEPT = ("video_metadata",)
 LARGE = 512
 """Pixels of the longer side of a picture from which a smaller one is tried in its place."""
 OUTLINE, SHAPES = "outline", "shapes"
-"""In a row's side: the frames' sizes and times; the shapes of their pixels."""
+"""Names in a row's side: the frames' sizes and times; the shapes of their pixels."""
 
 
 class Row(Protocol):
-    """What is kept of a row's media for its prompt."""
+    """All that is kept of a row's media for its prompt."""
 
     @property
     def channel(self) -> str: ...
@@ -54,14 +54,14 @@ class Prepared:
     """One chunk as the encoder takes it, and what its prompt will need."""
 
     inputs: dict[str, Any]
-    """What the processor makes of the frames and not of the text."""
+    """The outputs of the processor that come of the frames and not of the text."""
     channel: str
     """`images` or `videos`: as which the frames were taken."""
     side: dict[str, Any]
-    """What the prompt needs besides `replacements`: those outputs of the image or video processor
-    that are not pixels, and the pixels' shapes; or the frames' outline."""
+    """Outputs of the image or video processor, besides pixels, that the prompt needs beside
+    `replacements`, and the pixels' shapes; or the frames' outline."""
     replacements: tuple[str, ...]
-    """What stands in the prompt for each picture."""
+    """Text that stands in the prompt for each picture."""
     count: RowCount
 
 
@@ -69,7 +69,7 @@ Keep = Callable[[Any, Layout, Clip, str], Prepared]
 
 
 def way_of_keeping(processor: Any, layout: Layout) -> Keep:
-    """The way that is right for this processor. Raises UsageError when none is."""
+    """Find the function that keeps a row rightly. Raises UsageError when none does."""
     clip = noise(layout.channel)
     wanted = without_pictures(run(processor, layout, [clip] * 2, PROBES))
     for keep in (keep_answers, keep_shapes, keep_outline):
@@ -86,8 +86,8 @@ def way_of_keeping(processor: Any, layout: Layout) -> Keep:
 
 
 def check_outline(processor: Any, layout: Layout, clip: Clip, row: Prepared) -> None:
-    """Raises UsageError when a real clip makes another text than black frames, as words in a
-    picture may, and noise does not."""
+    """Check that a real clip makes the same text as black frames. Words in a picture may make
+    another, where noise does not: then UsageError is raised."""
     wanted = without_pictures(run(processor, layout, [clip], PROBES[:1]))
     if not _same(restore(processor, layout, [row], PROBES[:1]), wanted):
         raise _telling(processor)
@@ -96,7 +96,7 @@ def check_outline(processor: Any, layout: Layout, clip: Clip, row: Prepared) -> 
 def restore(
     processor: Any, layout: Layout, rows: Sequence[Row], prompts: Sequence[str]
 ) -> dict[str, Any]:
-    """What the processor gives for these prompts and the media that were kept, besides pixels."""
+    """Return the outputs besides pixels, for these prompts and the media that were kept."""
     if OUTLINE in rows[0].side:
         clips = [Clip.blank(row.side[OUTLINE]) for row in rows]
         return without_pictures(run(processor, layout, clips, prompts))
@@ -136,8 +136,8 @@ def keep_outline(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Pre
 def _outline(
     processor: Any, layout: Layout, clip: Clip, prompt: str, outputs: dict[str, Any]
 ) -> dict[str, Any]:
-    """The clip's outline; of a large picture a smaller one, if that writes the same prompt: the
-    processor is to make as many black pixels smaller for each caption."""
+    """Return the clip's outline; of a large picture a smaller one, if that writes the same prompt.
+    Else the processor would make as many black pixels smaller for each caption."""
     outline = clip.outline()
     count, *size = outline["shape"]
     scale = LARGE / max(size)
@@ -156,7 +156,7 @@ def _outline(
 def _answers(
     processor: Any, layout: Layout, clip: Clip, prompt: str
 ) -> tuple[Prepared, dict[str, Any]]:
-    """The row, and all that the processor's method answered."""
+    """Return the row, and all that the processor's method answered."""
     kept: list[tuple[dict[str, Any], list[str]]] = []
     compute = getattr(processor, HOOKS[layout.channel])
 
@@ -184,7 +184,7 @@ def without_pictures(outputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def joined(values: list[Any]) -> Any:
-    """One output of several rows: tensors and sequences end to end, anything else if all agree."""
+    """Join one output of several rows: tensors and sequences end to end, else all must agree."""
     if isinstance(values[0], torch.Tensor):
         return torch.cat(values)
     if isinstance(values[0], list | tuple):
@@ -195,13 +195,13 @@ def joined(values: list[Any]) -> Any:
 
 
 def _nothing(shapes: list[list[int]]) -> torch.Tensor:
-    """What stands for the pixels of several rows and takes no memory."""
+    """Make a tensor that stands for the pixels of several rows and takes no memory."""
     rest = [max(lengths) for lengths in zip(*(shape[1:] for shape in shapes), strict=True)]
     return torch.zeros(()).expand(sum(shape[0] for shape in shapes), *rest)
 
 
 def _of_pictures(outputs: dict[str, Any]) -> dict[str, Any]:
-    """The outputs without those that have a number for each token of the text."""
+    """Return the outputs without those that have a number for each token of the text."""
     shape = text_ids(outputs).shape
     return {
         name: value
@@ -225,7 +225,7 @@ def _same(found: Any, wanted: Any) -> bool:
 
 
 def _speck(channel: str, media: int) -> Clip:
-    """The smallest clip of so many media, for a processor that will not look at it."""
+    """Make the smallest clip of so many media, for a processor that will not look at it."""
     count = media if channel == "images" else 1
     frames = np.zeros((count, 2, 2, 3), np.uint8)
     kind: Any = channel.removesuffix("s")

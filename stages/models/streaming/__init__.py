@@ -1,2 +1,2 @@
-"""A half that is larger than the device: its layers come one after the other, each once for many
+"""Runs a half that is larger than the device: its layers come in turn, each once for many
 batches."""

@@ -1,5 +1,5 @@
-"""Where the weights of layers lie in a checkpoint's files, and how they come into memory; knows no
-order and no model."""
+"""Finds the weights of layers in a checkpoint's files and brings them into memory. Knows no order
+and no model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from stages.models.halves.ranges import DTYPES, read_into
 from stages.models.hub.headers import TensorPlace, read_places
 
 ALIGNED = {"cpu": 64, "cuda": 512}
-"""Bytes on whose multiples a device's own memory begins: sums are rounded by how what they are of
-lies, and are to be those of a half that is there as a whole."""
+"""Bytes on whose multiples a device's own memory begins. Sums are rounded by where their terms lie,
+and are to be those of a half that is there as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,20 +23,20 @@ class Tensor:
 
     owner: nn.Module
     name: str
-    """In its owner."""
+    """Name in its owner."""
     file: Path
     place: TensorPlace
     dtype: torch.dtype
-    """In which the layer computes."""
+    """Type in which the layer computes."""
     at: int
-    """Where it begins in the room for a layer, in bytes."""
+    """Bytes before it in the room for a layer."""
 
     @property
     def stored(self) -> torch.dtype:
         return DTYPES[self.place.dtype]
 
     def view(self, room: torch.Tensor) -> torch.Tensor:
-        """The tensor in a room for a layer (of bytes)."""
+        """Return the tensor in a room for a layer (of bytes)."""
         shape = torch.Size(self.place.shape)
         size = shape.numel() * self.dtype.itemsize
         return room[self.at : self.at + size].view(self.dtype).reshape(shape)
@@ -69,7 +69,7 @@ class Layer:
             self._put(tensor, tensor.view(room))
 
     def detach(self) -> None:
-        """Leave it without data."""
+        """Leave the layer without data."""
         for tensor in self.tensors:
             self._put(tensor, torch.empty(tensor.place.shape, dtype=tensor.dtype, device="meta"))
 
@@ -86,18 +86,18 @@ Index = Mapping[str, Mapping[str, str]]
 
 
 class NotInFiles(Exception):
-    """A weight is in no file as it is computed with."""
+    """The error for a weight that is in no file as it is computed with."""
 
 
 def layers_of(half: Any, paths: Sequence[str], index: Index, device: str) -> list[Layer]:
-    """The layers at `paths`. Raises NotInFiles."""
+    """Return the layers at `paths`. Raises NotInFiles."""
     every = sorted({entry["safetensors_file"] for entry in index.values()})
     places = {file: read_places(Path(file)) for file in every}
     return [_layer(half.get_submodule(path), path, index, places, device) for path in paths]
 
 
 def scratch_bytes(layers: Sequence[Layer]) -> int:
-    """Of the largest tensor that has to be cast."""
+    """Return the bytes of the largest tensor that has to be cast."""
     cast = (t.place for layer in layers for t in layer.tensors if t.stored != t.dtype)
     return max((place.end - place.start for place in cast), default=0)
 
@@ -129,7 +129,8 @@ def _layer(
 
 
 def _empty(module: nn.Module, path: str) -> Iterator[tuple[nn.Module, str, str, torch.Tensor]]:
-    """Owner, name, the owner's path and the tensor itself, of all in a layer that have no data."""
+    """Yield owner, name, the owner's path and the tensor itself, of all in a layer that have no
+    data."""
     for inner, owner in module.named_modules():
         prefix = ".".join(filter(None, (path, inner))) + "."
         for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):

@@ -1,5 +1,5 @@
-"""Loads a half without its layers, which are to come from the checkpoint's files when they are
-wanted; knows no family."""
+"""Loads a half without its layers, which come from the checkpoint's files when they are wanted.
+Knows no family."""
 
 import contextlib
 import os
@@ -24,30 +24,30 @@ FOLDER = "penstock-layers-"
 
 
 class StreamedLayers:
-    """What a half that is held without its layers computes with."""
+    """The layers of a half that is held without them, and how calls cross them."""
 
     def __init__(self, half: Any, paths: Sequence[str], index: Index, device: str) -> None:
         layers = layers_of(half, paths, index, device)
         self.count = len(layers)
         self.bytes = sum(layer.size for layer in layers)
-        """Of all of them together."""
+        """Bytes of all of them together."""
         self.slabs = Slabs(layers, device)
         self._turnstile = Turnstile([layer.module for layer in layers], self.slabs)
 
     def cross(self, calls: Sequence[Callable[[], Made]]) -> list[Made]:
-        """What each call gives; each layer comes once for all of them."""
+        """Return the result of each call; each layer comes once for all of them."""
         return self._turnstile.cross(calls)
 
 
 def streamed_layers(half: Any) -> StreamedLayers | None:
-    """Those of a half that was loaded by `load_streamed`."""
+    """Return the layers of a half that was loaded by `load_streamed`; None for any other half."""
     found = half.__dict__.get(ATTRIBUTE)
     return found if isinstance(found, StreamedLayers) else None
 
 
 def cross(half: Any, calls: Sequence[Callable[[], Made]]) -> list[Made]:
-    """What each call gives, which runs the half: all together where its layers are streamed, else
-    one after the other."""
+    """Return the result of each call, which runs the half. The calls run together where its layers
+    are streamed, else one after the other."""
     layers = streamed_layers(half)
     return [call() for call in calls] if layers is None else layers.cross(calls)
 
@@ -60,7 +60,7 @@ def load_streamed(
     device: str,
     options: dict[str, Any],
 ) -> Any:
-    """What `load_half` gives with these options, but for the weights of its layers. Raises
+    """Load what `load_half` gives with these options, but for the weights of its layers. Raises
     CannotFit for a model whose layers cannot come one by one."""
     places = placement(skeleton, keep, pieces, device, away="disk")
     index: dict[str, Mapping[str, str]] = {}
@@ -89,7 +89,7 @@ def load_streamed(
 
 
 def new_folder() -> str:
-    """A temporary folder for weights; those of processes that were killed are deleted."""
+    """Make a temporary folder for weights; those of processes that were killed are deleted."""
     for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
         process = left.name.removeprefix(FOLDER).partition("-")[0]
         if process.isdecimal() and not Path("/proc", process).exists():

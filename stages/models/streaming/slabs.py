@@ -1,4 +1,4 @@
-"""Keeps room for two layers: one is computed with while the other is filled; knows no order."""
+"""Keeps room for two layers: one is computed with while the other is filled. Knows no order."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,13 +15,13 @@ class Room(Protocol):
     """Memory for one layer."""
 
     def fill(self, layer: Layer, scratch: torch.Tensor) -> None:
-        """Read the layer into it; called by the thread that reads."""
+        """Read the layer into the room; called by the thread that reads."""
 
     def memory(self) -> torch.Tensor:
-        """The room's bytes, when what is computed from now on may read them."""
+        """Return the room's bytes, once all that is computed from now on may read them."""
 
     def release(self) -> None:
-        """Nothing that is computed from now on reads them."""
+        """Note that nothing that is computed from now on reads them."""
 
 
 class HostRoom:
@@ -41,8 +41,8 @@ class HostRoom:
 
 
 class DeviceRoom:
-    """A room on a GPU, with one in pinned host memory from which it is filled on a stream of its
-    own, beside what is computed."""
+    """A room on a GPU, with one in pinned host memory to fill it from. It is filled on a stream of
+    its own, beside what is computed."""
 
     def __init__(self, size: int, device: torch.device, stream: torch.cuda.Stream) -> None:
         self._host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -77,7 +77,7 @@ class Slabs:
         self._scratch = torch.empty(scratch_bytes(layers), dtype=torch.uint8)
         self._rooms = rooms(size, device)
         self._holds = [EMPTY for _ in self._rooms]
-        """Which layer is in a room, or will be."""
+        """Layer that is in each room, or will be."""
         self._filled: dict[int, Future[None]] = {}
         self._open = EMPTY
         """The room that is computed with."""
@@ -112,7 +112,7 @@ class Slabs:
 
 
 def rooms(size: int, device: str) -> list[Room]:
-    """Two rooms for layers of so many bytes."""
+    """Make two rooms for layers of so many bytes."""
     if device == "cpu":
         return [HostRoom(size) for _ in range(2)]
     place, stream = torch.device(device), torch.cuda.Stream(device)

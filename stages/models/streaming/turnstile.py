@@ -1,10 +1,14 @@
-"""Takes many calls through the same layers together, a layer being there only while they pass it;
-knows neither what a layer is made of nor where it comes from.
+"""Takes many calls through the same layers together, a layer being there only while they pass it.
+Knows neither what a layer is made of nor where it comes from.
 
-Each call runs the model's own forward, unchanged, in a greenlet. At a layer's door it waits until
-the layer is there; then all that wait at this door go through, one after the other, as far as the
-next. So a layer is fetched once for all calls, and no call computes anything else than it would
-alone.
+Each call runs the model's own forward, unchanged, in a greenlet: a function that can stop in the
+middle of its calls and go on later, in the same thread. `cross` puts a door before each layer, by
+another `forward` on the layer object. At a door a call stops and tells the number of the layer that
+it waits for. The loop takes the lowest number that any call waits for, has the keeper bring that
+layer, tells it which one to expect next (that which followed the last time), and lets all that wait
+at this door go through, one after the other, as far as their next. So a layer is fetched once for
+all calls, and no call computes anything else than it would alone. At the end, or when one call
+raises, the doors are removed and the calls that have not come through are ended.
 """
 
 import contextlib
@@ -22,16 +26,16 @@ NOWHERE = -1
 
 
 class Keeper(Protocol):
-    """Who has the layers, by their numbers."""
+    """The one that has the layers, by their numbers."""
 
     def expect(self, layer: int) -> None:
-        """It is wanted next: begin to fetch it, beside what is computed."""
+        """Begin to fetch the layer that is wanted next, beside what is computed."""
 
     def bring(self, layer: int) -> None:
-        """Have it there; one is there at a time."""
+        """Have the layer there; one is there at a time."""
 
     def take_away(self, layer: int) -> None:
-        """All that waited for it have passed."""
+        """Let the layer go: all that waited for it have passed."""
 
 
 class Turnstile:
@@ -43,10 +47,11 @@ class Turnstile:
         self._after = {at: at + 1 for at in range(len(layers) - 1)} | {len(layers) - 1: 0}
         """Layer -> the one that was wanted after it, or will be."""
         self._last = len(layers) - 1
-        """That calls went through, which others may follow."""
+        """The layer that calls went through last, which others may follow."""
 
     def cross(self, calls: Sequence[Callable[[], Made]]) -> list[Made]:
-        """What each call gives, in order. What one raises is raised, and ends the others."""
+        """Return the result of each call, in order. An error that one raises is raised, and ends
+        the others."""
         crossing = _Crossing(calls)
         # Whether gradients are wanted is the thread's, in which all calls take turns.
         with torch.inference_mode(), self._doors(crossing):
@@ -66,7 +71,8 @@ class Turnstile:
 
     @contextlib.contextmanager
     def _doors(self, crossing: "_Crossing[Any]") -> Iterator[None]:
-        """A door before each layer. In the end nobody waits at one any more, and none is there."""
+        """Put a door before each layer. In the end nobody waits at one any more, and none is
+        there."""
         own = [layer.__dict__.get("forward") for layer in self._layers]
         for at, layer in enumerate(self._layers):
             layer.__dict__["forward"] = partial(crossing.pass_through, at, layer.forward)
@@ -98,8 +104,8 @@ class _Crossing(Generic[Made]):
             self._go_on(call)
 
     def let_through(self, layer: int, after: int) -> int:
-        """All who wait before a layer, as far as their next door; gives the layer that the last of
-        them wants, or `after` when they are done."""
+        """Let all who wait before a layer go as far as their next door. Returns the layer that the
+        last of them wants, or `after` when they are done."""
         self._open = layer
         for call in [call for call, at in self.waiting.items() if at == layer]:
             after = self._go_on(call, after)
@@ -107,7 +113,7 @@ class _Crossing(Generic[Made]):
         return after
 
     def pass_through(self, layer: int, forward: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-        """What stands for a layer's forward: computes when the door opens."""
+        """Stand for a layer's forward: wait for the door to open, then compute."""
         if self._open != layer:
             greenlet.getcurrent().parent.switch(layer)
         return forward(*args, **kw)
