@@ -28,7 +28,8 @@ class Route:
         sent: Iterable[int] = (),
         threads: int = 1,
     ) -> None:
-        """`wanted` are ticks, ascending; `sent` those of the packets that were decoded already.
+        """Take `wanted` as ticks, ascending, and `sent` as those of the packets that were decoded
+        already.
 
         A leap must leave out as many packets as there are threads: it empties their pipeline.
         """
