@@ -68,6 +68,6 @@ def write_jsonl(path: Path, rows: Iterable[Caption | Failure]) -> None:
 
 
 def values_of(row: Caption | Failure) -> dict[str, Any]:
-    """Return the fields of a row by name; not `asdict`, which copies what is in them and takes
-    thrice as long."""
+    """Return the fields of a row by name. `asdict` would copy what is in them and take thrice as
+    long."""
     return {name: getattr(row, name) for name in row.__slots__}

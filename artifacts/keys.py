@@ -34,8 +34,7 @@ def item_key(scope: str, media_digest: str, chunk_index: int, *more: Any) -> str
 
 
 def content_key(digest: str, kind: str) -> str:
-    """Return what a medium is known by: its content, and whether it is read as a video or as an
-    image."""
+    """Return what a medium is known by: its content, and whether it is read as video or image."""
     return digest if kind == "video" else digest_of([digest, kind])
 
 
