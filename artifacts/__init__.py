@@ -1,1 +1,1 @@
-"""How everything Penstock makes lies on disk; knows nothing of models, stages or Prefect."""
+"""Puts on disk everything that Penstock makes; knows nothing of models, stages or Prefect."""

@@ -1,5 +1,5 @@
-"""What is told of a chunk, or of what could not be captioned, and its line of JSON; knows nothing
-of where it comes from."""
+"""The caption of a chunk, or the failure of what could not be captioned, and its line of JSON. It
+knows nothing of where they come from."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from artifacts.files import write_text
 
 Ended = Literal["stop", "length"]
-"""By itself; or cut, when it had as many tokens as it may have."""
+"""How a caption ended: by itself; or cut, when it had as many tokens as it may have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +18,7 @@ class Caption:
     """One line of `captions.jsonl`: what was said of one chunk."""
 
     media_path: str
-    """Relative to the folder given, or the file's name; POSIX."""
+    """Path relative to the folder given, or the file's name; POSIX."""
     source: str
     """The argument that brought the file in."""
     start: float
@@ -48,7 +48,7 @@ class Failure:
     media_path: str
     source: str
     stage: str
-    """Where it came to light: `sources` or a stage's name."""
+    """The stage where it came to light: `sources` or a stage's name."""
     error: str
     """A stable word for programs, such as `missing` or `no-video`."""
     message: str
@@ -56,18 +56,18 @@ class Failure:
 
 
 def ended_of(stored: Mapping[str, Any], limit: int) -> Ended:
-    """How a stored caption of at most `limit` tokens ended; older records do not say, and count as
-    cut where they have them all."""
+    """Return how a stored caption of at most `limit` tokens ended. Older records do not say, and
+    count as cut where they have them all."""
     told: Ended | None = stored.get("ended")
     return told or ("length" if stored["tokens"] >= limit else "stop")
 
 
 def write_jsonl(path: Path, rows: Iterable[Caption | Failure]) -> None:
-    """One JSON object a line, in order; the file appears whole. Raises EnvironmentFault."""
+    """Write one JSON object a line, in order; the file appears whole. Raises EnvironmentFault."""
     write_text(path, (json.dumps(values_of(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def values_of(row: Caption | Failure) -> dict[str, Any]:
-    """The fields of a row by name; not `asdict`, which copies what is in them and takes thrice as
+    """Return the fields of a row by name. `asdict` would copy what is in them and take thrice as
     long."""
     return {name: getattr(row, name) for name in row.__slots__}

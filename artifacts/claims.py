@@ -1,4 +1,4 @@
-"""Who makes what right now, so that processes which share a store share the work as well; knows
+"""Tells who makes what right now, so that processes which share a store share the work. It knows
 nothing of what is made.
 
 A scope has one file. A key is the byte at the offset that its hash says, and who makes it holds a
@@ -25,7 +25,8 @@ from artifacts.packs import RecordSet
 from artifacts.store import Store
 
 FOLDER = "claims"
-"""Of a store: its files say nothing of what is stored, and may be deleted when no job runs."""
+"""Folder of a store: its files say nothing of what is stored, and may be deleted when no job
+runs."""
 POLL_SECONDS = 0.2
 """How often it is asked whether another process is through."""
 FLOCK = struct.Struct("hhxxxxqqixxxx")
@@ -35,8 +36,8 @@ Batch = TypeVar("Batch")
 
 
 class Claims:
-    """The locks that one process holds of a scope. Safe to use from several threads, which count
-    as one holder."""
+    """The locks that one process holds of a scope. It is safe to use from several threads, which
+    count as one holder."""
 
     def __init__(self, path: Path) -> None:
         self._file = -1
@@ -73,7 +74,8 @@ class Claims:
             self._own += os.write(self._file, b".")
 
     def has_news(self) -> bool:
-        """Whether others have published since this was asked for the last time; at first, yes."""
+        """Return whether others have published since this was asked for the last time; at first,
+        yes."""
         try:
             theirs = os.fstat(self._file).st_size - self._own
         except OSError:
@@ -95,17 +97,18 @@ class Claims:
 
 
 class Turns:
-    """What of a scope this process makes, beside others that are asked for the same."""
+    """The share of a scope that this process makes, beside others that are asked for the same."""
 
     def __init__(self, claims: Claims, record_sets: Sequence[RecordSet]) -> None:
-        """`shelves` are brought up to date when others have published."""
+        """Take the claims and the record sets, which are brought up to date when others have
+        published."""
         self._claims = claims
         self._record_sets = record_sets
         self._lock = threading.Lock()
 
     def take(self, lacking: Callable[[], Sequence[str]]) -> bool | None:
-        """Whether this process is to make now what is lacking; None when another is at some of it.
-        `lacking` tells the keys that are to be made, as far as is known."""
+        """Return whether this process is to make now what is lacking; None when another is at some
+        of it. `lacking` tells the keys that are to be made, as far as is known."""
         self._look()
         keys = lacking()
         if not keys:
@@ -128,9 +131,9 @@ class Turns:
     def mine(
         self, batches: Iterable[Batch], lacking: Callable[[Batch], Sequence[str]]
     ) -> Iterator[Batch]:
-        """The batches that this process is to make, in order; those that others are at come last,
-        once it is known that they did not make them. `lacking` tells which keys of a batch are on
-        no record set."""
+        """Yield the batches that this process is to make, in order. Those that others are at come
+        last, once it is known that they did not make them. `lacking` tells which keys of a batch
+        are in no record set."""
         left = list(batches)
         while left:
             held = []
@@ -145,14 +148,15 @@ class Turns:
             left = held
 
     def done(self, keys: Iterable[str]) -> None:
-        """These keys were published, or never will be."""
+        """Tell that these keys were published, or never will be."""
         self._claims.published()
         self._claims.release(keys)
 
 
 @contextlib.contextmanager
 def turns_at(store: Store, *record_sets: RecordSet) -> Iterator[Turns]:
-    """Turns at what the first of these record sets holds, until the block or the process ends."""
+    """Take turns at what the first of these record sets holds, until the block or the process
+    ends."""
     claims = Claims(store.local / FOLDER / record_sets[0].folder)
     try:
         yield Turns(claims, record_sets)

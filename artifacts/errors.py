@@ -23,7 +23,8 @@ SECRETS = re.compile(
 
 
 def redacted(text: str) -> str:
-    """Text without what lets its readers in elsewhere: it goes to logs, records and servers."""
+    """Return text without what lets its readers in elsewhere: it goes to logs, records and
+    servers."""
     return SECRETS.sub("…", text)
 
 
@@ -62,9 +63,9 @@ class OutOfMemory(CannotFit):
     ) -> None:
         super().__init__(message, hint=hint)
         self.items = items
-        """What the process had published before."""
+        """Number of items that the process had published before."""
         self.peak_bytes = peak_bytes
-        """The most that it was seen to take, above what its imports take."""
+        """The most bytes that it was seen to take, above what its imports take."""
 
 
 class Interrupted(PenstockError):
@@ -79,7 +80,7 @@ class Killed(Interrupted):
     def __init__(self, message: str, *, hint: str = "", items: int = 0) -> None:
         super().__init__(message, hint=hint)
         self.items = items
-        """What the process had published before."""
+        """Number of items that the process had published before."""
 
 
 class EnvironmentFault(PenstockError):

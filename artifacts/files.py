@@ -1,5 +1,5 @@
-"""Files for people and programs that are either the old one or the new one, never half of it; knows
-nothing of what is in them."""
+"""Writes files that are either the old one or the new one, never half of it. They are for people
+and programs; it knows nothing of what is in them."""
 
 import contextlib
 import json
@@ -13,12 +13,12 @@ from artifacts.errors import EnvironmentFault
 from artifacts.store import fault_of
 
 HALF = ".penstock-"
-"""What the name of a file begins with while it is written."""
+"""Beginning of the name of a file while it is written."""
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to be written, which takes its place when the block ends well. Raises
+    """Open a file to be written, which takes its place when the block ends well. Raises
     EnvironmentFault."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,19 +42,19 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, pieces: Iterable[str]) -> None:
-    """A UTF-8 file. Raises EnvironmentFault."""
+    """Write a UTF-8 file. Raises EnvironmentFault."""
     with whole_file(path) as file:
         file.writelines(piece.encode("utf-8", errors="replace") for piece in pieces)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file for people to read. Raises EnvironmentFault."""
+    """Write a JSON file for people to read. Raises EnvironmentFault."""
     write_text(path, [json.dumps(value, indent=1, ensure_ascii=False) + "\n"])
 
 
 def read_kept(path: Path, form: int) -> dict[str, Any] | None:
-    """What a JSON file of that `format` holds beside it; None where there is none, or one of
-    another version."""
+    """Return what a JSON file of that `format` holds beside it. It is None where there is none, or
+    one of another version."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return value if value.pop("format") == form else None

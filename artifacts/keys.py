@@ -1,5 +1,5 @@
-"""Digests: of values, of items, and of files' contents, remembered; knows nothing of what the
-digests are used for."""
+"""Makes digests of values, of items, and of files' contents, and remembers them. It knows nothing
+of what the digests are used for."""
 
 import contextlib
 import hashlib
@@ -22,24 +22,24 @@ LOOKED_AT_TOGETHER = 256
 
 
 def digest_of(value: Any) -> str:
-    """64 hex digits that depend on nothing but the JSON value; the order of a mapping's keys does
-    not matter."""
+    """Return 64 hex digits that depend on nothing but the JSON value. The order of a mapping's keys
+    does not matter."""
     return hashlib.sha256(ENCODER.encode(value).encode()).hexdigest()
 
 
 def item_key(scope: str, media_digest: str, chunk_index: int, *more: Any) -> str:
-    """The key of what one stage makes of one chunk; `more` is what else decides its bytes, such as
-    the prompt."""
+    """Return the key of what one stage makes of one chunk. `more` is what else decides its bytes,
+    such as the prompt."""
     return digest_of([scope, media_digest, chunk_index, *more])
 
 
 def content_key(digest: str, kind: str) -> str:
-    """What a medium is known by: its content, and whether it is read as a video or as an image."""
+    """Return what a medium is known by: its content, and whether it is read as video or image."""
     return digest if kind == "video" else digest_of([digest, kind])
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in 64 hex digits. Raises OSError."""
+    """Return SHA-256 of a file's bytes, in 64 hex digits. Raises OSError."""
     with open_regular(path) as file:
         if not stamp_of(file.fileno()).size:  # to read one of /proc may take for ever
             return hashlib.sha256().hexdigest()
@@ -47,17 +47,17 @@ def hash_file(path: Path) -> str:
 
 
 class Content(NamedTuple):
-    """What a file held, and when."""
+    """The content of a file, and when it held that."""
 
     digest: str
     """SHA-256, 64 hex digits."""
     stamp: Stamp
-    """Of the file that was read: with another one, it may hold something else."""
+    """Stamp of the file that was read: with another one, it may hold something else."""
 
 
 class ContentDigests:
-    """Content digests of files, remembered by their stamps in one file of lines: one that is lost
-    costs one more reading of its file."""
+    """Content digests of files, remembered by their stamps in one file of lines. A line that is
+    lost costs one more reading of its file."""
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
@@ -65,11 +65,12 @@ class ContentDigests:
         self._known = dict(_remembered_lines(memory))
 
     def of(self, path: Path) -> str:
-        """The digest of one file's content. Raises OSError, FileChanged among them."""
+        """Return the digest of one file's content. Raises OSError, FileChanged among them."""
         return self.content(path).digest
 
     def content(self, path: Path) -> Content:
-        """The digest of one file with the stamp it had. Raises OSError, FileChanged among them."""
+        """Return the digest of one file with the stamp it had. Raises OSError, FileChanged among
+        them."""
         name = self._real.of(path)
         known = self._remembered(name)
         if known is not None:
@@ -83,13 +84,13 @@ class ContentDigests:
         return self._known[name]
 
     def known(self, path: Path) -> str:
-        """The same without reading the file; empty where that would be needed."""
+        """Return the same without reading the file; empty where that would be needed."""
         name = self._real.of(path)
         known = self._remembered(name)
         return known.digest if known is not None else _name_in_hub_cache(Path(name)) or ""
 
     def of_many(self, paths: Sequence[Path], workers: int) -> list[Content | OSError]:
-        """What each file holds, or the error that reading it gave; hashing runs on `workers`
+        """Return what each file holds, or the error that reading it gave. Hashing runs on `workers`
         threads."""
 
         def remembered(group: Sequence[Path]) -> list[Content | None]:
@@ -111,7 +112,7 @@ class ContentDigests:
             return [next(hashed) if found is None else found for found in known]
 
     def _remembered(self, name: str) -> Content | None:
-        """What a file held that was read before and has not changed since."""
+        """Return what a file held that was read before and has not changed since."""
         known = self._known.get(name)
         with contextlib.suppress(OSError):
             if known is not None and known.stamp == stamp_of(name):
@@ -127,8 +128,8 @@ def _remembered_lines(memory: Path) -> Iterator[tuple[str, Content]]:
 
 
 def _name_in_hub_cache(path: Path) -> str | None:
-    """The hub's cache names large files by their SHA-256, so that 28 GB need not be read to be
-    known."""
+    """Return the SHA-256 that the hub's cache names a large file by. So 28 GB need not be read to
+    be known."""
     name = path.name
     if path.parent.name == "blobs" and len(name) == 64 and set(name) <= set("0123456789abcdef"):
         return name

@@ -1,4 +1,4 @@
-"""What is remembered in one file of JSON lines that several processes add to; knows no file's.
+"""Remembers things in one file of JSON lines that several processes add to. It knows no file's.
 
 Each line ends with a checksum. Such a memory is a convenience: a line that is lost, or is not what
 was written, is one that was never there. Lines are short enough to be appended in one write.
@@ -22,7 +22,7 @@ LONGEST_LINE = 1 << 16
 
 
 def read_lines(path: Path) -> Iterator[list[Any]]:
-    """The lines that are what was once written; any other is passed over."""
+    """Yield the lines that are what was once written; any other is passed over."""
     with contextlib.suppress(OSError), open_regular(path) as file:
         file.seek(max(0, stamp_of(file.fileno()).size - LARGEST))
         while line := file.readline(LONGEST_LINE):
@@ -49,5 +49,5 @@ def append_line(path: Path, values: list[Any]) -> None:
 
 
 def _check(text: bytes) -> str:
-    """A checksum that notices every burst of up to 32 bits."""
+    """Return a checksum that notices every burst of up to 32 bits."""
     return f"{zlib.crc32(text):08x}"

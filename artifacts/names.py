@@ -1,4 +1,4 @@
-"""Names of output files, safe on any file system and no two alike; knows nothing of what is in
+"""Names output files, safely on any file system and no two alike; knows nothing of what is in
 them."""
 
 import os
@@ -18,10 +18,8 @@ DIGITS = 8
 
 
 def file_stems(media_paths: Sequence[str]) -> list[str]:
-    """A name without suffix for each medium, no two alike: `a`; `a.mp4` and `a.mkv`; `a.mp4-2`.
-
-    No file made of one bears the name of a folder that another one lies in.
-    """
+    """Return a name without suffix for each medium, no two alike: `a`; `a.mp4` and `a.mkv`;
+    `a.mp4-2`. No file made of one bears the name of a folder that another one lies in."""
     bare = [path.removesuffix(PurePosixPath(path).suffix) for path in media_paths]
     shared = Counter(bare)
     folders = {str(PurePosixPath(fitting(path)).parent) for path in media_paths}
@@ -40,7 +38,8 @@ def file_stems(media_paths: Sequence[str]) -> list[str]:
 
 
 def fitting(path: str) -> str:
-    """A path of which every part is short enough to be a name, the last one with a suffix."""
+    """Return a path of which every part is short enough to be a name, the last one with a
+    suffix."""
     *folders, name = path.split("/")
     return "/".join([*(_short(f, LONGEST_NAME) for f in folders), _short(name, LONGEST_STEM)])
 

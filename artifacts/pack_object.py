@@ -1,5 +1,5 @@
-"""One pack as an object of a store: what its header says, whether it is whole, and how a bad one is
-put aside; knows nothing of who wants its records.
+"""Reads one pack as an object of a store, and puts a bad one aside. It knows nothing of who wants
+its records.
 
 A pack is immutable: magic, header length, header checksum, a JSON header that names every record
 with its place, checksum and description, then the payloads.
@@ -27,9 +27,9 @@ LARGEST = 1 << 62
 LARGEST_HEADER = 1 << 32
 """Bytes; a million records take a tenth of it."""
 PIECE_BYTES = 16 << 20
-"""Of a bad pack, that are copied at a time."""
+"""Bytes of a bad pack that are copied at a time."""
 KEPT_BYTES = 1 << 30
-"""Of a bad pack, that are kept; a larger one is none of ours."""
+"""Bytes of a bad pack that are kept; a larger one is none of ours."""
 QUARANTINE = "quarantine"
 AGAIN = "Run the same command again: it makes only that part anew"
 
@@ -40,7 +40,7 @@ class DamagedRecord(EnvironmentFault):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a record lies and what it must be."""
+    """The place where a record lies, and what it must be."""
 
     pack: str
     """Name of the object."""
@@ -54,13 +54,13 @@ class Place:
     """SHA-256 of the payload, in hex."""
 
     def fits(self, payload: bytes) -> bool:
-        """Whether a payload is what was once written there."""
+        """Return whether a payload is what was once written there."""
         return len(payload) == self.length and hashlib.sha256(payload).hexdigest() == self.checksum
 
 
 def pack_head(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str, Place]]:
-    """The head of a pack of these records, whose payloads follow in this order, and their
-    places."""
+    """Return the head of a pack of these records, and their places. Their payloads follow in this
+    order."""
     offset = 0
     for entry in entries:
         entry["offset"] = offset
@@ -71,8 +71,8 @@ def pack_head(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str
 
 
 def read_header(store: Store, name: str) -> Iterator[tuple[str, Place]]:
-    """What a pack holds. Raises DamagedRecord after setting it aside, FileNotFoundError when it is
-    gone."""
+    """Yield what a pack holds. Raises DamagedRecord after setting it aside, FileNotFoundError when
+    it is gone."""
     found = _header(store, name)
     if found is None:
         raise damaged(store, name)
@@ -80,8 +80,8 @@ def read_header(store: Store, name: str) -> Iterator[tuple[str, Place]]:
 
 
 def damaged(store: Store, name: str) -> DamagedRecord:
-    """The error that says that a pack is no good, which is put aside so that it is made again;
-    unless it is good by now, because another process was faster."""
+    """Return the error for a pack that is no good, and put it aside so that it is made again. It
+    stays if it is good by now, because another process was faster."""
     if is_whole(store, name):
         return DamagedRecord(f"{store.url}/{name} was made anew while it was read", hint=AGAIN)
     put_aside(store, name)
@@ -92,7 +92,7 @@ def damaged(store: Store, name: str) -> DamagedRecord:
 
 
 def gone(store: Store, name: str) -> DamagedRecord:
-    """The error that says that a pack is not there any more."""
+    """Return the error that says that a pack is not there any more."""
     return DamagedRecord(f"{store.url}/{name} is gone", hint=AGAIN)
 
 
@@ -114,7 +114,7 @@ def _pieces(store: Store, name: str) -> Iterator[bytes]:
 
 
 def is_whole(store: Store, name: str) -> bool:
-    """Whether every record of a pack is what was written; one that is not there is not."""
+    """Return whether every record of a pack is what was written. One that is not there is not."""
     try:
         found = _header(store, name)
         return found is not None and all(
@@ -138,7 +138,7 @@ def verify(store: Store, prefix: str = "") -> Iterator[tuple[str, bool]]:
 
 
 def _header(store: Store, name: str) -> list[tuple[str, Place]] | None:
-    """What the header of a pack says; None when it is none. Raises FileNotFoundError."""
+    """Return what the header of a pack says; None when it is none. Raises FileNotFoundError."""
     start = store.get(name, 0, FIRST_READ)
     if len(start) < LEAD.size:
         return None
@@ -157,7 +157,8 @@ def _header(store: Store, name: str) -> list[tuple[str, Place]] | None:
 def _places(
     name: str, entries: list[dict[str, Any]], payloads_at: int
 ) -> Iterator[tuple[str, Place]]:
-    """Raises ValueError, TypeError or KeyError for what is no header of ours."""
+    """Yield the places of a header's records. Raises ValueError, TypeError or KeyError for what is
+    no header of ours."""
     for entry in entries:
         offset, length = int(entry["offset"]), int(entry["length"])
         if not (0 <= offset < LARGEST and 0 <= length < LARGEST):

@@ -1,9 +1,12 @@
-"""Records of one kind and scope, several to a store object, checksummed; knows nothing of what the
-records mean.
+"""Stores the records of one kind and scope in packs; knows nothing of what they mean.
 
-What is done is read off the headers of the packs that are there; there is no other book. Another
-process may publish, drop and set aside at any moment, so what a record set knows is checked against
-what lies there whenever a payload is read.
+A pack is an object of the store that holds several records: a header that names each with its
+place, description and checksum, then their payloads. Its name is a digest of its keys, it is
+written at once and only if no such object is there, and it never changes; so of two processes that
+make the same records one is first, and the other takes that pack for its own. What is done is read
+off the headers of the packs that are there; there is no other book. Another process may publish,
+drop and set aside at any moment, so what a record set knows is checked against what lies there
+whenever a payload is read.
 """
 
 import contextlib
@@ -39,7 +42,7 @@ class RecordSet:
     def __init__(self, store: Store, kind: str, scope: str) -> None:
         self._store = store
         self.folder = f"{kind}/{scope[:2]}/{scope}"
-        """Where its packs lie in the store."""
+        """Folder of its packs in the store."""
         self._places: dict[str, Place] = {}
         self._packs: set[str] = set()
         self._used: set[str] = set()
@@ -74,15 +77,15 @@ class RecordSet:
         return key in self._places
 
     def meta(self, key: str) -> dict[str, Any]:
-        """The record's description, without reading its payload. Raises KeyError."""
+        """Return the record's description, without reading its payload. Raises KeyError."""
         return self._places[key].meta
 
     def size(self, key: str) -> int:
-        """Bytes of the record's payload. Raises KeyError."""
+        """Return bytes of the record's payload. Raises KeyError."""
         return self._places[key].length
 
     def read(self, key: str) -> Record:
-        """The whole record, checked. Raises KeyError, or DamagedRecord after setting its pack
+        """Read the whole record, checked. Raises KeyError, or DamagedRecord after setting its pack
         aside."""
         place = self._places[key]
         payload = self._payload(place)
@@ -95,8 +98,8 @@ class RecordSet:
         return Record(key=key, meta=place.meta, payload=payload)
 
     def _looked_up_again(self, key: str, place: Place) -> Place:
-        """Where a record lies by the header of the pack that is there now, which may be another
-        writer's than the one that was known. Raises DamagedRecord."""
+        """Return where a record lies by the header of the pack that is there now. That may be
+        another writer's than the one that was known. Raises DamagedRecord."""
         self._forget({place.pack})
         try:
             places = dict(read_header(self._store, place.pack))
@@ -122,7 +125,7 @@ class RecordSet:
         self._used |= packs
 
     def publish(self, records: Sequence[Record]) -> list[str]:
-        """Store the records that are not there yet as one pack; returns their keys, in order: none,
+        """Store the records that are not there yet as one pack. Returns their keys, in order: none,
         if another writer was first, whose pack is then what this record set knows."""
         new = [record for record in records if record.key not in self._places]
         if not new:
@@ -139,7 +142,7 @@ class RecordSet:
         places: Mapping[str, Place],
         parts: Callable[[], Iterable[bytes | memoryview]],
     ) -> bool:
-        """Write a pack unless it is there, and know what lies there then; says whether it was
+        """Write a pack unless it is there, and know what lies there then. Says whether it was
         written. Raises EnvironmentFault."""
         for _ in range(PUT_TRIES):
             if self._store.put_if_absent(name, parts()):
@@ -164,8 +167,8 @@ class RecordSet:
                 self._store.delete(pack)
 
     def remove(self, keys: Iterable[str]) -> int:
-        """Delete records for good, packs that hold others too being written anew without them;
-        returns the bytes of the payloads."""
+        """Delete records for good. Packs that hold others too are written anew without them.
+        Returns the bytes of the payloads."""
         with self._lock:
             wanted = {key: self._places[key] for key in keys if key in self._places}
             packs = {place.pack for place in wanted.values()}
@@ -213,7 +216,7 @@ class RecordSet:
 
 
 def stored_scopes(store: Store, kind: str) -> set[str]:
-    """The scopes of one kind of which anything is stored, and some of which anything was."""
+    """Return the scopes of one kind of which anything is stored, and some of which anything was."""
     return {name.rpartition("/")[2] for name in store.list(kind, levels=2)}
 
 

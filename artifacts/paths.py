@@ -1,4 +1,4 @@
-"""Where paths lead once links are followed; knows nothing of what lies there."""
+"""Finds where paths lead once links are followed; knows nothing of what lies there."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ from artifacts.errors import UsageError
 
 
 def folder_named(text: str, name: str) -> Path:
-    """The absolute path that a person means, who gave it as the option `name`. Raises UsageError
-    for what no folder can be called."""
+    """Return the absolute path that a person means, who gave it as the option `name`. Raises
+    UsageError for what no folder can be called."""
     try:
         path = Path(text).expanduser().absolute()
         os.lstat(os.fsencode(path))
@@ -28,7 +28,7 @@ class RealPaths:
         self._folders: dict[str, str] = {}
 
     def of(self, path: str | Path) -> str:
-        """The path with every link in it followed."""
+        """Return the path with every link in it followed."""
         folder, name = os.path.split(path)
         if name in ("", ".", "..") or os.path.islink(path):
             return os.path.realpath(path)
@@ -38,6 +38,6 @@ class RealPaths:
 
 
 def lies_in(path: str, folder: str) -> bool:
-    """Whether a path is a folder or in it, wherever links lead."""
+    """Return whether a path is a folder or in it, wherever links lead."""
     real = os.path.realpath(folder)
     return os.path.commonpath([real, os.path.realpath(path)]) == real

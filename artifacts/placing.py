@@ -1,4 +1,4 @@
-"""Gives a finished file its name for good: nothing that is there is replaced; knows nothing of
+"""Gives a finished file its name for good: nothing that is there is replaced. It knows nothing of
 what is in it."""
 
 import ctypes
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
-"""What a file system says that makes no hard links, or not here."""
+"""Errors of a file system that makes no hard links, or not here."""
 AT_FDCWD = -100
 """Names are relative to the working folder."""
 RENAME_NOREPLACE = 1
@@ -29,7 +29,7 @@ def place(half: Path, final: Path) -> bool:
 
 
 def _rename(half: Path, final: Path) -> bool:
-    """The same by a rename that replaces nothing: who reads the first writer's object holds its
+    """Do the same by a rename that replaces nothing. Who reads the first writer's object holds its
     offsets."""
     rename = _renameat2()
     if rename(AT_FDCWD, os.fsencode(half), AT_FDCWD, os.fsencode(final), RENAME_NOREPLACE) == 0:

@@ -1,5 +1,7 @@
-"""A union of record sets of one kind: what was made in several ways, and is wanted whichever way it
-was made; knows nothing of what the records mean."""
+"""A union of record sets of one kind; knows nothing of what the records mean.
+
+It is for what was made in several ways, and is wanted whichever way it was made.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,7 +10,8 @@ from artifacts.packs import Record, RecordSet
 
 
 class RecordUnion:
-    """The first of them is where new things go that do not say otherwise."""
+    """Record sets that are read as one. The first of them is where new things go that do not say
+    otherwise."""
 
     def __init__(self, record_sets: Sequence[RecordSet]) -> None:
         self._record_sets = record_sets
@@ -25,15 +28,15 @@ class RecordUnion:
         return any(key in record_set for record_set in self._record_sets)
 
     def meta(self, key: str) -> dict[str, Any]:
-        """The record's description. Raises KeyError."""
+        """Return the record's description. Raises KeyError."""
         return self._of(key).meta(key)
 
     def size(self, key: str) -> int:
-        """Bytes of the record's payload. Raises KeyError."""
+        """Return bytes of the record's payload. Raises KeyError."""
         return self._of(key).size(key)
 
     def read(self, key: str) -> Record:
-        """The whole record, checked. Raises KeyError, DamagedRecord."""
+        """Read the whole record, checked. Raises KeyError, DamagedRecord."""
         return self._of(key).read(key)
 
     def publish(self, records: Sequence[Record]) -> list[str]:

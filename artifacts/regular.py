@@ -1,5 +1,7 @@
-"""Reads files that are files: what else a path may lead to, such as a FIFO or a device, could keep
-its reader for ever. Knows nothing of what is in them."""
+"""Reads files that are files; knows nothing of what is in them.
+
+What else a path may lead to, such as a FIFO or a device, could keep its reader for ever.
+"""
 
 import contextlib
 import errno
@@ -16,7 +18,7 @@ KINDS: dict[str, Callable[[int], bool]] = {
     "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
     "a link": stat.S_ISLNK,
 }
-"""What is no file, in words."""
+"""Words for what is no file."""
 
 
 class NotAFile(OSError):
@@ -24,13 +26,13 @@ class NotAFile(OSError):
 
 
 def odd_kind(mode: int) -> str:
-    """What a thing of this `st_mode` is in words; empty when it is a file."""
+    """Return what a thing of this `st_mode` is in words; empty when it is a file."""
     return next((name for name, fits in KINDS.items() if fits(mode)), "")
 
 
 def odd_thing(path: str | os.PathLike[str]) -> str:
-    """What lies at a path, links followed, in words; empty for a file, for a folder, and when
-    nothing is there or nobody may look."""
+    """Return what lies at a path, links followed, in words. It is empty for a file, for a folder,
+    and when nothing is there or nobody may look."""
     try:
         found = odd_kind(os.stat(path).st_mode)
     except (OSError, ValueError):
@@ -40,7 +42,7 @@ def odd_thing(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def open_regular(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
-    """A file to be read. Raises OSError, NotAFile among them and at once."""
+    """Open a file to be read. Raises OSError, NotAFile among them and at once."""
     refuse_odd(os.stat(path).st_mode, path)  # opening alone makes some devices do something
     # It may have been replaced since; without O_NONBLOCK, opening a FIFO waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -54,13 +56,14 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
 
 
 def refuse_odd(mode: int, path: str | os.PathLike[str]) -> None:
-    """Raises NotAFile for what is none."""
+    """Raise NotAFile for what is none."""
     if kind := odd_kind(mode):
         raise NotAFile(errno.EINVAL, f"it is {kind}, not a file", os.fspath(path))
 
 
 def read_text(path: Path, limit: int, encoding: str = "utf-8") -> str:
-    """The text in a file of at most `limit` bytes. Raises OSError, also for what is no UTF-8."""
+    """Return the text in a file of at most `limit` bytes. Raises OSError, also for what is no
+    UTF-8."""
     with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:

@@ -1,5 +1,5 @@
-"""What goes into a dataset: a caption, the key under which readers find it, and the bytes that go
-with it; knows nothing of files that hold samples."""
+"""The samples of a dataset: a caption, its key, and the bytes that go with it. It knows nothing of
+files that hold samples."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from artifacts.stamps import Stamp
 
 OWN_MEMBERS = ("txt", "json")
 SLUG_LETTERS = 40
-"""How much of a medium's name stands in a key."""
+"""Number of letters of a medium's name that stand in a key."""
 OUTPUT_VERSION = 1
 """Raised when the same samples are to be written otherwise."""
 
@@ -26,7 +26,7 @@ class Media:
     start: float = 0.0
     """Seconds of these media at which the chunk starts."""
     stamp: Stamp | None = None
-    """What the file must have, or it holds something else by now; None: whatever it holds."""
+    """Stamp that the file must have, or it holds something else by now; None: whatever it holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,7 @@ class Sample:
 
     key: str
     row: Caption
-    """What was said of the chunk."""
+    """The caption of the chunk."""
     content: str
     """Digest of the medium that it is of."""
 
@@ -47,17 +47,15 @@ Samples = Iterator[tuple[Sample, Media | None]]
 
 
 def sample_key(media_path: str, content: str, prompt: str, copy: int, chunk: int) -> str:
-    """A key of letters that no tool takes for a folder or a suffix, the same in every run.
-
-    `copy` tells apart what is alike in all else.
-    """
+    """Return a key of letters that no tool takes for a folder or a suffix. It is the same in every
+    run. `copy` tells apart what is alike in all else."""
     slug = re.sub("[^A-Za-z0-9_-]+", "_", PurePosixPath(media_path).stem)[:SLUG_LETTERS].strip("_")
     digest = digest_of([media_path, content, prompt, copy])[:12]
     return f"{slug or 'media'}-{digest}-{chunk:05d}"
 
 
 def media_suffix(name: str) -> str:
-    """The suffix under which a reader finds the bytes of a file of this name."""
+    """Return the suffix under which a reader finds the bytes of a file of this name."""
     suffix = PurePosixPath(name).suffix.lower().lstrip(".")
     plain = re.fullmatch("[a-z0-9]{1,8}", suffix) and suffix not in OWN_MEMBERS
     return suffix if plain else "bin"

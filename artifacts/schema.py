@@ -10,9 +10,9 @@ MediaKind = Literal["video", "image"]
 Route = Literal["protocol", "replay", "splice", "joint"]
 Modality = Literal["image", "video"]
 Half = Literal["vision", "language"]
-"""Of a checkpoint that captions: loaded without the other."""
+"""Half of a checkpoint that captions: loaded without the other."""
 Part = Literal["vision", "language", "whole"]
-"""Of any checkpoint: what one stage loads of it."""
+"""Part of any checkpoint: what one stage loads of it."""
 MOST_PIXELS = 1 << 27
 """A picture of more is stored at half its height and width, where it can be read so."""
 WHOLE = "whole"
@@ -22,7 +22,7 @@ they are."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """Which frames of a video are looked at, and in what pieces."""
+    """The choice of frames of a video that are looked at, and of the pieces they come in."""
 
     chunk_seconds: float
     """Length of a chunk in seconds; the last one of a video may be shorter. With `shots`, of the
@@ -49,14 +49,15 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameFit:
-    """The size at which a model's processor keeps a frame, so that none of a video is stored larger
+    """The size at which a model's processor keeps a frame. By it none of a video is stored larger
     than it will be seen, and pictures that are seen alike are encoded together."""
 
     long_edges: tuple[tuple[float, int], ...] = ()
     """(height / width, long edge in pixels), sorted by the first; empty: frames keep their size."""
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) in pixels that a frame is worth; never larger than the frame."""
+        """Return the (height, width) in pixels that a frame is worth; never larger than the
+        frame."""
         if not self.long_edges:
             return height, width
         aspect = height / width
@@ -70,8 +71,8 @@ class FrameFit:
 
 
 def picture_size(height: int, width: int) -> tuple[int, int]:
-    """The (height, width) in pixels that a picture is stored at: its own, so that the model's
-    processor, and nothing before it, makes it smaller."""
+    """Return the (height, width) in pixels that a picture is stored at. It is its own, so that the
+    model's processor, and nothing before it, makes it smaller."""
     if height * width <= MOST_PIXELS:
         return height, width
     return (height + 1) // 2, (width + 1) // 2
@@ -97,7 +98,7 @@ class ChunkIndex:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaIndex:
-    """What the frames stage found in one media file."""
+    """The findings of the frames stage in one media file."""
 
     kind: MediaKind
     height: int
@@ -114,7 +115,7 @@ class MediaIndex:
         return asdict(self)
 
     def words(self, fit_image: FrameFit) -> tuple[str, ...]:
-        """What the keys of all that is made of its chunks end with. Pictures larger than
+        """Return what the keys of all that is made of its chunks end with. Pictures larger than
         `fit_image` were once stored at that size: what was made of those pixels is another
         thing."""
         size = (self.height, self.width)

@@ -1,4 +1,5 @@
-"""JSON that somebody may have changed, held to the shape that it was written in; knows no file's.
+"""Holds JSON that somebody may have changed to the shape that it was written in. It knows no
+file's.
 
 A shape is a function of this module that tells one value (`text`, `count`, `number`, ...), a list
 of one shape, a tuple of one shape a place, a dict of the fields that an object has, or `Maybe`,
@@ -18,7 +19,7 @@ from artifacts.regular import read_text
 
 Shape = Any
 MOST = 1 << 63
-"""What no number of ours comes to."""
+"""Bound that no number of ours comes to."""
 DEEP = 32
 """How deep lists and objects may lie in one another: ours do in eight."""
 BYTES = 1 << 30
@@ -58,7 +59,7 @@ class Each:
 
 
 def text(value: Any) -> bool:
-    """A string that can be written down."""
+    """Return whether it is a string that can be written down."""
     try:
         return isinstance(value, str) and bool(value.encode() or True)
     except UnicodeEncodeError:
@@ -66,19 +67,19 @@ def text(value: Any) -> bool:
 
 
 def number(value: Any) -> bool:
-    """A finite number of a size that can be meant."""
+    """Return whether it is a finite number of a size that can be meant."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value) and abs(value) < MOST
 
 
 def count(value: Any) -> bool:
-    """A whole number from 0 on."""
+    """Return whether it is a whole number from 0 on."""
     return isinstance(value, int) and number(value) and value >= 0
 
 
 def moment(value: Any) -> bool:
-    """A date and time."""
+    """Return whether it is a date and time."""
     try:
         return bool(datetime.fromisoformat(value).timestamp() or True)
     except (TypeError, ValueError, OverflowError, OSError):
@@ -86,12 +87,12 @@ def moment(value: Any) -> bool:
 
 
 def anything(value: Any) -> bool:
-    """Whatever JSON can say."""
+    """Return True for whatever JSON can say."""
     return True
 
 
 def check(value: Any, shape: Shape, where: str = "it") -> None:
-    """Raises Misshapen, with the place, when a value has another shape."""
+    """Raise Misshapen, with the place, when a value has another shape."""
     if isinstance(shape, Maybe | Some):
         if value != (None if isinstance(shape, Maybe) else {}):
             check(value, shape.shape, where)
@@ -123,7 +124,7 @@ def _check_object(value: Any, shape: dict[str, Shape] | Each, where: str) -> Non
 
 
 def parse(line: str) -> Any:
-    """The value that JSON says. Raises ValueError, also for what nests without end or is no
+    """Return the value that JSON says. Raises ValueError, also for what nests without end or is no
     number."""
     try:
         value = json.loads(line, parse_constant=_refuse)
@@ -147,8 +148,8 @@ def _refuse(name: str) -> Any:
 
 
 def read_json(path: Path, shape: Shape, hint: str, prepared: Callable[[Any], Any]) -> Any:
-    """What a file of JSON says, after `prepared` has put in what older versions did not write.
-    Raises UsageError when it is not there, EnvironmentFault when it is not of this shape."""
+    """Return what a file of JSON says, after `prepared` has put in what older versions did not
+    write. Raises UsageError when it is not there, EnvironmentFault when it is not of this shape."""
     try:
         value = parse(read_text(path, BYTES))
         check(value, {}, "it")
@@ -162,8 +163,8 @@ def read_json(path: Path, shape: Shape, hint: str, prepared: Callable[[Any], Any
 
 
 def read_jsonl(path: Path, shape: dict[str, Shape], hint: str) -> list[dict[str, Any]]:
-    """The objects of a file that holds one a line, with the fields of this shape; none when it is
-    not there. Raises EnvironmentFault."""
+    """Return the objects of a file that holds one a line, with the fields of this shape. None are
+    returned when it is not there. Raises EnvironmentFault."""
     try:
         # Not splitlines, which also cuts where a caption has an odd line separator.
         lines = read_text(path, BYTES).split("\n")

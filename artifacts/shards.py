@@ -1,5 +1,5 @@
-"""WebDataset shards: numbered tar files of samples, whose members share a key; knows nothing of
-where samples come from.
+"""Writes WebDataset shards: numbered tar files of samples, whose members share a key. It knows
+nothing of where samples come from.
 
 `index.json` says what each shard holds. Shards that would hold the same again are left alone; new
 ones are written aside and take their places when all are there.
@@ -35,7 +35,7 @@ INDEX = "index.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """What the index says of one shard."""
+    """One shard as the index tells it."""
 
     name: str
     samples: int
@@ -43,13 +43,13 @@ class Shard:
     """Samples whose media could not be had."""
     bytes: int
     digest: str
-    """Of its samples."""
+    """Digest of its samples."""
     full: bool
     """Whether another sample did not fit."""
 
 
 def kept_shards(folder: Path, digests: Sequence[str]) -> list[Shard]:
-    """The shards at the beginning that hold what they would hold again."""
+    """Return the shards at the beginning that hold what they would hold again."""
     kept: list[Shard] = []
     at = 0
     for number, shard in enumerate(read_index(folder)):
@@ -64,7 +64,7 @@ def kept_shards(folder: Path, digests: Sequence[str]) -> list[Shard]:
 
 
 def read_index(folder: Path) -> list[Shard]:
-    """What the index of a folder says; nothing where there is none that can be read."""
+    """Read what the index of a folder says; nothing where there is none that can be read."""
     try:
         told = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return [Shard(**shard) for shard in told["shards"]]
@@ -113,7 +113,7 @@ def _place(folder: Path, aside: Path, shards: Sequence[Shard], kept: int) -> Non
 def _fill(
     file: IO[bytes], name: str, first: tuple[Sample, Media | None], rest: Samples
 ) -> tuple[Shard, tuple[Sample, Media | None] | None]:
-    """One shard, and the sample that did not fit."""
+    """Fill one shard; returns it, and the sample that did not fit."""
     digests: list[str] = []
     bare = 0
     pending: tuple[Sample, Media | None] | None = first
@@ -140,7 +140,7 @@ def _fill(
 def _add(
     tar: tarfile.TarFile, file: IO[bytes], sample: Sample, media: Media | None, size: int
 ) -> bool:
-    """Whether the sample has its media."""
+    """Add a sample, and return whether it has its media."""
     has = media is not None and _add_media(tar, file, sample.key, media, size)
     line = {**values_of(sample.row), "media_start": media.start if media and has else None}
     texts = {"txt": sample.row.caption, "json": json.dumps(line, ensure_ascii=False)}
@@ -151,7 +151,8 @@ def _add(
 
 
 def _add_media(tar: tarfile.TarFile, file: IO[bytes], key: str, media: Media, size: int) -> bool:
-    """Whether a file's bytes were added: what was changed meanwhile is not what was captioned."""
+    """Add a file's bytes, and return whether they were added. What was changed meanwhile is not
+    what was captioned."""
     at = tar.offset
     with _reading(media.path) as source:
 

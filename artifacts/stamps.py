@@ -1,4 +1,5 @@
-"""What tells whether a file is the one that was read before; knows nothing of what is in it."""
+"""Stamps, which tell whether a file is the one that was read before. It knows nothing of what is in
+it."""
 
 import errno
 import os
@@ -16,7 +17,8 @@ class FileChanged(OSError):
 
 
 class Stamp(NamedTuple):
-    """What a file had when it was read, and has as long as nobody writes or replaces it."""
+    """The marks that a file had when it was read, and has as long as nobody writes or replaces
+    it."""
 
     size: int
     """Bytes."""
@@ -26,7 +28,7 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(path: str | Path | int) -> Stamp:
-    """The stamp of the file that a path leads to, or that is open as this descriptor. Raises
+    """Return the stamp of the file that a path leads to, or that is open as this descriptor. Raises
     OSError, NotAFile among them."""
     found = os.stat(path)
     refuse_odd(found.st_mode, str(path))

@@ -1,4 +1,4 @@
-"""From an address to the store there; knows nothing of what the bytes mean."""
+"""Leads from an address to the store there; knows nothing of what the bytes mean."""
 
 from collections.abc import Callable
 
@@ -16,8 +16,8 @@ SCHEMES: dict[str, Callable[[str], Store]] = {
 
 
 def open_store(url: str) -> Store:
-    """The store at a folder path or an address of one of SCHEMES. Raises UsageError for an address
-    it cannot serve."""
+    """Open the store at a folder path or an address of one of SCHEMES. Raises UsageError for an
+    address it cannot serve."""
     scheme, mark, place = url.rpartition("://")
     opened = SCHEMES.get(scheme if mark else "file")
     if opened is None:

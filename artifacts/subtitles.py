@@ -1,5 +1,5 @@
-"""Captions as one file a medium: plain text, WebVTT and SubRip; knows nothing of where the files
-lie."""
+"""Writes captions as one file a medium: plain text, WebVTT and SubRip. It knows nothing of where
+the files lie."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,12 +7,12 @@ from artifacts.captions import Caption
 
 
 def text_lines(captions: Sequence[Caption]) -> Iterator[str]:
-    """One line a chunk; line breaks inside a caption become spaces."""
+    """Yield one line a chunk; line breaks inside a caption become spaces."""
     yield from (f"{_one_line(caption.caption)}\n" for caption in captions)
 
 
 def vtt_lines(captions: Sequence[Caption]) -> Iterator[str]:
-    """A WebVTT track with a cue for each chunk of which something is said.
+    """Yield a WebVTT track with a cue for each chunk of which something is said.
 
     Source: W3C WebVTT, section 4.1: `&`, `<` and so `-->` must be escaped.
     """
@@ -23,7 +23,7 @@ def vtt_lines(captions: Sequence[Caption]) -> Iterator[str]:
 
 
 def srt_lines(captions: Sequence[Caption]) -> Iterator[str]:
-    """A SubRip file with a cue for each chunk of which something is said.
+    """Yield a SubRip file with a cue for each chunk of which something is said.
 
     The format has no escapes: only an arrow, which readers take for times, is written otherwise.
     """
@@ -34,7 +34,7 @@ def srt_lines(captions: Sequence[Caption]) -> Iterator[str]:
 
 
 def cue_time(milliseconds: int, point: str = ".") -> str:
-    """`hh:mm:ss.mmm`; hours grow beyond two digits."""
+    """Return a time as `hh:mm:ss.mmm`; hours grow beyond two digits."""
     minutes, milliseconds = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)
     seconds, milliseconds = divmod(milliseconds, 1000)
@@ -42,7 +42,7 @@ def cue_time(milliseconds: int, point: str = ".") -> str:
 
 
 def _cues(captions: Sequence[Caption]) -> Iterator[tuple[int, int, str]]:
-    """Start and end in milliseconds, never the same, and the text, never empty."""
+    """Yield start and end in milliseconds, never the same, and the text, never empty."""
     for caption in captions:
         text = _one_line(caption.caption)
         if text:

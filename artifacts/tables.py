@@ -1,5 +1,5 @@
-"""All captions as one table, a row a chunk in source order: csv and parquet; knows nothing of where
-they come from.
+"""Writes all captions as one table, a row a chunk in source order: csv and parquet. It knows
+nothing of where they come from.
 
 Both hold the fields of `captions.jsonl` under their own names and nothing else.
 """
@@ -21,7 +21,7 @@ GROUP_ROWS = 10_000
 
 
 def write_csv(path: Path, rows: Iterable[Caption]) -> None:
-    """RFC 4180 in UTF-8; lists and mappings are JSON text. Raises EnvironmentFault.
+    """Write RFC 4180 in UTF-8; lists and mappings are JSON text. Raises EnvironmentFault.
 
     A cell that begins with `=` is written as it is: this is data to be read back, and a mark that
     keeps a spreadsheet from calculating it would stay in the text for everyone else.
@@ -40,7 +40,7 @@ def _cell(value: Any) -> Any:
 
 
 def write_parquet(path: Path, rows: Iterable[Caption]) -> None:
-    """Typed columns, the same whatever the rows hold. Raises EnvironmentFault."""
+    """Write typed columns, the same whatever the rows hold. Raises EnvironmentFault."""
     from pyarrow.parquet import ParquetWriter
 
     left = iter(rows)
@@ -50,7 +50,7 @@ def write_parquet(path: Path, rows: Iterable[Caption]) -> None:
 
 
 def table_of(rows: Iterable[Caption]) -> Any:
-    """The same columns as a pyarrow table in memory."""
+    """Return the same columns as a pyarrow table in memory."""
     import pyarrow as pa
 
     values = [{k: _utf8(v) for k, v in values_of(row).items()} for row in rows]
@@ -83,7 +83,7 @@ def _schema() -> Any:
 
 
 def _utf8(value: Any) -> Any:
-    """Text without what UTF-8 cannot hold, written as the other formats write it."""
+    """Return text without what UTF-8 cannot hold, written as the other formats write it."""
     if isinstance(value, str):
         return value.encode("utf-8", errors="replace").decode()
     return value

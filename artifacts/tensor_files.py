@@ -1,5 +1,5 @@
-"""A tree with tensors as a safetensors file of its own, which other programs can read too; knows
-nothing of what the tensors mean.
+"""Writes a tree with tensors as a safetensors file of its own, which other programs can read. It
+knows nothing of what the tensors mean.
 
 The tensors stand there under names that say where they stood. Beside them, among the metadata of
 the header, stand the rest of the tree as JSON and a sum of both. Reading runs no code of the file's
@@ -26,7 +26,7 @@ MARK, TREE, SUM = "penstock", "tree", "sha256"
 """Names in the metadata of a file."""
 AGAIN = "Make it again from what it was made of"
 _NOT_OURS = (KeyError, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
-"""What reading ends in when the JSON is whole and says what was never written."""
+"""Errors in which reading ends when the JSON is whole and says what was never written."""
 
 
 def write_tree(path: str | Path, tree: Any) -> None:
@@ -43,7 +43,7 @@ def write_tree(path: str | Path, tree: Any) -> None:
 
 
 def read_tree(path: str | Path) -> Any:
-    """The tree that `write_tree` wrote. Raises UsageError for a file that it did not write,
+    """Return the tree that `write_tree` wrote. Raises UsageError for a file that it did not write,
     EnvironmentFault for one that cannot be read or is not what was written."""
     notes, tensors = _read(Path(path))
     if notes.get(MARK) != FORM:
@@ -80,7 +80,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, "torch.Tensor"]]:
 
 
 def _apart(tensors: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    """The tensors, each with a storage of its own, which the format asks for."""
+    """Return the tensors, each with a storage of its own, which the format asks for."""
     seen: set[int] = set()
     found = {}
     for name, tensor in tensors.items():
@@ -91,7 +91,7 @@ def _apart(tensors: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
 
 
 def sum_of(text: str, tensors: Mapping[str, "torch.Tensor"]) -> str:
-    """SHA-256 of a tree's JSON and its tensors, in hex."""
+    """Return the SHA-256 of a tree's JSON and its tensors, in hex."""
     import torch
 
     found = hashlib.sha256(text.encode())

@@ -1,10 +1,10 @@
-"""Turns a nested value with tensors into JSON and one run of bytes, or JSON and tensors with names,
-and back; knows nothing of what the tensors mean.
+"""Turns a nested value with tensors into JSON and tensors, and back. It knows nothing of what the
+tensors mean.
 
-A tree is made of None, booleans, numbers, strings, lists, tuples, dicts with string keys, tensors,
-and output records of transformers (mappings that are dataclasses), whose class is named so that it
-is the same class again after reading. The JSON is written so that only what it names can be made
-from it: reading runs no code of the file's choosing.
+The tensors are one run of bytes, or have names. A tree is made of None, booleans, numbers, strings,
+lists, tuples, dicts with string keys, tensors, and output records of transformers (mappings that
+are dataclasses), whose class is named so that it is the same class again after reading. The JSON is
+written so that only what it names can be made from it: reading runs no code of the file's choosing.
 """
 
 import math
@@ -30,27 +30,28 @@ _PLAIN = (type(None), bool, int, float, str)
 
 
 class RecordGone(EnvironmentFault):
-    """A tree holds an output record whose class, or one of whose fields, the installed version of
-    its package does not have."""
+    """A tree holds an output record that the installed version of its package does not have. It has
+    not its class, or not one of its fields."""
 
 
 def pack_tree(tree: Any) -> tuple[dict[str, Any], bytes]:
-    """A description that JSON can hold, and the tensors' bytes in C order, little-endian."""
+    """Return a description that JSON can hold, and the tensors' bytes. These are in C order,
+    little-endian."""
     parts: list[bytes] = []
     meta = _pack(tree, lambda tensor, _: _pack_tensor(tensor, parts))
     return meta, b"".join(parts)
 
 
 def unpack_tree(meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview) -> Any:
-    """The tree again. Its tensors lie in `buffer` itself when that can be written to or is
+    """Return the tree again. Its tensors lie in `buffer` itself when that can be written to or is
     aligned; they are not to be changed in place. Raises RecordGone."""
     whole = memoryview(buffer).cast("B")
     return _unpack(meta, lambda place: _unpack_tensor(place, whole))
 
 
 def name_tensors(tree: Any) -> tuple[dict[str, Any], dict[str, "torch.Tensor"]]:
-    """A description that JSON can hold, and the tensors under names that say where each stood, such
-    as `features.image.pooler_output.0`."""
+    """Return a description that JSON can hold, and the tensors under names. The names say where
+    each stood, such as `features.image.pooler_output.0`."""
     named: dict[str, torch.Tensor] = {}
 
     def keep(tensor: "torch.Tensor", path: str) -> dict[str, Any]:
@@ -62,12 +63,13 @@ def name_tensors(tree: Any) -> tuple[dict[str, Any], dict[str, "torch.Tensor"]]:
 
 
 def place_tensors(meta: Mapping[str, Any], named: Mapping[str, "torch.Tensor"]) -> Any:
-    """The tree again, of what `name_tensors` gave. Raises RecordGone."""
+    """Return the tree again, of what `name_tensors` gave. Raises RecordGone."""
     return _unpack(meta, lambda place: named[place["name"]])
 
 
 def make_record(cls: type[Any], fields: Mapping[str, Any]) -> Any:
-    """An output record with these fields; others are None, also where its class has no default."""
+    """Return an output record with these fields. Others are None, also where its class has no
+    default."""
     required = {
         name: None
         for name, field in getattr(cls, "__dataclass_fields__", {}).items()
@@ -170,8 +172,8 @@ def _unpack_tensor(meta: Mapping[str, Any], buffer: memoryview) -> "torch.Tensor
 
 
 def _record_class(name: str) -> type[Any]:
-    """The class of an output record. Raises UsageError for anything else, RecordGone when there is
-    no such class any more."""
+    """Return the class of an output record. Raises UsageError for anything else, RecordGone when
+    there is no such class any more."""
     from importlib import import_module
 
     module, _, qualname = name.partition(":")

@@ -1,6 +1,6 @@
-"""How things are said to people, wherever that is; knows no thing."""
+"""Words for people that are the same wherever they are said; knows no thing."""
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 file`, `2 files`, `1,200 files`."""
+    """Return a number with its noun: `1 file`, `2 files`, `1,200 files`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -52,11 +52,12 @@ class Batch:
     backgrounds: npt.NDArray[np.int64]
     """(clip,) index into `BACKGROUNDS`."""
     seconds_per_patch: list[float] | None
-    """What the processor would say of each clip; None for pictures."""
+    """Seconds a patch that the processor would say of each clip; None for pictures."""
 
 
 def sample_times(rng: random.Random, count: int) -> list[float]:
-    """Evenly spaced fractions of a clip, chosen as samplers do and snapped to whole frames."""
+    """Return evenly spaced fractions of a clip. They are chosen as samplers do and snapped to whole
+    frames."""
     way, offset = rng.random(), 0.0
     if way < 0.3:
         step = 1 / count
@@ -76,7 +77,7 @@ def sample_times(rng: random.Random, count: int) -> list[float]:
 
 
 def is_readable(spec: ClipSpec, times: Sequence[float]) -> bool:
-    """Whether these frames show enough of every action to tell it."""
+    """Return whether these frames show enough of every action to tell it."""
     for track in spec.tracks:
         for instant in (track.appears_at, track.vanishes_at):
             if 0 <= instant <= 1 and not times[0] < instant <= times[-1]:
@@ -90,7 +91,8 @@ def is_readable(spec: ClipSpec, times: Sequence[float]) -> bool:
 
 
 def sample_seconds(rng: random.Random, count: int) -> float:
-    """Seconds a patch of two frames spans, as clips, samplers and careless callers say it."""
+    """Return the seconds that a patch of two frames spans. It is drawn as clips, samplers and
+    careless callers say it."""
     way = rng.random()
     if way < 0.6:
         seconds = (count + rng.uniform(-0.9, 0.9)) / 2
@@ -160,7 +162,8 @@ def _wear(rng: random.Random, frames: Pixels, noise: npt.NDArray[np.float32]) ->
 
 
 def make_batch(rng: random.Random, noise: npt.NDArray[np.float32], sparse: float = 0.0) -> Batch:
-    """A random batch of clips or pictures; a share `sparse` of clips has eight frames at most."""
+    """Make a random batch of clips or pictures; a share `sparse` of clips has eight frames at
+    most."""
     grid = rng.choices(list(GRIDS), _GRID_WEIGHTS)[0]
     still = rng.random() < IMAGE_SHARE
     counts = range(4, 9) if rng.random() < sparse else range(4, 17)

@@ -48,7 +48,7 @@ class Shape:
     vision_width: int = 128
     """Channels in the vision tower."""
     vision_layers: int = 4
-    """All with full attention over the two frames of a temporal patch."""
+    """Number of layers, all with full attention over the two frames of a temporal patch."""
     vision_inner: int = 320
     """Channels inside the vision tower's MLPs."""
     text_width: int = 192
@@ -64,13 +64,14 @@ class Shape:
     pixels: int = 64 * 64
     """Most pixels a frame is resized to, as whole tokens allow; the least are three quarters."""
     rope_theta: float = 16.0
-    """The usual million hides height and width on a grid this small."""
+    """Base of the rotary positions; the usual million hides height and width on a grid this
+    small."""
     tokens_per_second: int = 2
     """Temporal positions a second."""
 
 
 def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer that knows the demo's words whole."""
+    """Build a byte-level tokenizer that knows the demo's words whole."""
     rng = random.Random(1)
     corpus = [caption(sample_clip(rng, "any")) for _ in range(4000)]
     corpus += [caption(sample_still(rng, "any")) for _ in range(500)]
@@ -99,7 +100,7 @@ def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def build_processor(shape: Shape) -> Qwen2_5_VLProcessor:
-    """The processor; its video half states how clips are to be sampled."""
+    """Build the processor; its video half states how clips are to be sampled."""
     common: dict[str, Any] = {
         "patch_size": shape.patch,
         "temporal_patch_size": 2,
@@ -125,7 +126,7 @@ def build_processor(shape: Shape) -> Qwen2_5_VLProcessor:
 
 
 def build_config(shape: Shape, processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
-    """The config of an untrained model of this shape."""
+    """Build the config of an untrained model of this shape."""
     ids = processor.tokenizer.convert_tokens_to_ids
     return Qwen2_5_VLConfig(
         text_config={
@@ -170,7 +171,7 @@ def build_config(shape: Shape, processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConf
 def build(
     shape: Shape | None = None, seed: int = 0
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-    """An untrained model and its processor."""
+    """Build an untrained model and its processor."""
     shape = shape or Shape()
     processor = build_processor(shape)
     torch.manual_seed(seed)

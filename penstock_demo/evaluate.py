@@ -41,18 +41,18 @@ class Film:
     frames: list[Pixels]
     """All frames, height by width by 3."""
     frames_per_second: float
-    """As the file says."""
+    """Frames a second, as the file says."""
 
     @property
     def size(self) -> Size:
-        """Height and width in pixels."""
+        """Return height and width in pixels."""
         height, width, _ = self.frames[0].shape
         return height, width
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationPrompt:
-    """How a checkpoint is asked."""
+    """The way a checkpoint is asked."""
 
     prompt: str = VIDEO_PROMPT
     """The user's words."""
@@ -61,7 +61,8 @@ class EvaluationPrompt:
     rate_factor: float = 1.0
     """The stated frame rate over the true one."""
     with_metadata: bool = True
-    """Without it the processor takes 24 sampled frames a second for granted."""
+    """Whether there is metadata; without it the processor takes 24 sampled frames a second for
+    granted."""
 
 
 def read_film(path: Path) -> Film:
@@ -75,7 +76,8 @@ def read_film(path: Path) -> Film:
 
 
 def sample_indices(total: int, count: int) -> list[int]:
-    """Evenly spaced frames, the first one included, as the processor's own sampler chooses them."""
+    """Return evenly spaced frames, the first one included, as the processor's own sampler chooses
+    them."""
     return [int(index * total / count) for index in range(count)]
 
 
@@ -95,7 +97,7 @@ class Captioner:
         return min(max(wanted, least), most, len(film.frames))
 
     def _text(self, kind: str, prompt: str) -> Any:
-        """One turn as the chat template writes it."""
+        """Return one turn as the chat template writes it."""
         content = [{"type": kind}, {"type": "text", "text": prompt}]
         return self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -126,7 +128,7 @@ class Captioner:
         )
 
     def picture_inputs(self, films: Sequence[Film]) -> Any:
-        """Inputs that show the first frame of each clip as a picture."""
+        """Return inputs that show the first frame of each clip as a picture."""
         return self.processor(
             text=[self._text("image", IMAGE_PROMPT)] * len(films),
             images=[film.frames[0] for film in films],
@@ -135,7 +137,7 @@ class Captioner:
         )
 
     def tell(self, inputs: Any) -> list[str]:
-        """Captions of prepared inputs."""
+        """Return captions of prepared inputs."""
         with torch.no_grad():
             out = self.model.generate(**inputs)
         told: list[str] = self.processor.batch_decode(
@@ -144,13 +146,13 @@ class Captioner:
         return told
 
     def caption(self, films: Sequence[Film], question: EvaluationPrompt) -> list[str]:
-        """Captions of clips."""
+        """Return captions of clips."""
         batches = [films[start : start + BATCH] for start in range(0, len(films), BATCH)]
         return [said for batch in batches for said in self.tell(self._inputs(batch, question))]
 
 
 def sweeps(films: Sequence[Film]) -> Iterator[tuple[str, EvaluationPrompt, Size | None]]:
-    """Names, questions, and the height and width of the clips they are asked of."""
+    """Yield names, questions, and the height and width of the clips they are asked of."""
     for count in FRAME_COUNTS:
         yield f"{count} frames", EvaluationPrompt(frames=count), None
     for factor in (0.2, 0.5, 3.0, 10.0):
@@ -169,13 +171,13 @@ def sweeps(films: Sequence[Film]) -> Iterator[tuple[str, EvaluationPrompt, Size 
 def judge(
     captioner: Captioner, truths: Sequence[Truth], films: Sequence[Film], question: EvaluationPrompt
 ) -> Scoreboard:
-    """The score of a checkpoint asked in one way."""
+    """Return the score of a checkpoint asked in one way."""
     told = captioner.caption(films, question)
     return score_captions(truths, {t.file: said for t, said in zip(truths, told, strict=True)})
 
 
 def judge_pictures(captioner: Captioner, count: int, seed: int) -> Scoreboard:
-    """The score of a checkpoint shown single pictures."""
+    """Return the score of a checkpoint shown single pictures."""
     rng = random.Random(seed)
     truths, told = [], {}
     for number in range(count):

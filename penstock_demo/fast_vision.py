@@ -32,7 +32,8 @@ def fuse_norms() -> None:
 
 
 def patchify(frames: Tensor) -> Tensor:
-    """Byte frames (clip, time, height, width, 3) as (pair, patch, value), as the processor does."""
+    """Turn byte frames (clip, time, height, width, 3) into (pair, patch, value), as the processor
+    does."""
     clips, times, height, width, _ = frames.shape
     rows, columns = height // PATCH // MERGE, width // PATCH // MERGE
     scaled = (frames.float() / 127.5 - 1).permute(0, 1, 4, 2, 3)
@@ -51,7 +52,7 @@ def _angles(tower: Any, rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def vision(model: Qwen2_5_VLForConditionalGeneration, frames: Tensor) -> Tensor:
-    """Merged features (clip, token, channel) of equal-sized clips."""
+    """Return merged features (clip, token, channel) of equal-sized clips."""
     tower = model.model.visual
     clips, _, height, width, _ = frames.shape
     cos, sin = _angles(tower, height // PATCH // MERGE, width // PATCH // MERGE)
@@ -80,7 +81,8 @@ def vision(model: Qwen2_5_VLForConditionalGeneration, frames: Tensor) -> Tensor:
 def positions(
     before: int, patches: int, rows: int, columns: int, after: int, intervals: Tensor
 ) -> Tensor:
-    """Positions (3, clip, token) of text, a clip and text; `intervals` are positions a patch."""
+    """Return positions (3, clip, token) of text, a clip and text; `intervals` are positions a
+    patch."""
     clips = len(intervals)
     lead = torch.arange(before).expand(3, clips, before)
     time = (torch.arange(patches)[None] * intervals[:, None]).long()[..., None, None]
@@ -100,7 +102,8 @@ def positions(
 def decode(
     model: Qwen2_5_VLForConditionalGeneration, ids: Tensor, features: Tensor, where: Tensor
 ) -> Tensor:
-    """Last hidden states (clip, token, channel); `features` replace the placeholders in `ids`."""
+    """Return the last hidden states (clip, token, channel); `features` replace the placeholders in
+    `ids`."""
     embedded = model.get_input_embeddings()(ids)
     pad_ids = (model.config.video_token_id, model.config.image_token_id)
     start = int(torch.isin(ids[0], torch.tensor(pad_ids)).nonzero()[0])

@@ -1,7 +1,5 @@
-"""What training asks beside the caption: what each vision token sees, and where it goes.
-
-It does not know the language model; its heads are thrown away after training.
-"""
+"""The losses beside that of the caption: what each vision token sees, and where it goes. It does
+not know the language model; its heads are thrown away after training."""
 
 from typing import Final
 
@@ -14,15 +12,16 @@ from penstock_demo.words import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZES
 
 CLASSES: Final = (len(COLOURS) + 1, len(SHAPES) + 1, len(SIZES) + 1)
 WEIGHTS: Final = (1.0, 2.0, 1.0)
-"""Colour, shape, size: shape is the hardest."""
+"""Weights of colour, shape and size: shape is the hardest."""
 EMPTY_WEIGHT: Final = 0.1
-"""Of cells in which nothing is, which are most."""
+"""Weight of cells in which nothing is, which are most."""
 STILL_BELOW: Final = 0.1
 """Ways between the two frames of a patch, in units of two pixels, that count as none."""
 
 
 def headings(motion: Tensor) -> Tensor:
-    """The class of each way (token, 2) to the right and down: 0 for none, then `DIRECTIONS`."""
+    """Return the class of each way (token, 2) to the right and down: 0 for none, then
+    `DIRECTIONS`."""
     across, down = motion.unbind(-1)
     sideways = torch.where(across < 0, DIRECTIONS.index("left"), DIRECTIONS.index("right"))
     upright = torch.where(down < 0, DIRECTIONS.index("up"), DIRECTIONS.index("down"))
@@ -41,7 +40,8 @@ class DenseHeads(nn.Module):
     def forward(
         self, features: Tensor, classes: Tensor, motion: Tensor, backgrounds: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of features (clip, token, channel), and how often each reading is right."""
+        """Return the loss of features (clip, token, channel), and how often each reading is
+        right."""
         read = self.cells(features).float()
         *logits, moved, ways = read.split([*CLASSES, MOTION_TARGETS, len(DIRECTIONS) + 1], -1)
         total = functional.cross_entropy(self.background(features.mean(1)).float(), backgrounds)

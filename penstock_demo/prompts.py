@@ -1,4 +1,4 @@
-"""What the demo's model is asked in training; it does not know what is answered."""
+"""The prompts by which the demo's model is asked in training; it does not know what is answered."""
 
 from typing import Final
 

@@ -35,7 +35,8 @@ OVERSAMPLING: Final = 6
 
 @functools.lru_cache(maxsize=20_000)
 def _sprite(shape: str, radius_x: float, radius_y: float, x: float, y: float) -> Floats:
-    """Coverage of one shape, its centre `x`, `y` pixels right and down of the middle pixel."""
+    """Return the coverage of one shape. Its centre is `x`, `y` pixels right and down of the middle
+    pixel."""
     half = math.ceil(max(radius_x, radius_y) * 1.08) + 1
     side = 2 * half + 1
     image = Image.new("L", (side * OVERSAMPLING, side * OVERSAMPLING), 0)
@@ -115,7 +116,8 @@ class Painter:
         ]
 
     def frame(self, time: float, cover: Floats | None = None) -> Pixels:
-        """The frame at a fraction of the clip; what each thing covers is written into `cover`."""
+        """Return the frame at a fraction of the clip; what each thing covers is written into
+        `cover`."""
         frame = self._ground.copy()
         for index, (thing, track) in enumerate(
             zip(self.spec.sentence.things, self.spec.tracks, strict=True)
@@ -142,12 +144,12 @@ class Painter:
 
 
 def _nearest(value: float, step: float = 0.25) -> float:
-    """Rounded, so that few different sprites are ever drawn."""
+    """Return the value rounded, so that few different sprites are ever drawn."""
     return round(value / step) * step
 
 
 def render_frames(spec: ClipSpec, times: Sequence[float], height: int, width: int) -> Pixels:
-    """Frames (time, height, width, 3) at these fractions of the clip."""
+    """Return frames (time, height, width, 3) at these fractions of the clip."""
     painter = Painter(spec, height, width)
     return np.stack([painter.frame(time) for time in times])
 

@@ -16,7 +16,7 @@ COLUMNS: Final = ("exact", *ATTRIBUTES)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Truth:
-    """What one clip shows."""
+    """The truth about one clip."""
 
     file: str
     """Name of the clip within its folder."""
@@ -37,7 +37,7 @@ class Tally:
 
     @property
     def percent(self) -> float:
-        """Share of hits; not a number where nothing was tried."""
+        """Return the share of hits; not a number where nothing was tried."""
         return 100 * self.hits / self.tries if self.tries else float("nan")
 
     def __str__(self) -> str:
@@ -49,9 +49,9 @@ class Group:
     """The score of some of the clips."""
 
     name: str
-    """Which clips."""
+    """Name of these clips."""
     clips: int
-    """How many."""
+    """Number of these clips."""
     tallies: Mapping[str, Tally]
     """One for each of `COLUMNS`."""
 
@@ -66,7 +66,7 @@ class Scoreboard:
     """Clips not told exactly, with what was said of them; None where nothing was."""
 
     def table(self) -> str:
-        """Text lines: a row a group, percents."""
+        """Return lines of text: a row a group, percents."""
         rows: list[tuple[str, ...]] = [("pairs", "clips", *COLUMNS)]
         rows += [
             (group.name, str(group.clips), *(str(group.tallies[name]) for name in COLUMNS))
@@ -109,6 +109,6 @@ def score_captions(truths: Iterable[Truth], captions: Mapping[str, str]) -> Scor
 
 
 def read_truths(path: Path) -> list[Truth]:
-    """The lines of a `truth.jsonl`."""
+    """Return the lines of a `truth.jsonl`."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [Truth(**json.loads(line)) for line in lines if line.strip()]

@@ -34,18 +34,18 @@ SAVE_EVERY_SECONDS: Final = 240.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """How the model is trained."""
+    """The settings by which the model is trained."""
 
     minutes: float
     """Wall time; the learning rate falls with it, so that training ends on time on any machine."""
     seed: int = 0
-    """Of weights and data."""
+    """Seed of weights and data."""
     learning_rate: float = 2.5e-3
     """Its highest value, for both optimizers."""
     flat_share: float = 0.35
     """Share of the time before the learning rate starts to fall to zero."""
     dense_floor: float = 0.3
-    """What the weight of the dense losses falls to, from 1."""
+    """Value to which the weight of the dense losses falls, from 1."""
     word_dropout: float = 0.15
     """Share of the caption's tokens replaced at random on the way in."""
     colour_swaps: float = 0.4
@@ -53,7 +53,7 @@ class Recipe:
     sparse_share: float = 0.8
     """Share of batches with eight frames at most, until `flat_share`: motion is plain there."""
     threads: int = 2
-    """Of torch."""
+    """Threads of torch."""
 
 
 class Asker:
@@ -69,7 +69,7 @@ class Asker:
         self.colours = torch.tensor([ids[0] for ids in colours])
 
     def _lead(self, kind: str, tokens: int) -> Tensor:
-        """Ids of one user turn, its placeholders repeated, up to where the answer starts."""
+        """Return ids of one user turn, its placeholders repeated, up to where the answer starts."""
         usual = IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT
         way = self.rng.random()
         prompt = usual if way < 0.45 else self.rng.choice(WORDINGS)
@@ -98,7 +98,8 @@ class Asker:
         return torch.where(torch.rand(answers.shape) < self.recipe.word_dropout, noise, worn)
 
     def ask(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Ids with worn answers, positions, the right answers, and which of their tokens count."""
+        """Return ids with worn answers, positions, the right answers, and which of their tokens
+        count."""
         clips, times, height, width, _ = batch.frames.shape
         patches, rows, columns = times // 2, height // CELL, width // CELL
         tokens = patches * rows * columns
@@ -122,7 +123,7 @@ class Asker:
 
 
 def optimizers(modules: list[nn.Module], rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside, AdamW for the rest."""
+    """Return Muon for the matrices inside, and AdamW for the rest."""
     named = {id(p): (name, p) for module in modules for name, p in module.named_parameters()}
     inside: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -151,7 +152,8 @@ def save(
 def losses(
     model: Qwen2_5_VLForConditionalGeneration, heads: DenseHeads, asker: Asker, batch: Batch
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Loss of the captions, loss of the dense readings, and how often each reading is right."""
+    """Return the loss of the captions, that of the dense readings, and how often each reading is
+    right."""
     ids, where, answers, counts = asker.ask(batch)
     with torch.autocast("cpu", torch.bfloat16):
         features = vision(model, torch.from_numpy(batch.frames))

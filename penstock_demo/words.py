@@ -45,7 +45,7 @@ NEVER_TRAINED: Final = frozenset(
 
 
 class Structure(StrEnum):
-    """How the things of a clip share its time."""
+    """The ways in which the things of a clip share its time."""
 
     ONE = "one"
     """One thing does one thing."""
@@ -72,7 +72,7 @@ class Thing:
 
     @property
     def is_trained(self) -> bool:
-        """Whether this colour and shape pair may stand in training clips."""
+        """Return whether this colour and shape pair may stand in training clips."""
         return (self.colour, self.shape) not in NEVER_TRAINED
 
     def __str__(self) -> str:
@@ -81,20 +81,20 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sentence:
-    """What one clip or picture shows, in the order in which it is said."""
+    """The content of one clip or picture, in the order in which it is said."""
 
     structure: Structure
-    """How the things share the time."""
+    """Structure, by which the things share the time."""
     things: tuple[Thing, ...]
     """One or two things."""
     actions: tuple[str, ...]
-    """Of `ACTIONS`: one, two, or none for a picture."""
+    """Actions of `ACTIONS`: one, two, or none for a picture."""
     background: str
     """One of `BACKGROUNDS`."""
 
     @property
     def is_trained(self) -> bool:
-        """Whether all its things may stand in training clips."""
+        """Return whether all its things may stand in training clips."""
         return all(thing.is_trained for thing in self.things)
 
     def __str__(self) -> str:
@@ -126,7 +126,7 @@ def _thing(words: tuple[str, ...]) -> Thing:
 
 
 def parse(text: str) -> Sentence | None:
-    """The sentence a caption says, or None where it does not follow the grammar."""
+    """Return the sentence that a caption says, or None where it does not follow the grammar."""
     plain = text.strip()
     plain = plain[:1].lower() + plain[1:]
     if match := _PICTURE.match(plain):
@@ -154,7 +154,8 @@ def parse(text: str) -> Sentence | None:
 
 
 def score(predicted: str, reference: str) -> dict[str, list[bool]]:
-    """Hits for `exact` and for each attribute the reference has; it must follow the grammar."""
+    """Return hits for `exact` and for each attribute the reference has; it must follow the
+    grammar."""
     truth, guess = parse(reference), parse(predicted)
     if truth is None:
         raise ValueError(f"reference={reference!r} does not follow the demo's grammar")

@@ -34,7 +34,7 @@ class ClipSpec:
     """All there is to know about one clip."""
 
     sentence: Sentence
-    """What is said of it."""
+    """Sentence that is said of it."""
     tracks: tuple[Track, ...]
     """One for each thing of the sentence."""
     seed: int
@@ -44,23 +44,23 @@ class ClipSpec:
     width: int
     """Pixels of the written clip."""
     frames_per_second: int
-    """Of the written clip."""
+    """Frames a second of the written clip."""
     duration_seconds: float
-    """Of the written clip."""
+    """Seconds of the written clip."""
 
     @property
     def aspect(self) -> float:
-        """Width over height."""
+        """Return width over height."""
         return self.width / self.height
 
     @property
     def is_trained(self) -> bool:
-        """Whether all its colour and shape pairs stand in training clips."""
+        """Return whether all its colour and shape pairs stand in training clips."""
         return self.sentence.is_trained
 
 
 def caption(spec: ClipSpec) -> str:
-    """The one right caption of a clip."""
+    """Return the one right caption of a clip."""
     return str(spec.sentence)
 
 
@@ -158,11 +158,12 @@ def _sample(
 
 
 def sample_clip(rng: random.Random, split: Split, *, aspect: float | None = None) -> ClipSpec:
-    """A random clip; a `never` clip holds at least one colour and shape pair kept from training."""
+    """Draw a random clip; a `never` clip holds at least one colour and shape pair kept from
+    training."""
     structures = {Structure.ONE: 25, Structure.THEN: 20, Structure.WHILE: 25, Structure.RELAY: 30}
     return _sample(rng, split, structures, aspect)
 
 
 def sample_still(rng: random.Random, split: Split, *, aspect: float | None = None) -> ClipSpec:
-    """A random picture of one or two things: a clip in which nothing happens."""
+    """Draw a random picture of one or two things: a clip in which nothing happens."""
     return _sample(rng, split, {Structure.STILL: 1}, aspect)

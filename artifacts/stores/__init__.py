@@ -1,2 +1,1 @@
-"""Where objects may lie: the port that every store has, and the stores; knows nothing of what the
-objects mean."""
+"""The port that every store has, and the stores; knows nothing of what the objects mean."""

@@ -33,8 +33,8 @@ class FolderStore:
         return self._root
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """The bytes of an object from `offset`, at most `length` of them. Raises FileNotFoundError,
-        or EnvironmentFault for what cannot be read."""
+        """Return the bytes of an object from `offset`, at most `length` of them. Raises
+        FileNotFoundError, or EnvironmentFault for what cannot be read."""
         path = self._root / name
         try:
             with open_regular(path) as file:
@@ -79,8 +79,8 @@ class FolderStore:
                 half.unlink()
 
     def list(self, prefix: str = "", levels: int = 0) -> Iterator[str]:
-        """Names below the folder `prefix`, sorted within each folder. What is no file is none of
-        them, but a folder that is the last of so many `levels`, even an empty one; a link is
+        """Yield names below the folder `prefix`, sorted within each folder. What is no file is none
+        of them, but a folder that is the last of so many `levels`, even an empty one; a link is
         followed to another disk, and not within the store."""
         try:
             entries = sorted(os.scandir(self._root / prefix), key=lambda entry: entry.name)
@@ -101,7 +101,7 @@ class FolderStore:
                 yield from self.list(name, levels - 1)
 
     def stat(self, name: str) -> ObjectStat | None:
-        """Size and age of an object, or None when there is none."""
+        """Return size and age of an object, or None when there is none."""
         try:
             found = os.stat(self._root / name)
         except (FileNotFoundError, NotADirectoryError):
@@ -120,7 +120,7 @@ class FolderStore:
 
     def check_writable(self) -> None:
         """Raise EnvironmentFault when nothing can be written here, before hours are spent to find
-        out; sweeps out what writers that were killed left half-written."""
+        out. It sweeps out what writers that were killed left half-written."""
         probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
         self.put_if_absent(probe, [b"penstock"])
         self.delete(probe)
@@ -129,12 +129,13 @@ class FolderStore:
                 half.unlink()
 
     def free_bytes(self) -> int:
-        """Bytes that can still be written on the store's file system."""
+        """Return bytes that can still be written on the store's file system."""
         there = next(filter(Path.exists, (self._root, *self._root.parents)))
         return shutil.disk_usage(there).free
 
     def _is_part(self, entry: os.DirEntry[str]) -> bool:
-        """Whether a folder is one of the store; round in circles, a link would lead for ever."""
+        """Return whether a folder is one of the store; round in circles, a link would lead for
+        ever."""
         if not entry.is_symlink():
             return True
         root, folder = str(self._root), os.path.dirname(entry.path)
@@ -148,7 +149,7 @@ class FolderStore:
 
 
 def fault_of(error: OSError, where: Path) -> EnvironmentFault:
-    """The same trouble in words that say what to do about it."""
+    """Return the same trouble in words that say what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentFault(
             f"the disk of {where} is full",

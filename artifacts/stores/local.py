@@ -1,5 +1,5 @@
-"""The folder of files that the users of a store keep beside its objects; knows neither the objects
-nor what the files say."""
+"""The folder of files that the users of a store keep beside its objects. It knows neither the
+objects nor what the files say."""
 
 import contextlib
 import os
@@ -17,14 +17,14 @@ STALE_SECONDS = 3600.0
 
 
 def state_folder(url: str) -> Path:
-    """The folder of a store that is none itself: this user's, on this machine."""
+    """Return the folder of a store that is none itself: this user's, on this machine."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(state).expanduser() / "penstock" / "stores" / digest_of(url)
 
 
 def clock_of(folder: Path) -> float:
-    """The time by the clock that dates files there, which may be another machine's: seconds since
-    the epoch."""
+    """Return the time by the clock that dates files there, in seconds since the epoch. It may be
+    another machine's."""
     half = folder / TEMPORARY
     try:
         half.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def clock_of(folder: Path) -> float:
 
 
 def left_behind(folder: Path) -> Iterator[Path]:
-    """Half-written files whose writers died."""
+    """Yield half-written files whose writers died."""
     now = clock_of(folder)
     for half in (folder / TEMPORARY).glob("*"):
         with contextlib.suppress(FileNotFoundError):  # another run swept first

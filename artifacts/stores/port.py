@@ -1,4 +1,4 @@
-"""What a store is to all who use one; knows no store."""
+"""The port that a store has for all who use one; knows no store."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Protocol
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectStat:
-    """What the store knows of an object without reading it."""
+    """The facts that the store knows of an object without reading it."""
 
     size: int
     """Bytes."""
     modified: float
-    """When it was written or last used: seconds since the epoch."""
+    """Time when it was written or last used: seconds since the epoch."""
 
 
 class Store(Protocol):
@@ -25,29 +25,29 @@ class Store(Protocol):
 
     @property
     def url(self) -> str:
-        """The address at which `open_store` finds the same objects, in any process."""
+        """Return the address at which `open_store` finds the same objects, in any process."""
 
     @property
     def local(self) -> Path:
-        """The folder of what its users keep beside the objects, in files: claims, leases, logs, and
-        the digests of media and texts. A folder store is that folder itself, because whoever shares
-        it shares those too; any other store has `state_folder`."""
+        """Return the folder of what its users keep beside the objects, in files. These are claims,
+        leases, logs, and the digests of media and texts. A folder store is that folder itself,
+        because whoever shares it shares those too; any other store has `state_folder`."""
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """The bytes of an object from `offset`, at most `length` of them. Raises FileNotFoundError,
-        or EnvironmentFault for what cannot be read."""
+        """Return the bytes of an object from `offset`, at most `length` of them. Raises
+        FileNotFoundError, or EnvironmentFault for what cannot be read."""
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
         """Write an object unless it is there already; says whether it was written. It appears whole
         or not at all. Raises EnvironmentFault."""
 
     def list(self, prefix: str = "", levels: int = 0) -> Iterator[str]:
-        """Names below the folder `prefix`, always in the same order. With `levels`, they have at
-        most so many parts more than it, and a folder at the last stands for all that lies in it,
+        """Yield names below the folder `prefix`, always in the same order. With `levels`, they have
+        at most so many parts more than it, and a folder at the last stands for all that lies in it,
         which need not be looked at."""
 
     def stat(self, name: str) -> ObjectStat | None:
-        """Size and age of an object, or None when there is none."""
+        """Return size and age of an object, or None when there is none."""
 
     def delete(self, name: str) -> None:
         """Remove an object; no error when there is none."""
@@ -61,4 +61,4 @@ class Store(Protocol):
         out."""
 
     def free_bytes(self) -> int:
-        """Bytes that can still be written."""
+        """Return bytes that can still be written."""

@@ -1,4 +1,4 @@
-"""Features and a prompt to captions, with the language half alone."""
+"""Turns features and a prompt into captions, with the language half alone."""
 
 from stages.decode.job import DecodeJob
 from stages.process.stage import Stage

@@ -1,4 +1,4 @@
-"""What the decode stage is told; imports no model library."""
+"""The job of the decode stage, as its process is told it; imports no model library."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ class DecodeJob(HalfJob):
     store: str
     features_scope: str
     scope: str
-    """Of the captions."""
+    """Scope of the captions."""
     batches: list[list[dict[str, str]]]
-    """Of each chunk `key`, `features` (their key), `kind` and `prompt`."""
+    """`key`, `features` (their key), `kind` and `prompt` of each chunk."""
     max_new_tokens: int
     kv: str = ""
-    """Where the KV cache is kept: `offloaded`, `quantized`, or empty."""
+    """Place of the KV cache: `offloaded`, `quantized`, or empty."""
     engine: str = DEFAULT_ENGINE
-    """What makes the captions: a name of `ENGINES`."""
+    """Name in `ENGINES` of what makes the captions."""

@@ -1,4 +1,4 @@
-"""What the decode stage asks of an engine; knows neither an engine nor a store.
+"""The port of the decode stage to an engine; knows neither an engine nor a store.
 
 The stage hands on a stream of batches, because some engines put the next row wherever one has
 ended, and takes captions in whatever order they end. How rows are grouped on the way, and what is
@@ -18,12 +18,12 @@ class Asked(NamedTuple):
     """A chunk to be captioned."""
 
     member: Mapping[str, str]
-    """As the job has it."""
+    """Fields of the chunk, as the job has them."""
     row: FeatureRecord
 
 
 class Said(NamedTuple):
-    """What the model said of one chunk; the fields are those of its record."""
+    """The words that the model said of one chunk; the fields are those of its record."""
 
     caption: str
     tokens: int
@@ -37,17 +37,20 @@ class Speaker(Protocol):
         """Load what it needs."""
 
     def facts(self) -> dict[str, Any]:
-        """What is worth recording of what was loaded."""
+        """Return what is worth recording of what was loaded."""
 
     def run(
         self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
     ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:
-        """What is said of each chunk, but for those that do not fit even alone, a few at a time.
+        """Yield what is said of each chunk, a few at a time. Those that do not fit even alone are
+        left out.
+
         To take the next batch claims it, and may wait for another process to end one: who has begun
-        with rows takes it in a thread beside them, or two processes wait for each other."""
+        with rows takes it in a thread beside them, or two processes wait for each other.
+        """
 
     def say(self, asked: Sequence[Asked]) -> Sequence[Said]:
-        """What is said of these, all at once. Raises what an allocator raises."""
+        """Return what is said of these, all at once. Raises what an allocator raises."""
 
     def findings(self) -> dict[str, Any]:
-        """What is worth recording at the end."""
+        """Return what is worth recording at the end."""

@@ -1,4 +1,5 @@
-"""How a language half reads a long prompt and where it keeps what it read; knows no family.
+"""Settles how a language half reads a long prompt and where it keeps what it read. It knows no
+family.
 
 The best way to read a piece at a time is that of `generate` itself, which bounds all that a layer
 holds. But a model whose pictures look at what comes after them would silently read something else,
@@ -25,7 +26,7 @@ from stages.models.processors.prepare import open_ended, prepare, rebuild
 from stages.process.exit_diagnosis import out_of_memory
 
 SLICED = {"pooler_output", "deepstack_features"}
-"""What `generate` hands on of a record when it reads in pieces."""
+"""Fields of a record that `generate` hands on when it reads in pieces."""
 PROBE = "Describe this in detail."
 KEPT: dict[str, dict[str, Any]] = {
     "": {},
@@ -34,7 +35,7 @@ KEPT: dict[str, dict[str, Any]] = {
     # is installed.
     "quantized": {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}},
 }
-"""Where the KV cache is → what `generate` is told."""
+"""Place of the KV cache → options that `generate` is told."""
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
 """How far pieces may be from the whole, to what is computed, before they are something else."""
 COARSE = 0.04
@@ -42,8 +43,8 @@ COARSE = 0.04
 
 
 class Reading:
-    """Options of `generate` for one job: `prefill` tokens of a prompt at once (0: all), and where
-    the KV cache is kept. Raises UsageError for what cannot be."""
+    """The options of `generate` for one job. They are `prefill` tokens of a prompt at once (0:
+    all), and where the KV cache is kept. Raises UsageError for what cannot be."""
 
     def __init__(self, prefill: int = 0, kv: str = "", device: str = "cpu") -> None:
         if kv not in KEPT:
@@ -59,8 +60,8 @@ class Reading:
         """How the last half reads: `whole`, `generate` or `mlp`; empty before the first."""
 
     def options(self, half: Any, processor: Any, row: FeatureRecord) -> dict[str, Any]:
-        """What `generate` is to be told for a batch with rows like this one; settles the half when
-        it is a new one."""
+        """Return what `generate` is to be told for a batch with rows like this one. It settles the
+        half when it is a new one."""
         if half is not self._half:
             self._half = half
             self._settle(half, processor, row)
@@ -80,8 +81,8 @@ class Reading:
 
 
 def reads_in_pieces(half: Any, processor: Any, row: FeatureRecord) -> bool:
-    """Whether `generate`, reading a short prompt of this kind in pieces, computes what it does at
-    once."""
+    """Return whether `generate` computes the same in pieces as at once, for a short prompt of this
+    kind."""
     if UNDIVIDED in row.features or choose_route(half).route != "protocol":
         return False
     probe = prepare(processor, noise(row.channel))
@@ -94,7 +95,8 @@ def reads_in_pieces(half: Any, processor: Any, row: FeatureRecord) -> bool:
 
 
 def pieces_agree(half: Any, inputs: Mapping[str, Any], features: Features) -> bool:
-    """Whether this prompt, cut within a picture, is the same to `generate` as when it is whole."""
+    """Return whether this prompt, cut within a picture, is the same to `generate` as when it is
+    whole."""
     try:
         cut = {"prefill_chunk_size": _within_a_picture(half, inputs["input_ids"], features)}
         whole, pieces = (generate(half, inputs, features, **o, **_ONE_TOKEN) for o in ({}, cut))
@@ -113,7 +115,7 @@ _ONE_TOKEN: dict[str, Any] = {
 
 
 def _like(features: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """Records with so many tokens, made of those of others. Raises ValueError for records that
+    """Make records with so many tokens of those of others. Raises ValueError for records that
     `generate` does not cut."""
     made = {}
     for modality, record in features.items():
@@ -125,7 +127,7 @@ def _like(features: Mapping[str, Any], tokens: int) -> dict[str, Any]:
 
 
 def _resized(value: Any, tokens: int) -> Any:
-    """So many rows, repeated from the start, in a container of the same kind."""
+    """Return so many rows, repeated from the start, in a container of the same kind."""
     if isinstance(value, list | tuple) and not isinstance(value[0], torch.Tensor):
         return type(value)(_resized(part, tokens) for part in value)
     if isinstance(value, list | tuple) and value[0].ndim > 2:
@@ -136,7 +138,7 @@ def _resized(value: Any, tokens: int) -> Any:
 
 
 def _within_a_picture(half: Any, ids: torch.Tensor, features: Mapping[str, Any]) -> int:
-    """A length of pieces whose bound lies inside a picture's tokens. Raises ValueError where
+    """Return a length of pieces whose bound lies inside a picture's tokens. Raises ValueError where
     `generate` would not find those."""
     found: list[int] = []
     for modality, record in features.items():
@@ -152,13 +154,13 @@ def _fields_are_cut(record: Any) -> bool:
 
 
 def _computed(output: Any) -> list[torch.Tensor]:
-    """Logits of the next token, and the keys of every layer that has any."""
+    """Return logits of the next token, and the keys of every layer that has any."""
     keys = [getattr(layer, "keys", None) for layer in output.past_key_values.layers]
     return [output.logits[0], *(part for part in keys if part is not None)]
 
 
 def _far(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
-    """The largest difference of two tensors, to the size of what is in them."""
+    """Return the largest difference of two tensors, to the size of what is in them."""
     if len(first) != len(second):
         return float("inf")
     pairs = [(left.float(), right.float()) for left, right in zip(first, second, strict=True)]
@@ -169,7 +171,7 @@ def _far(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
 
 
 def _refuse_other_attention(half: Any) -> None:
-    """Raises CannotFit for a half whose cache cannot be quantized: another rung may do."""
+    """Raise CannotFit for a half whose cache cannot be quantized: another rung may do."""
     text = half.config.get_text_config(decoder=True)
     others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})
     if half.config.is_encoder_decoder or others:

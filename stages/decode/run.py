@@ -1,5 +1,5 @@
-"""The decode stage: feature records and prompts to captions, in one process for a whole wave; knows
-neither frames nor the vision half, nor how an engine makes captions.
+"""The decode stage: feature records and prompts to captions, in one process for a whole wave. It
+knows neither frames nor the vision half, nor how an engine makes captions.
 
 Where a batch decides the bytes of its rows it is always given to the engine whole, because some of
 them may have been captioned before.
@@ -89,7 +89,7 @@ def run(told: dict[str, Any], report: Report) -> None:
 
 
 def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecord:
-    """What was stored of one chunk. Raises DamagedRecord when it is gone, RecordGone when this
+    """Read what was stored of one chunk. Raises DamagedRecord when it is gone, RecordGone when this
     version of transformers cannot take it."""
     try:
         record = record_set.read(key)
@@ -102,7 +102,7 @@ def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecor
 
 
 def set_packs_aside(store: Store, record_set: RecordSet, keys: set[str]) -> None:
-    """Move whole packs of features out of the way, so that what is in them is made again: all at
+    """Move whole packs of features out of the way, so that what is in them is made again. All go at
     once, because what is wrong with one of a scope is wrong with the others."""
     for name in list(store.list(record_set.folder)):
         # Another run may have set it aside, or another reader.

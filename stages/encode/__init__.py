@@ -1,4 +1,4 @@
-"""Frames to features, with the vision half alone."""
+"""Turns frames into features, with the vision half alone."""
 
 from stages.encode.job import EncodeJob
 from stages.process.stage import Stage

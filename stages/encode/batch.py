@@ -1,4 +1,4 @@
-"""Batches of prepared chunks to feature records, by the vision half; knows no store.
+"""Turns batches of prepared chunks into feature records, by the vision half; knows no store.
 
 Inside a batch, rows whose encoder inputs have equal shapes go through together, and the bytes of a
 row depend on which they are. Whether batches go through together decides no bytes.
@@ -18,11 +18,11 @@ from stages.models.processors.prepare import Prepared, joined
 from stages.models.streaming.load import cross
 
 Group = tuple[int, list[int]]
-"""Which batch, and which of its rows."""
+"""A batch by its position, and the positions of its rows in the group."""
 
 
 def undivided(row: Prepared) -> FeatureRecord:
-    """What the whole model needs of a chunk: the pixels themselves."""
+    """Return what the whole model needs of a chunk: the pixels themselves."""
     pixels = {n: v for n, v in row.inputs.items() if is_pixels(n) and v is not None}
     return FeatureRecord(
         features={UNDIVIDED: pixels},
@@ -36,7 +36,7 @@ def undivided(row: Prepared) -> FeatureRecord:
 
 
 def encode_batches(half: Any, batches: Sequence[Sequence[Prepared]]) -> list[list[FeatureRecord]]:
-    """A feature record for each chunk of each batch, in order."""
+    """Return a feature record for each chunk of each batch, in order."""
 
     def encoded(groups: list[Group]) -> list[tuple[Group, list[FeatureRecord] | None]]:
         rows = [[batches[at][index] for index in indexes] for at, indexes in groups]
@@ -52,7 +52,7 @@ def encode_batches(half: Any, batches: Sequence[Sequence[Prepared]]) -> list[lis
 
 
 def overflowed(record: FeatureRecord) -> bool:
-    """Whether features in float16 hold what is no number: some models need more range."""
+    """Return whether features in float16 hold what is no number: some models need more range."""
     return any(
         not bool(torch.isfinite(value).all())
         for value in tensors(record.features)
@@ -61,7 +61,7 @@ def overflowed(record: FeatureRecord) -> bool:
 
 
 def _groups(batch: Sequence[Prepared]) -> Iterator[list[int]]:
-    """Indexes of the rows that can be encoded together."""
+    """Yield indexes of the rows that can be encoded together."""
     found: dict[str, list[int]] = {}
     for index, row in enumerate(batch):
         shapes = {name: _shape(value) for name, value in sorted(row.inputs.items())}
@@ -70,7 +70,7 @@ def _groups(batch: Sequence[Prepared]) -> Iterator[list[int]]:
 
 
 def _encode_together(half: Any, rows: list[Prepared]) -> list[FeatureRecord] | None:
-    """None when the features do not say which row they belong to."""
+    """Encode rows together; None when the features do not say which row they belong to."""
     inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
     made: Features = encode(half, inputs)
     counts = [row.count for row in rows]

@@ -1,4 +1,4 @@
-"""What the encode stage is told; imports no model library."""
+"""The job of the encode stage, as its process is told it; imports no model library."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ class EncodeJob(HalfJob):
     store: str
     frames_scope: str
     scope: str
-    """Of the features."""
+    """Scope of the features."""
     batches: list[list[dict[str, str]]]
-    """Of each chunk `key`, `frames` (its key), `kind` and, where the encoder reads it, `prompt`."""
+    """`key`, `frames` (its key), `kind` and, where the encoder reads it, `prompt` of each chunk."""
     frames_a_video: int = 0
     """How many frames each must have; 0: any number."""
     block: int = 0

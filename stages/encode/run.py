@@ -1,5 +1,5 @@
-"""The encode stage: frame chunks to feature records, in one process for a whole wave; knows neither
-prompts nor the language half.
+"""The encode stage: frame chunks to feature records, in one process for a whole wave. It knows
+neither prompts nor the language half.
 
 A batch is always computed whole, because the bytes of a row depend on its batch.
 """
@@ -31,14 +31,15 @@ from stages.process.job import job_of
 from stages.process.report import Report
 
 REFUSALS = (ValueError, TypeError, KeyError, IndexError, AssertionError, RuntimeError)
-"""What processors raise at frames they cannot take; anything else concerns the whole stage."""
+"""Errors that processors raise at frames they cannot take; anything else concerns the whole
+stage."""
 SHORTEST = 0.04
 """Seconds that a chunk is taken to last at least, when its frames are shown more than once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """Why one chunk cannot be encoded, while the others can."""
+    """The reason why one chunk cannot be encoded, while the others can."""
 
     message: str
     hint: str = (
@@ -78,7 +79,8 @@ def run(told: dict[str, Any], report: Report) -> None:
     reading = Shrinking(report, lambda: prepared(batches[-1][-1:]))
 
     def read(some: Sequence[Sequence[dict[str, Any]]]) -> list[list[ToEncode]]:
-        """Without those for which alone there is not the memory: a picture may be of any size."""
+        """Read the chunks, without those for which alone there is not the memory. A picture may be
+        of any size."""
         found = [
             [(m, row) for m in batch for _, row in reading.through([m], _name, prepared)]
             for batch in some
@@ -125,7 +127,8 @@ def _name(member: dict[str, Any]) -> str:
 
 
 def _encoded(half: Held | None, batches: Sequence[Sequence[ToEncode]]) -> list[list[Encoded]]:
-    """A record for each chunk that was not refused; of a model that cannot be cut, its pixels."""
+    """Make a record for each chunk that was not refused. Of a model that cannot be cut, it is of
+    the pixels."""
     rows = [[row for _, row in batch if isinstance(row, Prepared)] for batch in batches]
     if half is None:
         made = [[undivided(row) for row in some] for some in rows]
@@ -139,7 +142,7 @@ def _encoded(half: Held | None, batches: Sequence[Sequence[ToEncode]]) -> list[l
 
 
 def _in_range(row: FeatureRecord) -> FeatureRecord | Refusal:
-    """Features, or that they are too large for what they were computed in."""
+    """Return the features, or that they are too large for what they were computed in."""
     if not overflowed(row):
         return row
     return Refusal(
@@ -152,8 +155,8 @@ def _in_range(row: FeatureRecord) -> FeatureRecord | Refusal:
 def read_member(
     record_set: RecordSet, processor: Any, member: dict[str, Any], count: int = 0
 ) -> Prepared | Refusal:
-    """One chunk as the encoder takes it, with `count` frames if that is not 0; or why the processor
-    does not take its frames."""
+    """Read one chunk as the encoder takes it, or why the processor does not take its frames. It has
+    `count` frames if that is not 0."""
     clip = None
     try:
         clip = read_clip(record_set, member)
@@ -171,8 +174,8 @@ def read_member(
 
 
 def shown(clip: Clip, count: int) -> Clip:
-    """A clip as one of so many frames, for models that take no other number: some of its frames,
-    evenly, or all and some of them twice or more."""
+    """Make a clip one of so many frames, for models that take no other number. It has some of its
+    frames, evenly, or all and some of them twice or more."""
     taken = [index * len(clip.frames) // count for index in range(count)]
     times = tuple(clip.times[index] for index in taken)
     if count > len(clip.frames):
@@ -182,8 +185,8 @@ def shown(clip: Clip, count: int) -> Clip:
 
 
 def read_clip(record_set: RecordSet, member: dict[str, Any]) -> Clip:
-    """One chunk's frames with their times counted from its start. Raises DamagedRecord when they
-    are gone."""
+    """Read one chunk's frames with their times counted from its start. Raises DamagedRecord when
+    they are gone."""
     try:
         record = record_set.read(member["frames"])
     except KeyError as error:

@@ -25,7 +25,7 @@ SQUARE_ENOUGH = 0.01
 """Pixels whose shape differs from a square by no more than this are not stretched."""
 
 HIGH_DYNAMIC_RANGE = frozenset((ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67))
-"""PQ and HLG: taken as they are for a plain screen, they look washed out."""
+"""The transfer curves PQ and HLG. Taken as they are for a plain screen, they look washed out."""
 MATRICES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
 """Ways from YUV to RGB, by their number in ITU-T H.273, that swscale knows. It refuses a picture of
 another one, though no eye would be the judge of that."""
@@ -49,7 +49,7 @@ class Canvas:
         self._reformatter, self._toner = VideoReformatter(), VideoReformatter()
 
     def empty(self, count: int) -> NDArray[np.uint8]:
-        """Room for so many pictures, [count, height, width, 3]."""
+        """Return room for `count` pictures, [count, height, width, 3]."""
         return np.empty((count, self.height, self.width, 3), dtype=np.uint8)
 
     def paint(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
@@ -85,8 +85,8 @@ class Canvas:
         out[...] = np.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)
 
     def _mapped(self, picture: VideoFrame) -> VideoFrame:
-        """HDR as a plain screen shows it: swscale maps tones and colours when both are named. Done
-        at the small size: at that of a 4K frame it takes 100 ms, here one."""
+        """Map HDR to what a plain screen shows: swscale maps tones and colours when both are named.
+        It is done at the small size: at that of a 4K frame it takes 100 ms, here one."""
         picture.colorspace = 0
         if picture.color_primaries not in list(ColorPrimaries):
             picture.color_primaries = ColorPrimaries.BT2020
@@ -100,7 +100,7 @@ class Canvas:
 
 
 def _is_mirrored(frame: VideoFrame) -> bool:
-    """Whether the file asks for the picture to be shown as in a mirror, turned or not."""
+    """Return whether the file asks for the picture to be shown as in a mirror, turned or not."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return False
@@ -110,7 +110,7 @@ def _is_mirrored(frame: VideoFrame) -> bool:
 
 
 def shown_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:
-    """(height, width) in pixels with the pixels' shape and the rotation applied."""
+    """Return (height, width) in pixels with the pixels' shape and the rotation applied."""
     height, width = frame.height, frame.width
     aspect = float(pixel_aspect or 1) or 1.0
     if abs(aspect - 1) > SQUARE_ENOUGH:

@@ -30,7 +30,8 @@ from stages.frames.timeline import Timeline, VideoPacket
 from stages.process.report import Report
 
 CONTAINERS = (("mp4", "mp4"), ("matroska", "mkv"))
-"""What a stretch is put into, and its suffix: the first that takes it, or else what it was in."""
+"""Containers and their suffixes. A stretch is put into the first that takes it, or else into what
+it was in."""
 REORDERED = 32
 """So many packets may come before the first whose time of decoding is known, or the first frame."""
 LEAD_SECONDS = 60.0
@@ -39,9 +40,9 @@ keyframe would be copied over and over."""
 
 
 def run(job: dict[str, Any], report: Report) -> None:
-    """Write each of the job's `cuts` to its `folder` and note what became of it under its name: the
-    file and the seconds of it at which the stretch starts, or the `error`. Raises
-    EnvironmentFault."""
+    """Write each of the job's `cuts` to its `folder`, and note under its name what became of it.
+    The note holds the file and the seconds of it at which the stretch starts, or the `error`.
+    Raises EnvironmentFault."""
     folder = Path(job["folder"])
     for path, group in groupby(job["cuts"], key=lambda cut: str(cut["path"])):
         cuts = list(group)
@@ -64,7 +65,8 @@ def run(job: dict[str, Any], report: Report) -> None:
 
 
 def _refusal(error: Exception, path: str, folder: Path) -> dict[str, str]:
-    """Why a file cannot be cut from. Raises EnvironmentFault where not the file is at fault."""
+    """Return why a file cannot be cut from. Raises EnvironmentFault where not the file is at
+    fault."""
     if isinstance(error, OSError):
         raise fault_of(error, folder) from error
     if isinstance(error, MediaError) and error.kind in PASSING:
@@ -76,7 +78,7 @@ class Stretches:
     """A video to be copied from, its times known."""
 
     def __init__(self, path: Path) -> None:
-        """Raises MediaError."""
+        """Open a video and learn its times. Raises MediaError."""
         self.path = path
         reader = Reader(path, threads=1)
         self._timeline: Timeline = reader.timeline
@@ -131,8 +133,8 @@ class Stretches:
     def _packets(
         self, container: InputContainer, stream: VideoStream, key: "_Keyframe", beyond: int
     ) -> Iterator[VideoPacket]:
-        """The packets from a keyframe on, in the order of decoding, until all later ones are shown
-        at `beyond` or after."""
+        """Yield the packets from a keyframe on, in the order of decoding. It ends when all later
+        ones are shown at `beyond` or after."""
         for ordinal, packet in self._from(container, stream, key):
             if ordinal in self._timeline.disbelieved:
                 packet.pts = packet.dts
@@ -146,7 +148,7 @@ class Stretches:
     def _from(
         self, container: InputContainer, stream: VideoStream, key: "_Keyframe"
     ) -> Iterator[tuple[int, VideoPacket]]:
-        """The packets from a keyframe on, counted as in the whole file."""
+        """Yield the packets from a keyframe on, counted as in the whole file."""
         container.seek(key.dts, stream=stream)
         sought = dropwhile(
             lambda p: not (p.is_keyframe and p.pts == key.pts), packets(container, stream)
@@ -186,7 +188,8 @@ def _cannot(why: str) -> MediaError:
 
 
 def _with_dts(taken: Iterator[VideoPacket]) -> Iterator[VideoPacket]:
-    """The same packets; the first few, which in Matroska have no time of decoding, get one."""
+    """Yield the same packets. The first few, which in Matroska have no time of decoding, get
+    one."""
     waiting: list[VideoPacket] = []
     for packet in taken:
         if packet.dts is None and len(waiting) < REORDERED:
@@ -199,7 +202,7 @@ def _with_dts(taken: Iterator[VideoPacket]) -> Iterator[VideoPacket]:
 
 
 def _before(dts: int | None, waiting: Sequence[VideoPacket]) -> Sequence[VideoPacket]:
-    """Packets to be decoded right before `dts`; each also before it is shown."""
+    """Return packets to be decoded right before `dts`; each also before it is shown."""
     for packet in reversed(waiting):
         assert packet.pts is not None
         dts = packet.pts if dts is None else min(packet.pts, dts - 1)

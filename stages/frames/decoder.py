@@ -1,4 +1,4 @@
-"""Decodes one video stream forward, along a route if it is given one; knows nothing of what the
+"""Decodes one video stream forward, along a route if it is given one. It knows nothing of what the
 frames are for."""
 
 import contextlib
@@ -70,7 +70,7 @@ class Decoder:
         self.disbelieved: frozenset[int] = frozenset()
         """Ordinals of packets whose time is taken away, and so that of their frames."""
         self.route: Route | None = None
-        """What need not be decoded; None: everything is."""
+        """The route, which tells what need not be decoded; None: everything is."""
         self.landed: int | None = None
         """Ticks of the first whole frame after the last leap, NOWHERE until it has come; None
         without a leap, and where packets after it turned out to be damaged."""
@@ -94,7 +94,7 @@ class Decoder:
         self.container.close()
 
     def survey_packets(self) -> Iterator[VideoPacket]:
-        """All packets, not decoded; `restart` before decoding."""
+        """Yield all packets, not decoded; `restart` before decoding."""
         for packet in self._packets:
             if self.ordinal < 0:
                 self._first = _identity(packet)
@@ -122,7 +122,7 @@ class Decoder:
         self._begin()
 
     def pull(self) -> VideoFrame | None:
-        """The next frame in order of display, None at the end."""
+        """Return the next frame in order of display, None at the end."""
         while not self._ready and not self._ended:
             if self._leap is not None:
                 self._land(self._leap)
@@ -151,7 +151,7 @@ class Decoder:
             self._decode(packet)
 
     def _land(self, leap: int) -> None:
-        """Go on from a keyframe; where the file does not lead there, from the start, without
+        """Go on from a keyframe. Where the file does not lead there, go on from the start, without
         leaps."""
         self._leap = None
         if leap == END:
@@ -228,8 +228,8 @@ class Decoder:
             self._ended = self._ended or self._bad_in_a_row > MAX_BAD_PACKETS
 
     def _starves(self) -> bool:
-        """Whether this process has hardly any memory left. FFmpeg takes a picture that it gets no
-        memory for as one that cannot be decoded, and says no more than that."""
+        """Return whether this process has hardly any memory left. FFmpeg takes a picture that it
+        gets no memory for as one that cannot be decoded, and says no more than that."""
         context = self.stream.codec_context
         return room() < ROOM_PICTURES * context.width * context.height * PIXEL_BYTES
 

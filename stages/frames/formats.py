@@ -1,4 +1,4 @@
-"""Which formats are read: those that are whole in one file; knows nothing of what is in one.
+"""Lists the formats that are read, which are whole in one file; knows nothing of what is in one.
 
 A playlist, a manifest or a concatenation names other files, which whoever wrote it could choose
 freely; what it is about can change while it stays the same. FFmpeg is told what it may open, and
@@ -28,7 +28,7 @@ OPTIONS = {
     # Of what looks like a series of pictures by its name, the file itself.
     "pattern_type": "none",
 }
-"""What FFmpeg is told when it opens somebody's file."""
+"""Options that FFmpeg is given when it opens somebody's file."""
 PILLOW = (
     "JPEG",
     "PNG",
@@ -59,10 +59,10 @@ PLAYLISTS = {
     b"[playlist]": "a playlist",
     b"<asx": "a playlist",
 }
-"""How texts begin that name other files → what they are."""
+"""How texts begin that name other files → names of these kinds of text."""
 
 
 def playlist_in(start: bytes) -> str:
-    """What kind of playlist a file is that begins so; empty for none."""
+    """Return what kind of playlist a file is that begins so; empty for none."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((w for sign, w in PLAYLISTS.items() if text.startswith(sign.lower())), "")

@@ -1,4 +1,4 @@
-"""What the frames stage is told; opens no file."""
+"""The job of the frames stage, as its process is told it; opens no file."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +10,13 @@ class FramesJob:
 
     store: str
     scope: str
-    """Of the frames."""
+    """Scope of the frames."""
     sampling: dict[str, Any]
     """The fields of a Sampling."""
     fit: dict[str, Any]
-    """Of videos and of images the size at which they are seen."""
+    """Sizes at which videos and images are seen."""
     media: list[dict[str, Any]]
-    """Of each `path`, `digest`, `kind`, `wanted` chunks (None: all) and the file's `stamp`."""
+    """`path`, `digest`, `kind`, `wanted` chunks (None: all) and the file's `stamp` of each
+    medium."""
     workers: int
-    """Files at once."""
+    """Number of files cut at once."""

@@ -1,5 +1,4 @@
-"""One file to cut: what it is known by, and whether it still is the file that was known; decodes
-nothing."""
+"""One file to cut, and whether it still is the file that was known; decodes nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ class MediumToCut:
     wanted: frozenset[int] | None
     """Indexes of the chunks to make; None: all of them."""
     stamp: Stamp | None = None
-    """Of the file when its content was digested; None: whatever is there is taken."""
+    """Stamp of the file when its content was digested; None: whatever is there is taken."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "MediumToCut":

@@ -1,4 +1,4 @@
-"""Opens a media file for its video and says in words why one cannot be used; knows nothing of
+"""Opens a media file for its video, and says in words why one cannot be used. It knows nothing of
 frames or times."""
 
 import os
@@ -20,7 +20,7 @@ ISO_BRANDS_AT = slice(4, 8)
 
 READ_BYTES = 1 << 20
 TEXT_BYTES = 1 << 10
-"""Of a file's beginning, in which a text says what it is."""
+"""Bytes at a file's beginning in which a text says what it is."""
 MAX_PIXELS = 1 << 27
 """No camera's frame has more: 16384 x 8192. A decoder holds several of them."""
 
@@ -62,7 +62,7 @@ def check_file(path: Path) -> None:
 
 
 def is_damage(error: av.error.FFmpegError, path: Path) -> bool:
-    """Whether the file's content is at fault, and not its disk.
+    """Return whether the file's content is at fault, and not its disk.
 
     Over broken content FFmpeg speaks of input and output as well, and asks for memory that no
     machine has; so the disk is asked itself, and who has little memory left is the one at fault.
@@ -81,8 +81,8 @@ def is_damage(error: av.error.FFmpegError, path: Path) -> bool:
 
 
 def open_video(path: Path, *, threads: int = 0) -> tuple[InputContainer, VideoStream]:
-    """The container and its best video stream; `threads` 0 lets the decoder take all cores. Raises
-    MediaError."""
+    """Return the container and its best video stream. `threads` 0 lets the decoder take all cores.
+    Raises MediaError."""
     check_file(path)
     try:
         container = open_container(path)
@@ -105,7 +105,7 @@ def open_video(path: Path, *, threads: int = 0) -> tuple[InputContainer, VideoSt
 
 
 def open_container(path: Path) -> InputContainer:
-    """A media file as FFmpeg sees it, which opens no other file or address for it. Raises
+    """Open a media file as FFmpeg sees it; no other file or address is opened for it. Raises
     FFmpegError."""
     return av.open(
         os.fspath(path.absolute()),
@@ -144,7 +144,7 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
 
 
 def no_frames(path: Path) -> MediaError:
-    """What a video without a single frame to be seen is refused by."""
+    """Return the error that refuses a video without a single frame to be seen."""
     return MediaError(
         f"{path} holds no frame that can be decoded",
         kind="no-frames",

@@ -1,5 +1,7 @@
-"""What one pass over a video's packets gathers of their times: a clock that was set anew is
-followed, and a time that cannot be right is taken out; knows no file."""
+"""Gathers the times of a video's packets in one pass; knows no file.
+
+A clock that was set anew is followed, and a time that cannot be right is taken out.
+"""
 
 from array import array
 from fractions import Fraction
@@ -23,7 +25,7 @@ BLOCK = 1 << 14
 
 
 class PacketTimes:
-    """What one pass over the packets gathers; 24 bytes a frame, whatever the length."""
+    """The times that one pass over the packets gathers; 24 bytes a frame, whatever the length."""
 
     def __init__(self, time_base: Fraction, *, hides: bool) -> None:
         self.pts = array("q")
@@ -108,5 +110,5 @@ class PacketTimes:
 
 
 def _is_hidden(packet: VideoPacket) -> bool:
-    """Whether a VP8 packet holds a frame for reference only; its header says so."""
+    """Return whether a VP8 packet holds a frame for reference only; its header says so."""
     return not memoryview(packet)[0] & 0x10

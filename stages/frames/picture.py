@@ -1,4 +1,5 @@
-"""A picture file as one RGB frame, upright and at its own size; knows nothing of where it goes."""
+"""Reads a picture file as one RGB frame, upright and at its own size. It knows nothing of where it
+goes."""
 
 import io
 import struct
@@ -24,7 +25,7 @@ STRIP = 256
 """Rows that go from Pillow's memory to ours at a time: all at once, a picture is there three
 times."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-"""What an iPhone's picture says after `ftyp`."""
+"""Brands that an iPhone's picture names after `ftyp`."""
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {
@@ -36,11 +37,12 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What sets a picture of that EXIF orientation upright."""
+"""EXIF orientation → the turn that sets such a picture upright."""
 SWAPPING = frozenset((5, 6, 7, 8))
 """Orientations that swap the sides."""
 JPEGS = frozenset(("JPEG", "MPO"))
-"""What else such a file of a phone holds is the same view: a preview, a depth, a gain map."""
+"""Formats of a phone's files in which all pictures show the same view: a preview, a depth, a gain
+map."""
 BROKEN = (
     OSError,
     RuntimeError,
@@ -51,11 +53,11 @@ BROKEN = (
     LookupError,
     struct.error,
 )
-"""What Pillow raises over bad content, by format."""
+"""Errors that Pillow raises over bad content, by format."""
 
 
 def read_picture(path: Path) -> tuple[MediaIndex, Chunk]:
-    """A picture as a medium of one chunk of one frame. Raises MediaError."""
+    """Read a picture as a medium of one chunk of one frame. Raises MediaError."""
     check_file(path)
     try:
         try:
@@ -93,7 +95,8 @@ def read_picture(path: Path) -> tuple[MediaIndex, Chunk]:
 def _decode(
     source: Path | io.BytesIO,
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
-    """(height, width) as shown, pixels [height, width, 3] at the size to store, and warnings."""
+    """Return (height, width) as shown, pixels [height, width, 3] at the size to store, and
+    warnings."""
     with Image.open(source, formats=PILLOW) as image:
         size = image.size
         if picture_size(*size) != size and isinstance(image, ImageFile.ImageFile):
@@ -112,7 +115,7 @@ def _decode(
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """[height, width, 3]"""
+    """Return the pixels, [height, width, 3]."""
     found = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, STRIP):
         rows = image.crop((0, top, image.width, min(top + STRIP, image.height)))
@@ -128,7 +131,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a colour; what is transparent shows white, as on a page."""
+    """Make it eight bits a colour; what is transparent shows white, as on a page."""
     if image.mode.startswith("I"):
         deep = np.asarray(image).clip(0, 65535)
         image = Image.fromarray((deep >> (8 if deep.max(initial=0) > 255 else 0)).astype(np.uint8))

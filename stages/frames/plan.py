@@ -1,4 +1,4 @@
-"""Which frames of a timeline make which chunk; knows nothing of files or pixels.
+"""Chooses which frames of a timeline make which chunk; knows nothing of files or pixels.
 
 A chunk is a stretch [k * chunk_seconds, (k + 1) * chunk_seconds) of media time, 0 being the first
 frame. A frame belongs to the chunk in which it begins. For each target time the frame taken is the
@@ -25,7 +25,7 @@ SLIVER_FRAMES = 1.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkPlan:
-    """What to look at for one chunk."""
+    """The frames to look at for one chunk."""
 
     index: int
     """Position in the video, from 0."""
@@ -42,7 +42,7 @@ class ChunkPlan:
 
 
 def chunk_count(duration: float, frame_count: int, chunk_seconds: float) -> int:
-    """How many chunks cover `duration` seconds; a last sliver is no chunk of its own."""
+    """Return how many chunks cover `duration` seconds; a last sliver is no chunk of its own."""
     whole = max(1, math.ceil((duration - ROUNDING_SECONDS) / chunk_seconds))
     sliver = min(SLIVER_FRAMES * duration / frame_count, chunk_seconds / 2)
     rest = duration - (whole - 1) * chunk_seconds
@@ -50,7 +50,7 @@ def chunk_count(duration: float, frame_count: int, chunk_seconds: float) -> int:
 
 
 def plan_chunks(timeline: Timeline, sampling: Sampling) -> list[ChunkPlan]:
-    """Every chunk of a video, from its first frame to the end of its last."""
+    """Plan every chunk of a video, from its first frame to the end of its last."""
     length = sampling.chunk_seconds
     count = chunk_count(timeline.duration, len(timeline.pts), length)
     ends = [*((index + 1) * length for index in range(count - 1)), timeline.duration]
@@ -63,7 +63,7 @@ def plan_chunks(timeline: Timeline, sampling: Sampling) -> list[ChunkPlan]:
 def plan_stretch(
     timeline: Timeline, sampling: Sampling, *, index: int, start: float, end: float
 ) -> ChunkPlan:
-    """One chunk, from `start` to `end` in seconds from the first frame."""
+    """Plan one chunk, from `start` to `end` in seconds from the first frame."""
     low, high = positions(timeline, start, end)
     picks = _picks(timeline, sampling, start, end, low, high)
     return ChunkPlan(
@@ -77,7 +77,7 @@ def plan_stretch(
 
 
 def plan_again(timeline: Timeline, index: ChunkIndex) -> ChunkPlan:
-    """The plan of a chunk that was cut before, with the frames that were taken then."""
+    """Return the plan of a chunk that was cut before, with the frames that were taken then."""
     low, high = positions(timeline, index.start, index.end)
     return ChunkPlan(
         index=index.index,
@@ -90,7 +90,7 @@ def plan_again(timeline: Timeline, index: ChunkIndex) -> ChunkPlan:
 
 
 def positions(timeline: Timeline, start: float, end: float) -> tuple[int, int]:
-    """From which frame on, and up to before which, a chunk's own frames go."""
+    """Return the position of a chunk's first own frame, and that behind its last one."""
     low = int(np.searchsorted(timeline.pts, _tick_from(timeline, start)))
     high = len(timeline.pts)
     if end < timeline.duration:
@@ -101,7 +101,7 @@ def positions(timeline: Timeline, start: float, end: float) -> tuple[int, int]:
 def _picks(
     timeline: Timeline, sampling: Sampling, start: float, end: float, low: int, high: int
 ) -> NDArray[np.int64]:
-    """Positions of the frames to take among those from `low` to `high`."""
+    """Return positions of the frames to take among those from `low` to `high`."""
     step = 1 / sampling.fps if sampling.fps else (end - start) / (sampling.frames or 1)
     targets = max(1, math.ceil((end - start - ROUNDING_SECONDS) / step))
     first = (start + end) / 2 if sampling.frames == 1 else start
@@ -117,17 +117,17 @@ def _picks(
 
 
 def _evenly(count: int, keep: int) -> NDArray[np.int64]:
-    """`keep` different positions out of `count`, from the first on, equally far apart."""
+    """Return `keep` different positions out of `count`, from the first on, equally far apart."""
     return np.arange(keep, dtype=np.int64) * count // keep
 
 
 def tick_at(timeline: Timeline, seconds: float) -> int:
-    """The last tick that has begun at `seconds`."""
+    """Return the last tick that has begun at `seconds`."""
     rate = timeline.time_base.denominator / timeline.time_base.numerator
     return timeline.start + math.floor((seconds + ROUNDING_SECONDS) * rate)
 
 
 def _tick_from(timeline: Timeline, seconds: float) -> int:
-    """The first tick that begins at `seconds` or later."""
+    """Return the first tick that begins at `seconds` or later."""
     rate = timeline.time_base.denominator / timeline.time_base.numerator
     return timeline.start + math.ceil((seconds - ROUNDING_SECONDS) * rate)

@@ -1,4 +1,4 @@
-"""Finds the frames of given times in a video with as little decoding as it can; knows nothing of
+"""Finds the frames of given times in a video with as little decoding as it can. It knows nothing of
 chunks or pixels.
 
 It decodes in file order, leaves out frames that are neither wanted nor needed by others, and seeks
@@ -54,8 +54,9 @@ class Reader:
             )
 
     def at(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:
-        """The frame of `ticks`; where it cannot be decoded, the last one before it from `first` on,
-        or the next one after it that comes before `beyond`; None where there is neither."""
+        """Return the frame of `ticks`, or another one where it cannot be decoded. That is the last
+        one before it from `first` on, or the next one after it that comes before `beyond`; None
+        where there is neither."""
         coming = self._go_to(ticks)
         landed = self.decoder.landed
         if landed is not None and landed > ticks and not self._is_at(ticks):

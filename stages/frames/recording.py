@@ -1,5 +1,7 @@
-"""What of the media the frames stage has stored, and stores: chunks, what is to be said of a whole
-medium, and why one cannot be used. Cuts nothing."""
+"""Stores what the frames stage makes of the media, and knows what it has stored. Cuts nothing.
+
+It stores chunks, what is to be said of a whole medium, and why one cannot be used.
+"""
 
 import contextlib
 import logging
@@ -21,12 +23,12 @@ from stages.process.report import Report
 log = logging.getLogger(__name__)
 
 PASSING = frozenset(("missing", "unreadable"))
-"""What a file that could be read a moment ago is when its disk goes away: no fault of the file, and
-not to be remembered as one."""
+"""Kinds of failure of a file that could be read a moment ago, when its disk goes away: no fault of
+the file, and not to be remembered as one."""
 
 
 class Recording:
-    """The record sets of one scope, and the report of what comes to lie on them."""
+    """The record sets of one scope, and the report of what is stored in them."""
 
     def __init__(
         self,
@@ -46,7 +48,8 @@ class Recording:
         self._failed_before = self.failures.keys()
 
     def key(self, medium: MediumToCut, at: int, found: MediaIndex | None = None) -> str:
-        """Of a chunk's frames; those of a picture depend on what was `found` in it."""
+        """Return the key of a chunk's frames; those of a picture depend on what was `found` in
+        it."""
         words = found.words(self._fit_image) if found is not None else ()
         return item_key(self._scope, medium.digest, at, *words)
 
@@ -77,13 +80,13 @@ class Recording:
                 self._report.warning(f"{medium.path}: {warning}")
 
     def lacking(self, medium: MediumToCut) -> list[str]:
-        """The medium's digest, if anything of it is missing, and no other run has found meanwhile
-        that it cannot be used."""
+        """Return the medium's digest, if anything of it is missing. There is none if another run
+        has found meanwhile that it cannot be used."""
         failed = medium.digest in self.failures and medium.digest not in self._failed_before
         return [] if failed or not self.is_missing(medium) else [medium.digest]
 
     def is_missing(self, medium: MediumToCut) -> bool:
-        """Whether anything of a medium is not on the record sets yet."""
+        """Return whether anything of a medium is not in the record sets yet."""
         if medium.digest not in self.media:
             return True
         found = MediaIndex.from_json(self.media.meta(medium.digest))
@@ -130,8 +133,8 @@ class Recording:
         self._report.done(medium.digest)
 
     def _refuse(self, medium: MediumToCut, error: MediaError) -> None:
-        """Remembered by content, under whatever name it comes next time; unless the content is
-        not known any more."""
+        """Remember a failure by content, under whatever name it comes next time; unless the content
+        is not known any more."""
         message = error.message.replace(str(medium.path), "the file")
         meta = {"kind": error.kind, "message": message, "hint": error.hint}
         if error.kind != CHANGED:
@@ -141,8 +144,8 @@ class Recording:
 
 @contextlib.contextmanager
 def _of_one_file(medium: MediumToCut) -> Iterator[None]:
-    """Raises MediaError when a medium's file is another one by the time something is wrong: that
-    may have come of reading half of each."""
+    """Raise MediaError when a medium's file is another one by the time something is wrong. That may
+    have come of reading half of each."""
     try:
         yield
     except Exception:

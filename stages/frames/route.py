@@ -1,5 +1,5 @@
-"""Decides which packets of a video need not be decoded to get the frames that are wanted; knows
-nothing of files or pixels.
+"""Decides which packets of a video need not be decoded to get the wanted frames. It knows nothing
+of files or pixels.
 
 What decodes together is a group: a keyframe and what follows until the next. When the last wanted
 frame of a group has been handed to the decoder, all packets up to the keyframe of the next wanted
@@ -28,7 +28,8 @@ class Route:
         sent: Iterable[int] = (),
         threads: int = 1,
     ) -> None:
-        """`wanted` are ticks, ascending; `sent` those of the packets that were decoded already.
+        """Take `wanted` as ticks, ascending, and `sent` as those of the packets that were decoded
+        already.
 
         A leap must leave out as many packets as there are threads: it empties their pipeline.
         """
@@ -46,7 +47,8 @@ class Route:
             self.needs(ticks)
 
     def needs(self, ticks: int) -> bool:
-        """Whether the frame of these ticks, whose packet is about to be decoded, is wanted."""
+        """Return whether the frame of these ticks, whose packet is about to be decoded, is
+        wanted."""
         at = bisect_left(self._wanted, ticks)
         if at == len(self._wanted) or self._wanted[at] != ticks:
             return False
@@ -55,8 +57,8 @@ class Route:
         return True
 
     def leap(self, ordinal: int) -> int | None:
-        """Which keyframe to go on from instead of packet `ordinal`: its position in the list, END
-        when nothing more is wanted, None to decode that packet."""
+        """Return which keyframe to go on from instead of packet `ordinal`. It is given by its
+        position in the list, END when nothing more is wanted, None to decode that packet."""
         keys = self._keys
         if keys is None:
             return None

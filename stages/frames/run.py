@@ -1,4 +1,4 @@
-"""The frames stage: media files in, stored chunks of RGB frames out; knows nothing of what the
+"""The frames stage: media files in, stored chunks of RGB frames out. It knows nothing of what the
 frames are for.
 
 Each worker holds one chunk, or one pack of pictures, and stores it before it goes on: that is all
@@ -34,7 +34,7 @@ PACK_RECORDS = 64
 
 
 def run(told: dict[str, Any], report: Report) -> None:
-    """Cut every medium of the job that is not on the record set yet.
+    """Cut every medium of the job that is not in the record set yet.
 
     A medium that cannot be used is recorded as such and the others go on. Raises EnvironmentFault
     when the store or a disk is in the way.
@@ -87,7 +87,7 @@ class Cutting:
         self._threads = 1
 
     def tasks(self, workers: int) -> list[Callable[[], None]]:
-        """What the workers do next: one video each, or a group of pictures."""
+        """Return what the workers do next: one video each, or a group of pictures."""
         media = list(self.to_do.values())
         self.to_do = {}
         videos = [m for m in media if m.kind == "video"]
@@ -103,8 +103,8 @@ class Cutting:
 
     @contextlib.contextmanager
     def _at(self, media: Iterable[MediumToCut]) -> Iterator[list[MediumToCut]]:
-        """Those of the media that are this process's to cut, until the block ends; what others are
-        at is asked for again later."""
+        """Give those of the media that are this process's to cut, until the block ends. What others
+        are at is asked for again later."""
         mine = []
         for medium in media:
             turn = self.turns.take(partial(self.record_sets.lacking, medium))
@@ -185,7 +185,7 @@ class Cutting:
             self.report.total(sum(self._items.values()))
 
     def _first_stored(self, medium: MediumToCut) -> Iterator[int]:
-        """Indexes of the chunks that are stored, up to the first that is not."""
+        """Yield indexes of the chunks that are stored, up to the first that is not."""
         return takewhile(
             lambda at: self.record_sets.key(medium, at) in self.record_sets.frames, count()
         )
@@ -217,7 +217,8 @@ class Cutting:
     def _split(
         self, medium: MediumToCut, video: Video, plans: Sequence[ChunkPlan]
     ) -> tuple[dict[int, ChunkIndex], list[ChunkPlan]]:
-        """What is stored of a video, by index, which the video is told, and what is to be made."""
+        """Return what is stored of a video, by index, and what is to be made. The video is told of
+        what is stored."""
         known: dict[int, ChunkIndex] = {}
         missing = []
         for plan in plans:
@@ -229,7 +230,7 @@ class Cutting:
         return known, missing
 
     def _known(self, medium: MediumToCut, video: Video, at: int) -> ChunkIndex:
-        """A chunk that is stored, which the video is told of."""
+        """Return a chunk that is stored, and tell the video of it."""
         meta = {**self.record_sets.frames.meta(self.record_sets.key(medium, at))}
         damage = Damage.from_json(meta.pop("damage"))
         index = ChunkIndex(**{**meta, "times": tuple(meta["times"])})

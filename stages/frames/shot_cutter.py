@@ -1,11 +1,11 @@
-"""Cuts a video into shots while it is decoded once, and takes their frames on the way; knows
-nothing of how shots are told apart, nor of files.
+"""Cuts a video into shots while it is decoded once, and takes their frames. It knows nothing of how
+shots are told apart, nor of files.
 
 A shot's frames are chosen when its end is known, by the rules of `plan`, from those that were kept
 while it went by. Where the rule names times (frames a second), exactly these frames were kept.
-Where it divides a length not known before the end (so many frames a shot), the frame nearest to
-the place is taken: it is no further off than `LEEWAY` of the way from one place to the next, or
-the next frame there is.
+Where it divides a length not known before the end (so many frames a shot), the frame nearest to the
+place is taken: it is no further off than `LEEWAY` of the way from one place to the next, or the
+next frame there is.
 """
 
 from array import array
@@ -27,8 +27,8 @@ from stages.frames.shots import AHEAD, BEHIND, SHORTEST_SECONDS, CutFinder, Eye
 from stages.frames.timeline import Timeline
 
 LEEWAY = 1 / 3
-"""Of the distance between two places, how far a frame may be from its own. Less costs time, because
-more frames must be made into pictures that are not taken in the end."""
+"""How far a frame may be from its own place, of the distance between two places. Less costs time,
+because more frames must be made into pictures that are not taken in the end."""
 KEPT_PER_FRAME = 4
 """Pictures in memory for each frame that a chunk may have, at the most; above 1 / LEEWAY."""
 
@@ -51,7 +51,7 @@ class Shot:
     plan: ChunkPlan
     """`ticks` are the frames the rules name."""
     kept: tuple[Kept, ...]
-    """Those taken for them, ascending."""
+    """Frames taken for them, ascending."""
     missed: tuple[int, ...]
     """Ticks of the frames named that could not be decoded."""
 
@@ -71,7 +71,8 @@ class _Piece:
         self._most = sampling.frames or sampling.max_frames
 
     def wants(self, at: int) -> bool:
-        """Whether the frame of this position may be taken in the end; it has been decoded."""
+        """Return whether the frame of this position may be taken in the end; it has been
+        decoded."""
         timeline, sampling = self._timeline, self._sampling
         ticks, following = int(timeline.pts[at]), _next_ticks(timeline, at)
         self._came.append(ticks)
@@ -85,14 +86,15 @@ class _Piece:
         return in_the_beginning and self._leaves_a_gap(following, sampling.min_frames)
 
     def keep(self, kept: Kept) -> None:
-        """Hold a frame, and let others go when there are too many."""
+        """Keep a frame, and let others go when there are too many."""
         self._kept.append(kept)
         if len(self._kept) > KEPT_PER_FRAME * self._most:
             length = self._timeline.seconds(kept.ticks) - self.start
             self._thin(2 * LEEWAY * length / self._most)
 
     def close(self, end: float, shown: Callable[[], Kept | None]) -> Shot:
-        """The piece up to `end`; `shown` gives what is on display, should no frame be its own."""
+        """Return the piece up to `end`; `shown` gives what is on display, should no frame be its
+        own."""
         plan = plan_stretch(
             self._timeline, self._sampling, index=self.index, start=self.start, end=end
         )
@@ -103,14 +105,14 @@ class _Piece:
         return Shot(plan=plan, kept=tuple(_nearest(plan.ticks, self._kept)), missed=missed)
 
     def _is_target(self, ticks: int, following: int, step: float) -> bool:
-        """Whether a frame is on display at one of the times the rule names."""
+        """Return whether a frame is on display at one of the times the rule names."""
         while (moment := tick_at(self._timeline, self.start + self._targets * step)) < ticks:
             self._targets += 1
         return moment < following
 
     def _leaves_a_gap(self, following: int, count: int) -> bool:
-        """Whether the next frame would come too late, if `count` are to be taken evenly from a shot
-        that may end any time from here on."""
+        """Return whether the next frame would come too late for an even choice. `count` frames are
+        to be taken evenly from a shot that may end any time from here on."""
         if count == 1:
             return not self._kept
         seconds = self._timeline.seconds
@@ -143,7 +145,7 @@ class ShotCutter:
         """The last frame that went by."""
 
     def shots(self, index: int = 0, start: float = 0.0) -> Iterator[Shot]:
-        """The shots from the one that begins at `start`, in order, as they are asked for."""
+        """Yield the shots from the one that begins at `start`, in order, as they are asked for."""
         pts = self._timeline.pts
         self._piece = self._begin(index, start)
         self._first = positions(self._timeline, start, self._timeline.duration)[0]
@@ -223,7 +225,7 @@ def _next_ticks(timeline: Timeline, at: int) -> int:
 
 
 def _nearest(ticks: "array[int]", kept: list[Kept]) -> list[Kept]:
-    """For each of `ticks` the frame nearest to it, no frame twice."""
+    """Return the frame nearest to each of `ticks`, no frame twice."""
     stamps = [one.ticks for one in kept]
     chosen: list[int] = []
     for left, wanted in zip(range(len(ticks), 0, -1), ticks, strict=True):

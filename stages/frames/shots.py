@@ -1,4 +1,4 @@
-"""Finds where one shot ends and the next begins, from frame to frame; knows nothing of files or
+"""Finds where one shot ends and the next begins, from frame to frame. It knows nothing of files or
 chunks.
 
 What is compared is the brightness of at most 106 by 60 points of the picture, as a histogram of
@@ -18,9 +18,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 ROWS, COLUMNS = 60, 106
-"""At most so many points are looked at."""
+"""Most points that are looked at."""
 BLOCKS = 4
-"""So many along each side."""
+"""Number of blocks along each side."""
 BINS = 64
 SPREAD = 8
 """Each point counts for so many bins, so that a slow fade does not move flat areas at a blow."""
@@ -28,11 +28,11 @@ SPREAD = 8
 AHEAD = 4
 """So many frames after a cut are looked at before it is called one."""
 BEHIND = 8
-"""So many frames before it are."""
+"""Frames that are looked at before it."""
 FLASH_FRAMES = 3
 """A change that is taken back within so many frames is none."""
 STAYING = 0.5
-"""So much of it must be left by then."""
+"""Part of the change that must be left by then."""
 NEAR_SECONDS = 0.5
 """Frames further away say nothing of how fast things move here."""
 LEAST = 0.08
@@ -40,7 +40,7 @@ LEAST = 0.08
 ALL_OVER = 0.03
 """Half of the blocks differ by this much, of 1, or a thing has come or gone within the shot."""
 TIMES = 2.5
-"""What moves adds so many times the mean of the distances around."""
+"""Factor by which the mean of the distances around is added, for what moves."""
 BLACK, BLACK_SHARE = 32, 0.98
 """In a black picture so many of the points are darker than this, of 255."""
 LIGHTER = 4.0
@@ -57,7 +57,7 @@ PLAIN = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """What is compared of a frame."""
+    """The values of a frame that are compared."""
 
     blocks: NDArray[np.float32]
     """Histograms, [blocks, bins]; a block's sum is 1."""
@@ -74,7 +74,7 @@ class Eye:
         self._places: dict[tuple[int, int], NDArray[np.intp]] = {}
 
     def look(self, frame: VideoFrame) -> Look:
-        """What a frame looks like."""
+        """Return what a frame looks like."""
         points = self._points(frame)
         if points.shape not in self._places:
             rows, columns = (np.arange(n) * BLOCKS // n for n in points.shape)
@@ -114,12 +114,12 @@ class Eye:
 
 
 def distance(one: Look, other: Look) -> float:
-    """How unlike two frames are, from 0 to 1."""
+    """Return how unlike two frames are, from 0 to 1."""
     return float(np.abs(one.blocks - other.blocks).sum()) / (2 * len(one.blocks))
 
 
 def _all_over(one: Look, other: Look) -> bool:
-    """Whether they differ in most places, and not only where a thing has come or gone."""
+    """Return whether they differ in most places, and not only where a thing has come or gone."""
     apart = np.abs(one.blocks - other.blocks).sum(axis=1) / 2
     return float(np.median(apart)) >= ALL_OVER
 
@@ -135,16 +135,17 @@ class _Seen:
 
 
 class CutFinder:
-    """Told of every frame in order, says of each, `AHEAD` frames later, whether a shot begins with
-    it. What it says depends on the frames from `BEHIND` before to `AHEAD` after, and no others."""
+    """Says of each frame whether a shot begins with it. It is told of every frame in order, and
+    answers `AHEAD` frames later. What it says depends on the frames from `BEHIND` before to `AHEAD`
+    after, and no others."""
 
     def __init__(self) -> None:
         self._seen: deque[_Seen] = deque(maxlen=BEHIND + 1 + AHEAD)
         self._undecided = 0
 
     def see(self, seconds: float, look: Look) -> bool | None:
-        """Take in a frame; the verdict on the one `AHEAD` frames before it, None while there is
-        none."""
+        """Take in a frame, and return the verdict on the one `AHEAD` frames before it. It is None
+        while there is none."""
         step = distance(self._seen[-1].look, look) if self._seen else 0.0
         self._seen.append(_Seen(seconds=seconds, look=look, step=step))
         self._undecided += 1
@@ -153,7 +154,8 @@ class CutFinder:
         return self.decide()
 
     def decide(self) -> bool | None:
-        """The verdict on the oldest frame that has none, whatever comes; None when all have one."""
+        """Return the verdict on the oldest frame that has none, whatever comes. It is None when all
+        have one."""
         if not self._undecided:
             return None
         at = len(self._seen) - self._undecided
@@ -175,14 +177,14 @@ class CutFinder:
         return _all_over(self._seen[at - 1].look, here.look)
 
     def _stays(self, at: int) -> bool:
-        """Whether what comes is unlike what was, also a flash's length away."""
+        """Return whether what comes is unlike what was, also a flash's length away."""
         first, last = max(0, at - 1 - FLASH_FRAMES), min(len(self._seen) - 1, at + FLASH_FRAMES)
         earlier, before, now, later = (self._seen[i].look for i in (first, at - 1, at, last))
         pairs = ((before, later), (earlier, now), (earlier, later))
         return min(distance(*pair) for pair in pairs) >= STAYING * self._seen[at].step
 
     def _fades_in(self, at: int) -> bool:
-        """Whether the picture slowly comes back from black: the middle of a fade."""
+        """Return whether the picture slowly comes back from black: the middle of a fade."""
         before, now, last = self._seen[at - 1].look, self._seen[at].look, self._seen[-1].look
         lighter = last.brightness - before.brightness >= LIGHTER
         return before.is_black and not now.is_black and lighter

@@ -1,5 +1,5 @@
-"""Learns a video's times and keyframes from its packets, or by decoding it once; knows nothing of
-sampling."""
+"""Learns a video's times and keyframes from its packets, or by decoding it once. It knows nothing
+of sampling."""
 
 from array import array
 from collections.abc import Iterator
@@ -29,7 +29,8 @@ MAX_TRIES = 1000
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
-    """The stream's packets that hold something, until the file ends or its structure breaks."""
+    """Yield the stream's packets that hold something, until the file ends or its structure
+    breaks."""
     for _ in range(MAX_TRIES):
         try:
             for packet in container.demux(stream):
@@ -50,8 +51,8 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPac
 def survey(
     stream_packets: Iterator[VideoPacket], container: InputContainer, stream: VideoStream
 ) -> Timeline | None:
-    """Times and keyframes by demuxing alone, at 5 µs a packet; None when packets do not tell
-    them."""
+    """Learn times and keyframes by demuxing alone, at 5 µs a packet. Returns None when packets do
+    not tell them."""
     assert stream.time_base is not None
     found = PacketTimes(stream.time_base, hides=stream.codec_context.name == "vp8")
     for packet in stream_packets:
@@ -89,7 +90,7 @@ def survey(
 
 
 def watch(frames: Iterator[VideoFrame], container: InputContainer, stream: VideoStream) -> Timeline:
-    """Times by decoding everything once, for files whose packets do not tell them."""
+    """Learn times by decoding everything once, for files whose packets do not tell them."""
     columns: dict[str, array[int]] = {name: array("q") for name in STAMPS}
     count = 0
     for count, frame in enumerate(frames, 1):
@@ -117,7 +118,8 @@ def watch(frames: Iterator[VideoFrame], container: InputContainer, stream: Video
 
 
 def announced_seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    """The length of the video that the file states; None where only a whole file's is known."""
+    """Return the length of the video that the file states; None where only a whole file's is
+    known."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     hours, minutes, seconds = ([*stream.metadata.get("DURATION", "").split(":"), "", ""])[:3]
@@ -131,7 +133,8 @@ def announced_seconds(container: InputContainer, stream: VideoStream) -> float |
 
 
 def _only_counts(ticks: "array[int]", container: InputContainer, stream: VideoStream) -> bool:
-    """Whether packets are numbered in the order of decoding though frames are shown in another.
+    """Return whether packets are numbered in the order of decoding though frames are shown in
+    another.
 
     AVI knows no presentation times; FFmpeg mends that for MPEG-4 but not for H.264.
     """
@@ -146,7 +149,8 @@ def _ascending(ticks: "array[int]") -> NDArray[np.int64]:
 
 
 def _last_ticks(ticks: "array[int]", stated: int, stream: VideoStream) -> int:
-    """How long the last frame stands: as stated, else as the one before it, else by the rate."""
+    """Return how long the last frame stands: as stated, else as the one before it, else by the
+    rate."""
     assert stream.time_base is not None
     if stated > 0:
         return min(stated, int(JUMP_AHEAD_SECONDS / stream.time_base))

@@ -1,5 +1,5 @@
-"""When each frame of a video is shown and where decoding can begin; knows nothing of files or
-sampling."""
+"""The times at which frames of a video are shown, and where decoding can begin. It knows nothing of
+files or sampling."""
 
 from array import array
 from collections.abc import Callable
@@ -26,12 +26,12 @@ STAMPS: dict[str, Stamp] = {
     "pts": lambda frame, ordinal: frame.pts,
     "count": lambda frame, ordinal: ordinal,
 }
-"""How a frame's time is told, best first."""
+"""Ways to tell a frame's time, best first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keyframes:
-    """Where decoding can begin, in the order of the file."""
+    """The places where decoding can begin, in the order of the file."""
 
     pts: "array[int]"
     """Presentation time of each, in ticks of the stream, ascending."""
@@ -43,7 +43,7 @@ class Keyframes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timeline:
-    """When each frame of a video is shown."""
+    """The times at which the frames of a video are shown."""
 
     pts: NDArray[np.int64]
     """Ticks of every frame, ascending, without repeats."""
@@ -64,24 +64,24 @@ class Timeline:
     announced_seconds: float | None = None
     """Length that the file states, if it does."""
     warnings: tuple[str, ...] = ()
-    """What is wrong with the file, one sentence each."""
+    """Faults of the file, one sentence each."""
 
     @property
     def start(self) -> int:
-        """Ticks of the first frame: time 0."""
+        """Return ticks of the first frame: time 0."""
         return int(self.pts[0])
 
     def seconds(self, ticks: int) -> float:
-        """Ticks of the file's clock as seconds since the first frame."""
+        """Turn ticks of the file's clock into seconds since the first frame."""
         return (ticks - self.start) * self.time_base.numerator / self.time_base.denominator
 
     @property
     def duration(self) -> float:
-        """Seconds from the first frame to the end of the last."""
+        """Return seconds from the first frame to the end of the last."""
         return self.seconds(int(self.pts[-1]) + self.last_ticks)
 
     def believable(self) -> "Timeline":
-        """Itself, or at a usual rate where each frame would stand for hours."""
+        """Return itself, or one at a usual rate where each frame would stand for hours."""
         if self.duration <= SLOWEST_SECONDS * len(self.pts):
             return self
         ticks = int(self.pts[-1]) + self.last_ticks - self.start
@@ -96,7 +96,7 @@ class Timeline:
         )
 
     def starting_at(self, ticks: int) -> "Timeline":
-        """Without the frames before the first one that can be decoded."""
+        """Return it without the frames before the first one that can be decoded."""
         later = replace(self, pts=self.pts[np.searchsorted(self.pts, ticks) :])
         if self.announced_seconds is None:
             return later
@@ -104,12 +104,12 @@ class Timeline:
 
     @property
     def is_short(self) -> bool:
-        """Whether frames end before the file says they do."""
+        """Return whether frames end before the file says they do."""
         step = self.duration / len(self.pts)
         return (self.announced_seconds or 0.0) - self.duration > max(SHORT_SECONDS, 2 * step)
 
     def all_warnings(self) -> tuple[str, ...]:
-        """What is wrong with the file, its missing end included."""
+        """Return what is wrong with the file, its missing end included."""
         if not self.is_short:
             return self.warnings
         missing = (

@@ -1,5 +1,13 @@
-"""A video as a sequence of chunks of RGB frames, one in memory at a time; knows nothing of where
-they go."""
+"""A video file as a sequence of chunks of RGB frames. It knows nothing of where they go.
+
+The `Reader` learns when each frame is shown from the packets; where these do not tell it, by
+decoding the file once. `plan` chooses the frames of chunks of fixed length from these times alone,
+and `chunks` tells the reader of all of them first, so that it can leave the others undecoded. Shots
+have no ends that are known before: `shots` has every frame decoded, and cuts on the way. Both paint
+the frames on a `Canvas` of one size, and make a chunk when it is asked for, so that one is in
+memory at a time. Damage is noted beside each chunk, and a chunk without any frame is left out. A
+run that goes on later tells by `recall` of chunks that are stored.
+"""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -22,7 +30,7 @@ from stages.frames.shot_cutter import ShotCutter
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Damage:
-    """What was wrong where one chunk was decoded; stored with it, for a run that goes on later."""
+    """The faults met where one chunk was decoded; stored with it, for a run that goes on later."""
 
     missed: tuple[float, ...] = ()
     """Seconds of the frames wanted that could not be decoded."""
@@ -48,11 +56,11 @@ class Chunk:
     """One chunk, ready to be stored."""
 
     index: ChunkIndex
-    """What it is of."""
+    """Its place, times and size."""
     pixels: NDArray[np.uint8]
     """RGB, [frames, height, width, 3]."""
     damage: Damage = NO_DAMAGE
-    """What was wrong on the way."""
+    """Faults met on the way."""
 
     def __post_init__(self) -> None:
         assert self.pixels.shape == (len(self.index.times), self.index.height, self.index.width, 3)
@@ -85,11 +93,11 @@ class Video:
         self._reader.close()
 
     def plan(self, sampling: Sampling) -> list[ChunkPlan]:
-        """Which frames make which chunk; nothing is decoded for it."""
+        """Plan which frames make which chunk; nothing is decoded for it."""
         return plan_chunks(self._reader.timeline, sampling)
 
     def chunks(self, plans: Sequence[ChunkPlan], fit: FrameFit) -> Iterator[Chunk]:
-        """The chunks of `plans`, in order, decoded one by one as they are asked for.
+        """Yield the chunks of `plans`, in order, decoded one by one as they are asked for.
 
         A chunk of which nothing can be decoded is left out, with a warning.
         """
@@ -102,14 +110,14 @@ class Video:
             del chunk
 
     def plan_again(self, chunks: Sequence[ChunkIndex]) -> list[ChunkPlan]:
-        """The plans of chunks that were cut before."""
+        """Return the plans of chunks that were cut before."""
         return [plan_again(self._reader.timeline, chunk) for chunk in chunks]
 
     def shots(
         self, sampling: Sampling, fit: FrameFit, after: Sequence[ChunkIndex] = ()
     ) -> Iterator[Chunk]:
-        """The chunks of shots, in order, decoded one by one as they are asked for; those that
-        follow `after`, the first ones of the video, if they were cut before."""
+        """Yield the chunks of shots, in order, decoded one by one as they are asked for. They are
+        those that follow `after`, the first ones of the video, if they were cut before."""
         start = after[-1].end if after else 0.0
         if start >= self.duration:
             return
@@ -131,7 +139,7 @@ class Video:
         self._last_taken = max(self._last_taken, *index.times)
 
     def warnings(self) -> tuple[str, ...]:
-        """The damage met so far, one sentence each."""
+        """Return the damage met so far, one sentence each."""
         timeline = self._reader.timeline
         found = list(timeline.all_warnings())
         met = [self._damage[at] for at in sorted(self._damage)]
@@ -161,8 +169,8 @@ class Video:
         return tuple(found)
 
     def media_index(self, chunks: Sequence[ChunkIndex]) -> MediaIndex:
-        """What there is to say about the whole file. Raises MediaError if nothing of it can be
-        seen."""
+        """Return what there is to say about the whole file. Raises MediaError if nothing of it can
+        be seen."""
         if not chunks:
             raise no_frames(self._reader.path)
         return MediaIndex(
@@ -200,7 +208,8 @@ class Video:
         damaged: Sequence[int],
         missed: Sequence[int],
     ) -> Chunk | None:
-        """A chunk of the frames taken, whose damage is remembered; None where there are none."""
+        """Make a chunk of the frames taken, and remember its damage. Returns None where there are
+        none."""
         seconds = self._reader.timeline.seconds
         damage = self._damage[plan.index] = Damage(
             missed=tuple(map(seconds, missed)),

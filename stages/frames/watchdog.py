@@ -1,5 +1,5 @@
-"""Ends the process when a library does not come to an end over one file; knows nothing of what the
-file is cut into.
+"""Ends the process when a library does not come to an end over one file. It knows nothing of what
+the file is cut into.
 
 It counts processor time, so that a disk which does not answer is waited for, however long. Who
 started the process then tries what was in hand one by one.
@@ -45,7 +45,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def over(self) -> Iterator[None]:
-        """One file, from its opening to its end."""
+        """Watch one file, from its opening to its end."""
         thread = threading.get_ident()
         step()
         with self._lock:

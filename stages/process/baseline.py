@@ -1,5 +1,5 @@
-"""Whether a GPU is given back when a stage's process has ended, and what it had to bear; knows no
-stage."""
+"""Tells whether a GPU is given back when a stage's process has ended. It tells also what the GPU
+had to bear; knows no stage."""
 
 import time
 
@@ -14,8 +14,8 @@ FULL = 0.97
 
 
 def given_back(device: str, before: int, peak: int) -> tuple[int, list[str]]:
-    """Bytes of a device in use after a stage, once they are as few as `before` or time is up, and
-    what a person should know; `peak` is the most that were in use."""
+    """Return the bytes of a device in use after a stage, and what a person should know. It waits
+    until they are as few as `before`, or time is up; `peak` is the most that were in use."""
     if not device.startswith("cuda"):
         return 0, []
     allowed = before + SLACK_BYTES

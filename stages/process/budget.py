@@ -18,7 +18,7 @@ STACK_BYTES = 2 << 20
 """Stack of a thread that is started under a limit, instead of 8 MiB: a library may start one for
 each core before anybody can make room for them."""
 THREAD_BYTES = STACK_BYTES + (256 << 10)
-"""What a thread may take that does next to nothing: its stack and its part of the heap."""
+"""Bytes that a thread may take that does next to nothing: its stack and its part of the heap."""
 
 AT_THE_LIMIT = 0.9
 """Part of its budget at which a process that was killed, crashed, or failed in some strange way,
@@ -32,25 +32,25 @@ looks."""
 
 
 def near(taken_bytes: int, budget: int) -> bool:
-    """Whether so much of a budget was taken that something may not have been given."""
+    """Return whether so much of a budget was taken that something may not have been given."""
     return taken_bytes >= min(SHORT * budget, budget - SHORT_BYTES)
 
 
 @dataclass(slots=True)
 class Limit:
-    """What this process may take, once its imports are done."""
+    """The memory that this process may take, once its imports are done."""
 
     bytes: int
-    """Above the baseline."""
+    """Bytes above the baseline."""
     baseline: ProcessMemory
     most_threads: int = 0
     most_bytes: int = 0
-    """Above the baseline, that were asked for at once."""
+    """Bytes above the baseline that were asked for at once, at the most."""
     lifted: bool = False
 
     @property
     def short(self) -> bool:
-        """Whether memory has been so short that something may not have been given."""
+        """Return whether memory has been so short that something may not have been given."""
         return near(self.most_bytes, self.bytes)
 
     def look(self, now: ProcessMemory) -> None:
@@ -67,34 +67,35 @@ class Limit:
 
 
 _limits: list[Limit] = []
-"""Of this process, if it has one."""
+"""The limit of this process, if it has one."""
 _device_limits: list[DeviceLimit] = []
-"""Of this process on a GPU, if it has one."""
+"""The limit of this process on a GPU, if it has one."""
 
 
 def look(now: ProcessMemory) -> bool:
-    """Follow what this process takes; whether it was near enough to its limit, if it has one, for
-    what may have many reasons to have this one."""
+    """Follow what this process takes, and return whether it was near its limit, if it has one. Near
+    is near enough for what may have many reasons to have this one."""
     for limit in _limits:
         limit.look(now)
     return any(limit.short for limit in _limits)
 
 
 def short() -> bool:
-    """Whether this process has a limit, and was near enough to it, or its GPU has no more."""
+    """Return whether this process has a limit, and was near enough to it, or its GPU has no
+    more."""
     if look(taken()):
         return True
     return any(near(limit.taken(), limit.bytes) or limit.full() for limit in _device_limits)
 
 
 def at_the_limit() -> bool:
-    """Whether this process has a limit, and has had all that it allows."""
+    """Return whether this process has a limit, and has had all that it allows."""
     return any(limit.most_bytes >= AT_THE_LIMIT * limit.bytes for limit in _limits)
 
 
 def room() -> float:
-    """Bytes that this process would have had left when it took the most; infinite without a
-    limit."""
+    """Return the bytes that this process would have had left when it took the most. Infinite
+    without a limit."""
     look(taken())
     return min((limit.bytes - limit.most_bytes for limit in _limits), default=math.inf)
 
@@ -108,9 +109,9 @@ def lift() -> None:
 
 
 def enforce(device: str, budget: int, dtype: str = "") -> None:
-    """Keep this process to `budget` bytes of a device above what it takes now; 0: to nothing. On a
-    GPU it is going to compute in `dtype`. Raises OutOfMemory for a budget that cannot be kept to,
-    and EnvironmentFault for a GPU that is not the one that was meant."""
+    """Keep this process to `budget` bytes of a device above what it takes now. 0 keeps it to
+    nothing. On a GPU it is going to compute in `dtype`. Raises OutOfMemory for a budget that cannot
+    be kept to, and EnvironmentFault for a GPU that is not the one that was meant."""
     if device.startswith("cuda"):
         if budget and "torch" in sys.modules:
             _device_limits.append(limit_device(device, budget, dtype))
@@ -124,7 +125,7 @@ def enforce(device: str, budget: int, dtype: str = "") -> None:
 
 
 def start_threads() -> None:
-    """Have torch, if it was imported, start the threads that it computes on: under a limit, a
+    """Have torch, if it was imported, start the threads that it computes on. Under a limit, a
     library that gets no stack for one ends the process, or waits for ever."""
     if "torch" not in sys.modules:
         return

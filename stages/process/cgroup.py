@@ -1,4 +1,4 @@
-"""What the kernel lets a group of processes take, and how often it killed one of them for it; knows
+"""Reads what the kernel lets a group of processes take, and how often it killed one. It knows
 nothing of what they do."""
 
 import math
@@ -9,8 +9,8 @@ from pathlib import Path
 UNLIMITED = 1 << 60
 """A limit this high is none: version 1 writes one as the largest number of pages."""
 LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
-"""Of version 2: where the kernel kills, and where it slows down until next to nothing is done; of
-version 1."""
+"""Files of limits. Of version 2: where the kernel kills, and where it slows down until next to
+nothing is done; of version 1."""
 USAGES = ("memory.current", "memory.usage_in_bytes")
 QUOTAS = ("cpu.max", "cpu.cfs_quota_us")
 """Time that a group gets in a period: of version 2, with the period; of version 1."""
@@ -19,22 +19,22 @@ FILE_PAGES = ("inactive_file", "active_file")
 
 
 def host_free_bytes(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that processes of this group can still take: what the machine has available, or what
-    the tightest of the groups around this one has left."""
+    """Return the memory that processes of this group can still take. It is what the machine has
+    available, or what the tightest of the groups around this one has left."""
     found = [kib * 1024 for kib in _told(proc / "meminfo", "MemAvailable:")]
     found += [left for left in map(_left, groups(proc, system)) if left is not None]
     return max(0, min(found, default=0))
 
 
 def host_total_bytes(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory of the machine, or the tightest limit around this group."""
+    """Return memory of the machine, or the tightest limit around this group."""
     found = [kib * 1024 for kib in _told(proc / "meminfo", "MemTotal:")]
     return min([*found, *(limit for g in groups(proc, system) for limit in _limits(g))], default=0)
 
 
 def oom_kills(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
-    """How often the kernel has killed a process of this group for want of memory; where no group
-    counts, of the machine."""
+    """Return how often the kernel has killed a process of this group for want of memory. Where no
+    group counts, it is that of the machine."""
     names = ("memory.events", "memory.oom_control")
     places = [group / name for group in groups(proc, system) for name in names]
     counts = (count for path in (*places, proc / "vmstat") for count in _told(path, "oom_kill"))
@@ -42,8 +42,8 @@ def oom_kills(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup"))
 
 
 def cores(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: those it may run on, or the time that a group is given, in
-    cores and rounded up, whichever is less."""
+    """Return the number of cores that this process may use. They are those that it may run on, or
+    the time that a group is given, in cores and rounded up, whichever is less."""
     found = [len(os.sched_getaffinity(0))]
     for group in groups(proc, system, "cpu", QUOTAS):
         told = [word for name in QUOTAS for word in "".join(_lines(group / name)).split()]
@@ -60,8 +60,8 @@ def groups(
     controller: str = "memory",
     signs: Sequence[str] = USAGES,
 ) -> list[Path]:
-    """Folders of the group that this process is in and of those around it, innermost first; some
-    of them hold one of the files `signs`."""
+    """Return the folders of the group that this process is in and of those around it. They go from
+    the innermost out; some of them hold one of the files `signs`."""
     places: dict[Path, str] = {}
     for line in _lines(proc / "self" / "cgroup"):
         _, controllers, name = line.split(":", 2)
@@ -80,7 +80,7 @@ def groups(
 
 
 def _left(group: Path) -> int | None:
-    """Bytes until the nearest limit of a group, its pages of files not counted."""
+    """Return bytes until the nearest limit of a group, its pages of files not counted."""
     limits = _limits(group)
     if not limits:
         return None
@@ -102,7 +102,8 @@ def _number(path: Path) -> int | None:
 
 
 def _told(path: Path, name: str) -> list[int]:
-    """The number in the line of a file that begins with a name; none where there is no such."""
+    """Return the number in the line of a file that begins with a name; none where there is no
+    such."""
     lines = (line.split() for line in _lines(path))
     return [int(words[1]) for words in lines if len(words) > 1 and words[0] == name][:1]
 

@@ -32,11 +32,11 @@ STUCK = Broken(
     type="OutOfMemory",
     message="no thread went on: a library waits for memory that it did not get",
 )
-"""What is told of a process that would wait for ever."""
+"""Event that is sent of a process that would wait for ever."""
 
 
 def die_with(parent: int) -> None:
-    """Be killed when the parent is, so that no orphan keeps the GPU; exits at once if it is gone
+    """Be killed when the parent is, so that no orphan keeps the GPU. Exits at once if it is gone
     already.
 
     The kernel's signal is tied to the thread that made this process, so the parent is looked at as
@@ -120,9 +120,9 @@ def work(job: dict[str, Any], report: Report) -> int:
 
 
 def load_entry(name: str, arguments: dict[str, Any]) -> Callable[[dict[str, Any], Report], None]:
-    """The stage's function from `package.module:function`; if the module has a function `warm`, it
-    has imported what the stage is going to import for this job, which is then no part of what the
-    stage takes."""
+    """Return the stage's function from `package.module:function`. If the module has a function
+    `warm`, it has imported what the stage is going to import for this job, which is then no part of
+    what the stage takes."""
     module_name, _, function = name.partition(":")
     module = importlib.import_module(module_name)
     loaded: Callable[[dict[str, Any], Report], None] = getattr(module, function)
@@ -132,8 +132,8 @@ def load_entry(name: str, arguments: dict[str, Any]) -> Callable[[dict[str, Any]
 
 
 def describe(error: BaseException) -> Broken:
-    """An error as the parent will tell it: our own in their words, others by class and first
-    line."""
+    """Return an error as the parent will tell it. Our own are told in their words, others by class
+    and first line."""
     if (words := memory_words(error)) is not None:  # whatever was made of it on the way
         own = error.message if isinstance(error, CannotFit) else words
         return Broken(type="OutOfMemory", message=own)

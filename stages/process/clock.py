@@ -13,7 +13,7 @@ from typing import Any
 
 LOOK_SECONDS = 0.5
 OVERTIME = signal.SIGVTALRM
-"""What ends it: no person and no kernel sends that, and it leaves no image of the memory."""
+"""Signal that ends it: no person and no kernel sends that, and it leaves no image of the memory."""
 UTIME, STIME = 11, 12
 """Where processor time stands in a line of `stat`, counted behind the name."""
 
@@ -39,7 +39,8 @@ class Clock:
 
 
 def busiest(pid: int) -> float:
-    """Seconds of processor time that the busiest thread of a process has had; 0 when it is gone."""
+    """Return seconds of processor time that the busiest thread of a process has had. 0 when it is
+    gone."""
     try:
         return max(map(_seconds_of, Path(f"/proc/{pid}/task").glob("*/stat")), default=0.0)
     except OSError:  # ended while its threads were listed

@@ -23,15 +23,15 @@ FUTEX = "202"
 
 
 class Stillness:
-    """Looks, now and then, whether anything moves. Used by one thread, whose own work does not
-    count."""
+    """Looks, now and then, whether anything moves. It is used by one thread, whose own work does
+    not count."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
         self._cpu = 0.0
 
     def look(self) -> bool:
-        """Whether every other thread has done nothing for long but wait for the others."""
+        """Return whether every other thread has done nothing for long but wait for the others."""
         now, cpu = time.monotonic(), time.process_time() - time.thread_time()
         if cpu - self._cpu > IDLE_CPU_SECONDS:
             self._since, self._cpu = now, cpu
@@ -45,7 +45,8 @@ class Stillness:
 
 
 def all_wait(tasks: Path = Path("/proc/self/task")) -> bool:
-    """Whether every thread but this one waits for another, and none for a disk or the network."""
+    """Return whether every thread but this one waits for another, and none for a disk or the
+    network."""
     ours = str(threading.get_native_id())
     return all(_waits(task) for task in tasks.iterdir() if task.name != ours)
 

@@ -1,4 +1,4 @@
-"""What the driver says of a GPU, asked through NVML; imports no torch and makes no CUDA context.
+"""Asks the driver of a GPU through NVML; imports no torch and makes no CUDA context.
 
 A driver need not answer every question: under WSL2 it lists no processes, of a part of a card it
 may not tell the memory, and of a card that fell off the bus it tells nothing. What is not answered
@@ -20,23 +20,25 @@ OSRELEASE = Path("/proc/sys/kernel/osrelease")
 
 
 def device_name() -> str:
-    """`cuda:0` when there is a GPU for this process, else `cpu`. Raises EnvironmentFault for one
-    that is named and not there, and for a driver that is out of order."""
+    """Return `cuda:0` when there is a GPU for this process, else `cpu`. Raises EnvironmentFault for
+    one that is named and not there, and for a driver that is out of order."""
     return "cpu" if handle_of("cuda:0") is None else "cuda:0"
 
 
 def hidden() -> bool:
-    """Whether CUDA_VISIBLE_DEVICES hides every GPU."""
+    """Return whether CUDA_VISIBLE_DEVICES hides every GPU."""
     return visible_entries() == []
 
 
 def device_used_bytes(device: str) -> int:
-    """Memory in use on a device by everyone; 0 for the CPU or when the driver does not tell."""
+    """Return the memory in use on a device by everyone. It is 0 for the CPU or when the driver does
+    not tell."""
     return _ask(device, lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).used), 0)
 
 
 def device_free_bytes(device: str) -> tuple[int, int]:
-    """(free, total) memory of a GPU; zeros for the CPU or when the driver does not tell."""
+    """Return the (free, total) memory of a GPU. Zeros for the CPU or when the driver does not
+    tell."""
 
     def question(nvml: Any, gpu: Any) -> tuple[int, int]:
         memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
@@ -46,8 +48,8 @@ def device_free_bytes(device: str) -> tuple[int, int]:
 
 
 def device_holders(device: str) -> dict[int, int]:
-    """Process id → bytes it holds on the device, as far as the driver tells; in a container the
-    ids are those of the host."""
+    """Return process id → bytes it holds on the device, as far as the driver tells. In a container
+    the ids are those of the host."""
 
     def question(nvml: Any, gpu: Any) -> dict[int, int]:
         running = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
@@ -57,17 +59,18 @@ def device_holders(device: str) -> dict[int, int]:
 
 
 def device_uuid(device: str) -> str:
-    """A name for the physical device that all processes agree on, for locks and records."""
+    """Return a name for the physical device that all processes agree on, for locks and records."""
     return _ask(device, lambda nvml, gpu: str(nvml.nvmlDeviceGetUUID(gpu)), device)
 
 
 def device_model(device: str) -> str:
-    """What its maker calls a GPU; empty when the driver does not tell."""
+    """Return what its maker calls a GPU; empty when the driver does not tell."""
     return _ask(device, lambda nvml, gpu: str(nvml.nvmlDeviceGetName(gpu)), "")
 
 
 def device_capability(device: str) -> tuple[int, int]:
-    """Compute capability of a GPU, such as (8, 6); (0, 0) for the CPU or when it is not told."""
+    """Return the compute capability of a GPU, such as (8, 6). It is (0, 0) for the CPU or when it
+    is not told."""
 
     def question(nvml: Any, gpu: Any) -> tuple[int, int]:
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(gpu)
@@ -77,12 +80,12 @@ def device_capability(device: str) -> tuple[int, int]:
 
 
 def driver_version(device: str) -> str:
-    """Version of the driver; empty for the CPU or when it is not told."""
+    """Return the version of the driver; empty for the CPU or when it is not told."""
     return _ask(device, lambda nvml, gpu: str(nvml.nvmlSystemGetDriverVersion()), "")
 
 
 def other_devices(device: str) -> list[tuple[int, str, int]]:
-    """The cards beside a GPU's own, where all may be had: number, name, bytes of memory."""
+    """Return the cards beside a GPU's own, where all may be had: number, name, bytes of memory."""
 
     def question(nvml: Any, gpu: Any) -> list[tuple[int, str, int]]:
         if visible_entries() is not None:
@@ -103,7 +106,8 @@ def other_devices(device: str) -> list[tuple[int, str, int]]:
 
 
 def on_wsl() -> bool:
-    """Whether this is Linux under Windows (WSL2), whose driver does some things differently."""
+    """Return whether this is Linux under Windows (WSL2), whose driver does some things
+    differently."""
     try:
         return "microsoft" in OSRELEASE.read_text(encoding="ascii", errors="replace").lower()
     except OSError:
@@ -111,7 +115,7 @@ def on_wsl() -> bool:
 
 
 def _ask(device: str, question: Callable[[Any, Any], Answer], unknown: Answer) -> Answer:
-    """The driver's answer to one question; `unknown` where there is none."""
+    """Return the driver's answer to one question; `unknown` where there is none."""
     gpu = handle_of(device)
     if gpu is None:
         return unknown

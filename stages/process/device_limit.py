@@ -1,9 +1,9 @@
-"""Keeps a process to its part of a GPU: what the driver takes for it is measured, and torch's
-allocator is limited to the rest; knows no stage.
+"""Keeps a process to its part of a GPU; knows no stage.
 
-CUDA loads libraries and kernels when they are first used. So the driver's part is looked at only
-after a product of matrices and a convolution in the dtype that the stage is going to compute in:
-what were loaded later would come on top of a limit that no longer knows of it.
+What the driver takes for it is measured, and torch's allocator is limited to the rest. CUDA loads
+libraries and kernels when they are first used. So the driver's part is looked at only after a
+product of matrices and a convolution in the dtype that the stage is going to compute in: what were
+loaded later would come on top of a limit that no longer knows of it.
 """
 
 import os
@@ -20,34 +20,34 @@ from stages.process.device import (
 from stages.process.nvml import VISIBLE
 
 CONTEXT_BYTES = 512 << 20
-"""What the driver takes for a process where it does not tell, and until it is measured: its context
-and the kernels that are loaded, between 250 MiB on older cards and 600 on newer ones."""
+"""Bytes that the driver takes for a process where it does not tell, and until it is measured: its
+context and the kernels that are loaded, between 250 MiB on older cards and 600 on newer ones."""
 SLACK_BYTES = 64 << 20
 """By how much two ways of measuring what a process holds may differ."""
 SPARE_BYTES = 128 << 20
 """A GPU that has no more free gives nothing large, whatever a limit allows."""
 WARM_EDGE = 256
-"""Of the matrices, and of the picture, that have the libraries loaded."""
+"""Edge of the matrices, and of the picture, that have the libraries loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceLimit:
-    """What this process may take of a GPU."""
+    """The memory that this process may take of a GPU."""
 
     device: str
     bytes: int
-    """With the driver's part."""
+    """Bytes, with the driver's part."""
     context: int
-    """The driver's part."""
+    """Bytes of the driver's part."""
 
     def taken(self) -> int:
-        """The most that this process has had, as far as torch knows."""
+        """Return the most that this process has had, as far as torch knows."""
         import torch
 
         return self.context + int(torch.cuda.max_memory_reserved(self.device))
 
     def full(self) -> bool:
-        """Whether the GPU itself has nothing to give any more, because of others."""
+        """Return whether the GPU itself has nothing to give any more, because of others."""
         free, total = device_free_bytes(self.device)
         return total > 0 and free < SPARE_BYTES
 
@@ -84,7 +84,7 @@ def context_bytes(device: str, dtype: str) -> int:
 
 
 def warm_up(device: str, dtype: str) -> int:
-    """Have the libraries loaded that nearly every model uses; returns what torch's allocator holds
+    """Have the libraries loaded that nearly every model uses. Returns what torch's allocator holds
     then. `dtype` is a torch dtype's name, or anything else for 32 bit."""
     import torch
 
@@ -101,7 +101,7 @@ def warm_up(device: str, dtype: str) -> int:
 
 
 def check_same_card(device: str) -> None:
-    """Raises EnvironmentFault when torch's GPU is not the one that the driver was asked about."""
+    """Raise EnvironmentFault when torch's GPU is not the one that the driver was asked about."""
     import torch
 
     asked = device_uuid(device)

@@ -1,5 +1,5 @@
-"""What CUDA says of a GPU that cannot be used, and what a person can do about it; for memory that
-was not given see ending.py."""
+"""Turns what CUDA says of a GPU that cannot be used into advice to a person. For memory that was
+not given see exit_diagnosis.py."""
 
 from stages.process.nvml import TO_THE_CPU
 
@@ -31,6 +31,6 @@ ADVICE = {
 
 
 def device_advice(words: str) -> str:
-    """What to do about a GPU that failed with these words; empty when they are of something
+    """Return what to do about a GPU that failed with these words. Empty when they are of something
     else."""
     return next((advice for sign, advice in ADVICE.items() if sign in words), "")

@@ -1,5 +1,7 @@
-"""The environment of a stage's process, with a place for what torch's compiler makes; knows no
-stage."""
+"""Makes the environment of a stage's process; knows no stage.
+
+It holds a place for what torch's compiler makes.
+"""
 
 import os
 from pathlib import Path
@@ -10,12 +12,12 @@ from stages.process.device import on_wsl
 ALLOCATOR, ALLOCATOR_OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 """In the environment: how torch's allocator works; the old name is the one that it reads first."""
 EXPANDABLE = "expandable_segments:True"
-"""What was freed can be put together again, so that less of it is lost."""
+"""Setting with which freed memory can be put together again, so that less of it is lost."""
 NOT_EXPANDABLE = "expandable_segments:False"
 
 
 def child_environment() -> dict[str, str]:
-    """The parent's environment, with what every stage wants set unless the user set it."""
+    """Return the parent's environment, with what every stage wants set unless the user set it."""
     defaults = {
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -42,8 +44,9 @@ def child_environment() -> dict[str, str]:
 
 
 def compiler_folder() -> str:
-    """Where torch's compiler may leave what it makes, which is at least a folder as soon as it is
-    imported: left to itself it takes the one for temporary files. Empty where none can be made."""
+    """Return where torch's compiler may leave what it makes; empty where no folder can be made. The
+    compiler makes at least a folder as soon as it is imported: left to itself it takes the one for
+    temporary files."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base, "penstock", "torchinductor")
     try:

@@ -1,7 +1,7 @@
-"""What a stage's process tells the one that started it, a line of JSON each; knows no stage.
+"""The events by which a stage's process tells its parent what it did; knows no stage.
 
-The class of an event stands as a word in its line, and its fields stand beside that. Both ends
-share these classes, so that neither can misspell what the other means.
+Each is a line of JSON. The class of an event stands as a word in its line, and its fields stand
+beside that. Both ends share these classes, so that neither can misspell what the other means.
 """
 
 import json
@@ -62,7 +62,7 @@ class Shrunk:
     failed: int
     error: str
     block: int = 0
-    """The same of batches that go through together; 0: there are none."""
+    """The same number for batches that go through together; 0: there are none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,10 +84,10 @@ class Warned:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemorySeen:
-    """What the process has of memory, and the most so far, in bytes; also a sign of life."""
+    """The memory that the process has, and the most so far, in bytes. It is also a sign of life."""
 
     seconds: float
-    """Since the process began."""
+    """Seconds since the process began."""
     host_bytes: int
     device_bytes: int
     peak_host_bytes: int
@@ -146,14 +146,15 @@ WORD_OF = {kind: word for word, kind in WORDS.items()}
 
 
 def line_of(event: Event) -> str:
-    """The line that tells of an event."""
+    """Return the line that tells of an event."""
     if isinstance(event, Noted):
         return json.dumps({"event": NOTE, **event.values}) + "\n"
     return json.dumps({"event": WORD_OF[type(event)], **asdict(event)}) + "\n"
 
 
 def event_of(line: str) -> Event | None:
-    """The event that a line tells of; None where it was cut off by the death of who wrote it."""
+    """Return the event that a line tells of. None where it was cut off by the death of who wrote
+    it."""
     try:
         values = json.loads(line)
         word = values.pop("event")

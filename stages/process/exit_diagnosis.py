@@ -1,5 +1,7 @@
-"""What ended a stage's process, told by its exit status, its last words and the kernel's count;
-knows no stage by name."""
+"""Tells what ended a stage's process; knows no stage by name.
+
+It goes by the exit status, the last words and the kernel's count.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -40,7 +42,7 @@ OUT_OF_MEMORY = (
     # Rust, of safetensors and tokenizers, which then aborts
     "memory allocation of",
 )
-"""How an out-of-memory death reads in a stage's last words."""
+"""Words by which an out-of-memory death is known in a stage's last words."""
 PERHAPS_OUT_OF_MEMORY = (
     # oneDNN
     "could not create a primitive",
@@ -62,16 +64,16 @@ PERHAPS_OUT_OF_MEMORY = (
     # the driver, of host memory that it was to pin
     "OS call failed or operation not supported on this OS",
 )
-"""What is also said for other reasons: it counts only where memory was short."""
+"""Words that are also said for other reasons: they count only where memory was short."""
 KILLED_STATUS = 128 + signal.SIGKILL
-"""How a shell, or a container, tells that what it started was killed."""
+"""Exit status by which a shell, or a container, tells that what it started was killed."""
 LAST_LINES = 5
 """Lines at a log's end in which the reason stands when a library ended the process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ending:
-    """What is known of a process that ended without success."""
+    """The facts known of a process that ended without success."""
 
     code: int
     """Its exit status; below zero, the signal."""
@@ -79,40 +81,41 @@ class Ending:
     """The error event that it sent, if it could."""
     log: Path
     last_lines: tuple[str, ...] = ()
-    """Of its log."""
+    """Last lines of its log."""
     items: int = 0
-    """What it had published."""
+    """Number of items that it had published."""
     peak_bytes: int = 0
-    """The most that it was seen to take, above what its imports take."""
+    """The most bytes that it was seen to take, above what its imports take."""
     budget: int = 0
-    """What it was allowed; 0: all there was."""
+    """Bytes that it was allowed; 0: all there was."""
     oom_kills: int = 0
     """Processes of its group that the kernel killed meanwhile for want of memory."""
 
     @property
     def signal(self) -> int:
-        """The signal that ended it; 0 when none did."""
+        """Return the signal that ended it; 0 when none did."""
         return signal.SIGKILL if self.code == KILLED_STATUS else max(0, -self.code)
 
     @property
     def short(self) -> bool:
-        """Whether it, or the kernel, was so short of memory that something may not have been
-        given."""
+        """Return whether memory was so short that something may not have been given. It may have
+        been short for the process, or for the kernel."""
         return self.oom_kills > 0 or (self.budget > 0 and near(self.peak_bytes, self.budget))
 
     @property
     def at_the_limit(self) -> bool:
-        """Whether it had all that it was allowed, or the kernel had no more."""
+        """Return whether it had all that it was allowed, or the kernel had no more."""
         return self.oom_kills > 0 or 0 < self.budget * AT_THE_LIMIT <= self.peak_bytes
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the machine is at fault: libraries have many words for it, and no class in common."""
+    """Return whether the machine is at fault: libraries have many words for it, and no class in
+    common."""
     return memory_words(error) is not None
 
 
 def memory_words(error: BaseException) -> str | None:
-    """What was said, first of all, of memory that was not given; None when nothing was."""
+    """Return what was said, first of all, of memory that was not given. None when nothing was."""
     for cause in reversed(list(causes(error))):
         words = f"{type(cause).__name__}: {first_line(cause)}"
         if says_out_of_memory(words) or (perhaps(words) and short()):
@@ -121,7 +124,7 @@ def memory_words(error: BaseException) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     text = str(error).strip().splitlines()
@@ -129,7 +132,7 @@ def first_line(error: BaseException) -> str:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on."""
+    """Yield an error, what it was raised from, and so on."""
     seen: set[int] = set()
     while id(error) not in seen:
         yield error
@@ -138,17 +141,17 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def says_out_of_memory(words: str) -> bool:
-    """Whether these last words are those of somebody who got no memory."""
+    """Return whether these last words are those of somebody who got no memory."""
     return any(sign in words for sign in OUT_OF_MEMORY)
 
 
 def perhaps(words: str) -> bool:
-    """Whether these may be the last words of somebody who got no memory."""
+    """Return whether these may be the last words of somebody who got no memory."""
     return any(sign in words for sign in PERHAPS_OUT_OF_MEMORY)
 
 
 def fault_of_stage(name: str, ending: Ending) -> errors.PenstockError:
-    """The error that a stage's end amounts to."""
+    """Return the error that a stage's end amounts to."""
     told = ending.told or Broken()
     last_words = f"{told.type}: {told.message}" if told.type else "".join(ending.last_lines[-1:])
     known = _ours(told.type)
@@ -174,17 +177,17 @@ def fault_of_stage(name: str, ending: Ending) -> errors.PenstockError:
 
 
 def _ours(name: str) -> type[errors.PenstockError] | None:
-    """The error of this program that is called so."""
+    """Return the error of this program that is called so."""
     known = {**vars(errors), "DamagedRecord": DamagedRecord}.get(name)
     return known if isinstance(known, type) and issubclass(known, errors.PenstockError) else None
 
 
 def _of_memory(ending: Ending, told: Broken, last_words: str, *, ours: bool) -> bool:
-    """Whether it was its memory that it died of; `ours` is whether the error is one of this
+    """Return whether it was its memory that it died of. `ours` is whether the error is one of this
     program, which are never in doubt."""
     words = [last_words] if told.type else [last_words, *ending.last_lines]
     if any(map(says_out_of_memory, words)) or ending.signal == signal.SIGALRM:
-        return True  # the clock runs only where memory is short: see stuck.py
+        return True  # the clock runs only where memory is short: see deadlock_watchdog.py
     if not ours and any(map(perhaps, words)):
         return ending.short
     crashed = not told.type and ending.signal in (signal.SIGKILL, *CRASHING)
@@ -207,12 +210,12 @@ def _out_of_memory(name: str, ending: Ending, last_words: str) -> errors.OutOfMe
 
 
 def is_crash(error: BaseException) -> bool:
-    """Whether a stage died in a library, of what it was reading, and not of the machine."""
+    """Return whether a stage died in a library, of what it was reading, and not of the machine."""
     return isinstance(error, errors.StageDied) and -(error.return_code or 0) in CRASHING
 
 
 def signal_name(number: int) -> str:
-    """`signal 9 (SIGKILL)`."""
+    """Return a signal's number and name: `signal 9 (SIGKILL)`."""
     try:
         return f"signal {number} ({signal.Signals(number).name})"
     except ValueError:

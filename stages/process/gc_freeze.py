@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def gc_frozen() -> Iterator[None]:
-    """What is made in this block stays, so it is not looked through for garbage again and again: of
-    importing torch and a model's classes, that is a quarter of the time."""
+    """Keep what is made in this block, so that it is not looked through for garbage. Of importing
+    torch and a model's classes, looking through it again and again is a quarter of the time."""
     if not gc.isenabled():  # in a block of this kind already
         yield
         return

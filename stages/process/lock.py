@@ -1,5 +1,5 @@
-"""Exclusive use of a device, as a kernel lock that dies with its holder; knows nothing of what the
-device does."""
+"""Gives exclusive use of a device, by a kernel lock that dies with its holder. It knows nothing of
+what the device does."""
 
 import contextlib
 import errno
@@ -14,20 +14,21 @@ from artifacts.regular import odd_kind
 from stages.process.device import device_uuid
 
 CPU_LOCK = "PENSTOCK_CPU_LOCK"
-"""In the environment: a file whose lock stands for the CPU, on machines where several people's
-models would be in each other's way."""
+"""Variable of the environment that names a file whose lock stands for the CPU, on machines where
+several people's models would be in each other's way."""
 LOCKS = "PENSTOCK_LOCKS"
-"""In the environment: the folder of the GPUs' locks, where /tmp is not everybody's."""
+"""Variable of the environment that names the folder of the GPUs' locks, where /tmp is not
+everybody's."""
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL)
-"""What a file system says that locks nothing, or not a file that is open for reading."""
+"""Errors of a file system that locks nothing, or not a file that is open for reading."""
 IN_THE_WAY = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
-"""What opening a link, a folder and a socket fails with."""
+"""Errors with which opening a link, a folder and a socket fails."""
 PID_BYTES = 32
 """More than a process id has digits."""
 
 
 def hold_device(device: str, on_wait: Callable[[str], None]) -> IO[str] | None:
-    """Wait for a device's lock and hold it until the process ends; the CPU has one where CPU_LOCK
+    """Wait for a device's lock and keep it until the process ends. The CPU has one where CPU_LOCK
     names it.
 
     `on_wait` is told who holds it, once, when there is a wait. The file returned must be kept open.
@@ -39,9 +40,9 @@ def hold_device(device: str, on_wait: Callable[[str], None]) -> IO[str] | None:
 
 
 def lock_path(device: str) -> Path:
-    """One file a physical device, the same for all users' processes on this machine; in containers,
-    which have a /tmp each, for those that are given one folder for their locks. Raises
-    EnvironmentFault when that is no folder."""
+    """Return the path of a device's lock, one file a physical device. It is the same for all users'
+    processes on this machine; in containers, which have a /tmp each, for those that are given one
+    folder for their locks. Raises EnvironmentFault when that is no folder."""
     folder = Path(os.environ.get(LOCKS) or "/tmp").absolute()
     if not folder.is_dir():
         raise EnvironmentFault(
@@ -52,8 +53,8 @@ def lock_path(device: str) -> Path:
 
 
 def hold(path: Path, on_wait: Callable[[str], None]) -> IO[str]:
-    """Take the lock at `path`, waiting if it must; the process id inside tells others who has
-    it. Raises OSError, and EnvironmentFault for what is no file."""
+    """Take the lock at `path`, waiting if it must. The process id inside tells others who has it.
+    Raises OSError, and EnvironmentFault for what is no file."""
     file = _open(path)
     if not _lock(file, fcntl.LOCK_NB):
         on_wait(holder(path))
@@ -72,8 +73,8 @@ def try_hold(path: Path) -> IO[str] | None:
 
 
 def _lock(file: IO[str], how: int = 0) -> bool:
-    """Whether this process has the lock now, or none can be had there, as on some mounts: then
-    nobody is kept from working."""
+    """Return whether this process has the lock now, or none can be had there. None can be had on
+    some mounts: then nobody is kept from working."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | how)
     except BlockingIOError:
@@ -85,7 +86,7 @@ def _lock(file: IO[str], how: int = 0) -> bool:
 
 
 def holder(path: Path) -> str:
-    """Who has the lock, in words."""
+    """Return who has the lock, in words."""
     try:
         with os.fdopen(_descriptor(path, os.O_RDONLY), "rb") as file:
             pid = file.read(PID_BYTES).strip()
@@ -111,8 +112,8 @@ def _open(path: Path) -> IO[str]:
 
 
 def _descriptor(path: Path, how: int) -> int:
-    """The file at `path`, opened. Raises EnvironmentFault for what is none: who may write to a
-    folder of all, such as /tmp, could have others write where they are led to."""
+    """Open the file at `path`. Raises EnvironmentFault for what is none: who may write to a folder
+    of all, such as /tmp, could have others write where they are led to."""
     try:
         descriptor = os.open(path, how | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:

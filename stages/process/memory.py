@@ -1,4 +1,5 @@
-"""Memory of a process, read from the kernel, and how it changes; makes no CUDA context."""
+"""Reads the memory of a process from the kernel, and follows how it changes. It makes no CUDA
+context."""
 
 import contextlib
 import sys
@@ -16,12 +17,12 @@ TIMELINE_INTERVAL = 0.5
 """Seconds between points of the time line (2 Hz)."""
 RISE_BYTES = 16 << 20
 RISE_SHARE = 0.01
-"""By how much a peak is above the one that was told, at the least, when it is told at once: whoever
-is killed at its peak can tell no more, and its imports alone may take half a GB."""
+"""Part by which a peak is above the one that was told, at the least, when it is told at once:
+whoever is killed at its peak can tell no more, and its imports alone may take half a GB."""
 
 
 class ProcessMemory(NamedTuple):
-    """What a process has of the host's memory."""
+    """The host's memory that a process has."""
 
     anonymous: int = 0
     """Resident bytes that no file backs. The kernel's high-water mark counts file pages as well."""
@@ -31,11 +32,11 @@ class ProcessMemory(NamedTuple):
 
 
 FIELDS = {b"RssAnon": 0, b"VmData": 1, b"Threads": 2}
-"""Line of the kernel's status of a process → its place in Taken."""
+"""Line of the kernel's status of a process → its place in ProcessMemory."""
 
 
 def taken(pid: int | str = "self") -> ProcessMemory:
-    """What a process has of the host's memory; nothing when there is no such process."""
+    """Return what a process has of the host's memory; nothing when there is no such process."""
     found = [0, 0, 0]
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
@@ -50,7 +51,7 @@ def taken(pid: int | str = "self") -> ProcessMemory:
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:
-    """Resident memory that no file backs."""
+    """Return the resident bytes that no file backs."""
     return taken(pid).anonymous
 
 
@@ -118,7 +119,8 @@ class Sampler:
 
 
 def _own_bytes(device: str) -> int:
-    """What this process holds of a GPU of which the driver does not tell; 0 without a context."""
+    """Return what this process holds of a GPU of which the driver does not tell. 0 without a
+    context."""
     torch = sys.modules.get("torch")
     cuda: Any = getattr(torch, "cuda", None)  # none yet, while it is being imported
     if not device.startswith("cuda") or not hasattr(cuda, "memory_reserved"):

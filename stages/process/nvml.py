@@ -1,4 +1,4 @@
-"""Which GPU is meant, and NVML's handle of it; asks the driver nothing else.
+"""Finds which GPU is meant, and NVML's handle of it; asks the driver nothing else.
 
 CUDA_VISIBLE_DEVICES takes numbers, uuids, beginnings of uuids, and parts of a card (MIG devices).
 Of a card that is divided, CUDA sees a part even where the card is named.
@@ -15,14 +15,15 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 HIDING = ("", "-1", "NoDevFiles")
 """First entries that hide every GPU; the last is what Slurm sets for a job without one."""
 NO_DRIVER = ("NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded")
-"""What NVML says where there is no NVIDIA GPU in use; anything else is a driver out of order."""
+"""Errors of NVML where there is no NVIDIA GPU in use; anything else is a driver out of order."""
 TO_THE_CPU = f"`{VISIBLE}= penstock …` uses the CPU instead"
 
 Answer = TypeVar("Answer")
 
 
 def visible_entries() -> list[str] | None:
-    """Entries of CUDA_VISIBLE_DEVICES up to the first that hides the rest; None when not set."""
+    """Return the entries of CUDA_VISIBLE_DEVICES up to the first that hides the rest. None when not
+    set."""
     given = os.environ.get(VISIBLE)
     if given is None:
         return None
@@ -35,7 +36,7 @@ def visible_entries() -> list[str] | None:
 
 
 def handle_of(device: str) -> Any:
-    """NVML's name for a GPU; None for the CPU, and where there is none."""
+    """Return NVML's name for a GPU; None for the CPU, and where there is none."""
     if not device.startswith("cuda"):
         return None
     visible = visible_entries()
@@ -47,7 +48,8 @@ def handle_of(device: str) -> Any:
 
 @functools.cache  # it is asked twenty times a second
 def found(name: str, *, named: bool) -> Any:
-    """The GPU that an entry names; `named`: by the user, for whom it must be there."""
+    """Return the GPU that an entry names. `named` is whether the user named it, for whom it must be
+    there."""
     if not _driver_answers():
         if named:
             raise _unknown(name, "no NVIDIA driver answers")
@@ -64,8 +66,8 @@ def found(name: str, *, named: bool) -> Any:
 
 
 def _numbered(nvml: Any, number: int) -> Any:
-    """The card of that number; None when there is none. Raises EnvironmentFault for one that the
-    driver cannot reach."""
+    """Return the card of that number; None when there is none. Raises EnvironmentFault for one that
+    the driver cannot reach."""
     try:
         return nvml.nvmlDeviceGetHandleByIndex(number)
     except (nvml.NVMLError_InvalidArgument, nvml.NVMLError_NotFound):
@@ -78,7 +80,7 @@ def _numbered(nvml: Any, number: int) -> Any:
 
 
 def _called(nvml: Any, name: str) -> list[Any]:
-    """Cards, and parts of cards, whose uuid begins so: CUDA takes a prefix."""
+    """Return cards, and parts of cards, whose uuid begins so: CUDA takes a prefix."""
     cards = [card for _, card in cards_of(nvml)]
     parts = [part for card in cards for part in parts_of(nvml, card)]
     return [gpu for gpu in (*cards, *parts) if uuid_of(nvml, gpu).startswith(name)]
@@ -92,7 +94,7 @@ def _unknown(name: str, known: str) -> EnvironmentFault:
 
 
 def _driver_answers() -> bool:
-    """Whether there is a driver. Raises EnvironmentFault for one that is out of order."""
+    """Return whether there is a driver. Raises EnvironmentFault for one that is out of order."""
     try:
         import pynvml
     except ImportError:
@@ -110,7 +112,8 @@ def _driver_answers() -> bool:
 
 
 def cards_of(nvml: Any) -> Iterator[tuple[int, Any]]:
-    """The number of each card that can be reached, and the card, in the order of their PCI bus."""
+    """Yield the number of each card that can be reached, and the card. They come in the order of
+    their PCI bus."""
     for number in range(_or(nvml, 0, nvml.nvmlDeviceGetCount)):
         card = _or(nvml, None, nvml.nvmlDeviceGetHandleByIndex, number)
         if card is not None:
@@ -118,7 +121,8 @@ def cards_of(nvml: Any) -> Iterator[tuple[int, Any]]:
 
 
 def parts_of(nvml: Any, card: Any) -> Iterator[Any]:
-    """The parts (MIG devices) that a card is divided into; none of a part, or a whole card."""
+    """Yield the parts (MIG devices) that a card is divided into; none of a part, or a whole
+    card."""
     if not _or(nvml, (0, 0), nvml.nvmlDeviceGetMigMode, card)[0]:
         return
     for number in range(_or(nvml, 0, nvml.nvmlDeviceGetMaxMigDeviceCount, card)):
@@ -136,7 +140,7 @@ def uuid_of(nvml: Any, gpu: Any) -> str:
 
 
 def _or(nvml: Any, otherwise: Answer, function: Callable[..., Answer], *given: Any) -> Answer:
-    """What NVML answers, or something else where it does not."""
+    """Return what NVML answers, or something else where it does not."""
     try:
         return function(*given)
     except nvml.NVMLError:

@@ -1,4 +1,4 @@
-"""What one stage process did; knows not how it was run."""
+"""The result of one stage process; knows not how it was run."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ from stages.process.events import Broken, Failed, TooLarge
 
 @dataclass(kw_only=True, slots=True)
 class StageOutcome:
-    """What one stage process did, as `run.json` records it."""
+    """The result of one stage process, as `run.json` records it."""
 
     name: str
     items: int = 0

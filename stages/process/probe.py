@@ -1,5 +1,7 @@
-"""The stage that tries a GPU: whether torch can compute on it, and what it tells of its memory;
-knows no model."""
+"""The stage that tries a GPU; knows no model.
+
+It tells whether torch can compute on it, and what it tells of its memory.
+"""
 
 from typing import Any
 
@@ -8,13 +10,13 @@ from stages.process.report import Report
 
 
 def warm(job: dict[str, Any]) -> None:
-    """What it imports is no part of what it takes."""
+    """Import what it needs, which is then no part of what it takes."""
     import torch  # noqa: F401
 
 
 def run(job: dict[str, Any], report: Report) -> None:
-    """Job: device. Answers with a note `gpu`. Raises what torch raises, and EnvironmentFault when
-    it computes on another GPU than the driver told of."""
+    """Answer a job, which names a `device`, with a note `gpu`. Raises what torch raises, and
+    EnvironmentFault when it computes on another GPU than the driver told of."""
     import torch
 
     device = str(job["device"])

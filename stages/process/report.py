@@ -1,5 +1,5 @@
-"""What a stage tells its parent while it works, one JSON line an event; knows nothing of who
-listens.
+"""Sends the events of a stage to its parent while it works, one JSON line each. It knows nothing of
+who listens.
 
 Libraries print on stdout, so events travel on a file descriptor of their own.
 """
@@ -42,11 +42,11 @@ class Report:
         self._lock = threading.Lock()
 
     def total(self, items: int) -> None:
-        """How many items this stage is going to publish."""
+        """Tell how many items this stage is going to publish."""
         self.send(Total(items=items))
 
     def item(self, key: str, *, label: str = "", tokens: int = 0) -> None:
-        """An item was published: it is on disk, and will not be made again."""
+        """Tell that an item was published: it is on disk, and will not be made again."""
         if self._journal is not None:
             self._note(self._journal, json.dumps({"time": round(time.time(), 3), "key": key}))
         self.send(Item(key=key, label=label, tokens=tokens))
@@ -64,36 +64,36 @@ class Report:
             raise fault_of(error, journal.parent) from error
 
     def begin(self, media: str) -> None:
-        """A medium is opened: whoever dies from now on may have died of it."""
+        """Tell that a medium is opened: whoever dies from now on may have died of it."""
         self.send(Begin(media=media))
 
     def done(self, media: str) -> None:
-        """A medium is closed again."""
+        """Tell that a medium is closed again."""
         self.send(Done(media=media))
 
     def failure(self, media: str, kind: str, message: str, hint: str) -> None:
-        """One medium, named by its content digest, cannot be used; the others can."""
+        """Tell that one medium, named by its content digest, cannot be used. The others can."""
         self.send(Failed(media=media, kind=kind, message=message, hint=hint))
 
     def rung(self, batch: int, *, failed: int, error: str, block: int = 0) -> None:
-        """A batch of `failed` items, or batches of so many that go through together, did not fit;
-        from here on they are at most so large."""
+        """Tell that a batch of `failed` items did not fit, or batches of so many that go through
+        together. From here on they are at most so large."""
         self.send(Shrunk(batch=batch, failed=failed, error=error, block=block))
 
     def too_large(self, key: str, wanted: int, error: str) -> None:
-        """An item does not fit, even alone, where others do; `wanted` bytes, 0 if unknown, could
-        not be had for it."""
+        """Tell that an item does not fit, even alone, where others do. `wanted` bytes, 0 if
+        unknown, could not be had for it."""
         self.send(TooLarge(key=key, wanted_bytes=wanted, error=error))
 
     def warning(self, text: str) -> None:
-        """Something a person should read, and that stops nothing."""
+        """Tell something that a person should read, and that stops nothing."""
         self.send(Warned(text=text))
 
     def memory(
         self, seconds: float, host: int, device: int, peak_host: int, peak_device: int
     ) -> None:
-        """Memory after so many seconds, and the most so far, in bytes; also a sign of life from a
-        stage whose items take long."""
+        """Tell the memory after so many seconds, and the most so far, in bytes. It is also a sign
+        of life from a stage whose items take long."""
         self.send(
             MemorySeen(
                 seconds=seconds,
@@ -105,7 +105,7 @@ class Report:
         )
 
     def note(self, **values: Any) -> None:
-        """Facts about the stage for `run.json`, such as the attention implementation."""
+        """Tell facts about the stage for `run.json`, such as the attention implementation."""
         self.send(Noted(values))
 
     def send(self, event: Event) -> None:

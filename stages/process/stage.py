@@ -1,4 +1,7 @@
-"""What a stage is, told once for who plans it, who runs it and who shows it; imports no library."""
+"""The declaration of a stage; imports no library.
+
+It is told once for who plans the stage, who runs it and who shows it.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +19,21 @@ class Stage:
     writes: str
     """The kind of records that it makes."""
     part: Part | None = None
-    """What of a checkpoint it loads; None: nothing, and it runs on the host."""
+    """Part of a checkpoint that it loads; None: nothing, and it runs on the host."""
     job: type[Any]
-    """What its process is told."""
+    """Class of the job that its process is told."""
     prompted: bool = False
-    """Its records are made of a prompt too, and rows with prompts of like length share a batch."""
+    """Whether its records are made of a prompt too, and rows with prompts of like length share a
+    batch."""
     limited: bool = False
-    """Its records are cut at so many tokens, which then decide their bytes."""
+    """Whether its records are cut at so many tokens, which then decide their bytes."""
     refuses: bool = False
-    """It may find that a model does not take an item, which it notes among the failures."""
+    """Whether it may find that a model does not take an item, which it notes among the failures."""
     gives_back: bool = False
-    """What it read is not kept once it is through with it."""
+    """Whether what it read is not kept once it is through with it."""
     output_version: int
     """Raised when its own output changes for the same inputs; part of every key below it."""
     entry: str
     """The function that its process calls: `package.module:function`."""
     verb: str
-    """What people are told that it does."""
+    """The verb by which people are told what it does."""

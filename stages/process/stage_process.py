@@ -1,5 +1,12 @@
-"""The parent's side of a stage: start it, listen, say how it ended; knows no stage by name and
-makes no CUDA context."""
+"""The parent's side of a stage; knows no stage by name and makes no CUDA context.
+
+It writes the job to a file and starts `stages.process.child` in a process of its own, which reads
+that file and takes the lock of the device. A thread reads the child's events from a pipe, one JSON
+line each: it adds them to the outcome, and hands each to the listener. What libraries print goes to
+the log. When the process has ended, `wait` looks whether the GPU was given back, and returns the
+outcome, or raises the error that its exit status, its last event, its log and the kernel's count of
+kills amount to. `stop` asks it to end, and kills it when it does not.
+"""
 
 import contextlib
 import json
@@ -61,8 +68,8 @@ class StageProcess:
         budget: int = 0,
         seconds: float = 0.0,
     ) -> None:
-        """`budget` bytes of the device it may take above its imports; 0: all that is there.
-        `seconds` of processor time that a thread of it may take; 0: as long as it needs."""
+        """Start the stage. It may take `budget` bytes of the device above its imports; 0: all that
+        is there. A thread of it may take `seconds` of processor time; 0: as long as it needs."""
         self.name = name
         self.log = log
         self._device = device
@@ -120,8 +127,8 @@ class StageProcess:
         return self._process.pid
 
     def wait(self) -> StageOutcome:
-        """The stage's outcome once it has ended and the device is free again. Raises what ended
-        it."""
+        """Return the stage's outcome once it has ended and the device is free again. Raises what
+        ended it."""
         try:
             code = self._process.wait()
             self._reader.join()
@@ -158,7 +165,7 @@ class StageProcess:
         )
 
     def ended(self, seconds: float) -> bool:
-        """Whether the process has ended, after waiting for it so long at the most."""
+        """Return whether the process has ended, after waiting for it so long at the most."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -1,5 +1,7 @@
-"""The engines that captions can be made by, told once for who makes a key of them and for the stage
-that starts one; imports no model library."""
+"""The engines that captions can be made by; imports no model library.
+
+They are told once for who makes a key of them and for the stage that starts one.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from stages.decode.job import DEFAULT_ENGINE
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """A declaration of how a language half is made to say captions."""
+    """The declaration of how a language half is made to say captions."""
 
     name: str
     entry: str
@@ -23,12 +25,12 @@ class Engine:
 
     @property
     def words(self) -> tuple[str | int, ...]:
-        """What it adds to a key: nothing where captions are those of before."""
+        """Return what it adds to a key. It is nothing where captions are those of before."""
         return (self.name, self.output_version) if self.output_version else ()
 
     @property
     def meta(self) -> dict[str, str | int]:
-        """What is stored of it beside each caption."""
+        """Return what is stored of it beside each caption."""
         return {"engine": self.name} | (
             {"engine_version": self.output_version} if self.output_version else {}
         )
@@ -48,7 +50,7 @@ ENGINES: Mapping[str, Engine] = {
 
 
 def engine_of(name: str) -> Engine:
-    """The engine of that name. Raises UsageError where there is none."""
+    """Return the engine of that name. Raises UsageError where there is none."""
     if name not in ENGINES:
         raise UsageError(f"engine is {name}", hint=f"Use one of {', '.join(ENGINES)}")
     return ENGINES[name]

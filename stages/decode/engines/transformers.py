@@ -1,8 +1,8 @@
-"""The engine that is `generate` of transformers: a batch at a time, each until all of its rows have
-ended; knows no store.
+"""The engine that is `generate` of transformers; knows no store.
 
-Decoding is greedy, whatever the checkpoint's own settings say, so that the same features and prompt
-give the same words. A batch is always computed whole, because rounding depends on its members.
+It takes a batch at a time, each until all of its rows have ended. Decoding is greedy, whatever the
+checkpoint's own settings say, so that the same features and prompt give the same words. A batch is
+always computed whole, because rounding depends on its members.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,12 +46,12 @@ class Transformers:
     def run(
         self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
     ) -> Iterator[tuple[Sequence[Asked], list[Said]]]:
-        """Each batch in pieces that fit."""
+        """Yield each batch in pieces that fit, with what is said of them."""
         for batch in batches:
             yield from shrinking.through(batch, lambda one: one.member["key"], self.say)
 
     def say(self, asked: Sequence[Asked]) -> list[Said]:
-        """What is said of each, in order."""
+        """Return what is said of each, in order."""
         return self._held.use(partial(self._said, asked))
 
     def _said(self, asked: Sequence[Asked], half: Any) -> list[Said]:
@@ -63,7 +63,7 @@ class Transformers:
         return [found[index] for index in range(len(asked))]
 
     def _together(self, half: Any, asked: Sequence[Asked]) -> Iterator[Said]:
-        """What is said of rows that `generate` takes as one."""
+        """Yield what is said of rows that `generate` takes as one."""
         rows = [one.row for one in asked]
         prompts = [one.member["prompt"] for one in asked]
         inputs = open_ended(half, rebuild(self._processor, rows, prompts))
@@ -77,8 +77,8 @@ class Transformers:
 
 
 def make_greedy(half: Any, processor: Any) -> None:
-    """Make the half decode greedily by default, end where its checkpoint or else its tokenizer
-    says, and pad with a token that it knows."""
+    """Make the half decode greedily by default. It ends where its checkpoint or else its tokenizer
+    says, and pads with a token that it knows."""
     settings = half.generation_config
     if settings.eos_token_id is None and half.config.get_text_config().eos_token_id is None:
         # Without one every batch would run to the last token allowed.
@@ -91,7 +91,7 @@ def make_greedy(half: Any, processor: Any) -> None:
 
 
 def _groups(asked: Sequence[Asked]) -> Iterator[list[int]]:
-    """Indexes of the rows that can be decoded together: images and videos, say, cannot."""
+    """Yield indexes of the rows that can be decoded together: images and videos, say, cannot."""
     found: dict[str, list[int]] = {}
     for index, one in enumerate(asked):
         found.setdefault(one.row.joins_with(), []).append(index)
@@ -99,7 +99,7 @@ def _groups(asked: Sequence[Asked]) -> Iterator[list[int]]:
 
 
 def _lengths(half: Any, new: torch.Tensor) -> list[tuple[int, Ended]]:
-    """Tokens of each row, up to the one that ends it and with it, and how it ended."""
+    """Return the tokens of each row, up to the one that ends it and with it, and how it ended."""
     ends = half.generation_config.eos_token_id
     known = torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), dtype=new.dtype)
     lengths: list[tuple[int, Ended]] = []
