@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 
 # What the children of these tests run; each is named by its place in this file.
-def batch_costs(job: dict[str, Any], report: Report) -> None:
+def works(job: dict[str, Any], report: Report) -> None:
     print("noise on stdout")
     report.total(job["items"])
     report.note(attention="sdpa")
