@@ -5,6 +5,7 @@ Every class of attacks is a file `test_attack_<class>.py`, run by `make test-slo
 draws at random comes from `seeded`, so that the seed at the end of a test run brings it back.
 """
 
+import contextlib
 import os
 import random
 import resource
@@ -121,11 +122,9 @@ class _Peak:
         while left:
             pid = left.pop()
             found.append(pid)
-            for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                try:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                for children in Path(f"/proc/{pid}/task").glob("*/children"):
                     left += map(int, children.read_text().split())
-                except OSError:
-                    continue
         return found
 
 

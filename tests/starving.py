@@ -87,7 +87,8 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
     class Starving(Shrinking):
         def through(self, batch: Any, key: Any, compute: Any) -> Any:
             def computing(members: Any) -> Any:
-                hunger.check([m["key" if stage == "encode" else "features"] for m, _ in members])
+                computed = [m for m in members if isinstance(m, tuple)]  # else it is only read
+                hunger.check([m["key" if stage == "encode" else "features"] for m, _ in computed])
                 return compute(members)
 
             return super().through(batch, key, computing)

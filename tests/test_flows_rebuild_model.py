@@ -75,7 +75,8 @@ def test_only_what_changed_is_encoded(tmp_path: Path, capsys: pytest.CaptureFixt
     shutil.copy(library.drawn[3], library.clips / "replaced.mp4")
     replaced = library.rebuild()
     assert (replaced["encoded"], replaced["difference"]["changed"]) == (1, 1)
-    assert features < library.features() and len(library.features()) == 4
+    # Chunks that are made together may lie in one pack.
+    assert features < library.features() and len(library.features()) == len(features) + 1
 
     (library.clips / "deleted.mp4").unlink()
     deleted = library.rebuild("--prune")
