@@ -52,7 +52,7 @@ class Captions(Iterator[Caption]):
         self._given: set[tuple[int, float]] = set()
         """Captions given already: place of the file among the job's, and where the caption
         starts."""
-        self._job: Job | None = None
+        self._feed: _Feed | None = None
         self._result: RunResult | None = None
         self._error: BaseException | None = None
         self._launcher = _Stoppable()
@@ -100,8 +100,8 @@ class Captions(Iterator[Caption]):
         """Return all captions as a pyarrow table, in the order of the files, once the run has
         ended. Raises what stopped it."""
         self.result()
-        assert self._job is not None
-        return table_of(chain.from_iterable(captions_by_file(self._job)))
+        assert self._feed is not None
+        return table_of(chain.from_iterable(captions_by_file(self._feed.job)))
 
     def pandas(self) -> Any:
         """Return the same as a DataFrame, where pandas is installed."""
@@ -117,27 +117,22 @@ class Captions(Iterator[Caption]):
             self._made.put(None)
 
     def _launch(self, listen: Listener) -> "_Stoppable":
-        feed: _Feed | None = None
-
         def hear(stage: str, event: Event) -> None:
-            nonlocal feed
             listen(stage, event)
-            if self._job is not None and isinstance(event, Item):
-                feed = feed or _Feed(self._job)
-                if stage == self._job.pipeline[-1].name:
-                    for place, row in feed.rows(event.key):
-                        self._give(place, row)
+            if isinstance(event, Item) and self._feed is not None and stage == self._feed.stage:
+                for place, row in self._feed.rows(event.key):
+                    self._give(place, row)
 
         self._launcher.launcher = DirectLauncher(hear)
         return self._launcher
 
     def _begin(self, job: Job, _: RunRecord) -> None:
-        self._job = job
+        self._feed = _Feed(job)
         self._give_rest()
 
     def _give_rest(self) -> None:
-        assert self._job is not None
-        for place, rows in enumerate(captions_by_file(self._job)):
+        assert self._feed is not None
+        for place, rows in enumerate(captions_by_file(self._feed.job)):
             for row in rows:
                 self._give(place, row)
 
@@ -151,7 +146,9 @@ class _Feed:
     """Captions by their keys, as another process publishes them."""
 
     def __init__(self, job: Job) -> None:
-        self._job = job
+        self.job = job
+        self.stage = job.pipeline[-1].name
+        """The stage that makes them."""
         self._kind = job.pipeline[-1].writes
         self._record_sets: dict[str, RecordSet] = {}
         self._known: dict[str, list[tuple[int, MediaFile, Task]]] = {}
@@ -163,18 +160,18 @@ class _Feed:
         for place, file, task in self._known.get(key, ()):
             scope = task.scopes[self._kind]
             if scope not in self._record_sets:
-                self._record_sets[scope] = RecordSet(self._job.store, self._kind, scope)
+                self._record_sets[scope] = RecordSet(self.job.store, self._kind, scope)
             record_set = self._record_sets[scope]
             if key not in record_set:
                 record_set.refresh()
             if key in record_set:
-                yield place, caption_of(self._job, file, task, record_set.meta(key))
+                yield place, caption_of(self.job, file, task, record_set.meta(key))
 
     def _look_again(self) -> None:
         self._known.clear()
-        files = zip(self._job.files, self._job.contents, strict=True)
+        files = zip(self.job.files, self.job.contents, strict=True)
         for place, (file, medium) in enumerate(files):
-            for task in self._job.ledger.tasks([medium]):
+            for task in self.job.ledger.tasks([medium]):
                 self._known.setdefault(task[self._kind], []).append((place, file, task))
 
 

@@ -7,6 +7,7 @@ installed over ours is told of, since its files are where ours were.
 
 import sys
 from base64 import urlsafe_b64encode
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -32,17 +33,20 @@ def main() -> int:
     return command()
 
 
+@cache
 def intruder() -> str:
     """Say what stands in the place of one of our packages; empty where all is ours. It says what to
     do, too."""
+    by_itself = "Install Penstock by itself: python -m venv, then pip install there"
+    recorded = _recorded()
     for name in PACKAGES:
         own, found = HERE / name / "__init__.py", _origin(name)
-        by_itself = "Install Penstock by itself: python -m venv, then pip install there"
         if found is None or not own.is_file():
             return f"its package {name} is not in {HERE}. {by_itself}"
         if found != own:
             return f"{found} is imported instead of Penstock's {name}. Take it off PYTHONPATH"
-        if _recorded(name) not in ("", _digest(own)):
+        digest = _digest(own)
+        if recorded.get(f"{name}/__init__.py", digest) != digest:
             return f"another package wrote its {name} over Penstock's in {HERE}. {by_itself}"
     return ""
 
@@ -53,15 +57,14 @@ def _origin(name: str) -> Path | None:
     return Path(spec.origin).resolve() if spec is not None and spec.origin else None
 
 
-def _recorded(name: str) -> str:
-    """Return the digest of a package's first file when Penstock was installed. It is empty where
-    that is not recorded, as in a clone."""
+def _recorded() -> dict[str, str]:
+    """Return the digests that our files had when Penstock was installed, by their names. There are
+    none of ours in a clone."""
     try:
         files = distribution("penstock").files or []
     except PackageNotFoundError:
-        return ""
-    own = next((file for file in files if file.as_posix() == f"{name}/__init__.py"), None)
-    return own.hash.value if own is not None and own.hash is not None else ""
+        return {}
+    return {file.as_posix(): file.hash.value for file in files if file.hash is not None}
 
 
 def _digest(path: Path) -> str:

@@ -119,10 +119,12 @@ class Ledger:
         if task.place in self.unfit:
             return self.unfit[task.place]
         for stage in self.pipeline:
-            refused = self.refused.get(stage.name, ())
-            if task[stage.writes] in refused:
+            if self._refused(task, stage):
                 return {"stage": stage.name, **self.refused[stage.name].meta(task[stage.writes])}
         return None
+
+    def _refused(self, task: Task, stage: Stage) -> bool:
+        return stage.refuses and task[stage.writes] in self.refused[stage.name]
 
     def has(self, task: Task, stage: Stage) -> bool:
         """Return whether a task needs nothing of a stage any more. Either the stage's record is
@@ -176,10 +178,7 @@ class Ledger:
             stage.part: task.scopes.precision[stage.part]
             for stage in self.pipeline[1:-1]
             if stage.part
-            and (
-                task[stage.writes] in self[stage.writes]
-                or task[stage.writes] in self.refused.get(stage.name, ())
-            )
+            and (task[stage.writes] in self[stage.writes] or self._refused(task, stage))
         }
 
     def _answers(self, task: Task) -> bool:

@@ -116,6 +116,11 @@ class Model:
         return tokens * self.profile.feature_width * BYTES.get(self.best("vision").dtype, 4)
 
 
+def digests_in(store: Store) -> ContentDigests:
+    """Return the digests of files that are remembered beside a store."""
+    return ContentDigests(store.local / "digests.jsonl")
+
+
 def find_checkpoint(config: CaptionConfig, announce: Announce | None = None) -> Checkpoint:
     """Return the files of the checkpoint that a run asks for. `announce` is told of what is
     downloaded for that, which is no weights. Raises UsageError or EnvironmentFault."""

@@ -20,7 +20,7 @@ from flows.job.config import CaptionConfig
 from flows.job.device_probe import check_device
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
-from flows.job.models import Model, open_model
+from flows.job.models import Model, digests_in, open_model
 from flows.job.scopes import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
@@ -91,7 +91,7 @@ def prepare(
     store.check_writable()
     device = device_name()
     check_device(device)  # before anything is fetched, or cut
-    digests = ContentDigests(store.local / "digests.jsonl")
+    digests = digests_in(store)
     model = open_model(
         config,
         store=store,

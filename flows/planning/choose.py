@@ -17,7 +17,7 @@ from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.prepare import Job
 from flows.pipelines import CAPTION, STAGES, Pipeline
-from flows.planning.costs import COSTS, estimate
+from flows.planning.costs import estimate, rungs_of
 from flows.planning.estimate import StageEstimate
 from flows.planning.machine import find_machine
 from flows.planning.rungs import Rung
@@ -47,8 +47,7 @@ class Question:
     @property
     def rungs(self) -> dict[str, list[Rung]]:
         """Return name of a stage → the rungs on which the command lets it run, cheapest first."""
-        asked = (self.model, self.config, self.device)
-        return {stage.name: COSTS[stage.name].rungs(*asked) for stage in self.stages}
+        return rungs_of(self.stages, self.model, self.config, self.device)
 
     def estimate(self, rung: Rung) -> StageEstimate:
         """Return what a stage takes on that rung, of the chunks that take most."""

@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
-from artifacts.keys import ContentDigests
 from artifacts.store import open_store
 from flows.console.display import gib
 from flows.job.about import halves, notes
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.launch import Launcher
-from flows.job.models import Model, Undescribed, find_checkpoint, open_model
+from flows.job.models import Model, Undescribed, digests_in, find_checkpoint, open_model
 from flows.job.precision import precision_note
 from flows.job.prepare import Job, prepare
 from flows.job.waves import cut_waves
@@ -89,7 +88,7 @@ def plan_of(
         model = open_model(
             config,
             store=store,
-            digests=ContentDigests(store.local / "digests.jsonl"),
+            digests=digests_in(store),
             launcher=launcher,
             device=device,
             announce=announce,

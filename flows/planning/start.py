@@ -10,7 +10,7 @@ from flows.job.prepare import Job
 from flows.pipelines import STAGES, Pipeline
 from flows.planning.changes import NAMED, cannot_fit, changes
 from flows.planning.choose import Choice, Question, choices, memory_json, question_of
-from flows.planning.costs import COSTS
+from flows.planning.costs import rungs_of
 from flows.planning.ladder import Ladder, Told
 from flows.planning.remembered import Remembered
 from flows.planning.rungs import Rung
@@ -21,9 +21,8 @@ from stages.process.stage import Stage
 
 def ladder_of(job: Job, tell: Told) -> Ladder:
     """Return the ladder of a run over a job; `tell` is given what happens on it."""
-    asked = (job.model, job.config, job.device)
     return Ladder(
-        {stage.name: COSTS[stage.name].rungs(*asked) for stage in job.pipeline},
+        rungs_of(job.pipeline, job.model, job.config, job.device),
         Remembered(job.store, {s.name: _about(job, s) for s in job.pipeline}, job.budget.bytes),
         budget_bytes=job.budget.bytes,
         tell=tell,

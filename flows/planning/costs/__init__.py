@@ -6,6 +6,7 @@ from functools import partial
 
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
+from flows.pipelines import Pipeline
 from flows.planning.costs import decode, encode, frames
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung
@@ -33,6 +34,13 @@ COSTS: Mapping[str, Cost] = {
     "decode": Cost(rungs=decode.rungs, memory=decode.memory, work_left=decode.work_left),
 }
 """Name of a stage → its costs."""
+
+
+def rungs_of(
+    stages: Pipeline, model: Model, config: CaptionConfig, device: str
+) -> dict[str, list[Rung]]:
+    """Return name of a stage → the rungs on which the command lets it run, cheapest first."""
+    return {stage.name: COSTS[stage.name].rungs(model, config, device) for stage in stages}
 
 
 def estimate(
