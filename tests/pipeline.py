@@ -14,6 +14,7 @@ from typing import Any
 
 from artifacts.pack_object import read_header
 from artifacts.store import FolderStore
+from scripts.stage_processes import stage_of
 
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,8 +77,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def kill_at(place: Place, stage: str, item: int, victim: str, *more: str) -> int:
-    """Start a run and send SIGKILL when `stage` has published `item` items: to the stage's process
-    (`child`) or to the group of the command itself (`group`). Returns the command's exit status."""
+    """Start a run and send SIGKILL when `stage` has published `item` items. It goes to the stage's
+    process (`child`), to the server that it was forked from (`server`), or to the group of the
+    command itself (`group`). Returns the command's exit status."""
     running = subprocess.Popen(
         place.command("--json", *more),
         cwd=ROOT,
@@ -93,10 +95,11 @@ def kill_at(place: Place, stage: str, item: int, victim: str, *more: str) -> int
             event = json.loads(line)
             published += event["event"] == "item" and event["stage"] == stage
             if published == item:
-                children = child_processes(running.pid)
-                if victim == "child":
+                children = descendants(running.pid)
+                if victim != "group":
                     for child in children:
-                        os.kill(child, signal.SIGKILL)
+                        if bool(stage_of(child)) == (victim == "child"):
+                            os.kill(child, signal.SIGKILL)
                 else:
                     os.killpg(running.pid, signal.SIGKILL)
                     wait_gone(children)
@@ -110,6 +113,11 @@ def child_processes(pid: int) -> list[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         found += map(int, (task / "children").read_text().split())
     return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Return all processes below one: a stage may be forked from another one."""
+    return [each for child in child_processes(pid) for each in (child, *descendants(child))]
 
 
 def wait_gone(pids: list[int], seconds: float = 10.0) -> None:

@@ -27,7 +27,8 @@ from flows.deployments.caption import INTERRUPTED, Caller, caption_videos, ended
 from flows.deployments.page import RunPage
 from flows.deployments.view import TABLE_ROWS, Progress, RunLog, plain, table
 from flows.job.config import CaptionConfig
-from tests.pipeline import PENSTOCK, ROOT, child_processes, wait_gone
+from scripts.stage_processes import stage_of
+from tests.pipeline import PENSTOCK, ROOT, descendants, wait_gone
 
 CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
 BAD = [
@@ -245,7 +246,7 @@ def test_a_stopped_flow_ends_soon_and_goes_on_where_it_was(
         event = json.loads(line)
         if event["event"] == "item" and event["stage"] == "encode":
             break
-    stages = [pid for pid in child_processes(running.pid) if "stages.process.child" in name(pid)]
+    stages = [pid for pid in descendants(running.pid) if stage_of(pid)]
     asked = time.monotonic()
     os.killpg(running.pid, number)  # as a terminal does, or a service manager
     wait_gone(stages, 10)
@@ -258,7 +259,3 @@ def test_a_stopped_flow_ends_soon_and_goes_on_where_it_was(
     run(out, *MANY)
     run(tmp_path / "whole", *MANY)
     assert outputs(out) == outputs(tmp_path / "whole")
-
-
-def name(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()

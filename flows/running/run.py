@@ -16,7 +16,7 @@ from flows.console.display import Display
 from flows.job.about import notes, summary
 from flows.job.budget import WithinBudget
 from flows.job.config import CaptionConfig
-from flows.job.launch import DirectLauncher, Launcher
+from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.leases import Lease, leased
 from flows.job.prepare import Job, NothingToCaption, out_folder, prepare
 from flows.job.scope_notes import note_scopes
@@ -30,6 +30,7 @@ from flows.running.sequence import Sequence
 from flows.running.steps import Steps
 from flows.running.stopping import stopped_in_order
 from stages.process.events import Event, Failed, Item, MemorySeen
+from stages.process.forking import ForkServer
 from stages.process.lock import holder, try_hold
 from stages.process.stage_process import Listener
 
@@ -120,9 +121,9 @@ def caption(
     """Caption everything the configuration names. `on_begin` is given the job and the run's record
     before work begins. Raises PenstockError; what is finished stays done."""
     watch = Watch(display, on_begin)
-    launcher = make_launcher(watch.listen)
     refuse_file(out_folder(config))
-    with stopped_in_order():
+    with stopped_in_order(), ForkServer() as forks:
+        launcher = Forking(make_launcher(watch.listen), forks)
         try:
             job = prepare(config, launcher, display.say)
         except NothingToCaption as error:

@@ -10,7 +10,7 @@ from artifacts.store import open_store
 from artifacts.words import counted
 from flows.console.display import Display, duration, size
 from flows.job.config import CaptionConfig
-from flows.job.launch import DirectLauncher
+from flows.job.launch import DirectLauncher, Forking
 from flows.job.leases import RunningJob, running_jobs
 from flows.job.prepare import Job, prepare
 from flows.job.weights import bytes_to_fetch, parts_of
@@ -32,6 +32,7 @@ from flows.upkeep.rebuild_record import (
     same,
     write_record,
 )
+from stages.process.forking import ForkServer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,8 +163,8 @@ def rebuild(
     out = open_store(config.store_url).local / "logs" / f"rebuild-{name[:12]}"
     config = replace(config, out=str(out), format=(), beside=False)
     watch = Watch(display, on_begin)
-    launcher = make_launcher(watch.listen)
-    with stopped_in_order():
+    with stopped_in_order(), ForkServer() as forks:
+        launcher = Forking(make_launcher(watch.listen), forks)
         job = prepare(config, launcher, display.say, REBUILD)
         last = last_record(job.store, name)
         now = record_of(job, last)
