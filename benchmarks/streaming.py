@@ -68,26 +68,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found: dict[Way, list[Found]] = {way: [] for way in WAYS}
         for turn in range(given.rounds):
             for way in WAYS:
-                scope = digest_of([way.name, turn])
-                job = {"store": store, "model": str(model), "device": given.device, "scope": scope}
+                namespace = digest_of([way.name, turn])
+                job = {
+                    "store": store,
+                    "model": str(model),
+                    "device": given.device,
+                    "namespace": namespace,
+                }
                 found[way].append(run(job, way, members, Path(folder, "encode.log")))
     print("\n".join(table(found)))
 
 
 def run(job: dict[str, Any], way: Way, members: list[dict[str, str]], log: Path) -> Found:
     """One process over all clips."""
-    chunks = [{**m, "key": digest_of([job["scope"], m["frames"]])} for m in members]
+    chunks = [{**m, "key": digest_of([job["namespace"], m["frames"]])} for m in members]
     arguments = {
         **job,
         "dtype": "bfloat16",
-        "frames_scope": FRAMES,
+        "frames_namespace": FRAMES,
         "batches": [chunks[at : at + BATCH] for at in range(0, len(chunks), BATCH)],
         "offload": way.batches > 0,
         "block": way.batches * BATCH,
     }
     call = StageCall(name="encode", arguments=arguments, device=job["device"], log=log)
     outcome = DirectLauncher(lambda stage, event: None).start(call).wait()
-    record_set = RecordSet(open_store(job["store"]), "features", job["scope"])
+    record_set = RecordSet(open_store(job["store"]), "features", job["namespace"])
     payloads = [digest_of(bytes(record_set.read(chunk["key"]).payload).hex()) for chunk in chunks]
     return Found(outcome.seconds, taken(outcome, job["device"]), digest_of(payloads))
 

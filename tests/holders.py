@@ -20,11 +20,11 @@ with leased(FolderStore(Path(sys.argv[1])), [sys.argv[2]], Path("out")):
 
 
 @contextlib.contextmanager
-def held_elsewhere(store: FolderStore, scope: str) -> Iterator["subprocess.Popen[str]"]:
-    """A process that holds a scope until it is killed or the block ends."""
+def held_elsewhere(store: FolderStore, namespace: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process that holds a namespace until it is killed or the block ends."""
     store.check_writable()
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, store.url, scope],
+        [sys.executable, "-c", HOLDER, store.url, namespace],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -52,7 +52,7 @@ class Saying(Stages):
         if call.name != "decode":
             return super()._make(call, outcome)
         record_set = RecordSet(
-            FolderStore(Path(call.arguments["store"])), "captions", call.arguments["scope"]
+            FolderStore(Path(call.arguments["store"])), "captions", call.arguments["namespace"]
         )
         for member in (m for batch in call.arguments["batches"] for m in batch):
             if outcome.items >= self.stop_after.get("decode", 10**9):

@@ -87,12 +87,12 @@ class Stages:
     def _make(self, call: StageCall, outcome: StageOutcome) -> None:
         kind = {"encode": "features", "decode": "captions"}[call.name]
         store = open_store(call.arguments["store"])
-        record_set = RecordSet(store, kind, call.arguments["scope"])
+        record_set = RecordSet(store, kind, call.arguments["namespace"])
         if call.name == "encode":
-            frames = RecordSet(store, "frames", call.arguments["frames_scope"])
+            frames = RecordSet(store, "frames", call.arguments["frames_namespace"])
             assert all(m["frames"] in frames for b in call.arguments["batches"] for m in b)
         if call.name == "encode" and self.refuse_first:
-            refused = RecordSet(store, "failures", call.arguments["scope"])
+            refused = RecordSet(store, "failures", call.arguments["namespace"])
             why = {"kind": "refused", "message": "too narrow", "hint": "Widen it"}
             keys = [m["key"] for batch in call.arguments["batches"] for m in batch][:1]
             refused.publish([Record(key=key, meta=why) for key in keys])

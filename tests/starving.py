@@ -25,7 +25,7 @@ STARVED = {**ENTRIES, **{name: f"tests.starving:{name}" for name in ("frames", "
 def warm(job: dict[str, Any]) -> None:
     """Import what the real stage imports, before its memory is limited."""
     if "batches" in job:
-        stage = "encode" if "frames_scope" in job else "decode"
+        stage = "encode" if "frames_namespace" in job else "decode"
         import_module(f"stages.{stage}.run").warm(job)
 
 

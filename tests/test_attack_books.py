@@ -129,9 +129,9 @@ def test_a_claim_that_is_no_file_stops_nobody(tmp_path: Path, odd: Callable[[Pat
 def test_claims_on_keys_that_are_no_file_grant_everything(
     tmp_path: Path, odd: Callable[[Path], None]
 ) -> None:
-    (tmp_path / "scope").write_bytes(b"")
-    odd(tmp_path / "scope")
-    claim = Claims(tmp_path / "scope")
+    (tmp_path / "namespace").write_bytes(b"")
+    odd(tmp_path / "namespace")
+    claim = Claims(tmp_path / "namespace")
     assert claim.take(["a", "b"])
     claim.published()
     claim.has_news()

@@ -31,10 +31,10 @@ def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "store")
 
 
-def put(store: FolderStore, kind: str, scope: str, key: str, used: float) -> Path:
+def put(store: FolderStore, kind: str, namespace: str, key: str, used: float) -> Path:
     """A pack of one record that was last used so many seconds after 2001."""
     before = set(store.list(kind))
-    RecordSet(store, kind, scope).publish([Record(key=key, payload=key.encode() * PAYLOAD)])
+    RecordSet(store, kind, namespace).publish([Record(key=key, payload=key.encode() * PAYLOAD)])
     (name,) = set(store.list(kind)) - before
     os.utime(store.local / name, (used + 1e9, used + 1e9))
     return store.local / name
@@ -42,7 +42,7 @@ def put(store: FolderStore, kind: str, scope: str, key: str, used: float) -> Pat
 
 @pytest.fixture
 def holder(store: FolderStore) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that holds the scope HELD."""
+    """Another process that holds the namespace HELD."""
     with held_elsewhere(store, HELD) as process:
         yield process
 
@@ -100,7 +100,7 @@ def test_what_another_process_needs_stays_until_that_process_is_dead(
     held = put(store, "features", HELD, "a", used=1)
     free = put(store, "features", FREE, "b", used=2)
     (job,) = running_jobs(store)
-    assert job.scopes == {HELD} and str(holder.pid) in job.who
+    assert job.namespaces == {HELD} and str(holder.pid) in job.who
     command = ["cache", "gc", "--max", "0", "--store", store.url]
     assert main(command) == 1
     assert held.exists() and not free.exists()
@@ -128,12 +128,12 @@ def test_what_is_no_size_fails(text: str) -> None:
         parse_size(text)
 
 
-def test_ls_tells_unknown_scopes_too(
+def test_ls_tells_unknown_namespaces_too(
     store: FolderStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(store, "features", FREE, "a", used=1)
     (holding_,) = holdings(store)
-    assert (holding_.kind, holding_.scope, holding_.packs) == ("features", FREE, 1)
+    assert (holding_.kind, holding_.namespace, holding_.packs) == ("features", FREE, 1)
     assert main(["cache", "ls", "--store", store.url]) == 0
     assert "features" in capsys.readouterr().out
     assert main(["cache", "ls", "--store", store.url, "--json"]) == 0
@@ -151,11 +151,11 @@ def test_verify_is_exit_1_once_something_was_set_aside(
     assert main(command) == 0
 
 
-def test_claims_of_scopes_that_no_job_holds_go_with_the_rubbish(
+def test_claims_of_namespaces_that_no_job_holds_go_with_the_rubbish(
     store: FolderStore, holder: "subprocess.Popen[str]"
 ) -> None:
-    for scope in (HELD, FREE):
-        with turns_at(store, RecordSet(store, "features", scope)) as turns:
+    for namespace in (HELD, FREE):
+        with turns_at(store, RecordSet(store, "features", namespace)) as turns:
             turns.done([])
     collect(store, 1 << 30, dry_run=False)
     left = [path.name for path in (store.local / "claims").rglob("*") if path.is_file()]

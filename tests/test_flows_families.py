@@ -144,8 +144,8 @@ def test_of_a_model_that_is_run_whole_pixels_are_stored_and_as_many_as_foreseen(
     job = prepare(config, InsideLauncher(), Display(quiet=True).say)
     expected = sum(estimate.feature_bytes for estimate in estimates(job))
     run(place)
-    scope = job.ledger.scopes["features"]
-    features = RecordSet(FolderStore(place.store), "features", scope)
+    namespace = job.ledger.namespaces["features"]
+    features = RecordSet(FolderStore(place.store), "features", namespace)
     stored = 0
     for key in sorted(features.keys()):
         record = read_features(features, key)

@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> FolderStore:
 
 @pytest.fixture
 def holder(store: FolderStore) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that holds the scope HELD."""
+    """Another process that holds the namespace HELD."""
     with held_elsewhere(store, HELD) as process:
         yield process
 
@@ -47,7 +47,7 @@ def test_a_claim_of_another_machine_counts_for_a_day(store: FolderStore) -> None
     claim = store.local / "jobs" / "x.json"
     claim.parent.mkdir(parents=True)
     claim.write_text(json.dumps({"host": "elsewhere", "scopes": [HELD]}))
-    assert [job.scopes for job in running_jobs(store)] == [{HELD}]
+    assert [job.namespaces for job in running_jobs(store)] == [{HELD}]
     os.utime(claim, (0, 0))
     assert running_jobs(store) == []
     assert not claim.exists()
@@ -65,7 +65,7 @@ def test_a_mount_that_locks_nothing_can_hold_a_job(
 ) -> None:
     refuse_locks(monkeypatch, errno.ENOSYS)
     with leased(store, [HELD], tmp_path):
-        assert [job.scopes for job in running_jobs(store)] == [{HELD}]
+        assert [job.namespaces for job in running_jobs(store)] == [{HELD}]
     assert running_jobs(store) == []
 
 

@@ -5,13 +5,13 @@ from artifacts.packs import Record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import FolderStore
 from flows.job.ledger import Ledger
-from flows.job.scopes import Scopes
+from flows.job.namespaces import Namespaces
 from flows.job.tasks import Medium, Task
 from flows.job.waves import cut_waves, lengths_of, waves_of
 from flows.pipelines import CAPTION
 from flows.running.batches import batches_by_length, batches_by_shape
 
-SCOPES = Scopes(
+NAMESPACES = Namespaces(
     of={"frames": "f" * 64, "features": "e" * 64, "captions": "c" * 64},
     prompted=frozenset(["captions"]),
 )
@@ -37,7 +37,7 @@ def index(frame_counts: list[int]) -> MediaIndex:
 
 
 def ledger(tmp_path: Path, **found: list[int]) -> Ledger:
-    made = Ledger(FolderStore(tmp_path), CAPTION, SCOPES)
+    made = Ledger(FolderStore(tmp_path), CAPTION, NAMESPACES)
     for name, counts in found.items():
         made.media.publish([Record(key=name, meta=index(counts).to_json())])
     return made
@@ -69,7 +69,7 @@ def test_of_features_made_with_the_prompt_in_mind_a_new_prompt_changes_the_key(
     book = Ledger(
         FolderStore(tmp_path),
         CAPTION,
-        replace(SCOPES, prompted=frozenset(["features", "captions"])),
+        replace(NAMESPACES, prompted=frozenset(["features", "captions"])),
     )
     book.media.publish([Record(key="a", meta=index([8]).to_json())])
     (one,), (other,) = book.tasks([medium("a")]), book.tasks([medium("a", prompt="Who?")])

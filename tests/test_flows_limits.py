@@ -36,7 +36,7 @@ class Speaking(Stages):
             return super()._make(call, outcome)
         limit = call.arguments["max_new_tokens"]
         record_set = RecordSet(
-            FolderStore(Path(call.arguments["store"])), "captions", call.arguments["scope"]
+            FolderStore(Path(call.arguments["store"])), "captions", call.arguments["namespace"]
         )
         for member in (m for batch in call.arguments["batches"] for m in batch):
             length = LENGTHS[int(member["prompt"])]

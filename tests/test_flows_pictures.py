@@ -193,7 +193,7 @@ def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
     ]
     job = {
         "store": str(store),
-        "scope": "5c" * 32,
+        "namespace": "5c" * 32,
         "sampling": {"chunk_seconds": 30.0, "fps": 1, "max_frames": 32},
         "fit": {"video": SEEN, "image": SEEN},
         "media": media,

@@ -62,8 +62,8 @@ def job_of(place: Place, **options: Any) -> Job:
     return prepare(config, InsideLauncher())
 
 
-def old_scopes(job: Job) -> dict[str, str]:
-    """The scopes as they were made before, from their parts."""
+def old_namespaces(job: Job) -> dict[str, str]:
+    """The namespaces as they were made before, from their parts."""
     profile, sampling = job.model.profile, asdict(job.sampling)
     fits = {"video": profile.fit_video.long_edges, "image": profile.fit_image.long_edges}
     frames = digest_of(["frames", FRAMES_VERSION, sampling, fits])
@@ -76,17 +76,17 @@ def old_scopes(job: Job) -> dict[str, str]:
 
 def as_before(job: Job, store: Path) -> None:
     """Fill a store with what the job has made, under the keys and in the words of before."""
-    scopes = old_scopes(job)
+    namespaces = old_namespaces(job)
 
     def copy(kind: str, record: Record) -> None:
-        RecordSet(FolderStore(store), kind, scopes[kind]).publish([record])
+        RecordSet(FolderStore(store), kind, namespaces[kind]).publish([record])
 
     for task in job.ledger.tasks(job.media):
         digest, prompt = task.medium.digest, task.medium.prompt
         copy("media", Record(key=digest, meta=old_index(job, task)))
         made = job.ledger["features"].read(task["features"])
-        copy("features", replace(made, key=item_key(scopes["features"], digest, 0)))
-        key = item_key(scopes["captions"], digest, 0, prompt)
+        copy("features", replace(made, key=item_key(namespaces["features"], digest, 0)))
+        key = item_key(namespaces["captions"], digest, 0, prompt)
         said = {**job.ledger["captions"].meta(task["captions"]), "caption": KEPT}
         copy("captions", Record(key=key, meta=said))
 

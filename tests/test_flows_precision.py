@@ -12,8 +12,8 @@ from artifacts.errors import UsageError
 from flows.job import precision
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
+from flows.job.namespaces import namespaces_of
 from flows.job.precision import PartSettings, attention, precision_note, settle, weight_bytes
-from flows.job.scopes import scopes_of
 from flows.pipelines import CAPTION
 from stages.models import describe
 from stages.models.halves.boundary import HALVES
@@ -249,16 +249,16 @@ def test_each_key_holds_what_its_half_is_run_in() -> None:
         {"dtype": "bfloat16"},
         {"attention": "eager"},
     ]
-    of_language = [scopes(settings, replace(settings, **change)) for change in changes]
-    assert len({scope["features"] for scope in of_language}) == 1
-    assert len({scope["captions"] for scope in of_language}) == 4
-    of_vision = [scopes(replace(settings, **change), settings) for change in changes]
-    assert len({scope["features"] for scope in of_vision}) == 4
-    assert len({scope["captions"] for scope in of_vision}) == 4
-    assert len({scope["frames"] for scope in [*of_language, *of_vision]}) == 1
+    of_language = [namespaces(settings, replace(settings, **change)) for change in changes]
+    assert len({namespace["features"] for namespace in of_language}) == 1
+    assert len({namespace["captions"] for namespace in of_language}) == 4
+    of_vision = [namespaces(replace(settings, **change), settings) for change in changes]
+    assert len({namespace["features"] for namespace in of_vision}) == 4
+    assert len({namespace["captions"] for namespace in of_vision}) == 4
+    assert len({namespace["frames"] for namespace in [*of_language, *of_vision]}) == 1
 
 
-def scopes(vision: PartSettings, language: PartSettings) -> Any:
+def namespaces(vision: PartSettings, language: PartSettings) -> Any:
     model = Model(
         name="any",
         checkpoint=Checkpoint(name="any", folder=Path("any")),
@@ -267,7 +267,7 @@ def scopes(vision: PartSettings, language: PartSettings) -> Any:
         settings={"vision": (vision,), "language": (language,)},
     )
     config = CaptionConfig(sources=("a.mp4",))
-    return scopes_of(
+    return namespaces_of(
         config, model, model.sampling(config), CAPTION, {"vision": vision, "language": language}
     )
 

@@ -38,10 +38,10 @@ def answered(config: CaptionConfig, stages: Stages | None = None, **options: Any
 
 
 def features(config: CaptionConfig) -> int:
-    """How many feature records are stored, over all scopes."""
+    """How many feature records are stored, over all namespaces."""
     store = FolderStore(Path(config.store))
-    scopes = {name.split("/")[2] for name in store.list("features")}
-    return sum(len(RecordSet(store, "features", scope).keys()) for scope in scopes)
+    namespaces = {name.split("/")[2] for name in store.list("features")}
+    return sum(len(RecordSet(store, "features", namespace).keys()) for namespace in namespaces)
 
 
 def counts(result: RebuildResult) -> tuple[int, int, int, int]:
@@ -129,9 +129,9 @@ def test_what_another_recorded_job_refers_to_stays(config: CaptionConfig) -> Non
 def test_what_a_running_job_needs_stays_until_the_next_prune(config: CaptionConfig) -> None:
     answered(config)
     store = FolderStore(Path(config.store))
-    (scope,) = {name.split("/")[2] for name in store.list("features")}
+    (namespace,) = {name.split("/")[2] for name in store.list("features")}
     other_weights(config)
-    with leased(store, [scope], Path("elsewhere")):
+    with leased(store, [namespace], Path("elsewhere")):
         result = answered(config, prune=True)
     assert (result.encoded, result.removed, features(config)) == (3, 0, 6)
     assert any("weights changed" in reason for reason in result.difference.why)
@@ -165,9 +165,9 @@ def test_what_a_rebuild_that_was_stopped_made_is_known_to_be_its_own(config: Cap
 def test_frames_that_another_job_looks_at_are_left_for_it(config: CaptionConfig) -> None:
     store = FolderStore(Path(config.store))
     answered(config)
-    (scope,) = {name.split("/")[2] for name in store.list("media")}
+    (namespace,) = {name.split("/")[2] for name in store.list("media")}
     other_weights(config)
-    with leased(store, [scope], Path("elsewhere")):
+    with leased(store, [namespace], Path("elsewhere")):
         answered(config)
     assert len(list(store.list("frames"))) == 3
     answered(config)

@@ -18,7 +18,7 @@ import json, sys
 from pathlib import Path
 
 import artifacts.stores.memory
-from artifacts.packs import stored_scopes
+from artifacts.packs import stored_namespaces
 from artifacts.store import open_store
 from tests.inside import run_inside
 from tests.pipeline import Place
@@ -32,7 +32,7 @@ told = {
     "captions": [first.result.captions, second.result.captions, len(place.captions())],
     "started": [first.started, second.started],
     "kinds": list(store.list(levels=1)),
-    "scopes": len(stored_scopes(store, "captions")),
+    "namespaces": len(stored_namespaces(store, "captions")),
     "beside": sorted(path.name for path in store.local.iterdir()),
     "local": str(store.local),
 }
@@ -65,7 +65,7 @@ def test_another_store_is_a_module_and_an_entry(
     first, second, lines = told["captions"]
     assert first == second == lines >= 1
     assert {"captions", "cards", "features", "media"} <= set(told["kinds"])
-    assert told["scopes"] == 1
+    assert told["namespaces"] == 1
     assert told["beside"] == ["claims", "digests.jsonl", "jobs", "tmp"]
     assert Path(told["local"]).parent == tmp_path / "state" / "penstock" / "stores"
     # No folder was taken for a store instead.

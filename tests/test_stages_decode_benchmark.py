@@ -61,7 +61,7 @@ def test_a_table_has_a_line_for_each_budget_and_says_what_does_not_fit(
 @pytest.mark.slow
 def test_a_budget_that_is_too_small_is_told_from_another_fault(bench: Bench) -> None:
     job: dict[str, Any] = {"model": str(bench.model), "dtype": "float32", "store": bench.store}
-    job |= {"batches": [], "frames_scope": FRAMES}
+    job |= {"batches": [], "frames_namespace": FRAMES}
     assert _modes.run_mode("joint", job, budget=1 << 20).died
     with pytest.raises(RuntimeError, match="joint failed"):
         _modes.run_mode("joint", {**job, "dtype": "decimal"})

@@ -35,8 +35,8 @@ class Wave:
         record_set = self.record_set("frames", FRAMES)
         record_set.publish([_frames(n, clip) for batch in self.batches for n, clip in batch])
 
-    def record_set(self, kind: str, scope: str) -> RecordSet:
-        return RecordSet(open_store(self.store), kind, scope)
+    def record_set(self, kind: str, namespace: str) -> RecordSet:
+        return RecordSet(open_store(self.store), kind, namespace)
 
     def encode(self) -> list[dict[str, Any]]:
         """Run the stage; returns the events it told."""
@@ -44,21 +44,21 @@ class Wave:
             [{"key": f"features-{n}", "frames": f"frames-{n}", "kind": c.kind} for n, c in batch]
             for batch in self.batches
         ]
-        job = self._job(frames_scope=FRAMES, scope=FEATURES, batches=batches)
+        job = self._job(frames_namespace=FRAMES, namespace=FEATURES, batches=batches)
         with events() as (report, told):
             encode(job, report)
         return told
 
     def decode(
-        self, prompts: Sequence[str], scope: str = CAPTIONS, tokens: int = 8
+        self, prompts: Sequence[str], namespace: str = CAPTIONS, tokens: int = 8
     ) -> list[dict[str, Any]]:
         """Run the stage with a prompt a clip; returns the events it told."""
         with events() as (report, told):
-            decode(self.to_decode(prompts, scope, tokens), report)
+            decode(self.to_decode(prompts, namespace, tokens), report)
         return told
 
     def to_decode(
-        self, prompts: Sequence[str], scope: str = CAPTIONS, tokens: int = 8
+        self, prompts: Sequence[str], namespace: str = CAPTIONS, tokens: int = 8
     ) -> dict[str, Any]:
         """The job of the decode stage."""
         batches = [
@@ -74,10 +74,10 @@ class Wave:
             for batch in self.batches
         ]
         limit = {"max_new_tokens": tokens}
-        return self._job(features_scope=FEATURES, scope=scope, batches=batches, **limit)
+        return self._job(features_namespace=FEATURES, namespace=namespace, batches=batches, **limit)
 
-    def captions(self, scope: str = CAPTIONS) -> list[dict[str, Any]]:
-        record_set = self.record_set("captions", scope)
+    def captions(self, namespace: str = CAPTIONS) -> list[dict[str, Any]]:
+        record_set = self.record_set("captions", namespace)
         return [record_set.meta(f"caption-{n}") for batch in self.batches for n, _ in batch]
 
     def _job(self, **values: Any) -> dict[str, Any]:

@@ -33,13 +33,13 @@ def stored_frames(place: Place) -> dict[str, tuple[dict[str, Any], Frames]]:
 def frames_of(place: Place) -> list[tuple[dict[str, Any], Frames]]:
     """The stored frames of each line of the run's captions, in order."""
     frames = stored_frames(place)
-    scope = next(FolderStore(place.store).list("frames")).split("/")[2]
+    namespace = next(FolderStore(place.store).list("frames")).split("/")[2]
     found, chunks = [], Counter[str]()
     for row in place.captions():
         name = row["media_path"]
         kind = "image" if row["start"] == row["end"] else "video"
         digest = content_key(hash_file(place.clips / name), kind)
-        keys = [item_key(scope, digest, chunks[name], *words) for words in ((), (WHOLE,))]
+        keys = [item_key(namespace, digest, chunks[name], *words) for words in ((), (WHOLE,))]
         found.append(next(frames[key] for key in keys if key in frames))
         chunks[name] += 1
     return found

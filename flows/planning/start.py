@@ -33,7 +33,7 @@ def _about(job: Job, stage: Stage) -> list[Any]:
     """Return all that decides what a stage takes. The settings that its part may be run in are
     among it: below all that one ladder has there is nothing that another one, which has more, could
     be told."""
-    model, cut = job.model, job.ledger.scopes[job.pipeline[0].writes]
+    model, cut = job.model, job.ledger.namespaces[job.pipeline[0].writes]
     found: list[Any] = [device_uuid(job.device), cut]
     if stage.part:
         decides = [settings.decides for settings in model.settings[stage.part]]

@@ -18,8 +18,8 @@ from flows.job.budget import WithinBudget
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.leases import Lease, leased
+from flows.job.namespace_notes import note_namespaces
 from flows.job.prepare import Job, NothingToCaption, out_folder, prepare
-from flows.job.scope_notes import note_scopes
 from flows.job.weights import fetch_parts
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
@@ -144,9 +144,9 @@ def refuse_file(folder: Path) -> None:
 @contextlib.contextmanager
 def claiming(job: Job) -> Iterator[Lease]:
     """Keep what the job needs from being deleted by others, and note what it is of."""
-    scopes = [scope for variant in job.ledger.variants for scope in variant.of.values()]
-    with leased(job.store, list(dict.fromkeys(scopes)), job.out) as hold:
-        note_scopes(job)
+    namespaces = [namespace for variant in job.ledger.variants for namespace in variant.of.values()]
+    with leased(job.store, list(dict.fromkeys(namespaces)), job.out) as hold:
+        note_namespaces(job)
         yield hold
 
 

@@ -79,7 +79,7 @@ class SingleItemFallback:
         ledger, settings = self._job.ledger, settings_on(self._job.model, rung)
         if stage.part is None or settings is None:
             return task
-        wanted = {**task.scopes.precision, stage.part: settings.label}
+        wanted = {**task.namespaces.precision, stage.part: settings.label}
         return ledger.at(task.medium, task.chunk, ledger.variant(wanted))
 
     def _made(self, stage: Stage, task: Task) -> bool:

@@ -158,7 +158,7 @@ class Steps:
         """Delete the records that a stage is through with. They stay if they are to be kept, or if
         another running job, which would have to make them again, looks at them too."""
         ledger = self._job.ledger
-        if self._job.config.keep_frames or self._lease.shares(ledger.scopes[stage.reads]):
+        if self._job.config.keep_frames or self._lease.shares(ledger.namespaces[stage.reads]):
             return
         done, tasks = ledger[stage.writes].keys(), ledger.tasks(media)
         ledger[stage.reads].drop(
@@ -197,7 +197,7 @@ class Steps:
         settings, error = settings_on(self._job.model, rung), None
         try:
             attention = settings.attention if settings else ""
-            self._finish(running, attention, batches[0][0].scopes.precision)
+            self._finish(running, attention, batches[0][0].namespaces.precision)
         except CannotFit as caught:
             error = caught
         self._job.ledger.refresh()
@@ -212,7 +212,7 @@ class Steps:
             running.stop()
             raise
         finally:
-            precision = precision or self._job.ledger.scopes.precision
+            precision = precision or self._job.ledger.namespaces.precision
             self._record.add(running.outcome, attention=attention, precision=precision)
 
     def begin_frames(self, wave: list[Medium]) -> None:

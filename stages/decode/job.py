@@ -12,9 +12,9 @@ class DecodeJob(HalfJob):
     """Chunks to be captioned, all of them in one way."""
 
     store: str
-    features_scope: str
-    scope: str
-    """Scope of the captions."""
+    features_namespace: str
+    namespace: str
+    """Namespace of the captions."""
     batches: list[list[dict[str, str]]]
     """`key`, `features` (their key), `kind` and `prompt` of each chunk."""
     max_new_tokens: int

@@ -61,9 +61,9 @@ def run(told: dict[str, Any], report: Report) -> None:
     one."""
     job = job_of(EncodeJob, told)
     store = open_store(job.store)
-    frames = RecordSet(store, "frames", job.frames_scope)
-    features = RecordSet(store, "features", job.scope)
-    failures = RecordSet(store, "failures", job.scope)
+    frames = RecordSet(store, "frames", job.frames_namespace)
+    features = RecordSet(store, "features", job.namespace)
+    failures = RecordSet(store, "failures", job.namespace)
     batches = [batch for batch in job.batches if any(m["key"] not in features for m in batch)]
     report.total(sum(member["key"] not in features for batch in batches for member in batch))
     if not batches:

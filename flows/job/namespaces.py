@@ -19,7 +19,7 @@ them all takes 10 ms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scopes:
+class Namespaces:
     """A variant: of each kind of records the digest of all that decides its bytes except the
     chunk."""
 
@@ -40,25 +40,25 @@ class Scopes:
 
 def variants_of(
     config: CaptionConfig, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
-) -> list[Scopes]:
+) -> list[Namespaces]:
     """Return the variants of every choice of the parts' settings, the best first. Each stands
     before those of its last records among the `stored` that have another limit."""
     parts = [stage.part for stage in pipeline if stage.part]
     found = []
     for chosen in product(*(model.settings[part] for part in parts)):
         settings = dict(zip(parts, chosen, strict=True))
-        scopes = scopes_of(config, model, sampling, pipeline, settings)
-        found += [scopes, *_other_limits(scopes, pipeline[-1], model, settings, stored)]
+        namespaces = namespaces_of(config, model, sampling, pipeline, settings)
+        found += [namespaces, *_other_limits(namespaces, pipeline[-1], model, settings, stored)]
     return found
 
 
-def scopes_of(
+def namespaces_of(
     config: CaptionConfig,
     model: Model,
     sampling: Sampling,
     pipeline: Pipeline,
     settings: Mapping[Part, PartSettings],
-) -> Scopes:
+) -> Namespaces:
     """Return the digests of what decides each stage's bytes. A stage's OUTPUT_VERSION rises when
     its own output changes."""
     fits = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
@@ -67,9 +67,9 @@ def scopes_of(
     for stage in pipeline:
         by = [of[stage.reads], *_decides(stage, model, settings)] if stage.reads else []
         limit = [config.max_new_tokens] if stage.limited else []
-        of[stage.writes] = _scope(stage, [*by, *limit] if by else [looked_at, fits])
+        of[stage.writes] = _namespace(stage, [*by, *limit] if by else [looked_at, fits])
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
-    return Scopes(
+    return Namespaces(
         of=of,
         prompted=frozenset(of_prompts),
         precision={part: chosen.label for part, chosen in settings.items()},
@@ -82,23 +82,23 @@ def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) 
     return [model.digests[stage.part], *settings[stage.part].decides] if stage.part else []
 
 
-def _scope(stage: Stage, by: Sequence[Any]) -> str:
+def _namespace(stage: Stage, by: Sequence[Any]) -> str:
     return digest_of([stage.writes, stage.output_version, *by])
 
 
 def _other_limits(
-    scopes: Scopes,
+    namespaces: Namespaces,
     stage: Stage,
     model: Model,
     settings: Mapping[Part, PartSettings],
     stored: Set[str],
-) -> Iterator[Scopes]:
+) -> Iterator[Namespaces]:
     """Yield the stored variants of other limits. A digest cannot be turned back, so every limit
     that may have been asked for is tried."""
-    if not stage.limited or not stored - {scopes[stage.writes]}:
+    if not stage.limited or not stored - {namespaces[stage.writes]}:
         return
-    by = [scopes[stage.reads], *_decides(stage, model, settings)]
+    by = [namespaces[stage.reads], *_decides(stage, model, settings)]
     for limit in range(1, LARGEST_LIMIT + 1):
-        digest = _scope(stage, [*by, limit])
-        if limit != scopes.limit and digest in stored:
-            yield replace(scopes, of={**scopes.of, stage.writes: digest}, limit=limit)
+        digest = _namespace(stage, [*by, limit])
+        if limit != namespaces.limit and digest in stored:
+            yield replace(namespaces, of={**namespaces.of, stage.writes: digest}, limit=limit)

@@ -1,4 +1,4 @@
-"""Keeps notes in a store that say which model and settings each scope is of."""
+"""Keeps notes in a store that say which model and settings each namespace is of."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,14 +7,15 @@ from typing import Any
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
+from flows.job.namespaces import Namespaces
 from flows.job.prepare import Job
-from flows.job.scopes import Scopes
 from flows.job.weights import parts_of
 from flows.pipelines import REBUILD
 from stages.process.stage import Stage
 
 NOTES = digest_of(["scopes", 1])
-"""The scope of the notes themselves."""
+"""The namespace of the notes themselves. Stores know namespaces as scopes, and output versions as
+recipes."""
 
 
 def settings_of(job: Job) -> dict[str, Any]:
@@ -33,8 +34,8 @@ def settings_of(job: Job) -> dict[str, Any]:
     }
 
 
-def note_scopes(job: Job) -> None:
-    """Write down, once, which model and settings the scopes of a job are of."""
+def note_namespaces(job: Job) -> None:
+    """Write down, once, which model and settings the namespaces of a job are of."""
     first, *later = job.pipeline
     seen = settings_of(job)
     metas: dict[str, dict[str, Any]] = {}
@@ -48,7 +49,7 @@ def note_scopes(job: Job) -> None:
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
 
 
-def _settings_in(job: Job, variant: Scopes, stages: Sequence[Stage]) -> dict[str, Any]:
+def _settings_in(job: Job, variant: Namespaces, stages: Sequence[Stage]) -> dict[str, Any]:
     """Return the precision of the parts of these stages, and how the first of them computes."""
     parts = parts_of(stages)
     labels = dict.fromkeys(variant.precision[part] for part in parts)
@@ -58,5 +59,5 @@ def _settings_in(job: Job, variant: Scopes, stages: Sequence[Stage]) -> dict[str
 
 
 def notes(store: Store) -> RecordSet:
-    """Return the notes: scope → what it is of."""
+    """Return the notes: namespace → what it is of."""
     return RecordSet(store, "scopes", NOTES)
