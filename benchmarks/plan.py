@@ -102,7 +102,7 @@ class Desk:
         kind: MediaKind = "video" if case.frames > 1 else "image"
         stored = model.fit(kind).size(SIDE, SIDE)
         chunks = BATCHES * case.batch
-        load = workload_of(model, kind, chunks, case.frames, stored, (SIDE, SIDE), case.prompt)
+        workload = workload_of(model, kind, chunks, case.frames, stored, (SIDE, SIDE), case.prompt)
         rung = Rung(
             stage=case.stage,
             batch=case.batch,
@@ -110,7 +110,7 @@ class Desk:
             offload=case.block > 0,
             prefill=case.prefill,
         )
-        return estimate(model, rung, [load], self._device, NEW_TOKENS)
+        return estimate(model, rung, [workload], self._device, NEW_TOKENS)
 
     def _run(self, case: Case, model: Model) -> StageOutcome:
         half = model.best("vision" if case.stage == "encode" else "language")
@@ -154,6 +154,7 @@ class Desk:
             "namespace": namespace,
             "offload": stage == "encode" and case.block > 0,
             "block": case.block,
+            "mlp_chunk": case.prefill if stage == case.stage else 0,
             "prefill": case.prefill if stage == case.stage else 0,
             "max_new_tokens": NEW_TOKENS,
             "batches": [members[i : i + case.batch] for i in range(0, len(members), case.batch)],

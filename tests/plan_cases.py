@@ -143,7 +143,7 @@ def architecture_estimates(
     `tokens` of text about them."""
     profile = model.profile
     side = math.isqrt(profile.image_pixel_bytes // (3 * PIXEL_BYTES))
-    load = Workload(
+    workload = Workload(
         kind="image",
         chunks=STANDARD_CHUNKS,
         frames=frames,
@@ -160,4 +160,4 @@ def architecture_estimates(
             for stage in CAPTION
             if stage.part and profile.parts[stage.part].parameters
         ]
-    return [estimate(model, rung, [load], device, new_tokens) for rung in rungs]
+    return [estimate(model, rung, [workload], device, new_tokens) for rung in rungs]

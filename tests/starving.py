@@ -42,7 +42,7 @@ class Hunger:
     def __init__(self, stage: str, job: dict[str, Any]) -> None:
         told = json.loads(os.environ.get(VARIABLE, "{}")).get(stage, {})
         words = [job.get("precision", ""), job.get("kv", "")]
-        words += [w for w in ("prefill", "offload") if job.get(w)]
+        words += [w for w in ("mlp_chunk", "offload") if job.get(w)]
         rooms = [told["rooms"][word] for word in words if word in told.get("rooms", {})]
         self.room = rooms[-1] if rooms else told.get("room", 10**9)
         self.giants = set(told.get("giants", [])) | (set() if rooms else set(told.get("large", [])))

@@ -80,7 +80,7 @@ def rung_of(stage: str, told: Mapping[str, Any]) -> Rung:
     return Rung(
         stage=stage,
         batch=max(map(len, told["batches"])),
-        prefill=told["prefill"],
+        prefill=told["mlp_chunk"],
         kv=told.get("kv", ""),
         precision=told["precision"],
         offload=told["offload"],
@@ -88,10 +88,10 @@ def rung_of(stage: str, told: Mapping[str, Any]) -> Rung:
     )
 
 
-WAYS = [("fp32", ""), ("fp32", "quantized"), ("int8", ""), ("nf4", "")]
+VARIANTS = [("fp32", ""), ("fp32", "quantized"), ("int8", ""), ("nf4", "")]
 LADDERS = {
     "encode": encode_rungs(PICTURES, ["fp32", "int8", "nf4"], streamed=True),
-    "decode": decode_rungs(PICTURES, WAYS, on_gpu=False, offload=True),
+    "decode": decode_rungs(PICTURES, VARIANTS, on_gpu=False, offload=True),
 }
 
 

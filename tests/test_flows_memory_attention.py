@@ -29,8 +29,8 @@ def terms(
     half: PartProfile, dtype: str, *, rows: int = 1, tokens: int = TOKENS, device: str = "cuda:0"
 ) -> list[Term]:
     settings = PartSettings(precision="", dtype=dtype, attention="sdpa", weight_bytes=0)
-    load = replace(images(), kind="video")
-    return list(attention_terms(half, settings, load, rows, tokens, device))
+    workload = replace(images(), kind="video")
+    return list(attention_terms(half, settings, workload, rows, tokens, device))
 
 
 def see(machine: Machine, folder: Path, patch: pytest.MonkeyPatch) -> None:

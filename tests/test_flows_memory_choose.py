@@ -74,7 +74,7 @@ def test_one_chunk_that_is_too_large_does_not_keep_the_others_waiting() -> None:
     asked = replace(question(giant), least=images())
     found = choices(asked, HALVING, budget(16))["decode"]
     assert (found.taken.rung.batch, found.fits, found.refused) == (4, False, False)
-    assert found.taken.load == giant
+    assert found.taken.workload == giant
     alone = choices(question(giant), HALVING, budget(16))["decode"]
     assert (alone.taken.rung.batch, alone.refused) == (1, True)
 
@@ -88,9 +88,9 @@ def test_cutting_frames_is_never_refused() -> None:
 @pytest.mark.parametrize("precision", ["int8", "nf4", "auto"])
 def test_no_precision_is_named_that_is_tried_anyway(precision: str) -> None:
     asked = question(precision=precision)
-    stuck = choices(asked, asked.rungs, budget(24))["decode"]
-    less = replace(budget(24), bytes=stuck.taken.peak_bytes - 1)
-    named = [change.option for change in changes(asked, stuck, less)]
+    unfit = choices(asked, asked.rungs, budget(24))["decode"]
+    less = replace(budget(24), bytes=unfit.taken.peak_bytes - 1)
+    named = [change.option for change in changes(asked, unfit, less)]
     tried = {rung.precision for rung in asked.rungs["decode"]}
     assert not {f"--language-precision {each}" for each in tried} & set(named)
 

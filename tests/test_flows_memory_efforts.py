@@ -39,7 +39,7 @@ def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:
     prompts and 4 a step."""
     job = prepare(config, Stages())
     found = estimates(job)
-    unit = to_do(job, found)[0].load
+    unit = to_do(job, found)[0].workload
     encoder = BatchCost(
         kind="video", rows=2, units=unit.units, peak_bytes=0, kept_bytes=0, flops=10**9
     )

@@ -116,8 +116,8 @@ def test_encoding_takes_pixels_of_no_more_than_the_batch() -> None:
     assert found.activation_bytes == 4 * AN_IMAGE
     assert found.kv_bytes == 0
     read = 7 * 3 * 336 * 336  # an image, as often as it is there while it is made smaller
-    ahead = 1 * 4 * 4 * NUMBERS + read  # eight images are two batches
-    assert found.host_bytes == ahead + by.LIBRARIES_BYTES
+    prefetch = 1 * 4 * 4 * NUMBERS + read  # eight images are two batches
+    assert found.host_bytes == prefetch + by.LIBRARIES_BYTES
 
 
 def streamed(device: str = "cuda:0", precision: str = "fp16") -> StageEstimate:
@@ -169,14 +169,14 @@ def test_the_terms_are_the_whole_arithmetic() -> None:
     ("rows", "tokens", "says"),
     [(1, 512, 512), (3, 512, 1536), (1, 1280, 1280), (1, 4096, 4096), (4, 1024, 4096)],
 )
-def test_works_go_on_in_lines(rows: int, tokens: int, says: int) -> None:
+def test_batch_costs_go_on_in_lines(rows: int, tokens: int, says: int) -> None:
     found = expected(PROFILE.language.batch_costs, "image", rows, tokens)
     # Of 2,048 tokens one row alone was tried.
     assert found.kept_bytes == pytest.approx(says * KV_A_TOKEN)
     assert found.peak_bytes == pytest.approx(says * (KV_A_TOKEN + A_TOKEN))
 
 
-def test_one_work_is_enough_for_a_proportion() -> None:
+def test_one_batch_cost_is_enough_for_a_proportion() -> None:
     found = expected((decoding(2, 100),), "video", 4, 300)
     assert found.kept_bytes == 1200 * KV_A_TOKEN
 

@@ -80,8 +80,8 @@ def test_rungs_that_change_words_or_take_many_times_as_long_come_with_leave_alon
     assert {(r.precision, r.kv == "quantized", r.offload) for r in asked} == {
         ("bf16", False, False)
     }
-    ways = [("bf16", ""), ("bf16", "quantized"), ("int8", ""), ("nf4", "")]
-    free = decode_rungs(8, ways, on_gpu=True, offload=True)
+    variants = [("bf16", ""), ("bf16", "quantized"), ("int8", ""), ("nf4", "")]
+    free = decode_rungs(8, variants, on_gpu=True, offload=True)
     assert free[: len(asked)] == asked
     kinds = list(dict.fromkeys((r.precision, r.kv == "quantized", r.offload) for r in free))
     assert kinds == [

@@ -70,10 +70,10 @@ def test_a_chunk_has_as_many_tokens_and_numbers_as_the_processor_gives(
     )
     row = prepare(processor, clip, "x")
     numbers = bytes_of(row.inputs["pixel_values_videos"]) // 4
-    load = workload_of(model(profile), "video", 1, frames, stored, (height, width), "x")
-    tokens = load.tokens - load.text_tokens
+    workload = workload_of(model(profile), "video", 1, frames, stored, (height, width), "x")
+    tokens = workload.tokens - workload.text_tokens
     # Sizes are rounded to whole patches, and small videos may be enlarged.
-    assert 0.95 < load.units / numbers < 1.25
+    assert 0.95 < workload.units / numbers < 1.25
     assert 0.95 < tokens / row.count.tokens < 1.25
 
 

@@ -165,10 +165,10 @@ def test_disk_and_waves_are_planned_for_whole_pictures(
 
 
 def test_memory_is_planned_for_the_picture_that_is_read_and_tokens_for_what_is_seen() -> None:
-    def load(height: int, width: int) -> Any:
+    def workload(height: int, width: int) -> Any:
         return workload_of(model(), "image", 9, 1, (height, width), (height, width), "x")
 
-    seen, huge = load(336, 336), load(8700, 11600)
+    seen, huge = workload(336, 336), workload(8700, 11600)
     assert (huge.tokens, huge.units) == (seen.tokens, seen.units)
     assert huge.reading_bytes(8) == COPIES * 3 * 8700 * 11600
     assert "11600x8700" in huge.line()
@@ -193,5 +193,5 @@ def test_the_largest_pictures_and_those_of_most_tokens_are_both_planned_for() ->
         )
 
     media = [Medium(digest=str(n), path="", kind="image", prompt="x") for n in range(2)]
-    loads = workloads_of(asked, media, [one(600, 600), one(1000, 4000)])
-    assert {load.stored for load in loads} == {(600, 600), (1000, 4000)}
+    workloads = workloads_of(asked, media, [one(600, 600), one(1000, 4000)])
+    assert {each.stored for each in workloads} == {(600, 600), (1000, 4000)}

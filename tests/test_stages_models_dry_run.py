@@ -16,12 +16,12 @@ REST = tuple(name for name in (*BUILDERS, *MODELS) if name not in FEW)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", REST)
-def test_works_are_found_of_every_family_with_a_processor(family: str) -> None:
-    test_works_are_found_by_every_route(family)
+def test_batch_costs_are_found_of_every_family_with_a_processor(family: str) -> None:
+    test_batch_costs_are_found_by_every_route(family)
 
 
 @pytest.mark.parametrize("family", FEW)
-def test_works_are_found_by_every_route(family: str) -> None:
+def test_batch_costs_are_found_by_every_route(family: str) -> None:
     folder = checkpoint(family) if family in BUILDERS else whole_checkpoint(family)
     config, cls = config_and_class(folder, trusted=False)
     skeleton = skeleton_of(config, cls)

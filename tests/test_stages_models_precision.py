@@ -206,7 +206,7 @@ def test_what_was_saved_in_one_precision_is_refused_in_another(tmp_path: Path) -
         loaded(folder, "language", "int8")
 
 
-def test_a_card_of_quantized_halves_survives_json(tmp_path: Path) -> None:
+def test_a_profile_of_quantized_halves_survives_json(tmp_path: Path) -> None:
     profile = describe(saved(checkpoint("llava"), tmp_path, "nf4", FULL_PATHS))
     assert ModelProfile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
 

@@ -44,8 +44,8 @@ def note_namespaces(job: Job) -> None:
         for at, stage in enumerate(later):
             if stage.part:
                 said = {**said, **_settings_in(job, variant, later[: at + 1])}
-            recipes = [stage.output_version for stage in job.pipeline[: at + 2]]
-            metas[variant[stage.writes]] = {**said, "recipes": recipes}
+            versions = [stage.output_version for stage in job.pipeline[: at + 2]]
+            metas[variant[stage.writes]] = {**said, "recipes": versions}
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
 
 

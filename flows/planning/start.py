@@ -79,8 +79,8 @@ def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:
     least = choices(asked, ladder.rungs, job.budget)[stage].taken
     # It took more than was expected: so what would do has to be expected to take less than that.
     budget = replace(job.budget, bytes=min(job.budget.bytes, least.peak_bytes - 1))
-    stuck = Choice(first=least, taken=least, fits=False, refused=True)
-    found = [change.option for change in changes(asked, stuck, budget)]
+    unfit = Choice(first=least, taken=least, fits=False, refused=True)
+    found = [change.option for change in changes(asked, unfit, budget)]
     found = [option for option in found if not option.startswith("--memory")][:NAMED]
     part = STAGES[stage].part
     if part is not None and not job.config.is_free(part):

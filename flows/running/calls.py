@@ -67,6 +67,7 @@ class Calls:
             "frames_a_video": job.model.profile.frames_a_video,
             "max_new_tokens": job.config.max_new_tokens,
             "block": rung.block,
+            "prefill": rung.prefill,
             "kv": rung.kv,
         }
         if stage.part:
@@ -85,7 +86,7 @@ class Calls:
             trust_remote_code=self._job.config.trust_remote_code,
             route=model.profile.route,
             pieces=model.profile.parts[part].pieces,
-            prefill=rung.prefill,
+            mlp_chunk=rung.prefill,
             offload=rung.offload,
         )
         return {**told_of(half), "engine": settings.engine}

@@ -95,7 +95,7 @@ class Watch:
         """Yield the sequence of a job, which nobody else works on and nobody deletes under it."""
 
         fetch = partial(fetch_parts, job.model, display=self._display)
-        with only_run_in(job, doing, another), claiming(job) as hold:
+        with only_run_in(job, doing, another), claiming(job) as lease:
             for note in filter(None, [*notes(job), job.budget.warning]):
                 self._display.say(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.pipeline))
@@ -105,9 +105,9 @@ class Watch:
                 self._on_begin(job, record)
             self._ladder = ladder_of(job, self._taken)
             launcher = WithinBudget(launcher, job.budget, job.config, self._display.say)
-            steps = Steps(job, launcher, record, self._ladder, self.tell, fetch, hold)
+            steps = Steps(job, launcher, record, self._ladder, self.tell, fetch, lease)
             try:
-                yield Sequence(job, steps, record), record, hold
+                yield Sequence(job, steps, record), record, lease
             finally:
                 self._display.close()
 
@@ -145,9 +145,9 @@ def refuse_file(folder: Path) -> None:
 def claiming(job: Job) -> Iterator[Lease]:
     """Keep what the job needs from being deleted by others, and note what it is of."""
     namespaces = [namespace for variant in job.ledger.variants for namespace in variant.of.values()]
-    with leased(job.store, list(dict.fromkeys(namespaces)), job.out) as hold:
+    with leased(job.store, list(dict.fromkeys(namespaces)), job.out) as lease:
         note_namespaces(job)
-        yield hold
+        yield lease
 
 
 @contextlib.contextmanager

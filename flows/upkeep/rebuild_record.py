@@ -208,5 +208,5 @@ def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
         if old != value:
             found.append(f"sampling changed ({name.replace('_', ' ')} {old} → {value})")
     if before["recipes"] != now["recipes"]:
-        found.append("recipe changed: this version of Penstock makes features otherwise")
+        found.append("output version changed: this version of Penstock makes features otherwise")
     return found or ["what the processor does to frames changed"]

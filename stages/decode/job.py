@@ -18,6 +18,8 @@ class DecodeJob(HalfJob):
     batches: list[list[dict[str, str]]]
     """`key`, `features` (their key), `kind` and `prompt` of each chunk."""
     max_new_tokens: int
+    prefill: int = 0
+    """Tokens of a prompt that the language half reads at once; 0: all."""
     kv: str = ""
     """Place of the KV cache: `offloaded`, `quantized`, or empty."""
     engine: str = DEFAULT_ENGINE
