@@ -111,7 +111,7 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     from stages.encode.run import read_clip
     from stages.models.halves.ranges import reading_ranges
     from stages.models.processors.prepare import load_processor
-    from tests.processors import whole as inputs_of
+    from tests.support.processors import whole as inputs_of
 
     load: Any = AutoModelForImageTextToText.from_pretrained
     with reading_ranges():

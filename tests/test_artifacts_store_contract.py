@@ -22,11 +22,11 @@ from flows.upkeep.cache import holdings
 from flows.upkeep.cache_gc import collect
 from flows.upkeep.rebuild_run import RebuildOptions, rebuild
 from penstock_demo.clips import write_clips
-from tests.inside import InsideLauncher, Ran, run_inside
-from tests.media import write_video
-from tests.memory_store import memory_named
-from tests.pipeline import Place
-from tests.stand_ins import Stages, config_in
+from tests.support.inside import InsideLauncher, Ran, run_inside
+from tests.support.media import write_video
+from tests.support.memory_store import memory_named
+from tests.support.pipeline import Place
+from tests.support.stand_ins import Stages, config_in
 
 NAMESPACE = "ab" * 32
 

@@ -17,8 +17,8 @@ from artifacts.store import FolderStore
 from flows.job.leases import running_jobs
 from flows.upkeep.cache_gc import collect
 from penstock_demo.clips import write_clips
-from tests.attacks import Outcome, attacked, seeded
-from tests.damage import CHANGES, ODD
+from tests.support.attacks import Outcome, attacked, seeded
+from tests.support.damage import CHANGES, ODD
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from artifacts.pack_object import LEAD, MAGIC, DamagedRecord, verify
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from penstock_demo.clips import write_clips
-from tests.attacks import Outcome, attacked, seeded
-from tests.damage import CHANGES, ODD
+from tests.support.attacks import Outcome, attacked, seeded
+from tests.support.damage import CHANGES, ODD
 
 pytestmark = pytest.mark.slow
 

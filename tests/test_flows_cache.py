@@ -19,8 +19,8 @@ from flows.console.display import parse_size
 from flows.job.leases import running_jobs
 from flows.upkeep.cache import holdings
 from flows.upkeep.cache_gc import collect
-from tests.holders import held_elsewhere
-from tests.pipeline import wait_gone
+from tests.support.holders import held_elsewhere
+from tests.support.pipeline import wait_gone
 
 HELD, FREE = "aa" * 32, "bb" * 32
 PAYLOAD = 10_000

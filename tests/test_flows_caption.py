@@ -28,7 +28,7 @@ from flows.deployments.page import RunPage
 from flows.deployments.view import TABLE_ROWS, Progress, RunLog, plain, table
 from flows.job.config import CaptionConfig
 from scripts.stage_processes import stage_of
-from tests.pipeline import PENSTOCK, ROOT, descendants, wait_gone
+from tests.support.pipeline import PENSTOCK, ROOT, descendants, wait_gone
 
 CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
 BAD = [

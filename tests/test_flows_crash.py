@@ -13,9 +13,9 @@ from stages.frames import watchdog
 from stages.frames.video import Video
 from stages.process.report import Report
 from stages.process.stage_process import Listener, StageProcess
-from tests.media import write_video
-from tests.pipeline import read_lines
-from tests.stand_ins import Stages, config_in
+from tests.support.media import write_video
+from tests.support.pipeline import read_lines
+from tests.support.stand_ins import Stages, config_in
 
 CRASH, HANG = b"crash", b"hang"
 """Files that begin so end the process that opens them, or keep it busy for ever."""

@@ -14,7 +14,7 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.models import open_model
 from stages.process.report import Report
-from tests.hostile import copy_of_demo
+from tests.support.hostile import copy_of_demo
 
 GIB = 1 << 30
 MIB = 1 << 20

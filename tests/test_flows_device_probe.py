@@ -10,8 +10,8 @@ from artifacts.errors import EnvironmentFault
 from flows.job import device_probe
 from flows.job.device_probe import check_device, device_memory, try_device
 from stages.process.lock import lock_path, try_hold
-from tests import gpus
-from tests.fake_gpu.state import Machine
+from tests.support import gpus
+from tests.support.fake_gpu.state import Machine
 
 CARD = "cuda:0"
 ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")

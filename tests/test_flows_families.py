@@ -19,13 +19,13 @@ from stages.decode.run import read_features
 from stages.models.halves.delivery import UNDIVIDED
 from stages.models.inspection import describe
 from stages.models.processors.prepare import Clip, load_processor
-from tests.checkpoints import whole_checkpoint
-from tests.clips import joint_model
-from tests.inside import InsideLauncher, run_inside
-from tests.media import picture, write_video
-from tests.pipeline import Place
-from tests.processors import plain_call
-from tests.whole_model import frames_of
+from tests.support.checkpoints import whole_checkpoint
+from tests.support.clips import joint_model
+from tests.support.inside import InsideLauncher, run_inside
+from tests.support.media import picture, write_video
+from tests.support.pipeline import Place
+from tests.support.processors import plain_call
+from tests.support.whole_model import frames_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -13,9 +13,9 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import StageCall
 from flows.running.run import caption
 from stages.process.outcome import StageOutcome
-from tests.media import write_video
-from tests.pipeline import read_lines
-from tests.stand_ins import Answer, Stages, config_in
+from tests.support.media import write_video
+from tests.support.pipeline import read_lines
+from tests.support.stand_ins import Answer, Stages, config_in
 
 
 class KilledStages(Stages):

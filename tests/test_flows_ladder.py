@@ -23,11 +23,11 @@ from flows.planning.rungs import Rung
 from flows.results.status import what
 from flows.running.run import caption
 from stages.process.outcome import StageOutcome
-from tests.media import write_video
-from tests.pipeline import read_lines
-from tests.stand_ins import config_in
-from tests.starving import STARVED, VARIABLE
-from tests.tight import Room, Tight
+from tests.support.media import write_video
+from tests.support.pipeline import read_lines
+from tests.support.stand_ins import config_in
+from tests.support.starving import STARVED, VARIABLE
+from tests.support.tight import Room, Tight
 
 PICTURES = 2
 LONG = "Describe. " * 600

@@ -18,9 +18,9 @@ from flows.job.launch import DirectLauncher
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
-from tests.pipeline import Place
-from tests.starving import STARVED, VARIABLE
-from tests.wide_model import SAYS, write_wide_model
+from tests.support.pipeline import Place
+from tests.support.starving import STARVED, VARIABLE
+from tests.support.wide_model import SAYS, write_wide_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

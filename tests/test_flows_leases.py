@@ -16,7 +16,7 @@ from artifacts.stores.local import clock_of
 from flows.job import leases
 from flows.job.leases import leased, running_jobs
 from flows.upkeep.cache_gc import collect
-from tests.holders import held_elsewhere
+from tests.support.holders import held_elsewhere
 
 HELD, FREE = "aa" * 32, "bb" * 32
 

@@ -15,8 +15,8 @@ from flows.job.launch import StageCall
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from stages.process.outcome import StageOutcome
-from tests.media import write_video
-from tests.stand_ins import Stages, config_in
+from tests.support.media import write_video
+from tests.support.stand_ins import Stages, config_in
 
 LENGTHS = (3, 5, 9)
 """Tokens after which what is said of each clip ends by itself."""

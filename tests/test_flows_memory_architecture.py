@@ -17,7 +17,7 @@ from flows.planning.rungs import Rung
 from flows.planning.towers import Tower
 from stages.models.hub.checkpoint import Checkpoint
 from stages.process.device_limit import CONTEXT_BYTES
-from tests.plan_cases import architecture_estimates, kept_folder, plan_case, write_header
+from tests.support.plan_cases import architecture_estimates, kept_folder, plan_case, write_header
 
 GIB = 1 << 30
 
@@ -198,8 +198,8 @@ def test_a_plan_from_dimensions_says_so() -> None:
 def test_halves_are_told_apart_as_the_classes_do(family: str) -> None:
     """Of families that nothing here names, with two more stacks of layers in some."""
     from stages.models.inspection import describe
-    from tests.checkpoints import MODELS, whole_checkpoint
-    from tests.families import checkpoint as small
+    from tests.support.checkpoints import MODELS, whole_checkpoint
+    from tests.support.families import checkpoint as small
 
     folder = whole_checkpoint(family) if family in MODELS else small(family)
     profile = describe(folder)

@@ -11,9 +11,9 @@ from flows.planning.estimate import Term
 from flows.planning.terms import attention_terms
 from stages.models import describe
 from stages.models.profile import PartProfile
-from tests import gpus
-from tests.by_hand import images
-from tests.fake_gpu.state import Machine
+from tests.support import gpus
+from tests.support.by_hand import images
+from tests.support.fake_gpu.state import Machine
 
 HEADS = 6
 """Of the demo model's decoder."""

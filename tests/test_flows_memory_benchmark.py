@@ -14,9 +14,9 @@ from benchmarks._trial import Trial, read_trial
 from benchmarks._verdicts import judge_auto, judge_native, judge_nf4, judge_plan
 from benchmarks.plan import Row
 from stages.models.inspection import describe
-from tests.families import hf
-from tests.plan_cases import plan_case
-from tests.reports import media_file, said, write_run
+from tests.support.families import hf
+from tests.support.plan_cases import plan_case
+from tests.support.reports import media_file, said, write_run
 
 MIB = 1 << 20
 KNOWN: dict[str, Any] = {"name": "first", "precision": "auto", "budget": 300 * MIB}

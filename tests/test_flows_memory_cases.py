@@ -7,7 +7,7 @@ import pytest
 
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header, read_headers
-from tests.plan_cases import make_folder, plan_case, plan_cases
+from tests.support.plan_cases import make_folder, plan_case, plan_cases
 
 
 def headers_of(name: str, folder: Path) -> list[Header]:

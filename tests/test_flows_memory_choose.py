@@ -7,7 +7,7 @@ import pytest
 from flows.planning.changes import cannot_fit, changes
 from flows.planning.choose import Choice, choices, fits
 from flows.planning.rungs import Rung
-from tests.by_hand import budget, images, question
+from tests.support.by_hand import budget, images, question
 
 HALVING = {
     "frames": [Rung(stage="frames", batch=2)],

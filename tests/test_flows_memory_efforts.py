@@ -18,9 +18,9 @@ from flows.planning.times import stage_seconds, times_of
 from flows.planning.todo import to_do
 from flows.running.run import caption
 from stages.models.footprint import BatchCost
-from tests.machines import machine
-from tests.media import write_video
-from tests.stand_ins import PROFILE, Stages, config_in
+from tests.support.machines import machine
+from tests.support.media import write_video
+from tests.support.stand_ins import PROFILE, Stages, config_in
 
 RUNGS = {stage: Rung(stage=stage, batch=2) for stage in STAGES}
 CLIPS = 4

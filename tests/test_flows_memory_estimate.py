@@ -10,7 +10,7 @@ from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
 from flows.planning.terms import power_of_two
 from stages.process.device_limit import CONTEXT_BYTES
-from tests.by_hand import (
+from tests.support.by_hand import (
     A_SEEING_LAYER,
     A_TOKEN,
     AN_IMAGE,

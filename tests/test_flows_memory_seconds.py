@@ -3,7 +3,7 @@
 import pytest
 
 from flows.planning.seconds import Pass, WorkEstimate, a_parameter, pass_seconds, seconds
-from tests.machines import machine
+from tests.support.machines import machine
 
 POINTS = ((1, 1e-9), (8, 2e-9), (512, 128e-9))
 

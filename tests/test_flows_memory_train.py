@@ -11,7 +11,7 @@ from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.training.estimate import train_estimate
 from flows.planning.training.terms import TrainEstimate, Training
 from stages.models.hub.checkpoint import Checkpoint
-from tests.plan_cases import PlanCase, kept_folder, plan_case
+from tests.support.plan_cases import PlanCase, kept_folder, plan_case
 
 GIB = 1 << 30
 LANGUAGE, VISION = 7_615_616_512, 676_550_144

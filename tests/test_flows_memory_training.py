@@ -18,7 +18,7 @@ from flows.planning.training.activations import (
     lora_parameters,
 )
 from stages.models.hub.headers import Header
-from tests.families import hf
+from tests.support.families import hf
 
 WIDTH, INSIDE, HEADS, TOKENS = 128, 320, 4, 96
 FEW, MANY = 2, 4

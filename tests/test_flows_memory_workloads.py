@@ -13,8 +13,8 @@ from flows.planning.workloads import workload_of
 from stages.models.processors.fit import bytes_of, pixels_a_video, probe
 from stages.models.processors.prepare import Clip, prepare
 from stages.models.profile import ModelProfile
-from tests.by_hand import PROFILE, model
-from tests.plan_processors import qwen2_5_vl
+from tests.support.by_hand import PROFILE, model
+from tests.support.plan_processors import qwen2_5_vl
 
 hf: Any = transformers
 

@@ -14,8 +14,8 @@ import flows.job.launch
 import flows.results.dataset
 from artifacts.errors import Interrupted, Killed
 from flows.job.config import CaptionConfig
-from tests.media import decode_plainly, write_video
-from tests.saying import LONG, ODD, Saying, lines, make, run, samples
+from tests.support.media import decode_plainly, write_video
+from tests.support.saying import LONG, ODD, Saying, lines, make, run, samples
 
 # The library leaves its shards open.
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
@@ -133,7 +133,7 @@ def test_a_process_that_dies_of_a_file_costs_that_file_s_clips_alone(
     config: CaptionConfig, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_video(clips / "deadly.mp4", ticks=range(150), gop=20)
-    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.crashing:run")
+    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:run")
     stages = Saying()
     result = run(config, stages)
     assert result.exit_code == 0
@@ -157,7 +157,7 @@ def test_stopped_while_clips_are_cut_the_old_shards_stay(
     folder = tmp_path / "out" / "webdataset"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setitem(flows.job.launch.ENTRIES, "cut", "tests.crashing:stop")
+        patch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:stop")
         with pytest.raises(Interrupted, match="SIGTERM"):
             run(config, prompt="Who?")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -168,7 +168,7 @@ def test_stopped_while_clips_are_cut_the_old_shards_stay(
 def test_a_process_that_is_killed_goes_on_with_the_clips_that_are_left(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.crashing:killed")
+    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:killed")
     stages = Saying()
     result = run(config, stages)
     assert (result.exit_code, result.warnings) == (0, [])
@@ -181,7 +181,7 @@ def test_one_that_is_killed_again_and_again_leaves_a_run_that_can_be_resumed(
 ) -> None:
     stages = Saying()
     with monkeypatch.context() as patch:
-        patch.setitem(flows.job.launch.ENTRIES, "cut", "tests.crashing:killed_at_once")
+        patch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:killed_at_once")
         with pytest.raises(Killed):
             run(config, stages)
     assert stages.names().count("cut") == 3

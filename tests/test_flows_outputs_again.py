@@ -16,7 +16,7 @@ from flows.job.config import CaptionConfig
 from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
 from flows.results.status import stages_of
-from tests.saying import ALL, LONG, ODD, Saying, lines, make, run, samples
+from tests.support.saying import ALL, LONG, ODD, Saying, lines, make, run, samples
 
 # The library leaves its shards open.
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")

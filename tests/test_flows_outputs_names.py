@@ -12,7 +12,7 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.job.config import CaptionConfig
-from tests.saying import LONG, ODD, Saying, lines, make, run, samples
+from tests.support.saying import LONG, ODD, Saying, lines, make, run, samples
 
 # The library leaves its shards open.
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")

@@ -22,11 +22,11 @@ from flows.planning.workloads import COPIES, workload_of, workloads_of
 from stages.decode import OUTPUT_VERSION as DECODE_VERSION
 from stages.encode import OUTPUT_VERSION as ENCODE_VERSION
 from stages.frames import OUTPUT_VERSION as FRAMES_VERSION
-from tests.by_hand import PROFILE, model
-from tests.families import checkpoint
-from tests.inside import InsideLauncher, run_inside
-from tests.media import picture, write_video
-from tests.pipeline import Place
+from tests.support.by_hand import PROFILE, model
+from tests.support.families import checkpoint
+from tests.support.inside import InsideLauncher, run_inside
+from tests.support.media import picture, write_video
+from tests.support.pipeline import Place
 
 LARGE, SMALL, VIDEO = "large.png", "small.png", "video.mp4"
 SHOWN = (480, 640)

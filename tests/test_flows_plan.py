@@ -16,9 +16,9 @@ from flows.planning.plan_view import explain_lines, plan_lines
 from flows.planning.rungs import Rung
 from flows.planning.what_fits import BUDGETS_GIB, what_fits
 from flows.running.run import caption
-from tests.by_hand import GIB, budget, images, question
-from tests.stand_ins import config_in
-from tests.tight import Tight
+from tests.support.by_hand import GIB, budget, images, question
+from tests.support.stand_ins import config_in
+from tests.support.tight import Tight
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flows.cli.main import main
-from tests.plan_cases import make_folder, plan_case
+from tests.support.plan_cases import make_folder, plan_case
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from flows.cli.main import main
 from flows.job import precision
-from tests.plan_cases import make_folder, plan_case
+from tests.support.plan_cases import make_folder, plan_case
 
 GIB = 1 << 30
 LAYER = 234_917_888

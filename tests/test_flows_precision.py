@@ -20,9 +20,9 @@ from stages.models.halves.boundary import HALVES
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.loading import ModelJob
 from stages.models.profile import ModelProfile
-from tests import gpus
-from tests.pipeline import Place
-from tests.stand_ins import PROFILE
+from tests.support import gpus
+from tests.support.pipeline import Place
+from tests.support.stand_ins import PROFILE
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from flows.deployments.login import (
     own_login,
     stored_login,
 )
-from tests.pipeline import ROOT
+from tests.support.pipeline import ROOT
 
 SECRET = "penstock:not-to-be-told-4711"
 ELSEWHERE = "https://penstock.example.org/api"

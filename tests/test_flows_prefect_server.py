@@ -8,8 +8,8 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from flows.deployments.login import login_file, own_login
 from flows.deployments.server import client_settings
-from tests.pipeline import child_processes
-from tests.servers import temporary_server
+from tests.support.pipeline import child_processes
+from tests.support.servers import temporary_server
 
 EVIL = "https://evil.example"
 

@@ -16,9 +16,9 @@ from flows.job.leases import leased
 from flows.running.run import caption
 from flows.upkeep.rebuild_run import RebuildOptions, RebuildResult, rebuild
 from stages.process.lock import try_hold
-from tests import stand_ins
-from tests.media import write_video
-from tests.stand_ins import Stages, config_in
+from tests.support import stand_ins
+from tests.support.media import write_video
+from tests.support.stand_ins import Stages, config_in
 
 
 @pytest.fixture

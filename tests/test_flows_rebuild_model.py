@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from flows.cli.main import main
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
-from tests.pipeline import PENSTOCK, ROOT, Place, read_lines
+from tests.support.pipeline import PENSTOCK, ROOT, Place, read_lines
 
 KEPT = ("touched.mp4", "replaced.mp4", "deleted.mp4")
 

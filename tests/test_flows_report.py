@@ -16,7 +16,7 @@ from flows.results.report.stages import timeline_of
 from flows.results.run_read import load_record
 from flows.results.run_record import SPANS, RunRecord
 from stages.process.outcome import StageOutcome
-from tests.reports import GIB, PLAN, curve, media_file, said, started_ago, work, write_run
+from tests.support.reports import GIB, PLAN, curve, media_file, said, started_ago, work, write_run
 
 HOSTILE = '</script><script>alert(1)</script><!--<script>\u2028 "\\" \ud800 ]]>'
 

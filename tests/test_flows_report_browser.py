@@ -9,9 +9,9 @@ from PIL import Image
 
 from artifacts.captions import Failure
 from flows.cli.main import main
-from tests.browser import RIGHT, Browser, browsing
-from tests.media import write_video
-from tests.reports import PLAN, curve, media_file, said, started_ago, work, write_run
+from tests.support.browser import RIGHT, Browser, browsing
+from tests.support.media import write_video
+from tests.support.reports import PLAN, curve, media_file, said, started_ago, work, write_run
 
 pytestmark = pytest.mark.browser
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
-from tests.media import write_audio, write_video
-from tests.pipeline import ROOT, Place
-from tests.whole_model import in_float32, whole_model_captions
+from tests.support.media import write_audio, write_video
+from tests.support.pipeline import ROOT, Place
+from tests.support.whole_model import in_float32, whole_model_captions
 
 BAD = {
     "text.mp4": "not-media",

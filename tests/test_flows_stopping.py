@@ -12,7 +12,7 @@ import pytest
 import penstock_demo
 from artifacts.errors import Interrupted
 from flows.running.stopping import stopped_in_order
-from tests.pipeline import ROOT, SECONDS, Place
+from tests.support.pipeline import ROOT, SECONDS, Place
 
 
 @pytest.fixture

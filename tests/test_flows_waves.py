@@ -19,8 +19,8 @@ from flows.job.config import CaptionConfig
 from flows.job.prepare import Job
 from flows.results.outputs import Written, write_outputs
 from flows.running.run import caption
-from tests.media import write_video
-from tests.stand_ins import Stages, config_in
+from tests.support.media import write_video
+from tests.support.stand_ins import Stages, config_in
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from stages.models import describe, load_half
 from stages.models.hub import transfer
 from stages.models.hub.fetching import fetch
 from stages.models.hub.resolve import find_model
-from tests.hub import COMMIT, Hub, serve
-from tests.hub_client import client, use_cache
-from tests.pipeline import PENSTOCK, ROOT, read_lines
-from tests.sharded import repository, sharded
+from tests.support.hub import COMMIT, Hub, serve
+from tests.support.hub_client import client, use_cache
+from tests.support.pipeline import PENSTOCK, ROOT, read_lines
+from tests.support.sharded import repository, sharded
 from tests.test_flows_ledger import ledger, medium
 
 MODEL = "owner/name"

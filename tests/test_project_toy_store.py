@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from penstock_demo.clips import write_clips
-from tests.toys import ROOT, inside, patched
+from tests.support.toys import ROOT, inside, patched
 
+SUPPORT = ROOT / "tests" / "support"
 FILES = ["artifacts/store.py", "artifacts/stores/memory.py"]
 TOGETHER = ("inside.py", "pipeline.py")
 """What of the tests runs a stage within the process: the memory of another would be another."""
@@ -20,8 +21,8 @@ from pathlib import Path
 import artifacts.stores.memory
 from artifacts.packs import stored_namespaces
 from artifacts.store import open_store
-from tests.inside import run_inside
-from tests.pipeline import Place
+from tests.support.inside import run_inside
+from tests.support.pipeline import Place
 
 folder = Path(sys.argv[1])
 place = Place(clips=folder / "clips", out=folder / "out", store=folder / "ignored")
@@ -46,10 +47,10 @@ def test_another_store_is_a_module_and_an_entry(
     copy, names = patched("store", tmp_path)
     assert sorted(names) == FILES and len(names) <= 3
     # What is proved here is that of the store which test_artifacts_store_contract.py looks at.
-    assert (copy / FILES[1]).read_text() == (ROOT / "tests" / "memory_store.py").read_text()
-    (copy / "tests").mkdir()
+    assert (copy / FILES[1]).read_text() == (SUPPORT / "memory_store.py").read_text()
+    (copy / "tests" / "support").mkdir(parents=True)
     for name in TOGETHER:
-        shutil.copy(ROOT / "tests" / name, copy / "tests")
+        shutil.copy(SUPPORT / name, copy / "tests" / "support")
     run = tmp_path / "run"
     write_clips(run / "clips", 1, seed=1)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

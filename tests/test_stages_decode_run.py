@@ -17,9 +17,9 @@ from penstock_demo import CHECKPOINT
 from stages.decode.engines import transformers
 from stages.models.halves.delivery import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
-from tests.clips import PROMPTS, clips, joint_inputs, joint_model
-from tests.families import BUILDERS, checkpoint
-from tests.waves import CAPTIONS, FEATURES, Wave, keys_told
+from tests.support.clips import PROMPTS, clips, joint_inputs, joint_model
+from tests.support.families import BUILDERS, checkpoint
+from tests.support.waves import CAPTIONS, FEATURES, Wave, keys_told
 
 
 def joint_captions(folder: Path, batch: list[Clip], prompts: tuple[str, ...]) -> list[str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from artifacts.schema import Sampling
 from benchmarks._frame_readers import Case, ours
 from benchmarks.frames import SAME, apart, case_of, verdict
-from tests.media import plain_frames, rgb, write_video
+from tests.support.media import plain_frames, rgb, write_video
 
 TWICE_A_SECOND = Sampling(chunk_seconds=30, fps=2, max_frames=1000)
 

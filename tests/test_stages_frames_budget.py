@@ -10,7 +10,7 @@ from artifacts.packs import RecordSet
 from artifacts.schema import MediaIndex
 from artifacts.store import open_store
 from stages.process.stage_process import StageProcess
-from tests.media import write_video
+from tests.support.media import write_video
 
 NAMESPACE = digest_of("frames")
 MIB = 1 << 20

@@ -13,8 +13,8 @@ from artifacts.schema import MediaIndex
 from artifacts.store import open_store
 from stages.process.events import Event
 from stages.process.stage_process import StageProcess
-from tests.media import picture, write_video
-from tests.mutations import write_mutations
+from tests.support.media import picture, write_video
+from tests.support.mutations import write_mutations
 
 NAMESPACE = "5c" * 32
 COUNT = 300

@@ -21,7 +21,7 @@ from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
 from stages.frames.recording import Recording
 from stages.process.report import Report
-from tests.media import picture, spoil, write_audio, write_video
+from tests.support.media import picture, spoil, write_audio, write_video
 
 NAMESPACE = "5c" * 32
 

@@ -7,8 +7,8 @@ from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.inspection import frames_a_video
 from stages.models.processors.prepare import load_processor
-from tests.checkpoints import MODELS, whole_checkpoint
-from tests.families import BUILDERS, checkpoint
+from tests.support.checkpoints import MODELS, whole_checkpoint
+from tests.support.families import BUILDERS, checkpoint
 
 FEW = ("llava", "qwen2_5_vl", "blip_2", "florence2", "mllama")
 REST = tuple(name for name in (*BUILDERS, *MODELS) if name not in FEW)

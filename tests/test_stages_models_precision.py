@@ -20,9 +20,9 @@ from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
 from stages.models.precision.quantize import check, plan
 from stages.models.processors.prepare import load_processor
-from tests.clips import PROMPTS, clips, joint_inputs, without_pixels
-from tests.families import checkpoint
-from tests.waves import Wave
+from tests.support.clips import PROMPTS, clips, joint_inputs, without_pixels
+from tests.support.families import checkpoint
+from tests.support.waves import Wave
 
 DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -26,9 +26,9 @@ from stages.models.processors.fit import probe
 from stages.models.processors.prepare import Clip, load_processor, prepare
 from stages.models.profile import SamplingProfile
 from stages.models.run import run
-from tests.clips import half_model
-from tests.families import BUILDERS, checkpoint
-from tests.waves import events
+from tests.support.clips import half_model
+from tests.support.families import BUILDERS, checkpoint
+from tests.support.waves import events
 
 DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
 

@@ -26,10 +26,10 @@ from stages.models.loading import ModelJob, facts
 from stages.models.processors.prepare import prepare
 from stages.models.streaming.load import StreamedLayers, cross, streamed_layers
 from stages.process.stage_process import StageProcess
-from tests.clips import clips
-from tests.families import BUILDERS, checkpoint
-from tests.tiny_families import FAMILIES
-from tests.waves import FEATURES, Wave
+from tests.support.clips import clips
+from tests.support.families import BUILDERS, checkpoint
+from tests.support.tiny_families import FAMILIES
+from tests.support.waves import FEATURES, Wave
 
 PLAIN = [name for name in FAMILIES if ":" not in name]
 WITHOUT_LAYERS = {"chameleon", "fuyu", "gemma4_unified"}

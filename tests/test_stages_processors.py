@@ -9,12 +9,12 @@ import torch
 from stages.models.halves.delivery import new_tokens
 from stages.models.inspection import describe
 from stages.models.processors.prepare import Clip, load_processor
-from tests.checkpoints import whole_checkpoint
-from tests.clips import PROMPTS, clips, joint_model
-from tests.media import write_video
-from tests.pipeline import Place
-from tests.processors import KINDS, plain_call
-from tests.waves import Wave
+from tests.support.checkpoints import whole_checkpoint
+from tests.support.clips import PROMPTS, clips, joint_model
+from tests.support.media import write_video
+from tests.support.pipeline import Place
+from tests.support.processors import KINDS, plain_call
+from tests.support.waves import Wave
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
