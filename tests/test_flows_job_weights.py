@@ -24,7 +24,7 @@ from tests.support.hub import COMMIT, Hub, serve
 from tests.support.hub_client import client, use_cache
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 from tests.support.sharded import repository, sharded
-from tests.test_flows_ledger import ledger, medium
+from tests.test_flows_job_ledger import ledger, medium
 
 MODEL = "owner/name"
 CLIP = ROOT / "penstock_demo" / "samples" / "clip-01.mp4"
