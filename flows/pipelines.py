@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from stages import decode, encode, frames
+from stages import decode, embed, encode, frames
 from stages.process.stage import Stage
 
 Pipeline = tuple[Stage, ...]
@@ -11,6 +11,8 @@ CAPTION: Pipeline = (frames.STAGE, encode.STAGE, decode.STAGE)
 """Captions of files."""
 REBUILD: Pipeline = CAPTION[:2]
 """Features of files, kept for later."""
-PIPELINES = (CAPTION, REBUILD)
+EMBED: Pipeline = (frames.STAGE, embed.STAGE)
+"""Vectors of pictures, and of the frames of videos."""
+PIPELINES = (CAPTION, REBUILD, EMBED)
 STAGES: Mapping[str, Stage] = {stage.name: stage for line in PIPELINES for stage in line}
 """Every stage by its name."""

@@ -11,7 +11,12 @@ from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, PenstockError
 from flows.cli.last_words import say, unforeseen
-from flows.cli.options import add_cache_commands, add_caption_options, add_running_options
+from flows.cli.options import (
+    add_cache_commands,
+    add_caption_options,
+    add_embed_options,
+    add_running_options,
+)
 from flows.cli.train_plan import add_train_options
 from flows.console.terminal import forget_terminal
 from flows.job.config import PRECISIONS
@@ -40,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--what-fits", action="store_true", help="budgets by precisions")
     plan.add_argument("--explain", action="store_true", help="the arithmetic, number by number")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON, all of it")
+    embed = commands.add_parser("embed", help="vectors of images and videos", epilog=EPILOG)
+    add_embed_options(embed)
     status = commands.add_parser("status", help="how a run stands", epilog=EPILOG)
     status.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     status.add_argument("--json", action="store_true", help="print the record as JSON")

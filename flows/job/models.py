@@ -12,6 +12,7 @@ from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.describing import own_code, read_profile, readable, small_files
 from flows.job.launch import Launcher
 from flows.job.precision import BYTES, PartSettings, settle
+from flows.pipelines import Pipeline
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
 from stages.models.hub.transfer import Announce
@@ -21,6 +22,8 @@ FPS = 1.0
 """Frames a second where neither the user nor the checkpoint says."""
 MAX_FRAMES = 32
 """Frames a chunk at the most where neither the user nor the checkpoint says."""
+VECTORS_A_CHUNK = 16
+"""Frames of a video that a dual encoder is given at once: a chunk is as long as those take."""
 TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")
 """Files whose name begins so say nothing to the vision half: changing them keeps the features."""
 
@@ -66,6 +69,11 @@ class Model:
     def sampling(self, config: CaptionConfig) -> Sampling:
         """Return the sampling: what the user asked for, else what the checkpoint's processor
         states."""
+        if self.profile.route == "dual":  # a vector a frame, so none is left out
+            rate = config.fps or FPS
+            return Sampling(
+                chunk_seconds=VECTORS_A_CHUNK / rate, fps=rate, max_frames=VECTORS_A_CHUNK
+            )
         if only := 1 if self.one_frame else self.profile.frames_a_video:
             return Sampling(
                 chunk_seconds=config.chunk, shots=config.shots, frames=only, max_frames=only
@@ -114,6 +122,23 @@ class Model:
             return profile.image_pixel_bytes if kind == "image" else profile.frame_pixel_bytes
         tokens = self.profile.image_tokens if kind == "image" else self.profile.frame_tokens
         return tokens * self.profile.feature_width * BYTES.get(self.best("vision").dtype, 4)
+
+
+def check_taken(model: Model, pipeline: Pipeline) -> None:
+    """Refuse a checkpoint that does not make what a pipeline is for. Raises UsageError."""
+    dual = model.profile.route == "dual"
+    wanted = {stage.vectors for stage in pipeline if stage.part}
+    if dual and False in wanted:
+        raise UsageError(
+            f"{model.name} makes vectors of pictures and of texts, and writes no captions",
+            hint=f"Run `penstock embed SOURCES --model {model.name}`, or choose a model that "
+            "captions: docs/models.md lists them",
+        )
+    if True in wanted and not dual:
+        raise UsageError(
+            f"{model.name} writes captions, and makes no vectors that can be compared with texts",
+            hint="Choose a model of the CLIP kind (docs/embed.md), or run `penstock caption`",
+        )
 
 
 def digests_in(store: Store) -> ContentDigests:

@@ -20,7 +20,7 @@ from flows.job.config import CaptionConfig
 from flows.job.device_probe import check_device
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
-from flows.job.models import Model, digests_in, open_model
+from flows.job.models import Model, check_taken, digests_in, open_model
 from flows.job.namespaces import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
@@ -101,6 +101,7 @@ def prepare(
         announce=announce,
         read_weights=read_weights,
     )
+    check_taken(model, pipeline)
     readable, contents, unreadable = read_contents(
         files, digests, lambda kind: model.prompt_for(config, kind)
     )

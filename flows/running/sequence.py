@@ -57,12 +57,14 @@ class Sequence:
         result.warnings += result.notes()
         return result
 
-    def fill(self) -> None:
-        """Bring every item to its last record, and write no outputs. Raises what stopped the
-        run."""
+    def fill(self, write_out: Callable[[bool], None] | None = None) -> None:
+        """Bring every item to its last record, and write no outputs but by `write_out`, which is
+        told whether it is for the last time. Raises what stopped the run."""
         self._begin()
 
         def write(last: bool) -> None:
+            if write_out is not None:
+                write_out(last)
             self._expect()
 
         with self._recorded(write):

@@ -1,0 +1,72 @@
+"""The encode stage: frame chunks to feature records, in one process for a whole wave. It knows
+neither prompts nor the language half."""
+
+import contextlib
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from artifacts.packs import Record, RecordSet
+from artifacts.tensors import pack_tree
+from stages.encode.job import EncodeJob
+from stages.models.encoding.chunks import REFUSALS, Refusal, read_chunk
+from stages.models.encoding.run import Making, encode_all
+from stages.models.halves.records import FeatureRecord
+from stages.models.loading import ModelJob
+from stages.models.loading import warm as warm
+from stages.models.processors.prepare import Clip, Prepared, prepare
+from stages.process.exit_diagnosis import out_of_memory
+from stages.process.job import job_of
+from stages.process.report import Report
+
+SHORTEST = 0.04
+"""Seconds that a chunk is taken to last at least, when its frames are shown more than once."""
+
+
+def run(told: dict[str, Any], report: Report) -> None:
+    """Publish a feature record for each chunk of `batches` that has none, or why it cannot have
+    one."""
+    job = job_of(EncodeJob, told)
+    making = Making(
+        kind="features",
+        read=partial(read_member, count=job.frames_a_video),
+        record=_record,
+    )
+    encode_all(job, ModelJob.of(told), making, report)
+
+
+def read_member(
+    record_set: RecordSet, processor: Any, member: dict[str, Any], count: int = 0
+) -> Prepared | Refusal:
+    """Read one chunk as the encoder takes it, or why the processor does not take its frames. It has
+    `count` frames if that is not 0."""
+    prompt = member.get("prompt", "")
+
+    def prepared(clip: Clip) -> Prepared:
+        if count and len(clip.frames) != count:
+            clip = shown(clip, count)
+        try:
+            return prepare(processor, clip, prompt)
+        except REFUSALS as error:
+            if clip.kind == "video" and len(clip.frames) == 1 and not out_of_memory(error):
+                with contextlib.suppress(*REFUSALS):
+                    return prepare(processor, shown(clip, 2), prompt)
+            raise
+
+    return read_chunk(record_set, member, prepared)
+
+
+def shown(clip: Clip, count: int) -> Clip:
+    """Make a clip one of so many frames, for models that take no other number. It has some of its
+    frames, evenly, or all and some of them twice or more."""
+    taken = [index * len(clip.frames) // count for index in range(count)]
+    times = tuple(clip.times[index] for index in taken)
+    if count > len(clip.frames):
+        first, step = clip.times[0], max(clip.seconds, SHORTEST) / count
+        times = tuple(first + index * step for index in range(count))
+    return replace(clip, frames=clip.frames[taken], times=times)
+
+
+def _record(key: str, row: FeatureRecord) -> Record:
+    meta, payload = pack_tree(row.to_tree())
+    return Record(key=key, meta={"tree": meta, "tokens": row.count.tokens}, payload=payload)
