@@ -25,7 +25,7 @@ CAPTION_OPTIONS = {
 COMMANDS = {
     "caption": CAPTION_OPTIONS | {"--dry-run", "--quiet", "--json", "--prefect"},
     "plan": CAPTION_OPTIONS
-    | {"--json", "--what-fits", "--explain"}
+    | {"--json", "--what-fits", "--explain", "--for"}
     | {"--train", "--checkpointing", "--zero", "--gpus", "--optimizer", "--max-length"},
     "embed": {
         "SOURCES", "--model", "--revision", "--out", "--store", "--trust-remote-code", "--fps",

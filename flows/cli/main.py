@@ -20,6 +20,7 @@ from flows.cli.options import (
 from flows.cli.train_plan import add_train_options
 from flows.console.terminal import forget_terminal
 from flows.job.config import PRECISIONS
+from flows.pipelines import PURPOSES
 
 EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage · 3 cannot fit ·
 4 interrupted, resumable · 5 environment (disk, store, driver, network)"""
@@ -42,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add_caption_options(plan)
     add_train_options(plan)
+    plan.add_argument(
+        "--for",
+        dest="purpose",
+        choices=PURPOSES,
+        help="what is to be made [what the model makes]",
+    )
     plan.add_argument("--what-fits", action="store_true", help="budgets by precisions")
     plan.add_argument("--explain", action="store_true", help="the arithmetic, number by number")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON, all of it")

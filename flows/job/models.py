@@ -1,7 +1,7 @@
 """Finds out what a run needs to know of its checkpoint, without ever importing a model library."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.errors import UsageError
@@ -61,6 +61,11 @@ class Model:
     def best(self, part: Part) -> PartSettings:
         """Return the best settings that a part may be run in."""
         return self.settings[part][0]
+
+    def of_parts(self, parts: Iterable[Part], *, alone: bool = False) -> "Model":
+        """Return the same with settings of these parts only; with `alone`, of each its best."""
+        kept = {part: self.settings[part][: 1 if alone else None] for part in parts}
+        return replace(self, settings=kept)
 
     def precision(self) -> dict[str, str]:
         """Return the best precision of each part that the run may make things in."""
@@ -124,21 +129,23 @@ class Model:
         return tokens * self.profile.feature_width * BYTES.get(self.best("vision").dtype, 4)
 
 
-def check_taken(model: Model, pipeline: Pipeline) -> None:
-    """Refuse a checkpoint that does not make what a pipeline is for. Raises UsageError."""
+def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:
+    """Return the first of these pipelines that makes what a checkpoint is for. Raises
+    UsageError."""
     dual = model.profile.route == "dual"
-    wanted = {stage.vectors for stage in pipeline if stage.part}
-    if dual and False in wanted:
+    for pipeline in pipelines:
+        if all(stage.vectors == dual for stage in pipeline if stage.part):
+            return pipeline
+    if dual:
         raise UsageError(
             f"{model.name} makes vectors of pictures and of texts, and writes no captions",
             hint=f"Run `penstock embed SOURCES --model {model.name}`, or choose a model that "
             "captions: docs/models.md lists them",
         )
-    if True in wanted and not dual:
-        raise UsageError(
-            f"{model.name} writes captions, and makes no vectors that can be compared with texts",
-            hint="Choose a model of the CLIP kind (docs/embed.md), or run `penstock caption`",
-        )
+    raise UsageError(
+        f"{model.name} writes captions, and makes no vectors that can be compared with texts",
+        hint="Choose a model of the CLIP kind (docs/embed.md), or run `penstock caption`",
+    )
 
 
 def digests_in(store: Store) -> ContentDigests:

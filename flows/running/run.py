@@ -19,7 +19,7 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.leases import Lease, leased
 from flows.job.namespace_notes import note_namespaces
-from flows.job.prepare import Job, NothingToCaption, out_folder, prepare
+from flows.job.prepare import Job, NothingToDo, out_folder, prepare
 from flows.job.weights import fetch_parts
 from flows.pipelines import CAPTION, EMBED, Pipeline
 from flows.planning.ladder import Ladder
@@ -152,6 +152,7 @@ def embed(
             def write(last: bool) -> None:
                 if last:
                     written.append(write_vectors(job))
+                    record.value["rows"] = written[-1].vectors
                     record.fails(written[-1].failures)
 
             sequence.fill(write)
@@ -171,7 +172,7 @@ def prepared(
         launcher = Forking(make_launcher(watch.listen), forks)
         try:
             job = prepare(config, launcher, watch.say, pipeline)
-        except NothingToCaption as error:
+        except NothingToDo as error:
             write_jsonl(out_folder(config) / "failures.jsonl", error.failures)
             raise
         yield job, launcher

@@ -14,7 +14,8 @@ from flows.job.launch import KILLS
 from flows.job.prepare import Job
 from flows.job.tasks import Medium
 from flows.job.waves import waves_of
-from flows.job.weights import parts_of, stages_wanted
+from flows.job.weights import stages_wanted
+from flows.pipelines import parts_of
 from flows.planning.sizes import estimates, wave_limit
 from flows.results.dataset import is_stale, write_dataset
 from flows.results.outputs import places, write_outputs
