@@ -1,5 +1,6 @@
 """Writes docs/models.md: of every vision-language family that transformers has, whether its halves
-say what the whole model says. `make models` runs it; it takes minutes and needs no network.
+say what the whole model says, and of every dual encoder (scripts/dual_table.py). `make models` runs
+it; it takes minutes and needs no network.
 """
 
 import argparse
@@ -73,15 +74,18 @@ def write_page(rows: list[dict[str, Any]]) -> int:
     """The table of these rows and of all families that have no tiny model."""
     import transformers
 
+    from scripts.dual_table import section
+
     # Some families are another's class under a name of their own, and are built by that one's.
     rows += unbuilt_rows({row[key] for row in rows for key in ("family", "model_type")})
     rows.sort(key=lambda row: str(row["family"]).lower())
     counts = {kind: sum(row["result"] == kind for row in rows) for kind in RESULTS}
     head = HEAD.format(version=transformers.__version__, **counts)
-    PAGE.write_text(head + "".join(line(row) + "\n" for row in rows) + FOOT)
+    dual, enough = section()
+    PAGE.write_text(head + "".join(line(row) + "\n" for row in rows) + FOOT + dual)
     print(f"{PAGE}: {counts}")
     whole = not any(UNTRIED in (row["image"], row["video"]) for row in rows)
-    return 0 if counts["exact"] >= LEAST and not counts["differs"] and whole else 1
+    return 0 if counts["exact"] >= LEAST and not counts["differs"] and whole and enough else 1
 
 
 RESULTS = ("exact", "joint", "refused", "fails", "differs")

@@ -125,8 +125,10 @@ class Model:
         profile = self.profile
         if profile.route == "joint":
             return profile.image_pixel_bytes if kind == "image" else profile.frame_pixel_bytes
-        tokens = self.profile.image_tokens if kind == "image" else self.profile.frame_tokens
-        return tokens * self.profile.feature_width * BYTES.get(self.best("vision").dtype, 4)
+        tokens = profile.image_tokens if kind == "image" else profile.frame_tokens
+        # Vectors are kept in 32 bit, whatever they were computed in.
+        each = 4 if profile.route == "dual" else BYTES.get(self.best("vision").dtype, 4)
+        return tokens * profile.feature_width * each
 
 
 def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:

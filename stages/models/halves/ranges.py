@@ -88,15 +88,19 @@ def reading_ranges() -> Iterator[None]:
     the other half."""
     import safetensors
     from transformers import modeling_utils
+    from transformers.integrations import accelerate
 
-    library: Any = modeling_utils
-    mapping = library.safe_open
+    # The second looks into a checkpoint of one file for names alone, and maps all of it for that.
+    libraries: list[Any] = [modeling_utils, accelerate]
+    mapping = [library.safe_open for library in libraries]
 
     def reading(path: str, *, framework: str, device: str = "cpu", backend: str = "") -> Any:
         return _Whole(safetensors.safe_open(path, framework, device, backend="pread"), Path(path))
 
-    library.safe_open = reading
+    for library in libraries:
+        library.safe_open = reading
     try:
         yield
     finally:
-        library.safe_open = mapping
+        for library, before in zip(libraries, mapping, strict=True):
+            library.safe_open = before
