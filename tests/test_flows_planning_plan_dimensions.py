@@ -41,7 +41,7 @@ def test_a_tower_without_a_class_is_planned_with_its_reason(
     assert stages["embed"]["peak_bytes"] < 15 * GIB
     assert "planned from dimensions" in told["notes"][0]
     assert "without fused attention: embed" in told["notes"][1]
-    assert set(told["what_fits"]) == {"native", "bf16", "nf4, vision too", "auto"}
+    assert set(told["what_fits"]) == {"native", "bf16", "int8", "nf4", "auto"}
     code, told = planned(capsys, folder, "--precision", "bf16", "--memory", "3GiB")
     assert code == 0, told["refusal"]
     (encode,) = (stage for stage in told["memory"]["stages"] if stage["stage"] == "embed")
