@@ -21,4 +21,7 @@ class DecodeJob(HalfJob):
     kv: str = ""
     """Place of the KV cache: `offloaded`, `quantized`, or empty."""
     engine: str = DEFAULT_ENGINE
-    """Name in `ENGINES` of what makes the captions."""
+    """Name in `CHOICES` of what makes the captions."""
+    instead: str = ""
+    """Scope of the captions of the second choice, which members have under a key `instead`; empty:
+    the same as of the first."""

@@ -1,0 +1,203 @@
+"""Decodes greedily in slots: as a row ends, the next takes its slot. Knows no model, no store and
+no words.
+
+Where memory runs out there are fewer slots from then on, and the rows in flight start anew; nobody
+has heard of their captions yet. At the fewest slots what does not fit goes alone, so that one item
+that is too large is told from a machine that is too small.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from stages.decode.engines.inflight.coming import Coming
+from stages.decode.engines.inflight.flight import Flight, Heard
+from stages.decode.engines.inflight.layers import PoolShape
+from stages.decode.engines.inflight.pool import FEWEST, Pool, columns_for
+from stages.decode.engines.inflight.reading import ReadRow
+from stages.decode.protocol import Asked
+from stages.memory.shrinking import Shrinking, attempt
+
+
+@dataclass(kw_only=True, slots=True)
+class Counted:
+    """What was computed, in rows times steps."""
+
+    steps: int = 0
+    """Steps of every slot, empty or not."""
+    used: int = 0
+    """Those of them that made a token of a caption."""
+
+
+class Loop:
+    """The slots of one process, and the rows in them."""
+
+    def __init__(
+        self,
+        read: Callable[[Asked], ReadRow],
+        shrinking: Shrinking,
+        *,
+        slots: int,
+        limit: int,
+        columns: int = 0,
+        late: int = 0,
+    ) -> None:
+        """Read prompts by `read`; let captions have `limit` tokens at most. With `columns` every
+        pool has so many, and else as many as its rows need. Tokens are looked at `late` steps after
+        they were made."""
+        self._read = read
+        self._shrinking = shrinking
+        self._limit = limit
+        self._columns = columns
+        self._late = late
+        self.slots = slots
+        self.counted = Counted()
+        self._pool: Pool | None = None
+        self._seats: list[Flight | None] = []
+        self._made: deque[tuple[Heard, list[Flight | None]]] = deque()
+        self._again: deque[Asked] = deque()
+        """Rows that were in flight when memory ran out, to be begun anew."""
+        self._alone: deque[Asked] = deque()
+        """Those of them for which there are no fewer slots."""
+        self._apart = False
+        """Whether all others go alone, too, because not even two went together."""
+
+    def run(self, rows: Coming) -> Iterator[Flight]:
+        """Yield each row when it has ended. Those that do not fit even alone are left out."""
+        while True:
+            yield from self._fill(rows)
+            if any(self._seats):
+                yield from self._advance()
+            elif self._alone:
+                self._leave()
+                yield from self._by_itself(self._alone.popleft())
+            else:
+                break
+        self._leave()
+
+    def alone(self, asked: Asked) -> Flight:
+        """Return the row, decoded in slots of its own. Raises what an allocator raises."""
+        lone = Loop(
+            self._read,
+            self._shrinking,
+            slots=FEWEST,
+            limit=self._limit,
+            columns=self._columns,
+            late=self._late,
+        )
+        flight = lone._seat(asked)
+        while flight.ended is None:
+            lone._step()
+            for _ in lone._hear():
+                pass
+        return flight
+
+    def _by_itself(self, asked: Asked) -> Iterator[Flight]:
+        key = asked.member["key"]
+        for _, flight in self._shrinking.through(
+            [asked], lambda _: key, lambda _: self.alone(asked)
+        ):
+            yield flight
+
+    def _fill(self, rows: Coming) -> Iterator[Flight]:
+        """Let rows take the slots that are free. Yield those that end with their first token."""
+        while not self._seats or None in self._seats:
+            busy = any(self._seats)
+            if self._alone and not busy:
+                return
+            asked = self._again.popleft() if self._again else rows.take(wait=not busy)
+            if asked is None:
+                return
+            if self._apart:
+                self._alone.append(asked)
+                return
+            made, words = attempt(partial(self._seat, asked))
+            if words is not None:
+                self._yield_room(words, asked)
+            elif (flight := made.pop()).ended is not None:
+                yield flight
+
+    def _seat(self, asked: Asked) -> Flight:
+        """Read a row's prompt and put it into a slot."""
+        row = self._read(asked)
+        flight = Flight.of(asked, row, self._limit)
+        token = flight.choose(row.logits)
+        flight.hear(int(token))
+        if flight.ended is None:
+            self._fit(row, flight.most)
+            assert self._pool is not None
+            slot = self._seats.index(None)
+            self._pool.put(slot, row, token.unsqueeze(1))
+            self._seats[slot] = flight
+        return flight
+
+    def _fit(self, row: ReadRow, most: int) -> None:
+        """Let there be a pool with room for such a row. It is made narrower where much is left over
+        by rows of other lengths, because every step goes through all of it."""
+        longest = max([most, *(flight.most for flight in self._seats if flight is not None)])
+        columns = max(self._columns, columns_for(longest))
+        if self._pool is None:
+            self._seats = [None] * self.slots
+            self._pool = Pool(row, PoolShape(slots=self.slots, columns=columns))
+        elif not columns <= self._pool.shape.columns < 2 * columns:
+            self._pool.resize(columns)
+
+    def _advance(self) -> Iterator[Flight]:
+        """Make a token of every row. Yield those that ended."""
+        _, words = attempt(self._step)
+        if words is not None:
+            self._yield_room(words)
+            return
+        if len(self._made) > self._late:
+            yield from self._hear()
+
+    def _step(self) -> None:
+        assert self._pool is not None
+        logits = self._pool.step()
+        with torch.inference_mode():
+            tokens = logits.argmax(-1)
+            for slot, flight in enumerate(self._seats):
+                if flight is not None and len(flight.processors):
+                    tokens[slot] = flight.choose(logits[slot : slot + 1])[0]
+        self._pool.feed(tokens)
+        self._made.append((Heard(tokens), list(self._seats)))
+        self.counted.steps += len(self._seats)
+
+    def _hear(self) -> Iterator[Flight]:
+        """Read the tokens of the oldest step that was not looked at, and yield whom they end."""
+        assert self._pool is not None
+        heard, flights = self._made.popleft()
+        for slot, (token, flight) in enumerate(zip(heard.read(), flights, strict=True)):
+            if flight is None or flight.ended is not None:
+                continue
+            flight.hear(token)
+            self.counted.used += 1
+            if flight.ended is not None:
+                self._seats[slot] = None
+                self._pool.clear(slot)
+                self._shrinking.fitted()
+                yield flight
+
+    def _yield_room(self, words: str, asked: Asked | None = None) -> None:
+        """Have fewer slots after memory ran out, and start the rows in flight anew."""
+        rows = [flight.asked for flight in self._seats if flight is not None]
+        rows += [asked] if asked is not None else []
+        fewer = self._pool is not None and self.slots > FEWEST
+        self._leave()
+        if fewer:
+            self.slots = max(FEWEST, self._shrinking.cut(self.slots, words))
+            self._again.extendleft(reversed(rows))
+            return
+        if len(rows) > 1:
+            self._shrinking.cut(2, words)
+            self._apart = True
+        self._alone.extend(rows)
+
+    def _leave(self) -> None:
+        """Give the memory of the slots back."""
+        self._pool = None
+        self._seats = []
+        self._made.clear()
