@@ -103,7 +103,7 @@ class InFlight:
         return Loop(
             self._read,
             shrinking,
-            slots=slots_of(self._job),
+            rows=rows_of(self._job),
             limit=self._job.max_new_tokens,
             late=int(self._job.device != "cpu"),
         )
@@ -136,7 +136,7 @@ class InFlight:
         row, other = (self._row(each, half) for each in (asked, longer))
         inputs, features, options = self._given(half, asked)
         return judge(
-            row, other, reference_of(half, inputs, features, **options), slots_of(self._job)
+            row, other, reference_of(half, inputs, features, **options), rows_of(self._job)
         )
 
     def _said(self, flight: Flight) -> Said:
@@ -145,8 +145,7 @@ class InFlight:
         return Said(text.strip(), len(flight.said), flight.ended)
 
 
-def slots_of(job: DecodeJob) -> int:
-    """Return how many slots a job has: as many as its batches have rows, in powers of two, so that
-    more and fewer divide each other."""
+def rows_of(job: DecodeJob) -> int:
+    """Return how many rows a step computes: as many as a batch has, in powers of two."""
     largest = max((len(batch) for batch in job.batches), default=1)
     return max(FEWEST, 1 << (largest - 1).bit_length())

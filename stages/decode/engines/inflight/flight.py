@@ -38,13 +38,14 @@ class Flight:
             ids=row.ids,
         )
 
-    def hear(self, token: int) -> None:
-        """Add a token to what was said, which may be its last."""
+    def hear(self, token: int) -> bool:
+        """Add a token to what was said; return whether it is the last."""
         self.said.append(token)
         if token in self.ends:
             self.ended = "stop"
         elif len(self.said) >= self.limit:
             self.ended = "length"
+        return self.ended is not None
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the token that comes next, of shape [1]. `logits` are of shape [1, words]."""

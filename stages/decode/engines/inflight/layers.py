@@ -6,7 +6,7 @@ nothing, and is masked; so a row's numbers are the same whatever stands beside i
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,10 @@ class CannotSeat(Exception):
 class PoolShape:
     """The room of a pool."""
 
+    rows: int
+    """Rows that a step computes: the same however many slots there are, so that numbers are."""
     slots: int
+    """Rows that there is room for; the others are nobody's."""
     columns: int
     """Most tokens of a row, its prompt among them."""
 
@@ -44,19 +47,19 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.columns = shape.columns
-        self.batch_size = shape.slots
+        self.batch_size = shape.rows
         self.is_initialized = True
         self.offset = 0
         """The column of the mask at which this layer's begin."""
-        self._at = at
-        """The next column of each row, of shape [slots]; it is the pool's own."""
-        self._rows = torch.arange(shape.slots, device=at.device)
+        self._slots = torch.arange(shape.slots, device=at.device)
+        self._at = at[: shape.slots]
+        """The next column of each slot; it is the pool's own."""
         self.keys, self.values = (self._room(part) for part in (like.keys, like.values))
 
     def _room(self, part: torch.Tensor) -> torch.Tensor:
-        """Return zeros for `part`, of shape [1, heads, tokens, width], of every row."""
+        """Return zeros for as much as `part`, of shape [1, heads, tokens, width], in every slot."""
         heads, width = part.shape[1], part.shape[-1]
-        return part.new_zeros(self.batch_size, heads, self.columns, width)
+        return part.new_zeros(len(self._slots), heads, self.columns, width)
 
     def put(self, slot: int, row: Any, tokens: int) -> None:
         """Take over what a row has read; nothing is left of who was here before."""
@@ -79,13 +82,20 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        column = self.column()
-        self.keys[self._rows, :, column] = key_states[:, :, 0]
-        self.values[self._rows, :, column] = value_states[:, :, 0]
-        return self.keys, self.values
+        column, slots = self.column(), len(self._slots)
+        self.keys[self._slots, :, column] = key_states[:slots, :, 0]
+        self.values[self._slots, :, column] = value_states[:slots, :, 0]
+        return self._of_rows(self.keys), self._of_rows(self.values)
+
+    def _of_rows(self, part: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of slots with zeros for the rows that are nobody's."""
+        if (nobodys := self.batch_size - len(part)) == 0:
+            return part
+        zeros = part.new_zeros((1,) * part.ndim).expand(nobodys, *part.shape[1:])
+        return torch.cat([part, zeros])
 
     def column(self) -> torch.Tensor:
-        """Return where each row writes."""
+        """Return where each slot's row writes."""
         return self._at
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -107,7 +117,7 @@ class RingLayer(SlotLayer):
     def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
         self.sliding_window = like.sliding_window
         columns = min(like.sliding_window, shape.columns)
-        super().__init__(like, PoolShape(slots=shape.slots, columns=columns), at)
+        super().__init__(like, replace(shape, columns=columns), at)
 
     def put(self, slot: int, row: Any, tokens: int) -> None:
         kept = row.keys.shape[-2]
@@ -154,8 +164,8 @@ class IndexedLayer(SlotLayer):
 
     def update_indexer(self, keys: torch.Tensor) -> torch.Tensor:
         assert self.indexer_keys is not None
-        self.indexer_keys[self._rows, self._at] = keys[:, 0]
-        return self.indexer_keys
+        self.indexer_keys[self._slots, self._at] = keys[: len(self._slots), 0]
+        return self._of_rows(self.indexer_keys)
 
 
 class StateLayer(LinearAttentionLayer):
@@ -165,11 +175,11 @@ class StateLayer(LinearAttentionLayer):
         LinearAttentionLayer.__init__(self, number_of_states=like.number_of_states)
         for name in STATES:
             setattr(self, f"is_{name}_initialized", dict(getattr(like, f"is_{name}_initialized")))
-            setattr(self, name, _rows_of(getattr(like, name), shape.slots))
+            setattr(self, name, _rows_of(getattr(like, name), shape.rows))
         self.has_previous_state = dict(like.has_previous_state)
         self.conv_kernel_size = dict(like.conv_kernel_size)
         self.device, self.dtype = like.device, like.dtype
-        self.batch_size = shape.slots
+        self.batch_size = shape.rows
 
     def put(self, slot: int, row: Any, tokens: int) -> None:
         for name in STATES:
@@ -178,7 +188,7 @@ class StateLayer(LinearAttentionLayer):
                     mine[slot] = getattr(row, name)[index][0]
 
 
-class StateAndSlotLayer(StateLayer, SlotLayer):  # type: ignore[misc, override]
+class StateAndSlotLayer(StateLayer, SlotLayer):  # type: ignore[override]
     """A layer that has both: states, and keys and values of all that came before."""
 
     is_compileable = True
@@ -209,7 +219,7 @@ SEATS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
 
 
 def seats(layer: Any, shape: PoolShape, at: torch.Tensor) -> Any:
-    """Return room for as much as `layer` holds of one row, of every row. Raises CannotSeat."""
+    """Return room for as much as `layer` holds of one row, in every slot. Raises CannotSeat."""
     if isinstance(layer, DummyLayer):
         return layer
     if type(layer) not in SEATS:
@@ -217,8 +227,8 @@ def seats(layer: Any, shape: PoolShape, at: torch.Tensor) -> Any:
     return SEATS[type(layer)](layer, shape, at)
 
 
-def _rows_of(states: Mapping[int, torch.Tensor | None], slots: int) -> dict[int, Any]:
+def _rows_of(states: Mapping[int, torch.Tensor | None], rows: int) -> dict[int, Any]:
     return {
-        index: None if state is None else state.new_zeros(slots, *state.shape[1:])
+        index: None if state is None else state.new_zeros(rows, *state.shape[1:])
         for index, state in states.items()
     }

@@ -16,7 +16,7 @@ import torch
 from stages.decode.engines.inflight.coming import Coming
 from stages.decode.engines.inflight.flight import Flight, Heard
 from stages.decode.engines.inflight.layers import PoolShape
-from stages.decode.engines.inflight.pool import FEWEST, Pool, columns_for
+from stages.decode.engines.inflight.pool import Pool, columns_for
 from stages.decode.engines.inflight.reading import ReadRow
 from stages.decode.protocol import Asked
 from stages.memory.shrinking import Shrinking, attempt
@@ -40,12 +40,13 @@ class Loop:
         read: Callable[[Asked], ReadRow],
         shrinking: Shrinking,
         *,
-        slots: int,
+        rows: int,
         limit: int,
         columns: int = 0,
         late: int = 0,
     ) -> None:
-        """Read prompts by `read`; let captions have `limit` tokens at most. With `columns` every
+        """Read prompts by `read`; let a step compute so many `rows`, each with a slot as long as
+        memory lasts, and captions have `limit` tokens at most. With `columns` every
         pool has so many, and else as many as its rows need. Tokens are looked at `late` steps after
         they were made."""
         self._read = read
@@ -53,7 +54,8 @@ class Loop:
         self._limit = limit
         self._columns = columns
         self._late = late
-        self.slots = slots
+        self._rows = rows
+        self.slots = rows
         self.counted = Counted()
         self._pool: Pool | None = None
         self._seats: list[Flight | None] = []
@@ -62,8 +64,6 @@ class Loop:
         """Rows that were in flight when memory ran out, to be begun anew."""
         self._alone: deque[Asked] = deque()
         """Those of them for which there are no fewer slots."""
-        self._apart = False
-        """Whether all others go alone, too, because not even two went together."""
 
     def run(self, rows: Coming) -> Iterator[Flight]:
         """Yield each row when it has ended. Those that do not fit even alone are left out."""
@@ -83,11 +83,12 @@ class Loop:
         lone = Loop(
             self._read,
             self._shrinking,
-            slots=FEWEST,
+            rows=self._rows,
             limit=self._limit,
             columns=self._columns,
             late=self._late,
         )
+        lone.slots = 1
         flight = lone._seat(asked)
         while flight.ended is None:
             lone._step()
@@ -110,9 +111,6 @@ class Loop:
                 return
             asked = self._again.popleft() if self._again else rows.take(wait=not busy)
             if asked is None:
-                return
-            if self._apart:
-                self._alone.append(asked)
                 return
             made, words = attempt(partial(self._seat, asked))
             if words is not None:
@@ -141,7 +139,7 @@ class Loop:
         columns = max(self._columns, columns_for(longest))
         if self._pool is None:
             self._seats = [None] * self.slots
-            self._pool = Pool(row, PoolShape(slots=self.slots, columns=columns))
+            self._pool = Pool(row, PoolShape(rows=self._rows, slots=self.slots, columns=columns))
         elif not columns <= self._pool.shape.columns < 2 * columns:
             self._pool.resize(columns)
 
@@ -173,9 +171,8 @@ class Loop:
         for slot, (token, flight) in enumerate(zip(heard.read(), flights, strict=True)):
             if flight is None or flight.ended is not None:
                 continue
-            flight.hear(token)
             self.counted.used += 1
-            if flight.ended is not None:
+            if flight.hear(token):
                 self._seats[slot] = None
                 self._pool.clear(slot)
                 self._shrinking.fitted()
@@ -185,16 +182,13 @@ class Loop:
         """Have fewer slots after memory ran out, and start the rows in flight anew."""
         rows = [flight.asked for flight in self._seats if flight is not None]
         rows += [asked] if asked is not None else []
-        fewer = self._pool is not None and self.slots > FEWEST
+        fewer = self._pool is not None and self.slots > 1
         self._leave()
         if fewer:
-            self.slots = max(FEWEST, self._shrinking.cut(self.slots, words))
+            self.slots = self._shrinking.cut(self.slots, words)
             self._again.extendleft(reversed(rows))
-            return
-        if len(rows) > 1:
-            self._shrinking.cut(2, words)
-            self._apart = True
-        self._alone.extend(rows)
+        else:
+            self._alone.extend(rows)
 
     def _leave(self) -> None:
         """Give the memory of the slots back."""

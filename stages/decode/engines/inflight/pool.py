@@ -6,21 +6,21 @@ computes too, and nobody looks at what. Where a model computes by numbers alone,
 then hangs on the row alone; whether it does, `trial` finds out.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import Cache
 
-from stages.decode.engines.inflight.layers import CannotSeat, RingLayer, PoolShape, SlotLayer, seats
+from stages.decode.engines.inflight.layers import CannotSeat, PoolShape, RingLayer, SlotLayer, seats
 from stages.decode.engines.inflight.reading import ReadRow
 
 COLUMNS = 64
 """Columns come in multiples of this, so that vectors in a kernel end where columns do."""
-FEWEST = 4
-"""Slots of the smallest pool: products of fewer rows are rounded otherwise, on a CPU."""
+FEWEST = 8
+"""Rows of the smallest step: products of fewer are rounded otherwise, on a CPU."""
 
 
 class Pool:
@@ -38,12 +38,12 @@ class Pool:
             self._make(like)
 
     def _make(self, like: ReadRow) -> None:
-        slots, device = self.shape.slots, like.position.device
-        self._at = torch.zeros(slots, dtype=torch.long, device=device)
-        self._live = torch.zeros(slots, dtype=torch.long, device=device)
-        self._position = like.position.new_zeros(*like.position.shape[:-2], slots, 1)
-        self._last = torch.zeros(slots, 1, dtype=like.ids.dtype, device=device)
-        self._types = {n: value.new_zeros(slots, 1) for n, value in like.types.items()}
+        rows, device = self.shape.rows, like.position.device
+        self._at = torch.zeros(rows, dtype=torch.long, device=device)
+        self._live = torch.zeros(rows, dtype=torch.long, device=device)
+        self._position = like.position.new_zeros(*like.position.shape[:-2], rows, 1)
+        self._last = torch.zeros(rows, 1, dtype=like.ids.dtype, device=device)
+        self._types = {n: value.new_zeros(rows, 1) for n, value in like.types.items()}
         layers = [seats(layer, self.shape, self._at) for layer in like.cache.layers]
         if not any(isinstance(layer, SlotLayer) for layer in layers):
             raise CannotSeat("no layer of it says where a row is")
@@ -85,9 +85,9 @@ class Pool:
             self._at[slot] = self._live[slot] = 0
 
     def step(self) -> torch.Tensor:
-        """Return the logits of every slot's next token, of shape [slots, words]; those of an empty
-        one mean nothing."""
-        with torch.inference_mode(), _as_generate_steps(self.model):
+        """Return the logits of every row's next token, of shape [rows, words]: first those of the
+        slots. Those of an empty one mean nothing."""
+        with torch.inference_mode(), _row_by_row(self.model):
             given = self.model.prepare_inputs_for_generation(
                 self._last,
                 next_sequence_length=1,
@@ -104,7 +104,7 @@ class Pool:
             return logits
 
     def feed(self, tokens: torch.Tensor) -> None:
-        """Let every row go on with its token, of shape [slots]."""
+        """Let every row go on with its token, of shape [rows]."""
         with torch.inference_mode():
             self._last.copy_(tokens.unsqueeze(1))
             self._at += self._live
@@ -123,7 +123,7 @@ class Pool:
             self._rings = self._place_rings()
 
     def _mask(self) -> torch.Tensor:
-        """Return which columns each row sees, of shape [slots, columns]; those of windows last."""
+        """Return which columns each row sees, of shape [rows, columns]; those of windows last."""
         at = self._at.unsqueeze(1)
         seen = self._columns <= at
         if self._rings is None:
@@ -146,8 +146,17 @@ def _chunk(model: Any) -> int:
     return int(getattr(text, "attention_chunk_size", None) or 0) if chunked else 0
 
 
-def _as_generate_steps(model: Any) -> AbstractContextManager[None]:
-    """Return a context in which experts are computed as `generate` has them after the prompt."""
-    if model.device.type == "cpu":  # where nothing differs, and to find that out takes time
-        return nullcontext()
-    return model._optimize_model_for_decode()  # type: ignore[no-any-return]
+@contextmanager
+def _row_by_row(model: Any) -> Iterator[None]:
+    """Have experts computed row by row, as `generate` does on a GPU after the prompt: products of
+    all rows of an expert would be rounded by how many those are."""
+    before = model.get_experts_implementation()
+    after = {name: "batched_mm" if way == "grouped_mm" else way for name, way in before.items()}
+    if after == before:
+        yield
+        return
+    model.set_experts_implementation(after)
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)

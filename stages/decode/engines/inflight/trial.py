@@ -59,10 +59,10 @@ def reference_of(
     return Reference(tokens=tokens, logits=made.logits)
 
 
-def judge(row: ReadRow, other: ReadRow, reference: Reference, slots: int) -> TrialResult:
+def judge(row: ReadRow, other: ReadRow, reference: Reference, rows: int) -> TrialResult:
     """Judge by a row and one of another length. Raises what an allocator raises."""
     try:
-        return _judged(row, other, reference, slots)
+        return _judged(row, other, reference, rows)
     except CannotSeat as error:
         return TrialResult(reason=str(error))
     except Exception as error:  # a family may refuse in any way what is not its own
@@ -71,17 +71,21 @@ def judge(row: ReadRow, other: ReadRow, reference: Reference, slots: int) -> Tri
         return TrialResult(reason=f"it fails in slots: {type(error).__name__}: {error}"[:200])
 
 
-def _judged(row: ReadRow, other: ReadRow, reference: Reference, slots: int) -> TrialResult:
+def _judged(row: ReadRow, other: ReadRow, reference: Reference, rows: int) -> TrialResult:
     columns = columns_for(max(row.tokens, other.tokens) + STEPS + BEFORE)
-    alone = _trace(row, reference, Pool(row, PoolShape(slots=slots, columns=columns)), 0)
+    shape = PoolShape(rows=rows, slots=rows, columns=columns)
+    alone = _trace(row, reference, Pool(row, shape), 0)
     wanted = [logits[0].float() for logits in reference.logits[: len(alone)]]
     if (found := far(wanted, [logits.float() for logits in alone])) > rounding(row.model.dtype):
         return TrialResult(reason=f"in slots its numbers are others, by {found:.1e}")
-    among = Pool(row, PoolShape(slots=slots, columns=columns))
-    if not _same(alone, _trace(row, reference, among, slots - 1, other)):
+    if not _same(alone, _trace(row, reference, Pool(row, shape), rows - 1, other)):
         return TrialResult(reason="its numbers hang on what is beside a row")
-    fewer = Pool(row, PoolShape(slots=FEWEST, columns=LONGER * columns))
-    return TrialResult(any_shape=_same(alone, _trace(row, reference, fewer, 0, other)))
+    otherwise = PoolShape(
+        rows=FEWEST if rows > FEWEST else 2 * rows, slots=1, columns=LONGER * columns
+    )
+    return TrialResult(
+        any_shape=_same(alone, _trace(row, reference, Pool(row, otherwise), 0, other))
+    )
 
 
 def _trace(
@@ -89,7 +93,7 @@ def _trace(
 ) -> list[torch.Tensor]:
     """Return the logits of the row in that slot, token for token. `other` stands beside it, and was
     in its slot before."""
-    last = torch.zeros(pool.shape.slots, dtype=torch.long, device=row.ids.device)
+    last = torch.zeros(pool.shape.rows, dtype=torch.long, device=row.ids.device)
     if other is not None:
         for slot in range(pool.shape.slots):
             pool.put(slot, other, chosen(other, other.ids, other.logits))
