@@ -20,6 +20,9 @@ class DecodeJob(HalfJob):
     max_new_tokens: int
     kv: str = ""
     """Place of the KV cache: `offloaded`, `quantized`, or empty."""
+    columns: int = 0
+    """Tokens of the longest prompt of the whole wave with its caption, for an engine whose numbers
+    hang on that; 0: it is not known."""
     engine: str = DEFAULT_ENGINE
     """Name in `CHOICES` of what makes the captions."""
     instead: str = ""

@@ -73,7 +73,7 @@ def run(told: dict[str, Any], report: Report) -> None:
                 hint="Run the same command again: it encodes them anew",
             ) from error
 
-    sample = next(m for m in batches[0] if m["key"] in lacking(batches[0]))
+    sample = next(m for m in reversed(batches[-1]) if m["key"] in lacking([m]))
     engine = engine_of(speaker.settle(*read([sample])))
     if engine is not first and job.instead:
         answers.reverse()

@@ -38,10 +38,6 @@ class Coming:
             self._ask()
         return self._here.popleft() if self._here else None
 
-    def put_back(self, rows: Sequence[Asked]) -> None:
-        """Let these be the next, in this order."""
-        self._here.extendleft(reversed(rows))
-
     def _ask(self) -> None:
         if self._next is None:
             self._next = self._beside.submit(next, self._batches, None)

@@ -18,11 +18,11 @@ from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.loop import Loop
 from stages.decode.engines.inflight.pool import FEWEST
 from stages.decode.engines.inflight.reading import ReadRow, read_row
-from stages.decode.engines.inflight.trial import TrialResult, judge, reference_of
+from stages.decode.engines.inflight.trial import BESIDE, TrialResult, judge, reference_of
 from stages.decode.engines.transformers import Transformers, make_greedy
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
 from stages.decode.protocol import Asked, Said
-from stages.memory.shrinking import Shrinking
+from stages.memory.shrinking import Shrinking, attempt
 from stages.models.halves.features import Features
 from stages.models.halves.records import merge_blank, merge_rows
 from stages.models.processors.prepare import open_ended, rebuild
@@ -39,7 +39,7 @@ class InFlight:
     def __init__(self, job: DecodeJob) -> None:
         self._job = job
         self._plain = Transformers(job)
-        self._verdict: TrialResult | None = None
+        self._result = TrialResult(reason="it was not tried")
         self._loop: Loop | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -48,20 +48,20 @@ class InFlight:
     def settle(self, asked: Asked) -> str:
         """Return the name of the engine that speaks, found out by a chunk. Raises UsageError where
         it has to be this one and cannot."""
-        self._verdict = self._judged(asked)
-        if not self._verdict.reason:
+        self._result = self._judged(asked)
+        if not self._result.reason:
             return INFLIGHT
         if self._job.engine != AUTO:
             raise UsageError(
-                f"engine {INFLIGHT} cannot run this model: {self._verdict.reason}",
+                f"engine {INFLIGHT} cannot run this model: {self._result.reason}",
                 hint=f"Use --engine {AUTO} or {DEFAULT_ENGINE}",
             )
         return DEFAULT_ENGINE
 
     def findings(self) -> dict[str, Any]:
         found = self._plain.findings()
-        if self._verdict is not None and self._verdict.reason:
-            return found | {"engine": DEFAULT_ENGINE, "engine_reason": self._verdict.reason}
+        if self._result.reason:
+            return found | {"engine": DEFAULT_ENGINE, "engine_reason": self._result.reason}
         if self._loop is not None:
             counted = self._loop.counted
             found |= {"slots": self._loop.slots, "row_steps": counted.steps}
@@ -72,7 +72,7 @@ class InFlight:
         self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
     ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:
         """Yield captions as they end, those of a moment together."""
-        if self._verdict is not None and self._verdict.reason:
+        if self._result.reason:
             yield from self._plain.run(batches, shrinking)
             return
         with coming(batches) as rows:
@@ -80,7 +80,7 @@ class InFlight:
 
     def say(self, asked: Sequence[Asked]) -> Sequence[Said]:
         """Return what is said of each, one after the other."""
-        if self._verdict is not None and self._verdict.reason:
+        if self._result.reason:
             return self._plain.say(asked)
         assert self._loop is not None
         return [self._said(self._loop.alone(one)) for one in asked]
@@ -92,8 +92,10 @@ class InFlight:
         ended: list[Flight] = []
         since = time.monotonic()
         for flight in self._loop.run(rows):
-            ended.append(flight)
-            if time.monotonic() - since >= TOGETHER_SECONDS:
+            if flight is not None:
+                ended.append(flight)
+            # Who waits for another process must not keep from it what it may wait for, too.
+            if ended and (flight is None or time.monotonic() - since >= TOGETHER_SECONDS):
                 yield [each.asked for each in ended], [self._said(each) for each in ended]
                 ended, since = [], time.monotonic()
         if ended:
@@ -104,7 +106,8 @@ class InFlight:
             self._read,
             shrinking,
             rows=rows_of(self._job),
-            limit=self._job.max_new_tokens,
+            slots=slots_of(self._job),
+            columns=0 if self._result.any_shape else self._job.columns,
             late=int(self._job.device != "cpu"),
         )
 
@@ -135,9 +138,15 @@ class InFlight:
     def _tried(self, asked: Asked, longer: Asked, half: Any) -> TrialResult:
         row, other = (self._row(each, half) for each in (asked, longer))
         inputs, features, options = self._given(half, asked)
-        return judge(
-            row, other, reference_of(half, inputs, features, **options), rows_of(self._job)
-        )
+        reference = reference_of(half, inputs, features, **options)
+        slots, rows = max(BESIDE, slots_of(self._job)), rows_of(self._job)
+        while True:
+            found, words = attempt(partial(judge, row, other, reference, rows, slots))
+            if words is None:
+                return found.pop()
+            if slots <= BESIDE:
+                raise MemoryError(words)
+            slots //= 2
 
     def _said(self, flight: Flight) -> Said:
         (text,) = self._plain.processor.batch_decode([flight.said], skip_special_tokens=True)
@@ -145,7 +154,11 @@ class InFlight:
         return Said(text.strip(), len(flight.said), flight.ended)
 
 
+def slots_of(job: DecodeJob) -> int:
+    """Return how many slots there are room for: as many as a batch has rows."""
+    return max((len(batch) for batch in job.batches), default=1)
+
+
 def rows_of(job: DecodeJob) -> int:
-    """Return how many rows a step computes: as many as a batch has, in powers of two."""
-    largest = max((len(batch) for batch in job.batches), default=1)
-    return max(FEWEST, 1 << (largest - 1).bit_length())
+    """Return how many rows a step computes: a power of two, so that other jobs compute as many."""
+    return max(FEWEST, 1 << (slots_of(job) - 1).bit_length())

@@ -28,11 +28,11 @@ class Flight:
     ended: Ended | None = None
 
     @classmethod
-    def of(cls, asked: Asked, row: ReadRow, limit: int) -> "Flight":
+    def of(cls, asked: Asked, row: ReadRow) -> "Flight":
         return cls(
             asked=asked,
-            most=row.tokens + limit,
-            limit=limit,
+            most=row.tokens + row.limit,
+            limit=row.limit,
             ends=row.ends,
             processors=row.processors,
             ids=row.ids,

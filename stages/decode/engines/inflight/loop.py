@@ -1,9 +1,10 @@
 """Decodes greedily in slots: as a row ends, the next takes its slot. Knows no model, no store and
 no words.
 
-Where memory runs out there are fewer slots from then on, and the rows in flight start anew; nobody
-has heard of their captions yet. At the fewest slots what does not fit goes alone, so that one item
-that is too large is told from a machine that is too small.
+Where memory runs out at a step there are fewer slots from then on, and the rows in flight start
+anew; nobody has heard of their captions yet. A prompt that cannot be read beside them waits until
+there is nothing else; so one item that is too large is told from a machine that is too small. When
+the next cannot be read either, there are fewer slots too.
 """
 
 from collections import deque
@@ -19,7 +20,7 @@ from stages.decode.engines.inflight.layers import PoolShape
 from stages.decode.engines.inflight.pool import Pool, columns_for
 from stages.decode.engines.inflight.reading import ReadRow
 from stages.decode.protocol import Asked
-from stages.memory.shrinking import Shrinking, attempt
+from stages.memory.shrinking import Shrinking, attempt, give_back
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,21 +42,19 @@ class Loop:
         shrinking: Shrinking,
         *,
         rows: int,
-        limit: int,
+        slots: int,
         columns: int = 0,
         late: int = 0,
     ) -> None:
-        """Read prompts by `read`; let a step compute so many `rows`, each with a slot as long as
-        memory lasts, and captions have `limit` tokens at most. With `columns` every
-        pool has so many, and else as many as its rows need. Tokens are looked at `late` steps after
-        they were made."""
+        """Read prompts by `read`, and let a step compute so many `rows`, of which so many have
+        `slots` as long as memory lasts. A pool has so many `columns`, or more, and with 0 as many
+        as its rows need. Tokens are looked at `late` steps after they were made."""
         self._read = read
         self._shrinking = shrinking
-        self._limit = limit
         self._columns = columns
         self._late = late
         self._rows = rows
-        self.slots = rows
+        self.slots = slots
         self.counted = Counted()
         self._pool: Pool | None = None
         self._seats: list[Flight | None] = []
@@ -63,10 +62,13 @@ class Loop:
         self._again: deque[Asked] = deque()
         """Rows that were in flight when memory ran out, to be begun anew."""
         self._alone: deque[Asked] = deque()
-        """Those of them for which there are no fewer slots."""
+        """Rows that did not fit beside others."""
+        self._strained = False
+        """Whether the last row could not be read beside others."""
 
-    def run(self, rows: Coming) -> Iterator[Flight]:
-        """Yield each row when it has ended. Those that do not fit even alone are left out."""
+    def run(self, rows: Coming) -> Iterator[Flight | None]:
+        """Yield each row when it has ended, and None when others have to be waited for. Rows that
+        do not fit even alone are left out."""
         while True:
             yield from self._fill(rows)
             if any(self._seats):
@@ -84,12 +86,12 @@ class Loop:
             self._read,
             self._shrinking,
             rows=self._rows,
-            limit=self._limit,
+            slots=1,
             columns=self._columns,
             late=self._late,
         )
-        lone.slots = 1
-        flight = lone._seat(asked)
+        lone.counted = self.counted
+        flight = lone._sit(asked, self._read(asked))
         while flight.ended is None:
             lone._step()
             for _ in lone._hear():
@@ -103,28 +105,44 @@ class Loop:
         ):
             yield flight
 
-    def _fill(self, rows: Coming) -> Iterator[Flight]:
+    def _fill(self, rows: Coming) -> Iterator[Flight | None]:
         """Let rows take the slots that are free. Yield those that end with their first token."""
         while not self._seats or None in self._seats:
-            busy = any(self._seats)
-            if self._alone and not busy:
+            if self._alone and not any(self._seats):
                 return
-            asked = self._again.popleft() if self._again else rows.take(wait=not busy)
+            asked = self._again.popleft() if self._again else rows.take(wait=False)
+            if asked is None and not any(self._seats):
+                yield None
+                asked = rows.take(wait=True)
             if asked is None:
                 return
-            made, words = attempt(partial(self._seat, asked))
-            if words is not None:
-                self._yield_room(words, asked)
-            elif (flight := made.pop()).ended is not None:
+            flight = self._begin(asked)
+            if flight is not None and flight.ended is not None:
                 yield flight
 
-    def _seat(self, asked: Asked) -> Flight:
-        """Read a row's prompt and put it into a slot."""
-        row = self._read(asked)
-        flight = Flight.of(asked, row, self._limit)
+    def _begin(self, asked: Asked) -> Flight | None:
+        """Return the row, its prompt read and in a slot; None where memory ran out."""
+        busy = any(self._seats)
+        read, words = attempt(partial(self._read, asked))
+        if words is not None:
+            self._alone.append(asked)
+            if self._strained:
+                self._yield_room(words)
+            self._strained = busy
+            return None
+        self._strained = False
+        sat, words = attempt(lambda: self._sit(asked, read.pop()))
+        if words is not None:
+            self._again.appendleft(asked)
+            self._yield_room(words)
+            return None
+        return sat.pop()
+
+    def _sit(self, asked: Asked, row: ReadRow) -> Flight:
+        """Put a row into a slot, unless it has ended with its first token."""
+        flight = Flight.of(asked, row)
         token = flight.choose(row.logits)
-        flight.hear(int(token))
-        if flight.ended is None:
+        if not flight.hear(int(token)):
             self._fit(row, flight.most)
             assert self._pool is not None
             slot = self._seats.index(None)
@@ -161,14 +179,14 @@ class Loop:
                 if flight is not None and len(flight.processors):
                     tokens[slot] = flight.choose(logits[slot : slot + 1])[0]
         self._pool.feed(tokens)
-        self._made.append((Heard(tokens), list(self._seats)))
+        self._made.append((Heard(tokens), list(self._seats)))  # the other rows are nobody's
         self.counted.steps += len(self._seats)
 
     def _hear(self) -> Iterator[Flight]:
         """Read the tokens of the oldest step that was not looked at, and yield whom they end."""
         assert self._pool is not None
         heard, flights = self._made.popleft()
-        for slot, (token, flight) in enumerate(zip(heard.read(), flights, strict=True)):
+        for slot, (flight, token) in enumerate(zip(flights, heard.read(), strict=False)):
             if flight is None or flight.ended is not None:
                 continue
             self.counted.used += 1
@@ -178,17 +196,19 @@ class Loop:
                 self._shrinking.fitted()
                 yield flight
 
-    def _yield_room(self, words: str, asked: Asked | None = None) -> None:
+    def _yield_room(self, words: str) -> None:
         """Have fewer slots after memory ran out, and start the rows in flight anew."""
         rows = [flight.asked for flight in self._seats if flight is not None]
-        rows += [asked] if asked is not None else []
-        fewer = self._pool is not None and self.slots > 1
         self._leave()
-        if fewer:
+        give_back()
+        if self.slots > 1:
             self.slots = self._shrinking.cut(self.slots, words)
+            rows += self._alone
+            self._alone.clear()
             self._again.extendleft(reversed(rows))
         else:
-            self._alone.extend(rows)
+            self._alone.extend([*rows, *self._again])
+            self._again.clear()
 
     def _leave(self) -> None:
         """Give the memory of the slots back."""

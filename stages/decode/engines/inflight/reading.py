@@ -45,6 +45,8 @@ class ReadRow:
     """What changes its logits, in order."""
     ends: frozenset[int]
     """Tokens that end it."""
+    limit: int
+    """Most tokens of its caption."""
     logits: torch.Tensor
     """The logits of its first token, of shape [1, words]."""
 
@@ -106,6 +108,7 @@ def _row(
         ids=ids,
         processors=processors,
         ends=frozenset(() if ends is None else ends.flatten().tolist()),
+        limit=settings.max_new_tokens,
         logits=output.logits[:, -1].to(copy=True, dtype=torch.float32),
     )
 

@@ -23,8 +23,12 @@ from stages.process.exit_diagnosis import out_of_memory
 
 STEPS = 4
 """Tokens that are tried; what is wrong with masks or positions shows at the first."""
+ROUNDINGS = 2
+"""How many times what pieces of a prompt may differ by: tokens after it are rounded one by one."""
 BEFORE = 2
 """Tokens that whoever was in a slot before has made."""
+BESIDE = 2
+"""Fewest slots with which it can be tried what stands beside a row."""
 LONGER = 5
 """How many times the columns another pool has: so many that kernels cut them otherwise."""
 
@@ -59,10 +63,11 @@ def reference_of(
     return Reference(tokens=tokens, logits=made.logits)
 
 
-def judge(row: ReadRow, other: ReadRow, reference: Reference, rows: int) -> TrialResult:
-    """Judge by a row and one of another length. Raises what an allocator raises."""
+def judge(row: ReadRow, other: ReadRow, reference: Reference, rows: int, slots: int) -> TrialResult:
+    """Judge by a row and one of another length, in steps of so many rows, of which so many have
+    slots. Raises what an allocator raises."""
     try:
-        return _judged(row, other, reference, rows)
+        return _judged(row, other, reference, rows, slots)
     except CannotSeat as error:
         return TrialResult(reason=str(error))
     except Exception as error:  # a family may refuse in any way what is not its own
@@ -71,14 +76,17 @@ def judge(row: ReadRow, other: ReadRow, reference: Reference, rows: int) -> Tria
         return TrialResult(reason=f"it fails in slots: {type(error).__name__}: {error}"[:200])
 
 
-def _judged(row: ReadRow, other: ReadRow, reference: Reference, rows: int) -> TrialResult:
+def _judged(
+    row: ReadRow, other: ReadRow, reference: Reference, rows: int, slots: int
+) -> TrialResult:
     columns = columns_for(max(row.tokens, other.tokens) + STEPS + BEFORE)
-    shape = PoolShape(rows=rows, slots=rows, columns=columns)
+    shape = PoolShape(rows=rows, slots=slots, columns=columns)
     alone = _trace(row, reference, Pool(row, shape), 0)
     wanted = [logits[0].float() for logits in reference.logits[: len(alone)]]
-    if (found := far(wanted, [logits.float() for logits in alone])) > rounding(row.model.dtype):
+    found = far(wanted, [logits.float() for logits in alone])
+    if found > ROUNDINGS * rounding(row.model.dtype):
         return TrialResult(reason=f"in slots its numbers are others, by {found:.1e}")
-    if not _same(alone, _trace(row, reference, Pool(row, shape), rows - 1, other)):
+    if not _same(alone, _trace(row, reference, Pool(row, shape), slots - 1, other)):
         return TrialResult(reason="its numbers hang on what is beside a row")
     otherwise = PoolShape(
         rows=FEWEST if rows > FEWEST else 2 * rows, slots=1, columns=LONGER * columns
