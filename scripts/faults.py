@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scripts.flow_runs import Runs
 from scripts.prefect_stack import CheckFailed, Stack
-from scripts.stage_processes import children, command, family, parent_of, wait_gone
+from scripts.stage_processes import children, family, flow_of, stage_of, wait_gone
 from stages.process.lock import try_hold
 
 CLIPS = 24
@@ -136,7 +136,7 @@ class Faults:
 
     def _parents(self, pid: int) -> list[int]:
         with contextlib.suppress(OSError):
-            return [parent_of(pid)]
+            return [flow_of(pid)]
         return []
 
     def _without_server(self, kind: str, stage: str, item: int, seconds: float) -> None:
@@ -182,8 +182,8 @@ class Faults:
 
     def _find(self, stage: str) -> None:
         for pid in children(self._stack):
-            if f"penstock-{stage}-" in command(pid):
-                self._child, self._flow = pid, parent_of(pid)
+            if stage_of(pid) == stage:
+                self._child, self._flow = pid, flow_of(pid)
 
     def _kill(self, *pids: int) -> None:
         for pid in pids:

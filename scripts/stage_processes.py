@@ -8,18 +8,29 @@ from pathlib import Path
 from scripts.marked_processes import marked
 from scripts.prefect_stack import CheckFailed, Stack
 
-CHILD = "stages.process.child"
+CHILD, SERVER = "stages.process.child", "stages.process.fork_server"
 
 
 def children(stack: Stack) -> list[int]:
-    """The stages that run now."""
-    return [pid for pid in marked(stack.folder) if CHILD in command(pid)]
+    """Return the stages that run now."""
+    return [pid for pid in marked(stack.folder) if stage_of(pid)]
 
 
-def command(pid: int) -> str:
+def stage_of(pid: int) -> str:
+    """Return the name of the stage that a process runs; empty for one that runs none."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if any(module.encode() in command for module in (CHILD, SERVER)):
+            return "" if name.startswith("python") else name
     return ""
+
+
+def flow_of(pid: int) -> int:
+    """Return the process that had a stage started, though another one may have been forked."""
+    parent = parent_of(pid)
+    forked = SERVER.encode() in Path(f"/proc/{parent}/cmdline").read_bytes()
+    return parent_of(parent) if forked else parent
 
 
 def parent_of(pid: int) -> int:
@@ -39,7 +50,7 @@ def wait_gone(pids: list[int], seconds: float) -> None:
     """Raises CheckFailed."""
     deadline = time.monotonic() + seconds
     for pid in pids:
-        while CHILD in command(pid):
+        while stage_of(pid):
             if time.monotonic() > deadline:
                 raise CheckFailed(f"process {pid} is still there after {seconds} s")
             time.sleep(0.01)

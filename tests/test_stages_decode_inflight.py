@@ -19,9 +19,9 @@ from stages.decode.engines.inflight.coming import Coming, coming
 from stages.decode.engines.inflight.pool import Pool
 from stages.decode.protocol import Asked
 from stages.models.processors.prepare import Clip
-from tests.clips import PROMPTS, clips
-from tests.families import BUILDERS, checkpoint
-from tests.waves import CAPTIONS, Wave, keys_told
+from tests.support.clips import PROMPTS, clips
+from tests.support.families import BUILDERS, checkpoint
+from tests.support.waves import CAPTIONS, Wave, keys_told
 
 OTHER = "dd" * 32
 THIRD = "ee" * 32
@@ -278,7 +278,7 @@ def _renamed(record: Any, key: str) -> Any:
 
 def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
     from stages.decode.run import run
-    from tests.waves import events
+    from tests.support.waves import events
 
     with events() as (report, told):
         run(job, report)

@@ -2,12 +2,14 @@
 take its place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from artifacts.errors import Killed
+from artifacts.errors import EnvironmentFault, Killed
 from flows.pipelines import STAGES
+from stages.process.device import device_name
+from stages.process.forking import ForkServer
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
 
@@ -19,6 +21,8 @@ ENTRIES: Mapping[str, str] = {
     "probe": "stages.process.probe:run",
 }
 """Stage name → the function that its process calls."""
+IMPORTING = {"describe", *(name for name, stage in STAGES.items() if stage.part)}
+"""Stages that import the libraries of models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +41,8 @@ class StageCall:
     """Bytes of the device that it may take above its imports; 0: all that is there."""
     seconds: float = 0.0
     """Processor time that a thread of it may take; 0: as long as it needs."""
+    forks: ForkServer | None = None
+    """Server that it may be forked from."""
 
 
 KILLS = 2
@@ -77,7 +83,29 @@ class DirectLauncher:
             listen=self._listen,
             budget=call.budget,
             seconds=call.seconds,
+            forks=call.forks,
         )
+
+
+class Forking:
+    """A launcher that has stages which import models forked from one process that has imported
+    them. It is off where there is a GPU: no fork was seen to leave one alone yet."""
+
+    def __init__(self, launcher: Launcher, forks: ForkServer) -> None:
+        self._launcher = launcher
+        self._forks = forks
+
+    def start(self, call: StageCall) -> Running:
+        if call.name in IMPORTING and call.device == "cpu" and not _has_gpu():
+            call = replace(call, forks=self._forks)
+        return self._launcher.start(call)
+
+
+def _has_gpu() -> bool:
+    try:
+        return device_name() != "cpu"
+    except EnvironmentFault:
+        return True
 
 
 def run_to_end(launcher: Launcher, call: StageCall) -> StageOutcome:

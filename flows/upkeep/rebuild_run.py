@@ -10,7 +10,7 @@ from artifacts.store import open_store
 from artifacts.words import counted
 from flows.console.display import Display, duration, size
 from flows.job.config import CaptionConfig
-from flows.job.launch import DirectLauncher
+from flows.job.launch import DirectLauncher, Forking
 from flows.job.leases import RunningJob, running_jobs
 from flows.job.prepare import Job, prepare
 from flows.job.weights import bytes_to_fetch, parts_of
@@ -32,6 +32,7 @@ from flows.upkeep.rebuild_record import (
     same,
     write_record,
 )
+from stages.process.forking import ForkServer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,8 +163,8 @@ def rebuild(
     out = open_store(config.store_url).local / "logs" / f"rebuild-{name[:12]}"
     config = replace(config, out=str(out), format=(), beside=False)
     watch = Watch(display, on_begin)
-    launcher = make_launcher(watch.listen)
-    with stopped_in_order():
+    with stopped_in_order(), ForkServer() as forks:
+        launcher = Forking(make_launcher(watch.listen), forks)
         job = prepare(config, launcher, display.say, REBUILD)
         last = last_record(job.store, name)
         now = record_of(job, last)
@@ -183,7 +184,7 @@ def rebuild(
         for line in result.plan_lines():
             display.say(line)
         words = ("rebuilding, with its logs in", "give it another --name")
-        with watch.working(job, launcher, *words) as (sequence, ran, hold):
+        with watch.working(job, launcher, *words) as (sequence, ran, lease):
             if result.missing.chunks:
                 write_record(job.store, name, begun(last, now))
                 now = replace(now, number=now.number + 1)
@@ -195,7 +196,7 @@ def rebuild(
             if result.encoded:
                 seconds = sum(entry["seconds"] for entry in entries)
                 now = replace(now, seconds_a_chunk=seconds / result.encoded)
-            now = replace(now, past=_prune(job, name, now, hold.others(), options, result))
+            now = replace(now, past=_prune(job, name, now, lease.others(), options, result))
             if result.missing.chunks or not same(last, now):
                 write_record(job.store, name, now)
         result.failures = failures_of(job)

@@ -11,6 +11,7 @@ from flows.job.precision import native_dtype, no_bfloat16
 from flows.planning.terms import GPU_WORKSPACE_BYTES
 from scripts.gpu_check.rows import MIB, Row, mib, one_line, row, skipped
 from scripts.gpu_check.setting import Setting
+from stages.models.deferred_imports import import_transformers
 from stages.process.device import (
     device_free_bytes,
     device_holders,
@@ -152,8 +153,8 @@ def fork_by_cuda(setting: Setting) -> Iterator[Row]:
 def _forked(setting: Setting, parent: str, *, asks: bool) -> Iterator[Row]:
     before = device_used_bytes(setting.device)
     import torch
-    import transformers  # noqa: F401
 
+    import_transformers()  # as the server of forks does
     answers = ""
     if asks:
         answers = f"{torch.cuda.device_count()} seen, available {torch.cuda.is_available()}; "

@@ -44,8 +44,9 @@ def run(told: dict[str, Any], report: Report) -> None:
     job = job_of(DecodeJob, told)
     first = choice_of(job.engine)[0]
     store = open_store(job.store)
-    features = RecordSet(store, "features", job.features_scope)
-    answers = [RecordSet(store, "captions", scope) for scope in (job.scope, job.instead) if scope]
+    features = RecordSet(store, "features", job.features_namespace)
+    namespaces = [each for each in (job.namespace, job.instead) if each]
+    answers = [RecordSet(store, "captions", namespace) for namespace in namespaces]
 
     def lacking(batch: Batch) -> list[str]:
         return [
@@ -124,7 +125,7 @@ def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecor
 
 def set_packs_aside(store: Store, record_set: RecordSet, keys: set[str]) -> None:
     """Move whole packs of features out of the way, so that what is in them is made again. All go at
-    once, because what is wrong with one of a scope is wrong with the others."""
+    once, because what is wrong with one of a namespace is wrong with the others."""
     for name in list(store.list(record_set.folder)):
         # Another run may have set it aside, or another reader.
         with contextlib.suppress(FileNotFoundError, DamagedRecord):

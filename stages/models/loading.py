@@ -15,6 +15,7 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half, Part
 from stages.memory.heap import given_back
+from stages.models.deferred_imports import import_transformers
 from stages.models.half_job import HalfJob
 from stages.models.halves.load import config_and_class, load_half, one_line, skeleton_of
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
@@ -119,8 +120,8 @@ class ModelJob(HalfJob):
                 f"asked for {self.attention} attention and got {found}",
                 hint="Run the same command again after an upgrade of transformers, or tell us",
             )
-        if keep == "vision" and self.prefill:
-            in_pieces(half, self.prefill)
+        if keep == "vision" and self.mlp_chunk:
+            in_pieces(half, self.mlp_chunk)
         return half
 
 
@@ -131,6 +132,7 @@ _ready: dict[tuple[Path, bool], Any] = {}
 def warm(job: dict[str, Any]) -> None:
     """Import what the model needs and load its processor, before the stage's use is counted.
     Neither is in a plan."""
+    import_transformers()
     source = ModelJob.of(job)
     folder = resolve_model(Path(source.model), source.revision)
     config, _ = config_and_class(folder, source.trust_remote_code)

@@ -3,8 +3,14 @@
 from typing import Any
 
 from artifacts.errors import UsageError
+from stages.models.deferred_imports import import_transformers
 from stages.models.inspection import describe
 from stages.process.report import Report
+
+
+def warm(job: dict[str, Any]) -> None:
+    """Import what every model needs, which is then no part of what describing takes."""
+    import_transformers()
 
 
 def run(job: dict[str, Any], report: Report) -> None:

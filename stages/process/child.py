@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from artifacts.errors import CannotFit, PenstockError
 from stages.process import budget
@@ -27,6 +27,7 @@ from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
 from stages.process.report import Report
 
 PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
 ORPHAN_CHECK_SECONDS = 0.5
 STUCK = Broken(
     type="OutOfMemory",
@@ -56,12 +57,29 @@ def die_with(parent: int) -> None:
     threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
 
 
+class Origin(NamedTuple):
+    """The process that a stage comes from, and what that has done for it."""
+
+    parent: int
+    seconds: float = 0.0
+    """Time that it took to import for the stage."""
+    cpu_seconds: float = 0.0
+    """Processor time of it."""
+
+
 def main(job_path: str, parent: str, events: str) -> int:
-    """Run the stage that the job file names; every outcome is told on the events descriptor."""
-    die_with(int(parent))
+    """Run the stage that the job file names, and return its exit status."""
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     Path(job_path).unlink(missing_ok=True)  # a parent that is killed cannot
-    report = Report(int(events), Path(job["journal"]))
+    return run_job(job, Origin(int(parent)), int(events))
+
+
+def run_job(job: dict[str, Any], origin: Origin, events: int) -> int:
+    """Run the stage of a job; every outcome is told on the events descriptor. Returns the exit
+    status."""
+    die_with(origin.parent)
+    ctypes.CDLL(None).prctl(PR_SET_NAME, job["name"][:15].encode())  # as `ps` and `top` show it
+    report = Report(events, Path(job["journal"]))
     # A stage that is told of no device runs no model: what else it does need not wait.
     runs_on = str(job["arguments"].get("device", ""))
     try:
@@ -71,15 +89,15 @@ def main(job_path: str, parent: str, events: str) -> int:
     except (PenstockError, OSError) as error:
         report.send(describe(error))
         return 1
-    code = work(job, report)
+    code = work(job, report, origin)
     if lock is not None:
         lock.close()
     return code
 
 
-def work(job: dict[str, Any], report: Report) -> int:
+def work(job: dict[str, Any], report: Report, origin: Origin) -> int:
     """Run the stage on a device that is its own; returns the exit status."""
-    started = time.monotonic()
+    started = time.monotonic() - origin.seconds
     code = 0
     still = Stillness()
 
@@ -112,7 +130,7 @@ def work(job: dict[str, Any], report: Report) -> int:
             peak_host_bytes=memory.peak_host_bytes,
             peak_device_bytes=memory.peak_device_bytes,
             seconds=time.monotonic() - started,
-            cpu_seconds=usage.ru_utime + usage.ru_stime,
+            cpu_seconds=origin.cpu_seconds + usage.ru_utime + usage.ru_stime,
             timeline=memory.timeline,
         )
     )

@@ -6,10 +6,10 @@ processor time, so that a machine which does much else makes no difference, nor 
 
 import os
 import signal
-import subprocess
 import threading
 from pathlib import Path
-from typing import Any
+
+from stages.process.forking import Process
 
 LOOK_SECONDS = 0.5
 OVERTIME = signal.SIGVTALRM
@@ -21,7 +21,7 @@ UTIME, STIME = 11, 12
 class Clock:
     """Looks after a process from a thread until it has ended."""
 
-    def __init__(self, process: "subprocess.Popen[Any]", seconds: float) -> None:
+    def __init__(self, process: Process, seconds: float) -> None:
         self._process = process
         self._seconds = seconds
         self._done = threading.Event()

@@ -14,6 +14,12 @@ ALLOCATOR, ALLOCATOR_OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 EXPANDABLE = "expandable_segments:True"
 """Setting with which freed memory can be put together again, so that less of it is lost."""
 NOT_EXPANDABLE = "expandable_segments:False"
+WAIT_POLICY = "OMP_WAIT_POLICY"
+"""In the environment: whether threads that wait for others keep their cores busy. Bytes do not hang
+on it."""
+BUSY = 1.5
+"""Load of the machine, by core, from which on they do not: another process has their cores, and a
+stage's own threads alone make a load of 1."""
 
 
 def child_environment() -> dict[str, str]:
@@ -23,6 +29,9 @@ def child_environment() -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
+        # numpy's and scipy's own, with which no stage computes: nobody can fork a process that has
+        # threads.
+        "OPENBLAS_NUM_THREADS": "1",
         # Left to itself, malloc keeps what was freed once it has seen it freed: loading a model in
         # 4 bit held all of it in 16 bit.
         "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
@@ -31,6 +40,8 @@ def child_environment() -> dict[str, str]:
         # Libraries start a thread for each core that they see, and all wait for those that may not
         # run.
         defaults["OMP_NUM_THREADS"] = str(cores())
+    if os.getloadavg()[0] > BUSY * cores():
+        defaults[WAIT_POLICY] = "PASSIVE"
     if ALLOCATOR_OLD not in os.environ and not on_wsl():  # where some drivers fail at it
         defaults[ALLOCATOR] = EXPANDABLE
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and (folder := compiler_folder()):

@@ -1,16 +1,17 @@
 """The parent's side of a stage; knows no stage by name and makes no CUDA context.
 
-It writes the job to a file and starts `stages.process.child` in a process of its own, which reads
-that file and takes the lock of the device. A thread reads the child's events from a pipe, one JSON
-line each: it adds them to the outcome, and hands each to the listener. What libraries print goes to
-the log. When the process has ended, `wait` looks whether the GPU was given back, and returns the
-outcome, or raises the error that its exit status, its last event, its log and the kernel's count of
-kills amount to. `stop` asks it to end, and kills it when it does not.
+It writes the job to a file and starts `stages.process.child` in a process of its own, or has a
+server fork one; that reads the file and takes the lock of the device. A thread reads its events
+from a pipe, one JSON line each: it adds them to the outcome, and hands each to the listener. What
+libraries print goes to the log. When the process has ended, `wait` looks whether the GPU was given
+back, and returns the outcome, or raises the error that its exit status, its last event, its log and
+the kernel's count of kills amount to. `stop` asks it to end, and kills it when it does not.
 """
 
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from artifacts.errors import Killed
 from artifacts.store import fault_of
@@ -43,6 +44,7 @@ from stages.process.events import (
     event_of,
 )
 from stages.process.exit_diagnosis import LAST_LINES, Ending, fault_of_stage
+from stages.process.forking import ForkServer, Process
 from stages.process.outcome import StageOutcome
 
 STOP_SECONDS = 10.0
@@ -67,9 +69,11 @@ class StageProcess:
         listen: Listener,
         budget: int = 0,
         seconds: float = 0.0,
+        forks: ForkServer | None = None,
     ) -> None:
-        """Start the stage. It may take `budget` bytes of the device above its imports; 0: all that
-        is there. A thread of it may take `seconds` of processor time; 0: as long as it needs."""
+        """Start the stage, if it can be from the server `forks`. It may take `budget` bytes of the
+        device above its imports; 0: all that is there. A thread of it may take `seconds` of
+        processor time; 0: as long as it needs."""
         self.name = name
         self.log = log
         self._device = device
@@ -89,6 +93,7 @@ class StageProcess:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             journal = str(log.with_suffix(".items.jsonl"))
             job = {
+                "name": name,
                 "entry": entry,
                 "arguments": arguments,
                 "device": device,
@@ -99,23 +104,8 @@ class StageProcess:
         read_end, write_end = os.pipe()
         try:
             with log.open("ab") as output:
-                self._process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-P",
-                        "-m",
-                        "stages.process.child",
-                        self._job,
-                        str(os.getpid()),
-                        str(write_end),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=[write_end],
-                    process_group=0,  # Ctrl-C reaches the parent alone, which then stops the child
-                    env=child_environment(),
-                )
+                forked = forks.fork(self._job, output, write_end) if forks else None
+                self._process: Process = forked or _fresh(self._job, output, write_end)
         finally:
             os.close(write_end)
         self._reader = threading.Thread(target=self._read, args=(read_end,), daemon=True)
@@ -176,9 +166,9 @@ class StageProcess:
         """End the stage: asked first, killed when it does not answer; what it published stays."""
         if self._process.poll() is not None:
             return
-        self._process.terminate()
+        self._process.send_signal(signal.SIGTERM)
         if not self.ended(STOP_SECONDS):
-            self._process.kill()
+            self._process.send_signal(signal.SIGKILL)
             self._process.wait()
         Path(self._job).unlink(missing_ok=True)
 
@@ -232,3 +222,16 @@ class StageProcess:
         except OSError:
             return ()
         return tuple(lines[-LAST_LINES:])
+
+
+def _fresh(job: str, output: IO[bytes], events: int) -> "subprocess.Popen[bytes]":
+    """Start a stage as a process that imports for itself."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "stages.process.child", job, str(os.getpid()), str(events)],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        pass_fds=[events],
+        process_group=0,  # Ctrl-C reaches the parent alone, which then stops the child
+        env=child_environment(),
+    )

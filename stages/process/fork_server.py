@@ -1,0 +1,158 @@
+"""The process that imports once what several stages need, and is forked for each: `python -m
+stages.process.fork_server CONTROL_FD`; knows no stage by name.
+
+It computes nothing and makes no CUDA context. Each message on its socket names a job and brings
+three descriptors: the stage's log, its events, and a socket on which it is told of that stage
+alone. The server imports what the job needs, forks, and answers with the process id and a handle of
+the process; when that has ended it sends the exit status. It forks only while it has one thread,
+because a lock that another one holds would never be let go in the child; else it answers `no`. Its
+children die with it, and it ends when its parent does, which is the end of the socket.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from stages.process.child import Origin, load_entry, run_job
+from stages.process.gc_freeze import gc_frozen
+
+MESSAGE_BYTES = 1 << 16
+NO = b"no"
+"""Answer where a stage is to be started as a process of its own."""
+
+
+class Server:
+    """Waits for words on `control`, whose end is the parent's."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._children: dict[int, tuple[int, socket.socket]] = {}
+        """Handle of a process → its id, and where its end is told."""
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+        self._told_seconds = 0.0
+
+    def serve(self) -> None:
+        """Go on until the parent is gone. The kernel then kills every child."""
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor in self._children:
+                    self._tell_end(descriptor)
+                    continue
+                words, handed, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, 3)
+                if not words:
+                    return
+                self._fork(json.loads(words), *handed)
+
+    def _fork(self, told: dict[str, Any], log: int, events: int, status: int) -> None:
+        answer = socket.socket(fileno=status)
+        try:
+            job = json.loads(Path(told["job"]).read_text(encoding="utf-8"))
+            warm(job)
+            handle = self._begin(told, job, log, events, answer)
+            if handle is None:
+                answer.send(NO)
+                answer.close()
+        finally:
+            os.close(log)
+            os.close(events)
+
+    def _begin(
+        self,
+        told: dict[str, Any],
+        job: dict[str, Any],
+        log: int,
+        events: int,
+        answer: socket.socket,
+    ) -> int | None:
+        """Fork, and tell of the child; None where that cannot be done."""
+        if len(os.listdir("/proc/self/task")) != 1:
+            return None
+        server, seconds = os.getpid(), cpu_seconds()
+        pid = os.fork()
+        if pid == 0:
+            waited = time.monotonic() - told["since"]
+            origin = Origin(server, waited, seconds - self._told_seconds)
+            self._become(told, job, origin, log, events, answer)
+        self._told_seconds = seconds
+        handle = os.pidfd_open(pid)
+        self._children[handle] = (pid, answer)
+        self._poll.register(handle, select.POLLIN)
+        try:
+            socket.send_fds(answer, [str(pid).encode()], [handle])
+        except OSError:  # who asked is gone meanwhile
+            os.kill(pid, signal.SIGKILL)
+        return handle
+
+    def _become(
+        self,
+        told: dict[str, Any],
+        job: dict[str, Any],
+        origin: Origin,
+        log: int,
+        events: int,
+        answer: socket.socket,
+    ) -> None:
+        """Be the stage, in the child. It does not return."""
+        code = 1
+        try:
+            os.setpgid(0, 0)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.close(log)
+            self._control.close()
+            answer.close()
+            for handle, (_, other) in self._children.items():
+                other.close()
+                os.close(handle)
+            if numpy := sys.modules.get("numpy"):
+                numpy.random.seed()
+            Path(told["job"]).unlink(missing_ok=True)  # a parent that is killed cannot
+            code = run_job(job, origin, events)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _tell_end(self, handle: int) -> None:
+        pid, answer = self._children.pop(handle)
+        self._poll.unregister(handle)
+        os.close(handle)
+        _, status = os.waitpid(pid, 0)
+        with contextlib.suppress(OSError):
+            answer.send(str(os.waitstatus_to_exitcode(status)).encode())
+        answer.close()
+
+
+def warm(job: dict[str, Any]) -> None:
+    """Import what a job needs. What goes wrong at it, the stage itself will tell."""
+    arguments = job["arguments"]
+    with gc_frozen(), contextlib.suppress(Exception):
+        if arguments.get("trust_remote_code"):  # code of a model's own is for its stage alone
+            __import__(job["entry"].partition(":")[0])
+        else:
+            load_entry(job["entry"], arguments)
+    gc.freeze()  # so that no child's collector writes to what all share
+
+
+def cpu_seconds() -> float:
+    """Return the seconds of processor time that this process has had."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+if __name__ == "__main__":
+    Server(socket.socket(fileno=int(sys.argv[1]))).serve()
+    os._exit(0)

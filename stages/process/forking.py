@@ -1,0 +1,179 @@
+"""The parent's side of stages that are forked from one process which has imported what they need;
+knows no stage by name.
+
+The server is begun with the first stage that asks for it and ends with the `with` block. Whenever
+it cannot be used, or says no, or does not answer, a stage is started as a process of its own:
+nothing depends on it but time.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from typing import IO, Protocol
+
+from stages.process.cgroup import host_free_bytes
+from stages.process.environment import WAIT_POLICY, child_environment
+
+ANSWER_SECONDS = 60.0
+"""How long the server may take to import what a stage needs, and to fork."""
+LEAST_FREE_BYTES = 4 << 30
+"""Free memory below which each stage imports for itself: the server keeps about 0.4 GB until the
+run ends."""
+
+
+class Process(Protocol):
+    """A stage's process, however it was started: what is used of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+
+class Forked:
+    """A child of the server's; safe to use from several threads."""
+
+    def __init__(self, pid: int, handle: int, status: socket.socket) -> None:
+        self.pid = pid
+        self._handle = handle
+        self._status = status
+        self._code: int | None = None
+        self._lock = threading.Lock()
+        weakref.finalize(self, os.close, handle)  # not before: another thread may wait at it
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return its exit status; below zero, the signal. Raises TimeoutExpired."""
+        ended = select.poll()
+        ended.register(self._handle, select.POLLIN)
+        if not ended.poll(None if timeout is None else timeout * 1000):
+            raise subprocess.TimeoutExpired("stage", timeout or 0.0)
+        with self._lock:
+            if self._code is None:
+                with contextlib.closing(self._status):
+                    # Nothing: the server was killed, and the kernel has killed what it forked.
+                    self._code = int(_received(self._status) or -signal.SIGKILL)
+        return self._code
+
+    def poll(self) -> int | None:
+        """Return its exit status, None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal, unless it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._handle, sig)
+
+
+class ForkServer:
+    """The one process that has imported; a context manager, at whose end it and what it forked
+    ends."""
+
+    def __init__(self) -> None:
+        self._environment: dict[str, str] = {}
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._over = not hasattr(os, "pidfd_open")
+
+    def __enter__(self) -> "ForkServer":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._end()
+
+    def fork(self, job: str, log: IO[bytes], events: int) -> Forked | None:
+        """Return the stage of a job's file on its way. None where it is to be started as a process
+        of its own."""
+        words = json.dumps({"job": job, "since": time.monotonic()}).encode()
+        with self._lock:
+            if not self._begun() or self._control is None:
+                return None
+            status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                with theirs:
+                    handed = [log.fileno(), events, theirs.fileno()]
+                    socket.send_fds(self._control, [words], handed)
+                status.settimeout(ANSWER_SECONDS)
+                said, handles, _, _ = socket.recv_fds(status, 64, 1)
+            except OSError:  # it was killed, or takes too long: it must not fork any more
+                self._end()
+                said = b""
+            except BaseException:
+                self._end()
+                status.close()
+                raise
+        if not said.isdigit():
+            status.close()
+            return None
+        status.setblocking(True)
+        return Forked(int(said), handles[0], status)
+
+    def _begun(self) -> bool:
+        """Return whether the server is there to be asked; begin it where it may be."""
+        environment = child_environment()
+        if self._control is None and not self._over and host_free_bytes() >= LEAST_FREE_BYTES:
+            self._environment = environment
+            self._begin()
+        return self._control is not None and _alike(environment, self._environment)
+
+    def _begin(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "stages.process.fork_server",
+                        str(theirs.fileno()),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,  # Ctrl-C reaches the parent alone
+                    env=self._environment,
+                )
+            except OSError:
+                ours.close()
+                self._over = True
+                return
+        self._control = ours
+
+    def _end(self) -> None:
+        self._over = True
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _received(status: socket.socket) -> bytes:
+    try:
+        return status.recv(64)
+    except OSError:
+        return b""
+
+
+def _alike(first: dict[str, str], second: dict[str, str]) -> bool:
+    """Return whether two environments differ in nothing that a stage computes by."""
+    return {**first, WAIT_POLICY: ""} == {**second, WAIT_POLICY: ""}

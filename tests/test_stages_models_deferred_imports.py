@@ -1,0 +1,89 @@
+"""A stage's process leaves out what it hardly ever uses, and has it once it is wanted."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LEFT_OUT = ("torch._inductor", "torch.distributed.tensor", "scipy.linalg")
+BEGIN = """
+import sys
+from stages.models.deferred_imports import COMPILER, StandIn, import_transformers
+import_transformers()
+import torch
+def stands():
+    return isinstance(sys.modules[COMPILER], StandIn)
+assert stands()
+"""
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN + code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_half_says_captions_without_the_compiler() -> None:
+    code = f"""
+from transformers import AutoModelForImageTextToText
+model = AutoModelForImageTextToText.from_pretrained("penstock_demo/checkpoint")
+model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=3)
+assert stands() and not [name for name in {LEFT_OUT} if name in sys.modules]
+"""
+    run(code)
+
+
+def test_the_compiler_comes_once_it_is_used_and_knows_what_was_marked() -> None:
+    said = run("""
+@torch.compiler.disable
+def plain(x):
+    return x + 1
+assert plain(1) == 2 and stands()
+marked = sys.modules[COMPILER].marked
+assert marked
+graphs = []
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+@torch.compile(backend=backend)
+def compiled(x):
+    return plain(x * 3) * 2
+assert compiled(torch.ones(2)).tolist() == [8, 8] and not stands()
+import torch._dynamo as compiler
+assert compiler is sys.modules[COMPILER] is torch._dynamo and compiler.__file__
+from torch._dynamo import trace_rules
+allowed = [f for mark, f in marked if mark == "allow_in_graph"]
+assert allowed and all(id(f) in trace_rules._allowed_callable_ids for f in allowed)
+print(len(graphs))
+""")
+    assert int(said) == 2  # cut in two around what is never compiled
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "from torch._dynamo.eval_frame import innermost_fn",
+        "import torch._dynamo.config; torch._dynamo.config.recompile_limit",
+        "torch._dynamo.utils.counters",
+        "from torch._dynamo.utils import is_compile_supported; is_compile_supported('cpu')",
+        "torch._dynamo._trace_wrapped_higher_order_op.TransformGetItemToIndex()",
+    ],
+)
+def test_who_asks_for_any_part_of_the_compiler_gets_it(use: str) -> None:
+    run(f"{use}\nassert not stands()\n")
+
+
+def test_an_optimizer_is_imported_when_it_is_called() -> None:
+    pytest.importorskip("scipy")
+    run("""
+import numpy
+from transformers.loss.loss_for_object_detection import linear_sum_assignment
+assert "scipy.linalg" not in sys.modules
+assert linear_sum_assignment(numpy.eye(2))[1].tolist() == [1, 0]
+import scipy.optimize
+assert scipy.optimize.minimize and scipy.optimize.__file__
+""")

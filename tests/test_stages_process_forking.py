@@ -1,0 +1,222 @@
+"""Stages that are forked from one process which has imported: alike to those that import for
+themselves, and gone when they should be."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import Killed
+from scripts.stage_processes import stage_of
+from stages.process import forking
+from stages.process.clock import OVERTIME
+from stages.process.events import Event, Item
+from stages.process.forking import Forked, ForkServer
+from stages.process.report import Report
+from stages.process.stage_process import StageProcess
+
+HERE = Path(__file__)
+COUNT = "PENSTOCK_TEST_IMPORTS"
+
+
+def warm(job: dict[str, Any]) -> None:
+    with open(os.environ[COUNT], "a", encoding="utf-8") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def tells(job: dict[str, Any], report: Report) -> None:
+    print("printed")
+    report.note(parent=os.getppid(), group=os.getpgid(0), name=Path("/proc/self/comm").read_text())
+    report.note(open=[os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)])
+    report.item("one")
+
+
+def waits(job: dict[str, Any], report: Report) -> None:
+    report.item("started")
+    time.sleep(600)
+
+
+def computes(job: dict[str, Any], report: Report) -> None:
+    while True:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
+    monkeypatch.setenv(COUNT, str(tmp_path / "imports"))
+    # Of the test runner, which changes it from set-up to call.
+    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
+
+
+@pytest.fixture
+def forks() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
+
+
+def start(
+    name: str, folder: Path, forks: ForkServer, heard: list[Event] | None = None, **more: Any
+) -> StageProcess:
+    events: list[Event] = heard if heard is not None else []
+    return StageProcess(
+        name,
+        f"{HERE.stem}:{name}",
+        more.pop("arguments", {}),
+        device="cpu",
+        log=folder / "log",
+        listen=lambda _, event: events.append(event),
+        forks=forks,
+        **more,
+    )
+
+
+def begun(folder: Path, forks: ForkServer) -> StageProcess:
+    """A stage that waits, and has said so."""
+    heard: list[Event] = []
+    running = start("waits", folder, forks, heard)
+    deadline = time.monotonic() + 60
+    while not any(isinstance(event, Item) for event in heard):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return running
+
+
+def is_forked(running: StageProcess) -> bool:
+    return isinstance(running._process, Forked)
+
+
+def server_of(forks: ForkServer) -> int:
+    assert forks._process is not None
+    return forks._process.pid
+
+
+def test_stages_share_one_import_and_are_what_they_would_be_alone(
+    tmp_path: Path, forks: ForkServer
+) -> None:
+    told = []
+    for _ in range(3):
+        running = start("tells", tmp_path, forks)
+        assert is_forked(running)
+        outcome = running.wait()
+        assert outcome.items == 1 and outcome.notes["parent"] == server_of(forks)
+        assert outcome.notes["group"] == running.pid and outcome.notes["name"] == "tells\n"
+        assert outcome.notes["open"] == ["/dev/null", str(tmp_path / "log"), str(tmp_path / "log")]
+        assert outcome.seconds > 0 and outcome.peak_host_bytes > 0
+        told.append(outcome)
+    assert told[0].cpu_seconds > max(each.cpu_seconds for each in told[1:])  # it pays for imports
+    assert (tmp_path / "log").read_text() == "printed\n" * 3
+    imported = (tmp_path / "imports").read_text().split()
+    assert imported[0] == str(server_of(forks))
+
+
+def test_a_stage_is_gone_with_the_server_and_was_killed(tmp_path: Path, forks: ForkServer) -> None:
+    running = begun(tmp_path, forks)
+    os.kill(server_of(forks), signal.SIGKILL)
+    with pytest.raises(Killed):
+        running.wait()
+    assert not os.path.exists(f"/proc/{running.pid}") or not stage_of(running.pid)
+    again = start("tells", tmp_path, forks)
+    assert not is_forked(again) and again.wait().items == 1
+
+
+def test_a_stage_that_is_killed_leaves_the_server_for_the_next(
+    tmp_path: Path, forks: ForkServer
+) -> None:
+    running = begun(tmp_path, forks)
+    os.kill(running.pid, signal.SIGKILL)
+    with pytest.raises(Killed):
+        running.wait()
+    again = start("tells", tmp_path, forks)
+    assert is_forked(again) and again.wait().items == 1
+
+
+def test_a_stage_stops_when_it_is_asked_to(tmp_path: Path, forks: ForkServer) -> None:
+    running = begun(tmp_path, forks)
+    running.stop()
+    assert running.ended(0) and running._process.wait() == -signal.SIGTERM
+    running.stop()
+
+
+def test_two_stages_run_beside_each_other_and_end_with_the_block(tmp_path: Path) -> None:
+    with ForkServer() as forks:
+        first, second = begun(tmp_path, forks), begun(tmp_path, forks)
+        assert is_forked(first) and is_forked(second)
+        assert stage_of(first.pid) == stage_of(second.pid) == "waits"
+    for each in (first, second):
+        with pytest.raises(Killed):
+            each.wait()
+
+
+def test_a_thread_that_computes_too_long_is_ended(tmp_path: Path, forks: ForkServer) -> None:
+    running = start("computes", tmp_path, forks, seconds=0.3)
+    assert is_forked(running)
+    assert running._process.wait(60) == -OVERTIME
+    running.stop()
+
+
+def test_a_stage_imports_for_itself_where_memory_is_short(
+    tmp_path: Path, forks: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forking, "LEAST_FREE_BYTES", 1 << 60)
+    running = start("tells", tmp_path, forks)
+    assert not is_forked(running) and forks._process is None
+    assert running.wait().notes["parent"] == os.getpid()
+
+
+def test_a_stage_imports_for_itself_in_another_environment(
+    tmp_path: Path, forks: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start("tells", tmp_path, forks)
+    assert is_forked(first)
+    first.wait()
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    other = start("tells", tmp_path, forks)
+    assert not is_forked(other) and other.wait().items == 1
+
+
+def test_a_server_with_threads_forks_nothing(
+    tmp_path: Path, forks: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "threaded_stage.py").write_text(
+        f"import threading, time\n"
+        f"threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+        f"from {HERE.stem} import tells\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{tmp_path}")
+    running = StageProcess(
+        "tells",
+        "threaded_stage:tells",
+        {},
+        device="cpu",
+        log=tmp_path / "log",
+        listen=lambda *_: None,
+        forks=forks,
+    )
+    assert not is_forked(running) and running.wait().items == 1
+
+
+def test_code_of_a_models_own_is_not_run_in_the_server(tmp_path: Path, forks: ForkServer) -> None:
+    running = start("tells", tmp_path, forks, arguments={"trust_remote_code": True})
+    assert is_forked(running) and running.wait().items == 1
+    assert (tmp_path / "imports").read_text().split() == [str(running.pid)]
+
+
+def test_what_fails_while_it_is_imported_is_told_by_the_stage(
+    tmp_path: Path, forks: ForkServer
+) -> None:
+    running = StageProcess(
+        "tells",
+        "no_such_module:tells",
+        {},
+        device="cpu",
+        log=tmp_path / "log",
+        listen=lambda *_: None,
+        forks=forks,
+    )
+    with pytest.raises(Exception, match="no_such_module"):
+        running.wait()
