@@ -28,5 +28,5 @@ class DecodeJob(HalfJob):
     engine: str = DEFAULT_ENGINE
     """Name in `CHOICES` of what makes the captions."""
     instead: str = ""
-    """Namespace of the captions of the second choice, which members have under a key `instead`; empty:
-    the same as of the first."""
+    """Namespace of the captions of the second choice, which members have under a key `instead`;
+    empty: the same as of the first."""
