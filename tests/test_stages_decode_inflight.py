@@ -257,7 +257,7 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
     ours.publish([record_set.read("caption-5")])
     if speaks == "transformers":
         monkeypatch.setattr("stages.decode.engines.inflight.trial._same", lambda *_: False)
-    job = {**other, "scope": THIRD, "instead": OTHER, "engine": "auto"}
+    job = {**other, "namespace": THIRD, "instead": OTHER, "engine": "auto"}
     for batch in job["batches"]:
         for member in batch:
             member["instead"] = member["key"].replace("caption", "old")
