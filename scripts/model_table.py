@@ -140,7 +140,7 @@ def family_row(name: str) -> dict[str, Any]:
 
 def not_in_slots(variant: str, verdict: Any) -> list[str]:
     """Why a variant that runs in halves does not decode in slots, if it does not."""
-    from tests.tiny_families.in_slots import judged_in_slots
+    from tests.support.tiny_families.in_slots import judged_in_slots
 
     if verdict.result != "exact" or (found := judged_in_slots(variant)) == "slots":
         return []

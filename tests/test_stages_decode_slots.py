@@ -13,8 +13,8 @@ from stages.decode.engines.inflight.pool import FEWEST, Pool
 from stages.decode.engines.inflight.reading import ReadRow, read_row
 from stages.decode.engines.inflight.trial import _same, _trace, reference_of
 from stages.models.halves.features import Features, encode
-from tests.tiny_families import FAMILIES
-from tests.tiny_families.in_slots import (
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.in_slots import (
     LIMITS,
     alone,
     greedy,
@@ -23,7 +23,7 @@ from tests.tiny_families.in_slots import (
     longer,
     rows_of_variant,
 )
-from tests.tiny_families.verdict import FAILING, MIXED, UNCUT
+from tests.support.tiny_families.verdict import FAILING, MIXED, UNCUT
 
 LAYERS = {
     "llava": "full attention",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part
-from stages.decode.engines import AUTO, choice_of
+from stages.decode.engines import AUTO, CHOICES
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 DEMO_MODEL = "demo"
@@ -126,7 +126,10 @@ class CaptionConfig:
                     f"--{name.replace('_', '-')} {value} is not known",
                     hint=f"Choose from {', '.join(PRECISIONS)}",
                 )
-        choice_of(self.engine)
+        if self.engine not in CHOICES:
+            raise UsageError(
+                f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(CHOICES)}"
+            )
         unknown = sorted(set(self.format) - set(FORMATS))
         if unknown:
             raise UsageError(
