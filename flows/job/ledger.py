@@ -91,6 +91,11 @@ class Ledger:
         others = (v for v in self.variants if v != namespaces and v.answers_as(namespaces))
         return next(others, None)
 
+    def answers(self, task: Task) -> list[Task]:
+        """Return the task in every variant whose captions answer as well as those of its own."""
+        other = self.instead(task.namespaces)
+        return [task, *([self.at(task.medium, task.chunk, other)] if other else [])]
+
     def reconsider(self) -> None:
         """Look again in which variant each record was made, or is to be."""
         if len(self.variants) > 1:

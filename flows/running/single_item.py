@@ -71,9 +71,8 @@ class SingleItemFallback:
         large, ledger = {event.key: event for event in told}, self._job.ledger
         found = {}
         for task in tasks if large else ():
-            other = ledger.instead(task.namespaces)
-            every = [task, ledger.at(task.medium, task.chunk, other)] if other else [task]
-            events = [large[key] for each in every if (key := each[stage.writes]) in large]
+            keys = [each[stage.writes] for each in ledger.answers(task)]
+            events = [large[key] for key in keys if key in large]
             if events:
                 found[task.place] = events[0]
         return found
