@@ -14,7 +14,7 @@ from tests.support import dual_encoders
 from tests.support.dual_verdict import judge, kept_by_vision, reached_by_running
 
 REFUSED = {
-    "blip-2": "no get_image_features and no get_text_features",
+    "blip-2": "nor make one vector of a picture and one of a text",
     "videoprism": "a vector of a whole video",
 }
 """Type of a model → what its refusal says: not one vector a picture."""

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from flows.job.config import CaptionConfig
-from stages.decode.engines import engine_of
+from stages.decode.engines import INFLIGHT, choice_of
 from stages.decode.job import DEFAULT_ENGINE
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
@@ -41,12 +41,18 @@ class PartSettings:
     kv: str = ""
     """`quantized` when the KV cache is kept in few bits, which changes words."""
     engine: str = ""
-    """Name of the engine that makes captions; empty of a part that makes none."""
+    """Choice of what makes the captions; empty of a part that makes none."""
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Return the names of the engines that may make its captions, the best first; one empty
+        name of a part that makes none."""
+        return tuple(engine.name for engine in choice_of(self.engine)) if self.engine else ("",)
 
     @property
     def decides(self) -> list[str | int]:
-        """Return the settings that belong into a key."""
-        words = engine_of(self.engine).words if self.engine else ()
+        """Return the settings that belong into a key, those of the first engine among them."""
+        words = choice_of(self.engine)[0].words if self.engine else ()
         return [self.precision, self.dtype, self.attention, *filter(None, [self.kv]), *words]
 
     @property
@@ -83,11 +89,13 @@ def _settings(
     lossy = asked in QUANTIZED and captioned and not config.names(part)
     first = "native" if lossy else _first(asked)
     check_obtainable(part, half, profile, first)
-    best = _half(part, profile, first, device)
+    best = _half(part, profile, first, device, config.engine)
     if asked != "auto" or half.stored_as:
         return (best,)
-    kv = [replace(best, kv="quantized")] if part == "language" else []
-    return (best, *kv, *(_half(part, profile, q, device) for q in _quantized(part, half, profile)))
+    kept = [replace(best, kv="quantized", engine=DEFAULT_ENGINE)]
+    kv = kept if part == "language" and config.engine != INFLIGHT else []
+    few_bits = _quantized(part, half, profile)
+    return (best, *kv, *(_half(part, profile, q, device, config.engine) for q in few_bits))
 
 
 def _quantized(name: str, half: PartProfile, profile: ModelProfile) -> list[str]:
@@ -101,7 +109,7 @@ def _first(asked: str) -> str:
     return "native" if asked == "auto" else asked
 
 
-def _half(part: Part, profile: ModelProfile, asked: str, device: str) -> PartSettings:
+def _half(part: Part, profile: ModelProfile, asked: str, device: str, engine: str) -> PartSettings:
     half = profile.parts[part]
     dtype = DTYPES.get(asked) or native_dtype(profile.dtype, device)
     precision = half.stored_as or (asked if asked in QUANTIZED else SHORT.get(dtype, dtype))
@@ -110,7 +118,7 @@ def _half(part: Part, profile: ModelProfile, asked: str, device: str) -> PartSet
         dtype=dtype,
         attention=attention(half, dtype, device),
         weight_bytes=weight_bytes(half, precision, dtype),
-        engine=DEFAULT_ENGINE if part == "language" else "",
+        engine=engine if part == "language" else "",
     )
 
 

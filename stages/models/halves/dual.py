@@ -44,10 +44,10 @@ def refuse_no_vectors(cls: type) -> None:
             f"{cls.__name__} makes a vector of a whole video ({OF_VIDEOS}), and none of a picture",
             hint=HINT,
         )
-    lacking = [name for name in (OF_PICTURES, OF_TEXTS) if not hasattr(cls, name)]
+    lacking = [f"no {name}" for name in (OF_PICTURES, OF_TEXTS) if not hasattr(cls, name)]
     raise UsageError(
-        f"{cls.__name__} does not write text token by token, and has no {' and no '.join(lacking)} "
-        "that would make one vector of a picture, and of a text",
+        f"{cls.__name__} does not write text token by token, nor make one vector of a picture and "
+        f"one of a text (it has {' and '.join(lacking)})",
         hint="Choose a model that captions (docs/models.md) or one of the CLIP kind "
         "(docs/embed.md)",
     )
