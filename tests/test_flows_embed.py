@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from flows.cli.main import main
-from tests.support.dual_encoders import save_clip
+from tests.support.dual_encoders import names, save, save_clip
 from tests.support.families import hf
 from tests.support.media import write_video
 from tests.support.pipeline import Place, kill_at, read_lines
@@ -59,16 +59,32 @@ def test_pictures_get_the_vectors_of_the_whole_model(
     pictures: Path, clip: Path, tmp_path: Path
 ) -> None:
     assert embed(pictures, clip, tmp_path) == 0
-    names = sorted(path.name for path in pictures.iterdir())
-    assert [row["media_path"] for row in rows(tmp_path)] == names
+    found = sorted(path.name for path in pictures.iterdir())
+    assert [row["media_path"] for row in rows(tmp_path)] == found
     assert all(row["time"] is None and row["box"] is None for row in rows(tmp_path))
     processor: Any = hf.AutoProcessor.from_pretrained(clip)
-    images = [Image.open(pictures / name) for name in names]
+    images = [Image.open(pictures / name) for name in found]
     with torch.inference_mode():
         whole = hf.CLIPModel.from_pretrained(clip).eval()
         wanted = whole.get_image_features(**processor(images=images, return_tensors="pt"))
     assert np.array_equal(vectors(tmp_path), wanted.pooler_output.numpy())
     assert items(tmp_path) == {"frames": 6, "embed": 6}
+
+
+@pytest.mark.parametrize(
+    "name", ["align", "altclip", "blip", "chinese_clip", "clipseg", "siglip", "siglip2"]
+)
+def test_other_classes_give_the_vectors_of_their_own_processor_and_model(
+    name: str, pictures: Path, tmp_path: Path
+) -> None:
+    model = save(name, tmp_path / "model")
+    assert embed(pictures, model, tmp_path) == 0
+    processor: Any = hf.AutoProcessor.from_pretrained(model)
+    images = [Image.open(path) for path in sorted(pictures.iterdir())]
+    whole: Any = getattr(hf, names()[name]).from_pretrained(model).eval()
+    with torch.inference_mode():
+        wanted = whole.get_image_features(**processor(images=images, return_tensors="pt"))
+    assert np.array_equal(vectors(tmp_path), wanted.pooler_output.numpy())
 
 
 def test_a_second_run_makes_nothing_and_writes_the_same(

@@ -13,6 +13,7 @@ from stages.models.halves.vectors import image_vectors, text_vectors
 from tests.support import dual_encoders
 from tests.support.dual_verdict import judge, kept_by_vision, reached_by_running
 
+ROOT = Path(__file__).parent.parent
 REFUSED = {
     "blip-2": "nor make one vector of a picture and one of a text",
     "videoprism": "a vector of a whole video",
@@ -25,6 +26,15 @@ FAILING = {("tipsv2", torch.bfloat16): "fails: expected m1 and m2 to have the sa
 
 def test_ten_of_the_twelve_classes_are_tried() -> None:
     assert len(dual_encoders.names()) == 12 and len(MADE) == 10
+
+
+def test_the_table_counts_them() -> None:
+    page = (ROOT / "docs" / "models.md").read_text().partition("## Dual encoders")[2]
+    lines = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    exact = [row[0] for row in rows if row[2:5] == ["exact"] * 3]
+    assert f"**{len(exact)} of {len(rows)} classes exact in 32 bit" in page
+    assert (sorted(exact), len(rows)) == (MADE, 12)
 
 
 @pytest.mark.parametrize("name", MADE)

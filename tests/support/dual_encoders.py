@@ -103,6 +103,34 @@ def texts(count: int = 2) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+def save(name: str, folder: Path) -> Path:
+    """A tiny checkpoint of a class with its processor, as a hub has them."""
+    square = {"height": SIDE, "width": SIDE}
+    kinds: dict[str, tuple[Any, Any]] = {
+        "align": (hf.AlignProcessor, hf.EfficientNetImageProcessor(size=square)),
+        "altclip": (
+            hf.AltCLIPProcessor,
+            hf.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square),
+        ),
+        "blip": (hf.BlipProcessor, hf.BlipImageProcessor(size=square)),
+        "chinese_clip": (
+            hf.ChineseCLIPProcessor,
+            hf.ChineseCLIPImageProcessor(size=square, crop_size=square),
+        ),
+        "clipseg": (hf.CLIPSegProcessor, hf.ViTImageProcessor(size=square)),
+        "siglip": (hf.SiglipProcessor, hf.SiglipImageProcessor(size=square)),
+        "siglip2": (hf.Siglip2Processor, hf.Siglip2ImageProcessor()),
+    }
+    cls, part = kinds[name]
+    torch.manual_seed(0)
+    config = config_of(name)
+    if name == "siglip2":  # of as many pictures' pieces as its processor makes by itself
+        config.vision_config.patch_size, config.vision_config.num_patches = 16, 256
+    getattr(hf, names()[name])(config).eval().save_pretrained(folder)
+    cls(image_processor=part, tokenizer=tokenizer((), "")).save_pretrained(folder)
+    return folder
+
+
 def save_clip(folder: Path, image_processor: Any = None, **vision: Any) -> Path:
     """A tiny CLIP checkpoint with its processor, as a hub has them; `vision` changes its vision
     tower."""

@@ -87,7 +87,7 @@ def through_store(vectors: torch.Tensor) -> torch.Tensor:
     record = vector_record("key", vectors.float().numpy())
     meta = json.loads(json.dumps(record.meta))
     again = vectors_in(Record(key="key", meta=meta, payload=record.payload))
-    return torch.from_numpy(again).to(vectors.dtype)
+    return torch.from_numpy(again.copy()).to(vectors.dtype)
 
 
 def _refused(class_name: str) -> str | None:
