@@ -24,7 +24,7 @@ from flows.job.precision import precision_note
 from flows.job.prepare import Job, prepare
 from flows.job.waves import cut_waves
 from flows.job.weights import bytes_to_fetch, stages_wanted
-from flows.pipelines import CAPTION, EMBED, PURPOSES, STAGES, Pipeline, parts_of
+from flows.pipelines import PURPOSES, STAGES, Pipeline, parts_of
 from flows.planning.architecture import read_architecture
 from flows.planning.architecture_profile import model_by_dimensions
 from flows.planning.changes import cannot_fit
@@ -142,9 +142,7 @@ def _by_dimensions(
             )
             for fused in (True, False)
         ]
-        pipeline = CAPTION if models[0].profile.language.parameters else EMBED
-        if pipeline not in pipelines:
-            raise error
+        pipeline = pipeline_for(models[0], pipelines)
         question, unfused = (_alone(model, config, device, pipeline) for model in models)
     except (UsageError, EnvironmentFault, *SENSELESS):
         raise error from None
