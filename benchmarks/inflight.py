@@ -6,12 +6,7 @@ so that both sides say as much whatever the model would. Three ways run in one p
 batches that were sorted by what nobody knows beforehand, the lengths of captions; `slots` is the
 loop of the engine. Row-steps are counted: rows times steps after the prompt, of which those are
 wasted that make no token of a caption. It does not know what reading features and publishing take.
-
-    python benchmarks/inflight.py [--only demo|large] [--chunks 64] [--slots 8] [--scale 1]
-        [--dtype bfloat16] [--repeat 3] [--ways static,oracle,slots]
-
-Several times as many chunks as clips are captioned by taking the clips again. `--ways slots` with
-1,000 chunks shows what is left of waste in a large wave.
+Clips are taken again where there are more chunks; 1,000 show the waste of a large wave.
 """
 
 import argparse
@@ -209,18 +204,14 @@ def table(ways: dict[str, Way]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for name, way in ways.items():
         same = sum(way.said[at] == last.said[at] for at in way.said)
-        yield (
-            f"| {name} | {way.cpu_seconds:.1f} | {way.read_seconds:.1f} | {way.steps:,} "
-            f"| {way.wasted:.1%} | {same} of {len(way.said)} |"
-        )
-    names = [*ways]
-    for name in names[:-1]:
-        way = ways[name]
+        seconds = f"{way.cpu_seconds:.1f} | {way.read_seconds:.1f}"
+        said = f"{way.wasted:.1%} | {same} of {len(way.said)}"
+        yield f"| {name} | {seconds} | {way.steps:,} | {said} |"
+    for name, way in [*ways.items()][:-1]:
         decoding = (way.cpu_seconds - way.read_seconds) / (last.cpu_seconds - last.read_seconds)
-        yield (
-            f"{name} ÷ {names[-1]}: CPU {way.cpu_seconds / last.cpu_seconds:.2f}, "
-            f"of it decoding {decoding:.2f}, row-steps {way.steps / last.steps:.2f}"
-        )
+        whole, steps = way.cpu_seconds / last.cpu_seconds, way.steps / last.steps
+        said = f"CPU {whole:.2f}, decoding {decoding:.2f}, row-steps {steps:.2f}"
+        yield f"{name} ÷ {[*ways][-1]}: {said}"
 
 
 @contextmanager
