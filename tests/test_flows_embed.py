@@ -17,6 +17,7 @@ from tests.support.families import hf
 from tests.support.media import write_video
 from tests.support.pipeline import Place, kill_at, read_lines
 
+ROOT = Path(__file__).parent.parent
 SIZES = ((60, 80), (80, 60), (100, 100), (40, 200), (64, 64), (300, 200))
 
 
@@ -85,6 +86,23 @@ def test_other_classes_give_the_vectors_of_their_own_processor_and_model(
     with torch.inference_mode():
         wanted = whole.get_image_features(**processor(images=images, return_tensors="pt"))
     assert np.array_equal(vectors(tmp_path), wanted.pooler_output.numpy())
+
+
+def test_the_code_of_the_page_gives_the_logits_of_the_whole_model(
+    pictures: Path, clip: Path
+) -> None:
+    page = (ROOT / "docs" / "embed.md").read_text()
+    code = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(code) == 1
+    processor: Any = hf.AutoProcessor.from_pretrained(clip)
+    images = [Image.open(path) for path in sorted(pictures.iterdir())]
+    labels = ["a cat", "a much longer label"]
+    names = {"folder": clip, "processor": processor, "images": images, "labels": labels}
+    exec(code[0], names)  # as it is printed
+    inputs = processor(images=images, text=labels, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        whole = hf.CLIPModel.from_pretrained(clip).eval()(**inputs)
+    assert torch.equal(names["scores"], whole.logits_per_image)  # type: ignore[arg-type]
 
 
 def test_a_second_run_makes_nothing_and_writes_the_same(
