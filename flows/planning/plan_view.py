@@ -136,7 +136,8 @@ def _of_media(told: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         f"disk        {size(told['frame_bytes_at_once'])} of frames at once, "
-        f"{size(told['feature_bytes'])} of features kept, {size(told['free_bytes'])} free, "
+        f"{size(told['feature_bytes'])} of {next(iter(told['done']))} kept, "
+        f"{size(told['free_bytes'])} free, "
         f"{counted(told['waves'], 'wave')}"
     )
     done = ", ".join(counted(n, kind.removesuffix("s")) for kind, n in told["done"].items())

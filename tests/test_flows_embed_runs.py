@@ -1,0 +1,123 @@
+"""`penstock embed` among the other commands: killed, rebuilt, planned, shown, and past a budget."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.cli.main import main
+from tests.support.dual_encoders import save_clip
+from tests.support.embedding import SIZES, embed, items, rows, vectors, write_pictures
+from tests.support.pipeline import Place, kill_at
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def test_a_killed_run_goes_on_and_makes_the_same_bytes(
+    pictures: Path, clip: Path, tmp_path: Path
+) -> None:
+    embed(pictures, clip, tmp_path / "whole", "--batch-size", "2")
+    place = Place(
+        clips=pictures,
+        out=tmp_path / "out",
+        store=tmp_path / "store",
+        model=str(clip),
+        verb="embed",
+    )
+    assert kill_at(place, "embed", 2, "group", "--batch-size", "2") != 0
+    assert place.run("--batch-size", "2").returncode == 0
+    made = place.journal("embed")
+    assert len(made) == len(SIZES) and set(made.values()) == {1}, "none is made twice"
+    wanted = (tmp_path / "whole" / "out" / "embeddings.npy").read_bytes()
+    assert (tmp_path / "out" / "embeddings.npy").read_bytes() == wanted
+
+
+def test_a_rebuild_makes_what_embed_finds(
+    pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ["--store", str(tmp_path / "store")]
+    rebuild = ["cache", "rebuild", str(pictures), "--model", str(clip), *store]
+    assert main([*rebuild, "--batch-size", "32"]) == 0
+    assert "encoded 6 chunks" in capsys.readouterr().out
+    assert embed(pictures, clip, tmp_path) == 0
+    assert items(tmp_path) == {"frames": 0, "embed": 0} and len(vectors(tmp_path)) == 6
+    capsys.readouterr()
+    assert main(["cache", "ls", *store]) == 0
+    assert re.search(r"embeddings +fp32", capsys.readouterr().out)
+    assert main(["cache", "gc", "--max", "1B", *store]) in (0, 1)
+    assert "embeddings" in capsys.readouterr().out
+    assert embed(pictures, clip, tmp_path) == 0
+    assert items(tmp_path) == {"frames": 6, "embed": 6}
+
+
+def test_status_and_report_tell_of_it(
+    pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embed(pictures, clip, tmp_path)
+    capsys.readouterr()
+    assert main(["status", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "6 embeddings written" in said and "\nembed           6 " in said
+    assert "language half" not in said and "embeddings.npy" in said
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert "embeddings" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_plan_is_of_what_the_model_makes(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["plan", "--model", str(clip), "--store", str(tmp_path), "--json"]
+    for more in ([], ["--for", "embed"]):
+        assert main([*plan, *more]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [stage["stage"] for stage in told["memory"]["stages"]] == ["frames", "embed"]
+        assert list(told["halves"]) == ["vision"] and told["route"] == "dual"
+    assert main([*plan, "--for", "caption"]) == 2
+    assert "writes no captions" in capsys.readouterr().err
+    assert main(["plan", "--model", "demo", "--for", "embed", "--store", str(tmp_path)]) == 2
+    assert "writes captions" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_is_larger_than_the_budget_is_streamed_to_the_same_bytes(
+    pictures: Path, tmp_path: Path
+) -> None:
+    model = save_clip(
+        tmp_path / "wide",
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=8,
+        num_attention_heads=12,
+        image_size=64,
+    )
+    assert (model / "model.safetensors").stat().st_size > 200 << 20, "of one file, too"
+    assert embed(pictures, model, tmp_path / "held", "--batch-size", "4") == 0
+    assert embed(pictures, model, tmp_path / "past", "--batch-size", "4", "--memory", "160MiB") == 0
+    record = json.loads((tmp_path / "past" / "out" / "run.json").read_text())
+    assert record["rungs"][-1]["rung"]["block"] > 0
+    assert np.array_equal(vectors(tmp_path / "held"), vectors(tmp_path / "past"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
+def test_another_precision_is_another_record_of_like_vectors(
+    precision: str, pictures: Path, clip: Path, tmp_path: Path
+) -> None:
+    embed(pictures, clip, tmp_path)
+    plain = np.array(vectors(tmp_path))
+    assert embed(pictures, clip, tmp_path, "--precision", precision) == 0
+    assert items(tmp_path)["embed"] == 6
+    assert {row["precision"] for row in rows(tmp_path)} == {precision}
+    other = vectors(tmp_path)
+    norms = np.linalg.norm(plain, axis=1) * np.linalg.norm(other, axis=1)
+    assert ((plain * other).sum(axis=1) / norms > 0.95).all()
