@@ -21,7 +21,10 @@ from stages.models.halves.ranges import reading_ranges
 from stages.models.hub.originals import is_original
 from stages.models.hub.partial import weights_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
+from stages.models.natives.registry import Native, native_of, nothing_otherwise
 
+SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""Errors of a configuration whose values make no sense."""
 MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
 """Words of the loader about weights that have no place in the model."""
 
@@ -133,9 +136,16 @@ def _patterns(prefix: str, paths: list[str]) -> set[str]:
     return {rf"^{re.escape(name)}(\.|$)" for name in names}
 
 
-def config_and_class(folder: Path, trusted: bool) -> tuple[Any, type[Any]]:
+def config_and_class(
+    folder: Path, trusted: bool, as_published: bool = False
+) -> tuple[Any, type[Any]]:
     """Return the checkpoint's configuration, and the class that makes it an image-text-to-text
-    model."""
+    model. `as_published`: where its published code computes otherwise than its formulas say, so
+    does the class."""
+    if (native := native_of(folder)) is not None:
+        return _native_config(native, folder, as_published), native.model_class()
+    if as_published:
+        raise nothing_otherwise(folder)
     config = load_config(folder, trusted)
     return config, model_class(config, folder, trusted)
 
@@ -157,10 +167,7 @@ def load_config(folder: Path, trusted: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     except (StrictDataclassError, TypeError) as error:
-        raise UsageError(
-            f"{folder}/config.json cannot be used: {one_line(error)}",
-            hint="Download the checkpoint again, or choose another",
-        ) from error
+        raise _senseless(folder, error) from error
     except (ValueError, KeyError, OSError) as error:
         if not trusted and asks_for_trust(error):
             raise needs_trust(folder) from error
@@ -168,6 +175,22 @@ def load_config(folder: Path, trusted: bool) -> Any:
             f"{folder}/config.json describes no model that transformers knows",
             hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
         ) from error
+
+
+def _native_config(native: Native, folder: Path, as_published: bool) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return native.load_config(folder, as_published)
+    except (StrictDataclassError, *SENSELESS) as error:
+        raise _senseless(folder, error) from error
+
+
+def _senseless(folder: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"{folder}/config.json cannot be used: {one_line(error)}",
+        hint="Download the checkpoint again, or choose another",
+    )
 
 
 def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
