@@ -129,7 +129,9 @@ def _layer(path: str, experts: bool, draw: Drawn) -> dict[str, torch.Tensor]:
 
 
 def _vision(path: str, draw: Drawn) -> dict[str, torch.Tensor]:
-    width, inner, positions = (SEEN[n] for n in ("hidden_size", "intermediate_size", "num_positions"))
+    width, inner, positions = (
+        SEEN[n] for n in ("hidden_size", "intermediate_size", "num_positions")
+    )
     assert isinstance(width, int) and isinstance(inner, int) and isinstance(positions, int)
     made = {
         f"{path}patch_embedding.cls_embedding": draw(1, width, std=0.5),

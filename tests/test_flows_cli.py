@@ -20,7 +20,7 @@ CAPTION_OPTIONS = {
     "--language-precision", "--memory",
     "--max-frames", "--batch-size", "--max-new-tokens", "--prefix", "--suffix", "--recursive",
     "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
-    "--keep-frames", "--trust-remote-code",
+    "--keep-frames", "--trust-remote-code", "--as-published",
 }  # fmt: skip
 COMMANDS = {
     "caption": CAPTION_OPTIONS | {"--dry-run", "--quiet", "--json", "--prefect"},

@@ -11,6 +11,7 @@ from artifacts.schema import Part
 from flows.job.config import CaptionConfig
 from stages.decode.engines import engine_of
 from stages.decode.job import DEFAULT_ENGINE
+from stages.models.natives.registry import nothing_otherwise
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
 
@@ -40,6 +41,8 @@ class PartSettings:
     """Bytes of its weights in that precision, without what computing takes."""
     kv: str = ""
     """`quantized` when the KV cache is kept in few bits, which changes words."""
+    as_published: bool = False
+    """Whether it is computed as the published code does where that is known to be otherwise."""
     engine: str = ""
     """Name of the engine that makes captions; empty of a part that makes none."""
 
@@ -47,12 +50,21 @@ class PartSettings:
     def decides(self) -> list[str | int]:
         """Return the settings that belong into a key."""
         words = engine_of(self.engine).words if self.engine else ()
-        return [self.precision, self.dtype, self.attention, *filter(None, [self.kv]), *words]
+        otherwise = ["as published"] if self.as_published else []
+        return [
+            self.precision,
+            self.dtype,
+            self.attention,
+            *filter(None, [self.kv]),
+            *otherwise,
+            *words,
+        ]
 
     @property
     def label(self) -> str:
         """Return the precision as a caption states it."""
-        return self.precision + (" with a quantized KV cache" if self.kv else "")
+        cache = " with a quantized KV cache" if self.kv else ""
+        return self.precision + cache + (" as published" if self.as_published else "")
 
 
 def settle(
@@ -60,6 +72,8 @@ def settle(
 ) -> dict[Part, tuple[PartSettings, ...]]:
     """Return all settings that each part may be run in, the best first. There is more than one
     where `auto` was asked for. Raises UsageError for what the checkpoint cannot be had in."""
+    if config.as_published and not any(part.as_published for part in profile.parts.values()):
+        raise nothing_otherwise(config.model)
     language = _settings(config, profile, "language", device)
     if profile.route != "joint":
         return {
@@ -82,11 +96,15 @@ def _settings(
     lossy = asked in QUANTIZED and part != "language" and not config.names(part)
     first = "native" if lossy else _first(asked)
     check_obtainable(part, half, profile, first)
-    best = _half(part, profile, first, device)
+    best = replace(
+        _half(part, profile, first, device),
+        as_published=config.as_published and bool(half.as_published),
+    )
     if asked != "auto" or half.stored_as:
         return (best,)
     kv = [replace(best, kv="quantized")] if part == "language" else []
-    return (best, *kv, *(_half(part, profile, q, device) for q in _quantized(part, half, profile)))
+    fewer = [_half(part, profile, kind, device) for kind in _quantized(part, half, profile)]
+    return (best, *kv, *(replace(one, as_published=best.as_published) for one in fewer))
 
 
 def _quantized(name: str, half: PartProfile, profile: ModelProfile) -> list[str]:

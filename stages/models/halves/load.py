@@ -37,14 +37,15 @@ def load_half(
     `pieces` are paths in the other half that this one needs too; None leaves it to the model's
     classes, which tell what the half calls of the other one. `options` are those of
     `from_pretrained`: dtype, attn_implementation, device_map, trust_remote_code, revision,
-    quantization_config; `stored_quantization` takes the place of what a quantized checkpoint's
+    quantization_config; `as_published` has it computed as the published code does where that is
+    known to be otherwise than its formulas say; `stored_quantization` takes the place of what a quantized checkpoint's
     config.json says of it. Raises UsageError when the model cannot be cut or is not to be trusted,
     EnvironmentFault when its weights are not all there.
     """
     given = {**options, "pieces": None if pieces is None else tuple(pieces)}
     trusted = bool(options.get("trust_remote_code", False))
     folder = resolve_model(path, options.pop("revision", None))
-    config, cls = config_and_class(folder, trusted)
+    config, cls = config_and_class(folder, trusted, options.pop("as_published", False))
     refuse_pickle(folder, trusted)
     if (stored := options.pop("stored_quantization", None)) is not None:
         config.quantization_config = stored

@@ -44,12 +44,12 @@ class Native:
     """None where the published code computes what its formulas say."""
 
     def load_config(self, folder: Path, as_published: bool = False) -> Any:
-        """Load the configuration in a folder. Raises UsageError where there is nothing that the
-        published code computes otherwise, and whatever the class does at values without sense."""
+        """Load the configuration in a folder. Raises UsageError where the published code computes
+        nothing otherwise, and whatever the class does at values without sense."""
         config = resolve_name(self.config).from_pretrained(folder)
-        if as_published and self.as_published is None:
-            raise nothing_otherwise(folder)
-        if as_published and self.as_published is not None:
+        if as_published:
+            if self.as_published is None:
+                raise nothing_otherwise(folder)
             for name, value in self.as_published.settings.items():
                 setattr(config, name, value)
         return config
@@ -98,10 +98,10 @@ def native_of(folder: Path) -> Native | None:
     return next((NATIVES[name] for name in classes if name in NATIVES), None)
 
 
-def nothing_otherwise(folder: Path) -> UsageError:
+def nothing_otherwise(model: object) -> UsageError:
     """Make the error for a checkpoint that is computed in one way alone."""
     return UsageError(
-        f"--as-published is given, and nothing is known that the published code of {folder} "
+        f"--as-published is given, and nothing is known that the published code of {model} "
         "computes otherwise",
         hint="Leave it out",
     )

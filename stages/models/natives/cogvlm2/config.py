@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 PLACEHOLDER = 128002
 """Token of Llama 3 that stands for each feature of a picture. Published files call it padding."""
@@ -66,7 +67,10 @@ class CogVLM2Config(PreTrainedConfig):
     """All of it. The language half is a Llama."""
 
     model_type = "cogvlm2"
-    sub_configs_defaults = {"vision_config": CogVLM2VisionConfig, "text_config": LlamaConfig}  # noqa: RUF012
+    sub_configs_defaults = {  # noqa: RUF012
+        "vision_config": SubConfigSpec(CogVLM2VisionConfig),
+        "text_config": SubConfigSpec(LlamaConfig),
+    }
 
     vision_config: dict[str, Any] | PreTrainedConfig | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None

@@ -37,10 +37,10 @@ class CogVLM2PreTrainedModel(PreTrainedModel):
     _no_split_modules = ["CogVLM2VisionLayer", "LlamaDecoderLayer", "CogVLM2ExpertLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     # Each layer's file holds the frequencies of its positions, which are computed.
-    _keys_to_ignore_on_load_unexpected = {r"rotary_emb\.inv_freq$"}  # type: ignore[assignment]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = {r"rotary_emb\.inv_freq$"}  # noqa: RUF012
 
     def _init_weights(self, module: Any) -> None:
-        super()._init_weights(module)  # type: ignore[no-untyped-call]
+        super()._init_weights(module)
         if isinstance(module, PatchEmbedding):
             init.normal_(module.cls_embedding, std=0.02)
         if isinstance(module, CogVLM2VisionModel):
@@ -191,7 +191,7 @@ class CogVLM2ForConditionalGeneration(CogVLM2PreTrainedModel, GenerationMixin):
         ids = model_kwargs.get("input_ids", inputs_tensor)
         cache = model_kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length():
-            return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)  # type: ignore[no-untyped-call]
+            return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
         return positions_of(ids == self.config.image_token_id, model_kwargs.get("attention_mask"))
 
     def forward(
@@ -238,14 +238,14 @@ class CogVLM2ForConditionalGeneration(CogVLM2PreTrainedModel, GenerationMixin):
 class CogVLMVideoForCausalLM(CogVLM2ForConditionalGeneration):
     """The video captioner and the video chat model, as their files name it."""
 
-    input_modalities = ("video", "text")
+    input_modalities = ["video", "text"]  # noqa: RUF012
     halves = CogVLMVideoModel
 
 
 class CogVLMForCausalLM(CogVLM2ForConditionalGeneration):
     """The model that chats about images, as its files name it."""
 
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     halves = CogVLMImageModel
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-MEAN = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1)
-STD = torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+"""Those of CLIP."""
 WHITE = 255
 
 
@@ -24,12 +24,9 @@ def of_video(frames: Any, side: int) -> torch.Tensor:
 
 def _of_frame(frame: np.ndarray[Any, Any], side: int) -> torch.Tensor:
     # One by one: all frames of a chunk in 32 bit would be gigabytes.
-    pixels = torch.tensor(frame).permute(2, 0, 1).float() / WHITE
-    pixels = (pixels - MEAN) / STD
-    height, width = _scaled(*pixels.shape[-2:], side)
-    pixels = functional.interpolate(
-        pixels[None], size=(height, width), mode="bilinear", align_corners=False
-    )[0]
+    pixels = (torch.tensor(frame).permute(2, 0, 1).float() / WHITE - MEAN) / STD
+    height, width = size = _scaled(frame.shape[0], frame.shape[1], side)
+    pixels = functional.interpolate(pixels[None], size, mode="bilinear", align_corners=False)[0]
     top, left = round((height - side) / 2), round((width - side) / 2)
     return pixels[:, top : top + side, left : left + side]
 

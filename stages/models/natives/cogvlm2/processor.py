@@ -56,7 +56,7 @@ class CogVLM2VideoChat(ProcessorMixin):
     def __init__(
         self, video_processor: Any, tokenizer: Any, *, chat_template: str, place: str, each: int
     ) -> None:
-        super().__init__(video_processor, tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
+        super().__init__(video_processor, tokenizer, chat_template=chat_template)
         self.video_token = place
         self.video_token_id = tokenizer.convert_tokens_to_ids(place)
         self.tokens_a_frame = each
@@ -73,7 +73,7 @@ class CogVLM2ImageChat(ProcessorMixin):
     def __init__(
         self, image_processor: Any, tokenizer: Any, *, chat_template: str, place: str, each: int
     ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.image_token = place
         self.image_token_id = tokenizer.convert_tokens_to_ids(place)
         self.tokens_a_picture = each
@@ -109,7 +109,9 @@ def _parts(folder: Path) -> tuple[CogVLM2VisionConfig, Any, dict[str, Any]]:
     begin, end, place = tokenizer.convert_ids_to_tokens(
         [config.bos_token_id, config.eos_token_id, config.image_token_id]
     )
-    if place is None or place not in tokenizer.all_special_tokens + list(tokenizer.get_added_vocab()):
+    if place is None or place not in tokenizer.all_special_tokens + list(
+        tokenizer.get_added_vocab()
+    ):
         raise ValueError(f"the tokenizer has no token {config.image_token_id} for pictures")
     tokenizer.bos_token, tokenizer.eos_token = begin, end
     # Published files say that the placeholder is for padding: what is padded would show pictures.

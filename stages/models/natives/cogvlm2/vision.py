@@ -139,7 +139,7 @@ class CogVLM2VisionModel(PreTrainedModel):
     config_class = CogVLM2VisionConfig
     config: CogVLM2VisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image", "video")
+    input_modalities = ["image", "video"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
