@@ -50,15 +50,8 @@ class PartSettings:
     def decides(self) -> list[str | int]:
         """Return the settings that belong into a key."""
         words = engine_of(self.engine).words if self.engine else ()
-        otherwise = ["as published"] if self.as_published else []
-        return [
-            self.precision,
-            self.dtype,
-            self.attention,
-            *filter(None, [self.kv]),
-            *otherwise,
-            *words,
-        ]
+        more = filter(None, [self.kv, "as published" if self.as_published else ""])
+        return [self.precision, self.dtype, self.attention, *more, *words]
 
     @property
     def label(self) -> str:

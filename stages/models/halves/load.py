@@ -21,10 +21,8 @@ from stages.models.halves.ranges import reading_ranges
 from stages.models.hub.originals import is_original
 from stages.models.hub.partial import weights_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
-from stages.models.natives.registry import Native, native_of, nothing_otherwise
+from stages.models.natives.registry import native_of, nothing_otherwise
 
-SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""Errors of a configuration whose values make no sense."""
 MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
 """Words of the loader about weights that have no place in the model."""
 
@@ -38,9 +36,9 @@ def load_half(
     classes, which tell what the half calls of the other one. `options` are those of
     `from_pretrained`: dtype, attn_implementation, device_map, trust_remote_code, revision,
     quantization_config; `as_published` has it computed as the published code does where that is
-    known to be otherwise than its formulas say; `stored_quantization` takes the place of what a quantized checkpoint's
-    config.json says of it. Raises UsageError when the model cannot be cut or is not to be trusted,
-    EnvironmentFault when its weights are not all there.
+    known to be otherwise than its formulas say; `stored_quantization` takes the place of what a
+    quantized checkpoint's config.json says of it. Raises UsageError when the model cannot be cut or
+    is not to be trusted, EnvironmentFault when its weights are not all there.
     """
     given = {**options, "pieces": None if pieces is None else tuple(pieces)}
     trusted = bool(options.get("trust_remote_code", False))
@@ -144,7 +142,7 @@ def config_and_class(
     model. `as_published`: where its published code computes otherwise than its formulas say, so
     does the class."""
     if (native := native_of(folder)) is not None:
-        return _native_config(native, folder, as_published), native.model_class()
+        return native.load_config(folder, as_published), native.model_class()
     if as_published:
         raise nothing_otherwise(folder)
     config = load_config(folder, trusted)
@@ -168,7 +166,10 @@ def load_config(folder: Path, trusted: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     except (StrictDataclassError, TypeError) as error:
-        raise _senseless(folder, error) from error
+        raise UsageError(
+            f"{folder}/config.json cannot be used: {one_line(error)}",
+            hint="Download the checkpoint again, or choose another",
+        ) from error
     except (ValueError, KeyError, OSError) as error:
         if not trusted and asks_for_trust(error):
             raise needs_trust(folder) from error
@@ -176,22 +177,6 @@ def load_config(folder: Path, trusted: bool) -> Any:
             f"{folder}/config.json describes no model that transformers knows",
             hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
         ) from error
-
-
-def _native_config(native: Native, folder: Path, as_published: bool) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        return native.load_config(folder, as_published)
-    except (StrictDataclassError, *SENSELESS) as error:
-        raise _senseless(folder, error) from error
-
-
-def _senseless(folder: Path, error: Exception) -> UsageError:
-    return UsageError(
-        f"{folder}/config.json cannot be used: {one_line(error)}",
-        hint="Download the checkpoint again, or choose another",
-    )
 
 
 def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:

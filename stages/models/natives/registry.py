@@ -17,6 +17,9 @@ from artifacts.regular import read_text
 from artifacts.schema import Part
 from stages.models.hub.checkpoint import JSON_BYTES
 
+SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""Errors of a configuration whose values make no sense."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AsPublished:
@@ -44,14 +47,21 @@ class Native:
     """None where the published code computes what its formulas say."""
 
     def load_config(self, folder: Path, as_published: bool = False) -> Any:
-        """Load the configuration in a folder. Raises UsageError where the published code computes
-        nothing otherwise, and whatever the class does at values without sense."""
-        config = resolve_name(self.config).from_pretrained(folder)
-        if as_published:
-            if self.as_published is None:
-                raise nothing_otherwise(folder)
-            for name, value in self.as_published.settings.items():
-                setattr(config, name, value)
+        """Load the configuration in a folder. Raises UsageError for one that makes no sense, and
+        where there is nothing that the published code computes otherwise."""
+        if as_published and self.as_published is None:
+            raise nothing_otherwise(folder)
+        try:
+            config = resolve_name(self.config).from_pretrained(folder)
+        except SENSELESS as error:
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UsageError(
+                f"{folder}/config.json cannot be used: {said}",
+                hint="Download the checkpoint again, or choose another",
+            ) from error
+        settings = self.as_published.settings if as_published and self.as_published else {}
+        for name, value in settings.items():
+            setattr(config, name, value)
         return config
 
     def model_class(self) -> type[Any]:

@@ -9,6 +9,7 @@ shown to the video model is a video of one frame.
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import BatchFeature, CLIPImageProcessorPil, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
@@ -34,18 +35,16 @@ TEMPLATE = (
 
 
 class CogVLM2VideoProcessor(BaseVideoProcessor):
-    """Frames to pixels: one frame a second, so many at the most. `crop` is the side of what is
-    seen."""
+    """Frames to pixels: one frame a second, so many at the most."""
 
     model_input_names = ["pixel_values_videos", "video_frame_counts"]  # noqa: RUF012
     fps = 1
     max_frames = MOST_FRAMES
-    crop = 224
+    side = 224
+    """Pixels of a side of what is seen."""
 
     def preprocess(self, videos: Any, **_: Any) -> BatchFeature:
-        import torch
-
-        made = [of_video(video, self.crop) for video in make_batched_videos(videos)]
+        made = [of_video(video, self.side) for video in make_batched_videos(videos)]
         counts = torch.tensor([len(frames) for frames in made])
         return BatchFeature({"pixel_values_videos": torch.cat(made), "video_frame_counts": counts})
 
@@ -90,7 +89,9 @@ class CogVLM2ImageChat(ProcessorMixin):
 def load_video_processor(folder: Path) -> CogVLM2VideoChat:
     """Load the processor of a video model. Raises OSError or ValueError."""
     seen, tokenizer, words = _parts(folder)
-    return CogVLM2VideoChat(CogVLM2VideoProcessor(crop=seen.image_size), tokenizer, **words)
+    frames = CogVLM2VideoProcessor()
+    frames.side = seen.image_size
+    return CogVLM2VideoChat(frames, tokenizer, **words)
 
 
 def load_image_processor(folder: Path) -> CogVLM2ImageChat:
@@ -109,9 +110,7 @@ def _parts(folder: Path) -> tuple[CogVLM2VisionConfig, Any, dict[str, Any]]:
     begin, end, place = tokenizer.convert_ids_to_tokens(
         [config.bos_token_id, config.eos_token_id, config.image_token_id]
     )
-    if place is None or place not in tokenizer.all_special_tokens + list(
-        tokenizer.get_added_vocab()
-    ):
+    if place not in tokenizer.get_added_vocab():
         raise ValueError(f"the tokenizer has no token {config.image_token_id} for pictures")
     tokenizer.bos_token, tokenizer.eos_token = begin, end
     # Published files say that the placeholder is for padding: what is padded would show pictures.
