@@ -1,8 +1,8 @@
 """Tells who makes what right now, so that processes which share a store share the work. It knows
 nothing of what is made.
 
-A scope has one file. A key is the byte at the offset that its hash says, and who makes it holds a
-lock on that byte, which the kernel takes back when the process ends, however it does. The file's
+A namespace has one file. A key is the byte at the offset that its hash says, and who makes it holds
+a lock on that byte, which the kernel takes back when the process ends, however it does. The file's
 length counts the packs that were published: whoever gets a lock looks whether somebody else
 published meanwhile. Where bytes cannot be locked everything is granted; then work may be done
 twice, and what is published first stands.
@@ -36,8 +36,8 @@ Batch = TypeVar("Batch")
 
 
 class Claims:
-    """The locks that one process holds of a scope. It is safe to use from several threads, which
-    count as one holder."""
+    """The locks that one process holds of a namespace. It is safe to use from several threads,
+    which count as one holder."""
 
     def __init__(self, path: Path) -> None:
         self._file = -1
@@ -97,7 +97,7 @@ class Claims:
 
 
 class Turns:
-    """The share of a scope that this process makes, beside others that are asked for the same."""
+    """The share of a namespace that this process makes, beside others asked for the same."""
 
     def __init__(self, claims: Claims, record_sets: Sequence[RecordSet]) -> None:
         """Take the claims and the record sets, which are brought up to date when others have

@@ -27,10 +27,10 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(ENCODER.encode(value).encode()).hexdigest()
 
 
-def item_key(scope: str, media_digest: str, chunk_index: int, *more: Any) -> str:
+def item_key(namespace: str, media_digest: str, chunk_index: int, *more: Any) -> str:
     """Return the key of what one stage makes of one chunk. `more` is what else decides its bytes,
     such as the prompt."""
-    return digest_of([scope, media_digest, chunk_index, *more])
+    return digest_of([namespace, media_digest, chunk_index, *more])
 
 
 def content_key(digest: str, kind: str) -> str:

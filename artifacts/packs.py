@@ -1,4 +1,4 @@
-"""Stores the records of one kind and scope in packs; knows nothing of what they mean.
+"""Stores the records of one kind and namespace in packs; knows nothing of what they mean.
 
 A pack is an object of the store that holds several records: a header that names each with its
 place, description and checksum, then their payloads. Its name is a digest of its keys, it is
@@ -37,11 +37,11 @@ class Record:
 
 
 class RecordSet:
-    """All records of one kind and scope in a store."""
+    """All records of one kind and namespace in a store."""
 
-    def __init__(self, store: Store, kind: str, scope: str) -> None:
+    def __init__(self, store: Store, kind: str, namespace: str) -> None:
         self._store = store
-        self.folder = f"{kind}/{scope[:2]}/{scope}"
+        self.folder = f"{kind}/{namespace[:2]}/{namespace}"
         """Folder of its packs in the store."""
         self._places: dict[str, Place] = {}
         self._packs: set[str] = set()
@@ -215,8 +215,9 @@ class RecordSet:
                 self._places = {k: p for k, p in self._places.items() if p.pack not in packs}
 
 
-def stored_scopes(store: Store, kind: str) -> set[str]:
-    """Return the scopes of one kind of which anything is stored, and some of which anything was."""
+def stored_namespaces(store: Store, kind: str) -> set[str]:
+    """Return the namespaces of one kind in which anything is stored, and some in which
+    anything was."""
     return {name.rpartition("/")[2] for name in store.list(kind, levels=2)}
 
 

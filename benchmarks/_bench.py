@@ -49,8 +49,8 @@ class Bench:
     lived: dict[tuple[str, int], int] = field(default_factory=dict)
     """(mode, batch) → a budget in bytes within which it was seen to live."""
     features: str = ""
-    """Scope of the features that decoding reads: those of the first encoding."""
-    _scopes: int = 0
+    """Namespace of the features that decoding reads: those of the first encoding."""
+    _namespaces: int = 0
 
     def run(
         self,
@@ -60,19 +60,19 @@ class Bench:
         **changes: Any,
     ) -> Outcome:
         """One run of a mode over batches of members, published where nothing is yet."""
-        self._scopes += 1
-        scope = digest_of(["scope", self._scopes])
+        self._namespaces += 1
+        namespace = digest_of(["namespace", self._namespaces])
         if mode == "encode" and not self.features:
-            self.features = scope
+            self.features = namespace
         job = {
             "store": self.store,
             "model": str(self.model),
             "device": "cpu",
             "dtype": "bfloat16",
             "attention": "sdpa",
-            "frames_scope": FRAMES,
-            "features_scope": self.features,
-            "scope": scope,
+            "frames_namespace": FRAMES,
+            "features_namespace": self.features,
+            "namespace": namespace,
             "max_new_tokens": self.tokens,
             "batches": [[_entry(mode, member) for member in batch] for batch in cut],
         }

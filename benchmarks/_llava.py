@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.families import LLAVA_TEMPLATE, hf
-from tests.plan_cases import plan_case
+from tests.support.families import LLAVA_TEMPLATE, hf
+from tests.support.plan_cases import plan_case
 
 SHARD_BYTES = 1 << 30
 """Weights in a file, and in memory, at the most."""

@@ -111,14 +111,14 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     from stages.encode.run import read_clip
     from stages.models.halves.ranges import reading_ranges
     from stages.models.processors.prepare import load_processor
-    from tests.processors import whole as inputs_of
+    from tests.support.processors import whole as inputs_of
 
     load: Any = AutoModelForImageTextToText.from_pretrained
     with reading_ranges():
         model = load(job["model"], dtype=getattr(torch, job["dtype"])).eval()
     processor = load_processor(Path(job["model"]))
     watch.note(attention=model.config._attn_implementation)
-    frames = RecordSet(open_store(job["store"]), "frames", job["frames_scope"])
+    frames = RecordSet(open_store(job["store"]), "frames", job["frames_namespace"])
     said = []
     for batch in job["batches"]:
         clips = [read_clip(frames, member) for member in batch]
@@ -156,7 +156,7 @@ def decode(job: dict[str, Any], watch: Watch) -> list[str]:
         stage.run(job, watch)
     finally:
         transformers.__dict__["generate"] = generate
-    captions = RecordSet(open_store(job["store"]), "captions", job["scope"])
+    captions = RecordSet(open_store(job["store"]), "captions", job["namespace"])
     return [captions.meta(m["key"])["caption"] for batch in job["batches"] for m in batch]
 
 
@@ -173,7 +173,7 @@ def pure(job: dict[str, Any], watch: Watch) -> list[str]:
     source = ModelJob.of(job)
     processor, half = source.processor(), source.hold("language").model
     make_greedy(half, processor)
-    record_set = RecordSet(open_store(job["store"]), "features", job["features_scope"])
+    record_set = RecordSet(open_store(job["store"]), "features", job["features_namespace"])
     ready = []
     for batch in job["batches"]:
         rows = [read_features(record_set, member["features"]) for member in batch]

@@ -5,8 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.families import LLAVA_TEMPLATE, QWEN_TEMPLATE, SMOL_TEMPLATE, VISION_MARKS, hf, tokenizer
-from tests.words import template, words
+from tests.support.families import (
+    LLAVA_TEMPLATE,
+    QWEN_TEMPLATE,
+    SMOL_TEMPLATE,
+    VISION_MARKS,
+    hf,
+    tokenizer,
+)
+from tests.support.words import template, words
 
 VOCABULARY = 96000
 END = {"eos_token_id": 1, "pad_token_id": 0}

@@ -22,15 +22,15 @@ PAYLOAD = b"penstock" * 8
 
 def frames(job: dict[str, Any], report: Report) -> None:
     """An index and one chunk of frames for each medium."""
-    store, scope = open_store(job["store"]), job["scope"]
-    frames, media = RecordSet(store, "frames", scope), RecordSet(store, "media", scope)
+    store, namespace = open_store(job["store"]), job["namespace"]
+    frames, media = RecordSet(store, "frames", namespace), RecordSet(store, "media", namespace)
     chunk = ChunkIndex(index=0, start=0.0, end=0.0, times=(0.0,), height=SIDE, width=SIDE)
     index = MediaIndex(kind="image", height=SIDE, width=SIDE, duration=0.0, chunks=(chunk,))
     told = job["media"]
     report.total(len(told))
     for at in range(0, len(told), PACK_RECORDS):
         group = [medium["digest"] for medium in told[at : at + PACK_RECORDS]]
-        keys = [item_key(scope, digest, 0) for digest in group]
+        keys = [item_key(namespace, digest, 0) for digest in group]
         frames.publish([Record(key=key, meta=asdict(chunk), payload=PAYLOAD) for key in keys])
         media.publish([Record(key=digest, meta=index.to_json()) for digest in group])
         for key in keys:
@@ -39,18 +39,18 @@ def frames(job: dict[str, Any], report: Report) -> None:
 
 def encode(job: dict[str, Any], report: Report) -> None:
     """Features for each chunk, a pack a batch."""
-    RecordSet(open_store(job["store"]), "frames", job["frames_scope"])
+    RecordSet(open_store(job["store"]), "frames", job["frames_namespace"])
     publish(job, "features", {"tokens": 4}, report)
 
 
 def decode(job: dict[str, Any], report: Report) -> None:
     """A caption for each chunk, a pack a batch."""
-    RecordSet(open_store(job["store"]), "features", job["features_scope"])
+    RecordSet(open_store(job["store"]), "features", job["features_namespace"])
     publish(job, "captions", {"caption": "a red square on grey", "tokens": 7}, report)
 
 
 def publish(job: dict[str, Any], kind: str, meta: dict[str, Any], report: Report) -> None:
-    record_set = RecordSet(open_store(job["store"]), kind, job["scope"])
+    record_set = RecordSet(open_store(job["store"]), kind, job["namespace"])
     for batch in job["batches"]:
         records = [Record(key=m["key"], meta=meta, payload=PAYLOAD) for m in batch]
         for key in record_set.publish(records):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from artifacts.schema import Sampling
 from benchmarks._frame_readers import CONTENDERS, Case, Frames
 from stages.frames.video import Video
-from tests.media import plain_frames, repeat_video, rgb, write_video
+from tests.support.media import plain_frames, repeat_video, rgb, write_video
 
 ROUNDS = 5
 SPARSE_FRAMES = 16

@@ -102,7 +102,7 @@ class Desk:
         kind: MediaKind = "video" if case.frames > 1 else "image"
         stored = model.fit(kind).size(SIDE, SIDE)
         chunks = BATCHES * case.batch
-        load = workload_of(model, kind, chunks, case.frames, stored, (SIDE, SIDE), case.prompt)
+        workload = workload_of(model, kind, chunks, case.frames, stored, (SIDE, SIDE), case.prompt)
         rung = Rung(
             stage=case.stage,
             batch=case.batch,
@@ -110,26 +110,26 @@ class Desk:
             offload=case.block > 0,
             prefill=case.prefill,
         )
-        return estimate(model, rung, [load], self._device, NEW_TOKENS)
+        return estimate(model, rung, [workload], self._device, NEW_TOKENS)
 
     def _run(self, case: Case, model: Model) -> StageOutcome:
         half = model.best("vision" if case.stage == "encode" else "language")
-        features = self._scope(case.shape, case.frames, "features")
+        features = self._namespace(case.shape, case.frames, "features")
         made = self._folder / f"{features[:16]}-{case.batch}"
         if case.stage == "decode" and not made.exists():
             plain = settle(CaptionConfig(sources=()), model.profile, self._device)["vision"][0]
             self._call("encode", case, model, plain, features, features)
             made.touch()
         self._runs += 1
-        scope = self._scope("run", self._runs, case.stage, id(self))
-        return self._call(case.stage, case, model, half, scope, features)
+        namespace = self._namespace("run", self._runs, case.stage, id(self))
+        return self._call(case.stage, case, model, half, namespace, features)
 
     def _call(
-        self, stage: str, case: Case, model: Model, half: Any, scope: str, features: str
+        self, stage: str, case: Case, model: Model, half: Any, namespace: str, features: str
     ) -> StageOutcome:
         members = [
             {
-                "key": digest_of([scope if stage == "decode" else features, key]),
+                "key": digest_of([namespace if stage == "decode" else features, key]),
                 "features": digest_of([features, key]),
                 "frames": key,
                 "kind": "video" if case.frames > 1 else "image",
@@ -149,11 +149,12 @@ class Desk:
                 model.profile.vision if stage == "encode" else model.profile.language
             ).pieces,
             "frames_a_video": model.profile.frames_a_video,
-            "frames_scope": FRAMES,
-            "features_scope": features,
-            "scope": scope,
+            "frames_namespace": FRAMES,
+            "features_namespace": features,
+            "namespace": namespace,
             "offload": stage == "encode" and case.block > 0,
             "block": case.block,
+            "mlp_chunk": case.prefill if stage == case.stage else 0,
             "prefill": case.prefill if stage == case.stage else 0,
             "max_new_tokens": NEW_TOKENS,
             "batches": [members[i : i + case.batch] for i in range(0, len(members), case.batch)],
@@ -184,8 +185,8 @@ class Desk:
                 record_set.publish([Record(key=key, meta=meta, payload=noise.tobytes())])
             yield key
 
-    def _scope(self, *parts: Any) -> str:
-        return digest_of(["scope", *map(str, parts)])
+    def _namespace(self, *parts: Any) -> str:
+        return digest_of(["namespace", *map(str, parts)])
 
 
 def table(rows: Sequence[Row]) -> list[str]:

@@ -37,8 +37,8 @@ def main() -> int:
 def write(out: Path, videos: int, captions: int, images: int) -> None:
     """What a run over so many files leaves; all videos are one file, and none of the images is
     there."""
-    from tests.media import write_video
-    from tests.reports import curve, media_file, said, started_ago, work, write_run
+    from tests.support.media import write_video
+    from tests.support.reports import curve, media_file, said, started_ago, work, write_run
 
     (out / "clips").mkdir()
     clip = write_video(out / "clips" / "first.mp4", ticks=range(0, 900, 15))
@@ -61,7 +61,7 @@ def write(out: Path, videos: int, captions: int, images: int) -> None:
 def measure(out: Path) -> float:
     """Print what each step takes; returns the seconds of opening."""
     from flows.cli.main import main as penstock
-    from tests.browser import browsing
+    from tests.support.browser import browsing
 
     began = time.perf_counter()
     penstock(["report", str(out)])

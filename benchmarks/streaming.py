@@ -1,9 +1,9 @@
 """The encode stage with its tower held whole, against the same stage with the tower's layers coming
 one after the other past blocks of batches; prints a table. Knows no plan.
 
-Each way is a real stage process over the same clips and a tower of random weights; ways take turns,
-and the table has medians. Memory is anonymous, above the imports. Features are compared too.
-On a CPU layers come from the page cache, on a GPU through pinned host memory.
+Each variant is a real stage process over the same clips and a tower of random weights; variants
+take turns, and the table has medians. Memory is anonymous, above the imports. Features are compared
+too. On a CPU layers come from the page cache, on a GPU through pinned host memory.
 
     python -m benchmarks.streaming [--device cuda:0] [--rounds 3] [--clips 64] [--quick]
 """
@@ -28,7 +28,7 @@ FRAMES_A_CLIP, BATCH = 2, 4
 MIB = 1 << 20
 
 
-class Way(NamedTuple):
+class Variant(NamedTuple):
     """How the tower is held."""
 
     name: str
@@ -36,11 +36,11 @@ class Way(NamedTuple):
     """That pass a layer together; 0: all layers are there."""
 
 
-WAYS = (
-    Way("whole", 0),
-    Way("streamed, a batch at a time", 1),
-    Way("streamed, 4 batches at a time", 4),
-    Way("streamed, 16 batches at a time", 16),
+VARIANTS = (
+    Variant("whole", 0),
+    Variant("streamed, a batch at a time", 1),
+    Variant("streamed, 4 batches at a time", 4),
+    Variant("streamed, 16 batches at a time", 16),
 )
 
 
@@ -65,42 +65,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = build(Path(folder, "model"), TINY if given.quick else SHAPE, 1)
         store = str(Path(folder, "store"))
         members = publish_clips(store, [FRAMES_A_CLIP] * given.clips)
-        found: dict[Way, list[Found]] = {way: [] for way in WAYS}
+        found: dict[Variant, list[Found]] = {variant: [] for variant in VARIANTS}
         for turn in range(given.rounds):
-            for way in WAYS:
-                scope = digest_of([way.name, turn])
-                job = {"store": store, "model": str(model), "device": given.device, "scope": scope}
-                found[way].append(run(job, way, members, Path(folder, "encode.log")))
+            for variant in VARIANTS:
+                namespace = digest_of([variant.name, turn])
+                job = {
+                    "store": store,
+                    "model": str(model),
+                    "device": given.device,
+                    "namespace": namespace,
+                }
+                found[variant].append(run(job, variant, members, Path(folder, "encode.log")))
     print("\n".join(table(found)))
 
 
-def run(job: dict[str, Any], way: Way, members: list[dict[str, str]], log: Path) -> Found:
+def run(job: dict[str, Any], variant: Variant, members: list[dict[str, str]], log: Path) -> Found:
     """One process over all clips."""
-    chunks = [{**m, "key": digest_of([job["scope"], m["frames"]])} for m in members]
+    chunks = [{**m, "key": digest_of([job["namespace"], m["frames"]])} for m in members]
     arguments = {
         **job,
         "dtype": "bfloat16",
-        "frames_scope": FRAMES,
+        "frames_namespace": FRAMES,
         "batches": [chunks[at : at + BATCH] for at in range(0, len(chunks), BATCH)],
-        "offload": way.batches > 0,
-        "block": way.batches * BATCH,
+        "offload": variant.batches > 0,
+        "block": variant.batches * BATCH,
     }
     call = StageCall(name="encode", arguments=arguments, device=job["device"], log=log)
     outcome = DirectLauncher(lambda stage, event: None).start(call).wait()
-    record_set = RecordSet(open_store(job["store"]), "features", job["scope"])
+    record_set = RecordSet(open_store(job["store"]), "features", job["namespace"])
     payloads = [digest_of(bytes(record_set.read(chunk["key"]).payload).hex()) for chunk in chunks]
     return Found(outcome.seconds, taken(outcome, job["device"]), digest_of(payloads))
 
 
-def table(found: dict[Way, list[Found]]) -> list[str]:
+def table(found: dict[Variant, list[Found]]) -> list[str]:
     """Markdown; `x` is to the tower held whole, of the same round."""
     lines = ["| tower | s | x | MiB | features |", "|---|---|---|---|---|"]
-    whole = found[WAYS[0]]
-    for way, runs in found.items():
+    whole = found[VARIANTS[0]]
+    for variant, runs in found.items():
         times = median(a.seconds / b.seconds for a, b in zip(runs, whole, strict=True))
         equal = {run.digest for run in runs} == {whole[0].digest}
         lines.append(
-            f"| {way.name} | {median(run.seconds for run in runs):.1f} | {times:.2f} | "
+            f"| {variant.name} | {median(run.seconds for run in runs):.1f} | {times:.2f} | "
             f"{median(run.peak for run in runs) / MIB:,.0f} | {'equal' if equal else 'DIFFERENT'} |"
         )
     return lines

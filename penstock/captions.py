@@ -158,10 +158,10 @@ class _Feed:
         if key not in self._known:
             self._look_again()
         for place, file, task in self._known.get(key, ()):
-            scope = task.scopes[self._kind]
-            if scope not in self._record_sets:
-                self._record_sets[scope] = RecordSet(self.job.store, self._kind, scope)
-            record_set = self._record_sets[scope]
+            namespace = task.namespaces[self._kind]
+            if namespace not in self._record_sets:
+                self._record_sets[namespace] = RecordSet(self.job.store, self._kind, namespace)
+            record_set = self._record_sets[namespace]
             if key not in record_set:
                 record_set.refresh()
             if key in record_set:

@@ -55,7 +55,7 @@ def main() -> int:
     import torch
     import transformers
 
-    from tests.tiny_families import FAMILIES
+    from tests.support.tiny_families import FAMILIES
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -93,8 +93,8 @@ UNTRIED = "not tried"
 
 def family_row(name: str) -> dict[str, Any]:
     """All variants of one family as one row."""
-    from tests.tiny_families import FAMILIES
-    from tests.tiny_families.verdict import MIXED, judge, kind_of, untried
+    from tests.support.tiny_families import FAMILIES
+    from tests.support.tiny_families.verdict import MIXED, judge, kind_of, untried
 
     print(f"{name}…", file=sys.stderr, flush=True)
     found = {}

@@ -20,7 +20,7 @@ from flows.planning.rungs import Rung  # noqa: E402
 from flows.planning.training.estimate import train_estimate  # noqa: E402
 from flows.planning.training.terms import Training  # noqa: E402
 from stages.models.hub.checkpoint import Checkpoint  # noqa: E402
-from tests.plan_cases import architecture_estimates, make_folder, plan_case  # noqa: E402
+from tests.support.plan_cases import architecture_estimates, make_folder, plan_case  # noqa: E402
 
 PAGE = ROOT / "docs" / "memory.md"
 GIB = 1 << 30

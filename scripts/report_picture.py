@@ -24,7 +24,7 @@ def main() -> int:
     to = given.parse_args().to
     from PIL import Image
 
-    from tests.browser import browsing
+    from tests.support.browser import browsing
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "penstock-out"

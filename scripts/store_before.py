@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from tests.media import write_video  # noqa: E402
+from tests.support.media import write_video  # noqa: E402
 
 BEFORE = ROOT / "tests" / "data" / "before"
 OPTIONS = ("--model", "demo", "--precision", "fp32", "--chunk", "2", "--store", "store")

@@ -41,13 +41,13 @@ os.environ.setdefault("PENSTOCK_TEST_SEED", str(random.randrange(1 << 32)))
 
 
 LONG = (
-    "flows_caption",
-    "flows_sequence",
+    "flows_deployments_caption",
+    "flows_running_sequence",
     "stages_models_precision",
     "stages_models_streaming",
     "stages_memory_shrinking",
     "stages_decode_reading",
-    "stages_processors",
+    "stages_models_processors",
     "stages_decode_run",
     "flows_resume",
     "stages_models_families",

@@ -115,7 +115,7 @@ def test_a_store_that_cannot_be_written_grants_everything(tmp_path: Path) -> Non
     claim.close()
 
 
-def test_threads_of_a_stage_look_at_the_shelf_before_they_claim(store: FolderStore) -> None:
+def test_threads_of_a_stage_look_at_the_record_set_before_they_claim(store: FolderStore) -> None:
     ours, theirs = RecordSet(store, "k", "s"), RecordSet(store, "k", "s")
     claim = Claims(store.local / "claims" / "x")
     turns = Turns(claim, [ours])

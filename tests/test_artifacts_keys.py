@@ -16,12 +16,12 @@ def test_a_digest_depends_on_the_value_alone() -> None:
 
 
 def test_an_item_key_changes_with_each_part() -> None:
-    base = item_key("scope", "media", 0, "prompt")
+    base = item_key("namespace", "media", 0, "prompt")
     others = [
         item_key("other", "media", 0, "prompt"),
-        item_key("scope", "other", 0, "prompt"),
-        item_key("scope", "media", 1, "prompt"),
-        item_key("scope", "media", 0, "other"),
+        item_key("namespace", "other", 0, "prompt"),
+        item_key("namespace", "media", 1, "prompt"),
+        item_key("namespace", "media", 0, "other"),
     ]
     assert len({base, *others}) == 5
 

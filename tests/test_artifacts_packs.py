@@ -10,7 +10,7 @@ from artifacts.pack_object import FIRST_READ, LEAD, MAGIC, DamagedRecord, damage
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 
-SCOPE = "ab" * 32
+NAMESPACE = "ab" * 32
 
 
 @pytest.fixture
@@ -24,10 +24,10 @@ def only_pack(store: FolderStore) -> Path:
 
 
 def test_records_come_back_with_description_and_payload(store: FolderStore) -> None:
-    record_set = RecordSet(store, "features", SCOPE)
+    record_set = RecordSet(store, "features", NAMESPACE)
     records = [Record(key="a", meta={"n": 1}, payload=b"one"), Record(key="b", meta={"n": 2})]
     assert record_set.publish(records) == ["a", "b"]
-    fresh = RecordSet(store, "features", SCOPE)
+    fresh = RecordSet(store, "features", NAMESPACE)
     assert fresh.keys() == {"a", "b"}
     assert fresh.read("a") == records[0]
     assert fresh.meta("b") == {"n": 2}
@@ -35,20 +35,20 @@ def test_records_come_back_with_description_and_payload(store: FolderStore) -> N
 
 
 def test_a_published_record_is_never_replaced(store: FolderStore) -> None:
-    record_set = RecordSet(store, "features", SCOPE)
+    record_set = RecordSet(store, "features", NAMESPACE)
     record_set.publish([Record(key="a", payload=b"first")])
     assert record_set.publish([Record(key="a", payload=b"second"), Record(key="b")]) == ["b"]
-    assert RecordSet(store, "features", SCOPE).read("a").payload == b"first"
+    assert RecordSet(store, "features", NAMESPACE).read("a").payload == b"first"
 
 
-def test_scopes_and_kinds_do_not_see_each_other(store: FolderStore) -> None:
-    RecordSet(store, "features", SCOPE).publish([Record(key="a")])
+def test_namespaces_and_kinds_do_not_see_each_other(store: FolderStore) -> None:
+    RecordSet(store, "features", NAMESPACE).publish([Record(key="a")])
     assert RecordSet(store, "features", "cd" * 32).keys() == set()
-    assert RecordSet(store, "captions", SCOPE).keys() == set()
+    assert RecordSet(store, "captions", NAMESPACE).keys() == set()
 
 
 def test_refresh_sees_what_another_process_published(store: FolderStore) -> None:
-    mine, theirs = RecordSet(store, "media", SCOPE), RecordSet(store, "media", SCOPE)
+    mine, theirs = RecordSet(store, "media", NAMESPACE), RecordSet(store, "media", NAMESPACE)
     theirs.publish([Record(key="a")])
     assert "a" not in mine
     mine.refresh()
@@ -60,14 +60,14 @@ def test_refresh_sees_what_another_process_published(store: FolderStore) -> None
 
 def test_a_header_longer_than_the_first_read_is_read_whole(store: FolderStore) -> None:
     long = {"text": "x" * (2 * FIRST_READ)}
-    RecordSet(store, "media", SCOPE).publish([Record(key="a", meta=long, payload=b"tail")])
-    fresh = RecordSet(store, "media", SCOPE)
+    RecordSet(store, "media", NAMESPACE).publish([Record(key="a", meta=long, payload=b"tail")])
+    fresh = RecordSet(store, "media", NAMESPACE)
     assert fresh.meta("a") == long
     assert fresh.read("a").payload == b"tail"
 
 
 def test_drop_deletes_a_pack_only_when_its_last_record_goes(store: FolderStore) -> None:
-    record_set = RecordSet(store, "frames", SCOPE)
+    record_set = RecordSet(store, "frames", NAMESPACE)
     record_set.publish([Record(key="a"), Record(key="b")])
     pack = only_pack(store)
     record_set.drop(["a"])
@@ -77,32 +77,32 @@ def test_drop_deletes_a_pack_only_when_its_last_record_goes(store: FolderStore) 
 
 
 def test_a_changed_payload_is_set_aside_and_made_again(store: FolderStore) -> None:
-    record_set = RecordSet(store, "features", SCOPE)
+    record_set = RecordSet(store, "features", NAMESPACE)
     record_set.publish([Record(key="a", payload=b"good bytes")])
     pack = only_pack(store)
     pack.write_bytes(pack.read_bytes()[:-1] + b"?")
     with pytest.raises(DamagedRecord, match="set aside"):
         record_set.read("a")
     assert "a" not in record_set
-    assert "a" not in RecordSet(store, "features", SCOPE)
+    assert "a" not in RecordSet(store, "features", NAMESPACE)
     assert (store.local / "quarantine" / pack.relative_to(store.local)).exists()
     assert record_set.publish([Record(key="a", payload=b"good bytes")]) == ["a"]
-    assert RecordSet(store, "features", SCOPE).read("a").payload == b"good bytes"
+    assert RecordSet(store, "features", NAMESPACE).read("a").payload == b"good bytes"
 
 
 @pytest.mark.parametrize("cut", [3, 30, 60])
 def test_a_cut_or_changed_header_is_set_aside(store: FolderStore, cut: int) -> None:
-    RecordSet(store, "media", SCOPE).publish([Record(key="a", meta={"n": 1})])
+    RecordSet(store, "media", NAMESPACE).publish([Record(key="a", meta={"n": 1})])
     pack = only_pack(store)
     pack.write_bytes(pack.read_bytes()[:cut])
-    assert RecordSet(store, "media", SCOPE).keys() == set()
+    assert RecordSet(store, "media", NAMESPACE).keys() == set()
     assert not pack.exists()
 
 
 def test_verify_reads_every_byte_and_names_the_bad_pack(store: FolderStore) -> None:
-    RecordSet(store, "features", SCOPE).publish([Record(key="a", payload=b"12345")])
+    RecordSet(store, "features", NAMESPACE).publish([Record(key="a", payload=b"12345")])
     bad = only_pack(store)
-    RecordSet(store, "captions", SCOPE).publish([Record(key="b", payload=b"12345")])
+    RecordSet(store, "captions", NAMESPACE).publish([Record(key="b", payload=b"12345")])
     bad.write_bytes(bad.read_bytes()[:-2] + b"!!")
     found = dict(verify(store))
     assert found == {bad.relative_to(store.local).as_posix(): False} | {
@@ -112,54 +112,54 @@ def test_verify_reads_every_byte_and_names_the_bad_pack(store: FolderStore) -> N
 
 
 def test_who_comes_second_takes_what_lies_there_and_damages_nothing(store: FolderStore) -> None:
-    first, second = RecordSet(store, "k", SCOPE), RecordSet(store, "k", SCOPE)
+    first, second = RecordSet(store, "k", NAMESPACE), RecordSet(store, "k", NAMESPACE)
     theirs = [Record(key="a", payload=b"of one card"), Record(key="b", payload=b"too")]
     ours = [Record(key="a", payload=b"of another"), Record(key="b", payload=b"made longer")]
     assert first.publish(theirs) == ["a", "b"]
     assert second.publish(ours) == []  # which is what is told to have been made
-    for record_set in (first, second, RecordSet(store, "k", SCOPE)):
+    for record_set in (first, second, RecordSet(store, "k", NAMESPACE)):
         assert [record_set.read(key).payload for key in "ab"] == [b"of one card", b"too"]
     assert not list(store.list("quarantine"))
 
 
 def test_a_pack_that_another_made_anew_is_not_set_aside(store: FolderStore) -> None:
-    record_set = RecordSet(store, "k", SCOPE)
+    record_set = RecordSet(store, "k", NAMESPACE)
     record_set.publish([Record(key="a", payload=b"first")])
     (name,) = store.list("k")
     store.delete(name)
-    RecordSet(store, "k", SCOPE).publish([Record(key="a", payload=b"made anew")])
+    RecordSet(store, "k", NAMESPACE).publish([Record(key="a", payload=b"made anew")])
     assert record_set.read("a").payload == b"made anew"
     assert not list(store.list("quarantine"))
 
 
 def test_one_that_is_good_by_the_time_it_is_looked_at_stays(store: FolderStore) -> None:
-    RecordSet(store, "k", SCOPE).publish([Record(key="a", payload=b"good")])
+    RecordSet(store, "k", NAMESPACE).publish([Record(key="a", payload=b"good")])
     (name,) = store.list("k")
     assert "made anew" in damaged(store, name).message
     assert list(store.list("k")) == [name]
 
 
 def test_who_comes_second_to_a_damaged_pack_writes_a_good_one(store: FolderStore) -> None:
-    second = RecordSet(store, "k", SCOPE)
-    RecordSet(store, "k", SCOPE).publish([Record(key="a", payload=b"x")])
+    second = RecordSet(store, "k", NAMESPACE)
+    RecordSet(store, "k", NAMESPACE).publish([Record(key="a", payload=b"x")])
     (name,) = store.list("k")
     (store.local / name).write_bytes(b"garbage")
     assert second.publish([Record(key="a", payload=b"x")]) == ["a"]
-    assert RecordSet(store, "k", SCOPE).read("a").payload == b"x"
+    assert RecordSet(store, "k", NAMESPACE).read("a").payload == b"x"
 
 
 def test_what_lies_in_a_pack_s_place_is_told_and_not_waited_for(store: FolderStore) -> None:
-    record_set = RecordSet(store, "k", SCOPE)
+    record_set = RecordSet(store, "k", NAMESPACE)
     record_set.publish([Record(key="a")])
     (name,) = store.list("k")
     store.delete(name)
     os.mkfifo(store.local / name)
     with pytest.raises(EnvironmentFault, match=r"\.pack"):
-        RecordSet(store, "k", SCOPE).publish([Record(key="a")])
+        RecordSet(store, "k", NAMESPACE).publish([Record(key="a")])
 
 
 def test_records_of_a_pack_that_is_gone_are_removed_without_a_word(store: FolderStore) -> None:
-    record_set = RecordSet(store, "k", SCOPE)
+    record_set = RecordSet(store, "k", NAMESPACE)
     record_set.publish([Record(key="a", payload=b"x"), Record(key="b", payload=b"y")])
     (name,) = store.list("k")
     store.delete(name)  # as gc does
@@ -170,9 +170,9 @@ def test_records_of_a_pack_that_is_gone_are_removed_without_a_word(store: Folder
 def test_a_header_is_read_in_one_request(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    RecordSet(store, "k", SCOPE).publish([Record(key="a", payload=b"x")])
+    RecordSet(store, "k", NAMESPACE).publish([Record(key="a", payload=b"x")])
     monkeypatch.setattr(store, "stat", lambda name: pytest.fail("asked for its size as well"))
-    assert "a" in RecordSet(store, "k", SCOPE)
+    assert "a" in RecordSet(store, "k", NAMESPACE)
 
 
 FORGED = [
@@ -192,8 +192,8 @@ def test_a_whole_header_that_nobody_here_wrote_is_set_aside(
 ) -> None:
     text = json.dumps(header).encode()
     lead = LEAD.pack(MAGIC, len(text), hashlib.sha256(text).digest())
-    store.put_if_absent(f"k/{SCOPE[:2]}/{SCOPE}/aa/aa.pack", [lead, text])
-    assert RecordSet(store, "k", SCOPE).keys() == set()
+    store.put_if_absent(f"k/{NAMESPACE[:2]}/{NAMESPACE}/aa/aa.pack", [lead, text])
+    assert RecordSet(store, "k", NAMESPACE).keys() == set()
     assert len(list(store.list("quarantine"))) == 1
 
 

@@ -16,7 +16,7 @@ from artifacts.captions import values_of
 from artifacts.errors import EnvironmentFault
 from artifacts.samples import Media, Sample, media_suffix, sample_key
 from artifacts.shards import kept_shards, read_index, write_shards
-from tests.rows import caption as said
+from tests.support.rows import caption as said
 
 
 def sample(number: int, caption: str = "said") -> Sample:

@@ -12,7 +12,7 @@ import pytest
 
 from artifacts.claims import turns_at
 from artifacts.pack_object import DamagedRecord, verify
-from artifacts.packs import Record, RecordSet, stored_scopes
+from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.store import SCHEMES, Store, open_store
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -22,13 +22,13 @@ from flows.upkeep.cache import holdings
 from flows.upkeep.cache_gc import collect
 from flows.upkeep.rebuild_run import RebuildOptions, rebuild
 from penstock_demo.clips import write_clips
-from tests.inside import InsideLauncher, Ran, run_inside
-from tests.media import write_video
-from tests.memory_store import memory_named
-from tests.pipeline import Place
-from tests.stand_ins import Stages, config_in
+from tests.support.inside import InsideLauncher, Ran, run_inside
+from tests.support.media import write_video
+from tests.support.memory_store import memory_named
+from tests.support.pipeline import Place
+from tests.support.stand_ins import Stages, config_in
 
-SCOPE = "ab" * 32
+NAMESPACE = "ab" * 32
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -100,12 +100,12 @@ def test_a_store_can_be_written_and_says_how_much(store: Store) -> None:
 
 def test_records_are_published_read_dropped_and_removed(store: Store) -> None:
     record_set, records = (
-        RecordSet(store, "features", SCOPE),
+        RecordSet(store, "features", NAMESPACE),
         [Record(key=k, payload=b"12") for k in "abcd"],
     )
     assert record_set.publish(records[:2]) == ["a", "b"]
     assert record_set.publish(records) == ["c", "d"]
-    other = RecordSet(store, "features", SCOPE)
+    other = RecordSet(store, "features", NAMESPACE)
     assert [other.read(key) for key in "abcd"] == records
     other.drop(["a", "b"])
     assert other.remove(["c"]) == 2
@@ -114,10 +114,10 @@ def test_records_are_published_read_dropped_and_removed(store: Store) -> None:
     assert len(list(store.list("features"))) == 1
 
 
-def test_the_scopes_of_a_kind_are_known_without_a_look_into_them(
+def test_the_namespaces_of_a_kind_are_known_without_a_look_into_them(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    RecordSet(store, "captions", SCOPE).publish([Record(key="a")])
+    RecordSet(store, "captions", NAMESPACE).publish([Record(key="a")])
     RecordSet(store, "features", "cd" * 32).publish([Record(key="a")])
     scandir = os.scandir
     looked: list[str] = []
@@ -127,13 +127,16 @@ def test_the_scopes_of_a_kind_are_known_without_a_look_into_them(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", watched)
-    assert stored_scopes(store, "captions") == {SCOPE}
-    assert not [path for path in looked if SCOPE in path]
+    assert stored_namespaces(store, "captions") == {NAMESPACE}
+    assert not [path for path in looked if NAMESPACE in path]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PENSTOCK", b"garbage" * 100])
 def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes) -> None:
-    record_set, record = RecordSet(store, "features", SCOPE), Record(key="a", payload=b"good bytes")
+    record_set, record = (
+        RecordSet(store, "features", NAMESPACE),
+        Record(key="a", payload=b"good bytes"),
+    )
     record_set.publish([record])
     (name,) = store.list("features")
     store.delete(name)
@@ -141,12 +144,12 @@ def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes)
     with pytest.raises(DamagedRecord, match="set aside in"):
         record_set.read("a")
     assert store.get(f"quarantine/{name}") == damage
-    assert RecordSet(store, "features", SCOPE).publish([record]) == ["a"]
+    assert RecordSet(store, "features", NAMESPACE).publish([record]) == ["a"]
     assert dict(verify(store)) == {name: True}
 
 
 def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
-    ours, theirs = RecordSet(store, "k", SCOPE), RecordSet(store, "k", SCOPE)
+    ours, theirs = RecordSet(store, "k", NAMESPACE), RecordSet(store, "k", NAMESPACE)
 
     def lacking(batch: list[str]) -> list[str]:
         return [key for key in batch if key not in ours]
@@ -162,29 +165,29 @@ def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
 
 def test_what_a_running_job_holds_is_known_until_it_ends(store: Store) -> None:
     store.check_writable()
-    with leased(store, [SCOPE], Path("out")) as hold:
-        assert not hold.shares(SCOPE)
-        with leased(open_store(store.url), [SCOPE], Path("elsewhere")):
-            assert hold.shares(SCOPE)
-            assert [job.scopes for job in running_jobs(store)] == [{SCOPE}, {SCOPE}]
+    with leased(store, [NAMESPACE], Path("out")) as lease:
+        assert not lease.shares(NAMESPACE)
+        with leased(open_store(store.url), [NAMESPACE], Path("elsewhere")):
+            assert lease.shares(NAMESPACE)
+            assert [job.namespaces for job in running_jobs(store)] == [{NAMESPACE}, {NAMESPACE}]
     assert running_jobs(store) == []
 
 
 def test_the_longest_unused_goes_first_after_the_rubbish_and_before_what_is_held(
     store: Store,
 ) -> None:
-    for kind, scope, key in (("features", SCOPE, "a"), ("features", "cd" * 32, "b")):
-        RecordSet(store, kind, scope).publish([Record(key=key, payload=b"x" * 10_000)])
+    for kind, namespace, key in (("features", NAMESPACE, "a"), ("features", "cd" * 32, "b")):
+        RecordSet(store, kind, namespace).publish([Record(key=key, payload=b"x" * 10_000)])
         time.sleep(0.05)
     RecordSet(store, "features", "ef" * 32).publish([Record(key="c", payload=b"y" * 10_000)])
     store.put_if_absent("quarantine/bad", [b"z" * 10_000])
-    with turns_at(store, RecordSet(store, "features", SCOPE)) as turns:
+    with turns_at(store, RecordSet(store, "features", NAMESPACE)) as turns:
         turns.done([])
     stale = store.local / "tmp" / "half"
     stale.parent.mkdir(parents=True, exist_ok=True)
     stale.write_bytes(b"half")
     os.utime(stale, (0, 0))
-    with leased(store, [SCOPE], Path("out")):
+    with leased(store, [NAMESPACE], Path("out")):
         told = collect(store, 0, dry_run=True)
         assert dict(told.packs) == {"rubbish": 2, "features": 2}
         assert len(list(store.list("features"))) == 3 and stale.exists()
@@ -193,7 +196,7 @@ def test_the_longest_unused_goes_first_after_the_rubbish_and_before_what_is_held
             "features": 1,
         }
     assert not stale.exists() and not list(store.list("quarantine"))
-    assert {leased.scope for leased in holdings(store)} == {SCOPE, "ef" * 32}
+    assert {leased.namespace for leased in holdings(store)} == {NAMESPACE, "ef" * 32}
     assert dict(collect(store, 0, dry_run=False).packs) == {"rubbish": 1, "features": 2}
     assert [path for path in (store.local / "claims").rglob("*") if path.is_file()] == []
 
@@ -249,5 +252,5 @@ def test_a_rebuild_encodes_what_is_missing_and_removes_what_is_gone(
     assert answered(dry_run=True, prune=True) == (0, 1)
     assert answered(prune=True) == (0, 1)
     assert answered(prune=True) == (0, 0)
-    (scope,) = stored_scopes(store, "features")
-    assert len(RecordSet(store, "features", scope)) == 2
+    (namespace,) = stored_namespaces(store, "features")
+    assert len(RecordSet(store, "features", namespace)) == 2

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from artifacts.captions import Caption
 from artifacts.subtitles import WRITERS, cue_time, srt_lines, text_lines, vtt_lines
-from tests.rows import HARD, caption, hard_rows
+from tests.support.rows import HARD, caption, hard_rows
 
 ONE_LINE = [" ".join(text.split()) for text in HARD]
 

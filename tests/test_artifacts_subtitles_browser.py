@@ -15,9 +15,9 @@ import pytest
 
 from artifacts.files import write_text
 from artifacts.subtitles import vtt_lines
-from tests.browser import CHROMIUM
-from tests.media import write_video
-from tests.rows import HARD, caption, hard_rows
+from tests.support.browser import CHROMIUM
+from tests.support.media import write_video
+from tests.support.rows import HARD, caption, hard_rows
 
 NAME = "[1] Übung & <b>50% #?no.1.vtt"
 PAGE = """<!doctype html><meta charset="utf-8">

@@ -11,7 +11,7 @@ import pytest
 from artifacts import tables
 from artifacts.captions import Caption, write_jsonl
 from artifacts.tables import COLUMNS, write_csv, write_parquet
-from tests.rows import hard_rows
+from tests.support.rows import hard_rows
 
 
 @pytest.fixture

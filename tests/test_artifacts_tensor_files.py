@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.tensor_files import MARK, SUM, TREE, read_tree, sum_of, write_tree
 from artifacts.tensors import RecordGone
-from tests.trees import assert_equal
+from tests.support.trees import assert_equal
 
 
 def a_tree() -> dict[str, Any]:

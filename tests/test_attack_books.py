@@ -17,8 +17,8 @@ from artifacts.store import FolderStore
 from flows.job.leases import running_jobs
 from flows.upkeep.cache_gc import collect
 from penstock_demo.clips import write_clips
-from tests.attacks import Outcome, attacked, seeded
-from tests.damage import CHANGES, ODD
+from tests.support.attacks import Outcome, attacked, seeded
+from tests.support.damage import CHANGES, ODD
 
 pytestmark = pytest.mark.slow
 
@@ -129,9 +129,9 @@ def test_a_claim_that_is_no_file_stops_nobody(tmp_path: Path, odd: Callable[[Pat
 def test_claims_on_keys_that_are_no_file_grant_everything(
     tmp_path: Path, odd: Callable[[Path], None]
 ) -> None:
-    (tmp_path / "scope").write_bytes(b"")
-    odd(tmp_path / "scope")
-    claim = Claims(tmp_path / "scope")
+    (tmp_path / "namespace").write_bytes(b"")
+    odd(tmp_path / "namespace")
+    claim = Claims(tmp_path / "namespace")
     assert claim.take(["a", "b"])
     claim.published()
     claim.has_news()

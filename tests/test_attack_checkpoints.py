@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import penstock_demo
-from tests.attacks import Outcome, attacked, seeded
-from tests.hostile import (
+from tests.support.attacks import Outcome, attacked, seeded
+from tests.support.hostile import (
     DOUBLING,
     NESTED,
     copy_of_demo,

@@ -12,8 +12,8 @@ from artifacts.store import open_store
 from flows.deployments.confine import VARIABLE, confine
 from flows.job.config import CaptionConfig
 from flows.job.prepare import out_folder
-from tests.attacks import attacked, seeded
-from tests.spellings import ALSO_FOR_STORE, DRAWN, HEADS, INSIDE, OUTSIDE, SEGMENTS, STORES
+from tests.support.attacks import attacked, seeded
+from tests.support.spellings import ALSO_FOR_STORE, DRAWN, HEADS, INSIDE, OUTSIDE, SEGMENTS, STORES
 
 pytestmark = pytest.mark.slow
 

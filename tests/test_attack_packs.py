@@ -15,19 +15,19 @@ from artifacts.pack_object import LEAD, MAGIC, DamagedRecord, verify
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from penstock_demo.clips import write_clips
-from tests.attacks import Outcome, attacked, seeded
-from tests.damage import CHANGES, ODD
+from tests.support.attacks import Outcome, attacked, seeded
+from tests.support.damage import CHANGES, ODD
 
 pytestmark = pytest.mark.slow
 
-SCOPE = "ab" * 32
+NAMESPACE = "ab" * 32
 KEYS = [f"{n:064x}" for n in range(6)]
 
 
 def put(store: FolderStore) -> dict[str, Record]:
     """Six records in three packs."""
     records = [Record(key=k, meta={"n": n}, payload=k.encode() * 40) for n, k in enumerate(KEYS)]
-    record_set = RecordSet(store, "k", SCOPE)
+    record_set = RecordSet(store, "k", NAMESPACE)
     for at in range(0, len(records), 2):
         record_set.publish(records[at : at + 2])
     return {record.key: record for record in records}
@@ -43,12 +43,12 @@ def test_what_was_changed_is_noticed_and_made_again(
     store = FolderStore(tmp_path)
     records = put(store)
     draw = seeded("packs", change, number)
-    record_set = RecordSet(store, "k", SCOPE) if known else None
+    record_set = RecordSet(store, "k", NAMESPACE) if known else None
     path = store.local / draw.choice(list(store.list("k")))
     data = bytearray(path.read_bytes())
     CHANGES[change](data, draw)
     path.write_bytes(data)
-    record_set = record_set or RecordSet(store, "k", SCOPE)
+    record_set = record_set or RecordSet(store, "k", NAMESPACE)
     lost = 0
     for key, record in records.items():
         try:
@@ -58,7 +58,7 @@ def test_what_was_changed_is_noticed_and_made_again(
         else:
             assert (found.meta, bytes(found.payload)) == (record.meta, record.payload)
     assert lost <= 2
-    again = RecordSet(store, "k", SCOPE)
+    again = RecordSet(store, "k", NAMESPACE)
     again.publish(list(records.values()))
     assert all(again.read(key).payload == record.payload for key, record in records.items())
 
@@ -113,9 +113,9 @@ FORGED: list[Any] = [
 def test_a_forged_header_reads_nothing_false_and_stops_nobody(tmp_path: Path, number: int) -> None:
     store = FolderStore(tmp_path)
     put(store)
-    name = f"k/{SCOPE[:2]}/{SCOPE}/ff/{'f' * 64}.pack"
+    name = f"k/{NAMESPACE[:2]}/{NAMESPACE}/ff/{'f' * 64}.pack"
     store.put_if_absent(name, [forged(FORGED[number])])
-    record_set = RecordSet(store, "k", SCOPE)
+    record_set = RecordSet(store, "k", NAMESPACE)
     assert set(KEYS) <= record_set.keys()
     for key in record_set.keys() - set(KEYS):
         try:
@@ -133,11 +133,11 @@ def test_what_is_no_pack_in_a_pack_s_place_is_told(
 ) -> None:
     store = FolderStore(tmp_path)
     records = put(store)
-    record_set = RecordSet(store, "k", SCOPE)
+    record_set = RecordSet(store, "k", NAMESPACE)
     path = store.local / next(iter(store.list("k")))
     odd(path)
     if not known:
-        record_set = RecordSet(store, "k", SCOPE)
+        record_set = RecordSet(store, "k", NAMESPACE)
     try:
         for key in KEYS:
             if key in record_set:

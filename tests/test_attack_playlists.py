@@ -15,8 +15,8 @@ from flows.job.sources import IMAGE_SUFFIXES
 from stages.frames.opening import check_file
 from stages.frames.picture import read_picture
 from stages.frames.video import Video
-from tests.attacks import attacked, seeded
-from tests.media import write_video
+from tests.support.attacks import attacked, seeded
+from tests.support.media import write_video
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,8 @@ import pytest
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from penstock_demo.clips import write_clips
-from tests.attacks import Outcome, attacked, seeded
-from tests.pipeline import ROOT, SECONDS, Place, read_lines
+from tests.support.attacks import Outcome, attacked, seeded
+from tests.support.pipeline import ROOT, SECONDS, Place, read_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

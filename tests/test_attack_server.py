@@ -15,8 +15,8 @@ from websockets.sync.client import connect
 
 from scripts.marked_processes import marked
 from scripts.prefect_stack import Stack, prefect_stack
-from tests.attacks import attacked, seeded
-from tests.server_attacks import (
+from tests.support.attacks import attacked, seeded
+from tests.support.server_attacks import (
     ELSEWHERE,
     ENDPOINTS,
     EVIL,
@@ -31,7 +31,7 @@ from tests.server_attacks import (
     STARTING,
     WRONG,
 )
-from tests.servers import Server, basic, temporary_server
+from tests.support.servers import Server, basic, temporary_server
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ import pytest
 
 import penstock_demo
 from flows.cli.main import main
-from tests.attacks import attacked, seeded
-from tests.pipeline import read_lines
+from tests.support.attacks import attacked, seeded
+from tests.support.pipeline import read_lines
 
 pytestmark = pytest.mark.slow
 GOOD = "good.mp4"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from stages.process import device
-from tests import gpus
-from tests.fake_gpu import pynvml as fake
-from tests.fake_gpu.state import Machine
-from tests.fake_gpu.visible import refusal, visible
-from tests.gpus import GIB
+from tests.support import gpus
+from tests.support.fake_gpu import pynvml as fake
+from tests.support.fake_gpu.state import Machine
+from tests.support.fake_gpu.visible import refusal, visible
+from tests.support.gpus import GIB
 
 FIRST, SECOND = gpus.gpu(0).uuid, gpus.gpu(1).uuid
 PART = gpus.part(0).uuid

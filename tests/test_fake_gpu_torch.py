@@ -14,9 +14,9 @@ import pytest
 
 from stages.process.device import device_holders, device_used_bytes
 from stages.process.exit_diagnosis import memory_words
-from tests import gpus
-from tests.fake_gpu.state import MIB, Machine
-from tests.gpus import GIB, ROOT
+from tests.support import gpus
+from tests.support.fake_gpu.state import MIB, Machine
+from tests.support.gpus import GIB, ROOT
 
 RESERVED, CONTEXT = Machine(gpus=()).reserved_bytes, Machine(gpus=()).context_bytes
 LAZY = Machine(gpus=()).lazy_bytes
@@ -24,7 +24,7 @@ SLACK = 4 * MIB
 """What a process takes of memory beside its tensors meanwhile."""
 BEGIN = """
 import json, os, pickle, sys, torch
-from tests import gpus
+from tests.support import gpus
 C = "cuda:0"
 def tell(**more): print(json.dumps(more), flush=True); sys.stdin.readline()
 def error(call, *given, **named):

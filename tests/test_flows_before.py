@@ -10,7 +10,7 @@ from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.running.run import caption
 from scripts.store_before import BEFORE, FORMATS, PROMPTS
-from tests.inside import InsideLauncher
+from tests.support.inside import InsideLauncher
 
 CHANGED = "if finished work is meant to be done again, run scripts/store_before.py"
 

@@ -7,9 +7,9 @@ import pytest
 from flows.cli.doctor_command import _device, _memory, measured_lines
 from flows.cli.main import main
 from flows.planning.machine import Known
-from tests import gpus
-from tests.fake_gpu.state import Machine
-from tests.machines import machine
+from tests.support import gpus
+from tests.support.fake_gpu.state import Machine
+from tests.support.machines import machine
 
 
 def test_doctor_names_the_device_the_memory_and_the_store(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli.main import main
-from tests.plan_cases import make_folder, plan_case
+from tests.support.plan_cases import make_folder, plan_case
 
 
 def test_fine_tuning_is_told_with_the_sum_first(capsys: pytest.CaptureFixture[str]) -> None:

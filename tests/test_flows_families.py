@@ -19,13 +19,13 @@ from stages.decode.run import read_features
 from stages.models.halves.delivery import UNDIVIDED
 from stages.models.inspection import describe
 from stages.models.processors.prepare import Clip, load_processor
-from tests.checkpoints import whole_checkpoint
-from tests.clips import joint_model
-from tests.inside import InsideLauncher, run_inside
-from tests.media import picture, write_video
-from tests.pipeline import Place
-from tests.processors import plain_call
-from tests.whole_model import frames_of
+from tests.support.checkpoints import whole_checkpoint
+from tests.support.clips import joint_model
+from tests.support.inside import InsideLauncher, run_inside
+from tests.support.media import picture, write_video
+from tests.support.pipeline import Place
+from tests.support.processors import plain_call
+from tests.support.whole_model import frames_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -144,8 +144,8 @@ def test_of_a_model_that_is_run_whole_pixels_are_stored_and_as_many_as_foreseen(
     job = prepare(config, InsideLauncher(), Display(quiet=True).say)
     expected = sum(estimate.feature_bytes for estimate in estimates(job))
     run(place)
-    scope = job.ledger.scopes["features"]
-    features = RecordSet(FolderStore(place.store), "features", scope)
+    namespace = job.ledger.namespaces["features"]
+    features = RecordSet(FolderStore(place.store), "features", namespace)
     stored = 0
     for key in sorted(features.keys()):
         record = read_features(features, key)

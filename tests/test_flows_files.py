@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from flows.job.sources import Selection, find_media, writable
-from tests.file_classes import DAMAGED, UNUSABLE, WHOLE
-from tests.media import picture, write_video
-from tests.pipeline import Place
+from tests.support.file_classes import DAMAGED, UNUSABLE, WHOLE
+from tests.support.media import picture, write_video
+from tests.support.pipeline import Place
 
 NAMES = {
     "non-ASCII": "Übung 映画 🎬.mp4",

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import penstock_demo
-from tests import gpus
-from tests.fake_gpu.state import Machine
-from tests.pipeline import PENSTOCK, ROOT, SECONDS, Place
+from tests.support import gpus
+from tests.support.fake_gpu.state import Machine
+from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CLIP = "clip-01.mp4"

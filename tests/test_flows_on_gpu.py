@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import penstock_demo
-from tests import gpus
-from tests.fake_gpu.state import Machine
-from tests.pipeline import ROOT, SECONDS, Place
+from tests.support import gpus
+from tests.support.fake_gpu.state import Machine
+from tests.support.pipeline import ROOT, SECONDS, Place
 
 CLIPS = ("clip-01.mp4", "clip-02.mp4")
 

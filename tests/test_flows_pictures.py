@@ -23,12 +23,12 @@ from stages.frames import run as frames_stage
 from stages.models.halves.delivery import new_tokens
 from stages.models.processors.clip import Clip, pictures
 from stages.process.report import Report
-from tests.checkpoints import MODELS, whole_checkpoint
-from tests.clips import joint_model
-from tests.families import checkpoint
-from tests.inside import run_inside
-from tests.pipeline import Place
-from tests.processors import plain_call
+from tests.support.checkpoints import MODELS, whole_checkpoint
+from tests.support.clips import joint_model
+from tests.support.families import checkpoint
+from tests.support.inside import run_inside
+from tests.support.pipeline import Place
+from tests.support.processors import plain_call
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -193,7 +193,7 @@ def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
     ]
     job = {
         "store": str(store),
-        "scope": "5c" * 32,
+        "namespace": "5c" * 32,
         "sampling": {"chunk_seconds": 30.0, "fps": 1, "max_frames": 32},
         "fit": {"video": SEEN, "image": SEEN},
         "media": media,

@@ -22,11 +22,11 @@ from flows.planning.workloads import COPIES, workload_of, workloads_of
 from stages.decode import OUTPUT_VERSION as DECODE_VERSION
 from stages.encode import OUTPUT_VERSION as ENCODE_VERSION
 from stages.frames import OUTPUT_VERSION as FRAMES_VERSION
-from tests.by_hand import PROFILE, model
-from tests.families import checkpoint
-from tests.inside import InsideLauncher, run_inside
-from tests.media import picture, write_video
-from tests.pipeline import Place
+from tests.support.by_hand import PROFILE, model
+from tests.support.families import checkpoint
+from tests.support.inside import InsideLauncher, run_inside
+from tests.support.media import picture, write_video
+from tests.support.pipeline import Place
 
 LARGE, SMALL, VIDEO = "large.png", "small.png", "video.mp4"
 SHOWN = (480, 640)
@@ -62,8 +62,8 @@ def job_of(place: Place, **options: Any) -> Job:
     return prepare(config, InsideLauncher())
 
 
-def old_scopes(job: Job) -> dict[str, str]:
-    """The scopes as they were made before, from their parts."""
+def old_namespaces(job: Job) -> dict[str, str]:
+    """The namespaces as they were made before, from their parts."""
     profile, sampling = job.model.profile, asdict(job.sampling)
     fits = {"video": profile.fit_video.long_edges, "image": profile.fit_image.long_edges}
     frames = digest_of(["frames", FRAMES_VERSION, sampling, fits])
@@ -76,17 +76,17 @@ def old_scopes(job: Job) -> dict[str, str]:
 
 def as_before(job: Job, store: Path) -> None:
     """Fill a store with what the job has made, under the keys and in the words of before."""
-    scopes = old_scopes(job)
+    namespaces = old_namespaces(job)
 
     def copy(kind: str, record: Record) -> None:
-        RecordSet(FolderStore(store), kind, scopes[kind]).publish([record])
+        RecordSet(FolderStore(store), kind, namespaces[kind]).publish([record])
 
     for task in job.ledger.tasks(job.media):
         digest, prompt = task.medium.digest, task.medium.prompt
         copy("media", Record(key=digest, meta=old_index(job, task)))
         made = job.ledger["features"].read(task["features"])
-        copy("features", replace(made, key=item_key(scopes["features"], digest, 0)))
-        key = item_key(scopes["captions"], digest, 0, prompt)
+        copy("features", replace(made, key=item_key(namespaces["features"], digest, 0)))
+        key = item_key(namespaces["captions"], digest, 0, prompt)
         said = {**job.ledger["captions"].meta(task["captions"]), "caption": KEPT}
         copy("captions", Record(key=key, meta=said))
 
@@ -165,10 +165,10 @@ def test_disk_and_waves_are_planned_for_whole_pictures(
 
 
 def test_memory_is_planned_for_the_picture_that_is_read_and_tokens_for_what_is_seen() -> None:
-    def load(height: int, width: int) -> Any:
+    def workload(height: int, width: int) -> Any:
         return workload_of(model(), "image", 9, 1, (height, width), (height, width), "x")
 
-    seen, huge = load(336, 336), load(8700, 11600)
+    seen, huge = workload(336, 336), workload(8700, 11600)
     assert (huge.tokens, huge.units) == (seen.tokens, seen.units)
     assert huge.reading_bytes(8) == COPIES * 3 * 8700 * 11600
     assert "11600x8700" in huge.line()
@@ -193,5 +193,5 @@ def test_the_largest_pictures_and_those_of_most_tokens_are_both_planned_for() ->
         )
 
     media = [Medium(digest=str(n), path="", kind="image", prompt="x") for n in range(2)]
-    loads = workloads_of(asked, media, [one(600, 600), one(1000, 4000)])
-    assert {load.stored for load in loads} == {(600, 600), (1000, 4000)}
+    workloads = workloads_of(asked, media, [one(600, 600), one(1000, 4000)])
+    assert {each.stored for each in workloads} == {(600, 600), (1000, 4000)}

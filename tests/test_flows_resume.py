@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from penstock_demo.clips import write_clips
-from tests.pipeline import Place, kill_at
+from tests.support.pipeline import Place, kill_at
 
 CLIPS = 36
 FEW = 16

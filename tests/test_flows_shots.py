@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from penstock_demo.clips import write_clips
-from tests.media import rgb, write_video
-from tests.pipeline import Place
+from tests.support.media import rgb, write_video
+from tests.support.pipeline import Place
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import pytest
 
 from scripts.gpu_check import page
 from scripts.gpu_check.setting import ROOT
-from tests import gpus
-from tests.fake_gpu.state import Machine
+from tests.support import gpus
+from tests.support.fake_gpu.state import Machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 QUICK = ("context", "uuid", "fork, unasked", "features", "streamed", "nf4")

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from stages.models.halves.load import config_and_class
-from tests.checkpoints import MODELS, whole_checkpoint
-from tests.families import checkpoint
-from tests.media import picture
-from tests.tiny_families import FAMILIES
-from tests.tiny_families.verdict import FAILING, UNCUT
+from tests.support.checkpoints import MODELS, whole_checkpoint
+from tests.support.families import checkpoint
+from tests.support.media import picture
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.verdict import FAILING, UNCUT
 
 ROOT = Path(__file__).resolve().parent.parent
 ASKING = ("llava", "qwen2_5_vl", "llama4", "perception_lm")

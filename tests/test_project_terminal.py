@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from flows.deployments.server import answers
-from tests.pipeline import ROOT
-from tests.servers import Server
+from tests.support.pipeline import ROOT
+from tests.support.servers import Server
 
 EVIL = "https://evil.example"
 READING = "/api/flow_runs/filter"

@@ -7,9 +7,9 @@ from typing import Any
 from artifacts.packs import Record
 from penstock_demo import CHECKPOINT
 from stages.decode.run import read_features
-from tests.clips import PROMPTS, clips
-from tests.toys import inside, patched
-from tests.waves import CAPTIONS, FEATURES, Wave, keys_told
+from tests.support.clips import PROMPTS, clips
+from tests.support.toys import inside, patched
+from tests.support.waves import CAPTIONS, FEATURES, Wave, keys_told
 
 OTHER = "dd" * 32
 RUN = """

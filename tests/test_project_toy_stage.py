@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import penstock_demo
+from tests.support.toys import inside, patched
 from tests.test_project_layers import lint
-from tests.toys import inside, patched
 
 CLIPS = ("clip-01.mp4", "clip-02.mp4", "clip-03.mp4")
 

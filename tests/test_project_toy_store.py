@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from penstock_demo.clips import write_clips
-from tests.toys import ROOT, inside, patched
+from tests.support.toys import ROOT, inside, patched
 
+SUPPORT = ROOT / "tests" / "support"
 FILES = ["artifacts/store.py", "artifacts/stores/memory.py"]
 TOGETHER = ("inside.py", "pipeline.py")
 """What of the tests runs a stage within the process: the memory of another would be another."""
@@ -18,10 +19,10 @@ import json, sys
 from pathlib import Path
 
 import artifacts.stores.memory
-from artifacts.packs import stored_scopes
+from artifacts.packs import stored_namespaces
 from artifacts.store import open_store
-from tests.inside import run_inside
-from tests.pipeline import Place
+from tests.support.inside import run_inside
+from tests.support.pipeline import Place
 
 folder = Path(sys.argv[1])
 place = Place(clips=folder / "clips", out=folder / "out", store=folder / "ignored")
@@ -32,7 +33,7 @@ told = {
     "captions": [first.result.captions, second.result.captions, len(place.captions())],
     "started": [first.started, second.started],
     "kinds": list(store.list(levels=1)),
-    "scopes": len(stored_scopes(store, "captions")),
+    "namespaces": len(stored_namespaces(store, "captions")),
     "beside": sorted(path.name for path in store.local.iterdir()),
     "local": str(store.local),
 }
@@ -46,10 +47,10 @@ def test_another_store_is_a_module_and_an_entry(
     copy, names = patched("store", tmp_path)
     assert sorted(names) == FILES and len(names) <= 3
     # What is proved here is that of the store which test_artifacts_store_contract.py looks at.
-    assert (copy / FILES[1]).read_text() == (ROOT / "tests" / "memory_store.py").read_text()
-    (copy / "tests").mkdir()
+    assert (copy / FILES[1]).read_text() == (SUPPORT / "memory_store.py").read_text()
+    (copy / "tests" / "support").mkdir(parents=True)
     for name in TOGETHER:
-        shutil.copy(ROOT / "tests" / name, copy / "tests")
+        shutil.copy(SUPPORT / name, copy / "tests" / "support")
     run = tmp_path / "run"
     write_clips(run / "clips", 1, seed=1)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -65,7 +66,7 @@ def test_another_store_is_a_module_and_an_entry(
     first, second, lines = told["captions"]
     assert first == second == lines >= 1
     assert {"captions", "cards", "features", "media"} <= set(told["kinds"])
-    assert told["scopes"] == 1
+    assert told["namespaces"] == 1
     assert told["beside"] == ["claims", "digests.jsonl", "jobs", "tmp"]
     assert Path(told["local"]).parent == tmp_path / "state" / "penstock" / "stores"
     # No folder was taken for a store instead.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.pipeline import ROOT, child_processes, wait_gone
+from tests.support.pipeline import ROOT, child_processes, wait_gone
 
 FLOW = """
 import signal, sys, time

@@ -8,8 +8,8 @@ import pytest
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode.engines import ENGINES, engine_of
-from tests.clips import PROMPTS, clips
-from tests.waves import Wave
+from tests.support.clips import PROMPTS, clips
+from tests.support.waves import Wave
 
 
 def test_only_the_engine_from_before_engines_had_names_adds_nothing_to_a_key() -> None:

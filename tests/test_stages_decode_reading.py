@@ -18,11 +18,11 @@ from stages.models.halves.pieces import Held
 from stages.models.halves.pieces_of_text import in_pieces
 from stages.models.halves.routes import choose_route
 from stages.models.loading import ModelJob
-from tests.clips import PROMPTS, clips
-from tests.families import BUILDERS, checkpoint
-from tests.tiny_families import FAMILIES
-from tests.tiny_families.verdict import GREEDY
-from tests.waves import FEATURES, Wave
+from tests.support.clips import PROMPTS, clips
+from tests.support.families import BUILDERS, checkpoint
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.verdict import GREEDY
+from tests.support.waves import FEATURES, Wave
 
 OTHER = "dd" * 32
 

@@ -17,9 +17,9 @@ from penstock_demo import CHECKPOINT
 from stages.decode.engines import transformers
 from stages.models.halves.delivery import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
-from tests.clips import PROMPTS, clips, joint_inputs, joint_model
-from tests.families import BUILDERS, checkpoint
-from tests.waves import CAPTIONS, FEATURES, Wave, keys_told
+from tests.support.clips import PROMPTS, clips, joint_inputs, joint_model
+from tests.support.families import BUILDERS, checkpoint
+from tests.support.waves import CAPTIONS, FEATURES, Wave, keys_told
 
 
 def joint_captions(folder: Path, batch: list[Clip], prompts: tuple[str, ...]) -> list[str]:
@@ -64,7 +64,7 @@ def test_a_new_prompt_needs_neither_frames_nor_the_vision_half(tmp_path: Path) -
     wave.encode()
     wave.record_set("frames", "aa" * 32).drop(["frames-0", "frames-1"])
     other = ("Name every colour.",) * 4
-    wave.decode(other, scope="dd" * 32)
+    wave.decode(other, namespace="dd" * 32)
     assert said(wave.captions("dd" * 32)) == joint_captions(folder, batch, other)
 
 
@@ -138,7 +138,7 @@ def test_a_batch_ends_when_every_row_has_ended(
 
     monkeypatch.setattr(transformers, "new_tokens", counting)
     wave.model = str(folder)
-    wave.decode(("Describe this video in detail.",), scope="dd" * 32, tokens=128)
+    wave.decode(("Describe this video in detail.",), namespace="dd" * 32, tokens=128)
     found = wave.captions("dd" * 32)
     assert found == wave.captions()
     counts = [caption["tokens"] for caption in found]
@@ -156,7 +156,7 @@ def test_a_caption_says_whether_it_was_cut(tmp_path: Path) -> None:
     assert {caption["ended"] for caption in whole} == {"stop"}
     short, long = sorted(caption["tokens"] for caption in whole)
     assert short < long
-    wave.decode(prompt, scope="dd" * 32, tokens=short)
+    wave.decode(prompt, namespace="dd" * 32, tokens=short)
     for cut, caption in zip(wave.captions("dd" * 32), whole, strict=True):
         assert cut["tokens"] == short
         assert cut["ended"] == ("stop" if caption["tokens"] == short else "length")

@@ -12,9 +12,9 @@ from stages.encode import run as stage
 from stages.encode.run import read_clip, read_member
 from stages.models.loading import ModelJob
 from stages.models.processors.prepare import Clip
-from tests.clips import clips
-from tests.families import checkpoint
-from tests.waves import FEATURES, FRAMES, Wave, keys_told
+from tests.support.clips import clips
+from tests.support.families import checkpoint
+from tests.support.waves import FEATURES, FRAMES, Wave, keys_told
 
 DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
 

@@ -10,14 +10,14 @@ from artifacts.packs import RecordSet
 from artifacts.schema import MediaIndex
 from artifacts.store import open_store
 from stages.process.stage_process import StageProcess
-from tests.media import write_video
+from tests.support.media import write_video
 
-SCOPE = digest_of("frames")
+NAMESPACE = digest_of("frames")
 MIB = 1 << 20
 
 
 def record_set(folder: Path, kind: str) -> RecordSet:
-    return RecordSet(open_store(str(folder / "store")), kind, SCOPE)
+    return RecordSet(open_store(str(folder / "store")), kind, NAMESPACE)
 
 
 @pytest.mark.parametrize(("budget", "cut"), [(700, True), (60, False)])
@@ -25,7 +25,7 @@ def test_a_large_video_is_cut_whole_or_not_at_all(budget: int, cut: bool, tmp_pa
     path = write_video(tmp_path / "large.mp4", ticks=range(12), size=(2160, 3840))
     job = {
         "store": str(tmp_path / "store"),
-        "scope": SCOPE,
+        "namespace": NAMESPACE,
         "sampling": {"chunk_seconds": 30, "fps": 30, "frames": None, "max_frames": 12},
         "fit": {"video": [[1.0, 64]], "image": [[1.0, 64]]},
         "media": [{"path": str(path), "digest": "ab" * 32, "kind": "video", "wanted": None}],

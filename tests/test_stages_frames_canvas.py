@@ -11,7 +11,7 @@ import pytest
 
 from artifacts.schema import FrameFit, Sampling
 from stages.frames.video import Chunk, Video
-from tests.media import decode_plainly, digest_of_pixels, picture, write_video
+from tests.support.media import decode_plainly, digest_of_pixels, picture, write_video
 
 EVERY_SECOND = Sampling(chunk_seconds=2, fps=1, max_frames=32)
 

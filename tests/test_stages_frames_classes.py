@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, MediaIndex, Sampling
 from stages.frames.video import Chunk, Video
-from tests.file_classes import DAMAGED, FRAMES, UNUSABLE, WHOLE, FileClass
-from tests.media import decode_plainly, picture
+from tests.support.file_classes import DAMAGED, FRAMES, UNUSABLE, WHOLE, FileClass
+from tests.support.media import decode_plainly, picture
 
 TWICE_A_SECOND = Sampling(chunk_seconds=1, fps=2, max_frames=32)
 

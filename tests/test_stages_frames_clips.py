@@ -11,7 +11,7 @@ from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, MediaIndex, Sampling
 from stages.frames.picture import read_picture
 from stages.frames.video import Video
-from tests.pipeline import Place
+from tests.support.pipeline import Place
 
 VIDEOS = [
     "intel_person.mp4",

@@ -11,8 +11,8 @@ from artifacts.errors import EnvironmentFault, MediaError
 from stages.frames import cut
 from stages.frames.cut import Stretches
 from stages.frames.cut import run as run_cut
-from tests.media import decode_plainly, repeat_video, write_video
-from tests.waves import events
+from tests.support.media import decode_plainly, repeat_video, write_video
+from tests.support.waves import events
 
 SECONDS = 4.0
 STRETCHES = [(0.0, 1.0), (1.0, 2.0), (1.7, 2.9), (2.5, SECONDS), (3.99, SECONDS)]

@@ -12,7 +12,7 @@ from artifacts.schema import FrameFit, Sampling
 from stages.frames.decoder import MAX_BAD_PACKETS
 from stages.frames.video import Chunk, Video
 from stages.process.memory import Sampler
-from tests.media import decode_plainly, flip_time, spoil, write_audio, write_video
+from tests.support.media import decode_plainly, flip_time, spoil, write_audio, write_video
 
 EVERY_SECOND = Sampling(chunk_seconds=2, fps=1, max_frames=32)
 FAST_START = {"movflags": "faststart"}

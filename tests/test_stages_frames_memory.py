@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.media import repeat_video, write_video
+from tests.support.media import repeat_video, write_video
 
 PEAK = """
 import sys

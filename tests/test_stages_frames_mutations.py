@@ -13,10 +13,10 @@ from artifacts.schema import MediaIndex
 from artifacts.store import open_store
 from stages.process.events import Event
 from stages.process.stage_process import StageProcess
-from tests.media import picture, write_video
-from tests.mutations import write_mutations
+from tests.support.media import picture, write_video
+from tests.support.mutations import write_mutations
 
-SCOPE = "5c" * 32
+NAMESPACE = "5c" * 32
 COUNT = 300
 MEMORY_BYTES = 500 << 20
 """Above what the process takes before it opens a file."""
@@ -49,7 +49,7 @@ def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
     ]
     job = {
         "store": str(tmp_path / "store"),
-        "scope": SCOPE,
+        "namespace": NAMESPACE,
         "sampling": {"chunk_seconds": 30, "fps": 1, "frames": None, "max_frames": 8},
         "fit": {"video": [[1.0, 64]], "image": [[1.0, 64]]},
         "media": media,
@@ -70,7 +70,7 @@ def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
     assert outcome.peak_host_bytes - outcome.notes["loaded_bytes"] < MEMORY_BYTES
 
     store = open_store(str(tmp_path / "store"))
-    cut, refused = RecordSet(store, "media", SCOPE), RecordSet(store, "failures", SCOPE)
+    cut, refused = RecordSet(store, "media", NAMESPACE), RecordSet(store, "failures", NAMESPACE)
     digests = {m["digest"] for m in media}
     assert len(digests) > COUNT * 0.9
     assert cut.keys() | refused.keys() == digests

@@ -18,7 +18,7 @@ from flows.planning.costs.frames import READING_BYTES
 from stages.frames.picture import STRIP, read_picture
 from stages.frames.video import Video
 from stages.process.memory import Sampler
-from tests.media import picture, write_video
+from tests.support.media import picture, write_video
 
 AS_IT_IS = FrameFit()
 

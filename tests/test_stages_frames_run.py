@@ -21,9 +21,9 @@ from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
 from stages.frames.recording import Recording
 from stages.process.report import Report
-from tests.media import picture, spoil, write_audio, write_video
+from tests.support.media import picture, spoil, write_audio, write_video
 
-SCOPE = "5c" * 32
+NAMESPACE = "5c" * 32
 
 
 class Desk:
@@ -43,7 +43,7 @@ class Desk:
         """Run the stage; returns the keys it published, in order."""
         job = {
             "store": self.url,
-            "scope": SCOPE,
+            "namespace": NAMESPACE,
             "sampling": sampling or {"chunk_seconds": 2, "fps": 1, "frames": None, "max_frames": 8},
             "fit": {"video": [[1.0, 32]], "image": [[1.0, 40]]},
             "media": list(media),
@@ -70,7 +70,7 @@ class Desk:
         return [event for event in self.events if event["event"] == kind]
 
     def record_set(self, kind: str) -> RecordSet:
-        return RecordSet(open_store(self.url), kind, SCOPE)
+        return RecordSet(open_store(self.url), kind, NAMESPACE)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def image(desk: Desk, n: int) -> dict[str, Any]:
 
 def keys(medium: dict[str, Any], count: int) -> list[str]:
     words = [WHOLE] if medium["kind"] == "image" else []  # they are larger than they are seen
-    return [item_key(SCOPE, medium["digest"], index, *words) for index in range(count)]
+    return [item_key(NAMESPACE, medium["digest"], index, *words) for index in range(count)]
 
 
 def test_a_video_is_stored_chunk_by_chunk_and_then_described(desk: Desk) -> None:
@@ -182,7 +182,7 @@ def test_several_videos_and_pictures_at_once(desk: Desk) -> None:
     published = desk.run(*videos, *images, workers=2)
     assert len(published) == len(set(published)) == 1 + 1 + 2 + 2 + 3 + 150
     assert desk.record_set("media").keys() == {m["digest"] for m in (*videos, *images)}
-    packs = list(FolderStore(Path(desk.url)).list(f"frames/{SCOPE[:2]}/{SCOPE}"))
+    packs = list(FolderStore(Path(desk.url)).list(f"frames/{NAMESPACE[:2]}/{NAMESPACE}"))
     assert len(packs) == 9 + 3
     record = desk.record_set("frames").read(keys(images[7], 1)[0])
     pixels = np.frombuffer(record.payload, dtype=np.uint8).reshape(48, 64, 3)
@@ -194,7 +194,7 @@ def test_pictures_are_stored_before_they_fill_the_memory(
 ) -> None:
     monkeypatch.setattr(stage, "PACK_BYTES", 48 * 64 * 3 * 2)
     desk.run(*(image(desk, n) for n in range(6)), workers=1)
-    assert len(list(FolderStore(Path(desk.url)).list(f"frames/{SCOPE[:2]}/{SCOPE}"))) == 3
+    assert len(list(FolderStore(Path(desk.url)).list(f"frames/{NAMESPACE[:2]}/{NAMESPACE}"))) == 3
 
 
 def test_a_picture_stored_smaller_before_is_stored_anew_and_a_small_one_answers(desk: Desk) -> None:
@@ -208,7 +208,7 @@ def test_a_picture_stored_smaller_before_is_stored_anew_and_a_small_one_answers(
         meta = {"kind": "image", "height": shown[0], "width": shown[1], "duration": 0.0}
         meta |= {"chunks": [chunk], "warnings": []}
         desk.record_set("media").publish([Record(key=each["digest"], meta=meta)])
-        frames = Record(key=item_key(SCOPE, each["digest"], 0), meta=chunk, payload=b"old")
+        frames = Record(key=item_key(NAMESPACE, each["digest"], 0), meta=chunk, payload=b"old")
         desk.record_set("frames").publish([frames])
     assert desk.run(large, one) == keys(large, 1)
     record = desk.record_set("frames").read(keys(large, 1)[0])

@@ -9,7 +9,7 @@ import pytest
 from artifacts.schema import ChunkIndex, FrameFit, Sampling
 from stages.frames.shot_cutter import KEPT_PER_FRAME, LEEWAY, Kept, _Piece
 from stages.frames.video import Chunk, Video
-from tests.media import decode_plainly, digest_of_pixels, repeat_video, spoil, write_video
+from tests.support.media import decode_plainly, digest_of_pixels, repeat_video, spoil, write_video
 from tests.test_stages_frames_run import Desk, medium
 from tests.test_stages_frames_shots import moving, write
 

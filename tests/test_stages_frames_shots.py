@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from artifacts.schema import FrameFit, Sampling
 from stages.frames.shots import Eye, distance
 from stages.frames.video import Video
-from tests.media import write_video
+from tests.support.media import write_video
 
 SHOTS = Sampling(chunk_seconds=30, shots=True, fps=1, max_frames=32)
 Draw = Callable[[int, int, int], NDArray[np.uint8]]

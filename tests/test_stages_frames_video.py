@@ -12,7 +12,7 @@ import pytest
 from artifacts.schema import FrameFit, Sampling
 from stages.frames.reader import Reader
 from stages.frames.video import Chunk, Video
-from tests.media import decode_plainly, digest_of_pixels, picture, repeat_video, write_video
+from tests.support.media import decode_plainly, digest_of_pixels, picture, repeat_video, write_video
 
 AS_IT_IS = FrameFit()
 EVERY_SECOND = Sampling(chunk_seconds=2, fps=1, max_frames=32)

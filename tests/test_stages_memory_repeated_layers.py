@@ -12,8 +12,8 @@ from stages.models.footprint import BatchCost
 from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.processors.prepare import load_processor
-from tests.checkpoints import whole_checkpoint
-from tests.families import checkpoint
+from tests.support.checkpoints import whole_checkpoint
+from tests.support.families import checkpoint
 
 LAYERS = 7
 COUNTS = ("num_hidden_layers", "depth", "encoder_layers", "decoder_layers")

@@ -17,7 +17,7 @@ from stages.memory.shrinking import (
     tighter,
     wanted_bytes,
 )
-from tests.waves import events
+from tests.support.waves import events
 
 WORDS = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8 GiB"
 

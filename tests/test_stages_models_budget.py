@@ -34,9 +34,9 @@ class Real:
             "store": str(self.folder / "store"),
             "model": str(self.folder / "model"),
             "dtype": "float32",
-            "frames_scope": FRAMES,
-            "features_scope": FEATURES,
-            "scope": FEATURES if first else digest_of(self._runs),
+            "frames_namespace": FRAMES,
+            "features_namespace": FEATURES,
+            "namespace": FEATURES if first else digest_of(self._runs),
             "max_new_tokens": TOKENS,
             "batches": [[self.entry(stage, member)] for member in self.members],
         }

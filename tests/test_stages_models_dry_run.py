@@ -7,8 +7,8 @@ from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.inspection import frames_a_video
 from stages.models.processors.prepare import load_processor
-from tests.checkpoints import MODELS, whole_checkpoint
-from tests.families import BUILDERS, checkpoint
+from tests.support.checkpoints import MODELS, whole_checkpoint
+from tests.support.families import BUILDERS, checkpoint
 
 FEW = ("llava", "qwen2_5_vl", "blip_2", "florence2", "mllama")
 REST = tuple(name for name in (*BUILDERS, *MODELS) if name not in FEW)
@@ -16,12 +16,12 @@ REST = tuple(name for name in (*BUILDERS, *MODELS) if name not in FEW)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", REST)
-def test_works_are_found_of_every_family_with_a_processor(family: str) -> None:
-    test_works_are_found_by_every_route(family)
+def test_batch_costs_are_found_of_every_family_with_a_processor(family: str) -> None:
+    test_batch_costs_are_found_by_every_route(family)
 
 
 @pytest.mark.parametrize("family", FEW)
-def test_works_are_found_by_every_route(family: str) -> None:
+def test_batch_costs_are_found_by_every_route(family: str) -> None:
     folder = checkpoint(family) if family in BUILDERS else whole_checkpoint(family)
     config, cls = config_and_class(folder, trusted=False)
     skeleton = skeleton_of(config, cls)

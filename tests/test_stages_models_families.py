@@ -18,8 +18,8 @@ from stages.models.halves.boundary import pieces_called
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features, encode
 from stages.models.halves.load import half_class, load_half
-from tests.tiny_families import FAMILIES
-from tests.tiny_families.verdict import FAILING, GREEDY, UNCUT, judge, untried
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.verdict import FAILING, GREEDY, UNCUT, judge, untried
 
 ROOT = Path(__file__).parent.parent
 QUICK = [name for name in FAMILIES if ":" not in name]

@@ -10,9 +10,9 @@ from artifacts.errors import UsageError
 from artifacts.tensor_files import write_tree
 from stages.models import Features, encode, generate, load_features, load_half, save_features
 from stages.models.halves.features import is_pixels
-from tests.tiny_families import FAMILIES
-from tests.tiny_families.verdict import GREEDY
-from tests.trees import assert_equal
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.verdict import GREEDY
+from tests.support.trees import assert_equal
 
 Half = tuple[Path, dict[str, Any], Features]
 

@@ -10,8 +10,8 @@ import torch
 from artifacts.schema import FrameFit
 from stages.models.processors.fit import ASPECTS, COMMON, black, probe, resized
 from stages.models.processors.prepare import Clip, load_processor, prepare
-from tests.families import checkpoint
-from tests.processors import processor_folder
+from tests.support.families import checkpoint
+from tests.support.processors import processor_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 ODD = (0.35, 0.43, 0.6, 0.87, 0.97, 1.29, 1.9, 2.9)

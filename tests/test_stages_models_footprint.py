@@ -68,7 +68,7 @@ def test_wider_numbers_tokens_and_pieces_change_the_peak() -> None:
     size: dict[str, Any] = {"kind": "image", "rows": 4, "units": 1000}
     assert peak_bytes(known, **size, item_bytes=4) == pytest.approx(2 * 240_000 - 1000, rel=0.01)
     assert kept_bytes(known, **size, item_bytes=4) == pytest.approx(64_000)
-    pieces = peak_bytes(known, **size, prefill=500)
+    pieces = peak_bytes(known, **size, mlp_chunk=500)
     assert pieces == pytest.approx(240_000 - 16_000 * (1 - 500 / 4000), rel=0.01)
     long = peak_bytes(known, **size, new_tokens=20_000)
     assert long == pytest.approx(8 * 4 * 21_000, rel=0.01)
@@ -83,8 +83,8 @@ def test_growth_that_two_peaks_only_seem_to_lose_is_left_out() -> None:
     assert found >= 0.8 * bent(8, 8000)
 
 
-@pytest.mark.parametrize(("prefill", "peak"), [(5, 70), (40, 88), (50, 100), (0, 100)])
-def test_pieces_take_no_less_than_what_lives_beside_mlps(prefill: int, peak: int) -> None:
+@pytest.mark.parametrize(("mlp_chunk", "peak"), [(5, 70), (40, 88), (50, 100), (0, 100)])
+def test_pieces_take_no_less_than_what_lives_beside_mlps(mlp_chunk: int, peak: int) -> None:
     """An MLP that is given 50 positions at once has 60 of 100 bytes inside."""
     work = BatchCost(
         kind="image",
@@ -97,4 +97,4 @@ def test_pieces_take_no_less_than_what_lives_beside_mlps(prefill: int, peak: int
         kept_bytes=1,
         flops=1,
     )
-    assert peak_bytes([work], kind="image", rows=1, units=1000, prefill=prefill) == peak
+    assert peak_bytes([work], kind="image", rows=1, units=1000, mlp_chunk=mlp_chunk) == peak

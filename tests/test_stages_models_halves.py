@@ -16,8 +16,15 @@ from stages.models import NeedsWeights, describe, encode, generate, load_half
 from stages.models.halves.boundary import HALVES
 from stages.models.halves.features import Features
 from stages.models.processors.prepare import load_processor
-from tests.clips import PROMPTS, clips, half_model, joint_inputs, joint_model, without_pixels
-from tests.families import BUILDERS, checkpoint
+from tests.support.clips import (
+    PROMPTS,
+    clips,
+    half_model,
+    joint_inputs,
+    joint_model,
+    without_pixels,
+)
+from tests.support.families import BUILDERS, checkpoint
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
 DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"

@@ -17,8 +17,8 @@ from stages.models.processors.prepare import (
     rebuild,
     takes_videos,
 )
-from tests.clips import PROMPTS, clips
-from tests.processors import KINDS, plain_call, processor_folder, render, whole
+from tests.support.clips import PROMPTS, clips
+from tests.support.processors import KINDS, plain_call, processor_folder, render, whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 ONE_SIZE = ("instructblipvideo", "perception_lm")

@@ -10,11 +10,11 @@ from artifacts.errors import CannotFit, UsageError
 from benchmarks._models import Shape, build
 from stages.models.halves.offload import offloaded_bytes
 from stages.models.loading import ModelJob, facts
-from tests.clips import PROMPTS, clips
-from tests.families import BUILDERS, checkpoint
-from tests.peaks import peaks_of
-from tests.tiny_families import FAMILIES
-from tests.waves import FEATURES, Wave
+from tests.support.clips import PROMPTS, clips
+from tests.support.families import BUILDERS, checkpoint
+from tests.support.peaks import peaks_of
+from tests.support.tiny_families import FAMILIES
+from tests.support.waves import FEATURES, Wave
 
 OTHER = "dd" * 32
 

@@ -17,10 +17,10 @@ from artifacts.errors import UsageError
 from stages.models import describe, load_half, resolve_model
 from stages.models.hub.originals import CONVERTED
 from stages.models.hub.resolve import find_model
-from tests.families import checkpoint, hf
-from tests.hub import Repository, serve
-from tests.hub_client import client, use_cache
-from tests.media import picture
+from tests.support.families import checkpoint, hf
+from tests.support.hub import Repository, serve
+from tests.support.hub_client import client, use_cache
+from tests.support.media import picture
 
 SIZES = {
     "hidden_size": 32,

@@ -20,9 +20,9 @@ from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
 from stages.models.precision.quantize import check, plan
 from stages.models.processors.prepare import load_processor
-from tests.clips import PROMPTS, clips, joint_inputs, without_pixels
-from tests.families import checkpoint
-from tests.waves import Wave
+from tests.support.clips import PROMPTS, clips, joint_inputs, without_pixels
+from tests.support.families import checkpoint
+from tests.support.waves import Wave
 
 DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -206,7 +206,7 @@ def test_what_was_saved_in_one_precision_is_refused_in_another(tmp_path: Path) -
         loaded(folder, "language", "int8")
 
 
-def test_a_card_of_quantized_halves_survives_json(tmp_path: Path) -> None:
+def test_a_profile_of_quantized_halves_survives_json(tmp_path: Path) -> None:
     profile = describe(saved(checkpoint("llava"), tmp_path, "nf4", FULL_PATHS))
     assert ModelProfile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
 

@@ -1,10 +1,10 @@
-"""What is read ahead and written behind comes in order, and no failure of it is lost."""
+"""What is prefetched and written behind comes in order, and no failure of it is lost."""
 
 import threading
 
 import pytest
 
-from stages.models.prefetch import AHEAD, BEHIND, prefetched, write_behind
+from stages.models.prefetch import BEHIND, PREFETCH_BATCHES, prefetched, write_behind
 
 SECONDS = 10.0
 
@@ -15,7 +15,7 @@ def test_batches_are_read_while_another_is_used() -> None:
 
     def note(batch: int) -> int:
         read.append(batch)
-        if len(read) == 1 + AHEAD:
+        if len(read) == 1 + PREFETCH_BATCHES:
             third.set()
         return batch * 10
 

@@ -19,9 +19,9 @@ from stages.models.processors.prepare import (
     video_metadata,
 )
 from stages.models.processors.side_inputs import without_pictures
-from tests.clips import PROMPTS, clips, joint_inputs, without_pixels
-from tests.families import BUILDERS, checkpoint, hf
-from tests.processors import plain_call, processor_folder, render
+from tests.support.clips import PROMPTS, clips, joint_inputs, without_pixels
+from tests.support.families import BUILDERS, checkpoint, hf
+from tests.support.processors import plain_call, processor_folder, render
 
 
 def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -26,9 +26,9 @@ from stages.models.processors.fit import probe
 from stages.models.processors.prepare import Clip, load_processor, prepare
 from stages.models.profile import SamplingProfile
 from stages.models.run import run
-from tests.clips import half_model
-from tests.families import BUILDERS, checkpoint
-from tests.waves import events
+from tests.support.clips import half_model
+from tests.support.families import BUILDERS, checkpoint
+from tests.support.waves import events
 
 DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
 
@@ -59,18 +59,18 @@ def test_the_halves_of_the_demo_are_its_whole_checkpoint(demo: ModelProfile) -> 
     assert 0 < (DEMO / "model.safetensors").stat().st_size - stored < 1 << 16
 
 
-def test_a_card_survives_json(demo: ModelProfile) -> None:
+def test_a_profile_survives_json(demo: ModelProfile) -> None:
     assert ModelProfile.from_json(json.loads(json.dumps(demo.to_json()))) == demo
 
 
-def test_the_stage_tells_the_card(demo: ModelProfile) -> None:
+def test_the_stage_tells_the_profile(demo: ModelProfile) -> None:
     with events() as (report, told):
         run({"model": str(DEMO), "revision": None, "trust_remote_code": False}, report)
     assert ModelProfile.from_json(told[0]["profile"]) == demo
 
 
 @pytest.mark.parametrize("family", BUILDERS)
-def test_a_card_counts_what_each_half_loads(family: str) -> None:
+def test_a_profile_counts_what_each_half_loads(family: str) -> None:
     folder = checkpoint(family)
     profile = describe(folder)
     for keep, half in (("vision", profile.vision), ("language", profile.language)):

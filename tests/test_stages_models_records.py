@@ -19,9 +19,9 @@ from stages.models.halves.records import (
     split,
 )
 from stages.models.processors.prepare import load_processor, prepare
-from tests.clips import PROMPTS, clips, half_model, joint_inputs
-from tests.families import BUILDERS, checkpoint
-from tests.trees import assert_equal
+from tests.support.clips import PROMPTS, clips, half_model, joint_inputs
+from tests.support.families import BUILDERS, checkpoint
+from tests.support.trees import assert_equal
 
 ROWS = [RowCount(tokens=4, media=1), RowCount(tokens=10, media=2), RowCount(tokens=2, media=1)]
 

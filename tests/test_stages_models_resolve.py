@@ -13,8 +13,8 @@ import pytest
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.hub.checkpoint import is_complete
 from stages.models.hub.resolve import find_model, resolve_model
-from tests.hub import COMMIT, Hub, Repository, serve
-from tests.hub_client import client, use_cache
+from tests.support.hub import COMMIT, Hub, Repository, serve
+from tests.support.hub_client import client, use_cache
 
 MODEL = "owner/name"
 SMALL = Repository(files={"config.json": b"{}", "model.safetensors": bytes(3_400_000)})

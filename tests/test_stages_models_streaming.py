@@ -26,10 +26,10 @@ from stages.models.loading import ModelJob, facts
 from stages.models.processors.prepare import prepare
 from stages.models.streaming.load import StreamedLayers, cross, streamed_layers
 from stages.process.stage_process import StageProcess
-from tests.clips import clips
-from tests.families import BUILDERS, checkpoint
-from tests.tiny_families import FAMILIES
-from tests.waves import FEATURES, Wave
+from tests.support.clips import clips
+from tests.support.families import BUILDERS, checkpoint
+from tests.support.tiny_families import FAMILIES
+from tests.support.waves import FEATURES, Wave
 
 PLAIN = [name for name in FAMILIES if ":" not in name]
 WITHOUT_LAYERS = {"chameleon", "fuyu", "gemma4_unified"}
@@ -184,14 +184,14 @@ def test_a_tower_larger_than_the_budget_is_streamed_within_it(
     block: int, tall: tuple[Path, list[dict[str, str]]]
 ) -> None:
     folder, members = tall
-    scope = digest_of(["scope", block])
-    chunks = [{**m, "key": digest_of([scope, m["frames"]])} for m in members]
+    namespace = digest_of(["namespace", block])
+    chunks = [{**m, "key": digest_of([namespace, m["frames"]])} for m in members]
     job = {
         "store": str(folder / "store"),
         "model": str(folder / "model"),
         "dtype": "float32",
-        "frames_scope": FRAMES,
-        "scope": scope,
+        "frames_namespace": FRAMES,
+        "namespace": namespace,
         "batches": [chunks[at : at + 2] for at in range(0, len(chunks), 2)],
         "offload": block > 0,
         "block": block,

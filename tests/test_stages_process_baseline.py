@@ -6,8 +6,8 @@ import pytest
 
 from stages.process import baseline
 from stages.process.baseline import given_back
-from tests import gpus
-from tests.fake_gpu.state import Machine
+from tests.support import gpus
+from tests.support.fake_gpu.state import Machine
 
 CARD = "cuda:0"
 MIB = 1 << 20

@@ -18,8 +18,8 @@ from stages.process.device import (
     on_wsl,
     other_devices,
 )
-from tests import gpus
-from tests.fake_gpu.state import Machine
+from tests.support import gpus
+from tests.support.fake_gpu.state import Machine
 
 GIB = 1 << 30
 CARD = "cuda:0"

@@ -13,7 +13,7 @@ from stages.process.environment import child_environment
 from stages.process.events import Broken
 from stages.process.exit_diagnosis import Ending, fault_of_stage, out_of_memory
 from stages.process.lock import lock_path
-from tests import gpus
+from tests.support import gpus
 
 MIB = 1 << 20
 CARD = "cuda:0"

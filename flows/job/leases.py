@@ -28,15 +28,15 @@ BEAT_SECONDS = 300.0
 LEASE_SECONDS = 3600.0
 """Seconds after its last sign of life in which a job counts as running whose lock tells nothing."""
 LARGEST_CLAIM = 1 << 20
-"""Most bytes of a claim; a job has some dozens of scopes of 64 each."""
+"""Most bytes of a claim; a job has some dozens of namespaces of 64 each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunningJob:
     """A job that some process works on."""
 
-    scopes: frozenset[str]
-    """All scopes in the store that it reads or writes."""
+    namespaces: frozenset[str]
+    """All namespaces in the store that it reads or writes."""
     who: str
     """Its process, host and folder in words, for people."""
 
@@ -48,16 +48,16 @@ class Lease:
         self._store = store
         self._path = path
 
-    def shares(self, scope: str) -> bool:
-        """Return whether another running job needs this scope too."""
-        return any(scope in job.scopes for job in self.others())
+    def shares(self, namespace: str) -> bool:
+        """Return whether another running job needs this namespace too."""
+        return any(namespace in job.namespaces for job in self.others())
 
     def others(self) -> list[RunningJob]:
         return running_jobs(self._store, but=self._path)
 
 
 @contextlib.contextmanager
-def leased(store: Store, scopes: Sequence[str], out: Path) -> Iterator[Lease]:
+def leased(store: Store, namespaces: Sequence[str], out: Path) -> Iterator[Lease]:
     """Claim what a job needs until the block ends, or the process does. Raises EnvironmentFault."""
     name = f"{uuid.uuid4().hex}.json"
     half, final = store.local / TEMPORARY / name, store.local / JOBS / name
@@ -73,7 +73,7 @@ def leased(store: Store, scopes: Sequence[str], out: Path) -> Iterator[Lease]:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
-            json.dump(_claim(scopes, out), file)
+            json.dump(_claim(namespaces, out), file)
             file.flush()
             half.rename(final)
         except OSError as error:
@@ -106,13 +106,13 @@ def _beating(path: Path) -> Iterator[None]:
         thread.join()
 
 
-def _claim(scopes: Sequence[str], out: Path) -> dict[str, Any]:
+def _claim(namespaces: Sequence[str], out: Path) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "system": _system(),
         "out": str(out),
-        "scopes": list(scopes),
+        "scopes": list(namespaces),
     }
 
 
@@ -129,7 +129,7 @@ def running_jobs(store: Store, but: Path | None = None) -> list[RunningJob]:
                 path.unlink(missing_ok=True)
                 continue
             who = f"process {claim['pid']} on {claim['host']}, into {claim['out']}"
-            found.append(RunningJob(scopes=frozenset(claim["scopes"]), who=who))
+            found.append(RunningJob(namespaces=frozenset(claim["scopes"]), who=who))
     return found
 
 

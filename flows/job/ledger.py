@@ -1,12 +1,12 @@
 """Reads off the store what is done and what is missing; starts nothing and opens no media file.
 
-Each kind of record that the pipeline makes has a record set per scope of any variant, read as one
-union. A chunk becomes a `Task`, which has its keys in one variant: the best in which its caption is
-there (`_answers`), else the one in force, but with the precision of earlier parts whose work is
-there (`_seen`). `has` says that a stage owes a task nothing when its record is there, or a later
-one, since earlier records may be gone by then. `failures` and `refused` tell why an item has no
-caption; `unfit` tells it for this run alone. Tasks are cached: `refresh` reads what was published
-since, `take` and `reconsider` choose variants anew.
+Each kind of record that the pipeline makes has a record set per namespace of any variant, read as
+one union. A chunk becomes a `Task`, which has its keys in one variant: the best in which its
+caption is there (`_answers`), else the one in force, but with the precision of earlier parts whose
+work is there (`_seen`). `has` says that a stage owes a task nothing when its record is there, or a
+later one, since earlier records may be gone by then. `failures` and `refused` tell why an item has
+no caption; `unfit` tells it for this run alone. Tasks are cached: `refresh` reads what was
+published since, `take` and `reconsider` choose variants anew.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from artifacts.packs import RecordSet
 from artifacts.record_union import RecordUnion
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store
-from flows.job.scopes import Scopes
+from flows.job.namespaces import Namespaces
 from flows.job.tasks import Medium, Task
 from flows.pipelines import Pipeline
 from stages.process.stage import Stage
@@ -28,32 +28,34 @@ class Ledger:
     """The records of one run, by kind. Nothing is kept here that the store does not say, but what
     did not fit this time."""
 
-    def __init__(self, store: Store, pipeline: Pipeline, *variants: Scopes) -> None:
+    def __init__(self, store: Store, pipeline: Pipeline, *variants: Namespaces) -> None:
         """Open the record sets of all `variants`, the best first: what was made in any is done."""
         self.pipeline = pipeline
         self.variants = variants
-        self.scopes = variants[0]
+        self.namespaces = variants[0]
         """The variant in which records are made now."""
         first, last = pipeline[0].writes, pipeline[-1].writes
-        self.media = RecordSet(store, "media", self.scopes[first])
-        self.failures = RecordSet(store, "failures", self.scopes[first])
-        scopes = {
+        self.media = RecordSet(store, "media", self.namespaces[first])
+        self.failures = RecordSet(store, "failures", self.namespaces[first])
+        namespaces = {
             s.writes: dict.fromkeys(variant[s.writes] for variant in variants) for s in pipeline
         }
         self._record_sets = {
-            kind: {scope: RecordSet(store, kind, scope) for scope in of_kind}
-            for kind, of_kind in scopes.items()
+            kind: {namespace: RecordSet(store, kind, namespace) for namespace in of_kind}
+            for kind, of_kind in namespaces.items()
         }
         self._records = {
             kind: RecordUnion([*of.values()]) for kind, of in self._record_sets.items()
         }
         self.refused = {
-            stage.name: RecordUnion([RecordSet(store, "failures", s) for s in scopes[stage.writes]])
+            stage.name: RecordUnion(
+                [RecordSet(store, "failures", s) for s in namespaces[stage.writes]]
+            )
             for stage in pipeline
             if stage.refuses
         }
         """Name of a stage → why the model does not take an item, by the key of what it would be."""
-        self.cuts = RecordSet(store, "waves", self.scopes[last])
+        self.cuts = RecordSet(store, "waves", self.namespaces[last])
         """The division of the work, as it was when it was done first."""
         self.unfit: dict[tuple[str, int, str], dict[str, Any]] = {}
         """Place of a chunk, or digest of a medium with -1 and no prompt → why it did not fit, or
@@ -75,10 +77,10 @@ class Ledger:
 
     def take(self, precision: Mapping[str, str]) -> None:
         """Make records in the variant of this precision from now on."""
-        self.scopes = self.variant(precision)
+        self.namespaces = self.variant(precision)
         self.reconsider()
 
-    def variant(self, precision: Mapping[str, str]) -> Scopes:
+    def variant(self, precision: Mapping[str, str]) -> Namespaces:
         """Return the first variant in which the parts compute in these precisions."""
         return next(variant for variant in self.variants if variant.precision == precision)
 
@@ -169,13 +171,13 @@ class Ledger:
             if self._answers(task):
                 return task
             between = between or self._seen(task)
-        return self.at(medium, chunk, self.variant({**self.scopes.precision, **between}))
+        return self.at(medium, chunk, self.variant({**self.namespaces.precision, **between}))
 
     def _seen(self, task: Task) -> dict[str, str]:
         """Return the precision of the parts whose work is there, or was refused, before the
         last."""
         return {
-            stage.part: task.scopes.precision[stage.part]
+            stage.part: task.namespaces.precision[stage.part]
             for stage in self.pipeline[1:-1]
             if stage.part
             and (task[stage.writes] in self[stage.writes] or self._refused(task, stage))
@@ -188,24 +190,24 @@ class Ledger:
         last = self.pipeline[-1].writes
         if task[last] not in self[last]:
             return False
-        then, limit = task.scopes.limit, self.scopes.limit
+        then, limit = task.namespaces.limit, self.namespaces.limit
         if then == limit:
             return True
         stored = self[last].meta(task[last])
         return ended_of(stored, then) == "stop" and bool(stored["tokens"] <= limit)
 
-    def at(self, medium: Medium, chunk: ChunkIndex, scopes: Scopes) -> Task:
+    def at(self, medium: Medium, chunk: ChunkIndex, namespaces: Namespaces) -> Task:
         """Return the chunk with the keys of one variant."""
         place = (medium.digest, chunk.index)
         index = self.index(medium)
-        words = index.words(scopes.fit_image) if index is not None else ()
+        words = index.words(namespaces.fit_image) if index is not None else ()
         keys = {
             kind: item_key(
-                scope, *place, *([medium.prompt] if kind in scopes.prompted else []), *words
+                namespace, *place, *([medium.prompt] if kind in namespaces.prompted else []), *words
             )
-            for kind, scope in scopes.of.items()
+            for kind, namespace in namespaces.of.items()
         }
-        return Task(medium=medium, chunk=chunk, keys=keys, scopes=scopes)
+        return Task(medium=medium, chunk=chunk, keys=keys, namespaces=namespaces)
 
     def frames_wanted(self, medium: Medium) -> list[int] | None:
         """Return the chunks whose frames must be cut: None for all of an unknown medium, [] for

@@ -10,7 +10,7 @@ from pathlib import Path
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests, content_key
-from artifacts.packs import stored_scopes
+from artifacts.packs import stored_namespaces
 from artifacts.paths import folder_named
 from artifacts.schema import Sampling
 from artifacts.stamps import FileChanged
@@ -21,7 +21,7 @@ from flows.job.device_probe import check_device
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
 from flows.job.models import Model, digests_in, open_model
-from flows.job.scopes import variants_of
+from flows.job.namespaces import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
 from flows.pipelines import CAPTION, REBUILD, Pipeline
@@ -111,7 +111,7 @@ def prepare(
     if pipeline == REBUILD:  # what is kept for later is made in one variant alone
         best = {part: settings[:1] for part, settings in model.settings.items()}
         model = replace(model, settings=best)
-    stored = stored_scopes(store, pipeline[-1].writes) if pipeline[-1].limited else set()
+    stored = stored_namespaces(store, pipeline[-1].writes) if pipeline[-1].limited else set()
     return Job(
         config=config,
         pipeline=pipeline,

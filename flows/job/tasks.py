@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from artifacts.schema import ChunkIndex
 from artifacts.stamps import Stamp
-from flows.job.scopes import Scopes
+from flows.job.namespaces import Namespaces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class Task:
     chunk: ChunkIndex
     keys: Mapping[str, str]
     """Kind of records → key."""
-    scopes: Scopes
+    namespaces: Namespaces
     """The variant in which it was, or is to be, made."""
 
     def __getitem__(self, kind: str) -> str:
@@ -46,7 +46,7 @@ class Task:
         two are of a picture as it is seen."""
         size = (self.chunk.height, self.chunk.width)
         if self.medium.kind == "image":
-            size = self.scopes.fit_image.size(*size)
+            size = self.namespaces.fit_image.size(*size)
         return (self.medium.kind, len(self.chunk.times), *size)
 
 

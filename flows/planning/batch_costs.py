@@ -50,7 +50,7 @@ def expected(
     *,
     each: int = ITEM_BYTES,
     new: int = 0,
-    prefill: int = 0,
+    mlp_chunk: int = 0,
 ) -> Expected:
     """Return the costs of so many rows of so many units, in numbers of `each` bytes. A decoder then
     writes `new` tokens. `batch_costs` must not be empty."""
@@ -61,7 +61,7 @@ def expected(
         units=units,
         item_bytes=each,
         new_tokens=new,
-        prefill=prefill,
+        mlp_chunk=mlp_chunk,
     )
     return Expected(
         peak_bytes=peak,
@@ -95,7 +95,7 @@ def encoder_by_dimensions(
 
 
 def decoder_by_dimensions(
-    profile: ModelProfile, each: int, rows: int, tokens: int, *, new: int = 0, prefill: int = 0
+    profile: ModelProfile, each: int, rows: int, tokens: int, *, new: int = 0, mlp_chunk: int = 0
 ) -> Expected:
     """Return the costs of a decoder as wide as its features, with a KV cache of its full width."""
     half, width = profile.language, profile.feature_width
@@ -103,7 +103,7 @@ def decoder_by_dimensions(
     stack = half.layers * half.layer_parameters
     vocabulary = max(0, half.parameters - stack) / width
     cache = 2 * half.layers * width * each * rows
-    at_once = min(tokens * rows, prefill or tokens * rows)
+    at_once = min(tokens * rows, mlp_chunk or tokens * rows)
     reading = (tokens * rows * DECODER_ROWS * width + at_once * 2 * inside) * each
     logits = rows * vocabulary * 4
     return Expected(

@@ -49,10 +49,10 @@ def cannot_fit(question: Question, refused: Sequence[Choice], budget: Budget) ->
     return CannotFit(message, hint=hint)
 
 
-def changes(question: Question, stuck: Choice, budget: Budget) -> list[Change]:
-    """Return changes that make all stages fit, the smallest of each kind, gentlest first. `stuck`
+def changes(question: Question, unfit: Choice, budget: Budget) -> list[Change]:
+    """Return changes that make all stages fit, the smallest of each kind, gentlest first. `unfit`
     is one stage that does not."""
-    stage = stuck.taken.rung.stage
+    stage = unfit.taken.rung.stage
     tried = (_auto(question, stage), *_frames(question), *_precisions(question, stage))
     found: list[Change] = []
     for option, other in tried:
@@ -94,9 +94,9 @@ def _auto(question: Question, stage: str) -> tuple[str, Question | None]:
 
 
 def _frames(question: Question) -> Iterator[tuple[str, Question | None]]:
-    most = max((load.frames for load in question.workloads if load.kind == "video"), default=0)
+    most = max((w.frames for w in question.workloads if w.kind == "video"), default=0)
     for count in takewhile(lambda count: count >= 1, (most >> step for step in range(1, 32))):
-        workloads = (load.with_frames(min(count, load.frames)) for load in question.workloads)
+        workloads = (w.with_frames(min(count, w.frames)) for w in question.workloads)
         yield f"--max-frames {count}", replace(question, workloads=tuple(workloads))
 
 

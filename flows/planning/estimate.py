@@ -30,14 +30,14 @@ class StageEstimate:
     """Bytes live at once at the worst moment, inputs and outputs included, KV cache not."""
     kv_bytes: int
     workspace_bytes: int
-    """Scratch of the libraries, what is read ahead, and what the allocator holds back."""
+    """Scratch of the libraries, what is prefetched, and what the allocator holds back."""
     context_bytes: int
     """Bytes that a GPU's driver takes for a process that uses it."""
     host_bytes: int
     """Anonymous memory of the host; of a CPU the peak itself."""
     flops: float = 0
     """Operations for the chunks of the job's largest size, one after another; 0: unknown."""
-    load: Workload | None = None
+    workload: Workload | None = None
     """The worst of the job's chunks."""
     by_dimensions: bool = False
     """Whether it rests on the half's dimensions alone, and not on a dry run."""
@@ -62,7 +62,7 @@ class StageEstimate:
         terms: Sequence[Term],
         *,
         device: str,
-        load: Workload,
+        workload: Workload,
         flops: float = 0,
         by_dimensions: bool = False,
     ) -> "StageEstimate":
@@ -77,7 +77,7 @@ class StageEstimate:
             rung=rung,
             host_bytes=host if device.startswith("cuda") else sum(sums.values()),
             terms=tuple(terms),
-            load=load,
+            workload=workload,
             flops=flops,
             by_dimensions=by_dimensions,
             **sums,
@@ -92,5 +92,5 @@ class StageEstimate:
             "peak_bytes": self.peak_bytes,
             "flops": self.flops,
             "by_dimensions": self.by_dimensions,
-            "load": None if self.load is None else asdict(self.load),
+            "load": None if self.workload is None else asdict(self.workload),
         }

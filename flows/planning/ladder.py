@@ -5,8 +5,9 @@ earlier run is remembered to have gone down to, else on the planned one (`start`
 its process shrinks its own batches (`listen`) or ends for want of memory (`down`): to the next rung
 that can help, since smaller batches are no use where the weights did not fit, and a batch that was
 never filled need not be halved. A run never goes up again. The first item made on a lower rung
-proves it, and it is remembered for later runs (`worked`). `alone` gives the rungs for a single item
-that did not fit beside others. Every move is told in words and as an entry of the record.
+proves it, and it is remembered for later runs (`worked`). `single_item_rungs` gives the rungs for a
+single item that did not fit beside others. Every move is told in words and as an entry of the
+record.
 """
 
 import contextlib
@@ -122,14 +123,14 @@ class Ladder:
             reason = "killed" if "kill" in error.message.lower() else "out of memory"
             self._go(lower[0], reason, error.message, failed=largest)
 
-    def alone(self, stage: str) -> list[Rung]:
+    def single_item_rungs(self, stage: str) -> list[Rung]:
         """Return the rungs for a single item that did not fit, from the one in force downwards."""
         with self._lock:
             rest = self.rungs[stage][self._at[stage] :]
-            alone = (replace(rung, batch=1, block=min(rung.block, 1)) for rung in rest)
-            return list(dict.fromkeys(alone))
+            rungs = (replace(rung, batch=1, block=min(rung.block, 1)) for rung in rest)
+            return list(dict.fromkeys(rungs))
 
-    def tried_alone(self, rung: Rung, names: Sequence[str], error: str) -> None:
+    def tell_single_items(self, rung: Rung, names: Sequence[str], error: str) -> None:
         """Tell that items are run on a rung which the others do not need."""
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         text = f"{names[0]}{more} did not fit; trying it alone with {{}}"
@@ -151,8 +152,8 @@ class Ladder:
             before = self.rung(stage)
             batch, block = event.batch, event.block or before.block
             for rung in self.rungs[stage][self._at[stage] + 1 :]:
-                alike = replace(rung, batch=before.batch, block=before.block) == before
-                if alike and rung.batch <= batch and rung.block <= block:
+                same = replace(rung, batch=before.batch, block=before.block) == before
+                if same and rung.batch <= batch and rung.block <= block:
                     self._go(rung, "out of memory", event.error, event.failed)
                     break
 

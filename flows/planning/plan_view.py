@@ -102,8 +102,8 @@ def explain_lines(plan: Plan) -> Iterator[str]:
     for stage, choice in plan.choices.items():
         found = choice.taken
         yield f"{stage}, {found.rung.name}"
-        if found.load is not None:
-            yield f"  for {found.load.line()}; {found.load.chunks} in all"
+        if found.workload is not None:
+            yield f"  for {found.workload.line()}; {found.workload.chunks} in all"
         for term in found.terms:
             yield f"  {term.part:11s}{gib(term.bytes):>11s}  {term.why}"
         limit = allowed(found, plan.budget)

@@ -26,7 +26,9 @@ class Remembered:
 
     def __init__(self, store: Store, about: Mapping[str, Any], budget: int) -> None:
         self._store = store
-        self._scopes = {s: digest_of(["rungs", OUTPUT_VERSION, s, of]) for s, of in about.items()}
+        self._namespaces = {
+            s: digest_of(["rungs", OUTPUT_VERSION, s, of]) for s, of in about.items()
+        }
         self._budget = budget
 
     def rungs(self, stage: str) -> list[Rung]:
@@ -36,7 +38,7 @@ class Remembered:
 
     def keep(self, rung: Rung) -> None:
         """Keep that a stage fits on this rung, and did not on better ones."""
-        record_set = RecordSet(self._store, KIND, self._scopes[rung.stage])
+        record_set = RecordSet(self._store, KIND, self._namespaces[rung.stage])
         before = self._metas(rung.stage)
         meta = {"rung": rung.to_json(), "budget": self._budget, "time": round(time.time())}
         key = digest_of(meta)
@@ -48,7 +50,7 @@ class Remembered:
 
     def _metas(self, stage: str) -> dict[str, dict[str, Any]]:
         """Return what was learned of a stage that still counts, by its key."""
-        record_set = RecordSet(self._store, KIND, self._scopes[stage])
+        record_set = RecordSet(self._store, KIND, self._namespaces[stage])
         metas = {key: record_set.meta(key) for key in sorted(record_set.keys())}
         return {
             key: meta

@@ -6,7 +6,7 @@ from typing import Any
 from flows.pipelines import STAGES
 from stages.memory.shrinking import smaller
 
-PREFILLS = (1024, 256)
+MLP_CHUNKS = (1024, 256)
 """Positions that go through an MLP at once, where all of a prompt, or of frames, are too many."""
 
 
@@ -19,7 +19,8 @@ class Rung:
     batch: int
     """Most chunks computed at once; of the frames stage, files cut at once."""
     prefill: int = 0
-    """Positions, of prompts or of frames, that go through an MLP at once; 0: all."""
+    """Positions that are computed at once, 0: all. Of encode it is the MLP chunk; decode reads its
+    prompts in such pieces."""
     kv: str = ""
     """Place of the KV cache: empty, on the device; `offloaded`, in host memory; `quantized`, on the
     device in few bits, which changes words."""

@@ -80,7 +80,7 @@ def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
         if ledger.failure(medium) is not None:
             continue
         if ledger.index(medium) is None:
-            identity = (medium.digest, made in ledger.scopes.prompted and medium.prompt)
+            identity = (medium.digest, made in ledger.namespaces.prompted and medium.prompt)
             if identity not in seen:
                 found.append((estimate, True))
             seen.add(identity)

@@ -33,7 +33,7 @@ def _about(job: Job, stage: Stage) -> list[Any]:
     """Return all that decides what a stage takes. The settings that its part may be run in are
     among it: below all that one ladder has there is nothing that another one, which has more, could
     be told."""
-    model, cut = job.model, job.ledger.scopes[job.pipeline[0].writes]
+    model, cut = job.model, job.ledger.namespaces[job.pipeline[0].writes]
     found: list[Any] = [device_uuid(job.device), cut]
     if stage.part:
         decides = [settings.decides for settings in model.settings[stage.part]]
@@ -79,8 +79,8 @@ def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:
     least = choices(asked, ladder.rungs, job.budget)[stage].taken
     # It took more than was expected: so what would do has to be expected to take less than that.
     budget = replace(job.budget, bytes=min(job.budget.bytes, least.peak_bytes - 1))
-    stuck = Choice(first=least, taken=least, fits=False, refused=True)
-    found = [change.option for change in changes(asked, stuck, budget)]
+    unfit = Choice(first=least, taken=least, fits=False, refused=True)
+    found = [change.option for change in changes(asked, unfit, budget)]
     found = [option for option in found if not option.startswith("--memory")][:NAMED]
     part = STAGES[stage].part
     if part is not None and not job.config.is_free(part):

@@ -1,5 +1,5 @@
 """Yields terms of a stage that loads half a model; knows no stage. They are weights, streamed
-layers and what waits for them, caches, attention on a GPU, what is read ahead, what libraries
+layers and what waits for them, caches, attention on a GPU, what is prefetched, what libraries
 take."""
 
 import math
@@ -14,7 +14,7 @@ from flows.planning.rungs import Rung
 from flows.planning.workloads import COPIES, PIXEL_BYTES, Workload
 from stages.memory.shrinking import items_a_block
 from stages.models.footprint import at_size
-from stages.models.prefetch import AHEAD
+from stages.models.prefetch import PREFETCH_BATCHES
 from stages.models.profile import PartProfile
 from stages.process.device import device_capability
 from stages.process.device_limit import CONTEXT_BYTES
@@ -87,33 +87,33 @@ def weight_terms(
         yield Term(part=part, bytes=largest, why="the largest matrix as it is stored, to cast")
 
 
-def batches_a_block(rung: Rung, load: Workload, rows: int) -> int:
+def batches_a_block(rung: Rung, workload: Workload, rows: int) -> int:
     """Return the batches of so many rows that pass a layer together."""
-    block = items_a_block(rung.block, load.frames)
-    return max(1, min(block // rows, math.ceil(load.chunks / rows)))
+    block = items_a_block(rung.block, workload.frames)
+    return max(1, min(block // rows, math.ceil(workload.chunks / rows)))
 
 
 def waiting_terms(
-    rung: Rung, load: Workload, rows: int, work: Expected, device: str
+    rung: Rung, workload: Workload, rows: int, costs: Expected, device: str
 ) -> Iterator[Term]:
     """Yield what the batches of a streamed half hold that wait while one computes."""
-    others = batches_a_block(rung, load, rows) - 1 if rung.block else 0
+    others = batches_a_block(rung, workload, rows) - 1 if rung.block else 0
     if not others:
         return
-    held = math.ceil(max(work.waiting_bytes, work.kept_bytes))
+    held = math.ceil(max(costs.waiting_bytes, costs.kept_bytes))
     what = f"{others} batch{'' if others == 1 else 'es'}"
     why = f"{what} that wait for a layer x {gib(held)}"
     yield Term(part="activation", bytes=others * held, why=why)
-    pixels = rows * load.units * PIXEL_BYTES
+    pixels = rows * workload.units * PIXEL_BYTES
     part: Purpose = "workspace" if device == "cpu" else "host"
     yield Term(part=part, bytes=others * pixels, why=f"pixels of {what} x {gib(pixels)}")
 
 
-def block_ahead(rung: Rung, load: Workload, rows: int) -> Term:
+def block_prefetch(rung: Rung, workload: Workload, rows: int) -> Term:
     """Return the next block, whose batches are prepared one after the other."""
-    batches = batches_a_block(rung, load, rows)
-    pixels, frames = rows * load.units * PIXEL_BYTES, load.reading_bytes(rows)
-    next_one = batches * pixels + frames if load.chunks > batches * rows else 0
+    batches = batches_a_block(rung, workload, rows)
+    pixels, frames = rows * workload.units * PIXEL_BYTES, workload.reading_bytes(rows)
+    next_one = batches * pixels + frames if workload.chunks > batches * rows else 0
     why = f"the next block's pixels, {batches} x {gib(pixels)}, and frames of what is read"
     return Term(part="workspace", bytes=next_one, why=why)
 
@@ -146,7 +146,7 @@ def cache(rung: Rung, whole: int, half: PartProfile, why: str) -> Iterator[Term]
         yield Term(part="kv", bytes=whole, why=why)
 
 
-def around(rung: Rung, terms: Sequence[Term], device: str, ahead: Term) -> Iterator[Term]:
+def around(rung: Rung, terms: Sequence[Term], device: str, prefetch: Term) -> Iterator[Term]:
     """Yield what is needed beside weights and what is computed with."""
     computing = sum(term.bytes for term in terms if term.part == "activation")
     why = f"{HELD_BACK:.0%} of what is computed with, held back by the allocator"
@@ -158,31 +158,36 @@ def around(rung: Rung, terms: Sequence[Term], device: str, ahead: Term) -> Itera
             bytes=CONTEXT_BYTES,
             why="the driver, and torch's kernels, until measured",
         )
-        yield replace(ahead, part="host")
+        yield replace(prefetch, part="host")
         yield Term(part="host", bytes=LIBRARIES_BYTES, why="processor, tokenizer, classes")
     else:
-        yield ahead
+        yield prefetch
         yield Term(part="workspace", bytes=LIBRARIES_BYTES, why="processor, tokenizer, classes")
 
 
-def ahead_of(load: Workload, rows: int, each: int, what: str) -> Term:
-    batches = min(AHEAD, math.ceil(load.chunks / rows) - 1)
+def prefetch_of(workload: Workload, rows: int, each: int, what: str) -> Term:
+    batches = min(PREFETCH_BATCHES, math.ceil(workload.chunks / rows) - 1)
     why = f"{batches} batch{'' if batches == 1 else 'es'} of {what} read ahead x {gib(each)}"
     return Term(part="workspace", bytes=batches * each, why=why)
 
 
-def frames_ahead(load: Workload, rows: int) -> Term:
-    """Return the batches that are read ahead: pixels of all, frames of what is being read."""
-    pixels, frames = rows * load.units * PIXEL_BYTES, load.reading_bytes(rows)
-    if load.kind == "video":
-        return ahead_of(load, rows, pixels + frames, "pixels and frames")
-    term = ahead_of(load, rows, pixels, "pixels")
-    why = f"{term.why}, and {COPIES} copies of a picture of {gib(load.frame_bytes)} being read"
+def frames_prefetch(workload: Workload, rows: int) -> Term:
+    """Return the batches that are prefetched: pixels of all, frames of what is being read."""
+    pixels, frames = rows * workload.units * PIXEL_BYTES, workload.reading_bytes(rows)
+    if workload.kind == "video":
+        return prefetch_of(workload, rows, pixels + frames, "pixels and frames")
+    term = prefetch_of(workload, rows, pixels, "pixels")
+    why = f"{term.why}, and {COPIES} copies of a picture of {gib(workload.frame_bytes)} being read"
     return replace(term, bytes=term.bytes + frames, why=why)
 
 
 def attention_terms(
-    half: PartProfile, settings: PartSettings, load: Workload, rows: int, units: int, device: str
+    half: PartProfile,
+    settings: PartSettings,
+    workload: Workload,
+    rows: int,
+    units: int,
+    device: str,
 ) -> Iterator[Term]:
     """Yield what attention takes on a GPU beside what a dry run counts; nothing on a CPU. A dry run
     counts that of the fused kernel of a CPU."""
@@ -190,13 +195,13 @@ def attention_terms(
         return
     if settings.dtype == "bfloat16" and no_bfloat16(device):
         scores = at_size(
-            half.batch_costs, lambda w: w.scores_bytes, kind=load.kind, rows=rows, units=units
+            half.batch_costs, lambda w: w.scores_bytes, kind=workload.kind, rows=rows, units=units
         )
         gpu = "compute capability {}.{}".format(*device_capability(device))
         why = f"scores of all pairs of tokens, in 32 bit: {gpu} has no fused attention in bf16"
         yield Term(part="workspace", bytes=scores, why=why)
     elif masks := at_size(
-        half.batch_costs, lambda w: w.mask_bytes, kind=load.kind, rows=rows, units=units
+        half.batch_costs, lambda w: w.mask_bytes, kind=workload.kind, rows=rows, units=units
     ):
         # A fused kernel takes no booleans, and rows of a multiple of 16 numbers.
         why = "masks of a batch, once as numbers and once with longer rows"

@@ -25,10 +25,10 @@ def stage_seconds(
     captions are taken to be `new_tokens` long (None: as long as they may be)."""
     left = to_do(job, found)
     new = job.config.max_new_tokens if new_tokens is None else new_tokens
-    efforts = {
+    work = {
         stage: COSTS[stage].work_left(job.model, rung, left, new) for stage, rung in rungs.items()
     }
-    return {stage: seconds(machine, work_left) for stage, work_left in efforts.items()}
+    return {stage: seconds(machine, each) for stage, each in work.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from stages.process.stage import Stage
 class ToDo:
     """The work left of one kind of media."""
 
-    load: Workload
+    workload: Workload
     """An ordinary chunk of it."""
     pixels: float
     """Pixels to be decoded."""
@@ -48,7 +48,7 @@ def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> ToDo | Non
         return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
 
     return ToDo(
-        load=workload_of(job.model, kind, chunks, frames, middle.stored, middle.shown, prompt),
+        workload=workload_of(job.model, kind, chunks, frames, middle.stored, middle.shown, prompt),
         pixels=sum(e.shown_frames * math.prod(e.shown) for e in uncut),
         frame_bytes=sum(e.frame_bytes for e in uncut),
         left={stage.name: lacking(stage) for stage in job.pipeline[1:]},

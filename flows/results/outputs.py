@@ -101,11 +101,11 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         caption=f"{job.config.prefix}{stored['caption']}{job.config.suffix}",
         model=job.model.name,
         prompt=task.medium.prompt,
-        precision=task.scopes.precision,
+        precision=task.namespaces.precision,
         frames=task.chunk.times,
         features=task["features"],
         tokens=stored["tokens"],
-        ended=ended_of(stored, task.scopes.limit),
+        ended=ended_of(stored, task.namespaces.limit),
         warnings=(*index.warnings, *(MIDDLE if one_frame else ())),
     )
 

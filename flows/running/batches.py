@@ -40,7 +40,7 @@ def work_of(
     first = next((t for t in tasks if t[made] in missing), None)
     if first is None:
         return None
-    together = [t for t in tasks if t.scopes == first.scopes]
+    together = [t for t in tasks if t.namespaces == first.namespaces]
     lengths = lengths_of(ledger, together, stage) if stage.prompted else {}
     whole = (
         batches_by_length(together, made, lengths, batch_size)

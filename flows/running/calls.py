@@ -38,7 +38,7 @@ class Calls:
         job, stage = self._job, self._job.pipeline[0]
         told = FramesJob(
             store=job.store.url,
-            scope=job.ledger.scopes[stage.writes],
+            namespace=job.ledger.namespaces[stage.writes],
             sampling=asdict(job.sampling),
             fit={kind: job.model.fit(kind).long_edges for kind in ("video", "image")},
             media=[
@@ -58,15 +58,16 @@ class Calls:
     def records(self, stage: Stage, batches: Sequence[Sequence[Task]], rung: Rung) -> StageCall:
         """Return the call to make the records of these batches, all in one variant. A job takes of
         what is told here the fields that it has."""
-        job, scopes = self._job, batches[0][0].scopes
+        job, namespaces = self._job, batches[0][0].namespaces
         told = {
             "store": job.store.url,
-            f"{stage.reads}_scope": scopes[stage.reads],
-            "scope": scopes[stage.writes],
+            f"{stage.reads}_namespace": namespaces[stage.reads],
+            "namespace": namespaces[stage.writes],
             "batches": [[_member(stage, task) for task in batch] for batch in batches],
             "frames_a_video": job.model.profile.frames_a_video,
             "max_new_tokens": job.config.max_new_tokens,
             "block": rung.block,
+            "prefill": rung.prefill,
             "kv": rung.kv,
         }
         if stage.part:
@@ -86,7 +87,7 @@ class Calls:
             trust_remote_code=self._job.config.trust_remote_code,
             route=model.profile.route,
             pieces=model.profile.parts[part].pieces,
-            prefill=rung.prefill,
+            mlp_chunk=rung.prefill,
             offload=rung.offload,
         )
         return {**told_of(half), "engine": settings.engine}
@@ -104,7 +105,7 @@ class Calls:
 
 def _member(stage: Stage, task: Task) -> dict[str, str]:
     """Return a member of a batch: its key, the key that it reads, the prompt where that counts."""
-    asked = {"prompt": task.medium.prompt} if stage.writes in task.scopes.prompted else {}
+    asked = {"prompt": task.medium.prompt} if stage.writes in task.namespaces.prompted else {}
     return {
         "kind": task.medium.kind,
         "key": task[stage.writes],

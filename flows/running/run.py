@@ -18,8 +18,8 @@ from flows.job.budget import WithinBudget
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.leases import Lease, leased
+from flows.job.namespace_notes import note_namespaces
 from flows.job.prepare import Job, NothingToCaption, out_folder, prepare
-from flows.job.scope_notes import note_scopes
 from flows.job.weights import fetch_parts
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
@@ -95,7 +95,7 @@ class Watch:
         """Yield the sequence of a job, which nobody else works on and nobody deletes under it."""
 
         fetch = partial(fetch_parts, job.model, display=self._display)
-        with only_run_in(job, doing, another), claiming(job) as hold:
+        with only_run_in(job, doing, another), claiming(job) as lease:
             for note in filter(None, [*notes(job), job.budget.warning]):
                 self._display.say(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.pipeline))
@@ -105,9 +105,9 @@ class Watch:
                 self._on_begin(job, record)
             self._ladder = ladder_of(job, self._taken)
             launcher = WithinBudget(launcher, job.budget, job.config, self._display.say)
-            steps = Steps(job, launcher, record, self._ladder, self.tell, fetch, hold)
+            steps = Steps(job, launcher, record, self._ladder, self.tell, fetch, lease)
             try:
-                yield Sequence(job, steps, record), record, hold
+                yield Sequence(job, steps, record), record, lease
             finally:
                 self._display.close()
 
@@ -144,10 +144,10 @@ def refuse_file(folder: Path) -> None:
 @contextlib.contextmanager
 def claiming(job: Job) -> Iterator[Lease]:
     """Keep what the job needs from being deleted by others, and note what it is of."""
-    scopes = [scope for variant in job.ledger.variants for scope in variant.of.values()]
-    with leased(job.store, list(dict.fromkeys(scopes)), job.out) as hold:
-        note_scopes(job)
-        yield hold
+    namespaces = [namespace for variant in job.ledger.variants for namespace in variant.of.values()]
+    with leased(job.store, list(dict.fromkeys(namespaces)), job.out) as lease:
+        note_namespaces(job)
+        yield lease
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ class Sequence:
         try:
             yield
         except BaseException as error:
-            self._steps.stop_ahead()
+            self._steps.stop_prefetch()
             stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
             # Whatever is wrong with writing, such as a full disk, is told already.
             with contextlib.suppress(Exception):

@@ -47,9 +47,9 @@ class SingleItemFallback:
         Raises CannotFit when the stage never made anything at all."""
         large = {event.key: event for event in told}
         left = [task for task in tasks if task[stage.writes] in large]
-        for rung in self._ladder.alone(stage.name) if left else []:
+        for rung in self._ladder.single_item_rungs(stage.name) if left else []:
             error = large[left[0][stage.writes]].error
-            self._ladder.tried_alone(rung, [self._name(task) for task in left], error)
+            self._ladder.tell_single_items(rung, [self._name(task) for task in left], error)
             self._try(stage, rung, left)
             left = [task for task in left if not self._made(stage, task)]
             if not left:
@@ -79,7 +79,7 @@ class SingleItemFallback:
         ledger, settings = self._job.ledger, settings_on(self._job.model, rung)
         if stage.part is None or settings is None:
             return task
-        wanted = {**task.scopes.precision, stage.part: settings.label}
+        wanted = {**task.namespaces.precision, stage.part: settings.label}
         return ledger.at(task.medium, task.chunk, ledger.variant(wanted))
 
     def _made(self, stage: Stage, task: Task) -> bool:

@@ -47,7 +47,7 @@ class Steps:
         ladder: Ladder,
         tell: Callable[[str, int, int], None],
         fetch: Callable[[Collection[Part]], None],
-        hold: Lease,
+        lease: Lease,
     ) -> None:
         self._job = job
         self._first = job.pipeline[0]
@@ -56,10 +56,10 @@ class Steps:
         self._ladder = ladder
         self.tell = tell
         self.fetch = fetch
-        self._lease = hold
+        self._lease = lease
         self._calls = Calls(job)
         self._single_items = SingleItemFallback(job, ladder, self._run, tell)
-        self._ahead: Running | None = None
+        self._prefetch: Running | None = None
         self._take()
 
     def plan(self, wanted: Sequence[Stage], expected: Sequence[Estimate]) -> None:
@@ -75,7 +75,7 @@ class Steps:
 
     def frames(self, wave: list[Medium]) -> None:
         """Cut the frames that a wave lacks."""
-        running, self._ahead = self._ahead, None
+        running, self._prefetch = self._prefetch, None
         if running is not None:
             self._finish_frames(running, wave)
         while (running := self._start_frames(wave)) and self._finish_frames(running, wave):
@@ -102,7 +102,7 @@ class Steps:
             self._job.ledger.refresh()
             self._leave_changed(running.outcome)
         for medium in suspects:
-            self._cut_alone(medium)
+            self._cut_single(medium)
         return True
 
     def _leave_changed(self, outcome: StageOutcome) -> None:
@@ -116,7 +116,7 @@ class Steps:
                     "hint": CHANGED_HINT,
                 }
 
-    def _cut_alone(self, medium: Medium) -> None:
+    def _cut_single(self, medium: Medium) -> None:
         """Cut one medium in a process of its own, and record it as failed if that crashes."""
         running = self._start_frames([medium])
         if running is None:
@@ -158,7 +158,7 @@ class Steps:
         """Delete the records that a stage is through with. They stay if they are to be kept, or if
         another running job, which would have to make them again, looks at them too."""
         ledger = self._job.ledger
-        if self._job.config.keep_frames or self._lease.shares(ledger.scopes[stage.reads]):
+        if self._job.config.keep_frames or self._lease.shares(ledger.namespaces[stage.reads]):
             return
         done, tasks = ledger[stage.writes].keys(), ledger.tasks(media)
         ledger[stage.reads].drop(
@@ -197,7 +197,7 @@ class Steps:
         settings, error = settings_on(self._job.model, rung), None
         try:
             attention = settings.attention if settings else ""
-            self._finish(running, attention, batches[0][0].scopes.precision)
+            self._finish(running, attention, batches[0][0].namespaces.precision)
         except CannotFit as caught:
             error = caught
         self._job.ledger.refresh()
@@ -212,18 +212,18 @@ class Steps:
             running.stop()
             raise
         finally:
-            precision = precision or self._job.ledger.scopes.precision
+            precision = precision or self._job.ledger.namespaces.precision
             self._record.add(running.outcome, attention=attention, precision=precision)
 
     def begin_frames(self, wave: list[Medium]) -> None:
         """Begin to cut the frames of a wave while another one is worked on."""
-        self._ahead = self._start_frames(wave)
+        self._prefetch = self._start_frames(wave)
 
-    def stop_ahead(self) -> None:
+    def stop_prefetch(self) -> None:
         """End the cutting that was begun for the next wave."""
-        if self._ahead is not None:
-            self._ahead.stop()
-            self._ahead = None
+        if self._prefetch is not None:
+            self._prefetch.stop()
+            self._prefetch = None
 
     def _take(self) -> None:
         """Make records from now on in the variant of the rungs in force."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from artifacts.pack_object import QUARANTINE
 from artifacts.store import ObjectStat, Store
-from flows.job.scope_notes import notes
+from flows.job.namespace_notes import notes
 
 PACK = ".pack"
 
@@ -23,7 +23,7 @@ class Pack:
         return self.name.split("/")[0]
 
     @property
-    def scope(self) -> str:
+    def namespace(self) -> str:
         return self.name.split("/")[2]
 
 
@@ -44,10 +44,10 @@ def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holding:
-    """The packs that a store has of one kind and scope."""
+    """The packs that a store has of one kind and namespace."""
 
     kind: str
-    scope: str
+    namespace: str
     packs: int
     bytes: int
     used: float
@@ -56,25 +56,27 @@ class Holding:
     """Settings that it is of, as `settings_of` says; empty when they were not written down."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "settings": dict(self.settings)}
+        """Return its fields as they are published, where a namespace is called a scope."""
+        fields = {**asdict(self), "settings": dict(self.settings)}
+        return {"scope" if name == "namespace" else name: fields[name] for name in fields}
 
 
 def holdings(store: Store) -> list[Holding]:
     """Return what is stored, by model, the last used first."""
     groups: dict[tuple[str, str], list[Pack]] = {}
     for pack in packs(objects(store)):
-        groups.setdefault((pack.kind, pack.scope), []).append(pack)
+        groups.setdefault((pack.kind, pack.namespace), []).append(pack)
     known = notes(store) if groups else None
     found = [
         Holding(
             kind=kind,
-            scope=scope,
+            namespace=namespace,
             packs=len(group),
             bytes=sum(pack.stat.size for pack in group),
             used=max(pack.stat.modified for pack in group),
-            settings=known.meta(scope) if known is not None and scope in known else {},
+            settings=known.meta(namespace) if known is not None and namespace in known else {},
         )
-        for (kind, scope), group in groups.items()
+        for (kind, namespace), group in groups.items()
     ]
     return sorted(found, key=lambda h: (h.settings.get("model", "~"), -h.used, h.kind))
 

@@ -51,7 +51,7 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     # In a folder store, objects and the files beside them are among each other, under one name.
     sizes = _files(store.local) | {name: stat.size for name, stat in stored.items()}
     made = Collection(before=sum(sizes.values()), limit=limit, jobs=[job.who for job in jobs])
-    held = frozenset[str]().union(*(job.scopes for job in jobs))
+    held = frozenset[str]().union(*(job.namespaces for job in jobs))
     for name in _rubbish(store, sizes, held):
         made.bytes += sizes[name]
         made.packs["rubbish"] += 1
@@ -64,7 +64,7 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     for pack in sorted(
         packs(stored), key=lambda pack: (pack.kind not in LARGE, pack.stat.modified, pack.name)
     ):
-        if pack.scope in held:
+        if pack.namespace in held:
             made.held += pack.stat.size
         elif pack.kind not in KEPT and made.after > limit:
             _delete(store, pack, made, dry_run)
@@ -76,7 +76,7 @@ def _delete(store: Store, pack: Pack, made: Collection, dry_run: bool) -> None:
         found = store.stat(pack.name)
         if found is not None and found.modified > pack.stat.modified:
             return  # used since it was listed
-        if any(pack.scope in job.scopes for job in running_jobs(store)):
+        if any(pack.namespace in job.namespaces for job in running_jobs(store)):
             made.held += pack.stat.size
             return
         store.delete(pack.name)
@@ -85,12 +85,12 @@ def _delete(store: Store, pack: Pack, made: Collection, dry_run: bool) -> None:
 
 
 def _rubbish(store: Store, names: Iterable[str], held: Container[str]) -> Iterator[str]:
-    """Yield the names of what is no use to anybody. `held` are the scopes that running jobs
+    """Yield the names of what is no use to anybody. `held` are the namespaces that running jobs
     need."""
     dead = {path.name for path in left_behind(store.local)}
     useless: dict[str, Callable[[str], bool]] = {
         QUARANTINE: lambda _: True,
-        CLAIMS: lambda scope: scope not in held,
+        CLAIMS: lambda namespace: namespace not in held,
         TEMPORARY: lambda half: half in dead,
     }
     for name in names:

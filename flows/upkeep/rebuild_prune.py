@@ -8,8 +8,8 @@ from artifacts.packs import RecordSet
 from artifacts.record_union import RecordUnion
 from flows.job.leases import RunningJob
 from flows.job.ledger import Ledger
+from flows.job.namespaces import Namespaces
 from flows.job.prepare import Job
-from flows.job.scopes import Scopes
 from flows.job.tasks import Medium
 from flows.pipelines import REBUILD
 from flows.upkeep.rebuild_record import Reach, RebuildRecord, other_records
@@ -30,7 +30,7 @@ def prune(
 ) -> Pruned:
     """Remove what the rebuilds of the job called `name` made and `now` does not refer to."""
     records = [now, *other_records(job.store, name)]
-    held = frozenset[str]().union(*(other.scopes for other in running))
+    held = frozenset[str]().union(*(other.namespaces for other in running))
     frames, features = REBUILD
     made = Pruned()
     for reach in now.past:
@@ -65,7 +65,7 @@ def _ledger(job: Job, reach: Reach) -> Ledger:
     frames, features = (stage.writes for stage in REBUILD)
     of_prompts = [features] if any(prompt for _, prompt in reach.contents) else []
     of = {frames: reach.frames, features: reach.features}
-    return Ledger(job.store, REBUILD, Scopes(of=of, prompted=frozenset(of_prompts)))
+    return Ledger(job.store, REBUILD, Namespaces(of=of, prompted=frozenset(of_prompts)))
 
 
 def _media(reach: Reach) -> list[Medium]:

@@ -9,8 +9,8 @@ from typing import Any
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
+from flows.job.namespace_notes import settings_of
 from flows.job.prepare import Job
-from flows.job.scope_notes import settings_of
 
 KIND = "rebuilds"
 Content = tuple[str, str]
@@ -19,10 +19,10 @@ Content = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reach:
-    """Features of some contents in one scope."""
+    """Features of some contents in one namespace."""
 
     frames: str
-    """Scope of the frames they are made of."""
+    """Namespace of the frames they are made of."""
     features: str
     contents: frozenset[Content]
 
@@ -52,7 +52,7 @@ class RebuildRecord:
     past: tuple[Reach, ...] = ()
     """Features that this and earlier rebuilds may have made and no longer refer to."""
     seconds_a_chunk: float | None = None
-    """Seconds that one took when some were last made in this scope."""
+    """Seconds that one took when some were last made in this namespace."""
 
     @property
     def reach(self) -> Reach:
@@ -121,20 +121,20 @@ def other_records(store: Store, job: str) -> list[RebuildRecord]:
 
 def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
     """Return the record of a job as it is now, if nothing is removed."""
-    scopes = job.ledger.scopes
+    namespaces = job.ledger.namespaces
     frames, features = (stage.writes for stage in job.pipeline)
     files = tuple(
-        (str(file.path), medium.digest, medium.prompt if features in scopes.prompted else "")
+        (str(file.path), medium.digest, medium.prompt if features in namespaces.prompted else "")
         for file, medium in zip(job.files, job.contents, strict=True)
     )
     now = RebuildRecord(
         number=last.number + 1 if last else 1,
-        frames=scopes[frames],
-        features=scopes[features],
+        frames=namespaces[frames],
+        features=namespaces[features],
         settings=settings_of(job),
         files=files,
         seconds_a_chunk=last.seconds_a_chunk
-        if last is not None and last.features == scopes[features]
+        if last is not None and last.features == namespaces[features]
         else None,
     )
     return replace(now, past=merged(now.reach, [*last.past, last.reach]) if last else ())
@@ -148,7 +148,7 @@ def begun(last: RebuildRecord | None, now: RebuildRecord) -> RebuildRecord:
 
 
 def merged(now: Reach, past: Iterable[Reach]) -> tuple[Reach, ...]:
-    """Return one reach a scope, without what is referred to now and without empty ones."""
+    """Return one reach a namespace, without what is referred to now and without empty ones."""
     found: dict[str, Reach] = {}
     for reach in past:
         before = found.get(reach.features)
@@ -208,5 +208,5 @@ def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
         if old != value:
             found.append(f"sampling changed ({name.replace('_', ' ')} {old} → {value})")
     if before["recipes"] != now["recipes"]:
-        found.append("recipe changed: this version of Penstock makes features otherwise")
+        found.append("output version changed: this version of Penstock makes features otherwise")
     return found or ["what the processor does to frames changed"]

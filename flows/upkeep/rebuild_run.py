@@ -184,7 +184,7 @@ def rebuild(
         for line in result.plan_lines():
             display.say(line)
         words = ("rebuilding, with its logs in", "give it another --name")
-        with watch.working(job, launcher, *words) as (sequence, ran, hold):
+        with watch.working(job, launcher, *words) as (sequence, ran, lease):
             if result.missing.chunks:
                 write_record(job.store, name, begun(last, now))
                 now = replace(now, number=now.number + 1)
@@ -196,7 +196,7 @@ def rebuild(
             if result.encoded:
                 seconds = sum(entry["seconds"] for entry in entries)
                 now = replace(now, seconds_a_chunk=seconds / result.encoded)
-            now = replace(now, past=_prune(job, name, now, hold.others(), options, result))
+            now = replace(now, past=_prune(job, name, now, lease.others(), options, result))
             if result.missing.chunks or not same(last, now):
                 write_record(job.store, name, now)
         result.failures = failures_of(job)

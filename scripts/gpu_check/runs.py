@@ -47,7 +47,7 @@ class Run:
 
     @property
     def features(self) -> dict[tuple[str, str], str]:
-        """(scope, key) → digest of the bytes of the features in its store."""
+        """(namespace, key) → digest of the bytes of the features in its store."""
         store, found = open_store(str(self.store)), {}
         for folder in (self.store / "features").glob("*/*"):
             record_set = RecordSet(store, "features", folder.name)

@@ -12,12 +12,14 @@ class DecodeJob(HalfJob):
     """Chunks to be captioned, all of them in one way."""
 
     store: str
-    features_scope: str
-    scope: str
-    """Scope of the captions."""
+    features_namespace: str
+    namespace: str
+    """Namespace of the captions."""
     batches: list[list[dict[str, str]]]
     """`key`, `features` (their key), `kind` and `prompt` of each chunk."""
     max_new_tokens: int
+    prefill: int = 0
+    """Tokens of a prompt that the language half reads at once; 0: all."""
     kv: str = ""
     """Place of the KV cache: `offloaded`, `quantized`, or empty."""
     engine: str = DEFAULT_ENGINE

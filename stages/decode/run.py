@@ -40,8 +40,8 @@ def run(told: dict[str, Any], report: Report) -> None:
     job = job_of(DecodeJob, told)
     engine = engine_of(job.engine)
     store = open_store(job.store)
-    features = RecordSet(store, "features", job.features_scope)
-    captions = RecordSet(store, "captions", job.scope)
+    features = RecordSet(store, "features", job.features_namespace)
+    captions = RecordSet(store, "captions", job.namespace)
 
     def lacking(batch: Batch) -> list[str]:
         return [member["key"] for member in batch if member["key"] not in captions]
@@ -103,7 +103,7 @@ def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecor
 
 def set_packs_aside(store: Store, record_set: RecordSet, keys: set[str]) -> None:
     """Move whole packs of features out of the way, so that what is in them is made again. All go at
-    once, because what is wrong with one of a scope is wrong with the others."""
+    once, because what is wrong with one of a namespace is wrong with the others."""
     for name in list(store.list(record_set.folder)):
         # Another run may have set it aside, or another reader.
         with contextlib.suppress(FileNotFoundError, DamagedRecord):

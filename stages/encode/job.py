@@ -10,9 +10,9 @@ class EncodeJob(HalfJob):
     """Chunks to be encoded, all of them in one way."""
 
     store: str
-    frames_scope: str
-    scope: str
-    """Scope of the features."""
+    frames_namespace: str
+    namespace: str
+    """Namespace of the features."""
     batches: list[list[dict[str, str]]]
     """`key`, `frames` (its key), `kind` and, where the encoder reads it, `prompt` of each chunk."""
     frames_a_video: int = 0

@@ -24,7 +24,7 @@ from stages.models.halves.pieces import Held
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.models.prefetch import AHEAD, prefetched, write_behind
+from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
 from stages.models.processors.prepare import Clip, Prepared, prepare
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.job import job_of
@@ -61,9 +61,9 @@ def run(told: dict[str, Any], report: Report) -> None:
     one."""
     job = job_of(EncodeJob, told)
     store = open_store(job.store)
-    frames = RecordSet(store, "frames", job.frames_scope)
-    features = RecordSet(store, "features", job.scope)
-    failures = RecordSet(store, "failures", job.scope)
+    frames = RecordSet(store, "frames", job.frames_namespace)
+    features = RecordSet(store, "features", job.namespace)
+    failures = RecordSet(store, "failures", job.namespace)
     batches = [batch for batch in job.batches if any(m["key"] not in features for m in batch)]
     report.total(sum(member["key"] not in features for batch in batches for member in batch))
     if not batches:
@@ -109,10 +109,10 @@ def run(told: dict[str, Any], report: Report) -> None:
         return _encoded(half, [[(m, prepared([m])) for m in batches[-1][-1:]]])
 
     shrinking, block = Shrinking(report, last), job.block
-    compute, ahead = partial(_encoded, half), 1 if block else AHEAD
+    compute, depth = partial(_encoded, half), 1 if block else PREFETCH_BATCHES
     with turns_at(store, features, failures) as turns, write_behind(publish) as later:
         mine = turns.mine(blocks(batches, block, pictures), lacking)
-        for _, members in prefetched(mine, read, ahead):
+        for _, members in prefetched(mine, read, depth):
             if members:
                 for _, made in shrinking.through_together(members, block, _key, compute):
                     later(made)

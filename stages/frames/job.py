@@ -9,8 +9,8 @@ class FramesJob:
     """Media to be cut."""
 
     store: str
-    scope: str
-    """Scope of the frames."""
+    namespace: str
+    """Namespace of the frames."""
     sampling: dict[str, Any]
     """The fields of a Sampling."""
     fit: dict[str, Any]

@@ -28,20 +28,20 @@ the file, and not to be remembered as one."""
 
 
 class Recording:
-    """The record sets of one scope, and the report of what is stored in them."""
+    """The record sets of one namespace, and the report of what is stored in them."""
 
     def __init__(
         self,
         store: Store,
-        scope: str,
+        namespace: str,
         fit_image: FrameFit,
         report: Report,
         watchdog: Watchdog,
     ) -> None:
-        self.frames = RecordSet(store, "frames", scope)
-        self.media = RecordSet(store, "media", scope)
-        self.failures = RecordSet(store, "failures", scope)
-        self._scope = scope
+        self.frames = RecordSet(store, "frames", namespace)
+        self.media = RecordSet(store, "media", namespace)
+        self.failures = RecordSet(store, "failures", namespace)
+        self._namespace = namespace
         self._fit_image = fit_image
         self._report = report
         self._watchdog = watchdog
@@ -51,7 +51,7 @@ class Recording:
         """Return the key of a chunk's frames; those of a picture depend on what was `found` in
         it."""
         words = found.words(self._fit_image) if found is not None else ()
-        return item_key(self._scope, medium.digest, at, *words)
+        return item_key(self._namespace, medium.digest, at, *words)
 
     def publish(
         self, chunks: Sequence[tuple[MediumToCut, Chunk]], pictures: Sequence[MediaIndex] = ()

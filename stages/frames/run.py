@@ -71,7 +71,7 @@ class Cutting:
             for kind, edges in job.fit.items()
         }
         self.fit = fits["video"]
-        self.record_sets = Recording(self.store, job.scope, fits["image"], report, watchdog)
+        self.record_sets = Recording(self.store, job.namespace, fits["image"], report, watchdog)
         self.turns: Turns
         """Which media are cut here, and which by other runs."""
         self.sampling = Sampling(**job.sampling)

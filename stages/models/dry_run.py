@@ -58,13 +58,13 @@ def batch_costs_of(
             give_data(skeleton)
             skeleton.eval()
             rows = {kind: _rows(processor, kind, frames_a_video) for kind in _kinds(processor)}
-            alike = RepeatedLayers()
-            encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, alike))
+            repeated = RepeatedLayers()
+            encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, repeated))
             kind = next(reversed(rows))
             return {
                 "vision": encoded,
                 "language": tuple(
-                    _decoders(skeleton, processor, route, kind, rows[kind][0], alike)
+                    _decoders(skeleton, processor, route, kind, rows[kind][0], repeated)
                 ),
             }, ""
         except Exception as error:  # a family may ask its tensors for anything
@@ -91,7 +91,7 @@ def _rows(processor: Any, kind: MediaKind, frames_a_video: int) -> list[Prepared
 
 
 def _encoders(
-    skeleton: Any, rows: dict[MediaKind, list[Prepared]], alike: RepeatedLayers
+    skeleton: Any, rows: dict[MediaKind, list[Prepared]], repeated: RepeatedLayers
 ) -> Iterator[BatchCost]:
     for kind, (few, many) in rows.items():
         sizes = {(count, _units(row)): row for count, row in ((1, few), (1, many), (2, few))}
@@ -99,7 +99,7 @@ def _encoders(
             inputs = {name: joined([value] * count) for name, value in row.inputs.items()}
             live = LiveBytes(_weights(skeleton))
             told = mlps_told(skeleton, live), layers_told(skeleton, live)
-            with on_meta_device(live), told[0], told[1] as waiting, alike.layers(skeleton, live):
+            with on_meta_device(live), told[0], told[1] as waiting, repeated.layers(skeleton, live):
                 features = encode(skeleton, without_data(inputs))
                 yield BatchCost(
                     kind=kind,
@@ -126,17 +126,17 @@ def _decoders(
     route: Route,
     kind: MediaKind,
     row: Prepared,
-    alike: RepeatedLayers,
+    repeated: RepeatedLayers,
 ) -> Iterator[BatchCost]:
     skeleton.generation_config.eos_token_id = None
     skeleton.generation_config.pad_token_id = 0
     for (count, units), inputs in _asked(skeleton, processor, row).items():
-        features = _features(skeleton, route, row, count, alike)
+        features = _features(skeleton, route, row, count, repeated)
         live = LiveBytes(_weights(skeleton))
         live.hold(*features.values())
         reading = PromptWatch(live)
         told = mlps_told(skeleton, live), reading.of(decoder_of(skeleton))
-        with on_meta_device(live), told[0], told[1], alike.layers(skeleton, live):
+        with on_meta_device(live), told[0], told[1], repeated.layers(skeleton, live):
             generate(skeleton, without_data(inputs), features, max_new_tokens=NEW_TOKENS, **GREEDY)
         yield BatchCost(
             kind=kind,
@@ -166,14 +166,14 @@ GREEDY = {"do_sample": False, "num_beams": 1}
 
 
 def _features(
-    skeleton: Any, route: Route, row: Prepared, count: int, alike: RepeatedLayers
+    skeleton: Any, route: Route, row: Prepared, count: int, repeated: RepeatedLayers
 ) -> Features:
     """Make the features that the language half is given, without counting."""
     inputs = without_data({n: joined([value] * count) for n, value in row.inputs.items()})
     if route == "joint":
         return Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
     live = LiveBytes(_weights(skeleton))
-    with on_meta_device(live), alike.layers(skeleton, live):
+    with on_meta_device(live), repeated.layers(skeleton, live):
         return encode(skeleton, inputs)
 
 

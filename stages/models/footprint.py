@@ -70,11 +70,11 @@ def peak_bytes(
     units: int,
     item_bytes: int = ITEM_BYTES,
     new_tokens: int = 0,
-    prefill: int = 0,
+    mlp_chunk: int = 0,
 ) -> int:
     """Return the most bytes that live at one moment beside the weights; 0 where nothing is known.
     Inputs, outputs and KV cache are included. A half computes in numbers of `item_bytes`; a decoder
-    writes `new_tokens`, and its MLPs take `prefill` positions at once (0: all)."""
+    writes `new_tokens`, and its MLPs take `mlp_chunk` positions at once (0: all)."""
     scale, wide = item_bytes / ITEM_BYTES, item_bytes > ITEM_BYTES
     # Where a cost is a formula in 16 bit, all is taken to be twice as large.
     peak = _at(
@@ -85,7 +85,7 @@ def peak_bytes(
         lambda w: (w.peak_bytes_32 or 2 * w.peak_bytes) if wide else w.peak_bytes,
     )
     positions = _at(batch_costs, kind, rows, units, lambda w: w.positions) or rows * units
-    if 0 < prefill < positions:
+    if 0 < mlp_chunk < positions:
         inside = scale * _at(batch_costs, kind, rows, units, lambda w: w.mlp_bytes)
         outside = _at(
             batch_costs,
@@ -94,7 +94,7 @@ def peak_bytes(
             units,
             lambda w: w.outside_bytes_32 if wide else w.outside_bytes,
         )
-        peak = max(peak - inside * (1 - prefill / positions), min(peak, outside))
+        peak = max(peak - inside * (1 - mlp_chunk / positions), min(peak, outside))
     if new_tokens:
         step = _at(batch_costs, kind, rows, units + new_tokens, lambda w: w.step_bytes)
         peak = max(peak, scale * step)

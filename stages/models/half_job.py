@@ -30,6 +30,5 @@ class HalfJob:
     offload: bool = False
     """Layers wait outside the device until they compute: those of the vision half, and on a CPU of
     either, in the checkpoint's files; those of the language half of a GPU in host memory."""
-    prefill: int = 0
-    """Positions that go through an MLP of the vision half at once, 0: all; how the language half
-    reads its prompts is for who decodes."""
+    mlp_chunk: int = 0
+    """Positions that go through an MLP of the vision half at once; 0: all."""

@@ -123,8 +123,8 @@ class ModelJob(HalfJob):
                 f"asked for {self.attention} attention and got {found}",
                 hint="Run the same command again after an upgrade of transformers, or tell us",
             )
-        if keep == "vision" and self.prefill:
-            in_pieces(half, self.prefill)
+        if keep == "vision" and self.mlp_chunk:
+            in_pieces(half, self.mlp_chunk)
         return half
 
 

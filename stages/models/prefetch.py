@@ -10,16 +10,16 @@ from typing import TypeVar
 Batch = TypeVar("Batch")
 Rows = TypeVar("Rows")
 
-AHEAD = 2
+PREFETCH_BATCHES = 2
 """Batches that are read and prepared while one is computed."""
 BEHIND = 4
 """Batches that may wait to be written before the computing waits for the disk."""
 
 
 def prefetched(
-    batches: Iterable[Batch], read: Callable[[Batch], Rows], ahead: int = AHEAD
+    batches: Iterable[Batch], read: Callable[[Batch], Rows], count: int = PREFETCH_BATCHES
 ) -> Iterator[tuple[Batch, Rows]]:
-    """Yield each batch with what `read` made of it, in order; `ahead` are read while one is
+    """Yield each batch with what `read` made of it, in order; `count` are read while one is
     computed. Where the next batch has to be waited for, that too is done beside the computing.
     Raises what `read` raised."""
     source = iter(batches)
@@ -30,7 +30,7 @@ def prefetched(
         return None
 
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = deque(pool.submit(following) for _ in range(ahead))
+        waiting = deque(pool.submit(following) for _ in range(count))
         while (found := waiting.popleft().result()) is not None:
             waiting.append(pool.submit(following))
             yield found

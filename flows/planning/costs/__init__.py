@@ -53,7 +53,7 @@ def estimate(
 ) -> StageEstimate:
     """Return what a stage takes on a rung at the worst of its workloads."""
     calculate = partial(COSTS[rung.stage].memory, model, rung, device=device, new=max_new_tokens)
-    found = max((calculate(load) for load in workloads), key=lambda found: found.peak_bytes)
+    found = max((calculate(each) for each in workloads), key=lambda found: found.peak_bytes)
     if not found.context_bytes:
         return found
     here = Term(part="context", bytes=context_bytes, why="the driver, as it was measured here")

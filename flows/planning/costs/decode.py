@@ -14,12 +14,12 @@ from flows.planning.costs.part import (
     loading,
     precision_of,
     settings_as_run,
-    told_of,
+    source_of_figures,
 )
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.rungs import PREFILLS, Rung, sizes
+from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
-from flows.planning.terms import ahead_of, around, attention_terms, cache, products, weights
+from flows.planning.terms import around, attention_terms, cache, prefetch_of, products, weights
 from flows.planning.todo import ToDo
 from flows.planning.workloads import Workload
 
@@ -39,69 +39,72 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
 
 
 def decode_rungs(
-    batch: int, ways: Sequence[tuple[str, str]], *, on_gpu: bool, offload: bool
+    batch: int, variants: Sequence[tuple[str, str]], *, on_gpu: bool, offload: bool
 ) -> list[Rung]:
     """Return rungs as for encode, and within each precision more. These are prompts read in pieces,
     and on a GPU the KV cache in host memory. `ways` are precisions, each with `quantized` if the KV
     cache is, else with an empty text."""
     found: list[Rung] = []
-    for precision, kv in ways:
-        alone = Rung(stage="decode", batch=1, prefill=PREFILLS[-1], precision=precision, kv=kv)
+    for precision, kv in variants:
+        single = Rung(stage="decode", batch=1, prefill=MLP_CHUNKS[-1], precision=precision, kv=kv)
         if kv:  # where it is, all else was tried
-            found.append(alone)
+            found.append(single)
             continue
-        found += [replace(alone, batch=size, prefill=0) for size in sizes(batch)]
-        found += [replace(alone, prefill=tokens) for tokens in PREFILLS]
+        found += [replace(single, batch=size, prefill=0) for size in sizes(batch)]
+        found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS]
         if on_gpu:
-            found.append(replace(alone, kv="offloaded"))
-    if not offload or not ways:
+            found.append(replace(single, kv="offloaded"))
+    if not offload or not variants:
         return found
     # Layers come to the device one by one, so that a batch costs hardly more than an item.
-    last = Rung(stage="decode", batch=1, prefill=PREFILLS[-1], precision=ways[0][0], offload=True)
+    last = Rung(
+        stage="decode", batch=1, prefill=MLP_CHUNKS[-1], precision=variants[0][0], offload=True
+    )
     return found + [replace(last, batch=size) for size in sizes(batch)]
 
 
-def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
     """Add up weights, the KV cache and what reading the prompts computes with."""
-    half, rows = model.profile.language, load.rows(rung.batch)
+    half, rows = model.profile.language, workload.rows(rung.batch)
     settings = settings_as_run(model.best("language"), half, rung)
     terms = list(weights(half, settings, rung, device))
-    work = _decoder_work(model, settings, load, rows, new, rung.prefill)
-    whole = math.ceil(work.kept_bytes)
-    why = f"{counted(rows, 'row')} x ({load.tokens:,} + {new} tokens) x "
-    why += f"{whole / rows / (load.tokens + new):,.0f} bytes"
+    costs = _decoder_costs(model, settings, workload, rows, new, rung.prefill)
+    whole = math.ceil(costs.kept_bytes)
+    why = f"{counted(rows, 'row')} x ({workload.tokens:,} + {new} tokens) x "
+    why += f"{whole / rows / (workload.tokens + new):,.0f} bytes"
     terms += cache(rung, whole, half, why)
-    computing = max(0, math.ceil(work.peak_bytes) - whole)
-    why = (
-        f"{counted(rows, 'row')} x {load.tokens:,} tokens: {told_of(model, work)}, beside the cache"
-    )
+    computing = max(0, math.ceil(costs.peak_bytes) - whole)
+    why = f"{counted(rows, 'row')} x {workload.tokens:,} tokens: {source_of_figures(model, costs)}"
+    why += ", beside the cache"
     if rung.prefill:
         why += f", {rung.prefill} at once through an MLP"
     terms.append(Term(part="activation", bytes=computing, why=why))
-    terms += products(half, settings, rung, rows * load.tokens, device)
-    terms += attention_terms(half, settings, load, rows, load.tokens, device)
-    ahead = ahead_of(load, rows, rows * load.feature_bytes, "features")
-    terms += around(rung, terms, device, ahead)
-    flops = (work.flops + new * work.step_flops) * load.chunks / rows
+    terms += products(half, settings, rung, rows * workload.tokens, device)
+    terms += attention_terms(half, settings, workload, rows, workload.tokens, device)
+    prefetch = prefetch_of(workload, rows, rows * workload.feature_bytes, "features")
+    terms += around(rung, terms, device, prefetch)
+    flops = (costs.flops + new * costs.step_flops) * workload.chunks / rows
     return StageEstimate.of(
         rung,
         terms,
         device=device,
-        load=load,
+        workload=workload,
         flops=flops,
-        by_dimensions=not work.known or model.profile.by_dimensions,
+        by_dimensions=not costs.known or model.profile.by_dimensions,
     )
 
 
-def _decoder_work(
-    model: Model, settings: PartSettings, load: Workload, rows: int, new: int, prefill: int
+def _decoder_costs(
+    model: Model, settings: PartSettings, workload: Workload, rows: int, new: int, mlp_chunk: int
 ) -> Expected:
     batch_costs, each = model.profile.language.batch_costs, BYTES.get(settings.dtype, 4)
     if not batch_costs:
         return decoder_by_dimensions(
-            model.profile, each, rows, load.tokens, new=new, prefill=prefill
+            model.profile, each, rows, workload.tokens, new=new, mlp_chunk=mlp_chunk
         )
-    return expected(batch_costs, load.kind, rows, load.tokens, each=each, new=new, prefill=prefill)
+    return expected(
+        batch_costs, workload.kind, rows, workload.tokens, each=each, new=new, mlp_chunk=mlp_chunk
+    )
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
@@ -110,19 +113,19 @@ def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkE
     precision = precision_of(settings, rung)
     passes = []
     for each in left:
-        load, rows = each.load, each.load.rows(rung.batch)
-        work = _decoder_work(model, settings, load, rows, 0, 0)
+        workload, rows = each.workload, each.workload.rows(rung.batch)
+        costs = _decoder_costs(model, settings, workload, rows, 0, 0)
         run = Pass(
             precision=precision,
-            flops=work.flops,
-            tokens=rows * load.tokens,
+            flops=costs.flops,
+            tokens=rows * workload.tokens,
             calls=half.linear_modules,
             moved_bytes=rung.offload * settings.weight_bytes,
             times=each.left[rung.stage] / rows,
         )
         step = replace(
             run,
-            flops=work.step_flops,
+            flops=costs.step_flops,
             tokens=rows,
             calls=run.calls + STEP_CALLS,
             times=run.times * new,

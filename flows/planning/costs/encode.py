@@ -14,17 +14,17 @@ from flows.planning.costs.part import (
     loading,
     precision_of,
     settings_as_run,
-    told_of,
+    source_of_figures,
 )
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.rungs import PREFILLS, Rung, sizes
+from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import (
     around,
     attention_terms,
     batches_a_block,
-    block_ahead,
-    frames_ahead,
+    block_prefetch,
+    frames_prefetch,
     products,
     waiting_terms,
     weights,
@@ -67,64 +67,68 @@ def encode_rungs(
     `weights`, of a model whose pixels go on as they are, there is no more than batches."""
     found: list[Rung] = []
     for precision in precisions:
-        alone = Rung(stage="encode", batch=1, precision=precision)
-        found += [replace(alone, batch=size) for size in sizes(batch)]
-        found += [replace(alone, prefill=tokens) for tokens in PREFILLS if weights]
+        single = Rung(stage="encode", batch=1, precision=precision)
+        found += [replace(single, batch=size) for size in sizes(batch)]
+        found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if weights]
         if streamed and precision == precisions[0]:
-            found += _streamed(batch, alone)
+            found += _streamed(batch, single)
     return found
 
 
-def _streamed(batch: int, alone: Rung) -> list[Rung]:
+def _streamed(batch: int, single: Rung) -> list[Rung]:
     """Return smaller and smaller blocks, then smaller batches. A batch decides bytes, a block does
     not."""
     found: list[Rung] = []
     size, block = batch, max(batch, BLOCK)
     while block:
-        found.append(replace(alone, batch=size, block=block, offload=True))
+        found.append(replace(single, batch=size, block=block, offload=True))
         size, block = tighter(size, block)
-    return found + [replace(found[-1], prefill=tokens) for tokens in PREFILLS]
+    return found + [replace(found[-1], prefill=tokens) for tokens in MLP_CHUNKS]
 
 
-def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
     """Add up weights, pixels and what the encoder computes with; of a joint model pixels alone."""
-    half, rows = model.profile.vision, load.rows(rung.batch, FRAMES_A_BATCH)
+    half, rows = model.profile.vision, workload.rows(rung.batch, FRAMES_A_BATCH)
     settings = settings_as_run(model.best("vision"), half, rung)
-    pixels = rows * load.units * PIXEL_BYTES
+    pixels = rows * workload.units * PIXEL_BYTES
     terms = list(weights(half, settings, rung, device))
-    work = None
+    costs = None
     if model.profile.route == "joint":
-        why = (
-            f"{counted(rows, 'chunk')} x {load.units:,} numbers of pixels, which go on as they are"
-        )
+        why = f"{counted(rows, 'chunk')} x {workload.units:,} numbers of pixels, "
+        why += "which go on as they are"
         terms.append(Term(part="activation", bytes=2 * pixels, why=why))
     else:
-        work = _encoder_work(model, settings, rows, load, rung.prefill)
-        why = f"{counted(rows, 'chunk')} x {load.units:,} numbers of pixels: {told_of(model, work)}"
+        costs = _encoder_costs(model, settings, rows, workload, rung.prefill)
+        why = f"{counted(rows, 'chunk')} x {workload.units:,} numbers of pixels: "
+        why += source_of_figures(model, costs)
         if rung.prefill:
             why += f", {rung.prefill} positions at once through an MLP"
-        terms.append(Term(part="activation", bytes=math.ceil(work.peak_bytes), why=why))
-        terms += waiting_terms(rung, load, rows, work, device)
-        terms += attention_terms(half, settings, load, rows, load.units, device)
+        terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
+        terms += waiting_terms(rung, workload, rows, costs, device)
+        terms += attention_terms(half, settings, workload, rows, workload.units, device)
         # Its patches are not counted, but each is multiplied with all that is in the layers.
-        tokens = math.ceil(work.flops / (2 * max(1, half.linear_parameters)))
+        tokens = math.ceil(costs.flops / (2 * max(1, half.linear_parameters)))
         terms += products(half, settings, rung, tokens, device)
-    ahead = block_ahead(rung, load, rows) if rung.block else frames_ahead(load, rows)
-    terms += around(rung, terms, device, ahead)
-    flops = work.flops * load.chunks / rows if work else 0
-    guessed = work is not None and (not work.known or model.profile.by_dimensions)
+    prefetch = (
+        block_prefetch(rung, workload, rows) if rung.block else frames_prefetch(workload, rows)
+    )
+    terms += around(rung, terms, device, prefetch)
+    flops = costs.flops * workload.chunks / rows if costs else 0
+    guessed = costs is not None and (not costs.known or model.profile.by_dimensions)
     return StageEstimate.of(
-        rung, terms, device=device, load=load, flops=flops, by_dimensions=guessed
+        rung, terms, device=device, workload=workload, flops=flops, by_dimensions=guessed
     )
 
 
-def _encoder_work(
-    model: Model, settings: PartSettings, rows: int, load: Workload, prefill: int
+def _encoder_costs(
+    model: Model, settings: PartSettings, rows: int, workload: Workload, mlp_chunk: int
 ) -> Expected:
     half, each = model.profile.vision, BYTES.get(settings.dtype, 4)
     if not half.batch_costs:
-        return encoder_by_dimensions(half, each, rows, load.units, load.feature_bytes)
-    return expected(half.batch_costs, load.kind, rows, load.units, each=each, prefill=prefill)
+        return encoder_by_dimensions(half, each, rows, workload.units, workload.feature_bytes)
+    return expected(
+        half.batch_costs, workload.kind, rows, workload.units, each=each, mlp_chunk=mlp_chunk
+    )
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
@@ -133,16 +137,16 @@ def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkE
     half, settings = model.profile.vision, model.best("vision")
     passes = []
     for each in left:
-        load, rows = each.load, each.load.rows(rung.batch, FRAMES_A_BATCH)
+        workload, rows = each.workload, each.workload.rows(rung.batch, FRAMES_A_BATCH)
         if each.left[rung.stage] and model.profile.route != "joint":
             passes.append(
                 Pass(
                     precision=precision_of(settings, rung),
-                    flops=_encoder_work(model, settings, rows, load, 0).flops,
+                    flops=_encoder_costs(model, settings, rows, workload, 0).flops,
                     tokens=MANY_TOKENS,
                     calls=half.linear_modules,
                     # A layer that is streamed is read once for all batches of a block.
-                    moved_bytes=settings.weight_bytes / batches_a_block(rung, load, rows)
+                    moved_bytes=settings.weight_bytes / batches_a_block(rung, workload, rows)
                     if rung.block
                     else 0,
                     times=each.left[rung.stage] / rows,
@@ -150,12 +154,12 @@ def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkE
             )
     return replace(
         loading(half, settings, rung, any(each.left[rung.stage] for each in left), passes),
-        prepared=sum(each.left[rung.stage] * _prepared(each.load) for each in left),
-        written_bytes=sum(each.left[rung.stage] * each.load.feature_bytes for each in left),
+        prepared=sum(each.left[rung.stage] * _prepared(each.workload) for each in left),
+        written_bytes=sum(each.left[rung.stage] * each.workload.feature_bytes for each in left),
     )
 
 
-def _prepared(load: Workload) -> float:
+def _prepared(workload: Workload) -> float:
     """Return the numbers of pixel input of a chunk. Of a large picture, they are those that making
     it smaller takes as long as."""
-    return max(load.units, load.frame_bytes / MADE_OF if load.kind == "image" else 0)
+    return max(workload.units, workload.frame_bytes / MADE_OF if workload.kind == "image" else 0)

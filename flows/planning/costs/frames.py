@@ -31,33 +31,33 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
     return [Rung(stage="frames", batch=batch) for batch in sizes(cores())]
 
 
-def memory(model: Model, rung: Rung, load: Workload, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
     """Add up the files that are cut at once, and what their decoders hold."""
-    high, wide = load.shown
-    files = max(1, min(rung.batch, load.chunks))
-    if load.kind == "video":
+    high, wide = workload.shown
+    files = max(1, min(rung.batch, workload.chunks))
+    if workload.kind == "video":
         pictures = math.ceil(PICTURES_HELD * YUV_BYTES * high * wide) + FILE_BYTES
         terms = [
             Term(
                 part="activation",
-                bytes=files * (load.frame_bytes + pictures),
-                why=f"{counted(files, 'file')} at once x ({counted(load.frames, 'frame')} of "
-                f"{load.stored[1]}x{load.stored[0]}x3, and {PICTURES_HELD} pictures of "
+                bytes=files * (workload.frame_bytes + pictures),
+                why=f"{counted(files, 'file')} at once x ({counted(workload.frames, 'frame')} of "
+                f"{workload.stored[1]}x{workload.stored[0]}x3, and {PICTURES_HELD} pictures of "
                 f"{wide}x{high} in the decoder)",
             )
         ]
     else:
-        held = PACK_BYTES + READING_BYTES * math.prod(load.stored)
+        held = PACK_BYTES + READING_BYTES * math.prod(workload.stored)
         size = f"{PACK_BYTES >> 20} MiB"
         why = f"{counted(files, 'pack')} of pictures of {size}, each with one being read"
         terms = [Term(part="activation", bytes=files * held, why=why)]
     # The device does nothing: a GPU's stage is measured by the host's memory as well.
-    return StageEstimate.of(rung, terms, device="cpu", load=load)
+    return StageEstimate.of(rung, terms, device="cpu", workload=workload)
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
     """Count the pixels that are decoded and the frames that are stored."""
-    pixels = {each.load.kind: each.pixels for each in left}
+    pixels = {each.workload.kind: each.pixels for each in left}
     return WorkEstimate(
         processes=int(any(pixels.values())),
         video_pixels=pixels.get("video", 0.0),

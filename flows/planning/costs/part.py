@@ -56,7 +56,7 @@ def precision_of(settings: PartSettings, rung: Rung) -> str:
     return "nf4" if name == "fp4" else SHORT.get(settings.dtype, "fp32")
 
 
-def told_of(model: Model, work: Expected) -> str:
+def source_of_figures(model: Model, costs: Expected) -> str:
     """Say where the figures of a batch come from, for people."""
-    guessed = model.profile.by_dimensions or not work.known
+    guessed = model.profile.by_dimensions or not costs.known
     return "an estimate by dimensions" if guessed else "a run without data"

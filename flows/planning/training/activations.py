@@ -4,7 +4,8 @@ optimizer.
 After Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models",
 equation 1: sbh(34 + 5as/h) bytes a layer. Term by term here, so that it holds for gated MLPs,
 grouped heads and fused attention too: without the masks of dropout, and with what the norms of
-transformers keep in 32 bit. tests/test_flows_memory_training.py counts what real layers keep.
+transformers keep in 32 bit. tests/test_flows_planning_training_activations.py counts what real
+layers keep.
 """
 
 from flows.planning.towers import Tower

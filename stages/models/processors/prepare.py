@@ -32,7 +32,7 @@ from stages.models.processors.side_inputs import (
     check_outline,
     joined,
     restore,
-    way_of_keeping,
+    side_inputs_keeper,
 )
 
 DECODED = "decoder_input_ids"
@@ -68,7 +68,7 @@ def prepare(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
     layout = layout_of(processor, channel_of(processor, clip.kind))
     clip = _seen(layout, clip)
     way = f"way of keeping {layout.channel}"
-    row = known(processor, way, lambda: way_of_keeping(processor, layout))(
+    row = known(processor, way, lambda: side_inputs_keeper(processor, layout))(
         processor, layout, clip, prompt
     )
     if OUTLINE in row.side:

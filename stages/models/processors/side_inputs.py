@@ -68,7 +68,7 @@ class Prepared:
 Keep = Callable[[Any, Layout, Clip, str], Prepared]
 
 
-def way_of_keeping(processor: Any, layout: Layout) -> Keep:
+def side_inputs_keeper(processor: Any, layout: Layout) -> Keep:
     """Find the function that keeps a row rightly. Raises UsageError when none does."""
     clip = noise(layout.channel)
     wanted = without_pictures(run(processor, layout, [clip] * 2, PROBES))

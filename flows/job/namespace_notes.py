@@ -1,0 +1,63 @@
+"""Keeps notes in a store that say which model and settings each namespace is of."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from artifacts.keys import digest_of
+from artifacts.packs import Record, RecordSet
+from artifacts.store import Store
+from flows.job.namespaces import Namespaces
+from flows.job.prepare import Job
+from flows.job.weights import parts_of
+from flows.pipelines import REBUILD
+from stages.process.stage import Stage
+
+NOTES = digest_of(["scopes", 1])
+"""The namespace of the notes themselves. Stores know namespaces as scopes, and output versions as
+recipes."""
+
+
+def settings_of(job: Job) -> dict[str, Any]:
+    """Return all that decides the features of a job, in words and digests that can be compared."""
+    model = job.model
+    return {
+        "model": model.name,
+        "revision": job.config.revision,
+        "commit": model.checkpoint.commit,
+        "weights": model.digests["vision"],
+        "precision": model.best("vision").precision,
+        "computing": model.best("vision").decides,
+        "sampling": asdict(job.sampling),
+        "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
+        "recipes": [stage.output_version for stage in REBUILD],
+    }
+
+
+def note_namespaces(job: Job) -> None:
+    """Write down, once, which model and settings the namespaces of a job are of."""
+    first, *later = job.pipeline
+    seen = settings_of(job)
+    metas: dict[str, dict[str, Any]] = {}
+    for variant in job.ledger.variants:
+        metas[variant[first.writes]] = said = seen
+        for at, stage in enumerate(later):
+            if stage.part:
+                said = {**said, **_settings_in(job, variant, later[: at + 1])}
+            versions = [stage.output_version for stage in job.pipeline[: at + 2]]
+            metas[variant[stage.writes]] = {**said, "recipes": versions}
+    notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
+
+
+def _settings_in(job: Job, variant: Namespaces, stages: Sequence[Stage]) -> dict[str, Any]:
+    """Return the precision of the parts of these stages, and how the first of them computes."""
+    parts = parts_of(stages)
+    labels = dict.fromkeys(variant.precision[part] for part in parts)
+    settings = job.model.settings[parts[0]]
+    computing = next(s.decides for s in settings if s.label == variant.precision[parts[0]])
+    return {"precision": "+".join(labels), "computing": computing}
+
+
+def notes(store: Store) -> RecordSet:
+    """Return the notes: namespace → what it is of."""
+    return RecordSet(store, "scopes", NOTES)

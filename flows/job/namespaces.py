@@ -1,0 +1,104 @@
+"""Digests all that decides what each stage makes, in every variant; knows no chunk."""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from artifacts.keys import digest_of
+from artifacts.schema import FrameFit, Part, Sampling
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.job.precision import PartSettings
+from flows.pipelines import Pipeline
+from stages.process.stage import Stage
+
+LARGEST_LIMIT = 2048
+"""Longest limit, in tokens, whose captions are looked for when another limit is asked for: to try
+them all takes 10 ms."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Namespaces:
+    """A variant: of each kind of records the digest of all that decides its bytes except the
+    chunk."""
+
+    of: Mapping[str, str]
+    """Kind of records → digest, in the order in which they are made."""
+    prompted: frozenset[str] = frozenset()
+    """The kinds that are made of the prompt too, so that another prompt has others."""
+    precision: dict[str, str] = field(default_factory=dict)
+    """Part → its precision, for people."""
+    limit: int = 0
+    """Most tokens of a caption."""
+    fit_image: FrameFit = field(default_factory=FrameFit)
+    """The size at which pictures are seen."""
+
+    def __getitem__(self, kind: str) -> str:
+        return self.of[kind]
+
+
+def variants_of(
+    config: CaptionConfig, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
+) -> list[Namespaces]:
+    """Return the variants of every choice of the parts' settings, the best first. Each stands
+    before those of its last records among the `stored` that have another limit."""
+    parts = [stage.part for stage in pipeline if stage.part]
+    found = []
+    for chosen in product(*(model.settings[part] for part in parts)):
+        settings = dict(zip(parts, chosen, strict=True))
+        namespaces = namespaces_of(config, model, sampling, pipeline, settings)
+        found += [namespaces, *_other_limits(namespaces, pipeline[-1], model, settings, stored)]
+    return found
+
+
+def namespaces_of(
+    config: CaptionConfig,
+    model: Model,
+    sampling: Sampling,
+    pipeline: Pipeline,
+    settings: Mapping[Part, PartSettings],
+) -> Namespaces:
+    """Return the digests of what decides each stage's bytes. A stage's OUTPUT_VERSION rises when
+    its own output changes."""
+    fits = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
+    looked_at = {name: getattr(sampling, name) for name in sampling.__slots__}
+    of: dict[str, str] = {}
+    for stage in pipeline:
+        by = [of[stage.reads], *_decides(stage, model, settings)] if stage.reads else []
+        limit = [config.max_new_tokens] if stage.limited else []
+        of[stage.writes] = _namespace(stage, [*by, *limit] if by else [looked_at, fits])
+    of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
+    return Namespaces(
+        of=of,
+        prompted=frozenset(of_prompts),
+        precision={part: chosen.label for part, chosen in settings.items()},
+        limit=config.max_new_tokens,
+        fit_image=model.fit("image"),
+    )
+
+
+def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) -> list[Any]:
+    return [model.digests[stage.part], *settings[stage.part].decides] if stage.part else []
+
+
+def _namespace(stage: Stage, by: Sequence[Any]) -> str:
+    return digest_of([stage.writes, stage.output_version, *by])
+
+
+def _other_limits(
+    namespaces: Namespaces,
+    stage: Stage,
+    model: Model,
+    settings: Mapping[Part, PartSettings],
+    stored: Set[str],
+) -> Iterator[Namespaces]:
+    """Yield the stored variants of other limits. A digest cannot be turned back, so every limit
+    that may have been asked for is tried."""
+    if not stage.limited or not stored - {namespaces[stage.writes]}:
+        return
+    by = [namespaces[stage.reads], *_decides(stage, model, settings)]
+    for limit in range(1, LARGEST_LIMIT + 1):
+        digest = _namespace(stage, [*by, limit])
+        if limit != namespaces.limit and digest in stored:
+            yield replace(namespaces, of={**namespaces.of, stage.writes: digest}, limit=limit)

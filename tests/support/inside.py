@@ -1,0 +1,92 @@
+"""A whole caption run in this process: the flow, the stages and the store are the program's own,
+and only the child processes are spared."""
+
+import json
+import os
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib import import_module
+from io import StringIO
+from typing import Any
+
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.launch import ENTRIES, StageCall
+from flows.results.run_result import RunResult
+from flows.running.run import caption
+from stages.process.events import Event, Item, Noted, event_of
+from stages.process.outcome import StageOutcome
+from stages.process.report import Report
+from stages.process.stage_process import Listener
+from tests.support.pipeline import Place
+
+
+@dataclass(kw_only=True, slots=True)
+class Ran:
+    """What one run did."""
+
+    result: RunResult
+    said: str
+    """All that a person is told."""
+    started: list[str]
+    """Stages, in the order in which they were started."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Ended:
+    """A stage that was run to its end when it was started."""
+
+    outcome: StageOutcome
+
+    def wait(self) -> StageOutcome:
+        return self.outcome
+
+    def stop(self) -> None: ...
+
+
+@dataclass(kw_only=True, slots=True)
+class InsideLauncher:
+    """Runs each stage as a function of this process."""
+
+    listen: Listener = lambda *_: None
+    started: list[str] = field(default_factory=list)
+
+    def start(self, call: StageCall) -> Ended:
+        self.started.append(call.name)
+        module, _, name = ENTRIES[call.name].partition(":")
+        outcome = StageOutcome(name=call.name)
+        descriptor = os.memfd_create("events")
+        arguments = json.loads(json.dumps({**call.arguments, "device": call.device}))
+        with closing(os.fdopen(descriptor, "rb", closefd=True)) as file:
+            getattr(import_module(module), name)(arguments, Report(descriptor))
+            file.seek(0)
+            for line in file:
+                if (event := event_of(line.decode())) is not None:
+                    self._take(outcome, event)
+        return Ended(outcome=outcome)
+
+    def _take(self, outcome: StageOutcome, event: Event) -> None:
+        if isinstance(event, Item):
+            outcome.items += 1
+            outcome.tokens += event.tokens
+        elif isinstance(event, Noted):
+            outcome.notes.update(event.values)
+        self.listen(outcome.name, event)
+
+
+def run_inside(place: Place, **options: Any) -> Ran:
+    """Caption a place's clips with these fields of the configuration. Raises PenstockError."""
+    launcher, heard = InsideLauncher(), StringIO()
+
+    def make(listen: Listener) -> InsideLauncher:
+        launcher.listen = listen
+        return launcher
+
+    config = CaptionConfig(
+        sources=(str(place.clips),),
+        model=place.model,
+        out=str(place.out),
+        **{"store": str(place.store), **options},
+    )
+    result = caption(config, Display(to=heard), make)
+    return Ran(result=result, said=heard.getvalue(), started=launcher.started)

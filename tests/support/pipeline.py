@@ -1,0 +1,129 @@
+"""Running `penstock` as a user does, disturbing it, and reading what it left behind."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.pack_object import read_header
+from artifacts.store import FolderStore
+from scripts.stage_processes import stage_of
+
+PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 280
+"""Below the test's own time limit, so that a hanging program is named."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a run reads and writes."""
+
+    clips: Path
+    out: Path
+    store: Path
+    model: str = "demo"
+
+    def command(self, *more: str) -> list[str]:
+        where = ["--out", str(self.out), "--store", str(self.store)]
+        return [*PENSTOCK, "caption", str(self.clips), "--model", self.model, *where, *more]
+
+    def run(self, *more: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            self.command(*more),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
+    def captions(self) -> list[dict[str, Any]]:
+        return read_lines(self.out / "captions.jsonl")
+
+    def failures(self) -> list[dict[str, Any]]:
+        return read_lines(self.out / "failures.jsonl")
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        record = json.loads((self.out / "run.json").read_text(encoding="utf-8"))
+        return {stage["name"]: stage for stage in record["stages"]}
+
+    def journal(self, stage: str) -> Counter[str]:
+        """Key → how often the stage says it published it, over all runs."""
+        path = self.out / "logs" / f"{stage}.items.jsonl"
+        return Counter(line["key"] for line in read_lines(path)) if path.exists() else Counter()
+
+    def stored(self, kind: str) -> dict[str, str]:
+        """Key → digest of the stored payload and description; every key once."""
+        store = FolderStore(self.store)
+        found: dict[str, str] = {}
+        for name in store.list(kind):
+            for key, place in read_header(store, name):
+                assert key not in found, f"{key} was published twice"
+                meta = json.dumps(place.meta, sort_keys=True)
+                found[key] = hashlib.sha256((meta + place.checksum).encode()).hexdigest()
+        return found
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def kill_at(place: Place, stage: str, item: int, victim: str, *more: str) -> int:
+    """Start a run and send SIGKILL when `stage` has published `item` items. It goes to the stage's
+    process (`child`), to the server that it was forked from (`server`), or to the group of the
+    command itself (`group`). Returns the command's exit status."""
+    running = subprocess.Popen(
+        place.command("--json", *more),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert running.stdout is not None
+    published = 0
+    with running.stdout:
+        for line in running.stdout:
+            event = json.loads(line)
+            published += event["event"] == "item" and event["stage"] == stage
+            if published == item:
+                children = descendants(running.pid)
+                if victim != "group":
+                    for child in children:
+                        if bool(stage_of(child)) == (victim == "child"):
+                            os.kill(child, signal.SIGKILL)
+                else:
+                    os.killpg(running.pid, signal.SIGKILL)
+                    wait_gone(children)
+                break
+        running.stdout.read()
+    return running.wait(SECONDS)
+
+
+def child_processes(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Return all processes below one: a stage may be forked from another one."""
+    return [each for child in child_processes(pid) for each in (child, *descendants(child))]
+
+
+def wait_gone(pids: list[int], seconds: float = 10.0) -> None:
+    """Wait until the processes have ended; a process that outlives its parent is an error."""
+    deadline = time.monotonic() + seconds
+    for pid in pids:
+        while os.path.exists(f"/proc/{pid}"):
+            assert time.monotonic() < deadline, f"process {pid} outlives its parent"
+            time.sleep(0.02)

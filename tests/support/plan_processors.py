@@ -1,0 +1,69 @@
+"""Processors that cut pictures as the published ones of the plan cases do and number the special
+tokens alike; their words are bytes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from tests.support.families import LLAVA_TEMPLATE, QWEN_TEMPLATE
+
+hf: Any = transformers
+QWEN_TOKENS = {
+    "<|endoftext|>": 151643,
+    "<|im_start|>": 151644,
+    "<|im_end|>": 151645,
+    "<|vision_start|>": 151652,
+    "<|vision_end|>": 151653,
+    "<|vision_pad|>": 151654,
+    "<|image_pad|>": 151655,
+    "<|video_pad|>": 151656,
+}
+LLAVA_TOKENS = {"<s>": 1, "</s>": 2, "<image>": 32000, "<pad>": 32001}
+
+
+def _tokenizer(special: dict[str, int], template: str, *, pad: str, eos: str) -> Any:
+    """Bytes as tokens, from id 1000 on, and special tokens of these ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = special | {letter: 1000 + index for index, letter in enumerate(alphabet)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    made: Any = hf.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=pad,
+        eos_token=eos,
+        additional_special_tokens=list(special),
+        padding_side="left",
+    )
+    made.chat_template = template
+    return made
+
+
+def llava() -> Any:
+    return hf.LlavaProcessor(
+        image_processor=hf.CLIPImageProcessor(
+            size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+        ),
+        tokenizer=_tokenizer(LLAVA_TOKENS, LLAVA_TEMPLATE, pad="<pad>", eos="</s>"),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+
+
+def qwen2_5_vl() -> Any:
+    common = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+    size = {"shortest_edge": 3136, "longest_edge": 12845056}
+    words = _tokenizer(QWEN_TOKENS, QWEN_TEMPLATE, pad="<|endoftext|>", eos="<|im_end|>")
+    return hf.Qwen2_5_VLProcessor(
+        image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
+        tokenizer=words,
+        video_processor=hf.Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False, **common),
+        chat_template=QWEN_TEMPLATE,
+    )
+
+
+PROCESSORS: dict[str, Callable[[], Any]] = {"llava": llava, "qwen2_5_vl": qwen2_5_vl}

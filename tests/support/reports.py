@@ -1,0 +1,94 @@
+"""The folder of a run as a report finds it, of any length, with no model run."""
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from artifacts.captions import Caption, Failure, write_jsonl
+from artifacts.files import write_text
+from flows.job.sources import IMAGE_SUFFIXES, MediaFile
+from flows.results.outputs import media_lines
+from flows.results.run_record import RunRecord
+from stages.process.outcome import StageOutcome
+from tests.support.rows import caption
+
+GIB = 1 << 30
+PLAN: dict[str, Any] = {
+    "model": "a/model-7b",
+    "device": "cpu",
+    "precision": {"vision": "bf16", "language": "int8"},
+    "batch_size": 8,
+    "sampling": {"chunk_seconds": 30.0, "fps": 1.0},
+    "store": "/store",
+}
+
+
+def media_file(path: Path, source: str = "clips") -> MediaFile:
+    kind: Any = "image" if path.suffix in IMAGE_SUFFIXES else "video"
+    name = path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return MediaFile(path=path.absolute(), media_path=name, source=source, kind=kind)
+
+
+def said(file: MediaFile, texts: Sequence[str], seconds: float = 2.0) -> list[Caption]:
+    """A chunk for each text."""
+    still = file.kind == "image"
+    rows = []
+    for number, text in enumerate(texts):
+        start, end = (0.0, 0.0) if still else (number * seconds, (number + 1) * seconds)
+        row = caption(text, start, end, media=file.media_path)
+        values = {name: getattr(row, name) for name in Caption.__slots__}
+        rows.append(Caption(**{**values, "source": file.source, "warnings": ()}))
+    return rows
+
+
+def write_run(
+    out: Path,
+    captioned: Sequence[tuple[MediaFile, Sequence[Caption]]],
+    failures: Sequence[Failure] = (),
+    plan: dict[str, Any] = PLAN,
+) -> RunRecord:
+    """What a finished run leaves, but for its time line."""
+    record = RunRecord(out)
+    rows = [row for _, captions in captioned for row in captions]
+    write_jsonl(out / "captions.jsonl", rows)
+    write_jsonl(out / "failures.jsonl", failures)
+    files = [file for file, _ in captioned]
+    write_text(out / "media.jsonl", media_lines(files, [len(c) for _, c in captioned]))
+    record.value.update(plan=dict(plan), captions=len(rows), state="done")
+    record.value["media"].update(total=len(captioned) + len(failures), failed=len(failures))
+    record.write(force=True)
+    return record
+
+
+def work(
+    record: RunRecord, stage: str, start: float, seconds: float, timeline: list[Any], **more: Any
+) -> None:
+    """A process of a stage, so many seconds after the run's start."""
+    began = record.stage(stage)["seconds"]
+    outcome = StageOutcome(name=stage, seconds=seconds, timeline=timeline, **more)
+    outcome.peak_host_bytes = max((p[1] for p in timeline), default=0)
+    outcome.peak_device_bytes = max((p[2] for p in timeline), default=0)
+    record.add(outcome, attention="sdpa", precision={"vision": "bf16", "language": "int8"})
+    record.stage(stage)["spans"][-1] = [start, start + seconds, began]
+
+
+def curve(seconds: float, base: int, top: int, device: int = 0) -> list[list[float]]:
+    """Points twice a second, none at the very end: up within a tenth of the time, then in waves."""
+    points = []
+    for number in range(int(seconds * 2)):
+        at = number / 2
+        share = min(1.0, at / (seconds / 10)) * (1.0 if number % 9 < 3 else 0.82)
+        high = int(base + (top - base) * share)
+        points.append([at, base if device else high, int(device * share)])
+    return points
+
+
+def started_ago(record: RunRecord, seconds: float) -> None:
+    """As if the run had begun earlier, and ended now."""
+    for name, moment in (("started", time.time() - seconds), ("updated", time.time())):
+        stamp = datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+        record.value[name] = stamp
+    record.path.write_text(json.dumps(record.value), encoding="utf-8")

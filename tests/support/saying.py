@@ -1,0 +1,92 @@
+"""A run over a few clips whose captions are made up and hard to write down; all else, the cutting
+of clips included, is real."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from artifacts.errors import Interrupted
+from artifacts.packs import Record, RecordSet
+from artifacts.store import FolderStore
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher, StageCall
+from flows.results.run_result import RunResult
+from flows.running.run import caption
+from stages.process.outcome import StageOutcome
+from stages.process.stage_process import Listener
+from tests.support.media import write_video
+from tests.support.rows import HARD
+from tests.support.stand_ins import PROFILE, Stages, config_in
+
+ALL = ("txt", "vtt", "srt", "csv", "parquet", "webdataset")
+LONG = "long.mp4"
+ODD = "[1] Übung & <b>no.1 & co.mp4"
+
+
+class Saying(Stages):
+    """Says something hard to write down of each chunk, its prompt included; clips are really cut,
+    in a process of their own."""
+
+    def launcher(self, listen: Listener) -> "Saying":
+        self._direct = DirectLauncher(listen)
+        return self
+
+    def start(self, call: StageCall) -> Any:
+        if call.name != "cut":
+            return super().start(call)
+        self.calls.append(call)
+        return self._direct.start(call)
+
+    def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
+        if call.name == "describe":
+            outcome.notes["profile"] = replace(PROFILE, placeholders=("<image>",)).to_json()
+            return outcome
+        return super()._answer(call, outcome)
+
+    def _make(self, call: StageCall, outcome: StageOutcome) -> None:
+        if call.name != "decode":
+            return super()._make(call, outcome)
+        record_set = RecordSet(
+            FolderStore(Path(call.arguments["store"])), "captions", call.arguments["namespace"]
+        )
+        for member in (m for batch in call.arguments["batches"] for m in batch):
+            if outcome.items >= self.stop_after.get("decode", 10**9):
+                raise Interrupted("decode was killed")
+            said = f"{member['prompt']} {HARD[outcome.items % len(HARD)]}"
+            record_set.publish([Record(key=member["key"], meta={"caption": said, "tokens": 1})])
+            outcome.items += 1
+        return None
+
+
+def make(root: Path) -> CaptionConfig:
+    """A video of three chunks, one of one chunk with an odd name, and a picture."""
+    folder = root / "clips"
+    folder.mkdir()
+    write_video(folder / LONG, ticks=range(150), gop=25)
+    write_video(folder / ODD, ticks=range(20))
+    Image.fromarray(np.full((48, 64, 3), 200, np.uint8)).save(folder / "photo.PNG")
+    return config_in(root, folder, chunk=2.0, format=ALL)
+
+
+def run(config: CaptionConfig, stages: Saying | None = None, **more: Any) -> RunResult:
+    launcher = (stages or Saying()).launcher
+    return caption(replace(config, **more), Display(quiet=True), launcher)
+
+
+def lines(config: CaptionConfig) -> list[dict[str, Any]]:
+    text = (Path(config.out) / "captions.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def samples(config: CaptionConfig) -> list[dict[str, Any]]:
+    """What the webdataset library makes of the shards; pictures are decoded."""
+    import webdataset
+
+    shards = sorted(str(path) for path in (Path(config.out) / "webdataset").glob("*.tar"))
+    loaded = webdataset.WebDataset(shards, shardshuffle=False).decode("pil")
+    return list(loaded)

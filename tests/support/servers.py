@@ -1,0 +1,104 @@
+"""Requests as a browser or a stranger makes them, byte for byte, and real servers to make them to;
+knows nothing of what an answer should be."""
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.pipeline import ROOT
+
+TEMPORARY = """
+import sys
+from flows.deployments.server import start_server
+print(*start_server(), flush=True)
+sys.stdin.read()
+"""
+ASK_SECONDS = 60
+BUSY = 503
+TRIES = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Their names in lower case."""
+    body: bytes
+
+    @property
+    def allowed(self) -> str | None:
+        """The origin whose pages a browser shows this to."""
+        return self.headers.get("access-control-allow-origin")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """One that is up, and what it asks for."""
+
+    port: int
+    login: str
+    pid: int
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+        *,
+        login: str | None = None,
+    ) -> Answer:
+        """One request, with no header but these, those that HTTP needs and a `login`, if any. A
+        server that has just started answers 503 now and then, which Prefect's clients bear too."""
+        given = dict(headers or {})
+        if login is not None:
+            given["Authorization"] = basic(login)
+        sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        for _ in range(TRIES):
+            answer = self._ask(method, path, given, sent)
+            if answer.status != BUSY:
+                break
+            time.sleep(1)
+        return answer
+
+    def _ask(self, method: str, path: str, given: Mapping[str, str], sent: bytes | None) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ASK_SECONDS)
+        with contextlib.closing(connection):
+            connection.request(method, path, body=sent, headers=dict(given))
+            found = connection.getresponse()
+            told = {name.lower(): value for name, value in found.getheaders()}
+            return Answer(status=found.status, headers=told, body=found.read())
+
+
+def basic(login: str) -> str:
+    return f"Basic {base64.b64encode(login.encode()).decode()}"
+
+
+@contextlib.contextmanager
+def temporary_server() -> Iterator[Server]:
+    """The one that `--prefect` starts for itself."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", TEMPORARY],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    try:
+        url, _, login = parent.stdout.readline().strip().partition(" ")
+        port = int(url.removesuffix("/api").rpartition(":")[2])
+        yield Server(port=port, login=login, pid=parent.pid)
+    finally:
+        parent.communicate("")

@@ -1,0 +1,156 @@
+"""Stages that answer at once, for tests of what runs after what: frames are really cut, the rest is
+told from keys."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import Interrupted
+from artifacts.packs import Record, RecordSet
+from artifacts.schema import FrameFit
+from artifacts.store import open_store
+from flows.job.config import CaptionConfig
+from flows.job.launch import StageCall
+from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
+from stages.process.events import Failed
+from stages.process.outcome import StageOutcome
+from stages.process.stage_process import Listener
+
+HALF = PartProfile(shards=("model.safetensors",), tensors=(), parameters=1, stored_bytes=2)
+PROFILE = ModelProfile(
+    folder="",
+    class_name="Any",
+    model_type="any",
+    modalities=("video", "image"),
+    dtype="float32",
+    parts={"vision": HALF, "language": HALF},
+    sampling=SamplingProfile(fps=2.0, max_frames=8),
+    fit_video=FrameFit(),
+    fit_image=FrameFit(),
+    feature_width=8,
+    image_tokens=4,
+    frame_tokens=4,
+)
+
+
+def config_in(root: Path, sources: Path, **options: Any) -> CaptionConfig:
+    """A run over `sources` with all else below `root`, and a model of two files."""
+    (root / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (root / "model" / name).write_text("{}")
+    return CaptionConfig(
+        sources=(str(sources),),
+        model=str(root / "model"),
+        out=str(root / "out"),
+        store=str(root / "store"),
+        **options,
+    )
+
+
+class Stages:
+    """Stands for the child processes: frames are really cut, features and captions are told from
+    their keys. `stop_after` ends the named stage after so many items, as a kill would."""
+
+    def __init__(self) -> None:
+        self.calls: list[StageCall] = []
+        self.profile = PROFILE
+        self.stop_after: dict[str, int] = {}
+        self.refuse_first = False
+
+    def launcher(self, _: Listener) -> "Stages":
+        return self
+
+    def start(self, call: StageCall) -> "Answer":
+        self.calls.append(call)
+        return Answer(StageOutcome(name=call.name), lambda made: self._answer(call, made))
+
+    def names(self) -> list[str]:
+        return [call.name for call in self.calls if call.name != "describe"]
+
+    def batches(self, stage: str) -> list[list[str]]:
+        """Keys of the batches that a stage was told, call after call."""
+        told = [call.arguments["batches"] for call in self.calls if call.name == stage]
+        return [[member["key"] for member in batch] for batches in told for batch in batches]
+
+    def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
+        if call.name == "describe":
+            outcome.notes["profile"] = self.profile.to_json()
+        elif call.name == "frames":
+            import stages.frames.run
+
+            heard = Heard(outcome)
+            stages.frames.run.run(call.arguments, heard)  # type: ignore[arg-type]
+        else:
+            self._make(call, outcome)
+        return outcome
+
+    def _make(self, call: StageCall, outcome: StageOutcome) -> None:
+        kind = {"encode": "features", "decode": "captions"}[call.name]
+        store = open_store(call.arguments["store"])
+        record_set = RecordSet(store, kind, call.arguments["namespace"])
+        if call.name == "encode":
+            frames = RecordSet(store, "frames", call.arguments["frames_namespace"])
+            assert all(m["frames"] in frames for b in call.arguments["batches"] for m in b)
+        if call.name == "encode" and self.refuse_first:
+            refused = RecordSet(store, "failures", call.arguments["namespace"])
+            why = {"kind": "refused", "message": "too narrow", "hint": "Widen it"}
+            keys = [m["key"] for batch in call.arguments["batches"] for m in batch][:1]
+            refused.publish([Record(key=key, meta=why) for key in keys])
+            record_set = Without(record_set, keys)  # type: ignore[assignment]
+        for batch in call.arguments["batches"]:
+            if outcome.items >= self.stop_after.get(call.name, 10**9):
+                raise Interrupted(f"{call.name} was killed")
+            meta = {"caption": "something", "tokens": 1}
+            made = [Record(key=m["key"], meta=meta) for m in batch]
+            outcome.items += len(record_set.publish(made))
+
+
+class Without:
+    """A record set that some keys are never put on."""
+
+    def __init__(self, record_set: RecordSet, keys: list[str]) -> None:
+        self._record_set = record_set
+        self._keys = keys
+
+    def publish(self, records: list[Record]) -> list[str]:
+        return self._record_set.publish([r for r in records if r.key not in self._keys])
+
+
+class Answer:
+    """A stage that does its work when it is waited for."""
+
+    def __init__(self, outcome: StageOutcome, work: Callable[[StageOutcome], StageOutcome]) -> None:
+        self.outcome = outcome
+        self._work = work
+
+    def wait(self) -> StageOutcome:
+        return self._work(self.outcome)
+
+    def stop(self) -> None:
+        pass
+
+
+class Heard:
+    """A report that counts."""
+
+    def __init__(self, outcome: StageOutcome) -> None:
+        self._outcome = outcome
+
+    def item(self, key: str, **_: Any) -> None:
+        self._outcome.items += 1
+
+    def total(self, items: int) -> None:
+        pass
+
+    def begin(self, media: str) -> None:
+        pass
+
+    def done(self, media: str) -> None:
+        pass
+
+    def failure(self, media: str, kind: str, message: str, hint: str) -> None:
+        told = Failed(media=media, kind=kind, message=message, hint=hint)
+        self._outcome.failures.append(told)
+
+    def warning(self, text: str) -> None:
+        pass

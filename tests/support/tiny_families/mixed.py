@@ -1,0 +1,183 @@
+"""Prompts that are harder than one picture each: an image and a video, unlike numbers of pictures,
+a row without any."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tests.support.tiny_families.coded import perceiving
+from tests.support.tiny_families.parts import (
+    END,
+    FAMILIES,
+    IMAGE,
+    INDEX,
+    INTERLEAVED,
+    MROPE,
+    NONE,
+    PINPOINTS,
+    START,
+    TOKENS,
+    VIDEO,
+    Built,
+    clip,
+    count,
+    decisive,
+    features_of,
+    hf,
+    llama,
+    noise,
+    patches,
+    prompt_inputs,
+    siglip,
+    text,
+)
+from tests.support.tiny_families.shared import tiles
+
+Grid = list[int]
+"""Steps, height and width in patches."""
+
+
+def register(name: str) -> Callable[[Callable[[], Built]], Callable[[], Built]]:
+    def keep(builder: Callable[[], Built]) -> Callable[[], Built]:
+        FAMILIES[name] = builder
+        return builder
+
+    return keep
+
+
+def image(places: int) -> list[int]:
+    return [START, *[IMAGE] * places, END]
+
+
+def video(places: int, groups: int = 1) -> list[int]:
+    return [START, *[VIDEO] * (places // groups), END] * groups
+
+
+def rows(
+    model: Any, prompts: Sequence[list[int]], pixels: dict[str, Any], typed: bool = True
+) -> Built:
+    inputs = {**prompt_inputs(prompts), **pixels}
+    if typed:
+        ids = inputs["input_ids"]
+        inputs["mm_token_type_ids"] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
+    return decisive(model), inputs
+
+
+def streams(images: Sequence[Grid], videos: Sequence[Grid] = ()) -> dict[str, Any]:
+    """Patches and grids of images and videos."""
+    found: dict[str, Any] = {}
+    for prefix, suffix, grids in (("image", "", images), ("video", "_videos", videos)):
+        if grids:
+            grid = torch.tensor(grids)
+            found[f"pixel_values{suffix}"] = torch.randn(int(grid.prod(-1).sum()), 96)
+            found[f"{prefix}_grid_thw"] = grid
+    return found
+
+
+def timed() -> Any:
+    config = hf.Qwen2_5_VLConfig(
+        text_config=text(rope_parameters=MROPE, head_dim=NONE),
+        vision_config=patches(window_size=16, fullatt_block_indexes=[1]),
+        **TOKENS,
+    )
+    return hf.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def deep() -> Any:
+    layers = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+    config = hf.Qwen3VLConfig(
+        text_config=text(rope_parameters=INTERLEAVED, num_hidden_layers=3),
+        vision_config=patches(**layers),
+        **TOKENS,
+    )
+    return hf.Qwen3VLForConditionalGeneration(config)
+
+
+def plain() -> Any:
+    config = hf.LlavaConfig(vision_config=clip(), text_config=llama(), **INDEX)
+    return hf.LlavaForConditionalGeneration(config)
+
+
+UNEVEN = [[1, *image(4), 5, 6, *image(8), 7], [1, *image(16), 8]]
+UNEVEN_GRIDS = [[1, 4, 4], [1, 4, 8], [1, 8, 8]]
+
+
+@register("qwen2_5_vl:mixed")
+def timed_mixed() -> Built:
+    pixels = streams([[1, 4, 4]], [[2, 4, 4]])
+    pixels["second_per_grid_ts"] = torch.tensor([1.0])
+    return rows(timed(), [[1, *image(4), 5, 6, *video(8), 7]], pixels)
+
+
+@register("qwen3_vl:mixed")
+def deep_mixed() -> Built:
+    pixels = streams([[1, 4, 4]], [[2, 4, 4]])
+    return rows(deep(), [[1, *image(4), 5, 6, *video(8, 2), 7]], pixels)
+
+
+@register("qwen2_5_vl:uneven")
+def timed_uneven() -> Built:
+    return rows(timed(), UNEVEN, streams(UNEVEN_GRIDS))
+
+
+@register("qwen3_vl:uneven")
+def deep_uneven() -> Built:
+    return rows(deep(), UNEVEN, streams(UNEVEN_GRIDS))
+
+
+@register("qwen3_vl:textrow")
+def deep_with_a_row_of_text() -> Built:
+    return rows(deep(), [[1, *image(4), 5, 6], [1, 8, 9, 10]], streams([[1, 4, 4]]))
+
+
+@register("llava:uneven")
+def plain_uneven() -> Built:
+    prompts = [[1, *[IMAGE] * 16, 5, *[IMAGE] * 16, 6, 7], [1, *[IMAGE] * 16, 8]]
+    return rows(plain(), prompts, {"pixel_values": noise(3)}, typed=False)
+
+
+@register("llava:textrow")
+def plain_with_a_row_of_text() -> Built:
+    prompts = [[1, *[IMAGE] * 16, 5, 6], [1, 8, 9, 10]]
+    return rows(plain(), prompts, {"pixel_values": noise(1)}, typed=False)
+
+
+@register("llava_onevision:mixed")
+def tiled_mixed() -> Built:
+    config = hf.LlavaOnevisionConfig(
+        vision_config=siglip(),
+        text_config=text("qwen2", head_dim=NONE),
+        image_grid_pinpoints=PINPOINTS,
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+    )
+    model = hf.LlavaOnevisionForConditionalGeneration(config)
+    pixels = {**tiles(1), "pixel_values_videos": torch.randn(1, 3, 3, 32, 32)}
+    places = [count(features_of(model, kind, pixels)) for kind in ("image", "video")]
+    prompt = [1, *[IMAGE] * places[0], 5, *[VIDEO] * places[1], 6, 7]
+    return rows(model, [prompt], pixels, typed=False)
+
+
+@register("video_llava:mixed")
+def together_mixed() -> Built:
+    config = hf.VideoLlavaConfig(
+        vision_config=clip(),
+        text_config=llama(),
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+    )
+    model = hf.VideoLlavaForConditionalGeneration(config)
+    pixels = {
+        "pixel_values_images": noise(1),
+        "pixel_values_videos": torch.randn(1, 8, 3, 32, 32),
+    }
+    prompt = [1, *[IMAGE] * 16, 5, *[VIDEO] * (17 * 8), 6]
+    return rows(model, [prompt], pixels, typed=False)
+
+
+@register("perception_lm:mixed")
+def through_one_encoder_mixed() -> Built:
+    model = hf.PerceptionLMForConditionalGeneration(perceiving())
+    pixels = {"pixel_values": noise(1, 32, 1), "pixel_values_videos": noise(1, 32, 3)}
+    return rows(model, [[1, *[IMAGE] * 4, 5, *[VIDEO] * 12, 6]], pixels, typed=False)

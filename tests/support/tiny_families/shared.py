@@ -1,0 +1,135 @@
+"""Inputs and sizes that several families have in common; knows no one of them."""
+
+from typing import Any
+
+import torch
+
+from tests.support.tiny_families.parts import MROPE, Built, finish, hf, noise, small
+
+HYBRID: dict[str, Any] = {
+    "rope_parameters": {**MROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0},
+    "linear_conv_kernel_dim": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+"""Linear and full attention in turn."""
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 16,
+    "n_shared_experts": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "v_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "n_group": 1,
+    "topk_group": 1,
+}
+"""Latent attention over a mixture of experts."""
+EXPERTS: dict[str, Any] = {
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
+PERCEIVING: dict[str, Any] = {
+    "model_type": "timm_wrapper",
+    "architecture": "vit_pe_core_tiny_patch16_384",
+    "do_pooling": False,
+    "num_classes": 0,
+    "model_args": {
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 4,
+        "img_size": [32, 32],
+        "patch_size": 8,
+        "global_pool": "",
+        "use_post_transformer_norm": False,
+        "init_values": 0.1,
+        "ref_feat_shape": [4, 4],
+    },
+}
+"""A tower of a package of its own, without a pooled output."""
+SMALL: dict[str, Any] = {"image_size": 16, "intermediate_size": 64}
+SAM: dict[str, Any] = {
+    "hidden_size": 32,
+    "output_channels": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 4,
+    "window_size": 4,
+    "global_attn_indexes": [1],
+    "mlp_dim": 64,
+    "mlp_ratio": 2.0,
+}
+
+
+def stream(
+    rows: int, video: bool, patch: int = 4, depth: int = 2, side: int = 4
+) -> dict[str, torch.Tensor]:
+    """Patches of all media one after the other, and the grid of each: two steps of a video."""
+    grid = torch.tensor([[2 if video else 1, side, side]] * rows)
+    pixels = torch.randn(int(grid.prod(-1).sum()), 3 * depth * patch * patch)
+    if video:
+        return {"pixel_values_videos": pixels, "video_grid_thw": grid}
+    return {"pixel_values": pixels, "image_grid_thw": grid}
+
+
+def streamed(
+    config: Any,
+    cls: str,
+    rows: int,
+    video: bool,
+    patch: int = 4,
+    depth: int = 2,
+    types: str | None = "mm_token_type_ids",
+    frames: int = 0,
+    **options: Any,
+) -> Built:
+    """A family that takes a stream of patches; `frames` groups of placeholders in a video."""
+    return finish(
+        getattr(hf, cls)(config),
+        stream(rows, video, patch, depth),
+        rows,
+        video,
+        types=types,
+        frames=frames if video else 0,
+        **options,
+    )
+
+
+def sized(cls: str, config: Any, rows: int) -> Built:
+    """A family that is told the size of each picture."""
+    inputs = {"pixel_values": noise(rows, 16), "image_sizes": torch.tensor([[16, 16]] * rows)}
+    return finish(getattr(hf, cls)(config), inputs, rows, wrap=False)
+
+
+def tiles(rows: int, count: int = 5) -> dict[str, torch.Tensor]:
+    """Tiles of pictures and the pictures' sizes."""
+    pixels = torch.randn(rows, count, 3, 32, 32)
+    return {"pixel_values": pixels, "image_sizes": torch.tensor([[60, 50]] * rows)}
+
+
+def pixtral() -> dict[str, Any]:
+    return small(model_type="pixtral", image_size=64, patch_size=4, head_dim=8)
+
+
+def qformer(model_type: str, **changes: Any) -> dict[str, Any]:
+    sizes = {
+        "vocab_size": 120,
+        "max_position_embeddings": 64,
+        "cross_attention_frequency": 1,
+        "encoder_hidden_size": 32,
+    }
+    return small(model_type=model_type, **{**sizes, **changes})
+
+
+def timm_tower(architecture: str, **changes: Any) -> dict[str, Any]:
+    """One of timm's architectures, made small."""
+    sizes = {"do_pooling": False, "num_classes": 2, "hidden_size": 32, "model_args": {}}
+    return {"model_type": "timm_wrapper", "architecture": architecture, **sizes, **changes}

@@ -1,0 +1,119 @@
+"""A wave of clips in a store, run through the encode and decode stages in this process."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from artifacts.packs import Record, RecordSet
+from artifacts.schema import ChunkIndex
+from artifacts.store import open_store
+from stages.decode.run import run as decode
+from stages.encode.run import run as encode
+from stages.models.processors.prepare import Clip
+from stages.process.report import Report
+
+FRAMES, FEATURES, CAPTIONS = "aa" * 32, "bb" * 32, "cc" * 32
+OFFSET = 30.0
+"""Seconds at which every clip begins in its medium: chunks count from their own start."""
+
+
+class Wave:
+    """Clips under the keys `frames-N`, cut into batches."""
+
+    def __init__(
+        self, store: Path, model: Path, batches: Sequence[Sequence[Clip]], **settings: Any
+    ) -> None:
+        self.store = str(store)
+        self.model = str(model)
+        self.settings = settings
+        """What else the jobs of both stages say, such as `dtype`."""
+        numbered = iter(range(sum(map(len, batches))))
+        self.batches = [[(next(numbered), clip) for clip in batch] for batch in batches]
+        record_set = self.record_set("frames", FRAMES)
+        record_set.publish([_frames(n, clip) for batch in self.batches for n, clip in batch])
+
+    def record_set(self, kind: str, namespace: str) -> RecordSet:
+        return RecordSet(open_store(self.store), kind, namespace)
+
+    def encode(self) -> list[dict[str, Any]]:
+        """Run the stage; returns the events it told."""
+        batches = [
+            [{"key": f"features-{n}", "frames": f"frames-{n}", "kind": c.kind} for n, c in batch]
+            for batch in self.batches
+        ]
+        job = self._job(frames_namespace=FRAMES, namespace=FEATURES, batches=batches)
+        with events() as (report, told):
+            encode(job, report)
+        return told
+
+    def decode(
+        self, prompts: Sequence[str], namespace: str = CAPTIONS, tokens: int = 8
+    ) -> list[dict[str, Any]]:
+        """Run the stage with a prompt a clip; returns the events it told."""
+        with events() as (report, told):
+            decode(self.to_decode(prompts, namespace, tokens), report)
+        return told
+
+    def to_decode(
+        self, prompts: Sequence[str], namespace: str = CAPTIONS, tokens: int = 8
+    ) -> dict[str, Any]:
+        """The job of the decode stage."""
+        batches = [
+            [
+                {
+                    "key": f"caption-{n}",
+                    "features": f"features-{n}",
+                    "kind": c.kind,
+                    "prompt": prompts[n % len(prompts)],
+                }
+                for n, c in batch
+            ]
+            for batch in self.batches
+        ]
+        limit = {"max_new_tokens": tokens}
+        return self._job(features_namespace=FEATURES, namespace=namespace, batches=batches, **limit)
+
+    def captions(self, namespace: str = CAPTIONS) -> list[dict[str, Any]]:
+        record_set = self.record_set("captions", namespace)
+        return [record_set.meta(f"caption-{n}") for batch in self.batches for n, _ in batch]
+
+    def _job(self, **values: Any) -> dict[str, Any]:
+        model = {"model": self.model, "revision": None, "device": "cpu", "dtype": "float32"}
+        rest = {"attention": "sdpa", "trust_remote_code": False, **self.settings}
+        job: dict[str, Any] = json.loads(
+            json.dumps({"store": self.store, **model, **rest, **values})
+        )
+        return job
+
+
+@contextmanager
+def events() -> Iterator[tuple[Report, list[dict[str, Any]]]]:
+    """A report, and the list that its events are in once the block ends."""
+    told: list[dict[str, Any]] = []
+    descriptor = os.memfd_create("events")
+    try:
+        yield Report(descriptor), told
+    finally:
+        text = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
+        told.extend(json.loads(line) for line in text.splitlines())
+        os.close(descriptor)
+
+
+def keys_told(told: Sequence[dict[str, Any]]) -> list[str]:
+    return [event["key"] for event in told if event["event"] == "item"]
+
+
+def _frames(number: int, clip: Clip) -> Record:
+    chunk = ChunkIndex(
+        index=number,
+        start=OFFSET,
+        end=OFFSET + clip.seconds,
+        times=tuple(OFFSET + time for time in clip.times),
+        height=clip.frames.shape[1],
+        width=clip.frames.shape[2],
+    )
+    meta = {name: getattr(chunk, name) for name in chunk.__dataclass_fields__}
+    return Record(key=f"frames-{number}", meta=meta, payload=clip.frames.tobytes())

@@ -1,0 +1,123 @@
+"""The whole model's captions of the frames that a run stored: processor, then `generate`, nothing
+of
+this program in between but the reading of the frames."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts.keys import content_key, hash_file, item_key
+from artifacts.pack_object import read_header
+from artifacts.schema import WHOLE
+from artifacts.store import FolderStore
+from tests.support.pipeline import Place
+
+Frames = Any
+
+
+def stored_frames(place: Place) -> dict[str, tuple[dict[str, Any], Frames]]:
+    """Key of a chunk's frames → (description, pixels of shape (T, H, W, 3))."""
+    store = FolderStore(place.store)
+    found = {}
+    for name in store.list("frames"):
+        for key, at in read_header(store, name):
+            shape = (len(at.meta["times"]), at.meta["height"], at.meta["width"], 3)
+            pixels = np.frombuffer(bytearray(store.get(name, at.offset, at.length)), np.uint8)
+            found[key] = (at.meta, pixels.reshape(shape))
+    return found
+
+
+def frames_of(place: Place) -> list[tuple[dict[str, Any], Frames]]:
+    """The stored frames of each line of the run's captions, in order."""
+    frames = stored_frames(place)
+    namespace = next(FolderStore(place.store).list("frames")).split("/")[2]
+    found, chunks = [], Counter[str]()
+    for row in place.captions():
+        name = row["media_path"]
+        kind = "image" if row["start"] == row["end"] else "video"
+        digest = content_key(hash_file(place.clips / name), kind)
+        keys = [item_key(namespace, digest, chunks[name], *words) for words in ((), (WHOLE,))]
+        found.append(next(frames[key] for key in keys if key in frames))
+        chunks[name] += 1
+    return found
+
+
+def whole_model_captions(place: Place, model: Path, batch: int) -> list[str]:
+    """A caption for each line of the run's captions, in order, `batch` rows of a kind together."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor: Any = AutoProcessor.from_pretrained(model)
+    whole: Any = AutoModelForImageTextToText.from_pretrained(model).eval()
+    frames = frames_of(place)
+    rows = list(enumerate(place.captions()))
+    said: dict[int, str] = {}
+    for kind in ("image", "video"):
+        of_kind = [row for row in rows if ("image" in row[1]["prompt"]) == (kind == "image")]
+        for first in range(0, len(of_kind), batch):
+            group = of_kind[first : first + batch]
+            chunks = [frames[number] for number, _ in group]
+            texts = [turn(processor, kind, row["prompt"]) for _, row in group]
+            inputs = processor(
+                text=texts, padding=True, return_tensors="pt", **media_of(kind, chunks)
+            )
+            with torch.inference_mode():
+                tokens = whole.generate(**inputs, max_new_tokens=128, do_sample=False)
+            texts = processor.batch_decode(
+                tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            )
+            said.update({number: text for (number, _), text in zip(group, texts, strict=True)})
+    return [said[number] for number, _ in rows]
+
+
+def turn(processor: Any, kind: str, prompt: str) -> str:
+    content = [{"type": kind}, {"type": "text", "text": prompt}]
+    text: str = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    return text
+
+
+def media_of(kind: str, chunks: list[tuple[dict[str, Any], Frames]]) -> dict[str, Any]:
+    if kind == "image":
+        return {"images": [[pixels[0]] for _, pixels in chunks]}
+    metadata = []
+    for meta, pixels in chunks:
+        times = [time - meta["start"] for time in meta["times"]]
+        gap = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+        fps = 1 / gap
+        metadata.append(
+            {
+                "fps": fps,
+                "total_num_frames": len(times),
+                "duration": meta["end"] - meta["start"],
+                "frames_indices": [time * fps for time in times],
+                "height": pixels.shape[1],
+                "width": pixels.shape[2],
+            }
+        )
+    return {
+        "videos": [pixels for _, pixels in chunks],
+        "video_metadata": metadata,
+        "do_sample_frames": False,
+    }
+
+
+def in_float32(checkpoint: Path, folder: Path) -> Path:
+    """A copy of a checkpoint whose own precision is float32, in which batches change no byte."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        if file.suffix == ".safetensors":
+            tensors = {name: t.to(torch.float32) for name, t in load_file(file).items()}
+            save_file(tensors, folder / file.name, metadata={"format": "pt"})
+        else:
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
+    return folder

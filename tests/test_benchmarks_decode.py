@@ -1,0 +1,94 @@
+"""The benchmarks of decoding compare the same captions on both sides, and see what memory holds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import _modes, ablation, actuators, equal_batch, reprompt, staged_vs_joint
+from benchmarks._bench import Bench, batches_of
+from benchmarks._models import FRAMES, LARGE, TINY, build, half_bytes, publish_clips
+from benchmarks._modes import Outcome, perform
+from penstock_demo import CHECKPOINT
+
+TOKENS = 3
+
+
+def here(mode: str, job: dict[str, Any], budget: int | None = None) -> Outcome:
+    """A mode in this process, where all is imported already."""
+    return perform(mode, {**job, "dtype": "float32"})
+
+
+def bench_of(model: Path, store: str, tokens: int) -> Bench:
+    members = publish_clips(store, [8, 4, 8, 8])
+    sizes: dict[str, Any] = {"tokens": tokens, "batches": (1, 2)}
+    return Bench(model=model, store=store, members=members, runner=here, **sizes)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("bench")
+    return bench_of(build(folder / "model", TINY, TOKENS), str(folder / "store"), TOKENS)
+
+
+def test_both_sides_make_the_same_captions(tmp_path: Path) -> None:
+    bench = bench_of(CHECKPOINT, str(tmp_path), 24)
+    cut = batches_of(bench.members, 2)
+    bench.run("encode", cut)
+    staged, joint = bench.run("decode", cut), bench.run("joint", cut)
+    assert staged.texts == joint.texts
+    assert len(set(joint.texts)) > 1
+    assert len(staged.marks) == len(joint.marks) == 4
+
+
+def test_the_large_model_has_its_size_and_each_half_in_a_file_of_its_own(bench: Bench) -> None:
+    halves = half_bytes(bench.model)
+    files = {path.stem.split("-")[1]: path for path in bench.model.glob("*.safetensors")}
+    assert all(0 < halves[half] < path.stat().st_size for half, path in files.items())
+    assert 12 * LARGE.layers * LARGE.width**2 > 0.3e9
+
+
+def test_a_table_has_a_line_for_each_budget_and_says_what_does_not_fit(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = staged_vs_joint.compare(bench, max(half_bytes(bench.model).values()), repeat=1)
+    table = staged_vs_joint.table(bench, lines)
+    assert len(table) == 2 + 2 + 5
+    assert "equal batch 1" in table[2]
+    assert table[2] in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_budget_that_is_too_small_is_told_from_another_fault(bench: Bench) -> None:
+    job: dict[str, Any] = {"model": str(bench.model), "dtype": "float32", "store": bench.store}
+    job |= {"batches": [], "frames_namespace": FRAMES}
+    assert _modes.run_mode("joint", job, budget=1 << 20).died
+    with pytest.raises(RuntimeError, match="joint failed"):
+        _modes.run_mode("joint", {**job, "dtype": "decimal"})
+
+
+def test_the_ratio_of_a_new_prompt_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    reprompt.main(["--clips", "2", "--batch", "2", "--repeat", "1", "--only", "demo"], runner=here)
+    assert "a new prompt ÷ pure decoding, CPU after loading: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_ablation_takes_one_part_away_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--quick", "--clips", "4", "--batch", "2", "--repeat", "1", "--skip", "int8,nf4"]
+    ablation.main(few, runner=here)
+    rows = [line.split(" | ")[0].strip("| ") for line in capsys.readouterr().out.splitlines()]
+    assert rows[2:] == ["all of it", "without batches by length", "without separation"]
+
+
+@pytest.mark.slow
+def test_equal_batches_are_compared_in_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    equal_batch.main(["--quick", "--batch", "1", "--pairs", "1", "--tokens", "2"])
+    assert "joint ÷ staged, wall " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["256 tokens at a time, MLPs alone", "KV cache in 8 bit"])
+def test_what_an_actuator_takes_is_measured(row: str, tmp_path: Path) -> None:
+    job = {"model": str(build(tmp_path / "model", TINY, 2)), "dtype": "bfloat16"}
+    found = actuators.measure({"job": {**job, **actuators.ROWS[row]}, "tokens": 300, "new": 2})
+    assert all(found[name] > 0 for name in ("peak", "reading", "token"))

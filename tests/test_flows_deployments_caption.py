@@ -1,0 +1,261 @@
+"""The caption run as a Prefect flow: what it takes, what it shows, and that its bytes are those of
+the plain command."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.utilities.schema_tools import ValidationError, validate
+
+import flows.deployments.caption
+import penstock_demo
+from artifacts.captions import Failure
+from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, Killed, UsageError
+from flows.console.display import Display
+from flows.deployments import view as prefect_view
+from flows.deployments.caption import INTERRUPTED, Caller, caption_videos, ended_by, observed
+from flows.deployments.page import RunPage
+from flows.deployments.view import TABLE_ROWS, Progress, RunLog, plain, table
+from flows.job.config import CaptionConfig
+from scripts.stage_processes import stage_of
+from tests.support.pipeline import PENSTOCK, ROOT, descendants, wait_gone
+
+CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
+BAD = [
+    {},
+    {"sources": []},
+    {"sources": "a.mp4"},
+    {"sources": ["a.mp4"], "fsp": 2},
+    {"sources": ["a.mp4"], "fps": 0},
+    {"sources": ["a.mp4"], "chunk": "long"},
+    {"sources": ["a.mp4"], "batch_size": 1.5},
+    {"sources": ["a.mp4"], "limit": -1},
+    {"sources": ["a.mp4"], "memory": 0},
+    {"sources": ["a.mp4"], "memory": "8 apples"},
+    {"sources": ["a.mp4"], "format": ["docx"]},
+    {"sources": ["a.mp4"], "prompt": " "},
+    {"sources": ["a.mp4"], "out": ""},
+]
+
+
+def schema() -> dict[str, Any]:
+    return caption_videos.parameters.model_dump()
+
+
+@pytest.mark.parametrize("config", BAD, ids=json.dumps)
+def test_the_server_refuses_bad_parameters_before_a_run(config: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        validate({"config": config}, schema(), raise_on_error=True)
+
+
+def test_the_server_takes_good_parameters() -> None:
+    config = {"sources": ["a.mp4"], "fps": 0.5, "frames": None, "limit": 3, "format": ["txt"]}
+    validate({"config": config}, schema(), raise_on_error=True)
+    taken = caption_videos.validate_parameters({"config": config})
+    assert taken["config"] == CaptionConfig(sources=("a.mp4",), fps=0.5, limit=3, format=("txt",))
+
+
+def test_what_no_schema_can_say_is_refused_by_the_configuration() -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        caption_videos.validate_parameters({"config": {"sources": ["a"], "fps": 1, "frames": 2}})
+
+
+def test_parameters_are_the_configurations_fields_each_described() -> None:
+    fields = schema()["definitions"]["CaptionConfig"]["properties"]
+    assert set(fields) == set(CaptionConfig.__slots__)
+    assert all(field["description"] for field in fields.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("my_clip_01 [1080p].mp4", "my_clip_01 [1080p].mp4"),
+        ("*a*.mp4", r"\*a\*.mp4"),
+        ("_a_.mp4", r"\_a\_.mp4"),
+        ("# 1.mp4", r"\# 1.mp4"),
+        ("[a](http://b)", r"\[a](http://b)"),
+        ("<img src=x>", r"\<img src=x>"),
+        (r"a\*b", r"a\\\*b"),
+    ],
+)
+def test_names_are_shown_as_they_are(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+def failure(name: str) -> Failure:
+    return Failure(
+        media_path=name, source=name, stage="frames", error="x", message="broken *", hint="mend it"
+    )
+
+
+def test_the_table_names_failures_and_what_to_do() -> None:
+    assert table([failure("a.mp4")]) == [
+        {"file": "a.mp4", "what": r"broken \*", "what to do": "mend it"}
+    ]
+
+
+def test_a_long_table_says_what_it_leaves_out() -> None:
+    rows = table([failure(f"{n}.mp4") for n in range(TABLE_ROWS + 7)])
+    assert len(rows) == TABLE_ROWS + 1
+    assert rows[-1]["file"] == "7 more"
+
+
+def test_a_bar_goes_on_when_the_server_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+    drawn: list[float] = []
+
+    def refuse(percent: float, **_: object) -> None:
+        asked.set()
+        raise ConnectionError("gone")
+
+    def draw(percent: float, **_: object) -> UUID:
+        drawn.append(percent)
+        return uuid4()
+
+    monkeypatch.setattr(prefect_view, "create_progress_artifact", refuse)
+    progress = Progress("encode")
+    progress.tell(0, 0)
+    progress.tell(1, 4)
+    assert asked.wait(30)
+    monkeypatch.setattr(prefect_view, "create_progress_artifact", draw)
+    progress.tell(4, 4)
+    progress.close()
+    assert drawn == [100.0]
+
+
+def test_a_server_that_never_answers_holds_up_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def hang(percent: float, **_: object) -> UUID:
+        asked.set()
+        answer.wait()
+        return uuid4()
+
+    monkeypatch.setattr(prefect_view, "create_progress_artifact", hang)
+    monkeypatch.setattr(prefect_view, "update_progress_artifact", lambda *_: None)
+    monkeypatch.setattr(prefect_view, "LAST_STEP_SECONDS", 0.1)
+    progress = Progress("encode")
+    progress.tell(1, 4)
+    assert asked.wait(30)
+    progress.tell(2, 4)
+    progress.close()
+    answer.set()
+    monkeypatch.setattr(prefect_view, "LAST_STEP_SECONDS", 30)
+    progress.close()  # so that the thread ends before what it stands on is there again
+
+
+def test_how_a_run_ended_tells_whether_it_is_to_be_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flows.deployments.caption, "await_server", lambda: True)
+    asked = Interrupted("stopped")
+    asked.__cause__ = KeyboardInterrupt()
+    errors = (asked, Killed("killed"), CannotFit("too big"))
+    states = [ended_by(error, "table", RunPage()) for error in errors]
+    assert [state.name for state in states] == ["Cancelled", INTERRUPTED, "Failed"]
+    assert [state.type.value for state in states] == ["CANCELLED", "FAILED", "FAILED"]
+
+
+def test_lines_go_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "a flow run"):
+        RunLog(logging.getLogger("a flow run")).write("100 %s done\n")
+    assert caplog.messages == ["100 %s done"]
+
+
+def command(out: Path, *more: str, sources: list[str] = CLIPS) -> list[str]:
+    where = ["--out", str(out), "--store", f"{out}-store", "--format", "txt,vtt"]
+    return [*PENSTOCK, "caption", *sources, "--model", "demo", *where, *more]
+
+
+def run(out: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        command(out, *more), cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    names = ("captions.jsonl", "failures.jsonl", "clip-01.txt", "clip-02.vtt")
+    return {name: (out / name).read_bytes() for name in names}
+
+
+def told(done: "subprocess.CompletedProcess[str]", out: Path) -> list[str]:
+    """What a run printed, without its times and its folder."""
+    text = (done.stderr + done.stdout).replace(str(out), "OUT")
+    return [line for line in text.splitlines() if "0 there" in line or "OUT" in line]
+
+
+def test_with_prefect_the_command_makes_the_same_bytes_and_says_the_same(tmp_path: Path) -> None:
+    plain_run = run(tmp_path / "plain")
+    flow_run = run(tmp_path / "flow", "--prefect")
+    assert outputs(tmp_path / "flow") == outputs(tmp_path / "plain")
+    assert outputs(tmp_path / "flow")["captions.jsonl"].count(b"\n") == 2
+    assert told(flow_run, tmp_path / "flow") == told(plain_run, tmp_path / "plain")
+    assert lines_said(flow_run) == lines_said(plain_run)
+
+
+def test_a_server_that_refuses_the_login_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        request = httpx.Request("POST", "http://127.0.0.1:4242/api/flows/")
+        raise PrefectHTTPStatusError(
+            "401 Unauthorized", request=request, response=httpx.Response(401, request=request)
+        )
+
+    monkeypatch.setattr(flows.deployments.caption, "caption_videos", refuse)
+    caller = Caller(display=Display(quiet=True))
+    with pytest.raises(EnvironmentFault, match=r"refuses the login\. Set PREFECT_API_AUTH_STRING"):
+        observed(CaptionConfig(sources=("a.mp4",)), caller)
+
+
+def lines_said(done: "subprocess.CompletedProcess[str]") -> int:
+    """How many lines, without those that come every ten seconds."""
+    return sum(not line.endswith(" left") for line in done.stderr.splitlines())
+
+
+MANY = ("--batch-size", "1", "--chunk", "0.5")
+"""Options that give a run enough to do for it to be met at work, however busy the machine is."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_flow_ends_soon_and_goes_on_where_it_was(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    running = subprocess.Popen(
+        command(out, "--prefect", "--json", *MANY),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert running.stdout is not None
+    for line in running.stdout:
+        event = json.loads(line)
+        if event["event"] == "item" and event["stage"] == "encode":
+            break
+    stages = [pid for pid in descendants(running.pid) if stage_of(pid)]
+    asked = time.monotonic()
+    os.killpg(running.pid, number)  # as a terminal does, or a service manager
+    wait_gone(stages, 10)
+    _, errors = running.communicate(timeout=60)
+    assert time.monotonic() - asked < 30
+    assert len(stages) == 1
+    assert running.returncode == 4
+    assert errors.strip().splitlines()[-1].startswith("penstock: stopped")
+    assert json.loads((out / "run.json").read_text())["state"] == "interrupted"
+    run(out, *MANY)
+    run(tmp_path / "whole", *MANY)
+    assert outputs(out) == outputs(tmp_path / "whole")

@@ -1,0 +1,161 @@
+"""The login of this machine's Prefect server: made once, read by its user alone, and told to no
+server elsewhere."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import EnvironmentFault
+from flows.deployments.login import (
+    is_local,
+    login_file,
+    login_for,
+    new_login,
+    own_login,
+    stored_login,
+)
+from tests.support.pipeline import ROOT
+
+SECRET = "penstock:not-to-be-told-4711"
+ELSEWHERE = "https://penstock.example.org/api"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PREFECT_HOME that is not there yet, and nothing set of the user's."""
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    return tmp_path / "prefect"
+
+
+def told(who: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """What scripts/server or scripts/worker takes."""
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.login", who],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_SERVER_API_PORT": "4242", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_login_is_made_once_and_its_user_alone_can_read_it(home: Path) -> None:
+    assert stored_login() is None
+    made = own_login()
+    assert re.fullmatch(r"penstock:[\w-]{32}", made)
+    assert made == own_login() == stored_login()
+    assert login_file().stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in home.iterdir()] == ["penstock-auth"]
+    assert new_login() != new_login()
+
+
+def test_what_others_could_read_is_closed(home: Path) -> None:
+    own_login()
+    login_file().chmod(0o644)
+    own_login()
+    assert login_file().stat().st_mode & 0o777 == 0o600
+
+
+def test_starts_at_the_same_time_end_with_the_same_login(home: Path) -> None:
+    code = "from flows.deployments.login import own_login; input(); print(own_login())"
+    starts = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(6)
+    ]
+    for start in starts:
+        assert start.stdin is not None
+        start.stdin.write("\n")
+        start.stdin.flush()
+    found = {start.communicate()[0].strip() for start in starts}
+    assert found == {stored_login()}
+    assert [path.name for path in home.iterdir()] == ["penstock-auth"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"a\nb\n", b"\xff:\xfe", b"a:\0"])
+def test_a_file_that_holds_no_login_fails(home: Path, content: bytes) -> None:
+    home.mkdir()
+    login_file().write_bytes(content)
+    with pytest.raises(EnvironmentFault, match=r"penstock-auth holds no login\. Delete it"):
+        own_login()
+
+
+def test_a_place_where_nothing_can_be_kept_fails_in_one_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.write_text("a file")
+    done = told("server")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert len(done.stderr.splitlines()) == 1 and "PREFECT_HOME" in done.stderr
+    home.unlink()
+    home.mkdir()
+    login_file().symlink_to(home / "nowhere")
+    assert told("server").returncode == 5
+
+
+@pytest.mark.parametrize(
+    ("url", "local"),
+    [
+        ("http://127.0.0.1:4200/api", True),
+        ("http://LOCALHOST/api", True),
+        ("http://[::1]:4200/api", True),
+        ("http://127.9.9.9:4200/api", True),
+        (ELSEWHERE, False),
+        ("http://127.0.0.1.example.org/api", False),
+        ("http://localhost.example.org/api", False),
+        ("http://localhost@example.org/api", False),
+        ("http://127.0.0.1:4200@example.org/api", False),
+        ("http://example.org/127.0.0.1", False),
+        ("http://192.168.1.5:4200/api", False),
+        ("http://0x7f.1/api", False),
+        ("http://[::1", False),
+        ("127.0.0.1:4200/api", False),
+        ("", False),
+    ],
+)
+def test_no_server_elsewhere_is_told_it(home: Path, url: str, local: bool) -> None:
+    assert login_for(url) is None
+    own_login()
+    assert is_local(url) is local
+    assert (login_for(url) is not None) is local
+
+
+def test_server_and_worker_of_one_machine_agree(home: Path) -> None:
+    server, worker = told("server"), told("worker")
+    assert server.stdout == worker.stdout == f"{stored_login()}\n"
+    page = f"the page is http://127.0.0.1:4242; it asks for the string in {login_file()}"
+    assert server.stderr == f"penstock: {page}\n"
+    assert told("worker", PREFECT_API_URL="http://localhost:4242/api").stdout == server.stdout
+
+
+@pytest.mark.parametrize("name", ["PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"])
+def test_what_the_user_has_set_is_kept(home: Path, name: str) -> None:
+    assert [told(who, **{name: SECRET}).stdout for who in ("server", "worker")] == [
+        f"{SECRET}\n"
+    ] * 2
+    home.mkdir()
+    profiles = f'active = "mine"\n[profiles.mine]\n{name} = "{SECRET}"\n'
+    (home / "profiles.toml").write_text(profiles)
+    assert [told(who).stdout for who in ("server", "worker")] == [f"{SECRET}\n"] * 2
+    assert told("server").stderr.endswith(f"that {name} holds\n")
+    assert not login_file().exists()
+
+
+def test_a_worker_of_a_server_elsewhere_gets_nothing_of_this_machine_s(home: Path) -> None:
+    own_login()
+    assert told("worker", PREFECT_API_URL=ELSEWHERE).stdout == "\n"
+    given = {"PREFECT_SERVER_API_AUTH_STRING": SECRET}
+    assert told("worker", PREFECT_API_URL=ELSEWHERE, **given).stdout == "\n"
+    given = {"PREFECT_API_AUTH_STRING": SECRET}
+    assert told("worker", PREFECT_API_URL=ELSEWHERE, **given).stdout == f"{SECRET}\n"

@@ -1,0 +1,112 @@
+"""A stage is started on the first rung that fits; what cannot fit is refused, with what would."""
+
+from dataclasses import replace
+
+import pytest
+
+from flows.planning.changes import cannot_fit, changes
+from flows.planning.choose import Choice, choices, fits
+from flows.planning.rungs import Rung
+from tests.support.by_hand import budget, images, question
+
+HALVING = {
+    "frames": [Rung(stage="frames", batch=2)],
+    "encode": [Rung(stage="encode", batch=b, precision="fp16") for b in (8, 4, 2, 1)],
+    "decode": [Rung(stage="decode", batch=b, precision="fp16") for b in (8, 4, 2, 1)],
+}
+
+
+def decode(gib: float, **more: object) -> Choice:
+    return choices(question(**more), HALVING, budget(gib))["decode"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("gib", "batch"), [(24, 8), (16, 4), (14.5, 2), (13.9, 1)])
+def test_the_first_rung_that_fits_is_taken(gib: float, batch: int) -> None:
+    found = decode(gib)
+    assert (found.taken.rung.batch, found.fits, found.refused) == (batch, True, False)
+    assert found.first.rung.batch == 8
+    assert found.taken.peak_bytes <= budget(gib).bytes
+
+
+def test_what_almost_fits_is_tried() -> None:
+    found = decode(13.4)
+    assert (found.taken.rung.batch, found.fits, found.refused) == (1, False, False)
+
+
+def test_what_cannot_fit_is_refused_with_what_would() -> None:
+    found = decode(8)
+    assert found.refused
+    error = cannot_fit(question(), [found], budget(8))
+    assert error.exit_code == 3
+    assert "the decode stage of llava takes 13." in error.message
+    assert "8.00 GiB of cuda:0 is allowed" in error.message
+    assert "--precision auto (decode takes 7." in error.hint
+    assert "with batch 1, int8)" in error.hint
+    assert "--language-precision int8 (decode takes 7." in error.hint
+    assert "--memory 13.25GiB" in error.hint
+
+
+def test_each_change_that_is_named_fits() -> None:
+    for gib in (3.5, 5, 8, 11):
+        named = changes(question(), decode(gib), budget(gib))
+        for change in named:
+            if change.option.startswith("--memory"):
+                assert fits(change.takes, budget(float(change.option.split()[1][:-3])))
+            else:
+                assert fits(change.takes, budget(gib))
+
+
+def test_fewer_frames_are_named_when_they_are_enough() -> None:
+    clip = replace(images(tokens=40_000), kind="video", frames=64, text_tokens=100)
+    asked = question(clip)
+    found = choices(asked, HALVING, budget(16))["decode"]
+    assert found.refused
+    (frames,) = (c for c in changes(asked, found, budget(16)) if "frames" in c.option)
+    count = int(frames.option.split()[1])
+    assert 1 <= count < 64
+    rung = found.taken.rung
+    twice = replace(asked, workloads=(clip.with_frames(2 * count),)).estimate(rung)
+    assert fits(frames.takes, budget(16)) and not fits(twice, budget(16))
+
+
+def test_one_chunk_that_is_too_large_does_not_keep_the_others_waiting() -> None:
+    giant = images(tokens=60_000)
+    asked = replace(question(giant), least=images())
+    found = choices(asked, HALVING, budget(16))["decode"]
+    assert (found.taken.rung.batch, found.fits, found.refused) == (4, False, False)
+    assert found.taken.workload == giant
+    alone = choices(question(giant), HALVING, budget(16))["decode"]
+    assert (alone.taken.rung.batch, alone.refused) == (1, True)
+
+
+def test_cutting_frames_is_never_refused() -> None:
+    wide = replace(images(), kind="video", shown=(8000, 8000), stored=(8000, 8000))
+    found = choices(question(wide, device="cpu"), HALVING, budget(0.5, device="cpu"))["frames"]
+    assert not found.fits and not found.refused
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4", "auto"])
+def test_no_precision_is_named_that_is_tried_anyway(precision: str) -> None:
+    asked = question(precision=precision)
+    unfit = choices(asked, asked.rungs, budget(24))["decode"]
+    less = replace(budget(24), bytes=unfit.taken.peak_bytes - 1)
+    named = [change.option for change in changes(asked, unfit, less)]
+    tried = {rung.precision for rung in asked.rungs["decode"]}
+    assert not {f"--language-precision {each}" for each in tried} & set(named)
+
+
+def test_a_host_that_is_too_small_is_no_fit() -> None:
+    asked, rung = question(), Rung(stage="decode", batch=1, precision="fp16", offload=True)
+    found = asked.estimate(rung)
+    assert fits(found, budget(8, host=64)) and not fits(found, budget(8, host=8))
+
+
+def test_nothing_is_refused_for_an_estimate_by_dimensions_that_its_weights_fit() -> None:
+    profile = question().model.profile
+    bare = replace(
+        profile, parts={**profile.parts, "language": replace(profile.language, batch_costs=())}
+    )
+    asked = question(images(tokens=60_000))
+    asked = replace(asked, model=replace(asked.model, profile=bare))
+    found = choices(asked, HALVING, budget(16))["decode"]
+    assert (found.fits, found.refused) == (False, False)

@@ -1,0 +1,127 @@
+"""What is left of a job, and the seconds it takes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import flows.planning.times
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.prepare import Job, prepare
+from flows.pipelines import STAGES
+from flows.planning.machine import Known
+from flows.planning.rungs import Rung
+from flows.planning.sizes import Estimate, estimates
+from flows.planning.times import stage_seconds, times_of
+from flows.planning.todo import to_do
+from flows.running.run import caption
+from stages.models.footprint import BatchCost
+from tests.support.machines import machine
+from tests.support.media import write_video
+from tests.support.stand_ins import PROFILE, Stages, config_in
+
+RUNGS = {stage: Rung(stage=stage, batch=2) for stage in STAGES}
+CLIPS = 4
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CaptionConfig:
+    (tmp_path / "clips").mkdir()
+    for number in range(CLIPS):
+        write_video(tmp_path / "clips" / f"{number}.mp4", ticks=range(30), gop=5 + number)
+    return config_in(tmp_path, tmp_path / "clips", max_new_tokens=10)
+
+
+def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:
+    """A job whose encoder takes 1 GFLOP a batch of two chunks, and whose decoder 4 for reading two
+    prompts and 4 a step."""
+    job = prepare(config, Stages())
+    found = estimates(job)
+    unit = to_do(job, found)[0].workload
+    encoder = BatchCost(
+        kind="video", rows=2, units=unit.units, peak_bytes=0, kept_bytes=0, flops=10**9
+    )
+    decoder = replace(encoder, units=unit.tokens, flops=4 * 10**9, step_flops=4 * 10**9)
+    profile = replace(
+        PROFILE,
+        parts={
+            "vision": replace(PROFILE.vision, batch_costs=(encoder,), stored_bytes=10**9),
+            "language": replace(PROFILE.language, batch_costs=(decoder,), stored_bytes=2 * 10**9),
+        },
+    )
+    return replace(job, model=replace(job.model, profile=profile)), found
+
+
+def test_everything_is_left_of_a_new_job(config: CaptionConfig) -> None:
+    job, found = job_of(config)
+    (left,) = to_do(job, found)
+    assert left.left == {"encode": CLIPS, "decode": CLIPS}
+    assert left.pixels == CLIPS * 30 * 48 * 64
+
+
+def test_nothing_is_left_of_a_job_that_was_run(config: CaptionConfig) -> None:
+    caption(config, Display(quiet=True), Stages().launcher)
+    job, found = job_of(config)
+    (left,) = to_do(job, found)
+    assert (left.pixels, left.left) == (0, {"encode": 0, "decode": 0})
+    assert set(stage_seconds(job, RUNGS, found, machine()).values()) == {0}
+
+
+def test_seconds_are_those_of_starting_loading_and_computing(config: CaptionConfig) -> None:
+    job, found = job_of(config)
+    told = stage_seconds(job, RUNGS, found, machine(prepare=1e18, disk_write=1e18))
+    # 7.1 of starting, 1 of reading the weights; of two batches 1e9 / (2 x 512) x 128 ns each.
+    assert told["encode"] == pytest.approx(7.1 + 1 + 2 * 0.125, rel=1e-3)
+    # Steps of two rows: 4e9 / (2 x 2) parameters of 8/7 ns each, 10 of them a batch.
+    reading = told["decode"]
+    assert reading is not None
+    shorter = stage_seconds(job, RUNGS, found, machine(), new_tokens=0)["decode"]
+    assert shorter is not None
+    assert reading - shorter == pytest.approx(2 * 10 * 1e9 * 8 / 7 * 1e-9, rel=1e-3)
+
+
+def test_a_run_s_record_says_what_was_expected_of_its_stages(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caption(config, Display(quiet=True), Stages().launcher)
+    record = json.loads((Path(config.out) / "run.json").read_text())
+    assert record["plan"]["seconds"] is None
+
+    def known(_: str) -> Known:
+        return Known(machine=machine())
+
+    monkeypatch.setattr(flows.planning.times, "find_machine", known)
+    again = replace(config, prompt="Who?")
+    caption(again, Display(quiet=True), Stages().launcher)
+    told = json.loads((Path(config.out) / "run.json").read_text())["plan"]["seconds"]
+    assert told["frames"] == told["encode"] == 0 < told["decode"]
+
+
+def test_what_was_not_measured_leaves_a_stage_without_time(config: CaptionConfig) -> None:
+    job, found = job_of(config)
+    told = stage_seconds(job, RUNGS, found, machine(passes={}))
+    assert told["encode"] is None and told["frames"] is not None
+
+
+def test_an_unmeasured_machine_has_no_times_and_that_is_said(
+    config: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    told = times_of(*(job_of(config)[0], RUNGS, job_of(config)[1]))
+    assert told.seconds is None
+    assert told.line.startswith("unknown: this machine was not measured; `penstock doctor")
+
+
+def test_times_are_told_stage_by_stage(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(_: str) -> Known:
+        return Known(machine=machine())
+
+    monkeypatch.setattr(flows.planning.times, "find_machine", known)
+    job, found = job_of(config)
+    told = times_of(job, RUNGS, found)
+    assert told.seconds is not None and list(told.seconds) == ["frames", "encode", "decode"]
+    assert "encode 8." in told.line and "decode up to" in told.line

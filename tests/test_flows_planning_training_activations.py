@@ -1,0 +1,216 @@
+"""What a layer keeps for its backward pass, counted on real layers of transformers."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from flows.planning.stacks import attention_of, mlp_of, stacks_of
+from flows.planning.towers import Tower
+from flows.planning.training.activations import (
+    LOGITS,
+    layer_bytes,
+    lora_layer_bytes,
+    lora_parameters,
+)
+from stages.models.hub.headers import Header
+from tests.support.families import hf
+
+WIDTH, INSIDE, HEADS, TOKENS = 128, 320, 4, 96
+FEW, MANY = 2, 4
+"""Layers; what they differ by is what a layer keeps, and not what surrounds them."""
+
+
+def kept_bytes(run: Callable[[], Any], model: Any) -> int:
+    """Of all that a pass keeps for its backward pass, weights not."""
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    held: dict[int, Any] = {}
+
+    def pack(tensor: Any) -> Any:
+        if tensor.untyped_storage().data_ptr() not in own:
+            held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+
+
+def tower_of(model: Any) -> Tower:
+    stack = stacks_of(
+        Header(name, "", "BF16", tuple(weight.shape), 2 * weight.numel())
+        for name, weight in model.named_parameters()
+    )[0]
+    return Tower(
+        path=stack.path,
+        kind="text",
+        layers=stack.layers,
+        layer_parameters=stack.parameters,
+        linear_parameters=0,
+        matrices=tuple(stack.matrices.values()),
+        parameters=0,
+        attention=attention_of(stack),
+        mlp=mlp_of(stack),
+        heads=HEADS,
+        width=stack.width,
+        shifts=stack.shifts,
+    )
+
+
+def decoder(layers: int, attention: str, keys: int) -> Any:
+    config = hf.Qwen2Config(
+        hidden_size=WIDTH,
+        intermediate_size=INSIDE,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=keys,
+        vocab_size=64,
+        attn_implementation=attention,
+    )
+    return hf.Qwen2Model(config).to(torch.bfloat16).train()
+
+
+def encoder(layers: int, attention: str) -> Any:
+    config = hf.CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=INSIDE,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        image_size=64,
+        patch_size=8,
+        hidden_act="gelu",
+        attn_implementation=attention,
+    )
+    return hf.CLIPVisionModel(config).to(torch.bfloat16).train()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("keys", [HEADS, 2])
+def test_a_gated_layer_keeps_to_the_byte_what_is_told_of_it(attention: str, keys: int) -> None:
+    found = []
+    embedded = torch.randn(2, TOKENS, WIDTH, dtype=torch.bfloat16)
+    for layers in (FEW, MANY):
+        model = decoder(layers, attention, keys)
+        found.append(kept_bytes(lambda model=model: model(inputs_embeds=embedded), model))  # type: ignore[misc]
+    told = layer_bytes(tower_of(decoder(FEW, attention, keys)), TOKENS, fused=attention == "sdpa")
+    assert found[1] - found[0] == (MANY - FEW) * 2 * TOKENS * told
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_layer_of_a_vision_tower_too(attention: str) -> None:
+    found = []
+    pixels = torch.randn(3, 3, 64, 64, dtype=torch.bfloat16)
+    tokens = 8 * 8 + 1
+    for layers in (FEW, MANY):
+        model = encoder(layers, attention)
+        found.append(kept_bytes(lambda model=model: model(pixel_values=pixels), model))  # type: ignore[misc]
+    told = layer_bytes(tower_of(encoder(FEW, attention)), tokens, fused=attention == "sdpa")
+    assert found[1] - found[0] == (MANY - FEW) * 3 * tokens * told
+
+
+def test_with_dropout_and_a_plain_mlp_it_is_the_34_of_korthikanti() -> None:
+    """sbh(34 + 5as/h), the masks of dropout aside: one of 1 byte after attention and one after the
+    MLP; and 5as/h is 2as of the softmax, as of its mask and 2as of what comes out of it."""
+    config = hf.CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        image_size=64,
+        patch_size=8,
+    )
+    told = layer_bytes(tower_of(hf.CLIPVisionModel(config)), TOKENS)
+    sums = 8 + 4 * HEADS  # of norms and of fused attention
+    assert told - sums == (34 - 2) * WIDTH
+
+
+class Adapted(torch.nn.Module):
+    """A frozen linear layer with a LoRA, as PEFT computes it."""
+
+    def __init__(self, base: Any, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        self.dropout = torch.nn.Dropout(0.05)
+        self.down = torch.nn.Linear(base.in_features, rank, bias=False, dtype=torch.bfloat16)
+        self.up = torch.nn.Linear(rank, base.out_features, bias=False, dtype=torch.bfloat16)
+
+    def forward(self, x: Any) -> Any:
+        return self.base(x) + self.up(self.down(self.dropout(x))) * 4.0
+
+
+def adapted(layers: int, rank: int) -> Any:
+    model = decoder(layers, "sdpa", 2).requires_grad_(False)
+    for layer in model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name, child in list(part.named_children()):
+                if isinstance(child, torch.nn.Linear):
+                    setattr(part, name, Adapted(child, rank))
+    return model.train()
+
+
+def test_a_layer_beside_adapters_keeps_a_copy_for_each() -> None:
+    found = []
+    embedded = torch.randn(2, TOKENS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+    for layers in (FEW, MANY):
+        model = adapted(layers, rank=8)
+        found.append(kept_bytes(lambda model=model: model(inputs_embeds=embedded), model))  # type: ignore[misc]
+    tower = tower_of(decoder(FEW, "sdpa", 2))
+    # A CPU's mask of dropout takes 2 bytes a number; a GPU's, which is meant, 1.
+    masks = sum(columns for _, columns in tower.matrices)
+    told = lora_layer_bytes(tower, TOKENS, rank=8) + masks
+    assert found[1] - found[0] == (MANY - FEW) * 2 * TOKENS * told
+    trained = sum(w.numel() for w in adapted(FEW, rank=8).parameters() if w.requires_grad)
+    assert lora_parameters(tower, rank=8) == trained
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of all tensors that live at once."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self.known = {weight.untyped_storage()._cdata for weight in model.parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self.count, made)
+        return made
+
+    def count(self, tensor: Any) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self.gone, key, size)
+
+    def gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def test_a_large_vocabulary_takes_12_bytes_a_logit_at_once() -> None:
+    words, tokens = 30_000, 64
+    config = hf.Qwen2Config(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=words,
+        tie_word_embeddings=False,
+    )
+    model = hf.Qwen2ForCausalLM(config).to(torch.bfloat16)
+    model.lm_head.requires_grad_(False)
+    model.model.embed_tokens.requires_grad_(False)
+    ids = torch.randint(0, words, (1, tokens))
+    living = Living(model)
+    with living:
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+    assert living.most == pytest.approx(sum(LOGITS) * words * tokens, rel=0.01)

@@ -1,0 +1,208 @@
+"""What a run writes, read by what its users read it with; the captions are made up, and all else,
+the cutting of clips included, is real."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+import flows.job.launch
+import flows.results.dataset
+from artifacts.errors import Interrupted, Killed
+from flows.job.config import CaptionConfig
+from tests.support.media import decode_plainly, write_video
+from tests.support.saying import LONG, ODD, Saying, lines, make, run, samples
+
+# The library leaves its shards open.
+pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CaptionConfig:
+    return make(tmp_path)
+
+
+@pytest.fixture
+def clips(config: CaptionConfig) -> Path:
+    return Path(config.sources[0])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
+    """What was captioned once, to be looked at."""
+    config = make(tmp_path_factory.mktemp("outputs"))
+    assert run(config).warnings == []
+    return config
+
+
+def frames_of(sample: Mapping[str, Any]) -> list[float]:
+    with av.open(io.BytesIO(sample["mp4"]), "r") as container:
+        return [float(f.time) for f in container.decode(video=0) if f.time is not None]
+
+
+def test_each_format_says_what_the_lines_say(done: CaptionConfig) -> None:
+    import pandas
+
+    rows = lines(done)
+    assert [(row["media_path"], row["start"]) for row in rows] == [
+        (ODD, 0.0),
+        (LONG, 0.0),
+        (LONG, 2.0),
+        (LONG, 4.0),
+        ("photo.PNG", 0.0),
+    ]
+    out = Path(done.out)
+    table = pandas.read_parquet(out / "captions.parquet")
+    assert list(table["caption"]) == [row["caption"] for row in rows]
+    text = pandas.read_csv(out / "captions.csv", keep_default_na=False)
+    assert list(text["caption"]) == [row["caption"] for row in rows]
+    said = [" ".join(row["caption"].split()) for row in rows]
+    assert (out / "long.txt").read_text().splitlines() == said[1:4]
+    assert (out / f"{ODD[:-4]}.srt").read_text().splitlines()[2] == said[0]
+    assert "00:00:02.000 --> 00:00:04.000" in (out / "long.vtt").read_text()
+    assert (out / "photo.srt").read_text().startswith("1\n00:00:00,000 --> 00:00:00,001\n")
+
+
+def test_the_webdataset_library_reads_every_sample(done: CaptionConfig) -> None:
+    rows, found = lines(done), samples(done)
+    assert len({sample["__key__"] for sample in found}) == len(rows)
+    for row, sample in zip(rows, found, strict=True):
+        assert sample["txt"] == row["caption"]
+        assert sample["json"].pop("media_start") >= 0.0
+        assert sample["json"] == row
+    assert found[0]["mp4"] == Path(done.sources[0], ODD).read_bytes()
+    assert found[4]["png"].size == (64, 48)
+
+
+def test_a_chunk_of_a_longer_video_comes_with_its_pictures(
+    done: CaptionConfig, tmp_path: Path
+) -> None:
+    whole = decode_plainly(Path(done.sources[0], LONG))
+    for sample in samples(done)[1:4]:
+        row = sample["json"]
+        times = frames_of(sample)
+        begin = row["media_start"]
+        assert times[0] == 0.0 <= begin < 25 / 30
+        assert times[-1] + 1 / 30 > begin + row["end"] - row["start"] - 1e-3
+        (tmp_path / "cut.mp4").write_bytes(sample["mp4"])
+        there = {
+            round(f.seconds - begin + row["start"], 3): f.digest
+            for f in decode_plainly(tmp_path / "cut.mp4")
+        }
+        wanted = [f for f in whole if row["start"] <= f.seconds < row["end"]]
+        assert len(wanted) >= 30
+        assert [there[round(f.seconds, 3)] for f in wanted] == [f.digest for f in wanted]
+
+
+def test_a_run_with_nothing_new_writes_no_shard_and_cuts_nothing(config: CaptionConfig) -> None:
+    run(config)
+    folder = Path(config.out) / "webdataset"
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = Saying()
+    run(config, again)
+    assert again.names() == []
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    run(config, again, prompt="Who?")
+    assert again.names() == ["decode", "cut"]
+    assert {sample["json"]["prompt"] for sample in samples(config)} == {"Who?"}
+
+
+def test_a_stopped_run_writes_its_tables_and_leaves_the_old_shards(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    from pyarrow import parquet
+
+    run(config)
+    before = (tmp_path / "out" / "webdataset" / "000000.tar").read_bytes()
+    stopped = Saying()
+    stopped.stop_after["decode"] = 2
+    with pytest.raises(Interrupted):
+        run(config, stopped, prompt="Who?")
+    rows = lines(config)
+    assert len(rows) == 2
+    assert parquet.read_table(tmp_path / "out" / "captions.parquet").num_rows == 2
+    assert (tmp_path / "out" / "captions.csv").read_text().count("Who?,") == 2
+    assert (tmp_path / "out" / "webdataset" / "000000.tar").read_bytes() == before
+
+
+def test_a_process_that_dies_of_a_file_costs_that_file_s_clips_alone(
+    config: CaptionConfig, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(clips / "deadly.mp4", ticks=range(150), gop=20)
+    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:run")
+    stages = Saying()
+    result = run(config, stages)
+    assert result.exit_code == 0
+    assert stages.names()[-2:] == ["cut", "cut"]
+    (warning,) = result.warnings
+    assert warning.startswith("2 webdataset samples are without media") and "deadly.mp4" in warning
+    found = {(s["json"]["media_path"], s["json"]["start"]): s for s in samples(config)}
+    assert len(found) == 8
+    bare = [key for key, sample in found.items() if sample["json"]["media_start"] is None]
+    assert bare == [("deadly.mp4", 2.0), ("deadly.mp4", 4.0)]
+    assert all("mp4" in sample for (name, _), sample in found.items() if name == LONG)
+    again = run(config, stages)
+    assert [w[:38] for w in again.warnings] == [warning[:38]]
+    assert stages.names()[-2:] == ["cut", "cut"] and stages.names().count("cut") == 2
+
+
+def test_stopped_while_clips_are_cut_the_old_shards_stay(
+    config: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config)
+    folder = tmp_path / "out" / "webdataset"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:stop")
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            run(config, prompt="Who?")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {row["prompt"] for row in lines(config)} == {"Who?"}
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "interrupted"
+
+
+def test_a_process_that_is_killed_goes_on_with_the_clips_that_are_left(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:killed")
+    stages = Saying()
+    result = run(config, stages)
+    assert (result.exit_code, result.warnings) == (0, [])
+    assert stages.names().count("cut") == 3
+    assert all("mp4" in s for s in samples(config) if s["json"]["media_path"] == LONG)
+
+
+def test_one_that_is_killed_again_and_again_leaves_a_run_that_can_be_resumed(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = Saying()
+    with monkeypatch.context() as patch:
+        patch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:killed_at_once")
+        with pytest.raises(Killed):
+            run(config, stages)
+    assert stages.names().count("cut") == 3
+    assert run(config, stages).warnings == []
+    assert len(samples(config)) == len(lines(config))
+
+
+def test_clips_are_cut_a_few_videos_at_a_time(
+    config: CaptionConfig, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        write_video(clips / f"more-{number}.mp4", ticks=range(75), gop=20 + number)
+    monkeypatch.setattr(flows.results.dataset, "SHARD_BYTES", (clips / LONG).stat().st_size - 1)
+    stages = Saying()
+    run(config, stages)
+    told = [c.arguments["cuts"] for c in stages.calls if c.name == "cut"]
+    assert [[Path(c["path"]).name[:6] for c in cuts] for cuts in told] == [
+        [LONG[:6]] * 3,
+        ["more-0", "more-0", "more-1", "more-1"],
+        ["more-2", "more-2"],
+    ]
+    assert [sample["json"] | {"media_start": 0} for sample in samples(config)] == [
+        row | {"media_start": 0} for row in lines(config)
+    ]

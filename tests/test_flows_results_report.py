@@ -1,0 +1,271 @@
+"""What the report of a run says, and that nothing from users can leave its place in the page."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.captions import Failure
+from flows.cli.main import main
+from flows.results.report.facts import facts
+from flows.results.report.page import as_json, page
+from flows.results.report.stages import timeline_of
+from flows.results.run_read import load_record
+from flows.results.run_record import SPANS, RunRecord
+from stages.process.outcome import StageOutcome
+from tests.support.reports import GIB, PLAN, curve, media_file, said, started_ago, work, write_run
+
+HOSTILE = '</script><script>alert(1)</script><!--<script>\u2028 "\\" \ud800 ]]>'
+
+
+def written(out: Path) -> dict[str, Any]:
+    """The data in the page."""
+    assert main(["report", str(out)]) == 0
+    text = (out / "report.html").read_text(encoding="utf-8")
+    held = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert held
+    found: dict[str, Any] = json.loads(held[1])
+    return found
+
+
+def test_data_cannot_leave_its_script_element() -> None:
+    told = as_json({HOSTILE: [HOSTILE]})
+    assert not set("<>&") & set(told)
+    assert told.isascii()
+    assert json.loads(told) == {HOSTILE: [HOSTILE]}
+
+
+def test_the_page_fetches_nothing_and_runs_no_script_but_its_own() -> None:
+    text = page({"name": HOSTILE})
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy
+    rules = dict(rule.strip().split(" ", 1) for rule in policy[1].split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == rules["media-src"] == "file: 'self'"
+    for kind in ("script-src", "style-src"):
+        assert re.fullmatch(r"'sha256-[\w+/]{43}='", rules[kind])
+    assert text.count("<script") == 2
+    assert not re.search(r"""(?:src|href)=["']|https?://(?!www\.w3\.org/2000/svg)|@import""", text)
+
+
+def test_a_folder_without_a_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no run has written to" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_report_goes_where_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "out", [])
+    to = tmp_path / "else where" / "r.html"
+    assert main(["report", str(tmp_path / "out"), "--to", str(to)]) == 0
+    assert capsys.readouterr().out == f"{to}\n"
+    assert to.is_file() and not (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_file_is_named_by_its_bytes_and_missed_when_it_is_gone(tmp_path: Path) -> None:
+    names = [b"a b#1?%41.mp4", "é🎬.mp4".encode(), b"caf\xe9 <script>.mp4", b"gone.mp4", b"p:q.jpg"]
+    files = [
+        media_file(tmp_path / "clips" / name.decode("utf-8", "surrogateescape")) for name in names
+    ]
+    (tmp_path / "clips").mkdir()
+    for file in files[:3] + files[4:]:
+        file.path.touch()
+    write_run(tmp_path / "out", [(file, said(file, ["x"])) for file in files])
+    media = written(tmp_path / "out")["media"]
+    assert [m["url"] for m in media] == [
+        "../clips/a%20b%231%3F%2541.mp4",
+        "../clips/%C3%A9%F0%9F%8E%AC.mp4",
+        "../clips/caf%E9%20%3Cscript%3E.mp4",
+        "../clips/gone.mp4",
+        "../clips/p%3Aq.jpg",
+    ]
+    assert [m["gone"] for m in media] == [False, False, False, True, False]
+    assert [m["kind"] for m in media] == ["video"] * 4 + ["image"]
+    assert media[2]["path"].endswith("caf\N{REPLACEMENT CHARACTER} <script>.mp4")
+
+
+def test_two_files_of_one_name_and_source_keep_their_own_captions(tmp_path: Path) -> None:
+    """As `penstock caption '*/cam.mp4'` finds them."""
+    files = [media_file(tmp_path / folder / "cam.mp4", "*/cam.mp4") for folder in "abc"]
+    texts = [["a one", "a two"], [], ["c one"]]
+    write_run(tmp_path, [(f, said(f, t)) for f, t in zip(files, texts, strict=True)])
+    found = {Path(m["path"]).parent.name: m["captions"] for m in written(tmp_path)["media"]}
+    assert {name: [c[2] for c in captions] for name, captions in found.items()} == {
+        "a": ["a one", "a two"],
+        "b": [],
+        "c": ["c one"],
+    }
+
+
+def test_a_run_without_places_finds_its_media_by_their_source(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").touch()
+    (tmp_path / "one.jpg").touch()
+    files = [
+        media_file(tmp_path / "clips" / "a.mp4", str(tmp_path / "clips")),
+        media_file(tmp_path / "one.jpg", str(tmp_path / "one.jpg")),
+        media_file(tmp_path / "clips" / "lost.mp4", str(tmp_path / "clips")),
+    ]
+    write_run(
+        tmp_path, [(file, said(file, ["x", "y"][: 2 - (file.kind == "image")])) for file in files]
+    )
+    (tmp_path / "media.jsonl").unlink()
+    media = written(tmp_path)["media"]
+    assert [(m["name"], m["kind"], m["url"], m["gone"]) for m in media] == [
+        ("a.mp4", "video", "clips/a.mp4", False),
+        ("one.jpg", "image", "one.jpg", False),
+        ("lost.mp4", "video", None, True),
+    ]
+    assert [len(m["captions"]) for m in media] == [2, 1, 2]
+
+
+def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) -> None:
+    failure = Failure(
+        media_path="b<i>.mp4", source="c", stage="frames", error="no-video",
+        message="no picture", hint="Convert it",
+    )  # fmt: skip
+    file = media_file(tmp_path / "a.mp4")
+    record = write_run(tmp_path, [(file, said(file, ["x"]))], [failure])
+    work(record, "encode", 2.0, 10.0, curve(10, 100, 900 * 10**6), items=4, tokens=0)
+    work(record, "decode", 12.0, 5.0, curve(5, 100, 10**9), items=4, tokens=1234)
+    started_ago(record, 17.0)
+    told = written(tmp_path)
+    assert told["failures"][0]["hint"] == "Convert it"
+    totals = dict(told["totals"])
+    assert (totals["tokens"], totals["failed"], totals["peak of the host"]) == (
+        "1,234",
+        "1",
+        "1.0 GB",
+    )
+    about = dict(told["about"])
+    assert about["model"] == "a/model-7b" and "torch" in about["versions"]
+    assert about["prompt"] == "Describe." and told["media"][0]["prompt"] == ""
+    table = told["stages"]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    assert [(r["stage"], r["attention"]) for r in rows] == [
+        ("frames", "-"), ("encode", "sdpa"), ("decode", "sdpa"),
+    ]  # fmt: skip
+    assert "time left" not in table["columns"] and told["plan"]["rows"] == []
+
+
+def test_each_process_has_its_curve_where_it_worked(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path)
+    record.value["plan"] = {**PLAN, "memory": memory_plan()}
+    work(record, "encode", 10.0, 4.0, curve(4, 100, 200))
+    work(record, "encode", 50.0, 2.0, curve(2, 100, 300), notes={"loaded_bytes": 1000})
+    record.value["rungs"] = [
+        {
+            "stage": "encode",
+            "name": "batch 4",
+            "reason": "killed",
+            "error": "",
+            "time": record.value["started"],
+        }
+    ]
+    started_ago(record, 60.0)
+    line = timeline_of(load_record(tmp_path))
+    encode = line["stages"][1]
+    assert encode["spans"] == [[10.0, 14.0], [50.0, 52.0]]
+    assert [[c[0][0], c[-1][0]] for c in encode["curves"]] == [[10.0, 13.5], [50.0, 51.5]]
+    assert max(point[1] for point in encode["curves"][1]) == 300
+    assert encode["planned"] == {"host": 1000 + 3 * GIB, "device": None}
+    assert encode["budget"] == {"host": 1000 + 4 * GIB, "device": None}
+    assert encode["rung"] == "batch 8, bf16"
+    assert line["rungs"][0]["name"] == "batch 4" and 55 < line["seconds"] < 65
+
+
+def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    record = write_run(
+        tmp_path, [], plan={**PLAN, "memory": memory_plan(), "seconds": {"encode": 8.0}}
+    )
+    timeline = [[0.0, 10**9, 0], [1.0, 10**9 + 2 * GIB, 0]]
+    work(record, "encode", 0.0, 2.0, timeline, notes={"loaded_bytes": 10**9})
+    started_ago(record, 3.0)
+    told = written(tmp_path)
+    (row,) = told["plan"]["rows"]
+    assert dict(zip(told["plan"]["columns"], row, strict=True)) == {
+        "stage": "encode",
+        "rung": "batch 8, bf16",
+        "weights": "1.1 GB",
+        "planned peak": "3.2 GB",
+        "measured peak": "2.1 GB",
+        "of the plan": "67%",
+    }
+    assert told["stages"]["rows"][1][told["stages"]["columns"].index("planned time")] == "8.0 s"
+
+
+def memory_plan() -> dict[str, Any]:
+    rung = {"stage": "encode", "batch": 8, "precision": "bf16"}
+    stage = {
+        "rung": rung,
+        "peak_bytes": 3 * GIB,
+        "host_bytes": GIB,
+        "weight_bytes": GIB,
+        "name": "batch 8, bf16",
+    }
+    return {"budget_bytes": 4 * GIB, "budget_given": True, "stages": [stage]}
+
+
+def test_on_a_gpu_the_budget_is_the_device_s(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path)
+    record.value["plan"] = {**PLAN, "device": "cuda:0", "memory": memory_plan()}
+    work(record, "frames", 0.0, 2.0, curve(2, 100, 200))
+    work(record, "encode", 2.0, 4.0, curve(4, 100, 200, 500), baseline_before_bytes=7)
+    frames, encode, _ = timeline_of(record.value)["stages"]
+    assert encode["planned"] == {"host": GIB, "device": 7 + 3 * GIB}
+    assert encode["budget"] == {"host": None, "device": 7 + 4 * GIB}
+    assert frames["budget"] == {"host": None, "device": None}
+
+
+def test_a_run_at_work_and_one_that_died_are_shown_so_far(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path)
+    record.begin("frames")
+    record.stage("frames")["since"] = time.time() - 30
+    point = {"seconds": 4.0, "host_bytes": 5, "device_bytes": 0}
+    record.memory("frames", {**point, "peak_host_bytes": 7, "peak_device_bytes": 0})
+    started_ago(record, 40.0)
+    told = written(tmp_path)
+    assert told["state"] == "running"
+    frames = told["timeline"]["stages"][0]
+    assert frames["spans"] == [pytest.approx([10.0, 40.0], abs=1.5)]
+    assert frames["curves"] == [[[pytest.approx(14.0, abs=1.5), 5, 0]]]
+    record.value["pid"] = 2**22 + 1  # above the largest process id there can be
+    record.write(force=True)
+    told = written(tmp_path)
+    assert told["state"] == "died" and "again to go on" in told["advice"]
+    assert told["timeline"]["stages"][0]["curves"]
+
+
+def test_a_record_of_an_older_version_is_shown(tmp_path: Path) -> None:
+    stages = [{"name": "frames", "items": 3, "total": 3, "seconds": 2.0, "timeline": [[0.0, 5, 0]]}]
+    stamp = "2026-01-01T00:00:00+00:00"
+    old = {"state": "done", "updated": stamp, "started": stamp, "stages": stages, "plan": {}}
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    assert facts(tmp_path, tmp_path)["timeline"]["stages"][0]["spans"] == [[0.0, 2.0]]
+
+
+def test_the_record_tells_when_each_process_worked(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path)
+    for _ in range(2):
+        record.begin("encode")
+        record.add(StageOutcome(name="encode", seconds=2.0), attention="", precision={})
+    (start, end, worked), (again, _, offset) = record.stage("encode")["spans"]
+    assert 0 <= start <= end <= again and (worked, offset) == (0.0, 2.0)
+    looked_again = [[0.0, 5, 0], [2.03, 7, 0]]
+    for timeline in (looked_again, [[0.0, 6, 0]]):
+        outcome = StageOutcome(name="decode", seconds=2.0, timeline=timeline)
+        record.add(outcome, attention="", precision={})
+    curves = timeline_of(record.value)["stages"][2]["curves"]
+    assert [[point[1] for point in curve] for curve in curves] == [[5, 7], [6]]
+    record.stage("encode")["spans"] = [[n, n + 1, 2.0 * n] for n in range(SPANS)]
+    record.add(StageOutcome(name="encode", seconds=2.0), attention="", precision={})
+    spans = record.stage("encode")["spans"]
+    assert len(spans) == (SPANS + 2) // 2
+    assert spans[:2] == [[0, 2, 0.0], [2, 4, 4.0]]

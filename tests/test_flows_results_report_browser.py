@@ -1,0 +1,265 @@
+"""The report in a real browser: what is clicked, what is shown as text, and what is in the page."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from artifacts.captions import Failure
+from flows.cli.main import main
+from tests.support.browser import RIGHT, Browser, browsing
+from tests.support.media import write_video
+from tests.support.reports import PLAN, curve, media_file, said, started_ago, work, write_run
+
+pytestmark = pytest.mark.browser
+
+TEXTS = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"
+EVIL = "<script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
+ODD = "a #1 50%?&é <script>alert(1)<\u2215script>.mp4"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browsing(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def report(out: Path) -> str:
+    assert main(["report", str(out)]) == 0
+    return (out / "report.html").as_uri()
+
+
+def shown(browser: Browser, out: Path) -> None:
+    """Open the report; nothing may go wrong."""
+    browser.open(report(out))
+    browser.wait("return document.documentElement.dataset.ready")
+    assert browser.console() == []
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Twelve seconds."""
+    (tmp_path / "clips").mkdir()
+    return write_video(tmp_path / "clips" / ODD, ticks=range(0, 360, 6))
+
+
+def test_a_click_on_a_caption_seeks_and_what_is_said_now_is_marked(
+    browser: Browser, clip: Path, tmp_path: Path
+) -> None:
+    file = media_file(clip)
+    texts = ["first", EVIL, "third", "fourth", "fifth", "last"]
+    record = write_run(tmp_path / "out", [(file, said(file, texts))])
+    work(record, "encode", 1.0, 20.0, curve(20, 10**8, 5 * 10**8), items=6)
+    started_ago(record, 22.0)
+    shown(browser, tmp_path / "out")
+    browser.run("document.querySelector('.card').scrollIntoView()")
+    browser.click(".captions button", 3)
+    video = "const v = document.querySelector('video'); "
+    browser.wait(video + "return v.readyState >= 2 && !v.seeking && v.currentTime === 6")
+    marked = "[aria-current]"
+    assert browser.wait(TEXTS, marked) == ["0:06.0\nfourth"]
+    browser.run(video + "v.muted = true; v.playbackRate = 8; v.play()")
+    browser.wait(video + "return v.ended")
+    assert browser.run(TEXTS, marked) == ["0:10.0\nlast"]
+    assert browser.console() == []
+
+
+def test_text_from_users_is_shown_and_never_run(
+    browser: Browser, clip: Path, tmp_path: Path
+) -> None:
+    file = media_file(clip)
+    failure = Failure(
+        media_path=EVIL, source=EVIL, stage="frames", error="x", message=EVIL, hint=EVIL
+    )
+    plan = {**PLAN, "model": EVIL, "notes": [EVIL]}
+    record = write_run(
+        tmp_path / EVIL.replace("/", "\u2215"), [(file, said(file, [EVIL]))], [failure], plan
+    )
+    record.value["rungs"] = [
+        {
+            "stage": EVIL,
+            "name": EVIL,
+            "reason": EVIL,
+            "error": EVIL,
+            "time": record.value["started"],
+        }
+    ]
+    record.value["error"] = EVIL
+    record.stage("frames")["warnings"] = [EVIL]
+    record.write(force=True)
+    shown(browser, record.path.parent)
+    browser.run("document.querySelector('#videos').scrollIntoView()")
+    assert browser.wait("return document.querySelector('.captions span')?.textContent") == EVIL
+    assert browser.run("return document.querySelector('.card h3').textContent") == file.media_path
+    assert browser.run("return document.querySelector('.trouble').textContent").count(EVIL) == 3
+    assert browser.run("return document.body.textContent").count(EVIL) >= 12
+    assert browser.run("return document.querySelectorAll('script, img').length") == 2
+    assert browser.run("return document.title").startswith("done")
+    assert browser.console() == []
+
+
+def test_what_is_not_looked_at_is_neither_in_the_page_nor_read(
+    browser: Browser, clip: Path, tmp_path: Path
+) -> None:
+    captioned = []
+    for number in range(300):
+        (tmp_path / "clips" / f"{number}.mp4").hardlink_to(clip)
+        file = media_file(tmp_path / "clips" / f"{number}.mp4")
+        captioned.append((file, said(file, [f"said {number} {n}" for n in range(10)], 1.2)))
+    write_run(tmp_path, captioned)
+    shown(browser, tmp_path)
+    count = "return ['.card', '.captions button', 'video[preload=metadata]']"
+    count += ".map(what => document.querySelectorAll(what).length)"
+    cards, buttons, loading = browser.run(count)
+    assert cards <= 24 and buttons <= 240 and loading <= cards
+    assert "300 videos, 3,000 captions" in browser.run("return document.body.innerText")
+    browser.run("scrollTo(0, document.body.scrollHeight)")
+    titles = "[...document.querySelectorAll('.card h3')]"
+    browser.wait(f"return {titles}.pop()?.textContent === '299.mp4'")
+    browser.wait("return document.querySelector('video[preload=metadata]')")
+    cards, buttons, loading = browser.run(count)
+    assert cards <= 24 and buttons <= 240 and loading <= cards
+    browser.type("#search", "SAID 217 6")
+    browser.wait("return document.querySelectorAll('.card').length === 1")
+    assert browser.run(TEXTS, ".card h3") == ["217.mp4"]
+    assert browser.run(TEXTS, ".captions button") == ["0:07.2\nsaid 217 6"]
+    assert browser.run(TEXTS, ".captions mark") == ["said", "217", "6"]
+    browser.run("document.querySelector('#videos').scrollIntoView()")
+    browser.click(".captions button")
+    browser.wait("return Math.round(10 * document.querySelector('video').currentTime) === 72")
+    assert browser.console() == []
+
+
+def test_a_caption_far_down_a_long_list_is_brought_into_view_when_it_is_said(
+    browser: Browser, clip: Path, tmp_path: Path
+) -> None:
+    file = media_file(clip)
+    write_run(tmp_path, [(file, said(file, [f"said {n}" for n in range(1200)], 0.01))])
+    shown(browser, tmp_path)
+    browser.run("document.querySelector('#videos').scrollIntoView()")
+    browser.wait("return document.querySelector('video').readyState >= 1")
+    count = "return document.querySelectorAll('.captions button').length"
+    assert browser.wait(count) <= 120
+    browser.run("document.querySelector('video').currentTime = 9.005")
+    (text,) = browser.wait(TEXTS, "[aria-current]")
+    assert text == "0:09.0\nsaid 900"
+    browser.wait(
+        "const now = document.querySelector('[aria-current]').getBoundingClientRect();"
+        "const box = document.querySelector('.captions').getBoundingClientRect();"
+        "return box.top <= now.top && now.bottom <= box.bottom"
+    )
+    assert browser.run(count) <= 240
+
+
+def test_all_of_it_is_printed(browser: Browser, clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "clips" / "b.mp4").hardlink_to(clip)
+    files = [media_file(tmp_path / "clips" / "b.mp4")] * 60
+    write_run(tmp_path, [(file, said(file, ["x", "y"])) for file in files])
+    shown(browser, tmp_path)
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert browser.run("return document.querySelectorAll('.captions button').length") == 120
+
+
+def test_files_that_are_gone_or_cannot_be_shown_are_named(
+    browser: Browser, clip: Path, tmp_path: Path
+) -> None:
+    clips = tmp_path / "clips"
+    (clips / "broken.mp4").write_bytes(b"no video")
+    (clips / "broken.jpg").write_bytes(b"no image")
+    odd = clips / os.fsdecode(b"caf\xe9 #1.jpg")
+    Image.new("RGB", (40, 30), "red").save(clips / "fine.png")
+    Image.new("RGB", (40, 30), "blue").save(odd)
+    names = ["gone.mp4", "broken.mp4", "gone.jpg", "broken.jpg", "fine.png", odd.name]
+    files = [media_file(clips / name) for name in names]
+    write_run(tmp_path, [(file, said(file, [file.media_path])) for file in files])
+    shown(browser, tmp_path)
+    browser.run("document.querySelector('#videos').scrollIntoView()")
+    browser.wait("return document.querySelectorAll('.card .gone').length === 2")
+    first, second = browser.run(TEXTS, ".card .gone")
+    assert first.split("\n") == ["The file is not where it was:", str(clips / "gone.mp4")]
+    assert second.startswith("This browser cannot play it")
+    tiles = (
+        "return [...document.querySelectorAll('figure .frame')]"
+        ".map(f => f.textContent || f.querySelector('img').naturalWidth)"
+    )
+    browser.run("document.querySelector('#images').scrollIntoView()")
+    browser.wait(tiles + ".every(Boolean)")
+    assert browser.run(tiles) == ["not where it was", "this browser cannot show it", 40, 40]
+    browser.click("figure .frame", 2)
+    said_there = "return document.querySelector('dialog[open] p').textContent"
+    assert browser.wait(said_there) == "fine.png"
+    browser.press(RIGHT)
+    browser.wait("return document.querySelector('dialog img').naturalWidth === 40")
+    assert browser.run(said_there) == files[-1].media_path
+
+
+def test_a_report_that_was_moved_alone_still_finds_its_media(
+    browser: Browser, clip: Path, tmp_path: Path
+) -> None:
+    file = media_file(clip)
+    write_run(tmp_path / "out", [(file, said(file, ["first", "second"]))])
+    report(tmp_path / "out")
+    moved = tmp_path / "a" / "b" / "c.html"
+    moved.parent.mkdir(parents=True)
+    (tmp_path / "out" / "report.html").rename(moved)
+    browser.open(moved.as_uri())
+    browser.wait("return document.documentElement.dataset.ready")
+    browser.run("document.querySelector('#videos').scrollIntoView()")
+    browser.wait("return document.querySelector('video')?.readyState >= 1")
+    assert [line.split()[-1] for line in browser.console()] == ["net::ERR_FILE_NOT_FOUND"]
+
+
+HEIGHTS = """const path = document.querySelector('.curve.decode[d]').getAttribute('d');
+const all = [...path.matchAll(/ ([0-9.]+)/g)].map(found => +found[1]);
+const area = document.querySelector('.area.decode').getBBox();
+return [all.length, ...[Math.min(...all), Math.max(...all)].map(y => area.y + area.height - y)]"""
+
+
+def test_the_time_line_tells_what_is_under_the_pointer_and_under_the_keys(
+    browser: Browser, tmp_path: Path
+) -> None:
+    record = write_run(tmp_path, [])
+    planned = {"rung": {"stage": "decode"}, "peak_bytes": 6 * 10**8, "name": "batch 4"}
+    record.value["plan"]["memory"] = {"budget_bytes": 9 * 10**8, "stages": [planned]}
+    work(record, "frames", 0.0, 10.0, [[n / 2, 2 * 10**8, 0] for n in range(20)])
+    flat = [[n / 20, 3 * 10**8, 0] for n in range(7199)]
+    flat[4000][1] = 7 * 10**8  # one point of 7,200, of which a few share each pixel
+    work(record, "decode", 10.0, 360.0, flat)
+    started_ago(record, 370.0)
+    shown(browser, tmp_path)
+    browser.run("document.querySelector('.plot').scrollIntoView({block: 'center'})")
+    browser.hover(".plot svg", 0, 0)
+    (told,) = browser.wait(TEXTS, ".tip")
+    at, *rest = told.split("\n")
+    assert at.startswith(("2:", "3:"))
+    assert rest == ["decode", "host 300 MB of 600 MB planned", "batch 4"]
+    points, highest, lowest = browser.run(HEIGHTS)
+    assert points < 1300
+    assert highest / lowest == pytest.approx(7 / 3, rel=0.01)
+    labels = ".plot svg > text[text-anchor=middle]"
+    last = "return [...document.querySelectorAll(arguments[0])].pop().textContent"
+    assert browser.run(last, labels) == "6:00"
+    browser.run("document.querySelector('.plot svg').focus()")
+    browser.press("+", "+", RIGHT, RIGHT)
+    assert browser.run(last, labels) < "4:00"
+    assert "host 300 MB" in browser.run(last, ".plot [aria-live]")
+    browser.press("0")
+    assert browser.run(last, labels) == "6:00"
+    assert browser.console() == []
+
+
+def test_no_script_gets_in_and_nothing_is_sent(browser: Browser, tmp_path: Path) -> None:
+    write_run(tmp_path, [])
+    shown(browser, tmp_path)
+    browser.run(
+        "const added = document.createElement('script');"
+        "added.textContent = 'document.title = 1'; document.body.append(added)"
+    )
+    asked = "return fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'kept')"
+    assert browser.run(asked) == "kept"
+    assert browser.run("return document.title").startswith("done")
+    refused = "\n".join(browser.console())
+    assert "Executing inline script violates" in refused
+    assert "Connecting to 'http://127.0.0.1:9/' violates" in refused

@@ -1,0 +1,220 @@
+"""The whole program on a folder of good and bad files: what comes out, what a second run does."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from penstock_demo import CHECKPOINT
+from penstock_demo.clips import write_clips
+from tests.support.media import write_audio, write_video
+from tests.support.pipeline import ROOT, Place
+from tests.support.whole_model import in_float32, whole_model_captions
+
+BAD = {
+    "text.mp4": "not-media",
+    "empty.mp4": "empty",
+    "sound.mp4": "no-video",
+}
+GOOD = ["clip-001.mp4", "clip-002.mp4", "clip-003.mp4", "long.mp4", "photo.png"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A folder of five good files and three bad ones, captioned once."""
+    root = tmp_path_factory.mktemp("sequence")
+    clips = root / "clips"
+    truths = write_clips(clips, 3, seed=5)
+    for number, truth in enumerate(truths, 1):
+        (clips / truth.file).rename(clips / f"clip-{number:03d}.mp4")
+    write_video(clips / "long.mp4", ticks=range(50), time_base=Fraction(1, 10))
+    Image.fromarray(np.full((48, 64, 3), 200, np.uint8)).save(clips / "photo.png")
+    (clips / "text.mp4").write_text("not a video")
+    (clips / "empty.mp4").write_bytes(b"")
+    write_audio(clips / "sound.mp4")
+    made = Place(clips=clips, out=root / "out", store=root / "store")
+    done = made.run(*OPTIONS, str(root / "gone.mp4"))
+    assert done.returncode == 1, done.stderr
+    return made
+
+
+OPTIONS = ("--chunk", "2", "--format", "txt,vtt", "--keep-frames")
+
+
+def test_every_good_file_is_captioned_over_its_whole_length(place: Place) -> None:
+    rows = place.captions()
+    assert [r["media_path"] for r in rows if r["start"] == 0] == GOOD
+    long = [(r["start"], r["end"]) for r in rows if r["media_path"] == "long.mp4"]
+    assert long == [(0.0, 2.0), (2.0, 4.0), (4.0, 5.0)]
+    (photo,) = [r for r in rows if r["media_path"] == "photo.png"]
+    assert (photo["start"], photo["end"], photo["frames"]) == (0.0, 0.0, [0.0])
+    assert photo["prompt"] == "Describe this image in detail."
+    assert all(r["caption"] and r["tokens"] > 0 for r in rows)
+
+
+def test_every_bad_file_is_one_line_with_what_to_do(place: Place) -> None:
+    found = {f["media_path"]: f for f in place.failures()}
+    assert {Path(name).name for name in found} == {*BAD, "gone.mp4"}
+    assert {name: found[name]["error"] for name in BAD} == BAD
+    assert found[str(place.clips.parent / "gone.mp4")]["stage"] == "sources"
+    for failure in found.values():
+        assert failure["message"] and failure["hint"]
+        assert "\n" not in failure["message"] + failure["hint"]
+
+
+def test_text_and_tracks_lie_beside_the_lines(place: Place) -> None:
+    rows = [r["caption"] for r in place.captions() if r["media_path"] == "long.mp4"]
+    assert (place.out / "long.txt").read_text().splitlines() == rows
+    assert (
+        (place.out / "long.vtt").read_text().startswith("WEBVTT\n\n00:00:00.000 --> 00:00:02.000")
+    )
+
+
+def test_the_record_says_what_each_stage_did(place: Place) -> None:
+    stages = place.stages()
+    chunks = len(place.captions())
+    assert [stages[name]["items"] for name in ("frames", "encode", "decode")] == [chunks] * 3
+    for stage in stages.values():
+        assert stage["seconds"] > 0
+        assert stage["peak_host_bytes"] > 10 << 20
+        assert len(stage["timeline"][0]) == 3
+    assert stages["decode"]["tokens"] == sum(r["tokens"] for r in place.captions())
+    assert stages["encode"]["notes"]["attention"] == "sdpa"
+
+
+def same_place(place: Place, tmp_path: Path) -> Place:
+    """The same clips and store, with another output folder."""
+    return Place(clips=place.clips, out=tmp_path / "out", store=place.store)
+
+
+def test_a_second_run_does_no_stage_work(place: Place, tmp_path: Path) -> None:
+    again = same_place(place, tmp_path)
+    # How much memory there is decides no byte.
+    assert again.run(*OPTIONS, "--memory", "3GiB").returncode == 1
+    assert again.captions() == place.captions()
+    assert [s["processes"] for s in again.stages().values()] == [0, 0, 0]
+    assert [s["before"] for s in again.stages().values()] == [len(place.captions())] * 3
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_another_prompt_opens_no_media_file(place: Place, tmp_path: Path) -> None:
+    again = same_place(place, tmp_path)
+    trace = tmp_path / "trace"
+    traced = ["strace", "-f", "-qq", "-e", "trace=open,openat,openat2", "-o", str(trace)]
+    command = [*traced, *again.command(*OPTIONS, "--prompt", "What happens?")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    stages = again.stages()
+    assert [stages[name]["processes"] for name in ("frames", "encode", "decode")] == [0, 0, 1]
+    opened = trace.read_text(errors="replace")
+    assert "captions.jsonl" in opened or ".penstock-" in opened, "strace saw nothing"
+    for name in os.listdir(place.clips):
+        assert f"{place.clips}/{name}" not in opened
+    assert {r["prompt"] for r in again.captions()} == {"What happens?"}
+    assert [r["features"] for r in again.captions()] == [r["features"] for r in place.captions()]
+
+
+def test_a_damaged_record_is_made_again_by_the_same_run(place: Place, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(place.store, store)
+    for pack in (store / "captions").rglob("*.pack"):
+        pack.unlink()
+    bad = sorted((store / "features").rglob("*.pack"))[0]
+    data = bytearray(bad.read_bytes())
+    data[-1] ^= 0xFF
+    bad.write_bytes(bytes(data))
+    again = Place(clips=place.clips, out=tmp_path / "out", store=store)
+    done = again.run(*OPTIONS)
+    assert done.returncode == 1, done.stderr
+    assert again.captions() == place.captions()
+    assert again.stages()["encode"]["items"] > 0
+    assert list((store / "quarantine").rglob("*.pack"))
+
+
+def test_a_changed_file_alone_is_done_again(place: Place, tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    shutil.copytree(place.clips, clips)
+    write_video(clips / "long.mp4", ticks=range(30), time_base=Fraction(1, 10))
+    again = Place(clips=clips, out=tmp_path / "out", store=place.store)
+    assert again.run(*OPTIONS).returncode == 1
+    assert [s["items"] for s in again.stages().values()] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_staged_captions_are_those_of_the_whole_model(
+    place: Place, tmp_path: Path, batch: int
+) -> None:
+    """The very frames that are stored, through the processor and the whole model's `generate`."""
+    model = in_float32(CHECKPOINT, tmp_path / "model")
+    run = Place(clips=place.clips, out=tmp_path / "o", store=tmp_path / "s", model=str(model))
+    assert run.run(*OPTIONS, "--batch-size", str(batch)).returncode == 1
+    said = [row["caption"] for row in run.captions()]
+    assert {row["precision"]["language"] for row in run.captions()} == {"fp32"}
+    assert whole_model_captions(run, model, batch) == said
+
+
+def test_files_that_all_fail_are_exit_1_and_no_files_at_all_exit_2(
+    place: Place, tmp_path: Path
+) -> None:
+    only_bad = tmp_path / "clips"
+    only_bad.mkdir()
+    (only_bad / "text.mp4").write_text("not a video")
+    again = Place(clips=only_bad, out=tmp_path / "out", store=place.store)
+    assert again.run().returncode == 1
+    assert [f["error"] for f in again.failures()] == ["not-media"]
+    nowhere = Place(clips=tmp_path / "nowhere", out=tmp_path / "out2", store=place.store)
+    done = nowhere.run()
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert [f["error"] for f in nowhere.failures()] == ["missing"]
+
+
+def test_a_store_that_cannot_be_written_is_exit_5(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = Place(clips=place.clips, out=tmp_path / "out", store=tmp_path / "file" / "x").run()
+    assert done.returncode == 5
+    assert len(done.stderr.splitlines()) == 1 and "--store" in done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 100 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(mount("size=100k", disk), capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def mount(options: str, folder: Path) -> list[str]:
+    return ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+
+
+def test_a_full_disk_is_exit_5_and_with_more_space_the_run_goes_on(
+    place: Place, tmp_path: Path, small_disk: Path
+) -> None:
+    (tmp_path / "clips").mkdir()
+    shutil.copy(place.clips / "long.mp4", tmp_path / "clips")
+    again = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=small_disk)
+    done = again.run(*OPTIONS, "--quiet")
+    assert done.returncode == 5
+    assert len(done.stderr.splitlines()) == 1 and "is full" in done.stderr
+    assert 0 < again.journal("frames").total() < 3
+    subprocess.run(mount("remount,size=50m", small_disk), check=True)
+    assert again.run(*OPTIONS).returncode == 0
+    assert len(again.captions()) == 3
+    assert list(again.journal("frames").values()) == [1, 1, 1]
+
+
+def test_json_events_are_all_that_stdout_holds(place: Place, tmp_path: Path) -> None:
+    done = same_place(place, tmp_path).run(*OPTIONS, "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all("event" in event for event in events)

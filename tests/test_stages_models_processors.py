@@ -1,0 +1,84 @@
+"""What two stages say with the processors of many families is what their whole models say when they
+are called as documented."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.models.halves.delivery import new_tokens
+from stages.models.inspection import describe
+from stages.models.processors.prepare import Clip, load_processor
+from tests.support.checkpoints import whole_checkpoint
+from tests.support.clips import PROMPTS, clips, joint_model
+from tests.support.media import write_video
+from tests.support.pipeline import Place
+from tests.support.processors import KINDS, plain_call
+from tests.support.waves import Wave
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+FAMILIES = ("blip_2", "gemma3", "git", "glm4v", "internvl", "llava_next", "paligemma")
+GOES_ON = {"blip_2", "git", "paligemma"}
+"""Families that write what follows a prompt, which may be empty."""
+
+
+def whole_says(family: str, batch: list[Clip], prompts: tuple[str, ...]) -> list[str]:
+    folder = whole_checkpoint(family)
+    processor = load_processor(folder)
+    inputs = plain_call(family, processor, batch, prompts)
+    if family == "git":  # its tokenizer ends a prompt, which its captions begin with
+        assert (inputs["input_ids"][:, -1] == processor.tokenizer.eos_token_id).all()
+        texts = ("input_ids", "attention_mask", "token_type_ids")
+        inputs = {n: v[:, :-1] if n in texts else v for n, v in inputs.items()}
+    with torch.inference_mode():
+        tokens = joint_model(folder).generate(**inputs, do_sample=False, max_new_tokens=8)
+    new = new_tokens(tokens, inputs["input_ids"])
+    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_stages_say_what_the_whole_model_says(family: str, kind: str, tmp_path: Path) -> None:
+    batch, prompts = clips(kind, 2), PROMPTS[:2]
+    profile = describe(whole_checkpoint(family))
+    assert profile.images_a_prompt == (not KINDS[family].many)
+    assert profile.goes_on == (family in GOES_ON)
+    wave = Wave(
+        tmp_path / "store",
+        whole_checkpoint(family),
+        [batch],
+        route=profile.route,
+        attention=profile.language.attention,
+    )
+    wave.encode()
+    wave.decode(prompts)
+    found = [caption["caption"] for caption in wave.captions()]
+    assert found == whole_says(family, batch, prompts)
+    assert len(set(found)) == 2
+
+
+@pytest.mark.slow
+def test_a_captioner_of_one_picture_captions_a_video_by_middle_frames_and_without_a_prompt(
+    tmp_path: Path,
+) -> None:
+    place = Place(
+        clips=tmp_path / "clips",
+        out=tmp_path / "out",
+        store=tmp_path / "store",
+        model=str(whole_checkpoint("git")),
+    )
+    place.clips.mkdir()
+    write_video(place.clips / "one.mp4", ticks=range(120))
+    done = place.run("--chunk", "2", "--max-new-tokens", "4")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "sees the middle frame only" in said and "so it is given none" in said
+    rows = place.captions()
+    assert rows
+    for row in rows:
+        (time,) = row["frames"]
+        assert abs(time - (row["start"] + row["end"]) / 2) <= 0.05
+        assert row["prompt"] == ""
+        assert any("middle frame" in warning for warning in row["warnings"])
