@@ -51,9 +51,11 @@ class Native:
         where there is nothing that the published code computes otherwise."""
         if as_published and self.as_published is None:
             raise nothing_otherwise(folder)
+        from huggingface_hub.errors import StrictDataclassError
+
         try:
             config = resolve_name(self.config).from_pretrained(folder)
-        except SENSELESS as error:
+        except (StrictDataclassError, *SENSELESS) as error:
             said = " ".join(str(error).split())[:200] or type(error).__name__
             raise UsageError(
                 f"{folder}/config.json cannot be used: {said}",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parent.parent
-KEPT = Path(__file__).parent / "data" / "cogvlm2.safetensors"
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / "tests" / "data" / "cogvlm2.safetensors"
 """Inputs, the tokens that were said, and the logits of the last one of each prompt."""
 SEED = 5
 DRAWN = {
