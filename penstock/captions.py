@@ -172,7 +172,8 @@ class _Feed:
         files = zip(self.job.files, self.job.contents, strict=True)
         for place, (file, medium) in enumerate(files):
             for task in self.job.ledger.tasks([medium]):
-                self._known.setdefault(task[self._kind], []).append((place, file, task))
+                for each in self.job.ledger.answers(task):
+                    self._known.setdefault(each[self._kind], []).append((place, file, each))
 
 
 class _Stoppable:

@@ -42,6 +42,7 @@ class CaptionOptions(FeatureOptions, total=False):
     """The other options of a caption run."""
 
     out: str
+    engine: str
     max_new_tokens: int
     prefix: str
     suffix: str

@@ -18,7 +18,8 @@ CAPTION_OPTIONS = {
     "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",
     "--frames", "--revision", "--shots", "--precision", "--vision-precision",
     "--language-precision", "--memory",
-    "--max-frames", "--batch-size", "--max-new-tokens", "--prefix", "--suffix", "--recursive",
+    "--max-frames", "--batch-size", "--engine", "--max-new-tokens", "--prefix", "--suffix",
+    "--recursive",
     "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
     "--keep-frames", "--trust-remote-code", "--as-published",
 }  # fmt: skip
@@ -62,7 +63,16 @@ CACHE = {
     "verify": {"--store"},
     "gc": {"--store", "--max", "--dry-run"},
     "rebuild": CAPTION_OPTIONS
-    - {"--out", "--max-new-tokens", "--prefix", "--suffix", "--format", "--beside", "--overwrite"}
+    - {
+        "--out",
+        "--engine",
+        "--max-new-tokens",
+        "--prefix",
+        "--suffix",
+        "--format",
+        "--beside",
+        "--overwrite",
+    }
     | {"--name", "--prune", "--dry-run", "--quiet", "--json"},
 }
 

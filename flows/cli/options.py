@@ -7,6 +7,7 @@ from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from flows.console.display import parse_size
 from flows.job.config import DEFAULT_MODEL, FORMATS, PRECISIONS, CaptionConfig
+from stages.decode.engines import AUTO, CHOICES
 
 PROMPT_BYTES = 1 << 24
 """Largest size of the text of `--prompt-file`: no model reads as much."""
@@ -59,6 +60,7 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     add("--batch-size", type=int, metavar="N", help="chunks a batch [8]")
     if text:
         add = parser.add_argument_group("text").add_argument
+        add("--engine", default=AUTO, metavar="E", help=f"{'|'.join(CHOICES)} [%(default)s]")
         add("--max-new-tokens", type=int, default=256, metavar="N", help="longest caption [256]")
         add("--prefix", default="", metavar="T", help="put before every caption")
         add("--suffix", default="", metavar="T", help="put after every caption")

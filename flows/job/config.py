@@ -7,6 +7,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part
+from stages.decode.engines import AUTO, CHOICES
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 DEMO_MODEL = "demo"
@@ -82,6 +83,9 @@ class CaptionConfig:
     None: what is free, but for a reserve."""
     batch_size: int = 8
     """Chunks a batch; encode takes fewer when they hold many frames."""
+    engine: str = AUTO
+    """What makes the captions: `inflight`, `transformers`, or `auto`, the first where a trial shows
+    that it says the same."""
     max_new_tokens: int = 256
     """Longest caption in tokens."""
     prefix: str = ""
@@ -126,6 +130,10 @@ class CaptionConfig:
                     f"--{name.replace('_', '-')} {value} is not known",
                     hint=f"Choose from {', '.join(PRECISIONS)}",
                 )
+        if self.engine not in CHOICES:
+            raise UsageError(
+                f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(CHOICES)}"
+            )
         unknown = sorted(set(self.format) - set(FORMATS))
         if unknown:
             raise UsageError(

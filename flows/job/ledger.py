@@ -74,6 +74,7 @@ class Ledger:
         every: list[RecordSet | RecordUnion] = [self.media, self.failures, *self._records.values()]
         for record_set in (*every, *self.refused.values()):
             record_set.refresh()
+        self.reconsider()
 
     def take(self, precision: Mapping[str, str]) -> None:
         """Make records in the variant of this precision from now on."""
@@ -83,6 +84,17 @@ class Ledger:
     def variant(self, precision: Mapping[str, str]) -> Namespaces:
         """Return the first variant in which the parts compute in these precisions."""
         return next(variant for variant in self.variants if variant.precision == precision)
+
+    def instead(self, namespaces: Namespaces) -> Namespaces | None:
+        """Return the variant whose captions answer as well as those of this one, if there is
+        another."""
+        others = (v for v in self.variants if v != namespaces and v.answers_as(namespaces))
+        return next(others, None)
+
+    def answers(self, task: Task) -> list[Task]:
+        """Return the task in every variant whose captions answer as well as those of its own."""
+        other = self.instead(task.namespaces)
+        return [task, *([self.at(task.medium, task.chunk, other)] if other else [])]
 
     def reconsider(self) -> None:
         """Look again in which variant each record was made, or is to be."""

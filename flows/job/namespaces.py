@@ -33,9 +33,15 @@ class Namespaces:
     """Most tokens of a caption."""
     fit_image: FrameFit = field(default_factory=FrameFit)
     """The size at which pictures are seen."""
+    engine: str = ""
+    """Name of what makes the captions; empty where none are made."""
 
     def __getitem__(self, kind: str) -> str:
         return self.of[kind]
+
+    def answers_as(self, other: "Namespaces") -> bool:
+        """Return whether both answer one question: what they are of differs in the engine alone."""
+        return replace(self, of={}, engine="") == replace(other, of={}, engine="")
 
 
 def variants_of(
@@ -46,9 +52,11 @@ def variants_of(
     parts = [stage.part for stage in pipeline if stage.part]
     found = []
     for chosen in product(*(model.settings[part] for part in parts)):
-        settings = dict(zip(parts, chosen, strict=True))
-        namespaces = namespaces_of(config, model, sampling, pipeline, settings)
-        found += [namespaces, *_other_limits(namespaces, pipeline[-1], model, settings, stored)]
+        for engines in product(*(each.engines for each in chosen)):
+            by = [replace(s, engine=e) for s, e in zip(chosen, engines, strict=True)]
+            settings = dict(zip(parts, by, strict=True))
+            namespaces = namespaces_of(config, model, sampling, pipeline, settings)
+            found += [namespaces, *_other_limits(namespaces, pipeline[-1], model, settings, stored)]
     return found
 
 
@@ -75,6 +83,7 @@ def namespaces_of(
         precision={part: chosen.label for part, chosen in settings.items()},
         limit=config.max_new_tokens,
         fit_image=model.fit("image"),
+        engine="".join(chosen.engine for chosen in settings.values()),
     )
 
 

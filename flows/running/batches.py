@@ -36,11 +36,17 @@ def work_of(
     None when nothing is missing."""
     made, read = stage.writes, ledger[stage.reads]
     tasks = [t for t in ledger.tasks(wave) if not ledger.lost(t)]
-    missing = {t[made] for t in tasks if not ledger.has(t, stage)}
-    first = next((t for t in tasks if t[made] in missing), None)
-    if first is None:
+    lacking = [t for t in tasks if not ledger.has(t, stage)]
+    if not lacking:
         return None
-    together = [t for t in tasks if t.namespaces == first.namespaces]
+    missing, first = {t[made] for t in lacking}, lacking[0].namespaces
+    alike = [variant for variant in ledger.variants if variant.answers_as(first)]
+    # Under one variant, so that batches are those of an undisturbed run whoever made the captions.
+    together = [
+        t if t.namespaces == first else ledger.at(t.medium, t.chunk, first)
+        for t in tasks
+        if t.namespaces in alike
+    ]
     lengths = lengths_of(ledger, together, stage) if stage.prompted else {}
     whole = (
         batches_by_length(together, made, lengths, batch_size)

@@ -8,6 +8,7 @@ from typing import Any
 from artifacts.schema import Part
 from flows.job.launch import StageCall
 from flows.job.models import Model
+from flows.job.namespaces import Namespaces
 from flows.job.precision import PartSettings
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
@@ -59,11 +60,13 @@ class Calls:
         """Return the call to make the records of these batches, all in one variant. A job takes of
         what is told here the fields that it has."""
         job, namespaces = self._job, batches[0][0].namespaces
+        other = job.ledger.instead(namespaces) if stage is job.pipeline[-1] else None
         told = {
             "store": job.store.url,
             f"{stage.reads}_namespace": namespaces[stage.reads],
             "namespace": namespaces[stage.writes],
-            "batches": [[_member(stage, task) for task in batch] for batch in batches],
+            "instead": other[stage.writes] if other else "",
+            "batches": [[self._member(stage, task, other) for task in batch] for batch in batches],
             "frames_a_video": job.model.profile.frames_a_video,
             "max_new_tokens": job.config.max_new_tokens,
             "block": rung.block,
@@ -102,13 +105,16 @@ class Calls:
             budget=self._job.budget.of_stage(device),
         )
 
-
-def _member(stage: Stage, task: Task) -> dict[str, str]:
-    """Return a member of a batch: its key, the key that it reads, the prompt where that counts."""
-    asked = {"prompt": task.medium.prompt} if stage.writes in task.namespaces.prompted else {}
-    return {
-        "kind": task.medium.kind,
-        "key": task[stage.writes],
-        stage.reads: task[stage.reads],
-        **asked,
-    }
+    def _member(self, stage: Stage, task: Task, other: Namespaces | None) -> dict[str, str]:
+        """Return a member of a batch: its key, the key that it reads, the prompt where that counts.
+        Where another variant answers as well, its key in that one stands there, too."""
+        made, ledger = stage.writes, self._job.ledger
+        asked = {"prompt": task.medium.prompt} if made in task.namespaces.prompted else {}
+        if other is not None:
+            asked["instead"] = ledger.at(task.medium, task.chunk, other)[made]
+        return {
+            "kind": task.medium.kind,
+            "key": task[made],
+            stage.reads: task[stage.reads],
+            **asked,
+        }

@@ -45,10 +45,10 @@ class SingleItemFallback:
     def fit(self, stage: Stage, tasks: Sequence[Task], told: Sequence[TooLarge]) -> None:
         """Make what was told to be too large in processes of its own, on lower and lower rungs.
         Raises CannotFit when the stage never made anything at all."""
-        large = {event.key: event for event in told}
-        left = [task for task in tasks if task[stage.writes] in large]
+        large = self._by_place(stage, tasks, told)
+        left = [task for task in tasks if task.place in large]
         for rung in self._ladder.single_item_rungs(stage.name) if left else []:
-            error = large[left[0][stage.writes]].error
+            error = large[left[0].place].error
             self._ladder.tell_single_items(rung, [self._name(task) for task in left], error)
             self._try(stage, rung, left)
             left = [task for task in left if not self._made(stage, task)]
@@ -56,13 +56,26 @@ class SingleItemFallback:
                 break
         self._job.ledger.reconsider()
         if left and not self._ever(stage):
-            error = large[left[0][stage.writes]].error
+            error = large[left[0].place].error
             raise self._ladder.nothing_fits(stage.name, CannotFit(error))
         for task in left:
-            event = large[task[stage.writes]]
+            event = large[task.place]
             self._job.ledger.unfit[task.place] = too_large(
                 stage.name, event.error, event.wanted_bytes
             )
+
+    def _by_place(
+        self, stage: Stage, tasks: Sequence[Task], told: Sequence[TooLarge]
+    ) -> dict[tuple[str, int, str], TooLarge]:
+        """Return what was told of each task, under its key of any variant that answers as well."""
+        large, ledger = {event.key: event for event in told}, self._job.ledger
+        found = {}
+        for task in tasks if large else ():
+            keys = [each[stage.writes] for each in ledger.answers(task)]
+            events = [large[key] for key in keys if key in large]
+            if events:
+                found[task.place] = events[0]
+        return found
 
     def _try(self, stage: Stage, rung: Rung, tasks: Sequence[Task]) -> None:
         """Run all of them in one process, and each in its own when that dies."""

@@ -39,6 +39,10 @@ class Speaker(Protocol):
     def facts(self) -> dict[str, Any]:
         """Return what is worth recording of what was loaded."""
 
+    def settle(self, asked: Asked) -> str:
+        """Return the name of the engine that will speak, tried on this chunk where it has to be.
+        Raises UsageError where none can."""
+
     def run(
         self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
     ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:

@@ -104,7 +104,7 @@ def pieces_agree(half: Any, inputs: Mapping[str, Any], features: Features) -> bo
         if out_of_memory(error) or isinstance(error, NeedsWeights):
             raise
         return False
-    return _far(_computed(whole), _computed(pieces)) <= ROUNDING.get(half.dtype, COARSE)
+    return far(_computed(whole), _computed(pieces)) <= rounding(half.dtype)
 
 
 _ONE_TOKEN: dict[str, Any] = {
@@ -159,7 +159,12 @@ def _computed(output: Any) -> list[torch.Tensor]:
     return [output.logits[0], *(part for part in keys if part is not None)]
 
 
-def _far(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
+def rounding(dtype: torch.dtype) -> float:
+    """Return how `far` two ways of computing the same may be in numbers of this type."""
+    return ROUNDING.get(dtype, COARSE)
+
+
+def far(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
     """Return the largest difference of two tensors, to the size of what is in them."""
     if len(first) != len(second):
         return float("inf")

@@ -15,7 +15,7 @@ from artifacts.packs import Record, RecordSet
 from artifacts.record_union import RecordUnion
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
-from stages.decode.engines import engine_of
+from stages.decode.engines import choice_of, engine_of
 from stages.decode.job import DecodeJob
 from stages.decode.protocol import Asked, Speaker
 from stages.memory.shrinking import Shrinking
@@ -28,31 +28,38 @@ from stages.process.report import Report
 Batch = list[dict[str, str]]
 """Members, as the job has them."""
 
+PLACES = ("key", "instead")
+"""Names of a member's keys: of what the engine makes, and of the other that answers as well."""
+
 
 def warm(told: dict[str, Any]) -> None:
     """Import what the engine and its model need, before what the stage takes is counted."""
-    resolve_name(engine_of(job_of(DecodeJob, told).engine).entry)
+    for engine in choice_of(job_of(DecodeJob, told).engine):
+        resolve_name(engine.entry)
     warm_model(told)
 
 
 def run(told: dict[str, Any], report: Report) -> None:
     """Publish a caption for each member of `batches` that has none."""
     job = job_of(DecodeJob, told)
-    engine = engine_of(job.engine)
+    first = choice_of(job.engine)[0]
     store = open_store(job.store)
     features = RecordSet(store, "features", job.features_namespace)
-    captions = RecordSet(store, "captions", job.namespace)
+    namespaces = [each for each in (job.namespace, job.instead) if each]
+    answers = [RecordSet(store, "captions", namespace) for namespace in namespaces]
 
     def lacking(batch: Batch) -> list[str]:
-        return [member["key"] for member in batch if member["key"] not in captions]
+        return [
+            member["key"]
+            for member in batch
+            if not any(member[name] in held for name, held in zip(PLACES, answers, strict=False))
+        ]
 
     batches = [batch for batch in job.batches if lacking(batch)]
     report.total(sum(len(lacking(batch)) for batch in batches))
     if not batches:
         return
-    if not engine.batch_decides:
-        batches = [[m for m in batch if m["key"] not in captions] for batch in batches]
-    start: type[Speaker] = resolve_name(engine.entry)
+    start: type[Speaker] = resolve_name(first.entry)
     speaker = start(job)
     report.note(ready=True, **speaker.facts())
 
@@ -67,16 +74,25 @@ def run(told: dict[str, Any], report: Report) -> None:
                 hint="Run the same command again: it encodes them anew",
             ) from error
 
+    sample = next(m for m in reversed(batches[-1]) if m["key"] in lacking([m]))
+    engine = engine_of(speaker.settle(*read([sample])))
+    if engine is not first and job.instead:
+        answers.reverse()
+        batches = [[_swapped(member) for member in batch] for batch in batches]
+    wanted = {key for batch in batches for key in lacking(batch)}
+    if not engine.batch_decides:
+        batches = [[member for member in batch if member["key"] in wanted] for batch in batches]
+
     def publish(made: list[list[Record]]) -> None:
-        records = [record for batch in made for record in batch]
+        records = [record for batch in made for record in batch if record.key in wanted]
         tokens = {record.key: record.meta["tokens"] for record in records}
-        for key in captions.publish(records):
+        for key in answers[0].publish(records):
             report.item(key, tokens=tokens[key])
         turns.done(tokens)
 
     shrinking = Shrinking(report, lambda: speaker.say(read(batches[-1][-1:])))
     with (
-        turns_at(store, captions) as turns,
+        turns_at(store, *answers) as turns,
         write_behind(publish) as later,
         contextlib.closing(
             asked for _, asked in prefetched(turns.mine(batches, lacking), read)
@@ -86,6 +102,12 @@ def run(told: dict[str, Any], report: Report) -> None:
             pairs = zip(asked, said, strict=True)
             later([Record(key=a.member["key"], meta=s._asdict() | engine.meta) for a, s in pairs])
     report.note(**speaker.findings())
+
+
+def _swapped(member: dict[str, str]) -> dict[str, str]:
+    """Return the member for the engine that was the second choice."""
+    first, other = PLACES
+    return {**member, first: member[other], other: member[first]}
 
 
 def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecord:

@@ -171,6 +171,17 @@ class Shrinking:
                 )
             self._report.too_large(key(piece[0]), wanted_bytes(words), words[:200])
 
+    def cut(self, failed: int, words: str) -> int:
+        """Keep and report the next size below `failed`, which did not fit together, and return it.
+        It is for who goes through rows in a way of his own."""
+        self._size = smaller(failed)
+        self._report.rung(self._size, failed=failed, error=words[:200])
+        return self._size
+
+    def fitted(self) -> None:
+        """Remember that something fitted: what does not is then too large by itself."""
+        self._went, self._failed = True, 0
+
 
 def attempt(compute: Callable[[], Made]) -> tuple[list[Made], str | None]:
     """Return the result of `compute`, in a list that holds it alone, and None. Where it ran out of

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from artifacts.errors import UsageError
 from stages.decode.job import DEFAULT_ENGINE
 
+INFLIGHT = "inflight"
+AUTO = "auto"
+"""What is asked for by who leaves the choice of the engine to a trial."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
@@ -45,8 +49,27 @@ ENGINES: Mapping[str, Engine] = {
             output_version=0,
             batch_decides=True,
         ),
+        Engine(
+            name=INFLIGHT,
+            entry="stages.decode.engines.inflight.engine:InFlight",
+            output_version=1,
+            batch_decides=False,
+        ),
     )
 }
+CHOICES: Mapping[str, tuple[Engine, ...]] = {
+    AUTO: (ENGINES[INFLIGHT], ENGINES[DEFAULT_ENGINE]),
+    **{name: (engine,) for name, engine in ENGINES.items()},
+}
+"""What may be asked for → the engines that answer it, the best first; it is started, and tells
+which of them speaks."""
+
+
+def choice_of(name: str) -> tuple[Engine, ...]:
+    """Return the engines that may answer who asks so. Raises UsageError where there are none."""
+    if name not in CHOICES:
+        raise UsageError(f"engine is {name}", hint=f"Use one of {', '.join(CHOICES)}")
+    return CHOICES[name]
 
 
 def engine_of(name: str) -> Engine:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from artifacts.captions import Ended
-from stages.decode.job import DecodeJob
+from stages.decode.job import DEFAULT_ENGINE, DecodeJob
 from stages.decode.protocol import Asked, Said
 from stages.decode.reading import Reading
 from stages.memory.shrinking import Shrinking
@@ -33,15 +33,19 @@ class Transformers:
     def __init__(self, job: DecodeJob) -> None:
         source = ModelJob.of(told_of(job))
         self._limit = job.max_new_tokens
-        self._reading = Reading(job.prefill, job.kv, source.device)
-        self._processor = source.processor()
-        self._held = source.hold("language")
+        self.reading = Reading(job.prefill, job.kv, source.device)
+        self.processor = source.processor()
+        self.held = source.hold("language")
+        """The half; who decodes it otherwise reads prompts by these three, too."""
 
     def facts(self) -> dict[str, Any]:
-        return facts(self._held.model)
+        return facts(self.held.model)
+
+    def settle(self, asked: Asked) -> str:
+        return DEFAULT_ENGINE
 
     def findings(self) -> dict[str, Any]:
-        return {"prefill_way": self._reading.way}
+        return {"prefill_way": self.reading.way}
 
     def run(
         self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
@@ -52,10 +56,10 @@ class Transformers:
 
     def say(self, asked: Sequence[Asked]) -> list[Said]:
         """Return what is said of each, in order."""
-        return self._held.use(partial(self._said, asked))
+        return self.held.use(partial(self._said, asked))
 
     def _said(self, asked: Sequence[Asked], half: Any) -> list[Said]:
-        make_greedy(half, self._processor)
+        make_greedy(half, self.processor)
         found: dict[int, Said] = {}
         for indexes in _groups(asked):
             said = self._together(half, [asked[index] for index in indexes])
@@ -66,12 +70,12 @@ class Transformers:
         """Yield what is said of rows that `generate` takes as one."""
         rows = [one.row for one in asked]
         prompts = [one.member["prompt"] for one in asked]
-        inputs = open_ended(half, rebuild(self._processor, rows, prompts))
+        inputs = open_ended(half, rebuild(self.processor, rows, prompts))
         features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
-        options = self._reading.options(half, self._processor, rows[0])
+        options = self.reading.options(half, self.processor, rows[0])
         made = generate(half, inputs, features, max_new_tokens=self._limit, **options)
         new = new_tokens(made, prompt_in(half, inputs)).cpu()
-        texts = self._processor.batch_decode(new, skip_special_tokens=True)
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
         for text, (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
             yield Said(text.strip(), tokens, ended)
 

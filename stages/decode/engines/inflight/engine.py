@@ -1,0 +1,164 @@
+"""The engine that puts the next row wherever one has ended; knows no store.
+
+Each prompt is read alone, and goes on in a slot of a pool until its caption ends. No batch is
+waited for, and a caption's bytes hang on its row alone. Where a trial shows that they would not, or
+a half cannot be run so, `transformers` speaks for it when it is free to.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from artifacts.errors import UsageError
+from stages.decode.engines import AUTO, INFLIGHT
+from stages.decode.engines.inflight.coming import Coming, coming
+from stages.decode.engines.inflight.flight import Flight
+from stages.decode.engines.inflight.layers import CannotSeat
+from stages.decode.engines.inflight.loop import Loop
+from stages.decode.engines.inflight.pool import FEWEST
+from stages.decode.engines.inflight.reading import ReadRow, read_row
+from stages.decode.engines.inflight.trial import BESIDE, TrialResult, judge, reference_of
+from stages.decode.engines.transformers import Transformers, make_greedy
+from stages.decode.job import DEFAULT_ENGINE, DecodeJob
+from stages.decode.protocol import Asked, Said
+from stages.memory.shrinking import Shrinking, attempt
+from stages.models.halves.features import Features
+from stages.models.halves.records import merge_blank, merge_rows
+from stages.models.processors.prepare import open_ended, rebuild
+
+TOGETHER_SECONDS = 1.0
+"""How long captions that ended wait for others to be published with: each time is one file."""
+LONGER = " Then tell what else there is to be seen, and where."
+"""What is put behind a prompt to have one of another length."""
+
+
+class InFlight:
+    """A language half that says captions in slots."""
+
+    def __init__(self, job: DecodeJob) -> None:
+        self._job = job
+        self._plain = Transformers(job)
+        self._result = TrialResult(reason="it was not tried")
+        self._loop: Loop | None = None
+
+    def facts(self) -> dict[str, Any]:
+        return self._plain.facts()
+
+    def settle(self, asked: Asked) -> str:
+        """Return the name of the engine that speaks, found out by a chunk. Raises UsageError where
+        it has to be this one and cannot."""
+        self._result = self._judged(asked)
+        if not self._result.reason:
+            return INFLIGHT
+        if self._job.engine != AUTO:
+            raise UsageError(
+                f"engine {INFLIGHT} cannot run this model: {self._result.reason}",
+                hint=f"Use --engine {AUTO} or {DEFAULT_ENGINE}",
+            )
+        return DEFAULT_ENGINE
+
+    def findings(self) -> dict[str, Any]:
+        found = self._plain.findings()
+        if self._result.reason:
+            return found | {"engine": DEFAULT_ENGINE, "engine_reason": self._result.reason}
+        if self._loop is not None:
+            counted = self._loop.counted
+            found |= {"slots": self._loop.slots, "row_steps": counted.steps}
+            found |= {"row_steps_used": counted.used}
+        return found | {"engine": INFLIGHT}
+
+    def run(
+        self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
+    ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:
+        """Yield captions as they end, those of a moment together."""
+        if self._result.reason:
+            yield from self._plain.run(batches, shrinking)
+            return
+        with coming(batches) as rows:
+            yield from self._in_moments(rows, shrinking)
+
+    def say(self, asked: Sequence[Asked]) -> Sequence[Said]:
+        """Return what is said of each, one after the other."""
+        if self._result.reason:
+            return self._plain.say(asked)
+        assert self._loop is not None
+        return [self._said(self._loop.alone(one)) for one in asked]
+
+    def _in_moments(
+        self, rows: Coming, shrinking: Shrinking
+    ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:
+        self._loop = self._new_loop(shrinking)
+        ended: list[Flight] = []
+        since = time.monotonic()
+        for flight in self._loop.run(rows):
+            if flight is not None:
+                ended.append(flight)
+            # Who waits for another process must not keep from it what it may wait for, too.
+            if ended and (flight is None or time.monotonic() - since >= TOGETHER_SECONDS):
+                yield [each.asked for each in ended], [self._said(each) for each in ended]
+                ended, since = [], time.monotonic()
+        if ended:
+            yield [each.asked for each in ended], [self._said(each) for each in ended]
+
+    def _new_loop(self, shrinking: Shrinking) -> Loop:
+        return Loop(
+            self._read,
+            shrinking,
+            rows=rows_of(self._job),
+            slots=slots_of(self._job),
+            columns=0 if self._result.any_shape else self._job.columns,
+            late=int(self._job.device != "cpu"),
+        )
+
+    def _read(self, asked: Asked) -> ReadRow:
+        return self._plain.held.use(partial(self._row, asked))
+
+    def _row(self, asked: Asked, half: Any) -> ReadRow:
+        inputs, features, options = self._given(half, asked)
+        return read_row(half, inputs, features, max_new_tokens=self._job.max_new_tokens, **options)
+
+    def _given(self, half: Any, asked: Asked) -> tuple[dict[str, Any], Features, dict[str, Any]]:
+        """Return what `generate` is given of one row: inputs, features, options."""
+        processor, row = self._plain.processor, asked.row
+        make_greedy(half, processor)
+        inputs = open_ended(half, rebuild(processor, [row], [asked.member["prompt"]]))
+        features = Features(merge_rows([row]), row.needs, merge_blank([row]))
+        return inputs, features, self._plain.reading.options(half, processor, row)
+
+    def _judged(self, asked: Asked) -> TrialResult:
+        if self._job.kv:
+            return TrialResult(reason="its cache is kept elsewhere or in few bits")
+        longer = {**asked.member, "prompt": asked.member["prompt"] + LONGER}
+        try:
+            return self._plain.held.use(partial(self._tried, asked, asked._replace(member=longer)))
+        except CannotSeat as error:
+            return TrialResult(reason=str(error))
+
+    def _tried(self, asked: Asked, longer: Asked, half: Any) -> TrialResult:
+        row, other = (self._row(each, half) for each in (asked, longer))
+        inputs, features, options = self._given(half, asked)
+        reference = reference_of(half, inputs, features, **options)
+        slots, rows = max(BESIDE, slots_of(self._job)), rows_of(self._job)
+        while True:
+            found, words = attempt(partial(judge, row, other, reference, rows, slots))
+            if words is None:
+                return found.pop()
+            if slots <= BESIDE:
+                raise MemoryError(words)
+            slots //= 2
+
+    def _said(self, flight: Flight) -> Said:
+        (text,) = self._plain.processor.batch_decode([flight.said], skip_special_tokens=True)
+        assert flight.ended is not None
+        return Said(text.strip(), len(flight.said), flight.ended)
+
+
+def slots_of(job: DecodeJob) -> int:
+    """Return how many slots there are room for: as many as a batch has rows."""
+    return max((len(batch) for batch in job.batches), default=1)
+
+
+def rows_of(job: DecodeJob) -> int:
+    """Return how many rows a step computes: a power of two, so that other jobs compute as many."""
+    return max(FEWEST, 1 << (slots_of(job) - 1).bit_length())

@@ -1,0 +1,73 @@
+"""A row in flight: what it has said so far, and what changes what it says. Knows no slots."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from artifacts.captions import Ended
+from stages.decode.engines.inflight.reading import ReadRow
+from stages.decode.protocol import Asked
+
+
+@dataclass(kw_only=True, slots=True)
+class Flight:
+    """A row that is being said."""
+
+    asked: Asked
+    most: int
+    """Most tokens of its prompt and its caption together."""
+    limit: int
+    """Most tokens of its caption."""
+    ends: frozenset[int]
+    processors: Any
+    """What changes its logits; empty of most checkpoints."""
+    ids: torch.Tensor
+    """All its tokens up to the last that was made, of shape [1, tokens], for the processors."""
+    said: list[int] = field(default_factory=list)
+    ended: Ended | None = None
+
+    @classmethod
+    def of(cls, asked: Asked, row: ReadRow) -> "Flight":
+        return cls(
+            asked=asked,
+            most=row.tokens + row.limit,
+            limit=row.limit,
+            ends=row.ends,
+            processors=row.processors,
+            ids=row.ids,
+        )
+
+    def hear(self, token: int) -> bool:
+        """Add a token to what was said; return whether it is the last."""
+        self.said.append(token)
+        if token in self.ends:
+            self.ended = "stop"
+        elif len(self.said) >= self.limit:
+            self.ended = "length"
+        return self.ended is not None
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the token that comes next, of shape [1]. `logits` are of shape [1, words]."""
+        token: torch.Tensor = self.processors(self.ids, logits).argmax(-1)
+        if len(self.processors):
+            self.ids = torch.cat([self.ids, token.unsqueeze(1).to(self.ids.dtype)], dim=1)
+        return token
+
+
+class Heard:
+    """Tokens on their way from the device."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self._tokens, self._there = tokens, None
+        if tokens.device.type == "cuda":  # so that the next step is begun before these are read
+            self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self._tokens.copy_(tokens, non_blocking=True)
+            self._there = torch.cuda.Event()
+            self._there.record()
+
+    def read(self) -> list[int]:
+        """Return them, once they are here."""
+        if self._there is not None:
+            self._there.synchronize()
+        return self._tokens.tolist()

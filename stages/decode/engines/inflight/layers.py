@@ -1,0 +1,234 @@
+"""Keeps what the layers of a half remember of several rows, in tensors of a fixed shape; knows
+neither rows nor when they end.
+
+Each row has a slot, and writes at a column of its own. What lies beyond it is of an earlier row, or
+nothing, and is masked; so a row's numbers are the same whatever stands beside it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
+
+
+class CannotSeat(Exception):
+    """A half remembers a row in a way that cannot be kept in slots."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolShape:
+    """The room of a pool."""
+
+    rows: int
+    """Rows that a step computes: the same however many slots there are, so that numbers are."""
+    slots: int
+    """Rows that there is room for; the others are nobody's."""
+    columns: int
+    """Most tokens of a row, its prompt among them."""
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of a layer that sees all that came before."""
+
+    is_compileable, is_sliding, is_croppable = True, False, False
+    keys: Any
+    values: Any
+
+    def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.columns = shape.columns
+        self.batch_size = shape.rows
+        self.is_initialized = True
+        self.offset = 0
+        """The column of the mask at which this layer's begin."""
+        self._slots = torch.arange(shape.slots, device=at.device)
+        self._at = at[: shape.slots]
+        """The next column of each slot; it is the pool's own."""
+        self.keys, self.values = (self._room(part) for part in (like.keys, like.values))
+
+    def _room(self, part: torch.Tensor) -> torch.Tensor:
+        """Return zeros for as much as `part`, of shape [1, heads, tokens, width], in every slot."""
+        heads, width = part.shape[1], part.shape[-1]
+        return part.new_zeros(len(self._slots), heads, self.columns, width)
+
+    def put(self, slot: int, row: Any, tokens: int) -> None:
+        """Take over what a row has read; nothing is left of who was here before."""
+        for mine, his in ((self.keys, row.keys), (self.values, row.values)):
+            mine[slot, :, :tokens] = his[0]
+            mine[slot, :, tokens:] = 0  # a masked NaN is a NaN all the same
+
+    def resize(self, columns: int) -> None:
+        """Make room for rows of so many tokens; those that are here keep theirs."""
+        kept = min(columns, self.columns)
+        self.columns = columns
+        for name in ("keys", "values"):
+            before = getattr(self, name)
+            setattr(self, name, self._room(before))
+            getattr(self, name)[:, :, :kept] = before[:, :, :kept]
+
+    def lazy_initialization(self, *_: Any) -> None:
+        """Do nothing: there is room from the start."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        column, slots = self.column(), len(self._slots)
+        self.keys[self._slots, :, column] = key_states[:slots, :, 0]
+        self.values[self._slots, :, column] = value_states[:slots, :, 0]
+        return self._of_rows(self.keys), self._of_rows(self.values)
+
+    def _of_rows(self, part: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of slots with zeros for the rows that are nobody's."""
+        if (nobodys := self.batch_size - len(part)) == 0:
+            return part
+        zeros = part.new_zeros((1,) * part.ndim).expand(nobodys, *part.shape[1:])
+        return torch.cat([part, zeros])
+
+    def column(self) -> torch.Tensor:
+        """Return where each slot's row writes."""
+        return self._at
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.columns, self.offset
+
+    def get_seq_length(self) -> int:
+        # So that every column lies before the token that is made, and the mask alone decides.
+        return self.offset + self.columns - 1
+
+    def get_max_length(self) -> int:
+        return self.columns
+
+
+class RingLayer(SlotLayer):
+    """Keys and values of a layer that sees a window, in which the oldest gives way."""
+
+    is_sliding = True
+
+    def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
+        self.sliding_window = like.sliding_window
+        columns = min(like.sliding_window, shape.columns)
+        super().__init__(like, replace(shape, columns=columns), at)
+
+    def put(self, slot: int, row: Any, tokens: int) -> None:
+        kept = row.keys.shape[-2]
+        where = torch.arange(tokens - kept, tokens, device=row.keys.device) % self.columns
+        for mine, his in ((self.keys, row.keys), (self.values, row.values)):
+            mine[slot] = 0
+            mine[slot, :, where] = his[0]
+
+    def resize(self, columns: int) -> None:
+        # A row that has gone round has more tokens than a window, and so have the columns.
+        if (columns := min(self.sliding_window, columns)) != self.columns:
+            super().resize(columns)
+
+    def column(self) -> torch.Tensor:
+        return self._at % self.columns
+
+
+class IndexedLayer(SlotLayer):
+    """Keys and values of a layer that chooses what it sees by an index of its own."""
+
+    def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
+        super().__init__(like, shape, at)
+        if like.indexer_position_ids is not None:
+            raise CannotSeat("its index has positions of its own")
+        self.indexer_position_ids = None
+        self.is_indexer_initialized = like.indexer_keys is not None
+        self.indexer_keys: torch.Tensor | None = None
+        if like.indexer_keys is not None:
+            width = like.indexer_keys.shape[-1]
+            self.indexer_keys = like.indexer_keys.new_zeros(shape.slots, shape.columns, width)
+
+    def put(self, slot: int, row: Any, tokens: int) -> None:
+        super().put(slot, row, tokens)
+        if self.indexer_keys is not None:
+            self.indexer_keys[slot, :tokens] = row.indexer_keys[0]
+            self.indexer_keys[slot, tokens:] = 0
+
+    def resize(self, columns: int) -> None:
+        kept = min(columns, self.columns)
+        super().resize(columns)
+        if (before := self.indexer_keys) is not None:
+            self.indexer_keys = before.new_zeros(len(before), columns, before.shape[-1])
+            self.indexer_keys[:, :kept] = before[:, :kept]
+
+    def update_indexer(self, keys: torch.Tensor) -> torch.Tensor:
+        assert self.indexer_keys is not None
+        self.indexer_keys[self._slots, self._at] = keys[: len(self._slots), 0]
+        return self._of_rows(self.indexer_keys)
+
+
+class StateLayer(LinearAttentionLayer):
+    """The states of a layer that remembers a row in as much room however long it is."""
+
+    def __init__(self, like: Any, shape: PoolShape) -> None:
+        LinearAttentionLayer.__init__(self, number_of_states=like.number_of_states)
+        for name in STATES:
+            setattr(self, f"is_{name}_initialized", dict(getattr(like, f"is_{name}_initialized")))
+            setattr(self, name, _rows_of(getattr(like, name), shape.rows))
+        self.has_previous_state = dict(like.has_previous_state)
+        self.conv_kernel_size = dict(like.conv_kernel_size)
+        self.device, self.dtype = like.device, like.dtype
+        self.batch_size = shape.rows
+
+    def put(self, slot: int, row: Any, tokens: int) -> None:
+        for name in STATES:
+            for index, mine in getattr(self, name).items():
+                if mine is not None:
+                    mine[slot] = getattr(row, name)[index][0]
+
+
+class StateAndSlotLayer(StateLayer, SlotLayer):  # type: ignore[override]
+    """A layer that has both: states, and keys and values of all that came before."""
+
+    is_compileable = True
+    batch_size: int
+
+    def __init__(self, like: Any, shape: PoolShape, at: torch.Tensor) -> None:
+        StateLayer.__init__(self, like, shape)
+        SlotLayer.__init__(self, like, shape, at)
+
+    def lazy_initialization(self, *_: Any, **__: Any) -> None:
+        """Do nothing: there is room from the start."""
+
+    def put(self, slot: int, row: Any, tokens: int) -> None:
+        StateLayer.put(self, slot, row, tokens)
+        SlotLayer.put(self, slot, row, tokens)
+
+
+STATES = ("conv_states", "recurrent_states")
+"""Names under which a layer has its states, each by number."""
+SEATS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
+    DynamicLayer: SlotLayer,
+    DynamicSlidingWindowLayer: RingLayer,
+    DynamicIndexedLayer: IndexedLayer,
+    LinearAttentionLayer: lambda like, shape, at: StateLayer(like, shape),
+    LinearAttentionAndFullAttentionLayer: StateAndSlotLayer,
+}
+"""Class of a layer of transformers' own cache → what keeps as much of every row."""
+
+
+def seats(layer: Any, shape: PoolShape, at: torch.Tensor) -> Any:
+    """Return room for as much as `layer` holds of one row, in every slot. Raises CannotSeat."""
+    if isinstance(layer, DummyLayer):
+        return layer
+    if type(layer) not in SEATS:
+        raise CannotSeat(f"it remembers rows in a {type(layer).__name__}")
+    return SEATS[type(layer)](layer, shape, at)
+
+
+def _rows_of(states: Mapping[int, torch.Tensor | None], rows: int) -> dict[int, Any]:
+    return {
+        index: None if state is None else state.new_zeros(rows, *state.shape[1:])
+        for index, state in states.items()
+    }

@@ -1,0 +1,217 @@
+"""Decodes greedily in slots: as a row ends, the next takes its slot. Knows no model, no store and
+no words.
+
+Where memory runs out at a step there are fewer slots from then on, and the rows in flight start
+anew; nobody has heard of their captions yet. A prompt that cannot be read beside them waits until
+there is nothing else; so one item that is too large is told from a machine that is too small. When
+the next cannot be read either, there are fewer slots too.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from stages.decode.engines.inflight.coming import Coming
+from stages.decode.engines.inflight.flight import Flight, Heard
+from stages.decode.engines.inflight.layers import PoolShape
+from stages.decode.engines.inflight.pool import Pool, columns_for
+from stages.decode.engines.inflight.reading import ReadRow
+from stages.decode.protocol import Asked
+from stages.memory.shrinking import Shrinking, attempt, give_back
+
+
+@dataclass(kw_only=True, slots=True)
+class Counted:
+    """What was computed, in rows times steps."""
+
+    steps: int = 0
+    """Steps of every slot, empty or not."""
+    used: int = 0
+    """Those of them that made a token of a caption."""
+
+
+class Loop:
+    """The slots of one process, and the rows in them."""
+
+    def __init__(
+        self,
+        read: Callable[[Asked], ReadRow],
+        shrinking: Shrinking,
+        *,
+        rows: int,
+        slots: int,
+        columns: int = 0,
+        late: int = 0,
+    ) -> None:
+        """Read prompts by `read`, and let a step compute so many `rows`, of which so many have
+        `slots` as long as memory lasts. A pool has so many `columns`, or more, and with 0 as many
+        as its rows need. Tokens are looked at `late` steps after they were made."""
+        self._read = read
+        self._shrinking = shrinking
+        self._columns = columns
+        self._late = late
+        self._rows = rows
+        self.slots = slots
+        self.counted = Counted()
+        self._pool: Pool | None = None
+        self._seats: list[Flight | None] = []
+        self._made: deque[tuple[Heard, list[Flight | None]]] = deque()
+        self._again: deque[Asked] = deque()
+        """Rows that were in flight when memory ran out, to be begun anew."""
+        self._alone: deque[Asked] = deque()
+        """Rows that did not fit beside others."""
+        self._strained = False
+        """Whether the last row could not be read beside others."""
+
+    def run(self, rows: Coming) -> Iterator[Flight | None]:
+        """Yield each row when it has ended, and None when others have to be waited for. Rows that
+        do not fit even alone are left out."""
+        while True:
+            yield from self._fill(rows)
+            if any(self._seats):
+                yield from self._advance()
+            elif self._alone:
+                self._leave()
+                yield from self._by_itself(self._alone.popleft())
+            else:
+                break
+        self._leave()
+
+    def alone(self, asked: Asked) -> Flight:
+        """Return the row, decoded in slots of its own. Raises what an allocator raises."""
+        lone = Loop(
+            self._read,
+            self._shrinking,
+            rows=self._rows,
+            slots=1,
+            columns=self._columns,
+            late=self._late,
+        )
+        lone.counted = self.counted
+        flight = lone._sit(asked, self._read(asked))
+        while flight.ended is None:
+            lone._step()
+            for _ in lone._hear():
+                pass
+        return flight
+
+    def _by_itself(self, asked: Asked) -> Iterator[Flight]:
+        key = asked.member["key"]
+        for _, flight in self._shrinking.through(
+            [asked], lambda _: key, lambda _: self.alone(asked)
+        ):
+            yield flight
+
+    def _fill(self, rows: Coming) -> Iterator[Flight | None]:
+        """Let rows take the slots that are free. Yield those that end with their first token."""
+        while not self._seats or None in self._seats:
+            if self._alone and not any(self._seats):
+                return
+            asked = self._again.popleft() if self._again else rows.take(wait=False)
+            if asked is None and not any(self._seats):
+                yield None
+                asked = rows.take(wait=True)
+            if asked is None:
+                return
+            flight = self._begin(asked)
+            if flight is not None and flight.ended is not None:
+                yield flight
+
+    def _begin(self, asked: Asked) -> Flight | None:
+        """Return the row, its prompt read and in a slot; None where memory ran out."""
+        busy = any(self._seats)
+        read, words = attempt(partial(self._read, asked))
+        if words is not None:
+            self._alone.append(asked)
+            if self._strained:
+                self._yield_room(words)
+            self._strained = busy
+            return None
+        self._strained = False
+        sat, words = attempt(lambda: self._sit(asked, read.pop()))
+        if words is not None:
+            self._again.appendleft(asked)
+            self._yield_room(words)
+            return None
+        return sat.pop()
+
+    def _sit(self, asked: Asked, row: ReadRow) -> Flight:
+        """Put a row into a slot, unless it has ended with its first token."""
+        flight = Flight.of(asked, row)
+        token = flight.choose(row.logits)
+        if not flight.hear(int(token)):
+            self._fit(row, flight.most)
+            assert self._pool is not None
+            slot = self._seats.index(None)
+            self._pool.put(slot, row, token.unsqueeze(1))
+            self._seats[slot] = flight
+        return flight
+
+    def _fit(self, row: ReadRow, most: int) -> None:
+        """Let there be a pool with room for such a row. It is made narrower where much is left over
+        by rows of other lengths, because every step goes through all of it."""
+        longest = max([most, *(flight.most for flight in self._seats if flight is not None)])
+        columns = max(self._columns, columns_for(longest))
+        if self._pool is None:
+            self._seats = [None] * self.slots
+            self._pool = Pool(row, PoolShape(rows=self._rows, slots=self.slots, columns=columns))
+        elif not columns <= self._pool.shape.columns < 2 * columns:
+            self._pool.resize(columns)
+
+    def _advance(self) -> Iterator[Flight]:
+        """Make a token of every row. Yield those that ended."""
+        _, words = attempt(self._step)
+        if words is not None:
+            self._yield_room(words)
+            return
+        if len(self._made) > self._late:
+            yield from self._hear()
+
+    def _step(self) -> None:
+        assert self._pool is not None
+        logits = self._pool.step()
+        with torch.inference_mode():
+            tokens = logits.argmax(-1)
+            for slot, flight in enumerate(self._seats):
+                if flight is not None and len(flight.processors):
+                    tokens[slot] = flight.choose(logits[slot : slot + 1])[0]
+        self._pool.feed(tokens)
+        self._made.append((Heard(tokens), list(self._seats)))  # the other rows are nobody's
+        self.counted.steps += len(self._seats)
+
+    def _hear(self) -> Iterator[Flight]:
+        """Read the tokens of the oldest step that was not looked at, and yield whom they end."""
+        assert self._pool is not None
+        heard, flights = self._made.popleft()
+        for slot, (flight, token) in enumerate(zip(flights, heard.read(), strict=False)):
+            if flight is None or flight.ended is not None:
+                continue
+            self.counted.used += 1
+            if flight.hear(token):
+                self._seats[slot] = None
+                self._pool.clear(slot)
+                self._shrinking.fitted()
+                yield flight
+
+    def _yield_room(self, words: str) -> None:
+        """Have fewer slots after memory ran out, and start the rows in flight anew."""
+        rows = [flight.asked for flight in self._seats if flight is not None]
+        self._leave()
+        give_back()
+        if self.slots > 1:
+            self.slots = self._shrinking.cut(self.slots, words)
+            rows += self._alone
+            self._alone.clear()
+            self._again.extendleft(reversed(rows))
+        else:
+            self._alone.extend([*rows, *self._again])
+            self._again.clear()
+
+    def _leave(self) -> None:
+        """Give the memory of the slots back."""
+        self._pool = None
+        self._seats = []
+        self._made.clear()

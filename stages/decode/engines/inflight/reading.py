@@ -1,0 +1,122 @@
+"""Reads the prompt of one row, alone and unpadded. Knows neither slots nor what comes of the row.
+
+`generate` prepares everything as the family wants it (positions, masks, features, what is done to
+its logits) and then calls `park` in place of its own loop, which reads the prompt and keeps it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stages.decode.engines.inflight.layers import CannotSeat
+from stages.models.halves.delivery import generate
+
+TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+"""Names under which a model is told the kind of each token."""
+OF_TEXT = ("mm_token_type_ids", "moe_mm_token_type_ids")
+"""Those of them in which a token that was made is text, 0; in others it is what came before it."""
+ALONG = ("use_cache", "logits_to_keep")
+"""What `generate` tells a model at every token, besides what hangs on the row."""
+ENDINGS = ("MaxLengthCriteria", "EosTokenCriteria")
+"""The ways in which a caption may end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadRow:
+    """A row whose prompt was read."""
+
+    model: Any
+    """What makes the next token: the half, or the reader within it."""
+    cache: Any
+    """What its layers remember of the prompt."""
+    tokens: int
+    """How many tokens they remember."""
+    position: torch.Tensor
+    """Position of the next token, of shape [..., 1, 1]."""
+    types: Mapping[str, torch.Tensor]
+    """Kind of the next token, of shape [1, 1], by the name under which the model takes it."""
+    along: Mapping[str, Any]
+    """What the model is told at every token besides."""
+    ids: torch.Tensor
+    """The prompt as those see it who change its logits, of shape [1, tokens]."""
+    processors: Any
+    """What changes its logits, in order."""
+    ends: frozenset[int]
+    """Tokens that end it."""
+    limit: int
+    """Most tokens of its caption."""
+    logits: torch.Tensor
+    """The logits of its first token, of shape [1, words]."""
+
+
+def read_row(
+    half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+) -> ReadRow:
+    """Return the row, its prompt read. Raises CannotSeat for a half that reads otherwise."""
+    read: list[ReadRow] = []
+
+    # The names are those by which `generate` tells what it takes itself from what it hands on.
+    def park(
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **told: Any,
+    ) -> torch.Tensor:
+        _refuse(model, stopping_criteria, told)
+        output = model._prefill(input_ids, generation_config, told)
+        read.append(_row(model, input_ids, logits_processor, generation_config, told, output))
+        return input_ids
+
+    if half.config.is_encoder_decoder:
+        raise CannotSeat("its prompt goes to an encoder")
+    generate(half, inputs, features, custom_generate=park, **options)
+    if len(read) != 1:
+        raise CannotSeat("its generate does not read a prompt as others do")
+    return read[0]
+
+
+def _refuse(model: Any, endings: Any, told: Mapping[str, Any]) -> None:
+    """Raise CannotSeat for what cannot be done row by row."""
+    if model.config.is_encoder_decoder:
+        raise CannotSeat("its prompt goes to an encoder")
+    if told.get("position_ids") is None:
+        raise CannotSeat("it is not told the positions of tokens")
+    mask = told.get("attention_mask")
+    if mask is not None and (mask == 0).any():
+        raise CannotSeat("some of its prompt is masked")
+    if others := [type(each).__name__ for each in endings if type(each).__name__ not in ENDINGS]:
+        raise CannotSeat(f"its captions may end by {others[0]}")
+
+
+def _row(
+    model: Any, ids: torch.Tensor, processors: Any, settings: Any, told: Any, output: Any
+) -> ReadRow:
+    cache = output.past_key_values
+    position = told["position_ids"][..., -1:] + 1
+    ends = settings._eos_token_tensor
+    return ReadRow(
+        model=model,
+        cache=cache,
+        tokens=cache.get_seq_length(),
+        position=position,
+        types={name: _next_type(name, told[name]) for name in TYPES if told.get(name) is not None},
+        along={name: told[name] for name in ALONG if name in told},
+        ids=ids,
+        processors=processors,
+        ends=frozenset(() if ends is None else ends.flatten().tolist()),
+        limit=settings.max_new_tokens,
+        logits=output.logits[:, -1].to(copy=True, dtype=torch.float32),
+    )
+
+
+def _next_type(name: str, types: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(types[:, -1:]) if name in OF_TEXT else types[:, -1:]
+
+
+def chosen(row: ReadRow, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return the token that the row goes on with, of shape [1, 1]. `ids` are all before it."""
+    return row.processors(ids, logits).argmax(-1, keepdim=True)  # type: ignore[no-any-return]

@@ -1,0 +1,124 @@
+"""Finds out whether a half says in slots what `generate` says, and whether a row's numbers hang on
+the row alone. It knows no family and no device.
+
+A row is read and continued with the tokens that `generate` gave it. In one slot of an empty pool
+its logits have to be those of `generate`, but for rounding. In another slot, which somebody has
+left, and beside others they have to be the same to the last bit. Whether they are also the same in
+a pool of another shape is told apart: where they are not, all pools must have one shape.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stages.decode.engines.inflight.layers import CannotSeat, PoolShape
+from stages.decode.engines.inflight.pool import FEWEST, Pool, columns_for
+from stages.decode.engines.inflight.reading import ReadRow, chosen
+from stages.decode.reading import far, rounding
+from stages.models.halves.absent import NeedsWeights
+from stages.models.halves.delivery import generate, new_tokens, prompt_in
+from stages.process.exit_diagnosis import out_of_memory
+
+STEPS = 4
+"""Tokens that are tried; what is wrong with masks or positions shows at the first."""
+ROUNDINGS = 2
+"""How many times what pieces of a prompt may differ by: tokens after it are rounded one by one."""
+BEFORE = 2
+"""Tokens that whoever was in a slot before has made."""
+BESIDE = 2
+"""Fewest slots with which it can be tried what stands beside a row."""
+LONGER = 5
+"""How many times the columns another pool has: so many that kernels cut them otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialResult:
+    """What came of the trial."""
+
+    reason: str = ""
+    """Why the half is not for slots; empty where it is."""
+    any_shape: bool = False
+    """Whether a row's numbers are the same in a pool of any shape."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """What `generate` says of a row by itself."""
+
+    tokens: Sequence[int]
+    logits: Sequence[torch.Tensor]
+    """Those by which each token was chosen, of shape [1, words]."""
+
+
+def reference_of(
+    half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+) -> Reference:
+    """Return what `generate` says, some tokens long."""
+    lengths = {"max_new_tokens": STEPS + 1, "min_new_tokens": STEPS + 1}
+    told = {**options, **lengths, "return_dict_in_generate": True, "output_logits": True}
+    made: Any = generate(half, inputs, features, **told)
+    tokens = new_tokens(made.sequences, prompt_in(half, inputs))[0].tolist()
+    return Reference(tokens=tokens, logits=made.logits)
+
+
+def judge(row: ReadRow, other: ReadRow, reference: Reference, rows: int, slots: int) -> TrialResult:
+    """Judge by a row and one of another length, in steps of so many rows, of which so many have
+    slots. Raises what an allocator raises."""
+    try:
+        return _judged(row, other, reference, rows, slots)
+    except CannotSeat as error:
+        return TrialResult(reason=str(error))
+    except Exception as error:  # a family may refuse in any way what is not its own
+        if out_of_memory(error) or isinstance(error, NeedsWeights):
+            raise
+        return TrialResult(reason=f"it fails in slots: {type(error).__name__}: {error}"[:200])
+
+
+def _judged(
+    row: ReadRow, other: ReadRow, reference: Reference, rows: int, slots: int
+) -> TrialResult:
+    columns = columns_for(max(row.tokens, other.tokens) + STEPS + BEFORE)
+    shape = PoolShape(rows=rows, slots=slots, columns=columns)
+    alone = _trace(row, reference, Pool(row, shape), 0)
+    wanted = [logits[0].float() for logits in reference.logits[: len(alone)]]
+    found = far(wanted, [logits.float() for logits in alone])
+    if found > ROUNDINGS * rounding(row.model.dtype):
+        return TrialResult(reason=f"in slots its numbers are others, by {found:.1e}")
+    if not _same(alone, _trace(row, reference, Pool(row, shape), slots - 1, other)):
+        return TrialResult(reason="its numbers hang on what is beside a row")
+    otherwise = PoolShape(
+        rows=FEWEST if rows > FEWEST else 2 * rows, slots=1, columns=LONGER * columns
+    )
+    return TrialResult(
+        any_shape=_same(alone, _trace(row, reference, Pool(row, otherwise), 0, other))
+    )
+
+
+def _trace(
+    row: ReadRow, reference: Reference, pool: Pool, seat: int, other: ReadRow | None = None
+) -> list[torch.Tensor]:
+    """Return the logits of the row in that slot, token for token. `other` stands beside it, and was
+    in its slot before."""
+    last = torch.zeros(pool.shape.rows, dtype=torch.long, device=row.ids.device)
+    if other is not None:
+        for slot in range(pool.shape.slots):
+            pool.put(slot, other, chosen(other, other.ids, other.logits))
+        for _ in range(BEFORE):
+            pool.feed(pool.step().argmax(-1))
+        pool.clear(seat)
+    first, *rest = reference.tokens
+    pool.put(seat, row, torch.full_like(row.ids[:1, :1], first))
+    seen = [row.logits[0]]
+    for token in rest:
+        logits = pool.step()
+        seen.append(logits[seat].clone())
+        last.copy_(logits.argmax(-1))
+        last[seat] = token
+        pool.feed(last)
+    return seen
+
+
+def _same(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(left, right) for left, right in zip(first, second, strict=True))

@@ -1,0 +1,112 @@
+"""Runs a tiny model in slots that are refilled, and says whether each row gives the tokens that
+`generate` gives of it alone."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from stages.decode.engines.inflight.coming import Coming
+from stages.decode.engines.inflight.layers import CannotSeat
+from stages.decode.engines.inflight.loop import Loop
+from stages.decode.engines.inflight.pool import FEWEST
+from stages.decode.engines.inflight.reading import TYPES, ReadRow, read_row
+from stages.decode.engines.inflight.trial import TrialResult, judge, reference_of
+from stages.decode.protocol import Asked
+from stages.memory.shrinking import Shrinking
+from stages.models.halves.delivery import generate, new_tokens, prompt_in
+from stages.models.halves.features import Features, encode
+from stages.models.halves.routes import choose_route
+from tests.support.tiny_families import FAMILIES
+from tests.support.waves import events
+
+LIMITS = (5, 12, 3, 9, 7)
+"""Most tokens of each row's caption."""
+LONGER = (0, 9, 3, 14, 1)
+"""Tokens that each row's prompt has beyond what the family's has."""
+SLOTS = 2
+"""Fewer than rows, so that every slot is refilled."""
+
+Item = tuple[dict[str, Any], Features]
+"""A row: inputs, and features of its pictures."""
+
+
+def judged_in_slots(variant: str) -> str:
+    """`slots`; or why not, where its tokens are not those of each row alone: `differs`, or a
+    reason that was found out by the trial."""
+    model, items = rows_of_variant(variant)
+    tried = tried_in_slots(model, items)
+    if tried.reason:
+        return tried.reason
+    found = in_slots(model, items)
+    wanted = [alone(model, item, limit) for item, limit in zip(items, LIMITS, strict=True)]
+    return "slots" if found == wanted else "differs"
+
+
+def rows_of_variant(variant: str) -> tuple[Any, list[Item]]:
+    """The model of a variant, and rows with other pictures and prompts of other lengths."""
+    model: Any = None
+    items = []
+    for seed, more in enumerate(LONGER):
+        torch.manual_seed(seed)
+        built, inputs = FAMILIES[variant]()
+        model = model or greedy(built)
+        items.append((longer(inputs, more), encode(model, inputs)))
+    return model, items
+
+
+def greedy(model: Any) -> Any:
+    """The model, which says the likeliest token until its limit."""
+    for part in model.modules():
+        if (settings := getattr(part, "generation_config", None)) is not None:
+            settings.eos_token_id, settings.pad_token_id = None, 0
+            settings.do_sample, settings.num_beams = False, 1
+    return model
+
+
+def longer(inputs: dict[str, Any], more: int) -> dict[str, Any]:
+    """The inputs with so many more tokens of text at the end of the prompt."""
+    tail = torch.tensor([[11 + at % 7 for at in range(more)]], dtype=torch.long)
+    tails = {"input_ids": tail, "attention_mask": torch.ones_like(tail)}
+    tails |= {name: torch.zeros_like(tail) for name in TYPES}
+    return {
+        name: torch.cat([value, tails[name]], dim=1) if name in tails else value
+        for name, value in inputs.items()
+    }
+
+
+def tried_in_slots(model: Any, items: Sequence[Item]) -> TrialResult:
+    """What the trial says of the first row and a longer one."""
+    if choose_route(model).route == "joint":
+        return TrialResult(reason="it is run whole")
+    try:
+        row, other = (read_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
+        return judge(row, other, reference_of(model, *items[0]), FEWEST, FEWEST)
+    except CannotSeat as error:
+        return TrialResult(reason=str(error))
+
+
+def alone(model: Any, item: Item, limit: int) -> list[int]:
+    """The tokens that `generate` gives of one row."""
+    inputs, features = item
+    made = generate(model, inputs, features, max_new_tokens=limit)
+    tokens: list[int] = new_tokens(made, prompt_in(model, inputs))[0, :limit].tolist()
+    return tokens
+
+
+def in_slots(model: Any, items: Sequence[Item], late: int = 0) -> list[list[int]]:
+    """The tokens of each row, decoded in slots."""
+
+    def read(asked: Asked) -> ReadRow:
+        at = int(asked.member["key"])
+        return read_row(model, *items[at], max_new_tokens=LIMITS[at])
+
+    row: Any = None
+    asked = [Asked({"key": str(at)}, row) for at in range(len(items))]
+    with events() as (report, _), ThreadPoolExecutor(1) as beside:
+        loop = Loop(read, Shrinking(report, list), rows=FEWEST, slots=SLOTS, late=late)
+        flights = [flight for flight in loop.run(Coming([asked], beside)) if flight is not None]
+    said = {int(flight.asked.member["key"]): flight.said for flight in flights}
+    assert loop.slots == SLOTS and len(flights) == len(items)
+    return [said[at] for at in range(len(items))]

@@ -1,0 +1,168 @@
+"""Slots of every kind of layer: tokens are those of a row alone, and its logits are the same to the
+last bit, whatever stands beside it and however large the pool is."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from stages.decode.engines.inflight.layers import CannotSeat, PoolShape
+from stages.decode.engines.inflight.pool import FEWEST, Pool
+from stages.decode.engines.inflight.reading import ReadRow, read_row
+from stages.decode.engines.inflight.trial import _same, _trace, reference_of
+from stages.models.halves.features import Features, encode
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.in_slots import (
+    LIMITS,
+    alone,
+    greedy,
+    in_slots,
+    judged_in_slots,
+    longer,
+    rows_of_variant,
+)
+from tests.support.tiny_families.verdict import FAILING, MIXED, UNCUT
+
+LAYERS = {
+    "llava": "full attention",
+    "qwen2_5_vl": "positions of three axes",
+    "gemma3": "windows beside full attention",
+    "llama4": "chunks",
+    "gemma4": "layers that share what they remember",
+    "qwen3_5": "states beside full attention",
+    "nemotron_h_omni": "states, attention and experts",
+    "qwen3_vl_moe": "experts",
+    "mistral_large4": "an index of what is seen",
+    "exaone4_5": "positions that would be counted by the cache",
+    "janus": "a generate of its own",
+    "blip_2": "embeddings in place of tokens",
+}
+REFUSED = {
+    "florence2": "its prompt goes to an encoder",
+    "step3p7": "its numbers hang on what is beside a row",
+    "unlimited_ocr": "it remembers rows in a",
+    "qwen4_exp": "its index has positions of its own",
+}
+"""Family → why it is not for slots."""
+BATCHED = {"inkling", "inkling2", "minimax_m3_vl", "t5gemma2", *REFUSED}
+BATCHED_VARIANTS = {"blip_2:t5", "instructblip:t5", "instructblipvideo:t5", "paligemma:gemma2"}
+SINGLE = [
+    name
+    for name in FAMILIES
+    if name.split(":")[0] not in UNCUT
+    and not name.endswith((":b2", *MIXED))
+    and name not in FAILING
+]
+
+
+@pytest.mark.parametrize("variant", LAYERS)
+def test_rows_in_slots_say_what_each_says_alone(variant: str) -> None:
+    assert judged_in_slots(variant) == "slots"
+
+
+@pytest.mark.parametrize("variant", REFUSED)
+def test_a_family_that_is_not_for_slots_is_told_why(variant: str) -> None:
+    assert judged_in_slots(variant).startswith(REFUSED[variant])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", SINGLE)
+def test_every_family_is_in_slots_or_it_is_known_why_not(variant: str) -> None:
+    batched = variant.split(":")[0] in BATCHED or variant in BATCHED_VARIANTS
+    found = judged_in_slots(variant)
+    assert found != "differs"
+    assert (found != "slots") == batched, found
+
+
+def test_tokens_that_are_looked_at_late_are_the_same() -> None:
+    model, items = rows_of_variant("qwen2_5_vl")
+    assert in_slots(model, items, late=1) == in_slots(model, items)
+    assert in_slots(model, items) == [
+        alone(model, item, limit) for item, limit in zip(items, LIMITS, strict=True)
+    ]
+
+
+def rows_in(variant: str, dtype: torch.dtype) -> tuple[Any, ReadRow, ReadRow, Any]:
+    """A model in that precision, two rows of unlike length, and what `generate` says of one."""
+    torch.manual_seed(0)
+    model, inputs = FAMILIES[variant]()
+    model = greedy(model.to(dtype))
+    cast = {
+        name: value.to(dtype) if torch.is_floating_point(value) else value
+        for name, value in inputs.items()
+    }
+    features: Features = encode(model, cast)
+    row = read_row(model, cast, features, max_new_tokens=8)
+    other = read_row(model, longer(cast, 23), features, max_new_tokens=8)
+    return model, row, other, reference_of(model, cast, features)
+
+
+SHAPES = [
+    PoolShape(rows=8, slots=8, columns=64),
+    PoolShape(rows=8, slots=3, columns=64),
+    PoolShape(rows=8, slots=1, columns=64),
+    PoolShape(rows=8, slots=8, columns=192),
+    PoolShape(rows=8, slots=2, columns=1088),
+    PoolShape(rows=16, slots=16, columns=64),
+    PoolShape(rows=32, slots=5, columns=128),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", ["llava", "qwen2_5_vl", "gemma3", "qwen3_5", "qwen3_vl_moe"])
+def test_a_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtype) -> None:
+    _, row, other, reference = rows_in(variant, dtype)
+    alone = _trace(row, reference, Pool(row, SHAPES[0]), 0)
+    for shape in SHAPES:
+        for seat in {0, shape.slots // 2, shape.slots - 1}:
+            assert _same(alone, _trace(row, reference, Pool(row, shape), seat)), (shape, seat)
+            beside = _trace(row, reference, Pool(row, shape), seat, other)
+            assert _same(alone, beside), (shape, seat)
+
+
+@pytest.mark.parametrize("variant", ["qwen2_5_vl", "gemma3", "mistral_large4"])
+def test_a_pool_that_is_made_wider_or_narrower_keeps_its_rows(variant: str) -> None:
+    _, row, other, reference = rows_in(variant, torch.float32)
+    whole = _trace(row, reference, Pool(row, SHAPES[0]), 1, other)
+    pool = Pool(row, SHAPES[0])
+    pool.put(0, other, torch.zeros_like(other.ids[:, :1]))
+    pool.put(1, row, torch.full_like(row.ids[:, :1], reference.tokens[0]))
+    seen = [row.logits[0]]
+    for columns, token in zip((64, 256, 64, 128), reference.tokens[1:], strict=True):
+        pool.resize(columns)
+        logits = pool.step()
+        seen.append(logits[1].clone())
+        pool.feed(torch.full((8,), token))
+    assert _same(whole, seen)
+
+
+def test_a_row_that_broke_leaves_nothing_to_who_comes_after_it() -> None:
+    _, row, other, reference = rows_in("qwen2_5_vl", torch.float32)
+    whole = _trace(row, reference, Pool(row, SHAPES[0]), 0)
+    broken = read_row_again(other)
+    for layer in broken.cache.layers:
+        layer.keys, layer.values = layer.keys * torch.nan, layer.values * torch.nan
+    pool = Pool(row, SHAPES[0])
+    for slot in range(FEWEST):
+        pool.put(slot, broken, torch.zeros_like(row.ids[:, :1]))
+    pool.feed(pool.step().argmax(-1))
+    pool.clear(0)
+    assert not _trace(row, reference, pool, 0)[-1].isnan().any()
+    assert _same(whole, _trace(row, reference, pool, 0))
+
+
+def read_row_again(row: ReadRow) -> ReadRow:
+    """The same row, whose cache may be changed."""
+    return replace(row, cache=copy.deepcopy(row.cache))
+
+
+def test_windows_of_several_widths_fail() -> None:
+    _, row, _, _ = rows_in("gemma3", torch.float32)
+    again = read_row_again(row)
+    wider = copy.deepcopy(next(layer for layer in again.cache.layers if layer.is_sliding))
+    wider.sliding_window += 1
+    again.cache.layers.append(wider)
+    with pytest.raises(CannotSeat, match="several widths"):
+        Pool(again, SHAPES[0])
