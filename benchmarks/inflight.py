@@ -207,13 +207,11 @@ def table(ways: dict[str, Way]) -> Iterator[str]:
         seconds = f"{way.cpu_seconds:.1f} | {way.read_seconds:.1f}"
         said = f"{way.wasted:.1%} | {same} of {len(way.said)}"
         yield f"| {name} | {seconds} | {way.steps:,} | {said} |"
-    names = [*ways]
-    for name in names[:-1]:
-        way = ways[name]
+    for name, way in [*ways.items()][:-1]:
         decoding = (way.cpu_seconds - way.read_seconds) / (last.cpu_seconds - last.read_seconds)
         whole, steps = way.cpu_seconds / last.cpu_seconds, way.steps / last.steps
-        ratios = f"CPU {whole:.2f}, decoding {decoding:.2f}, row-steps {steps:.2f}"
-        yield f"{name} ÷ {names[-1]}: {ratios}"
+        said = f"CPU {whole:.2f}, decoding {decoding:.2f}, row-steps {steps:.2f}"
+        yield f"{name} ÷ {[*ways][-1]}: {said}"
 
 
 @contextmanager

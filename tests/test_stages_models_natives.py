@@ -24,6 +24,7 @@ from tests.support.clips import without_pixels
 from tests.support.cogvlm2 import make_folder, published
 from tests.support.cogvlm2_reference import DRAWN, GREEDY, Reference, references
 from tests.support.plan_cases import plan_case
+from tests.support.tiny_families.in_slots import LIMITS, greedy, in_slots, tried_in_slots
 
 Experts = Literal[True, False]
 
@@ -80,6 +81,38 @@ def test_a_vision_half_whose_layers_come_from_the_files_sees_the_same(name: str)
     for kind, record in resident.items():
         pairs = zip(streamed[kind].pooler_output, record.pooler_output, strict=True)
         assert all(torch.equal(found, wanted) for found, wanted in pairs)
+
+
+def row_of(case: Reference, row: int) -> dict[str, torch.Tensor]:
+    """The inputs of one row of a batch, without padding."""
+    first = int(case.text["attention_mask"][row].argmax())
+    text = {name: value[row : row + 1, first:] for name, value in case.text.items()}
+    if case.experts:
+        return {**text, "pixel_values": case.pictures["pixel_values"][row : row + 1]}
+    counts = case.pictures["video_frame_counts"].tolist()
+    frames = case.pictures["pixel_values_videos"].split(counts)[row]
+    return {
+        **text,
+        "pixel_values_videos": frames,
+        "video_frame_counts": torch.tensor([len(frames)]),
+    }
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_rows_in_slots_that_are_refilled_say_it_too(experts: Experts) -> None:
+    items, wanted = [], []
+    for case in map(reference, DRAWN):
+        for row in range(len(case.tokens) if case.experts == experts else 0):
+            inputs = row_of(case, row)
+            features = encode(held(experts, "vision"), inputs)
+            items.append((without_pixels(inputs), features))
+            wanted.append(case.tokens[row, -GREEDY["max_new_tokens"] :].tolist())
+    items, wanted = [*items, items[0]][:5], [*wanted, wanted[0]][:5]
+    language = greedy(load_half(published(experts), "language", dtype=torch.float32))
+    tried = tried_in_slots(language, items)
+    assert not tried.reason and tried.any_shape
+    said = in_slots(language, items)
+    assert said == [w[:limit] for w, limit in zip(wanted, LIMITS, strict=False)]
 
 
 @pytest.mark.parametrize("experts", [False, True])

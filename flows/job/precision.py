@@ -157,7 +157,7 @@ def check_obtainable(name: str, half: PartProfile, profile: ModelProfile, asked:
 
 
 def check_joint(config: CaptionConfig, profile: ModelProfile, dtype: str) -> None:
-    """Refuse to let a model that is run whole see in another precision than it reads."""
+    """Refuse to let a model that is run whole see otherwise than it reads. Raises UsageError."""
     asked = _first(config.vision_precision or "native")
     if asked != "native" and DTYPES.get(asked) != dtype:
         raise UsageError(
