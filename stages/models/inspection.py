@@ -17,6 +17,7 @@ from stages.models.halves.routes import RouteChoice, choose_route, depends_on_pr
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers
 from stages.models.hub.resolve import find_model
+from stages.models.natives.registry import native_of
 from stages.models.part_profiles import halves_of, undivided
 from stages.models.processors.fit import Probe, black, pixels_a_video, probe
 from stages.models.processors.layout import layout_of
@@ -77,12 +78,18 @@ def _described(
     again = load_processor(folder, trust_remote_code) if probing is None else None
     image, video = probing.result() if probing is not None else _probes(again)
     profile = _profile(folder, skeleton, choice, processor, halves, image, video)
+    native = native_of(folder)
+    otherwise = None if native is None else native.as_published
     if why:
         logger.warning("what computing takes could not be found out: %s", why)
     return replace(
         profile,
         parts={
-            part: replace(held, batch_costs=batch_costs[part])
+            part: replace(
+                held,
+                batch_costs=batch_costs[part],
+                as_published=otherwise.words if otherwise and otherwise.part == part else "",
+            )
             for part, held in profile.parts.items()
         },
         batch_costs_unknown=why,

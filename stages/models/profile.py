@@ -8,7 +8,7 @@ from typing import Any, get_args
 from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
 
-OUTPUT_VERSION = 19
+OUTPUT_VERSION = 20
 """Output version of a profile: raised when what one says changes, and part of its key."""
 
 
@@ -46,6 +46,9 @@ class PartProfile:
     """Whether its classes take FlashAttention."""
     pieces: tuple[str, ...] = ()
     """Paths of what belongs to the other half and is loaded, and counted, with this one too."""
+    as_published: str = ""
+    """What of it the published code is known to compute otherwise than its formulas say; empty:
+    nothing."""
     batch_costs: tuple[BatchCost, ...] = ()
     """Costs of computing, at a few sizes; empty when they could not be found out."""
 

@@ -88,15 +88,19 @@ def reading_ranges() -> Iterator[None]:
     the other half."""
     import safetensors
     from transformers import modeling_utils
+    from transformers.integrations import accelerate
 
-    library: Any = modeling_utils
-    mapping = library.safe_open
+    # The second reads names alone, of a checkpoint that is one file: mapped whole for that.
+    libraries: list[Any] = [modeling_utils, accelerate]
+    mappings = [library.safe_open for library in libraries]
 
     def reading(path: str, *, framework: str, device: str = "cpu", backend: str = "") -> Any:
         return _Whole(safetensors.safe_open(path, framework, device, backend="pread"), Path(path))
 
-    library.safe_open = reading
+    for library in libraries:
+        library.safe_open = reading
     try:
         yield
     finally:
-        library.safe_open = mapping
+        for library, mapping in zip(libraries, mappings, strict=True):
+            library.safe_open = mapping
