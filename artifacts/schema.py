@@ -7,7 +7,7 @@ from typing import Any, Literal
 from artifacts.errors import UsageError
 
 MediaKind = Literal["video", "image"]
-Route = Literal["protocol", "replay", "splice", "joint"]
+Route = Literal["protocol", "replay", "splice", "joint", "dual"]
 Modality = Literal["image", "video"]
 Half = Literal["vision", "language"]
 """Half of a checkpoint that captions: loaded without the other."""

@@ -53,7 +53,7 @@ def table_of(rows: Iterable[Caption]) -> Any:
     """Return the same columns as a pyarrow table in memory."""
     import pyarrow as pa
 
-    values = [{k: _utf8(v) for k, v in values_of(row).items()} for row in rows]
+    values = [{k: utf8(v) for k, v in values_of(row).items()} for row in rows]
     return pa.Table.from_pylist(values, _schema())
 
 
@@ -82,7 +82,7 @@ def _schema() -> Any:
     return schema
 
 
-def _utf8(value: Any) -> Any:
+def utf8(value: Any) -> Any:
     """Return text without what UTF-8 cannot hold, written as the other formats write it."""
     if isinstance(value, str):
         return value.encode("utf-8", errors="replace").decode()

@@ -108,7 +108,7 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from stages.encode.run import read_clip
+    from stages.models.encoding.chunks import read_clip
     from stages.models.halves.ranges import reading_ranges
     from stages.models.processors.prepare import load_processor
     from tests.support.processors import whole as inputs_of

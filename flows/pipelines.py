@@ -1,8 +1,9 @@
 """Says which stages follow one another; knows no job."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from stages import decode, encode, frames
+from artifacts.schema import Part
+from stages import decode, embed, encode, frames
 from stages.process.stage import Stage
 
 Pipeline = tuple[Stage, ...]
@@ -11,6 +12,17 @@ CAPTION: Pipeline = (frames.STAGE, encode.STAGE, decode.STAGE)
 """Captions of files."""
 REBUILD: Pipeline = CAPTION[:2]
 """Features of files, kept for later."""
-PIPELINES = (CAPTION, REBUILD)
+EMBED: Pipeline = (frames.STAGE, embed.STAGE)
+"""Vectors of pictures, and of the frames of videos."""
+PIPELINES = (CAPTION, REBUILD, EMBED)
+KEPT = (REBUILD, EMBED)
+"""What is made of files to be used later, of each sort of model."""
+PURPOSES: Mapping[str, Pipeline] = {"caption": CAPTION, "embed": EMBED}
+"""What a plan may be for."""
 STAGES: Mapping[str, Stage] = {stage.name: stage for line in PIPELINES for stage in line}
 """Every stage by its name."""
+
+
+def parts_of(stages: Iterable[Stage]) -> list[Part]:
+    """Return the parts of a checkpoint that these stages load."""
+    return [stage.part for stage in stages if stage.part]

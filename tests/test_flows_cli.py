@@ -26,14 +26,19 @@ CAPTION_OPTIONS = {
 COMMANDS = {
     "caption": CAPTION_OPTIONS | {"--dry-run", "--quiet", "--json", "--prefect"},
     "plan": CAPTION_OPTIONS
-    | {"--json", "--what-fits", "--explain"}
+    | {"--json", "--what-fits", "--explain", "--for"}
     | {"--train", "--checkpointing", "--zero", "--gpus", "--optimizer", "--max-length"},
+    "embed": {
+        "SOURCES", "--model", "--revision", "--out", "--store", "--trust-remote-code", "--fps",
+        "--memory", "--precision", "--batch-size", "--recursive", "--extensions", "--limit",
+        "--retry-failed", "--keep-frames", "--dry-run", "--quiet", "--json",
+    },
     "status": {"OUT", "--json"},
     "report": {"OUT", "--to"},
     "cache": {"ACTION"},
     "doctor": {"--measure"},
     "demo": {"--clips", "--seed", "--precision"},
-}
+}  # fmt: skip
 
 
 def subparsers(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -15,7 +15,8 @@ from flows.cli.main import main
 from flows.console.display import Display
 from flows.job.ledger import Ledger
 from flows.job.tasks import Medium
-from flows.job.weights import parts_of, stages_wanted
+from flows.job.weights import stages_wanted
+from flows.pipelines import parts_of
 from stages.models import describe, load_half
 from stages.models.hub import transfer
 from stages.models.hub.fetching import fetch

@@ -18,8 +18,8 @@ from PIL import Image
 from artifacts.keys import content_key, hash_file
 from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
-from stages.encode.run import read_clip
 from stages.frames import run as frames_stage
+from stages.models.encoding.chunks import read_clip
 from stages.models.halves.delivery import new_tokens
 from stages.models.processors.clip import Clip, pictures
 from stages.process.report import Report

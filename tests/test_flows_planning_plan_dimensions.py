@@ -36,16 +36,16 @@ def test_a_tower_without_a_class_is_planned_with_its_reason(
     code, told = planned(capsys, folder, "--precision", "bf16", "--memory", "15GiB")
     assert code == 0
     stages = {stage["stage"]: stage for stage in told["memory"]["stages"]}
-    assert list(stages) == ["frames", "encode"]
-    assert stages["encode"]["weight_bytes"] == 2 * 7_527_728_385
-    assert stages["encode"]["by_dimensions"]
-    assert stages["encode"]["peak_bytes"] < 15 * GIB
+    assert list(stages) == ["frames", "embed"]
+    assert stages["embed"]["weight_bytes"] == 2 * 7_527_728_385
+    assert stages["embed"]["by_dimensions"]
+    assert stages["embed"]["peak_bytes"] < 15 * GIB
     assert "planned from dimensions" in told["notes"][0]
-    assert "without fused attention: encode" in told["notes"][1]
-    assert set(told["what_fits"]) == {"native", "bf16", "nf4, vision too", "auto"}
+    assert "without fused attention: embed" in told["notes"][1]
+    assert set(told["what_fits"]) == {"native", "bf16", "int8", "nf4", "auto"}
     code, told = planned(capsys, folder, "--precision", "bf16", "--memory", "3GiB")
     assert code == 0, told["refusal"]
-    (encode,) = (stage for stage in told["memory"]["stages"] if stage["stage"] == "encode")
+    (encode,) = (stage for stage in told["memory"]["stages"] if stage["stage"] == "embed")
     assert encode["rung"]["block"] and encode["rung"]["precision"] == "bf16"
     # Two of 32 layers, and what is outside of them.
     assert encode["weight_bytes"] == 2 * (7_527_728_385 - 30 * LAYER)

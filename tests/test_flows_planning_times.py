@@ -10,7 +10,7 @@ import flows.planning.times
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.prepare import Job, prepare
-from flows.pipelines import STAGES
+from flows.pipelines import CAPTION
 from flows.planning.machine import Known
 from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate, estimates
@@ -22,7 +22,7 @@ from tests.support.machines import machine
 from tests.support.media import write_video
 from tests.support.stand_ins import PROFILE, Stages, config_in
 
-RUNGS = {stage: Rung(stage=stage, batch=2) for stage in STAGES}
+RUNGS = {stage.name: Rung(stage=stage.name, batch=2) for stage in CAPTION}
 CLIPS = 4
 
 

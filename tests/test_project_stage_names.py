@@ -12,14 +12,21 @@ HOMES = ("flows/pipelines.py", "flows/planning/costs/", *(f"stages/{name}/" for 
 OTHERS = {
     "artifacts/schema.py": "frames",
     "artifacts/tables.py": "frames",
+    "flows/cli/embed_command.py": "embed",
+    "flows/cli/main.py": "embed",
     "flows/cli/train_plan.py": "frames",
     "flows/job/config.py": "frames",
+    "flows/planning/architecture.py": "embed",
     "flows/planning/plan.py": "frames",
     "flows/planning/plan_view.py": "frames",
+    "flows/running/run.py": "embed",
     "flows/upkeep/cache.py": "frames",
     "stages/models/__init__.py": "encode",
+    "stages/models/encoding/chunks.py": "frames",
+    "stages/models/encoding/run.py": "frames",
 }
-"""Where the same word is how many frames there are, or the public function `encode`."""
+"""Where the same word is how many frames there are, the kind of records that hold them, the public
+function `encode`, the command `embed` and its pipeline, or a piece of a tensor's name."""
 
 
 def uses() -> Iterator[tuple[str, str]]:

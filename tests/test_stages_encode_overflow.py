@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from stages.encode.batch import overflowed
-from stages.encode.run import Refusal, _in_range
+from stages.models.encoding.batch import overflowed
+from stages.models.encoding.chunks import Refusal
+from stages.models.encoding.run import _in_range
 from stages.models.halves.records import FeatureRecord, RowCount
 
 

@@ -9,7 +9,8 @@ import pytest
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.packs import Record
 from stages.encode import run as stage
-from stages.encode.run import read_clip, read_member
+from stages.encode.run import read_member
+from stages.models.encoding.chunks import read_clip
 from stages.models.loading import ModelJob
 from stages.models.processors.prepare import Clip
 from tests.support.clips import clips

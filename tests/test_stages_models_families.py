@@ -62,7 +62,7 @@ def test_videos_batches_and_mixed_media_say_the_same_in_halves(
 
 
 def test_the_table_of_models_counts_its_rows() -> None:
-    page = (ROOT / "docs" / "models.md").read_text()
+    page = (ROOT / "docs" / "models.md").read_text().partition("## Dual encoders")[0]
     lines = [line for line in page.splitlines() if line.startswith("| ")][1:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     results = Counter(row[1] or row[2] for row in rows)

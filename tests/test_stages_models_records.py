@@ -8,8 +8,8 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from artifacts.tensors import make_record, pack_tree, unpack_tree
-from stages.encode.batch import encode_batches
 from stages.models import encode
+from stages.models.encoding.batch import encode_batches
 from stages.models.halves.records import (
     CannotSplit,
     FeatureRecord,

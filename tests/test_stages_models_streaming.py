@@ -19,7 +19,7 @@ from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory
 from artifacts.keys import digest_of
 from artifacts.tensors import pack_tree
 from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
-from stages.encode.batch import encode_batches
+from stages.models.encoding.batch import encode_batches
 from stages.models.halves.features import encode
 from stages.models.halves.routes import choose_route
 from stages.models.loading import ModelJob, facts

@@ -12,9 +12,13 @@ from flows.cli.last_words import say_failed
 from flows.cli.options import config_of
 from flows.console.display import Display, duration, parse_size, printable, size
 from flows.job.config import default_store
+from flows.pipelines import STAGES
 from flows.upkeep.cache import Holding, holdings, sampling_text
 from flows.upkeep.cache_gc import Collection, collect
 from flows.upkeep.rebuild_run import RebuildOptions, rebuild
+
+OF_MODELS = frozenset(stage.writes for stage in STAGES.values() if stage.part)
+"""Kinds of records that a part of a model made, in some precision."""
 
 
 def cache_command(given: argparse.Namespace) -> int:
@@ -30,7 +34,7 @@ def list_store(given: argparse.Namespace) -> int:
         print(json.dumps([holding.to_json() for holding in found], indent=1))
         return 0
     if found:
-        print(f"{'model':32s} {'kind':9s} {'in':9s} {'packs':>7s} {'size':>9s}  last used")
+        print(f"{'model':32s} {'kind':10s} {'in':9s} {'packs':>7s} {'size':>9s}  last used")
     for holding in found:
         print(printable(line_of(holding)))
     total = size(sum(holding.bytes for holding in found))
@@ -44,11 +48,11 @@ def line_of(holding: Holding) -> str:
     name = settings.get("model", "")
     if settings.get("commit"):
         name = f"{name}@{settings['commit'][:7]}"
-    precision = settings.get("precision", "") if holding.kind in ("features", "captions") else ""
+    precision = settings.get("precision", "") if holding.kind in OF_MODELS else ""
     seen = f"  {sampling_text(settings['sampling'])}" if settings else ""
     ago = f"{duration(max(0.0, time.time() - holding.used))} ago"
     return (
-        f"{name or '-':32s} {holding.kind:9s} {precision:9s} {holding.packs:7d} "
+        f"{name or '-':32s} {holding.kind:10s} {precision:9s} {holding.packs:7d} "
         f"{size(holding.bytes):>9s}  {ago}{seen}"
     )
 

@@ -8,16 +8,13 @@ import sys
 from dataclasses import asdict
 
 from artifacts.errors import PenstockError
-from flows.cli.last_words import UNFORESEEN, say_failed
+from flows.cli.last_words import UNFORESEEN, report_failures
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import Display, printable
 from flows.console.terminal import forget_terminal
 from flows.job.config import CaptionConfig
 from flows.results.run_result import RunResult
-
-NAMED_FAILURES = 20
-"""Number of failures told on the terminal; all of them are in `failures.jsonl`."""
 
 
 def caption_command(given: argparse.Namespace) -> int:
@@ -62,12 +59,7 @@ def with_prefect(config: CaptionConfig, display: Display) -> RunResult:
 
 def report(result: RunResult, display: Display, *, quiet: bool) -> None:
     """Print the last words: what failed and was not told, what to read, where captions are."""
-    failures = [f for f in result.failures if not display.has_failed(f.media_path)]
-    for failure in failures[:NAMED_FAILURES]:
-        say_failed(failure)
-    rest = len(failures) - NAMED_FAILURES
-    if rest > 0:
-        print(f"… and {rest} more in {result.out / 'failures.jsonl'}", file=sys.stderr)
+    report_failures(result.failures, display, result.out)
     if quiet:
         return
     for warning in result.warnings:

@@ -6,17 +6,20 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from artifacts.captions import Failure
 from artifacts.errors import redacted
-from flows.console.display import failed_line, printable
+from flows.console.display import Display, failed_line, printable
 from flows.console.terminal import outliving_the_terminal
 from flows.job.config import user_cache
 
 UNFORESEEN = 5
 """Exit code of what nobody foresaw: 1 would mean that some items failed."""
+NAMED_FAILURES = 20
+"""Number of failures told on the terminal; all of them are in `failures.jsonl`."""
 SHOWN = 300
 """Characters of an error that its line shows."""
 
@@ -31,6 +34,16 @@ def say_failed(failure: Failure) -> None:
     """Print one line of a file that failed."""
     text = failed_line(failure.media_path, failure.message, failure.hint)
     print(printable(text), file=sys.stderr)
+
+
+def report_failures(failures: Sequence[Failure], display: Display, out: Path) -> None:
+    """Print what failed and was not told yet, up to a number."""
+    untold = [failure for failure in failures if not display.has_failed(failure.media_path)]
+    for failure in untold[:NAMED_FAILURES]:
+        say_failed(failure)
+    rest = len(untold) - NAMED_FAILURES
+    if rest > 0:
+        print(f"… and {rest} more in {out / 'failures.jsonl'}", file=sys.stderr)
 
 
 def unforeseen(error: BaseException) -> int:

@@ -11,10 +11,16 @@ from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, PenstockError
 from flows.cli.last_words import say, unforeseen
-from flows.cli.options import add_cache_commands, add_caption_options, add_running_options
+from flows.cli.options import (
+    add_cache_commands,
+    add_caption_options,
+    add_embed_options,
+    add_running_options,
+)
 from flows.cli.train_plan import add_train_options
 from flows.console.terminal import forget_terminal
 from flows.job.config import PRECISIONS
+from flows.pipelines import PURPOSES
 
 EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage · 3 cannot fit ·
 4 interrupted, resumable · 5 environment (disk, store, driver, network)"""
@@ -37,9 +43,17 @@ def parser() -> argparse.ArgumentParser:
     )
     add_caption_options(plan)
     add_train_options(plan)
+    plan.add_argument(
+        "--for",
+        dest="purpose",
+        choices=PURPOSES,
+        help="what is to be made [what the model makes]",
+    )
     plan.add_argument("--what-fits", action="store_true", help="budgets by precisions")
     plan.add_argument("--explain", action="store_true", help="the arithmetic, number by number")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON, all of it")
+    embed = commands.add_parser("embed", help="vectors of images and videos", epilog=EPILOG)
+    add_embed_options(embed)
     status = commands.add_parser("status", help="how a run stands", epilog=EPILOG)
     status.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     status.add_argument("--json", action="store_true", help="print the record as JSON")

@@ -11,6 +11,8 @@ from stages.decode.engines import AUTO, CHOICES
 
 PROMPT_BYTES = 1 << 24
 """Largest size of the text of `--prompt-file`: no model reads as much."""
+PICTURES_A_BATCH = 32
+"""Pictures that `embed` gives the encoder at once, where they fit."""
 STORE_HELP = "[$PENSTOCK_STORE or the user's cache folder]"
 
 
@@ -69,25 +71,67 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
 
 def _add_file_options(group: "argparse._ArgumentGroup", text: bool) -> None:
     add = group.add_argument
-    add("--recursive", action="store_true", help="look into the folders of a folder")
-    add("--extensions", default="", metavar="mp4,mkv", help="take only these from folders")
-    add("--limit", type=int, metavar="N", help="at most so many files")
+    _add_choice_options(group)
     if text:
         add("--format", default="", metavar="F,F", help=f"beside jsonl: {', '.join(FORMATS[1:])}")
         add("--beside", action="store_true", help="put txt, vtt and srt next to the media files")
         add("--overwrite", action="store_true", help="replace texts that people wrote or edited")
+    _add_again_options(group)
+
+
+def _add_choice_options(group: "argparse._ArgumentGroup") -> None:
+    add = group.add_argument
+    add("--recursive", action="store_true", help="look into the folders of a folder")
+    add("--extensions", default="", metavar="mp4,mkv", help="take only these from folders")
+    add("--limit", type=int, metavar="N", help="at most so many files")
+
+
+def _add_again_options(group: "argparse._ArgumentGroup") -> None:
+    add = group.add_argument
     add("--retry-failed", action="store_true", help="try media again that failed before")
     add("--keep-frames", action="store_true", help="keep the stored frames after encoding")
+
+
+def _add_quiet_options(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
+    quiet = group.add_mutually_exclusive_group()
+    quiet.add_argument("--quiet", action="store_true", help="print errors only")
+    quiet.add_argument("--json", action="store_true", help="print events as JSON lines")
 
 
 def add_running_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `caption` alone."""
     group = parser.add_argument_group("running")
-    group.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
-    quiet = group.add_mutually_exclusive_group()
-    quiet.add_argument("--quiet", action="store_true", help="print errors only")
-    quiet.add_argument("--json", action="store_true", help="print events as JSON lines")
+    _add_quiet_options(group)
     group.add_argument("--prefect", action="store_true", help="run as a Prefect flow")
+
+
+def add_embed_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `embed`."""
+    add = parser.add_argument
+    add("sources", nargs="*", metavar="SOURCES", help="files, folders, globs, or lists (@list.txt)")
+    add = parser.add_argument_group("model and store").add_argument
+    add("--model", required=True, metavar="M", help="hub id or folder of a model of the CLIP kind")
+    add("--revision", metavar="R", help="branch, tag or commit of a hub id")
+    add("--out", default="penstock-out", metavar="DIR", help="for vectors [%(default)s]")
+    add("--store", default="", metavar="DIR", help=STORE_HELP)
+    add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
+    add = parser.add_argument_group("sampling").add_argument
+    add("--fps", type=float, metavar="F", help="frames a second of a video [1]")
+    add = parser.add_argument_group("memory").add_argument
+    add("--memory", metavar="SIZE", help="a stage takes at most so much: 8GiB [what is free]")
+    add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")
+    add(
+        "--batch-size",
+        type=int,
+        default=PICTURES_A_BATCH,
+        metavar="N",
+        help="pictures a batch [%(default)s]",
+    )
+    group = parser.add_argument_group("files")
+    _add_choice_options(group)
+    _add_again_options(group)
+    _add_quiet_options(parser.add_argument_group("running"))
 
 
 def add_cache_commands(cache: argparse.ArgumentParser) -> None:
@@ -118,7 +162,7 @@ def config_of(arguments: argparse.Namespace, *, sources: bool = True) -> Caption
     known = {f: getattr(arguments, f, None) for f in CaptionConfig.__slots__}
     named = {name: value for name, value in known.items() if value is not None}
     named["sources"] = tuple(arguments.sources)
-    if arguments.prompt_file is not None:
+    if getattr(arguments, "prompt_file", None) is not None:
         named["prompt"] = read_prompt(Path(arguments.prompt_file))
         if not named["prompt"]:
             raise UsageError(

@@ -9,7 +9,7 @@ from flows.cli.train_plan import refuse_without_train, train_plan
 from flows.console.display import Display, printable
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
-from flows.pipelines import CAPTION, Pipeline
+from flows.pipelines import CAPTION, PURPOSES, Pipeline
 from flows.planning.plan import Plan, figures, plan_of
 from flows.planning.plan_view import explain_lines, plan_lines, what_fits_lines
 from flows.planning.what_fits import what_fits
@@ -20,8 +20,10 @@ def plan_command(given: argparse.Namespace) -> int:
     if given.train is not None:
         return train_plan(given)
     refuse_without_train(given)
+    pipelines = [PURPOSES[given.purpose]] if given.purpose else PURPOSES.values()
     return show(
         config_of(given, sources=False),
+        *pipelines,
         as_json=given.json,
         explain=given.explain,
         table=given.what_fits,
@@ -30,15 +32,15 @@ def plan_command(given: argparse.Namespace) -> int:
 
 def show(
     config: CaptionConfig,
-    pipeline: Pipeline = CAPTION,
-    *,
+    *pipelines: Pipeline,
     as_json: bool = False,
     explain: bool = False,
     table: bool = False,
 ) -> int:
-    """Print the plan of a command; the exit code says whether it fits."""
+    """Print the plan of a command, by the first of `pipelines` that its model is for (none: it
+    captions); the exit code says whether it fits."""
     display = Display(quiet=as_json)
-    plan = plan_of(config, DirectLauncher(display.listen), display.say, pipeline)
+    plan = plan_of(config, DirectLauncher(display.listen), display.say, *(pipelines or (CAPTION,)))
     if as_json:
         print(json.dumps({**figures(plan), **_table(plan)}, indent=1))
     else:

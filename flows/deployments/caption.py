@@ -30,7 +30,7 @@ from flows.deployments.server import client_settings
 from flows.deployments.view import Progress, RunLog, plain, quiet_console, show, table
 from flows.job.config import ABOVE_ZERO, FORMATS, PRECISIONS, CaptionConfig
 from flows.job.launch import DirectLauncher, StageCall
-from flows.job.prepare import NothingToCaption
+from flows.job.prepare import NothingToDo
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from flows.running.stopping import stopped_in_order
@@ -130,7 +130,7 @@ def ended_by(error: PenstockError, key: str, page: RunPage) -> State[Any]:
     `Interrupted` is what flows/deployments/sweep.py starts again."""
     await_server()
     page.end()
-    if isinstance(error, NothingToCaption):
+    if isinstance(error, NothingToDo):
         show(table(error.failures), str(error), key)
     message = printable(str(error))
     if isinstance(error.__cause__, KeyboardInterrupt):

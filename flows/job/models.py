@@ -1,7 +1,7 @@
 """Finds out what a run needs to know of its checkpoint, without ever importing a model library."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.errors import UsageError
@@ -12,6 +12,7 @@ from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.describing import own_code, read_profile, readable, small_files
 from flows.job.launch import Launcher
 from flows.job.precision import BYTES, PartSettings, settle
+from flows.pipelines import Pipeline
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
 from stages.models.hub.transfer import Announce
@@ -23,6 +24,8 @@ FPS = 1.0
 """Frames a second where neither the user nor the checkpoint says."""
 MAX_FRAMES = 32
 """Frames a chunk at the most where neither the user nor the checkpoint says."""
+VECTORS_A_CHUNK = 16
+"""Frames of a video that a dual encoder is given at once: a chunk is as long as those take."""
 TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")
 """Files whose name begins so say nothing to the vision half: changing them keeps the features."""
 
@@ -61,6 +64,11 @@ class Model:
         """Return the best settings that a part may be run in."""
         return self.settings[part][0]
 
+    def of_parts(self, parts: Iterable[Part], *, alone: bool = False) -> "Model":
+        """Return the same with settings of these parts only; with `alone`, of each its best."""
+        kept = {part: self.settings[part][: 1 if alone else None] for part in parts}
+        return replace(self, settings=kept)
+
     def precision(self) -> dict[str, str]:
         """Return the best precision of each part that the run may make things in."""
         return {part: settings[0].label for part, settings in self.settings.items()}
@@ -68,6 +76,11 @@ class Model:
     def sampling(self, config: CaptionConfig) -> Sampling:
         """Return the sampling: what the user asked for, else what the checkpoint's processor
         states."""
+        if self.profile.route == "dual":  # a vector a frame, so none is left out
+            rate = config.fps or FPS
+            return Sampling(
+                chunk_seconds=VECTORS_A_CHUNK / rate, fps=rate, max_frames=VECTORS_A_CHUNK
+            )
         chunk = self._chunk_seconds(config)
         if only := 1 if self.one_frame else self.profile.frames_a_video:
             return Sampling(chunk_seconds=chunk, shots=config.shots, frames=only, max_frames=only)
@@ -124,8 +137,29 @@ class Model:
         profile = self.profile
         if profile.route == "joint":
             return profile.image_pixel_bytes if kind == "image" else profile.frame_pixel_bytes
-        tokens = self.profile.image_tokens if kind == "image" else self.profile.frame_tokens
-        return tokens * self.profile.feature_width * BYTES.get(self.best("vision").dtype, 4)
+        tokens = profile.image_tokens if kind == "image" else profile.frame_tokens
+        # Vectors are kept in 32 bit, whatever they were computed in.
+        each = 4 if profile.route == "dual" else BYTES.get(self.best("vision").dtype, 4)
+        return tokens * profile.feature_width * each
+
+
+def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:
+    """Return the first of these pipelines that makes what a checkpoint is for. Raises
+    UsageError."""
+    dual = model.profile.route == "dual"
+    for pipeline in pipelines:
+        if all(stage.vectors == dual for stage in pipeline if stage.part):
+            return pipeline
+    if dual:
+        raise UsageError(
+            f"{model.name} makes vectors of pictures and of texts, and writes no captions",
+            hint=f"Run `penstock embed SOURCES --model {model.name}`, or choose a model that "
+            "captions: docs/models.md lists them",
+        )
+    raise UsageError(
+        f"{model.name} writes captions, and makes no vectors that can be compared with texts",
+        hint="Choose a model of the CLIP kind (docs/embed.md), or run `penstock caption`",
+    )
 
 
 def digests_in(store: Store) -> ContentDigests:

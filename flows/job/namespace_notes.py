@@ -9,8 +9,7 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
 from flows.job.namespaces import Namespaces
 from flows.job.prepare import Job
-from flows.job.weights import parts_of
-from flows.pipelines import REBUILD
+from flows.pipelines import parts_of
 from stages.process.stage import Stage
 
 NOTES = digest_of(["scopes", 1])
@@ -19,7 +18,8 @@ recipes."""
 
 
 def settings_of(job: Job) -> dict[str, Any]:
-    """Return all that decides the features of a job, in words and digests that can be compared."""
+    """Return all that decides what a job makes of frames, in words and digests that can be
+    compared."""
     model = job.model
     return {
         "model": model.name,
@@ -30,7 +30,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "computing": model.best("vision").decides,
         "sampling": asdict(job.sampling),
         "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
-        "recipes": [stage.output_version for stage in REBUILD],
+        "recipes": [stage.output_version for stage in job.pipeline[:2]],
     }
 
 

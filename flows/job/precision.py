@@ -91,8 +91,9 @@ def _settings(
 ) -> tuple[PartSettings, ...]:
     half, asked = profile.parts[part], config.precision_of(part)
     # Quantized features are a loss that every caption inherits: only who names the vision half gets
-    # them.
-    lossy = asked in QUANTIZED and part != "language" and not config.names(part)
+    # them. Vectors are all that a dual encoder makes, so whoever asks means them.
+    captioned = part != "language" and profile.route != "dual"
+    lossy = asked in QUANTIZED and captioned and not config.names(part)
     first = "native" if lossy else _first(asked)
     check_obtainable(part, half, profile, first)
     best = _half(part, profile, first, device, config)

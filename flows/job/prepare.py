@@ -4,7 +4,7 @@ but the describing one."""
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.captions import Failure
@@ -20,11 +20,11 @@ from flows.job.config import CaptionConfig
 from flows.job.device_probe import check_device
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
-from flows.job.models import Model, digests_in, open_model
+from flows.job.models import Model, digests_in, open_model, pipeline_for
 from flows.job.namespaces import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
-from flows.pipelines import CAPTION, REBUILD, Pipeline
+from flows.pipelines import CAPTION, Pipeline, parts_of
 from stages.frames.medium import CHANGED, CHANGED_HINT
 from stages.models.hub.transfer import Announce
 from stages.process.cgroup import cores
@@ -61,13 +61,14 @@ class Job:
         return list({(m.digest, m.prompt): m for m in self.contents}.values())
 
 
-class NothingToCaption(UsageError):
-    """The error when none of the sources can be captioned; `failures` says why of each."""
+class NothingToDo(UsageError):
+    """The error when none of the sources can be used; `failures` says why of each."""
 
-    def __init__(self, failures: Sequence[Failure]) -> None:
+    def __init__(self, pipeline: Pipeline, failures: Sequence[Failure]) -> None:
         first = failures[0]
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        message = f"nothing to caption: {first.media_path}: {first.message}{more}"
+        what = "caption" if pipeline == CAPTION else pipeline[-1].name
+        message = f"nothing to {what}: {first.media_path}: {first.message}{more}"
         super().__init__(message, hint=first.hint)
         self.failures = tuple(failures)
 
@@ -76,18 +77,21 @@ def prepare(
     config: CaptionConfig,
     launcher: Launcher,
     announce: Announce | None = None,
-    pipeline: Pipeline = CAPTION,
-    *,
+    *pipelines: Pipeline,
     read_weights: bool = True,
+    alone: bool = False,
 ) -> Job:
-    """Return everything a run must know before it starts a stage. `announce` is told of what takes
-    long; `read_weights` is as with `open_model`. Raises PenstockError."""
+    """Return everything a run must know before it starts a stage. It is taken through the first of
+    `pipelines` that its model is for (none: it captions), with `alone` in the best variant and no
+    other. `announce` is told of what takes long; `read_weights` is as with `open_model`. Raises
+    PenstockError."""
+    pipelines = pipelines or (CAPTION,)
     config.check_sources()
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)
     if not files:  # said before a model is looked for, or downloaded
-        raise NothingToCaption(failures)
+        raise NothingToDo(pipelines[0], failures)
     store.check_writable()
     device = device_name()
     check_device(device)  # before anything is fetched, or cut
@@ -101,16 +105,15 @@ def prepare(
         announce=announce,
         read_weights=read_weights,
     )
+    pipeline = pipeline_for(model, pipelines)
+    model = model.of_parts(parts_of(pipeline), alone=alone)
     readable, contents, unreadable = read_contents(
         files, digests, lambda kind: model.prompt_for(config, kind)
     )
     if not readable:
-        raise NothingToCaption([*failures, *unreadable])
+        raise NothingToDo(pipeline, [*failures, *unreadable])
     check_prompts(contents, model)
     sampling = model.sampling(config)
-    if pipeline == REBUILD:  # what is kept for later is made in one variant alone
-        best = {part: settings[:1] for part, settings in model.settings.items()}
-        model = replace(model, settings=best)
     stored = stored_namespaces(store, pipeline[-1].writes) if pipeline[-1].limited else set()
     return Job(
         config=config,

@@ -1,7 +1,7 @@
 """Reads off the store which weights a run needs, and fetches them before a stage wants them; loads
 none."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from artifacts.schema import Part
 from flows.console.display import Display
@@ -21,11 +21,6 @@ def stages_wanted(ledger: Ledger, media: Sequence[Medium]) -> list[Stage]:
         return list(later)
     tasks = [task for task in ledger.tasks(known) if not ledger.lost(task)]
     return [stage for stage in later if not all(ledger.has(task, stage) for task in tasks)]
-
-
-def parts_of(stages: Iterable[Stage]) -> list[Part]:
-    """Return the parts of a checkpoint that these stages load."""
-    return [stage.part for stage in stages if stage.part]
 
 
 def bytes_to_fetch(model: Model, parts: Collection[Part]) -> int:

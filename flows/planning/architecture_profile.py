@@ -51,6 +51,7 @@ def profile_of(
         model_type="",
         modalities=("image",),
         dtype=architecture.dtype,
+        route="protocol" if written else "dual",
         why=why,
         by_dimensions=True,
         parts={

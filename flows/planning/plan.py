@@ -1,7 +1,7 @@
 """Plans the memory, disk and time of a run, and whether it fits; starts only the describing
 process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,12 +12,19 @@ from flows.job.about import halves, notes
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.launch import Launcher
-from flows.job.models import Model, Undescribed, digests_in, find_checkpoint, open_model
+from flows.job.models import (
+    Model,
+    Undescribed,
+    digests_in,
+    find_checkpoint,
+    open_model,
+    pipeline_for,
+)
 from flows.job.precision import precision_note
 from flows.job.prepare import Job, prepare
 from flows.job.waves import cut_waves
-from flows.job.weights import bytes_to_fetch, parts_of, stages_wanted
-from flows.pipelines import CAPTION, REBUILD, STAGES, Pipeline
+from flows.job.weights import bytes_to_fetch, stages_wanted
+from flows.pipelines import PURPOSES, STAGES, Pipeline, parts_of
 from flows.planning.architecture import read_architecture
 from flows.planning.architecture_profile import model_by_dimensions
 from flows.planning.changes import cannot_fit
@@ -73,14 +80,16 @@ def plan_of(
     config: CaptionConfig,
     launcher: Launcher,
     announce: Callable[[str], None] | None = None,
-    pipeline: Pipeline = CAPTION,
+    *pipelines: Pipeline,
 ) -> Plan:
     """Return the plan of a command; without sources, or of what cannot be run, of the model alone.
-    It reads no weights. Raises PenstockError, but not for what cannot fit."""
+    It is taken through the first of `pipelines` that its model is for (none: of all there are). It
+    reads no weights. Raises PenstockError, but not for what cannot fit."""
+    pipelines = pipelines or tuple(PURPOSES.values())
     device = device_name()
     try:
         if config.sources:
-            job = prepare(config, launcher, announce, pipeline, read_weights=False)
+            job = prepare(config, launcher, announce, *pipelines, read_weights=False)
             expected = tuple(estimates(job))
             return _answered(question_of(job, expected=expected), job.budget, job, expected)
         store = open_store(config.store_url)
@@ -95,21 +104,22 @@ def plan_of(
             read_weights=False,
         )
     except Undescribed as error:
-        return _by_dimensions(config, device, announce, error)
-    plan = _answered(_alone(model, config, device), budget_for(config, device), None, ())
+        return _by_dimensions(config, device, announce, error, pipelines)
+    pipeline = pipeline_for(model, pipelines)
+    model = model.of_parts(parts_of(pipeline))
+    plan = _answered(_alone(model, config, device, pipeline), budget_for(config, device), None, ())
     note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
     return replace(plan, notes=(note,)) if note else plan
 
 
-def _alone(model: Model, config: CaptionConfig, device: str) -> Question:
+def _alone(model: Model, config: CaptionConfig, device: str, pipeline: Pipeline) -> Question:
     workloads = standard_workloads(model, model.sampling(config), model.prompt_for(config, "video"))
-    stages = CAPTION if model.profile.language.parameters else REBUILD
     return Question(
         model=model,
         config=config,
         device=device,
         workloads=tuple(workloads),
-        stages=stages,
+        stages=pipeline,
         context_bytes=context_of(device),
     )
 
@@ -119,6 +129,7 @@ def _by_dimensions(
     device: str,
     announce: Callable[[str], None] | None,
     error: Undescribed,
+    pipelines: Sequence[Pipeline],
 ) -> Plan:
     """Return the plan of a model that cannot be run, from its dimensions. Where they do not tell
     enough either, raises the error that says why it cannot."""
@@ -131,7 +142,8 @@ def _by_dimensions(
             )
             for fused in (True, False)
         ]
-        question, unfused = (_alone(model, config, device) for model in models)
+        pipeline = pipeline_for(models[0], pipelines)
+        question, unfused = (_alone(model, config, device, pipeline) for model in models)
     except (UsageError, EnvironmentFault, *SENSELESS):
         raise error from None
     plan = _answered(question, budget_for(config, device), None, ())

@@ -52,5 +52,7 @@ def times_of(job: Job, rungs: Mapping[str, Rung], found: Sequence[Estimate]) -> 
         f"{stage} {'unknown' if s is None else ('up to ' * STAGES[stage].limited + duration(s))}"
         for stage, s in each.items()
     ]
-    line = f"{', '.join(said)} (captions of {job.config.max_new_tokens} tokens)"
+    line = ", ".join(said)
+    if any(STAGES[stage].limited for stage in each):
+        line += f" (captions of {job.config.max_new_tokens} tokens)"
     return Times(seconds=each, line=f"{line}; {known.why}" if known.why else line)

@@ -82,7 +82,8 @@ class Workload:
         high, wide = self.stored
         video = f"video chunks of up to {counted(self.frames, 'frame')}"
         what = video if self.kind == "video" else "images"
-        return f"{what} of {wide}x{high}, {self.tokens:,} tokens a prompt"
+        asked = f", {self.tokens:,} tokens a prompt" if self.text_tokens else ""
+        return f"{what} of {wide}x{high}{asked}"
 
 
 def workloads_of(
@@ -165,6 +166,8 @@ def workload_of(
         pixel_bytes = min(pixel_bytes, most_bytes / counted)
     share = tokens / most if most else 1.0
     text = TEMPLATE_TOKENS + len(prompt.encode()) // BYTES_A_TOKEN
+    if model.profile.route == "dual":  # which is asked nothing
+        text = 0
     return Workload(
         kind=kind,
         chunks=chunks,

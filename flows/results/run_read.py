@@ -81,6 +81,7 @@ RECORD = {
     "stages": [STAGE],
     "media": {"total": count, "failed": count, "open": Left(count)},
     "captions": count,
+    "rows": Left(count),
     "cut": Left(count),
     "texts": Left([TEXTS]),
     "earlier": Left([text]),

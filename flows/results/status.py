@@ -159,8 +159,15 @@ def what(record: Mapping[str, Any]) -> Iterator[str]:
     still = f", {media['open']} not looked into yet" if media.get("open") else ""
     cut = f", {record['cut']} cut for their length" if record["cut"] else ""
     texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
-    captions = f"{counted(record['captions'], 'caption')} written{cut}{texts}"
+    count, kind = written(record)
+    captions = f"{count:,} {kind if count != 1 else kind.removesuffix('s')} written{cut}{texts}"
     yield f"{counted(media['total'], 'file')}, {media['failed']} failed{still}; {captions}"
+
+
+def written(record: Mapping[str, Any]) -> tuple[int, str]:
+    """Return how much a run wrote of what its last stage makes, and what that is."""
+    kind = STAGES[record["stages"][-1]["name"]].writes
+    return record["captions" if kind == "captions" else "rows"], kind
 
 
 def texts_line(texts: Mapping[str, Any]) -> str:

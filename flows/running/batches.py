@@ -8,8 +8,8 @@ from flows.job.ledger import Ledger
 from flows.job.tasks import Medium, Task, unique
 from flows.job.waves import lengths_of
 from flows.planning.rungs import Rung
-from stages.encode import FRAMES_A_BATCH
 from stages.memory.shrinking import pieces
+from stages.models.encoding import FRAMES_A_BATCH
 from stages.process.stage import Stage
 
 
@@ -51,7 +51,7 @@ def work_of(
     whole = (
         batches_by_length(together, made, lengths, batch_size)
         if stage.prompted
-        else batches_by_shape(together, made, batch_size)
+        else batches_by_shape(together, made, batch_size, any_size=stage.any_size)
     )
     return Work(
         rung=rung,
@@ -70,15 +70,21 @@ def work_of(
 
 
 def batches_by_shape(
-    tasks: Sequence[Task], kind: str, batch_size: int, frames_a_batch: int = FRAMES_A_BATCH
+    tasks: Sequence[Task],
+    kind: str,
+    batch_size: int,
+    frames_a_batch: int = FRAMES_A_BATCH,
+    *,
+    any_size: bool = False,
 ) -> list[list[Task]]:
-    """Group chunks of one shape, in order; every chunk of the wave takes part, done or not. `kind`
-    is that of the records that are made."""
-    groups: dict[tuple[str, int, int, int], list[Task]] = {}
+    """Group chunks of one shape, or with `any_size` of as many frames, in order; every chunk of the
+    wave takes part, done or not. `kind` is that of the records that are made."""
+    groups: dict[tuple[str | int, ...], list[Task]] = {}
     for task in unique(tasks, kind):
-        groups.setdefault(task.shape, []).append(task)
+        groups.setdefault(task.shape[:2] if any_size else task.shape, []).append(task)
     batches = []
-    for (_, frames, _, _), group in groups.items():
+    for group in groups.values():
+        frames = len(group[0].chunk.times)
         size = max(1, min(batch_size, frames_a_batch // frames))
         batches += [group[i : i + size] for i in range(0, len(group), size)]
     return batches

@@ -1,4 +1,4 @@
-"""Takes one caption run from its configuration to its exit code, whoever launches the stages."""
+"""Takes one run from its configuration to its exit code, whoever launches the stages."""
 
 import contextlib
 import errno
@@ -19,13 +19,15 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.leases import Lease, leased
 from flows.job.namespace_notes import note_namespaces
-from flows.job.prepare import Job, NothingToCaption, out_folder, prepare
+from flows.job.prepare import Job, NothingToDo, out_folder, prepare
 from flows.job.weights import fetch_parts
+from flows.pipelines import CAPTION, EMBED, Pipeline
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
 from flows.results.outputs import failure_of, names_of, places, there_before
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
+from flows.results.vectors import VectorsWritten, vector_places, write_vectors
 from flows.running.sequence import Sequence
 from flows.running.steps import Steps
 from flows.running.stopping import stopped_in_order
@@ -51,6 +53,10 @@ class Watch:
         self._names: dict[str, str] = {}
         """Digest of a medium → its name, filled once one has failed: finding one takes a look at
         all."""
+
+    def say(self, text: str) -> None:
+        """Tell people something of the run."""
+        self._display.say(text)
 
     def listen(self, stage: str, event: Event) -> None:
         """Hear an event of a stage."""
@@ -89,17 +95,21 @@ class Watch:
         self,
         job: Job,
         launcher: Launcher,
-        doing: str = "captioning into",
+        doing: str = "",
         another: str = "give another --out",
+        outputs: Mapping[str, str] | None = None,
     ) -> Iterator[tuple[Sequence, RunRecord, Lease]]:
-        """Yield the sequence of a job, which nobody else works on and nobody deletes under it."""
+        """Yield the sequence of a job, which nobody else works on and nobody deletes under it.
+        `outputs` are the places of what it writes, if that is not captions."""
 
         fetch = partial(fetch_parts, job.model, display=self._display)
+        doing = doing or f"{job.pipeline[-1].verb} into"
         with only_run_in(job, doing, another), claiming(job) as lease:
             for note in filter(None, [*notes(job), job.budget.warning]):
                 self._display.say(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.pipeline))
-            record.value.update(plan=summary(job), outputs=places(job), earlier=there_before(job))
+            told = {"plan": summary(job), "outputs": places(job), "earlier": there_before(job)}
+            record.value.update(told if outputs is None else {**told, "outputs": dict(outputs)})
             record.write(force=True)
             if self._on_begin is not None:
                 self._on_begin(job, record)
@@ -121,16 +131,51 @@ def caption(
     """Caption everything the configuration names. `on_begin` is given the job and the run's record
     before work begins. Raises PenstockError; what is finished stays done."""
     watch = Watch(display, on_begin)
+    with (
+        prepared(config, watch, make_launcher) as (job, launcher),
+        watch.working(job, launcher) as (sequence, _, _),
+    ):
+        return sequence.run()
+
+
+def embed(
+    config: CaptionConfig, display: Display, make_launcher: LauncherMaker = DirectLauncher
+) -> VectorsWritten:
+    """Make vectors of everything the configuration names. Raises PenstockError; what is finished
+    stays done."""
+    watch = Watch(display)
+    with prepared(config, watch, make_launcher, EMBED) as (job, launcher):
+        outputs = vector_places(job)
+        written: list[VectorsWritten] = []
+        with watch.working(job, launcher, outputs=outputs) as (sequence, record, _):
+
+            def write(last: bool) -> None:
+                if last:
+                    written.append(write_vectors(job))
+                    record.value["rows"] = written[-1].vectors
+                    record.fails(written[-1].failures)
+
+            sequence.fill(write)
+        return written[-1]
+
+
+@contextlib.contextmanager
+def prepared(
+    config: CaptionConfig,
+    watch: Watch,
+    make_launcher: LauncherMaker,
+    pipeline: Pipeline = CAPTION,
+) -> Iterator[tuple[Job, Launcher]]:
+    """Yield the job of a command, and what starts its stages. Raises PenstockError."""
     refuse_file(out_folder(config))
     with stopped_in_order(), ForkServer() as forks:
         launcher = Forking(make_launcher(watch.listen), forks)
         try:
-            job = prepare(config, launcher, display.say)
-        except NothingToCaption as error:
+            job = prepare(config, launcher, watch.say, pipeline)
+        except NothingToDo as error:
             write_jsonl(out_folder(config) / "failures.jsonl", error.failures)
             raise
-        with watch.working(job, launcher) as (sequence, _, _):
-            return sequence.run()
+        yield job, launcher
 
 
 def refuse_file(folder: Path) -> None:

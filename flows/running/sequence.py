@@ -14,7 +14,8 @@ from flows.job.launch import KILLS
 from flows.job.prepare import Job
 from flows.job.tasks import Medium
 from flows.job.waves import waves_of
-from flows.job.weights import parts_of, stages_wanted
+from flows.job.weights import stages_wanted
+from flows.pipelines import parts_of
 from flows.planning.sizes import estimates, wave_limit
 from flows.results.dataset import is_stale, write_dataset
 from flows.results.outputs import places, write_outputs
@@ -57,12 +58,14 @@ class Sequence:
         result.warnings += result.notes()
         return result
 
-    def fill(self) -> None:
-        """Bring every item to its last record, and write no outputs. Raises what stopped the
-        run."""
+    def fill(self, write_out: Callable[[bool], None] | None = None) -> None:
+        """Bring every item to its last record, and write no outputs but by `write_out`, which is
+        told whether it is for the last time. Raises what stopped the run."""
         self._begin()
 
         def write(last: bool) -> None:
+            if write_out is not None:
+                write_out(last)
             self._expect()
 
         with self._recorded(write):

@@ -19,7 +19,7 @@ from flows.job.launch import Launcher, Running
 from flows.job.leases import Lease
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
-from flows.job.weights import parts_of
+from flows.pipelines import parts_of
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate

@@ -13,10 +13,10 @@ from artifacts.pack_object import QUARANTINE
 from artifacts.store import Store
 from artifacts.stores.local import TEMPORARY, left_behind
 from flows.job.leases import running_jobs
-from flows.pipelines import REBUILD
+from flows.pipelines import KEPT as KEPT_PIPELINES
 from flows.upkeep.cache import Pack, objects, packs
 
-LARGE = tuple(stage.writes for stage in REBUILD)
+LARGE = frozenset(stage.writes for pipeline in KEPT_PIPELINES for stage in pipeline)
 """Kinds that take nearly all the space; the others are small, and go only when these are gone."""
 KEPT = ("rebuilds", "scopes", "rungs")
 """Kinds that are never given up: a few kB which say what the rest is, and what fits."""

@@ -11,7 +11,7 @@ from flows.job.ledger import Ledger
 from flows.job.namespaces import Namespaces
 from flows.job.prepare import Job
 from flows.job.tasks import Medium
-from flows.pipelines import REBUILD
+from flows.pipelines import KEPT, Pipeline
 from flows.upkeep.rebuild_record import Reach, RebuildRecord, other_records
 
 
@@ -31,7 +31,6 @@ def prune(
     """Remove what the rebuilds of the job called `name` made and `now` does not refer to."""
     records = [now, *other_records(job.store, name)]
     held = frozenset[str]().union(*(other.namespaces for other in running))
-    frames, features = REBUILD
     made = Pruned()
     for reach in now.past:
         if reach.features in held:
@@ -43,11 +42,13 @@ def prune(
             if record.features == reach.features
             for content in record.reach.contents
         )
-        tasks = _ledger(job, loose)
-        chunks = tasks.tasks(_media(loose))
-        keys = {task[features.writes] for task in chunks}
-        _remove(tasks[features.writes], keys, made, dry_run)
-        _remove(tasks.refused[features.name], keys, made, dry_run)
+        for pipeline in KEPT:  # a namespace is of one of them; in the others nothing is found
+            frames, features = pipeline
+            tasks = _ledger(job, loose, pipeline)
+            chunks = tasks.tasks(_media(loose))
+            keys = {task[features.writes] for task in chunks}
+            _remove(tasks[features.writes], keys, made, dry_run)
+            _remove(tasks.refused[features.name], keys, made, dry_run)
         if reach.frames in held:
             continue
         looked_at = {
@@ -61,11 +62,11 @@ def prune(
     return made
 
 
-def _ledger(job: Job, reach: Reach) -> Ledger:
-    frames, features = (stage.writes for stage in REBUILD)
+def _ledger(job: Job, reach: Reach, pipeline: Pipeline) -> Ledger:
+    frames, features = (stage.writes for stage in pipeline)
     of_prompts = [features] if any(prompt for _, prompt in reach.contents) else []
     of = {frames: reach.frames, features: reach.features}
-    return Ledger(job.store, REBUILD, Namespaces(of=of, prompted=frozenset(of_prompts)))
+    return Ledger(job.store, pipeline, Namespaces(of=of, prompted=frozenset(of_prompts)))
 
 
 def _media(reach: Reach) -> list[Medium]:

@@ -13,8 +13,8 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking
 from flows.job.leases import RunningJob, running_jobs
 from flows.job.prepare import Job, prepare
-from flows.job.weights import bytes_to_fetch, parts_of
-from flows.pipelines import REBUILD
+from flows.job.weights import bytes_to_fetch
+from flows.pipelines import KEPT, parts_of
 from flows.planning.sizes import unencoded
 from flows.results.outputs import failures_of
 from flows.running.run import LauncherMaker, OnBegin, Watch
@@ -155,9 +155,9 @@ def rebuild(
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> RebuildResult:
-    """Bring the stored features of everything the configuration names up to date. What it says of
-    text and of output files has no effect. `on_begin` is given the job and the run's record before
-    work begins. Raises PenstockError; what is finished stays done."""
+    """Bring what is kept of everything the configuration names up to date: features, or vectors.
+    What it says of text and of output files has no effect. `on_begin` is given the job and the
+    run's record before work begins. Raises PenstockError; what is finished stays done."""
     name = job_digest(config.sources, options.name)
     # Logs and the record of the run lie in the store: a rebuild has no outputs.
     out = open_store(config.store_url).local / "logs" / f"rebuild-{name[:12]}"
@@ -165,7 +165,7 @@ def rebuild(
     watch = Watch(display, on_begin)
     with stopped_in_order(), ForkServer() as forks:
         launcher = Forking(make_launcher(watch.listen), forks)
-        job = prepare(config, launcher, display.say, REBUILD)
+        job = prepare(config, launcher, display.say, *KEPT, alone=True)
         last = last_record(job.store, name)
         now = record_of(job, last)
         to_make = Missing.of(job)
@@ -173,7 +173,7 @@ def rebuild(
             files=len(job.files),
             difference=difference(last, now),
             missing=to_make,
-            fetch_bytes=bytes_to_fetch(job.model, parts_of(REBUILD) if to_make.chunks else []),
+            fetch_bytes=bytes_to_fetch(job.model, parts_of(job.pipeline) if to_make.chunks else []),
             seconds_a_chunk=now.seconds_a_chunk,
             dry_run=options.dry_run,
         )
@@ -189,9 +189,9 @@ def rebuild(
                 write_record(job.store, name, begun(last, now))
                 now = replace(now, number=now.number + 1)
             sequence.fill()
-            made = REBUILD[-1].writes
+            made = job.pipeline[-1].writes
             job.ledger[made].use(task[made] for task in job.ledger.tasks(job.media))
-            entries = [ran.stage(stage.name) for stage in REBUILD]
+            entries = [ran.stage(stage.name) for stage in job.pipeline]
             result.encoded = entries[-1]["items"]
             if result.encoded:
                 seconds = sum(entry["seconds"] for entry in entries)

@@ -5,8 +5,6 @@ from stages.process.stage import Stage
 
 OUTPUT_VERSION = 3
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
-FRAMES_A_BATCH = 64
-"""A batch has fewer chunks when they hold more frames than this together."""
 STAGE = Stage(
     name="encode",
     reads="frames",

@@ -2,20 +2,12 @@
 
 from dataclasses import dataclass
 
-from stages.models.half_job import HalfJob
+from stages.models.encoding.job import EncodingJob
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EncodeJob(HalfJob):
-    """Chunks to be encoded, all of them in one way."""
+class EncodeJob(EncodingJob):
+    """Chunks of which features are made."""
 
-    store: str
-    frames_namespace: str
-    namespace: str
-    """Namespace of the features."""
-    batches: list[list[dict[str, str]]]
-    """`key`, `frames` (its key), `kind` and, where the encoder reads it, `prompt` of each chunk."""
     frames_a_video: int = 0
     """How many frames each must have; 0: any number."""
-    block: int = 0
-    """Chunks that go through each layer before the next is read; 0: the half is there whole."""

@@ -17,10 +17,12 @@ from stages.memory.repeated_layers import RepeatedLayers
 from stages.models.footprint import BatchCost
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
+from stages.models.halves.vectors import image_vectors
 from stages.models.processors.calling import TEXT_IDS, text_ids
 from stages.models.processors.clip import black_clip
 from stages.models.processors.fit import bytes_of
 from stages.models.processors.loading import is_picture
+from stages.models.processors.pictures import prepare_pictures
 from stages.models.processors.prepare import (
     Prepared,
     channel_of,
@@ -37,6 +39,8 @@ EDGES = (224, 448)
 """Pixels of a side of the images that are tried."""
 FRAME_COUNTS = (2, 6)
 """Frames of the videos that are tried."""
+PICTURES = 2
+"""Pictures of which it is found out how many numbers a vector has."""
 TOKENS = (300, 900)
 """Tokens, about, that the longer prompts that are tried have."""
 WORDS = (8, 40)
@@ -54,12 +58,13 @@ def batch_costs_of(
     afterwards."""
     with _quiet():
         try:
-            skeleton.to(torch.bfloat16)
-            give_data(skeleton)
-            skeleton.eval()
-            rows = {kind: _rows(processor, kind, frames_a_video) for kind in _kinds(processor)}
+            _begin(skeleton)
+            way = prepare_pictures if route == "dual" else prepare
+            rows = {k: _rows(processor, k, frames_a_video, way) for k in _kinds(processor)}
             repeated = RepeatedLayers()
             encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, repeated))
+            if route == "dual":  # texts are short, and nothing is planned that reads them
+                return {"vision": encoded, "language": ()}, ""
             kind = next(reversed(rows))
             return {
                 "vision": encoded,
@@ -74,20 +79,37 @@ def batch_costs_of(
             return {"vision": (), "language": ()}, f"{type(error).__name__}: {words}"
 
 
+def vector_width(skeleton: Any, processor: Any) -> int:
+    """Return how many numbers the vectors of pictures have that the model over `skeleton` makes.
+    Raises UsageError when it does not make one of each. The skeleton is as after
+    `batch_costs_of`."""
+    with _quiet():
+        _begin(skeleton)
+        row = prepare_pictures(processor, black_clip("image", PICTURES, EDGES[0], EDGES[0]))
+        with on_meta_device(LiveBytes(_weights(skeleton))):
+            return int(image_vectors(skeleton, without_data(row.inputs)).shape[1])
+
+
+def _begin(skeleton: Any) -> None:
+    skeleton.to(torch.bfloat16)
+    give_data(skeleton)
+    skeleton.eval()
+
+
 def _kinds(processor: Any) -> list[MediaKind]:
     """Return the kinds that are computed in different ways."""
     same = channel_of(processor, "image") == channel_of(processor, "video")
     return ["image"] if same and not takes_videos(processor) else [*KINDS]
 
 
-def _rows(processor: Any, kind: MediaKind, frames_a_video: int) -> list[Prepared]:
+def _rows(processor: Any, kind: MediaKind, frames_a_video: int, way: Any) -> list[Prepared]:
     """Make a small and a large row, as the encoder takes them."""
     if kind == "image":
         clips = [black_clip(kind, frames_a_video or 1, edge, edge) for edge in EDGES]
     else:
         counts = [frames_a_video or count for count in FRAME_COUNTS]
         clips = [black_clip(kind, count, EDGES[0], EDGES[0]) for count in counts]
-    return [prepare(processor, clip, PROMPT.strip()) for clip in clips]
+    return [way(processor, clip, PROMPT.strip()) for clip in clips]
 
 
 def _encoders(

@@ -2,6 +2,7 @@
 Reads no weights, and downloads none."""
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Modality, Part
-from stages.models.dry_run import batch_costs_of
+from stages.models.dry_run import batch_costs_of, vector_width
+from stages.models.halves.dual import makes_vectors
 from stages.models.halves.load import config_and_class, one_line, refuse_pickle, skeleton_of
 from stages.models.halves.routes import RouteChoice, choose_route, depends_on_prompt
 from stages.models.hub.checkpoint import Checkpoint
@@ -22,6 +24,7 @@ from stages.models.part_profiles import halves_of, undivided
 from stages.models.processors.fit import Probe, black, pixels_a_video, probe
 from stages.models.processors.layout import layout_of
 from stages.models.processors.loading import takes_images
+from stages.models.processors.pictures import prepare_pictures
 from stages.models.processors.prepare import (
     goes_on,
     load_processor,
@@ -53,7 +56,58 @@ def describe(
         probing = _begun(pool, folder, trust_remote_code)
         with gc_frozen():
             config, cls = config_and_class(folder, trust_remote_code)
+        if makes_vectors(cls):
+            return _of_dual(checkpoint, config, cls, trust_remote_code)
         return _described(checkpoint, config, cls, probing, trust_remote_code)
+
+
+def _of_dual(
+    checkpoint: Checkpoint, config: Any, cls: type[Any], trust_remote_code: bool
+) -> ModelProfile:
+    """Return the profile of a dual encoder, whose pictures are looked at one by one."""
+    folder = checkpoint.folder
+    if not checkpoint.weights:
+        refuse_pickle(folder, trust_remote_code)
+    skeleton = skeleton_of(config, cls)
+    choice = choose_route(skeleton)
+    halves = halves_of(skeleton, read_headers(checkpoint))
+    processor = load_processor(folder, trust_remote_code)
+    width = vector_width(skeleton, processor)
+    batch_costs, why = batch_costs_of(skeleton, processor, choice.route)
+    seen = probe(load_processor(folder, trust_remote_code), "image", prepare_pictures)
+    return ModelProfile(
+        folder=str(folder),
+        class_name=type(skeleton).__name__,
+        model_type=config.model_type,
+        modalities=("image",),
+        dtype=_dtype(config),
+        route=choice.route,
+        why=choice.why,
+        parts=_with_costs(halves, batch_costs, why),
+        sampling=SamplingProfile(),
+        fit_video=seen.fit,
+        fit_image=seen.fit,
+        feature_width=width,
+        image_tokens=seen.tokens,
+        frame_tokens=seen.tokens,
+        image_pixel_bytes=seen.pixel_bytes,
+        frame_pixel_bytes=seen.pixel_bytes,
+        image_sizes=seen.smaller,
+        frame_sizes=seen.smaller,
+        batch_costs_unknown=why,
+    )
+
+
+def _dtype(config: Any) -> str:
+    return str(config.dtype if config.dtype is not None else torch.float32).removeprefix("torch.")
+
+
+def _with_costs(
+    parts: Mapping[Part, PartProfile], batch_costs: Mapping[Part, Any], why: str
+) -> dict[Part, PartProfile]:
+    if why:
+        logger.warning("what computing takes could not be found out: %s", why)
+    return {part: replace(held, batch_costs=batch_costs[part]) for part, held in parts.items()}
 
 
 def _described(
@@ -78,22 +132,12 @@ def _described(
     again = load_processor(folder, trust_remote_code) if probing is None else None
     image, video = probing.result() if probing is not None else _probes(again)
     profile = _profile(folder, skeleton, choice, processor, halves, image, video)
+    parts = _with_costs(profile.parts, batch_costs, why)
     native = native_of(folder)
-    otherwise = None if native is None else native.as_published
-    if why:
-        logger.warning("what computing takes could not be found out: %s", why)
-    return replace(
-        profile,
-        parts={
-            part: replace(
-                held,
-                batch_costs=batch_costs[part],
-                as_published=otherwise.words if otherwise and otherwise.part == part else "",
-            )
-            for part, held in profile.parts.items()
-        },
-        batch_costs_unknown=why,
-    )
+    if native is not None and (otherwise := native.as_published):
+        part = otherwise.part
+        parts[part] = replace(parts[part], as_published=otherwise.words)
+    return replace(profile, parts=parts, batch_costs_unknown=why)
 
 
 def _begun(
@@ -141,7 +185,6 @@ def _profile(
     video: Probe,
 ) -> ModelProfile:
     config = skeleton.config
-    dtype = config.dtype if config.dtype is not None else torch.float32
     modalities: tuple[Modality, ...] = ("image", "video") if takes_videos(processor) else ("image",)
     prompted = choice.route != "joint" and depends_on_prompt(skeleton)
     alone = takes_images(processor) and layout_of(processor, "images").alone
@@ -153,7 +196,7 @@ def _profile(
         images_a_prompt=int(alone),
         frames_a_video=frames_a_video(processor),
         goes_on=not prompted and goes_on(processor, config.is_encoder_decoder),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_dtype(config),
         route=choice.route,
         why=choice.why,
         prompted=prompted,

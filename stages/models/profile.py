@@ -79,7 +79,7 @@ class SeenSize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelProfile:
-    """One vision-language checkpoint."""
+    """One checkpoint that captions, or makes vectors of pictures and of texts."""
 
     folder: str
     """Folder of its files."""
@@ -116,9 +116,10 @@ class ModelProfile:
     placeholders: tuple[str, ...] = ()
     """Words that a prompt must not hold: the model reads them as the place of a picture."""
     feature_width: int
-    """Numbers a placeholder's feature has."""
+    """Numbers a placeholder's feature has, or the vector of a picture."""
     image_tokens: int
-    """Placeholders of a square image of 1280 pixels; 0 when it could not be found out."""
+    """Placeholders, or vectors, of a square image of 1280 pixels; 0 when it could not be found
+    out."""
     frame_tokens: int
     """Placeholders a frame of two square ones of 1280 pixels; 0 when it could not be found out."""
     image_pixel_bytes: int = 0

@@ -22,6 +22,11 @@ class Stage:
     """Part of a checkpoint that it loads; None: nothing, and it runs on the host."""
     job: type[Any]
     """Class of the job that its process is told."""
+    vectors: bool = False
+    """Whether its part is of a dual encoder, which makes vectors, and not of a model that
+    captions."""
+    any_size: bool = False
+    """Whether pictures of any size are alike to it, so that they share a batch."""
     prompted: bool = False
     """Whether its records are made of a prompt too, and rows with prompts of like length share a
     batch."""

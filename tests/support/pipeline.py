@@ -30,10 +30,12 @@ class Place:
     out: Path
     store: Path
     model: str = "demo"
+    verb: str = "caption"
+    """The command."""
 
     def command(self, *more: str) -> list[str]:
         where = ["--out", str(self.out), "--store", str(self.store)]
-        return [*PENSTOCK, "caption", str(self.clips), "--model", self.model, *where, *more]
+        return [*PENSTOCK, self.verb, str(self.clips), "--model", self.model, *where, *more]
 
     def run(self, *more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

@@ -115,8 +115,9 @@ def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
 
 def encode(job: dict[str, Any], report: Report) -> None:
     import stages.encode.run
+    import stages.models.encoding.run
 
-    with hungry("encode", stages.encode.run, job):
+    with hungry("encode", stages.models.encoding.run, job):
         stages.encode.run.run(job, report)
 
 

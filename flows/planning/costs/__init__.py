@@ -31,6 +31,11 @@ class Cost:
 COSTS: Mapping[str, Cost] = {
     "frames": Cost(rungs=frames.rungs, memory=frames.memory, work_left=frames.work_left),
     "encode": Cost(rungs=encode.rungs, memory=encode.memory, work_left=encode.work_left),
+    "embed": Cost(
+        rungs=partial(encode.rungs, stage="embed"),
+        memory=encode.memory,
+        work_left=encode.work_left,
+    ),
     "decode": Cost(rungs=decode.rungs, memory=decode.memory, work_left=decode.work_left),
 }
 """Name of a stage → its costs."""

@@ -1,4 +1,5 @@
-"""Estimates what encoding frames costs; knows no language half."""
+"""Estimates what taking frames through the vision half costs, whichever stage does; knows no
+language half."""
 
 import math
 from collections.abc import Sequence
@@ -31,8 +32,8 @@ from flows.planning.terms import (
 )
 from flows.planning.todo import ToDo
 from flows.planning.workloads import PIXEL_BYTES, Workload
-from stages.encode import FRAMES_A_BATCH
 from stages.memory.shrinking import tighter
+from stages.models.encoding import FRAMES_A_BATCH
 
 BLOCK = 256
 """Chunks that cross a streamed half together, where they all fit and have no more pictures than
@@ -44,7 +45,7 @@ MADE_OF = 6
 (stages/memory/arithmetic.py)."""
 
 
-def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
+def rungs(model: Model, config: CaptionConfig, device: str, *, stage: str = "encode") -> list[Rung]:
     """Return smaller batches, pieces, layers one by one, fewer bits."""
     half, settings = model.profile.vision, free_settings(model, config, "vision")
     # What is quantized cannot come layer by layer, and pixels have no weights.
@@ -55,11 +56,17 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
         [each.precision for each in settings],
         streamed=whole and plain and half.layers > 1,
         weights=whole,
+        stage=stage,
     )
 
 
 def encode_rungs(
-    batch: int, precisions: Sequence[str], *, streamed: bool, weights: bool = True
+    batch: int,
+    precisions: Sequence[str],
+    *,
+    streamed: bool,
+    weights: bool = True,
+    stage: str = "encode",
 ) -> list[Rung]:
     """Return smaller and smaller batches, then frames in pieces, then layers one after the other.
     The last are past many batches, of a half that can be `streamed`. So it goes on in each other
@@ -67,7 +74,7 @@ def encode_rungs(
     `weights`, of a model whose pixels go on as they are, there is no more than batches."""
     found: list[Rung] = []
     for precision in precisions:
-        single = Rung(stage="encode", batch=1, precision=precision)
+        single = Rung(stage=stage, batch=1, precision=precision)
         found += [replace(single, batch=size) for size in sizes(batch)]
         found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if weights]
         if streamed and precision == precisions[0]:

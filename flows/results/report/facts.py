@@ -13,7 +13,7 @@ from flows.job.sources import writable
 from flows.results.report.media import FILE, captioned_media, failed_media
 from flows.results.report.stages import plan_table, stage_table, timeline_of
 from flows.results.run_read import load_record
-from flows.results.status import advice, places, stages_of
+from flows.results.status import advice, places, stages_of, written
 
 Rows = Iterator[tuple[str, str]]
 
@@ -49,7 +49,8 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
 
 def _totals(record: Mapping[str, Any], seconds: float) -> Rows:
     media, stages = record["media"], record["stages"]
-    yield "captions", f"{record['captions']:,}"
+    count, kind = written(record)
+    yield kind, f"{count:,}"
     yield "files", f"{media['total']:,}"
     yield "failed", f"{media['failed']:,}"
     if record["cut"]:

@@ -1,7 +1,7 @@
 """Stands where the other half of a model was; knows nothing of which half that is.
 
 Plain attributes (configs, sizes, dtypes) are answered by a skeleton on the meta device, because
-models read them across the cut. Touching a tensor or calling anything that computes raises
+models read them across the cut. Using a tensor or calling anything that computes raises
 NeedsWeights.
 """
 
@@ -42,7 +42,7 @@ class Absent(nn.Module):
         value = getattr(skeleton, name)
         path = f"{self._path}.{name}"
         if isinstance(value, torch.Tensor):
-            raise NeedsWeights(path, self._path)
+            return AbsentWeight(path, self._path)
         if isinstance(value, nn.Module):
             return Absent(value, path)
         if isinstance(value, MethodType) and value.__self__ is skeleton:
@@ -55,23 +55,28 @@ class Absent(nn.Module):
 
 
 class AbsentWeight:
-    """A stand-in for a parameter of its own that a kept module had; every use raises
-    NeedsWeights."""
+    """A stand-in for a parameter that is not there; every use raises NeedsWeights. To name it is
+    none: a model's `_init_weights` names those of its parts."""
 
     _is_hf_initialized = True
     """Mark by which the model's own `_init_weights`, which names the parameter, passes over it
     quietly."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, module: str | None = None) -> None:
+        """Stand for the parameter at `path`; `module` is what can be loaded to have it."""
         self._path = path
+        self._module = module
+
+    def _needed(self) -> NeedsWeights:
+        return NeedsWeights(self._path, self._module)
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise NeedsWeights(self._path)
+        raise self._needed()
 
     def __getitem__(self, key: Any) -> NoReturn:
-        raise NeedsWeights(self._path)
+        raise self._needed()
 
     @classmethod
     def __torch_function__(
@@ -79,4 +84,4 @@ class AbsentWeight:
     ) -> NoReturn:
         lists = [part for part in args if isinstance(part, list | tuple)]
         found = [p for part in (args, *lists) for p in part if isinstance(p, cls)]
-        raise NeedsWeights(found[0]._path if found else "a parameter")
+        raise found[0]._needed() if found else NeedsWeights("a parameter")

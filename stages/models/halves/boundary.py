@@ -5,7 +5,7 @@ O, the owner, is the innermost module whose class defines `get_image_features` o
 `get_video_features`. R, the reader, is O's child on the way to the decoder. H is the output head.
 The vision half is what O holds besides R, H and an audio encoder. The language half is R, H and all
 that lies outside O. Where the decoder is not strictly inside O, the vision half is what those two
-methods name of O's parts, and the language half all the rest.
+methods name of O's parts, and the language half all the rest. Dual encoders are cut by `dual.py`.
 
 The model asked is a skeleton without weights: it says itself which modules its decoder and its head
 are. A half is described by what it does without: `absent_paths` lists those modules and parameters,
@@ -24,6 +24,7 @@ from artifacts.errors import UsageError
 from artifacts.schema import Half, Part
 from stages.models.halves.absent import Absent, AbsentWeight, NeedsWeights
 from stages.models.halves.bytecode import called_in, names_in, reached
+from stages.models.halves.dual import makes_vectors, units_absent
 
 HALVES: tuple[Half, Half] = ("vision", "language")
 ENCODERS = ("get_image_features", "get_video_features")
@@ -64,6 +65,8 @@ def _without(model: nn.Module, left_out: str, piece: str) -> Iterator[str]:
 
 
 def _absent_paths(model: nn.Module, keep: Half) -> list[str]:
+    if makes_vectors(class_of(model)):
+        return units_absent(model, class_of(model), keep)
     owner = _owner(model)
     reader = reader_path(model, owner)
     head = _path_of(model, _call(model, "get_output_embeddings"))
@@ -136,7 +139,7 @@ def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
 def pieces_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
     """Return the paths that the half's own code calls of the other half. Such are a projector that
     is applied where features are read, and the embeddings where features are made of codes."""
-    if keep == "whole":
+    if keep == "whole" or makes_vectors(class_of(model)):
         return ()
     owner = _owner(model)
     cls = class_of(model.get_submodule(owner))

@@ -17,6 +17,7 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Part
 from stages.models.halves.boundary import CUT, absent_paths, cut, pieces_called
+from stages.models.halves.dual import makes_vectors
 from stages.models.halves.ranges import reading_ranges
 from stages.models.hub.originals import is_original
 from stages.models.hub.partial import weights_here
@@ -138,8 +139,8 @@ def _patterns(prefix: str, paths: list[str]) -> set[str]:
 def config_and_class(
     folder: Path, trusted: bool, as_published: bool = False
 ) -> tuple[Any, type[Any]]:
-    """Return the checkpoint's configuration, and the class that makes it an image-text-to-text
-    model. `as_published`: where its published code computes otherwise than its formulas say, so
+    """Return the checkpoint's configuration, and the class that makes a model of it.
+    `as_published`: where its published code computes otherwise than its formulas say, so
     does the class."""
     if (native := native_of(folder)) is not None:
         return native.load_config(folder, as_published), native.model_class()
@@ -180,14 +181,18 @@ def load_config(folder: Path, trusted: bool) -> Any:
 
 
 def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
-    """Return the class that stands for image-text-to-text models of this configuration."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        found: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-        return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
+    """Return the class that stands for models of this configuration: one that captions, or a dual
+    encoder. Where there is one of each, the configuration says which it is of."""
     remote = getattr(config, "auto_map", None) or {}
-    names = ("AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForCausalLM")
+    classes = _stock_classes(config)
+    named = [cls for cls in classes if cls.__name__ in (config.architectures or ())]
+    # What calls itself by the type of a dual encoder, and brings its own class, is another model.
+    own = "AutoModel" in remote and not named
+    stock = next((cls for cls in (*named, *classes) if not (own and makes_vectors(cls))), None)
+    if stock is not None:
+        return stock
+    names = ["AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForCausalLM"]
+    names += ["AutoModel"] if classes else []
     reference = next((remote[name] for name in names if name in remote), None)
     if reference is None:
         raise UsageError(
@@ -199,6 +204,18 @@ def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     return get_class_from_dynamic_module(reference, folder)
+
+
+def _stock_classes(config: Any) -> list[type[Any]]:
+    """Return transformers' own classes for a configuration: first the one that captions."""
+    from transformers.models.auto import modeling_auto as auto
+
+    mappings: tuple[Any, ...] = (
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING,
+    )
+    found = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
+    return [cls[0] if isinstance(cls, tuple) else cls for cls in found]
 
 
 def asks_for_trust(error: Exception) -> bool:

@@ -90,9 +90,9 @@ def reading_ranges() -> Iterator[None]:
     from transformers import modeling_utils
     from transformers.integrations import accelerate
 
-    # The second reads names alone, of a checkpoint that is one file: mapped whole for that.
+    # The second looks into a checkpoint of one file for names alone, and maps all of it for that.
     libraries: list[Any] = [modeling_utils, accelerate]
-    mappings = [library.safe_open for library in libraries]
+    mapping = [library.safe_open for library in libraries]
 
     def reading(path: str, *, framework: str, device: str = "cpu", backend: str = "") -> Any:
         return _Whole(safetensors.safe_open(path, framework, device, backend="pread"), Path(path))
@@ -102,5 +102,5 @@ def reading_ranges() -> Iterator[None]:
     try:
         yield
     finally:
-        for library, mapping in zip(libraries, mappings, strict=True):
-            library.safe_open = mapping
+        for library, before in zip(libraries, mapping, strict=True):
+            library.safe_open = before

@@ -5,6 +5,7 @@ weights.
     replay    `generate` asks the model's own `get_*_features`, which then answers from the store
     splice    features go into the embeddings where the placeholders stand; the reader generates
     joint     there is no boundary: the whole model sees pixels and prompt in the second stage
+    dual      it writes nothing: each half makes vectors, of pictures or of texts
 """
 
 import inspect
@@ -16,8 +17,9 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from artifacts.schema import Route
-from stages.models.halves.boundary import owner_path, reader_path
+from stages.models.halves.boundary import class_of, owner_path, reader_path
 from stages.models.halves.bytecode import names_in
+from stages.models.halves.dual import makes_vectors, refuse_no_vectors
 
 MODALITIES = ("image", "video")
 PIXELS = (
@@ -53,9 +55,11 @@ class Encoder:
 
 
 def choose_route(model: Any) -> RouteChoice:
-    """Choose how `model`, which may be a skeleton, is run. Raises UsageError for one that captions
-    no pictures."""
+    """Choose how `model`, which may be a skeleton, is run. Raises UsageError for one that neither
+    captions pictures nor makes vectors of them."""
     name = type(model).__name__
+    if makes_vectors(class_of(model)):
+        return RouteChoice(route="dual", why=f"{name} makes vectors of pictures and of texts")
     refuse(type(model))
     if not any(True for _ in encoders(model)):
         return RouteChoice(
@@ -110,10 +114,7 @@ def refuse(cls: Any) -> None:
     from transformers import GenerationMixin
 
     if not issubclass(cls, GenerationMixin):
-        raise UsageError(
-            f"{cls.__name__} does not write text token by token",
-            hint="Choose a model that captions pictures: docs/models.md lists them",
-        )
+        refuse_no_vectors(cls)
     if not set(MODALITIES) & set(cls.input_modalities):
         raise UsageError(
             f"{cls.__name__} takes no pictures: it has no vision half",

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from artifacts.schema import FrameFit, MediaKind
 from stages.models.processors.clip import Clip, black_clip
 from stages.models.processors.loading import is_picture
 from stages.models.processors.prepare import channel_of, prepare
+from stages.models.processors.side_inputs import Prepared
 from stages.models.profile import SeenSize
 from stages.process.exit_diagnosis import out_of_memory
 
@@ -55,11 +56,15 @@ class Probe:
     """The same of smaller square pictures, smallest first."""
 
 
+Way = Callable[[Any, Clip], Prepared]
+"""A function that runs a processor on a clip."""
+
+
 class Enough(Exception):
     """The processor has resized the frames; what it does next need not be waited for."""
 
 
-def probe(processor: Any, kind: MediaKind) -> Probe:
+def probe(processor: Any, kind: MediaKind, way: Way = prepare) -> Probe:
     """Find the sizes at which images are seen, or at which a video's frames are worth storing.
 
     A processor that keeps large frames as they are, or that does something else than resize, gives
@@ -69,15 +74,15 @@ def probe(processor: Any, kind: MediaKind) -> Probe:
     smaller: tuple[SeenSize, ...] = ()
     try:
         clip = black(processor, kind, 1.0, LONG_EDGES[0])
-        seen = _seen(processor, clip)
+        seen = _seen(processor, clip, way)
         tokens, size = seen.tokens, seen.pixel_bytes
         squares = [black(processor, kind, 1.0, edge) for edge in SMALLER]
-        smaller = tuple(_seen(processor, square) for square in squares)
-        wait = resized(processor, clip, wait=True)[1]
+        smaller = tuple(_seen(processor, square, way) for square in squares)
+        wait = resized(processor, clip, wait=True, way=way)[1]
         for long_edge in LONG_EDGES:
-            if made := _made(processor, kind, long_edge, wait):
+            if made := _made(processor, kind, long_edge, wait, way):
                 fit = FrameFit(long_edges=_steps(made))
-                alike = _comes_out_alike(processor, kind, long_edge, fit)
+                alike = _comes_out_alike(processor, kind, long_edge, fit, way)
                 fit = fit if alike else FrameFit()
                 return Probe(fit=fit, tokens=tokens, pixel_bytes=size, smaller=smaller)
     except Exception as error:  # a processor may refuse in any way; real frames will tell
@@ -97,8 +102,8 @@ def pixels_a_video(processor: Any) -> int:
     return int(dict(part.size).get("longest_edge") or 0)
 
 
-def _seen(processor: Any, clip: Clip) -> SeenSize:
-    row = prepare(processor, clip)
+def _seen(processor: Any, clip: Clip, way: Way) -> SeenSize:
+    row = way(processor, clip)
     pictures = sum(bytes_of(v) for n, v in row.inputs.items() if is_picture(n))
     count = len(clip.frames)
     return SeenSize(
@@ -118,31 +123,36 @@ class Made:
     """All heights and widths in pixels."""
 
 
-def _comes_out_alike(processor: Any, kind: MediaKind, long_edge: int, fit: FrameFit) -> bool:
+def _comes_out_alike(
+    processor: Any, kind: MediaKind, long_edge: int, fit: FrameFit, way: Way
+) -> bool:
     """Tell whether fitted frames make as many pixels and tokens as whole ones. A processor may also
     cut pieces out of a frame as it is, of which a smaller one has fewer."""
     for aspect in (COMMON[0], 1.0):
         clip = black(processor, kind, aspect, long_edge)
         count, *whole = clip.frames.shape[:3]
         fitted = np.zeros((count, *fit.size(*whole), 3), np.uint8)
-        if _outcome(processor, clip) != _outcome(processor, replace(clip, frames=fitted)):
+        small = replace(clip, frames=fitted)
+        if _outcome(processor, clip, way) != _outcome(processor, small, way):
             return False
     return True
 
 
-def _outcome(processor: Any, clip: Clip) -> Any:
-    row = prepare(processor, clip)
+def _outcome(processor: Any, clip: Clip, way: Way) -> Any:
+    row = way(processor, clip)
     return row.count, {n: np.shape(v) for n, v in row.inputs.items() if is_picture(n)}
 
 
-def _made(processor: Any, kind: MediaKind, long_edge: int, wait: bool) -> dict[float, Made]:
+def _made(
+    processor: Any, kind: MediaKind, long_edge: int, wait: bool, way: Way
+) -> dict[float, Made]:
     """Return aspect -> what becomes of frames of this long edge. It is empty when those of any
     aspect are made no smaller."""
     made: dict[float, Made] = {}
     for aspect in ASPECTS:
         clip = black(processor, kind, aspect, long_edge)
         height, width = clip.frames.shape[1:3]
-        sizes, _ = resized(processor, clip, wait)
+        sizes, _ = resized(processor, clip, wait, way)
         scale = max((max(h / height, w / width) for h, w in sizes), default=1.0)
         if scale >= 1:
             return {}
@@ -190,7 +200,9 @@ def black(processor: Any, kind: MediaKind, aspect: float, long_edge: int, shown:
     return black_clip(kind, count, height, width)
 
 
-def resized(processor: Any, clip: Clip, wait: bool = False) -> tuple[list[tuple[int, int]], bool]:
+def resized(
+    processor: Any, clip: Clip, wait: bool = False, way: Way = prepare
+) -> tuple[list[tuple[int, int]], bool]:
     """Return the sizes (height, width) in pixels to which the processor resizes the clip's frames.
     Return also whether it does so after it has gone on to the next step, which else is not waited
     for. What it does to frames that it has resized already needs no larger ones."""
@@ -217,7 +229,7 @@ def resized(processor: Any, clip: Clip, wait: bool = False) -> tuple[list[tuple[
     part.__dict__.update({"resize": watched, NORMALIZE: stop})
     try:
         with contextlib.suppress(Enough):
-            prepare(processor, clip)
+            way(processor, clip)
     finally:
         del part.__dict__["resize"], part.__dict__[NORMALIZE]
     return produced, 0 < before[0] < len(produced)

@@ -1,0 +1,42 @@
+"""Keeps vectors: a record of those of one chunk, and a file of all of a run. It knows neither what
+they are of nor who made them."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.files import whole_file
+from artifacts.packs import Record
+
+STORED = np.dtype("<f4")
+"""Numbers are kept in 32 bit: whatever a model computes in, none is lost."""
+Vectors = NDArray[np.float32]
+"""Shape (vectors, numbers of each)."""
+
+
+def vector_record(key: str, vectors: Vectors) -> Record:
+    """Return the record that holds these vectors, one a frame."""
+    count, width = vectors.shape
+    payload = np.ascontiguousarray(vectors, STORED).tobytes()
+    return Record(key=key, meta={"vectors": count, "width": width}, payload=payload)
+
+
+def vectors_in(record: Record) -> Vectors:
+    """Return the vectors of a record."""
+    shape = (int(record.meta["vectors"]), int(record.meta["width"]))
+    found: Vectors = np.frombuffer(record.payload, STORED, math.prod(shape)).reshape(shape)
+    return found
+
+
+def write_npy(path: Path, shape: tuple[int, int], parts: Iterable[Vectors]) -> None:
+    """Write vectors as one array of that shape, which `numpy.load` reads, also mapped. Only one
+    part is ever in memory. Raises EnvironmentFault."""
+    head: dict[str, Any] = {"descr": STORED.str, "fortran_order": False, "shape": shape}
+    with whole_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, head)
+        for part in parts:
+            file.write(np.ascontiguousarray(part, STORED).tobytes())

@@ -1,0 +1,131 @@
+"""Writes the vectors of a run, a row a picture or a frame, with what each is of; runs no model.
+
+`embeddings.npy` holds them as one array, `embeddings.parquet` says of each row what it is of. Both
+are written when a run ends, however it ends, and hold what is there by then.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from artifacts.captions import Failure, write_jsonl
+from artifacts.files import whole_file
+from artifacts.tables import utf8
+from artifacts.vectors import Vectors, vectors_in, write_npy
+from artifacts.words import counted
+from flows.job.prepare import Job
+from flows.job.sources import MediaFile
+from flows.job.tasks import Task
+from flows.results.outputs import failures_of
+
+ARRAY, ROWS = "embeddings.npy", "embeddings.parquet"
+GROUP_ROWS = 10_000
+"""Rows of one row group of the table, which the writer holds in memory at once."""
+Made = tuple[MediaFile, Task]
+
+
+@dataclass(kw_only=True, slots=True)
+class VectorsWritten:
+    """The end of a run that made vectors."""
+
+    out: Path
+    files: int
+    """Number of files and sources that were asked for."""
+    vectors: int = 0
+    width: int = 0
+    """Numbers of each."""
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 when all is embedded, 1 when some items failed."""
+        return 1 if self.failures else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome for programs; each failure is told by itself."""
+        return {
+            "out": str(self.out),
+            "files": self.files,
+            "vectors": self.vectors,
+            "width": self.width,
+            "failed": len(self.failures),
+            "exit_code": self.exit_code,
+        }
+
+    def line(self) -> str:
+        """Return the outcome in one line."""
+        line = f"{counted(self.vectors, 'vector')} of {counted(self.width, 'number')}"
+        line += f" in {self.out / ARRAY}"
+        if self.failures:
+            line += f", {len(self.failures)} of {counted(self.files, 'file')} failed"
+        return line
+
+
+def vector_places(job: Job) -> dict[str, str]:
+    """Return where the outputs lie, or are to be written."""
+    names = {"embeddings": ARRAY, "rows": ROWS, "failures": "failures.jsonl", "logs": "logs"}
+    return {name: str(job.out / file) for name, file in names.items()}
+
+
+def write_vectors(job: Job) -> VectorsWritten:
+    """Write every vector that is there, in source order. Raises EnvironmentFault."""
+    made = list(_made(job))
+    kept = job.ledger["embeddings"]
+    metas = [kept.meta(task["embeddings"]) for _, task in made]
+    found = VectorsWritten(
+        out=job.out,
+        files=len(job.files) + len(job.failures),
+        vectors=sum(meta["vectors"] for meta in metas),
+        width=next((meta["width"] for meta in metas), job.model.profile.feature_width),
+        failures=failures_of(job),
+    )
+    parts: Iterator[Vectors] = (vectors_in(kept.read(task["embeddings"])) for _, task in made)
+    write_npy(job.out / ARRAY, (found.vectors, found.width), parts)
+    _write_rows(job.out / ROWS, _rows(job, made))
+    write_jsonl(job.out / "failures.jsonl", found.failures)
+    return found
+
+
+def _made(job: Job) -> Iterator[Made]:
+    kept = job.ledger["embeddings"]
+    for file, medium in zip(job.files, job.contents, strict=True):
+        for task in job.ledger.tasks([medium]):
+            if task["embeddings"] in kept:
+                yield file, task
+
+
+def _rows(job: Job, made: list[Made]) -> Iterator[dict[str, Any]]:
+    for file, task in made:
+        for time in task.chunk.times:
+            yield {
+                "media_path": utf8(file.media_path),
+                "source": utf8(file.source),
+                "time": None if task.medium.kind == "image" else time,
+                "box": None,
+                "model": job.model.name,
+                "precision": task.namespaces.precision["vision"],
+                "key": task["embeddings"],
+            }
+
+
+def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    text = pa.string()
+    schema = pa.schema(
+        [
+            ("media_path", text),
+            ("source", text),
+            ("time", pa.float64()),
+            ("box", pa.list_(pa.float64())),
+            ("model", text),
+            ("precision", text),
+            ("key", text),
+        ]
+    )
+    with whole_file(path) as file, ParquetWriter(file, schema) as writer:
+        while group := list(islice(rows, GROUP_ROWS)):
+            writer.write_table(pa.Table.from_pylist(group, schema))

@@ -1,0 +1,21 @@
+"""Turns frames into vectors, with the vision half of a dual encoder alone."""
+
+from stages.embed.job import EmbedJob
+from stages.process.stage import Stage
+
+OUTPUT_VERSION = 1
+"""Raised when this stage's own output changes for the same inputs; part of every key below it."""
+STAGE = Stage(
+    name="embed",
+    reads="frames",
+    writes="embeddings",
+    part="vision",
+    job=EmbedJob,
+    vectors=True,
+    any_size=True,
+    refuses=True,
+    gives_back=True,
+    output_version=OUTPUT_VERSION,
+    entry="stages.embed.run:run",
+    verb="embedding",
+)

@@ -1,0 +1,65 @@
+"""Reads a chunk's frames from the store as an encoder takes them, or says why it does not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from artifacts.pack_object import DamagedRecord
+from artifacts.packs import RecordSet
+from stages.models.processors.clip import Clip
+from stages.models.processors.side_inputs import Prepared
+from stages.process.exit_diagnosis import out_of_memory
+
+REFUSALS = (ValueError, TypeError, KeyError, IndexError, AssertionError, RuntimeError)
+"""Errors that processors raise at frames they cannot take; anything else concerns the whole
+stage."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """The reason why one chunk cannot be encoded, while the others can."""
+
+    message: str
+    hint: str = "Try another model or other sampling (--fps, --frames); the other files are done"
+    kind: str = "refused"
+
+    def meta(self) -> dict[str, str]:
+        return {"kind": self.kind, "message": self.message, "hint": self.hint}
+
+
+def read_chunk(
+    record_set: RecordSet, member: dict[str, Any], prepare: Callable[[Clip], Prepared]
+) -> Prepared | Refusal:
+    """Read one chunk as `prepare` gives it to the encoder, or why it does not take its frames."""
+    try:
+        return prepare(read_clip(record_set, member))
+    except REFUSALS as error:
+        if out_of_memory(error):
+            raise
+        text = " ".join(str(error).strip().split("\n")[0].split()) or type(error).__name__
+        return Refusal(message=f"the model's processor refuses these frames: {text[:160]}")
+
+
+def read_clip(record_set: RecordSet, member: dict[str, Any]) -> Clip:
+    """Read one chunk's frames with their times counted from its start. Raises DamagedRecord when
+    they are gone."""
+    try:
+        record = record_set.read(member["frames"])
+    except KeyError as error:
+        raise DamagedRecord(
+            f"the frames {member['frames'][:12]}… are no longer in the store",
+            hint="Run the same command again: it reads them from the video anew",
+        ) from error
+    meta = record.meta
+    shape = (len(meta["times"]), meta["height"], meta["width"], 3)
+    # A copy, because processors make tensors of the frames, and torch wants those to be writable.
+    pixels = bytearray(record.payload)
+    return Clip(
+        frames=np.frombuffer(pixels, np.uint8).reshape(shape),
+        # A frame that is on screen when a chunk begins may have come before it.
+        times=tuple(max(0.0, float(time) - float(meta["start"])) for time in meta["times"]),
+        seconds=float(meta["end"]) - float(meta["start"]),
+        kind=member["kind"],
+    )

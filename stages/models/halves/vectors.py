@@ -1,0 +1,90 @@
+"""Makes vectors with the halves of a dual encoder, and logits of vectors. Knows no family.
+
+Logits are computed by the model's own `forward`, run on the text half: where the parts of the
+vision half were, stand-ins hand over the vectors of pictures. So no formula is known here: neither
+the name of a scale, nor whether there is a bias.
+"""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from artifacts.errors import UsageError
+from stages.models.halves.boundary import absent_paths
+from stages.models.halves.dual import OF_PICTURES, OF_TEXTS
+from stages.models.halves.features import encode, is_pixels, moved
+
+BLANK = {"pixel_values": (1, 3, 1, 1), "pixel_attention_mask": (1, 1), "spatial_shapes": (1, 2)}
+"""Shapes of the pictures that `forward` is given where nothing looks at them."""
+
+
+def image_vectors(half: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Return a vector of each picture, as the model's own method gives it, not normalized."""
+    made = encode(half, inputs)
+    return one_each(made["image"], half, len(next(v for n, v in inputs.items() if is_pixels(n))))
+
+
+def text_vectors(half: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Return a vector of each text, as the model's own method gives it, not normalized."""
+    with torch.inference_mode():
+        made = getattr(half, OF_TEXTS)(**_texts(half, OF_TEXTS, inputs))
+    return one_each(made, half, len(inputs["input_ids"]))
+
+
+def one_each(made: Any, half: Any, count: int) -> torch.Tensor:
+    """Return the vectors in an output record. Raises UsageError unless there is one of each of so
+    many pictures or texts."""
+    found = made if isinstance(made, torch.Tensor) else getattr(made, "pooler_output", None)
+    if isinstance(found, torch.Tensor) and found.ndim == 2 and len(found) == count:
+        return found
+    shape = list(found.shape) if isinstance(found, torch.Tensor) else "none"
+    raise UsageError(
+        f"{type(half).__name__} gives vectors of shape {shape} of {count}, and not one of each",
+        hint="Choose a model of the CLIP kind: docs/embed.md lists them",
+    )
+
+
+def logits(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> torch.Tensor:
+    """Return the model's logits, a row a picture and a column a text. `half` is the text half,
+    `inputs` are those of the texts, and `vectors` those of the pictures."""
+    model = _handing_over(half, moved(vectors, half.device, half.dtype))
+    taken = inspect.signature(type(half).forward).parameters
+    blank = {n: torch.zeros(s, device=half.device) for n, s in BLANK.items() if n in taken}
+    with torch.inference_mode():
+        made = model(**blank, **_texts(half, "forward", inputs), return_dict=True)
+    found: torch.Tensor = made.logits_per_image
+    return found
+
+
+def _texts(half: Any, method: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs of texts that a method of the half names."""
+    taken = inspect.signature(getattr(type(half), method)).parameters
+    return {n: moved(v, half.device) for n, v in inputs.items() if n in taken and not is_pixels(n)}
+
+
+def _handing_over(half: Any, vectors: torch.Tensor) -> Any:
+    """Return a copy of the text half, of the same weights, that has stand-ins for what is not
+    there."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    class Encoder(nn.Module):
+        def forward(self, *_: Any, **__: Any) -> Any:
+            states = vectors[:, None]
+            return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=vectors)
+
+    class Projection(nn.Module):
+        def forward(self, made: Any, *_: Any, **__: Any) -> Any:
+            return made if isinstance(made, torch.Tensor) else made.pooler_output
+
+    model = copy.copy(half)
+    model._modules = dict(half._modules)
+    for at, name in enumerate(absent_paths(half, "language")):
+        model._modules[name] = Projection() if at else Encoder()
+    return model
+
+
+__all__ = ["OF_PICTURES", "image_vectors", "logits", "one_each", "text_vectors"]

@@ -1,0 +1,105 @@
+"""Dual encoders in halves: each makes alone what the whole makes, and logits come of stored
+vectors. No family is named in the program."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from artifacts.errors import UsageError
+from stages.models.halves.absent import NeedsWeights
+from stages.models.halves.load import config_and_class, load_half
+from stages.models.halves.vectors import image_vectors, text_vectors
+from tests.support import dual_encoders
+from tests.support.dual_verdict import judge, kept_by_vision, reached_by_running
+
+ROOT = Path(__file__).parent.parent
+REFUSED = {
+    "blip-2": "nor make one vector of a picture and one of a text",
+    "videoprism": "a vector of a whole video",
+}
+"""Type of a model → what its refusal says: not one vector a picture."""
+MADE = sorted(set(dual_encoders.names()) - set(REFUSED))
+FAILING = {("tipsv2", torch.bfloat16): "fails: expected m1 and m2 to have the same dtype"}
+"""In transformers itself: its text vectors are in 32 bit, whatever the model computes in."""
+
+
+def test_ten_of_the_twelve_classes_are_tried() -> None:
+    assert len(dual_encoders.names()) == 12 and len(MADE) == 10
+
+
+def test_the_table_counts_them() -> None:
+    page = (ROOT / "docs" / "models.md").read_text().partition("## Dual encoders")[2]
+    lines = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    exact = [row[0] for row in rows if row[2:5] == ["exact"] * 3]
+    assert f"**{len(exact)} of {len(rows)} classes exact in 32 bit" in page
+    assert (sorted(exact), len(rows)) == (MADE, 12)
+
+
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_halves_make_the_vectors_and_logits_of_the_whole(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    verdict = judge(name, tmp_path, dtype)
+    assert verdict.results["pictures"] == verdict.results["texts"] == "exact"
+    wanted = FAILING.get((name, dtype), "exact")
+    assert verdict.results["logits"].startswith(wanted)
+    assert sum(verdict.shares) < 1.01, "no weight of one half is in the other"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_class_of_another_shape_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    verdict = judge(name, tmp_path)
+    assert REFUSED[name] in verdict.refused and verdict.class_name in verdict.refused
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_the_class_says_of_its_parts_is_what_computes(name: str) -> None:
+    assert kept_by_vision(name) == reached_by_running(name)
+
+
+def test_a_half_asked_for_the_other_names_what_it_lacks_fails(tmp_path: Path) -> None:
+    dual_encoders.tiny("clip").save_pretrained(tmp_path)
+    with pytest.raises(NeedsWeights, match="text_model is needed"):
+        text_vectors(load_half(tmp_path, "vision"), dual_encoders.texts())
+    with pytest.raises(NeedsWeights, match="vision_model is needed"):
+        image_vectors(load_half(tmp_path, "language"), dual_encoders.pictures("clip"))
+
+
+def test_several_vectors_of_a_picture_fail(tmp_path: Path) -> None:
+    dual_encoders.tiny("clip").save_pretrained(tmp_path)
+    half = load_half(tmp_path, "vision")
+    half.visual_projection = torch.nn.Unflatten(1, (4, 8))
+    with pytest.raises(UsageError, match=r"shape \[3, 4, 8\] of 3, and not one of each"):
+        image_vectors(half, dual_encoders.pictures("clip"))
+
+
+def test_a_configuration_with_its_own_class_is_not_taken_for_the_stock_one_fails(
+    tmp_path: Path,
+) -> None:
+    """transformers' own would make up what the checkpoint lacks."""
+    config = dual_encoders.config_of("clip")
+    config.architectures = ["OwnModel"]
+    config.auto_map = {"AutoModel": "own.OwnModel"}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="its own Python code"):
+        config_and_class(tmp_path, trusted=False)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "found"),
+    [
+        ("BlipModel", "BlipModel"),
+        ("BlipForConditionalGeneration", "BlipForConditionalGeneration"),
+        ("", "BlipForConditionalGeneration"),
+    ],
+)
+def test_a_configuration_of_both_sorts_says_which_it_is_of(
+    architecture: str, found: str, tmp_path: Path
+) -> None:
+    config = dual_encoders.config_of("blip")
+    config.architectures = [architecture] if architecture else None
+    config.save_pretrained(tmp_path)
+    assert config_and_class(tmp_path, trusted=False)[1].__name__ == found
