@@ -18,8 +18,9 @@ class FeatureOptions(TypedDict, total=False):
     revision: str | None
     prompt: str | None
     store: str
+    as_published: bool
     trust_remote_code: bool
-    chunk: float
+    chunk: float | None
     shots: bool
     fps: float | None
     frames: int | None

@@ -51,6 +51,8 @@ as such; elsewhere the frames of a video go in as images. Sound is given to none
 Checkpoints in the form of the original LLaVA code (`LlavaLlamaForCausalLM`, `mm_vision_tower`) are
 refused before a weight is fetched or read, with the id of the converted one where it is known:
 transformers would read them as a model of its own and make up the vision tower.
+
+Families that transformers does not have are computed by code of our own: [natives.md](natives.md).
 """
 
 

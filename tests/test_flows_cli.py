@@ -21,7 +21,7 @@ CAPTION_OPTIONS = {
     "--max-frames", "--batch-size", "--engine", "--max-new-tokens", "--prefix", "--suffix",
     "--recursive",
     "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
-    "--keep-frames", "--trust-remote-code",
+    "--keep-frames", "--trust-remote-code", "--as-published",
 }  # fmt: skip
 COMMANDS = {
     "caption": CAPTION_OPTIONS | {"--dry-run", "--quiet", "--json", "--prefect"},

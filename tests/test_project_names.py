@@ -29,6 +29,19 @@ def test_no_file_is_too_long_to_read() -> None:
     assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
+def test_a_family_of_our_own_is_named_where_it_is_computed_and_nowhere_else() -> None:
+    natives = ROOT / "stages" / "models" / "natives"
+    families = {path.name for path in natives.iterdir() if (path / "__init__.py").exists()}
+    assert families
+    product = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    naming = {
+        str(path.relative_to(natives)) if path.is_relative_to(natives) else str(path)
+        for path in product
+        if any(name in path.read_text(encoding="utf-8").lower() for name in families)
+    }
+    assert {name.split("/")[0] for name in naming} == {"registry.py", *families}
+
+
 def test_every_path_that_the_page_of_the_house_names_is_there() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:penstock|flows|stages|artifacts|tests|docs)/[\w/.*-]+)`", page)

@@ -231,3 +231,19 @@ def test_on_a_gpu_features_are_those_of_a_resident_half(family: str) -> None:
                 pack_tree(r.to_tree()) for r in others
             ]
     assert torch.cuda.memory_allocated() > 0
+
+
+def test_a_checkpoint_of_one_file_is_never_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map of all of it, to look at names, would count against the limit."""
+    from transformers import modeling_utils
+    from transformers.integrations import accelerate
+
+    def mapped(*_: Any, **__: Any) -> Any:
+        pytest.fail("the file was mapped")
+
+    folder = checkpoint("llava")
+    assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
+    for library in (modeling_utils, accelerate):
+        monkeypatch.setattr(library, "safe_open", mapped)
+    half = ModelJob(model=str(folder), dtype="float32", offload=True).hold("vision").model
+    assert layers_of(half).count

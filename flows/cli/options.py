@@ -35,12 +35,16 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     if text:
         add("--out", default="penstock-out", metavar="DIR", help="for captions [%(default)s]")
     add("--store", default="", metavar="DIR", help=STORE_HELP)
+    add("--as-published", action="store_true", help="compute as the model's own code, odd or not")
     add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
     sampling = parser.add_argument_group("sampling")
     add = sampling.add_argument
     pieces = sampling.add_mutually_exclusive_group()
     pieces.add_argument(
-        "--chunk", type=float, default=30.0, metavar="SECONDS", help="seconds a chunk [30]"
+        "--chunk",
+        type=float,
+        metavar="SECONDS",
+        help="seconds a chunk [30, or fewer of which the model sees all]",
     )
     pieces.add_argument(
         "--shots", action="store_true", help="a chunk a shot, those over 30 seconds in pieces"

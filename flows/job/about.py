@@ -1,5 +1,6 @@
 """Tells people and the record what is going to be run; runs nothing."""
 
+import math
 from typing import Any
 
 from artifacts.words import counted
@@ -56,7 +57,32 @@ def notes(job: Job) -> list[str]:
             f"{job.model.name} takes {counted(profile.frames_a_video, 'frame')} of each chunk, no "
             "more and no fewer"
         )
+    found += filter(None, [_unseen(job), _as_published(job)])
     return found
+
+
+def _unseen(job: Job) -> str:
+    """Return what of a chunk the model does not see because its processor takes no more frames."""
+    stated, sampling = job.model.profile.sampling, job.sampling
+    if not (stated.fps and stated.max_frames and sampling.fps):
+        return ""
+    wanted = math.ceil(sampling.chunk_seconds * sampling.fps)
+    most = sampling.max_frames
+    if wanted <= most or not any(medium.kind == "video" for medium in job.contents):
+        return ""
+    return (
+        f"{job.model.name} sees {counted(most, 'frame')} of a chunk: of {wanted} in "
+        f"{sampling.chunk_seconds:g} s at {sampling.fps:g} a second, {wanted - most} would not be "
+        f"seen; --chunk {most / sampling.fps:g} shows them all"
+    )
+
+
+def _as_published(job: Job) -> str:
+    parts = job.model.profile.parts.values()
+    words = [part.as_published for part in parts if part.as_published]
+    if not words or not job.config.as_published:
+        return ""
+    return f"{job.model.name} is computed as its published code does: {', '.join(words)}"
 
 
 def halves(model: Model) -> dict[str, dict[str, Any]]:

@@ -60,8 +60,9 @@ class CaptionConfig:
     """Folder of the captions."""
     store: str = ""
     """Folder of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
-    chunk: float = 30.0
-    """Seconds a chunk; with `shots`, of the longest one."""
+    chunk: float | None = None
+    """Seconds a chunk; with `shots`, of the longest one. None: 30, or as many as the checkpoint's
+    processor takes frames for at its rate, if those are fewer."""
     shots: bool = False
     """Cut where the picture changes at once instead of at equal lengths."""
     fps: float | None = None
@@ -107,6 +108,9 @@ class CaptionConfig:
     """Try media again that failed before."""
     keep_frames: bool = False
     """Keep the stored frames after encoding."""
+    as_published: bool = False
+    """Compute as the checkpoint's published code does where that is known to be otherwise than its
+    formulas say."""
     trust_remote_code: bool = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
 

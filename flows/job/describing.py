@@ -18,6 +18,7 @@ from flows.job.budget import budget_for
 from flows.job.config import CaptionConfig
 from flows.job.launch import Launcher, StageCall, run_to_end
 from stages.models.hub.checkpoint import SMALL, Checkpoint
+from stages.models.natives.registry import native_of
 from stages.models.profile import OUTPUT_VERSION, ModelProfile
 from stages.process.cgroup import host_free_bytes
 from stages.process.clock import OVERTIME
@@ -143,7 +144,10 @@ def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
 
 def own_code(folder: Path, *, trusted: bool) -> list[str]:
     """Return what to key of code that a checkpoint names, which may lie in another repository.
-    Trusted, it is run even where transformers has a class for the model, and gives other bytes."""
+    Trusted, it is run even where transformers has a class for the model, and gives other bytes.
+    Where this program has one, it is never run."""
+    if native_of(folder) is not None:
+        return []
     configs = folder.glob("*config.json")
     named = trusted and any(b'"auto_map"' in path.read_bytes() for path in configs)
     return ["its own code"] if named else []

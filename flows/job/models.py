@@ -18,6 +18,8 @@ from stages.models.hub.resolve import find_model, refuse_revision
 from stages.models.hub.transfer import Announce
 from stages.models.profile import ModelProfile
 
+CHUNK_SECONDS = 30.0
+"""Longest chunk where the user does not say."""
 FPS = 1.0
 """Frames a second where neither the user nor the checkpoint says."""
 MAX_FRAMES = 32
@@ -79,10 +81,9 @@ class Model:
             return Sampling(
                 chunk_seconds=VECTORS_A_CHUNK / rate, fps=rate, max_frames=VECTORS_A_CHUNK
             )
+        chunk = self._chunk_seconds(config)
         if only := 1 if self.one_frame else self.profile.frames_a_video:
-            return Sampling(
-                chunk_seconds=config.chunk, shots=config.shots, frames=only, max_frames=only
-            )
+            return Sampling(chunk_seconds=chunk, shots=config.shots, frames=only, max_frames=only)
         stated = self.profile.sampling
         fps, frames = config.fps, config.frames
         if fps is None and frames is None:
@@ -92,18 +93,29 @@ class Model:
         if frames is not None:
             most = config.max_frames or frames
             return Sampling(
-                chunk_seconds=config.chunk,
+                chunk_seconds=chunk,
                 shots=config.shots,
                 frames=min(frames, most),
                 max_frames=most,
             )
         return Sampling(
-            chunk_seconds=config.chunk,
+            chunk_seconds=chunk,
             shots=config.shots,
             fps=fps or FPS,
             min_frames=min(stated.min_frames or 1, maximum),
             max_frames=maximum,
         )
+
+    def _chunk_seconds(self, config: CaptionConfig) -> float:
+        """Return the seconds of a chunk: by default no more than the processor takes frames for, at
+        the rate that it states."""
+        if config.chunk is not None:
+            return config.chunk
+        stated = self.profile.sampling
+        asked = config.fps or config.frames or config.max_frames
+        if asked or not stated.fps or not stated.max_frames:
+            return CHUNK_SECONDS
+        return min(CHUNK_SECONDS, stated.max_frames / stated.fps)
 
     @property
     def one_frame(self) -> bool:

@@ -11,6 +11,7 @@ from artifacts.schema import Part
 from flows.job.config import CaptionConfig
 from stages.decode.engines import INFLIGHT, choice_of
 from stages.decode.job import DEFAULT_ENGINE
+from stages.models.natives.registry import nothing_otherwise
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
 
@@ -22,8 +23,8 @@ FLASH = "flash_attention_2"
 FLASH_CAPABILITY = (8, 0)
 """Compute capability of the oldest GPUs that FlashAttention 2 runs on (Ampere)."""
 BFLOAT16_CAPABILITY = (8, 0)
-"""Compute capability of the oldest GPUs that compute in bfloat16 (Ampere). On older ones torch does
-it in 32 bit: slowly, and without a fused attention."""
+"""That of the oldest GPUs that compute in bfloat16. On older ones torch does it in 32 bit: slowly,
+and without a fused attention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,8 @@ class PartSettings:
     """Bytes of its weights in that precision, without what computing takes."""
     kv: str = ""
     """`quantized` when the KV cache is kept in few bits, which changes words."""
+    as_published: bool = False
+    """Whether it is computed as published where that is otherwise."""
     engine: str = ""
     """Choice of what makes the captions; empty of a part that makes none."""
 
@@ -53,12 +56,14 @@ class PartSettings:
     def decides(self) -> list[str | int]:
         """Return the settings that belong into a key, those of the first engine among them."""
         words = choice_of(self.engine)[0].words if self.engine else ()
-        return [self.precision, self.dtype, self.attention, *filter(None, [self.kv]), *words]
+        more = filter(None, [self.kv, "as published" * self.as_published])
+        return [self.precision, self.dtype, self.attention, *more, *words]
 
     @property
     def label(self) -> str:
         """Return the precision as a caption states it."""
-        return self.precision + (" with a quantized KV cache" if self.kv else "")
+        more = [" with a quantized KV cache" * bool(self.kv), " as published" * self.as_published]
+        return "".join([self.precision, *more])
 
 
 def settle(
@@ -66,6 +71,8 @@ def settle(
 ) -> dict[Part, tuple[PartSettings, ...]]:
     """Return all settings that each part may be run in, the best first. There is more than one
     where `auto` was asked for. Raises UsageError for what the checkpoint cannot be had in."""
+    if config.as_published and not any(part.as_published for part in profile.parts.values()):
+        raise nothing_otherwise(config.model)
     language = _settings(config, profile, "language", device)
     if profile.route != "joint":
         return {
@@ -89,13 +96,13 @@ def _settings(
     lossy = asked in QUANTIZED and captioned and not config.names(part)
     first = "native" if lossy else _first(asked)
     check_obtainable(part, half, profile, first)
-    best = _half(part, profile, first, device, config.engine)
+    best = _half(part, profile, first, device, config)
     if asked != "auto" or half.stored_as:
         return (best,)
     kept = [replace(best, kv="quantized", engine=DEFAULT_ENGINE)]
     kv = kept if part == "language" and config.engine != INFLIGHT else []
     few_bits = _quantized(part, half, profile)
-    return (best, *kv, *(_half(part, profile, q, device, config.engine) for q in few_bits))
+    return (best, *kv, *(_half(part, profile, q, device, config) for q in few_bits))
 
 
 def _quantized(name: str, half: PartProfile, profile: ModelProfile) -> list[str]:
@@ -109,7 +116,9 @@ def _first(asked: str) -> str:
     return "native" if asked == "auto" else asked
 
 
-def _half(part: Part, profile: ModelProfile, asked: str, device: str, engine: str) -> PartSettings:
+def _half(
+    part: Part, profile: ModelProfile, asked: str, device: str, config: CaptionConfig
+) -> PartSettings:
     half = profile.parts[part]
     dtype = DTYPES.get(asked) or native_dtype(profile.dtype, device)
     precision = half.stored_as or (asked if asked in QUANTIZED else SHORT.get(dtype, dtype))
@@ -118,7 +127,8 @@ def _half(part: Part, profile: ModelProfile, asked: str, device: str, engine: st
         dtype=dtype,
         attention=attention(half, dtype, device),
         weight_bytes=weight_bytes(half, precision, dtype),
-        engine=engine if part == "language" else "",
+        as_published=config.as_published and bool(half.as_published),
+        engine=config.engine if part == "language" else "",
     )
 
 
@@ -148,8 +158,7 @@ def check_obtainable(name: str, half: PartProfile, profile: ModelProfile, asked:
 
 
 def check_joint(config: CaptionConfig, profile: ModelProfile, dtype: str) -> None:
-    """Refuse to let a model that is run whole see in another precision than it reads. Raises
-    UsageError."""
+    """Refuse to let a model that is run whole see otherwise than it reads. Raises UsageError."""
     asked = _first(config.vision_precision or "native")
     if asked != "native" and DTYPES.get(asked) != dtype:
         raise UsageError(

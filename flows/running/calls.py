@@ -86,6 +86,7 @@ class Calls:
             dtype=settings.dtype,
             precision=settings.precision,
             attention=settings.attention,
+            as_published=settings.as_published,
             trust_remote_code=self._job.config.trust_remote_code,
             route=model.profile.route,
             pieces=model.profile.parts[part].pieces,

@@ -22,9 +22,6 @@ class DecodeJob(HalfJob):
     """Tokens of a prompt that the language half reads at once; 0: all."""
     kv: str = ""
     """Place of the KV cache: `offloaded`, `quantized`, or empty."""
-    columns: int = 0
-    """Tokens of the longest prompt of the whole wave with its caption, for an engine whose numbers
-    hang on that; 0: it is not known."""
     engine: str = DEFAULT_ENGINE
     """Name in `CHOICES` of what makes the captions."""
     instead: str = ""

@@ -19,6 +19,7 @@ from stages.models.halves.routes import RouteChoice, choose_route, depends_on_pr
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers
 from stages.models.hub.resolve import find_model
+from stages.models.natives.registry import native_of
 from stages.models.part_profiles import halves_of, undivided
 from stages.models.processors.fit import Probe, black, pixels_a_video, probe
 from stages.models.processors.layout import layout_of
@@ -132,6 +133,10 @@ def _described(
     image, video = probing.result() if probing is not None else _probes(again)
     profile = _profile(folder, skeleton, choice, processor, halves, image, video)
     parts = _with_costs(profile.parts, batch_costs, why)
+    native = native_of(folder)
+    if native is not None and (otherwise := native.as_published):
+        part = otherwise.part
+        parts[part] = replace(parts[part], as_published=otherwise.words)
     return replace(profile, parts=parts, batch_costs_unknown=why)
 
 

@@ -78,10 +78,13 @@ class ModelJob(HalfJob):
 
         disable_progress_bar()
         folder = resolve_model(Path(self.model), self.revision)
-        config, cls = config_and_class(folder, self.trust_remote_code)
+        config, cls = config_and_class(folder, self.trust_remote_code, self.as_published)
         chosen = self.attention is not None and not any(w in self.attention for w in BY_ITSELF)
         quantized = self.precision in KINDS or stored_settings(config) is not None
-        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        options: dict[str, Any] = {
+            "trust_remote_code": self.trust_remote_code,
+            "as_published": self.as_published,
+        }
         options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         if self.device != "cpu":
             options["device_map"] = {"": self.device}

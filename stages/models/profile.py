@@ -46,6 +46,9 @@ class PartProfile:
     """Whether its classes take FlashAttention."""
     pieces: tuple[str, ...] = ()
     """Paths of what belongs to the other half and is loaded, and counted, with this one too."""
+    as_published: str = ""
+    """What of it the published code is known to compute otherwise than its formulas say; empty:
+    nothing."""
     batch_costs: tuple[BatchCost, ...] = ()
     """Costs of computing, at a few sizes; empty when they could not be found out."""
 

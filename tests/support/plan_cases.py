@@ -37,8 +37,8 @@ class PlanCase:
     dtype: str
     """Of its files, in words of safetensors."""
     processor: str | None
-    """Which small processor says what the published one says; None where no class of transformers
-    captions with it."""
+    """Which small processor says what the published one says; None where no class captions with
+    it."""
     config: dict[str, Any]
     tensors: dict[str, tuple[int, ...]]
     """Name → shape, in the order of the files."""

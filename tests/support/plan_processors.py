@@ -20,6 +20,11 @@ QWEN_TOKENS = {
     "<|image_pad|>": 151655,
     "<|video_pad|>": 151656,
 }
+LLAMA3_TOKENS = {
+    "<|begin_of_text|>": 128000,
+    "<|end_of_text|>": 128001,
+    "<|reserved_special_token_0|>": 128002,
+}
 LLAVA_TOKENS = {"<s>": 1, "</s>": 2, "<image>": 32000, "<pad>": 32001}
 
 
@@ -66,4 +71,15 @@ def qwen2_5_vl() -> Any:
     )
 
 
-PROCESSORS: dict[str, Callable[[], Any]] = {"llava": llava, "qwen2_5_vl": qwen2_5_vl}
+def llama3() -> Any:
+    """The tokenizer alone: our own processor needs no other file."""
+    made = _tokenizer(LLAMA3_TOKENS, "", pad="<|end_of_text|>", eos="<|end_of_text|>")
+    made.chat_template = None
+    return made
+
+
+PROCESSORS: dict[str, Callable[[], Any]] = {
+    "llava": llava,
+    "qwen2_5_vl": qwen2_5_vl,
+    "llama3": llama3,
+}

@@ -22,6 +22,7 @@ from stages.models.halves.ranges import reading_ranges
 from stages.models.hub.originals import is_original
 from stages.models.hub.partial import weights_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
+from stages.models.natives.registry import native_of, nothing_otherwise
 
 MISSHAPEN = ("ignore_mismatched_sizes", "size mismatch")
 """Words of the loader about weights that have no place in the model."""
@@ -35,14 +36,15 @@ def load_half(
     `pieces` are paths in the other half that this one needs too; None leaves it to the model's
     classes, which tell what the half calls of the other one. `options` are those of
     `from_pretrained`: dtype, attn_implementation, device_map, trust_remote_code, revision,
-    quantization_config; `stored_quantization` takes the place of what a quantized checkpoint's
-    config.json says of it. Raises UsageError when the model cannot be cut or is not to be trusted,
-    EnvironmentFault when its weights are not all there.
+    quantization_config; `as_published` has it computed as the published code does where that is
+    known to be otherwise than its formulas say; `stored_quantization` takes the place of what a
+    quantized checkpoint's config.json says of it. Raises UsageError when the model cannot be cut or
+    is not to be trusted, EnvironmentFault when its weights are not all there.
     """
     given = {**options, "pieces": None if pieces is None else tuple(pieces)}
     trusted = bool(options.get("trust_remote_code", False))
     folder = resolve_model(path, options.pop("revision", None))
-    config, cls = config_and_class(folder, trusted)
+    config, cls = config_and_class(folder, trusted, options.pop("as_published", False))
     refuse_pickle(folder, trusted)
     if (stored := options.pop("stored_quantization", None)) is not None:
         config.quantization_config = stored
@@ -134,8 +136,16 @@ def _patterns(prefix: str, paths: list[str]) -> set[str]:
     return {rf"^{re.escape(name)}(\.|$)" for name in names}
 
 
-def config_and_class(folder: Path, trusted: bool) -> tuple[Any, type[Any]]:
-    """Return the checkpoint's configuration, and the class that makes a model of it."""
+def config_and_class(
+    folder: Path, trusted: bool, as_published: bool = False
+) -> tuple[Any, type[Any]]:
+    """Return the checkpoint's configuration, and the class that makes a model of it.
+    `as_published`: where its published code computes otherwise than its formulas say, so
+    does the class."""
+    if (native := native_of(folder)) is not None:
+        return native.load_config(folder, as_published), native.model_class()
+    if as_published:
+        raise nothing_otherwise(folder)
     config = load_config(folder, trusted)
     return config, model_class(config, folder, trusted)
 

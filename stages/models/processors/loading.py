@@ -6,6 +6,7 @@ from typing import Any
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.features import is_pixels
 from stages.models.halves.load import asks_for_trust, needs_trust
+from stages.models.natives.registry import native_of
 
 PLACES = ("image_token", "video_token", "boi_token")
 """The names under which processors and tokenizers keep the words that stand for a picture."""
@@ -15,9 +16,14 @@ def load_processor(folder: Path, trusted: bool = False) -> Any:
     """Load the checkpoint's processor, padding on the left as generation needs."""
     from transformers import AutoProcessor, ProcessorMixin
 
+    load: Any = AutoProcessor.from_pretrained
+    native = native_of(folder)
     try:
-        load: Any = AutoProcessor.from_pretrained
-        processor = load(folder, trust_remote_code=trusted)
+        processor = (
+            load(folder, trust_remote_code=trusted)
+            if native is None
+            else native.load_processor(folder)
+        )
     except ImportError as error:
         raise needs_package(folder, error) from error
     except (OSError, ValueError, KeyError) as error:

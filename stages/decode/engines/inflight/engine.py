@@ -107,7 +107,6 @@ class InFlight:
             shrinking,
             rows=rows_of(self._job),
             slots=slots_of(self._job),
-            columns=0 if self._result.any_shape else self._job.columns,
             late=int(self._job.device != "cpu"),
         )
 
@@ -129,6 +128,8 @@ class InFlight:
     def _judged(self, asked: Asked) -> TrialResult:
         if self._job.kv:
             return TrialResult(reason="its cache is kept elsewhere or in few bits")
+        if self._job.precision == "int8":  # what is beside a row need not be large at a trial
+            return TrialResult(reason="products in 8 bit look at all rows")
         longer = {**asked.member, "prompt": asked.member["prompt"] + LONGER}
         try:
             return self._plain.held.use(partial(self._tried, asked, asked._replace(member=longer)))
@@ -145,6 +146,8 @@ class InFlight:
             if words is None:
                 return found.pop()
             if slots <= BESIDE:
+                if self._job.engine == AUTO:
+                    return TrialResult(reason=f"there was not the memory to try it: {words}")
                 raise MemoryError(words)
             slots //= 2
 

@@ -43,15 +43,12 @@ class Loop:
         *,
         rows: int,
         slots: int,
-        columns: int = 0,
         late: int = 0,
     ) -> None:
         """Read prompts by `read`, and let a step compute so many `rows`, of which so many have
-        `slots` as long as memory lasts. A pool has so many `columns`, or more, and with 0 as many
-        as its rows need. Tokens are looked at `late` steps after they were made."""
+        `slots` as long as memory lasts. Tokens are looked at `late` steps after they were made."""
         self._read = read
         self._shrinking = shrinking
-        self._columns = columns
         self._late = late
         self._rows = rows
         self.slots = slots
@@ -87,7 +84,6 @@ class Loop:
             self._shrinking,
             rows=self._rows,
             slots=1,
-            columns=self._columns,
             late=self._late,
         )
         lone.counted = self.counted
@@ -154,7 +150,7 @@ class Loop:
         """Let there be a pool with room for such a row. It is made narrower where much is left over
         by rows of other lengths, because every step goes through all of it."""
         longest = max([most, *(flight.most for flight in self._seats if flight is not None)])
-        columns = max(self._columns, columns_for(longest))
+        columns = columns_for(longest)
         if self._pool is None:
             self._seats = [None] * self.slots
             self._pool = Pool(row, PoolShape(rows=self._rows, slots=self.slots, columns=columns))

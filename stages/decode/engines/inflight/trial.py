@@ -3,8 +3,7 @@ the row alone. It knows no family and no device.
 
 A row is read and continued with the tokens that `generate` gave it. In one slot of an empty pool
 its logits have to be those of `generate`, but for rounding. In another slot, which somebody has
-left, and beside others they have to be the same to the last bit. Whether they are also the same in
-a pool of another shape is told apart: where they are not, all pools must have one shape.
+left, beside others, and in a pool of another shape they have to be the same to the last bit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,8 +38,6 @@ class TrialResult:
 
     reason: str = ""
     """Why the half is not for slots; empty where it is."""
-    any_shape: bool = False
-    """Whether a row's numbers are the same in a pool of any shape."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,9 +88,9 @@ def _judged(
     otherwise = PoolShape(
         rows=FEWEST if rows > FEWEST else 2 * rows, slots=1, columns=LONGER * columns
     )
-    return TrialResult(
-        any_shape=_same(alone, _trace(row, reference, Pool(row, otherwise), 0, other))
-    )
+    if not _same(alone, _trace(row, reference, Pool(row, otherwise), 0, other)):
+        return TrialResult(reason="its numbers hang on how large the pool is")
+    return TrialResult()
 
 
 def _trace(

@@ -1,0 +1,120 @@
+"""Processors of CogVLM2, whose published folders bring a tokenizer and nothing else. Know no
+tensors of a model.
+
+A medium stands in the prompt as one placeholder. Of a video it becomes the placeholders of every
+frame, each frame followed by its number as text; of an image its placeholders alone. A picture
+shown to the video model is a video of one frame.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BatchFeature, CLIPImageProcessorPil, PreTrainedTokenizerFast
+from transformers.processing_utils import ProcessorMixin
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import make_batched_videos
+
+from stages.models.natives.cogvlm2.config import CogVLM2Config, CogVLM2VisionConfig
+from stages.models.natives.cogvlm2.pixels import of_video
+
+MOST_FRAMES = 24
+"""Frames of a video that the published model was shown: the first of each of so many seconds."""
+TEMPLATE = (
+    "{{% for m in messages %}}{{% if loop.first %}}{begin}{{% endif %}}"
+    "{{% if m['role'] == 'user' %}}{{% for part in m['content'] %}}"
+    "{{% if part['type'] != 'text' %}}{place}{{% endif %}}{{% endfor %}}{{% endif %}}{{% endfor %}}"
+    "{{% for m in messages %}}{{% set said = m['content'] %}}"
+    "{{% if said is not string %}}"
+    "{{% set said = said | selectattr('type', 'equalto', 'text') | map(attribute='text') | join %}}"
+    "{{% endif %}}"
+    "{{% if m['role'] == 'user' %}}Question: {{{{ said }}}} Answer:"
+    "{{% else %}} {{{{ said }}}}\n{{% endif %}}{{% endfor %}}"
+)
+"""Chat template with the first token and the placeholder left open; media come before all turns."""
+
+
+class CogVLM2VideoProcessor(BaseVideoProcessor):
+    """Frames to pixels: one frame a second, so many at the most."""
+
+    model_input_names = ["pixel_values_videos", "video_frame_counts"]  # noqa: RUF012
+    fps = 1
+    max_frames = MOST_FRAMES
+    side = 224
+    """Pixels of a side of what is seen."""
+
+    def preprocess(self, videos: Any, **_: Any) -> BatchFeature:
+        made = [of_video(video, self.side) for video in make_batched_videos(videos)]
+        counts = torch.tensor([len(frames) for frames in made])
+        return BatchFeature({"pixel_values_videos": torch.cat(made), "video_frame_counts": counts})
+
+
+class CogVLM2VideoChat(ProcessorMixin):
+    """The processor of the video models."""
+
+    def __init__(
+        self, video_processor: Any, tokenizer: Any, *, chat_template: str, place: str, each: int
+    ) -> None:
+        super().__init__(video_processor, tokenizer, chat_template=chat_template)
+        self.video_token = place
+        self.video_token_id = tokenizer.convert_tokens_to_ids(place)
+        self.tokens_a_frame = each
+
+    def replace_video_token(self, video_inputs: Any, video_idx: int, **_: Any) -> str:
+        frame = self.video_token * self.tokens_a_frame
+        count = int(video_inputs["video_frame_counts"][video_idx])
+        return "".join(f"{frame}{second}" for second in range(count))
+
+
+class CogVLM2ImageChat(ProcessorMixin):
+    """The processor of the image model, which takes one picture a prompt."""
+
+    def __init__(
+        self, image_processor: Any, tokenizer: Any, *, chat_template: str, place: str, each: int
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.image_token = place
+        self.image_token_id = tokenizer.convert_tokens_to_ids(place)
+        self.tokens_a_picture = each
+
+    def validate_inputs(self, images: Any = None, text: Any = None, *args: Any, **kw: Any) -> None:
+        super().validate_inputs(images, text, *args, **kw)
+        if any(words.count(self.image_token) > 1 for words in text or ()):
+            raise ValueError("the model takes one picture a prompt")
+
+    def replace_image_token(self, image_inputs: Any, image_idx: int, **_: Any) -> str:
+        return self.image_token * self.tokens_a_picture
+
+
+def load_video_processor(folder: Path) -> CogVLM2VideoChat:
+    """Load the processor of a video model. Raises OSError or ValueError."""
+    seen, tokenizer, words = _parts(folder)
+    frames = CogVLM2VideoProcessor()
+    frames.side = seen.image_size
+    return CogVLM2VideoChat(frames, tokenizer, **words)
+
+
+def load_image_processor(folder: Path) -> CogVLM2ImageChat:
+    """Load the processor of the image model. Raises OSError or ValueError."""
+    seen, tokenizer, words = _parts(folder)
+    size = {"height": seen.image_size, "width": seen.image_size}
+    pixels = CLIPImageProcessorPil(size=size, do_center_crop=False)
+    return CogVLM2ImageChat(pixels, tokenizer, **words)
+
+
+def _parts(folder: Path) -> tuple[CogVLM2VisionConfig, Any, dict[str, Any]]:
+    """Return what both processors are made of, the words of one last."""
+    config = CogVLM2Config.from_pretrained(folder)
+    seen: Any = config.vision_config
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    begin, end, place = tokenizer.convert_ids_to_tokens(
+        [config.bos_token_id, config.eos_token_id, config.image_token_id]
+    )
+    if place not in tokenizer.get_added_vocab():
+        raise ValueError(f"the tokenizer has no token {config.image_token_id} for pictures")
+    tokenizer.bos_token, tokenizer.eos_token = begin, end
+    # Published files say that the placeholder is for padding: what is padded would show pictures.
+    tokenizer.pad_token = end
+    template = TEMPLATE.format(begin=begin, place=place)
+    words = {"chat_template": template, "place": place, "each": seen.tokens_a_picture}
+    return seen, tokenizer, words

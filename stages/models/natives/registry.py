@@ -1,0 +1,119 @@
+"""Tells which checkpoints are computed by code of our own, by the class that their files name.
+Imports none of that code until it is used.
+
+It is asked before transformers is: such a checkpoint's config.json may state no type, or that of
+another model, of which transformers would make up what it does not find.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from artifacts.errors import UsageError
+from artifacts.regular import read_text
+from artifacts.schema import Part
+from stages.models.hub.checkpoint import JSON_BYTES
+
+SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""Errors of a configuration whose values make no sense."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AsPublished:
+    """What the published code of a family computes otherwise than its formulas say."""
+
+    part: Part
+    """Part of the checkpoint that is concerned."""
+    words: str
+    """What is otherwise, for people."""
+    settings: Mapping[str, Any]
+    """Field of the configuration → value with which our code computes it so too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Native:
+    """The code of one family, each entry as `package.module:name`."""
+
+    config: str
+    """Configuration class of transformers' kind, which takes the published config.json."""
+    model: str
+    """Model class, which takes the tensors under their published names."""
+    processor: str
+    """Function of a folder that makes the processor, tokenizer and all."""
+    as_published: AsPublished | None = None
+    """None where the published code computes what its formulas say."""
+
+    def load_config(self, folder: Path, as_published: bool = False) -> Any:
+        """Load the configuration in a folder. Raises UsageError for one that makes no sense, and
+        where there is nothing that the published code computes otherwise."""
+        if as_published and self.as_published is None:
+            raise nothing_otherwise(folder)
+        from huggingface_hub.errors import StrictDataclassError
+
+        try:
+            config = resolve_name(self.config).from_pretrained(folder)
+        except (StrictDataclassError, *SENSELESS) as error:
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UsageError(
+                f"{folder}/config.json cannot be used: {said}",
+                hint="Download the checkpoint again, or choose another",
+            ) from error
+        settings = self.as_published.settings if as_published and self.as_published else {}
+        for name, value in settings.items():
+            setattr(config, name, value)
+        return config
+
+    def model_class(self) -> type[Any]:
+        """Return the model's class."""
+        found: type[Any] = resolve_name(self.model)
+        return found
+
+    def load_processor(self, folder: Path) -> Any:
+        """Load the processor. Raises OSError or ValueError when a file that it needs is missing."""
+        return resolve_name(self.processor)(folder)
+
+
+COGVLM2 = "stages.models.natives.cogvlm2"
+ROPE = AsPublished(
+    part="language",
+    words="frequencies of its rotary positions rounded to bfloat16, as its files hold them",
+    settings={"rope_rounding": "bfloat16"},
+)
+NATIVES: Mapping[str, Native] = {
+    "CogVLMVideoForCausalLM": Native(
+        config=f"{COGVLM2}.config:CogVLM2Config",
+        model=f"{COGVLM2}.model:CogVLMVideoForCausalLM",
+        processor=f"{COGVLM2}.processor:load_video_processor",
+        as_published=ROPE,
+    ),
+    "CogVLMForCausalLM": Native(
+        config=f"{COGVLM2}.config:CogVLM2Config",
+        model=f"{COGVLM2}.model:CogVLMForCausalLM",
+        processor=f"{COGVLM2}.processor:load_image_processor",
+        as_published=ROPE,
+    ),
+}
+"""Class that a checkpoint's config.json names among its `architectures` → our code for it."""
+
+
+def native_of(folder: Path) -> Native | None:
+    """Return the code of ours for the checkpoint in a folder; None for all others."""
+    try:
+        config = json.loads(read_text(folder / "config.json", JSON_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None  # whoever needs it will tell
+    named = config.get("architectures") if isinstance(config, dict) else None
+    classes = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    return next((NATIVES[name] for name in classes if name in NATIVES), None)
+
+
+def nothing_otherwise(model: object) -> UsageError:
+    """Make the error for a checkpoint that is computed in one way alone."""
+    return UsageError(
+        f"--as-published is given, and nothing is known that the published code of {model} "
+        "computes otherwise",
+        hint="Leave it out",
+    )

@@ -1,0 +1,190 @@
+"""Whole runs of models that are computed by code of our own, from clips to captions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from artifacts.errors import UsageError
+from flows.cli.main import main
+from stages.models import load_half
+from stages.models.natives.cogvlm2.pixels import of_video
+from stages.models.processors.prepare import load_processor
+from tests.support.cogvlm2 import PLAIN, published
+from tests.support.inside import Ran, run_inside
+from tests.support.media import write_video
+from tests.support.pipeline import Place
+from tests.support.plan_cases import make_folder, plan_case
+from tests.support.whole_model import frames_of
+
+SAMPLES = Path(__file__).parent.parent / "penstock_demo" / "samples"
+TOKENS = 12
+PROMPT = "Describe this video in detail."
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    return Place(
+        clips=clips, out=tmp_path / "out", store=tmp_path / "store", model=str(published())
+    )
+
+
+def take(place: Place, count: int) -> None:
+    for path in sorted(SAMPLES.glob("*.mp4"))[:count]:
+        (place.clips / path.name).symlink_to(path)
+
+
+def seconds_of_video(place: Place, seconds: int) -> None:
+    write_video(place.clips / "long.mp4", ticks=range(0, 30 * seconds, 15))
+
+
+def run_here(place: Place, **options: Any) -> Ran:
+    return run_inside(place, max_new_tokens=TOKENS, **options)
+
+
+def said_by_the_whole(frames: np.ndarray[Any, Any], prompt: str) -> str:
+    """What the whole model says of one chunk, its prompt put together token by token."""
+    words = load_processor(published()).tokenizer
+    ids = [PLAIN]
+    for number in range(len(frames)):
+        ids += [PLAIN + 2] * 6 + words.encode(str(number), add_special_tokens=False)
+    ids += words.encode(f"Question: {prompt} Answer:", add_special_tokens=False)
+    whole = load_half(published(), "whole", dtype=torch.float32)
+    made = whole.generate(
+        input_ids=torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        pixel_values_videos=of_video(frames, 56),
+        video_frame_counts=torch.tensor([len(frames)]),
+        max_new_tokens=TOKENS,
+        do_sample=False,
+    )
+    text: str = words.decode(made[0, len(ids) :], skip_special_tokens=True)
+    return text.strip()
+
+
+def test_the_command_captions_clips_as_the_whole_model_does(place: Place) -> None:
+    take(place, 3)
+    ended = place.run("--max-new-tokens", str(TOKENS), "--keep-frames")
+    assert ended.returncode == 0, ended.stderr
+    rows = place.captions()
+    assert len(rows) == 3
+    for row, (_, frames) in zip(rows, frames_of(place), strict=True):
+        assert row["frames"] == [float(second) for second in range(len(frames))]
+        assert row["caption"] == said_by_the_whole(frames, PROMPT)
+    assert len({row["caption"] for row in rows}) == 3
+
+
+@pytest.mark.slow
+def test_real_clips_are_captioned_as_the_whole_model_does(place: Place, shared_clips: Path) -> None:
+    for name in ("tc_nasa.mp4", "mei_road.avi", "psd_delayed.mp4"):
+        (place.clips / name).symlink_to(shared_clips / name)
+    run_here(place, keep_frames=True, batch_size=1)
+    rows = place.captions()
+    assert {row["media_path"] for row in rows} == {path.name for path in place.clips.iterdir()}
+    for row, (_, frames) in zip(rows, frames_of(place), strict=True):
+        assert row["caption"] == said_by_the_whole(frames, PROMPT)
+
+
+def test_pictures_are_captioned_by_both_models(place: Place) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 255, (2, 90, 120, 3), dtype=np.uint8)
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(place.clips / f"{number}.png")
+    run_here(place)
+    assert len(place.captions()) == 2 and not place.failures()
+    other = Place(
+        clips=place.clips, out=place.out, store=place.store, model=str(published(experts=True))
+    )
+    run_here(other)
+    assert len(other.captions()) == 2 and not other.failures()
+    assert len({row["caption"] for row in other.captions()}) == 2
+
+
+def test_chunks_are_no_longer_than_what_is_seen_of_them(place: Place) -> None:
+    seconds_of_video(place, 60)
+    ran = run_here(place)
+    rows = place.captions()
+    assert [(row["start"], row["end"]) for row in rows] == [(0, 24), (24, 48), (48, 60)]
+    assert [len(row["frames"]) for row in rows] == [24, 24, 12]
+    assert "would not be seen" not in ran.said
+
+
+def test_what_of_a_longer_chunk_is_not_seen_is_told(place: Place) -> None:
+    seconds_of_video(place, 60)
+    ran = run_here(place, chunk=60.0)
+    assert len(place.captions()) == 1
+    assert (
+        "sees 24 frames of a chunk: of 60 in 60 s at 1 a second, 36 would not be seen; --chunk 24 "
+        "shows them all"
+    ) in ran.said
+
+
+def test_what_is_computed_as_published_is_another_caption_of_the_same_features(
+    place: Place,
+) -> None:
+    take(place, 2)
+    run_here(place)
+    exact = place.captions()
+    second = run_here(place, as_published=True)
+    rounded = place.captions()
+    assert "decode" in second.started and "encode" not in second.started
+    assert {row["precision"]["language"] for row in exact} == {"fp32"}
+    assert {row["precision"]["language"] for row in rounded} == {"fp32 as published"}
+    assert {row["precision"]["vision"] for row in rounded} == {"fp32"}
+    assert [row["features"] for row in rounded] == [row["features"] for row in exact]
+    assert "is computed as its published code does: frequencies of its rotary" in second.said
+    again = run_here(place)
+    assert "decode" not in again.started and place.captions() == exact
+
+
+def test_trusting_the_checkpoint_changes_nothing(place: Place) -> None:
+    take(place, 1)
+    run_here(place)
+    before = place.captions()
+    again = run_here(place, trust_remote_code=True)
+    assert not {"encode", "decode"} & set(again.started)
+    assert place.captions() == before
+
+
+def test_a_model_that_is_computed_in_one_way_alone_fails_as_published(place: Place) -> None:
+    take(place, 1)
+    demo = Place(clips=place.clips, out=place.out, store=place.store)
+    with pytest.raises(UsageError, match="--as-published is given, and nothing is known"):
+        run_here(demo, as_published=True)
+
+
+def test_the_published_sizes_are_planned_from_headers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_folder(plan_case("cogvlm2-llama3-caption"), tmp_path / "model")
+    words = ["plan", "--model", str(model), "--store", str(tmp_path / "store"), "--json"]
+
+    def planned(*options: str) -> dict[str, Any]:
+        code = main([*words, "--precision", "bf16", *options])
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert found["fits"] == (code == 0)
+        return found
+
+    found = planned("--memory", "24GiB", "--what-fits")
+    assert found["fits"] and found["route"] == "protocol"
+    assert found["halves"]["vision"]["parameters"] == 4_477_269_248
+    assert found["halves"]["language"]["parameters"] == 8_030_261_248
+    encode, decode = found["memory"]["stages"][1:]
+    assert not encode["by_dimensions"] and not decode["by_dimensions"]
+    # 24 frames of 66 places and the byte or two of their numbers, then the prompt.
+    assert decode["load"]["tokens"] - decode["load"]["text_tokens"] == 24 * 66
+    assert decode["kv_bytes"] == 8 * (decode["load"]["tokens"] + 256) * 32 * 2 * 1024 * 2
+    table = {
+        row: {size for size, held in cells.items() if held}
+        for row, cells in found["what_fits_gpu"].items()
+    }
+    assert "24GiB" in table["native"] and "12GiB" not in table["native"]
+    assert {"12GiB", "8GiB"} <= table["nf4"] and "4GiB" in table["auto"]
+    assert planned("--memory", "12GiB", "--language-precision", "nf4")["fits"]
+    assert not planned("--memory", "12GiB")["fits"]

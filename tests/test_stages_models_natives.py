@@ -1,0 +1,299 @@
+"""Models computed by code of our own say what the published code says: whole, in halves, streamed,
+and in few bits."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.schema import Part
+from stages.models import describe, encode, generate, load_features, load_half, save_features
+from stages.models.halves.boundary import absent_paths
+from stages.models.halves.load import config_and_class, skeleton_of
+from stages.models.loading import ModelJob
+from stages.models.natives.registry import NATIVES, native_of
+from stages.models.precision.quantize import count, quantizable
+from stages.models.streaming.load import cross, streamed_layers
+from tests.support.clips import without_pixels
+from tests.support.cogvlm2 import make_folder, published
+from tests.support.cogvlm2_reference import DRAWN, GREEDY, Reference, references
+from tests.support.plan_cases import plan_case
+from tests.support.tiny_families.in_slots import LIMITS, greedy, in_slots, tried_in_slots
+
+Experts = Literal[True, False]
+
+
+@cache
+def reference(name: str) -> Reference:
+    return references()[name]
+
+
+@cache
+def held(experts: Experts, keep: Part) -> Any:
+    return load_half(published(experts), keep, dtype=torch.float32)
+
+
+def parameters(model: Any) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_whole_says_what_the_published_code_says(name: str) -> None:
+    case = reference(name)
+    whole = held(case.experts, "whole")
+    with torch.inference_mode():
+        logits = whole(**case.inputs).logits
+        said = whole.generate(**case.inputs, **GREEDY)
+    assert torch.equal(said, case.tokens)
+    if case.logits.ndim == 2:
+        assert (logits[:, -1] - case.logits).abs().max() < 2e-4
+    else:
+        there = case.text["attention_mask"].bool()
+        assert (logits - case.logits)[there].abs().max() < 2e-4
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_halves_say_it_too_with_features_from_the_disk(name: str, tmp_path: Path) -> None:
+    case = reference(name)
+    save_features(tmp_path / "seen", encode(held(case.experts, "vision"), case.inputs))
+    language = held(case.experts, "language")
+    for _ in range(2):  # the first call must not have changed the features
+        features = load_features(tmp_path / "seen")
+        said = generate(language, without_pixels(case.inputs), features, **GREEDY)
+        assert torch.equal(said, case.tokens)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_vision_half_whose_layers_come_from_the_files_sees_the_same(name: str) -> None:
+    case = reference(name)
+    job = ModelJob(model=str(published(case.experts)), dtype="float32", offload=True)
+    half = job.hold("vision").model
+    assert streamed_layers(half) is not None
+    (streamed,) = cross(half, [lambda: encode(half, case.inputs)])
+    resident = encode(held(case.experts, "vision"), case.inputs)
+    assert streamed.keys() == resident.keys()
+    for kind, record in resident.items():
+        pairs = zip(streamed[kind].pooler_output, record.pooler_output, strict=True)
+        assert all(torch.equal(found, wanted) for found, wanted in pairs)
+
+
+def row_of(case: Reference, row: int) -> dict[str, torch.Tensor]:
+    """The inputs of one row of a batch, without padding."""
+    first = int(case.text["attention_mask"][row].argmax())
+    text = {name: value[row : row + 1, first:] for name, value in case.text.items()}
+    if case.experts:
+        return {**text, "pixel_values": case.pictures["pixel_values"][row : row + 1]}
+    counts = case.pictures["video_frame_counts"].tolist()
+    frames = case.pictures["pixel_values_videos"].split(counts)[row]
+    return {
+        **text,
+        "pixel_values_videos": frames,
+        "video_frame_counts": torch.tensor([len(frames)]),
+    }
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_rows_in_slots_that_are_refilled_say_it_too(experts: Experts) -> None:
+    items, wanted = [], []
+    for case in map(reference, DRAWN):
+        for row in range(len(case.tokens) if case.experts == experts else 0):
+            inputs = row_of(case, row)
+            features = encode(held(experts, "vision"), inputs)
+            items.append((without_pixels(inputs), features))
+            wanted.append(case.tokens[row, -GREEDY["max_new_tokens"] :].tolist())
+    items, wanted = [*items, items[0]][:5], [*wanted, wanted[0]][:5]
+    language = greedy(load_half(published(experts), "language", dtype=torch.float32))
+    tried = tried_in_slots(language, items)
+    assert not tried.reason
+    said = in_slots(language, items)
+    assert said == [w[:limit] for w, limit in zip(wanted, LIMITS, strict=False)]
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_the_halves_share_nothing_and_leave_nothing_out(experts: Experts) -> None:
+    whole = held(experts, "whole")
+    assert absent_paths(whole, "vision") == ["lm_head", "model.language_model"]
+    assert absent_paths(whole, "language") == ["model.vision"]
+    halves = [parameters(held(experts, half)) for half in ("vision", "language")]
+    assert sum(halves) == parameters(whole)
+    profile = describe(published(experts))
+    assert [part.parameters for part in profile.parts.values()] == halves
+    assert profile.route == "protocol" and not profile.batch_costs_unknown
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "parameter_count", "linears"),
+    [
+        ("CogVLMVideoForCausalLM", {}, 12_507_530_496, {"vision": 256, "language": 224}),
+        (
+            "CogVLMForCausalLM",
+            {"image_size": 1344, "num_positions": 9217},
+            19_503_105_280,
+            {"vision": 256, "language": 320},
+        ),
+    ],
+)
+def test_full_size_has_the_published_parameters_and_layers_that_nf4_takes(
+    name: str,
+    pictures: dict[str, int],
+    parameter_count: int,
+    linears: dict[Part, int],
+    tmp_path: Path,
+) -> None:
+    told = plan_case("cogvlm2-llama3-caption").config
+    seen = {**told["vision_config"], **pictures}
+    told = {**told, "architectures": [name], "vision_config": seen}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    skeleton = skeleton_of(*config_and_class(tmp_path, trusted=False))
+    assert parameters(skeleton) == parameter_count
+    assert {half: len(quantizable(skeleton, half)) for half in linears} == linears
+    text = (skeleton.model.language_model, skeleton.lm_head)
+    every = [m for part in text for m in part.modules() if type(m) is torch.nn.Linear]
+    assert len(every) == linears["language"] + 1  # the output head stays as it is
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_both_halves_are_had_in_4_bit_and_generate(experts: Experts) -> None:
+    case = reference("experts/b1" if experts else "video/b1")
+    halves = {}
+    for half in ("vision", "language"):
+        job = ModelJob(model=str(published(experts)), dtype="float32", precision="nf4")
+        halves[half] = job.load(half)
+    assert count(halves["vision"])["nf4"] == 16
+    assert count(halves["language"])["nf4"] == (30 if experts else 21)
+    features = encode(halves["vision"], case.inputs)
+    said = generate(halves["language"], without_pixels(case.inputs), features, **GREEDY)
+    assert said.shape == case.tokens.shape
+
+
+def bfloat16_frequencies(folder: Path) -> Path:
+    """A folder whose layers keep their frequencies as the published files do."""
+    make_folder(folder)
+    weights = load_file(folder / "model.safetensors")
+    for name, tensor in weights.items():
+        if name.endswith("inv_freq"):
+            weights[name] = tensor.to(torch.bfloat16)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_rotary_frequencies_are_exact_or_as_the_files_keep_them(tmp_path: Path) -> None:
+    folder = bfloat16_frequencies(tmp_path / "model")
+    kept = load_file(folder / "model.safetensors")["model.layers.0.self_attn.rotary_emb.inv_freq"]
+    found = {}
+    for rounded in (False, True):
+        half = load_half(folder, "language", dtype=torch.float32, as_published=rounded)
+        found[rounded] = half.model.language_model.rotary_emb.inv_freq
+    exact = 1.0 / (500000 ** (torch.arange(0, 16, 2).float() / 16))
+    assert torch.equal(found[False], exact)
+    assert torch.equal(found[True], kept.float()) and not torch.equal(found[True], exact)
+
+
+def test_rounded_frequencies_make_other_logits(tmp_path: Path) -> None:
+    case = reference("video/24")
+    rounded = load_half(published(), "whole", dtype=torch.float32, as_published=True)
+    with torch.inference_mode():
+        far = rounded(**case.inputs).logits - held(False, "whole")(**case.inputs).logits
+    assert far[case.text["attention_mask"].bool()].abs().max() > 1e-2
+
+
+def test_code_that_comes_with_the_checkpoint_never_runs() -> None:
+    """It would raise SystemExit."""
+    for trusted in (False, True):
+        for experts in (False, True):
+            folder = published(experts)
+            assert (folder / "modeling_cogvlm.py").exists()
+            assert load_half(folder, "vision", trust_remote_code=trusted)
+            assert describe(folder, trust_remote_code=trusted).route == "protocol"
+
+
+def test_a_saved_model_is_loaded_again(tmp_path: Path) -> None:
+    case = reference("video/b2")
+    held(False, "whole").save_pretrained(tmp_path)
+    assert native_of(tmp_path) is NATIVES["CogVLMVideoForCausalLM"]
+    assert load_file(tmp_path / "model.safetensors").keys() >= {
+        "model.layers.0.self_attn.language_expert_query_key_value.weight",
+        "model.layers.2.mlp.language_mlp.up_proj.weight",
+    }
+    again = load_half(tmp_path, "whole")
+    assert torch.equal(again.generate(**case.inputs, **GREEDY), case.tokens)
+
+
+def test_what_is_generated_beside_padding_is_what_is_generated_alone() -> None:
+    case = reference("video/b2")
+    whole = held(False, "whole")
+    first = int(case.text["attention_mask"][1].argmax())
+    assert first > 0
+    alone = {
+        **{name: value[1:, first:] for name, value in case.text.items()},
+        "pixel_values_videos": case.pictures["pixel_values_videos"][5:],
+        "video_frame_counts": torch.tensor([3]),
+    }
+    said = whole.generate(**alone, **GREEDY)
+    assert torch.equal(said[0, -12:], case.tokens[1, -12:])
+
+
+def test_beams_of_halves_are_those_of_the_whole() -> None:
+    case = reference("video/b2")
+    options = {**GREEDY, "num_beams": 3}
+    features = encode(held(False, "vision"), case.inputs)
+    staged = generate(held(False, "language"), without_pixels(case.inputs), features, **options)
+    assert torch.equal(staged, held(False, "whole").generate(**case.inputs, **options))
+
+
+def test_features_that_do_not_match_their_places_fail() -> None:
+    case = reference("video/b1")
+    fewer = {**case.inputs, "pixel_values_videos": case.pictures["pixel_values_videos"][:4]}
+    fewer["video_frame_counts"] = torch.tensor([4])
+    with pytest.raises(ValueError, match="30 placeholders stand in the prompt for 24 features"):
+        held(False, "whole")(**fewer)
+
+
+def test_visual_experts_refuse_a_prompt_in_pieces() -> None:
+    """Which expert reads a token hangs on the token after it."""
+    case = reference("experts/b1")
+    with pytest.raises(ValueError, match="cannot be read in pieces"):
+        held(True, "whole").generate(**case.inputs, **GREEDY, prefill_chunk_size=4)
+    video = reference("video/24")
+    said = held(False, "whole").generate(**video.inputs, **GREEDY, prefill_chunk_size=50)
+    assert torch.equal(said, video.tokens)
+
+
+def changed(folder: Path, **changes: Any) -> Path:
+    shutil.copytree(published(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"hidden_size": "wide"}, {"vision_config": 7}, {"num_attention_heads": 7}],
+)
+def test_a_configuration_without_sense_fails_in_one_line(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises((UsageError, EnvironmentFault)) as caught:
+        describe(changed(tmp_path / "model", **changes))
+    assert "config.json" in caught.value.message and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("named", [None, "CogVLMVideoForCausalLM", [], [7], ["OtherForCausalLM"]])
+def test_only_a_named_class_is_computed_by_our_code(named: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": named}))
+    assert native_of(tmp_path) is None
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    assert native_of(tmp_path) is None
+
+
+def test_what_is_computed_in_one_way_alone_fails_as_published() -> None:
+    from tests.support.families import checkpoint
+
+    with pytest.raises(UsageError, match="--as-published is given, and nothing is known"):
+        load_half(checkpoint("llava"), "vision", as_published=True)
