@@ -12,9 +12,10 @@ from artifacts.store import Store, open_store
 from flows.console.display import Display, printable, size
 from flows.deployments.server import answers
 from flows.job.config import default_store
+from flows.job.cpu import cpu_has_bfloat16
 from flows.job.device_probe import check_device, device_memory
 from flows.job.launch import DirectLauncher
-from flows.job.precision import FLASH_CAPABILITY, cpu_has_bfloat16, flash_installed, no_bfloat16
+from flows.job.precision import FLASH_CAPABILITY, flash_installed, no_bfloat16
 from flows.job.versions import versions
 from flows.planning.machine import ADVICE, Known, Machine, find_machine, measure
 from stages.process.cgroup import cores, host_free_bytes, host_total_bytes

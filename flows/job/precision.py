@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from flows.job.config import CaptionConfig
+from flows.job.cpu import cpu_has_bfloat16
 from stages.decode.engines import INFLIGHT, choice_of
 from stages.decode.job import DEFAULT_ENGINE
 from stages.models.natives.registry import nothing_otherwise
@@ -233,19 +234,3 @@ def precision_note(profile: ModelProfile, halves: Iterable[PartSettings], device
             "captions are empty or senseless, the model needs more range: --precision fp32"
         )
     return ""
-
-
-def cpu_has_bfloat16() -> bool:
-    """Return whether this CPU multiplies in bfloat16 (AVX512-BF16 or AMX)."""
-    flags = cpu_line("flags").split()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def cpu_line(name: str) -> str:
-    """Return the kernel's words on the first core under that name; empty where it says nothing."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            line = next((line for line in file if line.startswith(name)), "")
-    except OSError:
-        return ""
-    return line.partition(":")[2].strip()

@@ -133,10 +133,8 @@ def _described(
     image, video = probing.result() if probing is not None else _probes(again)
     profile = _profile(folder, skeleton, choice, processor, halves, image, video)
     parts = _with_costs(profile.parts, batch_costs, why)
-    native = native_of(folder)
-    if native is not None and (otherwise := native.as_published):
-        part = otherwise.part
-        parts[part] = replace(parts[part], as_published=otherwise.words)
+    if (native := native_of(folder)) and (other := native.as_published):
+        parts[other.part] = replace(parts[other.part], as_published=other.words)
     return replace(profile, parts=parts, batch_costs_unknown=why)
 
 

@@ -1,9 +1,7 @@
-"""Loads one half of a vision-language model through the model's own `from_pretrained`. Knows
-neither pictures nor text.
+"""Loads one half of a model through its own `from_pretrained`. Knows neither pictures nor text.
 
-The class is subclassed so that its `__init__` leaves out the other half. The loader then finds no
-place for those tensors and never reads them, while its renaming, dtype, quantization and lazy
-reading work as ever.
+The class is subclassed so that its `__init__` leaves out the other half. The loader finds no place
+for those tensors and never reads them; its renaming, dtype and quantization work as ever.
 """
 
 import contextlib
@@ -139,9 +137,8 @@ def _patterns(prefix: str, paths: list[str]) -> set[str]:
 def config_and_class(
     folder: Path, trusted: bool, as_published: bool = False
 ) -> tuple[Any, type[Any]]:
-    """Return the checkpoint's configuration, and the class that makes a model of it.
-    `as_published`: where its published code computes otherwise than its formulas say, so
-    does the class."""
+    """Return the checkpoint's configuration, and the class of its model, which computes
+    `as_published` where its published code does otherwise than its formulas say."""
     if (native := native_of(folder)) is not None:
         return native.load_config(folder, as_published), native.model_class()
     if as_published:
