@@ -36,8 +36,9 @@ def test_a_killed_run_goes_on_and_makes_the_same_bytes(
     )
     assert kill_at(place, "embed", 2, "group", "--batch-size", "2") != 0
     assert place.run("--batch-size", "2").returncode == 0
-    made = place.journal("embed")
-    assert len(made) == len(SIZES) and set(made.values()) == {1}, "none is made twice"
+    # What was stored when the kill came need not have been told.
+    assert set(place.journal("embed").values()) == {1}, "none is made twice"
+    assert len(place.stored("embeddings")) == len(SIZES)
     wanted = (tmp_path / "whole" / "out" / "embeddings.npy").read_bytes()
     assert (tmp_path / "out" / "embeddings.npy").read_bytes() == wanted
 

@@ -137,8 +137,6 @@ class Model:
         profile = self.profile
         if profile.route == "joint":
             return profile.image_pixel_bytes if kind == "image" else profile.frame_pixel_bytes
-        if "vision" not in self.settings:  # nothing sees, so there are none
-            return 0
         tokens = profile.image_tokens if kind == "image" else profile.frame_tokens
         # Vectors are kept in 32 bit, whatever they were computed in.
         each = 4 if profile.route == "dual" else BYTES.get(self.best("vision").dtype, 4)

@@ -106,7 +106,8 @@ def prepare(
         read_weights=read_weights,
     )
     pipeline = pipeline_for(model, pipelines)
-    model = model.of_parts(parts_of(pipeline), alone=alone)
+    # Where no stage loads anything, the notes of a store still say which model it was.
+    model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
     readable, contents, unreadable = read_contents(
         files, digests, lambda kind: model.prompt_for(config, kind)
     )
