@@ -44,7 +44,7 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
         "--chunk",
         type=float,
         metavar="SECONDS",
-        help="seconds a chunk [30, or fewer of which the model sees all]",
+        help="seconds a chunk [30, or less where a model sees less]",
     )
     pieces.add_argument(
         "--shots", action="store_true", help="a chunk a shot, those over 30 seconds in pieces"

@@ -64,7 +64,7 @@ def notes(job: Job) -> list[str]:
 def _unseen(job: Job) -> str:
     """Return what of a chunk the model does not see because its processor takes no more frames."""
     stated, sampling = job.model.profile.sampling, job.sampling
-    if not (stated.fps and stated.max_frames and sampling.fps):
+    if not (stated.seconds and sampling.fps):
         return ""
     wanted = math.ceil(sampling.chunk_seconds * sampling.fps)
     most = sampling.max_frames

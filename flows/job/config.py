@@ -61,8 +61,8 @@ class CaptionConfig:
     store: str = ""
     """Folder of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
     chunk: float | None = None
-    """Seconds a chunk; with `shots`, of the longest one. None: 30, or as many as the checkpoint's
-    processor takes frames for at its rate, if those are fewer."""
+    """Seconds a chunk; with `shots`, of the longest one. None: 30, or what the
+    checkpoint's processor says that it sees, if that is less."""
     shots: bool = False
     """Cut where the picture changes at once instead of at equal lengths."""
     fps: float | None = None

@@ -107,15 +107,13 @@ class Model:
         )
 
     def _chunk_seconds(self, config: CaptionConfig) -> float:
-        """Return the seconds of a chunk: by default no more than the processor takes frames for, at
-        the rate that it states."""
+        """Return the seconds of a chunk: by default no more than the processor says that it
+        sees."""
         if config.chunk is not None:
             return config.chunk
-        stated = self.profile.sampling
         asked = config.fps or config.frames or config.max_frames
-        if asked or not stated.fps or not stated.max_frames:
-            return CHUNK_SECONDS
-        return min(CHUNK_SECONDS, stated.max_frames / stated.fps)
+        stated = None if asked else self.profile.sampling.seconds
+        return min(CHUNK_SECONDS, stated or CHUNK_SECONDS)
 
     @property
     def one_frame(self) -> bool:

@@ -246,4 +246,5 @@ def _sampling(processor: Any) -> SamplingProfile:
         frames=None if frames is None else int(frames),
         min_frames=None if least is None else int(least),
         max_frames=None if most is None else int(most),
+        seconds=number("chunk_seconds"),
     )

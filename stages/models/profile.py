@@ -63,6 +63,8 @@ class SamplingProfile:
     """Frames a video."""
     min_frames: int | None = None
     max_frames: int | None = None
+    seconds: float | None = None
+    """Longest chunk of which it sees all that it should."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,6 +40,7 @@ class CogVLM2VideoProcessor(BaseVideoProcessor):
     model_input_names = ["pixel_values_videos", "video_frame_counts"]  # noqa: RUF012
     fps = 1
     max_frames = MOST_FRAMES
+    chunk_seconds = MOST_FRAMES
     side = 224
     """Pixels of a side of what is seen."""
 
