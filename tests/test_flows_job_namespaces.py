@@ -1,4 +1,4 @@
-"""What was made by an earlier version answers: the namespaces of a real model stay what they were."""
+"""What an earlier version made answers: namespaces of a real model stay what they were."""
 
 from pathlib import Path
 
