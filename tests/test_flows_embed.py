@@ -47,7 +47,14 @@ def test_pictures_get_the_vectors_of_the_whole_model(
 
 
 @pytest.mark.parametrize(
-    "name", ["align", "altclip", "blip", "chinese_clip", "clipseg", "siglip", "siglip2"]
+    "name",
+    [
+        "siglip2",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("align", "altclip", "blip", "chinese_clip", "clipseg", "siglip")
+        ),
+    ],
 )
 def test_other_classes_give_the_vectors_of_their_own_processor_and_model(
     name: str, pictures: Path, tmp_path: Path

@@ -163,6 +163,8 @@ class Plot {
     const x = event => event.clientX - this.svg.getBoundingClientRect().left;
     this.svg.addEventListener("pointerdown", event => { if (event.button === 0 && event.pointerType === "mouse") { from = x(event); this.svg.setPointerCapture(event.pointerId); } });
     this.svg.addEventListener("pointermove", event => {
+      if (!this.width) this.render(); // it is drawn a moment after it is shown
+      if (!this.width) return;
       this.point(this.seconds(x(event)));
       if (from === null || Math.abs(x(event) - from) < 4) return;
       this.band.setAttribute("visibility", "visible");
@@ -207,6 +209,7 @@ class Plot {
   }
 
   point(seconds) {
+    if (!this.width) return;
     this.at = seconds === null || seconds < this.view[0] || seconds > this.view[1] ? null : seconds;
     this.cursor.setAttribute("visibility", this.at === null ? "hidden" : "visible");
     this.tip.hidden = this.at === null;
