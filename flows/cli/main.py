@@ -15,6 +15,7 @@ from flows.cli.options import (
     add_cache_commands,
     add_caption_options,
     add_embed_options,
+    add_label_options,
     add_running_options,
 )
 from flows.cli.train_plan import add_train_options
@@ -54,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print the plan as JSON, all of it")
     embed = commands.add_parser("embed", help="vectors of images and videos", epilog=EPILOG)
     add_embed_options(embed)
+    label = commands.add_parser("label", help="labels of images and videos", epilog=EPILOG)
+    add_label_options(label)
     status = commands.add_parser("status", help="how a run stands", epilog=EPILOG)
     status.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     status.add_argument("--json", action="store_true", help="print the record as JSON")

@@ -7,7 +7,7 @@ from typing import Any
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
-from flows.job.namespaces import Namespaces
+from flows.job.namespaces import Namespaces, namespace_aside
 from flows.job.prepare import Job
 from flows.pipelines import parts_of
 from stages.process.stage import Stage
@@ -46,7 +46,22 @@ def note_namespaces(job: Job) -> None:
                 said = {**said, **_settings_in(job, variant, later[: at + 1])}
             versions = [stage.output_version for stage in job.pipeline[: at + 2]]
             metas[variant[stage.writes]] = {**said, "recipes": versions}
+    for stage in job.aside:
+        for settings in job.model.settings[stage.part] if stage.part else ():
+            said = {"precision": settings.label, "computing": settings.decides}
+            versions = [stage.output_version]
+            about = {**seen, **said, "weights": job.model.digests[stage.part], "recipes": versions}
+            metas[namespace_aside(stage, job.model, settings)] = about
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
+
+
+def namespaces_aside(job: Job) -> list[str]:
+    """Return the namespaces of the stages that a job runs once, in all settings."""
+    return [
+        namespace_aside(stage, job.model, settings)
+        for stage in job.aside
+        for settings in (job.model.settings[stage.part] if stage.part else ())
+    ]
 
 
 def _settings_in(job: Job, variant: Namespaces, stages: Sequence[Stage]) -> dict[str, Any]:

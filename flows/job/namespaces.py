@@ -87,6 +87,12 @@ def namespaces_of(
     )
 
 
+def namespace_aside(stage: Stage, model: Model, settings: PartSettings) -> str:
+    """Return the digest of what decides the bytes of a stage that is run once, in these
+    settings."""
+    return _namespace(stage, [model.digests[stage.part], *settings.decides] if stage.part else [])
+
+
 def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) -> list[Any]:
     return [model.digests[stage.part], *settings[stage.part].decides] if stage.part else []
 

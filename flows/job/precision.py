@@ -101,7 +101,7 @@ def _settings(
     if asked != "auto" or half.stored_as:
         return (best,)
     kept = [replace(best, kv="quantized", engine=DEFAULT_ENGINE)]
-    kv = kept if part == "language" and config.engine != INFLIGHT else []
+    kv = kept if best.engine and config.engine != INFLIGHT else []
     few_bits = _quantized(part, half, profile)
     return (best, *kv, *(_half(part, profile, q, device, config) for q in few_bits))
 
@@ -129,7 +129,7 @@ def _half(
         attention=attention(half, dtype, device),
         weight_bytes=weight_bytes(half, precision, dtype),
         as_published=config.as_published and bool(half.as_published),
-        engine=config.engine if part == "language" else "",
+        engine=config.engine if part == "language" and profile.route != "dual" else "",
     )
 
 

@@ -77,6 +77,21 @@ class Calls:
             told |= self._part(stage.part, rung)
         return self._call(stage, job_of(stage.job, told))
 
+    def texts(
+        self, groups: Sequence[Sequence[str]], namespace: str, key: str, rung: Rung
+    ) -> StageCall:
+        """Return the call to make one record of the vectors of these groups of texts."""
+        stage = STAGES[rung.stage]
+        told = {
+            "store": self._job.store.url,
+            "namespace": namespace,
+            "key": key,
+            "groups": [list(group) for group in groups],
+            "batch": rung.batch,
+        }
+        assert stage.part is not None
+        return self._call(stage, job_of(stage.job, told | self._part(stage.part, rung)))
+
     def _part(self, part: Part, rung: Rung) -> dict[str, Any]:
         model, settings = self._job.model, settings_on(self._job.model, rung)
         assert settings is not None

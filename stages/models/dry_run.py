@@ -17,7 +17,7 @@ from stages.memory.repeated_layers import RepeatedLayers
 from stages.models.footprint import BatchCost
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
-from stages.models.halves.vectors import image_vectors
+from stages.models.halves.vectors import image_vectors, most_tokens, text_vectors
 from stages.models.processors.calling import TEXT_IDS, text_ids
 from stages.models.processors.clip import black_clip
 from stages.models.processors.fit import bytes_of
@@ -63,8 +63,9 @@ def batch_costs_of(
             rows = {k: _rows(processor, k, frames_a_video, way) for k in _kinds(processor)}
             repeated = RepeatedLayers()
             encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, repeated))
-            if route == "dual":  # texts are short, and nothing is planned that reads them
-                return {"vision": encoded, "language": ()}, ""
+            if route == "dual":
+                read = tuple(_readers(skeleton, processor, repeated))
+                return {"vision": encoded, "language": read}, ""
             kind = next(reversed(rows))
             return {
                 "vision": encoded,
@@ -165,6 +166,27 @@ def _decoders(
             rows=count,
             units=units,
             **reading.found(),
+        )
+
+
+def _readers(skeleton: Any, processor: Any, repeated: RepeatedLayers) -> Iterator[BatchCost]:
+    """Yield what a text half takes of a few texts and of many. All are of a length, that of the
+    longest it reads."""
+    length = most_tokens(processor, skeleton) or TOKENS[0]
+    for rows in (1, 2, 8):
+        inputs = {"input_ids": torch.ones(rows, length, dtype=torch.long)}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        live = LiveBytes(_weights(skeleton))
+        with on_meta_device(live), repeated.layers(skeleton, live):
+            made = text_vectors(skeleton, without_data(inputs))
+        yield BatchCost(
+            kind="image",
+            rows=rows,
+            units=length,
+            peak_bytes=live.peak,
+            peak_bytes_32=live.peak_32,
+            kept_bytes=made.nbytes,
+            flops=live.flops,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
 
-OUTPUT_VERSION = 20
+OUTPUT_VERSION = 21
 """Output version of a profile: raised when what one says changes, and part of its key."""
 
 
