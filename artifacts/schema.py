@@ -15,6 +15,8 @@ Part = Literal["vision", "language", "whole"]
 """Part of any checkpoint: what one stage loads of it."""
 MOST_PIXELS = 1 << 27
 """A picture of more is stored at half its height and width, where it can be read so."""
+LARGE_EDGE = 1 << 14
+"""Pixels of a side of a picture that is larger than any input."""
 WHOLE = "whole"
 """The last word of the keys of a picture that was stored smaller, when pictures were not stored as
 they are."""
@@ -54,6 +56,11 @@ class FrameFit:
 
     long_edges: tuple[tuple[float, int], ...] = ()
     """(height / width, long edge in pixels), sorted by the first; empty: frames keep their size."""
+
+    @property
+    def edge(self) -> int:
+        """Return the side in pixels at which a large square picture is seen."""
+        return self.size(LARGE_EDGE, LARGE_EDGE)[0]
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) in pixels that a frame is worth; never larger than the

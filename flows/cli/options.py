@@ -5,6 +5,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
+from artifacts.tiles import OFF
 from flows.console.display import parse_size
 from flows.job.config import DEFAULT_MODEL, FORMATS, PRECISIONS, CaptionConfig
 from stages.decode.engines import AUTO, CHOICES
@@ -132,6 +133,9 @@ def add_embed_options(parser: argparse.ArgumentParser) -> None:
     add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
     add = parser.add_argument_group("sampling").add_argument
     add("--fps", type=float, metavar="F", help="frames a second of a video [1]")
+    add(
+        "--tiles", default=OFF, metavar="N", help="off, auto, or squares a short side [%(default)s]"
+    )
     add = parser.add_argument_group("memory").add_argument
     add("--memory", metavar="SIZE", help="a stage takes at most so much: 8GiB [what is free]")
     add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")

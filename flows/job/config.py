@@ -7,6 +7,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part
+from artifacts.tiles import OFF, check_tiles
 from stages.decode.engines import AUTO, CHOICES
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
@@ -88,6 +89,9 @@ class CaptionConfig:
     that it says the same."""
     max_new_tokens: int = 256
     """Longest caption in tokens."""
+    tiles: str = OFF
+    """Squares that pictures are cut in before vectors are made of them: `off`, `auto`, or how many
+    fit the short side."""
     prefix: str = ""
     """Put before every caption."""
     suffix: str = ""
@@ -134,6 +138,7 @@ class CaptionConfig:
             raise UsageError(
                 f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(CHOICES)}"
             )
+        check_tiles(self.tiles)
         unknown = sorted(set(self.format) - set(FORMATS))
         if unknown:
             raise UsageError(

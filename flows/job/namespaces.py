@@ -7,6 +7,7 @@ from typing import Any
 
 from artifacts.keys import digest_of
 from artifacts.schema import FrameFit, Part, Sampling
+from artifacts.tiles import OFF
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import PartSettings
@@ -33,6 +34,8 @@ class Namespaces:
     """Most tokens of a caption."""
     fit_image: FrameFit = field(default_factory=FrameFit)
     """The size at which pictures are seen."""
+    tiles: str = OFF
+    """Squares that pictures are cut in."""
     engine: str = ""
     """Name of what makes the captions; empty where none are made."""
 
@@ -75,7 +78,8 @@ def namespaces_of(
     for stage in pipeline:
         by = [of[stage.reads], *_decides(stage, model, settings)] if stage.reads else []
         limit = [config.max_new_tokens] if stage.limited else []
-        of[stage.writes] = _namespace(stage, [*by, *limit] if by else [looked_at, fits])
+        cut = [config.tiles, model.fit("image").edge] if stage.tiled and config.tiles != OFF else []
+        of[stage.writes] = _namespace(stage, [*by, *limit, *cut] if by else [looked_at, fits])
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
     return Namespaces(
         of=of,
@@ -83,6 +87,7 @@ def namespaces_of(
         precision={part: chosen.label for part, chosen in settings.items()},
         limit=config.max_new_tokens,
         fit_image=model.fit("image"),
+        tiles=config.tiles,
         engine="".join(chosen.engine for chosen in settings.values()),
     )
 

@@ -98,16 +98,31 @@ def _made(job: Job) -> Iterator[Made]:
 
 def _rows(job: Job, made: list[Made]) -> Iterator[dict[str, Any]]:
     for file, task in made:
-        for time in task.chunk.times:
+        still = task.medium.kind == "image"
+        times = [None] * task.pictures if still else task.chunk.times
+        boxes = shown_boxes(job, task) if still else [None] * len(times)
+        for time, box in zip(times, boxes, strict=True):
             yield {
                 "media_path": utf8(file.media_path),
                 "source": utf8(file.source),
-                "time": None if task.medium.kind == "image" else time,
-                "box": None,
+                "time": time,
+                "box": box,
                 "model": job.model.name,
                 "precision": task.namespaces.precision["vision"],
                 "key": task["embeddings"],
             }
+
+
+def shown_boxes(job: Job, task: Task) -> list[list[float] | None]:
+    """Return the box of each vector of a picture, in pixels of the picture as it is shown: left,
+    top, right, bottom. None is all of it."""
+    index = job.ledger.index(task.medium)
+    assert index is not None
+    # A picture of very many pixels is looked at at half its sides.
+    scale = index.width / max(1, task.chunk.width)
+    return [
+        None if box.level == 0 else [round(side * scale) for side in box[1:]] for box in task.boxes
+    ]
 
 
 def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:

@@ -29,6 +29,8 @@ class Stage:
     captions."""
     any_size: bool = False
     """Whether pictures of any size are alike to it, so that they share a batch."""
+    tiled: bool = False
+    """Whether it may look at the parts of a picture, each by itself."""
     prompted: bool = False
     """Whether its records are made of a prompt too, and rows with prompts of like length share a
     batch."""

@@ -14,6 +14,8 @@ from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Task
 from flows.results.labels.judging import Judge, Passed, Scores, cosines_of
+from flows.results.labels.pooling import Pooled, pooled, whole_of
+from flows.results.vectors import shown_boxes
 
 TASKS_A_BLOCK = 256
 """Chunks whose scores are in memory at once."""
@@ -57,51 +59,66 @@ def judged(job: Job, labelling: Labelling) -> Iterator[Judged]:
     """Yield the labels of every chunk whose vectors are there, in source order."""
     kept, left = job.ledger["embeddings"], made_of(job)
     while block := list(islice(left, TASKS_A_BLOCK)):
-        vectors = [vectors_in(kept.read(task["embeddings"])) for _, task in block]
-        scores = labelling.judge.scores(cosines_of(np.concatenate(vectors), labelling.texts))
+        found = [vectors_in(kept.read(task["embeddings"])) for _, task in block]
+        cosines = cosines_of(np.concatenate(found), labelling.texts)
+        ends = np.cumsum([len(each) for each in found])[:-1]
+        parts = [
+            pooled(some, task.levels) if task.is_cut else whole_of(some)
+            for (_, task), some in zip(block, np.split(cosines, ends), strict=True)
+        ]
+        scores = labelling.judge.scores(np.concatenate([part.best for part in parts]))
         passed = labelling.judge.passed(scores)
-        ends = np.cumsum([len(each) for each in vectors])[:-1]
-        pairs = zip(block, np.split(scores, ends), np.split(passed, ends), strict=True)
-        for (file, task), some, given in pairs:
-            rows = [_row(job, labelling, file, task, at, some, given) for at in range(len(some))]
+        ends = np.cumsum([len(part.best) for part in parts])[:-1]
+        split = zip(np.split(scores, ends), np.split(passed, ends), strict=True)
+        for (file, task), part, (some, given) in zip(block, parts, split, strict=True):
+            made = _Making(job, labelling, file, task, part)
+            rows = [made.row(at, some[at], given[at]) for at in range(len(some))]
             yield Judged(file=file, task=task, rows=rows, scores=some, passed=given)
 
 
-def _row(
-    job: Job,
-    labelling: Labelling,
-    file: MediaFile,
-    task: Task,
-    at: int,
-    scores: Scores,
-    passed: Passed,
-) -> Labelled:
-    ranked = np.argsort(-scores[at], kind="stable")
-    told = [*ranked[: labelling.top], *np.flatnonzero(passed[at])]
-    places = sorted(set(map(int, told)), key=lambda place: (-scores[at, place], place))
-    still = task.medium.kind == "image"
-    return Labelled(
-        media_path=file.media_path,
-        source=file.source,
-        time=None if still else task.chunk.times[at],
-        labels=tuple(_scored(labelling, place, scores[at], passed[at]) for place in places),
-        top=labelling.labels.names[int(ranked[0])],
-        model=job.model.name,
-        precision={**task.namespaces.precision, "language": labelling.texts.precision},
-        features=task["embeddings"],
-        labels_digest=labelling.labels.digest,
-    )
+class _Making:
+    """Makes the lines of one chunk."""
 
+    def __init__(
+        self, job: Job, labelling: Labelling, file: MediaFile, task: Task, part: Pooled
+    ) -> None:
+        self._job = job
+        self._labelling = labelling
+        self._file = file
+        self._task = task
+        self._part = part
+        self._whole = labelling.judge.scores(part.whole)
+        self._boxes = shown_boxes(job, task) if task.is_cut else []
 
-def _scored(labelling: Labelling, place: int, scores: Scores, passed: Passed) -> Scored:
-    judge, score = labelling.judge, round(float(scores[place]), DIGITS)
-    threshold = judge.thresholds[place]
-    return Scored(
-        label=labelling.labels.names[place],
-        score=score,
-        passed=bool(passed[place]),
-        whole=score,
-        box=None,
-        threshold=None if np.isnan(threshold) else threshold,
-        why=judge.why(place),
-    )
+    def row(self, at: int, scores: Scores, passed: Passed) -> Labelled:
+        """Return the line of one picture or frame."""
+        task, labelling = self._task, self._labelling
+        ranked = np.argsort(-scores, kind="stable")
+        told = {*map(int, ranked[: labelling.top]), *map(int, np.flatnonzero(passed))}
+        places = sorted(told, key=lambda place: (-scores[place], place))
+        return Labelled(
+            media_path=self._file.media_path,
+            source=self._file.source,
+            time=None if task.medium.kind == "image" else task.chunk.times[at],
+            labels=tuple(self._scored(at, place, scores, passed) for place in places),
+            top=labelling.labels.names[int(ranked[0])],
+            model=self._job.model.name,
+            precision={**task.namespaces.precision, "language": labelling.texts.precision},
+            features=task["embeddings"],
+            labels_digest=labelling.labels.digest,
+            tiles=task.namespaces.tiles,
+        )
+
+    def _scored(self, at: int, place: int, scores: Scores, passed: Passed) -> Scored:
+        judge = self._labelling.judge
+        threshold = judge.thresholds[place]
+        best = self._part.at[at, place]
+        return Scored(
+            label=self._labelling.labels.names[place],
+            score=round(float(scores[place]), DIGITS),
+            passed=bool(passed[place]),
+            whole=round(float(self._whole[at, place]), DIGITS),
+            box=self._boxes[best] if self._boxes else None,
+            threshold=None if np.isnan(threshold) else threshold,
+            why=judge.why(place),
+        )
