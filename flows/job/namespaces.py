@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from artifacts.keys import digest_of
-from artifacts.schema import FrameFit, Part, Sampling
+from artifacts.schema import SHRINKING, FrameFit, Part, Sampling
 from artifacts.tiles import OFF
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
@@ -72,7 +72,9 @@ def namespaces_of(
 ) -> Namespaces:
     """Return the digests of what decides each stage's bytes. A stage's OUTPUT_VERSION rises when
     its own output changes."""
-    fits = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
+    fits: dict[str, Any] = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
+    if model.fit("image").shrinks:
+        fits["shrunk"] = SHRINKING
     looked_at = {name: getattr(sampling, name) for name in sampling.__slots__}
     of: dict[str, str] = {}
     for stage in pipeline:

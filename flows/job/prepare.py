@@ -15,6 +15,7 @@ from artifacts.paths import folder_named
 from artifacts.schema import Sampling
 from artifacts.stamps import FileChanged
 from artifacts.store import Store, open_store
+from artifacts.tiles import OFF
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.device_probe import check_device
@@ -116,6 +117,8 @@ def prepare(
     pipeline = pipeline_for(model, pipelines)
     # Where no stage loads anything, the notes of a store still say which model it was.
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
+    if config.tiles == OFF and any(stage.shrinks for stage in pipeline):
+        model = model.shrinking()
     over_media = tuple(stage for stage in pipeline if stage.of_media)
     readable, contents, unreadable = read_contents(
         files, digests, lambda kind: model.prompt_for(config, kind)

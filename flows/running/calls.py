@@ -42,6 +42,7 @@ class Calls:
             namespace=job.ledger.namespaces[stage.writes],
             sampling=asdict(job.sampling),
             fit={kind: job.model.fit(kind).long_edges for kind in ("video", "image")},
+            shrinks=job.model.fit("image").shrinks,
             media=[
                 {
                     "path": m.path,

@@ -13,6 +13,7 @@ STAGE = Stage(
     job=EmbedJob,
     vectors=True,
     any_size=True,
+    shrinks=True,
     tiled=True,
     refuses=True,
     gives_back=True,

@@ -29,6 +29,8 @@ class Stage:
     captions."""
     any_size: bool = False
     """Whether pictures of any size are alike to it, so that they share a batch."""
+    shrinks: bool = False
+    """Whether pictures may be made smaller while they are decoded, as far as it does not show."""
     tiled: bool = False
     """Whether it may look at the parts of a picture, each by itself."""
     prompted: bool = False
