@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from artifacts.errors import MediaError
 from artifacts.schema import MOST_PIXELS, ChunkIndex, FrameFit, MediaIndex, picture_size
-from stages.frames.formats import PILLOW
+from stages.frames.formats import is_heic, picture_formats
 from stages.frames.opening import check_file
 from stages.frames.video import Chunk
 
@@ -24,8 +24,6 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 STRIP = 256
 """Rows that go from Pillow's memory to ours at a time: all at once, a picture is there three
 times."""
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-"""Brands that an iPhone's picture names after `ftyp`."""
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {
@@ -62,14 +60,15 @@ def read_picture(path: Path, fit: FrameFit | None = None) -> tuple[MediaIndex, C
     fit = fit or FrameFit()
     check_file(path)
     try:
+        formats = picture_formats(path)
         try:
-            height, width, pixels, found = _decode(path, fit)
+            height, width, pixels, found = _decode(path, formats, fit)
         except OSError as error:
             whole = path.read_bytes()
             if error.errno is not None or not whole.startswith(JPEG_START):
                 raise
             # libjpeg fills what is missing with grey when it meets the end it was promised.
-            height, width, pixels, _ = _decode(io.BytesIO(whole + JPEG_END), fit)
+            height, width, pixels, _ = _decode(io.BytesIO(whole + JPEG_END), formats, fit)
             found = ("cut short: the picture's missing part is grey",)
     except Image.DecompressionBombError as error:
         raise MediaError(
@@ -101,11 +100,11 @@ def read_picture(path: Path, fit: FrameFit | None = None) -> tuple[MediaIndex, C
 
 
 def _decode(
-    source: Path | io.BytesIO, fit: FrameFit
+    source: Path | io.BytesIO, formats: tuple[str, ...], fit: FrameFit
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
     """Return (height, width) as shown, pixels [height, width, 3] at the size to store, and
     warnings."""
-    with Image.open(source, formats=PILLOW) as image:
+    with Image.open(source, formats=formats) as image:
         size = image.size
         turn = _orientation(image)
         width, height = size[::-1] if turn in SWAPPING else size
@@ -171,11 +170,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _unknown(path: Path) -> MediaError:
     with path.open("rb") as file:
         start = file.read(12)
-    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
+    if is_heic(path):
         return MediaError(
-            f"{path} is a HEIC picture, which is not read",
-            kind="heic",
-            hint="Convert it to JPEG, for example with heif-convert",
+            f"{path} is damaged (no picture is found in it)",
+            kind="damaged",
+            hint="Copy or download it again",
         )
     if start[4:8] == b"ftyp":
         return MediaError(
