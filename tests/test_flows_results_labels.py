@@ -14,7 +14,7 @@ from flows.results.labels.judging import above_gap, cosines_of, judge_of
 from flows.results.labels.pooling import pooled
 
 
-def labels(*names: str, **settings: dict[str, Any]) -> LabelSet:
+def labels(*names: str, **settings: Any) -> LabelSet:
     made = (Label(name=name, prompts=(name,), **settings.get(name, {})) for name in names)
     return LabelSet(labels=tuple(made), templates=("{}",))
 
@@ -27,7 +27,7 @@ def texts(count: int, bias: float) -> TextVectors:
 def test_a_model_with_a_bias_gives_what_is_more_likely_than_not() -> None:
     judge = judge_of(labels("a", "b"), texts(2, -5.0), None)
     scores = judge.scores(np.array([[0.6, 0.4], [0.4, 0.4]], np.float32))
-    assert np.allclose(scores, 1 / (1 + np.exp([[-1, 1], [1, 1]])), atol=1e-6)
+    assert np.allclose(scores, 1 / (1 + np.exp(np.array([[-1, 1], [1, 1]]))), atol=1e-6)
     assert judge.passed(scores).tolist() == [[True, False], [False, False]]
     assert "more likely than not" in judge.why(0)
 
@@ -81,14 +81,15 @@ def test_a_parent_scores_as_its_best_child_and_a_child_needs_its_parent() -> Non
     scores = judge.scores(np.array([[0.1, 0.9, 0.2]], np.float32))
     assert scores[0].tolist() == pytest.approx([scores[0, 1]] * 3)
     assert judge.passed(scores).all()
-    strict = {"cat": {"parent": "pet"}, "pet": {"threshold": 0.99}}
+    strict: Any = {"cat": {"parent": "pet"}, "pet": {"threshold": 0.99}}
     judge = judge_of(labels("cat", "pet", **strict), texts(2, -5.0), None)
     assert not judge.passed(judge.scores(np.array([[0.7, 0.9]], np.float32))).any()
 
 
 def test_cosines_do_not_hang_on_the_length_of_a_vector() -> None:
     some = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
-    assert np.allclose(cosines_of(some, texts(2, 0.0)), [[0.6, 0.8], [0, 0]])
+    wanted = np.array([[0.6, 0.8], [0.0, 0.0]])
+    assert np.allclose(cosines_of(some, texts(2, 0.0)), wanted)
 
 
 def test_a_label_takes_its_best_tile_of_the_level_that_stands_out() -> None:

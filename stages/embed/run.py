@@ -61,8 +61,8 @@ def read_parts(
         return read_pictures(record_set, processor, member)
 
     def prepare(clip: Clip) -> Prepared:
-        boxes = boxes_of(*clip.frames.shape[1:3], job.tiles, job.edge)
-        made = prepare_parts(processor, clip, [tuple(box[1:]) for box in boxes])
+        boxes = boxes_of(clip.frames.shape[1], clip.frames.shape[2], job.tiles, job.edge)
+        made = prepare_parts(processor, clip, [(b.left, b.top, b.right, b.bottom) for b in boxes])
         return replace(made, side={BOXES: [list(box) for box in boxes]})
 
     return read_chunk(record_set, member, prepare)

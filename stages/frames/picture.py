@@ -131,12 +131,13 @@ def _divided(image: Image.Image, size: tuple[int, int], by: int) -> Image.Image:
     A decoder that did so has filled up its last row and column. Left there, they would shift what
     is in the picture by a part of a pixel, which shows in vectors: cosine 0.998 instead of 0.9999.
     """
-    wanted, inside = (round(size[0] / by), round(size[1] / by)), (size[0] / by, size[1] / by)
+    wanted = round(size[0] / by), round(size[1] / by)
     if image.size == size:  # no other format is decoded smaller
         return image.resize(wanted, Image.Resampling.BOX)
-    if image.size == inside:
+    if size[0] % by == size[1] % by == 0:
         return image
-    return image.resize(wanted, Image.Resampling.BICUBIC, box=(0.0, 0.0, *inside))
+    inside = (0.0, 0.0, size[0] / by, size[1] / by)
+    return image.resize(wanted, Image.Resampling.BICUBIC, box=inside)
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:

@@ -46,8 +46,7 @@ class TextReader:
     def _depends_on_filling(self, half: Any) -> bool:
         if not self.most:
             return False
-        made = [
-            text_vectors(half, self.inputs([TRIED], filled=filled)).float()
-            for filled in (False, True)
-        ]
-        return bool(torch.cosine_similarity(*made).item() < ALIKE)
+        bare, filled = (
+            text_vectors(half, self.inputs([TRIED], filled=each)).float() for each in (False, True)
+        )
+        return bool(torch.cosine_similarity(bare, filled).item() < ALIKE)
