@@ -6,16 +6,19 @@ another model, of which transformers would make up what it does not find.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.schema import Part
 from stages.models.hub.checkpoint import JSON_BYTES
+
+if TYPE_CHECKING:
+    import torch
 
 SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """Errors of a configuration whose values make no sense."""
@@ -76,6 +79,37 @@ class Native:
         return resolve_name(self.processor)(folder)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OriginalLayout:
+    """The layout of a family's files as its own code saved them, before they came to the hub. Names
+    are those of its tensors, without the `module.` that training on several GPUs puts before
+    them."""
+
+    words: str
+    """What such a file is, for people."""
+    module: str
+    """The module that knows it, with a function for each method here."""
+
+    def recognises(self, names: Collection[str]) -> bool:
+        """Tell whether a file with tensors of these names is in this layout."""
+        found: bool = resolve_name(f"{self.module}:recognises")(names)
+        return found
+
+    def config(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
+        """Return the config.json of the converted file, all but the type of its numbers; `shapes`
+        are those of the original one."""
+        found: dict[str, object] = resolve_name(f"{self.module}:config")(shapes)
+        return found
+
+    def rename(self, name: str, tensor: "torch.Tensor") -> "Iterable[tuple[str, torch.Tensor]]":
+        """Return the tensors that one of the original file becomes, views of it: several of one
+        that is fused, none of one that is computed."""
+        found: Iterable[tuple[str, torch.Tensor]] = resolve_name(f"{self.module}:rename")(
+            name, tensor
+        )
+        return found
+
+
 COGVLM2 = "stages.models.natives.cogvlm2"
 ROPE = AsPublished(
     part="language",
@@ -97,6 +131,13 @@ NATIVES: Mapping[str, Native] = {
     ),
 }
 """Class that a checkpoint's config.json names among its `architectures` → our code for it."""
+
+ORIGINALS: tuple[OriginalLayout, ...] = (
+    OriginalLayout(
+        words="an EVA-CLIP of the original code", module="stages.models.natives.evaclip.original"
+    ),
+)
+"""Layouts of files that `penstock convert` brings to the one that is read here."""
 
 
 def native_of(folder: Path) -> Native | None:
