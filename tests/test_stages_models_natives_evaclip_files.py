@@ -1,5 +1,5 @@
-"""EVA-CLIP's folders as people have them: settings that lie, no processor, pickles, and files of its
-original code."""
+"""EVA-CLIP's folders as people have them: settings that lie, no processor, pickles, and files of
+its original code."""
 
 import json
 import shutil
