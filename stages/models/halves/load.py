@@ -246,5 +246,5 @@ def refuse_pickle(folder: Path, trusted: bool) -> None:
     if not trusted:
         raise UsageError(
             f"{folder} has its weights only as pickles ({pickles[0].name}), which can run code",
-            hint="Use one saved as safetensors, or add --trust-remote-code if you trust it",
+            hint=f"Convert it: penstock convert {folder} DST, and use --model DST",
         )

@@ -87,7 +87,8 @@ def without_safetensors(name: str, files: Sequence[str]) -> UsageError:
     if pickles:
         return UsageError(
             f"{name} has its weights only as pickles ({pickles[0]}), which can run code",
-            hint="Use one saved as safetensors, or download it and give the folder",
+            hint=f"Download it with: hf download {name} --local-dir SRC, and convert it with: "
+            "penstock convert SRC DST",
         )
     return UsageError(
         f"{name} holds no model with weights (*.safetensors)",

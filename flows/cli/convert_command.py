@@ -1,0 +1,24 @@
+"""Runs `penstock convert`: a model's pickled weights as safetensors, in a folder of their own."""
+
+import argparse
+from pathlib import Path
+
+from flows.console.display import Display, printable, size
+from flows.console.terminal import forget_terminal
+from flows.job.conversion import convert
+
+
+def convert_command(given: argparse.Namespace) -> int:
+    """Convert a model, and say what its folder holds. Raises PenstockError."""
+    source, folder = (Path(path).expanduser() for path in (given.source, given.folder))
+    found = convert(source, folder, given.dtype, Display())
+    forget_terminal()
+    files = f"{found.shards} file{'s' if found.shards > 1 else ''}"
+    there = f", {found.there} of them there before" if found.there else ""
+    print(
+        printable(
+            f"{folder}: {found.tensors} tensors, {size(found.data_bytes)}, in {files}{there}; "
+            f"use it with --model {folder}"
+        )
+    )
+    return 0
