@@ -111,6 +111,7 @@ class OriginalLayout:
 
 
 COGVLM2 = "stages.models.natives.cogvlm2"
+EVACLIP = "stages.models.natives.evaclip"
 ROPE = AsPublished(
     part="language",
     words="frequencies of its rotary positions rounded to bfloat16, as its files hold them",
@@ -129,13 +130,16 @@ NATIVES: Mapping[str, Native] = {
         processor=f"{COGVLM2}.processor:load_image_processor",
         as_published=ROPE,
     ),
+    "EvaCLIPModel": Native(
+        config=f"{EVACLIP}.config:EvaCLIPConfig",
+        model=f"{EVACLIP}.model:EvaCLIPModel",
+        processor=f"{EVACLIP}.processor:load_processor",
+    ),
 }
 """Class that a checkpoint's config.json names among its `architectures` → our code for it."""
 
 ORIGINALS: tuple[OriginalLayout, ...] = (
-    OriginalLayout(
-        words="an EVA-CLIP of the original code", module="stages.models.natives.evaclip.original"
-    ),
+    OriginalLayout(words="an EVA-CLIP of the original code", module=f"{EVACLIP}.original"),
 )
 """Layouts of files that `penstock convert` brings to the one that is read here."""
 

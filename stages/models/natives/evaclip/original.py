@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 
+from stages.models.natives.evaclip.config import TOWERS
+
 logger = logging.getLogger(__name__)
 
 VISION, TEXT = "vision_model.encoder.layers.", "text_model.encoder.layers."
@@ -44,13 +46,6 @@ FUSED: tuple[tuple[str, str], ...] = (
     (rf"{RESBLOCK}attn\.in_proj_(weight|bias)$", TEXT),
 )
 """Pattern of a tensor that is three in one → where its layer lies."""
-TOWERS: Mapping[int, tuple[int, bool]] = {
-    1792: (112, True),  # E and E-plus
-    4096: (128, False),  # 8B and 8B-448
-    5120: (128, True),  # 18B
-}
-"""Width of a published vision tower → width of a head, and whether norms stand behind attention and
-MLP."""
 TEXT_HEAD = 64
 """Width of a head of all published text towers."""
 
