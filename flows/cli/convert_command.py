@@ -6,12 +6,14 @@ from pathlib import Path
 from flows.console.display import Display, printable, size
 from flows.console.terminal import forget_terminal
 from flows.job.conversion import convert
+from stages.convert.job import ConvertJob
 
 
 def convert_command(given: argparse.Namespace) -> int:
     """Convert a model, and say what its folder holds. Raises PenstockError."""
     source, folder = (Path(path).expanduser() for path in (given.source, given.folder))
-    found = convert(source, folder, given.dtype, Display())
+    job = ConvertJob(source=str(source), folder=str(folder), dtype=given.dtype)
+    found = convert(job, Display())
     forget_terminal()
     files = f"{found.shards} file{'s' if found.shards > 1 else ''}"
     there = f", {found.there} of them there before" if found.there else ""

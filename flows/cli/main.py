@@ -20,8 +20,8 @@ from flows.cli.options import (
 from flows.cli.train_plan import add_train_options
 from flows.console.terminal import forget_terminal
 from flows.job.config import PRECISIONS
-from flows.job.conversion import DTYPES
 from flows.pipelines import PURPOSES
+from stages.convert.job import DTYPES
 
 EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage · 3 cannot fit ·
 4 interrupted, resumable · 5 environment (disk, store, driver, network)"""

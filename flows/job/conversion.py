@@ -4,19 +4,16 @@ The process is kept to so much memory, whatever the size of the model: what is i
 for any.
 """
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.errors import OutOfMemory, UsageError
 from flows.console.display import Display, gib
 from flows.job.config import user_cache
 from flows.job.launch import DirectLauncher, StageCall, run_to_end
+from stages.convert.job import ConvertJob
 from stages.process.events import Event, Noted
+from stages.process.job import told_of
 
-DTYPES = ("fp16", "bf16", "fp32")
-"""Types that floating numbers can be written in."""
-SHARD_BYTES = 2 << 30
-"""Size of a file of weights, which is also what is made again, at most, after a process died."""
 MOST_BYTES = 1 << 30
 """Bytes that converting may take above its imports. Pieces of tensors take 30 MB; what is said of
 100,000 tensors takes 300 MB."""
@@ -32,10 +29,8 @@ class Converted(NamedTuple):
     """Number of shards that were there before."""
 
 
-def convert(
-    source: Path, folder: Path, dtype: str, display: Display, shard_bytes: int = SHARD_BYTES
-) -> Converted:
-    """Convert a model; `dtype` is empty for numbers that keep their types. Raises PenstockError."""
+def convert(job: ConvertJob, display: Display) -> Converted:
+    """Convert a model. Raises PenstockError."""
 
     def listen(name: str, event: Event) -> None:
         if isinstance(event, Noted) and "shards" in event.values:
@@ -44,12 +39,7 @@ def convert(
 
     call = StageCall(
         name="convert",
-        arguments={
-            "source": str(source),
-            "folder": str(folder),
-            "dtype": dtype,
-            "shard_bytes": shard_bytes,
-        },
+        arguments=told_of(job),
         device="cpu",
         log=user_cache() / "logs" / "convert.log",
         budget=MOST_BYTES,
@@ -58,7 +48,7 @@ def convert(
         notes: dict[str, Any] = run_to_end(DirectLauncher(listen), call).notes
     except OutOfMemory as error:
         raise UsageError(
-            f"{source} takes more than {gib(MOST_BYTES)} of memory to be read",
+            f"{job.source} takes more than {gib(MOST_BYTES)} of memory to be read",
             hint="No weights of a model do: check where it comes from",
         ) from error
     finally:

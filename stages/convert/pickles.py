@@ -150,7 +150,11 @@ def _unpickled(path: Path) -> Any:
                 f"{path} is a TorchScript archive, which is code: it is refused",
                 hint="Give the file that holds the model's state_dict",
             ) from error
-        raise not_whole(path, "file of pickled weights") from error
+        said = " ".join(str(error).split())[:160] or type(error).__name__
+        raise EnvironmentFault(
+            f"{path} cannot be read as pickled weights: {said}",
+            hint="Download it again, or save its weights again as plain tensors",
+        ) from error
 
 
 def _state(found: Any) -> Mapping[str, Any]:

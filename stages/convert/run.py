@@ -1,5 +1,6 @@
 """Converts one model: its pickled tensors, one after the other, into files of a bounded size."""
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
+from stages.convert.job import DTYPES, ConvertJob
 from stages.convert.pickles import Pickle, open_pickle
 from stages.convert.source import PickledModel, config_as, find_pickled, json_bytes
 from stages.models.hub.checkpoint import AGAIN
@@ -24,14 +26,14 @@ from stages.models.shards.writing import (
     write_rest,
     write_shard,
 )
+from stages.process.job import job_of
 from stages.process.report import Report
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MORE_ROOM = "Free some space, or give a folder on a larger disk; --dtype fp16 takes half of fp32"
 GO_ON = "Mend that, and run the same command again: what is written is kept"
 
 
-class Origin(NamedTuple):
+class PickledTensor(NamedTuple):
     """The place that a tensor comes from."""
 
     pickle: Pickle
@@ -42,43 +44,46 @@ class Origin(NamedTuple):
 
 
 def run(job: dict[str, Any], report: Report) -> None:
-    """Convert a model, and tell each file of weights as an item. Job: source, folder, dtype (of
-    floating numbers; empty: as they are), shard_bytes.
+    """Convert the model of a ConvertJob, and tell each file of weights as an item.
 
     A first note says how many `shards` there will be, and how many are `there`; a last one how many
     `tensors` and `data_bytes` the folder holds. Raises PenstockError.
     """
-    logging.getLogger("stages").addHandler(_Telling(report))
-    source, folder = find_pickled(Path(job["source"])), Path(job["folder"])
-    dtype = DTYPES.get(job["dtype"])
+    with _telling(report):
+        _convert(job_of(ConvertJob, job), report)
+
+
+def _convert(job: ConvertJob, report: Report) -> None:
+    source, folder = find_pickled(Path(job.source)), Path(job.folder)
+    dtype: torch.dtype | None = getattr(torch, DTYPES[job.dtype]) if job.dtype else None
     pickles = [open_pickle(path) for path in source.files]
     _check_index(source, pickles)
     names = [name for pickle in pickles for name in pickle.tensors]
     original = next((layout for layout in ORIGINALS if layout.recognises(names)), None)
     small = _small_files(source, pickles, original, dtype)
     origins = _origins(pickles, original)
-    shards = lay_out(
-        (_spec(name, o.told, dtype) for name, o in origins.items()), job["shard_bytes"]
-    )
+    shards = lay_out((_spec(name, o.told, dtype) for name, o in origins.items()), job.shard_bytes)
     made_of = {
         "weights": digest_of([[pickle.path.name, pickle.digest] for pickle in pickles]),
-        "dtype": job["dtype"],
-        "shard_bytes": job["shard_bytes"],
+        "dtype": job.dtype,
+        "shard_bytes": job.shard_bytes,
     }
     with claimed(folder, made_of):
         _write(folder, shards, small, _Contents(origins, original), report)
     report.note(tensors=len(origins), data_bytes=sum(shard.data_bytes for shard in shards))
 
 
-class _Telling(logging.Handler):
-    """A handler that hands what is logged to who runs the command."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__(logging.WARNING)
-        self._report = report
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._report.warning(record.getMessage())
+@contextlib.contextmanager
+def _telling(report: Report) -> Iterator[None]:
+    """Have what is logged meanwhile told to who runs the command."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: report.warning(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("stages")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _write(
@@ -105,7 +110,9 @@ def _write(
 class _Contents:
     """The numbers of each tensor that is written."""
 
-    def __init__(self, origins: Mapping[str, Origin], original: OriginalLayout | None) -> None:
+    def __init__(
+        self, origins: Mapping[str, PickledTensor], original: OriginalLayout | None
+    ) -> None:
         self._origins, self._original = origins, original
 
     def __call__(self, spec: TensorSpec) -> Iterator[torch.Tensor]:
@@ -115,7 +122,7 @@ class _Contents:
         tensor = dict(_called(name, pickle.read(name), self._original))[spec.name]
         for piece in in_pieces(tensor):
             cast = piece.to(spec.dtype)
-            if cast is not piece and not torch.equal(cast.isfinite(), piece.isfinite()):
+            if not (cast is piece or cast.isfinite().all()) and _overflows(cast, piece):
                 most = piece[piece.isfinite()].abs().max().item()
                 raise UsageError(
                     f"tensor {spec.name} holds {most:.6g}, which is infinite in "
@@ -125,6 +132,11 @@ class _Contents:
             yield cast
 
 
+def _overflows(cast: torch.Tensor, piece: torch.Tensor) -> bool:
+    """Tell whether numbers became infinite that were not."""
+    return not torch.equal(cast.isfinite(), piece.isfinite())
+
+
 def _called(
     name: str, tensor: torch.Tensor, original: OriginalLayout | None
 ) -> list[tuple[str, torch.Tensor]]:
@@ -132,10 +144,12 @@ def _called(
     return [(name, tensor)] if original is None else list(original.rename(name, tensor))
 
 
-def _origins(pickles: Sequence[Pickle], original: OriginalLayout | None) -> dict[str, Origin]:
+def _origins(
+    pickles: Sequence[Pickle], original: OriginalLayout | None
+) -> dict[str, PickledTensor]:
     """Return each tensor to be written, with where it comes from. Those that share their memory are
     written each, because which of them may be left out only the model's class knows."""
-    found: dict[str, Origin] = {}
+    found: dict[str, PickledTensor] = {}
     for pickle in pickles:
         for name, tensor in pickle.tensors.items():
             for new, told in _called(name, tensor, original):
@@ -144,7 +158,7 @@ def _origins(pickles: Sequence[Pickle], original: OriginalLayout | None) -> dict
                         f"tensor {new} is in {found[new].pickle.path.name} and in {pickle.path}",
                         hint="They are of different models: give the file of one",
                     )
-                found[new] = Origin(pickle, name, told)
+                found[new] = PickledTensor(pickle, name, told)
     return found
 
 

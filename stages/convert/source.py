@@ -10,10 +10,10 @@ from typing import Any
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular import open_regular
 from stages.models.hub.checkpoint import AGAIN, SMALL, not_whole, weight_map
+from stages.models.hub.faults import PICKLES
 
-SUFFIXES = (".bin", ".pt", ".pth")
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-PARTS = "pytorch_model-*-of-*.bin"
+PARTS = "pytorch_model-*-of-[0-9]*[0-9].bin"
 BESIDE = (
     "tokenizer*", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json",
     "*processor_config.json", "chat_template*",
@@ -44,7 +44,7 @@ class PickledModel:
         found = {}
         for path in sorted(self.folder.iterdir()):
             taken = any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
-            weights = path.suffix in SUFFIXES or path.name.endswith(".index.json")
+            weights = path.suffix in PICKLES or path.name.endswith(".index.json")
             if not taken or weights or not path.is_file():
                 continue
             try:
@@ -61,9 +61,9 @@ def find_pickled(path: Path) -> PickledModel:
     """Find the weights of a folder, or of one file. Raises UsageError for what holds none,
     EnvironmentFault for what is not all there."""
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if path.suffix not in PICKLES:
             raise UsageError(
-                f"{path} is no file of pickled weights ({', '.join(SUFFIXES)})",
+                f"{path} is no file of pickled weights ({', '.join(PICKLES)})",
                 hint=_already(path.parent) if path.suffix == ".safetensors" else "Check its name",
             )
         return PickledModel(folder=path.parent, files=(path,), index={}, alone=True)
@@ -94,12 +94,12 @@ def _files(folder: Path) -> tuple[Path, ...]:
     parts = sorted(folder.glob(PARTS))
     if parts:
         count = parts[0].stem.rpartition("-")[2]
-        if not count.isdigit() or len(parts) != int(count):
+        if len(parts) != int(count):
             raise EnvironmentFault(
-                f"{folder} holds {len(parts)} of the {count} files of its weights", hint=AGAIN
+                f"{folder} holds {len(parts)} of the {int(count)} files of its weights", hint=AGAIN
             )
         return tuple(parts)
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    found = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
     if len(found) == 1:
         return (found[0],)
     names = ", ".join(path.name for path in found[:3])

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from stages.models.hub.checkpoint import SINGLE
+from stages.models.shards import SHARD_BYTES
 
 DTYPES = {
     "F64": torch.float64,
@@ -32,9 +33,6 @@ DTYPES = {
 }
 """Types that weights are stored in, by their names in a header."""
 WORDS = {dtype: word for word, dtype in DTYPES.items()}
-SHARD_BYTES = 2 << 30
-"""A file takes no tensor that would bring it above so much; a single tensor may be larger. It is
-also what is made again, at most, after a process died."""
 
 
 class TensorSpec(NamedTuple):
