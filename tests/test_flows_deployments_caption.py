@@ -24,9 +24,10 @@ from artifacts.captions import Failure
 from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, Killed, UsageError
 from flows.console.display import Display
 from flows.deployments import view as prefect_view
-from flows.deployments.caption import Caller, caption_videos, observed
+from flows.deployments.caption import caption_videos, observed
 from flows.deployments.endings import INTERRUPTED, ended_by
 from flows.deployments.page import RunPage
+from flows.deployments.runs import Caller
 from flows.deployments.view import TABLE_ROWS, Progress, RunLog, plain, table
 from flows.job.config import CaptionConfig
 from scripts.stage_processes import stage_of
