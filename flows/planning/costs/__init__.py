@@ -33,7 +33,7 @@ COSTS: Mapping[str, Cost] = {
     "encode": Cost(rungs=encode.rungs, memory=encode.memory, work_left=encode.work_left),
     "embed": Cost(
         rungs=partial(encode.rungs, stage="embed"),
-        memory=encode.memory,
+        memory=partial(encode.memory, libraries=encode.EMBED_BYTES),
         work_left=encode.work_left,
     ),
     "decode": Cost(rungs=decode.rungs, memory=decode.memory, work_left=decode.work_left),
