@@ -7,13 +7,11 @@ from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.tiles import OFF
 from flows.console.display import parse_size
-from flows.job.config import DEFAULT_MODEL, FORMATS, PRECISIONS, CaptionConfig
+from flows.job.config import DEFAULT_MODEL, FORMATS, PICTURES_A_BATCH, PRECISIONS, CaptionConfig
 from stages.decode.engines import AUTO, CHOICES
 
 PROMPT_BYTES = 1 << 24
 """Largest size of the text of `--prompt-file`: no model reads as much."""
-PICTURES_A_BATCH = 32
-"""Pictures that `embed` gives the encoder at once, where they fit."""
 STORE_HELP = "[$PENSTOCK_STORE or the user's cache folder]"
 
 

@@ -18,6 +18,8 @@ FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset")
 """The values of `--format`; jsonl is always written."""
 BESIDE = ("txt", "vtt", "srt")
 """Formats that make one file a medium, which `--beside` puts next to it."""
+PICTURES_A_BATCH = 32
+"""Pictures that `embed` gives the encoder at once, where they fit."""
 PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
 """The values of `--precision`; `auto` is native, and less when that does not fit. int8 and nf4
 quantize the vision half only when its own option says so."""
@@ -185,3 +187,13 @@ class CaptionConfig:
         if self.prompt is not None:
             return self.prompt
         return IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedConfig(CaptionConfig):
+    """One run that makes vectors. What it says of text has no effect."""
+
+    model: str
+    """Hub id or folder of a model of the CLIP kind."""
+    batch_size: int = PICTURES_A_BATCH
+    """Pictures a batch."""

@@ -39,6 +39,11 @@ class VectorsWritten:
     failures: list[Failure] = field(default_factory=list)
 
     @property
+    def made(self) -> int:
+        """Return the number of vectors."""
+        return self.vectors
+
+    @property
     def exit_code(self) -> int:
         """Return 0 when all is embedded, 1 when some items failed."""
         return 1 if self.failures else 0
@@ -53,6 +58,10 @@ class VectorsWritten:
             "failed": len(self.failures),
             "exit_code": self.exit_code,
         }
+
+    def row(self) -> dict[str, Any]:
+        """Return what was made, as a row of a table."""
+        return {"files": self.files, "vectors": self.vectors, "folder": str(self.out)}
 
     def line(self) -> str:
         """Return the outcome in one line."""

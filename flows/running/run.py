@@ -139,11 +139,14 @@ def caption(
 
 
 def embed(
-    config: CaptionConfig, display: Display, make_launcher: LauncherMaker = DirectLauncher
+    config: CaptionConfig,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
 ) -> VectorsWritten:
-    """Make vectors of everything the configuration names. Raises PenstockError; what is finished
-    stays done."""
-    watch = Watch(display)
+    """Make vectors of everything the configuration names, with `on_begin` as `caption` has it.
+    Raises PenstockError; what is finished stays done."""
+    watch = Watch(display, on_begin)
     with prepared(config, watch, make_launcher, EMBED) as (job, launcher):
         outputs = vector_places(job)
         written: list[VectorsWritten] = []

@@ -11,8 +11,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 
-from stages.models.natives.evaclip.config import TOWERS
-
 logger = logging.getLogger(__name__)
 
 VISION, TEXT = "vision_model.encoder.layers.", "text_model.encoder.layers."
@@ -88,6 +86,8 @@ def _shaped(name: str, tensor: torch.Tensor) -> torch.Tensor:
 def config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
     """Return the config.json of the converted file; `shapes` are those of the original one. What
     a tower of a width that was never published is like is assumed, and a warning says so."""
+    from stages.models.natives.evaclip.config import TOWERS  # brings transformers
+
     width = shapes["visual.cls_token"][-1]
     patch = shapes["visual.patch_embed.proj.weight"][-1]
     if width not in TOWERS:
