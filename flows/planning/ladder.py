@@ -190,7 +190,7 @@ def weights(rung: Rung) -> tuple[str, bool]:
 
 def shown(rung: Rung, other: Rung) -> str:
     """Return a rung in words: `batch 4` where only that differs from another, else all it is."""
-    return f"batch {rung.batch}" if replace(rung, batch=other.batch) == other else rung.name
+    return rung.size_name if replace(rung, batch=other.batch) == other else rung.name
 
 
 def index_of(rungs: Sequence[Rung], found: Rung) -> int:

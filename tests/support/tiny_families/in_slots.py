@@ -10,8 +10,8 @@ import torch
 from stages.decode.engines.inflight.coming import Coming
 from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.loop import Loop
-from stages.decode.engines.inflight.pool import FEWEST
 from stages.decode.engines.inflight.reading import TYPES, ReadRow, read_row
+from stages.decode.engines.inflight.shape import FEWEST
 from stages.decode.engines.inflight.trial import TrialResult, judge, reference_of
 from stages.decode.protocol import Asked
 from stages.memory.shrinking import Shrinking

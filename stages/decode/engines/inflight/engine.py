@@ -16,8 +16,8 @@ from stages.decode.engines.inflight.coming import Coming, coming
 from stages.decode.engines.inflight.flight import Flight
 from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.loop import Loop
-from stages.decode.engines.inflight.pool import FEWEST
 from stages.decode.engines.inflight.reading import ReadRow, read_row
+from stages.decode.engines.inflight.shape import rows_for
 from stages.decode.engines.inflight.trial import BESIDE, TrialResult, judge, reference_of
 from stages.decode.engines.transformers import Transformers, make_greedy
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
@@ -105,7 +105,7 @@ class InFlight:
         return Loop(
             self._read,
             shrinking,
-            rows=rows_of(self._job),
+            rows=rows_for(slots_of(self._job)),
             slots=slots_of(self._job),
             late=int(self._job.device != "cpu"),
         )
@@ -137,15 +137,16 @@ class InFlight:
             return TrialResult(reason=str(error))
 
     def _tried(self, asked: Asked, longer: Asked, half: Any) -> TrialResult:
-        row, other = (self._row(each, half) for each in (asked, longer))
         inputs, features, options = self._given(half, asked)
         reference = reference_of(half, inputs, features, **options)
-        slots, rows = max(BESIDE, slots_of(self._job)), rows_of(self._job)
+        row, other = (self._row(each, half) for each in (asked, longer))
+        wanted = slots_of(self._job)
+        slots, rows = max(BESIDE, wanted), rows_for(wanted)
         while True:
             found, words = attempt(partial(judge, row, other, reference, rows, slots))
             if words is None:
                 return found.pop()
-            if slots <= BESIDE:
+            if slots <= min(BESIDE, wanted):  # beside a single slot nobody stands
                 if self._job.engine == AUTO:
                     return TrialResult(reason=f"there was not the memory to try it: {words}")
                 raise MemoryError(words)
@@ -160,8 +161,3 @@ class InFlight:
 def slots_of(job: DecodeJob) -> int:
     """Return how many slots there are room for: as many as a batch has rows."""
     return max((len(batch) for batch in job.batches), default=1)
-
-
-def rows_of(job: DecodeJob) -> int:
-    """Return how many rows a step computes: a power of two, so that other jobs compute as many."""
-    return max(FEWEST, 1 << (slots_of(job) - 1).bit_length())

@@ -12,24 +12,23 @@ from typing import Any
 
 import torch
 
-from stages.decode.engines.inflight.layers import CannotSeat, PoolShape
-from stages.decode.engines.inflight.pool import FEWEST, Pool, columns_for
+from stages.decode.engines.inflight.layers import CannotSeat
+from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.reading import ReadRow, chosen
+from stages.decode.engines.inflight.shape import TRIED, trial_shapes
 from stages.decode.reading import far, rounding
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.process.exit_diagnosis import out_of_memory
 
-STEPS = 4
+BEFORE = 2
+"""Tokens that whoever was in a slot before has made."""
+STEPS = TRIED - BEFORE
 """Tokens that are tried; what is wrong with masks or positions shows at the first."""
 ROUNDINGS = 2
 """How many times what pieces of a prompt may differ by: tokens after it are rounded one by one."""
-BEFORE = 2
-"""Tokens that whoever was in a slot before has made."""
 BESIDE = 2
 """Fewest slots with which it can be tried what stands beside a row."""
-LONGER = 5
-"""How many times the columns another pool has: so many that kernels cut them otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +75,7 @@ def judge(row: ReadRow, other: ReadRow, reference: Reference, rows: int, slots: 
 def _judged(
     row: ReadRow, other: ReadRow, reference: Reference, rows: int, slots: int
 ) -> TrialResult:
-    columns = columns_for(max(row.tokens, other.tokens) + STEPS + BEFORE)
-    shape = PoolShape(rows=rows, slots=slots, columns=columns)
+    shape, otherwise = trial_shapes(rows, slots, max(row.tokens, other.tokens))
     alone = _trace(row, reference, Pool(row, shape), 0)
     wanted = [logits[0].float() for logits in reference.logits[: len(alone)]]
     found = far(wanted, [logits.float() for logits in alone])
@@ -85,9 +83,6 @@ def _judged(
         return TrialResult(reason=f"in slots its numbers are others, by {found:.1e}")
     if not _same(alone, _trace(row, reference, Pool(row, shape), slots - 1, other)):
         return TrialResult(reason="its numbers hang on what is beside a row")
-    otherwise = PoolShape(
-        rows=FEWEST if rows > FEWEST else 2 * rows, slots=1, columns=LONGER * columns
-    )
     if not _same(alone, _trace(row, reference, Pool(row, otherwise), 0, other)):
         return TrialResult(reason="its numbers hang on how large the pool is")
     return TrialResult()
