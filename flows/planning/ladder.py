@@ -43,6 +43,8 @@ class Ladder:
         self.rungs = rungs
         self.advise: Callable[[str], str] = lambda stage: ""
         """Function that says what would make a stage fit that does not."""
+        self.instead: Callable[[Rung], int] = lambda rung: rung.batch
+        """Function that tells the batch in place of a rung's slots, where there are none."""
         self._remembered = remembered
         self._budget = budget_bytes
         self._tell = tell
