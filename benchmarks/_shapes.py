@@ -19,7 +19,7 @@ VOCABULARY = 96000
 END = {"eos_token_id": 1, "pad_token_id": 0}
 
 
-def _text(**changes: Any) -> dict[str, Any]:
+def text_settings(**changes: Any) -> dict[str, Any]:
     base = {
         "hidden_size": 1024,
         "intermediate_size": 4096,
@@ -48,7 +48,7 @@ def llava() -> tuple[Any, Any]:
             "patch_size": 14,
             "projection_dim": 768,
         },
-        text_config=_text(model_type="llama"),
+        text_config=text_settings(model_type="llama"),
         image_token_index=made.convert_tokens_to_ids("<image>"),
     )
     square = {"height": 336, "width": 336}
@@ -70,7 +70,7 @@ def qwen() -> tuple[Any, Any]:
     token = made.convert_tokens_to_ids
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
     config = hf.Qwen2_5_VLConfig(
-        text_config=_text(
+        text_config=text_settings(
             num_key_value_heads=4, intermediate_size=5504, rope_parameters=rope, hidden_act="silu"
         ),
         vision_config={
@@ -120,7 +120,7 @@ def smolvlm() -> tuple[Any, Any]:
             "image_size": 512,
             "patch_size": 16,
         },
-        text_config=_text(
+        text_config=text_settings(
             model_type="llama",
             hidden_size=960,
             intermediate_size=2560,
@@ -153,7 +153,9 @@ def mllama() -> tuple[Any, Any]:
         chat_template="{{ bos_token }}" + template("<|image|>"),
     )
     config = hf.MllamaConfig(
-        text_config=_text(cross_attention_layers=[1, 3], num_key_value_heads=4, bos_token_id=2),
+        text_config=text_settings(
+            cross_attention_layers=[1, 3], num_key_value_heads=4, bos_token_id=2
+        ),
         vision_config={
             "hidden_size": 768,
             "intermediate_size": 3072,
@@ -171,94 +173,11 @@ def mllama() -> tuple[Any, Any]:
     return hf.MllamaForConditionalGeneration(config), processor
 
 
-def gemma() -> tuple[Any, Any]:
-    """Frames of 256 tokens each; three of four layers see a window."""
-    made = words(boi_token="<boi>", eoi_token="<eoi>", image_token="<soft>")
-    token = made.convert_tokens_to_ids
-    ropes = {name: {"rope_type": "default", "rope_theta": 1e6} for name in WINDOWED}
-    config = hf.Gemma3Config(
-        text_config=_text(
-            num_key_value_heads=8,
-            head_dim=64,
-            query_pre_attn_scalar=64,
-            sliding_window=512,
-            layer_types=[*WINDOWED[:1] * 3, WINDOWED[1]],
-            rope_parameters=ropes,
-        ),
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 12,
-            "image_size": 448,
-            "patch_size": 14,
-            "vision_use_head": False,
-        },
-        mm_tokens_per_image=256,
-        boi_token_index=token("<boi>"),
-        eoi_token_index=token("<eoi>"),
-        image_token_id=token("<soft>"),
-    )
-    processor = hf.Gemma3Processor(
-        hf.Gemma3ImageProcessor(size={"height": 448, "width": 448}),
-        made,
-        chat_template=template("<boi>"),
-        image_seq_length=256,
-    )
-    return hf.Gemma3ForConditionalGeneration(config), processor
-
-
-WINDOWED = ["sliding_attention", "full_attention"]
-
-
-def hybrid() -> tuple[Any, Any]:
-    """Frames as large as they are; three of four layers remember a row in states."""
-    _, plain = qwen()
-    token = plain.tokenizer.convert_tokens_to_ids
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_interleaved": True}
-    config = hf.Qwen3_5Config(
-        text_config=_text(
-            num_hidden_layers=8,
-            num_key_value_heads=4,
-            head_dim=64,
-            linear_num_key_heads=8,
-            linear_num_value_heads=16,
-            rope_parameters={**rope, "mrope_section": [3, 3, 2], "partial_rotary_factor": 0.25},
-        ),
-        vision_config={
-            "depth": 3,
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_heads": 12,
-            "out_hidden_size": 1024,
-            "num_position_embeddings": 576,
-        },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-    )
-    common = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
-    size = {"shortest_edge": 64 * 64, "longest_edge": 64 * 448 * 448}
-    processor = hf.Qwen3VLProcessor(
-        image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
-        tokenizer=plain.tokenizer,
-        video_processor=hf.Qwen3VLVideoProcessor(
-            size=size, min_frames=2, max_frames=64, cap_pixels_per_frame=False, **common
-        ),
-        chat_template=QWEN_TEMPLATE,
-    )
-    return hf.Qwen3_5ForConditionalGeneration(config), processor
-
-
 SHAPES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": llava,
     "qwen2.5-vl": qwen,
     "smolvlm": smolvlm,
     "mllama": mllama,
-    "gemma3": gemma,
-    "qwen3.5": hybrid,
 }
 
 
@@ -266,11 +185,13 @@ def build(folder: Path, name: str, tokens: int) -> Path:
     """Write a checkpoint of that shape in 16 bit; a caption has so many tokens."""
     import torch
 
+    from benchmarks._shapes_kept import KEPT
+
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model, processor = SHAPES[name]()
+        model, processor = {**SHAPES, **KEPT}[name]()
     finally:
         torch.set_default_dtype(default)
     model.generation_config.update(min_new_tokens=tokens, **END)
