@@ -272,6 +272,22 @@ def test_a_half_that_is_not_for_slots_is_refused_or_served_as_before(
     assert found["engine_reason"] == "its numbers hang on what is beside a row"
 
 
+def test_a_trial_that_runs_out_of_memory_is_made_with_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = wave_of(tmp_path, 4)
+    step = Pool.step
+    monkeypatch.setattr(Pool, "step", failing(step, [0]))
+    in_slots(wave)
+    assert len(wave.captions()) == 10
+    monkeypatch.setattr(Pool, "step", failing(step, [0, 1]))
+    found = noted(in_slots(wave, OTHER, engine="auto"))
+    assert found["engine_reason"].startswith("there was not the memory to try it")
+    monkeypatch.setattr(Pool, "step", failing(step, [0, 1]))
+    with pytest.raises(MemoryError):
+        in_slots(wave, THIRD)
+
+
 def test_who_has_no_slots_is_told_a_batch_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

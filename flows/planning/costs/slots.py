@@ -11,7 +11,13 @@ from flows.planning.batch_costs import Expected
 from flows.planning.estimate import Term
 from flows.planning.workloads import Workload
 from stages.decode.engines import INFLIGHT, SEATED
-from stages.decode.engines.inflight.shape import PoolShape, columns_for, rows_for, trial_shapes
+from stages.decode.engines.inflight.shape import (
+    BESIDE,
+    PoolShape,
+    columns_for,
+    rows_for,
+    trial_shapes,
+)
 from stages.models.prefetch import PREFETCH_BATCHES
 from stages.models.profile import PartProfile
 from stages.models.row_memory import RowMemory
@@ -78,10 +84,10 @@ def step_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
 
 
 def trial_bytes(memory: RowMemory, pool: PoolShape, tokens: int, each: int) -> int:
-    """Return what it takes to try whether a half is for slots, by prompts of at most so many
-    tokens."""
+    """Return what it takes at the least to try whether a half is for slots, by prompts of at most
+    so many tokens."""
     rows = 2 * (memory.bytes(tokens, each) + memory.states(each))
-    tried: Sequence[PoolShape] = trial_shapes(pool.rows, pool.slots, tokens)
+    tried: Sequence[PoolShape] = trial_shapes(pool.rows, min(BESIDE, pool.slots), tokens, lean=True)
     return rows + max(pool_bytes(memory, p, each) + step_bytes(memory, p, each) for p in tried)
 
 

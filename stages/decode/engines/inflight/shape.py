@@ -13,8 +13,9 @@ LONGER = 5
 """How many times the columns another pool of a trial has: so many that kernels cut them
 otherwise."""
 FURTHER = 1024
-"""Most columns that it has more: kernels cut the next thousand otherwise, too, and a trial is to
-take no more than what it is for."""
+"""Most columns that it has more: kernels cut the next thousand otherwise, too."""
+BESIDE = 2
+"""Fewest slots with which it can be tried what stands beside a row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +46,12 @@ def rows_for(slots: int) -> int:
     return max(FEWEST, 1 << (slots - 1).bit_length())
 
 
-def trial_shapes(rows: int, slots: int, tokens: int) -> tuple[PoolShape, PoolShape]:
+def trial_shapes(
+    rows: int, slots: int, tokens: int, *, lean: bool = False
+) -> tuple[PoolShape, PoolShape]:
     """Return the pools of a trial by rows of at most so many tokens: the job's own, and one that is
-    other in all."""
+    other in all. A `lean` one is for who has not the memory for more."""
     columns = columns_for(tokens + TRIED)
-    other = PoolShape(
-        rows=FEWEST if rows > FEWEST else 2 * rows,
-        slots=1,
-        columns=columns + min((LONGER - 1) * columns, FURTHER),
-    )
+    longer = COLUMNS if lean else min((LONGER - 1) * columns, FURTHER)
+    other = PoolShape(rows=FEWEST if rows > FEWEST else 2 * rows, slots=1, columns=columns + longer)
     return PoolShape(rows=rows, slots=slots, columns=columns), other

@@ -15,7 +15,7 @@ import torch
 from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.reading import ReadRow, chosen
-from stages.decode.engines.inflight.shape import TRIED, trial_shapes
+from stages.decode.engines.inflight.shape import TRIED, PoolShape
 from stages.decode.reading import far, rounding
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
@@ -27,8 +27,6 @@ STEPS = TRIED - BEFORE
 """Tokens that are tried; what is wrong with masks or positions shows at the first."""
 ROUNDINGS = 2
 """How many times what pieces of a prompt may differ by: tokens after it are rounded one by one."""
-BESIDE = 2
-"""Fewest slots with which it can be tried what stands beside a row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,11 +57,13 @@ def reference_of(
     return Reference(tokens=tokens, logits=made.logits)
 
 
-def judge(row: ReadRow, other: ReadRow, reference: Reference, rows: int, slots: int) -> TrialResult:
-    """Judge by a row and one of another length, in steps of so many rows, of which so many have
-    slots. Raises what an allocator raises."""
+def judge(
+    row: ReadRow, other: ReadRow, reference: Reference, shape: PoolShape, otherwise: PoolShape
+) -> TrialResult:
+    """Judge by a row and one of another length, in a pool and in one of another shape. Raises what
+    an allocator raises."""
     try:
-        return _judged(row, other, reference, rows, slots)
+        return _judged(row, other, reference, shape, otherwise)
     except CannotSeat as error:
         return TrialResult(reason=str(error))
     except Exception as error:  # a family may refuse in any way what is not its own
@@ -73,15 +73,14 @@ def judge(row: ReadRow, other: ReadRow, reference: Reference, rows: int, slots: 
 
 
 def _judged(
-    row: ReadRow, other: ReadRow, reference: Reference, rows: int, slots: int
+    row: ReadRow, other: ReadRow, reference: Reference, shape: PoolShape, otherwise: PoolShape
 ) -> TrialResult:
-    shape, otherwise = trial_shapes(rows, slots, max(row.tokens, other.tokens))
     alone = _trace(row, reference, Pool(row, shape), 0)
     wanted = [logits[0].float() for logits in reference.logits[: len(alone)]]
     found = far(wanted, [logits.float() for logits in alone])
     if found > ROUNDINGS * rounding(row.model.dtype):
         return TrialResult(reason=f"in slots its numbers are others, by {found:.1e}")
-    if not _same(alone, _trace(row, reference, Pool(row, shape), slots - 1, other)):
+    if not _same(alone, _trace(row, reference, Pool(row, shape), shape.slots - 1, other)):
         return TrialResult(reason="its numbers hang on what is beside a row")
     if not _same(alone, _trace(row, reference, Pool(row, otherwise), 0, other)):
         return TrialResult(reason="its numbers hang on how large the pool is")
