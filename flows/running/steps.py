@@ -195,7 +195,8 @@ class Steps:
         """Run one process over these batches; return its outcome, and its error if memory ran
         out."""
         self.fetch(parts_of([stage]))
-        running = self.launcher.start(self._calls.records(stage, batches, rung))
+        instead = self._ladder.instead(rung)
+        running = self.launcher.start(self._calls.records(stage, batches, rung, instead))
         settings, error = settings_on(self._job.model, rung), None
         try:
             attention = settings.attention if settings else ""
