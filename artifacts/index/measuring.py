@@ -43,7 +43,7 @@ def note_texts(writer: IndexWriter, texts: Vectors) -> None:
     """Keep vectors of some texts, by which the index is measured from now on."""
     path = writer.folder / file_name("texts", writer.next_number())
     with whole_file(path) as file:
-        file.write(np.ascontiguousarray(texts, "<f4"))
+        file.write(np.ascontiguousarray(texts, "<f4").data)
     mean = np.mean([direction(text) for text in texts], axis=0)
     means = {**writer.manifest.means, "texts": tuple(mean.tolist())}
     writer.publish(replace(writer.manifest, texts=described(path), means=means))

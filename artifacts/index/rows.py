@@ -46,8 +46,8 @@ def identities_of(rows: Sequence[IndexRow]) -> Identities:
     alike by chance once in 37 million such indexes."""
     found = np.empty((3, len(rows)), np.uint64)
     for at, row in enumerate(rows):
-        content = [row.key, row.time, row.box]
-        found[:, at] = _number([*content, row.path]), _number(content), medium_of(row.path)
+        content, path = [row.key, row.time, row.box], utf8(row.path)
+        found[:, at] = _number([*content, path]), _number(content), medium_of(path)
     return found
 
 
@@ -112,7 +112,7 @@ def rows_at(parquet: Any, numbers: Sequence[int]) -> list[IndexRow]:
 def row_of(values: dict[str, Any]) -> IndexRow:
     """Return the row of one line of the table."""
     box = tuple(values.pop(side) for side in SIDES)
-    return IndexRow(**values, box=None if None in box else box)  # type: ignore[arg-type]
+    return IndexRow(**values, box=None if None in box else box)
 
 
 def _values(row: IndexRow) -> dict[str, Any]:

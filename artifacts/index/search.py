@@ -97,7 +97,8 @@ class Searcher:
 
     def scores(self, vector: NDArray[np.float32], positions: Positions) -> NDArray[np.float32]:
         """Return how near the rows at these positions are: cosines."""
-        return self._scores([vector], positions)[0]
+        found: NDArray[np.float32] = self._scores([vector], positions)[0]
+        return found
 
     def ordinary(self, vector: NDArray[np.float32]) -> float:
         """Return how near the mean picture is to a vector: a score that says nothing."""

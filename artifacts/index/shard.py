@@ -57,7 +57,8 @@ def unit(vectors: Vectors) -> Halves:
     lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
     usable = np.isfinite(lengths) & (lengths > 0)
     scaled = np.divide(wide, lengths, out=np.zeros_like(wide), where=usable)
-    return scaled.astype(np.float16)
+    found: Halves = scaled.astype(np.float16)
+    return found
 
 
 def blocks_of(vectors: Halves) -> Iterator[tuple[int, Vectors]]:
@@ -77,7 +78,7 @@ def write_shard(
         vectors = stack.enter_context(whole_file(names["embeddings"]))
         rows = RowsFile(stack.enter_context(whole_file(names["rows"])))
         for batch in batches:
-            vectors.write(np.ascontiguousarray(batch.vectors, "<f2"))
+            vectors.write(np.ascontiguousarray(batch.vectors, "<f2").data)
             rows.add(batch.rows)
             identities.append(batch.identities)
         rows.close()
@@ -99,7 +100,7 @@ def write_bits(path: Path, vectors: Halves, mean: Vectors) -> IndexFile:
     for start, block in blocks_of(vectors):
         bits[:, start : start + len(block)] = bits_of(block - mean)
     with whole_file(path) as file:
-        file.write(bits.astype("<u8", copy=False))
+        file.write(bits.astype("<u8", copy=False).data)
     return described(path)
 
 
