@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from artifacts.index.manifest import Maker
 from artifacts.index.measuring import measure, note_texts
 from artifacts.index.rows import IndexRow
-from artifacts.index.search import Found, Query, Searcher, Sort
+from artifacts.index.search import EXACT, Found, Query, Searcher, Sort
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.writing import Added, writing
 from benchmarks._peak import Peak
@@ -83,7 +83,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 def compare(searcher: Searcher, queries: Drawn, sort: Sort) -> None:
     """Search both ways in turn and print what each took and found."""
-    ways = {"bits": searcher.candidates(sort), "exact": 0}
+    ways = {"bits": searcher.way(sort), "exact": EXACT}
     found: dict[str, list[Found]] = {way: [] for way in ways}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
 
@@ -101,8 +101,9 @@ def compare(searcher: Searcher, queries: Drawn, sort: Sort) -> None:
     ]
     bits, exact = (statistics.median(seconds[way]) * 1000 for way in ways)
     print(
-        f"{sort:9s} bits, {ways['bits']:,} rescored {bits:6.1f} ms CPU   exact {exact:7.1f} ms"
-        f"   ratio {exact / bits:5.1f}   recall@{NEAREST} {np.mean(shares):.4f}",
+        f"{sort:9s} bits, {ways['bits'].candidates:,} rescored {bits:6.1f} ms CPU   "
+        f"exact {exact:7.1f} ms   ratio {exact / bits:5.1f}   "
+        f"recall@{NEAREST} {np.mean(shares):.4f}",
         flush=True,
     )
 

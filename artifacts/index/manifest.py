@@ -82,6 +82,8 @@ class Measured:
     """Share of the ten nearest that the short way finds."""
     candidates: int
     """Rows that are compared exactly after the first pass; 0: all are, there is no first pass."""
+    centre: str = "pictures"
+    """Mean from which the bits of such a query are taken: of `pictures` or of `texts`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

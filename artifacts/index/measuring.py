@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from artifacts.files import whole_file
 from artifacts.index.manifest import IndexShard, Manifest, Measured, described, file_name
-from artifacts.index.search import LEAST_RECALL, Query, Searcher, Sort, direction
+from artifacts.index.search import EXACT, LEAST_RECALL, Query, Searcher, Sort, direction
 from artifacts.index.shard import mean_of, with_bits, write_bits
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.writing import IndexWriter
@@ -73,29 +73,31 @@ def measure(writer: IndexWriter) -> Manifest:
 
 
 def recall_of(searcher: Searcher, queries: Sequence[NDArray[np.float32]], sort: Sort) -> Measured:
-    """Return the fewest candidates by which these queries find enough, or 0 where none do."""
+    """Return the shortest way by which these queries find enough; where none does, the best that
+    was tried, without candidates."""
     kept = searcher.distinct(searcher.snapshot.live())
     if int(kept.sum()) < FEW_ROWS:
-        return Measured(queries=0, recall=1.0, candidates=0)
+        return EXACT
     limits = list(_exact_limits(searcher, queries, np.flatnonzero(kept)))
-    recall = 0.0
+    best = replace(EXACT, queries=len(queries), recall=0.0)
     for candidates in WIDTHS:
-        found = [
-            _share(searcher, vector, sort, candidates, limit)
-            for vector, limit in zip(queries, limits, strict=True)
-        ]
-        recall = float(np.mean(found))
-        if recall >= LEAST_RECALL:
-            return Measured(queries=len(queries), recall=recall, candidates=candidates)
-    return Measured(queries=len(queries), recall=recall, candidates=0)
+        for centre in dict.fromkeys((sort, "pictures")):
+            way = replace(best, recall=1.0, candidates=candidates, centre=centre)
+            found = [
+                _share(searcher, Query(vector=vector, sort=sort), way, limit)
+                for vector, limit in zip(queries, limits, strict=True)
+            ]
+            recall = float(np.mean(found))
+            if recall >= LEAST_RECALL:
+                return replace(way, recall=recall)
+            best = replace(best, recall=max(recall, best.recall))
+    return best
 
 
-def _share(
-    searcher: Searcher, vector: NDArray[np.float32], sort: Sort, candidates: int, limit: float
-) -> float:
+def _share(searcher: Searcher, query: Query, way: Measured, limit: float) -> float:
     """Return the share of the nearest that are found. What is as near as the last of them counts:
     between equals there is no order."""
-    found = searcher.find(Query(vector=vector, sort=sort), NEAREST, candidates)
+    found = searcher.find(query, NEAREST, way)
     return float(np.mean(found.scores >= limit - 1e-6))
 
 

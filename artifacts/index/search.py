@@ -2,8 +2,10 @@
 knows nothing of files' names, nor of models.
 
 The bits of a vector say on which side of the mean picture it lies, those of a query on which side
-of the mean of its own sort: texts lie elsewhere than pictures, and their bits taken from the
-pictures' mean would all be alike. The rows whose bits differ least are compared exactly.
+of a mean too. Texts lie elsewhere than pictures: where they lie far off, their bits taken from the
+pictures' mean would all be alike, and where what tells them apart is faint, those taken from their
+own mean forget what they share. So the better mean is measured. The rows whose bits differ least
+are compared exactly.
 """
 
 from collections.abc import Sequence
@@ -25,6 +27,8 @@ from artifacts.vectors import Vectors
 Sort = Literal["pictures", "texts"]
 LEAST_RECALL = 0.99
 """The first pass is used where it is measured to find so many of the nearest."""
+EXACT = Measured(queries=0, recall=1.0, candidates=0)
+"""The way of comparing every row."""
 CANDIDATES_A_HIT = 20
 """At least so many rows are compared exactly for each that is asked for."""
 WIDER = 4
@@ -74,26 +78,25 @@ class Searcher:
         only[at[first]] = True
         return only
 
-    def find(self, query: Query, count: int, candidates: int | None = None) -> Found:
-        """Return the `count` nearest contents, fewer where there are not as many. `candidates` are
-        compared exactly, as many as the index was measured to need when it is None; 0: all."""
+    def find(self, query: Query, count: int, way: Measured | None = None) -> Found:
+        """Return the `count` nearest contents, fewer where there are not as many, by the `way` that
+        the index was measured to need, or by another."""
+        way = self.way(query.sort) if way is None else way
         kept = self._distinct
         if query.kept is not None:
             kept = self.distinct(query.kept & self.snapshot.live())
         total = int(kept.sum())
-        wanted = self.candidates(query.sort) if candidates is None else candidates
-        wide = max(wanted, CANDIDATES_A_HIT * count) if wanted else total
+        wide = max(way.candidates, CANDIDATES_A_HIT * count) if way.candidates else total
         while True:
-            found = self._found(query, kept, wide, total)
+            found = self._found(query, kept, min(wide, total), way.centre)
             if len(found.positions) >= count or wide >= total:
                 return Found(positions=found.positions[:count], scores=found.scores[:count])
             wide *= WIDER
 
-    def candidates(self, sort: Sort) -> int:
-        """Return how many rows are compared exactly after the first pass; 0: all, without one."""
-        found: Measured | None = self.snapshot.manifest.measured.get(sort)
-        usable = found is not None and found.recall >= LEAST_RECALL and sort in self._means
-        return found.candidates if usable and found is not None else 0
+    def way(self, sort: Sort) -> Measured:
+        """Return the way that finds enough: the exact one where that was not measured."""
+        found = self.snapshot.manifest.measured.get(sort)
+        return found if found is not None and found.recall >= LEAST_RECALL else EXACT
 
     def scores(self, vector: NDArray[np.float32], positions: Positions) -> NDArray[np.float32]:
         """Return how near the rows at these positions are: cosines."""
@@ -105,14 +108,14 @@ class Searcher:
         mean = self._means.get("pictures")
         return 0.0 if mean is None else float(mean @ direction(vector))
 
-    def _found(self, query: Query, kept: Kept, wide: int, total: int) -> Found:
+    def _found(self, query: Query, kept: Kept, wide: int, centre: str) -> Found:
         """Return every kept row in order, or the nearest of about `wide` that are looked at."""
         vectors = [query.vector, *query.without]
-        if wide >= total:
-            positions = np.flatnonzero(kept)
+        positions = np.flatnonzero(kept)
+        if wide >= len(positions):
             scores = self.scan(vectors)[:, positions]
         else:
-            positions = np.sort(self._first_pass(query, kept, wide))
+            positions = np.sort(self._first_pass(query.vector, centre, kept, wide))
             scores = self._scores(vectors, positions)
         above = scores - np.array([self.ordinary(vector) for vector in vectors])[:, None]
         allowed = (above[1:] < above[0]).all(axis=0)
@@ -120,9 +123,11 @@ class Searcher:
         order = np.argsort(-near, kind="stable")
         return Found(positions=positions[order], scores=near[order])
 
-    def _first_pass(self, query: Query, kept: Kept, wide: int) -> Positions:
+    def _first_pass(
+        self, vector: NDArray[np.float32], centre: str, kept: Kept, wide: int
+    ) -> Positions:
         """Return the rows whose bits differ least from the query's."""
-        centred = direction(query.vector) - self._means[query.sort]
+        centred = direction(vector) - self._means[centre]
         bits = bits_of(centred[None])[:, 0]
         nearest = Nearest(wide)
         for shard in self.snapshot.shards:

@@ -2,7 +2,7 @@
 nothing."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +83,7 @@ def stats_of(folder: Path) -> dict[str, Any]:
         "small_shards": sum(shard.rows < SHARD_ROWS for shard in manifest.shards),
         "bytes": sum(file.bytes for file in manifest.files()),
         "bytes_a_row": _bytes_a_row(manifest),
-        "measured": {
-            sort: {
-                "queries": found.queries,
-                "recall": found.recall,
-                "candidates": found.candidates,
-            }
-            for sort, found in manifest.measured.items()
-        },
+        "measured": {sort: asdict(found) for sort, found in manifest.measured.items()},
         "measured_rows": manifest.measured_rows,
     }
 

@@ -16,7 +16,7 @@ from artifacts.index.search import Searcher
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.writing import IndexWriter, writing
 
-WIDTH = 72
+WIDTH = 240
 MAKER = Maker(
     model="drawn", revision=None, half="half", recipe="recipe", precision="fp32", width=WIDTH
 )
