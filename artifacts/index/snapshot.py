@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import IndexFile, Manifest, read_manifest
 from artifacts.index.nearest import Positions
 from artifacts.index.rows import IndexRow, rows_at
-from artifacts.index.shard import OpenShard, damaged_file, open_shard
+from artifacts.index.shard import BATCH_ROWS, OpenShard, damaged_file, open_shard
 from artifacts.vectors import Vectors
 
 TRIES = 5
@@ -47,6 +48,11 @@ class Snapshot:
         """Yield each shard with the identities of its rows: ROW, CONTENT or MEDIUM."""
         for shard in self.shards:
             yield shard, shard.identities[plane]
+
+    def identity(self, plane: int, position: int) -> int:
+        """Return the identity of the row at a position."""
+        shard = next(s for s in self.shards if position < s.start + s.rows)
+        return int(shard.identities[plane, position - shard.start])
 
     def positions_of(self, plane: int, identity: int) -> Positions:
         """Return where rows of this identity are that were not removed, ascending."""
@@ -141,3 +147,31 @@ def of_all(snapshot: Snapshot, plane: int) -> NDArray[np.uint64]:
     """Return the identities of all rows, shape (rows)."""
     parts: Sequence[NDArray[np.uint64]] = [found for _, found in snapshot.identities(plane)]
     return np.concatenate(parts) if parts else np.empty(0, np.uint64)
+
+
+def paths_of(folder: Path) -> Iterator[str]:
+    """Yield each file that an index has rows of, once."""
+    snapshot = open_snapshot(folder, bits=False)
+    live, seen = snapshot.live(), set[str]()
+    for start, batch in batches_of(snapshot, ["path"]):
+        kept = live[start : start + len(batch)]
+        for path in batch.column("path").filter(kept).unique().to_pylist():
+            if path not in seen:
+                seen.add(path)
+                yield path
+
+
+def batches_of(snapshot: Snapshot, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    """Yield the first position and some columns of every row, removed ones among them, in batches.
+    Raises EnvironmentFault for a damaged file."""
+    for shard, written in zip(snapshot.shards, snapshot.manifest.shards, strict=True):
+        start = shard.start
+        try:
+            for batch in shard.parquet.iter_batches(
+                BATCH_ROWS, columns=list(columns), use_threads=False
+            ):
+                yield start, batch
+                start += len(batch)
+        except (OSError, ValueError) as error:
+            path = snapshot.folder / written.files["rows"].name
+            raise damaged_file(path, "is damaged") from error

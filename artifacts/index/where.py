@@ -17,8 +17,7 @@ import numpy as np
 
 from artifacts.errors import UsageError
 from artifacts.index.rows import COLUMNS
-from artifacts.index.shard import BATCH_ROWS, damaged_file
-from artifacts.index.snapshot import Kept, Snapshot
+from artifacts.index.snapshot import Kept, Snapshot, batches_of
 
 TEXTS = ("key", "path", "media_path")
 """Columns that hold text; the others hold numbers."""
@@ -170,16 +169,8 @@ def matching(snapshot: Snapshot, condition: Condition) -> Kept:
     """Return which rows meet a condition, removed ones among them. Raises EnvironmentFault for a
     damaged file."""
     kept = np.zeros(snapshot.rows, np.bool_)
-    columns = sorted(condition.columns)
-    for shard, written in zip(snapshot.shards, snapshot.manifest.shards, strict=True):
-        at = shard.start
-        try:
-            for batch in shard.parquet.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
-                kept[at : at + len(batch)] = condition.of(batch)
-                at += len(batch)
-        except (OSError, ValueError) as error:
-            path = snapshot.folder / written.files["rows"].name
-            raise damaged_file(path, "is damaged") from error
+    for start, batch in batches_of(snapshot, sorted(condition.columns)):
+        kept[start : start + len(batch)] = condition.of(batch)
     return kept
 
 

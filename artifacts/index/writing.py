@@ -89,10 +89,14 @@ class IndexWriter:
         self.publish(replace(self.manifest, deleted=described(path), deleted_rows=len(gone)))
         return len(gone) - len(there)
 
+    def known(self) -> NDArray[np.uint64]:
+        """Return the identities of the rows that are there, ascending."""
+        snapshot = self.snapshot()
+        return np.sort(of_all(snapshot, ROW)[snapshot.live()])
+
     def _new(self, batches: Iterable[Added]) -> Iterator[Batch]:
         """Yield what of these rows is not in the index yet, nor came before."""
-        snapshot = self.snapshot()
-        known = np.sort(of_all(snapshot, ROW)[snapshot.live()])
+        known = self.known()
         seen: set[int] = set()
         for rows, vectors in _small(batches):
             if vectors.shape != (len(rows), self.manifest.maker.width):
@@ -100,7 +104,7 @@ class IndexWriter:
             identities = identities_of(rows)
             new = []
             for at, (number, old) in enumerate(
-                zip(identities[ROW].tolist(), _within(identities[ROW], known), strict=True)
+                zip(identities[ROW].tolist(), within(identities[ROW], known), strict=True)
             ):
                 if not old and number not in seen:
                     seen.add(number)
@@ -185,7 +189,7 @@ def one_shard(first: Batch, rest: Iterator[Batch]) -> Iterator[Batch]:
             return
 
 
-def _within(numbers: NDArray[np.uint64], known: NDArray[np.uint64]) -> list[bool]:
+def within(numbers: NDArray[np.uint64], known: NDArray[np.uint64]) -> list[bool]:
     """Return of each number whether it is among `known`, which ascend."""
     if not len(known):
         return [False] * len(numbers)
