@@ -10,7 +10,7 @@ import pytest
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.index import compacting, manifest, writing
 from artifacts.index.compacting import compact, merge_small
-from artifacts.index.manifest import Maker, Measured, read_manifest
+from artifacts.index.manifest import Maker, SearchWay, read_manifest
 from artifacts.index.measuring import measure
 from artifacts.index.rows import MEDIUM, medium_of
 from artifacts.index.search import Query
@@ -108,7 +108,7 @@ def test_a_reader_of_an_earlier_generation_reads_on(tmp_path: Path) -> None:
         writer.remove(np.arange(39))
         compact(writer)
         measure(writer)
-    found = old.find(Query(vector=vectors[5]), 1, Measured(queries=0, recall=1.0, candidates=10))
+    found = old.find(Query(vector=vectors[5]), 1, SearchWay(queries=0, recall=1.0, candidates=10))
     assert [r.path for r in old.snapshot.read(found.positions)] == ["/in/5.jpg"]
     assert paths(tmp_path) == ["/in/39.jpg"]
 

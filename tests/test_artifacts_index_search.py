@@ -9,7 +9,7 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.index import measuring, search
 from artifacts.index.bits import bits_of, differences
-from artifacts.index.manifest import Measured
+from artifacts.index.manifest import SearchWay
 from artifacts.index.measuring import is_due, measure, note_texts
 from artifacts.index.moments import moments, single
 from artifacts.index.nearest import Nearest
@@ -19,7 +19,7 @@ from artifacts.index.writing import writing
 from tests.support.indexes import MAKER, WIDTH, drawn, row, rows, searcher
 
 MANY = 3000
-FEW = Measured(queries=0, recall=1.0, candidates=12)
+FEW = SearchWay(queries=0, recall=1.0, candidates=12)
 
 
 def of_clusters(count: int, seed: int, signal: float, shift: int) -> np.ndarray[Any, Any]:

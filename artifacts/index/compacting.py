@@ -11,7 +11,7 @@ import numpy as np
 
 from artifacts.index.manifest import IndexShard
 from artifacts.index.rows import row_of
-from artifacts.index.shard import BATCH_ROWS, SHARD_ROWS, Batch, OpenShard, write_shard
+from artifacts.index.shard import BATCH_ROWS, SHARD_ROWS, OpenShard, RowBatch, write_shard
 from artifacts.index.snapshot import Kept, Snapshot
 from artifacts.index.writing import IndexWriter, one_shard
 
@@ -84,7 +84,7 @@ def _runs(snapshot: Snapshot, whole: Sequence[bool]) -> Iterator[tuple[bool, lis
         yield whole[run[-1]], run
 
 
-def _kept_of(shards: Sequence[OpenShard], kept: Kept) -> Iterator[Batch]:
+def _kept_of(shards: Sequence[OpenShard], kept: Kept) -> Iterator[RowBatch]:
     """Yield the rows of these shards that count, as they were written."""
     for shard in shards:
         tables = shard.parquet.iter_batches(BATCH_ROWS, use_threads=False)
@@ -94,5 +94,5 @@ def _kept_of(shards: Sequence[OpenShard], kept: Kept) -> Iterator[Batch]:
             if len(inside):
                 rows = [row_of(values) for values in table.take(inside).to_pylist()]
                 places = inside + at
-                yield Batch(rows, shard.identities[:, places], shard.vectors[places])
+                yield RowBatch(rows, shard.identities[:, places], shard.vectors[places])
             at += len(table)

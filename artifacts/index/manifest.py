@@ -74,7 +74,7 @@ class IndexShard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
+class SearchWay:
     """The result of trying the short way of a search against the exact one."""
 
     queries: int
@@ -104,7 +104,7 @@ class Manifest:
     """Vectors of some texts, by which it is measured how texts find."""
     means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """`pictures`, and `texts` once some were seen → their mean vector. Bits are taken from it."""
-    measured: Mapping[str, Measured] = field(default_factory=dict)
+    measured: Mapping[str, SearchWay] = field(default_factory=dict)
     """`pictures`, `texts` → how well queries of that sort find."""
     measured_rows: int = 0
     """Rows that were there when it was measured."""
@@ -220,6 +220,6 @@ def _manifest_of(value: dict[str, Any]) -> Manifest:
             "deleted": None if deleted is None else IndexFile(**deleted),
             "texts": None if texts is None else IndexFile(**texts),
             "means": {sort: tuple(mean) for sort, mean in value["means"].items()},
-            "measured": {sort: Measured(**found) for sort, found in value["measured"].items()},
+            "measured": {sort: SearchWay(**found) for sort, found in value["measured"].items()},
         }
     )

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.files import whole_file
-from artifacts.index.manifest import IndexShard, Manifest, Measured, described, file_name
+from artifacts.index.manifest import IndexShard, Manifest, SearchWay, described, file_name
 from artifacts.index.search import EXACT, LEAST_RECALL, Query, Searcher, Sort, direction
 from artifacts.index.shard import mean_of, with_bits, write_bits
 from artifacts.index.snapshot import open_snapshot
@@ -72,7 +72,7 @@ def measure(writer: IndexWriter) -> Manifest:
     return writer.manifest
 
 
-def recall_of(searcher: Searcher, queries: Sequence[NDArray[np.float32]], sort: Sort) -> Measured:
+def recall_of(searcher: Searcher, queries: Sequence[NDArray[np.float32]], sort: Sort) -> SearchWay:
     """Return the shortest way by which these queries find enough; where none does, the best that
     was tried, without candidates."""
     kept = searcher.distinct(searcher.snapshot.live())
@@ -94,7 +94,7 @@ def recall_of(searcher: Searcher, queries: Sequence[NDArray[np.float32]], sort: 
     return best
 
 
-def _share(searcher: Searcher, query: Query, way: Measured, limit: float) -> float:
+def _share(searcher: Searcher, query: Query, way: SearchWay, limit: float) -> float:
     """Return the share of the nearest that are found. What is as near as the last of them counts:
     between equals there is no order."""
     found = searcher.find(query, NEAREST, way)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.index.bits import bits_of, differences
-from artifacts.index.manifest import Measured
+from artifacts.index.manifest import SearchWay
 from artifacts.index.nearest import Nearest, Positions
 from artifacts.index.rows import CONTENT
 from artifacts.index.shard import BATCH_ROWS, blocks_of, unit
@@ -27,7 +27,7 @@ from artifacts.vectors import Vectors
 Sort = Literal["pictures", "texts"]
 LEAST_RECALL = 0.99
 """The first pass is used where it is measured to find so many of the nearest."""
-EXACT = Measured(queries=0, recall=1.0, candidates=0)
+EXACT = SearchWay(queries=0, recall=1.0, candidates=0)
 """The way of comparing every row."""
 CANDIDATES_A_HIT = 20
 """At least so many rows are compared exactly for each that is asked for."""
@@ -78,7 +78,7 @@ class Searcher:
         only[at[first]] = True
         return only
 
-    def find(self, query: Query, count: int, way: Measured | None = None) -> Found:
+    def find(self, query: Query, count: int, way: SearchWay | None = None) -> Found:
         """Return the `count` nearest contents, fewer where there are not as many, by the `way` that
         the index was measured to need, or by another."""
         way = self.way(query.sort) if way is None else way
@@ -93,7 +93,7 @@ class Searcher:
                 return Found(positions=found.positions[:count], scores=found.scores[:count])
             wide *= WIDER
 
-    def way(self, sort: Sort) -> Measured:
+    def way(self, sort: Sort) -> SearchWay:
         """Return the way that finds enough: the exact one where that was not measured."""
         found = self.snapshot.manifest.measured.get(sort)
         return found if found is not None and found.recall >= LEAST_RECALL else EXACT

@@ -26,7 +26,7 @@ Halves = NDArray[np.float16]
 """Vectors of length one, as they are kept; shape (rows, width)."""
 
 
-class Batch(NamedTuple):
+class RowBatch(NamedTuple):
     """Rows on their way into a shard."""
 
     rows: list[IndexRow]
@@ -68,7 +68,7 @@ def blocks_of(vectors: Halves) -> Iterator[tuple[int, Vectors]]:
 
 
 def write_shard(
-    folder: Path, number: int, batches: Iterable[Batch], mean: Vectors | None
+    folder: Path, number: int, batches: Iterable[RowBatch], mean: Vectors | None
 ) -> tuple[IndexShard, Vectors]:
     """Write the files of one shard. Returns it with the mean that its bits are taken from, which is
     its own where none is given. Raises EnvironmentFault, and then none of its files counts."""

@@ -16,7 +16,7 @@ REBUILD = "build the index anew in another folder: what the store has is not mad
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Damage:
+class IndexDamage:
     """One file of an index that is not as it was written."""
 
     path: Path
@@ -27,7 +27,7 @@ class Damage:
         return f"{self.path} {self.what}. {self.hint[0].upper()}{self.hint[1:]}"
 
 
-def verify_index(folder: Path) -> Iterator[Damage]:
+def verify_index(folder: Path) -> Iterator[IndexDamage]:
     """Yield what is damaged. Raises UsageError where there is no index that can be read, and
     EnvironmentFault for a damaged book."""
     manifest = read_manifest(folder)
@@ -43,29 +43,31 @@ def verify_index(folder: Path) -> Iterator[Damage]:
         yield from _of_file(folder, "", file)
 
 
-def _of_file(folder: Path, sort: str, file: IndexFile) -> Iterator[Damage]:
+def _of_file(folder: Path, sort: str, file: IndexFile) -> Iterator[IndexDamage]:
     path, hint = folder / file.name, REMAKE if sort == "bits" else REBUILD
     try:
         size = path.stat().st_size
         found = hash_file(path) if size == file.bytes else ""
     except OSError as error:
-        yield Damage(path=path, what=f"cannot be read ({error.strerror})", hint=hint)
+        yield IndexDamage(path=path, what=f"cannot be read ({error.strerror})", hint=hint)
         return
     if size != file.bytes:
-        yield Damage(path=path, what=f"has {size:,} bytes of {file.bytes:,}", hint=hint)
+        yield IndexDamage(path=path, what=f"has {size:,} bytes of {file.bytes:,}", hint=hint)
     elif found != file.sha256:
-        yield Damage(path=path, what="holds other bytes than were written", hint=hint)
+        yield IndexDamage(path=path, what="holds other bytes than were written", hint=hint)
 
 
-def _of_rows(path: Path, count: int) -> Iterator[Damage]:
+def _of_rows(path: Path, count: int) -> Iterator[IndexDamage]:
     try:
         metadata = open_rows(path).metadata
         columns = tuple(metadata.schema.names)
     except (OSError, ValueError) as error:
-        yield Damage(path=path, what=f"is no table ({error})", hint=REBUILD)
+        yield IndexDamage(path=path, what=f"is no table ({error})", hint=REBUILD)
         return
     if metadata.num_rows != count or columns != COLUMNS:
-        yield Damage(path=path, what=f"has {metadata.num_rows:,} rows of {count:,}", hint=REBUILD)
+        yield IndexDamage(
+            path=path, what=f"has {metadata.num_rows:,} rows of {count:,}", hint=REBUILD
+        )
 
 
 def stats_of(folder: Path) -> dict[str, Any]:

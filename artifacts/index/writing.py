@@ -25,7 +25,7 @@ from artifacts.index.manifest import (
 )
 from artifacts.index.nearest import Positions
 from artifacts.index.rows import ROW, IndexRow, identities_of
-from artifacts.index.shard import BATCH_ROWS, SHARD_ROWS, Batch, unit, write_shard
+from artifacts.index.shard import BATCH_ROWS, SHARD_ROWS, RowBatch, unit, write_shard
 from artifacts.index.snapshot import Snapshot, of_all, open_snapshot
 from artifacts.store import fault_of
 from artifacts.vectors import Vectors
@@ -94,7 +94,7 @@ class IndexWriter:
         snapshot = self.snapshot()
         return np.sort(of_all(snapshot, ROW)[snapshot.live()])
 
-    def _new(self, batches: Iterable[Added]) -> Iterator[Batch]:
+    def _new(self, batches: Iterable[Added]) -> Iterator[RowBatch]:
         """Yield what of these rows is not in the index yet, nor came before."""
         known = self.known()
         seen: set[int] = set()
@@ -110,7 +110,7 @@ class IndexWriter:
                     seen.add(number)
                     new.append(at)
             if new:
-                yield Batch([rows[at] for at in new], identities[:, new], unit(vectors[new]))
+                yield RowBatch([rows[at] for at in new], identities[:, new], unit(vectors[new]))
 
     def _sweep(self) -> None:
         """Delete what earlier writers left and the book does not name."""
@@ -179,7 +179,7 @@ def _small(batches: Iterable[Added]) -> Iterator[Added]:
             yield rows[at : at + BATCH_ROWS], vectors[at : at + BATCH_ROWS]
 
 
-def one_shard(first: Batch, rest: Iterator[Batch]) -> Iterator[Batch]:
+def one_shard(first: RowBatch, rest: Iterator[RowBatch]) -> Iterator[RowBatch]:
     """Yield batches until a shard is full."""
     count = 0
     for batch in chain([first], rest):

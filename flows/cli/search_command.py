@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 def search_command(given: argparse.Namespace) -> int:
     """Run the search, and return the exit code of the contract: 1 when a file that was to be copied
     is gone. Raises PenstockError."""
-    from flows.search.ask import Asked, SearchPlace, search_index
+    from flows.search.ask import SearchAsked, SearchPlace, search_index
     from flows.search.page import page_of
     from flows.search.texts import TEXT_HALF
 
     folder = folder_named(given.index, "index")
-    asked = Asked(
+    asked = SearchAsked(
         what=given.what,
         top=given.top,
         without=tuple(given.without),

@@ -38,7 +38,7 @@ COPIES_TOLD = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class SearchAsked:
     """What a search asks for."""
 
     what: str
@@ -96,7 +96,7 @@ class Hit:
 
 
 def search_index(
-    folder: Path, asked: Asked, place: SearchPlace, display: Display, texts: TextHalf | None
+    folder: Path, asked: SearchAsked, place: SearchPlace, display: Display, texts: TextHalf | None
 ) -> list[Hit]:
     """Return what is found, the nearest first. Raises PenstockError."""
     condition = Condition(asked.where) if asked.where else None

@@ -33,4 +33,3 @@ THINGS = (
 FORMS = ("a photo of a {}", "{}", "a video of a {} at night", "there is a {} far away")
 PROBES = tuple(form.format(thing) for thing, form in product(THINGS, FORMS))
 """Texts that stand for those that people will search for: by them it is measured how texts find."""
-
