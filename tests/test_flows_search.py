@@ -78,9 +78,8 @@ def read_texts(config: CaptionConfig, given: Sequence[str], display: Display) ->
     from stages.models.halves.vectors import text_vectors
 
     processor = hf.AutoProcessor.from_pretrained(config.model)
-    tokens = processor(
-        text=list(given), padding=True, truncation=True, max_length=40, return_tensors="pt"
-    )
+    said = [f"{text[:30]}<eos>" for text in given]  # the tiny tokenizer ends no text by itself
+    tokens = processor(text=said, padding=True, return_tensors="pt")
     return text_vectors(load_half(Path(config.model), "language"), tokens).numpy()
 
 

@@ -38,7 +38,7 @@ from stages.process.stage_process import Listener
 
 LauncherMaker = Callable[[Listener], Launcher]
 OnBegin = Callable[[Job, RunRecord], None]
-Written = TypeVar("Written", bound=VectorsWritten)
+Filled = TypeVar("Filled", bound=VectorsWritten)
 
 
 class Watch:
@@ -151,15 +151,15 @@ def make_vectors(
     config: CaptionConfig,
     display: Display,
     places_of: Callable[[Job], dict[str, str]],
-    write_out: Callable[[Job], Written],
+    write_out: Callable[[Job], Filled],
     make_launcher: LauncherMaker = DirectLauncher,
-) -> Written:
+) -> Filled:
     """Make the same, and have them written by `write_out`, to the places that are told before work
     begins. Raises PenstockError."""
     watch = Watch(display)
     with prepared(config, watch, make_launcher, EMBED) as (job, launcher):
         outputs = places_of(job)
-        written: list[Written] = []
+        written: list[Filled] = []
         with watch.working(job, launcher, outputs=outputs) as (sequence, record, _):
 
             def write(last: bool) -> None:
