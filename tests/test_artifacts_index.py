@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.index import compacting, manifest, writing
 from artifacts.index.compacting import compact, merge_small
-from artifacts.index.manifest import Maker, SearchWay, read_manifest
+from artifacts.index.manifest import SearchWay, read_manifest
 from artifacts.index.measuring import measure
 from artifacts.index.rows import MEDIUM, medium_of
 from artifacts.index.search import Query
@@ -150,13 +151,12 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 
 def test_vectors_of_another_model_or_precision_are_refused(tmp_path: Path) -> None:
     write(tmp_path, 3)
-    said = {"model": "other", "revision": None, "half": "half", "recipe": "recipe"}
-    same = Maker(**said, precision="fp32", width=WIDTH)
+    same = replace(MAKER, model="other")
     with writing.writing(tmp_path, same):  # the same weights by another name
         pass
     with (
         pytest.raises(UsageError, match=f"drawn in fp32, {WIDTH} numbers.*other in int8"),
-        writing.writing(tmp_path, Maker(**said, precision="int8", width=WIDTH)),
+        writing.writing(tmp_path, replace(same, precision="int8")),
     ):
         pass
 

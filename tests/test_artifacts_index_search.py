@@ -1,7 +1,6 @@
 """Searching an index: the short way against the exact one, conditions, copies and moments."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,19 +15,20 @@ from artifacts.index.nearest import Nearest
 from artifacts.index.search import EXACT, Query
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import writing
-from tests.support.indexes import MAKER, WIDTH, drawn, row, rows, searcher
+from tests.support.indexes import MAKER, WIDTH, Vectors, drawn, row, rows, searcher
 
 MANY = 3000
 FEW = SearchWay(queries=0, recall=1.0, candidates=12)
 
 
-def of_clusters(count: int, seed: int, signal: float, shift: int) -> np.ndarray[Any, Any]:
+def of_clusters(count: int, seed: int, signal: float, shift: int) -> Vectors:
     """Vectors on a plane of 24 dimensions, about a mean of their own."""
     fixed, draw = np.random.default_rng(0), np.random.default_rng(seed)
     plane, centres = fixed.standard_normal((24, WIDTH)), fixed.standard_normal((100, 24))
     means = fixed.standard_normal((2, WIDTH)) * 3
     places = centres[draw.integers(0, 100, count)] + 0.5 * draw.standard_normal((count, 24))
-    return (signal * (places @ plane) + means[shift]).astype(np.float32)
+    found: Vectors = (signal * (places @ plane) + means[shift]).astype(np.float32)
+    return found
 
 
 @pytest.fixture(scope="module")

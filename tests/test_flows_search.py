@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -247,8 +248,8 @@ def test_what_is_wrong_with_an_index_is_one_line(
     assert "there is no index" in said.readouterr().err
     rows = next((place / "index").glob("rows-*"))
     rows.write_bytes(rows.read_bytes()[:-3])
-    for act in (lambda: search(place, picture), lambda: index("remove", place, "p0.png")):
-        assert act() == 5
+    for command, words in ((search, (picture,)), (partial(index, "remove"), ("p0.png",))):
+        assert command(place, *words) == 5
         error = said.readouterr().err
         assert rows.name in error and "index verify" in error and error.count("\n") == 1
     assert index("verify", place) == 1

@@ -81,8 +81,7 @@ class _Frames:
 
     def __init__(self, searcher: Searcher, query: Query, path: str) -> None:
         positions = searcher.snapshot.positions_of(MEDIUM, medium_of(path))
-        rows = searcher.snapshot.read(positions)
-        times = np.array([np.nan if row.time is None else row.time for row in rows])
+        times = searcher.snapshot.times(positions)
         order = np.argsort(times, kind="stable")
         self._positions: Positions = positions[order]
         self._times, self._first = np.unique(times[order], return_index=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from artifacts.errors import UsageError
 from artifacts.index.nearest import Positions
-from artifacts.index.snapshot import Kept, Snapshot, batches_of
+from artifacts.index.snapshot import Kept, Snapshot
 
 NAMED = ("key", "path", "media_path")
 """Columns by which a row is named."""
@@ -34,7 +34,7 @@ def rows_named(snapshot: Snapshot, names: Sequence[str]) -> Positions:
 def rows_gone(snapshot: Snapshot) -> Positions:
     """Return the live rows whose files are no longer there."""
     kept, there = np.zeros(snapshot.rows, np.bool_), dict[str, bool]()
-    for start, batch in batches_of(snapshot, ["path"]):
+    for start, batch in snapshot.batches(["path"]):
         for at, path in enumerate(batch.column("path").to_pylist()):
             if path not in there:
                 there[path] = os.path.lexists(path)
@@ -50,7 +50,7 @@ def _of_files_and_keys(snapshot: Snapshot, names: Sequence[str]) -> tuple[Kept, 
     spelled = {os.path.abspath(name): name for name in names} | {name: name for name in names}
     live, kept, known = snapshot.live(), np.zeros(snapshot.rows, np.bool_), set[str]()
     values = pa.array(list(spelled))
-    for start, batch in batches_of(snapshot, NAMED):
+    for start, batch in snapshot.batches(NAMED):
         here = slice(start, start + len(batch))
         for name in NAMED:
             column = batch.column(name)
@@ -65,7 +65,7 @@ def _of_folder(snapshot: Snapshot, name: str) -> Kept:
 
     kept = np.zeros(snapshot.rows, np.bool_)
     folder = os.path.join(os.path.abspath(name), "")
-    for start, batch in batches_of(snapshot, ["path"]):
+    for start, batch in snapshot.batches(["path"]):
         found = pc.starts_with(batch.column("path"), folder).to_numpy(zero_copy_only=False)
         kept[start : start + len(batch)] = found
     return kept

@@ -109,6 +109,17 @@ def rows_at(parquet: Any, numbers: Sequence[int]) -> list[IndexRow]:
     ]
 
 
+def times_at(parquet: Any, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the times of the rows of these numbers, in order; those of pictures are NaN."""
+    found = np.empty(len(numbers))
+    of = numbers // GROUP_ROWS
+    for group in np.unique(of).tolist():
+        table = parquet.read_row_group(group, columns=["time"], use_threads=False)
+        times = table.column("time").to_numpy()
+        found[of == group] = times[numbers[of == group] % GROUP_ROWS]
+    return found
+
+
 def row_of(values: dict[str, Any]) -> IndexRow:
     """Return the row of one line of the table."""
     box = tuple(values.pop(side) for side in SIDES)

@@ -1,5 +1,6 @@
 """Opens one generation of an index to be read; knows no query. Writers go on meanwhile."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import IndexFile, Manifest, read_manifest
 from artifacts.index.nearest import Positions
-from artifacts.index.rows import IndexRow, rows_at
+from artifacts.index.rows import IndexRow, rows_at, times_at
 from artifacts.index.shard import BATCH_ROWS, OpenShard, damaged_file, open_shard
 from artifacts.vectors import Vectors
 
@@ -74,14 +75,41 @@ class Snapshot:
         """Return the rows at these positions. Raises EnvironmentFault for a damaged file."""
         found: dict[int, IndexRow] = {}
         for shard, inside, places in self._by_shard(positions):
-            try:
+            with self._reading(shard):
                 rows = rows_at(shard.parquet, inside.tolist())
-            except (OSError, ValueError, IndexError) as error:
-                number = self.shards.index(shard)
-                name = self.manifest.shards[number].files["rows"].name
-                raise damaged_file(self.folder / name, "is damaged") from error
             found.update(zip(places.tolist(), rows, strict=True))
         return [found[at] for at in range(len(positions))]
+
+    def times(self, positions: Positions) -> NDArray[np.float64]:
+        """Return the times at these positions in seconds, of pictures NaN. Raises EnvironmentFault
+        for a damaged file."""
+        found = np.empty(len(positions))
+        for shard, inside, places in self._by_shard(positions):
+            with self._reading(shard):
+                found[places] = times_at(shard.parquet, inside)
+        return found
+
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        """Yield the first position and some columns of every row, removed ones among them, in
+        batches. Raises EnvironmentFault for a damaged file."""
+        for shard in self.shards:
+            start = shard.start
+            with self._reading(shard):
+                for batch in shard.parquet.iter_batches(
+                    BATCH_ROWS, columns=list(columns), use_threads=False
+                ):
+                    yield start, batch
+                    start += len(batch)
+
+    @contextlib.contextmanager
+    def _reading(self, shard: OpenShard) -> Iterator[None]:
+        """Tell which file it is that cannot be read."""
+        try:
+            yield
+        except (OSError, ValueError, IndexError) as error:
+            at = [other.start for other in self.shards].index(shard.start)
+            name = self.manifest.shards[at].files["rows"].name
+            raise damaged_file(self.folder / name, "is damaged") from error
 
     def _by_shard(self, positions: Positions) -> Iterator[tuple[OpenShard, Positions, Positions]]:
         """Yield each shard that positions lie in, those inside it, and their places among all."""
@@ -102,7 +130,7 @@ def open_snapshot(folder: Path, *, bits: bool = True) -> Snapshot:
         except FileNotFoundError as error:
             newer = read_manifest(folder)
             if newer.generation == manifest.generation:
-                raise damaged_file(Path(error.filename), "is gone") from error
+                raise damaged_file(Path(error.filename or folder), "is gone") from error
             manifest = newer
     raise EnvironmentFault(
         f"{folder} was written anew each time it was opened", hint="Run the same command again"
@@ -153,25 +181,9 @@ def paths_of(folder: Path) -> Iterator[str]:
     """Yield each file that an index has rows of, once."""
     snapshot = open_snapshot(folder, bits=False)
     live, seen = snapshot.live(), set[str]()
-    for start, batch in batches_of(snapshot, ["path"]):
+    for start, batch in snapshot.batches(["path"]):
         kept = live[start : start + len(batch)]
         for path in batch.column("path").filter(kept).unique().to_pylist():
             if path not in seen:
                 seen.add(path)
                 yield path
-
-
-def batches_of(snapshot: Snapshot, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    """Yield the first position and some columns of every row, removed ones among them, in batches.
-    Raises EnvironmentFault for a damaged file."""
-    for shard, written in zip(snapshot.shards, snapshot.manifest.shards, strict=True):
-        start = shard.start
-        try:
-            for batch in shard.parquet.iter_batches(
-                BATCH_ROWS, columns=list(columns), use_threads=False
-            ):
-                yield start, batch
-                start += len(batch)
-        except (OSError, ValueError) as error:
-            path = snapshot.folder / written.files["rows"].name
-            raise damaged_file(path, "is damaged") from error

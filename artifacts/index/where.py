@@ -17,7 +17,7 @@ import numpy as np
 
 from artifacts.errors import UsageError
 from artifacts.index.rows import COLUMNS
-from artifacts.index.snapshot import Kept, Snapshot, batches_of
+from artifacts.index.snapshot import Kept, Snapshot
 
 TEXTS = ("key", "path", "media_path")
 """Columns that hold text; the others hold numbers."""
@@ -169,7 +169,7 @@ def matching(snapshot: Snapshot, condition: Condition) -> Kept:
     """Return which rows meet a condition, removed ones among them. Raises EnvironmentFault for a
     damaged file."""
     kept = np.zeros(snapshot.rows, np.bool_)
-    for start, batch in batches_of(snapshot, sorted(condition.columns)):
+    for start, batch in snapshot.batches(sorted(condition.columns)):
         kept[start : start + len(batch)] = condition.of(batch)
     return kept
 
