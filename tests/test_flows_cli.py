@@ -33,6 +33,11 @@ COMMANDS = {
         "--memory", "--precision", "--batch-size", "--recursive", "--extensions", "--limit",
         "--retry-failed", "--keep-frames", "--dry-run", "--quiet", "--json",
     },
+    "index": {"ACTION"},
+    "search": {
+        "TEXT|IMAGE", "--index", "--top", "--not", "--where", "--moments", "--json", "--html",
+        "--copy", "--model", "--store", "--memory", "--trust-remote-code",
+    },
     "status": {"OUT", "--json"},
     "report": {"OUT", "--to"},
     "cache": {"ACTION"},
@@ -62,6 +67,7 @@ def test_no_option_comes_or_goes_unnoticed() -> None:
     commands = subparsers(parser())
     assert options(commands) == COMMANDS
     assert options(subparsers(commands["cache"])) == CACHE
+    assert options(subparsers(commands["index"])) == INDEX
 
 
 CACHE = {
@@ -80,6 +86,15 @@ CACHE = {
         "--overwrite",
     }
     | {"--name", "--prune", "--dry-run", "--quiet", "--json"},
+}
+
+INDEX = {
+    "build": COMMANDS["embed"],
+    "add": COMMANDS["embed"] - {"--model", "--revision", "--out", "--precision"} | {"--index"},
+    "remove": {"NAMES", "--gone", "--index"},
+    "compact": {"--index"},
+    "verify": {"--index"},
+    "stats": {"--index", "--json"},
 }
 
 

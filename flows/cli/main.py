@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, PenstockError
+from flows.cli.index_options import add_index_commands, add_search_options
 from flows.cli.last_words import say, unforeseen
 from flows.cli.options import (
     add_cache_commands,
@@ -58,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     add_embed_options(embed)
     label = commands.add_parser("label", help="labels of images and videos", epilog=EPILOG)
     add_label_options(label)
+    add_index_commands(commands.add_parser("index", help="vectors to search in", epilog=EPILOG))
+    add_search_options(commands.add_parser("search", help="search an index", epilog=EPILOG))
     status = commands.add_parser("status", help="how a run stands", epilog=EPILOG)
     status.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     status.add_argument("--json", action="store_true", help="print the record as JSON")

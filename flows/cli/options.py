@@ -127,16 +127,21 @@ def add_embed_options(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, metavar="M", help="hub id or folder of a model of the CLIP kind")
     add("--revision", metavar="R", help="branch, tag or commit of a hub id")
     add("--out", default="penstock-out", metavar="DIR", help="for vectors [%(default)s]")
+    add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")
+    add_vector_options(parser)
+
+
+def add_vector_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of whatever makes vectors, but which model makes them and where to."""
+    add = parser.add_argument_group("store and sampling").add_argument
     add("--store", default="", metavar="DIR", help=STORE_HELP)
     add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
-    add = parser.add_argument_group("sampling").add_argument
     add("--fps", type=float, metavar="F", help="frames a second of a video [1]")
     add(
         "--tiles", default=OFF, metavar="N", help="off, auto, or squares a short side [%(default)s]"
     )
     add = parser.add_argument_group("memory").add_argument
     add("--memory", metavar="SIZE", help="a stage takes at most so much: 8GiB [what is free]")
-    add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")
     add(
         "--batch-size",
         type=int,

@@ -80,7 +80,7 @@ def vector_places(job: Job) -> dict[str, str]:
 
 def write_vectors(job: Job) -> VectorsWritten:
     """Write every vector that is there, in source order. Raises EnvironmentFault."""
-    made = list(_made(job))
+    made = list(made_vectors(job))
     kept = job.ledger["embeddings"]
     metas = [kept.meta(task["embeddings"]) for _, task in made]
     found = VectorsWritten(
@@ -97,7 +97,8 @@ def write_vectors(job: Job) -> VectorsWritten:
     return found
 
 
-def _made(job: Job) -> Iterator[Made]:
+def made_vectors(job: Job) -> Iterator[Made]:
+    """Yield each file with each of its chunks whose vectors are there, in source order."""
     kept = job.ledger["embeddings"]
     for file, medium in zip(job.files, job.contents, strict=True):
         for task in job.ledger.tasks([medium]):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from artifacts.captions import write_jsonl
 from artifacts.errors import UsageError
@@ -38,6 +38,7 @@ from stages.process.stage_process import Listener
 
 LauncherMaker = Callable[[Listener], Launcher]
 OnBegin = Callable[[Job, RunRecord], None]
+Filled = TypeVar("Filled", bound=VectorsWritten)
 
 
 class Watch:
@@ -146,15 +147,28 @@ def embed(
 ) -> VectorsWritten:
     """Make vectors of everything the configuration names, with `on_begin` as `caption` has it.
     Raises PenstockError; what is finished stays done."""
+    return make_vectors(config, display, vector_places, write_vectors, make_launcher, on_begin)
+
+
+def make_vectors(
+    config: CaptionConfig,
+    display: Display,
+    places_of: Callable[[Job], dict[str, str]],
+    write_out: Callable[[Job], Filled],
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
+) -> Filled:
+    """Make the same, and have them written by `write_out`, to the places that are told before work
+    begins. Raises PenstockError."""
     watch = Watch(display, on_begin)
     with prepared(config, watch, make_launcher, EMBED) as (job, launcher):
-        outputs = vector_places(job)
-        written: list[VectorsWritten] = []
+        outputs = places_of(job)
+        written: list[Filled] = []
         with watch.working(job, launcher, outputs=outputs) as (sequence, record, _):
 
             def write(last: bool) -> None:
                 if last:
-                    written.append(write_vectors(job))
+                    written.append(write_out(job))
                     record.value["rows"] = written[-1].vectors
                     record.fails(written[-1].failures)
 
