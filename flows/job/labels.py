@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def label_set(told: str, templates: str = "") -> LabelSet:
     """Return the labels that `--labels` and `--templates` mean. Raises UsageError."""
     forms = _templates(templates) if templates else TEMPLATES
     path = Path(told).expanduser()
-    if path.suffix.lower() in NAMED or path.is_file():
+    # Not Path.is_file, which raises where a name is too long for a file, as that of many labels is.
+    if path.suffix.lower() in NAMED or isfile(path):
         entries = _entries(_read(path, "--labels"), path)
     else:
         entries = [(name.strip(), {}) for name in told.split(",")]
