@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import read_manifest
 from flows.cli.main import main
 from flows.console.display import Display
@@ -104,16 +105,22 @@ def test_conditions_moments_and_numbers_of_hits(built: Path, said: Said) -> None
 
 
 def test_texts_are_read_by_the_text_half_and_measured_when_an_index_is_built(
-    built: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
+    built: Path, clip: Path, place: Path, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     assert search(built, "a dog") == 2
     assert "cannot search for texts yet" in said.readouterr().err
+
+    def no_texts(*_: Any) -> Any:
+        raise EnvironmentFault("no text half is here")
+
+    monkeypatch.setattr(texts, "TEXT_HALF", no_texts)
+    assert build(place, clip, sources=built / "media") == 0
+    assert set(read_manifest(place / "index").measured) == {"pictures"}
     monkeypatch.setattr(texts, "TEXT_HALF", read_texts)
-    (tmp_path / "store").symlink_to(built / "store")
-    assert build(tmp_path, clip, sources=built / "media") == 0
-    manifest = read_manifest(tmp_path / "index")
+    assert build(place, clip, sources=built / "media") == 0
+    manifest = read_manifest(place / "index")
     assert {"pictures", "texts"} == set(manifest.means) == set(manifest.measured)
-    hits = found(tmp_path, said, "a dog", "--top", "50")
+    hits = found(place, said, "a dog", "--top", "50")
     vector = read_texts(CaptionConfig(sources=(), model=str(clip)), ["a dog"], Display())[0]
     near = {hit["path"]: hit["score"] for hit in hits}
     picture = Image.open(built / "media" / "p4.png")
@@ -122,8 +129,8 @@ def test_texts_are_read_by_the_text_half_and_measured_when_an_index_is_built(
     other = whole.get_image_features(**inputs).pooler_output[0].detach().numpy()
     cosine = vector @ other / np.linalg.norm(vector) / np.linalg.norm(other)
     assert near[str(built / "media" / "p4.png")] == pytest.approx(cosine, abs=2e-3)
-    dogs = found(tmp_path, said, "a dog", "--not", "a much longer text", "--top", "50")
-    cats = found(tmp_path, said, "a much longer text", "--not", "a dog", "--top", "50")
+    dogs = found(place, said, "a dog", "--not", "a much longer text", "--top", "50")
+    cats = found(place, said, "a much longer text", "--not", "a dog", "--top", "50")
     named = [(hit["path"], hit["at"]) for hit in (*dogs, *cats)]
     assert sorted(map(str, named)) == sorted(str((hit["path"], hit["at"])) for hit in hits)
 
