@@ -20,6 +20,10 @@ class Case:
     """Chunks past which layers are streamed."""
     prefill: int = 0
     """Positions that go through an MLP at once."""
+    slots: bool = False
+    """Whether the batch is of slots."""
+    new: int = 12
+    """Most tokens of a caption."""
 
     @property
     def prompt(self) -> str:
@@ -50,4 +54,11 @@ CASES = (
     Case(shape="llava", stage="encode", precision="bf16", batch=6, frames=4, prefill=256),
     Case(shape="smolvlm", stage="encode", precision="fp32", batch=1, frames=8, prefill=256),
     Case(shape="llava", stage="decode", precision="bf16", batch=2, frames=2, prefill=256),
+    Case(shape="llava", stage="decode", precision="bf16", batch=1, frames=2, slots=True),
+    Case(shape="llava", stage="decode", precision="fp32", batch=2, frames=2, slots=True),
+    Case(shape="llava", stage="decode", precision="bf16", batch=3, frames=2, new=100, slots=True),
+    Case(shape="qwen2.5-vl", stage="decode", precision="bf16", batch=4, frames=4, slots=True),
+    Case(shape="smolvlm", stage="decode", precision="fp32", batch=4, frames=8, slots=True),
+    Case(shape="gemma3", stage="decode", precision="bf16", batch=8, frames=4, slots=True),
+    Case(shape="qwen3.5", stage="decode", precision="fp32", batch=4, frames=4, slots=True),
 )

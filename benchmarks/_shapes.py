@@ -19,7 +19,7 @@ VOCABULARY = 96000
 END = {"eos_token_id": 1, "pad_token_id": 0}
 
 
-def _text(**changes: Any) -> dict[str, Any]:
+def text_settings(**changes: Any) -> dict[str, Any]:
     base = {
         "hidden_size": 1024,
         "intermediate_size": 4096,
@@ -48,7 +48,7 @@ def llava() -> tuple[Any, Any]:
             "patch_size": 14,
             "projection_dim": 768,
         },
-        text_config=_text(model_type="llama"),
+        text_config=text_settings(model_type="llama"),
         image_token_index=made.convert_tokens_to_ids("<image>"),
     )
     square = {"height": 336, "width": 336}
@@ -70,7 +70,7 @@ def qwen() -> tuple[Any, Any]:
     token = made.convert_tokens_to_ids
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
     config = hf.Qwen2_5_VLConfig(
-        text_config=_text(
+        text_config=text_settings(
             num_key_value_heads=4, intermediate_size=5504, rope_parameters=rope, hidden_act="silu"
         ),
         vision_config={
@@ -120,7 +120,7 @@ def smolvlm() -> tuple[Any, Any]:
             "image_size": 512,
             "patch_size": 16,
         },
-        text_config=_text(
+        text_config=text_settings(
             model_type="llama",
             hidden_size=960,
             intermediate_size=2560,
@@ -153,7 +153,9 @@ def mllama() -> tuple[Any, Any]:
         chat_template="{{ bos_token }}" + template("<|image|>"),
     )
     config = hf.MllamaConfig(
-        text_config=_text(cross_attention_layers=[1, 3], num_key_value_heads=4, bos_token_id=2),
+        text_config=text_settings(
+            cross_attention_layers=[1, 3], num_key_value_heads=4, bos_token_id=2
+        ),
         vision_config={
             "hidden_size": 768,
             "intermediate_size": 3072,
@@ -183,11 +185,13 @@ def build(folder: Path, name: str, tokens: int) -> Path:
     """Write a checkpoint of that shape in 16 bit; a caption has so many tokens."""
     import torch
 
+    from benchmarks._shapes_kept import KEPT
+
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model, processor = SHAPES[name]()
+        model, processor = {**SHAPES, **KEPT}[name]()
     finally:
         torch.set_default_dtype(default)
     model.generation_config.update(min_new_tokens=tokens, **END)

@@ -146,8 +146,8 @@ def in_slots(work: Work, slots: int) -> Way:
     """Rows in the order of the stage, each in a slot as soon as there is one."""
     from stages.decode.engines.inflight.coming import Coming
     from stages.decode.engines.inflight.loop import Loop
-    from stages.decode.engines.inflight.pool import FEWEST
     from stages.decode.engines.inflight.reading import ReadRow, read_row
+    from stages.decode.engines.inflight.shape import FEWEST
     from stages.decode.protocol import Asked
     from stages.memory.shrinking import Shrinking
 

@@ -32,6 +32,8 @@ from flows.planning.costs import estimate
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
 from flows.planning.workloads import workload_of
+from stages.decode.engines import INFLIGHT
+from stages.decode.job import DEFAULT_ENGINE
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.process.outcome import StageOutcome
@@ -41,7 +43,8 @@ SIDE = 448
 """Pixels of a side of the frames."""
 BATCHES = 3
 """Of each case, so that some are read while one is computed."""
-NEW_TOKENS = 12
+TOKENS = 12
+"""Least tokens of a caption."""
 FRAMES = digest_of("frames")
 
 
@@ -81,7 +84,7 @@ class Desk:
     def _model(self, case: Case) -> Model:
         folder = self._folder / "models" / case.shape
         if not (folder / "config.json").exists():
-            build(folder, case.shape, NEW_TOKENS)
+            build(folder, case.shape, TOKENS)
         if case.shape not in self._cards:
             self._cards[case.shape] = describe(folder)
         profile = self._cards[case.shape]
@@ -109,8 +112,9 @@ class Desk:
             block=case.block,
             offload=case.block > 0,
             prefill=case.prefill,
+            seated=case.slots,
         )
-        return estimate(model, rung, [workload], self._device, NEW_TOKENS)
+        return estimate(model, rung, [workload], self._device, case.new)
 
     def _run(self, case: Case, model: Model) -> StageOutcome:
         half = model.best("vision" if case.stage == "encode" else "language")
@@ -156,7 +160,8 @@ class Desk:
             "block": case.block,
             "mlp_chunk": case.prefill if stage == case.stage else 0,
             "prefill": case.prefill if stage == case.stage else 0,
-            "max_new_tokens": NEW_TOKENS,
+            "max_new_tokens": case.new,
+            "engine": INFLIGHT if case.slots else DEFAULT_ENGINE,
             "batches": [members[i : i + case.batch] for i in range(0, len(members), case.batch)],
         }
         log = self._folder / f"{stage}.log"
@@ -199,7 +204,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         case = row.case
         lines.append(
             f"| {case.shape} | {case.stage}{', streamed' if case.block else ''}"
-            f"{', in pieces' if case.prefill else ''} | "
+            f"{', in pieces' if case.prefill else ''}{', in slots' if case.slots else ''} | "
             f"{case.precision} | {case.batch} | {case.frames} | "
             f"{row.planned / MIB:,.0f} | {row.measured / MIB:,.0f} | {row.error:+.1%} |"
         )

@@ -41,6 +41,7 @@ COMMANDS = {
     "status": {"OUT", "--json"},
     "report": {"OUT", "--to"},
     "cache": {"ACTION"},
+    "convert": {"SRC", "DST", "--dtype"},
     "doctor": {"--measure"},
     "demo": {"--clips", "--seed", "--precision"},
 }  # fmt: skip

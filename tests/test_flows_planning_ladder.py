@@ -91,7 +91,7 @@ def rung_of(stage: str, told: Mapping[str, Any]) -> Rung:
 VARIANTS = [("fp32", ""), ("fp32", "quantized"), ("int8", ""), ("nf4", "")]
 LADDERS = {
     "encode": encode_rungs(PICTURES, ["fp32", "int8", "nf4"], streamed=True),
-    "decode": decode_rungs(PICTURES, VARIANTS, on_gpu=False, offload=True),
+    "decode": decode_rungs(PICTURES, VARIANTS, elsewhere=False, offload=True),
 }
 
 

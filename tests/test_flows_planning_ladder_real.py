@@ -66,6 +66,7 @@ def run(
         out=str(place.out),
         store=str(place.store),
         max_new_tokens=SAYS,
+        engine="transformers",  # whose batches are what takes memory
         **options,
     )
     os.environ[VARIABLE] = json.dumps(starve or {})

@@ -60,7 +60,7 @@ def test_after_a_while_it_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mon
     ("batch", "found"), [(8, FOUR), (4, FOUR), (2, Rung(stage="decode", batch=2, precision="bf16"))]
 )
 def test_a_rung_is_found_again_in_a_ladder_of_other_batches(batch: int, found: Rung) -> None:
-    ladder = decode_rungs(batch, [("bf16", "")], on_gpu=False, offload=False)
+    ladder = decode_rungs(batch, [("bf16", "")], elsewhere=False, offload=False)
     assert ladder[index_of(ladder, FOUR)] == found
     assert index_of(ladder, ONE) == 0
 
@@ -76,12 +76,12 @@ def test_sizes_divide_each_other_so_that_pieces_are_cut_at_the_same_places() -> 
 
 
 def test_rungs_that_change_words_or_take_many_times_as_long_come_with_leave_alone() -> None:
-    asked = decode_rungs(8, [("bf16", "")], on_gpu=True, offload=False)
+    asked = decode_rungs(8, [("bf16", "")], elsewhere=True, offload=False)
     assert {(r.precision, r.kv == "quantized", r.offload) for r in asked} == {
         ("bf16", False, False)
     }
     variants = [("bf16", ""), ("bf16", "quantized"), ("int8", ""), ("nf4", "")]
-    free = decode_rungs(8, variants, on_gpu=True, offload=True)
+    free = decode_rungs(8, variants, elsewhere=True, offload=True)
     assert free[: len(asked)] == asked
     kinds = list(dict.fromkeys((r.precision, r.kv == "quantized", r.offload) for r in free))
     assert kinds == [

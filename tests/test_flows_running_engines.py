@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from penstock_demo import CLIPS
+from stages.decode import run as run_module
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.inside import run_inside
 from tests.support.media import picture
@@ -45,6 +46,23 @@ def test_a_run_takes_slots_where_they_say_the_same(place: Place) -> None:
     run(elsewhere, "transformers")
     assert said(elsewhere) == slots
     assert elsewhere.stages()["decode"]["notes"].get("engine", "transformers") == "transformers"
+
+
+def test_a_chunk_that_was_talkative_under_another_prompt_comes_first(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(place, "auto", prompt="Describe this video.")
+    tokens = sorted(row["tokens"] for row in place.captions())
+    told: list[dict[str, int]] = []
+    whole = run_module.talkative_first
+
+    def seen(batches: Any, said_before: dict[str, int]) -> Any:
+        told.append(said_before)
+        return whole(batches, said_before)
+
+    monkeypatch.setattr(run_module, "talkative_first", seen)
+    run(place, "auto", prompt="What is moving?")
+    assert [sorted(said.values()) for said in told] == [tokens]
 
 
 def test_captions_of_either_engine_answer_who_names_none(place: Place) -> None:

@@ -272,6 +272,46 @@ def test_a_half_that_is_not_for_slots_is_refused_or_served_as_before(
     assert found["engine_reason"] == "its numbers hang on what is beside a row"
 
 
+def test_a_trial_that_runs_out_of_memory_is_made_with_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = wave_of(tmp_path, 4)
+    step = Pool.step
+    monkeypatch.setattr(Pool, "step", failing(step, [0]))
+    in_slots(wave)
+    assert len(wave.captions()) == 10
+    monkeypatch.setattr(Pool, "step", failing(step, [0, 1]))
+    found = noted(in_slots(wave, OTHER, engine="auto"))
+    assert found["engine_reason"].startswith("there was not the memory to try it")
+    monkeypatch.setattr(Pool, "step", failing(step, [0, 1]))
+    with pytest.raises(MemoryError):
+        in_slots(wave, THIRD)
+
+
+def test_who_has_no_slots_is_told_a_batch_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = wave_of(tmp_path, 4, dtype="bfloat16")
+    wave.settings |= {"engine": "auto", "batch_instead": 2}
+    monkeypatch.setattr("stages.decode.engines.inflight.trial._same", lambda *_: False)
+    wave.decode(PROMPTS, tokens=32)
+    wave.batches = [batch[at : at + 2] for batch in wave.batches for at in range(0, len(batch), 2)]
+    wave.settings = {"dtype": "bfloat16"}
+    wave.decode(PROMPTS, OTHER, tokens=32)
+    assert wave.captions(OTHER) == wave.captions()
+
+
+def test_what_was_said_before_decides_the_order_and_no_byte(tmp_path: Path) -> None:
+    wave = wave_of(tmp_path, 3, dtype="bfloat16")
+    found = noted(in_slots(wave))
+    said = {f"caption-{n}": one["tokens"] for n, one in enumerate(wave.captions())}
+    told = in_slots(wave, OTHER, said_before=said)
+    assert wave.captions(OTHER) == wave.captions()
+    first = keys_told(told)[0]
+    assert noted(told)["row_steps"] <= found["row_steps"]
+    assert said[first] >= min(sorted(said.values())[-3:])
+
+
 @pytest.mark.parametrize("speaks", ["inflight", "transformers"])
 def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
     speaks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from stages.decode.engines.inflight.layers import CannotSeat, PoolShape
-from stages.decode.engines.inflight.pool import FEWEST, Pool
+from stages.decode.engines.inflight.layers import CannotSeat
+from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.reading import ReadRow, read_row
+from stages.decode.engines.inflight.shape import FEWEST, PoolShape
 from stages.decode.engines.inflight.trial import _same, _trace, reference_of
 from stages.models.halves.features import Features, encode
 from tests.support.tiny_families import FAMILIES

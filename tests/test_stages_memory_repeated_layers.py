@@ -7,7 +7,7 @@ import pytest
 
 from stages.memory import repeated_layers
 from stages.memory.live_bytes import LiveBytes
-from stages.models.dry_run import batch_costs_of
+from stages.models.dry_run import dry_run
 from stages.models.footprint import BatchCost
 from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
@@ -35,9 +35,9 @@ def batch_costs(folder: Path) -> dict[Any, tuple[BatchCost, ...]]:
     config, cls = config_and_class(folder, trusted=False)
     skeleton = skeleton_of(deep(config), cls)
     route = choose_route(skeleton).route
-    found, why = batch_costs_of(skeleton, load_processor(folder, False), route)
-    assert why == ""
-    return {str(half): of_half for half, of_half in found.items()}
+    found = dry_run(skeleton, load_processor(folder, False), route)
+    assert found.why == ""
+    return {str(half): of_half for half, of_half in found.batch_costs.items()}
 
 
 MORE = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3_vl", "smolvlm", "blip_2")]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.models.dry_run import batch_costs_of
+from stages.models.dry_run import dry_run
 from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.inspection import frames_a_video
@@ -27,8 +27,9 @@ def test_batch_costs_are_found_by_every_route(family: str) -> None:
     skeleton = skeleton_of(config, cls)
     route = choose_route(skeleton).route
     processor = load_processor(folder, False)
-    batch_costs, why = batch_costs_of(skeleton, processor, route, frames_a_video(processor))
-    assert why == ""
+    found = dry_run(skeleton, processor, route, frames_a_video(processor))
+    batch_costs = found.batch_costs
+    assert found.why == ""
     assert bool(batch_costs["vision"]) == (route != "joint")
     one, two = (next(w for w in batch_costs["language"] if w.rows == rows) for rows in (1, 2))
     assert two.peak_bytes > one.peak_bytes > 0

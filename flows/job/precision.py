@@ -20,6 +20,8 @@ SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 DTYPES = {short: name for name, short in SHORT.items()}
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED = ("int8", "nf4")
+UNSEATED = ("int8",)
+"""Precisions in which captions are not said in slots: products in 8 bit look at all rows."""
 FLASH = "flash_attention_2"
 FLASH_CAPABILITY = (8, 0)
 """Compute capability of the oldest GPUs that FlashAttention 2 runs on (Ampere)."""
@@ -101,8 +103,10 @@ def _settings(
     if asked != "auto" or half.stored_as:
         return (best,)
     kept = [replace(best, kv="quantized", engine=DEFAULT_ENGINE)]
-    kv = kept if part == "language" and config.engine != INFLIGHT else []
+    kv = kept if best.engine and config.engine != INFLIGHT else []
     few_bits = _quantized(part, half, profile)
+    if part == "language" and config.engine == INFLIGHT:
+        few_bits = [each for each in few_bits if each not in UNSEATED]
     return (best, *kv, *(_half(part, profile, q, device, config) for q in few_bits))
 
 
@@ -129,7 +133,7 @@ def _half(
         attention=attention(half, dtype, device),
         weight_bytes=weight_bytes(half, precision, dtype),
         as_published=config.as_published and bool(half.as_published),
-        engine=config.engine if part == "language" else "",
+        engine=config.engine if part == "language" and profile.route != "dual" else "",
     )
 
 

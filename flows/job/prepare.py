@@ -15,6 +15,7 @@ from artifacts.paths import folder_named
 from artifacts.schema import Sampling
 from artifacts.stamps import FileChanged
 from artifacts.store import Store, open_store
+from artifacts.tiles import OFF
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.device_probe import check_device
@@ -24,7 +25,7 @@ from flows.job.models import Model, digests_in, open_model, pipeline_for
 from flows.job.namespaces import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
-from flows.pipelines import CAPTION, Pipeline, parts_of
+from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of
 from stages.frames.medium import CHANGED, CHANGED_HINT
 from stages.models.hub.transfer import Announce
 from stages.process.cgroup import cores
@@ -37,6 +38,9 @@ class Job:
 
     config: CaptionConfig
     pipeline: Pipeline
+    """Stages that are run over media."""
+    aside: Pipeline
+    """Stages that are run once."""
     store: Store
     model: Model
     device: str
@@ -56,6 +60,11 @@ class Job:
         return out_folder(self.config)
 
     @property
+    def stages(self) -> Pipeline:
+        """Return all its stages."""
+        return (*self.pipeline, *self.aside)
+
+    @property
     def media(self) -> list[Medium]:
         """Return each content once, in source order."""
         return list({(m.digest, m.prompt): m for m in self.contents}.values())
@@ -67,7 +76,7 @@ class NothingToDo(UsageError):
     def __init__(self, pipeline: Pipeline, failures: Sequence[Failure]) -> None:
         first = failures[0]
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        what = "caption" if pipeline == CAPTION else pipeline[-1].name
+        what = next((name for name, of in PURPOSES.items() if of == pipeline), pipeline[-1].name)
         message = f"nothing to {what}: {first.media_path}: {first.message}{more}"
         super().__init__(message, hint=first.hint)
         self.failures = tuple(failures)
@@ -108,6 +117,9 @@ def prepare(
     pipeline = pipeline_for(model, pipelines)
     # Where no stage loads anything, the notes of a store still say which model it was.
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
+    if config.tiles == OFF and any(stage.shrinks for stage in pipeline):
+        model = model.shrinking()
+    over_media = tuple(stage for stage in pipeline if stage.of_media)
     readable, contents, unreadable = read_contents(
         files, digests, lambda kind: model.prompt_for(config, kind)
     )
@@ -115,10 +127,12 @@ def prepare(
         raise NothingToDo(pipeline, [*failures, *unreadable])
     check_prompts(contents, model)
     sampling = model.sampling(config)
-    stored = stored_namespaces(store, pipeline[-1].writes) if pipeline[-1].limited else set()
+    last = over_media[-1]
+    stored = stored_namespaces(store, last.writes) if last.limited else set()
     return Job(
         config=config,
-        pipeline=pipeline,
+        pipeline=over_media,
+        aside=tuple(stage for stage in pipeline if not stage.of_media),
         store=store,
         model=model,
         device=device,
@@ -127,7 +141,7 @@ def prepare(
         files=tuple(readable),
         contents=tuple(contents),
         failures=(*failures, *unreadable),
-        ledger=Ledger(store, pipeline, *variants_of(config, model, sampling, pipeline, stored)),
+        ledger=Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored)),
     )
 
 

@@ -5,6 +5,7 @@ in 16 bit, chunks that share another batch get other bytes.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 from artifacts.keys import digest_of
@@ -17,6 +18,8 @@ from stages.process.stage import Stage
 BYTES_A_TOKEN = 4
 """Bytes of a prompt a token, about: enough to tell a long one from a short one without a
 tokenizer."""
+ASKED = 8
+"""Most other prompts whose captions are looked at."""
 
 
 def waves_of(
@@ -61,3 +64,21 @@ def _length(ledger: Ledger, task: Task, stage: Stage) -> int:
     read, key = ledger[stage.reads], task[stage.reads]
     of_media = int(read.meta(key).get("tokens", 0)) if key in read else 0
     return of_media + len(task.medium.prompt.encode()) // BYTES_A_TOKEN
+
+
+def said_before(ledger: Ledger, tasks: Sequence[Task], stage: Stage) -> dict[str, int]:
+    """Return how many tokens were said of a chunk when it was asked something else, by the key of
+    what is made now: who was talkative once is so again. Prompts are kept for the next time."""
+    prompts = {digest_of(["asked", task.medium.prompt]): task.medium.prompt for task in tasks}
+    ledger.cuts.publish([Record(key=key, meta={"asked": p}) for key, p in prompts.items()])
+    known = (ledger.cuts.meta(key) for key in sorted(ledger.cuts.keys() - prompts.keys()))
+    others = [meta["asked"] for meta in known if "asked" in meta][:ASKED]
+    made, found = ledger[stage.writes], {}
+    for task in tasks if others else ():
+        for prompt in others:
+            medium = replace(task.medium, prompt=prompt)
+            key = ledger.at(medium, task.chunk, task.namespaces)[stage.writes]
+            if key in made:
+                found[task[stage.writes]] = int(made.meta(key)["tokens"])
+                break
+    return found

@@ -43,6 +43,8 @@ class Ladder:
         self.rungs = rungs
         self.advise: Callable[[str], str] = lambda stage: ""
         """Function that says what would make a stage fit that does not."""
+        self.instead: Callable[[Rung], int] = lambda rung: rung.batch
+        """Function that tells the batch in place of a rung's slots, where there are none."""
         self._remembered = remembered
         self._budget = budget_bytes
         self._tell = tell
@@ -190,7 +192,7 @@ def weights(rung: Rung) -> tuple[str, bool]:
 
 def shown(rung: Rung, other: Rung) -> str:
     """Return a rung in words: `batch 4` where only that differs from another, else all it is."""
-    return f"batch {rung.batch}" if replace(rung, batch=other.batch) == other else rung.name
+    return rung.size_name if replace(rung, batch=other.batch) == other else rung.name
 
 
 def index_of(rungs: Sequence[Rung], found: Rung) -> int:

@@ -11,7 +11,7 @@ from artifacts.store import Store
 from flows.planning.rungs import Rung
 
 KIND = "rungs"
-OUTPUT_VERSION = 2
+OUTPUT_VERSION = 3
 """Number that rises when stages come to take another amount of memory on the same rung."""
 SLACK = 1.05
 """Factor by which a budget may be larger and still count as too small: what is free differs a

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from artifacts.words import counted
 from flows.pipelines import STAGES
 from stages.memory.shrinking import smaller
 
@@ -32,6 +33,9 @@ class Rung:
     block: int = 0
     """Most chunks whose batches pass a layer together while it is there; of the encode stage when
     it offloads."""
+    seated: bool = False
+    """Whether each chunk has a slot of its own, which the next one takes when it is done; of the
+    decode stage."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -43,7 +47,7 @@ class Rung:
             return f"{self.batch} file{'s' if self.batch > 1 else ''} at once"
         past = f" past up to {self.block} at a time" if self.block > self.batch else ""
         pieces = [
-            f"batch {self.batch}",
+            self.size_name,
             self.precision,
             f"read {self.prefill} positions at a time" if self.prefill else "",
             f"KV cache {self.kv}" if self.kv else "",
@@ -51,6 +55,11 @@ class Rung:
             f"streamed layer by layer{past}" if self.block else "",
         ]
         return ", ".join(filter(None, pieces))
+
+    @property
+    def size_name(self) -> str:
+        """Return its batch in words: `batch 4`, or `4 slots`."""
+        return counted(self.batch, "slot") if self.seated else f"batch {self.batch}"
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Rung":

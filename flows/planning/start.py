@@ -9,11 +9,11 @@ from flows.job.budget import Budget
 from flows.job.prepare import Job
 from flows.pipelines import STAGES, Pipeline
 from flows.planning.changes import NAMED, cannot_fit, changes
-from flows.planning.choose import Choice, Question, choices, memory_json, question_of
+from flows.planning.choose import Choice, Question, choices, fits, memory_json, question_of
 from flows.planning.costs import rungs_of
 from flows.planning.ladder import Ladder, Told
 from flows.planning.remembered import Remembered
-from flows.planning.rungs import Rung
+from flows.planning.rungs import Rung, sizes
 from flows.planning.sizes import Estimate
 from stages.process.device import device_uuid
 from stages.process.stage import Stage
@@ -22,8 +22,8 @@ from stages.process.stage import Stage
 def ladder_of(job: Job, tell: Told) -> Ladder:
     """Return the ladder of a run over a job; `tell` is given what happens on it."""
     return Ladder(
-        rungs_of(job.pipeline, job.model, job.config, job.device),
-        Remembered(job.store, {s.name: _about(job, s) for s in job.pipeline}, job.budget.bytes),
+        rungs_of(job.stages, job.model, job.config, job.device),
+        Remembered(job.store, {s.name: _about(job, s) for s in job.stages}, job.budget.bytes),
         budget_bytes=job.budget.bytes,
         tell=tell,
     )
@@ -68,7 +68,18 @@ def plan_start(
     found = choose(question, job.budget, ladder.rungs, ladder.known())
     ladder.start({stage: choice.taken.rung for stage, choice in found.items()})
     ladder.advise = lambda stage: advice(question, job, ladder, stage)
+    ladder.instead = lambda rung: batch_instead(question, rung, job.budget)
     return memory_json(found, job.budget)
+
+
+def batch_instead(question: Question, rung: Rung, budget: Budget) -> int:
+    """Return the largest batch that fits in place of the slots of a rung, should a trial show that
+    there are none: as large as there are slots at most, and one where none is expected to fit."""
+    if not (rung.seated and question.workloads):
+        return rung.batch
+    plain = replace(rung, seated=False)
+    batches = (replace(plain, batch=size) for size in sizes(rung.batch))
+    return next((each.batch for each in batches if fits(question.estimate(each), budget)), 1)
 
 
 def advice(question: Question, job: Job, ladder: Ladder, stage: str) -> str:

@@ -12,6 +12,7 @@ from flows.job.namespaces import Namespaces
 from flows.job.precision import PartSettings
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
+from flows.job.waves import said_before
 from flows.pipelines import STAGES
 from flows.planning.rungs import Rung
 from stages.frames.job import FramesJob
@@ -42,6 +43,7 @@ class Calls:
             namespace=job.ledger.namespaces[stage.writes],
             sampling=asdict(job.sampling),
             fit={kind: job.model.fit(kind).long_edges for kind in ("video", "image")},
+            shrinks=job.model.fit("image").shrinks,
             media=[
                 {
                     "path": m.path,
@@ -56,9 +58,12 @@ class Calls:
         )
         return self._call(stage, told)
 
-    def records(self, stage: Stage, batches: Sequence[Sequence[Task]], rung: Rung) -> StageCall:
+    def records(
+        self, stage: Stage, batches: Sequence[Sequence[Task]], rung: Rung, batch_instead: int = 0
+    ) -> StageCall:
         """Return the call to make the records of these batches, all in one variant. A job takes of
-        what is told here the fields that it has."""
+        what is told here the fields that it has. `batch_instead` is the largest batch of who has no
+        slots on this rung (0: as many)."""
         job, namespaces = self._job, batches[0][0].namespaces
         other = job.ledger.instead(namespaces) if stage is job.pipeline[-1] else None
         told = {
@@ -69,13 +74,36 @@ class Calls:
             "batches": [[self._member(stage, task, other) for task in batch] for batch in batches],
             "frames_a_video": job.model.profile.frames_a_video,
             "max_new_tokens": job.config.max_new_tokens,
+            "tiles": namespaces.tiles,
+            "edge": namespaces.fit_image.edge,
+            "pictures": rung.batch,
             "block": rung.block,
             "prefill": rung.prefill,
             "kv": rung.kv,
+            "batch_instead": batch_instead,
+            "said_before": self._said_before(stage, batches) if rung.seated else {},
         }
         if stage.part:
             told |= self._part(stage.part, rung)
         return self._call(stage, job_of(stage.job, told))
+
+    def texts(
+        self, groups: Sequence[Sequence[str]], namespace: str, key: str, rung: Rung
+    ) -> StageCall:
+        """Return the call to make one record of the vectors of these groups of texts."""
+        stage = STAGES[rung.stage]
+        told = {
+            "store": self._job.store.url,
+            "namespace": namespace,
+            "key": key,
+            "groups": [list(group) for group in groups],
+            "batch": rung.batch,
+        }
+        assert stage.part is not None
+        return self._call(stage, job_of(stage.job, told | self._part(stage.part, rung)))
+
+    def _said_before(self, stage: Stage, batches: Sequence[Sequence[Task]]) -> dict[str, int]:
+        return said_before(self._job.ledger, [t for batch in batches for t in batch], stage)
 
     def _part(self, part: Part, rung: Rung) -> dict[str, Any]:
         model, settings = self._job.model, settings_on(self._job.model, rung)

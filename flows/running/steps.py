@@ -29,6 +29,7 @@ from flows.results.run_record import RunRecord
 from flows.running.batches import work_of
 from flows.running.calls import Calls, settings_on
 from flows.running.single_item import SingleItemFallback, too_large
+from flows.running.texts import TextsStep
 from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from stages.process.exit_diagnosis import is_crash
 from stages.process.outcome import StageOutcome
@@ -59,6 +60,7 @@ class Steps:
         self._lease = lease
         self._calls = Calls(job)
         self._single_items = SingleItemFallback(job, ladder, self._run, tell)
+        self.texts = TextsStep(job, launcher, record, ladder, tell, fetch)
         self._prefetch: Running | None = None
         self._take()
 
@@ -193,7 +195,8 @@ class Steps:
         """Run one process over these batches; return its outcome, and its error if memory ran
         out."""
         self.fetch(parts_of([stage]))
-        running = self.launcher.start(self._calls.records(stage, batches, rung))
+        instead = self._ladder.instead(rung)
+        running = self.launcher.start(self._calls.records(stage, batches, rung, instead))
         settings, error = settings_on(self._job.model, rung), None
         try:
             attention = settings.attention if settings else ""

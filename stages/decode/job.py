@@ -1,6 +1,6 @@
 """The job of the decode stage, as its process is told it; imports no model library."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stages.models.half_job import HalfJob
 
@@ -27,3 +27,8 @@ class DecodeJob(HalfJob):
     instead: str = ""
     """Namespace of the captions of the second choice, which members have under a key `instead`;
     empty: the same as of the first."""
+    batch_instead: int = 0
+    """Most chunks of a batch of the second choice, which takes other memory; 0: as they are."""
+    said_before: dict[str, int] = field(default_factory=dict)
+    """Key of a member → tokens that were said of its chunk under another prompt, where some
+    were."""

@@ -6,6 +6,7 @@ them may have been captioned before.
 """
 
 import contextlib
+from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
@@ -15,6 +16,7 @@ from artifacts.packs import Record, RecordSet
 from artifacts.record_union import RecordUnion
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone, unpack_tree
+from stages.decode.batches import Batch, in_pieces, lacking, swapped, talkative_first
 from stages.decode.engines import choice_of, engine_of
 from stages.decode.job import DecodeJob
 from stages.decode.protocol import Asked, Speaker
@@ -24,12 +26,6 @@ from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
 from stages.process.job import job_of
 from stages.process.report import Report
-
-Batch = list[dict[str, str]]
-"""Members, as the job has them."""
-
-PLACES = ("key", "instead")
-"""Names of a member's keys: of what the engine makes, and of the other that answers as well."""
 
 
 def warm(told: dict[str, Any]) -> None:
@@ -45,18 +41,9 @@ def run(told: dict[str, Any], report: Report) -> None:
     first = choice_of(job.engine)[0]
     store = open_store(job.store)
     features = RecordSet(store, "features", job.features_namespace)
-    namespaces = [each for each in (job.namespace, job.instead) if each]
-    answers = [RecordSet(store, "captions", namespace) for namespace in namespaces]
-
-    def lacking(batch: Batch) -> list[str]:
-        return [
-            member["key"]
-            for member in batch
-            if not any(member[name] in held for name, held in zip(PLACES, answers, strict=False))
-        ]
-
-    batches = [batch for batch in job.batches if lacking(batch)]
-    report.total(sum(len(lacking(batch)) for batch in batches))
+    answers = [RecordSet(store, "captions", n) for n in (job.namespace, job.instead) if n]
+    batches = [batch for batch in job.batches if lacking(batch, answers)]
+    report.total(sum(len(lacking(batch, answers)) for batch in batches))
     if not batches:
         return
     start: type[Speaker] = resolve_name(first.entry)
@@ -74,14 +61,18 @@ def run(told: dict[str, Any], report: Report) -> None:
                 hint="Run the same command again: it encodes them anew",
             ) from error
 
-    sample = next(m for m in reversed(batches[-1]) if m["key"] in lacking([m]))
+    sample = next(m for m in reversed(batches[-1]) if m["key"] in lacking([m], answers))
     engine = engine_of(speaker.settle(*read([sample])))
-    if engine is not first and job.instead:
-        answers.reverse()
-        batches = [[_swapped(member) for member in batch] for batch in batches]
-    wanted = {key for batch in batches for key in lacking(batch)}
+    if engine is not first:
+        batches = in_pieces(batches, job.batch_instead)
+        if job.instead:
+            answers.reverse()
+            batches = swapped(batches)
+    batches = [batch for batch in batches if lacking(batch, answers)]
+    wanted = {key for batch in batches for key in lacking(batch, answers)}
     if not engine.batch_decides:
-        batches = [[member for member in batch if member["key"] in wanted] for batch in batches]
+        left = [[member for member in batch if member["key"] in wanted] for batch in batches]
+        batches = talkative_first(left, job.said_before)
 
     def publish(made: list[list[Record]]) -> None:
         records = [record for batch in made for record in batch if record.key in wanted]
@@ -95,19 +86,14 @@ def run(told: dict[str, Any], report: Report) -> None:
         turns_at(store, *answers) as turns,
         write_behind(publish) as later,
         contextlib.closing(
-            asked for _, asked in prefetched(turns.mine(batches, lacking), read)
+            asked
+            for _, asked in prefetched(turns.mine(batches, partial(lacking, answers=answers)), read)
         ) as ready,
     ):
         for asked, said in speaker.run(ready, shrinking):
             pairs = zip(asked, said, strict=True)
             later([Record(key=a.member["key"], meta=s._asdict() | engine.meta) for a, s in pairs])
     report.note(**speaker.findings())
-
-
-def _swapped(member: dict[str, str]) -> dict[str, str]:
-    """Return the member for the engine that was the second choice."""
-    first, other = PLACES
-    return {**member, first: member[other], other: member[first]}
 
 
 def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecord:

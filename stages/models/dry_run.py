@@ -4,8 +4,8 @@ inputs are what the model's own processor gives. Reads no weights, and knows no 
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,7 +17,7 @@ from stages.memory.repeated_layers import RepeatedLayers
 from stages.models.footprint import BatchCost
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
-from stages.models.halves.vectors import image_vectors
+from stages.models.halves.vectors import image_vectors, most_tokens, text_vectors
 from stages.models.processors.calling import TEXT_IDS, text_ids
 from stages.models.processors.clip import black_clip
 from stages.models.processors.fit import bytes_of
@@ -32,6 +32,7 @@ from stages.models.processors.prepare import (
     rebuild,
     takes_videos,
 )
+from stages.models.row_memory import LayerMemory, RowMemory
 from stages.models.watching import NEW_TOKENS, PromptWatch, decoder_of, layers_told, mlps_told
 from stages.process.exit_diagnosis import out_of_memory
 
@@ -50,12 +51,20 @@ PIXEL_BYTES = 4
 KINDS: tuple[MediaKind, MediaKind] = ("image", "video")
 
 
-def batch_costs_of(
-    skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0
-) -> tuple[dict[Part, tuple[BatchCost, ...]], str]:
-    """Return what computing each half of the model over `skeleton` takes at a few sizes. With it
-    comes why, if that could not be found out, else an empty text. The skeleton is of no other use
-    afterwards."""
+class DryRun(NamedTuple):
+    """What dry runs tell of a model."""
+
+    batch_costs: Mapping[Part, tuple[BatchCost, ...]]
+    """What computing each half takes at a few sizes."""
+    row_memory: RowMemory | None = None
+    """What the language half remembers of a row; None where that is not to be told."""
+    why: str = ""
+    """Why nothing could be found out; empty where it could."""
+
+
+def dry_run(skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0) -> DryRun:
+    """Return what computing the halves of the model over `skeleton` takes. The skeleton is of no
+    other use afterwards."""
     with _quiet():
         try:
             _begin(skeleton)
@@ -63,26 +72,35 @@ def batch_costs_of(
             rows = {k: _rows(processor, k, frames_a_video, way) for k in _kinds(processor)}
             repeated = RepeatedLayers()
             encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, repeated))
-            if route == "dual":  # texts are short, and nothing is planned that reads them
-                return {"vision": encoded, "language": ()}, ""
+            if route == "dual":
+                read = tuple(_readers(skeleton, processor, repeated))
+                return DryRun({"vision": encoded, "language": read})
             kind = next(reversed(rows))
-            return {
-                "vision": encoded,
-                "language": tuple(
-                    _decoders(skeleton, processor, route, kind, rows[kind][0], repeated)
-                ),
-            }, ""
+            decoded = [*_decoders(skeleton, processor, route, kind, rows[kind][0], repeated)]
+            costs = tuple(cost for cost, _ in decoded)
+            return DryRun(
+                {"vision": encoded, "language": costs}, _row_memory(skeleton, decoded[-1][1])
+            )
         except Exception as error:  # a family may ask its tensors for anything
             if out_of_memory(error):
                 raise
             words = " ".join(str(error).split())[:200]
-            return {"vision": (), "language": ()}, f"{type(error).__name__}: {words}"
+            nothing: dict[Part, tuple[BatchCost, ...]] = {"vision": (), "language": ()}
+            return DryRun(nothing, why=f"{type(error).__name__}: {words}")
+
+
+def _row_memory(skeleton: Any, kept: tuple[LayerMemory, ...]) -> RowMemory | None:
+    """Return what a row leaves in the cache of a model that has nothing but a decoder."""
+    says = skeleton.get_output_embeddings()
+    if not kept or says is None or skeleton.config.is_encoder_decoder:
+        return None
+    return RowMemory(kept=kept, words=says.weight.shape[0])
 
 
 def vector_width(skeleton: Any, processor: Any) -> int:
     """Return how many numbers the vectors of pictures have that the model over `skeleton` makes.
     Raises UsageError when it does not make one of each. The skeleton is as after
-    `batch_costs_of`."""
+    `dry_run`."""
     with _quiet():
         _begin(skeleton)
         row = prepare_pictures(processor, black_clip("image", PICTURES, EDGES[0], EDGES[0]))
@@ -149,7 +167,7 @@ def _decoders(
     kind: MediaKind,
     row: Prepared,
     repeated: RepeatedLayers,
-) -> Iterator[BatchCost]:
+) -> Iterator[tuple[BatchCost, tuple[LayerMemory, ...]]]:
     skeleton.generation_config.eos_token_id = None
     skeleton.generation_config.pad_token_id = 0
     for (count, units), inputs in _asked(skeleton, processor, row).items():
@@ -160,11 +178,27 @@ def _decoders(
         told = mlps_told(skeleton, live), reading.of(decoder_of(skeleton))
         with on_meta_device(live), told[0], told[1], repeated.layers(skeleton, live):
             generate(skeleton, without_data(inputs), features, max_new_tokens=NEW_TOKENS, **GREEDY)
+        yield BatchCost(kind=kind, rows=count, units=units, **reading.found()), reading.kept
+
+
+def _readers(skeleton: Any, processor: Any, repeated: RepeatedLayers) -> Iterator[BatchCost]:
+    """Yield what a text half takes of a few texts and of many. All are of a length, that of the
+    longest it reads."""
+    length = most_tokens(processor, skeleton) or TOKENS[0]
+    for rows in (1, 2, 8):
+        inputs = {"input_ids": torch.ones(rows, length, dtype=torch.long)}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        live = LiveBytes(_weights(skeleton))
+        with on_meta_device(live), repeated.layers(skeleton, live):
+            made = text_vectors(skeleton, without_data(inputs))
         yield BatchCost(
-            kind=kind,
-            rows=count,
-            units=units,
-            **reading.found(),
+            kind="image",
+            rows=rows,
+            units=length,
+            peak_bytes=live.peak,
+            peak_bytes_32=live.peak_32,
+            kept_bytes=made.nbytes,
+            flops=live.flops,
         )
 
 

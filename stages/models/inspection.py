@@ -12,7 +12,7 @@ import torch
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Modality, Part
-from stages.models.dry_run import batch_costs_of, vector_width
+from stages.models.dry_run import DryRun, dry_run, vector_width
 from stages.models.halves.dual import makes_vectors
 from stages.models.halves.load import config_and_class, one_line, refuse_pickle, skeleton_of
 from stages.models.halves.routes import RouteChoice, choose_route, depends_on_prompt
@@ -73,7 +73,7 @@ def _of_dual(
     halves = halves_of(skeleton, read_headers(checkpoint))
     processor = load_processor(folder, trust_remote_code)
     width = vector_width(skeleton, processor)
-    batch_costs, why = batch_costs_of(skeleton, processor, choice.route)
+    found = dry_run(skeleton, processor, choice.route)
     seen = probe(load_processor(folder, trust_remote_code), "image", prepare_pictures)
     return ModelProfile(
         folder=str(folder),
@@ -83,7 +83,7 @@ def _of_dual(
         dtype=_dtype(config),
         route=choice.route,
         why=choice.why,
-        parts=_with_costs(halves, batch_costs, why),
+        parts=_with_costs(halves, found),
         sampling=SamplingProfile(),
         fit_video=seen.fit,
         fit_image=seen.fit,
@@ -94,7 +94,7 @@ def _of_dual(
         frame_pixel_bytes=seen.pixel_bytes,
         image_sizes=seen.smaller,
         frame_sizes=seen.smaller,
-        batch_costs_unknown=why,
+        batch_costs_unknown=found.why,
     )
 
 
@@ -102,12 +102,14 @@ def _dtype(config: Any) -> str:
     return str(config.dtype if config.dtype is not None else torch.float32).removeprefix("torch.")
 
 
-def _with_costs(
-    parts: Mapping[Part, PartProfile], batch_costs: Mapping[Part, Any], why: str
-) -> dict[Part, PartProfile]:
-    if why:
-        logger.warning("what computing takes could not be found out: %s", why)
-    return {part: replace(held, batch_costs=batch_costs[part]) for part, held in parts.items()}
+def _with_costs(parts: Mapping[Part, PartProfile], found: DryRun) -> dict[Part, PartProfile]:
+    if found.why:
+        logger.warning("what computing takes could not be found out: %s", found.why)
+    costs, memory = found.batch_costs, {"language": found.row_memory}
+    return {
+        p: replace(held, batch_costs=costs[p], row_memory=memory.get(p))
+        for p, held in parts.items()
+    }
 
 
 def _described(
@@ -128,14 +130,14 @@ def _described(
     )
     processor = load_processor(folder, trust_remote_code)
     _try_processor(processor, folder)
-    batch_costs, why = batch_costs_of(skeleton, processor, choice.route, frames_a_video(processor))
+    found = dry_run(skeleton, processor, choice.route, frames_a_video(processor))
     again = load_processor(folder, trust_remote_code) if probing is None else None
     image, video = probing.result() if probing is not None else _probes(again)
     profile = _profile(folder, skeleton, choice, processor, halves, image, video)
-    parts = _with_costs(profile.parts, batch_costs, why)
+    parts = _with_costs(profile.parts, found)
     if (native := native_of(folder)) and (other := native.as_published):
         parts[other.part] = replace(parts[other.part], as_published=other.words)
-    return replace(profile, parts=parts, batch_costs_unknown=why)
+    return replace(profile, parts=parts, batch_costs_unknown=found.why)
 
 
 def _begun(

@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
+from stages.models.row_memory import LayerMemory, RowMemory
 
-OUTPUT_VERSION = 20
+OUTPUT_VERSION = 22
 """Output version of a profile: raised when what one says changes, and part of its key."""
 
 
@@ -51,6 +52,8 @@ class PartProfile:
     nothing."""
     batch_costs: tuple[BatchCost, ...] = ()
     """Costs of computing, at a few sizes; empty when they could not be found out."""
+    row_memory: RowMemory | None = None
+    """What it remembers of a row, of a decoder of which that is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +163,8 @@ class ModelProfile:
             told = value.pop(part)
             lists = {key: tuple(told[key]) for key in ("shards", "tensors", "pieces")}
             batch_costs = tuple(BatchCost(**work) for work in told["batch_costs"])
-            parts[part] = PartProfile(**{**told, **lists, "batch_costs": batch_costs})
+            lists |= {"batch_costs": batch_costs, "row_memory": _row_memory(told["row_memory"])}
+            parts[part] = PartProfile(**{**told, **lists})
         made["parts"] = parts
         made["sampling"] = SamplingProfile(**value["sampling"])
         for name in ("image_sizes", "frame_sizes"):
@@ -169,3 +173,9 @@ class ModelProfile:
             edges = value[name]["long_edges"]
             made[name] = FrameFit(long_edges=tuple((a, e) for a, e in edges))
         return cls(**{**value, **made})
+
+
+def _row_memory(told: dict[str, Any] | None) -> RowMemory | None:
+    if told is None:
+        return None
+    return RowMemory(kept=tuple(LayerMemory(**kind) for kind in told["kept"]), words=told["words"])

@@ -2,13 +2,16 @@
 Counts nothing itself."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 
-from stages.memory.live_bytes import LiveBytes
+from stages.memory.live_bytes import WHOLE, LiveBytes
 from stages.models.halves.offload import outermost_layers
+from stages.models.row_memory import LayerMemory
 
 NEW_TOKENS = 2
 """Tokens to write: the first comes of reading the prompt, the second of a step like all that
@@ -29,6 +32,8 @@ class PromptWatch:
         self._live = live
         self._calls = 0
         self._prompt: dict[str, int] = {}
+        self.kept: tuple[LayerMemory, ...] = ()
+        """What the layers remembered of a row; empty where they do not remember all it has."""
 
     def of(self, decoder: Any) -> contextlib.AbstractContextManager[None]:
         return _held([decoder.register_forward_pre_hook(self._called, with_kwargs=True)])
@@ -36,7 +41,8 @@ class PromptWatch:
     def _called(self, module: Any, args: Any, kwargs: Any) -> None:
         self._calls += 1
         if self._calls == NEW_TOKENS:
-            self._prompt = self._so_far(cache_bytes(kwargs.get("past_key_values")))
+            cache = kwargs.get("past_key_values")
+            self._prompt, self.kept = self._so_far(cache_bytes(cache)), kept_of(cache)
             self._live.begin()
 
     def _so_far(self, cache: int) -> dict[str, int]:
@@ -74,6 +80,43 @@ def cache_bytes(cache: Any) -> int:
     if not held and type(cache).__name__.endswith(("Layer", "Cache")):
         held = list(vars(cache).values())
     return cache_bytes(held)
+
+
+def kept_of(cache: Any) -> tuple[LayerMemory, ...]:
+    """Return what a cache's layers remember of each row, like layers counted together. Returns
+    nothing of a cache of another kind, or one whose layers saw other tokens each."""
+    layers = [_LayerKept.of(layer) for layer in getattr(cache, "layers", None) or ()]
+    if len({kept.tokens for kept in layers if kept.tokens and not kept.of_row.window}) > 1:
+        return ()
+    return tuple(
+        replace(kept, layers=count) for kept, count in Counter(k.of_row for k in layers).items()
+    )
+
+
+class _LayerKept(NamedTuple):
+    """What one layer keeps of each row, and the tokens that it saw."""
+
+    of_row: LayerMemory
+    tokens: int
+
+    @classmethod
+    def of(cls, layer: Any) -> "_LayerKept":
+        seen = [getattr(layer, name, None) for name in ("keys", "values", "indexer_keys")]
+        seen = [part for part in seen if part is not None and part.numel()]
+        states = [
+            part
+            for name in ("conv_states", "recurrent_states")
+            for part in (getattr(layer, name, None) or {}).values()
+            if part is not None
+        ]
+        of_row = LayerMemory(
+            kind=type(layer).__name__,
+            token_bytes=sum(part.nbytes // (len(part) * part.shape[-2]) for part in seen),
+            window=int(getattr(layer, "sliding_window", None) or 0),
+            state_bytes=sum(part.nbytes // len(part) for part in states),
+            state_bytes_32=sum(part[0].numel() * WHOLE for part in states),
+        )
+        return cls(of_row, int(seen[0].shape[-2]) if seen else 0)
 
 
 def mlps_told(skeleton: Any, live: LiveBytes) -> contextlib.AbstractContextManager[None]:

@@ -1,8 +1,10 @@
-"""The demo model with MLPs so wide that a batch is what takes memory; its words mean nothing."""
+"""The demo model with MLPs so wide that a batch is what takes memory, or with so many layers of
+keys that what it remembers is; its words mean nothing."""
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from penstock_demo import CHECKPOINT
 
@@ -12,14 +14,28 @@ SAYS = 4
 
 def write_wide_model(folder: Path, *, text: int, vision: int, dtype: str = "float32") -> Path:
     """A checkpoint whose halves' MLPs are so wide inside."""
+    return _write(folder, {"intermediate_size": text}, {"intermediate_size": vision}, dtype)
+
+
+def write_remembering_model(folder: Path, *, layers: int = 16, dtype: str = "float32") -> Path:
+    """A checkpoint that remembers 1,536 bytes of a token in each of so many layers, in 16 bit."""
+    keys = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_key_value_heads": HEADS}
+    kinds = {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
+    return _write(folder, {**keys, **kinds}, {"out_hidden_size": WIDTH}, dtype)
+
+
+WIDTH, HEADS = 384, 12
+
+
+def _write(folder: Path, text: dict[str, Any], vision: dict[str, Any], dtype: str) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     shutil.copytree(CHECKPOINT, folder)
     told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     told["dtype"] = dtype
-    told["text_config"]["intermediate_size"] = text
-    told["vision_config"]["intermediate_size"] = vision
+    told["text_config"].update(text)
+    told["vision_config"].update(vision)
     (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
     (folder / "model.safetensors").unlink()
     torch.manual_seed(5)

@@ -1,7 +1,7 @@
 """Estimates what captioning features costs; knows no vision half."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 from artifacts.words import counted
@@ -16,49 +16,71 @@ from flows.planning.costs.part import (
     settings_as_run,
     source_of_figures,
 )
+from flows.planning.costs.slots import held_ahead, seatable, slot_terms
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import around, attention_terms, cache, prefetch_of, products, weights
 from flows.planning.todo import ToDo
 from flows.planning.workloads import Workload
+from stages.decode.engines import INFLIGHT
 
 STEP_CALLS = 30
 """Linear layers that generating one token calls as long as, beside those of the model."""
 
 
 def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
-    """Return smaller batches, prompts in pieces, a cache elsewhere, fewer bits, layers one by
-    one."""
+    """Return fewer slots or smaller batches, prompts in pieces, a cache elsewhere, fewer bits,
+    layers one by one."""
+    half, free = model.profile.language, free_settings(model, config, "language")
     return decode_rungs(
         config.batch_size,
-        [(each.precision, each.kv) for each in free_settings(model, config, "language")],
-        on_gpu=device.startswith("cuda"),
-        offload=config.is_free("language") and not model.profile.language.stored_as,
+        [(each.precision, each.kv) for each in free],
+        elsewhere=device.startswith("cuda") and config.engine != INFLIGHT,
+        offload=config.is_free("language") and not half.stored_as,
+        seated=[each.precision for each in free if seatable(half, each)],
     )
 
 
 def decode_rungs(
-    batch: int, variants: Sequence[tuple[str, str]], *, on_gpu: bool, offload: bool
+    batch: int,
+    variants: Sequence[tuple[str, str]],
+    *,
+    elsewhere: bool,
+    offload: bool,
+    seated: Container[str] = (),
 ) -> list[Rung]:
     """Return rungs as for encode, and within each precision more. These are prompts read in pieces,
-    and on a GPU the KV cache in host memory. `ways` are precisions, each with `quantized` if the KV
-    cache is, else with an empty text."""
+    and, where it may be kept `elsewhere`, the KV cache in host memory. `variants` are precisions,
+    each with `quantized` if the KV cache is, else with an empty text; those that are `seated` have
+    slots in place of batches."""
     found: list[Rung] = []
     for precision, kv in variants:
-        single = Rung(stage="decode", batch=1, prefill=MLP_CHUNKS[-1], precision=precision, kv=kv)
+        single = Rung(
+            stage="decode",
+            batch=1,
+            prefill=MLP_CHUNKS[-1],
+            precision=precision,
+            kv=kv,
+            seated=not kv and precision in seated,
+        )
         if kv:  # where it is, all else was tried
             found.append(single)
             continue
         found += [replace(single, batch=size, prefill=0) for size in sizes(batch)]
         found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS]
-        if on_gpu:
-            found.append(replace(single, kv="offloaded"))
+        if elsewhere:
+            found.append(replace(single, kv="offloaded", seated=False))
     if not offload or not variants:
         return found
     # Layers come to the device one by one, so that a batch costs hardly more than an item.
     last = Rung(
-        stage="decode", batch=1, prefill=MLP_CHUNKS[-1], precision=variants[0][0], offload=True
+        stage="decode",
+        batch=1,
+        prefill=MLP_CHUNKS[-1],
+        precision=variants[0][0],
+        offload=True,
+        seated=variants[0][0] in seated,
     )
     return found + [replace(last, batch=size) for size in sizes(batch)]
 
@@ -68,22 +90,20 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     half, rows = model.profile.language, workload.rows(rung.batch)
     settings = settings_as_run(model.best("language"), half, rung)
     terms = list(weights(half, settings, rung, device))
-    costs = _decoder_costs(model, settings, workload, rows, new, rung.prefill)
-    whole = math.ceil(costs.kept_bytes)
-    why = f"{counted(rows, 'row')} x ({workload.tokens:,} + {new} tokens) x "
-    why += f"{whole / rows / (workload.tokens + new):,.0f} bytes"
-    terms += cache(rung, whole, half, why)
-    computing = max(0, math.ceil(costs.peak_bytes) - whole)
-    why = f"{counted(rows, 'row')} x {workload.tokens:,} tokens: {source_of_figures(model, costs)}"
-    why += ", beside the cache"
-    if rung.prefill:
-        why += f", {rung.prefill} at once through an MLP"
-    terms.append(Term(part="activation", bytes=computing, why=why))
-    terms += products(half, settings, rung, rows * workload.tokens, device)
-    terms += attention_terms(half, settings, workload, rows, workload.tokens, device)
-    prefetch = prefetch_of(workload, rows, rows * workload.feature_bytes, "features")
+    together = 1 if rung.seated else rows
+    costs = _decoder_costs(
+        model, settings, workload, together, 0 if rung.seated else new, rung.prefill
+    )
+    if rung.seated and half.row_memory is not None:
+        terms += slot_terms(half.row_memory, settings, workload, rows, new, costs)
+        prefetch = held_ahead(workload, rows)
+    else:
+        terms += _batch_terms(model, rung, workload, rows, new, costs)
+        prefetch = prefetch_of(workload, rows, rows * workload.feature_bytes, "features")
+    terms += products(half, settings, rung, together * workload.tokens, device)
+    terms += attention_terms(half, settings, workload, together, workload.tokens, device)
     terms += around(rung, terms, device, prefetch)
-    flops = (costs.flops + new * costs.step_flops) * workload.chunks / rows
+    flops = (costs.flops + new * costs.step_flops) * workload.chunks / together
     return StageEstimate.of(
         rung,
         terms,
@@ -92,6 +112,22 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         flops=flops,
         by_dimensions=not costs.known or model.profile.by_dimensions,
     )
+
+
+def _batch_terms(
+    model: Model, rung: Rung, workload: Workload, rows: int, new: int, costs: Expected
+) -> Iterator[Term]:
+    """Yield the cache of a batch, and what reading its prompts computes with."""
+    half, whole = model.profile.language, math.ceil(costs.kept_bytes)
+    why = f"{counted(rows, 'row')} x ({workload.tokens:,} + {new} tokens) x "
+    why += f"{whole / rows / (workload.tokens + new):,.0f} bytes"
+    yield from cache(rung, whole, half, why)
+    computing = max(0, math.ceil(costs.peak_bytes) - whole)
+    why = f"{counted(rows, 'row')} x {workload.tokens:,} tokens: {source_of_figures(model, costs)}"
+    why += ", beside the cache"
+    if rung.prefill:
+        why += f", {rung.prefill} at once through an MLP"
+    yield Term(part="activation", bytes=computing, why=why)
 
 
 def _decoder_costs(
@@ -108,27 +144,29 @@ def _decoder_costs(
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
-    """Count the loading of the half, and for each batch a pass over its prompts and one a token."""
+    """Count the loading of the half, and for each batch a pass over its prompts and one a token. In
+    slots prompts are read one by one."""
     half, settings = model.profile.language, model.best("language")
     precision = precision_of(settings, rung)
     passes = []
     for each in left:
         workload, rows = each.workload, each.workload.rows(rung.batch)
-        costs = _decoder_costs(model, settings, workload, rows, 0, 0)
+        together = 1 if rung.seated else rows
+        costs = _decoder_costs(model, settings, workload, together, 0, 0)
         run = Pass(
             precision=precision,
             flops=costs.flops,
-            tokens=rows * workload.tokens,
+            tokens=together * workload.tokens,
             calls=half.linear_modules,
             moved_bytes=rung.offload * settings.weight_bytes,
-            times=each.left[rung.stage] / rows,
+            times=each.left[rung.stage] / together,
         )
         step = replace(
             run,
-            flops=costs.step_flops,
+            flops=costs.step_flops * rows / together,
             tokens=rows,
             calls=run.calls + STEP_CALLS,
-            times=run.times * new,
+            times=each.left[rung.stage] / rows * new,
         )
         passes += [run, step]
     return loading(half, settings, rung, any(each.left[rung.stage] for each in left), passes)

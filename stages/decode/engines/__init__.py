@@ -10,6 +10,17 @@ from artifacts.errors import UsageError
 from stages.decode.job import DEFAULT_ENGINE
 
 INFLIGHT = "inflight"
+SEATED = frozenset(
+    {
+        "DynamicLayer",
+        "DynamicSlidingWindowLayer",
+        "DynamicIndexedLayer",
+        "LinearAttentionLayer",
+        "LinearAttentionAndFullAttentionLayer",
+        "DummyLayer",
+    }
+)
+"""Names of the classes of transformers' cache layers of which there are slots."""
 AUTO = "auto"
 """What is asked for by who leaves the choice of the engine to a trial."""
 

@@ -10,8 +10,8 @@ import torch
 from stages.decode.engines.inflight.coming import Coming
 from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.loop import Loop
-from stages.decode.engines.inflight.pool import FEWEST
 from stages.decode.engines.inflight.reading import TYPES, ReadRow, read_row
+from stages.decode.engines.inflight.shape import FEWEST, trial_shapes
 from stages.decode.engines.inflight.trial import TrialResult, judge, reference_of
 from stages.decode.protocol import Asked
 from stages.memory.shrinking import Shrinking
@@ -82,7 +82,8 @@ def tried_in_slots(model: Any, items: Sequence[Item]) -> TrialResult:
         return TrialResult(reason="it is run whole")
     try:
         row, other = (read_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
-        return judge(row, other, reference_of(model, *items[0]), FEWEST, FEWEST)
+        pools = trial_shapes(FEWEST, FEWEST, max(row.tokens, other.tokens))
+        return judge(row, other, reference_of(model, *items[0]), *pools)
     except CannotSeat as error:
         return TrialResult(reason=str(error))
 

@@ -16,13 +16,13 @@ from stages.decode.engines.inflight.coming import Coming, coming
 from stages.decode.engines.inflight.flight import Flight
 from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.loop import Loop
-from stages.decode.engines.inflight.pool import FEWEST
 from stages.decode.engines.inflight.reading import ReadRow, read_row
-from stages.decode.engines.inflight.trial import BESIDE, TrialResult, judge, reference_of
+from stages.decode.engines.inflight.shape import BESIDE, rows_for, trial_shapes
+from stages.decode.engines.inflight.trial import TrialResult, judge, reference_of
 from stages.decode.engines.transformers import Transformers, make_greedy
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
 from stages.decode.protocol import Asked, Said
-from stages.memory.shrinking import Shrinking, attempt
+from stages.memory.shrinking import Shrinking, attempt, give_back
 from stages.models.halves.features import Features
 from stages.models.halves.records import merge_blank, merge_rows
 from stages.models.processors.prepare import open_ended, rebuild
@@ -49,6 +49,7 @@ class InFlight:
         """Return the name of the engine that speaks, found out by a chunk. Raises UsageError where
         it has to be this one and cannot."""
         self._result = self._judged(asked)
+        give_back()  # what was tried is not what will be held
         if not self._result.reason:
             return INFLIGHT
         if self._job.engine != AUTO:
@@ -105,7 +106,7 @@ class InFlight:
         return Loop(
             self._read,
             shrinking,
-            rows=rows_of(self._job),
+            rows=rows_for(slots_of(self._job)),
             slots=slots_of(self._job),
             late=int(self._job.device != "cpu"),
         )
@@ -137,19 +138,20 @@ class InFlight:
             return TrialResult(reason=str(error))
 
     def _tried(self, asked: Asked, longer: Asked, half: Any) -> TrialResult:
-        row, other = (self._row(each, half) for each in (asked, longer))
         inputs, features, options = self._given(half, asked)
         reference = reference_of(half, inputs, features, **options)
-        slots, rows = max(BESIDE, slots_of(self._job)), rows_of(self._job)
-        while True:
-            found, words = attempt(partial(judge, row, other, reference, rows, slots))
+        row, other = (self._row(each, half) for each in (asked, longer))
+        wanted, tokens = slots_of(self._job), max(row.tokens, other.tokens)
+        # Beside a single slot nobody stands, so where there is no room for more, one is enough.
+        ways = ((max(BESIDE, wanted), False), (BESIDE, True), (min(BESIDE, wanted), True))
+        for slots, lean in dict.fromkeys(ways):
+            pools = trial_shapes(rows_for(wanted), slots, tokens, lean=lean)
+            found, words = attempt(partial(judge, row, other, reference, *pools))
             if words is None:
                 return found.pop()
-            if slots <= BESIDE:
-                if self._job.engine == AUTO:
-                    return TrialResult(reason=f"there was not the memory to try it: {words}")
-                raise MemoryError(words)
-            slots //= 2
+        if self._job.engine == AUTO:
+            return TrialResult(reason=f"there was not the memory to try it: {words}")
+        raise MemoryError(words)
 
     def _said(self, flight: Flight) -> Said:
         (text,) = self._plain.processor.batch_decode([flight.said], skip_special_tokens=True)
@@ -160,8 +162,3 @@ class InFlight:
 def slots_of(job: DecodeJob) -> int:
     """Return how many slots there are room for: as many as a batch has rows."""
     return max((len(batch) for batch in job.batches), default=1)
-
-
-def rows_of(job: DecodeJob) -> int:
-    """Return how many rows a step computes: a power of two, so that other jobs compute as many."""
-    return max(FEWEST, 1 << (slots_of(job) - 1).bit_length())

@@ -6,7 +6,7 @@ nothing, and is masked; so a row's numbers are the same whatever stands beside i
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,21 +20,11 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from stages.decode.engines.inflight.shape import PoolShape
+
 
 class CannotSeat(Exception):
     """A half remembers a row in a way that cannot be kept in slots."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoolShape:
-    """The room of a pool."""
-
-    rows: int
-    """Rows that a step computes: the same however many slots there are, so that numbers are."""
-    slots: int
-    """Rows that there is room for; the others are nobody's."""
-    columns: int
-    """Most tokens of a row, its prompt among them."""
 
 
 class SlotLayer(CacheLayerMixin):
@@ -88,9 +78,12 @@ class SlotLayer(CacheLayerMixin):
         return self._of_rows(self.keys), self._of_rows(self.values)
 
     def _of_rows(self, part: torch.Tensor) -> torch.Tensor:
-        """Return a tensor of slots with zeros for the rows that are nobody's."""
+        """Return a tensor of slots with zeros for the rows that are nobody's. Those beside a single
+        slot are shown what it holds, which takes no room."""
         if (nobodys := self.batch_size - len(part)) == 0:
             return part
+        if len(part) == 1:
+            return part.expand(self.batch_size, *part.shape[1:])
         zeros = part.new_zeros((1,) * part.ndim).expand(nobodys, *part.shape[1:])
         return torch.cat([part, zeros])
 

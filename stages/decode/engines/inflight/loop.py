@@ -16,9 +16,9 @@ import torch
 
 from stages.decode.engines.inflight.coming import Coming
 from stages.decode.engines.inflight.flight import Flight, Heard
-from stages.decode.engines.inflight.layers import PoolShape
-from stages.decode.engines.inflight.pool import Pool, columns_for
+from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.reading import ReadRow
+from stages.decode.engines.inflight.shape import PoolShape, columns_for
 from stages.decode.protocol import Asked
 from stages.memory.shrinking import Shrinking, attempt, give_back
 

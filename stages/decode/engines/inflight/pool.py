@@ -14,13 +14,9 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from stages.decode.engines.inflight.layers import CannotSeat, PoolShape, RingLayer, SlotLayer, seats
+from stages.decode.engines.inflight.layers import CannotSeat, RingLayer, SlotLayer, seats
 from stages.decode.engines.inflight.reading import ReadRow
-
-COLUMNS = 64
-"""Columns come in multiples of this, so that vectors in a kernel end where columns do."""
-FEWEST = 8
-"""Rows of the smallest step: products of fewer are rounded otherwise, on a CPU."""
+from stages.decode.engines.inflight.shape import PoolShape
 
 
 class Pool:
@@ -131,11 +127,6 @@ class Pool:
         inside = self._rings <= (at % self._chunk if self._chunk else at)
         gap = seen.new_zeros(len(seen), self._gap)
         return torch.cat([seen, gap, inside], dim=1).long()
-
-
-def columns_for(tokens: int) -> int:
-    """Return the columns of a pool whose rows have at most so many tokens."""
-    return -(-tokens // COLUMNS) * COLUMNS
 
 
 def _chunk(model: Any) -> int:

@@ -12,24 +12,21 @@ from typing import Any
 
 import torch
 
-from stages.decode.engines.inflight.layers import CannotSeat, PoolShape
-from stages.decode.engines.inflight.pool import FEWEST, Pool, columns_for
+from stages.decode.engines.inflight.layers import CannotSeat
+from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.reading import ReadRow, chosen
+from stages.decode.engines.inflight.shape import TRIED, PoolShape
 from stages.decode.reading import far, rounding
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.process.exit_diagnosis import out_of_memory
 
-STEPS = 4
+BEFORE = 2
+"""Tokens that whoever was in a slot before has made."""
+STEPS = TRIED - BEFORE
 """Tokens that are tried; what is wrong with masks or positions shows at the first."""
 ROUNDINGS = 2
 """How many times what pieces of a prompt may differ by: tokens after it are rounded one by one."""
-BEFORE = 2
-"""Tokens that whoever was in a slot before has made."""
-BESIDE = 2
-"""Fewest slots with which it can be tried what stands beside a row."""
-LONGER = 5
-"""How many times the columns another pool has: so many that kernels cut them otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,11 +57,13 @@ def reference_of(
     return Reference(tokens=tokens, logits=made.logits)
 
 
-def judge(row: ReadRow, other: ReadRow, reference: Reference, rows: int, slots: int) -> TrialResult:
-    """Judge by a row and one of another length, in steps of so many rows, of which so many have
-    slots. Raises what an allocator raises."""
+def judge(
+    row: ReadRow, other: ReadRow, reference: Reference, shape: PoolShape, otherwise: PoolShape
+) -> TrialResult:
+    """Judge by a row and one of another length, in a pool and in one of another shape. Raises what
+    an allocator raises."""
     try:
-        return _judged(row, other, reference, rows, slots)
+        return _judged(row, other, reference, shape, otherwise)
     except CannotSeat as error:
         return TrialResult(reason=str(error))
     except Exception as error:  # a family may refuse in any way what is not its own
@@ -74,20 +73,15 @@ def judge(row: ReadRow, other: ReadRow, reference: Reference, rows: int, slots: 
 
 
 def _judged(
-    row: ReadRow, other: ReadRow, reference: Reference, rows: int, slots: int
+    row: ReadRow, other: ReadRow, reference: Reference, shape: PoolShape, otherwise: PoolShape
 ) -> TrialResult:
-    columns = columns_for(max(row.tokens, other.tokens) + STEPS + BEFORE)
-    shape = PoolShape(rows=rows, slots=slots, columns=columns)
     alone = _trace(row, reference, Pool(row, shape), 0)
     wanted = [logits[0].float() for logits in reference.logits[: len(alone)]]
     found = far(wanted, [logits.float() for logits in alone])
     if found > ROUNDINGS * rounding(row.model.dtype):
         return TrialResult(reason=f"in slots its numbers are others, by {found:.1e}")
-    if not _same(alone, _trace(row, reference, Pool(row, shape), slots - 1, other)):
+    if not _same(alone, _trace(row, reference, Pool(row, shape), shape.slots - 1, other)):
         return TrialResult(reason="its numbers hang on what is beside a row")
-    otherwise = PoolShape(
-        rows=FEWEST if rows > FEWEST else 2 * rows, slots=1, columns=LONGER * columns
-    )
     if not _same(alone, _trace(row, reference, Pool(row, otherwise), 0, other)):
         return TrialResult(reason="its numbers hang on how large the pool is")
     return TrialResult()

@@ -1,0 +1,92 @@
+"""More checkpoints with random weights: of families whose layers do not all remember every token.
+Their towers are small, because the language half is what is looked at."""
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks._shapes import qwen, text_settings
+from tests.support.families import QWEN_TEMPLATE, hf
+from tests.support.words import template, words
+
+WINDOWED = ["sliding_attention", "full_attention"]
+
+
+def gemma() -> tuple[Any, Any]:
+    """Frames of 256 tokens each; three of four layers see a window."""
+    made = words(boi_token="<boi>", eoi_token="<eoi>", image_token="<soft>")
+    token = made.convert_tokens_to_ids
+    ropes = {name: {"rope_type": "default", "rope_theta": 1e6} for name in WINDOWED}
+    config = hf.Gemma3Config(
+        text_config=text_settings(
+            num_key_value_heads=8,
+            head_dim=64,
+            query_pre_attn_scalar=64,
+            sliding_window=512,
+            layer_types=[*WINDOWED[:1] * 3, WINDOWED[1]],
+            rope_parameters=ropes,
+        ),
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 6,
+            "image_size": 448,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        mm_tokens_per_image=256,
+        boi_token_index=token("<boi>"),
+        eoi_token_index=token("<eoi>"),
+        image_token_id=token("<soft>"),
+    )
+    processor = hf.Gemma3Processor(
+        hf.Gemma3ImageProcessor(size={"height": 448, "width": 448}),
+        made,
+        chat_template=template("<boi>"),
+        image_seq_length=256,
+    )
+    return hf.Gemma3ForConditionalGeneration(config), processor
+
+
+def hybrid() -> tuple[Any, Any]:
+    """Frames as large as they are; three of four layers remember a row in states."""
+    _, plain = qwen()
+    token = plain.tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_interleaved": True}
+    config = hf.Qwen3_5Config(
+        text_config=text_settings(
+            num_hidden_layers=8,
+            num_key_value_heads=4,
+            head_dim=64,
+            linear_num_key_heads=8,
+            linear_num_value_heads=16,
+            rope_parameters={**rope, "mrope_section": [3, 3, 2], "partial_rotary_factor": 0.25},
+        ),
+        vision_config={
+            "depth": 2,
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_heads": 6,
+            "out_hidden_size": 1024,
+            "num_position_embeddings": 576,
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+    )
+    common = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
+    size = {"shortest_edge": 64 * 64, "longest_edge": 64 * 448 * 448}
+    processor = hf.Qwen3VLProcessor(
+        image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
+        tokenizer=plain.tokenizer,
+        video_processor=hf.Qwen3VLVideoProcessor(
+            size=size, min_frames=2, max_frames=64, cap_pixels_per_frame=False, **common
+        ),
+        chat_template=QWEN_TEMPLATE,
+    )
+    return hf.Qwen3_5ForConditionalGeneration(config), processor
+
+
+KEPT: dict[str, Callable[[], tuple[Any, Any]]] = {"gemma3": gemma, "qwen3.5": hybrid}

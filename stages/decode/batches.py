@@ -1,0 +1,44 @@
+"""Decides which batches an engine is given of what a job lacks; knows no engine and no model."""
+
+from collections.abc import Mapping, Sequence
+
+from artifacts.packs import RecordSet
+from stages.memory.shrinking import pieces
+
+Batch = list[dict[str, str]]
+"""Members, as the job has them."""
+PLACES = ("key", "instead")
+"""Names of a member's keys: of what the engine makes, and of the other that answers as well."""
+
+
+def lacking(batch: Batch, answers: Sequence[RecordSet]) -> list[str]:
+    """Return the keys of members that have no caption in any record set; those are in the order of
+    `PLACES`."""
+    return [
+        member["key"]
+        for member in batch
+        if not any(member[name] in held for name, held in zip(PLACES, answers, strict=False))
+    ]
+
+
+def swapped(batches: Sequence[Batch]) -> list[Batch]:
+    """Return the batches for the engine that was the second choice."""
+    first, other = PLACES
+    return [[{**m, first: m[other], other: m[first]} for m in batch] for batch in batches]
+
+
+def in_pieces(batches: Sequence[Batch], size: int) -> list[Batch]:
+    """Return the batches cut to a size (0: as they are), as if they had been chosen so."""
+    return [[*piece] for batch in batches for piece in pieces(batch, size or len(batch))]
+
+
+def talkative_first(batches: Sequence[Batch], said_before: Mapping[str, int]) -> list[Batch]:
+    """Return as large batches of the same members, those first of whose chunks most was said
+    before, and among them such of which nothing is known. So the last to be said are short, and
+    hardly a slot waits for them."""
+    members = [member for batch in batches for member in batch]
+    if not any(member["key"] in said_before for member in members):
+        return [*batches]
+    most = max(said_before.values())
+    members.sort(key=lambda member: -said_before.get(member["key"], most))
+    return in_pieces([members], max(map(len, batches)))

@@ -1,0 +1,51 @@
+"""A decode stage that is killed at a step of its slots; all else in it is real."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from flows.job.launch import ENTRIES
+from stages.process.report import Report
+
+VARIABLE = "PENSTOCK_TEST_DEATHS"
+"""A file with the steps at which one process after the other is killed; absent: none is."""
+DYING = {**ENTRIES, "decode": "tests.support.dying:decode"}
+
+
+def warm(job: dict[str, Any]) -> None:
+    """Import what the real stage imports, before its memory is limited."""
+    import stages.decode.run
+
+    stages.decode.run.warm(job)
+
+
+def decode(job: dict[str, Any], report: Report) -> None:
+    """Run the stage, in one thread or in two by turns, and publish captions as soon as they end."""
+    import torch
+
+    import stages.decode.run
+    from stages.decode.engines.inflight import engine
+    from stages.decode.engines.inflight.pool import Pool
+
+    left = _deaths()
+    torch.set_num_threads(1 + len(left) % 2)
+    whole = Pool.step
+    steps = [0]
+
+    def step(pool: Pool) -> torch.Tensor:
+        steps[0] += 1
+        if left and steps[0] == left[0]:
+            Path(os.environ[VARIABLE]).write_text("\n".join(map(str, left[1:])))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(pool)
+
+    with patch.object(Pool, "step", step), patch.object(engine, "TOGETHER_SECONDS", 0.0):
+        stages.decode.run.run(job, report)
+
+
+def _deaths() -> list[int]:
+    if VARIABLE not in os.environ:
+        return []
+    return [int(line) for line in Path(os.environ[VARIABLE]).read_text().splitlines()]

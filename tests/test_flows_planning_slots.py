@@ -1,0 +1,152 @@
+"""What is reckoned for slots: each row its columns, a window no more than it sees, states of every
+row; and what a stage is told that turns out to have none."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flows.job.budget import Budget
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.planning.choose import Question, choices
+from flows.planning.costs import estimate
+from flows.planning.costs.decode import rungs
+from flows.planning.costs.slots import seatable, step_bytes
+from flows.planning.estimate import StageEstimate
+from flows.planning.rungs import Rung
+from flows.planning.start import batch_instead
+from stages.decode.engines import SEATED
+from stages.decode.engines.inflight.layers import SEATS
+from stages.decode.engines.inflight.shape import PoolShape
+from stages.models.row_memory import LayerMemory, RowMemory
+from tests.support.by_hand import KV_A_TOKEN, LAYERS, PROFILE, images, model
+
+GIB = 1 << 30
+FULL = LayerMemory(kind="DynamicLayer", layers=LAYERS, token_bytes=KV_A_TOKEN // LAYERS)
+WORDS = 32_000
+
+
+def with_memory(*kept: LayerMemory, **options: str) -> Model:
+    """The model by hand, whose decoder remembers rows so."""
+    memory = RowMemory(kept=kept, words=WORDS) if kept else None
+    language = replace(PROFILE.language, row_memory=memory)
+    return model(replace(PROFILE, parts={**PROFILE.parts, "language": language}), **options)
+
+
+def decode_rungs_of(card: Model, device: str = "cuda:0", **options: Any) -> list[Rung]:
+    return rungs(card, CaptionConfig(sources=("a",), **options), device)
+
+
+def planned(card: Model, rung: Rung, tokens: int = 1000, new: int = 256) -> StageEstimate:
+    return estimate(card, rung, [images(64, tokens)], "cuda:0", new)
+
+
+def part(found: StageEstimate, name: str) -> list[int]:
+    return [term.bytes for term in found.terms if term.part == name]
+
+
+def test_the_names_of_what_has_slots_are_those_of_the_engine() -> None:
+    assert {cls.__name__ for cls in SEATS} | {"DummyLayer"} == SEATED
+
+
+def test_a_pool_is_slots_times_columns_and_one_prompt_is_read_beside_it() -> None:
+    card = with_memory(FULL)
+    first = decode_rungs_of(card)[0]
+    assert (first.seated, first.name) == (True, "8 slots, fp16")
+    eight, four = (planned(card, replace(first, batch=size)) for size in (8, 4))
+    columns = 1280  # 1,000 and 256 tokens, in steps of 64
+    assert part(eight, "kv") == [8 * columns * KV_A_TOKEN]
+    assert part(four, "kv")[0] == 4 * columns * KV_A_TOKEN
+    assert eight.activation_bytes == four.activation_bytes
+    assert eight.activation_bytes > 1000 * KV_A_TOKEN, "the prompt that is read has a cache, too"
+    assert part(planned(card, replace(first, batch=2)), "kv")[1:], "the trial takes more"
+
+
+def test_a_window_takes_no_more_columns_than_it_sees_and_states_are_of_every_row() -> None:
+    window = replace(FULL, kind="DynamicSlidingWindowLayer", layers=1, window=512)
+    state = LayerMemory(
+        kind="LinearAttentionLayer", layers=3, state_bytes=1000, state_bytes_32=2000
+    )
+    card = with_memory(replace(FULL, layers=1), window, state)
+    rung = Rung(stage="decode", batch=2, precision="fp16", seated=True)
+    each = KV_A_TOKEN // LAYERS
+    assert part(planned(card, rung), "kv")[0] == 2 * (1280 + 512) * each + 8 * 3 * 1000
+    wide = with_memory(replace(FULL, layers=1), window, state, precision="fp32")
+    rung = replace(rung, precision="fp32")
+    assert part(planned(wide, rung), "kv")[0] == 2 * 2 * (1280 + 512) * each + 8 * 3 * 2000
+
+
+def test_rows_that_are_nobodys_have_a_copy_of_a_layer_but_beside_one_slot() -> None:
+    memory = RowMemory(kept=(FULL,), words=WORDS)
+    sizes = {
+        slots: step_bytes(memory, PoolShape(rows=8, slots=slots, columns=64), 2)
+        for slots in (1, 3, 8)
+    }
+    logits = 8 * WORDS * 6
+    assert sizes == {1: logits, 3: logits + 8 * 64 * FULL.token_bytes, 8: logits}
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        (),
+        (replace(FULL, kind="StaticLayer"),),
+        (replace(FULL, window=16), replace(FULL, window=32)),
+        (LayerMemory(kind="LinearAttentionLayer", state_bytes=10),),
+    ],
+)
+def test_a_half_that_cannot_have_slots_is_planned_in_batches(kept: Any) -> None:
+    card = with_memory(*kept)
+    assert not seatable(card.profile.language, card.best("language"))
+    assert decode_rungs_of(card)[0].name == "batch 8, fp16"
+
+
+def test_who_names_batches_and_rungs_that_have_no_slots_are_planned_in_batches() -> None:
+    plain = with_memory(FULL, engine="transformers")
+    assert not any(rung.seated for rung in decode_rungs_of(plain, engine="transformers"))
+    free = with_memory(FULL, precision="auto")
+    for rung in decode_rungs_of(free, precision="auto"):
+        assert rung.seated == (not rung.kv and rung.precision != "int8")
+    named = with_memory(FULL, precision="auto", engine="inflight")
+    ladder = decode_rungs_of(named, precision="auto", engine="inflight")
+    assert all(rung.seated for rung in ladder)
+    assert {rung.precision for rung in ladder} == {"fp16", "nf4"}
+
+
+def test_fewer_slots_come_before_all_else() -> None:
+    names = [rung.name for rung in decode_rungs_of(with_memory(FULL))]
+    assert names == [
+        "8 slots, fp16",
+        "4 slots, fp16",
+        "2 slots, fp16",
+        "1 slot, fp16",
+        "1 slot, fp16, read 1024 positions at a time",
+        "1 slot, fp16, read 256 positions at a time",
+        "batch 1, fp16, read 256 positions at a time, KV cache offloaded",
+    ]
+
+
+def test_a_budget_decides_how_many_slots_there_are_and_what_is_told_to_who_has_none() -> None:
+    card = with_memory(FULL)
+    config = CaptionConfig(sources=("a",))
+    question = Question(model=card, config=config, device="cuda:0", workloads=(images(64, 1000),))
+    found = {}
+    for gib in (64, 16.6, 15):
+        budget = Budget(
+            device="cuda:0",
+            bytes=int(gib * GIB),
+            given=True,
+            free_bytes=64 * GIB,
+            total_bytes=64 * GIB,
+            host_bytes=64 * GIB,
+        )
+        taken = choices(question, question.rungs, budget)["decode"].taken
+        assert taken.peak_bytes <= gib * GIB
+        instead = batch_instead(question, taken.rung, budget)
+        less = replace(taken.rung, seated=False, batch=instead)
+        assert question.estimate(less).peak_bytes <= gib * GIB
+        found[gib] = (taken.rung.batch, instead)
+    assert found[64] == (8, 8)
+    assert 8 > found[16.6][0] > found[15][0] >= 1
+    assert all(instead <= slots for slots, instead in found.values())
