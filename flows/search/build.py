@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.captions import write_jsonl
-from artifacts.errors import UsageError
+from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.index.compacting import merge_small
 from artifacts.index.manifest import Maker, has_manifest, read_manifest
 from artifacts.index.measuring import is_due, measure, note_texts
@@ -206,11 +206,16 @@ def _vanished(folder: Path, job: Job) -> tuple[str, ...]:
 def _measure(config: CaptionConfig, folder: Path, display: Display, texts: TextHalf | None) -> None:
     """Measure an index that has grown, with texts where they can be read."""
     manifest = read_manifest(folder)
-    if not is_due(manifest):
+    untold = texts is not None and manifest.texts is None and manifest.live_rows > 0
+    if not (is_due(manifest) or untold):
         return
     vectors = None
-    if texts is not None and manifest.texts is None:
-        vectors = texts(config, PROBES, display)
+    if texts is not None and untold:
+        try:
+            vectors = texts(config, PROBES, display)
+        except (UsageError, CannotFit, EnvironmentFault) as error:
+            # The pictures are in the index, and can be found by pictures.
+            display.say(f"searches for texts will be exact, as it cannot be measured: {error}")
     display.say(f"measuring how searches of {counted(manifest.live_rows, 'row')} find …")
     with writing(folder) as writer:
         if vectors is not None:
