@@ -98,7 +98,8 @@ def build(folder: Path, size: Size, layers: int) -> None:
         shape = [sizes.get(length, length) for length in tensor.shape]
         if name.endswith("norm.weight") or "layer_norm" in name:
             return torch.ones(shape, dtype=torch.bfloat16)
-        return (torch.randn(shape, generator=draw) * (shape[-1] ** -0.5)).bfloat16()
+        made = torch.randn(shape, generator=draw) * float(shape[-1] ** -0.5)
+        return made.bfloat16()
 
     def write(file: str, tensors: dict[str, torch.Tensor]) -> None:
         save_file(tensors, folder / file, metadata={"format": "pt"})

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from artifacts.schema import Part
-from stages import decode, embed, encode, frames, texts
+from stages import decode, embed, embed_texts, encode, frames
 from stages.process.stage import Stage
 
 Pipeline = tuple[Stage, ...]
@@ -14,7 +14,7 @@ REBUILD: Pipeline = CAPTION[:2]
 """Features of files, kept for later."""
 EMBED: Pipeline = (frames.STAGE, embed.STAGE)
 """Vectors of pictures, and of the frames of videos."""
-LABEL: Pipeline = (*EMBED, texts.STAGE)
+LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
 """Vectors of pictures, and of the labels that they are compared with."""
 PIPELINES = (CAPTION, REBUILD, EMBED, LABEL)
 KEPT = (REBUILD, EMBED)

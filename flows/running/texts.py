@@ -21,7 +21,7 @@ from flows.planning.sizes import estimates
 from flows.planning.start import plan_start
 from flows.results.run_record import RunRecord
 from flows.running.calls import Calls, settings_on
-from stages.texts import STAGE
+from stages.embed_texts import STAGE
 
 
 class TextsStep:
