@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
+from artifacts.tiles import OFF
 from artifacts.vectors import Vectors
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -47,7 +48,7 @@ def read_texts(config: CaptionConfig, texts: Sequence[str], display: Display) ->
     watch = Watch(display)
     with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
         launcher = DirectLauncher(watch.listen)
-        job = prepare_without_media(replace(config, out=out), launcher, LABEL)
+        job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
         with watch.working(job, launcher, "searching in", outputs={}) as (sequence, _, _):
             return sequence.texts.make([[text] for text in texts]).vectors
 
