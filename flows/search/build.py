@@ -32,7 +32,7 @@ from flows.job.config import CaptionConfig
 from flows.job.prepare import Job
 from flows.job.versions import versions
 from flows.results.outputs import failures_of
-from flows.results.vectors import Made, VectorsWritten, made_vectors
+from flows.results.vectors import Made, VectorsWritten, made_vectors, shown_boxes
 from flows.running.run import make_vectors
 from flows.search.texts import PROBES, TextHalf
 
@@ -134,7 +134,7 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
             known, rows = writer.known(), np.empty(0, np.uint64)
             lacking: list[Made] = []
             for some in _groups(made):
-                identities = [identities_of(_rows_of(one))[ROW] for one in some]
+                identities = [identities_of(_rows_of(job, one))[ROW] for one in some]
                 rows = np.concatenate([rows, *identities])
                 lacking += [
                     one
@@ -157,16 +157,22 @@ def _groups(made: Sequence[Made]) -> Iterator[list[Made]]:
         yield some
 
 
-def _rows_of(one: Made) -> list[IndexRow]:
+def _rows_of(job: Job, one: Made) -> list[IndexRow]:
     file, task = one
+    still = task.medium.kind == "image"
+    times = [None] * task.pictures if still else task.chunk.times
+    boxes = shown_boxes(job, task) if still else [None] * len(times)
+    levels = task.levels if task.is_cut else [0] * len(times)
     return [
         IndexRow(
             key=task["embeddings"],
             path=utf8(str(file.path)),
             media_path=utf8(file.media_path),
-            time=None if task.medium.kind == "image" else time,
+            time=time,
+            box=None if box is None else (box[0], box[1], box[2], box[3]),
+            level=level,
         )
-        for time in task.chunk.times
+        for time, box, level in zip(times, boxes, levels, strict=True)
     ]
 
 
@@ -174,7 +180,7 @@ def _vectors(job: Job, made: Sequence[Made]) -> Iterator[Added]:
     kept = job.ledger["embeddings"]
     for some in _groups(made):
         parts = [vectors_in(kept.read(task["embeddings"])) for _, task in some]
-        yield [row for one in some for row in _rows_of(one)], np.concatenate(parts)
+        yield [row for one in some for row in _rows_of(job, one)], np.concatenate(parts)
 
 
 def _remove_replaced(
