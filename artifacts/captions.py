@@ -62,12 +62,12 @@ def ended_of(stored: Mapping[str, Any], limit: int) -> Ended:
     return told or ("length" if stored["tokens"] >= limit else "stop")
 
 
-def write_jsonl(path: Path, rows: Iterable[Caption | Failure]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON object a line, in order; the file appears whole. Raises EnvironmentFault."""
     write_text(path, (json.dumps(values_of(row), ensure_ascii=False) + "\n" for row in rows))
 
 
-def values_of(row: Caption | Failure) -> dict[str, Any]:
+def values_of(row: Any) -> dict[str, Any]:
     """Return the fields of a row by name. `asdict` would copy what is in them and take thrice as
     long."""
     return {name: getattr(row, name) for name in row.__slots__}

@@ -15,6 +15,12 @@ Part = Literal["vision", "language", "whole"]
 """Part of any checkpoint: what one stage loads of it."""
 MOST_PIXELS = 1 << 27
 """A picture of more is stored at half its height and width, where it can be read so."""
+DIVISORS = (8, 4, 2)
+"""Divisors of a picture's sides at which a JPEG can be decoded."""
+SHRINKING = "decoded at a part of its sides"
+"""What decides the frames of pictures that may be made smaller while they are decoded."""
+LARGE_EDGE = 1 << 14
+"""Pixels of a side of a picture that is larger than any input."""
 WHOLE = "whole"
 """The last word of the keys of a picture that was stored smaller, when pictures were not stored as
 they are."""
@@ -55,6 +61,26 @@ class FrameFit:
     long_edges: tuple[tuple[float, int], ...] = ()
     """(height / width, long edge in pixels), sorted by the first; empty: frames keep their size."""
 
+    shrinks: bool = False
+    """Whether a picture may be made smaller while it is decoded, as far as no model sees it."""
+
+    def divisor(self, height: int, width: int) -> int:
+        """Return by how much the sides of a picture are divided while it is decoded."""
+        seen = self.size(height, width)
+        return next((by for by in DIVISORS if self.shrinks and _leaves(height, width, by, seen)), 1)
+
+    def stored(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) in pixels that a picture is stored at. It is its own, so that
+        the model's processor, and nothing before it, makes it smaller; unless it may be smaller."""
+        if (by := self.divisor(height, width)) > 1:
+            return round(height / by), round(width / by)
+        return picture_size(height, width)
+
+    @property
+    def edge(self) -> int:
+        """Return the side in pixels at which a large square picture is seen."""
+        return self.size(LARGE_EDGE, LARGE_EDGE)[0]
+
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) in pixels that a frame is worth; never larger than the
         frame."""
@@ -68,6 +94,11 @@ class FrameFit:
         share = 0.0 if a1 <= a0 else min(1.0, (aspect - a0) / (a1 - a0))
         scale = min(1.0, math.ceil(e0 + (e1 - e0) * share) / max(height, width))
         return max(1, math.ceil(height * scale)), max(1, math.ceil(width * scale))
+
+
+def _leaves(height: int, width: int, by: int, seen: tuple[int, int]) -> bool:
+    """Return whether a picture is still as large as it is seen when its sides are divided."""
+    return height >= by * seen[0] and width >= by * seen[1]
 
 
 def picture_size(height: int, width: int) -> tuple[int, int]:
@@ -110,22 +141,31 @@ class MediaIndex:
     chunks: tuple[ChunkIndex, ...]
     warnings: tuple[str, ...] = ()
     """Damage that was survived, one sentence each."""
+    shrunk: int = 1
+    """By how much its sides were divided while it was decoded."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        if self.shrunk == 1:  # records are as they always were
+            del found["shrunk"]
+        return found
 
     def words(self, fit_image: FrameFit) -> tuple[str, ...]:
         """Return what the keys of all that is made of its chunks end with. Pictures larger than
         `fit_image` were once stored at that size: what was made of those pixels is another
         thing."""
         size = (self.height, self.width)
-        alike = self.kind == "video" or size == fit_image.size(*size) == picture_size(*size)
+        if self.kind == "video" or self.shrunk > 1:
+            return ()
+        alike = size == fit_image.size(*size) == picture_size(*size)
         return () if alike else (WHOLE,)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "MediaIndex":
         size = {}
-        if value["kind"] == "image":  # written, maybe, when pictures were stored smaller
+        if (
+            value["kind"] == "image" and "shrunk" not in value
+        ):  # written, maybe, when pictures were stored smaller
             stored = picture_size(value["height"], value["width"])
             size = dict(zip(("height", "width"), stored, strict=True))
         chunks = tuple(

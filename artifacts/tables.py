@@ -1,13 +1,14 @@
-"""Writes all captions as one table, a row a chunk in source order: csv and parquet. It knows
-nothing of where they come from.
+"""Writes rows as one table, in source order: csv and parquet. It knows nothing of where they come
+from.
 
-Both hold the fields of `captions.jsonl` under their own names and nothing else.
+Both hold the fields of a line of JSON, such as those of `captions.jsonl`, under their own names and
+nothing else.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ GROUP_ROWS = 10_000
 """Rows of one row group, which a reader, as the writer, holds in memory at once."""
 
 
-def write_csv(path: Path, rows: Iterable[Caption]) -> None:
+def write_csv(path: Path, rows: Iterable[Any], columns: Sequence[str] = COLUMNS) -> None:
     """Write RFC 4180 in UTF-8; lists and mappings are JSON text. Raises EnvironmentFault.
 
     A cell that begins with `=` is written as it is: this is data to be read back, and a mark that
@@ -29,7 +30,7 @@ def write_csv(path: Path, rows: Iterable[Caption]) -> None:
     with whole_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
         writer = csv.writer(text)
-        writer.writerow(COLUMNS)
+        writer.writerow(columns)
         for row in rows:
             writer.writerow([_cell(value) for value in values_of(row).values()])
         text.detach()
@@ -39,22 +40,23 @@ def _cell(value: Any) -> Any:
     return value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
 
 
-def write_parquet(path: Path, rows: Iterable[Caption]) -> None:
+def write_parquet(path: Path, rows: Iterable[Any], schema: Any = None) -> None:
     """Write typed columns, the same whatever the rows hold. Raises EnvironmentFault."""
     from pyarrow.parquet import ParquetWriter
 
     left = iter(rows)
-    with whole_file(path) as file, ParquetWriter(file, _schema()) as writer:
+    schema = _schema() if schema is None else schema
+    with whole_file(path) as file, ParquetWriter(file, schema) as writer:
         while group := list(islice(left, GROUP_ROWS)):
-            writer.write_table(table_of(group))
+            writer.write_table(table_of(group, schema))
 
 
-def table_of(rows: Iterable[Caption]) -> Any:
+def table_of(rows: Iterable[Any], schema: Any = None) -> Any:
     """Return the same columns as a pyarrow table in memory."""
     import pyarrow as pa
 
     values = [{k: utf8(v) for k, v in values_of(row).items()} for row in rows]
-    return pa.Table.from_pylist(values, _schema())
+    return pa.Table.from_pylist(values, _schema() if schema is None else schema)
 
 
 def _schema() -> Any:

@@ -86,7 +86,8 @@ def run_in_prefect(folder: Path) -> None:
         finally:
             (folder / "seconds").write_text(str(time.monotonic() - started))
 
-    flow.DirectLauncher = SyntheticLauncher
+    tasks: Any = import_module("flows.deployments.tasks")
+    tasks.DirectLauncher = SyntheticLauncher
     flow.caption = timed
     flow.run_with_prefect(config_of(folder), Display(quiet=True))
 

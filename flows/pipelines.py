@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from artifacts.schema import Part
-from stages import decode, embed, encode, frames
+from stages import decode, embed, embed_texts, encode, frames
 from stages.process.stage import Stage
 
 Pipeline = tuple[Stage, ...]
@@ -14,10 +14,12 @@ REBUILD: Pipeline = CAPTION[:2]
 """Features of files, kept for later."""
 EMBED: Pipeline = (frames.STAGE, embed.STAGE)
 """Vectors of pictures, and of the frames of videos."""
-PIPELINES = (CAPTION, REBUILD, EMBED)
+LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
+"""Vectors of pictures, and of the labels that they are compared with."""
+PIPELINES = (CAPTION, REBUILD, EMBED, LABEL)
 KEPT = (REBUILD, EMBED)
 """What is made of files to be used later, of each sort of model."""
-PURPOSES: Mapping[str, Pipeline] = {"caption": CAPTION, "embed": EMBED}
+PURPOSES: Mapping[str, Pipeline] = {"caption": CAPTION, "embed": EMBED, "label": LABEL}
 """What a plan may be for."""
 STAGES: Mapping[str, Stage] = {stage.name: stage for line in PIPELINES for stage in line}
 """Every stage by its name."""

@@ -139,7 +139,7 @@ def _labels(
     return classes, motion
 
 
-def _wear(rng: random.Random, frames: Pixels, noise: npt.NDArray[np.float32]) -> Pixels:
+def wear(rng: random.Random, frames: Pixels, noise: npt.NDArray[np.float32]) -> Pixels:
     """Halve the colours, blur, add grain and gain, each on some clips, as codecs do."""
     count, height, width, _ = frames.shape
     worn: npt.NDArray[np.floating[Any]] = frames.astype(np.float32)
@@ -185,7 +185,7 @@ def make_batch(rng: random.Random, noise: npt.NDArray[np.float32], sparse: float
         cover = np.zeros((len(spec.tracks), even, height, width), np.float32)
         for step, time in enumerate(times):
             frames[index, step] = painter.frame(time, cover[:, step])
-        frames[index, :count] = _wear(rng, frames[index, :count], noise)
+        frames[index, :count] = wear(rng, frames[index, :count], noise)
         frames[index, count:], cover[:, count:] = (
             frames[index, count - 1],
             cover[:, count - 1 : count],

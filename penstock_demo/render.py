@@ -34,7 +34,7 @@ OVERSAMPLING: Final = 6
 
 
 @functools.lru_cache(maxsize=20_000)
-def _sprite(shape: str, radius_x: float, radius_y: float, x: float, y: float) -> Floats:
+def sprite(shape: str, radius_x: float, radius_y: float, x: float, y: float) -> Floats:
     """Return the coverage of one shape. Its centre is `x`, `y` pixels right and down of the middle
     pixel."""
     half = math.ceil(max(radius_x, radius_y) * 1.08) + 1
@@ -74,7 +74,8 @@ def _sprite(shape: str, radius_x: float, radius_y: float, x: float, y: float) ->
     return coverage
 
 
-def _ground(kind: str, rng: np.random.RandomState, height: int, width: int) -> Pixels:
+def ground(kind: str, rng: np.random.RandomState, height: int, width: int) -> Pixels:
+    """Return a background of one of the kinds, (height, width, 3)."""
     tall, wide = math.sqrt(height / width), math.sqrt(width / height)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     y, x = y / height * tall, x / width * wide
@@ -109,7 +110,7 @@ class Painter:
             height / (64 / math.sqrt(spec.aspect)),
         )
         rng = np.random.RandomState(spec.seed)
-        self._ground = _ground(spec.sentence.background, rng, height, width)
+        self._ground = ground(spec.sentence.background, rng, height, width)
         self._colours = [
             np.clip(np.array(PAINT[thing.colour]) + rng.uniform(-14, 14, 3), 0, 255)
             for thing in spec.sentence.things
@@ -128,7 +129,7 @@ class Painter:
             x, y = _nearest(x * self.scale[0] - 0.5), _nearest(y * self.scale[1] - 0.5)
             left, top = math.floor(x), math.floor(y)
             radii = [_nearest(track.radius * scale) for scale in self.scale]
-            mask = _sprite(thing.shape, radii[0], radii[1], x - left, y - top)
+            mask = sprite(thing.shape, radii[0], radii[1], x - left, y - top)
             half = mask.shape[0] // 2
             rows = slice(max(top - half, 0), min(top + half + 1, frame.shape[0]))
             columns = slice(max(left - half, 0), min(left + half + 1, frame.shape[1]))

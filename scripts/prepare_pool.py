@@ -25,9 +25,10 @@ from prefect.workers.process import ProcessWorker
 
 from artifacts.errors import redacted
 from flows.deployments.login import FILE, refuses_login
+from flows.deployments.sweep import NAME, SWEPT
 
 POOL = "gpu"
-FLOWS = ("caption-videos", "rebuild-features", "sweep-crashed")
+FLOWS = (*SWEPT, NAME)
 """Runs of other flows may beat more slowly, and are none of ours to mark."""
 BEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 BEAT_SECONDS = 30

@@ -31,11 +31,23 @@ COMMANDS = {
     "embed": {
         "SOURCES", "--model", "--revision", "--out", "--store", "--trust-remote-code", "--fps",
         "--memory", "--precision", "--batch-size", "--recursive", "--extensions", "--limit",
-        "--retry-failed", "--keep-frames", "--dry-run", "--quiet", "--json",
+        "--retry-failed", "--keep-frames", "--dry-run", "--quiet", "--json", "--tiles",
+    },
+    "label": {
+        "SOURCES", "--labels", "--templates", "--threshold", "--top", "--model", "--revision",
+        "--out", "--store", "--trust-remote-code", "--fps", "--tiles", "--memory", "--precision",
+        "--batch-size", "--recursive", "--extensions", "--limit", "--retry-failed",
+        "--keep-frames", "--dry-run", "--quiet", "--json", "--format", "--beside", "--overwrite",
+    },
+    "index": {"ACTION"},
+    "search": {
+        "TEXT|IMAGE", "--index", "--top", "--not", "--where", "--moments", "--json", "--html",
+        "--copy", "--model", "--store", "--memory", "--trust-remote-code",
     },
     "status": {"OUT", "--json"},
     "report": {"OUT", "--to"},
     "cache": {"ACTION"},
+    "convert": {"SRC", "DST", "--dtype"},
     "doctor": {"--measure"},
     "demo": {"--clips", "--seed", "--precision"},
 }  # fmt: skip
@@ -61,6 +73,7 @@ def test_no_option_comes_or_goes_unnoticed() -> None:
     commands = subparsers(parser())
     assert options(commands) == COMMANDS
     assert options(subparsers(commands["cache"])) == CACHE
+    assert options(subparsers(commands["index"])) == INDEX
 
 
 CACHE = {
@@ -81,10 +94,20 @@ CACHE = {
     | {"--name", "--prune", "--dry-run", "--quiet", "--json"},
 }
 
+INDEX = {
+    "build": COMMANDS["embed"],
+    "add": COMMANDS["embed"] - {"--model", "--revision", "--out", "--precision"} | {"--index"},
+    "remove": {"NAMES", "--gone", "--index"},
+    "compact": {"--index"},
+    "verify": {"--index"},
+    "stats": {"--index", "--json"},
+}
+
 
 def test_every_configuration_field_has_an_option() -> None:
     given = parser().parse_args(["caption", "a.mp4"])
-    assert set(CaptionConfig.__slots__) <= set(vars(given))
+    of_vectors = parser().parse_args(["embed", "a.mp4", "--model", "m"])
+    assert set(CaptionConfig.__slots__) <= {*vars(given), *vars(of_vectors)}
     assert config_of(given) == CaptionConfig(sources=("a.mp4",))
 
 

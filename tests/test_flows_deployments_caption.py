@@ -18,13 +18,16 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.schema_tools import ValidationError, validate
 
 import flows.deployments.caption
+import flows.deployments.endings
 import penstock_demo
 from artifacts.captions import Failure
 from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, Killed, UsageError
 from flows.console.display import Display
 from flows.deployments import view as prefect_view
-from flows.deployments.caption import INTERRUPTED, Caller, caption_videos, ended_by, observed
+from flows.deployments.caption import caption_videos, observed
+from flows.deployments.endings import INTERRUPTED, ended_by
 from flows.deployments.page import RunPage
+from flows.deployments.runs import Caller
 from flows.deployments.view import TABLE_ROWS, Progress, RunLog, plain, table
 from flows.job.config import CaptionConfig
 from scripts.stage_processes import stage_of
@@ -157,7 +160,7 @@ def test_a_server_that_never_answers_holds_up_no_stage(monkeypatch: pytest.Monke
 def test_how_a_run_ended_tells_whether_it_is_to_be_started_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(flows.deployments.caption, "await_server", lambda: True)
+    monkeypatch.setattr(flows.deployments.endings, "await_server", lambda: True)
     asked = Interrupted("stopped")
     asked.__cause__ = KeyboardInterrupt()
     errors = (asked, Killed("killed"), CannotFit("too big"))

@@ -8,7 +8,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.utilities.schema_tools import ValidationError, validate
 
-from flows.deployments.caption import INTERRUPTED
+from flows.deployments.endings import INTERRUPTED
 from flows.deployments.sweep import sweep_crashed, verdicts
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)

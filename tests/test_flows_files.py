@@ -45,7 +45,7 @@ PICTURES = (
 )
 """A picture of each class that must be captioned."""
 BAD_PICTURES = {
-    "photo.heic": "heic",
+    "photo.heic": "damaged",
     "drawing.jpg": "not-media",
     "nothing.jpg": "empty",
     "bomb.png": "too-large",

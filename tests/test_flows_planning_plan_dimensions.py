@@ -32,7 +32,9 @@ def planned(
 def test_a_tower_without_a_class_is_planned_with_its_reason(
     tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_folder(plan_case("eva-clip-8b"), tmp_path / "model")
+    case = plan_case("eva-clip-8b")
+    unknown = {**case.config, "architectures": ["SomebodysModel"]}
+    folder = make_folder(replace(case, config=unknown), tmp_path / "model")
     code, told = planned(capsys, folder, "--precision", "bf16", "--memory", "15GiB")
     assert code == 0
     stages = {stage["stage"]: stage for stage in told["memory"]["stages"]}

@@ -131,7 +131,7 @@ def test_unusable_pictures_say_what_to_do(tmp_path: Path) -> None:
         kinds[path] = caught.value.kind
         assert str(path) in caught.value.message
         assert caught.value.hint
-    assert list(kinds.values()) == ["heic", "not-media", "damaged", "missing", "folder"]
+    assert list(kinds.values()) == ["damaged", "not-media", "damaged", "missing", "folder"]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -247,3 +247,26 @@ def claiming(path: Path, height: int, width: int) -> Path:
     data[at : at + 4] = struct.pack(">HH", height, width)
     path.write_bytes(data)
     return path
+
+
+@pytest.mark.parametrize("size", [(400, 640), (403, 645), (645, 403)])
+@pytest.mark.parametrize("form", ["jpg", "png"])
+def test_a_picture_may_be_made_smaller_while_it_is_decoded(
+    tmp_path: Path, size: tuple[int, int], form: str
+) -> None:
+    fit = FrameFit(long_edges=((0.5, 80), (1.0, 50), (2.0, 80)), shrinks=True)
+    high, wide = size
+    rows, columns = np.mgrid[:high, :wide]
+    waves = 127 + 60 * np.sin(rows / 40) + 60 * np.cos(columns / 55)
+    picture = Image.fromarray(np.stack([waves, waves.T[::-1].T, 255 - waves], 2).astype(np.uint8))
+    path = save(tmp_path / f"a.{form}", picture, **({"quality": 95} if form == "jpg" else {}))
+    media, chunk = read_picture(path, fit)
+    by = fit.divisor(high, wide)
+    assert by > 1 and media.shrunk == by and (media.height, media.width) == size
+    stored = fit.stored(high, wide)
+    assert chunk.pixels.shape[1:3] == stored == (round(high / by), round(wide / by))
+    assert (media.chunks[0].height, media.chunks[0].width) == stored
+    assert MediaIndex.from_json(media.to_json()) == media
+    wanted = np.asarray(picture.resize(stored[::-1], Image.Resampling.BOX), np.float32)
+    assert np.abs(chunk.pixels[0] - wanted).mean() < 2
+    assert read_picture(path)[0].shrunk == 1 and "shrunk" not in read_picture(path)[0].to_json()

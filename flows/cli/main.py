@@ -10,17 +10,20 @@ from importlib import import_module
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, PenstockError
+from flows.cli.index_options import add_index_commands, add_search_options
 from flows.cli.last_words import say, unforeseen
 from flows.cli.options import (
     add_cache_commands,
     add_caption_options,
     add_embed_options,
+    add_label_options,
     add_running_options,
 )
 from flows.cli.train_plan import add_train_options
 from flows.console.terminal import forget_terminal
 from flows.job.config import PRECISIONS
 from flows.pipelines import PURPOSES
+from stages.convert.job import DTYPES
 
 EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage · 3 cannot fit ·
 4 interrupted, resumable · 5 environment (disk, store, driver, network)"""
@@ -54,6 +57,10 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print the plan as JSON, all of it")
     embed = commands.add_parser("embed", help="vectors of images and videos", epilog=EPILOG)
     add_embed_options(embed)
+    label = commands.add_parser("label", help="labels of images and videos", epilog=EPILOG)
+    add_label_options(label)
+    add_index_commands(commands.add_parser("index", help="vectors to search in", epilog=EPILOG))
+    add_search_options(commands.add_parser("search", help="search an index", epilog=EPILOG))
     status = commands.add_parser("status", help="how a run stands", epilog=EPILOG)
     status.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     status.add_argument("--json", action="store_true", help="print the record as JSON")
@@ -61,6 +68,14 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     report.add_argument("--to", default="", metavar="FILE", help="[OUT/report.html]")
     add_cache_commands(commands.add_parser("cache", help="look after the store", epilog=EPILOG))
+    convert = commands.add_parser(
+        "convert", help="a model's pickled weights as safetensors", epilog=EPILOG
+    )
+    convert.add_argument("source", metavar="SRC", help="the model's folder, or one .pt, .pth, .bin")
+    convert.add_argument("folder", metavar="DST", help="a new folder, or one begun before")
+    convert.add_argument(
+        "--dtype", choices=DTYPES, default="", help="of its numbers; 16 bit halve the files [same]"
+    )
     doctor = commands.add_parser("doctor", help="what this machine has and lacks", epilog=EPILOG)
     doctor.add_argument(
         "--measure", action="store_true", help="measure it (15 s), so that plans know times"

@@ -5,14 +5,13 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
+from artifacts.tiles import OFF
 from flows.console.display import parse_size
-from flows.job.config import DEFAULT_MODEL, FORMATS, PRECISIONS, CaptionConfig
+from flows.job.config import DEFAULT_MODEL, FORMATS, PICTURES_A_BATCH, PRECISIONS, CaptionConfig
 from stages.decode.engines import AUTO, CHOICES
 
 PROMPT_BYTES = 1 << 24
 """Largest size of the text of `--prompt-file`: no model reads as much."""
-PICTURES_A_BATCH = 32
-"""Pictures that `embed` gives the encoder at once, where they fit."""
 STORE_HELP = "[$PENSTOCK_STORE or the user's cache folder]"
 
 
@@ -106,6 +105,20 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prefect", action="store_true", help="run as a Prefect flow")
 
 
+def add_label_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `label`: those of `embed`, and which labels."""
+    add = parser.add_argument_group("labels").add_argument
+    add("--labels", required=True, metavar="F", help="file with a label a line, YAML, JSON; or a,b")
+    add("--templates", default="", metavar="F", help='texts with {} for a label ["a photo of {}"]')
+    add("--threshold", default="auto", metavar="T", help="least score of a label [auto]")
+    add("--top", type=int, default=5, metavar="K", help="labels told of each picture [5]")
+    add_embed_options(parser)
+    add = parser.add_argument_group("outputs").add_argument
+    add("--format", default="", metavar="F,F", help="beside jsonl: csv, parquet, txt, vtt, srt")
+    add("--beside", action="store_true", help="put txt, vtt and srt next to the media files")
+    add("--overwrite", action="store_true", help="replace texts that people wrote or edited")
+
+
 def add_embed_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `embed`."""
     add = parser.add_argument
@@ -114,13 +127,21 @@ def add_embed_options(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, metavar="M", help="hub id or folder of a model of the CLIP kind")
     add("--revision", metavar="R", help="branch, tag or commit of a hub id")
     add("--out", default="penstock-out", metavar="DIR", help="for vectors [%(default)s]")
+    add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")
+    add_vector_options(parser)
+
+
+def add_vector_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of whatever makes vectors, but which model makes them and where to."""
+    add = parser.add_argument_group("store and sampling").add_argument
     add("--store", default="", metavar="DIR", help=STORE_HELP)
     add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
-    add = parser.add_argument_group("sampling").add_argument
     add("--fps", type=float, metavar="F", help="frames a second of a video [1]")
+    add(
+        "--tiles", default=OFF, metavar="N", help="off, auto, or squares a short side [%(default)s]"
+    )
     add = parser.add_argument_group("memory").add_argument
     add("--memory", metavar="SIZE", help="a stage takes at most so much: 8GiB [what is free]")
-    add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")
     add(
         "--batch-size",
         type=int,

@@ -22,6 +22,7 @@ VERBS = {
     "describe": "reading the model",
     "webdataset": "writing samples",
     "cut": "cutting clips",
+    "convert": "converting",
 }
 
 UNITS = {

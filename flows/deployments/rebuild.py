@@ -7,9 +7,10 @@ from prefect import State, flow, get_run_logger
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
-from flows.deployments.caption import PrefectLauncher, ended, ended_by
 from flows.deployments.confine import confine
+from flows.deployments.endings import ended, ended_by
 from flows.deployments.page import RunPage
+from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
 from flows.job.config import CaptionConfig
 from flows.upkeep.rebuild_run import RebuildOptions, rebuild
@@ -44,4 +45,4 @@ def rebuild_features(
         for line in result.plan_lines():
             display.say(line)
     hint = "" if result.files else "The table of the run says why of each file"
-    return ended(result, result.row(), TABLE, page, nothing_hint=hint)
+    return ended(result, TABLE, page, nothing_hint=hint)

@@ -29,10 +29,10 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Completed, Scheduled
 from pydantic import Field
 
-from flows.deployments.caption import INTERRUPTED
+from flows.deployments.endings import INTERRUPTED
 
 NAME = "sweep-crashed"
-SWEPT = ("caption-videos", "rebuild-features")
+SWEPT = ("caption-videos", "embed-media", "rebuild-features")
 """Flows whose runs may be started again at any time."""
 PAGE = 200
 """Runs that the server gives at once."""

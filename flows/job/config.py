@@ -7,6 +7,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part
+from artifacts.tiles import OFF, check_tiles
 from stages.decode.engines import AUTO, CHOICES
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
@@ -17,6 +18,8 @@ FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset")
 """The values of `--format`; jsonl is always written."""
 BESIDE = ("txt", "vtt", "srt")
 """Formats that make one file a medium, which `--beside` puts next to it."""
+PICTURES_A_BATCH = 32
+"""Pictures that `embed` gives the encoder at once, where they fit."""
 PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
 """The values of `--precision`; `auto` is native, and less when that does not fit. int8 and nf4
 quantize the vision half only when its own option says so."""
@@ -88,6 +91,9 @@ class CaptionConfig:
     that it says the same."""
     max_new_tokens: int = 256
     """Longest caption in tokens."""
+    tiles: str = OFF
+    """Squares that pictures are cut in before vectors are made of them: `off`, `auto`, or how many
+    fit the short side."""
     prefix: str = ""
     """Put before every caption."""
     suffix: str = ""
@@ -134,6 +140,7 @@ class CaptionConfig:
             raise UsageError(
                 f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(CHOICES)}"
             )
+        check_tiles(self.tiles)
         unknown = sorted(set(self.format) - set(FORMATS))
         if unknown:
             raise UsageError(
@@ -180,3 +187,13 @@ class CaptionConfig:
         if self.prompt is not None:
             return self.prompt
         return IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedConfig(CaptionConfig):
+    """One run that makes vectors. What it says of text has no effect."""
+
+    model: str
+    """Hub id or folder of a model of the CLIP kind."""
+    batch_size: int = PICTURES_A_BATCH
+    """Pictures a batch."""

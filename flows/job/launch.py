@@ -16,6 +16,7 @@ from stages.process.stage_process import Listener, StageProcess
 ENTRIES: Mapping[str, str] = {
     **{name: stage.entry for name, stage in STAGES.items()},
     "describe": "stages.models.run:run",
+    "convert": "stages.convert.run:run",
     "cut": "stages.frames.cut:run",
     "measure": "stages.memory.measure:run",
     "probe": "stages.process.probe:run",

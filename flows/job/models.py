@@ -129,6 +129,11 @@ class Model:
         """Return the size at which the processor keeps frames of videos, or images."""
         return self.profile.fit_image if kind == "image" else self.profile.fit_video
 
+    def shrinking(self) -> "Model":
+        """Return the same where pictures may be made smaller while they are decoded."""
+        fit = replace(self.profile.fit_image, shrinks=True)
+        return replace(self, profile=replace(self.profile, fit_image=fit))
+
     def feature_bytes(self, kind: str) -> int:
         """Return the bytes that the features of one frame are expected to take. Of a model that
         cannot be cut, these are its pixels."""

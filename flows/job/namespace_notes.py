@@ -1,13 +1,15 @@
 """Keeps notes in a store that say which model and settings each namespace is of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
+from artifacts.schema import Part
 from artifacts.store import Store
-from flows.job.namespaces import Namespaces
+from flows.job.namespaces import Namespaces, namespace_aside
+from flows.job.precision import PartSettings
 from flows.job.prepare import Job
 from flows.pipelines import parts_of
 from stages.process.stage import Stage
@@ -46,7 +48,26 @@ def note_namespaces(job: Job) -> None:
                 said = {**said, **_settings_in(job, variant, later[: at + 1])}
             versions = [stage.output_version for stage in job.pipeline[: at + 2]]
             metas[variant[stage.writes]] = {**said, "recipes": versions}
+    for namespace, part, settings in _aside(job):
+        said = {"precision": settings.label, "computing": settings.decides}
+        about = {
+            "weights": job.model.digests[part],
+            "recipes": [s.output_version for s in job.aside],
+        }
+        metas[namespace] = {**seen, **said, **about}
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
+
+
+def namespaces_aside(job: Job) -> list[str]:
+    """Return the namespaces of the stages that a job runs once, in all settings."""
+    return [namespace for namespace, _, _ in _aside(job)]
+
+
+def _aside(job: Job) -> Iterator[tuple[str, Part, PartSettings]]:
+    for stage in job.aside:
+        if stage.part:
+            for settings in job.model.settings[stage.part]:
+                yield namespace_aside(stage, job.model, settings), stage.part, settings
 
 
 def _settings_in(job: Job, variant: Namespaces, stages: Sequence[Stage]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from itertools import product
 from typing import Any
 
 from artifacts.keys import digest_of
-from artifacts.schema import FrameFit, Part, Sampling
+from artifacts.schema import SHRINKING, FrameFit, Part, Sampling
+from artifacts.tiles import OFF
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.precision import PartSettings
@@ -33,6 +34,8 @@ class Namespaces:
     """Most tokens of a caption."""
     fit_image: FrameFit = field(default_factory=FrameFit)
     """The size at which pictures are seen."""
+    tiles: str = OFF
+    """Squares that pictures are cut in."""
     engine: str = ""
     """Name of what makes the captions; empty where none are made."""
 
@@ -69,13 +72,16 @@ def namespaces_of(
 ) -> Namespaces:
     """Return the digests of what decides each stage's bytes. A stage's OUTPUT_VERSION rises when
     its own output changes."""
-    fits = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
+    fits: dict[str, Any] = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
+    if model.fit("image").shrinks:
+        fits["shrunk"] = SHRINKING
     looked_at = {name: getattr(sampling, name) for name in sampling.__slots__}
     of: dict[str, str] = {}
     for stage in pipeline:
         by = [of[stage.reads], *_decides(stage, model, settings)] if stage.reads else []
         limit = [config.max_new_tokens] if stage.limited else []
-        of[stage.writes] = _namespace(stage, [*by, *limit] if by else [looked_at, fits])
+        cut = [config.tiles, model.fit("image").edge] if stage.tiled and config.tiles != OFF else []
+        of[stage.writes] = _namespace(stage, [*by, *limit, *cut] if by else [looked_at, fits])
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
     return Namespaces(
         of=of,
@@ -83,8 +89,15 @@ def namespaces_of(
         precision={part: chosen.label for part, chosen in settings.items()},
         limit=config.max_new_tokens,
         fit_image=model.fit("image"),
+        tiles=config.tiles,
         engine="".join(chosen.engine for chosen in settings.values()),
     )
+
+
+def namespace_aside(stage: Stage, model: Model, settings: PartSettings) -> str:
+    """Return the digest of what decides the bytes of a stage that is run once, in these
+    settings."""
+    return _namespace(stage, [model.digests[stage.part], *settings.decides] if stage.part else [])
 
 
 def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) -> list[Any]:

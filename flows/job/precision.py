@@ -103,7 +103,7 @@ def _settings(
     if asked != "auto" or half.stored_as:
         return (best,)
     kept = [replace(best, kv="quantized", engine=DEFAULT_ENGINE)]
-    kv = kept if part == "language" and config.engine != INFLIGHT else []
+    kv = kept if best.engine and config.engine != INFLIGHT else []
     few_bits = _quantized(part, half, profile)
     if part == "language" and config.engine == INFLIGHT:
         few_bits = [each for each in few_bits if each not in UNSEATED]
@@ -133,7 +133,7 @@ def _half(
         attention=attention(half, dtype, device),
         weight_bytes=weight_bytes(half, precision, dtype),
         as_published=config.as_published and bool(half.as_published),
-        engine=config.engine if part == "language" else "",
+        engine=config.engine if part == "language" and profile.route != "dual" else "",
     )
 
 

@@ -4,7 +4,7 @@ but the describing one."""
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.captions import Failure
@@ -15,6 +15,7 @@ from artifacts.paths import folder_named
 from artifacts.schema import Sampling
 from artifacts.stamps import FileChanged
 from artifacts.store import Store, open_store
+from artifacts.tiles import OFF
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.device_probe import check_device
@@ -24,7 +25,7 @@ from flows.job.models import Model, digests_in, open_model, pipeline_for
 from flows.job.namespaces import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
-from flows.pipelines import CAPTION, Pipeline, parts_of
+from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of
 from stages.frames.medium import CHANGED, CHANGED_HINT
 from stages.models.hub.transfer import Announce
 from stages.process.cgroup import cores
@@ -37,6 +38,9 @@ class Job:
 
     config: CaptionConfig
     pipeline: Pipeline
+    """Stages that are run over media."""
+    aside: Pipeline
+    """Stages that are run once."""
     store: Store
     model: Model
     device: str
@@ -56,6 +60,11 @@ class Job:
         return out_folder(self.config)
 
     @property
+    def stages(self) -> Pipeline:
+        """Return all its stages."""
+        return (*self.pipeline, *self.aside)
+
+    @property
     def media(self) -> list[Medium]:
         """Return each content once, in source order."""
         return list({(m.digest, m.prompt): m for m in self.contents}.values())
@@ -67,7 +76,7 @@ class NothingToDo(UsageError):
     def __init__(self, pipeline: Pipeline, failures: Sequence[Failure]) -> None:
         first = failures[0]
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        what = "caption" if pipeline == CAPTION else pipeline[-1].name
+        what = next((name for name, of in PURPOSES.items() if of == pipeline), pipeline[-1].name)
         message = f"nothing to {what}: {first.media_path}: {first.message}{more}"
         super().__init__(message, hint=first.hint)
         self.failures = tuple(failures)
@@ -92,6 +101,40 @@ def prepare(
     files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)
     if not files:  # said before a model is looked for, or downloaded
         raise NothingToDo(pipelines[0], failures)
+    model, pipeline, digests = _model_for(
+        config, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
+    )
+    readable, contents, unreadable = read_contents(
+        files, digests, lambda kind: model.prompt_for(config, kind)
+    )
+    if not readable:
+        raise NothingToDo(pipeline, [*failures, *unreadable])
+    check_prompts(contents, model)
+    job = _job_of(config, store, model, pipeline)
+    return replace(
+        job, files=tuple(readable), contents=tuple(contents), failures=(*failures, *unreadable)
+    )
+
+
+def prepare_without_media(config: CaptionConfig, launcher: Launcher, pipeline: Pipeline) -> Job:
+    """Return what a run must know that looks at no media, only at what is run once. Raises
+    PenstockError."""
+    store = open_store(config.store_url)
+    model, pipeline, _ = _model_for(config, launcher, store, (pipeline,))
+    return _job_of(config, store, model, pipeline)
+
+
+def _model_for(
+    config: CaptionConfig,
+    launcher: Launcher,
+    store: Store,
+    pipelines: Sequence[Pipeline],
+    announce: Announce | None = None,
+    *,
+    read_weights: bool = True,
+    alone: bool = False,
+) -> tuple[Model, Pipeline, ContentDigests]:
+    """Return the model of a run, the pipeline that it is for, and the digests that are known."""
     store.check_writable()
     device = device_name()
     check_device(device)  # before anything is fetched, or cut
@@ -108,26 +151,29 @@ def prepare(
     pipeline = pipeline_for(model, pipelines)
     # Where no stage loads anything, the notes of a store still say which model it was.
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
-    readable, contents, unreadable = read_contents(
-        files, digests, lambda kind: model.prompt_for(config, kind)
-    )
-    if not readable:
-        raise NothingToDo(pipeline, [*failures, *unreadable])
-    check_prompts(contents, model)
-    sampling = model.sampling(config)
-    stored = stored_namespaces(store, pipeline[-1].writes) if pipeline[-1].limited else set()
+    if config.tiles == OFF and any(stage.shrinks for stage in pipeline):
+        model = model.shrinking()
+    return model, pipeline, digests
+
+
+def _job_of(config: CaptionConfig, store: Store, model: Model, pipeline: Pipeline) -> Job:
+    """Return the job without its media."""
+    over_media = tuple(stage for stage in pipeline if stage.of_media)
+    sampling, last, device = model.sampling(config), over_media[-1], device_name()
+    stored = stored_namespaces(store, last.writes) if last.limited else set()
     return Job(
         config=config,
-        pipeline=pipeline,
+        pipeline=over_media,
+        aside=tuple(stage for stage in pipeline if not stage.of_media),
         store=store,
         model=model,
         device=device,
         budget=budget_for(config, device),
         sampling=sampling,
-        files=tuple(readable),
-        contents=tuple(contents),
-        failures=(*failures, *unreadable),
-        ledger=Ledger(store, pipeline, *variants_of(config, model, sampling, pipeline, stored)),
+        files=(),
+        contents=(),
+        failures=(),
+        ledger=Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored)),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from artifacts.schema import ChunkIndex
 from artifacts.stamps import Stamp
+from artifacts.tiles import OFF, Box, boxes_of
 from flows.job.namespaces import Namespaces
 
 
@@ -41,13 +42,34 @@ class Task:
         return (self.medium.digest, self.chunk.index, self.medium.prompt)
 
     @property
+    def boxes(self) -> list[Box]:
+        """Return the parts that are looked at of a picture."""
+        seen_at = self.namespaces.fit_image.edge
+        return boxes_of(self.chunk.height, self.chunk.width, self.namespaces.tiles, seen_at)
+
+    @property
+    def is_cut(self) -> bool:
+        """Return whether it is a picture of which parts are looked at, too."""
+        return self.medium.kind == "image" and self.namespaces.tiles != OFF
+
+    @property
+    def levels(self) -> list[int]:
+        """Return the level of each of its boxes."""
+        return [box.level for box in self.boxes]
+
+    @property
+    def pictures(self) -> int:
+        """Return how many pictures an encoder sees of it: frames, or parts of a picture."""
+        return len(self.boxes) if self.is_cut else len(self.chunk.times)
+
+    @property
     def shape(self) -> tuple[str, int, int, int]:
-        """Return what the chunks of one batch have alike: (kind, frames, height, width). The last
+        """Return what the chunks of one batch have alike: (kind, pictures, height, width). The last
         two are of a picture as it is seen."""
         size = (self.chunk.height, self.chunk.width)
         if self.medium.kind == "image":
             size = self.namespaces.fit_image.size(*size)
-        return (self.medium.kind, len(self.chunk.times), *size)
+        return (self.medium.kind, self.pictures, *size)
 
 
 def unique(tasks: Sequence[Task], kind: str) -> list[Task]:

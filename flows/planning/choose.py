@@ -92,7 +92,7 @@ def question_of(
         config=job.config,
         device=job.device,
         workloads=tuple(workloads_of(job.model, media, expected)),
-        stages=job.pipeline if stages is None else stages,
+        stages=job.stages if stages is None else stages,
         context_bytes=context_of(job.device),
         least=least_workload(job.model, media, expected),
     )

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from artifacts.schema import ChunkIndex, Sampling, picture_size
+from artifacts.schema import ChunkIndex, Sampling
 from flows.job.prepare import Job
 from flows.job.tasks import Medium
 from stages.process.cgroup import cores
@@ -123,7 +123,9 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         seconds, shown = header.seconds, header.size
         shown_frames = max(1, round(seconds * header.rate))
         image = medium.kind == "image"
-        stored = picture_size(*shown) if image else job.model.fit("video").size(*shown)
+        stored = (
+            job.model.fit("image").stored(*shown) if image else job.model.fit("video").size(*shown)
+        )
         counts = [1] if image else frame_counts(job.sampling, seconds)
         chunks, frames, longest = len(counts), sum(counts), max(counts)
         pixels = frames * math.prod(stored)
@@ -199,12 +201,12 @@ def _image_size(path: str) -> tuple[int, int]:
 
     from PIL import Image
 
-    from stages.frames.formats import PILLOW
+    from stages.frames.formats import picture_formats
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=PILLOW) as image:
+            with Image.open(path, formats=picture_formats(Path(path))) as image:
                 return image.height, image.width
     except Exception:  # as above
         return UNKNOWN_SIZE

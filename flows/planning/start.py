@@ -22,8 +22,8 @@ from stages.process.stage import Stage
 def ladder_of(job: Job, tell: Told) -> Ladder:
     """Return the ladder of a run over a job; `tell` is given what happens on it."""
     return Ladder(
-        rungs_of(job.pipeline, job.model, job.config, job.device),
-        Remembered(job.store, {s.name: _about(job, s) for s in job.pipeline}, job.budget.bytes),
+        rungs_of(job.stages, job.model, job.config, job.device),
+        Remembered(job.store, {s.name: _about(job, s) for s in job.stages}, job.budget.bytes),
         budget_bytes=job.budget.bytes,
         tell=tell,
     )

@@ -146,7 +146,13 @@ def cache(rung: Rung, whole: int, half: PartProfile, why: str) -> Iterator[Term]
         yield Term(part="kv", bytes=whole, why=why)
 
 
-def around(rung: Rung, terms: Sequence[Term], device: str, prefetch: Term) -> Iterator[Term]:
+def around(
+    rung: Rung,
+    terms: Sequence[Term],
+    device: str,
+    prefetch: Term,
+    libraries: int = LIBRARIES_BYTES,
+) -> Iterator[Term]:
     """Yield what is needed beside weights and what is computed with."""
     computing = sum(term.bytes for term in terms if term.part == "activation")
     why = f"{HELD_BACK:.0%} of what is computed with, held back by the allocator"
@@ -159,10 +165,10 @@ def around(rung: Rung, terms: Sequence[Term], device: str, prefetch: Term) -> It
             why="the driver, and torch's kernels, until measured",
         )
         yield replace(prefetch, part="host")
-        yield Term(part="host", bytes=LIBRARIES_BYTES, why="processor, tokenizer, classes")
+        yield Term(part="host", bytes=libraries, why="processor, tokenizer, classes")
     else:
         yield prefetch
-        yield Term(part="workspace", bytes=LIBRARIES_BYTES, why="processor, tokenizer, classes")
+        yield Term(part="workspace", bytes=libraries, why="processor, tokenizer, classes")
 
 
 def prefetch_of(workload: Workload, rows: int, each: int, what: str) -> Term:

@@ -28,6 +28,11 @@ class RunResult:
         return self.written.captions
 
     @property
+    def made(self) -> int:
+        """Return the number of captions."""
+        return self.captions
+
+    @property
     def failures(self) -> list[Failure]:
         return self.written.failures
 
@@ -46,6 +51,10 @@ class RunResult:
             "warnings": self.warnings,
             "exit_code": self.exit_code,
         }
+
+    def row(self) -> dict[str, Any]:
+        """Return what was made, as a row of a table."""
+        return {"files": self.files, "captions": self.captions, "folder": str(self.out)}
 
     def line(self) -> str:
         """Return the outcome in one line."""

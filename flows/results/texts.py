@@ -37,8 +37,10 @@ CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption]]
 class OwnFiles:
     """The own texts that were written for people, remembered in the store by digests."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, of: str = "") -> None:
+        """Remember texts `of` one kind; those of another, such as captions, are not its own."""
         self._memory = job.store.local / "written.jsonl"
+        self._of = of
 
     @cached_property
     def _known(self) -> set[str]:
@@ -49,11 +51,11 @@ class OwnFiles:
 
     def has(self, form: str, about: str, sha256: str) -> bool:
         """Return whether we once wrote a text of that digest, in this form, about this content."""
-        return bool(sha256) and _key(form, about, sha256) in self._known
+        return bool(sha256) and _key(self._of + form, about, sha256) in self._known
 
     def add(self, form: str, about: str, sha256: str) -> None:
         """Remember what is written, or about to be."""
-        key = _key(form, about, sha256)
+        key = _key(self._of + form, about, sha256)
         if key not in self._known:
             self._known.add(key)
             append_line(self._memory, [key])

@@ -39,6 +39,11 @@ class VectorsWritten:
     failures: list[Failure] = field(default_factory=list)
 
     @property
+    def made(self) -> int:
+        """Return the number of vectors."""
+        return self.vectors
+
+    @property
     def exit_code(self) -> int:
         """Return 0 when all is embedded, 1 when some items failed."""
         return 1 if self.failures else 0
@@ -53,6 +58,10 @@ class VectorsWritten:
             "failed": len(self.failures),
             "exit_code": self.exit_code,
         }
+
+    def row(self) -> dict[str, Any]:
+        """Return what was made, as a row of a table."""
+        return {"files": self.files, "vectors": self.vectors, "folder": str(self.out)}
 
     def line(self) -> str:
         """Return the outcome in one line."""
@@ -71,7 +80,7 @@ def vector_places(job: Job) -> dict[str, str]:
 
 def write_vectors(job: Job) -> VectorsWritten:
     """Write every vector that is there, in source order. Raises EnvironmentFault."""
-    made = list(_made(job))
+    made = list(made_vectors(job))
     kept = job.ledger["embeddings"]
     metas = [kept.meta(task["embeddings"]) for _, task in made]
     found = VectorsWritten(
@@ -88,7 +97,8 @@ def write_vectors(job: Job) -> VectorsWritten:
     return found
 
 
-def _made(job: Job) -> Iterator[Made]:
+def made_vectors(job: Job) -> Iterator[Made]:
+    """Yield each file with each of its chunks whose vectors are there, in source order."""
     kept = job.ledger["embeddings"]
     for file, medium in zip(job.files, job.contents, strict=True):
         for task in job.ledger.tasks([medium]):
@@ -98,16 +108,31 @@ def _made(job: Job) -> Iterator[Made]:
 
 def _rows(job: Job, made: list[Made]) -> Iterator[dict[str, Any]]:
     for file, task in made:
-        for time in task.chunk.times:
+        still = task.medium.kind == "image"
+        times = [None] * task.pictures if still else task.chunk.times
+        boxes = shown_boxes(job, task) if still else [None] * len(times)
+        for time, box in zip(times, boxes, strict=True):
             yield {
                 "media_path": utf8(file.media_path),
                 "source": utf8(file.source),
-                "time": None if task.medium.kind == "image" else time,
-                "box": None,
+                "time": time,
+                "box": box,
                 "model": job.model.name,
                 "precision": task.namespaces.precision["vision"],
                 "key": task["embeddings"],
             }
+
+
+def shown_boxes(job: Job, task: Task) -> list[list[float] | None]:
+    """Return the box of each vector of a picture, in pixels of the picture as it is shown: left,
+    top, right, bottom. None is all of it."""
+    index = job.ledger.index(task.medium)
+    assert index is not None
+    # A picture of very many pixels is looked at at half its sides.
+    scale = index.width / max(1, task.chunk.width)
+    return [
+        None if box.level == 0 else [round(side * scale) for side in box[1:]] for box in task.boxes
+    ]
 
 
 def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:

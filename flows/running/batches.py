@@ -84,8 +84,7 @@ def batches_by_shape(
         groups.setdefault(task.shape[:2] if any_size else task.shape, []).append(task)
     batches = []
     for group in groups.values():
-        frames = len(group[0].chunk.times)
-        size = max(1, min(batch_size, frames_a_batch // frames))
+        size = max(1, min(batch_size, frames_a_batch // group[0].pictures))
         batches += [group[i : i + size] for i in range(0, len(group), size)]
     return batches
 

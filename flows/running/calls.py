@@ -43,6 +43,7 @@ class Calls:
             namespace=job.ledger.namespaces[stage.writes],
             sampling=asdict(job.sampling),
             fit={kind: job.model.fit(kind).long_edges for kind in ("video", "image")},
+            shrinks=job.model.fit("image").shrinks,
             media=[
                 {
                     "path": m.path,
@@ -73,6 +74,9 @@ class Calls:
             "batches": [[self._member(stage, task, other) for task in batch] for batch in batches],
             "frames_a_video": job.model.profile.frames_a_video,
             "max_new_tokens": job.config.max_new_tokens,
+            "tiles": namespaces.tiles,
+            "edge": namespaces.fit_image.edge,
+            "pictures": rung.batch,
             "block": rung.block,
             "prefill": rung.prefill,
             "kv": rung.kv,
@@ -82,6 +86,21 @@ class Calls:
         if stage.part:
             told |= self._part(stage.part, rung)
         return self._call(stage, job_of(stage.job, told))
+
+    def texts(
+        self, groups: Sequence[Sequence[str]], namespace: str, key: str, rung: Rung
+    ) -> StageCall:
+        """Return the call to make one record of the vectors of these groups of texts."""
+        stage = STAGES[rung.stage]
+        told = {
+            "store": self._job.store.url,
+            "namespace": namespace,
+            "key": key,
+            "groups": [list(group) for group in groups],
+            "batch": rung.batch,
+        }
+        assert stage.part is not None
+        return self._call(stage, job_of(stage.job, told | self._part(stage.part, rung)))
 
     def _said_before(self, stage: Stage, batches: Sequence[Sequence[Task]]) -> dict[str, int]:
         return said_before(self._job.ledger, [t for batch in batches for t in batch], stage)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from artifacts.captions import write_jsonl
 from artifacts.errors import UsageError
@@ -18,7 +18,7 @@ from flows.job.budget import WithinBudget
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.leases import Lease, leased
-from flows.job.namespace_notes import note_namespaces
+from flows.job.namespace_notes import namespaces_aside, note_namespaces
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare
 from flows.job.weights import fetch_parts
 from flows.pipelines import CAPTION, EMBED, Pipeline
@@ -38,6 +38,7 @@ from stages.process.stage_process import Listener
 
 LauncherMaker = Callable[[Listener], Launcher]
 OnBegin = Callable[[Job, RunRecord], None]
+Filled = TypeVar("Filled", bound=VectorsWritten)
 
 
 class Watch:
@@ -107,7 +108,7 @@ class Watch:
         with only_run_in(job, doing, another), claiming(job) as lease:
             for note in filter(None, [*notes(job), job.budget.warning]):
                 self._display.say(note)
-            self._job, self._record = job, (record := RunRecord(job.out, job.pipeline))
+            self._job, self._record = job, (record := RunRecord(job.out, job.stages))
             told = {"plan": summary(job), "outputs": places(job), "earlier": there_before(job)}
             record.value.update(told if outputs is None else {**told, "outputs": dict(outputs)})
             record.write(force=True)
@@ -139,19 +140,35 @@ def caption(
 
 
 def embed(
-    config: CaptionConfig, display: Display, make_launcher: LauncherMaker = DirectLauncher
+    config: CaptionConfig,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
 ) -> VectorsWritten:
-    """Make vectors of everything the configuration names. Raises PenstockError; what is finished
-    stays done."""
-    watch = Watch(display)
+    """Make vectors of everything the configuration names, with `on_begin` as `caption` has it.
+    Raises PenstockError; what is finished stays done."""
+    return make_vectors(config, display, vector_places, write_vectors, make_launcher, on_begin)
+
+
+def make_vectors(
+    config: CaptionConfig,
+    display: Display,
+    places_of: Callable[[Job], dict[str, str]],
+    write_out: Callable[[Job], Filled],
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
+) -> Filled:
+    """Make the same, and have them written by `write_out`, to the places that are told before work
+    begins. Raises PenstockError."""
+    watch = Watch(display, on_begin)
     with prepared(config, watch, make_launcher, EMBED) as (job, launcher):
-        outputs = vector_places(job)
-        written: list[VectorsWritten] = []
+        outputs = places_of(job)
+        written: list[Filled] = []
         with watch.working(job, launcher, outputs=outputs) as (sequence, record, _):
 
             def write(last: bool) -> None:
                 if last:
-                    written.append(write_vectors(job))
+                    written.append(write_out(job))
                     record.value["rows"] = written[-1].vectors
                     record.fails(written[-1].failures)
 
@@ -190,6 +207,7 @@ def refuse_file(folder: Path) -> None:
 def claiming(job: Job) -> Iterator[Lease]:
     """Keep what the job needs from being deleted by others, and note what it is of."""
     namespaces = [namespace for variant in job.ledger.variants for namespace in variant.of.values()]
+    namespaces += namespaces_aside(job)
     with leased(job.store, list(dict.fromkeys(namespaces)), job.out) as lease:
         note_namespaces(job)
         yield lease

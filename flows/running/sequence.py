@@ -22,6 +22,7 @@ from flows.results.outputs import places, write_outputs
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.running.steps import Steps
+from flows.running.texts import TextsStep
 
 WRITING_SHARE = 20
 """Divisor of a run's time: the outputs, written whole between waves, take one part in so many."""
@@ -38,6 +39,11 @@ class Sequence:
         self._record = record
         self._write_at = 0.0
         """When, on the monotonic clock, the outputs may be written again between waves."""
+
+    @property
+    def texts(self) -> TextsStep:
+        """Return what makes vectors of texts for this job."""
+        return self._steps.texts
 
     def run(self) -> RunResult:
         """Bring every item to its caption. Raises what stopped the run, after writing what is

@@ -1,28 +1,49 @@
 """The embed stage: frame chunks to records of vectors, a vector a frame, in one process for a whole
-wave. It knows neither texts nor what the vectors are for."""
+wave. It knows neither texts nor what the vectors are for.
 
+Of a picture that is cut in tiles each gets a vector, too, all from the one picture in memory. They
+go through the half a few at a time, so that neither the picture's size nor the number of tiles
+decides what that takes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from artifacts.packs import Record, RecordSet
+from artifacts.tiles import OFF, boxes_of
 from artifacts.vectors import vector_record
 from stages.embed.job import EmbedJob
+from stages.models.encoding.batch import encode_batches
 from stages.models.encoding.chunks import Refusal, read_chunk
 from stages.models.encoding.run import Making, encode_all
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob
 from stages.models.loading import warm as warm
-from stages.models.processors.pictures import prepare_pictures
+from stages.models.processors.clip import Clip
+from stages.models.processors.pictures import prepare_parts, prepare_pictures
 from stages.models.processors.side_inputs import Prepared
 from stages.process.job import job_of
 from stages.process.report import Report
 
+BOXES = "boxes"
+"""Name under which the parts of a picture are kept beside their vectors."""
+
 
 def run(told: dict[str, Any], report: Report) -> None:
     """Publish the vectors of each chunk of `batches` that has none, or why it cannot have any."""
-    making = Making(kind="embeddings", read=read_pictures, record=record_of)
-    encode_all(job_of(EmbedJob, told), ModelJob.of(told), making, report)
+    job = job_of(EmbedJob, told)
+    cut = job.tiles != OFF
+    making = Making(
+        kind="embeddings",
+        read=partial(read_parts, job) if cut else read_pictures,
+        record=record_of,
+        encode=partial(encode_parts, most=job.pictures) if cut else encode_batches,
+    )
+    encode_all(job, ModelJob.of(told), making, report)
 
 
 def read_pictures(
@@ -32,7 +53,54 @@ def read_pictures(
     return read_chunk(record_set, member, lambda clip: prepare_pictures(processor, clip))
 
 
+def read_parts(
+    job: EmbedJob, record_set: RecordSet, processor: Any, member: dict[str, Any]
+) -> Prepared | Refusal:
+    """Read one picture, and the parts that it is cut in."""
+    if member["kind"] != "image":
+        return read_pictures(record_set, processor, member)
+
+    def prepare(clip: Clip) -> Prepared:
+        boxes = boxes_of(clip.frames.shape[1], clip.frames.shape[2], job.tiles, job.edge)
+        made = prepare_parts(processor, clip, [(b.left, b.top, b.right, b.bottom) for b in boxes])
+        return replace(made, side={BOXES: [list(box) for box in boxes]})
+
+    return read_chunk(record_set, member, prepare)
+
+
+def encode_parts(
+    half: Any, batches: Sequence[Sequence[Prepared]], most: int
+) -> list[list[FeatureRecord]]:
+    """Do as `encode_batches` for rows of many pictures, of which at most so many go together."""
+    rows = [row for batch in batches for row in batch]
+    pieces = [_pieces(row, most) for row in rows]
+    made = iter(encode_batches(half, [[piece] for found in pieces for piece in found]))
+    whole = iter(
+        [_joined(row, [next(made)[0] for _ in f]) for row, f in zip(rows, pieces, strict=True)]
+    )
+    return [[next(whole) for _ in batch] for batch in batches]
+
+
+def _pieces(row: Prepared, most: int) -> list[Prepared]:
+    return [
+        replace(
+            row,
+            inputs={name: value[at : at + most] for name, value in row.inputs.items()},
+            count=replace(row.count, tokens=count, media=count),
+        )
+        for at in range(0, row.count.media, most)
+        for count in [min(most, row.count.media - at)]
+    ]
+
+
+def _joined(row: Prepared, made: Sequence[FeatureRecord]) -> FeatureRecord:
+    vectors = torch.cat([each.features["image"]["pooler_output"] for each in made])
+    features = {"image": {**made[0].features["image"], "pooler_output": vectors}}
+    return replace(made[0], features=features, side=row.side, count=row.count)
+
+
 def record_of(key: str, row: FeatureRecord) -> Record:
     """Return the record of a chunk's vectors, as the model gives them: they are not normalized."""
     vectors: torch.Tensor = row.features["image"]["pooler_output"]
-    return vector_record(key, vectors.float().cpu().numpy())
+    record = vector_record(key, vectors.float().cpu().numpy())
+    return replace(record, meta={**record.meta, BOXES: row.side[BOXES]}) if row.side else record

@@ -5,6 +5,8 @@ freely; what it is about can change while it stays the same. FFmpeg is told what
 not what it may not: a new version may bring another format of that kind.
 """
 
+from pathlib import Path
+
 VIDEO = (
     "3g2,3gp,amv,apng,asf,asf_o,av1,avi,avs,avs2,avs3,bink,cavsvideo,cdxl,cine,dhav,dirac,dnxhd,"
     "dv,evc,film_cpk,flic,flv,gdv,gif,gxf,h261,h263,h264,hevc,ico,ifv,image2,ipmovie,ivf,"
@@ -47,9 +49,12 @@ PILLOW = (
     "DDS",
     "PSD",
     "QOI",
+    "HEIF",
 )
 """Pictures that Pillow reads by itself; for EPS, say, it would start another program. The first
 five need no plug-in."""
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+"""Brands that an iPhone's picture names after `ftyp`."""
 PLAYLISTS = {
     b"#EXTM3U": "an HLS playlist",
     b"ffconcat": "a list for FFmpeg",
@@ -60,6 +65,23 @@ PLAYLISTS = {
     b"<asx": "a playlist",
 }
 """How texts begin that name other files → names of these kinds of text."""
+
+
+def picture_formats(path: Path) -> tuple[str, ...]:
+    """Return the formats that a picture may be in; the plug-in for those of iPhones is loaded for
+    what looks like one. Raises OSError."""
+    if is_heic(path):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener(thumbnails=False)
+    return PILLOW
+
+
+def is_heic(path: Path) -> bool:
+    """Tell whether a file begins as an iPhone's picture does. Raises OSError."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    return start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS
 
 
 def playlist_in(start: bytes) -> str:

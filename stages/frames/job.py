@@ -15,6 +15,8 @@ class FramesJob:
     """The fields of a Sampling."""
     fit: dict[str, Any]
     """Sizes at which videos and images are seen."""
+    shrinks: bool = False
+    """Whether pictures may be made smaller while they are decoded."""
     media: list[dict[str, Any]]
     """`path`, `digest`, `kind`, `wanted` chunks (None: all) and the file's `stamp` of each
     medium."""

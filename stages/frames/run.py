@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from functools import partial
 from itertools import count, takewhile
 from typing import Any
@@ -70,6 +71,8 @@ class Cutting:
             kind: FrameFit(long_edges=tuple((float(a), int(e)) for a, e in edges))
             for kind, edges in job.fit.items()
         }
+        fits["image"] = replace(fits["image"], shrinks=job.shrinks)
+        self.fit_image = fits["image"]
         self.fit = fits["video"]
         self.record_sets = Recording(self.store, job.namespace, fits["image"], report, watchdog)
         self.turns: Turns
@@ -206,7 +209,7 @@ class Cutting:
                 if self.stop.is_set():
                     break
                 with self.record_sets.failing(medium):
-                    index, chunk = read_picture(medium.path)
+                    index, chunk = read_picture(medium.path, self.fit_image)
                     medium.check()
                     chunks.append((medium, chunk))
                     done.append((medium, index))

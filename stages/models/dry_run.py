@@ -33,6 +33,7 @@ from stages.models.processors.prepare import (
     takes_videos,
 )
 from stages.models.row_memory import LayerMemory, RowMemory
+from stages.models.text_costs import text_costs
 from stages.models.watching import NEW_TOKENS, PromptWatch, decoder_of, layers_told, mlps_told
 from stages.process.exit_diagnosis import out_of_memory
 
@@ -72,8 +73,9 @@ def dry_run(skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0
             rows = {k: _rows(processor, k, frames_a_video, way) for k in _kinds(processor)}
             repeated = RepeatedLayers()
             encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, repeated))
-            if route == "dual":  # texts are short, and nothing is planned that reads them
-                return DryRun({"vision": encoded, "language": ()})
+            if route == "dual":
+                read = tuple(text_costs(skeleton, processor, repeated))
+                return DryRun({"vision": encoded, "language": read})
             kind = next(reversed(rows))
             decoded = [*_decoders(skeleton, processor, route, kind, rows[kind][0], repeated)]
             costs = tuple(cost for cost, _ in decoded)

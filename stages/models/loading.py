@@ -59,7 +59,8 @@ class ModelJob(HalfJob):
     def processor(self) -> Any:
         folder = resolve_model(Path(self.model), self.revision)
         ready = _ready.pop((folder, self.trust_remote_code), None)
-        return ready or load_processor(folder, self.trust_remote_code)
+        generates = self.route != "dual"
+        return ready or load_processor(folder, self.trust_remote_code, generates=generates)
 
     def hold(self, keep: Half) -> Held:
         """Load the half on its device, with the pieces that it needs. Of a model that cannot be

@@ -9,7 +9,7 @@ from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
 from stages.models.row_memory import LayerMemory, RowMemory
 
-OUTPUT_VERSION = 21
+OUTPUT_VERSION = 22
 """Output version of a profile: raised when what one says changes, and part of its key."""
 
 

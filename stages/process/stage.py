@@ -15,18 +15,24 @@ class Stage:
 
     name: str
     reads: str
-    """The kind of records that it reads; empty: files."""
+    """The kind of records that it reads; empty: files, or what its job holds."""
     writes: str
     """The kind of records that it makes."""
     part: Part | None = None
     """Part of a checkpoint that it loads; None: nothing, and it runs on the host."""
     job: type[Any]
     """Class of the job that its process is told."""
+    of_media: bool = True
+    """Whether it is run over media, and not once in a run."""
     vectors: bool = False
     """Whether its part is of a dual encoder, which makes vectors, and not of a model that
     captions."""
     any_size: bool = False
     """Whether pictures of any size are alike to it, so that they share a batch."""
+    shrinks: bool = False
+    """Whether pictures may be made smaller while they are decoded, as far as it does not show."""
+    tiled: bool = False
+    """Whether it may look at the parts of a picture, each by itself."""
     prompted: bool = False
     """Whether its records are made of a prompt too, and rows with prompts of like length share a
     batch."""

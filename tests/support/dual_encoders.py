@@ -123,11 +123,12 @@ def save(name: str, folder: Path) -> Path:
     }
     cls, part = kinds[name]
     torch.manual_seed(0)
-    config = config_of(name)
+    config, words = config_of(name), tokenizer(("<unk>",) if name == "siglip2" else (), "")
+    config.text_config.vocab_size = len(words)
     if name == "siglip2":  # of as many pictures' pieces as its processor makes by itself
         config.vision_config.patch_size, config.vision_config.num_patches = 16, 256
     getattr(hf, names()[name])(config).eval().save_pretrained(folder)
-    cls(image_processor=part, tokenizer=tokenizer((), "")).save_pretrained(folder)
+    cls(image_processor=part, tokenizer=words).save_pretrained(folder)
     return folder
 
 

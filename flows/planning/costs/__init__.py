@@ -7,7 +7,7 @@ from functools import partial
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.pipelines import Pipeline
-from flows.planning.costs import decode, encode, frames
+from flows.planning.costs import decode, embed_texts, encode, frames
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung
 from flows.planning.seconds import WorkEstimate
@@ -33,10 +33,13 @@ COSTS: Mapping[str, Cost] = {
     "encode": Cost(rungs=encode.rungs, memory=encode.memory, work_left=encode.work_left),
     "embed": Cost(
         rungs=partial(encode.rungs, stage="embed"),
-        memory=encode.memory,
+        memory=partial(encode.memory, libraries=encode.EMBED_BYTES),
         work_left=encode.work_left,
     ),
     "decode": Cost(rungs=decode.rungs, memory=decode.memory, work_left=decode.work_left),
+    "embed_texts": Cost(
+        rungs=embed_texts.rungs, memory=embed_texts.memory, work_left=embed_texts.work_left
+    ),
 }
 """Name of a stage → its costs."""
 

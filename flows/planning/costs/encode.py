@@ -21,6 +21,7 @@ from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.terms import (
+    LIBRARIES_BYTES,
     around,
     attention_terms,
     batches_a_block,
@@ -43,6 +44,12 @@ MANY_TOKENS = 512
 MADE_OF = 6
 """Numbers of the frames that each number of pixel input was made of when the machine was measured
 (stages/memory/arithmetic.py)."""
+
+
+EMBED_BYTES = 12 << 20
+"""Bytes that making vectors takes beside its imports and its model. It reads no prompts and hands
+over next to nothing: 7 to 9 MiB were measured, with a tokenizer of any size, which is loaded with
+the imports."""
 
 
 def rungs(model: Model, config: CaptionConfig, device: str, *, stage: str = "encode") -> list[Rung]:
@@ -93,8 +100,17 @@ def _streamed(batch: int, single: Rung) -> list[Rung]:
     return found + [replace(found[-1], prefill=tokens) for tokens in MLP_CHUNKS]
 
 
-def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
-    """Add up weights, pixels and what the encoder computes with; of a joint model pixels alone."""
+def memory(
+    model: Model,
+    rung: Rung,
+    workload: Workload,
+    *,
+    device: str,
+    new: int,
+    libraries: int = LIBRARIES_BYTES,
+) -> StageEstimate:
+    """Add up weights, pixels and what the encoder computes with; of a joint model pixels alone.
+    `libraries` are the bytes that the stage takes beside its imports and its model."""
     half, rows = model.profile.vision, workload.rows(rung.batch, FRAMES_A_BATCH)
     settings = settings_as_run(model.best("vision"), half, rung)
     pixels = rows * workload.units * PIXEL_BYTES
@@ -119,7 +135,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     prefetch = (
         block_prefetch(rung, workload, rows) if rung.block else frames_prefetch(workload, rows)
     )
-    terms += around(rung, terms, device, prefetch)
+    terms += around(rung, terms, device, prefetch, libraries)
     flops = costs.flops * workload.chunks / rows if costs else 0
     guessed = costs is not None and (not costs.known or model.profile.by_dimensions)
     return StageEstimate.of(

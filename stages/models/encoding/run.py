@@ -36,6 +36,10 @@ class Making:
     """Frames, processor and chunk → the chunk as the encoder takes it, or why it does not."""
     record: Callable[[str, FeatureRecord], Record]
     """Key and what the half made of a chunk → what is stored."""
+    encode: Callable[[Any, Sequence[Sequence[Prepared]]], list[list[FeatureRecord]]] = (
+        encode_batches
+    )
+    """Half and batches → what it makes of each chunk."""
 
 
 ToEncode = tuple[dict[str, Any], Prepared | Refusal]
@@ -89,11 +93,13 @@ def encode_all(job: EncodingJob, source: ModelJob, making: Making, report: Repor
     def pictures(member: dict[str, Any]) -> int:
         return len(frames.meta(member["frames"])["times"]) if member["frames"] in frames else 1
 
+    compute = partial(_encoded, half, making)
+
     def last() -> object:
-        return _encoded(half, [[(m, prepared([m])) for m in batches[-1][-1:]]])
+        return compute([[(m, prepared([m])) for m in batches[-1][-1:]]])
 
     shrinking, block = Shrinking(report, last), job.block
-    compute, depth = partial(_encoded, half), 1 if block else PREFETCH_BATCHES
+    depth = 1 if block else PREFETCH_BATCHES
     with turns_at(store, records, failures) as turns, write_behind(publish) as later:
         mine = turns.mine(blocks(batches, block, pictures), lacking)
         for _, members in prefetched(mine, read, depth):
@@ -110,14 +116,16 @@ def _name(member: dict[str, Any]) -> str:
     return str(member["key"])
 
 
-def _encoded(half: Held | None, batches: Sequence[Sequence[ToEncode]]) -> list[list[Encoded]]:
+def _encoded(
+    half: Held | None, making: Making, batches: Sequence[Sequence[ToEncode]]
+) -> list[list[Encoded]]:
     """Make a record for each chunk that was not refused. Of a model that cannot be cut, it is of
     the pixels."""
     rows = [[row for _, row in batch if isinstance(row, Prepared)] for batch in batches]
     if half is None:
         made = [[undivided(row) for row in some] for some in rows]
     else:
-        made = half.use(lambda model: encode_batches(model, rows))
+        made = half.use(lambda model: making.encode(model, rows))
     found = iter([record for some in made for record in some])
     return [
         [(m, row if isinstance(row, Refusal) else _in_range(next(found))) for m, row in batch]

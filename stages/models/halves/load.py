@@ -17,6 +17,7 @@ from artifacts.schema import Part
 from stages.models.halves.boundary import CUT, absent_paths, cut, pieces_called
 from stages.models.halves.dual import makes_vectors
 from stages.models.halves.ranges import reading_ranges
+from stages.models.hub.faults import PICKLES, to_convert
 from stages.models.hub.originals import is_original
 from stages.models.hub.partial import weights_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
@@ -233,18 +234,17 @@ def needs_trust(folder: Path) -> UsageError:
 
 
 def refuse_pickle(folder: Path, trusted: bool) -> None:
-    """Refuse a model without weights, or with pickles alone, which run code when read. Raises
-    UsageError."""
+    """Refuse a model without weights, or with pickles alone. Raises UsageError."""
     if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").exists():
         return
-    pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
     if not pickles:
         raise UsageError(
             f"{folder} holds no weights (*.safetensors)",
             hint="Download or save the checkpoint again",
         )
-    if not trusted:
+    if not trusted or native_of(folder) is not None:
         raise UsageError(
             f"{folder} has its weights only as pickles ({pickles[0].name}), which can run code",
-            hint="Use one saved as safetensors, or add --trust-remote-code if you trust it",
+            hint=f"Use one saved as safetensors, or {to_convert(str(folder))}",
         )

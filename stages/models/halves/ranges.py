@@ -11,18 +11,8 @@ import torch
 
 from stages.models.hub.checkpoint import not_whole
 from stages.models.hub.headers import read_places
+from stages.models.shards.layout import DTYPES
 
-DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F64": torch.float64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-}
-"""Types that weights are stored in, by their names in a header."""
 ALIGNED = 64
 """Bytes on whose multiples torch's own memory begins."""
 

@@ -21,6 +21,9 @@ from stages.models.halves.features import encode, is_pixels, moved
 BLANK = {"pixel_values": (1, 3, 1, 1), "pixel_attention_mask": (1, 1), "spatial_shapes": (1, 2)}
 """Shapes of the pictures that `forward` is given where nothing looks at them."""
 
+LONGEST = 1 << 16
+"""Tokens above which a tokenizer's limit says that it has none."""
+
 
 def image_vectors(half: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Return a vector of each picture, as the model's own method gives it, not normalized."""
@@ -33,6 +36,18 @@ def text_vectors(half: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     with torch.inference_mode():
         made = getattr(half, OF_TEXTS)(**_texts(half, OF_TEXTS, inputs))
     return one_each(made, half, len(inputs["input_ids"]))
+
+
+def most_tokens(processor: Any, half: Any) -> int:
+    """Return most tokens that a text may have, by the tokenizer and by the half's own places for
+    them; 0 where neither says."""
+    config = getattr(half.config, "text_config", half.config)
+    told = [
+        getattr(processor.tokenizer, "model_max_length", None),
+        getattr(config, "max_position_embeddings", None),
+    ]
+    limits = [limit for limit in told if isinstance(limit, int) and 0 < limit < LONGEST]
+    return min(limits, default=0)
 
 
 def one_each(made: Any, half: Any, count: int) -> torch.Tensor:
@@ -87,4 +102,4 @@ def _handing_over(half: Any, vectors: torch.Tensor) -> Any:
     return model
 
 
-__all__ = ["OF_PICTURES", "image_vectors", "logits", "one_each", "text_vectors"]
+__all__ = ["OF_PICTURES", "image_vectors", "logits", "most_tokens", "one_each", "text_vectors"]

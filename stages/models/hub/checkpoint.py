@@ -63,13 +63,17 @@ def weight_names(folder: Path) -> list[str]:
     """Return the names of the files of weights, from a folder's index or their usual name. Raises
     EnvironmentFault for an index that is none."""
     index = folder / INDEX
-    if not index.exists():
-        return [SINGLE]
+    return sorted(set(weight_map(index).values())) if index.exists() else [SINGLE]
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Return tensor → file, as an index of weights says. Raises EnvironmentFault for an index that
+    is none."""
     try:
-        names = set(json.loads(read_text(index, JSON_BYTES))["weight_map"].values())
-        if not all(_is_inside(name) for name in names):
+        found: dict[str, str] = dict(json.loads(read_text(index, JSON_BYTES))["weight_map"])
+        if not all(_is_inside(name) for name in found.values()):
             raise ValueError("a name leads out of the folder")
-        return sorted(names)
+        return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise not_whole(index, "index of weights") from error
 

@@ -19,6 +19,8 @@ OF_THE_DISK = (
     errno.EEXIST,
 )
 """Errors of writing the cache; all others that a download ends with come from the network."""
+PICKLES = (".bin", ".pt", ".pth")
+"""Ends of the names of files of weights that run code when they are read in the ordinary way."""
 MORE_ROOM = "Free some space, or set HF_HOME to a folder on a larger disk"
 
 
@@ -83,16 +85,30 @@ def refuse_offline(checkpoint: Checkpoint, missing: Sequence[WeightFile]) -> Non
 
 
 def without_safetensors(name: str, files: Sequence[str]) -> UsageError:
-    pickles = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth")))
+    pickles = sorted(file for file in files if file.endswith(PICKLES))
     if pickles:
         return UsageError(
             f"{name} has its weights only as pickles ({pickles[0]}), which can run code",
-            hint="Use one saved as safetensors, or download it and give the folder",
+            hint="Use one saved as safetensors, or download it into a folder and "
+            f"{to_convert('FOLDER')}",
         )
     return UsageError(
         f"{name} holds no model with weights (*.safetensors)",
         hint="Choose a checkpoint saved by transformers, with model.safetensors",
     )
+
+
+def not_a_folder(path: Path) -> UsageError:
+    """Make the error for a file that is given as a model."""
+    hint = "Give the folder that holds it, with its config.json"
+    if path.suffix in PICKLES:
+        hint = to_convert(str(path)).replace("run", "Run", 1)
+    return UsageError(f"{path} is a file, and a model is a folder", hint=hint)
+
+
+def to_convert(source: str) -> str:
+    """Say how pickles become what can be loaded; the user chooses where."""
+    return f"run: penstock convert {source} DST, and give DST as the model"
 
 
 def _in_plain_words(

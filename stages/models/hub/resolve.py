@@ -5,6 +5,7 @@ from pathlib import Path
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular import odd_thing
 from stages.models.hub.checkpoint import Checkpoint
+from stages.models.hub.faults import not_a_folder
 from stages.models.hub.fetching import fetch
 from stages.models.hub.originals import refuse_original
 from stages.models.hub.repository import bring_small, cached, hub_id_of, is_hub_id
@@ -43,6 +44,8 @@ def find_model(
         refuse_revision(f"{folder}, a folder,", revision)
         refuse_original(str(folder), folder)
         return Checkpoint(name=str(name), folder=folder.absolute())
+    if folder.is_file():
+        raise not_a_folder(folder)
     if not is_hub_id(str(name)):
         raise UsageError(
             f"there is no model at {name}",

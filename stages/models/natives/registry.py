@@ -6,16 +6,19 @@ another model, of which transformers would make up what it does not find.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.schema import Part
 from stages.models.hub.checkpoint import JSON_BYTES
+
+if TYPE_CHECKING:
+    import torch
 
 SENSELESS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """Errors of a configuration whose values make no sense."""
@@ -76,7 +79,39 @@ class Native:
         return resolve_name(self.processor)(folder)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OriginalLayout:
+    """The layout of a family's files as its own code saved them, before they came to the hub. Names
+    are those of its tensors, without the `module.` that training on several GPUs puts before
+    them."""
+
+    words: str
+    """What such a file is, for people."""
+    module: str
+    """The module that knows it, with a function for each method here."""
+
+    def recognises(self, names: Collection[str]) -> bool:
+        """Tell whether a file with tensors of these names is in this layout."""
+        found: bool = resolve_name(f"{self.module}:recognises")(names)
+        return found
+
+    def config(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
+        """Return the config.json of the converted file, all but the type of its numbers; `shapes`
+        are those of the original one."""
+        found: dict[str, object] = resolve_name(f"{self.module}:config")(shapes)
+        return found
+
+    def rename(self, name: str, tensor: "torch.Tensor") -> "Iterable[tuple[str, torch.Tensor]]":
+        """Return the tensors that one of the original file becomes, views of it: several of one
+        that is fused, none of one that is computed."""
+        found: Iterable[tuple[str, torch.Tensor]] = resolve_name(f"{self.module}:rename")(
+            name, tensor
+        )
+        return found
+
+
 COGVLM2 = "stages.models.natives.cogvlm2"
+EVACLIP = "stages.models.natives.evaclip"
 ROPE = AsPublished(
     part="language",
     words="frequencies of its rotary positions rounded to bfloat16, as its files hold them",
@@ -95,8 +130,18 @@ NATIVES: Mapping[str, Native] = {
         processor=f"{COGVLM2}.processor:load_image_processor",
         as_published=ROPE,
     ),
+    "EvaCLIPModel": Native(
+        config=f"{EVACLIP}.config:EvaCLIPConfig",
+        model=f"{EVACLIP}.model:EvaCLIPModel",
+        processor=f"{EVACLIP}.processor:load_processor",
+    ),
 }
 """Class that a checkpoint's config.json names among its `architectures` → our code for it."""
+
+ORIGINALS: tuple[OriginalLayout, ...] = (
+    OriginalLayout(words="an EVA-CLIP of the original code", module=f"{EVACLIP}.original"),
+)
+"""Layouts of files that `penstock convert` brings to the one that is read here."""
 
 
 def native_of(folder: Path) -> Native | None:

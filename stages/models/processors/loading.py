@@ -12,8 +12,9 @@ PLACES = ("image_token", "video_token", "boi_token")
 """The names under which processors and tokenizers keep the words that stand for a picture."""
 
 
-def load_processor(folder: Path, trusted: bool = False) -> Any:
-    """Load the checkpoint's processor, padding on the left as generation needs."""
+def load_processor(folder: Path, trusted: bool = False, *, generates: bool = True) -> Any:
+    """Load the checkpoint's processor. It pads on the left where a model `generates`, which needs
+    that, else as it was trained."""
     from transformers import AutoProcessor, ProcessorMixin
 
     load: Any = AutoProcessor.from_pretrained
@@ -38,7 +39,8 @@ def load_processor(folder: Path, trusted: bool = False) -> Any:
             f"{folder} has a {type(processor).__name__} and no processor for pictures",
             hint="Download the checkpoint again, with its preprocessor_config.json",
         )
-    processor.tokenizer.padding_side = "left"
+    if generates:
+        processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return processor

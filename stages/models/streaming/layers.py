@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.models.halves.ranges import DTYPES, read_into
+from stages.models.halves.ranges import read_into
 from stages.models.hub.headers import TensorPlace, read_places
+from stages.models.shards.layout import DTYPES
 
 ALIGNED = {"cpu": 64, "cuda": 512}
 """Bytes on whose multiples a device's own memory begins. Sums are rounded by where their terms lie,

@@ -1,0 +1,225 @@
+"""Says which files are an index, what made its vectors and how well it was measured to search. It
+knows nothing of what is in the files.
+
+`index.json` is the one book. A file that it does not name is not of the index: what a writer made
+and did not come to publish, or what readers of an earlier generation may still hold open. It is
+replaced as a whole, so a reader sees one generation or the next.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.files import write_json
+from artifacts.keys import digest_of, hash_file
+from artifacts.placing import sync_folder
+from artifacts.regular import open_regular
+from artifacts.store import fault_of
+
+FORMAT = 1
+BOOK = "index.json"
+SUFFIXES = {
+    "embeddings": "f16",
+    "rows": "parquet",
+    "identities": "u64",
+    "bits": "u8",
+    "deleted": "i64",
+    "texts": "f32",
+}
+"""Sort of a file of an index → suffix of its name."""
+SHARD_FILES = ("embeddings", "rows", "identities", "bits")
+"""The files of one shard."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Maker:
+    """All that decides the vectors of an index; those of two makers cannot be compared."""
+
+    model: str
+    """Name as the user gave it."""
+    revision: str | None
+    half: str
+    """Digest of the half of the checkpoint that made them."""
+    recipe: str
+    """Digest of how it computes, and of how what it sees is read."""
+    precision: str
+    width: int
+    """Numbers of a vector."""
+
+    def makes_as(self, other: "Maker") -> bool:
+        """Return whether vectors of both can stand in one index. A name may be another's."""
+        mine, theirs = ((m.half, m.recipe, m.precision, m.width) for m in (self, other))
+        return mine == theirs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexFile:
+    """One file of an index as the book has it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexShard:
+    """Some rows with their vectors; never changed, but its bits may be made again."""
+
+    rows: int
+    files: Mapping[str, IndexFile]
+    """One of each of SHARD_FILES."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchWay:
+    """The result of trying the short way of a search against the exact one."""
+
+    queries: int
+    recall: float
+    """Share of the ten nearest that the short way finds."""
+    candidates: int
+    """Rows that are compared exactly after the first pass; 0: all are, there is no first pass."""
+    centre: str = "pictures"
+    """Mean from which the bits of such a query are taken: of `pictures` or of `texts`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """One generation of an index."""
+
+    maker: Maker
+    made_by: str
+    """Program and version that began it."""
+    generation: int = 0
+    files_made: int = 0
+    """Number that the next file bears: no name is used twice."""
+    shards: tuple[IndexShard, ...] = ()
+    deleted: IndexFile | None = None
+    """Rows that were removed and are still in shards."""
+    deleted_rows: int = 0
+    texts: IndexFile | None = None
+    """Vectors of some texts, by which it is measured how texts find."""
+    means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """`pictures`, and `texts` once some were seen → their mean vector. Bits are taken from it."""
+    measured: Mapping[str, SearchWay] = field(default_factory=dict)
+    """`pictures`, `texts` → how well queries of that sort find."""
+    measured_rows: int = 0
+    """Rows that were there when it was measured."""
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows in shards, removed ones among them."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def live_rows(self) -> int:
+        return self.rows - self.deleted_rows
+
+    def files(self) -> Iterator[IndexFile]:
+        """Yield every file of this generation."""
+        for shard in self.shards:
+            yield from shard.files.values()
+        yield from filter(None, (self.deleted, self.texts))
+
+
+def file_name(sort: str, number: int) -> str:
+    """Return the name of a file of an index."""
+    return f"{sort}-{number:05d}.{SUFFIXES[sort]}"
+
+
+def is_of_index(name: str) -> bool:
+    """Return whether a writer of indexes gave a file its name."""
+    stem, _, suffix = name.rpartition(".")
+    sort, _, number = stem.rpartition("-")
+    return SUFFIXES.get(sort) == suffix and number.isdigit()
+
+
+def described(path: Path) -> IndexFile:
+    """Return a written file as the book has it. Raises EnvironmentFault."""
+    try:
+        return IndexFile(name=path.name, bytes=path.stat().st_size, sha256=hash_file(path))
+    except OSError as error:
+        raise fault_of(error, path.parent) from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Make a generation the one that readers see, once its files are on the disk. Raises
+    EnvironmentFault."""
+    value = asdict(manifest)
+    try:
+        sync_folder(folder)  # names of files before the book that names them
+        write_json(folder / BOOK, {"format": FORMAT, **value, "digest": digest_of(_plain(value))})
+        sync_folder(folder)
+    except OSError as error:
+        raise fault_of(error, folder) from error
+
+
+def has_manifest(folder: Path) -> bool:
+    """Return whether there is an index in a folder, of whatever version."""
+    return (folder / BOOK).exists()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the book of an index. Raises UsageError where there is none, or one of another version,
+    and EnvironmentFault for a damaged one."""
+    path = folder / BOOK
+    try:
+        with open_regular(path) as file:
+            value = json.loads(file.read())
+        form = value.pop("format")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"there is no index in {folder}",
+            hint=f"Make one: penstock index build SOURCES --model M --out {folder}",
+        ) from error
+    except OSError as error:
+        raise fault_of(error, folder) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged_book(path) from error
+    if form != FORMAT:
+        raise UsageError(
+            f"{folder} is an index of version {form}, and this program knows {FORMAT}",
+            hint="Build it anew in another folder: what the store has is not made again",
+        )
+    digest = value.pop("digest", "")
+    if digest != digest_of(value):
+        raise damaged_book(path)
+    return _manifest_of(value)
+
+
+def damaged_book(path: Path) -> EnvironmentFault:
+    """Return the error of an `index.json` that is not as it was written."""
+    return EnvironmentFault(
+        f"{path} is damaged",
+        hint="Move the folder away and build the index anew: what the store has is not made again",
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON reads it back."""
+    return json.loads(json.dumps(value))
+
+
+def _manifest_of(value: dict[str, Any]) -> Manifest:
+    deleted, texts = value["deleted"], value["texts"]
+    shards = tuple(
+        IndexShard(
+            rows=shard["rows"],
+            files={sort: IndexFile(**file) for sort, file in shard["files"].items()},
+        )
+        for shard in value["shards"]
+    )
+    return Manifest(
+        **{
+            **value,
+            "maker": Maker(**value["maker"]),
+            "shards": shards,
+            "deleted": None if deleted is None else IndexFile(**deleted),
+            "texts": None if texts is None else IndexFile(**texts),
+            "means": {sort: tuple(mean) for sort, mean in value["means"].items()},
+            "measured": {sort: SearchWay(**found) for sort, found in value["measured"].items()},
+        }
+    )

@@ -1,0 +1,174 @@
+"""Finds the rows of an index that are nearest to a query: by their bits first, then exactly. It
+knows nothing of files' names, nor of models.
+
+The bits of a vector say on which side of the mean picture it lies, those of a query on which side
+of a mean too. Texts lie elsewhere than pictures: where they lie far off, their bits taken from the
+pictures' mean would all be alike, and where what tells them apart is faint, those taken from their
+own mean forget what they share. So the better mean is measured. The rows whose bits differ least
+are compared exactly.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.index.bits import bits_of, differences
+from artifacts.index.manifest import SearchWay
+from artifacts.index.nearest import Nearest, Positions
+from artifacts.index.rows import CONTENT, PICTURE
+from artifacts.index.shard import BATCH_ROWS, blocks_of, unit
+from artifacts.index.snapshot import Kept, Snapshot, of_all
+from artifacts.vectors import Vectors
+
+Sort = Literal["pictures", "texts"]
+LEAST_RECALL = 0.99
+"""The first pass is used where it is measured to find so many of the nearest."""
+EXACT = SearchWay(queries=0, recall=1.0, candidates=0)
+"""The way of comparing every row."""
+CANDIDATES_A_HIT = 20
+"""At least so many rows are compared exactly for each that is asked for."""
+WIDER = 4
+"""So many times more rows are looked at when too few are left of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """What is looked for."""
+
+    vector: NDArray[np.float32]
+    """Shape (width)."""
+    sort: Sort = "pictures"
+    without: tuple[NDArray[np.float32], ...] = ()
+    """A row that is nearer to one of these is left out."""
+    kept: Kept | None = None
+    """The rows that count; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """Rows in the order of how near they are, the nearest first; of equal ones the first added."""
+
+    positions: Positions
+    scores: NDArray[np.float32]
+    """Cosines, as many."""
+
+
+class Searcher:
+    """One generation of an index, ready to be asked many times."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        means = snapshot.manifest.means
+        self._means = {sort: np.array(mean, np.float32) for sort, mean in means.items()}
+
+    @cached_property
+    def _distinct(self) -> Kept:
+        return self.distinct(self.snapshot.live())
+
+    def distinct(self, kept: Kept) -> Kept:
+        """Return the first row of each content among those kept: copies of a picture are found
+        through it."""
+        at = np.flatnonzero(kept)
+        _, first = np.unique(of_all(self.snapshot, CONTENT)[at], return_index=True)
+        only = np.zeros(len(kept), np.bool_)
+        only[at[first]] = True
+        return only
+
+    def find(
+        self, query: Query, count: int, way: SearchWay | None = None, *, parts: bool = False
+    ) -> Found:
+        """Return the `count` nearest pictures, each by its nearest part, or with `parts` the
+        nearest parts; fewer where there are not as many. It goes by the `way` that the index was
+        measured to need, or by another."""
+        way = self.way(query.sort) if way is None else way
+        kept = self._distinct
+        if query.kept is not None:
+            kept = self.distinct(query.kept & self.snapshot.live())
+        total = int(kept.sum())
+        wide = max(way.candidates, CANDIDATES_A_HIT * count) if way.candidates else total
+        while True:
+            found = self._found(query, kept, min(wide, total), way.centre)
+            found = found if parts else self._pooled(found)
+            if len(found.positions) >= count or wide >= total:
+                return Found(positions=found.positions[:count], scores=found.scores[:count])
+            wide *= WIDER
+
+    def way(self, sort: Sort) -> SearchWay:
+        """Return the way that finds enough: the exact one where that was not measured."""
+        found = self.snapshot.manifest.measured.get(sort)
+        return found if found is not None and found.recall >= LEAST_RECALL else EXACT
+
+    def scores(self, vector: NDArray[np.float32], positions: Positions) -> NDArray[np.float32]:
+        """Return how near the rows at these positions are: cosines."""
+        found: NDArray[np.float32] = self._scores([vector], positions)[0]
+        return found
+
+    def ordinary(self, vector: NDArray[np.float32]) -> float:
+        """Return how near the mean picture is to a vector: a score that says nothing."""
+        mean = self._means.get("pictures")
+        return 0.0 if mean is None else float(mean @ direction(vector))
+
+    def _found(self, query: Query, kept: Kept, wide: int, centre: str) -> Found:
+        """Return every kept row in order, or the nearest of about `wide` that are looked at."""
+        vectors = [query.vector, *query.without]
+        positions = np.flatnonzero(kept)
+        if wide >= len(positions):
+            scores = self.scan(vectors)[:, positions]
+        else:
+            positions = np.sort(self._first_pass(query.vector, centre, kept, wide))
+            scores = self._scores(vectors, positions)
+        above = scores - np.array([self.ordinary(vector) for vector in vectors])[:, None]
+        allowed = (above[1:] < above[0]).all(axis=0)
+        positions, near = positions[allowed], scores[0, allowed]
+        order = np.argsort(-near, kind="stable")
+        return Found(positions=positions[order], scores=near[order])
+
+    def _pooled(self, found: Found) -> Found:
+        """Return the nearest part of each picture."""
+        pictures = self.snapshot.identities_at(PICTURE, found.positions)
+        first = np.sort(np.unique(pictures, return_index=True)[1])
+        return Found(positions=found.positions[first], scores=found.scores[first])
+
+    def _first_pass(
+        self, vector: NDArray[np.float32], centre: str, kept: Kept, wide: int
+    ) -> Positions:
+        """Return the rows whose bits differ least from the query's."""
+        centred = direction(vector) - self._means[centre]
+        bits = bits_of(centred[None])[:, 0]
+        nearest = Nearest(wide)
+        for shard in self.snapshot.shards:
+            assert shard.bits is not None
+            for start, differing in differences(shard.bits, bits):
+                at = shard.start + start
+                nearest.offer(at, differing, kept[at : at + len(differing)])
+        return nearest.best()[0]
+
+    def _scores(
+        self, vectors: Sequence[NDArray[np.float32]], positions: Positions
+    ) -> NDArray[np.float32]:
+        wanted = np.stack([direction(vector) for vector in vectors], axis=1)
+        scores = np.empty((len(vectors), len(positions)), np.float32)
+        for start in range(0, len(positions), BATCH_ROWS):
+            here = slice(start, start + BATCH_ROWS)
+            scores[:, here] = (self.snapshot.vectors(positions[here]) @ wanted).T
+        return scores
+
+    def scan(self, vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return the exact scores of every row for each of these, shape (vectors, rows)."""
+        wanted = np.stack([direction(vector) for vector in vectors], axis=1)
+        scores = np.empty((len(vectors), self.snapshot.rows), np.float32)
+        for shard in self.snapshot.shards:
+            for start, block in blocks_of(shard.vectors):
+                at = shard.start + start
+                scores[:, at : at + len(block)] = (block @ wanted).T
+        return scores
+
+
+def direction(vector: Vectors) -> NDArray[np.float32]:
+    """Return a vector at length one, rounded as those of the index are."""
+    found: NDArray[np.float32] = unit(np.asarray(vector, np.float32)[None])[0].astype(np.float32)
+    return found

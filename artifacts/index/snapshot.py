@@ -1,0 +1,191 @@
+"""Opens one generation of an index to be read; knows no query. Writers go on meanwhile."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.errors import EnvironmentFault
+from artifacts.index.manifest import IndexFile, Manifest, read_manifest
+from artifacts.index.nearest import Positions
+from artifacts.index.rows import IndexRow, rows_at, times_at
+from artifacts.index.shard import BATCH_ROWS, OpenShard, damaged_file, open_shard
+from artifacts.vectors import Vectors
+
+TRIES = 5
+"""How often an index is opened anew whose files go away meanwhile: each time a writer merged it."""
+Kept = NDArray[np.bool_]
+"""Shape (rows): whether a row counts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """All rows of an index as they were when it was opened. A row is known by its position."""
+
+    folder: Path
+    manifest: Manifest
+    shards: tuple[OpenShard, ...]
+    deleted: Positions
+    """Positions of removed rows, ascending."""
+    texts: Vectors | None
+    """Vectors of some texts, by which it is measured; None where there are none yet."""
+
+    @property
+    def rows(self) -> int:
+        """Return the number of positions, those of removed rows among them."""
+        return self.manifest.rows
+
+    def live(self) -> Kept:
+        """Return which rows were not removed."""
+        kept = np.ones(self.rows, np.bool_)
+        kept[self.deleted] = False
+        return kept
+
+    def identities(self, plane: int) -> Iterator[tuple[OpenShard, NDArray[np.uint64]]]:
+        """Yield each shard with the identities of its rows: ROW, CONTENT, PICTURE or MEDIUM."""
+        for shard in self.shards:
+            yield shard, shard.identities[plane]
+
+    def identities_at(self, plane: int, positions: Positions) -> NDArray[np.uint64]:
+        """Return the identities of the rows at these positions."""
+        found = np.empty(len(positions), np.uint64)
+        for shard, inside, places in self._by_shard(positions):
+            found[places] = shard.identities[plane, inside]
+        return found
+
+    def positions_of(self, plane: int, identity: int) -> Positions:
+        """Return where rows of this identity are that were not removed, ascending."""
+        found = [
+            np.flatnonzero(numbers == np.uint64(identity)) + shard.start
+            for shard, numbers in self.identities(plane)
+        ]
+        every = np.concatenate(found) if found else np.empty(0, np.int64)
+        return np.setdiff1d(every, self.deleted, assume_unique=True)
+
+    def vectors(self, positions: Positions) -> Vectors:
+        """Return the vectors at these positions in 32 bit, shape (positions, width)."""
+        found = np.empty((len(positions), self.manifest.maker.width), np.float32)
+        for shard, inside, places in self._by_shard(positions):
+            found[places] = shard.vectors[inside]
+        return found
+
+    def read(self, positions: Positions) -> list[IndexRow]:
+        """Return the rows at these positions. Raises EnvironmentFault for a damaged file."""
+        found: dict[int, IndexRow] = {}
+        for shard, inside, places in self._by_shard(positions):
+            with self._reading(shard):
+                rows = rows_at(shard.parquet, inside.tolist())
+            found.update(zip(places.tolist(), rows, strict=True))
+        return [found[at] for at in range(len(positions))]
+
+    def times(self, positions: Positions) -> NDArray[np.float64]:
+        """Return the times at these positions in seconds, of pictures NaN. Raises EnvironmentFault
+        for a damaged file."""
+        found = np.empty(len(positions))
+        for shard, inside, places in self._by_shard(positions):
+            with self._reading(shard):
+                found[places] = times_at(shard.parquet, inside)
+        return found
+
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        """Yield the first position and some columns of every row, removed ones among them, in
+        batches. Raises EnvironmentFault for a damaged file."""
+        for shard in self.shards:
+            start = shard.start
+            with self._reading(shard):
+                for batch in shard.parquet.iter_batches(
+                    BATCH_ROWS, columns=list(columns), use_threads=False
+                ):
+                    yield start, batch
+                    start += len(batch)
+
+    @contextlib.contextmanager
+    def _reading(self, shard: OpenShard) -> Iterator[None]:
+        """Tell which file it is that cannot be read."""
+        try:
+            yield
+        except (OSError, ValueError, IndexError) as error:
+            at = [other.start for other in self.shards].index(shard.start)
+            name = self.manifest.shards[at].files["rows"].name
+            raise damaged_file(self.folder / name, "is damaged") from error
+
+    def _by_shard(self, positions: Positions) -> Iterator[tuple[OpenShard, Positions, Positions]]:
+        """Yield each shard that positions lie in, those inside it, and their places among all."""
+        starts = np.array([shard.start for shard in self.shards], np.int64)
+        of = np.searchsorted(starts, positions, side="right") - 1
+        for number in np.unique(of):
+            places = np.flatnonzero(of == number)
+            yield self.shards[number], positions[places] - starts[number], places
+
+
+def open_snapshot(folder: Path, *, bits: bool = True) -> Snapshot:
+    """Open the newest generation; without `bits`, which can be made again, for who writes. Raises
+    UsageError where there is no index that can be read, and EnvironmentFault for a damaged one."""
+    manifest = read_manifest(folder)
+    for _ in range(TRIES):
+        try:
+            return _opened(folder, manifest, bits)
+        except FileNotFoundError as error:
+            newer = read_manifest(folder)
+            if newer.generation == manifest.generation:
+                raise damaged_file(Path(error.filename or folder), "is gone") from error
+            manifest = newer
+    raise EnvironmentFault(
+        f"{folder} was written anew each time it was opened", hint="Run the same command again"
+    )
+
+
+def _opened(folder: Path, manifest: Manifest, bits: bool) -> Snapshot:
+    shards: list[OpenShard] = []
+    start = 0
+    for shard in manifest.shards:
+        shards.append(open_shard(folder, shard, start, manifest.maker.width, bits=bits))
+        start += shard.rows
+    return Snapshot(
+        folder=folder,
+        manifest=manifest,
+        shards=tuple(shards),
+        deleted=_deleted(folder, manifest.deleted, manifest.deleted_rows),
+        texts=_texts(folder, manifest.texts, manifest.maker.width),
+    )
+
+
+def _deleted(folder: Path, file: IndexFile | None, count: int) -> Positions:
+    if file is None:
+        return np.empty(0, np.int64)
+    path = folder / file.name
+    found = np.fromfile(path, "<i8")
+    if len(found) != count:
+        raise damaged_file(path, f"names {len(found):,} removed rows of {count:,}")
+    return found
+
+
+def _texts(folder: Path, file: IndexFile | None, width: int) -> Vectors | None:
+    if file is None:
+        return None
+    found = np.fromfile(folder / file.name, "<f4")
+    if found.nbytes != file.bytes or len(found) % width:
+        raise damaged_file(folder / file.name, f"has {found.nbytes:,} bytes of {file.bytes:,}")
+    return np.asarray(found, np.float32).reshape(-1, width)
+
+
+def of_all(snapshot: Snapshot, plane: int) -> NDArray[np.uint64]:
+    """Return the identities of all rows, shape (rows)."""
+    parts: Sequence[NDArray[np.uint64]] = [found for _, found in snapshot.identities(plane)]
+    return np.concatenate(parts) if parts else np.empty(0, np.uint64)
+
+
+def paths_of(folder: Path) -> Iterator[str]:
+    """Yield each file that an index has rows of, once."""
+    snapshot = open_snapshot(folder, bits=False)
+    live, seen = snapshot.live(), set[str]()
+    for start, batch in snapshot.batches(["path"]):
+        kept = live[start : start + len(batch)]
+        for path in batch.column("path").filter(kept).unique().to_pylist():
+            if path not in seen:
+                seen.add(path)
+                yield path

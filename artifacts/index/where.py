@@ -1,0 +1,224 @@
+"""Reads a condition on the rows of an index, and says which rows meet it. It evaluates nothing but
+the grammar below, and knows no query.
+
+    condition   one or one … ; one and one … ; not one ; (condition)
+    one         column  =  !=  <>  <  <=  >  >=  value
+                column [not] like 'pattern'      % is any text, _ any letter
+                column [not] in (value, …)
+                column is [not] null
+    value       12.5   'text', with '' for a quote in it
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+
+from artifacts.errors import UsageError
+from artifacts.index.rows import COLUMNS
+from artifacts.index.snapshot import Kept, Snapshot
+
+TEXTS = ("key", "path", "media_path")
+"""Columns that hold text; the others hold numbers."""
+WORDS = frozenset(("and", "or", "not", "like", "in", "is", "null"))
+TOKEN = re.compile(
+    r"\s*(?:(?P<text>'(?:[^']|'')*')"
+    r"|(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+    r"|(?P<word>[A-Za-z_][A-Za-z_0-9]*)"
+    r"|(?P<sign><=|>=|!=|<>|[=<>(),]))"
+)
+COMPARISONS = {
+    "=": "equal",
+    "!=": "not_equal",
+    "<>": "not_equal",
+    "<": "less",
+    "<=": "less_equal",
+    ">": "greater",
+    ">=": "greater_equal",
+}
+"""Sign → name of the function in pyarrow.compute."""
+DEEPEST = 50
+"""Brackets within brackets."""
+LONGEST = 10_000
+"""Characters of a condition."""
+Mask = Any
+"""A pyarrow array of yes, no and unknown."""
+Test = Callable[[Any], Mask]
+"""Takes a batch of rows, and says which meet it."""
+Literal = str | float
+
+
+class Condition:
+    """What `--where` asks of a row."""
+
+    def __init__(self, text: str) -> None:
+        """Read a condition. Raises UsageError."""
+        self._text = text
+        self._tokens = _tokens(text)
+        self._at = 0
+        self.columns: set[str] = set()
+        """The columns that it looks at."""
+        self._test = self._either(0)
+        if self._at < len(self._tokens):
+            self._refuse("and, or, or its end")
+
+    def of(self, batch: Any) -> Kept:
+        """Return which rows of a pyarrow batch meet it; where it cannot be known, they do not."""
+        found: Kept = self._test(batch).fill_null(False).to_numpy(zero_copy_only=False)
+        return found
+
+    def _either(self, depth: int) -> Test:
+        return self._joined("or", "or_kleene", self._both, depth)
+
+    def _both(self, depth: int) -> Test:
+        return self._joined("and", "and_kleene", self._one, depth)
+
+    def _joined(self, word: str, function: str, part: Callable[[int], Test], depth: int) -> Test:
+        tests = [part(depth)]
+        while self._takes(word):
+            tests.append(part(depth))
+
+        def joined(batch: Any) -> Mask:
+            found = tests[0](batch)
+            for test in tests[1:]:
+                found = _call(function, found, test(batch))
+            return found
+
+        return joined
+
+    def _one(self, depth: int) -> Test:
+        if depth > DEEPEST:
+            raise UsageError(
+                f"--where has more than {DEEPEST} brackets or nots in one another",
+                hint="Give a simpler condition",
+            )
+        if self._takes("not"):
+            return _inverted(self._one(depth + 1))
+        if self._takes("("):
+            inner = self._either(depth + 1)
+            self._must(")")
+            return inner
+        return self._comparison()
+
+    def _comparison(self) -> Test:
+        kind, column = self._next("a column")
+        if kind != "word" or column not in COLUMNS:
+            self._at -= 1
+            self._refuse(f"a column ({', '.join(COLUMNS)})")
+        self.columns.add(column)
+        if self._takes("is"):
+            other = self._takes("not")
+            self._must("null")
+            return _test("is_valid" if other else "is_null", column)
+        if self._takes("not"):
+            return _inverted(self._set_or_like(column))
+        sign = next((sign for sign in COMPARISONS if self._takes(sign)), None)
+        if sign is not None:
+            return _test(COMPARISONS[sign], column, self._value(column))
+        return self._set_or_like(column)
+
+    def _set_or_like(self, column: str) -> Test:
+        if self._takes("like"):
+            if column not in TEXTS:
+                self._refuse(f"a comparison: {column} is a number")
+            return _test("match_like", column, str(self._value(column)))
+        if self._takes("in"):
+            self._must("(")
+            values = [self._value(column)]
+            while self._takes(","):
+                values.append(self._value(column))
+            self._must(")")
+            return _is_in(column, values)
+        self._refuse("=, <, like, in or is")
+
+    def _value(self, column: str) -> Literal:
+        wanted = "text" if column in TEXTS else "number"
+        kind, token = self._next(f"a {wanted}")
+        if kind != wanted:
+            self._at -= 1
+            self._refuse("text in single quotes" if wanted == "text" else "a number")
+        return token[1:-1].replace("''", "'") if kind == "text" else float(token)
+
+    def _takes(self, word: str) -> bool:
+        """Go on if this is the next word."""
+        there = self._at < len(self._tokens) and self._tokens[self._at] == (_kind(word), word)
+        self._at += there
+        return there
+
+    def _must(self, word: str) -> None:
+        if not self._takes(word):
+            self._refuse(word)
+
+    def _next(self, wanted: str) -> tuple[str, str]:
+        if self._at >= len(self._tokens):
+            self._refuse(wanted)
+        self._at += 1
+        return self._tokens[self._at - 1]
+
+    def _refuse(self, wanted: str) -> NoReturn:
+        rest = self._tokens[self._at :]
+        where = f"at {rest[0][1]!r}" if rest else "at its end"
+        raise UsageError(
+            f"--where cannot be read {where}: {wanted} should stand there",
+            hint="Such as: --where \"path like '%.mp4' and time < 60\"",
+        )
+
+
+def matching(snapshot: Snapshot, condition: Condition) -> Kept:
+    """Return which rows meet a condition, removed ones among them. Raises EnvironmentFault for a
+    damaged file."""
+    kept = np.zeros(snapshot.rows, np.bool_)
+    for start, batch in snapshot.batches(sorted(condition.columns)):
+        kept[start : start + len(batch)] = condition.of(batch)
+    return kept
+
+
+def _tokens(text: str) -> list[tuple[str, str]]:
+    if len(text) > LONGEST:
+        raise UsageError(
+            f"--where has {len(text):,} characters of at most {LONGEST:,}",
+            hint="Give a simpler condition",
+        )
+    found, at, text = [], 0, text.rstrip()
+    while at < len(text):
+        match = TOKEN.match(text, at)
+        if match is None:
+            raise UsageError(
+                f"--where cannot be read at {text[at : at + 20].strip()!r}",
+                hint="Such as: --where \"path like '%.mp4' and time < 60\"",
+            )
+        kind, at = str(match.lastgroup), match.end()
+        token = match[kind]
+        small = token.lower()
+        found.append((kind, small if kind == "word" and small in WORDS else token))
+    return found
+
+
+def _kind(word: str) -> str:
+    return "word" if word in WORDS else "sign"
+
+
+def _call(function: str, *given: Any) -> Any:
+    import pyarrow.compute as pc
+
+    return getattr(pc, function)(*given)
+
+
+def _test(function: str, column: str, *given: Literal) -> Test:
+    return lambda batch: _call(function, batch.column(column), *given)
+
+
+def _inverted(test: Test) -> Test:
+    return lambda batch: _call("invert", test(batch))
+
+
+def _is_in(column: str, values: list[Literal]) -> Test:
+    def test(batch: Any) -> Mask:
+        import pyarrow as pa
+
+        there = batch.column(column)
+        found = _call("is_in", there, pa.array(values, there.type))
+        return _call("if_else", there.is_valid(), found, None)
+
+    return test

@@ -1,0 +1,198 @@
+"""Adds rows to an index and removes them: one writer at a time, killed at any moment without loss.
+It knows nothing of searching."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.claims import Claims
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.files import HALF, whole_file
+from artifacts.index.manifest import (
+    Maker,
+    Manifest,
+    described,
+    file_name,
+    has_manifest,
+    is_of_index,
+    read_manifest,
+    write_manifest,
+)
+from artifacts.index.nearest import Positions
+from artifacts.index.rows import ROW, IndexRow, identities_of
+from artifacts.index.shard import BATCH_ROWS, SHARD_ROWS, RowBatch, unit, write_shard
+from artifacts.index.snapshot import Snapshot, of_all, open_snapshot
+from artifacts.store import fault_of
+from artifacts.vectors import Vectors
+
+LOCK = ".writer"
+"""File of an index by which its writer keeps others out; it is empty."""
+Added = tuple[Sequence[IndexRow], Vectors]
+
+
+class IndexWriter:
+    """The one that may change an index now."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._sweep()
+
+    def snapshot(self) -> Snapshot:
+        """Return the index as it is now."""
+        return open_snapshot(self.folder, bits=False)
+
+    def next_number(self) -> int:
+        """Return a number for files that none has had."""
+        number = self.manifest.files_made
+        self.manifest = replace(self.manifest, files_made=number + 1)
+        return number
+
+    def publish(self, manifest: Manifest) -> None:
+        """Let readers see this, and delete what it no longer names."""
+        manifest = replace(manifest, generation=manifest.generation + 1)
+        write_manifest(self.folder, manifest)
+        self.manifest = manifest
+        self._sweep()
+
+    def add(self, batches: Iterable[Added]) -> int:
+        """Append rows with their vectors, but those that are there; returns how many were added.
+        Each shard is published when it is full, so what a killed writer had is kept."""
+        before = self.manifest.rows
+        new = self._new(batches)
+        while (first := next(new, None)) is not None:
+            mean = self.manifest.means.get("pictures")
+            shard, centre = write_shard(
+                self.folder,
+                self.next_number(),
+                one_shard(first, new),
+                None if mean is None else np.array(mean, np.float32),
+            )
+            means = {"pictures": tuple(centre.tolist()), **self.manifest.means}
+            self.publish(replace(self.manifest, shards=(*self.manifest.shards, shard), means=means))
+        return self.manifest.rows - before
+
+    def remove(self, positions: Positions) -> int:
+        """Note that the rows at these positions are removed; returns how many were there."""
+        there = self.snapshot().deleted
+        gone = np.union1d(there, positions).astype("<i8")
+        if len(gone) == len(there):
+            return 0
+        path = self.folder / file_name("deleted", self.next_number())
+        with whole_file(path) as file:
+            file.write(gone.tobytes())
+        self.publish(replace(self.manifest, deleted=described(path), deleted_rows=len(gone)))
+        return len(gone) - len(there)
+
+    def known(self) -> NDArray[np.uint64]:
+        """Return the identities of the rows that are there, ascending."""
+        snapshot = self.snapshot()
+        return np.sort(of_all(snapshot, ROW)[snapshot.live()])
+
+    def _new(self, batches: Iterable[Added]) -> Iterator[RowBatch]:
+        """Yield what of these rows is not in the index yet, nor came before."""
+        known = self.known()
+        seen: set[int] = set()
+        for rows, vectors in _small(batches):
+            if vectors.shape != (len(rows), self.manifest.maker.width):
+                raise ValueError(f"vectors of shape {vectors.shape} for {len(rows)} rows")
+            identities = identities_of(rows)
+            new = []
+            for at, (number, old) in enumerate(
+                zip(identities[ROW].tolist(), within(identities[ROW], known), strict=True)
+            ):
+                if not old and number not in seen:
+                    seen.add(number)
+                    new.append(at)
+            if new:
+                yield RowBatch([rows[at] for at in new], identities[:, new], unit(vectors[new]))
+
+    def _sweep(self) -> None:
+        """Delete what earlier writers left and the book does not name."""
+        named = {file.name for file in self.manifest.files()}
+        for path in list(self.folder.iterdir()):
+            left = is_of_index(path.name) and path.name not in named
+            if left or path.name.startswith(HALF):
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(folder: Path, maker: Maker | None = None, made_by: str = "") -> Iterator[IndexWriter]:
+    """Yield the writer of an index; `maker` begins one where there is none. Raises UsageError where
+    another process writes, where vectors of another maker lie, and without `maker` where there is
+    no index."""
+    if maker is None:
+        read_manifest(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise fault_of(error, folder) from error
+    claims = Claims(folder / LOCK)
+    try:
+        if not claims.take([LOCK]):
+            raise UsageError(
+                f"another process is writing {folder}", hint="Wait for it, then run this again"
+            )
+        manifest = _manifest(folder, maker, made_by)
+        try:
+            yield IndexWriter(folder, manifest)
+        except OSError as error:
+            raise fault_of(error, folder) from error
+    finally:
+        claims.close()
+
+
+def _manifest(folder: Path, maker: Maker | None, made_by: str) -> Manifest:
+    if maker is None or has_manifest(folder):
+        manifest = read_manifest(folder)
+        if maker is not None:
+            refuse_other(folder, manifest.maker, maker)
+        return manifest
+    if any(is_of_index(path.name) for path in folder.iterdir()):
+        raise EnvironmentFault(
+            f"{folder} holds files of an index, and no index.json",
+            hint="Bring it back, or build the index in another folder",
+        )
+    manifest = Manifest(maker=maker, made_by=made_by)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def refuse_other(folder: Path, there: Maker, given: Maker) -> None:
+    """Raise UsageError when vectors of `given` cannot stand in an index beside those there."""
+    if not there.makes_as(given):
+        raise UsageError(
+            f"{folder} holds vectors of {there.model} in {there.precision}, {there.width} numbers "
+            f"each, which {given.model} in {given.precision} does not make",
+            hint="Give that model and precision, or another folder",
+        )
+
+
+def _small(batches: Iterable[Added]) -> Iterator[Added]:
+    for rows, vectors in batches:
+        for at in range(0, len(rows), BATCH_ROWS):
+            yield rows[at : at + BATCH_ROWS], vectors[at : at + BATCH_ROWS]
+
+
+def one_shard(first: RowBatch, rest: Iterator[RowBatch]) -> Iterator[RowBatch]:
+    """Yield batches until a shard is full."""
+    count = 0
+    for batch in chain([first], rest):
+        yield batch
+        count += len(batch.rows)
+        if count >= SHARD_ROWS:
+            return
+
+
+def within(numbers: NDArray[np.uint64], known: NDArray[np.uint64]) -> list[bool]:
+    """Return of each number whether it is among `known`, which ascend."""
+    if not len(known):
+        return [False] * len(numbers)
+    at = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
+    found: list[bool] = (known[at] == numbers).tolist()
+    return found

@@ -1,0 +1,118 @@
+"""The labels of a picture, or of a frame of a video, and their line of JSON. It knows nothing of
+where they come from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+
+class Scored(TypedDict):
+    """One label of a picture."""
+
+    label: str
+    score: float
+    """What is compared with the threshold: a probability, a cosine, or a share of its group."""
+    passed: bool
+    """Whether the picture is given it."""
+    whole: float
+    """The score of the whole picture, where a part of it scored more."""
+    box: list[int] | None
+    """Part of the picture that scored most, x0 y0 x1 y1 in pixels; null for all of it."""
+    threshold: float | None
+    """Least score by which it is given; null where a rule has none."""
+    why: str
+    """The rule by which it was decided."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelled:
+    """One line of `labels.jsonl`."""
+
+    media_path: str
+    """Path relative to the folder given, or the file's name; POSIX."""
+    source: str
+    """The argument that brought the file in."""
+    time: float | None
+    """Seconds of the medium's own time; null for a picture."""
+    labels: tuple[Scored, ...]
+    """All that it is given, and the first few of the others, the highest score first."""
+    top: str
+    """The label of the highest score."""
+    model: str
+    precision: dict[str, str]
+    """`vision` and `language`: what each half computed in."""
+    features: str
+    """Key of the stored vectors."""
+    labels_digest: str
+    """Digest of the labels, their texts and their settings."""
+    tiles: str = "off"
+    """Parts that the picture was cut in."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def given(self) -> list[str]:
+        """Return the labels that it is given, the highest score first."""
+        return [scored["label"] for scored in self.labels if scored["passed"]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """A stretch of a video that has the same labels."""
+
+    start: float
+    """Seconds of the first frame."""
+    end: float
+    """Seconds of the frame after the last, or of the end of the medium."""
+    labels: tuple[str, ...]
+
+
+def spans_of(rows: list[Labelled], end: float) -> Iterator[Span]:
+    """Yield the stretches of one video, whose frames are in order; `end` is when it ends. What has
+    no label is left out."""
+    first = 0
+    for at in range(1, len(rows) + 1):
+        if at < len(rows) and sorted(rows[at].given) == sorted(rows[first].given):
+            continue
+        until = rows[at].time if at < len(rows) else end
+        if rows[first].given:
+            yield Span(
+                start=rows[first].time or 0.0,
+                end=max(until or 0.0, rows[first].time or 0.0),
+                labels=tuple(sorted(rows[first].given)),
+            )
+        first = at
+
+
+def schema() -> Any:
+    """Return the columns of a table of labels."""
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float64()
+    scored = pa.struct(
+        [
+            ("label", text),
+            ("score", number),
+            ("passed", pa.bool_()),
+            ("whole", number),
+            ("box", pa.list_(pa.int64())),
+            ("threshold", number),
+            ("why", text),
+        ]
+    )
+    found = pa.schema(
+        [
+            ("media_path", text),
+            ("source", text),
+            ("time", number),
+            ("labels", pa.list_(scored)),
+            ("top", text),
+            ("model", text),
+            ("precision", pa.struct([("vision", text), ("language", text)])),
+            ("features", text),
+            ("labels_digest", text),
+            ("tiles", text),
+            ("warnings", pa.list_(text)),
+        ]
+    )
+    assert tuple(found.names) == Labelled.__slots__
+    return found

@@ -1,0 +1,36 @@
+"""Keeps the vectors of texts, and the line by which a model makes logits of them; runs no model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from artifacts.packs import Record
+from artifacts.vectors import Vectors, vectors_in
+
+Groups = Sequence[Sequence[str]]
+"""Texts, in groups of those that say the same in other words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextVectors:
+    """The vectors of groups of texts."""
+
+    vectors: Vectors
+    """Shape (groups, numbers of each); each of length 1."""
+    scale: float
+    """The model's logit of a picture and a text is `scale * cosine + bias`."""
+    bias: float
+    cut: tuple[str, ...]
+    """Texts that are longer than the model reads."""
+    precision: str
+
+
+def text_vectors_in(record: Record, groups: Groups, precision: str) -> TextVectors:
+    """Return what a record holds of these groups."""
+    texts, meta = [text for group in groups for text in group], record.meta
+    return TextVectors(
+        vectors=vectors_in(record),
+        scale=float(meta["scale"]),
+        bias=float(meta["bias"]),
+        cut=tuple(texts[at] for at in meta["cut"]),
+        precision=precision,
+    )

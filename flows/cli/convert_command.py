@@ -1,0 +1,26 @@
+"""Runs `penstock convert`: a model's pickled weights as safetensors, in a folder of their own."""
+
+import argparse
+from pathlib import Path
+
+from flows.console.display import Display, printable, size
+from flows.console.terminal import forget_terminal
+from flows.job.conversion import convert
+from stages.convert.job import ConvertJob
+
+
+def convert_command(given: argparse.Namespace) -> int:
+    """Convert a model, and say what its folder holds. Raises PenstockError."""
+    source, folder = (Path(path).expanduser() for path in (given.source, given.folder))
+    job = ConvertJob(source=str(source), folder=str(folder), dtype=given.dtype)
+    found = convert(job, Display())
+    forget_terminal()
+    files = f"{found.shards} file{'s' if found.shards > 1 else ''}"
+    there = f", {found.there} of them there before" if found.there else ""
+    print(
+        printable(
+            f"{folder}: {found.tensors} tensors, {size(found.data_bytes)}, in {files}{there}; "
+            f"use it with --model {folder}"
+        )
+    )
+    return 0

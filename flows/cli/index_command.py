@@ -1,0 +1,167 @@
+"""Runs `penstock index build|add|remove|compact|verify|stats`, and says how it ended."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from artifacts.errors import UsageError
+from artifacts.paths import folder_named
+from artifacts.words import counted
+from flows.cli.last_words import report_failures
+from flows.cli.options import config_of
+from flows.cli.plan_command import show
+from flows.console.display import Display, printable, size
+from flows.console.terminal import forget_terminal
+from flows.job.config import PRECISIONS, CaptionConfig
+from flows.pipelines import EMBED
+
+NAMED = 10
+"""Files that are gone and are named; `--json` names all."""
+
+
+def index_command(given: argparse.Namespace) -> int:
+    """Run the action, and return the exit code of the contract. Raises PenstockError."""
+    return ACTIONS[given.action](given)
+
+
+def build(given: argparse.Namespace) -> int:
+    """Embed and append what is new, and say what is gone."""
+    return _fill(given, config_of(given), folder_named(given.out, "out"), whole=True)
+
+
+def add(given: argparse.Namespace) -> int:
+    """Do the same with the model of the index, and leave what is gone alone."""
+    from artifacts.index.manifest import read_manifest
+
+    folder = _folder(given)
+    maker = read_manifest(folder).maker
+    precision = maker.precision if maker.precision in PRECISIONS else "native"
+    config = replace(
+        config_of(given), model=maker.model, revision=maker.revision, precision=precision
+    )
+    return _fill(given, config, folder, whole=False)
+
+
+def _fill(given: argparse.Namespace, config: CaptionConfig, folder: Path, *, whole: bool) -> int:
+    if given.dry_run:
+        return show(config, EMBED, as_json=given.json)
+    from flows.search.build import fill_index
+    from flows.search.texts import TEXT_HALF
+
+    display = Display(quiet=given.quiet, as_json=given.json)
+    result = fill_index(config, folder, display, TEXT_HALF, look_for_vanished=whole)
+    forget_terminal()  # one may work on after it was closed
+    if given.json:
+        for failure in result.failures:
+            print(json.dumps({"event": "failed", **asdict(failure)}))
+        print(json.dumps({"event": "end", **result.to_json()}))
+        return result.exit_code
+    report_failures(result.failures, display, result.out)
+    if not given.quiet:
+        for path in result.vanished[:NAMED]:
+            print(printable(f"gone: {path}"), file=sys.stderr)
+        if result.vanished:
+            print(
+                f"{counted(len(result.vanished), 'file')} of the index gone; "
+                f"`penstock index remove --gone --index {folder}` removes their rows",
+                file=sys.stderr,
+            )
+        print(printable(result.line()))
+    return result.exit_code
+
+
+def remove(given: argparse.Namespace) -> int:
+    """Remove the rows of what is named, all or nothing."""
+    from artifacts.index.naming import rows_gone, rows_named
+    from artifacts.index.writing import writing
+
+    if bool(given.names) == given.gone:
+        raise UsageError(
+            "nothing to remove is named" if given.names == [] else "NAMES and --gone are given",
+            hint="Name files, folders or keys, or give --gone",
+        )
+    with writing(_folder(given)) as writer:
+        snapshot = writer.snapshot()
+        found = rows_gone(snapshot) if given.gone else rows_named(snapshot, given.names)
+        count = writer.remove(found)
+        left = writer.manifest.live_rows
+    print(f"{counted(count, 'row')} removed, {left:,} left; `penstock index compact` frees space")
+    return 0
+
+
+def compact(given: argparse.Namespace) -> int:
+    """Write the index anew without removed rows, and measure it."""
+    from artifacts.index.compacting import compact as rewrite
+    from artifacts.index.measuring import measure
+    from artifacts.index.writing import writing
+
+    with writing(_folder(given)) as writer:
+        done = rewrite(writer)
+        measure(writer)
+        rows = writer.manifest.live_rows
+    print(
+        f"{counted(rows, 'row')} in {counted(done.shards, 'shard')} (of {done.shards_before}); "
+        f"{counted(done.rows_dropped, 'removed row')} dropped, {size(max(done.bytes_freed, 0))} "
+        "freed"
+    )
+    return 0
+
+
+def verify(given: argparse.Namespace) -> int:
+    """Check every byte; exit 1 when something is damaged, so that a nightly check is noticed."""
+    from artifacts.index.manifest import read_manifest
+    from artifacts.index.verifying import verify_index
+
+    folder, bad = _folder(given), 0
+    for damage in verify_index(folder):
+        bad += 1
+        print(printable(f"damaged: {damage.line()}"))
+    files = len(list(read_manifest(folder).files()))
+    print(f"{counted(files - bad, 'file')} good, {bad} damaged in {folder}")
+    return 1 if bad else 0
+
+
+def stats(given: argparse.Namespace) -> int:
+    """Print what the index holds and how well it finds."""
+    from artifacts.index.verifying import stats_of
+
+    told = stats_of(_folder(given))
+    if given.json:
+        print(json.dumps(told, indent=1))
+        return 0
+    print(f"{told['rows']:,} rows of {told['width']} numbers, {size(told['bytes'])}")
+    print(printable(f"model {told['model']} in {told['precision']}"))
+    print(
+        f"{told['removed']:,} removed rows, {told['shards']} shards ({told['small_shards']} small)"
+    )
+    for sort in ("pictures", "texts"):
+        print(f"{sort:9s} {_way(told['measured'].get(sort))}")
+    return 0
+
+
+def _way(found: dict[str, float] | None) -> str:
+    if found is None:
+        return "searched exactly: not measured yet"
+    if not found["queries"]:
+        return "searched exactly: there are few rows"
+    said = f"recall@10 {found['recall']:.3f} in {found['queries']} searches"
+    if not found["candidates"]:
+        return f"searched exactly: by bits, {said}"
+    return f"searched by bits, {found['candidates']:,} compared exactly: {said}"
+
+
+def _folder(given: argparse.Namespace) -> Path:
+    return folder_named(given.index, "index")
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "build": build,
+    "add": add,
+    "remove": remove,
+    "compact": compact,
+    "verify": verify,
+    "stats": stats,
+}

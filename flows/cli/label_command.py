@@ -1,0 +1,57 @@
+"""Runs `penstock label`, and says how it ended."""
+
+import argparse
+import json
+from dataclasses import asdict
+
+from artifacts.errors import UsageError
+from flows.cli.last_words import report_failures
+from flows.cli.options import config_of
+from flows.cli.plan_command import show
+from flows.console.display import Display
+from flows.console.terminal import forget_terminal
+from flows.job.labels import label_set
+from flows.pipelines import LABEL
+
+FORMATS = ("csv", "parquet", "txt", "vtt", "srt")
+
+
+def label_command(given: argparse.Namespace) -> int:
+    """Run the command, and return the exit code of the contract. Raises PenstockError."""
+    from flows.running.label import LabelAsked, label
+
+    config = config_of(given)
+    if unknown := sorted(set(config.format) - {"jsonl", *FORMATS}):
+        raise UsageError(
+            f"--format {','.join(unknown)} is not known for labels",
+            hint=f"Choose from {', '.join(FORMATS)}",
+        )
+    asked = LabelAsked(
+        labels=label_set(given.labels, given.templates),
+        threshold=threshold_of(given.threshold),
+        top=given.top,
+    )
+    display = Display(quiet=given.quiet, as_json=given.json)
+    if given.dry_run:
+        return show(config, LABEL, as_json=given.json)
+    result = label(config, asked, display)
+    forget_terminal()  # one may work on after it was closed
+    if given.json:
+        for failure in result.failures:
+            print(json.dumps({"event": "failed", **asdict(failure)}))
+        print(json.dumps({"event": "end", **result.to_json()}))
+        return result.exit_code
+    report_failures(result.failures, display, result.out)
+    if not given.quiet:
+        print("\n".join([*result.notes(), result.line()]))
+    return result.exit_code
+
+
+def threshold_of(told: str) -> float | None:
+    """Return the threshold that the option means; None: by the rule. Raises UsageError."""
+    if told == "auto":
+        return None
+    try:
+        return float(told)
+    except ValueError as error:
+        raise UsageError(f"--threshold {told} is no number", hint="Give auto, or 0.25") from error

@@ -1,0 +1,85 @@
+"""Runs `penstock search`, and shows what it found."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artifacts.files import whole_file, write_text
+from artifacts.paths import folder_named
+from artifacts.regular import open_regular
+from flows.console.display import Display, parse_size, printable
+from flows.console.terminal import forget_terminal
+
+if TYPE_CHECKING:
+    from flows.search.ask import Hit
+
+
+def search_command(given: argparse.Namespace) -> int:
+    """Run the search, and return the exit code of the contract: 1 when a file that was to be copied
+    is gone. Raises PenstockError."""
+    from flows.search.ask import SearchAsked, SearchPlace, search_index
+    from flows.search.page import page_of
+    from flows.search.texts import TEXT_HALF
+
+    folder = folder_named(given.index, "index")
+    asked = SearchAsked(
+        what=given.what,
+        top=given.top,
+        without=tuple(given.without),
+        where=given.where,
+        moments=given.moments,
+    )
+    place = SearchPlace(
+        model=given.model,
+        store=given.store,
+        memory=parse_size(given.memory) if given.memory else None,
+        trust_remote_code=given.trust_remote_code,
+    )
+    hits = search_index(folder, asked, place, Display(quiet=True), TEXT_HALF)
+    forget_terminal()
+    if given.html:
+        write_text(folder_named(given.html, "html"), [page_of(given.what, str(folder), hits)])
+    code = _copied(folder_named(given.copy, "copy"), hits) if given.copy else 0
+    if given.json:
+        print("".join(lines_of(hits)), end="")
+    else:
+        for hit in hits:
+            print(printable(_line(hit)))
+        if not hits:
+            print("nothing was found")
+    return code
+
+
+def lines_of(hits: Sequence["Hit"]) -> list[str]:
+    """Return hits as JSON lines."""
+    return [json.dumps(hit.to_json(), ensure_ascii=False) + "\n" for hit in hits]
+
+
+def _line(hit: "Hit") -> str:
+    from flows.search.page import when
+
+    copies = f"  and {hit.copies} more: {', '.join(hit.copy_paths)}" if hit.copies else ""
+    return f"{hit.rank:4d}  {hit.score:.4f}  {hit.path}{when(hit)}{copies}"
+
+
+def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
+    """Copy each file that was found, once, named by the rank at which it was first; returns the
+    exit code."""
+    seen: set[str] = set()
+    code = 0
+    for hit in (hit for hit in hits if hit.path not in seen):
+        seen.add(hit.path)
+        name = f"{hit.rank:03d}-{Path(hit.path).name}"
+        try:
+            with open_regular(hit.path) as source, whole_file(folder / name) as target:
+                shutil.copyfileobj(source, target)
+        except OSError as error:
+            code = 1
+            said = printable(f"failed: {hit.path}: it cannot be copied ({error.strerror})")
+            print(said, file=sys.stderr)
+    write_text(folder / "search.jsonl", lines_of(hits))
+    return code

@@ -1,0 +1,92 @@
+"""Starts each stage of a run as a task of the flow run that is going on, and tells its progress.
+Knows no stage."""
+
+import threading
+from typing import Any
+
+from prefect import State, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.states import Failed
+
+from artifacts.errors import Interrupted, PenstockError
+from flows.deployments.view import Progress
+from flows.job.launch import DirectLauncher, StageCall
+from stages.process.events import Event, Item, Total
+from stages.process.outcome import StageOutcome
+from stages.process.stage_process import Listener, StageProcess
+
+PROGRESS_SECONDS = 2.0
+"""Seconds between two tellings of a stage's progress to the server."""
+
+
+class PrefectLauncher:
+    """A launcher that starts each stage inside a task of the flow run that is going on."""
+
+    def __init__(self, listen: Listener) -> None:
+        self._listen = listen
+
+    def start(self, call: StageCall) -> "PrefectRunning":
+        return PrefectRunning(call, self._listen)
+
+
+class PrefectRunning:
+    """A stage in a task: started, awaited and reported on one thread, which the child's life is
+    tied to."""
+
+    def __init__(self, call: StageCall, listen: Listener) -> None:
+        self._call = call
+        self._listen = listen
+        self._done = 0
+        self._total = 0
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._process: StageProcess | None = None
+        stage = task(
+            name=call.name, task_run_name=call.name, cache_policy=NO_CACHE, persist_result=False
+        )(self._run)
+        self._future: PrefectFuture[Any] = stage.submit()
+
+    @property
+    def outcome(self) -> StageOutcome:
+        return self._process.outcome if self._process else StageOutcome(name=self._call.name)
+
+    def wait(self) -> StageOutcome:
+        outcome: StageOutcome = self._future.result()
+        return outcome
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+        if self._process is not None:
+            self._process.stop()
+
+    def _run(self) -> StageOutcome | State[Any]:
+        process = self._start()
+        progress = Progress(self._call.name)
+        try:
+            while not process.ended(PROGRESS_SECONDS):
+                progress.tell(self._done, self._total)
+            outcome = process.wait()
+            progress.tell(self._done, self._done)
+            return outcome
+        except PenstockError as error:
+            return Failed(message=str(error), data=error)  # raised, it is logged with a traceback
+        finally:
+            process.stop()
+            progress.close()
+
+    def _start(self) -> StageProcess:
+        call = self._call
+        with self._lock:
+            if self._stopped:
+                raise Interrupted(f"the {call.name} stage was stopped before it started")
+            self._process = DirectLauncher(self._count).start(call)
+            return self._process
+
+    def _count(self, stage: str, event: Event) -> None:
+        if isinstance(event, Item):
+            self._done += 1
+        elif isinstance(event, Total):
+            self._total = event.items
+        self._listen(stage, event)

@@ -1,0 +1,67 @@
+"""Estimates what taking texts through a text half costs; knows no pictures."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from artifacts.words import counted
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.job.precision import BYTES
+from flows.planning.batch_costs import decoder_by_dimensions, expected
+from flows.planning.costs.part import (
+    free_settings,
+    loading,
+    settings_as_run,
+    source_of_figures,
+)
+from flows.planning.estimate import StageEstimate, Term
+from flows.planning.rungs import Rung, sizes
+from flows.planning.seconds import WorkEstimate
+from flows.planning.terms import around, products, weights
+from flows.planning.todo import ToDo
+from flows.planning.workloads import Workload
+from stages.embed_texts import TEXTS_A_BATCH
+
+ASSUMED_TOKENS = 77
+"""Tokens of a text where the profile does not say."""
+
+
+def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
+    """Return smaller batches, in each precision that the half may be had in."""
+    precisions = [each.precision for each in free_settings(model, config, "language")]
+    single = [Rung(stage="embed_texts", batch=1, precision=precision) for precision in precisions]
+    return [replace(rung, batch=size) for rung in single for size in sizes(TEXTS_A_BATCH)]
+
+
+def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+    """Add up weights and what the half computes with, of texts as long as it reads."""
+    half, rows = model.profile.language, rung.batch
+    settings = settings_as_run(model.best("language"), half, rung)
+    terms = list(weights(half, settings, rung, device))
+    each, known = BYTES.get(settings.dtype, 4), half.batch_costs
+    tokens = max((cost.units for cost in known), default=ASSUMED_TOKENS)
+    costs = (
+        expected(known, "image", rows, tokens, each=each)
+        if known
+        else decoder_by_dimensions(model.profile, each, rows, tokens)
+    )
+    why = f"{counted(rows, 'text')} x {tokens:,} tokens: {source_of_figures(model, costs)}"
+    terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
+    terms += products(half, settings, rung, rows * tokens, device)
+    ahead = Term(part="workspace", bytes=0, why="texts, which take next to nothing")
+    terms += around(rung, terms, device, ahead)
+    return StageEstimate.of(
+        rung,
+        terms,
+        device=device,
+        workload=workload,
+        flops=costs.flops,
+        by_dimensions=not costs.known or model.profile.by_dimensions,
+    )
+
+
+def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
+    """Count the loading of the half: how many texts there are, no medium tells."""
+    half, settings = model.profile.language, model.best("language")
+    return loading(half, settings, rung, bool(left), [])

@@ -1,0 +1,1 @@
+"""Gives labels to pictures whose vectors are there, and writes them."""

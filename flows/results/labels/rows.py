@@ -1,0 +1,124 @@
+"""Makes the lines of labels of what is in the store; runs no model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from artifacts.labels import Labelled, Scored
+from artifacts.text_vectors import TextVectors
+from artifacts.vectors import vectors_in
+from flows.job.labels import LabelSet
+from flows.job.prepare import Job
+from flows.job.sources import MediaFile
+from flows.job.tasks import Task
+from flows.results.labels.judging import Judge, Passed, Scores, cosines_of
+from flows.results.labels.pooling import Pooled, pooled, whole_of
+from flows.results.vectors import shown_boxes
+
+TASKS_A_BLOCK = 256
+"""Chunks whose scores are in memory at once."""
+DIGITS = 6
+"""Digits of a score that are written: vectors in 16 bit have no more than three."""
+Made = tuple[MediaFile, Task]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelling:
+    """All by which the pictures of a run are labelled."""
+
+    labels: LabelSet
+    texts: TextVectors
+    judge: Judge
+    top: int
+    """Labels of a picture that are told, whether it is given them or not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """The labels of one chunk's frames."""
+
+    file: MediaFile
+    task: Task
+    rows: list[Labelled]
+    scores: Scores
+    passed: Passed
+
+
+def made_of(job: Job) -> Iterator[Made]:
+    """Yield the chunks whose vectors are there, in source order."""
+    kept = job.ledger["embeddings"]
+    for file, medium in zip(job.files, job.contents, strict=True):
+        for task in job.ledger.tasks([medium]):
+            if task["embeddings"] in kept:
+                yield file, task
+
+
+def judged(job: Job, labelling: Labelling) -> Iterator[Judged]:
+    """Yield the labels of every chunk whose vectors are there, in source order."""
+    kept, left = job.ledger["embeddings"], made_of(job)
+    while block := list(islice(left, TASKS_A_BLOCK)):
+        found = [vectors_in(kept.read(task["embeddings"])) for _, task in block]
+        cosines = cosines_of(np.concatenate(found), labelling.texts)
+        ends = np.cumsum([len(each) for each in found])[:-1]
+        parts = [
+            pooled(some, task.levels) if task.is_cut else whole_of(some)
+            for (_, task), some in zip(block, np.split(cosines, ends), strict=True)
+        ]
+        scores = labelling.judge.scores(np.concatenate([part.best for part in parts]))
+        passed = labelling.judge.passed(scores)
+        ends = np.cumsum([len(part.best) for part in parts])[:-1]
+        split = zip(np.split(scores, ends), np.split(passed, ends), strict=True)
+        for (file, task), part, (some, given) in zip(block, parts, split, strict=True):
+            made = _Making(job, labelling, file, task, part)
+            rows = [made.row(at, some[at], given[at]) for at in range(len(some))]
+            yield Judged(file=file, task=task, rows=rows, scores=some, passed=given)
+
+
+class _Making:
+    """Makes the lines of one chunk."""
+
+    def __init__(
+        self, job: Job, labelling: Labelling, file: MediaFile, task: Task, part: Pooled
+    ) -> None:
+        self._job = job
+        self._labelling = labelling
+        self._file = file
+        self._task = task
+        self._part = part
+        self._whole = labelling.judge.scores(part.whole)
+        self._boxes = shown_boxes(job, task) if task.is_cut else []
+
+    def row(self, at: int, scores: Scores, passed: Passed) -> Labelled:
+        """Return the line of one picture or frame."""
+        task, labelling = self._task, self._labelling
+        ranked = np.argsort(-scores, kind="stable")
+        told = {*map(int, ranked[: labelling.top]), *map(int, np.flatnonzero(passed))}
+        places = sorted(told, key=lambda place: (-scores[place], place))
+        return Labelled(
+            media_path=self._file.media_path,
+            source=self._file.source,
+            time=None if task.medium.kind == "image" else task.chunk.times[at],
+            labels=tuple(self._scored(at, place, scores, passed) for place in places),
+            top=labelling.labels.names[int(ranked[0])],
+            model=self._job.model.name,
+            precision={**task.namespaces.precision, "language": labelling.texts.precision},
+            features=task["embeddings"],
+            labels_digest=labelling.labels.digest,
+            tiles=task.namespaces.tiles,
+        )
+
+    def _scored(self, at: int, place: int, scores: Scores, passed: Passed) -> Scored:
+        judge = self._labelling.judge
+        threshold = judge.thresholds[place]
+        best = self._part.at[at, place]
+        return Scored(
+            label=self._labelling.labels.names[place],
+            score=round(float(scores[place]), DIGITS),
+            passed=bool(passed[place]),
+            whole=round(float(self._whole[at, place]), DIGITS),
+            box=self._boxes[best] if self._boxes else None,
+            threshold=None if np.isnan(threshold) else threshold,
+            why=judge.why(place),
+        )

@@ -1,0 +1,65 @@
+"""Takes a run that gives labels from its configuration to its exit code."""
+
+from dataclasses import dataclass
+
+from artifacts.errors import UsageError
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.labels import LabelSet
+from flows.job.launch import DirectLauncher
+from flows.pipelines import LABEL
+from flows.results.labels.judging import judge_of
+from flows.results.labels.rows import Labelling
+from flows.results.labels.writing import LabelsWritten, label_places, write_labels
+from flows.running.run import LauncherMaker, Watch, prepared
+
+TOP = 5
+"""Labels of a picture that are told where the user does not say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelAsked:
+    """The labels that a command asks for."""
+
+    labels: LabelSet
+    threshold: float | None = None
+    """Least score of a label that has none of its own; None: by the rule of the model."""
+    top: int = TOP
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise UsageError(f"--top is {self.top}", hint="Give 1 or more")
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise UsageError(f"--threshold is {self.threshold}", hint="Give a number from -1 to 1")
+
+
+def label(
+    config: CaptionConfig,
+    asked: LabelAsked,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+) -> LabelsWritten:
+    """Give labels to everything the configuration names. Raises PenstockError; what is finished
+    stays done."""
+    watch = Watch(display)
+    with prepared(config, watch, make_launcher, LABEL) as (job, launcher):
+        outputs, doing = label_places(job), "labelling into"
+        written: list[LabelsWritten] = []
+        with watch.working(job, launcher, doing, outputs=outputs) as (sequence, record, _):
+            # First, so that a label that cannot be read is known before hours of work.
+            texts = sequence.texts.make(asked.labels.texts)
+            labelling = Labelling(
+                labels=asked.labels,
+                texts=texts,
+                judge=judge_of(asked.labels, texts, asked.threshold),
+                top=asked.top,
+            )
+
+            def write(last: bool) -> None:
+                if last:
+                    written.append(write_labels(job, labelling))
+                    record.value["rows"] = written[-1].pictures
+                    record.fails(written[-1].failures)
+
+            sequence.fill(write)
+        return written[-1]

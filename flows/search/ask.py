@@ -1,0 +1,228 @@
+"""Answers one search of an index: makes a vector of what is looked for, and rows of what is found.
+
+A picture goes through the stages of `penstock embed`, by the vision half alone; a text goes through
+the text half alone.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.errors import MediaError, UsageError
+from artifacts.index.manifest import Manifest, read_manifest
+from artifacts.index.moments import Moment, moments, single
+from artifacts.index.rows import CONTENT, PixelBox
+from artifacts.index.search import Query, Searcher
+from artifacts.index.snapshot import Snapshot, open_snapshot
+from artifacts.index.where import Condition, matching
+from artifacts.index.writing import refuse_other
+from artifacts.vectors import Vectors, vectors_in
+from flows.console.display import Display
+from flows.job.config import PRECISIONS, CaptionConfig
+from flows.job.prepare import Job
+from flows.job.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from flows.results.outputs import failures_of
+from flows.results.vectors import VectorsWritten, made_vectors
+from flows.running.run import make_vectors
+from flows.search.build import maker_of
+from flows.search.texts import TextHalf
+
+COPIES_TOLD = 4
+"""Other files of the same content that a hit names; all are counted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchAsked:
+    """What a search asks for."""
+
+    what: str
+    """A picture's file, or a text."""
+    top: int = 10
+    without: tuple[str, ...] = ()
+    """Texts, or pictures' files: what is nearer to one of these is left out."""
+    where: str = ""
+    """Condition on the rows; empty: all."""
+    moments: bool = False
+    """Whether frames of a video that stay near are joined."""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise UsageError(f"--top is {self.top}", hint="Give 1 or more")
+        for text in (self.what, *self.without):
+            if not text.strip():
+                raise UsageError("the text to search for is empty", hint="Give words or a picture")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchPlace:
+    """Where model and store are, and what a half may take."""
+
+    model: str = ""
+    """Hub id or folder; empty: the one that the index was made with."""
+    store: str = ""
+    memory: int | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """One line of `search.jsonl`."""
+
+    rank: int
+    score: float
+    """Cosine of the query and the row."""
+    media_path: str
+    path: str
+    """Absolute path of the file."""
+    time: tuple[float, float] | None
+    """Seconds where a moment begins and ends, of a frame twice the same; None of a picture."""
+    at: float | None
+    """Seconds of the frame that is nearest; None of a picture."""
+    box: PixelBox | None
+    key: str
+    copies: int
+    """Other rows of the same content."""
+    copy_paths: tuple[str, ...]
+    """The first of their files."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def search_index(
+    folder: Path, asked: SearchAsked, place: SearchPlace, display: Display, texts: TextHalf | None
+) -> list[Hit]:
+    """Return what is found, the nearest first. Raises PenstockError."""
+    condition = Condition(asked.where) if asked.where else None
+    manifest = read_manifest(folder)
+    if not manifest.live_rows:
+        raise UsageError(
+            f"the index {folder} is empty",
+            hint=f"Add to it: penstock index add SOURCES --index {folder}",
+        )
+    snapshot = open_snapshot(folder)  # what is damaged is known before a model is loaded
+    config = config_for(place, manifest)
+    words = (asked.what, *asked.without)
+    vectors, pictures = _vectors(config, manifest, folder, words, display, texts)
+    query = Query(
+        vector=vectors[0],
+        sort="pictures" if pictures[0] else "texts",
+        without=tuple(vectors[1:]),
+        kept=None if condition is None else matching(snapshot, condition),
+    )
+    searcher = Searcher(snapshot)
+    if asked.moments:
+        found = moments(searcher, query, asked.top)
+    else:
+        found = single(searcher, searcher.find(query, asked.top))
+    return [_hit(snapshot, rank, moment) for rank, moment in enumerate(found, 1)]
+
+
+def config_for(place: SearchPlace, manifest: Manifest) -> CaptionConfig:
+    """Return the configuration by which an index's vectors are made."""
+    maker = manifest.maker
+    precision = maker.precision if maker.precision in PRECISIONS else "native"
+    return CaptionConfig(
+        sources=(),
+        model=place.model or maker.model,
+        revision=None if place.model else maker.revision,
+        precision=precision,
+        store=place.store,
+        memory=place.memory,
+        trust_remote_code=place.trust_remote_code,
+    )
+
+
+def _vectors(
+    config: CaptionConfig,
+    manifest: Manifest,
+    folder: Path,
+    words: Sequence[str],
+    display: Display,
+    texts: TextHalf | None,
+) -> tuple[list[NDArray[np.float32]], list[bool]]:
+    """Return the vector of each of these, and whether it is of a picture."""
+    pictures = [is_picture(text) for text in words]
+    found: dict[str, NDArray[np.float32]] = {}
+    said = [text for text, picture in zip(words, pictures, strict=True) if not picture]
+    if said:
+        if texts is None:
+            raise UsageError(
+                f"{said[0]!r} is no picture, and this program cannot search for texts yet",
+                hint="Give a picture's file",
+            )
+        found |= dict(zip(said, texts(config, said, display), strict=True))
+    for text in (text for text, picture in zip(words, pictures, strict=True) if picture):
+        found[text] = picture_vector(config, manifest, folder, text, display)
+    return [found[text] for text in words], pictures
+
+
+def is_picture(text: str) -> bool:
+    """Return whether a search means a picture's file, and not words. Raises UsageError for a file
+    that is none, or is not there."""
+    path = Path(os.path.expanduser(text))
+    suffix = path.suffix.lower()
+    if os.path.isfile(path):
+        if suffix in VIDEO_SUFFIXES:
+            raise UsageError(
+                f"{text} is a video, and one picture or text is searched for",
+                hint="Give a picture of what you look for",
+            )
+        return True
+    if suffix in IMAGE_SUFFIXES or os.path.isdir(path):
+        raise UsageError(
+            f"there is no picture {text}", hint="Check the name, or search for words instead"
+        )
+    return False
+
+
+def picture_vector(
+    config: CaptionConfig, manifest: Manifest, folder: Path, name: str, display: Display
+) -> NDArray[np.float32]:
+    """Return the vector of a picture by the vision half alone; the store may have it. Raises
+    PenstockError."""
+    vectors: list[Vectors] = []
+
+    def check(job: Job) -> dict[str, str]:
+        refuse_other(folder, manifest.maker, maker_of(job, manifest.maker.width))
+        return {}
+
+    def take(job: Job) -> VectorsWritten:
+        kept = job.ledger["embeddings"]
+        vectors.extend(vectors_in(kept.read(t["embeddings"])) for _, t in made_vectors(job))
+        return VectorsWritten(out=job.out, files=1, failures=failures_of(job))
+
+    with tempfile.TemporaryDirectory(prefix="penstock-search-") as out:
+        asked = replace(config, sources=(name,), out=out)
+        written = make_vectors(asked, display, check, take)
+    if not vectors:
+        failure = written.failures[0]
+        raise MediaError(f"{name}: {failure.message}", kind=failure.error, hint=failure.hint)
+    found: NDArray[np.float32] = vectors[0][0]
+    return found
+
+
+def _hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
+    row, position = moment.row, moment.position
+    (content,) = snapshot.identities_at(CONTENT, np.array([position]))
+    same = snapshot.positions_of(CONTENT, int(content))
+    others = same[same != position]
+    span = None if moment.start is None or moment.end is None else (moment.start, moment.end)
+    return Hit(
+        rank=rank,
+        score=round(moment.score, 6),
+        media_path=row.media_path,
+        path=row.path,
+        time=span,
+        at=row.time,
+        box=row.box,
+        key=row.key,
+        copies=len(others),
+        copy_paths=tuple(other.path for other in snapshot.read(others[:COPIES_TOLD])),
+    )

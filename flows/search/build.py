@@ -1,0 +1,229 @@
+"""Fills an index with the vectors of a job, and measures it; knows no query.
+
+The pictures go through the stages of `penstock embed`, and what these leave in the store is
+appended: an index that is lost is made again without a model.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.captions import write_jsonl
+from artifacts.errors import CannotFit, EnvironmentFault, UsageError
+from artifacts.index.compacting import merge_small
+from artifacts.index.manifest import Maker, has_manifest, read_manifest
+from artifacts.index.measuring import is_due, measure, note_texts
+from artifacts.index.rows import MEDIUM, ROW, IndexRow, identities_of, medium_of
+from artifacts.index.snapshot import of_all, paths_of
+from artifacts.index.writing import Added, IndexWriter, refuse_other, within, writing
+from artifacts.keys import digest_of
+from artifacts.tables import utf8
+from artifacts.vectors import vectors_in
+from artifacts.words import counted
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.prepare import Job
+from flows.job.versions import versions
+from flows.results.outputs import failures_of
+from flows.results.vectors import Made, VectorsWritten, made_vectors, shown_boxes
+from flows.running.run import make_vectors
+from flows.search.texts import PROBES, TextHalf
+
+RUN = "run"
+"""Folder of an index for the record, the failures and the logs of the last run."""
+CHUNKS_AT_ONCE = 256
+"""Chunks whose vectors are read before they are appended."""
+
+
+@dataclass(kw_only=True, slots=True)
+class IndexWritten(VectorsWritten):
+    """The end of a run that filled an index."""
+
+    folder: Path
+    added: int = 0
+    replaced: int = 0
+    """Rows of what files held before, which were removed."""
+    vanished: tuple[str, ...] = field(default=())
+    """Files that the index has rows of, and that are gone."""
+
+    def to_json(self) -> dict[str, Any]:
+        told = {"index": str(self.folder), "added": self.added, "replaced": self.replaced}
+        return {**super(IndexWritten, self).to_json(), **told, "vanished": list(self.vanished)}
+
+    def line(self) -> str:
+        line = f"{counted(self.vectors, 'row')} in {self.folder}, {self.added:,} of them new"
+        if self.replaced:
+            line += f"; {self.replaced:,} of files that changed were removed"
+        if self.failures:
+            line += f"; {len(self.failures)} of {counted(self.files, 'file')} failed"
+        return line
+
+
+def fill_index(
+    config: CaptionConfig,
+    folder: Path,
+    display: Display,
+    texts: TextHalf | None = None,
+    *,
+    look_for_vanished: bool = True,
+) -> IndexWritten:
+    """Append to an index what the configuration names, and begin the index where there is none.
+    Raises PenstockError; what is finished stays done."""
+    if config.precision == "auto":
+        raise UsageError(
+            "--precision auto is given, and all vectors of an index are of one precision",
+            hint="Choose one: native, fp16, int8",
+        )
+    written = make_vectors(
+        replace(config, out=str(folder / RUN)),
+        display,
+        partial(_places, folder),
+        partial(_append, folder, look_for_vanished),
+    )
+    if has_manifest(folder):
+        _measure(config, folder, display, texts)
+    return written
+
+
+def maker_of(job: Job, width: int) -> Maker:
+    """Return all that decides the vectors of a job."""
+    settings = job.model.best("vision")
+    versions_of = [stage.output_version for stage in job.pipeline]
+    return Maker(
+        model=job.model.name,
+        revision=job.config.revision,
+        half=job.model.digests["vision"],
+        recipe=digest_of([versions_of, settings.decides]),
+        precision=settings.label,
+        width=width,
+    )
+
+
+def _places(folder: Path, job: Job) -> dict[str, str]:
+    """Return where the outputs are to be written. Raises UsageError for a folder that holds vectors
+    of another model, before any are made."""
+    if has_manifest(folder):
+        there = read_manifest(folder).maker
+        refuse_other(folder, there, maker_of(job, there.width))
+    names = {"failures": "failures.jsonl", "logs": "logs"}
+    return {"index": str(folder), **{name: str(job.out / file) for name, file in names.items()}}
+
+
+def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
+    """Append every vector of a job that is not there yet."""
+    made = list(made_vectors(job))
+    found = IndexWritten(
+        out=job.out,
+        folder=folder,
+        files=len(job.files) + len(job.failures),
+        failures=failures_of(job),
+    )
+    write_jsonl(job.out / "failures.jsonl", found.failures)
+    if made:
+        kept = job.ledger["embeddings"]
+        found.width = int(kept.meta(made[0][1]["embeddings"])["width"])
+        maker = maker_of(job, found.width)
+        with writing(folder, maker, f"penstock {versions().get('penstock', '')}") as writer:
+            known, rows = writer.known(), np.empty(0, np.uint64)
+            lacking: list[Made] = []
+            for some in _groups(made):
+                identities = [identities_of(_rows_of(job, one))[ROW] for one in some]
+                rows = np.concatenate([rows, *identities])
+                lacking += [
+                    one
+                    for one, numbers in zip(some, identities, strict=True)
+                    if not all(within(numbers, known))
+                ]
+            found.added = writer.add(_vectors(job, lacking))
+            found.replaced = _remove_replaced(writer, job, made, rows)
+            merge_small(writer)
+    if has_manifest(folder):
+        found.vectors = read_manifest(folder).live_rows
+        if look_for_vanished:
+            found.vanished = _vanished(folder, job)
+    return found
+
+
+def _groups(made: Sequence[Made]) -> Iterator[list[Made]]:
+    left = iter(made)
+    while some := list(islice(left, CHUNKS_AT_ONCE)):
+        yield some
+
+
+def _rows_of(job: Job, one: Made) -> list[IndexRow]:
+    file, task = one
+    still = task.medium.kind == "image"
+    times = [None] * task.pictures if still else task.chunk.times
+    boxes = shown_boxes(job, task) if still else [None] * len(times)
+    levels = task.levels if task.is_cut else [0] * len(times)
+    return [
+        IndexRow(
+            key=task["embeddings"],
+            path=utf8(str(file.path)),
+            media_path=utf8(file.media_path),
+            time=time,
+            box=None if box is None else (box[0], box[1], box[2], box[3]),
+            level=level,
+        )
+        for time, box, level in zip(times, boxes, levels, strict=True)
+    ]
+
+
+def _vectors(job: Job, made: Sequence[Made]) -> Iterator[Added]:
+    kept = job.ledger["embeddings"]
+    for some in _groups(made):
+        parts = [vectors_in(kept.read(task["embeddings"])) for _, task in some]
+        yield [row for one in some for row in _rows_of(job, one)], np.concatenate(parts)
+
+
+def _remove_replaced(
+    writer: IndexWriter, job: Job, made: Sequence[Made], rows: NDArray[np.uint64]
+) -> int:
+    """Remove rows of what files held before, or were seen at before: of those files alone of which
+    every chunk has its vectors."""
+    chunks: dict[str, int] = {}
+    for file, _ in made:
+        chunks[str(file.path)] = chunks.get(str(file.path), 0) + 1
+    whole = {
+        medium_of(utf8(str(file.path)))
+        for file, medium in zip(job.files, job.contents, strict=True)
+        if chunks.get(str(file.path), 0) >= len(job.ledger.tasks([medium])) > 0
+    }
+    snapshot = writer.snapshot()
+    of_these = np.isin(of_all(snapshot, MEDIUM), np.array(sorted(whole), np.uint64))
+    old = of_these & ~np.isin(of_all(snapshot, ROW), rows) & snapshot.live()
+    return writer.remove(np.flatnonzero(old))
+
+
+def _vanished(folder: Path, job: Job) -> tuple[str, ...]:
+    """Return the files that are in the index, not among those of the job, and not there."""
+    named = {utf8(str(file.path)) for file in job.files}
+    found = (path for path in paths_of(folder) if path not in named)
+    return tuple(path for path in found if not os.path.lexists(path))
+
+
+def _measure(config: CaptionConfig, folder: Path, display: Display, texts: TextHalf | None) -> None:
+    """Measure an index that has grown, with texts where they can be read."""
+    manifest = read_manifest(folder)
+    untold = texts is not None and manifest.texts is None and manifest.live_rows > 0
+    if not (is_due(manifest) or untold):
+        return
+    vectors = None
+    if texts is not None and untold:
+        try:
+            vectors = texts(config, PROBES, display)
+        except (UsageError, CannotFit, EnvironmentFault) as error:
+            # The pictures are in the index, and can be found by pictures.
+            display.say(f"searches for texts will be exact, as it cannot be measured: {error}")
+    display.say(f"measuring how searches of {counted(manifest.live_rows, 'row')} find …")
+    with writing(folder) as writer:
+        if vectors is not None:
+            note_texts(writer, vectors)
+        measure(writer)

@@ -1,0 +1,128 @@
+"""Makes one HTML file of what a search found, with small pictures in it. It loads nothing, and runs
+no script."""
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from flows.search.ask import Hit
+
+SIDE = 320
+"""Pixels of the longer side of a small picture."""
+QUALITY = 70
+FRAMES_TRIED = 600
+"""Frames that are decoded to come to the one that is shown: from the key frame before it on."""
+NEAR_SECONDS = 0.02
+STYLE = """
+:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
+body { max-width: 1240px; margin: 0 auto; padding: 1rem 1.2rem 4rem; }
+h1 { font-size: 1.2rem; overflow-wrap: anywhere; }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
+figure { margin: 0; }
+a.shown { display: grid; aspect-ratio: 4 / 3; border-radius: 8px; overflow: hidden;
+  background: light-dark(#eceeec, #262b30); }
+img { width: 100%; height: 100%; object-fit: contain; min-height: 0; }
+.none { margin: auto; opacity: .7; }
+figcaption { margin-top: .3rem; font-size: .9rem; overflow-wrap: anywhere; }
+.quiet { opacity: .7; }
+"""
+
+
+def page_of(asked: str, index: str, hits: Sequence[Hit]) -> str:
+    """Return a page of these hits. All text of users is escaped."""
+    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; "
+        f"style-src 'sha256-{digest}'; img-src data:"
+    )
+    figures = "\n".join(map(_figure, hits)) or "<p>Nothing was found.</p>"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="referrer" content="no-referrer">\n'
+        f"<title>Penstock search: {_safe(asked)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f'<h1>{_safe(asked)} <span class="quiet">in {_safe(index)}</span></h1>\n'
+        f"<main>\n{figures}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _figure(hit: Hit) -> str:
+    small = thumbnail(Path(hit.path), hit.at)
+    if small is None:
+        shown = '<span class="none">not readable</span>'
+    else:
+        data = base64.b64encode(small).decode()
+        shown = f'<img src="data:image/jpeg;base64,{data}" alt="" loading="lazy">'
+    copies = f", {hit.copies} more of it" if hit.copies else ""
+    return (
+        f'<figure><a class="shown" href="{_safe(_address(hit.path))}">{shown}</a>\n'
+        f"<figcaption>{hit.rank}. {_safe(hit.media_path)}{_safe(when(hit))} "
+        f'<span class="quiet">{hit.score:.3f}{copies}</span></figcaption></figure>'
+    )
+
+
+def when(hit: Hit) -> str:
+    """Return where in a video a hit is, in words; empty of a picture."""
+    if hit.time is None:
+        return ""
+    start, end = hit.time
+    return f" at {start:.1f} s" if start == end else f" from {start:.1f} to {end:.1f} s"
+
+
+def thumbnail(path: Path, time: float | None) -> bytes | None:
+    """Return a small JPEG of a picture, or of a video's frame at a time. It is None where that
+    cannot be read: a page of hits is worth more than one of them."""
+    from PIL import Image, ImageOps
+
+    try:
+        with _picture(path) if time is None else _frame(path, time) as image:
+            small = ImageOps.exif_transpose(image)
+            small.thumbnail((SIDE, SIDE))
+            out = io.BytesIO()
+            small.convert("RGB").save(out, "JPEG", quality=QUALITY)
+            return out.getvalue()
+    except (Exception, Image.DecompressionBombError):
+        return None
+
+
+def _picture(path: Path) -> Any:
+    from PIL import Image
+
+    from stages.frames.formats import PILLOW
+
+    image = Image.open(path, formats=PILLOW)
+    image.draft("RGB", (2 * SIDE, 2 * SIDE))
+    return image
+
+
+def _frame(path: Path, time: float) -> Any:
+    import av
+
+    from stages.frames.formats import OPTIONS
+
+    with av.open(str(path), options=dict(OPTIONS)) as container:
+        stream = container.streams.video[0]
+        first = float((stream.start_time or 0) * (stream.time_base or 0))
+        container.seek(int((first + time) * 1_000_000), backward=True)
+        shown: Any = None
+        for tried, frame in enumerate(container.decode(stream)):
+            shown = frame
+            reached = frame.time is not None and frame.time - first >= time - NEAR_SECONDS
+            if reached or tried >= FRAMES_TRIED:
+                break
+        if shown is None:
+            raise ValueError("no frame")
+        return shown.to_image()
+
+
+def _address(path: str) -> str:
+    return Path(path).as_uri()
+
+
+def _safe(text: str) -> str:
+    return escape(text.encode("utf-8", errors="replace").decode(), quote=True)

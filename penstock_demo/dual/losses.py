@@ -1,0 +1,74 @@
+"""The losses of the dual encoder: texts against pictures, and what patches and pictures show. It
+does not know the towers; its heads are thrown away after training."""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from penstock_demo.batches import IGNORE
+from penstock_demo.dual.phrases import GROUPS, IGNORED
+from penstock_demo.words import COLOURS, SHAPES
+
+DENSE_WEIGHTS: Final = (1.0, 2.0)
+"""Weights of colour and shape of patches: shape is the hardest."""
+GROUP_WEIGHTS: Final = (1.0, 0.5, 0.5, 0.2)
+"""Weights of choosing among pairs, colours, shapes and grounds."""
+SIGMOID_WEIGHT: Final = 0.2
+"""Weight of telling every text by itself, summed over the texts: it is what trains the bias."""
+EMPTY_WEIGHT: Final = 0.2
+"""Weight of the patches that show nothing. Counted like the others they are most, and shape stays
+at chance for 500 steps."""
+
+
+def comparison_loss(logits: Tensor, truths: Tensor) -> Tensor:
+    """Return the loss of logits (picture, text): a choice within each group of texts, and a yes or
+    no for each text."""
+    known = truths != IGNORED
+    each = functional.binary_cross_entropy_with_logits(
+        logits, truths.clamp(min=0), reduction="none"
+    )
+    total = SIGMOID_WEIGHT * (each * known).sum() / len(logits)
+    for group, weight in zip(GROUPS, GROUP_WEIGHTS, strict=True):
+        right = truths[:, group].clamp(min=0)
+        told = right.sum(1) > 0
+        if told.any():
+            shares = right[told] / right[told].sum(1, keepdim=True)
+            open_to = logits[:, group].masked_fill(~known[:, group], -1e4)[told]
+            total = total - weight * (shares * open_to.log_softmax(1)).sum(1).mean()
+    return total
+
+
+class PictureHeads(nn.Module):
+    """Linear readings of the vision tower: of each patch, and of the picture's vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.patches = nn.ModuleList(
+            [nn.Linear(width, 1 + len(COLOURS)), nn.Linear(width, 1 + len(SHAPES))]
+        )
+        self.whole = nn.Linear(width, len(COLOURS) + len(SHAPES))
+
+    def forward(
+        self, states: Tensor, vectors: Tensor, classes: Tensor, truths: Tensor
+    ) -> tuple[Tensor, float]:
+        """Return the loss of states (picture, patch, channel) and vectors (picture, channel), and
+        that of the shape in patches that show one."""
+        total = vectors.new_zeros((), dtype=torch.float32)
+        shown = 0.0
+        for head, wanted, weight in zip(
+            self.patches, classes.flatten(2), DENSE_WEIGHTS, strict=True
+        ):
+            each = functional.cross_entropy(
+                head(states).float().transpose(1, 2), wanted, ignore_index=IGNORE, reduction="none"
+            )
+            shown_loss = each[wanted > 0].mean()
+            total = total + weight * (shown_loss + EMPTY_WEIGHT * each[wanted == 0].mean())
+            shown = shown_loss.item()
+        present = torch.cat([truths[:, GROUPS[1]], truths[:, GROUPS[2]]], 1)
+        read = functional.binary_cross_entropy_with_logits(
+            self.whole(vectors).float(), present.clamp(min=0), reduction="none"
+        )
+        # The two readings of a picture count together as much as one mean over each.
+        return total + 2 * (read * (present != IGNORED)).mean(), shown

@@ -1,0 +1,135 @@
+"""Writes real JPEG pictures of a fresh seed with the truth beside them:
+`python -m penstock_demo.dual.pictures FOLDER --kind one`.
+
+It does not know models, labels or scores.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from penstock_demo.dual.scenes import (
+    PAIRS,
+    TRAINED,
+    Scene,
+    paint_ground,
+    paint_things,
+    sample_scene,
+)
+from penstock_demo.words import NEVER_TRAINED
+
+QUALITY: Final = 90
+NEVER: Final = tuple(sorted(NEVER_TRAINED))
+RADIUS: Final = (6.0, 18.0)
+"""Units: a tenth to more than a quarter of a picture's side, for half of a thing."""
+SMALL_PIXELS: Final = (55.0, 110.0)
+"""Radius of a thing in a large picture: gone once that is made as small as a model sees it."""
+LARGE: Final = (2160, 3840)
+"""Height and width of a large picture."""
+ENLARGED: Final = 4
+"""Times that the ground of a large picture is enlarged: it is as coarse as a film's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureTruth:
+    """The truth about one picture."""
+
+    file: str
+    """Name within its folder."""
+    labels: list[str]
+    """Colour and shape of each thing."""
+    places: list[tuple[float, float, float]]
+    """Centre and radius of each thing, in pixels."""
+
+
+def _one(rng: random.Random, pairs: Sequence[tuple[str, str]], count: int = 1) -> Scene:
+    aspect = rng.choice((1.0, 1.0, 4 / 3, 3 / 4, 16 / 9, 9 / 16))
+    return sample_scene(rng, count, pairs, RADIUS, aspect=aspect)
+
+
+def _small(rng: random.Random) -> Scene:
+    height, width = LARGE
+    unit = (height * width) ** 0.5 / 64
+    least, most = (pixels / unit for pixels in SMALL_PIXELS)
+    scene = sample_scene(rng, 1, PAIRS, (least, most), aspect=width / height)
+    return replace(scene, zoom=1.0)
+
+
+def _several(rng: random.Random) -> Scene:
+    return _one(rng, PAIRS, rng.choice((1, 1, 2, 3)))
+
+
+KINDS: Final[Mapping[str, Callable[[random.Random], Scene]]] = {
+    "trained": lambda rng: _one(rng, TRAINED),
+    "never": lambda rng: _one(rng, NEVER),
+    "several": _several,
+    "small": _small,
+}
+"""One thing of a trained pair, of a pair never trained, one to three things of all, and one small
+thing in a large picture."""
+
+
+def _pixels(scene: Scene, rng: random.Random, is_large: bool) -> Image.Image:
+    if is_large:
+        height, width = LARGE
+        coarse = paint_ground(scene, height // ENLARGED, width // ENLARGED)
+        ground = Image.fromarray(coarse.astype(np.uint8))
+        image = np.asarray(ground.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        image = image.copy()
+    else:
+        area = rng.uniform(90, 360) ** 2
+        height = round((area / scene.aspect) ** 0.5)
+        image = paint_ground(scene, height, round(height * scene.aspect))
+    paint_things(scene, image)
+    grain = np.random.RandomState(rng.randrange(1 << 30)).randn(*image.shape[:2], 1)
+    return Image.fromarray(np.clip(image + 3 * grain, 0, 255).astype(np.uint8))
+
+
+def write_pictures(folder: Path, kind: str, count: int, seed: int) -> list[PictureTruth]:
+    """Write pictures of a kind of `KINDS` and their `truth.jsonl`; the same seed gives the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    truths = list(_written(folder, kind, count, random.Random(f"{kind} {seed}")))
+    lines = [json.dumps(asdict(truth)) + "\n" for truth in truths]
+    (folder / "truth.jsonl").write_text("".join(lines), encoding="utf-8")
+    return truths
+
+
+def _written(folder: Path, kind: str, count: int, rng: random.Random) -> Iterator[PictureTruth]:
+    for number in range(1, count + 1):
+        scene = KINDS[kind](rng)
+        image = _pixels(scene, rng, kind == "small")
+        name = f"{kind}-{number:04d}.jpg"
+        image.save(folder / name, quality=QUALITY)
+        unit = (image.width * image.height) ** 0.5 / 64
+        yield PictureTruth(
+            file=name,
+            labels=[" ".join(thing.pair) for thing in scene.things],
+            places=[
+                (thing.x * image.width, thing.y * image.height, thing.radius * unit)
+                for thing in scene.things
+            ],
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the pictures the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m penstock_demo.dual.pictures", description=__doc__
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kind", choices=KINDS, default="several")
+    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=1)
+    chosen = parser.parse_args(arguments)
+    write_pictures(chosen.folder, chosen.kind, chosen.count, chosen.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Trains the demo's dual encoder from nothing: `python -m penstock_demo.dual.train --out DIR`.
+
+It does not know files: it learns from drawn pictures; `benchmarks/labels.py` judges it by real
+ones. A run that was stopped goes on from its last state when it is started again.
+"""
+
+import argparse
+import copy
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import SiglipModel, SiglipProcessor
+
+from penstock_demo.dual.batches import FEW, MANY, SIDE, Counts, make_picture_batch
+from penstock_demo.dual.build import DualShape, build_dual
+from penstock_demo.dual.losses import PictureHeads, comparison_loss
+from penstock_demo.dual.phrases import sample_phrases
+from penstock_demo.dual.scenes import (
+    PAIRS,
+    TRAINED,
+    Pair,
+    paint_ground,
+    paint_things,
+    sample_scene,
+)
+from penstock_demo.render import Pixels
+from penstock_demo.train import optimizers
+from penstock_demo.words import NEVER_TRAINED
+
+LOG_EVERY, TRY_EVERY, KEEP_EVERY = 50, 250, 250
+"""Steps after which figures are written down, pictures are tried, and the state is kept."""
+TRIED: Final = 200
+STEEPEST: Final = 40.0
+"""Most that a cosine is scaled by."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DualRecipe:
+    """The settings by which the dual encoder is trained."""
+
+    steps: int = 2600
+    seed: int = 3
+    """Seed of weights and data."""
+    batch: int = 48
+    """Pictures a step."""
+    learning_rate: float = 2.5e-3
+    """Its highest value, for both optimizers."""
+    flat_share: float = 0.4
+    """Share of the steps before the learning rate starts to fall to zero."""
+    crowded_share: float = 0.3
+    """Share of the steps in which pictures are full of large things: so a picture, which costs the
+    same whatever it shows, teaches more of shape, which is learnt last."""
+    dense_floor: float = 0.3
+    """Value to which the weight of the dense losses falls, from 1."""
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        fall = min(1.0, (1 - step / self.steps) / (1 - self.flat_share))
+        return self.learning_rate * max(fall * min(1.0, (step + 1) / 40), 0.002)
+
+    def drawn(self, step: int) -> tuple[tuple[float, float], Counts]:
+        """Return between which radii things are in a step, and how many."""
+        is_crowded = step < self.crowded_share * self.steps
+        return ((7.0, 14.0), MANY) if is_crowded else ((4.5, 18.0), FEW)
+
+
+def as_input(pixels: Pixels) -> Tensor:
+    """Return pictures as the processor makes them."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def read_texts(model: SiglipModel, processor: Any, texts: Sequence[str]) -> Tensor:
+    """Return the vectors of texts, each of length 1."""
+    made = processor.tokenizer(
+        list(texts), padding="max_length", truncation=True, return_tensors="pt"
+    )
+    return nn.functional.normalize(model.text_model(**made).pooler_output.float(), dim=-1)
+
+
+def try_pictures(model: SiglipModel, processor: Any, pairs: Sequence[Pair], seed: int) -> float:
+    """Return the percentage of pictures of one thing that are told right, one of 48."""
+    rng = random.Random(seed)
+    scenes = [sample_scene(rng, 1, pairs, (6.0, 18.0), grounds=True) for _ in range(TRIED)]
+    pixels = np.empty((TRIED, SIDE, SIDE, 3), np.uint8)
+    for index, scene in enumerate(scenes):
+        image = paint_ground(scene, SIDE, SIDE)
+        paint_things(scene, image)
+        pixels[index] = np.clip(image, 0, 255).astype(np.uint8)
+    with torch.no_grad():
+        texts = read_texts(model, processor, [f"a photo of {c} {s}" for c, s in PAIRS])
+        found = (model.vision_model(as_input(pixels)).pooler_output @ texts.T).argmax(1)
+    hits = [PAIRS[at] == scene.things[0].pair for at, scene in zip(found, scenes, strict=True)]
+    return round(100 * sum(hits) / TRIED, 1)
+
+
+def save_dual(model: SiglipModel, processor: SiglipProcessor, folder: Path) -> None:
+    """Write a plain bf16 checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frozen = copy.deepcopy(model).bfloat16()
+    parts: list[Any] = [frozen.config, frozen.config.text_config, frozen.config.vision_config]
+    for config in parts:
+        config._attn_implementation = None
+    frozen.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+class DualTraining:
+    """A model on its way, with all that a step changes."""
+
+    def __init__(self, recipe: DualRecipe, shape: DualShape) -> None:
+        torch.manual_seed(recipe.seed)
+        np.random.seed(recipe.seed)
+        self.recipe = recipe
+        self.model, self.processor = build_dual(shape, recipe.seed)
+        self.model.set_attn_implementation("eager")
+        self.heads = PictureHeads(shape.vision_width)
+        self.optimizers = optimizers([self.model, self.heads], recipe.learning_rate)
+        self.rng = random.Random(recipe.seed)
+        self.noise = np.random.RandomState(recipe.seed).randn(1 << 20).astype(np.float32)
+        self.done = 0
+        self.cpu_seconds = 0.0
+        self.log: list[dict[str, Any]] = []
+
+    def step(self) -> dict[str, float]:
+        """Take one step; returns its losses."""
+        recipe, at = self.recipe, self.done
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(at)
+        batch = make_picture_batch(self.rng, self.noise, recipe.batch, *recipe.drawn(at))
+        phrases = sample_phrases(self.rng)
+        truths = torch.from_numpy(phrases.truths(batch.scenes))
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = self.model.vision_model(as_input(batch.pixels))
+            texts = read_texts(self.model, self.processor, phrases.texts)
+            dense, shape = self.heads(
+                seen.last_hidden_state, seen.pooler_output, torch.from_numpy(batch.classes), truths
+            )
+        pictures = nn.functional.normalize(seen.pooler_output.float(), dim=-1)
+        scale = self.model.logit_scale.exp().clamp(max=STEEPEST)
+        compared = comparison_loss(pictures @ texts.T * scale + self.model.logit_bias, truths)
+        weight = 1 - (1 - recipe.dense_floor) * at / recipe.steps
+        total: Any = compared + weight * dense
+        total.backward()
+        every = [*self.model.parameters(), *self.heads.parameters()]
+        nn.utils.clip_grad_norm_(every, 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        return {"compared": compared.item(), "dense": dense.item(), "patch_shape": shape}
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a step changes."""
+        return {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "rng": self.rng.getstate(),
+            "done": self.done,
+            "cpu_seconds": self.cpu_seconds,
+            "log": self.log,
+        }
+
+    def take(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self.rng.setstate(state["rng"])
+        self.done, self.log = state["done"], state["log"]
+        self.cpu_seconds = state["cpu_seconds"]
+
+    def tried(self) -> dict[str, float]:
+        """Return how often pictures that training does not draw are told right."""
+        self.model.eval()
+        both = {"trained": TRAINED, "never": sorted(NEVER_TRAINED)}
+        found = {
+            name: try_pictures(self.model, self.processor, pairs, 101)
+            for name, pairs in both.items()
+        }
+        self.model.train()
+        return found
+
+
+def train_dual(recipe: DualRecipe, folder: Path, shape: DualShape) -> None:
+    """Train for the recipe's steps, from the state in the folder if there is one."""
+    torch.set_num_threads(1)
+    training = DualTraining(recipe, shape)
+    kept = folder / "state.pt"
+    if kept.exists():
+        training.take(torch.load(kept, weights_only=False))
+    training.model.train()
+    smooth: dict[str, float] = {}
+    before = time.process_time() - training.cpu_seconds
+    while training.done < recipe.steps:
+        for name, value in training.step().items():
+            smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
+        done = training.done
+        if done % LOG_EVERY == 0 or done == recipe.steps:
+            training.cpu_seconds = time.process_time() - before
+            line = {"step": done, "cpu_seconds": round(training.cpu_seconds, 1)}
+            line |= {name: round(value, 3) for name, value in smooth.items()}
+            if done % TRY_EVERY == 0 or done == recipe.steps:
+                line |= training.tried()
+            training.log.append(line)
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
+        if done % KEEP_EVERY == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(training.state(), kept.with_suffix(".new"))
+            kept.with_suffix(".new").replace(kept)
+    save_dual(training.model, training.processor, folder)
+    told = {"recipe": asdict(recipe), "shape": asdict(shape), "log": training.log}
+    (folder / "training.json").write_text(json.dumps(told, indent=1) + "\n")
+    kept.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=DualRecipe().steps)
+    parser.add_argument("--seed", type=int, default=DualRecipe().seed)
+    chosen = parser.parse_args()
+    train_dual(DualRecipe(steps=chosen.steps, seed=chosen.seed), chosen.out, DualShape())

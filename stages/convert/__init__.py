@@ -1,0 +1,1 @@
+"""Turns pickled weights into safetensors, in a process of its own."""

@@ -1,0 +1,204 @@
+"""Converts one model: its pickled tensors, one after the other, into files of a bounded size."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.keys import digest_of
+from stages.convert.job import DTYPES, ConvertJob
+from stages.convert.pickles import Pickle, open_pickle
+from stages.convert.source import PickledModel, config_as, find_pickled, json_bytes
+from stages.models.hub.checkpoint import AGAIN
+from stages.models.natives.registry import ORIGINALS, OriginalLayout
+from stages.models.shards.layout import TensorSpec, WeightShard, lay_out
+from stages.models.shards.writing import (
+    CONFIG,
+    check_room,
+    claimed,
+    in_pieces,
+    is_complete,
+    is_written,
+    write_rest,
+    write_shard,
+)
+from stages.process.job import job_of
+from stages.process.report import Report
+
+MORE_ROOM = "Free some space, or give a folder on a larger disk; --dtype fp16 takes half of fp32"
+GO_ON = "Mend that, and run the same command again: what is written is kept"
+
+
+class PickledTensor(NamedTuple):
+    """The place that a tensor comes from."""
+
+    pickle: Pickle
+    name: str
+    """Its name there."""
+    told: torch.Tensor
+    """What is written of it, without data."""
+
+
+def run(job: dict[str, Any], report: Report) -> None:
+    """Convert the model of a ConvertJob, and tell each file of weights as an item.
+
+    A first note says how many `shards` there will be, and how many are `there`; a last one how many
+    `tensors` and `data_bytes` the folder holds. Raises PenstockError.
+    """
+    with _telling(report):
+        _convert(job_of(ConvertJob, job), report)
+
+
+def _convert(job: ConvertJob, report: Report) -> None:
+    source, folder = find_pickled(Path(job.source)), Path(job.folder)
+    dtype: torch.dtype | None = getattr(torch, DTYPES[job.dtype]) if job.dtype else None
+    pickles = [open_pickle(path) for path in source.files]
+    _check_index(source, pickles)
+    names = [name for pickle in pickles for name in pickle.tensors]
+    original = next((layout for layout in ORIGINALS if layout.recognises(names)), None)
+    small = _small_files(source, pickles, original, dtype)
+    origins = _origins(pickles, original)
+    shards = lay_out((_spec(name, o.told, dtype) for name, o in origins.items()), job.shard_bytes)
+    made_of = {
+        "weights": digest_of([[pickle.path.name, pickle.digest] for pickle in pickles]),
+        "dtype": job.dtype,
+        "shard_bytes": job.shard_bytes,
+    }
+    with claimed(folder, made_of):
+        _write(folder, shards, small, _Contents(origins, original), report)
+    report.note(tensors=len(origins), data_bytes=sum(shard.data_bytes for shard in shards))
+
+
+@contextlib.contextmanager
+def _telling(report: Report) -> Iterator[None]:
+    """Have what is logged meanwhile told to who runs the command."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: report.warning(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("stages")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _write(
+    folder: Path,
+    shards: Sequence[WeightShard],
+    small: Mapping[str, bytes],
+    contents: "_Contents",
+    report: Report,
+) -> None:
+    left = [shard for shard in shards if not is_written(folder, shard)]
+    report.note(shards=len(shards), there=len(shards) - len(left))
+    if is_complete(folder, shards):
+        return
+    check_room(folder, left, MORE_ROOM)
+    try:
+        for shard in left:
+            write_shard(folder, shard, contents)
+            report.item(shard.name, label=shard.name)
+        write_rest(folder, shards, small)
+    except EnvironmentFault as error:
+        raise EnvironmentFault(error.message, hint=GO_ON) from error
+
+
+class _Contents:
+    """The numbers of each tensor that is written."""
+
+    def __init__(
+        self, origins: Mapping[str, PickledTensor], original: OriginalLayout | None
+    ) -> None:
+        self._origins, self._original = origins, original
+
+    def __call__(self, spec: TensorSpec) -> Iterator[torch.Tensor]:
+        """Yield a tensor's numbers in pieces of its type. Raises UsageError where a number is too
+        large for it."""
+        pickle, name, _ = self._origins[spec.name]
+        tensor = dict(_called(name, pickle.read(name), self._original))[spec.name]
+        for piece in in_pieces(tensor):
+            cast = piece.to(spec.dtype)
+            if not (cast is piece or cast.isfinite().all()) and _overflows(cast, piece):
+                most = piece[piece.isfinite()].abs().max().item()
+                raise UsageError(
+                    f"tensor {spec.name} holds {most:.6g}, which is infinite in "
+                    f"{str(spec.dtype).removeprefix('torch.')}",
+                    hint="Remove what is written, and convert with --dtype bf16 or without --dtype",
+                )
+            yield cast
+
+
+def _overflows(cast: torch.Tensor, piece: torch.Tensor) -> bool:
+    """Tell whether numbers became infinite that were not."""
+    return not torch.equal(cast.isfinite(), piece.isfinite())
+
+
+def _called(
+    name: str, tensor: torch.Tensor, original: OriginalLayout | None
+) -> list[tuple[str, torch.Tensor]]:
+    """Return the tensors that one of a pickle is to be, with their names."""
+    return [(name, tensor)] if original is None else list(original.rename(name, tensor))
+
+
+def _origins(
+    pickles: Sequence[Pickle], original: OriginalLayout | None
+) -> dict[str, PickledTensor]:
+    """Return each tensor to be written, with where it comes from. Those that share their memory are
+    written each, because which of them may be left out only the model's class knows."""
+    found: dict[str, PickledTensor] = {}
+    for pickle in pickles:
+        for name, tensor in pickle.tensors.items():
+            for new, told in _called(name, tensor, original):
+                if new in found:
+                    raise EnvironmentFault(
+                        f"tensor {new} is in {found[new].pickle.path.name} and in {pickle.path}",
+                        hint="They are of different models: give the file of one",
+                    )
+                found[new] = PickledTensor(pickle, name, told)
+    return found
+
+
+def _spec(name: str, told: torch.Tensor, dtype: torch.dtype | None) -> TensorSpec:
+    # What has one byte a number is quantized, and means something only with its scales.
+    floating = told.dtype.is_floating_point and told.dtype.itemsize > 1
+    return TensorSpec(name, dtype if dtype and floating else told.dtype, tuple(told.shape))
+
+
+def _check_index(source: PickledModel, pickles: Sequence[Pickle]) -> None:
+    held = {pickle.path.name: pickle.tensors for pickle in pickles}
+    for name, file in source.index.items():
+        if name not in held[Path(file).name]:
+            raise EnvironmentFault(
+                f"{source.folder / file} lacks tensor {name}, which the index says is in it",
+                hint=AGAIN,
+            )
+
+
+def _small_files(
+    source: PickledModel,
+    pickles: Sequence[Pickle],
+    original: OriginalLayout | None,
+    dtype: torch.dtype | None,
+) -> dict[str, bytes]:
+    """Return the files that make a model of the weights. Raises UsageError where nothing says what
+    model they are of."""
+    small = source.small_files(original is not None)
+    said = str(dtype or "").removeprefix("torch.")
+    if original is not None:
+        shapes = {n: tuple(t.shape) for pickle in pickles for n, t in pickle.tensors.items()}
+        types = [t.dtype for pickle in pickles for t in pickle.tensors.values()]
+        widest = max((t for t in types if t.is_floating_point), key=lambda t: t.itemsize)
+        said = said or str(widest).removeprefix("torch.")
+        return {**small, CONFIG: json_bytes({**original.config(shapes), "dtype": said})}
+    if CONFIG not in small:
+        known = ", ".join(layout.words for layout in ORIGINALS)
+        raise UsageError(
+            f"{source.files[0]} is no original file that is known ({known}), and no {CONFIG} lies "
+            "beside it",
+            hint=f"Put the model's {CONFIG} and tokenizer into {source.folder}",
+        )
+    return {**small, CONFIG: config_as(small[CONFIG], said, source.folder / CONFIG)}

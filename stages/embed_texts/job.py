@@ -1,0 +1,20 @@
+"""The job of the texts stage, as its process is told it; imports no model library."""
+
+from dataclasses import dataclass
+
+from stages.models.half_job import HalfJob
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextsJob(HalfJob):
+    """Texts of which vectors are made."""
+
+    store: str
+    namespace: str
+    """Namespace of what is made of them."""
+    key: str
+    """Key of the record that is made."""
+    groups: list[list[str]]
+    """Texts of which one vector each is made: all that say the same in other words."""
+    batch: int
+    """Texts that go through the half at once."""

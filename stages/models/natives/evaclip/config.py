@@ -1,0 +1,114 @@
+"""Configuration of EVA-CLIP, from its published config.json and the names of its tensors. Knows no
+tensor's content."""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from artifacts.regular import read_text
+from stages.models.hub.checkpoint import INDEX, JSON_BYTES
+from stages.models.hub.headers import read_places
+
+LAYER = "vision_model.encoder.layers.0."
+TOWERS: Mapping[int, tuple[int, bool]] = {
+    1792: (112, True),  # E and E-plus
+    4096: (128, False),  # 8B and 8B-448
+    5120: (128, True),  # 18B
+}
+"""Width of a published vision tower → width of a head, and whether norms stand behind attention and
+MLP."""
+HIGHEST = 2
+"""End of text by which transformers' CLIP takes the place of the highest id for the end, as the
+published code does, whatever its config.json calls the end."""
+
+
+@strict
+class EvaCLIPVisionConfig(CLIPVisionConfig):
+    """The vision tower."""
+
+    model_type = "eva_clip_vision_model"
+
+    hidden_size: int = 4096
+    intermediate_size: int = 20480
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    q_bias: bool = False
+    k_bias: bool = False
+    v_bias: bool = False
+    use_rms_norm: bool = True
+    post_layernorm: bool = False
+    """Whether norms stand behind attention and MLP of every layer. The tower's last norm, whose
+    tensors have this name, is always there."""
+
+
+@strict
+class EvaCLIPTextConfig(CLIPTextConfig):
+    """The text tower, which is CLIP's."""
+
+    model_type = "eva_clip_text_model"
+
+    hidden_size: int = 1280
+    intermediate_size: int = 5120
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 20
+    hidden_act: str = "gelu"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.eos_token_id = HIGHEST
+        super().__post_init__(**kwargs)
+
+
+@strict
+class EvaCLIPConfig(CLIPConfig):
+    """All of it."""
+
+    model_type = "eva_clip"
+    sub_configs_defaults = {  # noqa: RUF012
+        "vision_config": SubConfigSpec(EvaCLIPVisionConfig),
+        "text_config": SubConfigSpec(EvaCLIPTextConfig),
+    }
+
+    projection_dim: int | None = 1280
+    projection_bias: bool = True
+    """Whether what projects a picture's vector adds something, as in the hub's files."""
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        told, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _settled(told, names_in(Path(pretrained_model_name_or_path))), rest
+
+
+def _settled(told: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return what config.json says, corrected by the names of the tensors: it may leave a flag out,
+    or state one of another file."""
+    vision, text = (dict(told.get(f"{tower}_config") or {}) for tower in ("vision", "text"))
+    for tower in (vision, text):
+        tower.pop("model_type", None)  # that of CLIP
+    _, behind = TOWERS.get(vision.get("hidden_size", 0), (0, False))
+    vision.setdefault("post_layernorm", behind)
+    made: dict[str, Any] = {"vision_config": vision, "text_config": text}
+    if names:
+        vision |= {f"{part}_bias": f"{LAYER}self_attn.{part}_proj.bias" in names for part in "qkv"}
+        vision["use_rms_norm"] = f"{LAYER}layer_norm1.bias" not in names
+        made["projection_bias"] = "visual_projection.bias" in names
+    kept = {name: value for name, value in told.items() if name not in ("auto_map", "model_type")}
+    return {**kept, **made, "model_type": EvaCLIPConfig.model_type}
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names of the tensors of a folder, by its index or its files' headers; none where
+    they are not here. Raises EnvironmentFault for a file that is not all there."""
+    if (folder / INDEX).exists():
+        return set(json.loads(read_text(folder / INDEX, JSON_BYTES))["weight_map"])
+    return {name for file in folder.glob("*.safetensors") for name in read_places(file)}

@@ -1,0 +1,6 @@
+"""Writes checkpoints as safetensors files of a bounded size, whole or not at all, so that whoever
+makes one can be killed and go on. Knows no model."""
+
+SHARD_BYTES = 2 << 30
+"""A file of weights takes no tensor that would bring it above so much; a single tensor may be
+larger. It is also what is made again, at most, after a process died."""

@@ -1,0 +1,102 @@
+"""Lays tensors out in safetensors files of a bounded size. Reads and writes nothing.
+
+A layout follows from names, types and shapes alone. Whoever knows these of what is to be written
+knows every file's name, size and header before there is a byte of it, and finds again what an
+earlier process wrote.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from stages.models.hub.checkpoint import SINGLE
+from stages.models.shards import SHARD_BYTES
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""Types that weights are stored in, by their names in a header."""
+WORDS = {dtype: word for word, dtype in DTYPES.items()}
+
+
+class TensorSpec(NamedTuple):
+    """One tensor that is to be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Return its bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightShard:
+    """One safetensors file that is to be written."""
+
+    name: str
+    tensors: tuple[TensorSpec, ...]
+    """Tensors in the order of their bytes: the widest types first, so that each begins at a
+    multiple of its width, as readers expect."""
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(tensor.size for tensor in self.tensors)
+
+    def header(self) -> bytes:
+        """Return the bytes that stand before those of the tensors."""
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        at = 0
+        for name, dtype, shape in self.tensors:
+            end = at + math.prod(shape) * dtype.itemsize
+            entries[name] = {"dtype": WORDS[dtype], "shape": shape, "data_offsets": [at, end]}
+            at = end
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+
+def lay_out(tensors: Iterable[TensorSpec], shard_bytes: int = SHARD_BYTES) -> list[WeightShard]:
+    """Return the files for these tensors, in their order, named as `save_pretrained` names
+    them."""
+    groups: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if groups[-1] and filled + tensor.size > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.size
+    return [
+        WeightShard(
+            name=SINGLE if len(groups) == 1 else f"model-{n:05d}-of-{len(groups):05d}.safetensors",
+            tensors=tuple(sorted(group, key=lambda tensor: -tensor.dtype.itemsize)),
+        )
+        for n, group in enumerate(groups, 1)
+    ]
+
+
+def index_of(shards: Sequence[WeightShard]) -> dict[str, Any]:
+    """Return what `model.safetensors.index.json` says of these files."""
+    return {
+        "metadata": {"total_size": sum(shard.data_bytes for shard in shards)},
+        "weight_map": {tensor.name: shard.name for shard in shards for tensor in shard.tensors},
+    }

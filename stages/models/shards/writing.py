@@ -1,0 +1,155 @@
+"""Writes a checkpoint into a folder, file by file, and goes on where an earlier process was ended.
+Knows nothing of where tensors come from.
+
+Each file of weights appears whole or not at all, the index after all of them, and config.json last
+of all: until that is there, the folder is no model to anybody. A note says of what the folder is
+made; a folder whose note says otherwise, or that holds files and no note, is left alone.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.files import HALF, read_kept, whole_file, write_json
+from artifacts.regular import open_regular
+from artifacts.store import fault_of
+from stages.models.hub.checkpoint import INDEX
+from stages.models.hub.faults import shown, size_of
+from stages.models.shards.layout import TensorSpec, WeightShard, index_of
+
+NOTE = "penstock_made_of.json"
+"""File that says what a folder was made of."""
+FORMAT = 1
+"""Number that rises when the same source would be laid out or written otherwise."""
+CONFIG = "config.json"
+CHUNK_BYTES = 8 << 20
+"""Bytes of a tensor that are held in memory at a time."""
+
+Contents = Callable[[TensorSpec], Iterable[torch.Tensor]]
+"""Function that yields a tensor's numbers in pieces: contiguous, of its type, in their order."""
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, made_of: Mapping[str, Any]) -> Iterator[None]:
+    """Take a folder for a checkpoint that is `made_of` what this says. The folder is new, empty or
+    begun of the same. Raises UsageError for any other, EnvironmentFault for one that another
+    process is writing to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{folder} is not a folder, or a file is in the place of one above it",
+            hint="Give a new folder",
+        ) from error
+    except OSError as error:
+        raise fault_of(error, folder) from error
+    try:
+        _lock(descriptor, folder)
+        held = [path for path in folder.iterdir() if not path.name.startswith(HALF)]
+        note = read_kept(folder / NOTE, FORMAT)
+        if held and note != made_of:
+            what = "what was made of something else, or otherwise" if note else "other files"
+            raise UsageError(
+                f"{folder} holds {what} ({_telling(held)})",
+                hint="Give a new folder, or remove that one",
+            )
+        for path in folder.glob(f"{HALF}*"):  # of a process that was killed
+            path.unlink()
+        if note is None:
+            write_json(folder / NOTE, {"format": FORMAT, **made_of})
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise EnvironmentFault(
+            f"another process is writing to {folder}", hint="Wait for it, or give another folder"
+        ) from error
+    except OSError:
+        return  # a file system without locks keeps nobody from working
+
+
+def _telling(held: Sequence[Path]) -> str:
+    """Return the name of a file that tells what a folder holds."""
+    return min(held, key=lambda path: (path.name != NOTE, path.name != CONFIG, path.name)).name
+
+
+def is_written(folder: Path, shard: WeightShard) -> bool:
+    """Tell whether a file of weights is there, and whole: it appears under its name only when it
+    is, and has the header and the length that it was laid out with."""
+    header = shard.header()
+    try:
+        with open_regular(folder / shard.name) as file:
+            whole = os.fstat(file.fileno()).st_size == len(header) + shard.data_bytes
+            return whole and file.read(len(header)) == header
+    except OSError:
+        return False
+
+
+def is_complete(folder: Path, shards: Sequence[WeightShard]) -> bool:
+    """Tell whether nothing is left to be written."""
+    return (folder / CONFIG).exists() and all(is_written(folder, shard) for shard in shards)
+
+
+def check_room(folder: Path, shards: Iterable[WeightShard], hint: str) -> None:
+    """Refuse to begin what the disk cannot take. Raises EnvironmentFault."""
+    needed = sum(len(shard.header()) + shard.data_bytes for shard in shards)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise EnvironmentFault(
+            f"{shown(folder)} is to take {size_of(needed)}, and {size_of(free)} are free there",
+            hint=hint,
+        )
+
+
+def write_shard(folder: Path, shard: WeightShard, contents: Contents) -> None:
+    """Write one file of weights, a piece of a tensor at a time. Raises EnvironmentFault."""
+    with whole_file(folder / shard.name) as file:
+        file.write(shard.header())
+        for tensor in shard.tensors:
+            written = sum(file.write(_bytes(piece)) for piece in contents(tensor))
+            assert written == tensor.size, f"{tensor.name}: {written} of {tensor.size} bytes"
+
+
+def write_rest(folder: Path, shards: Sequence[WeightShard], small: Mapping[str, bytes]) -> None:
+    """Write what makes a model of the files of weights: `small` files by name, the index,
+    config.json. Raises EnvironmentFault."""
+    for name in sorted(small, key=lambda name: (name == CONFIG, name)):
+        if name == CONFIG and len(shards) > 1:
+            write_json(folder / INDEX, index_of(shards))
+        with whole_file(folder / name) as file:
+            file.write(small[name])
+
+
+def _bytes(piece: torch.Tensor) -> memoryview:
+    found: memoryview = piece.reshape(-1).view(torch.uint8).numpy().data
+    return found
+
+
+def in_pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield a tensor's numbers in their order, in contiguous pieces of a few MB. What is no stretch
+    of memory, such as a transposed matrix, is copied piece by piece."""
+    if not tensor.numel():
+        return
+    if tensor.is_contiguous():
+        yield from tensor.reshape(-1).split(max(1, CHUNK_BYTES // tensor.element_size()))
+        return
+    rows = CHUNK_BYTES * len(tensor) // (tensor.numel() * tensor.element_size())
+    if rows == 0 and tensor.ndim > 1:
+        for row in tensor:
+            yield from in_pieces(row)
+        return
+    for part in tensor.split(max(1, rows)):
+        yield part.contiguous()

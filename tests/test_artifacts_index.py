@@ -1,0 +1,228 @@
+"""The index on disk: rows added once, removed, merged, checked; and what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.index import compacting, manifest, writing
+from artifacts.index.compacting import compact, merge_small
+from artifacts.index.manifest import SearchWay, read_manifest
+from artifacts.index.measuring import measure
+from artifacts.index.rows import MEDIUM, medium_of
+from artifacts.index.search import Query
+from artifacts.index.snapshot import open_snapshot
+from artifacts.index.verifying import stats_of, verify_index
+from tests.support.indexes import MAKER, WIDTH, drawn, paths, row, rows, searcher, write
+
+
+def test_rows_are_added_once_whatever_they_come_with(tmp_path: Path) -> None:
+    vectors = write(tmp_path, 30)
+    one = row(7, key="0" * 64, time=1.5, box=(1.0, 2.0, 3.0, 4.0), level=1)
+    again = [one, one, *rows(30), row(7, time=1.0), row(7, path="/else/7.jpg")]
+    with writing.writing(tmp_path, MAKER) as writer:
+        assert writer.add([(again, drawn(len(again)))]) == 3
+        assert writer.add([(again, drawn(len(again)))]) == 0
+    snapshot = open_snapshot(tmp_path)
+    (found,) = snapshot.read(np.array([30]))
+    assert found == one
+    near = snapshot.vectors(np.arange(30))
+    assert np.allclose(near, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), atol=1e-3)
+
+
+def test_a_name_that_utf8_cannot_hold_is_the_same_row_again(tmp_path: Path) -> None:
+    odd = [row(0, path="/in/\udcff.jpg")]
+    with writing.writing(tmp_path, MAKER) as writer:
+        assert writer.add([(odd, drawn(1))]) == 1
+        assert writer.add([(odd, drawn(1))]) == 0
+    (path,) = paths(tmp_path)
+    assert open_snapshot(tmp_path).positions_of(MEDIUM, medium_of(path)).tolist() == [0]
+
+
+def test_vectors_without_direction_are_near_to_nothing(tmp_path: Path) -> None:
+    vectors = drawn(3)
+    vectors[0], vectors[1] = 0, np.nan
+    with writing.writing(tmp_path, MAKER) as writer:
+        writer.add([(rows(3), vectors)])
+    found = searcher(tmp_path).find(Query(vector=vectors[2]), 3)
+    assert found.positions.tolist() == [2, 0, 1] and found.scores[1] == 0
+
+
+def test_vectors_of_another_shape_fail(tmp_path: Path) -> None:
+    with writing.writing(tmp_path, MAKER) as writer, pytest.raises(ValueError, match="shape"):
+        writer.add([(rows(2), drawn(3))])
+    assert read_manifest(tmp_path).rows == 0
+
+
+def test_removed_rows_are_not_seen_and_come_back_when_added(tmp_path: Path) -> None:
+    vectors = write(tmp_path, 10)
+    with writing.writing(tmp_path) as writer:
+        assert writer.remove(np.array([3, 4])) == 2
+        assert writer.remove(np.array([4])) == 0
+    assert "/in/3.jpg" not in paths(tmp_path) and len(paths(tmp_path)) == 8
+    assert 3 not in searcher(tmp_path).find(Query(vector=vectors[3]), 10).positions
+    assert write(tmp_path, 10) is not None
+    assert paths(tmp_path)[-2:] == ["/in/3.jpg", "/in/4.jpg"]
+
+
+def test_compact_drops_removed_rows_keeps_the_order_and_full_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (writing, compacting):
+        monkeypatch.setattr(module, "SHARD_ROWS", 20)
+    monkeypatch.setattr(writing, "BATCH_ROWS", 10)
+    for count in (25, 30, 45, 90):
+        write(tmp_path, count)
+    with writing.writing(tmp_path) as writer:
+        writer.remove(np.array([50, 89]))
+        before = paths(tmp_path)
+        first = read_manifest(tmp_path).shards[0]
+        done = compact(writer)
+        assert compact(writer).rows_dropped == 0
+    assert done.rows_dropped == 2 and done.shards < done.shards_before
+    after = read_manifest(tmp_path)
+    assert after.shards[0] == first and after.deleted is None
+    assert paths(tmp_path) == before and len(before) == 88
+    assert [shard.rows >= 20 for shard in after.shards[:-1]] == [True] * (len(after.shards) - 1)
+
+
+def test_all_rows_can_be_removed_and_the_index_filled_again(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    with writing.writing(tmp_path) as writer:
+        writer.remove(np.arange(5))
+        compact(writer)
+        assert not read_manifest(tmp_path).shards
+        measure(writer)
+    assert len(searcher(tmp_path).find(Query(vector=drawn(1)[0]), 3).positions) == 0
+    write(tmp_path, 5)
+    assert len(paths(tmp_path)) == 5
+
+
+def test_a_reader_of_an_earlier_generation_reads_on(tmp_path: Path) -> None:
+    vectors = write(tmp_path, 40)
+    old = searcher(tmp_path)
+    with writing.writing(tmp_path) as writer:
+        writer.remove(np.arange(39))
+        compact(writer)
+        measure(writer)
+    found = old.find(Query(vector=vectors[5]), 1, SearchWay(queries=0, recall=1.0, candidates=10))
+    assert [r.path for r in old.snapshot.read(found.positions)] == ["/in/5.jpg"]
+    assert paths(tmp_path) == ["/in/39.jpg"]
+
+
+def test_a_reader_that_comes_while_files_are_replaced_takes_the_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 40)
+    stale = read_manifest(tmp_path)
+    with writing.writing(tmp_path) as writer:
+        writer.remove(np.arange(10))
+        compact(writer)
+    books = iter([stale])
+    real = read_manifest
+    monkeypatch.setattr(
+        "artifacts.index.snapshot.read_manifest", lambda folder: next(books, None) or real(folder)
+    )
+    assert open_snapshot(tmp_path).rows == 30
+
+
+def test_many_small_shards_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compacting, "MOST_SMALL", 3)
+    for count in (2, 4, 6, 8):
+        write(tmp_path, count)
+    with writing.writing(tmp_path) as writer:
+        merge_small(writer)
+    assert len(read_manifest(tmp_path).shards) == 1 and len(paths(tmp_path)) == 8
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    with (
+        writing.writing(tmp_path),
+        pytest.raises(UsageError, match="another process is writing"),
+        writing.writing(tmp_path),
+    ):
+        pass
+
+
+def test_vectors_of_another_model_or_precision_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    same = replace(MAKER, model="other")
+    with writing.writing(tmp_path, same):  # the same weights by another name
+        pass
+    with (
+        pytest.raises(UsageError, match=f"drawn in fp32, {WIDTH} numbers.*other in int8"),
+        writing.writing(tmp_path, replace(same, precision="int8")),
+    ):
+        pass
+
+
+def test_no_index_another_version_and_a_damaged_book_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no index in .*index build"):
+        read_manifest(tmp_path / "none")
+    write(tmp_path, 3)
+    book = tmp_path / "index.json"
+    whole = book.read_text()
+    book.write_text(json.dumps({**json.loads(whole), "format": 9}))
+    with pytest.raises(UsageError, match="an index of version 9"):
+        read_manifest(tmp_path)
+    for wrong in (whole.replace('"rows": 3', '"rows": 4'), whole[:-20], "[]", "{}", "\0"):
+        book.write_text(wrong)
+        with pytest.raises(EnvironmentFault, match=r"index\.json is damaged"):
+            read_manifest(tmp_path)
+    book.unlink()
+    with (
+        pytest.raises(EnvironmentFault, match=r"no index\.json"),
+        writing.writing(tmp_path, MAKER),
+    ):
+        pass
+
+
+def test_every_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    write(tmp_path / "index", 30)
+    with writing.writing(tmp_path / "index") as writer:
+        writer.remove(np.array([1]))
+    names = [file.name for file in read_manifest(tmp_path / "index").files()]
+    assert len(names) == 5 and list(verify_index(tmp_path / "index")) == []
+    for number, name in enumerate(names * 3):
+        copy = tmp_path / f"copy-{number}"
+        shutil.copytree(tmp_path / "index", copy)
+        content = bytearray((copy / name).read_bytes())
+        if number < len(names):
+            content[len(content) // 2] ^= 1
+        else:
+            del content[-9:]
+        (copy / name).write_bytes(content)
+        if number >= 2 * len(names):
+            (copy / name).unlink()
+        (found,) = verify_index(copy)
+        assert found.path == copy / name
+        assert ("compact" in found.hint) == name.startswith("bits")
+        if number >= len(names):
+            with pytest.raises(PenstockError, match=name):
+                open_snapshot(copy)
+
+
+def test_damaged_bits_are_made_again(tmp_path: Path) -> None:
+    write(tmp_path, 30)
+    bits = next(tmp_path.glob("bits-*"))
+    bits.unlink()
+    with writing.writing(tmp_path) as writer:
+        compact(writer)
+        measure(writer)
+    assert list(verify_index(tmp_path)) == [] and len(paths(tmp_path)) == 30
+
+
+def test_stats_tell_what_is_there(tmp_path: Path) -> None:
+    write(tmp_path, 30)
+    with writing.writing(tmp_path) as writer:
+        writer.remove(np.array([1]))
+        measure(writer)
+    told = stats_of(tmp_path)
+    assert told["rows"] == 29 and told["removed"] == 1 and told["shards"] == 1
+    assert told["measured"]["pictures"]["candidates"] == 0  # so few are scanned exactly
+    assert json.loads((tmp_path / "index.json").read_text())["format"] == manifest.FORMAT

@@ -1,0 +1,236 @@
+"""Searching an index: the short way against the exact one, conditions, copies and moments."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artifacts.errors import UsageError
+from artifacts.index import measuring, search
+from artifacts.index.bits import bits_of, differences
+from artifacts.index.manifest import SearchWay
+from artifacts.index.measuring import is_due, measure, note_texts
+from artifacts.index.moments import moments, single
+from artifacts.index.nearest import Nearest
+from artifacts.index.search import EXACT, Query
+from artifacts.index.where import Condition, matching
+from artifacts.index.writing import writing
+from tests.support.indexes import MAKER, WIDTH, Vectors, drawn, row, rows, searcher
+
+MANY = 3000
+FEW = SearchWay(queries=0, recall=1.0, candidates=12)
+
+
+def of_clusters(count: int, seed: int, signal: float, shift: int) -> Vectors:
+    """Vectors on a plane of 24 dimensions, about a mean of their own."""
+    fixed, draw = np.random.default_rng(0), np.random.default_rng(seed)
+    plane, centres = fixed.standard_normal((24, WIDTH)), fixed.standard_normal((100, 24))
+    means = fixed.standard_normal((2, WIDTH)) * 3
+    places = centres[draw.integers(0, 100, count)] + 0.5 * draw.standard_normal((count, 24))
+    found: Vectors = (signal * (places @ plane) + means[shift]).astype(np.float32)
+    return found
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("index")
+    with writing(folder, MAKER) as writer:
+        writer.add([(rows(MANY), of_clusters(MANY, 1, 1.0, 0))])
+    return folder
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first pass over as few rows as there are here."""
+    monkeypatch.setattr(measuring, "FEW_ROWS", 10)
+    monkeypatch.setattr(measuring, "WIDTHS", (400,))
+    monkeypatch.setattr(search, "CANDIDATES_A_HIT", 1)
+
+
+def test_the_bits_that_differ_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("artifacts.index.bits.BLOCK_ROWS", 16)
+    for width in (3, 64, 72, 768, 1000):
+        signs = np.random.default_rng(width).standard_normal((50, width)).astype(np.float32)
+        bits = bits_of(signs)
+        found = [d.copy() for _, d in differences(bits, bits[:, 7])]
+        wanted = ((signs > 0) != (signs[7] > 0)).sum(axis=1)
+        assert np.array_equal(np.concatenate(found), wanted)
+
+
+def test_the_smallest_are_kept_in_a_stable_order() -> None:
+    values = np.random.default_rng(0).integers(0, 40, 5000)
+    kept = np.random.default_rng(1).random(5000) < 0.5
+    nearest = Nearest(30)
+    for start in range(0, 5000, 64):
+        nearest.offer(start, values[start : start + 64], kept[start : start + 64])
+    at = np.flatnonzero(kept)
+    wanted = at[np.argsort(values[at], kind="stable")[:30]]
+    assert nearest.best()[0].tolist() == wanted.tolist()
+    assert len(Nearest(3).best()[0]) == 0
+
+
+def test_the_short_way_is_taken_where_it_finds_enough(index: Path, short: None) -> None:
+    with writing(index) as writer:
+        note_texts(writer, of_clusters(60, 3, 0.4, 1))
+        assert is_due(measure(writer)) is False
+    asked = searcher(index)
+    assert asked.way("pictures").candidates == asked.way("texts").candidates == 400
+    for sort, shift in (("pictures", 0), ("texts", 1)):
+        near = 0.0
+        for vector in of_clusters(50, 9, 0.4, shift):
+            query = Query(vector=vector, sort=sort)  # type: ignore[arg-type]
+            exact, found = asked.find(query, 10, EXACT), asked.find(query, 10)
+            near += len(set(exact.positions.tolist()) & set(found.positions.tolist()))
+        assert near / 500 >= 0.98
+
+
+@pytest.mark.parametrize(("signal", "better"), [(0.4, "texts"), (0.1, "pictures")])
+def test_the_mean_from_which_texts_find_more_is_measured(
+    signal: float, better: str, index: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strong ones find by their own mean; what faint ones share lies in the pictures' alone."""
+    monkeypatch.setattr(measuring, "WIDTHS", (100, 200, 400, 800, 1600, 2400))
+    with writing(index) as writer:
+        note_texts(writer, of_clusters(60, 3, signal, 1))
+        assert measure(writer).measured["texts"].centre == better
+    asked = searcher(index)
+    found = []
+    for vector in of_clusters(50, 9, signal, 1):
+        query = Query(vector=vector, sort="texts")
+        exact = asked.find(query, 10, EXACT)
+        found.append(np.isin(exact.positions, asked.find(query, 10).positions).mean())
+    assert np.mean(found) >= 0.95
+
+
+def test_everything_is_scanned_where_the_short_way_finds_too_little(
+    tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "WIDTHS", (12,))
+    with writing(tmp_path, MAKER) as writer:
+        writer.add([(rows(MANY), drawn(MANY, shift=0))])  # neighbours of none
+        found = measure(writer).measured["pictures"]
+    assert found.candidates == 0 and found.recall < 0.99 and found.queries >= 50
+    assert searcher(tmp_path).way("pictures") == EXACT
+
+
+def test_texts_are_looked_for_exactly_until_some_were_seen(tmp_path: Path, short: None) -> None:
+    with writing(tmp_path, MAKER) as writer:
+        writer.add([(rows(MANY), of_clusters(MANY, 1, 1.0, 0))])
+        measure(writer)
+    asked = searcher(tmp_path)
+    assert asked.way("pictures").candidates == 400 and asked.way("texts") == EXACT
+    text = of_clusters(1, 9, 0.4, 1)[0]
+    assert len(asked.find(Query(vector=text, sort="texts"), 10).positions) == 10
+
+
+def test_an_index_is_measured_again_when_it_has_doubled(tmp_path: Path) -> None:
+    for count, due in ((10, True), (19, False), (20, True)):
+        with writing(tmp_path, MAKER) as writer:
+            writer.add([(rows(count), drawn(count))])
+            assert is_due(writer.manifest) is due
+            if due:
+                measure(writer)
+
+
+def test_copies_are_one_hit_and_equal_scores_stand_as_they_were_added(tmp_path: Path) -> None:
+    vectors = np.repeat(drawn(3), 4, axis=0)
+    given = [row(n // 4 if n < 8 else n, path=f"/{n}.jpg") for n in range(12)]
+    with writing(tmp_path, MAKER) as writer:
+        writer.add([(given, vectors)])
+        writer.remove(np.array([0]))
+    found = searcher(tmp_path).find(Query(vector=vectors[11]), 5)
+    assert found.positions[:4].tolist() == [8, 9, 10, 11]  # equal, but not of one content
+    assert sorted(searcher(tmp_path).find(Query(vector=vectors[0]), 12).positions) == [
+        1, 4, 8, 9, 10, 11,
+    ]  # fmt: skip
+
+
+def test_what_is_nearer_to_something_else_is_left_out(tmp_path: Path) -> None:
+    cat, dog = np.eye(WIDTH, dtype=np.float32)[:2]
+    vectors = np.stack([cat, cat + 0.5 * dog, cat + 2 * dog, dog])
+    with writing(tmp_path, MAKER) as writer:
+        writer.add([(rows(4), vectors)])
+    found = searcher(tmp_path).find(Query(vector=cat, without=(dog,)), 4)
+    assert found.positions.tolist() == [0, 1]
+
+
+def test_more_is_looked_at_when_conditions_leave_too_little(index: Path, short: None) -> None:
+    asked = searcher(index)
+    vector = of_clusters(1, 9, 1.0, 0)[0]
+    kept = np.zeros(MANY, np.bool_)
+    kept[asked.find(Query(vector=vector), MANY, EXACT).positions[-20:]] = True
+    assert len(asked.find(Query(vector=vector, kept=kept), 10, FEW).positions) == 10
+    against = asked.find(Query(vector=vector), 1, EXACT).positions
+    without = (asked.snapshot.vectors(against)[0],)
+    short_way = asked.find(Query(vector=vector, without=without), 10, FEW)
+    exact = asked.find(Query(vector=vector, without=without), 10, EXACT)
+    assert len(short_way.positions) == len(exact.positions)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixed")
+    given = [
+        row(0),
+        row(1, path="/in/o'clock.mp4", time=12.5),
+        row(2, path="/in/b.mp4", time=90.0, box=(1.0, 2.0, 3.0, 4.0), level=2),
+    ]
+    with writing(folder, MAKER) as writer:
+        writer.add([(given, drawn(3))])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("path like '%.mp4' and time < 60", [1]),
+        ("path = 'x' OR time >= 12.5", [1, 2]),
+        ("time is null", [0]),
+        ("not time < 60", [2]),  # of a picture it cannot be known
+        ("not (time is not null and level = 2)", [0, 1]),
+        ("media_path in ('0.jpg', '2.jpg')", [0, 2]),
+        ("media_path not in ('0.jpg')", [1, 2]),
+        ("time not in (90)", [1]),
+        ("path = '/in/o''clock.mp4'", [1]),
+        ("path not like '%clock%'", [0, 2]),
+        ("x0 > -1e3 and y1<>5", [2]),
+        ("level=0 or level=2 and time<1", [0, 1]),
+    ],
+)
+def test_a_condition_chooses_rows(text: str, wanted: list[int], mixed: Path) -> None:
+    kept = matching(searcher(mixed).snapshot, Condition(text))
+    assert np.flatnonzero(kept).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "path", "path =", "path = 3", "time = 'x'", "time like '1%'", "size > 3", "path like",
+        "path = 'x", "(time > 1", "time > 1)", "time > 1 time < 2", "__import__('os')", "time in (",
+        "time > 1; drop", "not " * 200 + "time > 1", "(" * 5000 + "time > 1", "time > 1 " * 9000,
+        "path = \"x\"", "time is 3", "and",
+    ],
+)  # fmt: skip
+def test_a_condition_that_is_none_fails_in_one_line(text: str) -> None:
+    with pytest.raises(UsageError, match="--where") as raised:
+        Condition(text)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+
+
+def test_frames_that_stay_near_are_one_moment(tmp_path: Path) -> None:
+    away, near = np.eye(WIDTH, dtype=np.float32)[:2]
+    heights = [0, 0, 3, 5, 4, 0, 0, 5, 0, 0]
+    video = np.stack([away + height / 5 * near for height in heights])
+    given = [row(n, path="/v.mp4", time=n / 2) for n in range(len(heights))]
+    with writing(tmp_path, MAKER) as writer:
+        writer.add([(given[::-1], video[::-1])])  # in whatever order they came
+        writer.add([([row(99)], np.stack([away + 0.9 * near]))])
+        measure(writer)
+    asked = searcher(tmp_path)
+    made = moments(asked, Query(vector=near), 3)
+    assert [(m.row.media_path, m.start, m.end) for m in made] == [
+        ("7.jpg", 3.5, 4.0), ("3.jpg", 1.0, 2.5), ("99.jpg", None, None),
+    ]  # fmt: skip
+    by_frame = single(asked, asked.find(Query(vector=near), 3))
+    assert [m.row.time for m in by_frame] == [3.5, 1.5, None]
+    assert len(moments(asked, Query(vector=near), 50)) < 11

@@ -1,0 +1,106 @@
+"""`penstock embed` of a dual encoder that is computed by code of our own: its vectors, its plans at
+full size, and what is said where its weights are pickles."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from flows.cli.main import main
+from stages.models import load_half
+from stages.models.processors.loading import load_processor
+from tests.support.embedding import embed, items, rows, vectors, write_pictures
+from tests.support.evaclip import PROJECTED, make_folder, published
+from tests.support.plan_cases import make_folder as make_headers
+from tests.support.plan_cases import plan_case
+
+SAMPLES = Path(__file__).parent.parent / "penstock_demo" / "samples"
+GIB = 1 << 30
+PARAMETERS = 7_526_089_985
+"""Of the vision half of EVA-CLIP-8B."""
+LAYER = 234_917_888
+
+
+def test_pictures_get_the_vectors_of_the_whole_model(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    write_pictures(folder)
+    # As one that was converted from the original file: no tokenizer, and none is needed.
+    model = make_folder(tmp_path / "model", words=False)
+    assert embed(folder, model, tmp_path) == 0
+    processor: Any = load_processor(model)
+    images = [Image.open(path) for path in sorted(folder.iterdir())]
+    with torch.inference_mode():
+        whole = load_half(model, "whole", dtype=torch.float32)
+        wanted = whole.get_image_features(**processor(images=images, return_tensors="pt"))
+    assert np.array_equal(vectors(tmp_path), wanted.pooler_output.numpy())
+
+
+def test_videos_get_a_vector_a_second_and_none_twice(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for path in sorted(SAMPLES.glob("*.mp4"))[:2]:
+        (clips / path.name).symlink_to(path)
+    assert embed(clips, published(), tmp_path) == 0
+    found = vectors(tmp_path)
+    assert {row["media_path"] for row in rows(tmp_path)} == {path.name for path in clips.iterdir()}
+    times = [row["time"] for row in rows(tmp_path)]
+    assert found.shape == (len(times), PROJECTED) and np.isfinite(found).all()
+    assert len(times) > 2 and len(np.unique(np.round(found, 3), axis=0)) > 1
+    made = items(tmp_path)["embed"]
+    assert made == 2
+    assert embed(clips, published(), tmp_path) == 0
+    assert items(tmp_path)["embed"] == 0
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_headers(plan_case("eva-clip-8b"), tmp_path_factory.mktemp("8b") / "model")
+
+
+def test_the_published_size_is_planned_from_headers(
+    full_size: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "--model", str(full_size), "--store", str(tmp_path), "--json", "--what-fits"]
+
+    def planned(*options: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        code = main([*words, "--for", "embed", "--precision", "bf16", *options])
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert found["fits"] and code == 0
+        (stage,) = (s for s in found["memory"]["stages"] if s["stage"] == "embed")
+        return found, stage
+
+    found, held = planned("--memory", "15GiB")
+    assert found["halves"]["vision"]["parameters"] == PARAMETERS
+    assert not held["by_dimensions"] and not found["notes"]
+    assert held["weight_bytes"] == 2 * PARAMETERS and held["peak_bytes"] < 15 * GIB
+    _, streamed = planned("--memory", "3GiB")
+    assert streamed["rung"]["block"] and streamed["rung"]["precision"] == "bf16"
+    # Two of 32 layers, and what is outside of them.
+    assert streamed["weight_bytes"] == 2 * (PARAMETERS - 30 * LAYER)
+    table = {
+        row: {size for size, held in cells.items() if held}
+        for row, cells in found["what_fits_gpu"].items()
+    }
+    assert {"4GiB", "24GiB"} <= table["bf16"] and "8GiB" in table["nf4"]
+    assert "4GiB" not in table["nf4"], "what is quantized is not streamed"
+
+
+def test_pickles_and_single_files_are_told_what_to_do_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_folder(tmp_path / "model")
+    file = model / "EVA_CLIP_8B_psz14_s9B.pt"
+    torch.save(load_file(model / "model.safetensors"), file)
+    (model / "model.safetensors").unlink()
+    for source in (model, file):
+        for command in (["plan"], ["embed", str(SAMPLES), "--out", str(tmp_path / "out")]):
+            words = [*command, "--model", str(source), "--store", str(tmp_path / "store")]
+            assert main(words) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1 and f"penstock convert {source} DST" in said

@@ -1,0 +1,266 @@
+"""`penstock index` and `penstock search`: pictures and videos go in once, and are found."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from artifacts.errors import EnvironmentFault
+from artifacts.index.manifest import read_manifest
+from flows.cli.main import main
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.search import texts
+from tests.support.dual_encoders import save_clip
+from tests.support.embedding import SIZES, write_pictures
+from tests.support.families import hf
+from tests.support.indexes import paths
+from tests.support.media import write_video
+from tests.support.pipeline import read_lines
+
+Said = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
+    """A folder with pictures (one of them twice), a video, the store and the index."""
+    place = tmp_path_factory.mktemp("built")
+    media = place / "media"
+    media.mkdir()
+    write_pictures(media)
+    shutil.copy(media / "p2.png", media / "twin.png")
+    write_video(media / "film.mp4", ticks=range(0, 20 * 30, 3))
+    assert build(place, clip) == 0
+    return place
+
+
+@pytest.fixture
+def place(built: Path, tmp_path: Path) -> Path:
+    """A copy of the index alone, to be changed."""
+    shutil.copytree(built / "index", tmp_path / "index")
+    (tmp_path / "store").symlink_to(built / "store")
+    return tmp_path
+
+
+def build(place: Path, model: Path, *more: str, sources: Path | None = None) -> int:
+    where = ["--store", str(place / "store"), "--out", str(place / "index")]
+    sources = sources or place / "media"
+    return main(["index", "build", str(sources), "--model", str(model), *where, "--quiet", *more])
+
+
+def index(action: str, place: Path, *more: str) -> int:
+    return main(["index", action, "--index", str(place / "index"), *more])
+
+
+def search(place: Path, *more: str) -> int:
+    where = ["--store", str(place / "store"), "--index", str(place / "index")]
+    return main(["search", *more, *where])
+
+
+def found(place: Path, said: Said, *more: str) -> list[dict[str, Any]]:
+    said.readouterr()
+    assert search(place, *more, "--json") == 0
+    return [json.loads(line) for line in said.readouterr().out.splitlines()]
+
+
+def read_texts(config: CaptionConfig, given: Sequence[str], display: Display) -> Any:
+    """The text half alone, in this process."""
+    from stages.models.halves.load import load_half
+    from stages.models.halves.vectors import text_vectors
+
+    processor = hf.AutoProcessor.from_pretrained(config.model)
+    said = [f"{text[:30]}<eos>" for text in given]  # the tiny tokenizer ends no text by itself
+    tokens = processor(text=said, padding=True, return_tensors="pt")
+    return text_vectors(load_half(Path(config.model), "language"), tokens).numpy()
+
+
+def test_a_picture_finds_itself_its_twin_and_is_embedded_by_the_same_stages(
+    built: Path, said: Said
+) -> None:
+    first, second, *_ = found(built, said, str(built / "media" / "p2.png"))
+    assert (first["rank"], first["media_path"], first["time"]) == (1, "p2.png", None)
+    assert first["score"] == pytest.approx(1, abs=2e-3) and first["box"] is None
+    assert first["copies"] == 1 and first["copy_paths"] == [str(built / "media" / "twin.png")]
+    assert second["score"] < first["score"] and len(first["key"]) == 64
+
+
+def test_conditions_moments_and_numbers_of_hits(built: Path, said: Said) -> None:
+    picture = str(built / "media" / "p0.png")
+    films = found(built, said, picture, "--where", "path like '%.mp4' and time < 10", "--top", "50")
+    assert 9 <= len(films) <= 11 and all(hit["time"][0] < 10 for hit in films)
+    joined = found(built, said, picture, "--where", "time is not null", "--moments")
+    assert all(hit["time"][0] < hit["time"][1] for hit in joined)
+    assert len(found(built, said, picture, "--top", "3")) == 3
+
+
+def test_texts_are_read_by_the_text_half_and_measured_when_an_index_is_built(
+    built: Path, clip: Path, place: Path, monkeypatch: pytest.MonkeyPatch, said: Said
+) -> None:
+    assert search(built, "a dog") == 2
+    assert "cannot search for texts yet" in said.readouterr().err
+
+    def no_texts(*_: Any) -> Any:
+        raise EnvironmentFault("no text half is here")
+
+    monkeypatch.setattr(texts, "TEXT_HALF", no_texts)
+    assert build(place, clip, sources=built / "media") == 0
+    assert set(read_manifest(place / "index").measured) == {"pictures"}
+    monkeypatch.setattr(texts, "TEXT_HALF", read_texts)
+    assert build(place, clip, sources=built / "media") == 0
+    manifest = read_manifest(place / "index")
+    assert {"pictures", "texts"} == set(manifest.means) == set(manifest.measured)
+    hits = found(place, said, "a dog", "--top", "50")
+    vector = read_texts(CaptionConfig(sources=(), model=str(clip)), ["a dog"], Display())[0]
+    near = {hit["path"]: hit["score"] for hit in hits}
+    picture = Image.open(built / "media" / "p4.png")
+    whole: Any = hf.CLIPModel.from_pretrained(clip).eval()
+    inputs = hf.AutoProcessor.from_pretrained(clip)(images=[picture], return_tensors="pt")
+    other = whole.get_image_features(**inputs).pooler_output[0].detach().numpy()
+    cosine = vector @ other / np.linalg.norm(vector) / np.linalg.norm(other)
+    assert near[str(built / "media" / "p4.png")] == pytest.approx(cosine, abs=2e-3)
+    dogs = found(place, said, "a dog", "--not", "a much longer text", "--top", "50")
+    cats = found(place, said, "a much longer text", "--not", "a dog", "--top", "50")
+    named = [(hit["path"], hit["at"]) for hit in (*dogs, *cats)]
+    assert sorted(map(str, named)) == sorted(str((hit["path"], hit["at"])) for hit in hits)
+
+
+def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is_gone(
+    built: Path, clip: Path, tmp_path: Path, said: Said
+) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    write_pictures(media)
+    (tmp_path / "store").symlink_to(built / "store")
+    assert build(tmp_path, clip) == 0
+    before = (tmp_path / "index" / "index.json").read_bytes()
+    assert build(tmp_path, clip) == 0
+    assert (tmp_path / "index" / "index.json").read_bytes() == before
+    (media / "p0.png").unlink()
+    Image.new("RGB", (50, 50), "red").save(media / "p1.png")
+    Image.new("RGB", (50, 60), "blue").save(media / "new.png")
+    said.readouterr()
+    where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "index"), "--json"]
+    assert main(["index", "build", str(media), "--model", str(clip), *where]) == 0
+    told = json.loads(said.readouterr().out.splitlines()[-1])
+    assert (told["added"], told["replaced"]) == (2, 1)
+    assert told["vanished"] == [str(media / "p0.png")]
+    assert len(paths(tmp_path / "index")) == len(SIZES) + 1
+    assert index("remove", tmp_path, "--gone") == 0
+    assert sorted(Path(p).name for p in paths(tmp_path / "index")) == [
+        "new.png", *(f"p{n}.png" for n in range(1, len(SIZES)))
+    ]  # fmt: skip
+
+
+def test_rows_are_removed_by_file_folder_and_key(built: Path, place: Path, said: Said) -> None:
+    film = str(built / "media" / "film.mp4")
+    key = found(built, said, str(built / "media" / "p0.png"))[0]["key"]
+    before = len(paths(place / "index"))
+    assert index("remove", place, film, "nothing.png") == 2
+    assert "nothing.png" in said.readouterr().err and len(paths(place / "index")) == before
+    assert index("remove", place, film, key, "p1.png") == 0
+    assert "film.mp4" not in {Path(path).name for path in paths(place / "index")}
+    assert index("compact", place) == 0 and index("verify", place) == 0
+    assert index("stats", place, "--json") == 0
+    told = json.loads(said.readouterr().out.partition("{")[2].join(("{", "")))
+    assert told["rows"] == len(SIZES) - 1 and told["removed"] == 0
+    assert index("remove", place, str(built / "media")) == 0
+    assert index("remove", place) == 2
+    assert search(place, str(built / "media" / "p0.png")) == 2
+    assert "is empty" in said.readouterr().err
+
+
+def test_a_page_and_copies_hold_what_was_found(built: Path, tmp_path: Path) -> None:
+    picture = str(built / "media" / "p3.png")
+    more = ["--html", str(tmp_path / "p.html"), "--copy", str(tmp_path / "copy"), "--top", "50"]
+    assert search(built, picture, *more) == 0
+    page = (tmp_path / "p.html").read_text()
+    hits = read_lines(tmp_path / "copy" / "search.jsonl")
+    assert page.count('<img src="data:image/jpeg;base64,') == len(hits) > 20
+    assert "http" not in page.replace("http-equiv", "") and "<script" not in page
+    copied = sorted(path.name for path in (tmp_path / "copy").iterdir())
+    assert copied[0] == "001-p3.png" and "search.jsonl" in copied
+    assert sum("film" in name for name in copied) == 1  # however many of its frames are found
+    original = (built / "media" / "p3.png").read_bytes()
+    assert (tmp_path / "copy" / "001-p3.png").read_bytes() == original
+
+
+def test_add_takes_the_model_of_the_index_and_a_file_that_goes_is_named(
+    built: Path, place: Path, tmp_path: Path, said: Said
+) -> None:
+    media, before = tmp_path / "a<b", len(paths(place / "index"))
+    media.mkdir()
+    Image.new("RGB", (50, 50), "green").save(media / "&.png")
+    (media / "broken.png").write_text("no picture")
+    assert index("add", place, str(media), "--store", str(place / "store")) == 1
+    assert "broken.png" in said.readouterr().err
+    assert len(paths(place / "index")) == before + 1
+    (media / "&.png").unlink()
+    picture = str(built / "media" / "p3.png")
+    more = ["--html", str(tmp_path / "p.html"), "--copy", str(tmp_path / "copy"), "--top", "50"]
+    assert search(place, picture, *more) == 1
+    assert "cannot be copied" in said.readouterr().err
+    page = (tmp_path / "p.html").read_text()
+    assert "not readable" in page and "&amp;.png" in page and "a<b" not in page
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["gone.png"], "no picture gone.png"),
+        (["{media}/film.mp4"], "is a video"),
+        (["{media}/p0.png", "--where", "size > 3"], "--where cannot be read"),
+        (["{media}/p0.png", "--top", "0"], "--top is 0"),
+        (["  "], "is empty"),
+    ],
+)
+def test_a_search_that_makes_no_sense_fails_in_one_line(
+    more: list[str], words: str, built: Path, said: Said
+) -> None:
+    assert search(built, *(word.format(media=built / "media") for word in more)) == 2
+    error = said.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_another_model_than_the_index_was_made_with_is_refused(
+    built: Path, place: Path, tmp_path: Path, said: Said
+) -> None:
+    other = save_clip(tmp_path / "other", hidden_size=16)
+    assert build(place, other, sources=built / "media") == 2
+    assert "holds vectors of" in said.readouterr().err
+    assert search(place, str(built / "media" / "p0.png"), "--model", str(other)) == 2
+    assert "holds vectors of" in said.readouterr().err
+
+
+def test_what_is_wrong_with_an_index_is_one_line(
+    built: Path, place: Path, clip: Path, tmp_path: Path, said: Said
+) -> None:
+    picture = str(built / "media" / "p0.png")
+    assert build(place, clip, "--precision", "auto", sources=built / "media") == 2
+    assert "--precision auto" in said.readouterr().err
+    assert index("stats", tmp_path / "none") == 2
+    assert "there is no index" in said.readouterr().err
+    rows = next((place / "index").glob("rows-*"))
+    rows.write_bytes(rows.read_bytes()[:-3])
+    for command, words in ((search, (picture,)), (partial(index, "remove"), ("p0.png",))):
+        assert command(place, *words) == 5
+        error = said.readouterr().err
+        assert rows.name in error and "index verify" in error and error.count("\n") == 1
+    assert index("verify", place) == 1
+    assert rows.name in said.readouterr().out
+
+
+@pytest.fixture
+def said(capsys: Said) -> Said:
+    return capsys

@@ -1,0 +1,191 @@
+"""EVA-CLIP computed by code of our own makes the vectors of the original code: from hub files and
+from the original ones, whole, in halves, streamed, and in few bits."""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import cosine_similarity
+
+from artifacts.schema import Part
+from stages.models import describe, load_half
+from stages.models.halves.boundary import absent_paths
+from stages.models.halves.load import config_and_class, skeleton_of
+from stages.models.halves.vectors import image_vectors, logits, text_vectors
+from stages.models.loading import ModelJob
+from stages.models.natives.registry import NATIVES, native_of
+from stages.models.precision.quantize import count, quantizable
+from stages.models.streaming.load import cross, streamed_layers
+from tests.support import evaclip_reference as formulas
+from tests.support.evaclip import (
+    LAYOUTS,
+    converted,
+    drawn_ids,
+    drawn_pixels,
+    original,
+    published,
+    write,
+)
+from tests.support.plan_cases import make_folder as make_headers
+from tests.support.plan_cases import plan_case
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("PENSTOCK_TEST_NATIVES", ROOT.parent / "shared" / "natives"))
+NEAR = 1e-5
+"""Most that a vector may be off; its numbers are of the size of 1."""
+needs_shared = pytest.mark.skipif(
+    not (SHARED / "ref_eva.pt").exists(), reason="what the original code made is not here"
+)
+
+
+@cache
+def held(name: str, keep: Part) -> Any:
+    return load_half(published(name), keep, dtype=torch.float32)
+
+
+def parameters(model: Any) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def largest(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).abs().max())
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_whole_makes_the_vectors_of_the_original_formulas(name: str) -> None:
+    layout, weights, whole = LAYOUTS[name], original(LAYOUTS[name]), held(name, "whole")
+    pixels, ids = drawn_pixels(layout), drawn_ids()
+    image = formulas.image_vectors(weights, layout, pixels)
+    text = formulas.text_vectors(weights, ids)
+    with torch.inference_mode():
+        made = whole(input_ids=ids, pixel_values=pixels)
+    assert largest(image_vectors(whole, {"pixel_values": pixels}), image) < NEAR
+    assert largest(text_vectors(whole, {"input_ids": ids}), text) < NEAR
+    directions = [torch.nn.functional.normalize(each) for each in (image, text)]
+    wanted = directions[0] @ directions[1].T * weights["logit_scale"].exp()
+    assert largest(made.logits_per_image, wanted) < NEAR
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_halves_make_the_bytes_of_the_whole(name: str) -> None:
+    whole, vision, text = (held(name, keep) for keep in ("whole", "vision", "language"))
+    pictures, texts = {"pixel_values": drawn_pixels(LAYOUTS[name])}, {"input_ids": drawn_ids()}
+    vectors = image_vectors(vision, pictures)
+    assert torch.equal(vectors, image_vectors(whole, pictures))
+    assert torch.equal(text_vectors(text, texts), text_vectors(whole, texts))
+    with torch.inference_mode():
+        wanted = whole(**pictures, **texts).logits_per_image
+    assert torch.equal(logits(text, texts, vectors), wanted)
+    # The scale of the logits is a weight of the model itself, and in both.
+    assert parameters(vision) + parameters(text) == parameters(whole) + 1
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_vision_half_whose_layers_come_from_the_files_makes_the_same(name: str) -> None:
+    job = ModelJob(model=str(published(name)), dtype="float32", offload=True)
+    half = job.hold("vision").model
+    assert streamed_layers(half) is not None
+    pictures = {"pixel_values": drawn_pixels(LAYOUTS[name])}
+    (streamed,) = cross(half, [lambda: image_vectors(half, pictures)])
+    assert torch.equal(streamed, image_vectors(held(name, "vision"), pictures))
+
+
+@needs_shared
+@pytest.mark.parametrize("source", ["the hub's files", "the original file"])
+def test_the_vectors_are_those_that_the_original_code_made(source: str, tmp_path: Path) -> None:
+    folder = SHARED / "eva-8b"
+    if source == "the original file":
+        weights = torch.load(SHARED / "eva-8b-original.pt", weights_only=True)
+        config, tensors = converted(weights)
+        for tower in ("vision", "text"):  # those of a tiny model cannot be known
+            config[f"{tower}_config"]["num_attention_heads"] = 4
+        folder = tmp_path / "converted"
+        write(folder, config, tensors)
+        published_ones = load_file(SHARED / "eva-8b" / "model-00001.safetensors")
+        assert tensors.keys() == published_ones.keys()
+        assert all(torch.equal(tensors[n], tensor) for n, tensor in published_ones.items())
+    case = torch.load(SHARED / "ref_eva.pt", weights_only=True)["8b"]
+    vision, text = (load_half(folder, half, dtype=torch.float32) for half in ("vision", "language"))
+    vectors = image_vectors(vision, {"pixel_values": case["px"]})
+    assert largest(vectors, case["image"]) < NEAR
+    assert largest(text_vectors(text, {"input_ids": case["ids"]}), case["text"]) < NEAR
+    made = logits(text, {"input_ids": case["ids"]}, vectors)
+    assert largest(made.T, case["logits"]) < NEAR
+
+
+def full_size(name: str, folder: Path) -> Path:
+    """A folder of a published size: that of 8B with the names of its tensors, that of 18B with what
+    a config.json says alone."""
+    if name == "8B":
+        return make_headers(plan_case("eva-clip-8b"), folder)
+    config = plan_case("eva-clip-8b").config
+    vision = {
+        **config["vision_config"],
+        "hidden_size": 5120,
+        "intermediate_size": 25600,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 40,
+    }
+    folder.mkdir()
+    told = {**config, "vision_config": vision, "projection_dim": 1536}
+    (folder / "config.json").write_text(json.dumps(told))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter_count", "linears", "behind"),
+    [("8B", 8_220_749_825, 32 * 6 + 1, False), ("18B", 18_325_483_777, 48 * 6 + 1, True)],
+)
+def test_full_size_has_the_published_parameters_and_layers_that_nf4_takes(
+    name: str, parameter_count: int, linears: int, behind: bool, tmp_path: Path
+) -> None:
+    skeleton = skeleton_of(*config_and_class(full_size(name, tmp_path / name), trusted=False))
+    assert parameters(skeleton) == parameter_count
+    assert len(quantizable(skeleton, "vision")) == linears
+    assert {layer.behind for layer in skeleton.vision_model.encoder.layers} == {behind}
+    assert absent_paths(skeleton, "vision") == ["text_model", "text_projection"]
+
+
+@pytest.mark.parametrize(("precision", "nearest"), [("int8", 0.99), ("nf4", 0.9)])
+def test_a_vision_half_in_few_bits_makes_like_vectors_and_takes_less(
+    precision: str, nearest: float
+) -> None:
+    plain = held("8B", "vision")
+    half = ModelJob(model=str(published()), dtype="float32", precision=precision).load("vision")
+    assert count(half)[precision] == 3 * 6 + 1
+    pictures = {"pixel_values": drawn_pixels(LAYOUTS["8B"], 32)}
+    few, many = image_vectors(half, pictures), image_vectors(plain, pictures)
+    # All vectors of a model lie in one direction; what is left without it tells pictures apart.
+    alike = cosine_similarity(few - few.mean(0), many - many.mean(0))
+    taken = [sum(w.nbytes for w in model.parameters()) for model in (half, plain)]
+    print(f"{precision}: cosine {alike.min():.4f} at the least, {taken[0]} of {taken[1]} bytes")
+    assert alike.min() > nearest
+    assert taken[0] < taken[1] * (0.4 if precision == "int8" else 0.3)
+
+
+def test_it_is_not_taken_for_the_clip_that_its_config_says_it_is() -> None:
+    """Of which transformers would make up 18 tensors; what comes with it raises SystemExit."""
+    folder = published()
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "clip"
+    for trusted in (False, True):
+        profile = describe(folder, trust_remote_code=trusted)
+        assert (profile.class_name, profile.route) == ("EvaCLIPModel", "dual")
+        assert not profile.batch_costs_unknown
+    halves = [parameters(held("8B", half)) for half in ("vision", "language")]
+    assert [part.parameters for part in profile.parts.values()] == halves
+
+
+def test_a_saved_model_is_loaded_again(tmp_path: Path) -> None:
+    whole = held("E-plus", "whole")
+    whole.save_pretrained(tmp_path)
+    assert native_of(tmp_path) is NATIVES["EvaCLIPModel"]
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert names == load_file(published("E-plus") / "model.safetensors").keys()
+    pictures = {"pixel_values": drawn_pixels(LAYOUTS["E-plus"])}
+    again = image_vectors(load_half(tmp_path, "vision"), pictures)
+    assert torch.equal(again, image_vectors(whole, pictures))
