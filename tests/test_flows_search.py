@@ -127,8 +127,9 @@ def test_an_index_is_built_where_no_text_half_is_and_measured_once_it_is(
 
 
 def test_tiles_are_rows_and_a_picture_is_told_once_with_the_nearest_of_them(
-    clip: Path, tmp_path: Path, said: Said
+    built: Path, clip: Path, tmp_path: Path, said: Said
 ) -> None:
+    (tmp_path / "store").symlink_to(built / "store")
     (tmp_path / "media").mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
     whole = Image.fromarray(pixels)
