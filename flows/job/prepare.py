@@ -4,7 +4,7 @@ but the describing one."""
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.captions import Failure
@@ -101,6 +101,40 @@ def prepare(
     files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)
     if not files:  # said before a model is looked for, or downloaded
         raise NothingToDo(pipelines[0], failures)
+    model, pipeline, digests = _model_for(
+        config, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
+    )
+    readable, contents, unreadable = read_contents(
+        files, digests, lambda kind: model.prompt_for(config, kind)
+    )
+    if not readable:
+        raise NothingToDo(pipeline, [*failures, *unreadable])
+    check_prompts(contents, model)
+    job = _job_of(config, store, model, pipeline)
+    return replace(
+        job, files=tuple(readable), contents=tuple(contents), failures=(*failures, *unreadable)
+    )
+
+
+def prepare_without_media(config: CaptionConfig, launcher: Launcher, pipeline: Pipeline) -> Job:
+    """Return what a run must know that looks at no media, only at what is run once. Raises
+    PenstockError."""
+    store = open_store(config.store_url)
+    model, pipeline, _ = _model_for(config, launcher, store, (pipeline,))
+    return _job_of(config, store, model, pipeline)
+
+
+def _model_for(
+    config: CaptionConfig,
+    launcher: Launcher,
+    store: Store,
+    pipelines: Sequence[Pipeline],
+    announce: Announce | None = None,
+    *,
+    read_weights: bool = True,
+    alone: bool = False,
+) -> tuple[Model, Pipeline, ContentDigests]:
+    """Return the model of a run, the pipeline that it is for, and the digests that are known."""
     store.check_writable()
     device = device_name()
     check_device(device)  # before anything is fetched, or cut
@@ -119,15 +153,13 @@ def prepare(
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
     if config.tiles == OFF and any(stage.shrinks for stage in pipeline):
         model = model.shrinking()
+    return model, pipeline, digests
+
+
+def _job_of(config: CaptionConfig, store: Store, model: Model, pipeline: Pipeline) -> Job:
+    """Return the job without its media."""
     over_media = tuple(stage for stage in pipeline if stage.of_media)
-    readable, contents, unreadable = read_contents(
-        files, digests, lambda kind: model.prompt_for(config, kind)
-    )
-    if not readable:
-        raise NothingToDo(pipeline, [*failures, *unreadable])
-    check_prompts(contents, model)
-    sampling = model.sampling(config)
-    last = over_media[-1]
+    sampling, last, device = model.sampling(config), over_media[-1], device_name()
     stored = stored_namespaces(store, last.writes) if last.limited else set()
     return Job(
         config=config,
@@ -138,9 +170,9 @@ def prepare(
         device=device,
         budget=budget_for(config, device),
         sampling=sampling,
-        files=tuple(readable),
-        contents=tuple(contents),
-        failures=(*failures, *unreadable),
+        files=(),
+        contents=(),
+        failures=(),
         ledger=Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored)),
     )
 

@@ -1,25 +1,24 @@
-"""Says how texts become vectors, and which ones show how texts lie; it loads no model in this
-process."""
+"""Gets the vectors of texts that are searched for, and says which ones show how texts lie; loads no
+model itself."""
 
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 from artifacts.tiles import OFF
 from artifacts.vectors import Vectors
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
+from flows.job.prepare import prepare_without_media
 from flows.pipelines import LABEL
-from flows.running.run import Watch, prepared
+from flows.running.run import Watch
+from flows.running.stopping import stopped_in_order
 
 TextHalf = Callable[[CaptionConfig, Sequence[str], Display], Vectors]
 """Gives each text its vector, shape (texts, width), by the text half of the configuration's
 model."""
-BLANK = b"P6 1 1 255\n\0\0\0"
-"""A picture of one pixel."""
 THINGS = (
     "dog",
     "cat on a sofa",
@@ -44,18 +43,13 @@ PROBES = tuple(form.format(thing) for thing, form in product(THINGS, FORMS))
 
 
 def read_texts(config: CaptionConfig, texts: Sequence[str], display: Display) -> Vectors:
-    """Return the vectors of texts by the text half alone; the store may have them. Raises
+    """Return the vector of each text, by the text half alone; the store may have them. Raises
     PenstockError."""
     watch = Watch(display)
-    with tempfile.TemporaryDirectory(prefix="penstock-search-") as out:
-        # A job is of media; that of this one is never looked at.
-        blank = Path(out, "blank.ppm")
-        blank.write_bytes(BLANK)
-        asked = replace(config, sources=(str(blank),), out=out, tiles=OFF)
-        with (
-            prepared(asked, watch, DirectLauncher, LABEL) as (job, launcher),
-            watch.working(job, launcher, outputs={}) as (sequence, _, _),
-        ):
+    with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
+        launcher = DirectLauncher(watch.listen)
+        job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
+        with watch.working(job, launcher, "searching in", outputs={}) as (sequence, _, _):
             return sequence.texts.make([[text] for text in texts]).vectors
 
 
