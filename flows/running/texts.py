@@ -5,7 +5,6 @@ that runs out of memory is started again a rung lower, as any stage is.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 
 from artifacts.errors import CannotFit
 from artifacts.keys import digest_of
@@ -17,7 +16,7 @@ from flows.job.namespaces import namespace_aside
 from flows.job.precision import PartSettings
 from flows.job.prepare import Job
 from flows.pipelines import parts_of
-from flows.planning.choose import question_of
+from flows.planning.choose import Question, context_of
 from flows.planning.ladder import Ladder
 from flows.planning.start import choose
 from flows.planning.workloads import standard_workloads
@@ -73,8 +72,14 @@ class TextsStep:
     def _plan(self) -> None:
         """Start on the first rung that fits, whatever the media. Raises CannotFit."""
         job = self._job
-        workloads = standard_workloads(job.model, job.sampling, "")
-        question = replace(question_of(job, (STAGE,), []), workloads=tuple(workloads))
+        question = Question(
+            model=job.model,
+            config=job.config,
+            device=job.device,
+            workloads=tuple(standard_workloads(job.model, job.sampling, "")),
+            stages=(STAGE,),
+            context_bytes=context_of(job.device),
+        )
         found = choose(question, job.budget, self._ladder.rungs, self._ladder.known())
         self._ladder.start({stage: choice.taken.rung for stage, choice in found.items()})
 
