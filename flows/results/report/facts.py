@@ -45,6 +45,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "timeline": timeline,
         "failures": failed_media(out) or record["failures"],
         "failed": record["media"]["failed"],
+        "files": record["media"]["total"] - record["media"]["failed"],
         "warnings": [[e["name"], text] for e in record["stages"] for text in e["warnings"]],
         "media": media,
         "labels": label_counts(out) if is_labels else None,

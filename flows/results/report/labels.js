@@ -36,12 +36,12 @@ function labelRow(label, all, most) {
     el("div", {class: "lies"}, histogram(label, all), el("span", {class: "quiet"}, told)));
 }
 
-function labels(all, shown) {
+function labels(all, shown, files) {
   const list = el("div", {class: "labels"}), most = all.labels.reduce((sum, one) => Math.max(sum, one.passed), 0);
   const range = typeof all.low === "number" ? ` Scores from ${all.low.toFixed(3)} to ${all.high.toFixed(3)}; dashed: median; solid: threshold.` : "";
   section("labels", "Labels",
     el("p", {class: "quiet"}, `${all.labelled.toLocaleString("en")} of ${counted(all.pictures, "picture")} given a label.${range}`
-      + (shown < all.pictures ? ` The first ${counted(shown, "file")} ${shown === 1 ? "is" : "are"} shown below.` : "")), list);
+      + (shown < files ? ` The first ${shown} of ${counted(files, "file")} are shown below.` : "")), list);
   windowed(list, all.labels, {group: 50, height: 46, build: label => labelRow(label, all, most)});
 }
 

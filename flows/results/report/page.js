@@ -79,7 +79,7 @@ function media() {
 run();
 memory();
 trouble();
-if (data.labels) labels(data.labels, data.media.length);
+if (data.labels) labels(data.labels, data.media.length, data.files);
 const shelves = media();
 
 const search = document.getElementById("search");
