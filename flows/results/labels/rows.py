@@ -1,7 +1,9 @@
 """Makes the lines of labels of what is in the store; runs no model."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -24,7 +26,7 @@ DIGITS = 6
 Made = tuple[MediaFile, Task]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Labelling:
     """All by which the pictures of a run are labelled."""
 
@@ -33,6 +35,19 @@ class Labelling:
     judge: Judge
     top: int
     """Labels of a picture that are told, whether it is given them or not."""
+
+    @cached_property
+    def told(self) -> list[tuple[str, float | None, str]]:
+        """Return of each label its name, threshold and rule, for the lines."""
+        pairs = enumerate(zip(self.labels.names, self.judge.thresholds, strict=True))
+        return [
+            (name, None if math.isnan(threshold) else threshold, self.judge.why(at))
+            for at, (name, threshold) in pairs
+        ]
+
+    @cached_property
+    def labels_digest(self) -> str:
+        return self.labels.digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,39 +101,44 @@ class _Making:
         self._labelling = labelling
         self._file = file
         self._task = task
-        self._part = part
-        self._whole = labelling.judge.scores(part.whole)
-        self._boxes = shown_boxes(job, task) if task.is_cut else []
+        self._at = part.at.tolist()
+        cut = task.is_cut
+        self._whole = labelling.judge.scores(part.whole).tolist() if cut else None
+        self._boxes = shown_boxes(job, task) if cut else []
+        self._precision = {**task.namespaces.precision, "language": labelling.texts.precision}
 
     def row(self, at: int, scores: Scores, passed: Passed) -> Labelled:
         """Return the line of one picture or frame."""
         task, labelling = self._task, self._labelling
-        ranked = np.argsort(-scores, kind="stable")
-        told = {*map(int, ranked[: labelling.top]), *map(int, np.flatnonzero(passed))}
-        places = sorted(told, key=lambda place: (-scores[place], place))
+        ranked = np.argsort(-scores, kind="stable").tolist()
+        told = {*ranked[: labelling.top], *np.flatnonzero(passed).tolist()}
+        values, given = scores.tolist(), passed.tolist()
         return Labelled(
             media_path=self._file.media_path,
             source=self._file.source,
             time=None if task.medium.kind == "image" else task.chunk.times[at],
-            labels=tuple(self._scored(at, place, scores, passed) for place in places),
-            top=labelling.labels.names[int(ranked[0])],
+            labels=tuple(
+                self._scored(at, place, values[place], given[place])
+                for place in ranked
+                if place in told
+            ),
+            top=labelling.told[ranked[0]][0],
             model=self._job.model.name,
-            precision={**task.namespaces.precision, "language": labelling.texts.precision},
+            precision=self._precision,
             features=task["embeddings"],
-            labels_digest=labelling.labels.digest,
+            labels_digest=labelling.labels_digest,
             tiles=task.namespaces.tiles,
         )
 
-    def _scored(self, at: int, place: int, scores: Scores, passed: Passed) -> Scored:
-        judge = self._labelling.judge
-        threshold = judge.thresholds[place]
-        best = self._part.at[at, place]
+    def _scored(self, at: int, place: int, score: float, passed: bool) -> Scored:
+        name, threshold, why = self._labelling.told[place]
+        rounded = round(score, DIGITS)
         return Scored(
-            label=self._labelling.labels.names[place],
-            score=round(float(scores[place]), DIGITS),
-            passed=bool(passed[place]),
-            whole=round(float(self._whole[at, place]), DIGITS),
-            box=self._boxes[best] if self._boxes else None,
-            threshold=None if np.isnan(threshold) else threshold,
-            why=judge.why(place),
+            label=name,
+            score=rounded,
+            passed=passed,
+            whole=rounded if self._whole is None else round(self._whole[at][place], DIGITS),
+            box=self._boxes[self._at[at][place]] if self._boxes else None,
+            threshold=threshold,
+            why=why,
         )
