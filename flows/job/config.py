@@ -18,6 +18,8 @@ FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset")
 """The values of `--format`; jsonl is always written."""
 BESIDE = ("txt", "vtt", "srt")
 """Formats that make one file a medium, which `--beside` puts next to it."""
+INDEX = "penstock-index"
+"""Folder of an index where none is named."""
 PICTURES_A_BATCH = 32
 """Pictures that `embed` gives the encoder at once, where they fit."""
 PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
@@ -197,3 +199,11 @@ class EmbedConfig(CaptionConfig):
     """Hub id or folder of a model of the CLIP kind."""
     batch_size: int = PICTURES_A_BATCH
     """Pictures a batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexConfig(EmbedConfig):
+    """One run that fills an index. What it says of text has no effect."""
+
+    out: str = INDEX
+    """Folder of the index."""

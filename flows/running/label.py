@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from artifacts.errors import UsageError
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
+from flows.job.label_config import TOP
 from flows.job.labels import LabelSet
 from flows.job.launch import DirectLauncher
 from flows.pipelines import LABEL
 from flows.results.labels.judging import judge_of
 from flows.results.labels.rows import Labelling
 from flows.results.labels.writing import LabelsWritten, label_places, write_labels
-from flows.running.run import LauncherMaker, Watch, prepared
-
-TOP = 5
-"""Labels of a picture that are told where the user does not say."""
+from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,10 +36,11 @@ def label(
     asked: LabelAsked,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
 ) -> LabelsWritten:
-    """Give labels to everything the configuration names. Raises PenstockError; what is finished
-    stays done."""
-    watch = Watch(display)
+    """Give labels to everything the configuration names, with `on_begin` as `caption` has it.
+    Raises PenstockError; what is finished stays done."""
+    watch = Watch(display, on_begin)
     with prepared(config, watch, make_launcher, LABEL) as (job, launcher):
         outputs, doing = label_places(job), "labelling into"
         written: list[LabelsWritten] = []
@@ -58,7 +57,7 @@ def label(
             def write(last: bool) -> None:
                 if last:
                     written.append(write_labels(job, labelling))
-                    record.value["rows"] = written[-1].pictures
+                    record.value["rows"] = written[-1].labelled
                     record.fails(written[-1].failures)
 
             sequence.fill(write)

@@ -29,11 +29,12 @@ from artifacts.vectors import vectors_in
 from artifacts.words import counted
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job
 from flows.job.versions import versions
 from flows.results.outputs import failures_of
 from flows.results.vectors import Made, VectorsWritten, made_vectors, shown_boxes
-from flows.running.run import make_vectors
+from flows.running.run import LauncherMaker, OnBegin, make_vectors
 from flows.search.texts import PROBES, TextHalf
 
 RUN = "run"
@@ -57,6 +58,10 @@ class IndexWritten(VectorsWritten):
         told = {"index": str(self.folder), "added": self.added, "replaced": self.replaced}
         return {**super(IndexWritten, self).to_json(), **told, "vanished": list(self.vanished)}
 
+    def row(self) -> dict[str, Any]:
+        told = {"files": self.files, "rows": self.vectors, "new": self.added}
+        return {**told, "gone": len(self.vanished), "folder": str(self.folder)}
+
     def line(self) -> str:
         line = f"{counted(self.vectors, 'row')} in {self.folder}, {self.added:,} of them new"
         if self.replaced:
@@ -73,9 +78,11 @@ def fill_index(
     texts: TextHalf | None = None,
     *,
     look_for_vanished: bool = True,
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
 ) -> IndexWritten:
     """Append to an index what the configuration names, and begin the index where there is none.
-    Raises PenstockError; what is finished stays done."""
+    `on_begin` is as `caption` has it. Raises PenstockError; what is finished stays done."""
     if config.precision == "auto":
         raise UsageError(
             "--precision auto is given, and all vectors of an index are of one precision",
@@ -86,6 +93,8 @@ def fill_index(
         display,
         partial(_places, folder),
         partial(_append, folder, look_for_vanished),
+        make_launcher,
+        on_begin,
     )
     if has_manifest(folder):
         _measure(config, folder, display, texts)

@@ -6,24 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from artifacts.captions import Caption, Failure, write_jsonl
-from artifacts.files import write_json
+from artifacts.files import write_json, write_text
 from artifacts.labels import Labelled, schema, spans_of
 from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
+from flows.results.labels.counting import LabelCounts
 from flows.results.labels.rows import Judged, Labelling, judged
-from flows.results.outputs import failures_of
+from flows.results.outputs import failures_of, media_lines
 from flows.results.texts import OwnFiles, Texts, write_texts
 
-LINES, REPORT = "labels.jsonl", "label_report.json"
+LINES, REPORT, MEDIA = "labels.jsonl", "label_report.json", "media.jsonl"
 TABLES = ("csv", "parquet")
-BINS = 50
-"""Ranges in which the scores of a label are counted."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,6 +41,13 @@ class LabelsWritten:
     """Texts of labels that are longer than the model reads."""
     failures: list[Failure] = field(default_factory=list)
     texts: list[Texts] = field(default_factory=list)
+    counts: list[dict[str, Any]] = field(default_factory=list)
+    """For each label what it was given to, and how its scores lie, as the report has it."""
+
+    @property
+    def made(self) -> int:
+        """Return the number of pictures that were looked at."""
+        return self.pictures
 
     @property
     def exit_code(self) -> int:
@@ -63,6 +67,11 @@ class LabelsWritten:
             "failed": len(self.failures),
             "exit_code": self.exit_code,
         }
+
+    def row(self) -> dict[str, Any]:
+        """Return what was made, as a row of a table."""
+        told = {"files": self.files, "pictures": self.pictures, "labelled": self.labelled}
+        return {**told, "given": self.given, "folder": str(self.out)}
 
     def line(self) -> str:
         """Return the outcome in one line."""
@@ -97,11 +106,14 @@ def write_labels(job: Job, labelling: Labelling) -> LabelsWritten:
         cut=labelling.texts.cut,
         failures=failures_of(job),
     )
-    counts = _Counts(labelling)
+    counts = LabelCounts(labelling)
     write_jsonl(job.out / LINES, counts.through(judged(job, labelling)))
     found.pictures, found.labelled, found.given = counts.pictures, counts.labelled, counts.given
     write_jsonl(job.out / "failures.jsonl", found.failures)
-    write_json(job.out / REPORT, counts.report())
+    write_text(job.out / MEDIA, media_lines(job.files, [counts.lines[f] for f in job.files]))
+    report = counts.report()
+    write_json(job.out / REPORT, report)
+    found.counts = report["labels"]
     for form, path in ((form, job.out / f"labels.{form}") for form in TABLES):
         if form not in job.config.format:
             continue
@@ -113,60 +125,6 @@ def write_labels(job: Job, labelling: Labelling) -> LabelsWritten:
     if set(job.config.format) - set(TABLES):
         found.texts = write_texts(job, OwnFiles(job, "labels "), _texts_by(job, labelling))
     return found
-
-
-class _Counts:
-    """Counts of what each label was given to."""
-
-    def __init__(self, labelling: Labelling) -> None:
-        self._labelling = labelling
-        size = len(labelling.labels.labels)
-        self.pictures = self.labelled = 0
-        self._passed = np.zeros(size, np.int64)
-        self._edges = np.linspace(0, 1, BINS + 1) if labelling.texts.bias else None
-        self._scores: list[Any] = []
-
-    def through(self, found: Iterator[Judged]) -> Iterator[Labelled]:
-        """Yield the rows, and count them."""
-        for each in found:
-            self.pictures += len(each.rows)
-            self.labelled += int(each.passed.any(axis=1).sum())
-            self._passed += each.passed.sum(axis=0)
-            self._scores.append(each.scores.astype(np.float16))
-            yield from each.rows
-
-    @property
-    def given(self) -> int:
-        return int(self._passed.sum())
-
-    def report(self) -> dict[str, Any]:
-        """Return for each label how many there were, their scores, and the rule."""
-        judge = self._labelling.judge
-        size = len(judge.rules)
-        scores = np.concatenate(self._scores) if self._scores else np.zeros((0, size), np.float16)
-        return {
-            "pictures": self.pictures,
-            "labelled": self.labelled,
-            "labels_digest": self._labelling.labels.digest,
-            "scale": self._labelling.texts.scale,
-            "bias": self._labelling.texts.bias,
-            "labels": [
-                self._of(at, name, scores[:, at].astype(np.float32))
-                for at, name in enumerate(self._labelling.labels.names)
-            ],
-        }
-
-    def _of(self, at: int, name: str, scores: Any) -> dict[str, Any]:
-        judge = self._labelling.judge
-        threshold = judge.thresholds[at]
-        return {
-            "label": name,
-            "passed": int(self._passed[at]),
-            "median": round(float(np.median(scores)), 6) if len(scores) else None,
-            "deviation": round(float(scores.std()), 6) if len(scores) else None,
-            "threshold": None if np.isnan(threshold) else threshold,
-            "from": judge.rules[at],
-        }
 
 
 def _texts_by(job: Job, labelling: Labelling) -> Any:
