@@ -107,6 +107,7 @@ def prepare(
     digests = digests_in(store)
     model = open_model(
         config,
+        *pipelines,
         store=store,
         digests=digests,
         launcher=launcher,
