@@ -2,20 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import read_manifest
 from flows.cli.main import main
-from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.search import texts
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, write_pictures
@@ -74,17 +72,6 @@ def found(place: Path, said: Said, *more: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in said.readouterr().out.splitlines()]
 
 
-def read_texts(config: CaptionConfig, given: Sequence[str], display: Display) -> Any:
-    """The text half alone, in this process."""
-    from stages.models.halves.load import load_half
-    from stages.models.halves.vectors import text_vectors
-
-    processor = hf.AutoProcessor.from_pretrained(config.model)
-    said = [f"{text[:30]}<eos>" for text in given]  # the tiny tokenizer ends no text by itself
-    tokens = processor(text=said, padding=True, return_tensors="pt")
-    return text_vectors(load_half(Path(config.model), "language"), tokens).numpy()
-
-
 def test_a_picture_finds_itself_its_twin_and_is_embedded_by_the_same_stages(
     built: Path, said: Said
 ) -> None:
@@ -104,35 +91,54 @@ def test_conditions_moments_and_numbers_of_hits(built: Path, said: Said) -> None
     assert len(found(built, said, picture, "--top", "3")) == 3
 
 
-def test_texts_are_read_by_the_text_half_and_measured_when_an_index_is_built(
-    built: Path, clip: Path, place: Path, monkeypatch: pytest.MonkeyPatch, said: Said
+def test_texts_are_read_by_the_text_half_alone_and_searches_for_them_measured(
+    built: Path, clip: Path, place: Path, said: Said
 ) -> None:
-    assert search(built, "a dog") == 2
-    assert "cannot search for texts yet" in said.readouterr().err
+    assert {"pictures", "texts"} == set(read_manifest(place / "index").measured)
+    hits = found(place, said, "a dog<eos>", "--top", "50")
+    processor: Any = hf.AutoProcessor.from_pretrained(clip)
+    picture = Image.open(built / "media" / "p4.png")
+    inputs = processor(images=[picture], text=["a dog<eos>"], return_tensors="pt")
+    with torch.inference_mode():
+        whole = hf.CLIPModel.from_pretrained(clip).eval()(**inputs)
+    wanted = float(whole.text_embeds[0] @ whole.image_embeds[0])
+    near = {hit["media_path"]: hit["score"] for hit in hits}
+    assert near["p4.png"] == pytest.approx(wanted, abs=2e-3)
+    dogs = found(place, said, "a dog<eos>", "--not", "a much longer text<eos>", "--top", "50")
+    others = found(place, said, "a much longer text<eos>", "--not", "a dog<eos>", "--top", "50")
+    named = [(hit["path"], hit["at"]) for hit in (*dogs, *others)]
+    assert sorted(map(str, named)) == sorted(str((hit["path"], hit["at"])) for hit in hits)
+
+
+def test_an_index_is_built_where_no_text_half_is_and_measured_once_it_is(
+    built: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").symlink_to(built / "store")
 
     def no_texts(*_: Any) -> Any:
         raise EnvironmentFault("no text half is here")
 
-    monkeypatch.setattr(texts, "TEXT_HALF", no_texts)
-    assert build(place, clip, sources=built / "media") == 0
-    assert set(read_manifest(place / "index").measured) == {"pictures"}
-    monkeypatch.setattr(texts, "TEXT_HALF", read_texts)
-    assert build(place, clip, sources=built / "media") == 0
-    manifest = read_manifest(place / "index")
-    assert {"pictures", "texts"} == set(manifest.means) == set(manifest.measured)
-    hits = found(place, said, "a dog", "--top", "50")
-    vector = read_texts(CaptionConfig(sources=(), model=str(clip)), ["a dog"], Display())[0]
-    near = {hit["path"]: hit["score"] for hit in hits}
-    picture = Image.open(built / "media" / "p4.png")
-    whole: Any = hf.CLIPModel.from_pretrained(clip).eval()
-    inputs = hf.AutoProcessor.from_pretrained(clip)(images=[picture], return_tensors="pt")
-    other = whole.get_image_features(**inputs).pooler_output[0].detach().numpy()
-    cosine = vector @ other / np.linalg.norm(vector) / np.linalg.norm(other)
-    assert near[str(built / "media" / "p4.png")] == pytest.approx(cosine, abs=2e-3)
-    dogs = found(place, said, "a dog", "--not", "a much longer text", "--top", "50")
-    cats = found(place, said, "a much longer text", "--not", "a dog", "--top", "50")
-    named = [(hit["path"], hit["at"]) for hit in (*dogs, *cats)]
-    assert sorted(map(str, named)) == sorted(str((hit["path"], hit["at"])) for hit in hits)
+    with monkeypatch.context() as patch:
+        patch.setattr(texts, "TEXT_HALF", no_texts)
+        assert build(tmp_path, clip, sources=built / "media") == 0
+    assert set(read_manifest(tmp_path / "index").measured) == {"pictures"}
+    assert build(tmp_path, clip, sources=built / "media") == 0
+    assert set(read_manifest(tmp_path / "index").measured) == {"pictures", "texts"}
+
+
+def test_tiles_are_rows_and_a_picture_is_told_once_with_the_nearest_of_them(
+    built: Path, clip: Path, tmp_path: Path, said: Said
+) -> None:
+    (tmp_path / "store").symlink_to(built / "store")
+    (tmp_path / "media").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    whole = Image.fromarray(pixels)
+    whole.save(tmp_path / "media" / "whole.png")
+    whole.crop((0, 64, 64, 128)).save(tmp_path / "part.png")
+    assert build(tmp_path, clip, "--tiles", "2") == 0
+    assert len(paths(tmp_path / "index")) == 10
+    (hit,) = found(tmp_path, said, str(tmp_path / "part.png"))
+    assert hit["box"] == [0, 64, 64, 128] and hit["score"] == pytest.approx(1, abs=0.01)
 
 
 def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is_gone(
