@@ -33,6 +33,11 @@ def product_of(pipeline: Iterable[Stage]) -> str:
     return LABELS if stages == LABEL else stages[-1].writes
 
 
+def makes_vectors(pipeline: Pipeline) -> bool:
+    """Return whether a pipeline is for dual encoders, and not for models that caption."""
+    return any(stage.vectors for stage in pipeline)
+
+
 def parts_of(stages: Iterable[Stage]) -> list[Part]:
     """Return the parts of a checkpoint that these stages load."""
     return [stage.part for stage in stages if stage.part]

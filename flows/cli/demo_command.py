@@ -1,4 +1,5 @@
-"""Runs `penstock demo`: a dozen clips of the demo world beside the truth, with a score."""
+"""Runs `penstock demo`: a dozen clips of the demo world beside the truth, with captions, labels and
+a score."""
 
 import argparse
 import json
@@ -8,19 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import penstock_demo
+from artifacts.labels import Labelled, spans_of
 from flows.console.display import Display, duration, size
 from flows.job.config import DEMO_MODEL, CaptionConfig
+from flows.job.labels import label_set
+from flows.job.launch import DirectLauncher, Forking
 from flows.pipelines import STAGES
-from flows.running.run import caption
+from flows.running.label import LabelAsked, label
+from flows.running.run import LauncherMaker, caption
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import read_truths, score_captions
+from penstock_demo.words import COLOURS, SHAPES, parse
+from stages.process.forking import ForkServer
+from stages.process.stage_process import Listener
+
+LABELS = ",".join(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 
 def demo_command(given: argparse.Namespace) -> int:
     """Caption the shipped clips and fresh ones; returns the exit code of the run. Raises
     PenstockError."""
     seed = secrets.randbelow(1 << 31) if given.seed is None else given.seed
-    with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder, ForkServer() as forks:
+
+        def launcher(listen: Listener) -> Forking:
+            # One server for both runs, so that the libraries are imported once.
+            return Forking(DirectLauncher(listen), forks)
+
         fresh = Path(folder, "clips")
         if given.clips:
             print(f"drawing {given.clips} fresh clips, seed {seed}")
@@ -34,9 +49,9 @@ def demo_command(given: argparse.Namespace) -> int:
             precision=given.precision,
             batch_size=16,
         )
-        result = caption(config, Display())
+        result = caption(config, Display(), launcher)
         said = _captions(result.out)
-        _print_dozen(said.get(shipped, {}))
+        _print_dozen(said.get(shipped, {}), _labels(Path(folder), config.store, launcher))
         if given.clips:
             print(f"\n{given.clips} fresh clips, seed {seed}:")
             print(score_captions(truths, said.get(str(fresh), {})).table())
@@ -55,11 +70,42 @@ def _captions(out: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def _print_dozen(said: dict[str, str]) -> None:
-    for truth in read_truths(penstock_demo.CLIPS / "truth.jsonl"):
-        caption_text = said.get(truth.file, "")
+def _labels(folder: Path, store: str, make_launcher: LauncherMaker) -> dict[str, list[Labelled]]:
+    """Return file → the labels of its frames, of the shipped clips. Raises PenstockError."""
+    config = CaptionConfig(
+        sources=(str(penstock_demo.CLIPS),),
+        model=DEMO_MODEL,
+        out=str(folder / "labels"),
+        store=store,
+        batch_size=32,
+    )
+    asked = LabelAsked(labels=label_set(LABELS))
+    out = label(config, asked, Display(quiet=True), make_launcher).out
+    found: dict[str, list[Labelled]] = {}
+    for line in (out / "labels.jsonl").read_text(encoding="utf-8").splitlines():
+        row = Labelled(**json.loads(line))
+        found.setdefault(row.media_path, []).append(row)
+    return found
+
+
+def _print_dozen(said: dict[str, str], seen: dict[str, list[Labelled]]) -> None:
+    truths, right = read_truths(penstock_demo.CLIPS / "truth.jsonl"), 0
+    for truth in truths:
+        caption_text, rows = said.get(truth.file, ""), seen.get(truth.file, [])
         mark = "exact" if caption_text == truth.caption else "     "
         print(f"\n{truth.file}  {mark}\n  truth    {truth.caption}\n  caption  {caption_text}")
+        print(f"  labels   {_spans(rows)}")
+        sentence = parse(truth.caption)
+        things = {f"{t.colour} {t.shape}" for t in sentence.things} if sentence else set()
+        right += {name for row in rows for name in row.given} == things
+    print(f"\nlabels: just what is in the clip for {right} of {len(truths)} clips")
+
+
+def _spans(rows: list[Labelled]) -> str:
+    """Return the labels of each stretch of a clip, whose frames are a second apart."""
+    end = rows[-1].time or 0.0 if rows else 0.0
+    spans = [f"{s.start:g}-{s.end:g} s {', '.join(s.labels)}" for s in spans_of(rows, end + 1)]
+    return " · ".join(spans) or "none"
 
 
 def _print_stages(record: dict[str, Any]) -> None:

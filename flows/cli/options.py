@@ -124,7 +124,7 @@ def add_embed_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCES", help="files, folders, globs, or lists (@list.txt)")
     add = parser.add_argument_group("model and store").add_argument
-    add("--model", required=True, metavar="M", help="hub id or folder of a model of the CLIP kind")
+    add("--model", required=True, metavar="M", help="CLIP kind: hub id, folder, or `demo`")
     add("--revision", metavar="R", help="branch, tag or commit of a hub id")
     add("--out", default="penstock-out", metavar="DIR", help="for vectors [%(default)s]")
     add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")

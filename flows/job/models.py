@@ -12,7 +12,7 @@ from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.describing import own_code, read_profile, readable, small_files
 from flows.job.launch import Launcher
 from flows.job.precision import BYTES, PartSettings, settle
-from flows.pipelines import Pipeline
+from flows.pipelines import Pipeline, makes_vectors
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
 from stages.models.hub.transfer import Announce
@@ -170,20 +170,24 @@ def digests_in(store: Store) -> ContentDigests:
     return ContentDigests(store.local / "digests.jsonl")
 
 
-def find_checkpoint(config: CaptionConfig, announce: Announce | None = None) -> Checkpoint:
-    """Return the files of the checkpoint that a run asks for. `announce` is told of what is
-    downloaded for that, which is no weights. Raises UsageError or EnvironmentFault."""
+def find_checkpoint(
+    config: CaptionConfig, announce: Announce | None = None, *pipelines: Pipeline
+) -> Checkpoint:
+    """Return the files of the checkpoint that a run asks for; of the demo's two, that which the
+    first of `pipelines` is for (none: it captions). `announce` is told of what is downloaded for
+    that, which is no weights. Raises UsageError or EnvironmentFault."""
     if config.model == DEMO_MODEL:
-        from penstock_demo import CHECKPOINT
+        from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 
         refuse_revision("the demo model", config.revision)
-        return Checkpoint(name=DEMO_MODEL, folder=CHECKPOINT)
+        dual = bool(pipelines) and makes_vectors(pipelines[0])
+        return Checkpoint(name=DEMO_MODEL, folder=DUAL_CHECKPOINT if dual else CHECKPOINT)
     return find_model(config.model, config.revision, announce)
 
 
 def open_model(
     config: CaptionConfig,
-    *,
+    *pipelines: Pipeline,
     store: Store,
     digests: ContentDigests,
     launcher: Launcher,
@@ -191,11 +195,11 @@ def open_model(
     announce: Announce | None = None,
     read_weights: bool = True,
 ) -> Model:
-    """Return the checkpoint that a run asks for; its weights need not be here. Its profile comes
-    from the store or from a describing process. Without `read_weights`, those that were never read
-    are not read for their digest either: its keys are then of nothing that is stored. Raises
-    Undescribed."""
-    checkpoint = find_checkpoint(config, announce)
+    """Return the checkpoint that a run asks for, with `pipelines` as in `find_checkpoint`; its
+    weights need not be here. Its profile comes from the store or from a describing process. Without
+    `read_weights`, those that were never read are not read for their digest either: its keys are
+    then of nothing that is stored. Raises Undescribed."""
+    checkpoint = find_checkpoint(config, announce, *pipelines)
     folder = checkpoint.folder
     with readable(config.model):
         small = {p.name: digests.of(p) for p in small_files(checkpoint)}

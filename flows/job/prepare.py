@@ -141,6 +141,7 @@ def _model_for(
     digests = digests_in(store)
     model = open_model(
         config,
+        *pipelines,
         store=store,
         digests=digests,
         launcher=launcher,

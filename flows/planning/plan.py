@@ -96,6 +96,7 @@ def plan_of(
         store.check_writable()
         model = open_model(
             config,
+            *pipelines,
             store=store,
             digests=digests_in(store),
             launcher=launcher,
@@ -133,7 +134,7 @@ def _by_dimensions(
 ) -> Plan:
     """Return the plan of a model that cannot be run, from its dimensions. Where they do not tell
     enough either, raises the error that says why it cannot."""
-    checkpoint = find_checkpoint(config, announce)
+    checkpoint = find_checkpoint(config, announce, *pipelines)
     try:
         architecture = read_architecture(checkpoint)
         models = [

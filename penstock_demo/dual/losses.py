@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from penstock_demo.batches import IGNORE
 from penstock_demo.dual.phrases import GROUPS, IGNORED
-from penstock_demo.words import COLOURS, SHAPES
+from penstock_demo.words import COLOURS, NEVER_TRAINED, SHAPES
 
 DENSE_WEIGHTS: Final = (1.0, 2.0)
 """Weights of colour and shape of patches: shape is the hardest."""
@@ -20,6 +20,12 @@ SIGMOID_WEIGHT: Final = 0.2
 EMPTY_WEIGHT: Final = 0.2
 """Weight of the patches that show nothing. Counted like the others they are most, and shape stays
 at chance for 500 steps."""
+NEVER: Final = torch.zeros(1 + len(COLOURS), 1 + len(SHAPES), dtype=torch.bool)
+"""Whether a class of colour never stands with a class of shape; class 0 is nothing."""
+for _colour, _shape in NEVER_TRAINED:
+    NEVER[1 + COLOURS.index(_colour), 1 + SHAPES.index(_shape)] = True
+CLOSED: Final = -1e4
+"""Logit of what is not to be chosen."""
 
 
 def comparison_loss(logits: Tensor, truths: Tensor) -> Tensor:
@@ -35,7 +41,7 @@ def comparison_loss(logits: Tensor, truths: Tensor) -> Tensor:
         told = right.sum(1) > 0
         if told.any():
             shares = right[told] / right[told].sum(1, keepdim=True)
-            open_to = logits[:, group].masked_fill(~known[:, group], -1e4)[told]
+            open_to = logits[:, group].masked_fill(~known[:, group], CLOSED)[told]
             total = total - weight * (shares * open_to.log_softmax(1)).sum(1).mean()
     return total
 
@@ -57,18 +63,20 @@ class PictureHeads(nn.Module):
         that of the shape in patches that show one."""
         total = vectors.new_zeros((), dtype=torch.float32)
         shown = 0.0
-        for head, wanted, weight in zip(
-            self.patches, classes.flatten(2), DENSE_WEIGHTS, strict=True
+        colours, shapes = (each.clamp(min=0) for each in classes.flatten(2))
+        # What never stands with a colour is not denied of it either, nor of a shape.
+        closed = NEVER.T[shapes], NEVER[colours]
+        for head, wanted, never, weight in zip(
+            self.patches, classes.flatten(2), closed, DENSE_WEIGHTS, strict=True
         ):
-            each = functional.cross_entropy(
-                head(states).float().transpose(1, 2), wanted, ignore_index=IGNORE, reduction="none"
-            )
+            read = head(states).float().masked_fill(never, CLOSED).transpose(1, 2)
+            each = functional.cross_entropy(read, wanted, ignore_index=IGNORE, reduction="none")
             shown_loss = each[wanted > 0].mean()
             total = total + weight * (shown_loss + EMPTY_WEIGHT * each[wanted == 0].mean())
             shown = shown_loss.item()
         present = torch.cat([truths[:, GROUPS[1]], truths[:, GROUPS[2]]], 1)
-        read = functional.binary_cross_entropy_with_logits(
+        told = functional.binary_cross_entropy_with_logits(
             self.whole(vectors).float(), present.clamp(min=0), reduction="none"
         )
         # The two readings of a picture count together as much as one mean over each.
-        return total + 2 * (read * (present != IGNORED)).mean(), shown
+        return total + 2 * (told * (present != IGNORED)).mean(), shown

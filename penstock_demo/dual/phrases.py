@@ -4,15 +4,15 @@ It does not know pixels, tokens or models. Texts of pairs that are never trained
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from penstock_demo.dual.scenes import TRAINED, Placed, Scene
-from penstock_demo.words import BACKGROUNDS, COLOURS, SHAPES
+from penstock_demo.dual.scenes import TRAINED, Scene
+from penstock_demo.words import BACKGROUNDS, COLOURS, NEVER_TRAINED, SHAPES
 
 TEMPLATES: Final = (
     "a photo of {}",
@@ -32,7 +32,7 @@ NOISE: Final = 4
 """Texts of no meaning in each step: true of no picture."""
 LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 IGNORED: Final = -1.0
-"""Truth of a text that nobody can tell."""
+"""Truth of a text that does not count."""
 GROUPS: Final = tuple(
     slice(end - length, end)
     for length, end in zip(
@@ -52,36 +52,32 @@ class Phrases:
     """Pairs, colours, shapes, grounds, a text that says nothing is there, and noise."""
 
     def truths(self, scenes: Sequence[Scene]) -> npt.NDArray[np.float32]:
-        """Return 1 where a text is true of a picture, (picture, text), and `IGNORED` where nobody
-        can tell."""
+        """Return 1 where a text is true of a picture, (picture, text), and `IGNORED` where it
+        does not count."""
         return np.array([self._truths(scene) for scene in scenes], np.float32)
 
     def _truths(self, scene: Scene) -> list[float]:
         whole = [thing for thing in scene.things if not thing.is_cut]
         cut = [thing for thing in scene.things if thing.is_cut]
+        # No red star is ever shown, so "star" is not held against a picture with something red: red
+        # would come to mean "no star". Nor does a blue star beside it count: red would come to
+        # mean "star".
+        shapes = {s for t in scene.things for c, s in NEVER_TRAINED if c == t.colour}
+        colours = {c for t in scene.things for c, s in NEVER_TRAINED if s == t.shape}
 
-        def seen(fits: Sequence[bool], hinted: Sequence[bool]) -> float:
-            return 1.0 if any(fits) else IGNORED if any(hinted) else 0.0
+        def truth(name: object, kind: str, closed: Collection[object] = ()) -> float:
+            if name in closed:
+                return IGNORED
+            if any(getattr(thing, kind) == name for thing in whole):
+                return 1.0
+            return IGNORED if any(getattr(thing, kind) == name for thing in cut) else 0.0
 
-        def of(name: str, kind: str) -> float:
-            return seen(
-                [getattr(thing, kind) == name for thing in whole],
-                [getattr(thing, kind) == name for thing in cut],
-            )
-
-        found = [
-            seen([t.pair == pair for t in whole], [_may_be(t, pair) for t in cut])
-            for pair in TRAINED
-        ]
-        found += [of(colour, "colour") for colour in COLOURS]
-        found += [of(shape, "shape") for shape in SHAPES]
+        found = [truth(pair, "pair") for pair in TRAINED]
+        found += [truth(colour, "colour", colours) for colour in COLOURS]
+        found += [truth(shape, "shape", shapes) for shape in SHAPES]
         found += [float(scene.ground == kind) for kind in BACKGROUNDS]
         found.append(IGNORED if cut and not whole else float(not scene.things))
         return found + [0.0] * (len(self.texts) - len(found))
-
-
-def _may_be(thing: Placed, pair: tuple[str, str]) -> bool:
-    return thing.pair == pair
 
 
 def _noise(rng: random.Random) -> str:

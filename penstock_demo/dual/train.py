@@ -47,7 +47,7 @@ STEEPEST: Final = 40.0
 class DualRecipe:
     """The settings by which the dual encoder is trained."""
 
-    steps: int = 2600
+    steps: int = 3000
     seed: int = 3
     """Seed of weights and data."""
     batch: int = 48
