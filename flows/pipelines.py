@@ -16,8 +16,6 @@ EMBED: Pipeline = (frames.STAGE, embed.STAGE)
 """Vectors of pictures, and of the frames of videos."""
 LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
 """Vectors of pictures, and of the labels that they are compared with."""
-LABELS = "labels"
-"""What comes of comparing them, which no stage does."""
 PIPELINES = (CAPTION, REBUILD, EMBED, LABEL)
 KEPT = (REBUILD, EMBED)
 """What is made of files to be used later, of each sort of model."""
@@ -25,6 +23,8 @@ PURPOSES: Mapping[str, Pipeline] = {"caption": CAPTION, "embed": EMBED, "label":
 """What a plan may be for."""
 STAGES: Mapping[str, Stage] = {stage.name: stage for line in PIPELINES for stage in line}
 """Every stage by its name."""
+LABELS = "labels"
+"""What comes of comparing vectors, which no stage does."""
 
 
 def product_of(pipeline: Iterable[Stage]) -> str:

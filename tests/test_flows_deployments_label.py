@@ -79,7 +79,7 @@ def server() -> Iterator[None]:
         yield
 
 
-def run_flow(flow: "Flow[..., Any]", config: Any) -> tuple[Any, dict[str, Any]]:
+def run_flow(flow: Any, config: Any) -> tuple[Any, dict[str, Any]]:
     """The state that a flow run ends in, and what its artifacts hold."""
     state = flow(config, return_state=True)
     with get_client(sync_client=True) as client:
@@ -123,12 +123,12 @@ def test_flows_give_the_labels_of_the_command_and_index_the_same_vectors(
     assert (row["files"], row["pictures"]) == (6, 6)
     assert str(flow / "out" / "labels.jsonl") in artifacts["penstock-run"]
 
-    config = IndexConfig(**place, out=str(flow / "index"))  # type: ignore[arg-type]
-    state, artifacts = run_flow(index_folder, config)
+    indexing = IndexConfig(**place, out=str(flow / "index"))  # type: ignore[arg-type]
+    state, artifacts = run_flow(index_folder, indexing)
     assert state.is_completed() and "6 of them new" in state.message
     assert read_manifest(flow / "index").live_rows == len(SIZES)
     (row,) = json.loads(artifacts["penstock-index"])
     assert (row["rows"], row["new"], row["folder"]) == (6, 6, str(flow / "index"))
     assert "penstock-embed" not in artifacts  # what was labelled is embedded
-    state, artifacts = run_flow(index_folder, config)
+    state, artifacts = run_flow(index_folder, indexing)
     assert state.is_completed() and "0 of them new" in state.message
