@@ -90,6 +90,7 @@ def test_tiles_tell_where_a_label_was_seen(clip: Path, tmp_path: Path) -> None:
     Image.fromarray(draw.integers(0, 255, (300, 420, 3), np.uint8)).save(folder / "large.png")
     Image.fromarray(draw.integers(0, 255, (40, 50, 3), np.uint8)).save(folder / "small.png")
     assert label(folder, clip, tmp_path, "--tiles", "auto", labels="a,b,c,d,e") == 0
+    assert items(tmp_path) == {"frames": 2, "embed": 2, "embed_texts": 1}  # one decoding each
     large, small = lines(tmp_path)
     assert all(one["box"] is None for one in small["labels"])
     assert small["tiles"] == large["tiles"] == "auto"
