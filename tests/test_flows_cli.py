@@ -34,7 +34,8 @@ COMMANDS = {
         "--retry-failed", "--keep-frames", "--dry-run", "--quiet", "--json", "--tiles",
     },
     "label": {
-        "SOURCES", "--labels", "--templates", "--threshold", "--top", "--model", "--revision",
+        "SOURCES", "--labels", "--templates", "--threshold", "--top", "--examples", "--model",
+        "--revision",
         "--out", "--store", "--trust-remote-code", "--fps", "--tiles", "--memory", "--precision",
         "--batch-size", "--recursive", "--extensions", "--limit", "--retry-failed",
         "--keep-frames", "--dry-run", "--quiet", "--json", "--format", "--beside", "--overwrite",

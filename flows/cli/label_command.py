@@ -17,12 +17,15 @@ from flows.pipelines import LABEL
 
 def label_command(given: argparse.Namespace) -> int:
     """Run the command, and return the exit code of the contract. Raises PenstockError."""
+    from flows.results.labels.examples import examples_of
     from flows.running.label import LabelAsked, label
 
     config = config_of(given)
     check_label_formats(config.format)
+    labels = label_set(given.labels, given.templates)
     asked = LabelAsked(
-        labels=label_set(given.labels, given.templates),
+        labels=labels,
+        examples=examples_of(given.examples, labels.names),
         threshold=threshold_of(given.threshold),
         top=given.top,
     )

@@ -14,6 +14,7 @@ from flows.job.config import EmbedConfig
 from flows.job.label_config import LABEL_FORMATS, LabelConfig
 from flows.job.labels import label_set
 from flows.pipelines import LABEL, product_of
+from flows.results.labels.examples import examples_of
 from flows.results.labels.writing import LabelsWritten
 from flows.running.label import LabelAsked, label
 from flows.running.run import LauncherMaker, OnBegin
@@ -47,8 +48,10 @@ def label_and_count(
     config: LabelConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
 ) -> LabelsWritten:
     """Run it, and show a table of what each label was given to."""
+    labels = label_set(config.labels, config.templates)
     asked = LabelAsked(
-        labels=label_set(config.labels, config.templates),
+        labels=labels,
+        examples=examples_of(config.examples, labels.names),
         threshold=config.threshold,
         top=config.top,
     )

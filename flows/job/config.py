@@ -15,6 +15,8 @@ DEMO_MODEL = "demo"
 VIDEO_PROMPT = "Describe this video in detail."
 IMAGE_PROMPT = "Describe this image in detail."
 FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset")
+COCO = "coco"
+"""A format of labels alone."""
 """The values of `--format`; jsonl is always written."""
 BESIDE = ("txt", "vtt", "srt")
 """Formats that make one file a medium, which `--beside` puts next to it."""
@@ -143,7 +145,7 @@ class CaptionConfig:
                 f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(CHOICES)}"
             )
         check_tiles(self.tiles)
-        unknown = sorted(set(self.format) - set(FORMATS))
+        unknown = sorted(set(self.format) - {*FORMATS, COCO})
         if unknown:
             raise UsageError(
                 f"--format {','.join(unknown)} is not known",

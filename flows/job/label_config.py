@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from artifacts.errors import UsageError
-from flows.job.config import EmbedConfig
+from flows.job.config import COCO, EmbedConfig
 
-LABEL_FORMATS = ("jsonl", "csv", "parquet", "txt", "vtt", "srt")
+LABEL_FORMATS = ("jsonl", "csv", "parquet", COCO, "txt", "vtt", "srt")
 """The values of `--format` of labels; jsonl is always written."""
 TOP = 5
 """Labels of a picture that are told where the user does not say."""
@@ -32,6 +32,8 @@ class LabelConfig(EmbedConfig):
     """File of texts with {} for a label, a line each; empty: `a photo of {}`."""
     threshold: float | None = None
     """Least score of a label that has none of its own; None: by the rule of the model."""
+    examples: str = ""
+    """File of labels that people gave some of the pictures, by which thresholds are learned."""
     top: int = TOP
     """Labels told of each picture."""
 

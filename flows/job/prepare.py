@@ -17,7 +17,7 @@ from artifacts.stamps import FileChanged
 from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
 from flows.job.budget import Budget, budget_for
-from flows.job.config import CaptionConfig
+from flows.job.config import COCO, CaptionConfig
 from flows.job.device_probe import check_device
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
@@ -25,7 +25,7 @@ from flows.job.models import Model, digests_in, open_model, pipeline_for
 from flows.job.namespaces import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
-from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of
+from flows.pipelines import CAPTION, LABEL, PURPOSES, Pipeline, parts_of
 from stages.frames.medium import CHANGED, CHANGED_HINT
 from stages.models.hub.transfer import Announce
 from stages.process.cgroup import cores
@@ -95,6 +95,8 @@ def prepare(
     other. `announce` is told of what takes long; `read_weights` is as with `open_model`. Raises
     PenstockError."""
     pipelines = pipelines or (CAPTION,)
+    if COCO in config.format and LABEL not in pipelines:
+        raise UsageError("--format coco is of labels", hint="Run `penstock label`, or leave it out")
     config.check_sources()
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)

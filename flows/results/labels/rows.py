@@ -1,7 +1,7 @@
 """Makes the lines of labels of what is in the store; runs no model."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -14,10 +14,10 @@ from artifacts.vectors import vectors_in
 from flows.job.labels import LabelSet
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
-from flows.job.tasks import Task
+from flows.job.tasks import Medium, Task
 from flows.results.labels.judging import Judge, Passed, Scores, cosines_of
 from flows.results.labels.pooling import Pooled, pooled, whole_of
-from flows.results.vectors import shown_boxes
+from flows.results.vectors import made_vectors, shown_boxes
 
 TASKS_A_BLOCK = 256
 """Chunks whose scores are in memory at once."""
@@ -61,18 +61,16 @@ class Judged:
     passed: Passed
 
 
-def made_of(job: Job) -> Iterator[Made]:
-    """Yield the chunks whose vectors are there, in source order."""
+def judged_medium(job: Job, labelling: Labelling, file: MediaFile, medium: Medium) -> list[Judged]:
+    """Return the labels of the chunks of one file that are there."""
     kept = job.ledger["embeddings"]
-    for file, medium in zip(job.files, job.contents, strict=True):
-        for task in job.ledger.tasks([medium]):
-            if task["embeddings"] in kept:
-                yield file, task
+    tasks = (task for task in job.ledger.tasks([medium]) if task["embeddings"] in kept)
+    return list(judged(job, labelling, ((file, task) for task in tasks)))
 
 
-def judged(job: Job, labelling: Labelling) -> Iterator[Judged]:
-    """Yield the labels of every chunk whose vectors are there, in source order."""
-    kept, left = job.ledger["embeddings"], made_of(job)
+def judged(job: Job, labelling: Labelling, made: Iterable[Made] | None = None) -> Iterator[Judged]:
+    """Yield the labels of these chunks (None: of every one whose vectors are there), in order."""
+    kept, left = job.ledger["embeddings"], iter(made_vectors(job) if made is None else made)
     while block := list(islice(left, TASKS_A_BLOCK)):
         found = [vectors_in(kept.read(task["embeddings"])) for _, task in block]
         cosines = cosines_of(np.concatenate(found), labelling.texts)
@@ -86,8 +84,8 @@ def judged(job: Job, labelling: Labelling) -> Iterator[Judged]:
         ends = np.cumsum([len(part.best) for part in parts])[:-1]
         split = zip(np.split(scores, ends), np.split(passed, ends), strict=True)
         for (file, task), part, (some, given) in zip(block, parts, split, strict=True):
-            made = _Making(job, labelling, file, task, part)
-            rows = [made.row(at, some[at], given[at]) for at in range(len(some))]
+            lines = _Making(job, labelling, file, task, part)
+            rows = [lines.row(at, some[at], given[at]) for at in range(len(some))]
             yield Judged(file=file, task=task, rows=rows, scores=some, passed=given)
 
 
