@@ -49,7 +49,6 @@ PILLOW = (
     "DDS",
     "PSD",
     "QOI",
-    "HEIF",
 )
 """Pictures that Pillow reads by itself; for EPS, say, it would start another program. The first
 five need no plug-in."""
@@ -70,11 +69,12 @@ PLAYLISTS = {
 def picture_formats(path: Path) -> tuple[str, ...]:
     """Return the formats that a picture may be in; the plug-in for those of iPhones is loaded for
     what looks like one. Raises OSError."""
-    if is_heic(path):
-        from pillow_heif import register_heif_opener
+    if not is_heic(path):
+        return PILLOW
+    from pillow_heif import register_heif_opener
 
-        register_heif_opener(thumbnails=False)
-    return PILLOW
+    register_heif_opener(thumbnails=False)
+    return ("HEIF",)
 
 
 def is_heic(path: Path) -> bool:
