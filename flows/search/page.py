@@ -93,9 +93,9 @@ def thumbnail(path: Path, time: float | None) -> bytes | None:
 def _picture(path: Path) -> Any:
     from PIL import Image
 
-    from stages.frames.formats import PILLOW
+    from stages.frames.formats import picture_formats
 
-    image = Image.open(path, formats=PILLOW)
+    image = Image.open(path, formats=picture_formats(Path(path)))
     image.draft("RGB", (2 * SIDE, 2 * SIDE))
     return image
 
