@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from artifacts.files import write_text
 
+ENCODER = json.JSONEncoder(ensure_ascii=False)
 Ended = Literal["stop", "length"]
 """How a caption ended: by itself; or cut, when it had as many tokens as it may have."""
 
@@ -64,7 +65,7 @@ def ended_of(stored: Mapping[str, Any], limit: int) -> Ended:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON object a line, in order; the file appears whole. Raises EnvironmentFault."""
-    write_text(path, (json.dumps(values_of(row), ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, (ENCODER.encode(values_of(row)) + "\n" for row in rows))
 
 
 def values_of(row: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 
 KINDS: dict[str, Callable[[int], bool]] = {
@@ -61,11 +62,11 @@ def refuse_odd(mode: int, path: str | os.PathLike[str]) -> None:
         raise NotAFile(errno.EINVAL, f"it is {kind}, not a file", os.fspath(path))
 
 
-def read_text(path: Path, limit: int, encoding: str = "utf-8") -> str:
-    """Return the text in a file of at most `limit` bytes. Raises OSError, also for what is no
-    UTF-8."""
+def read_text(path: Path, limit: int, encoding: str = "utf-8", lines: int | None = None) -> str:
+    """Return the text in a file of at most `limit` bytes, or its first lines if these have no more.
+    Raises OSError, also for what is no UTF-8."""
     with open_regular(path) as file:
-        content = file.read(limit + 1)
+        content = file.read(limit + 1) if lines is None else b"".join(islice(file, lines))
     if len(content) > limit:
         words = f"it is larger than the {limit >> 20} MiB that it may have"
         raise OSError(errno.EFBIG, words, os.fspath(path))

@@ -162,12 +162,14 @@ def read_json(path: Path, shape: Shape, hint: str, prepared: Callable[[Any], Any
         raise _unreadable(path, error, hint) from error
 
 
-def read_jsonl(path: Path, shape: dict[str, Shape], hint: str) -> list[dict[str, Any]]:
-    """Return the objects of a file that holds one a line, with the fields of this shape. None are
-    returned when it is not there. Raises EnvironmentFault."""
+def read_jsonl(
+    path: Path, shape: dict[str, Shape], hint: str, most: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the objects of a file that holds one a line, with the fields of this shape; of its
+    first `most` lines. None are returned when it is not there. Raises EnvironmentFault."""
     try:
         # Not splitlines, which also cuts where a caption has an odd line separator.
-        lines = read_text(path, BYTES).split("\n")
+        lines = read_text(path, BYTES, lines=most).split("\n")
     except FileNotFoundError:
         return []
     except OSError as error:

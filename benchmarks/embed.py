@@ -98,7 +98,8 @@ def build(folder: Path, size: Size, layers: int) -> None:
         shape = [sizes.get(length, length) for length in tensor.shape]
         if name.endswith("norm.weight") or "layer_norm" in name:
             return torch.ones(shape, dtype=torch.bfloat16)
-        return (torch.randn(shape, generator=draw) * (shape[-1] ** -0.5)).bfloat16()
+        made = torch.randn(shape, generator=draw) * float(shape[-1] ** -0.5)
+        return made.bfloat16()
 
     def write(file: str, tensors: dict[str, torch.Tensor]) -> None:
         save_file(tensors, folder / file, metadata={"format": "pt"})
@@ -140,11 +141,11 @@ def write_pictures(folder: Path, count: int) -> None:
         Image.fromarray(pixels).save(folder / f"{number:03}.png")
 
 
-def run(folder: Path, name: str, more: Sequence[str]) -> Row:
+def run(folder: Path, name: str, more: Sequence[str], batch: int = BATCH) -> Row:
     """Run one way, in a store of its own. Raises RuntimeError with its errors where it fails."""
     out = folder / f"out-{name}"
     words = [str(folder / "pictures"), "--model", str(folder / "model"), "--out", str(out)]
-    words += ["--store", str(folder / f"store-{name}"), "--batch-size", str(BATCH), "--quiet"]
+    words += ["--store", str(folder / f"store-{name}"), "--batch-size", str(batch), "--quiet"]
     ended = subprocess.run([*PENSTOCK, "embed", *words, *more], capture_output=True, text=True)
     if ended.returncode:
         raise RuntimeError(f"penstock embed ended with {ended.returncode}: {ended.stderr}")

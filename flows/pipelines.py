@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from artifacts.schema import Part
-from stages import decode, embed, encode, frames, texts
+from stages import decode, embed, embed_texts, encode, frames
 from stages.process.stage import Stage
 
 Pipeline = tuple[Stage, ...]
@@ -14,7 +14,7 @@ REBUILD: Pipeline = CAPTION[:2]
 """Features of files, kept for later."""
 EMBED: Pipeline = (frames.STAGE, embed.STAGE)
 """Vectors of pictures, and of the frames of videos."""
-LABEL: Pipeline = (*EMBED, texts.STAGE)
+LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
 """Vectors of pictures, and of the labels that they are compared with."""
 PIPELINES = (CAPTION, REBUILD, EMBED, LABEL)
 KEPT = (REBUILD, EMBED)
@@ -23,6 +23,14 @@ PURPOSES: Mapping[str, Pipeline] = {"caption": CAPTION, "embed": EMBED, "label":
 """What a plan may be for."""
 STAGES: Mapping[str, Stage] = {stage.name: stage for line in PIPELINES for stage in line}
 """Every stage by its name."""
+LABELS = "labels"
+"""What comes of comparing vectors, which no stage does."""
+
+
+def product_of(pipeline: Iterable[Stage]) -> str:
+    """Return what is made of files by these stages in the end."""
+    stages = tuple(pipeline)
+    return LABELS if stages == LABEL else stages[-1].writes
 
 
 def makes_vectors(pipeline: Pipeline) -> bool:

@@ -145,6 +145,19 @@ def test_copies_are_one_hit_and_equal_scores_stand_as_they_were_added(tmp_path: 
     ]  # fmt: skip
 
 
+def test_a_picture_is_one_hit_by_its_nearest_part(tmp_path: Path) -> None:
+    parts = [(0.0, 0.0, 9.0, 9.0), (9.0, 0.0, 18.0, 9.0)]
+    given = [row(n, box=box, level=2) for n in range(3) for box in parts]
+    vectors = drawn(6)
+    with writing(tmp_path, MAKER) as writer:
+        writer.add([(given, vectors)])
+    asked, query = searcher(tmp_path), Query(vector=vectors[3])
+    found = asked.find(query, 5)
+    assert found.positions[0] == 3 and len(found.positions) == 3
+    assert sorted(position // 2 for position in found.positions) == [0, 1, 2]
+    assert len(asked.find(query, 5, parts=True).positions) == 5
+
+
 def test_what_is_nearer_to_something_else_is_left_out(tmp_path: Path) -> None:
     cat, dog = np.eye(WIDTH, dtype=np.float32)[:2]
     vectors = np.stack([cat, cat + 0.5 * dog, cat + 2 * dog, dog])

@@ -31,7 +31,14 @@ COMMANDS = {
     "embed": {
         "SOURCES", "--model", "--revision", "--out", "--store", "--trust-remote-code", "--fps",
         "--memory", "--precision", "--batch-size", "--recursive", "--extensions", "--limit",
-        "--retry-failed", "--keep-frames", "--dry-run", "--quiet", "--json",
+        "--retry-failed", "--keep-frames", "--dry-run", "--quiet", "--json", "--tiles",
+    },
+    "label": {
+        "SOURCES", "--labels", "--templates", "--threshold", "--top", "--examples", "--model",
+        "--revision",
+        "--out", "--store", "--trust-remote-code", "--fps", "--tiles", "--memory", "--precision",
+        "--batch-size", "--recursive", "--extensions", "--limit", "--retry-failed",
+        "--keep-frames", "--dry-run", "--quiet", "--json", "--format", "--beside", "--overwrite",
     },
     "index": {"ACTION"},
     "search": {
@@ -100,7 +107,8 @@ INDEX = {
 
 def test_every_configuration_field_has_an_option() -> None:
     given = parser().parse_args(["caption", "a.mp4"])
-    assert set(CaptionConfig.__slots__) <= set(vars(given))
+    of_vectors = parser().parse_args(["embed", "a.mp4", "--model", "m"])
+    assert set(CaptionConfig.__slots__) <= {*vars(given), *vars(of_vectors)}
     assert config_of(given) == CaptionConfig(sources=("a.mp4",))
 
 

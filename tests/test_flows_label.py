@@ -48,7 +48,7 @@ def test_labels_are_those_of_the_whole_model_and_another_set_opens_no_picture(
     pictures: Path, clip: Path, tmp_path: Path
 ) -> None:
     assert label(pictures, clip, tmp_path, "--format", "csv,parquet,txt") == 0
-    assert items(tmp_path) == {"frames": 7, "embed": 7, "texts": 1}
+    assert items(tmp_path) == {"frames": 7, "embed": 7, "embed_texts": 1}
     found = lines(tmp_path)
     assert [row["time"] for row in found] == [None] * 6 + [0.0, 1.0, 2.0]
     stills = [row for row in found if row["time"] is None]
@@ -75,10 +75,10 @@ def test_labels_are_those_of_the_whole_model_and_another_set_opens_no_picture(
     assert text.strip().split(", ")[0] == stills[0]["top"]
 
     assert label(pictures, clip, tmp_path, labels="dog,house") == 0
-    assert items(tmp_path) == {"frames": 0, "embed": 0, "texts": 1}
+    assert items(tmp_path) == {"frames": 0, "embed": 0, "embed_texts": 1}
     assert {row["top"] for row in lines(tmp_path)} <= {"dog", "house"}
     assert label(pictures, clip, tmp_path) == 0  # and the first is remembered
-    assert items(tmp_path) == {"frames": 0, "embed": 0, "texts": 0}
+    assert items(tmp_path) == {"frames": 0, "embed": 0, "embed_texts": 0}
     assert lines(tmp_path) == found
 
 
@@ -90,6 +90,7 @@ def test_tiles_tell_where_a_label_was_seen(clip: Path, tmp_path: Path) -> None:
     Image.fromarray(draw.integers(0, 255, (300, 420, 3), np.uint8)).save(folder / "large.png")
     Image.fromarray(draw.integers(0, 255, (40, 50, 3), np.uint8)).save(folder / "small.png")
     assert label(folder, clip, tmp_path, "--tiles", "auto", labels="a,b,c,d,e") == 0
+    assert items(tmp_path) == {"frames": 2, "embed": 2, "embed_texts": 1}  # one decoding each
     large, small = lines(tmp_path)
     assert all(one["box"] is None for one in small["labels"])
     assert small["tiles"] == large["tiles"] == "auto"
@@ -98,7 +99,7 @@ def test_tiles_tell_where_a_label_was_seen(clip: Path, tmp_path: Path) -> None:
             left, top, right, bottom = one["box"]
             assert 0 <= left < right <= 420 and 0 <= top < bottom <= 300
     assert label(folder, clip, tmp_path, "--tiles", "auto", labels="f,g") == 0
-    assert items(tmp_path) == {"frames": 0, "embed": 0, "texts": 1}
+    assert items(tmp_path) == {"frames": 0, "embed": 0, "embed_texts": 1}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from flows.cli.main import main
 from stages.models import load_half
 from stages.models.processors.loading import load_processor
 from tests.support.embedding import embed, items, rows, vectors, write_pictures
-from tests.support.evaclip import PROJECTED, make_folder, published
+from tests.support.evaclip import LAYOUTS, PROJECTED, make_folder, published
 from tests.support.plan_cases import make_folder as make_headers
 from tests.support.plan_cases import plan_case
 
@@ -31,7 +31,8 @@ def test_pictures_get_the_vectors_of_the_whole_model(tmp_path: Path) -> None:
     folder.mkdir()
     write_pictures(folder)
     # As one that was converted from the original file: no tokenizer, and none is needed.
-    model = make_folder(tmp_path / "model", words=False)
+    # It sees 56 pixels, for which none of the pictures is decoded smaller.
+    model = make_folder(tmp_path / "model", LAYOUTS["8B-448"], words=False)
     assert embed(folder, model, tmp_path) == 0
     processor: Any = load_processor(model)
     images = [Image.open(path) for path in sorted(folder.iterdir())]

@@ -1,15 +1,19 @@
 """Which labels pictures are given: by a bias, by the largest gap, by thresholds, groups and
 parents; and which part of a picture speaks for them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from artifacts.coco import write_coco
 from artifacts.errors import UsageError
 from artifacts.labels import Labelled, spans_of
 from artifacts.text_vectors import TextVectors
 from flows.job.labels import Label, LabelSet
+from flows.results.labels.examples import examples_of, learned_threshold
 from flows.results.labels.judging import above_gap, cosines_of, judge_of
 from flows.results.labels.pooling import pooled
 
@@ -112,3 +116,61 @@ def test_spans_are_stretches_of_the_same_labels() -> None:
     rows = [row(0, "a"), row(1, "a"), row(2), row(3, "b", "a"), row(4, "a", "b")]
     found = [(span.start, span.end, span.labels) for span in spans_of(rows, 5.5)]
     assert found == [(0, 2, ("a",)), (3, 5.5, ("a", "b"))]
+
+
+def test_a_threshold_is_learned_where_examples_tell_a_label_apart() -> None:
+    draw = np.random.default_rng(0)
+    has = draw.random(200) < 0.3
+    scores = np.where(has, 0.32, 0.20) + draw.normal(0, 0.02, 200)
+    cut = learned_threshold(scores, has)
+    assert cut is not None and 0.23 < cut < 0.29
+    assert ((scores >= cut) == has).mean() > 0.97
+    assert learned_threshold(scores, np.zeros(200, np.bool_)) is None
+    assert learned_threshold(-scores, has) is None
+    few = learned_threshold(np.array([0.1, 0.4]), np.array([False, True]))
+    assert few is not None and 0.1 < few < 0.4
+
+
+def test_what_is_learned_gives_way_to_what_is_given() -> None:
+    judge = judge_of(labels("a", "b", "c", b={"threshold": 0.5}), texts(3, 0.0), 0.9)
+    learned = {"a": 0.2, "b": 0.2}
+    assert judge_of(labels("a", "b", "c"), texts(3, 0.0), 0.9, learned).thresholds == (0.9,) * 3
+    found = judge_of(labels("a", "b", "c", b={"threshold": 0.5}), texts(3, -1.0), None, learned)
+    assert found.rules == ("examples", "given", "bias") and found.thresholds == (0.2, 0.5, 0.5)
+    assert "learned from examples" in found.why(0) and judge.rules == ("given",) * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a,b\n", "no columns"), ("media_path,label\np.jpg,d\n", "the label 'd'"), (None, "cannot")],
+)
+def test_wrong_examples_are_told_in_one_line(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "examples.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        examples_of(str(path), ["a"])
+    path.write_text("media_path,label\np.jpg,a\nq.jpg,\n")
+    assert examples_of(str(path), ["a"]) == {"p.jpg": {"a"}, "q.jpg": set()}
+
+
+def test_a_coco_file_has_a_box_for_each_label_given(tmp_path: Path) -> None:
+    scored: Any = [
+        {"label": "b", "passed": True, "box": [10, 20, 30, 60], "score": 0.9},
+        {"label": "a", "passed": False, "box": None, "score": 0.1},
+    ]
+    rest: Any = {"top": "", "model": "", "precision": {}, "features": "", "labels_digest": ""}
+    row = Labelled(media_path="ü.jpg", source="s", time=None, labels=tuple(scored), **rest)
+    none = Labelled(media_path="q.jpg", source="s", time=None, labels=(), **rest)
+    write_coco(tmp_path / "c.json", ["a", "b"], [(row, 100, 200), (none, 5, 6)])
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert [c["name"] for c in found["categories"]] == ["a", "b"]
+    assert [(i["file_name"], i["height"], i["width"]) for i in found["images"]] == [
+        ("ü.jpg", 100, 200),
+        ("q.jpg", 5, 6),
+    ]
+    (only,) = found["annotations"]
+    assert (only["image_id"], only["category_id"]) == (1, 2)
+    assert only["bbox"] == [10, 20, 20, 40] and only["area"] == 800
+    write_coco(tmp_path / "empty.json", [], [])
+    assert json.loads((tmp_path / "empty.json").read_text())["images"] == []

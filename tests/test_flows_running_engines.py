@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from penstock_demo import CLIPS
-from stages.decode import run as run_module
+from stages.decode import batches
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.inside import run_inside
 from tests.support.media import picture
@@ -54,13 +54,13 @@ def test_a_chunk_that_was_talkative_under_another_prompt_comes_first(
     run(place, "auto", prompt="Describe this video.")
     tokens = sorted(row["tokens"] for row in place.captions())
     told: list[dict[str, int]] = []
-    whole = run_module.talkative_first
+    whole = batches.talkative_first
 
-    def seen(batches: Any, said_before: dict[str, int]) -> Any:
+    def seen(lacking: Any, said_before: dict[str, int]) -> Any:
         told.append(said_before)
-        return whole(batches, said_before)
+        return whole(lacking, said_before)
 
-    monkeypatch.setattr(run_module, "talkative_first", seen)
+    monkeypatch.setattr("stages.decode.run.talkative_first", seen)
     run(place, "auto", prompt="What is moving?")
     assert [sorted(said.values()) for said in told] == [tokens]
 

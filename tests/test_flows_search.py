@@ -2,19 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import read_manifest
 from flows.cli.main import main
-from flows.console.display import Display
-from flows.job.config import CaptionConfig
 from flows.search import texts
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, write_pictures
@@ -73,17 +72,6 @@ def found(place: Path, said: Said, *more: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in said.readouterr().out.splitlines()]
 
 
-def read_texts(config: CaptionConfig, given: Sequence[str], display: Display) -> Any:
-    """The text half alone, in this process."""
-    from stages.models.halves.load import load_half
-    from stages.models.halves.vectors import text_vectors
-
-    processor = hf.AutoProcessor.from_pretrained(config.model)
-    said = [f"{text[:30]}<eos>" for text in given]  # the tiny tokenizer ends no text by itself
-    tokens = processor(text=said, padding=True, return_tensors="pt")
-    return text_vectors(load_half(Path(config.model), "language"), tokens).numpy()
-
-
 def test_a_picture_finds_itself_its_twin_and_is_embedded_by_the_same_stages(
     built: Path, said: Said
 ) -> None:
@@ -103,29 +91,54 @@ def test_conditions_moments_and_numbers_of_hits(built: Path, said: Said) -> None
     assert len(found(built, said, picture, "--top", "3")) == 3
 
 
-def test_texts_are_read_by_the_text_half_and_measured_when_an_index_is_built(
-    built: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
+def test_texts_are_read_by_the_text_half_alone_and_searches_for_them_measured(
+    built: Path, clip: Path, place: Path, said: Said
 ) -> None:
-    assert search(built, "a dog") == 2
-    assert "cannot search for texts yet" in said.readouterr().err
-    monkeypatch.setattr(texts, "TEXT_HALF", read_texts)
-    (tmp_path / "store").symlink_to(built / "store")
-    assert build(tmp_path, clip, sources=built / "media") == 0
-    manifest = read_manifest(tmp_path / "index")
-    assert {"pictures", "texts"} == set(manifest.means) == set(manifest.measured)
-    hits = found(tmp_path, said, "a dog", "--top", "50")
-    vector = read_texts(CaptionConfig(sources=(), model=str(clip)), ["a dog"], Display())[0]
-    near = {hit["path"]: hit["score"] for hit in hits}
+    assert {"pictures", "texts"} == set(read_manifest(place / "index").measured)
+    hits = found(place, said, "a dog<eos>", "--top", "50")
+    processor: Any = hf.AutoProcessor.from_pretrained(clip)
     picture = Image.open(built / "media" / "p4.png")
-    whole: Any = hf.CLIPModel.from_pretrained(clip).eval()
-    inputs = hf.AutoProcessor.from_pretrained(clip)(images=[picture], return_tensors="pt")
-    other = whole.get_image_features(**inputs).pooler_output[0].detach().numpy()
-    cosine = vector @ other / np.linalg.norm(vector) / np.linalg.norm(other)
-    assert near[str(built / "media" / "p4.png")] == pytest.approx(cosine, abs=2e-3)
-    dogs = found(tmp_path, said, "a dog", "--not", "a much longer text", "--top", "50")
-    cats = found(tmp_path, said, "a much longer text", "--not", "a dog", "--top", "50")
-    named = [(hit["path"], hit["at"]) for hit in (*dogs, *cats)]
+    inputs = processor(images=[picture], text=["a dog<eos>"], return_tensors="pt")
+    with torch.inference_mode():
+        whole = hf.CLIPModel.from_pretrained(clip).eval()(**inputs)
+    wanted = float(whole.text_embeds[0] @ whole.image_embeds[0])
+    near = {hit["media_path"]: hit["score"] for hit in hits}
+    assert near["p4.png"] == pytest.approx(wanted, abs=2e-3)
+    dogs = found(place, said, "a dog<eos>", "--not", "a much longer text<eos>", "--top", "50")
+    others = found(place, said, "a much longer text<eos>", "--not", "a dog<eos>", "--top", "50")
+    named = [(hit["path"], hit["at"]) for hit in (*dogs, *others)]
     assert sorted(map(str, named)) == sorted(str((hit["path"], hit["at"])) for hit in hits)
+
+
+def test_an_index_is_built_where_no_text_half_is_and_measured_once_it_is(
+    built: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").symlink_to(built / "store")
+
+    def no_texts(*_: Any) -> Any:
+        raise EnvironmentFault("no text half is here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(texts, "TEXT_HALF", no_texts)
+        assert build(tmp_path, clip, sources=built / "media") == 0
+    assert set(read_manifest(tmp_path / "index").measured) == {"pictures"}
+    assert build(tmp_path, clip, sources=built / "media") == 0
+    assert set(read_manifest(tmp_path / "index").measured) == {"pictures", "texts"}
+
+
+def test_tiles_are_rows_and_a_picture_is_told_once_with_the_nearest_of_them(
+    built: Path, clip: Path, tmp_path: Path, said: Said
+) -> None:
+    (tmp_path / "store").symlink_to(built / "store")
+    (tmp_path / "media").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    whole = Image.fromarray(pixels)
+    whole.save(tmp_path / "media" / "whole.png")
+    whole.crop((0, 64, 64, 128)).save(tmp_path / "part.png")
+    assert build(tmp_path, clip, "--tiles", "2") == 0
+    assert len(paths(tmp_path / "index")) == 10
+    (hit,) = found(tmp_path, said, str(tmp_path / "part.png"))
+    assert hit["box"] == [0, 64, 64, 128] and hit["score"] == pytest.approx(1, abs=0.01)
 
 
 def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is_gone(
@@ -153,17 +166,6 @@ def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is
     assert sorted(Path(p).name for p in paths(tmp_path / "index")) == [
         "new.png", *(f"p{n}.png" for n in range(1, len(SIZES)))
     ]  # fmt: skip
-
-
-def test_add_takes_the_model_of_the_index(place: Path, tmp_path: Path, said: Said) -> None:
-    folder = tmp_path / "more"
-    folder.mkdir()
-    Image.new("RGB", (50, 50), "green").save(folder / "green.png")
-    (folder / "broken.png").write_text("no picture")
-    before = len(paths(place / "index"))
-    assert index("add", place, str(folder), "--store", str(place / "store")) == 1
-    assert "broken.png" in said.readouterr().err
-    assert len(paths(place / "index")) == before + 1
 
 
 def test_rows_are_removed_by_file_folder_and_key(built: Path, place: Path, said: Said) -> None:
@@ -199,13 +201,16 @@ def test_a_page_and_copies_hold_what_was_found(built: Path, tmp_path: Path) -> N
     assert (tmp_path / "copy" / "001-p3.png").read_bytes() == original
 
 
-def test_a_file_that_is_gone_is_named_and_the_rest_is_shown(
-    built: Path, place: Path, tmp_path: Path, said: Said, clip: Path
+def test_add_takes_the_model_of_the_index_and_a_file_that_goes_is_named(
+    built: Path, place: Path, tmp_path: Path, said: Said
 ) -> None:
-    media = tmp_path / "a<b"
+    media, before = tmp_path / "a<b", len(paths(place / "index"))
     media.mkdir()
     Image.new("RGB", (50, 50), "green").save(media / "&.png")
-    assert index("add", place, str(media), "--store", str(place / "store")) == 0
+    (media / "broken.png").write_text("no picture")
+    assert index("add", place, str(media), "--store", str(place / "store")) == 1
+    assert "broken.png" in said.readouterr().err
+    assert len(paths(place / "index")) == before + 1
     (media / "&.png").unlink()
     picture = str(built / "media" / "p3.png")
     more = ["--html", str(tmp_path / "p.html"), "--copy", str(tmp_path / "copy"), "--top", "50"]
@@ -233,16 +238,22 @@ def test_a_search_that_makes_no_sense_fails_in_one_line(
     assert words in error and error.count("\n") == 1
 
 
-def test_what_is_wrong_with_an_index_is_one_line(
+@pytest.mark.slow
+def test_another_model_than_the_index_was_made_with_is_refused(
     built: Path, place: Path, tmp_path: Path, said: Said
 ) -> None:
-    picture = str(built / "media" / "p0.png")
     other = save_clip(tmp_path / "other", hidden_size=16)
     assert build(place, other, sources=built / "media") == 2
     assert "holds vectors of" in said.readouterr().err
-    assert search(place, picture, "--model", str(other)) == 2
+    assert search(place, str(built / "media" / "p0.png"), "--model", str(other)) == 2
     assert "holds vectors of" in said.readouterr().err
-    assert build(place, other, "--precision", "auto", sources=built / "media") == 2
+
+
+def test_what_is_wrong_with_an_index_is_one_line(
+    built: Path, place: Path, clip: Path, tmp_path: Path, said: Said
+) -> None:
+    picture = str(built / "media" / "p0.png")
+    assert build(place, clip, "--precision", "auto", sources=built / "media") == 2
     assert "--precision auto" in said.readouterr().err
     assert index("stats", tmp_path / "none") == 2
     assert "there is no index" in said.readouterr().err

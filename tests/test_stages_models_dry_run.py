@@ -40,5 +40,9 @@ def test_batch_costs_are_found_by_every_route(family: str) -> None:
         assert work.peak_bytes - work.mlp_bytes <= work.outside_bytes
     # What waits for a layer is less than what computes.
     assert all(0 <= work.waiting_bytes < work.peak_bytes for work in batch_costs["vision"])
+    if route == "protocol" and (memory := found.row_memory) is not None:
+        windowed = sum(kind.layers * kind.token_bytes for kind in memory.kept if kind.window)
+        for work in (work for work in batch_costs["language"] if work.rows == 1):
+            assert 0 <= memory.bytes(work.units, 2) - work.kept_bytes <= windowed
     # One family keeps nothing between tokens.
     assert all(work.kept_bytes > 0 for work in batch_costs["language"]) == (family != "pix2struct")

@@ -97,7 +97,7 @@ def recall_of(searcher: Searcher, queries: Sequence[NDArray[np.float32]], sort: 
 def _share(searcher: Searcher, query: Query, way: SearchWay, limit: float) -> float:
     """Return the share of the nearest that are found. What is as near as the last of them counts:
     between equals there is no order."""
-    found = searcher.find(query, NEAREST, way)
+    found = searcher.find(query, NEAREST, way, parts=True)
     return float(np.mean(found.scores >= limit - 1e-6))
 
 

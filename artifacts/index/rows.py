@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from artifacts.tables import utf8
 
-Box = tuple[float, float, float, float]
+PixelBox = tuple[float, float, float, float]
 Identities = NDArray[np.uint64]
-"""Shape (3, rows): of the row, of its content, of its medium."""
-ROW, CONTENT, MEDIUM = range(3)
+"""Shape (4, rows): of the row, of its content, of the picture or frame that this is part of, and of
+the file."""
+ROW, CONTENT, PICTURE, MEDIUM = range(4)
+IDENTITIES = 4
 GROUP_ROWS = 1024
 """Rows of a row group: to show one row, that many are read."""
 SIDES = ("x0", "y0", "x1", "y1")
@@ -35,7 +37,7 @@ class IndexRow:
     """Its name in outputs."""
     time: float | None = None
     """Seconds from the beginning of a video; None for a picture."""
-    box: Box | None = None
+    box: PixelBox | None = None
     """Left, top, right and bottom in pixels; None: all of the picture."""
     level: int = 0
     """Size of the piece that was looked at: 0 is the whole picture."""
@@ -44,10 +46,11 @@ class IndexRow:
 def identities_of(rows: Sequence[IndexRow]) -> Identities:
     """Return 64 bits that tell rows apart, then contents, then media. Two of a million rows are
     alike by chance once in 37 million such indexes."""
-    found = np.empty((3, len(rows)), np.uint64)
+    found = np.empty((IDENTITIES, len(rows)), np.uint64)
     for at, row in enumerate(rows):
         content, path = [row.key, row.time, row.box], utf8(row.path)
-        found[:, at] = _number([*content, path]), _number(content), medium_of(path)
+        picture = _number(content[:2])
+        found[:, at] = _number([*content, path]), _number(content), picture, medium_of(path)
     return found
 
 

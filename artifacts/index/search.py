@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from artifacts.index.bits import bits_of, differences
 from artifacts.index.manifest import SearchWay
 from artifacts.index.nearest import Nearest, Positions
-from artifacts.index.rows import CONTENT
+from artifacts.index.rows import CONTENT, PICTURE
 from artifacts.index.shard import BATCH_ROWS, blocks_of, unit
 from artifacts.index.snapshot import Kept, Snapshot, of_all
 from artifacts.vectors import Vectors
@@ -78,9 +78,12 @@ class Searcher:
         only[at[first]] = True
         return only
 
-    def find(self, query: Query, count: int, way: SearchWay | None = None) -> Found:
-        """Return the `count` nearest contents, fewer where there are not as many, by the `way` that
-        the index was measured to need, or by another."""
+    def find(
+        self, query: Query, count: int, way: SearchWay | None = None, *, parts: bool = False
+    ) -> Found:
+        """Return the `count` nearest pictures, each by its nearest part, or with `parts` the
+        nearest parts; fewer where there are not as many. It goes by the `way` that the index was
+        measured to need, or by another."""
         way = self.way(query.sort) if way is None else way
         kept = self._distinct
         if query.kept is not None:
@@ -89,6 +92,7 @@ class Searcher:
         wide = max(way.candidates, CANDIDATES_A_HIT * count) if way.candidates else total
         while True:
             found = self._found(query, kept, min(wide, total), way.centre)
+            found = found if parts else self._pooled(found)
             if len(found.positions) >= count or wide >= total:
                 return Found(positions=found.positions[:count], scores=found.scores[:count])
             wide *= WIDER
@@ -122,6 +126,12 @@ class Searcher:
         positions, near = positions[allowed], scores[0, allowed]
         order = np.argsort(-near, kind="stable")
         return Found(positions=positions[order], scores=near[order])
+
+    def _pooled(self, found: Found) -> Found:
+        """Return the nearest part of each picture."""
+        pictures = self.snapshot.identities_at(PICTURE, found.positions)
+        first = np.sort(np.unique(pictures, return_index=True)[1])
+        return Found(positions=found.positions[first], scores=found.scores[first])
 
     def _first_pass(
         self, vector: NDArray[np.float32], centre: str, kept: Kept, wide: int

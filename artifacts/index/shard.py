@@ -15,7 +15,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.files import whole_file
 from artifacts.index.bits import Words, bits_of, words_of
 from artifacts.index.manifest import SHARD_FILES, IndexFile, IndexShard, described, file_name
-from artifacts.index.rows import Identities, IndexRow, RowsFile, open_rows
+from artifacts.index.rows import IDENTITIES, Identities, IndexRow, RowsFile, open_rows
 from artifacts.vectors import Vectors
 
 SHARD_ROWS = 1 << 16
@@ -138,7 +138,7 @@ def open_shard(folder: Path, shard: IndexShard, start: int, width: int, *, bits:
         rows=shard.rows,
         vectors=_mapped(paths["embeddings"], "<f2", (shard.rows, width)),
         bits=_mapped(paths["bits"], "<u8", (words_of(width), shard.rows)) if bits else None,
-        identities=_mapped(paths["identities"], "<u8", (3, shard.rows)),
+        identities=_mapped(paths["identities"], "<u8", (IDENTITIES, shard.rows)),
         parquet=parquet,
     )
 

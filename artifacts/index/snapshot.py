@@ -46,14 +46,16 @@ class Snapshot:
         return kept
 
     def identities(self, plane: int) -> Iterator[tuple[OpenShard, NDArray[np.uint64]]]:
-        """Yield each shard with the identities of its rows: ROW, CONTENT or MEDIUM."""
+        """Yield each shard with the identities of its rows: ROW, CONTENT, PICTURE or MEDIUM."""
         for shard in self.shards:
             yield shard, shard.identities[plane]
 
-    def identity(self, plane: int, position: int) -> int:
-        """Return the identity of the row at a position."""
-        shard = next(s for s in self.shards if position < s.start + s.rows)
-        return int(shard.identities[plane, position - shard.start])
+    def identities_at(self, plane: int, positions: Positions) -> NDArray[np.uint64]:
+        """Return the identities of the rows at these positions."""
+        found = np.empty(len(positions), np.uint64)
+        for shard, inside, places in self._by_shard(positions):
+            found[places] = shard.identities[plane, inside]
+        return found
 
     def positions_of(self, plane: int, identity: int) -> Positions:
         """Return where rows of this identity are that were not removed, ascending."""

@@ -3,9 +3,8 @@
 import argparse
 
 from flows.cli.options import STORE_HELP, add_embed_options, add_vector_options
+from flows.job.config import INDEX
 
-INDEX = "penstock-index"
-"""Folder of an index where none is named."""
 WHERE = "\"path like '%%.mp4' and time < 60\""
 
 

@@ -10,24 +10,22 @@ from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import Display
 from flows.console.terminal import forget_terminal
+from flows.job.label_config import check_label_formats
 from flows.job.labels import label_set
 from flows.pipelines import LABEL
-
-FORMATS = ("csv", "parquet", "txt", "vtt", "srt")
 
 
 def label_command(given: argparse.Namespace) -> int:
     """Run the command, and return the exit code of the contract. Raises PenstockError."""
+    from flows.results.labels.examples import examples_of
     from flows.running.label import LabelAsked, label
 
     config = config_of(given)
-    if unknown := sorted(set(config.format) - {"jsonl", *FORMATS}):
-        raise UsageError(
-            f"--format {','.join(unknown)} is not known for labels",
-            hint=f"Choose from {', '.join(FORMATS)}",
-        )
+    check_label_formats(config.format)
+    labels = label_set(given.labels, given.templates)
     asked = LabelAsked(
-        labels=label_set(given.labels, given.templates),
+        labels=labels,
+        examples=examples_of(given.examples, labels.names),
         threshold=threshold_of(given.threshold),
         top=given.top,
     )

@@ -111,10 +111,16 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     add("--labels", required=True, metavar="F", help="file with a label a line, YAML, JSON; or a,b")
     add("--templates", default="", metavar="F", help='texts with {} for a label ["a photo of {}"]')
     add("--threshold", default="auto", metavar="T", help="least score of a label [auto]")
+    add("--examples", default="", metavar="F", help="CSV of media_path,label to learn thresholds")
     add("--top", type=int, default=5, metavar="K", help="labels told of each picture [5]")
     add_embed_options(parser)
     add = parser.add_argument_group("outputs").add_argument
-    add("--format", default="", metavar="F,F", help="beside jsonl: csv, parquet, txt, vtt, srt")
+    add(
+        "--format",
+        default="",
+        metavar="F,F",
+        help="beside jsonl: csv, parquet, coco, txt, vtt, srt",
+    )
     add("--beside", action="store_true", help="put txt, vtt and srt next to the media files")
     add("--overwrite", action="store_true", help="replace texts that people wrote or edited")
 

@@ -13,7 +13,7 @@ from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
 from flows.results.status import COLUMNS, StageStatus, advice, cells, places, stages_of, what
 
-ROW = "{:8s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"
+ROW = "{:11s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"
 
 
 def status_command(given: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from flows.deployments.runs import CALLER, Caller, run_in_flow
 from flows.deployments.server import client_settings
 from flows.deployments.view import quiet_console
 from flows.job.config import ABOVE_ZERO, FORMATS, PRECISIONS, CaptionConfig
-from flows.pipelines import CAPTION
+from flows.pipelines import CAPTION, product_of
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from flows.running.stopping import stopped_in_order
@@ -46,7 +46,7 @@ def caption_videos(config: CaptionConfig) -> State[Any]:
     Relative paths are looked up in the flow's working directory, which for a deployment is the
     folder it was deployed from.
     """
-    return run_in_flow(config, caption, CAPTION)
+    return run_in_flow(config, caption, product_of(CAPTION))
 
 
 def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:

@@ -1,5 +1,6 @@
 """Makes a Prefect flow of the run that makes vectors, as of the one that captions."""
 
+from collections.abc import Callable
 from typing import Any
 
 from prefect import State, flow
@@ -8,23 +9,26 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from flows.deployments.caption import tighten
 from flows.deployments.runs import run_in_flow
 from flows.job.config import CaptionConfig, EmbedConfig
-from flows.pipelines import EMBED
+from flows.pipelines import EMBED, product_of
 from flows.running.run import embed
 
 
-def tighten_and_describe(schema: dict[str, Any]) -> None:
-    """Make Prefect refuse what it refuses of captions, and say of each field what it is. Of fields
-    that are inherited, pydantic finds no words."""
-    tighten(schema)
-    stated = TypeAdapter(CaptionConfig).json_schema()["properties"]
-    for name, field in schema["properties"].items():
-        field.setdefault("description", stated[name]["description"])
+def settings_over(
+    base: type[CaptionConfig], tighten: Callable[[dict[str, Any]], None]
+) -> ConfigDict:
+    """Return settings by which Prefect refuses what it refuses of `base`, and what `tighten` says.
+    They say of each field what it is: of fields that are inherited, pydantic finds no words."""
+
+    def change(schema: dict[str, Any]) -> None:
+        tighten(schema)
+        stated = TypeAdapter(base).json_schema()["properties"]
+        for name, field in schema["properties"].items():
+            field.setdefault("description", stated.get(name, {}).get("description"))
+
+    return ConfigDict(extra="forbid", use_attribute_docstrings=True, json_schema_extra=change)
 
 
-SETTINGS = ConfigDict(
-    extra="forbid", use_attribute_docstrings=True, json_schema_extra=tighten_and_describe
-)
-with_config(SETTINGS)(EmbedConfig)
+with_config(settings_over(CaptionConfig, tighten))(EmbedConfig)
 
 
 @flow(name="embed-media", persist_result=False)
@@ -33,4 +37,4 @@ def embed_media(config: EmbedConfig) -> State[Any]:
 
     Relative paths are looked up as `caption-videos` does. What `config` says of text has no effect.
     """
-    return run_in_flow(config, embed, EMBED)
+    return run_in_flow(config, embed, product_of(EMBED))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from prefect import State, get_run_logger
 
@@ -17,7 +17,6 @@ from flows.deployments.page import RunPage
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
 from flows.job.config import CaptionConfig
-from flows.pipelines import Pipeline
 from flows.results.run_result import RunResult
 from flows.running.run import LauncherMaker, OnBegin
 
@@ -33,8 +32,9 @@ class PipelineResult(Outcome, Protocol):
         """Return the number of rows that it wrote."""
 
 
-Runner = Callable[[CaptionConfig, Display, LauncherMaker, OnBegin], PipelineResult]
-"""Function of `flows/running/run.py` that runs a pipeline."""
+Config = TypeVar("Config", bound=CaptionConfig)
+Runner = Callable[[Config, Display, LauncherMaker, OnBegin], PipelineResult]
+"""Function that runs a pipeline, such as those of `flows/running/run.py`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,12 +49,12 @@ class Caller:
 CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
-def run_in_flow(config: CaptionConfig, run: Runner, pipeline: Pipeline) -> State[Any]:
+def run_in_flow(config: Config, run: Runner[Config], makes: str) -> State[Any]:
     """Run a pipeline in the flow run that is going on, and return the state that it ends in. The
-    table in the UI is called by what the pipeline makes."""
+    table in the UI is called by what it makes."""
     caller = CALLER.get()
     display = caller.display if caller else Display(to=RunLog(get_run_logger()))
-    page, key = RunPage(), f"penstock-{pipeline[-1].writes}"
+    page, key = RunPage(), f"penstock-{makes}"
     try:
         if caller is None:
             confine(config)

@@ -87,9 +87,8 @@ class Progress:
         if self._artifact is not None:
             update_progress_artifact(self._artifact, percent)
             return
-        made = create_progress_artifact(
-            percent, key=f"penstock-{self._stage}", description=self._stage
-        )
+        key = f"penstock-{self._stage.replace('_', '-')}"  # Prefect takes no other mark in one
+        made = create_progress_artifact(percent, key=key, description=self._stage)
         assert isinstance(made, UUID)  # a coroutine only where the caller is one
         self._artifact = made
 

@@ -15,9 +15,13 @@ DEMO_MODEL = "demo"
 VIDEO_PROMPT = "Describe this video in detail."
 IMAGE_PROMPT = "Describe this image in detail."
 FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset")
+COCO = "coco"
+"""A format of labels alone."""
 """The values of `--format`; jsonl is always written."""
 BESIDE = ("txt", "vtt", "srt")
 """Formats that make one file a medium, which `--beside` puts next to it."""
+INDEX = "penstock-index"
+"""Folder of an index where none is named."""
 PICTURES_A_BATCH = 32
 """Pictures that `embed` gives the encoder at once, where they fit."""
 PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
@@ -141,7 +145,7 @@ class CaptionConfig:
                 f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(CHOICES)}"
             )
         check_tiles(self.tiles)
-        unknown = sorted(set(self.format) - set(FORMATS))
+        unknown = sorted(set(self.format) - {*FORMATS, COCO})
         if unknown:
             raise UsageError(
                 f"--format {','.join(unknown)} is not known",
@@ -197,3 +201,11 @@ class EmbedConfig(CaptionConfig):
     """Hub id or folder of a model of the CLIP kind."""
     batch_size: int = PICTURES_A_BATCH
     """Pictures a batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexConfig(EmbedConfig):
+    """One run that fills an index. What it says of text has no effect."""
+
+    out: str = INDEX
+    """Folder of the index."""

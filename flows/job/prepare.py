@@ -4,7 +4,7 @@ but the describing one."""
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.captions import Failure
@@ -17,7 +17,7 @@ from artifacts.stamps import FileChanged
 from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
 from flows.job.budget import Budget, budget_for
-from flows.job.config import CaptionConfig
+from flows.job.config import COCO, CaptionConfig
 from flows.job.device_probe import check_device
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
@@ -25,7 +25,7 @@ from flows.job.models import Model, digests_in, open_model, pipeline_for
 from flows.job.namespaces import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
-from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of
+from flows.pipelines import CAPTION, LABEL, PURPOSES, Pipeline, parts_of
 from stages.frames.medium import CHANGED, CHANGED_HINT
 from stages.models.hub.transfer import Announce
 from stages.process.cgroup import cores
@@ -95,12 +95,48 @@ def prepare(
     other. `announce` is told of what takes long; `read_weights` is as with `open_model`. Raises
     PenstockError."""
     pipelines = pipelines or (CAPTION,)
+    if COCO in config.format and LABEL not in pipelines:
+        raise UsageError("--format coco is of labels", hint="Run `penstock label`, or leave it out")
     config.check_sources()
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)
     if not files:  # said before a model is looked for, or downloaded
         raise NothingToDo(pipelines[0], failures)
+    model, pipeline, digests = _model_for(
+        config, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
+    )
+    readable, contents, unreadable = read_contents(
+        files, digests, lambda kind: model.prompt_for(config, kind)
+    )
+    if not readable:
+        raise NothingToDo(pipeline, [*failures, *unreadable])
+    check_prompts(contents, model)
+    job = _job_of(config, store, model, pipeline)
+    return replace(
+        job, files=tuple(readable), contents=tuple(contents), failures=(*failures, *unreadable)
+    )
+
+
+def prepare_without_media(config: CaptionConfig, launcher: Launcher, pipeline: Pipeline) -> Job:
+    """Return what a run must know that looks at no media, only at what is run once. Raises
+    PenstockError."""
+    store = open_store(config.store_url)
+    model, pipeline, _ = _model_for(config, launcher, store, (pipeline,))
+    return _job_of(config, store, model, pipeline)
+
+
+def _model_for(
+    config: CaptionConfig,
+    launcher: Launcher,
+    store: Store,
+    pipelines: Sequence[Pipeline],
+    announce: Announce | None = None,
+    *,
+    read_weights: bool = True,
+    alone: bool = False,
+) -> tuple[Model, Pipeline, ContentDigests]:
+    """Return the model of a run, the pipeline that it is for, and the digests that are known."""
     store.check_writable()
     device = device_name()
     check_device(device)  # before anything is fetched, or cut
@@ -120,15 +156,13 @@ def prepare(
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
     if config.tiles == OFF and any(stage.shrinks for stage in pipeline):
         model = model.shrinking()
+    return model, pipeline, digests
+
+
+def _job_of(config: CaptionConfig, store: Store, model: Model, pipeline: Pipeline) -> Job:
+    """Return the job without its media."""
     over_media = tuple(stage for stage in pipeline if stage.of_media)
-    readable, contents, unreadable = read_contents(
-        files, digests, lambda kind: model.prompt_for(config, kind)
-    )
-    if not readable:
-        raise NothingToDo(pipeline, [*failures, *unreadable])
-    check_prompts(contents, model)
-    sampling = model.sampling(config)
-    last = over_media[-1]
+    sampling, last, device = model.sampling(config), over_media[-1], device_name()
     stored = stored_namespaces(store, last.writes) if last.limited else set()
     return Job(
         config=config,
@@ -139,9 +173,9 @@ def prepare(
         device=device,
         budget=budget_for(config, device),
         sampling=sampling,
-        files=tuple(readable),
-        contents=tuple(contents),
-        failures=(*failures, *unreadable),
+        files=(),
+        contents=(),
+        failures=(),
         ledger=Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored)),
     )
 

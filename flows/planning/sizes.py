@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.schema import ChunkIndex, Sampling
+from artifacts.tiles import boxes_of
 from flows.job.prepare import Job
 from flows.job.tasks import Medium
 from stages.process.cgroup import cores
@@ -48,6 +49,8 @@ class Estimate:
     """The same of a frame in the file."""
     shown_frames: int = 0
     """Frames in the file, whether they are looked at or not."""
+    parts: int = 1
+    """Parts of it, as a picture, that are looked at."""
 
     @property
     def bytes(self) -> int:
@@ -98,12 +101,13 @@ def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
 
 def _of_chunks(job: Job, medium: Medium, chunks: Sequence[ChunkIndex]) -> Estimate:
     frames = sum(len(chunk.times) for chunk in chunks)
+    pictures = sum(len(c.times) * _parts(job, medium, (c.height, c.width)) for c in chunks)
     return Estimate(
         seconds=sum(chunk.end - chunk.start for chunk in chunks),
         chunks=len(chunks),
         frames=frames,
         frame_bytes=sum(3 * len(c.times) * c.height * c.width for c in chunks),
-        feature_bytes=frames * job.model.feature_bytes(medium.kind),
+        feature_bytes=pictures * job.model.feature_bytes(medium.kind),
     )
 
 
@@ -131,17 +135,26 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         pixels = frames * math.prod(stored)
     if medium.kind == "image" and _encoded(job, medium):
         pixels = 0
+    parts = _parts(job, medium, stored)
     return Estimate(
         seconds=seconds,
         chunks=chunks,
         frames=frames,
         frame_bytes=3 * pixels,
-        feature_bytes=frames * job.model.feature_bytes(medium.kind),
+        feature_bytes=frames * parts * job.model.feature_bytes(medium.kind),
+        parts=parts,
         chunk_frames=longest,
         stored=stored,
         shown=shown,
         shown_frames=shown_frames,
     )
+
+
+def _parts(job: Job, medium: Medium, stored: tuple[int, int]) -> int:
+    """Return how many parts of a picture of that height and width are looked at."""
+    if medium.kind == "video":
+        return 1
+    return len(boxes_of(*stored, job.config.tiles, job.model.fit("image").edge))
 
 
 def _encoded(job: Job, medium: Medium) -> bool:

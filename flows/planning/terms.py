@@ -89,7 +89,7 @@ def weight_terms(
 
 def batches_a_block(rung: Rung, workload: Workload, rows: int) -> int:
     """Return the batches of so many rows that pass a layer together."""
-    block = items_a_block(rung.block, workload.frames)
+    block = items_a_block(rung.block, workload.frames * workload.parts)
     return max(1, min(block // rows, math.ceil(workload.chunks / rows)))
 
 
@@ -112,7 +112,8 @@ def waiting_terms(
 def block_prefetch(rung: Rung, workload: Workload, rows: int) -> Term:
     """Return the next block, whose batches are prepared one after the other."""
     batches = batches_a_block(rung, workload, rows)
-    pixels, frames = rows * workload.units * PIXEL_BYTES, workload.reading_bytes(rows)
+    pictures = max(rows, workload.parts)  # of one that is cut, all parts are there together
+    pixels, frames = pictures * workload.units * PIXEL_BYTES, workload.reading_bytes(rows)
     next_one = batches * pixels + frames if workload.chunks > batches * rows else 0
     why = f"the next block's pixels, {batches} x {gib(pixels)}, and frames of what is read"
     return Term(part="workspace", bytes=next_one, why=why)

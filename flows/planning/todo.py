@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from artifacts.schema import MediaKind
 from flows.job.prepare import Job
@@ -47,8 +47,9 @@ def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> ToDo | Non
     def lacking(stage: Stage) -> int:
         return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
 
+    workload = workload_of(job.model, kind, chunks, frames, middle.stored, middle.shown, prompt)
     return ToDo(
-        workload=workload_of(job.model, kind, chunks, frames, middle.stored, middle.shown, prompt),
+        workload=replace(workload, parts=middle.parts),
         pixels=sum(e.shown_frames * math.prod(e.shown) for e in uncut),
         frame_bytes=sum(e.frame_bytes for e in uncut),
         left={stage.name: lacking(stage) for stage in job.pipeline[1:]},

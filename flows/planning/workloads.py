@@ -48,6 +48,8 @@ class Workload:
     """Tokens among them that are no places of pictures."""
     feature_bytes: int
     """Bytes of the features of a chunk, as stored."""
+    parts: int = 1
+    """Parts of a picture that are looked at, each as one of its own."""
 
     def rows(self, batch: int, frames: int = 0) -> int:
         """Return the chunks that go through together where at most `batch` may. They have at most
@@ -100,7 +102,8 @@ def workloads_of(
         widest = max((e for _, e in of_kind), key=lambda e: math.prod(e.stored))
         for estimate in {id(e): e for e in (most, widest)}.values():
             sizes = (estimate.chunk_frames, estimate.stored, estimate.shown)
-            found.append(workload_of(model, kind, chunks, *sizes, prompt))
+            workload = workload_of(model, kind, chunks, *sizes, prompt)
+            found.append(replace(workload, parts=max(e.parts for _, e in of_kind)))
     return found
 
 

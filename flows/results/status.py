@@ -7,7 +7,7 @@ from typing import Any
 
 from artifacts.words import counted
 from flows.console.display import duration, size
-from flows.pipelines import STAGES
+from flows.pipelines import LABELS, STAGES, product_of
 
 RECENT_SECONDS = 60.0
 """Seconds that count as lately."""
@@ -164,10 +164,16 @@ def what(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"{counted(media['total'], 'file')}, {media['failed']} failed{still}; {captions}"
 
 
+def kind_of(record: Mapping[str, Any]) -> str:
+    """Return what a run makes of files."""
+    return product_of(STAGES[stage["name"]] for stage in record["stages"])
+
+
 def written(record: Mapping[str, Any]) -> tuple[int, str]:
-    """Return how much a run wrote of what its last stage makes, and what that is."""
-    kind = STAGES[record["stages"][-1]["name"]].writes
-    return record["captions" if kind == "captions" else "rows"], kind
+    """Return how much a run wrote of what it is for, and what that is."""
+    kind = kind_of(record)
+    named = "labelled pictures" if kind == LABELS else kind
+    return record["captions" if kind == "captions" else "rows"], named
 
 
 def texts_line(texts: Mapping[str, Any]) -> str:

@@ -1,20 +1,22 @@
 """Takes a run that gives labels from its configuration to its exit code."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from artifacts.errors import UsageError
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
+from flows.job.label_config import TOP
 from flows.job.labels import LabelSet
 from flows.job.launch import DirectLauncher
+from flows.job.prepare import Job
 from flows.pipelines import LABEL
+from flows.results.labels.examples import Examples, learned_threshold
 from flows.results.labels.judging import judge_of
-from flows.results.labels.rows import Labelling
+from flows.results.labels.rows import Labelling, judged
 from flows.results.labels.writing import LabelsWritten, label_places, write_labels
-from flows.running.run import LauncherMaker, Watch, prepared
-
-TOP = 5
-"""Labels of a picture that are told where the user does not say."""
+from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +27,8 @@ class LabelAsked:
     threshold: float | None = None
     """Least score of a label that has none of its own; None: by the rule of the model."""
     top: int = TOP
+    examples: Examples = field(default_factory=dict)
+    """Labels that people gave some of the pictures: thresholds are learned from them."""
 
     def __post_init__(self) -> None:
         if self.top < 1:
@@ -38,10 +42,11 @@ def label(
     asked: LabelAsked,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
 ) -> LabelsWritten:
-    """Give labels to everything the configuration names. Raises PenstockError; what is finished
-    stays done."""
-    watch = Watch(display)
+    """Give labels to everything the configuration names, with `on_begin` as `caption` has it.
+    Raises PenstockError; what is finished stays done."""
+    watch = Watch(display, on_begin)
     with prepared(config, watch, make_launcher, LABEL) as (job, launcher):
         outputs, doing = label_places(job), "labelling into"
         written: list[LabelsWritten] = []
@@ -57,9 +62,30 @@ def label(
 
             def write(last: bool) -> None:
                 if last:
-                    written.append(write_labels(job, labelling))
-                    record.value["rows"] = written[-1].pictures
+                    written.append(write_labels(job, taught(job, labelling, asked)))
+                    record.value["rows"] = written[-1].labelled
                     record.fails(written[-1].failures)
 
             sequence.fill(write)
         return written[-1]
+
+
+def taught(job: Job, labelling: Labelling, asked: LabelAsked) -> Labelling:
+    """Return the same with thresholds that the examples teach, where there are any."""
+    if not asked.examples:
+        return labelling
+    found = [
+        (asked.examples[each.file.media_path], each.scores[0])
+        for each in judged(job, labelling)
+        if each.task.medium.kind == "image" and each.file.media_path in asked.examples
+    ]
+    if not found:
+        return labelling  # none of them could be read: each is told as failed
+    scores = np.asarray([row for _, row in found], np.float64)
+    learned: dict[str, float] = {}
+    for at, name in enumerate(asked.labels.names):
+        cut = learned_threshold(scores[:, at], np.asarray([name in has for has, _ in found]))
+        if cut is not None:
+            learned[name] = cut
+    judge = judge_of(asked.labels, labelling.texts, asked.threshold, learned)
+    return replace(labelling, judge=judge)

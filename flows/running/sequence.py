@@ -96,13 +96,18 @@ class Sequence:
 
     def _waves(self, write: Callable[[bool], None]) -> None:
         job = self._job
-        wanted, expected = stages_wanted(job.ledger, job.media), estimates(job)
+        self._record.value["media"]["total"] = len(job.files) + len(job.failures)
+        wanted = stages_wanted(job.ledger, job.media)
+        if not wanted:  # what is there is not measured again
+            self._record.value["plan"]["chunks"] = len(job.ledger.tasks(job.media))
+            write(True)
+            return
+        expected = estimates(job)
         self._steps.plan(wanted, expected)
         # All that will be wanted, so that a hub that cannot be reached is known before hours of
         # work and not in the middle.
         self._steps.fetch(parts_of(wanted))
         self._record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
-        self._record.value["media"]["total"] = len(job.files) + len(job.failures)
         self._seldom(self._expect)
         waves = waves_of(job.ledger, job.media, [e.bytes for e in expected], wave_limit(job))
         for number, wave in enumerate(waves):

@@ -16,12 +16,13 @@ from flows.job.namespaces import namespace_aside
 from flows.job.precision import PartSettings
 from flows.job.prepare import Job
 from flows.pipelines import parts_of
+from flows.planning.choose import Question, context_of
 from flows.planning.ladder import Ladder
-from flows.planning.sizes import estimates
-from flows.planning.start import plan_start
+from flows.planning.start import choose
+from flows.planning.workloads import standard_workloads
 from flows.results.run_record import RunRecord
 from flows.running.calls import Calls, settings_on
-from stages.texts import STAGE
+from stages.embed_texts import STAGE
 
 
 class TextsStep:
@@ -59,7 +60,7 @@ class TextsStep:
         planned = False
         while (found := self.known(groups)) is None:
             if not planned:
-                plan_start(self._ladder, self._job, (STAGE,), estimates(self._job))
+                self._plan()
                 planned = True
             self._record.expect(STAGE.name, 1, 0)
             self._fetch(parts_of([STAGE]))
@@ -67,6 +68,20 @@ class TextsStep:
             self._tell(STAGE.name, 1, 0)
             self._run(groups)
         return found
+
+    def _plan(self) -> None:
+        """Start on the first rung that fits, whatever the media. Raises CannotFit."""
+        job = self._job
+        question = Question(
+            model=job.model,
+            config=job.config,
+            device=job.device,
+            workloads=tuple(standard_workloads(job.model, job.sampling, "")),
+            stages=(STAGE,),
+            context_bytes=context_of(job.device),
+        )
+        found = choose(question, job.budget, self._ladder.rungs, self._ladder.known())
+        self._ladder.start({stage: choice.taken.rung for stage, choice in found.items()})
 
     def _run(self, groups: Groups) -> None:
         rung = self._ladder.rung(STAGE.name)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from artifacts.errors import MediaError, UsageError
 from artifacts.index.manifest import Manifest, read_manifest
 from artifacts.index.moments import Moment, moments, single
-from artifacts.index.rows import CONTENT, Box
+from artifacts.index.rows import CONTENT, PixelBox
 from artifacts.index.search import Query, Searcher
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
@@ -84,7 +84,7 @@ class Hit:
     """Seconds where a moment begins and ends, of a frame twice the same; None of a picture."""
     at: float | None
     """Seconds of the frame that is nearest; None of a picture."""
-    box: Box | None
+    box: PixelBox | None
     key: str
     copies: int
     """Other rows of the same content."""
@@ -210,7 +210,8 @@ def picture_vector(
 
 def _hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
     row, position = moment.row, moment.position
-    same = snapshot.positions_of(CONTENT, snapshot.identity(CONTENT, position))
+    (content,) = snapshot.identities_at(CONTENT, np.array([position]))
+    same = snapshot.positions_of(CONTENT, int(content))
     others = same[same != position]
     span = None if moment.start is None or moment.end is None else (moment.start, moment.end)
     return Hit(

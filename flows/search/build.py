@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.captions import write_jsonl
-from artifacts.errors import UsageError
+from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.index.compacting import merge_small
 from artifacts.index.manifest import Maker, has_manifest, read_manifest
 from artifacts.index.measuring import is_due, measure, note_texts
@@ -29,11 +29,12 @@ from artifacts.vectors import vectors_in
 from artifacts.words import counted
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job
 from flows.job.versions import versions
 from flows.results.outputs import failures_of
-from flows.results.vectors import Made, VectorsWritten, made_vectors
-from flows.running.run import make_vectors
+from flows.results.vectors import Made, VectorsWritten, made_vectors, shown_boxes
+from flows.running.run import LauncherMaker, OnBegin, make_vectors
 from flows.search.texts import PROBES, TextHalf
 
 RUN = "run"
@@ -57,6 +58,10 @@ class IndexWritten(VectorsWritten):
         told = {"index": str(self.folder), "added": self.added, "replaced": self.replaced}
         return {**super(IndexWritten, self).to_json(), **told, "vanished": list(self.vanished)}
 
+    def row(self) -> dict[str, Any]:
+        told = {"files": self.files, "rows": self.vectors, "new": self.added}
+        return {**told, "gone": len(self.vanished), "folder": str(self.folder)}
+
     def line(self) -> str:
         line = f"{counted(self.vectors, 'row')} in {self.folder}, {self.added:,} of them new"
         if self.replaced:
@@ -73,9 +78,11 @@ def fill_index(
     texts: TextHalf | None = None,
     *,
     look_for_vanished: bool = True,
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
 ) -> IndexWritten:
     """Append to an index what the configuration names, and begin the index where there is none.
-    Raises PenstockError; what is finished stays done."""
+    `on_begin` is as `caption` has it. Raises PenstockError; what is finished stays done."""
     if config.precision == "auto":
         raise UsageError(
             "--precision auto is given, and all vectors of an index are of one precision",
@@ -86,6 +93,8 @@ def fill_index(
         display,
         partial(_places, folder),
         partial(_append, folder, look_for_vanished),
+        make_launcher,
+        on_begin,
     )
     if has_manifest(folder):
         _measure(config, folder, display, texts)
@@ -134,7 +143,7 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
             known, rows = writer.known(), np.empty(0, np.uint64)
             lacking: list[Made] = []
             for some in _groups(made):
-                identities = [identities_of(_rows_of(one))[ROW] for one in some]
+                identities = [identities_of(_rows_of(job, one))[ROW] for one in some]
                 rows = np.concatenate([rows, *identities])
                 lacking += [
                     one
@@ -157,16 +166,22 @@ def _groups(made: Sequence[Made]) -> Iterator[list[Made]]:
         yield some
 
 
-def _rows_of(one: Made) -> list[IndexRow]:
+def _rows_of(job: Job, one: Made) -> list[IndexRow]:
     file, task = one
+    still = task.medium.kind == "image"
+    times = [None] * task.pictures if still else task.chunk.times
+    boxes = shown_boxes(job, task) if still else [None] * len(times)
+    levels = task.levels if task.is_cut else [0] * len(times)
     return [
         IndexRow(
             key=task["embeddings"],
             path=utf8(str(file.path)),
             media_path=utf8(file.media_path),
-            time=None if task.medium.kind == "image" else time,
+            time=time,
+            box=None if box is None else (box[0], box[1], box[2], box[3]),
+            level=level,
         )
-        for time in task.chunk.times
+        for time, box, level in zip(times, boxes, levels, strict=True)
     ]
 
 
@@ -174,7 +189,7 @@ def _vectors(job: Job, made: Sequence[Made]) -> Iterator[Added]:
     kept = job.ledger["embeddings"]
     for some in _groups(made):
         parts = [vectors_in(kept.read(task["embeddings"])) for _, task in some]
-        yield [row for one in some for row in _rows_of(one)], np.concatenate(parts)
+        yield [row for one in some for row in _rows_of(job, one)], np.concatenate(parts)
 
 
 def _remove_replaced(
@@ -206,11 +221,16 @@ def _vanished(folder: Path, job: Job) -> tuple[str, ...]:
 def _measure(config: CaptionConfig, folder: Path, display: Display, texts: TextHalf | None) -> None:
     """Measure an index that has grown, with texts where they can be read."""
     manifest = read_manifest(folder)
-    if not is_due(manifest):
+    untold = texts is not None and manifest.texts is None and manifest.live_rows > 0
+    if not (is_due(manifest) or untold):
         return
     vectors = None
-    if texts is not None and manifest.texts is None:
-        vectors = texts(config, PROBES, display)
+    if texts is not None and untold:
+        try:
+            vectors = texts(config, PROBES, display)
+        except (UsageError, CannotFit, EnvironmentFault) as error:
+            # The pictures are in the index, and can be found by pictures.
+            display.say(f"searches for texts will be exact, as it cannot be measured: {error}")
     display.say(f"measuring how searches of {counted(manifest.live_rows, 'row')} find …")
     with writing(folder) as writer:
         if vectors is not None:

@@ -1,17 +1,24 @@
-"""Says how texts become vectors, and which ones show how texts lie; loads no model itself."""
+"""Gets the vectors of texts that are searched for, and says which ones show how texts lie; loads no
+model itself."""
 
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 
+from artifacts.tiles import OFF
 from artifacts.vectors import Vectors
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
+from flows.job.launch import DirectLauncher
+from flows.job.prepare import prepare_without_media
+from flows.pipelines import LABEL
+from flows.running.run import Watch
+from flows.running.stopping import stopped_in_order
 
 TextHalf = Callable[[CaptionConfig, Sequence[str], Display], Vectors]
 """Gives each text its vector, shape (texts, width), by the text half of the configuration's
 model."""
-TEXT_HALF: TextHalf | None = None
-"""The one that commands use; None: this program reads no texts yet."""
 THINGS = (
     "dog",
     "cat on a sofa",
@@ -33,3 +40,18 @@ THINGS = (
 FORMS = ("a photo of a {}", "{}", "a video of a {} at night", "there is a {} far away")
 PROBES = tuple(form.format(thing) for thing, form in product(THINGS, FORMS))
 """Texts that stand for those that people will search for: by them it is measured how texts find."""
+
+
+def read_texts(config: CaptionConfig, texts: Sequence[str], display: Display) -> Vectors:
+    """Return the vector of each text, by the text half alone; the store may have them. Raises
+    PenstockError."""
+    watch = Watch(display)
+    with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
+        launcher = DirectLauncher(watch.listen)
+        job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
+        with watch.working(job, launcher, "searching in", outputs={}) as (sequence, _, _):
+            return sequence.texts.make([[text] for text in texts]).vectors
+
+
+TEXT_HALF: TextHalf = read_texts
+"""The one that commands use."""

@@ -41,6 +41,7 @@ def run(told: dict[str, Any], report: Report) -> None:
         kind="embeddings",
         read=partial(read_parts, job) if cut else read_pictures,
         record=record_of,
+        parts=lambda meta: len(boxes_of(meta["height"], meta["width"], job.tiles, job.edge)),
         encode=partial(encode_parts, most=job.pictures) if cut else encode_batches,
     )
     encode_all(job, ModelJob.of(told), making, report)

@@ -17,7 +17,7 @@ from stages.memory.repeated_layers import RepeatedLayers
 from stages.models.footprint import BatchCost
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels
-from stages.models.halves.vectors import image_vectors, most_tokens, text_vectors
+from stages.models.halves.vectors import image_vectors
 from stages.models.processors.calling import TEXT_IDS, text_ids
 from stages.models.processors.clip import black_clip
 from stages.models.processors.fit import bytes_of
@@ -33,6 +33,7 @@ from stages.models.processors.prepare import (
     takes_videos,
 )
 from stages.models.row_memory import LayerMemory, RowMemory
+from stages.models.text_costs import text_costs
 from stages.models.watching import NEW_TOKENS, PromptWatch, decoder_of, layers_told, mlps_told
 from stages.process.exit_diagnosis import out_of_memory
 
@@ -73,7 +74,7 @@ def dry_run(skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0
             repeated = RepeatedLayers()
             encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, repeated))
             if route == "dual":
-                read = tuple(_readers(skeleton, processor, repeated))
+                read = tuple(text_costs(skeleton, processor, repeated))
                 return DryRun({"vision": encoded, "language": read})
             kind = next(reversed(rows))
             decoded = [*_decoders(skeleton, processor, route, kind, rows[kind][0], repeated)]
@@ -179,27 +180,6 @@ def _decoders(
         with on_meta_device(live), told[0], told[1], repeated.layers(skeleton, live):
             generate(skeleton, without_data(inputs), features, max_new_tokens=NEW_TOKENS, **GREEDY)
         yield BatchCost(kind=kind, rows=count, units=units, **reading.found()), reading.kept
-
-
-def _readers(skeleton: Any, processor: Any, repeated: RepeatedLayers) -> Iterator[BatchCost]:
-    """Yield what a text half takes of a few texts and of many. All are of a length, that of the
-    longest it reads."""
-    length = most_tokens(processor, skeleton) or TOKENS[0]
-    for rows in (1, 2, 8):
-        inputs = {"input_ids": torch.ones(rows, length, dtype=torch.long)}
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        live = LiveBytes(_weights(skeleton))
-        with on_meta_device(live), repeated.layers(skeleton, live):
-            made = text_vectors(skeleton, without_data(inputs))
-        yield BatchCost(
-            kind="image",
-            rows=rows,
-            units=length,
-            peak_bytes=live.peak,
-            peak_bytes_32=live.peak_32,
-            kept_bytes=made.nbytes,
-            flops=live.flops,
-        )
 
 
 def _asked(skeleton: Any, processor: Any, row: Prepared) -> dict[tuple[int, int], dict[str, Any]]:

@@ -105,11 +105,8 @@ def _dtype(config: Any) -> str:
 def _with_costs(parts: Mapping[Part, PartProfile], found: DryRun) -> dict[Part, PartProfile]:
     if found.why:
         logger.warning("what computing takes could not be found out: %s", found.why)
-    costs, memory = found.batch_costs, {"language": found.row_memory}
-    return {
-        p: replace(held, batch_costs=costs[p], row_memory=memory.get(p))
-        for p, held in parts.items()
-    }
+    costs, row = found.batch_costs, {"language": found.row_memory}
+    return {p: replace(h, batch_costs=costs[p], row_memory=row.get(p)) for p, h in parts.items()}
 
 
 def _described(

@@ -161,7 +161,9 @@ class ModelProfile:
         parts = {}
         for part in (part for part in get_args(Part) if part in value):
             told = value.pop(part)
-            lists = {key: tuple(told[key]) for key in ("shards", "tensors", "pieces")}
+            lists: dict[str, Any] = {
+                key: tuple(told[key]) for key in ("shards", "tensors", "pieces")
+            }
             batch_costs = tuple(BatchCost(**work) for work in told["batch_costs"])
             lists |= {"batch_costs": batch_costs, "row_memory": _row_memory(told["row_memory"])}
             parts[part] = PartProfile(**{**told, **lists})

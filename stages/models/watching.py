@@ -101,9 +101,9 @@ class _LayerKept(NamedTuple):
 
     @classmethod
     def of(cls, layer: Any) -> "_LayerKept":
-        seen = [getattr(layer, name, None) for name in ("keys", "values", "indexer_keys")]
-        seen = [part for part in seen if part is not None and part.numel()]
-        states = [
+        parts = (getattr(layer, name, None) for name in ("keys", "values", "indexer_keys"))
+        seen: list[torch.Tensor] = [part for part in parts if part is not None and part.numel()]
+        states: list[torch.Tensor] = [
             part
             for name in ("conv_states", "recurrent_states")
             for part in (getattr(layer, name, None) or {}).values()

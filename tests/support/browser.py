@@ -91,6 +91,12 @@ class Browser:
         """What the window shows, as PNG."""
         return base64.b64decode(self._call("GET", "/screenshot"))
 
+    def narrow(self, wide: int, high: int = 900) -> None:
+        """Show pages as a screen of this size does, which a window may be too large for."""
+        size = {"width": wide, "height": high, "deviceScaleFactor": 1, "mobile": False}
+        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": size}
+        self._call("POST", "/goog/cdp/execute", command)
+
     def close(self) -> None:
         self._call("DELETE", "")
 

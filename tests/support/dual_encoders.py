@@ -132,12 +132,14 @@ def save(name: str, folder: Path) -> Path:
     return folder
 
 
-def save_clip(folder: Path, image_processor: Any = None, **vision: Any) -> Path:
-    """A tiny CLIP checkpoint with its processor, as a hub has them; `vision` changes its vision
-    tower."""
+def save_clip(
+    folder: Path, image_processor: Any = None, texts: dict[str, Any] | None = None, **vision: Any
+) -> Path:
+    """A tiny CLIP checkpoint with its processor, as a hub has them; `texts` changes its text tower,
+    `vision` its vision tower."""
     words = tokenizer((), "")
     words.padding_side = "right"
-    text = {**TEXT, "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1}
+    text = {**TEXT, "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1, **(texts or {})}
     torch.manual_seed(0)
     config = hf.CLIPConfig(text_config=text, vision_config={**VISION, **vision}, projection_dim=24)
     model = hf.CLIPModel(config).eval()

@@ -57,8 +57,10 @@ def _mlp(hidden: torch.Tensor, block: Weights) -> torch.Tensor:
 def _attended(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool = False
 ) -> torch.Tensor:
-    parts = (part.unflatten(-1, (-1, HEAD)).transpose(1, 2) for part in (query, key, value))
-    made = functional.scaled_dot_product_attention(*parts, is_causal=causal)
+    query, key, value = (
+        part.unflatten(-1, (-1, HEAD)).transpose(1, 2) for part in (query, key, value)
+    )
+    made = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
     return made.transpose(1, 2).flatten(2)
 
 
@@ -78,7 +80,8 @@ def text_vectors(weights: Weights, ids: torch.Tensor) -> torch.Tensor:
     for index in range(LAYERS):
         block = f"transformer.resblocks.{index}"
         fused = linear(normed(hidden, f"{block}.ln_1"), f"{block}.attn.in_proj", "_")
-        seen = _attended(*fused.chunk(3, -1), causal=True)
+        query, key, value = fused.chunk(3, -1)
+        seen = _attended(query, key, value, causal=True)
         hidden = hidden + linear(seen, f"{block}.attn.out_proj")
         inner = linear(normed(hidden, f"{block}.ln_2"), f"{block}.mlp.c_fc")
         hidden = hidden + linear(functional.gelu(inner), f"{block}.mlp.c_proj")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,3 +70,30 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def compressed(source: Path) -> None:
+    """The same archive, its members compressed."""
+    path = source / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as before:
+        members = [(entry.filename, before.read(entry)) for entry in before.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as after:
+        for name, content in members:
+            after.writestr(name, content)
+
+
+def as_parts(source: Path) -> None:
+    """One of two files of weights."""
+    (source / "pytorch_model.bin").rename(source / "pytorch_model-00001-of-00002.bin")
+
+
+def torn(source: Path) -> None:
+    """The file cut off, as by a broken download."""
+    with (source / "pytorch_model.bin").open("r+b") as file:
+        file.truncate(2000)
+
+
+def scripted(source: Path) -> None:
+    """An archive that says it is TorchScript."""
+    with zipfile.ZipFile(source / "pytorch_model.bin", "a") as archive:
+        archive.writestr("pytorch_model/constants.pkl", pickle.dumps(()))

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Caption, Failure, write_jsonl
-from artifacts.files import write_text
+from artifacts.files import write_json, write_text
+from artifacts.labels import Labelled, Scored
 from flows.job.sources import IMAGE_SUFFIXES, MediaFile
+from flows.pipelines import LABEL
 from flows.results.outputs import media_lines
-from flows.results.run_record import RunRecord
+from flows.results.run_record import RunRecord, empty
 from stages.process.outcome import StageOutcome
 from tests.support.rows import caption
 
@@ -60,6 +62,46 @@ def write_run(
     record.value.update(plan=dict(plan), captions=len(rows), state="done")
     record.value["media"].update(total=len(captioned) + len(failures), failed=len(failures))
     record.write(force=True)
+    return record
+
+
+def scored(name: str, score: float = 0.2, box: list[int] | None = None) -> Scored:
+    """A label that is given."""
+    return Scored(
+        label=name, score=score, passed=True, whole=score, box=box, threshold=None, why="x"
+    )
+
+
+def labelled(file: MediaFile, *labels: Scored, time: float | None = None) -> Labelled:
+    return Labelled(
+        media_path=file.media_path,
+        source=file.source,
+        time=time,
+        labels=labels,
+        top=labels[0]["label"] if labels else "",
+        model="m",
+        precision={},
+        features="k",
+        labels_digest="d",
+    )
+
+
+def write_labels(out: Path, found: Sequence[tuple[MediaFile, Sequence[Labelled]]]) -> RunRecord:
+    """What a finished run leaves that gave these labels."""
+    record = write_run(out, [])
+    record.value.update(stages=[empty(stage.name) for stage in LABEL], rows=len(found))
+    record.write(force=True)
+    write_jsonl(out / "labels.jsonl", [row for _, rows in found for row in rows])
+    lines = media_lines([file for file, _ in found], [len(rows) for _, rows in found])
+    write_text(out / "media.jsonl", lines)
+    names = {one["label"] for _, rows in found for row in rows for one in row.labels}
+    of_each = {"median": 0.2, "deviation": 0.1, "threshold": 0.3, "from": "given"}
+    counts = [
+        {**of_each, "label": name, "passed": at, "bins": [0, 3, 9, 1]}
+        for at, name in enumerate(sorted(names))
+    ]
+    told = {"pictures": len(found), "labelled": 1, "low": 0.1, "high": 0.5, "labels": counts}
+    write_json(out / "label_report.json", told)
     return record
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.pipelines import Pipeline
-from flows.planning.costs import decode, encode, frames, texts
+from flows.planning.costs import decode, embed_texts, encode, frames
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung
 from flows.planning.seconds import WorkEstimate
@@ -37,7 +37,9 @@ COSTS: Mapping[str, Cost] = {
         work_left=encode.work_left,
     ),
     "decode": Cost(rungs=decode.rungs, memory=decode.memory, work_left=decode.work_left),
-    "texts": Cost(rungs=texts.rungs, memory=texts.memory, work_left=texts.work_left),
+    "embed_texts": Cost(
+        rungs=embed_texts.rungs, memory=embed_texts.memory, work_left=embed_texts.work_left
+    ),
 }
 """Name of a stage → its costs."""
 

@@ -172,7 +172,7 @@ def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkE
                     moved_bytes=settings.weight_bytes / batches_a_block(rung, workload, rows)
                     if rung.block
                     else 0,
-                    times=each.left[rung.stage] / rows,
+                    times=each.left[rung.stage] * workload.parts / rows,
                 )
             )
     return replace(

@@ -9,7 +9,7 @@ from pictures without labels failed. Within a group, of which a picture has one,
 given where that is given too, and a parent scores as much as its best child.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ Scores = NDArray[np.float32]
 """Shape (pictures, labels)."""
 Passed = NDArray[np.bool_]
 """The same, of what a picture is given."""
-Rule = Literal["given", "bias", "gap", "group"]
+Rule = Literal["given", "examples", "bias", "gap", "group"]
 MOST = 6
 """Most labels that the largest gap gives a picture."""
 EVEN = 0.5
@@ -77,15 +77,22 @@ class Judge:
         """Say by which rule a label is given, in words for a line of output."""
         return {
             "given": f"at least {self.thresholds[at]:g}",
+            "examples": f"at least {self.thresholds[at]:.4g}, learned from examples",
             "bias": f"more likely than not ({self.thresholds[at]:g})",
             "gap": "above the largest gap of its picture",
             "group": "the first of its group",
         }[self.rules[at]]
 
 
-def judge_of(labels: LabelSet, texts: TextVectors, threshold: float | None) -> Judge:
-    """Return the rules for these labels; `threshold` is for all that have none. Raises UsageError
-    where no rule can tell."""
+def judge_of(
+    labels: LabelSet,
+    texts: TextVectors,
+    threshold: float | None,
+    learned: Mapping[str, float] | None = None,
+) -> Judge:
+    """Return the rules for these labels; `threshold` is for all that have none, before those that
+    are `learned` for a label. Raises UsageError where no rule can tell."""
+    learned = learned or {}
     names = {name: at for at, name in enumerate(labels.names)}
     groups: dict[str, list[int]] = {}
     rules: list[Rule] = []
@@ -96,6 +103,9 @@ def judge_of(labels: LabelSet, texts: TextVectors, threshold: float | None) -> J
             groups.setdefault(label.group, []).append(at)
             rules.append("group")
             own = label.threshold
+        elif own is None and label.name in learned:
+            rules.append("examples")
+            own = learned[label.name]
         else:
             rules.append("given" if own is not None else "bias" if texts.bias else "gap")
             own = EVEN if own is None and texts.bias else own

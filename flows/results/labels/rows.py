@@ -1,7 +1,9 @@
 """Makes the lines of labels of what is in the store; runs no model."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -12,10 +14,10 @@ from artifacts.vectors import vectors_in
 from flows.job.labels import LabelSet
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
-from flows.job.tasks import Task
+from flows.job.tasks import Medium, Task
 from flows.results.labels.judging import Judge, Passed, Scores, cosines_of
 from flows.results.labels.pooling import Pooled, pooled, whole_of
-from flows.results.vectors import shown_boxes
+from flows.results.vectors import made_vectors, shown_boxes
 
 TASKS_A_BLOCK = 256
 """Chunks whose scores are in memory at once."""
@@ -24,7 +26,7 @@ DIGITS = 6
 Made = tuple[MediaFile, Task]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Labelling:
     """All by which the pictures of a run are labelled."""
 
@@ -33,6 +35,19 @@ class Labelling:
     judge: Judge
     top: int
     """Labels of a picture that are told, whether it is given them or not."""
+
+    @cached_property
+    def told(self) -> list[tuple[str, float | None, str]]:
+        """Return of each label its name, threshold and rule, for the lines."""
+        pairs = enumerate(zip(self.labels.names, self.judge.thresholds, strict=True))
+        return [
+            (name, None if math.isnan(threshold) else threshold, self.judge.why(at))
+            for at, (name, threshold) in pairs
+        ]
+
+    @cached_property
+    def labels_digest(self) -> str:
+        return self.labels.digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,18 +61,16 @@ class Judged:
     passed: Passed
 
 
-def made_of(job: Job) -> Iterator[Made]:
-    """Yield the chunks whose vectors are there, in source order."""
+def judged_medium(job: Job, labelling: Labelling, file: MediaFile, medium: Medium) -> list[Judged]:
+    """Return the labels of the chunks of one file that are there."""
     kept = job.ledger["embeddings"]
-    for file, medium in zip(job.files, job.contents, strict=True):
-        for task in job.ledger.tasks([medium]):
-            if task["embeddings"] in kept:
-                yield file, task
+    tasks = (task for task in job.ledger.tasks([medium]) if task["embeddings"] in kept)
+    return list(judged(job, labelling, ((file, task) for task in tasks)))
 
 
-def judged(job: Job, labelling: Labelling) -> Iterator[Judged]:
-    """Yield the labels of every chunk whose vectors are there, in source order."""
-    kept, left = job.ledger["embeddings"], made_of(job)
+def judged(job: Job, labelling: Labelling, made: Iterable[Made] | None = None) -> Iterator[Judged]:
+    """Yield the labels of these chunks (None: of every one whose vectors are there), in order."""
+    kept, left = job.ledger["embeddings"], iter(made_vectors(job) if made is None else made)
     while block := list(islice(left, TASKS_A_BLOCK)):
         found = [vectors_in(kept.read(task["embeddings"])) for _, task in block]
         cosines = cosines_of(np.concatenate(found), labelling.texts)
@@ -71,8 +84,8 @@ def judged(job: Job, labelling: Labelling) -> Iterator[Judged]:
         ends = np.cumsum([len(part.best) for part in parts])[:-1]
         split = zip(np.split(scores, ends), np.split(passed, ends), strict=True)
         for (file, task), part, (some, given) in zip(block, parts, split, strict=True):
-            made = _Making(job, labelling, file, task, part)
-            rows = [made.row(at, some[at], given[at]) for at in range(len(some))]
+            lines = _Making(job, labelling, file, task, part)
+            rows = [lines.row(at, some[at], given[at]) for at in range(len(some))]
             yield Judged(file=file, task=task, rows=rows, scores=some, passed=given)
 
 
@@ -86,39 +99,44 @@ class _Making:
         self._labelling = labelling
         self._file = file
         self._task = task
-        self._part = part
-        self._whole = labelling.judge.scores(part.whole)
-        self._boxes = shown_boxes(job, task) if task.is_cut else []
+        self._at = part.at.tolist()
+        cut = task.is_cut
+        self._whole = labelling.judge.scores(part.whole).tolist() if cut else None
+        self._boxes = shown_boxes(job, task) if cut else []
+        self._precision = {**task.namespaces.precision, "language": labelling.texts.precision}
 
     def row(self, at: int, scores: Scores, passed: Passed) -> Labelled:
         """Return the line of one picture or frame."""
         task, labelling = self._task, self._labelling
-        ranked = np.argsort(-scores, kind="stable")
-        told = {*map(int, ranked[: labelling.top]), *map(int, np.flatnonzero(passed))}
-        places = sorted(told, key=lambda place: (-scores[place], place))
+        ranked = np.argsort(-scores, kind="stable").tolist()
+        told = {*ranked[: labelling.top], *np.flatnonzero(passed).tolist()}
+        values, given = scores.tolist(), passed.tolist()
         return Labelled(
             media_path=self._file.media_path,
             source=self._file.source,
             time=None if task.medium.kind == "image" else task.chunk.times[at],
-            labels=tuple(self._scored(at, place, scores, passed) for place in places),
-            top=labelling.labels.names[int(ranked[0])],
+            labels=tuple(
+                self._scored(at, place, values[place], given[place])
+                for place in ranked
+                if place in told
+            ),
+            top=labelling.told[ranked[0]][0],
             model=self._job.model.name,
-            precision={**task.namespaces.precision, "language": labelling.texts.precision},
+            precision=self._precision,
             features=task["embeddings"],
-            labels_digest=labelling.labels.digest,
+            labels_digest=labelling.labels_digest,
             tiles=task.namespaces.tiles,
         )
 
-    def _scored(self, at: int, place: int, scores: Scores, passed: Passed) -> Scored:
-        judge = self._labelling.judge
-        threshold = judge.thresholds[place]
-        best = self._part.at[at, place]
+    def _scored(self, at: int, place: int, score: float, passed: bool) -> Scored:
+        name, threshold, why = self._labelling.told[place]
+        rounded = round(score, DIGITS)
         return Scored(
-            label=self._labelling.labels.names[place],
-            score=round(float(scores[place]), DIGITS),
-            passed=bool(passed[place]),
-            whole=round(float(self._whole[at, place]), DIGITS),
-            box=self._boxes[best] if self._boxes else None,
-            threshold=None if np.isnan(threshold) else threshold,
-            why=judge.why(place),
+            label=name,
+            score=rounded,
+            passed=passed,
+            whole=rounded if self._whole is None else round(self._whole[at][place], DIGITS),
+            box=self._boxes[self._at[at][place]] if self._boxes else None,
+            threshold=threshold,
+            why=why,
         )

@@ -1,29 +1,32 @@
 """Writes the labels of a run: a line a picture or frame, tables, texts beside media, and what each
 label was given to; runs no model."""
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from artifacts.captions import Caption, Failure, write_jsonl
-from artifacts.files import write_json
-from artifacts.labels import Labelled, schema, spans_of
+from artifacts.coco import Sized, write_coco
+from artifacts.files import write_json, write_text
+from artifacts.labels import Labelled, Span, schema, spans_of
+from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
+from flows.job.config import COCO
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
-from flows.results.labels.rows import Judged, Labelling, judged
-from flows.results.outputs import failures_of
+from flows.results.labels.counting import LabelCounts
+from flows.results.labels.rows import Labelling, judged, judged_medium
+from flows.results.outputs import failures_of, media_lines
 from flows.results.texts import OwnFiles, Texts, write_texts
 
-LINES, REPORT = "labels.jsonl", "label_report.json"
-TABLES = ("csv", "parquet")
-BINS = 50
-"""Ranges in which the scores of a label are counted."""
+LINES, REPORT, MEDIA = "labels.jsonl", "label_report.json", "media.jsonl"
+SPANS, COCO_FILE = "label_spans.jsonl", "labels.coco.json"
+TABLES = ("csv", "parquet", COCO)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,6 +47,13 @@ class LabelsWritten:
     """Texts of labels that are longer than the model reads."""
     failures: list[Failure] = field(default_factory=list)
     texts: list[Texts] = field(default_factory=list)
+    counts: list[dict[str, Any]] = field(default_factory=list)
+    """For each label what it was given to, and how its scores lie, as the report has it."""
+
+    @property
+    def made(self) -> int:
+        """Return the number of pictures that were looked at."""
+        return self.pictures
 
     @property
     def exit_code(self) -> int:
@@ -63,6 +73,11 @@ class LabelsWritten:
             "failed": len(self.failures),
             "exit_code": self.exit_code,
         }
+
+    def row(self) -> dict[str, Any]:
+        """Return what was made, as a row of a table."""
+        told = {"files": self.files, "pictures": self.pictures, "labelled": self.labelled}
+        return {**told, "given": self.given, "folder": str(self.out)}
 
     def line(self) -> str:
         """Return the outcome in one line."""
@@ -84,7 +99,8 @@ class LabelsWritten:
 def label_places(job: Job) -> dict[str, str]:
     """Return where the outputs lie, or are to be written."""
     names = {"labels": LINES, "report": REPORT, "failures": "failures.jsonl", "logs": "logs"}
-    names |= {form: f"labels.{form}" for form in TABLES if form in job.config.format}
+    names |= {form: f"labels.{form}" for form in ("csv", "parquet") if form in job.config.format}
+    names |= {COCO: COCO_FILE} if COCO in job.config.format else {}
     return {name: str(job.out / file) for name, file in names.items()}
 
 
@@ -97,96 +113,65 @@ def write_labels(job: Job, labelling: Labelling) -> LabelsWritten:
         cut=labelling.texts.cut,
         failures=failures_of(job),
     )
-    counts = _Counts(labelling)
+    counts = LabelCounts(labelling)
     write_jsonl(job.out / LINES, counts.through(judged(job, labelling)))
     found.pictures, found.labelled, found.given = counts.pictures, counts.labelled, counts.given
     write_jsonl(job.out / "failures.jsonl", found.failures)
-    write_json(job.out / REPORT, counts.report())
-    for form, path in ((form, job.out / f"labels.{form}") for form in TABLES):
-        if form not in job.config.format:
-            continue
-        rows = (row for each in judged(job, labelling) for row in each.rows)
-        if form == "csv":
-            write_csv(path, rows, Labelled.__slots__)
-        else:
-            write_parquet(path, rows, schema())
-    if set(job.config.format) - set(TABLES):
-        found.texts = write_texts(job, OwnFiles(job, "labels "), _texts_by(job, labelling))
+    write_text(job.out / MEDIA, media_lines(job.files, [counts.lines[f] for f in job.files]))
+    report = counts.report()
+    write_json(job.out / REPORT, report)
+    found.counts = report["labels"]
+    _write_tables(job, labelling)
+    if any(medium.kind == "video" for medium in job.contents):
+        write_text(job.out / SPANS, _span_lines(job, labelling))
+    if set(job.config.format) & set(WRITERS):
+        said = partial(_captions, labelling)
+        found.texts = write_texts(job, OwnFiles(job, "labels "), said)
     return found
 
 
-class _Counts:
-    """Counts of what each label was given to."""
-
-    def __init__(self, labelling: Labelling) -> None:
-        self._labelling = labelling
-        size = len(labelling.labels.labels)
-        self.pictures = self.labelled = 0
-        self._passed = np.zeros(size, np.int64)
-        self._edges = np.linspace(0, 1, BINS + 1) if labelling.texts.bias else None
-        self._scores: list[Any] = []
-
-    def through(self, found: Iterator[Judged]) -> Iterator[Labelled]:
-        """Yield the rows, and count them."""
-        for each in found:
-            self.pictures += len(each.rows)
-            self.labelled += int(each.passed.any(axis=1).sum())
-            self._passed += each.passed.sum(axis=0)
-            self._scores.append(each.scores.astype(np.float16))
-            yield from each.rows
-
-    @property
-    def given(self) -> int:
-        return int(self._passed.sum())
-
-    def report(self) -> dict[str, Any]:
-        """Return for each label how many there were, their scores, and the rule."""
-        judge = self._labelling.judge
-        size = len(judge.rules)
-        scores = np.concatenate(self._scores) if self._scores else np.zeros((0, size), np.float16)
-        return {
-            "pictures": self.pictures,
-            "labelled": self.labelled,
-            "labels_digest": self._labelling.labels.digest,
-            "scale": self._labelling.texts.scale,
-            "bias": self._labelling.texts.bias,
-            "labels": [
-                self._of(at, name, scores[:, at].astype(np.float32))
-                for at, name in enumerate(self._labelling.labels.names)
-            ],
-        }
-
-    def _of(self, at: int, name: str, scores: Any) -> dict[str, Any]:
-        judge = self._labelling.judge
-        threshold = judge.thresholds[at]
-        return {
-            "label": name,
-            "passed": int(self._passed[at]),
-            "median": round(float(np.median(scores)), 6) if len(scores) else None,
-            "deviation": round(float(scores.std()), 6) if len(scores) else None,
-            "threshold": None if np.isnan(threshold) else threshold,
-            "from": judge.rules[at],
-        }
-
-
-def _texts_by(job: Job, labelling: Labelling) -> Any:
-    """Return the function that gives what a text says of one file: its labels, or of a video those
-    of each stretch."""
-    by_medium: dict[str, list[Judged]] = {}
-    for each in judged(job, labelling):
-        by_medium.setdefault(each.task.medium.digest, []).append(each)
-
-    def said(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
-        found = by_medium.get(medium.digest, [])
-        rows = [row for each in found for row in each.rows]
-        if medium.kind == "image":
-            stretches = [(0.0, 0.0, row.given) for row in rows]
+def _write_tables(job: Job, labelling: Labelling) -> None:
+    for form in (form for form in TABLES if form in job.config.format):
+        path = job.out / (COCO_FILE if form == COCO else f"labels.{form}")
+        rows = (row for each in judged(job, labelling) for row in each.rows)
+        if form == "csv":
+            write_csv(path, rows, Labelled.__slots__)
+        elif form == "parquet":
+            write_parquet(path, rows, schema())
         else:
-            end = max((each.task.chunk.end for each in found), default=0.0)
-            stretches = [(s.start, s.end, list(s.labels)) for s in spans_of(rows, end)]
-        return [_said(file, *stretch) for stretch in stretches]
+            write_coco(path, labelling.labels.names, _sized(job, labelling))
 
-    return said
+
+def _sized(job: Job, labelling: Labelling) -> Iterator[Sized]:
+    """Yield the labels of pictures, with the size of each as it is shown."""
+    for each in judged(job, labelling):
+        index = job.ledger.index(each.task.medium)
+        if each.task.medium.kind == "image" and index is not None:
+            yield each.rows[0], index.height, index.width
+
+
+def _spans(job: Job, labelling: Labelling, file: MediaFile, medium: Medium) -> Iterator[Span]:
+    """Yield the stretches of one video, or a picture as one of no length."""
+    found = judged_medium(job, labelling, file, medium)
+    rows = [row for each in found for row in each.rows]
+    if medium.kind == "image":
+        yield from (Span(start=0.0, end=0.0, labels=tuple(row.given)) for row in rows)
+    else:
+        yield from spans_of(rows, max((each.task.chunk.end for each in found), default=0.0))
+
+
+def _span_lines(job: Job, labelling: Labelling) -> Iterator[str]:
+    for file, medium in zip(job.files, job.contents, strict=True):
+        if medium.kind == "video":
+            about = {"media_path": file.media_path, "source": file.source}
+            for span in _spans(job, labelling, file, medium):
+                yield json.dumps({**about, **asdict(span)}, ensure_ascii=False) + "\n"
+
+
+def _captions(labelling: Labelling, job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
+    """Return what a text says of one file: its labels, or of a video those of each stretch."""
+    spans = _spans(job, labelling, file, medium)
+    return [_said(file, span.start, span.end, list(span.labels)) for span in spans]
 
 
 def _said(file: MediaFile, start: float, end: float, labels: list[str]) -> Caption:

@@ -10,10 +10,12 @@ from urllib.parse import quote
 
 from flows.console.display import duration, size
 from flows.job.sources import writable
+from flows.pipelines import LABELS
+from flows.results.report.labels import label_counts, labelled_media
 from flows.results.report.media import FILE, captioned_media, failed_media
 from flows.results.report.stages import plan_table, stage_table, timeline_of
 from flows.results.run_read import load_record
-from flows.results.status import advice, places, stages_of, written
+from flows.results.status import advice, kind_of, places, stages_of, written
 
 Rows = Iterator[tuple[str, str]]
 
@@ -22,7 +24,8 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     """Return what a page in `folder` shows of the last run into `out`. Raises UsageError when there
     was none, EnvironmentFault."""
     record = load_record(out)
-    media = captioned_media(out, folder)
+    is_labels = kind_of(record) == LABELS
+    media = labelled_media(out, folder) if is_labels else captioned_media(out, folder)
     prompts = list(dict.fromkeys(medium["prompt"] for medium in media if medium["prompt"]))
     if len(prompts) == 1:  # told once, above
         for medium in media:
@@ -42,8 +45,10 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "timeline": timeline,
         "failures": failed_media(out) or record["failures"],
         "failed": record["media"]["failed"],
+        "files": record["media"]["total"] - record["media"]["failed"],
         "warnings": [[e["name"], text] for e in record["stages"] for text in e["warnings"]],
         "media": media,
+        "labels": label_counts(out) if is_labels else None,
     }
 
 
@@ -55,7 +60,8 @@ def _totals(record: Mapping[str, Any], seconds: float) -> Rows:
     yield "failed", f"{media['failed']:,}"
     if record["cut"]:
         yield "cut", f"{record['cut']:,}"
-    yield "tokens", f"{sum(stage['tokens'] for stage in stages):,}"
+    if tokens := sum(stage["tokens"] for stage in stages):
+        yield "tokens", f"{tokens:,}"
     yield "time", duration(seconds)
     yield "peak of the host", size(max(stage["peak_host_bytes"] for stage in stages))
     device = max(stage["peak_device_bytes"] for stage in stages)

@@ -44,10 +44,10 @@ class VideoCard {
   }
 
   summary() {
-    const {captions} = this.medium, all = counted(captions.length, "caption");
+    const {captions} = this.medium, all = this.data.labels ? counted(captions.length, "stretch", "stretches") : counted(captions.length, "caption");
     const tokens = captions.reduce((sum, caption) => sum + caption[3], 0);
     const some = this.shown.length < captions.length ? `${this.shown.length} of ${all}` : all;
-    return [some, this.length ? clock(this.length) : "", counted(tokens, "token")].filter(Boolean).join(" · ");
+    return [some, this.length ? clock(this.length) : "", tokens ? counted(tokens, "token") : ""].filter(Boolean).join(" · ");
   }
 
   load() {
@@ -143,11 +143,14 @@ const nearby = new IntersectionObserver(seen => {
 function imageTile(medium, words, data, open) {
   const frame = el("button", {type: "button", class: "frame", click: () => open(medium), "aria-label": `Open ${medium.name}`});
   if (medium.gone) frame.replaceChildren(el("span", {class: "gone"}, "not where it was"));
-  else frame.append(withFallback(el("img", {loading: "lazy", decoding: "async", alt: ""}), medium, data,
-    () => frame.replaceChildren(el("span", {class: "gone"}, "this browser cannot show it"))));
+  else {
+    const image = el("img", {loading: "lazy", decoding: "async", alt: ""});
+    frame.append(...[image, boxes(image, medium, false)].filter(Boolean));
+    withFallback(image, medium, data, () => frame.replaceChildren(el("span", {class: "gone"}, "this browser cannot show it")));
+  }
   const text = medium.captions.map(caption => caption[2]).join("\n");
   return el("figure", {}, frame, el("figcaption", {},
-    el("span", {class: "said", dir: "auto"}, marked(text, words)),
+    el("span", {class: "said", dir: "auto"}, medium.labels ? chips(medium, words) : marked(text, words)),
     el("span", {class: "quiet name", dir: "auto", title: medium.name}, marked(medium.name, words))));
 }
 
@@ -156,12 +159,12 @@ function viewer(dialog, data) {
   let among = [], at = 0;
   const show = () => {
     const medium = among[at];
-    const image = withFallback(el("img", {alt: medium.captions.map(c => c[2]).join("\n")}), medium, data,
-      () => image.replaceWith(gone(medium, "This browser cannot show it, or it was moved since:")));
+    const image = el("img", {alt: medium.captions.map(c => c[2]).join("\n")}), seen = el("div", {class: "seen"}, image, boxes(image, medium, true));
+    if (!medium.gone) withFallback(image, medium, data, () => seen.replaceWith(gone(medium, "This browser cannot show it, or it was moved since:")));
     dialog.replaceChildren(
       el("form", {method: "dialog"}, el("span", {class: "quiet"}, `${at + 1} of ${among.length}`), el("button", {"aria-label": "Close"}, "✕")),
-      medium.gone ? gone(medium, "The file is not where it was:") : image,
-      el("p", {dir: "auto"}, medium.captions.map(c => c[2]).join("\n")),
+      medium.gone ? gone(medium, "The file is not where it was:") : seen,
+      el("p", {dir: "auto"}, medium.labels ? chips(medium, []) : medium.captions.map(c => c[2]).join("\n")),
       el("p", {class: "quiet", dir: "auto"}, medium.name, medium.prompt ? ` · ${medium.prompt}` : ""),
       medium.warnings.map(text => el("p", {class: "warning"}, text)));
   };

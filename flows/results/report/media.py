@@ -37,7 +37,7 @@ def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
     `captions`, each of them (start, end, text, tokens). Raises EnvironmentFault."""
     return [
         _medium(place, rows, folder)
-        for place, rows in _beside(
+        for place, rows in beside(
             read_jsonl(out / "media.jsonl", PLACE, AGAIN),
             read_jsonl(out / "captions.jsonl", CAPTION, AGAIN),
         )
@@ -54,20 +54,20 @@ def _name(row: dict[str, Any]) -> tuple[str, str]:
     return row["source"], row["media_path"]
 
 
-def _beside(
-    places: list[dict[str, Any]], captions: list[dict[str, Any]]
+def beside(
+    places: list[dict[str, Any]], lines: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Yield each medium's place with its captions."""
+    """Yield each medium's place with its lines, which are captions or labels."""
     counts = [place["captions"] for place in places]
     named = itertools.chain.from_iterable([_name(p)] * p["captions"] for p in places)
-    if sum(counts) == len(captions) and all(map(operator.eq, named, map(_name, captions))):
-        rows = iter(captions)
+    if sum(counts) == len(lines) and all(map(operator.eq, named, map(_name, lines))):
+        rows = iter(lines)
         for place, count in zip(places, counts, strict=True):
             yield place, list(itertools.islice(rows, count))
         return
     # An older version's run, which wrote no places, or one that is writing them at this moment.
     known = {_name(place): place for place in places}
-    for name, group in itertools.groupby(captions, _name):
+    for name, group in itertools.groupby(lines, _name):
         rows_of = list(group)
         yield known.get(name) or _guess(*name, image=_is_still(rows_of)), rows_of
 
@@ -88,22 +88,34 @@ def _guess(source: str, media_path: str, *, image: bool) -> dict[str, Any]:
 
 def _is_still(rows: Iterable[dict[str, Any]]) -> bool:
     return all(
-        row["end"] == 0 and Path(row["media_path"]).suffix.lower() in IMAGE_SUFFIXES for row in rows
+        not (row.get("end") or row.get("time"))
+        and Path(row["media_path"]).suffix.lower() in IMAGE_SUFFIXES
+        for row in rows
     )
 
 
-def _medium(place: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def shown_medium(place: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what the page says of a medium at a place; nothing was said of it yet."""
     path = os.fsdecode(unquote_to_bytes(place["url"].removeprefix(FILE)))
     url = quote(os.fsencode(os.path.relpath(path, folder))) if path else None
-    warnings = Counter(text for row in rows for text in row.get("warnings", ()))
-    if cut := sum(row.get("ended") == "length" for row in rows):
-        warnings[f"{counted(cut, 'caption')} cut: --max-new-tokens lets them end"] = 1
     return {
         "name": place["media_path"],
         "kind": place["kind"],
         "path": writable(path) or place["source"],
         "url": url,
         "gone": not path or not os.path.isfile(path),
+        "prompt": "",
+        "warnings": [],
+        "captions": [],
+    }
+
+
+def _medium(place: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    warnings = Counter(text for row in rows for text in row.get("warnings", ()))
+    if cut := sum(row.get("ended") == "length" for row in rows):
+        warnings[f"{counted(cut, 'caption')} cut: --max-new-tokens lets them end"] = 1
+    return {
+        **shown_medium(place, folder),
         "prompt": rows[0].get("prompt", "") if rows else "",
         "warnings": list(warnings),
         "captions": [

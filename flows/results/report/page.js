@@ -65,7 +65,7 @@ function media() {
         .map(one => has(one.medium.name) && !one.shown.length ? {...one, shown: one.medium.captions} : one)
         .filter(one => !words.length || one.shown.length || has(one.medium.name));
       const captions = found.reduce((sum, one) => sum + one.shown.length, 0);
-      told.textContent = `${words.length ? `${found.length} of ` : ""}${counted(all.length, kind)}, ${counted(captions, "caption")}`;
+      told.textContent = `${words.length ? `${found.length} of ` : ""}${counted(all.length, kind)}${data.labels ? "" : `, ${counted(captions, "caption")}`}`;
       const images = found.map(one => one.medium);
       const build = kind === "video" ? one => new VideoCard(one.medium, one.shown, words, data).box
         : one => imageTile(one.medium, words, data, medium => open(medium, images));
@@ -79,9 +79,11 @@ function media() {
 run();
 memory();
 trouble();
+if (data.labels) labels(data.labels, data.media.length, data.files);
 const shelves = media();
 
 const search = document.getElementById("search");
+if (data.labels) search.placeholder = "Search labels and names  ( / )";
 let waiting = 0;
 search.addEventListener("input", () => {
   clearTimeout(waiting);

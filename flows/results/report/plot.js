@@ -1,6 +1,6 @@
 // The time line: when each stage worked, what memory it had, against what was planned and allowed.
 
-const LEFT = 74, RIGHT = 14, LANE = 22, HIGH = 190, GAP = 30;
+const LEFT = 98, RIGHT = 14, LANE = 22, HIGH = 190, GAP = 30;
 const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400, 604800];
 
 // What a curve becomes at this width: [seconds, lowest, highest] of the points that share a pixel

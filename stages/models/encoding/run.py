@@ -4,7 +4,7 @@ prompts nor the language half, nor what is stored of what the half makes.
 A batch is always computed whole, because the bytes of a row depend on its batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,6 +36,8 @@ class Making:
     """Frames, processor and chunk → the chunk as the encoder takes it, or why it does not."""
     record: Callable[[str, FeatureRecord], Record]
     """Key and what the half made of a chunk → what is stored."""
+    parts: Callable[[Mapping[str, Any]], int] = lambda meta: 1
+    """Description of the stored frames of a picture → how many parts of it are looked at."""
     encode: Callable[[Any, Sequence[Sequence[Prepared]]], list[list[FeatureRecord]]] = (
         encode_batches
     )
@@ -91,7 +93,10 @@ def encode_all(job: EncodingJob, source: ModelJob, making: Making, report: Repor
         turns.done(rows)
 
     def pictures(member: dict[str, Any]) -> int:
-        return len(frames.meta(member["frames"])["times"]) if member["frames"] in frames else 1
+        if member["frames"] not in frames:
+            return 1
+        meta = frames.meta(member["frames"])
+        return making.parts(meta) if member["kind"] == "image" else len(meta["times"])
 
     compute = partial(_encoded, half, making)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from transformers.configuration_utils import SubConfigSpec
 
 from artifacts.regular import read_text
 from stages.models.hub.checkpoint import INDEX, JSON_BYTES
@@ -36,7 +37,8 @@ class EvaCLIPVisionConfig(CLIPVisionConfig):
     intermediate_size: int = 20480
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
-    patch_size: int | list[int] | tuple[int, int] | None = 14
+    image_size: int = 224
+    patch_size: int = 14
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
     q_bias: bool = False
@@ -71,8 +73,8 @@ class EvaCLIPConfig(CLIPConfig):
 
     model_type = "eva_clip"
     sub_configs_defaults = {  # noqa: RUF012
-        "vision_config": EvaCLIPVisionConfig,
-        "text_config": EvaCLIPTextConfig,
+        "vision_config": SubConfigSpec(EvaCLIPVisionConfig),
+        "text_config": SubConfigSpec(EvaCLIPTextConfig),
     }
 
     projection_dim: int | None = 1280
@@ -80,9 +82,11 @@ class EvaCLIPConfig(CLIPConfig):
     """Whether what projects a picture's vector adds something, as in the hub's files."""
 
     @classmethod
-    def get_config_dict(cls, path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        told, rest = super().get_config_dict(path, **kwargs)
-        return _settled(told, names_in(Path(path))), rest
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        told, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _settled(told, names_in(Path(pretrained_model_name_or_path))), rest
 
 
 def _settled(told: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

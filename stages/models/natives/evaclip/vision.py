@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import (
+    CLIPMLP,
     CLIPAttention,
-    CLIPEncoderLayer,
     CLIPPreTrainedModel,
     CLIPVisionEmbeddings,
 )
@@ -32,7 +32,7 @@ class EvaCLIPVisionEmbeddings(CLIPVisionEmbeddings):
 
     def __init__(self, config: EvaCLIPVisionConfig) -> None:
         super().__init__(config)
-        size = self.patch_size
+        size = config.patch_size
         self.patch_embedding = nn.Conv2d(config.num_channels, self.embed_dim, size, stride=size)
 
 
@@ -47,21 +47,21 @@ class EvaCLIPAttention(CLIPAttention):
         self.v_proj = nn.Linear(width, width, bias=config.v_bias)
 
 
-class EvaCLIPEncoderLayer(CLIPEncoderLayer):
+class EvaCLIPEncoderLayer(nn.Module):
     """A layer of the tower."""
 
     def __init__(self, config: EvaCLIPVisionConfig) -> None:
-        super().__init__(config)
-        self.self_attn = EvaCLIPAttention(config)
+        super().__init__()
+        self.self_attn, self.mlp = EvaCLIPAttention(config), CLIPMLP(config)
         self.layer_norm1, self.layer_norm2 = norm_of(config), norm_of(config)
         self.behind = config.post_layernorm
 
-    def forward(self, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        if not self.behind:
-            made: torch.Tensor = super().forward(hidden, None, **kwargs)
-            return made
-        hidden = hidden + self.layer_norm1(self.self_attn(hidden, None, **kwargs)[0])
-        return hidden + self.layer_norm2(self.mlp(hidden))  # type: ignore[no-any-return]
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.behind:
+            hidden = hidden + self.layer_norm1(self.self_attn(hidden)[0])
+            return hidden + self.layer_norm2(self.mlp(hidden))  # type: ignore[no-any-return]
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden))[0]
+        return hidden + self.mlp(self.layer_norm2(hidden))  # type: ignore[no-any-return]
 
 
 class EvaCLIPVisionLayers(nn.Module):
@@ -94,10 +94,10 @@ class EvaCLIPPreTrainedModel(CLIPPreTrainedModel):
 class EvaCLIPVisionModel(EvaCLIPPreTrainedModel):
     """The tower."""
 
-    config_class = EvaCLIPVisionConfig
-    config: EvaCLIPVisionConfig
+    config_class = EvaCLIPVisionConfig  # type: ignore[assignment]
+    config: EvaCLIPVisionConfig  # type: ignore[assignment]
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     _input_embed_layer = "patch_embedding"
 
     def __init__(self, config: EvaCLIPVisionConfig) -> None:

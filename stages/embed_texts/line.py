@@ -22,14 +22,14 @@ place where that is more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
+class LogitLine:
     """The logit of a picture and a text is `scale * cosine + bias`."""
 
     scale: float
     bias: float
 
 
-def line_of(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> Line:
+def line_of(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> LogitLine:
     """Return the line of a model; `vectors` are those of the texts in `inputs`. Raises UsageError
     for a model without one."""
     texts = vectors.double().cpu()
@@ -56,4 +56,4 @@ def line_of(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> Line
             hint="Choose a model of the CLIP kind: docs/embed.md lists them",
         )
     scale, bias = fitted.tolist()
-    return Line(scale=scale, bias=bias if abs(bias) > allowed else 0.0)
+    return LogitLine(scale=scale, bias=bias if abs(bias) > allowed else 0.0)

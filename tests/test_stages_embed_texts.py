@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
+from stages.embed_texts.line import line_of
+from stages.embed_texts.reading import TextReader
+from stages.embed_texts.run import mean_directions
 from stages.models.halves.load import load_half
 from stages.models.halves.vectors import text_vectors
 from stages.models.processors.loading import load_processor
-from stages.texts.line import line_of
-from stages.texts.reading import TextReader
-from stages.texts.run import mean_directions
 from tests.support.dual_encoders import names, save, save_clip
 from tests.support.families import hf
 

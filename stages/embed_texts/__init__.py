@@ -1,12 +1,12 @@
 """Turns texts into vectors, with the text half of a dual encoder alone."""
 
+from stages.embed_texts.job import TextsJob
 from stages.process.stage import Stage
-from stages.texts.job import TextsJob
 
 OUTPUT_VERSION = 1
 """Raised when this stage's own output changes for the same inputs; part of every key below it."""
 STAGE = Stage(
-    name="texts",
+    name="embed_texts",
     reads="",
     writes="texts",
     part="language",
@@ -14,7 +14,7 @@ STAGE = Stage(
     of_media=False,
     vectors=True,
     output_version=OUTPUT_VERSION,
-    entry="stages.texts.run:run",
+    entry="stages.embed_texts.run:run",
     verb="reading texts",
 )
 TEXTS_A_BATCH = 64

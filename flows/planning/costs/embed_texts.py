@@ -21,7 +21,7 @@ from flows.planning.seconds import WorkEstimate
 from flows.planning.terms import around, products, weights
 from flows.planning.todo import ToDo
 from flows.planning.workloads import Workload
-from stages.texts import TEXTS_A_BATCH
+from stages.embed_texts import TEXTS_A_BATCH
 
 ASSUMED_TOKENS = 77
 """Tokens of a text where the profile does not say."""
@@ -30,7 +30,7 @@ ASSUMED_TOKENS = 77
 def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
     """Return smaller batches, in each precision that the half may be had in."""
     precisions = [each.precision for each in free_settings(model, config, "language")]
-    single = [Rung(stage="texts", batch=1, precision=precision) for precision in precisions]
+    single = [Rung(stage="embed_texts", batch=1, precision=precision) for precision in precisions]
     return [replace(rung, batch=size) for rung in single for size in sizes(TEXTS_A_BATCH)]
 
 

@@ -11,15 +11,15 @@ from torch.nn.functional import normalize
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from artifacts.vectors import vector_record
+from stages.embed_texts.job import TextsJob
+from stages.embed_texts.line import LogitLine, line_of
+from stages.embed_texts.reading import TextReader
 from stages.memory.shrinking import Shrinking, pieces
 from stages.models.halves.vectors import text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.process.job import job_of
 from stages.process.report import Report
-from stages.texts.job import TextsJob
-from stages.texts.line import Line, line_of
-from stages.texts.reading import TextReader
 
 LINE_TEXTS = 3
 """Texts of which logits are asked to find the line."""
@@ -49,14 +49,14 @@ def run(told: dict[str, Any], report: Report) -> None:
             for _, made in shrinking.through(batch, str, compute)
         ]
     )
-    line: Line = half.use(lambda model: _line(model, reader, texts))
+    line: LogitLine = half.use(lambda model: _line(model, reader, texts))
     record = vector_record(job.key, mean_directions(every, list(map(len, job.groups))).numpy())
     meta = {**record.meta, **asdict(line), "cut": reader.cut(texts), "tokens": reader.most}
     records.publish([replace(record, meta=meta)])
     report.item(job.key)
 
 
-def _line(half: Any, reader: TextReader, texts: Sequence[str]) -> Line:
+def _line(half: Any, reader: TextReader, texts: Sequence[str]) -> LogitLine:
     inputs = reader.inputs(texts[:LINE_TEXTS])
     return line_of(half, inputs, text_vectors(half, inputs))
 

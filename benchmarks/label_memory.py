@@ -1,0 +1,128 @@
+"""What labelling takes of memory with a CLIP of ViT-L/14's shape, against the whole in 32 bit.
+
+The first row is transformers' own model, both towers in 32 bit, over one batch of pictures and
+texts; the others are the embed stage of the real command line over 4K pictures, each within a
+budget that is enforced. Weights are random. Memory is what is held above the imports.
+
+    python -m benchmarks.label_memory [--pictures 8] [--folder DIR] [--quick]
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.embed import MIB, Row, alike, run
+
+FOUR_K = (3840, 2160)
+BATCH = 8
+RUNS = {
+    "16 bit, 8 GiB": ("--memory", "8GiB", "--precision", "bf16"),
+    "16 bit, 2 GiB": ("--memory", "2GiB", "--precision", "bf16"),
+    "int8": ("--memory", "2GiB", "--precision", "int8"),
+    "tiles of one": ("--memory", "2GiB", "--precision", "bf16", "--tiles", "2", "--limit", "1"),
+}
+"""Name of a row → options of `penstock embed`. In 16 bit a CPU computes in bf16."""
+JOINT = """
+import sys
+from pathlib import Path
+from benchmarks._peak import Peak
+from PIL import Image
+import torch
+from transformers import AutoModel, AutoProcessor
+from transformers.models.clip import modeling_clip
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+peak = Peak()
+model = AutoModel.from_pretrained(folder / "model", dtype=torch.float32).eval()
+for weight in model.parameters():  # they are mapped, and on a card they would be held
+    weight.data = weight.data.clone()
+processor = AutoProcessor.from_pretrained(folder / "model")
+pictures = [Image.open(path) for path in sorted((folder / "pictures").iterdir())[:count]]
+with torch.inference_mode():
+    inputs = processor(images=pictures, text=["a", "b", "c"], return_tensors="pt", padding=True)
+    model(**inputs)
+print(peak.bytes())
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--pictures", type=int, default=8)
+    options.add_argument("--folder", type=Path, help="where all lies meanwhile; 2 GB of weights")
+    options.add_argument("--quick", action="store_true", help="a tiny tower: does it run at all?")
+    given = options.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=given.folder) as made:
+        folder = Path(made)
+        build(folder / "model", 1 if given.quick else 24)
+        write_pictures(folder / "pictures", given.pictures)
+        words = [sys.executable, "-c", JOINT, str(folder), str(BATCH)]
+        joint = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+        rows = [run(folder, name, more, BATCH) for name, more in RUNS.items()]
+    show(joint, rows)
+
+
+def build(folder: Path, layers: int) -> None:
+    """Write a CLIP of ViT-L/14's dimensions, in 32 bit."""
+    from tests.support.dual_encoders import save_clip
+    from tests.support.families import hf
+
+    size: Any = {"height": 224, "width": 224}
+    part = hf.CLIPImageProcessor(size={"shortest_edge": 224}, crop_size=size)
+    save_clip(
+        folder,
+        part,
+        {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": max(1, layers // 2),
+            "num_attention_heads": 12,
+            "max_position_embeddings": 77,
+            "vocab_size": 49408,
+        },
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=14,
+    )
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Write 4K pictures of soft colours."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        small = Image.fromarray(draw.integers(0, 255, (27, 48, 3), dtype=np.uint8))
+        large = small.resize(FOUR_K, Image.Resampling.BICUBIC)
+        large.save(folder / f"{number:03}.jpg", quality=92)
+
+
+def show(joint: int, rows: Sequence[Row]) -> None:
+    """Print the table."""
+    print("| run | budget | rung | planned MiB | measured MiB | of the whole in 32 bit | vectors |")
+    print("|---|---|---|---|---|---|---|")
+    print(f"| whole, 32 bit | | batch {BATCH} | | {joint / MIB:,.0f} | 1.00 | |")
+    for row in rows:
+        alone = row.vectors.shape != rows[0].vectors.shape
+        told = f"{len(row.vectors)} of its parts" if alone else alike(row.vectors, rows[0].vectors)
+        cells = (
+            row.name,
+            row.budget,
+            row.rung,
+            f"{row.planned / MIB:,.0f}",
+            f"{row.measured / MIB:,.0f}",
+            f"{row.measured / joint:.2f}",
+            told,
+        )
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Makes a Prefect flow of the run that fills an index, made to be run every night."""
+
+from typing import Any
+
+from prefect import State, flow
+from pydantic import with_config
+
+from flows.console.display import Display
+from flows.deployments.caption import tighten
+from flows.deployments.embed import settings_over
+from flows.deployments.runs import run_in_flow
+from flows.job.config import EmbedConfig, IndexConfig
+from flows.job.prepare import out_folder
+from flows.running.run import LauncherMaker, OnBegin
+from flows.search.build import IndexWritten, fill_index
+from flows.search.texts import TEXT_HALF
+
+with_config(settings_over(EmbedConfig, tighten))(IndexConfig)
+
+
+@flow(name="index-folder", persist_result=False)
+def index_folder(config: IndexConfig) -> State[Any]:
+    """Add to the index `out` what it has no rows of yet, and begin it where there is none.
+
+    The fields of `config` are the options of `penstock index build`; relative paths are looked up
+    as `caption-videos` does. Rows of files that are gone are counted, and stay.
+    """
+    return run_in_flow(config, fill, "index")
+
+
+def fill(
+    config: IndexConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
+) -> IndexWritten:
+    """Fill the index, and measure it where that is due."""
+    folder = out_folder(config)
+    return fill_index(
+        config, folder, display, TEXT_HALF, make_launcher=make_launcher, on_begin=on_begin
+    )

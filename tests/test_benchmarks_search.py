@@ -1,0 +1,19 @@
+"""The benchmark of searches runs, and compares ways that find the same."""
+
+import re
+import sys
+
+import pytest
+
+from benchmarks import search
+
+
+def test_it_compares_both_ways(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["search.py", "--rows", "2000", "--queries", "2"])
+    search.main()
+    said = capfd.readouterr().out
+    assert re.findall(r"^2,000 rows of 768", said, re.MULTILINE)
+    assert len(re.findall(r"ratio +[\d.]+ +recall@10 1.0000", said)) == 2
+    assert "1000 rows added" in said
