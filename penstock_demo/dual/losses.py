@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from penstock_demo.batches import IGNORE
 from penstock_demo.dual.phrases import GROUPS, IGNORED
+from penstock_demo.dual.scenes import TRAINED
 from penstock_demo.words import COLOURS, NEVER_TRAINED, SHAPES
 
 DENSE_WEIGHTS: Final = (1.0, 2.0)
@@ -44,6 +45,16 @@ def comparison_loss(logits: Tensor, truths: Tensor) -> Tensor:
             open_to = logits[:, group].masked_fill(~known[:, group], CLOSED)[told]
             total = total - weight * (shares * open_to.log_softmax(1)).sum(1).mean()
     return total
+
+
+def composition_loss(texts: Tensor) -> Tensor:
+    """Return how far the texts of pairs, (text, channel) of length 1, point from the sum of those
+    of their colour and their shape."""
+    colours, shapes = texts[GROUPS[1]], texts[GROUPS[2]]
+    sums = torch.stack(
+        [colours[COLOURS.index(colour)] + shapes[SHAPES.index(s)] for colour, s in TRAINED]
+    )
+    return 1 - functional.cosine_similarity(texts[GROUPS[0]], sums).mean()
 
 
 class PictureHeads(nn.Module):
