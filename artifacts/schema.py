@@ -17,6 +17,9 @@ MOST_PIXELS = 1 << 27
 """A picture of more is stored at half its height and width, where it can be read so."""
 DIVISORS = (8, 4, 2)
 """Divisors of a picture's sides at which a JPEG can be decoded."""
+SPARE = 1.5
+"""Times as large as it is seen that a picture stays when it is decoded smaller; with less, vectors
+are no longer alike (`benchmarks/decoding.py`)."""
 SHRINKING = "decoded at a part of its sides"
 """What decides the frames of pictures that may be made smaller while they are decoded."""
 LARGE_EDGE = 1 << 14
@@ -97,8 +100,8 @@ class FrameFit:
 
 
 def _leaves(height: int, width: int, by: int, seen: tuple[int, int]) -> bool:
-    """Return whether a picture is still as large as it is seen when its sides are divided."""
-    return height >= by * seen[0] and width >= by * seen[1]
+    """Return whether a picture is still large enough when its sides are divided."""
+    return height >= by * SPARE * seen[0] and width >= by * SPARE * seen[1]
 
 
 def picture_size(height: int, width: int) -> tuple[int, int]:

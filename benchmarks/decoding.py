@@ -7,6 +7,7 @@ those of the whole pictures, centred, by the demo's dual encoder or another.
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.schema import FrameFit
+from artifacts.schema import SPARE, FrameFit
 from stages.frames.picture import read_picture
 from stages.models.halves.load import load_half
 from stages.models.halves.vectors import image_vectors
@@ -29,8 +30,6 @@ DEMO = Path(__file__).resolve().parents[1] / "penstock_demo" / "dual" / "checkpo
 FOUR_K = (2160, 3840)
 ROUNDS = 12
 QUALITY = 92
-SPARE = 1.2
-"""Times as large as it is seen that a picture is after the largest divisor: near the worst."""
 
 
 def write_jpeg(path: Path, size: tuple[int, int], seed: int) -> Path:
@@ -92,7 +91,7 @@ def compare_vectors(folder: Path, model: Path, pictures: int) -> None:
     processor, half = load_processor(model, generates=False), load_half(model, "vision")
     edge = int(half.config.vision_config.image_size)
     for by in (2, 4, 8):
-        high = round(edge * by * SPARE)
+        high = math.ceil(edge * by * SPARE) + 1  # as near to the limit as may be
         sizes = [(high + at % by, round(high * 16 / 9) + at // by % by) for at in range(pictures)]
         read = [
             both_ways(write_jpeg(folder / "p.jpg", size, seed), edge)

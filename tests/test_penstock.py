@@ -36,7 +36,10 @@ def lines(folder: Path) -> list[dict[str, object]]:
 
 
 def test_the_options_are_those_of_a_run() -> None:
-    assert set(CaptionOptions.__annotations__) == set(CaptionConfig.__slots__) - {"sources"}
+    assert set(CaptionOptions.__annotations__) == set(CaptionConfig.__slots__) - {
+        "sources",
+        "tiles",
+    }
 
 
 def test_nothing_heavy_is_imported_for_the_names() -> None:
