@@ -4,7 +4,7 @@ The first row is transformers' own model, both towers in 32 bit, over one batch 
 texts; the others are the embed stage of the real command line over 4K pictures, each within a
 budget that is enforced. Weights are random. Memory is what is held above the imports.
 
-    python -m benchmarks.label_memory [--pictures 8] [--folder DIR] [--quick]
+    python -m benchmarks.label_memory [--pictures 8] [--batch-size 8] [--folder DIR] [--quick]
 """
 
 import argparse
@@ -18,7 +18,6 @@ from typing import Any
 from benchmarks.embed import MIB, Row, alike, run
 
 FOUR_K = (3840, 2160)
-BATCH = 8
 RUNS = {
     "16 bit, 8 GiB": ("--memory", "8GiB", "--precision", "bf16"),
     "16 bit, 2 GiB": ("--memory", "2GiB", "--precision", "bf16"),
@@ -51,6 +50,7 @@ print(peak.bytes())
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--pictures", type=int, default=8)
+    options.add_argument("--batch-size", type=int, default=8)
     options.add_argument("--folder", type=Path, help="where all lies meanwhile; 2 GB of weights")
     options.add_argument("--quick", action="store_true", help="a tiny tower: does it run at all?")
     given = options.parse_args(arguments)
@@ -58,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(made)
         build(folder / "model", 1 if given.quick else 24)
         write_pictures(folder / "pictures", given.pictures)
-        words = [sys.executable, "-c", JOINT, str(folder), str(BATCH)]
+        words = [sys.executable, "-c", JOINT, str(folder), str(given.batch_size)]
         joint = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
-        rows = [run(folder, name, more, BATCH) for name, more in RUNS.items()]
-    show(joint, rows)
+        rows = [run(folder, name, more, given.batch_size) for name, more in RUNS.items()]
+    show(joint, rows, given.batch_size)
 
 
 def build(folder: Path, layers: int) -> None:
@@ -104,11 +104,11 @@ def write_pictures(folder: Path, count: int) -> None:
         large.save(folder / f"{number:03}.jpg", quality=92)
 
 
-def show(joint: int, rows: Sequence[Row]) -> None:
+def show(joint: int, rows: Sequence[Row], batch: int) -> None:
     """Print the table."""
     print("| run | budget | rung | planned MiB | measured MiB | of the whole in 32 bit | vectors |")
     print("|---|---|---|---|---|---|---|")
-    print(f"| whole, 32 bit | | batch {BATCH} | | {joint / MIB:,.0f} | 1.00 | |")
+    print(f"| whole, 32 bit | | batch {batch} | | {joint / MIB:,.0f} | 1.00 | |")
     for row in rows:
         alone = row.vectors.shape != rows[0].vectors.shape
         told = f"{len(row.vectors)} of its parts" if alone else alike(row.vectors, rows[0].vectors)

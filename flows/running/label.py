@@ -1,10 +1,12 @@
 """Takes a run that gives labels from its configuration to its exit code."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from artifacts.errors import UsageError
+from artifacts.words import counted
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.label_config import TOP
@@ -49,6 +51,7 @@ def label(
     watch = Watch(display, on_begin)
     with prepared(config, watch, make_launcher, LABEL) as (job, launcher):
         outputs, doing = label_places(job), "labelling into"
+        refuse_foreign(asked.examples, {file.media_path for file in job.files})
         written: list[LabelsWritten] = []
         with watch.working(job, launcher, doing, outputs=outputs) as (sequence, record, _):
             # First, so that a label that cannot be read is known before hours of work.
@@ -89,3 +92,12 @@ def taught(job: Job, labelling: Labelling, asked: LabelAsked) -> Labelling:
             learned[name] = cut
     judge = judge_of(asked.labels, labelling.texts, asked.threshold, learned)
     return replace(labelling, judge=judge)
+
+
+def refuse_foreign(examples: Examples, pictures: Collection[str]) -> None:
+    """Refuse examples of which none is among the pictures. Raises UsageError."""
+    if examples and not any(name in pictures for name in examples):
+        raise UsageError(
+            f"none of the {counted(len(examples), 'picture')} of --examples is among the sources",
+            hint="Name them as labels.jsonl does: by their path below the folder that is given",
+        )
