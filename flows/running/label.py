@@ -55,7 +55,11 @@ def label(
         written: list[LabelsWritten] = []
         with watch.working(job, launcher, doing, outputs=outputs) as (sequence, record, _):
             # First, so that a label that cannot be read is known before hours of work.
-            texts = sequence.texts.make(asked.labels.texts)
+            texts = sequence.texts.make(
+                asked.labels.texts,
+                # To look up what is there of 10,000 pictures takes a second.
+                meanwhile=lambda: job.ledger.tasks(job.media),
+            )
             labelling = Labelling(
                 labels=asked.labels,
                 texts=texts,

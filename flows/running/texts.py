@@ -54,9 +54,9 @@ class TextsStep:
                 return text_vectors_in(records.read(key), groups, settings.label)
         return None
 
-    def make(self, groups: Groups) -> TextVectors:
-        """Return the vectors of these groups, made if they are not in the store. Raises
-        PenstockError."""
+    def make(self, groups: Groups, meanwhile: Callable[[], object] = bool) -> TextVectors:
+        """Return the vectors of these groups, made if they are not in the store. `meanwhile` is
+        called while a process makes them. Raises PenstockError."""
         planned = False
         while (found := self.known(groups)) is None:
             if not planned:
@@ -66,7 +66,7 @@ class TextsStep:
             self._fetch(parts_of([STAGE]))
             self._ladder.begin(STAGE.name)
             self._tell(STAGE.name, 1, 0)
-            self._run(groups)
+            self._run(groups, meanwhile)
         return found
 
     def _plan(self) -> None:
@@ -83,7 +83,7 @@ class TextsStep:
         found = choose(question, job.budget, self._ladder.rungs, self._ladder.known())
         self._ladder.start({stage: choice.taken.rung for stage, choice in found.items()})
 
-    def _run(self, groups: Groups) -> None:
+    def _run(self, groups: Groups, meanwhile: Callable[[], object]) -> None:
         rung = self._ladder.rung(STAGE.name)
         settings = settings_on(self._job.model, rung)
         assert settings is not None
@@ -91,6 +91,7 @@ class TextsStep:
         call = self._calls.texts(groups, namespace, key_of(groups), rung)
         running = self._launcher.start(call)
         try:
+            meanwhile()
             running.wait()
         except CannotFit as error:
             ready = bool(running.outcome.notes.get("ready"))
