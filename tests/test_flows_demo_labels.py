@@ -32,6 +32,7 @@ def test_the_demo_model_is_the_one_that_the_pipeline_is_for(
     assert found.folder == folder
 
 
+@pytest.mark.slow
 def test_real_files_get_their_labels_from_the_demo_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from flows.cli.main import main
+from penstock_demo import CHECKPOINT
 from tests.support.dual_encoders import names, save, save_clip
 from tests.support.embedding import embed, items, rows, vectors, write_pictures
 from tests.support.families import hf
@@ -96,6 +97,7 @@ def test_a_second_run_makes_nothing_and_writes_the_same(
     assert (tmp_path / "out" / "embeddings.npy").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_video_gives_a_frame_a_second(clip: Path, tmp_path: Path) -> None:
     video = write_video(tmp_path / "long.mp4", ticks=range(0, 40 * 30, 3), gop=50)
     assert embed(video, clip, tmp_path) == 0
@@ -109,7 +111,7 @@ def test_a_video_gives_a_frame_a_second(clip: Path, tmp_path: Path) -> None:
 def test_a_captioner_is_refused_with_what_to_do(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert embed(pictures, Path("demo"), tmp_path) == 2
+    assert embed(pictures, CHECKPOINT, tmp_path) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "writes captions" in said and "penstock caption" in said
 
@@ -132,6 +134,7 @@ def test_a_text_model_is_refused(
     assert "no vision half" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_picture_is_named_and_the_others_are_embedded(
     clip: Path, tmp_path: Path
 ) -> None:

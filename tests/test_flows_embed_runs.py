@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flows.cli.main import main
+from penstock_demo import CHECKPOINT
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, embed, items, rows, vectors, write_pictures
 from tests.support.pipeline import Place, kill_at
@@ -23,6 +24,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_makes_the_same_bytes(
     pictures: Path, clip: Path, tmp_path: Path
 ) -> None:
@@ -43,6 +45,7 @@ def test_a_killed_run_goes_on_and_makes_the_same_bytes(
     assert (tmp_path / "out" / "embeddings.npy").read_bytes() == wanted
 
 
+@pytest.mark.slow
 def test_a_rebuild_makes_what_embed_finds(
     pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,7 +88,7 @@ def test_a_plan_is_of_what_the_model_makes(
         assert list(told["halves"]) == ["vision"] and told["route"] == "dual"
     assert main([*plan, "--for", "caption"]) == 2
     assert "writes no captions" in capsys.readouterr().err
-    assert main(["plan", "--model", "demo", "--for", "embed", "--store", str(tmp_path)]) == 2
+    assert main(["plan", "--model", str(CHECKPOINT), *plan[3:5], "--for", "embed"]) == 2
     assert "writes captions" in capsys.readouterr().err
 
 

@@ -10,6 +10,7 @@ import torch
 
 from artifacts.errors import UsageError
 from flows.cli.main import main
+from stages.decode.engines.inflight.shape import columns_for
 from stages.models import load_half
 from stages.models.natives.cogvlm2.pixels import of_video
 from stages.models.processors.prepare import load_processor
@@ -90,6 +91,7 @@ def test_real_clips_are_captioned_as_the_whole_model_does(place: Place, shared_c
         assert row["caption"] == said_by_the_whole(frames, PROMPT)
 
 
+@pytest.mark.slow
 def test_pictures_are_captioned_by_both_models(place: Place) -> None:
     from PIL import Image
 
@@ -125,6 +127,7 @@ def test_what_of_a_longer_chunk_is_not_seen_is_told(place: Place) -> None:
     ) in ran.said
 
 
+@pytest.mark.slow
 def test_what_is_computed_as_published_is_another_caption_of_the_same_features(
     place: Place,
 ) -> None:
@@ -143,6 +146,7 @@ def test_what_is_computed_as_published_is_another_caption_of_the_same_features(
     assert "decode" not in again.started and place.captions() == exact
 
 
+@pytest.mark.slow
 def test_trusting_the_checkpoint_changes_nothing(place: Place) -> None:
     take(place, 1)
     run_here(place)
@@ -179,7 +183,7 @@ def test_the_published_sizes_are_planned_from_headers(
     assert not encode["by_dimensions"] and not decode["by_dimensions"]
     # 24 frames of 66 places and the byte or two of their numbers, then the prompt.
     assert decode["load"]["tokens"] - decode["load"]["text_tokens"] == 24 * 66
-    assert decode["kv_bytes"] == 8 * (decode["load"]["tokens"] + 256) * 32 * 2 * 1024 * 2
+    assert decode["kv_bytes"] == 8 * columns_for(decode["load"]["tokens"] + 256) * 32 * 2 * 1024 * 2
     table = {
         row: {size for size, held in cells.items() if held}
         for row, cells in found["what_fits_gpu"].items()

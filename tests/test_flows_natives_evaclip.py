@@ -92,6 +92,7 @@ def test_the_published_size_is_planned_from_headers(
     assert "4GiB" not in table["nf4"], "what is quantized is not streamed"
 
 
+@pytest.mark.slow
 def test_pickles_and_single_files_are_told_what_to_do_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from flows.cli.main import main
+from stages.decode.engines.inflight.shape import columns_for
 from tests.support.plan_cases import make_folder, plan_case
 
 
@@ -40,7 +41,7 @@ def test_llava_7b_takes_what_its_dimensions_say(
     assert decode["weight_bytes"] == 2 * 6_738_939_904
     # Keys and values of 32 layers of 4,096 numbers.
     tokens = decode["load"]["tokens"] + 256
-    assert decode["kv_bytes"] == 8 * tokens * 2 * 32 * 4096 * 2
+    assert decode["kv_bytes"] == 8 * columns_for(tokens) * 2 * 32 * 4096 * 2
     # 24 layers hold 576 + 1 tokens of 1,024: at the least the MLP's 4,096 and the stream.
     assert encode["activation_bytes"] > 8 * 577 * (4096 + 1024) * 2
     assert found["stage"]["decode"]["peak_bytes"] < 17 << 30
@@ -68,7 +69,7 @@ def test_qwen_7b_takes_what_its_dimensions_say(
     assert both == 8_292_166_656
     tokens = decode["load"]["tokens"] + 256
     # Four heads of 128 numbers for keys, as many for values, in 28 layers.
-    assert decode["kv_bytes"] == 8 * tokens * 2 * 28 * 4 * 128 * 2
+    assert decode["kv_bytes"] == 8 * columns_for(tokens) * 2 * 28 * 4 * 128 * 2
     # 14 by 14 pixels make a patch, four patches a token.
     assert decode["load"]["tokens"] - decode["load"]["text_tokens"] == pytest.approx(
         1920 * 1080 / 28**2, rel=0.05

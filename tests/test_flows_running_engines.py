@@ -48,6 +48,7 @@ def test_a_run_takes_slots_where_they_say_the_same(place: Place) -> None:
     assert elsewhere.stages()["decode"]["notes"].get("engine", "transformers") == "transformers"
 
 
+@pytest.mark.slow
 def test_a_chunk_that_was_talkative_under_another_prompt_comes_first(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_chunk_that_was_talkative_under_another_prompt_comes_first(
     assert [sorted(said.values()) for said in told] == [tokens]
 
 
+@pytest.mark.slow
 def test_captions_of_either_engine_answer_who_names_none(place: Place) -> None:
     assert run(place, "transformers").started[-1] == "decode"
     assert run(place, "auto").started == []
@@ -95,6 +97,7 @@ def test_a_half_that_is_not_for_slots_is_served_as_before(tmp_path: Path) -> Non
     assert run(place, "transformers", **options).started == []
 
 
+@pytest.mark.slow
 def test_who_names_slots_is_told_that_a_half_is_not_for_them(tmp_path: Path) -> None:
     save(tmp_path / "one.png", 1)
     model = str(whole_checkpoint("florence2"))

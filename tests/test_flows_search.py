@@ -91,6 +91,7 @@ def test_conditions_moments_and_numbers_of_hits(built: Path, said: Said) -> None
     assert len(found(built, said, picture, "--top", "3")) == 3
 
 
+@pytest.mark.slow
 def test_texts_are_read_by_the_text_half_alone_and_searches_for_them_measured(
     built: Path, clip: Path, place: Path, said: Said
 ) -> None:
@@ -126,6 +127,7 @@ def test_an_index_is_built_where_no_text_half_is_and_measured_once_it_is(
     assert set(read_manifest(tmp_path / "index").measured) == {"pictures", "texts"}
 
 
+@pytest.mark.slow
 def test_tiles_are_rows_and_a_picture_is_told_once_with_the_nearest_of_them(
     built: Path, clip: Path, tmp_path: Path, said: Said
 ) -> None:

@@ -85,6 +85,7 @@ def lose_one(copy: Path) -> None:
     packs[0].unlink()
 
 
+@pytest.mark.slow
 def test_captions_are_as_they_were_without_it(copy: Path, tmp_path: Path) -> None:
     clip = str(copy.parent / "clips" / CLIPS[0])
     said = []

@@ -206,6 +206,7 @@ def failing(whole: Any, calls: Container[int]) -> Any:
     return method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fails", "sizes"), [([4], [4]), ([4, 8, 11], [4, 2, 1]), ([4, 5, 6, 7], [4, 2, 1])]
 )

@@ -37,6 +37,7 @@ assert stands() and not [name for name in {LEFT_OUT} if name in sys.modules]
     run(code)
 
 
+@pytest.mark.slow
 def test_the_compiler_comes_once_it_is_used_and_knows_what_was_marked() -> None:
     said = run("""
 @torch.compiler.disable
@@ -63,6 +64,7 @@ print(len(graphs))
     assert int(said) == 2  # cut in two around what is never compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "use",
     [

@@ -99,6 +99,7 @@ class Sequence:
         self._record.value["media"]["total"] = len(job.files) + len(job.failures)
         wanted = stages_wanted(job.ledger, job.media)
         if not wanted:  # what is there is not measured again
+            self._steps.give_back(job.media)
             self._record.value["plan"]["chunks"] = len(job.ledger.tasks(job.media))
             write(True)
             return

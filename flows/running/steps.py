@@ -156,6 +156,12 @@ class Steps:
         if stage.gives_back:
             self._give_back(stage, wave)
 
+    def give_back(self, media: list[Medium]) -> None:
+        """Delete all records that the stages are through with."""
+        for stage in self._job.pipeline:
+            if stage.gives_back:
+                self._give_back(stage, media)
+
     def _give_back(self, stage: Stage, media: list[Medium]) -> None:
         """Delete the records that a stage is through with. They stay if they are to be kept, or if
         another running job, which would have to make them again, looks at them too."""
