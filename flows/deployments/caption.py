@@ -5,38 +5,18 @@ from typing import Any
 
 from prefect import State, flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from pydantic import ConfigDict, with_config
 
 from artifacts.errors import EnvironmentFault
 from flows.console.display import Display
 from flows.deployments.login import FILE, refuses_login
 from flows.deployments.runs import CALLER, Caller, run_in_flow
+from flows.deployments.schema import CaptionConfig
 from flows.deployments.server import client_settings
 from flows.deployments.view import quiet_console
-from flows.job.config import ABOVE_ZERO, FORMATS, PRECISIONS, CaptionConfig
 from flows.pipelines import CAPTION, product_of
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from flows.running.stopping import stopped_in_order
-
-
-def tighten(schema: dict[str, Any]) -> None:
-    """Make Prefect refuse before a run what CaptionConfig would refuse in it."""
-    fields = schema["properties"]
-    fields["sources"]["minItems"] = 1
-    fields["out"]["minLength"] = 1
-    fields["format"]["items"]["enum"] = list(FORMATS)
-    fields["precision"]["enum"] = list(PRECISIONS)
-    for name in ("vision_precision", "language_precision"):
-        fields[name]["anyOf"][0]["enum"] = list(PRECISIONS)
-    fields["prompt"]["anyOf"][0]["pattern"] = r"\S"
-    for name in ABOVE_ZERO:
-        fields[name].get("anyOf", [fields[name]])[0]["exclusiveMinimum"] = 0
-
-
-with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True, json_schema_extra=tighten))(
-    CaptionConfig
-)
 
 
 @flow(name="caption-videos", persist_result=False)

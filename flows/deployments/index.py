@@ -6,9 +6,8 @@ from prefect import State, flow
 from pydantic import with_config
 
 from flows.console.display import Display
-from flows.deployments.caption import tighten
-from flows.deployments.embed import settings_over
 from flows.deployments.runs import run_in_flow
+from flows.deployments.schema import settings_over, tighten
 from flows.job.config import EmbedConfig, IndexConfig
 from flows.job.prepare import out_folder
 from flows.running.run import LauncherMaker, OnBegin

@@ -6,9 +6,8 @@ from prefect import State, flow
 from pydantic import with_config
 
 from flows.console.display import Display
-from flows.deployments.caption import tighten
-from flows.deployments.embed import settings_over
 from flows.deployments.runs import run_in_flow
+from flows.deployments.schema import settings_over, tighten
 from flows.deployments.view import TABLE_ROWS, plain, show
 from flows.job.config import EmbedConfig
 from flows.job.label_config import LABEL_FORMATS, LabelConfig

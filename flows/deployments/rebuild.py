@@ -10,9 +10,9 @@ from flows.console.display import Display
 from flows.deployments.confine import confine
 from flows.deployments.endings import ended, ended_by
 from flows.deployments.page import RunPage
+from flows.deployments.schema import CaptionConfig
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
-from flows.job.config import CaptionConfig
 from flows.upkeep.rebuild_run import RebuildOptions, rebuild
 
 TABLE = "penstock-rebuild"
