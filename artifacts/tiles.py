@@ -17,6 +17,9 @@ LEVELS = (2, 4)
 """Squares along the short side, about, of each level that `auto` cuts."""
 LEAST = 4
 """Times the model's input that the short side must be for `auto` to cut a picture."""
+LARGE = 1 << 24
+"""Pixels of a part above which it is made smaller before a model's processor, which takes several
+copies of it, makes it smaller still."""
 MOST = 64
 """Most squares along the short side that may be asked for."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from artifacts.schema import FrameFit, MediaKind, Sampling
+from artifacts.tiles import LARGE
 from artifacts.words import counted
 from flows.job.models import Model
 from flows.job.tasks import Medium
@@ -66,7 +67,11 @@ class Workload:
     def reading_bytes(self, rows: int) -> int:
         """Return the bytes of frames while so many chunks are read. Pictures come one after
         another."""
-        return COPIES * self.frame_bytes if self.kind == "image" else rows * self.frame_bytes
+        if self.kind == "video":
+            return rows * self.frame_bytes
+        if self.parts > 1:  # as stored and as an array, and its largest part in the processor
+            return 2 * self.frame_bytes + COPIES * min(self.frame_bytes, 3 * LARGE)
+        return COPIES * self.frame_bytes
 
     def with_frames(self, frames: int) -> "Workload":
         """Return the same with fewer frames a chunk."""

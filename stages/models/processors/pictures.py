@@ -1,16 +1,22 @@
 """Turns frames into the inputs of an encoder of single pictures, without a prompt. It is done by
 the checkpoint's own processor. Knows no family."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from artifacts.tiles import LARGE
 from stages.models.halves.records import RowCount
 from stages.models.processors.clip import Clip, pictures
 from stages.models.processors.side_inputs import Prepared
 
+STRIP = 256
+"""Rows of a very large part, about, that are divided at once."""
 PARTS_AT_ONCE = 16
 """Parts of a picture that are copies of their own at one moment."""
 
@@ -29,12 +35,30 @@ def prepare_parts(
     frame, made = clip.frames[0], []
     for at in range(0, len(boxes), PARTS_AT_ONCE):
         some = boxes[at : at + PARTS_AT_ONCE]
-        parts = [frame[None, top:bottom, left:right] for left, top, right, bottom in some]
-        images = [picture for part in parts for picture in pictures(part)]
+        parts = [frame[top:bottom, left:right] for left, top, right, bottom in some]
+        images = [_of_bounded_size(part) for part in parts]
         made.append(_prepared(processor(images=images, return_tensors="pt"), len(some)))
     inputs = {name: torch.cat([m.inputs[name] for m in made]) for name in made[0].inputs}
     count = RowCount(tokens=len(boxes), media=len(boxes))
     return replace(made[0], inputs=inputs, count=count)
+
+
+def _of_bounded_size(part: NDArray[np.uint8]) -> Any:
+    """Return a part of a picture, with its sides divided where it is very large: a few rows at a
+    time, so that the image library never holds a copy of all of it."""
+    from PIL import Image
+
+    high, wide = part.shape[:2]
+    by = math.ceil(math.sqrt(high * wide / LARGE))
+    if by < 2:
+        return pictures(part[None])[0]
+    rows = by * max(1, STRIP // by)
+    strips = (np.ascontiguousarray(part[top : top + rows]) for top in range(0, high, rows))
+    small = np.concatenate([np.asarray(Image.fromarray(each).reduce(by)) for each in strips])
+    # Its last row and column may stand for less than the others.
+    inside = (0.0, 0.0, wide / by, high / by)
+    size = round(wide / by), round(high / by)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC, box=inside)
 
 
 def _prepared(outputs: Any, count: int) -> Prepared:
