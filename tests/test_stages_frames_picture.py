@@ -116,6 +116,15 @@ def test_a_jpeg_cut_short_is_used_with_a_warning(tmp_path: Path) -> None:
     np.testing.assert_array_equal(chunk.pixels[0, :8], whole[0, :8])
 
 
+def test_an_avif_under_the_brand_of_any_such_picture_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.avif", Image.fromarray(picture(3)), quality=100)
+    whole = read_picture(path)[1].pixels
+    data = bytearray(path.read_bytes())
+    data[8:12] = b"mif1"  # as other writers do; `avif` stands among the brands behind it
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_picture(path)[1].pixels, whole)
+
+
 def test_unusable_pictures_say_what_to_do(tmp_path: Path) -> None:
     heic = tmp_path / "IMG_1.HEIC"
     heic.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))

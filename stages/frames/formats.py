@@ -54,6 +54,10 @@ PILLOW = (
 five need no plug-in."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 """Brands that an iPhone's picture names after `ftyp`."""
+AVIF_BRANDS = (b"avif", b"avis")
+"""Brands of a picture that Pillow reads, whatever brand is named before them."""
+BRANDS_BYTES = 64
+"""Bytes at the start in which a picture's brands are."""
 PLAYLISTS = {
     b"#EXTM3U": "an HLS playlist",
     b"ffconcat": "a list for FFmpeg",
@@ -80,8 +84,12 @@ def picture_formats(path: Path) -> tuple[str, ...]:
 def is_heic(path: Path) -> bool:
     """Tell whether a file begins as an iPhone's picture does. Raises OSError."""
     with path.open("rb") as file:
-        start = file.read(12)
-    return start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS
+        start = file.read(BRANDS_BYTES)
+    end = min(len(start), int.from_bytes(start[:4]))
+    brands = [start[at : at + 4] for at in range(8, end, 4)]
+    if start[4:8] != b"ftyp" or any(brand in AVIF_BRANDS for brand in brands):
+        return False
+    return start[8:12] in HEIC_BRANDS
 
 
 def playlist_in(start: bytes) -> str:
