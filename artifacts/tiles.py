@@ -6,6 +6,7 @@ with the edge. The first box is always the whole picture.
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from artifacts.errors import UsageError
@@ -45,7 +46,8 @@ def check_tiles(tiles: str) -> None:
     )
 
 
-def boxes_of(height: int, width: int, tiles: str, edge: int) -> list[Box]:
+@lru_cache
+def boxes_of(height: int, width: int, tiles: str, edge: int) -> tuple[Box, ...]:
     """Return the parts of a picture that are looked at; `edge` is the side of the model's input in
     pixels."""
     short = min(height, width)
@@ -57,7 +59,7 @@ def boxes_of(height: int, width: int, tiles: str, edge: int) -> list[Box]:
             for top in _starts(height, side)
             for left in _starts(width, side)
         ]
-    return found
+    return tuple(found)
 
 
 def _levels(short: int, tiles: str, edge: int) -> Iterator[int]:

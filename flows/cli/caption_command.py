@@ -1,18 +1,15 @@
 """Runs `penstock caption`, with Prefect or without, and says how it ended."""
 
 import argparse
-import json
 import os
 import shlex
 import sys
-from dataclasses import asdict
 
 from artifacts.errors import PenstockError
-from flows.cli.last_words import UNFORESEEN, report_failures
+from flows.cli.last_words import UNFORESEEN, tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import Display, printable
-from flows.console.terminal import forget_terminal
 from flows.job.config import CaptionConfig
 from flows.results.run_result import RunResult
 
@@ -29,13 +26,11 @@ def caption_command(given: argparse.Namespace) -> int:
         from flows.running.run import caption
 
         result = caption(config, display)
-    forget_terminal()  # one may work on after it was closed
-    if given.json:
-        for failure in result.failures:
-            print(json.dumps({"event": "failed", **asdict(failure)}))
-        print(json.dumps({"event": "end", **result.to_json()}))
-    else:
-        report(result, display, quiet=given.quiet)
+    if tell_end(given, result, display):
+        for warning in result.warnings:
+            print(printable(f"note: {warning}"), file=sys.stderr)
+        told = f"penstock report {shlex.quote(str(result.out))}"
+        print(f"{result.line()}; see them with `{told}`")
     return result.exit_code
 
 
@@ -55,13 +50,3 @@ def with_prefect(config: CaptionConfig, display: Display) -> RunResult:
         raise
     leave_within(result.exit_code)
     return result
-
-
-def report(result: RunResult, display: Display, *, quiet: bool) -> None:
-    """Print the last words: what failed and was not told, what to read, where captions are."""
-    report_failures(result.failures, display, result.out)
-    if quiet:
-        return
-    for warning in result.warnings:
-        print(printable(f"note: {warning}"), file=sys.stderr)
-    print(f"{result.line()}; see them with `penstock report {shlex.quote(str(result.out))}`")

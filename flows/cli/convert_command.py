@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from artifacts.words import counted
 from flows.console.display import Display, printable, size
 from flows.console.terminal import forget_terminal
 from flows.job.conversion import convert
@@ -15,11 +16,10 @@ def convert_command(given: argparse.Namespace) -> int:
     job = ConvertJob(source=str(source), folder=str(folder), dtype=given.dtype)
     found = convert(job, Display())
     forget_terminal()
-    files = f"{found.shards} file{'s' if found.shards > 1 else ''}"
     there = f", {found.there} of them there before" if found.there else ""
     print(
         printable(
-            f"{folder}: {found.tensors} tensors, {size(found.data_bytes)}, in {files}{there}; "
+            f"{folder}: {found.tensors} tensors, {size(found.data_bytes)}, in {counted(found.shards, 'file')}{there}; "
             f"use it with --model {folder}"
         )
     )

@@ -1,14 +1,11 @@
 """Runs `penstock embed`, and says how it ended."""
 
 import argparse
-import json
-from dataclasses import asdict
 
-from flows.cli.last_words import report_failures
+from flows.cli.last_words import tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import Display
-from flows.console.terminal import forget_terminal
 from flows.pipelines import EMBED
 
 
@@ -21,13 +18,6 @@ def embed_command(given: argparse.Namespace) -> int:
     from flows.running.run import embed
 
     result = embed(config, display)
-    forget_terminal()  # one may work on after it was closed
-    if given.json:
-        for failure in result.failures:
-            print(json.dumps({"event": "failed", **asdict(failure)}))
-        print(json.dumps({"event": "end", **result.to_json()}))
-        return result.exit_code
-    report_failures(result.failures, display, result.out)
-    if not given.quiet:
+    if tell_end(given, result, display):
         print(result.line())
     return result.exit_code

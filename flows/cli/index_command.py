@@ -4,18 +4,16 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
 from artifacts.words import counted
-from flows.cli.last_words import report_failures
+from flows.cli.last_words import tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import Display, printable, size
-from flows.console.terminal import forget_terminal
-from flows.job.config import PRECISIONS, CaptionConfig
+from flows.job.config import CaptionConfig
 from flows.pipelines import EMBED
 
 NAMED = 10
@@ -35,13 +33,10 @@ def build(given: argparse.Namespace) -> int:
 def add(given: argparse.Namespace) -> int:
     """Do the same with the model of the index, and leave what is gone alone."""
     from artifacts.index.manifest import read_manifest
+    from flows.search.build import as_made
 
     folder = _folder(given)
-    maker = read_manifest(folder).maker
-    precision = maker.precision if maker.precision in PRECISIONS else "native"
-    config = replace(
-        config_of(given), model=maker.model, revision=maker.revision, precision=precision
-    )
+    config = as_made(config_of(given), read_manifest(folder).maker)
     return _fill(given, config, folder, whole=False)
 
 
@@ -53,14 +48,7 @@ def _fill(given: argparse.Namespace, config: CaptionConfig, folder: Path, *, who
 
     display = Display(quiet=given.quiet, as_json=given.json)
     result = fill_index(config, folder, display, TEXT_HALF, look_for_vanished=whole)
-    forget_terminal()  # one may work on after it was closed
-    if given.json:
-        for failure in result.failures:
-            print(json.dumps({"event": "failed", **asdict(failure)}))
-        print(json.dumps({"event": "end", **result.to_json()}))
-        return result.exit_code
-    report_failures(result.failures, display, result.out)
-    if not given.quiet:
+    if tell_end(given, result, display):
         for path in result.vanished[:NAMED]:
             print(printable(f"gone: {path}"), file=sys.stderr)
         if result.vanished:

@@ -1,15 +1,12 @@
 """Runs `penstock label`, and says how it ended."""
 
 import argparse
-import json
-from dataclasses import asdict
 
 from artifacts.errors import UsageError
-from flows.cli.last_words import report_failures
+from flows.cli.last_words import tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import Display
-from flows.console.terminal import forget_terminal
 from flows.job.label_config import check_label_formats
 from flows.job.labels import label_set
 from flows.pipelines import LABEL
@@ -33,14 +30,7 @@ def label_command(given: argparse.Namespace) -> int:
     if given.dry_run:
         return show(config, LABEL, as_json=given.json)
     result = label(config, asked, display)
-    forget_terminal()  # one may work on after it was closed
-    if given.json:
-        for failure in result.failures:
-            print(json.dumps({"event": "failed", **asdict(failure)}))
-        print(json.dumps({"event": "end", **result.to_json()}))
-        return result.exit_code
-    report_failures(result.failures, display, result.out)
-    if not given.quiet:
+    if tell_end(given, result, display):
         print("\n".join([*result.notes(), result.line()]))
     return result.exit_code
 

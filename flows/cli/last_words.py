@@ -1,5 +1,7 @@
-"""Says the last word of a command that did not end well: one line, on standard error."""
+"""Says the last words of a command: how its run ended, or in one line why it did not end well."""
 
+import argparse
+import json
 import os
 import platform
 import sys
@@ -7,13 +9,15 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Protocol
 
 from artifacts.captions import Failure
 from artifacts.errors import redacted
 from flows.console.display import Display, failed_line, printable
-from flows.console.terminal import outliving_the_terminal
+from flows.console.terminal import forget_terminal, outliving_the_terminal
 from flows.job.config import user_cache
 
 UNFORESEEN = 5
@@ -34,6 +38,31 @@ def say_failed(failure: Failure) -> None:
     """Print one line of a file that failed."""
     text = failed_line(failure.media_path, failure.message, failure.hint)
     print(printable(text), file=sys.stderr)
+
+
+class CommandEnd(Protocol):
+    """The end of a run, as its command tells it."""
+
+    @property
+    def out(self) -> Path: ...
+    @property
+    def failures(self) -> list[Failure]: ...
+    @property
+    def exit_code(self) -> int: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+def tell_end(given: argparse.Namespace, ended: CommandEnd, display: Display) -> bool:
+    """Tell a program every failure and the outcome, or a person what failed and was not told yet.
+    Return whether a person is there who wants to be told more."""
+    forget_terminal()  # one may work on after it was closed
+    if given.json:
+        for failure in ended.failures:
+            print(json.dumps({"event": "failed", **asdict(failure)}))
+        print(json.dumps({"event": "end", **ended.to_json()}))
+        return False
+    report_failures(ended.failures, display, ended.out)
+    return not given.quiet
 
 
 def report_failures(failures: Sequence[Failure], display: Display, out: Path) -> None:

@@ -42,7 +42,7 @@ class Task:
         return (self.medium.digest, self.chunk.index, self.medium.prompt)
 
     @property
-    def boxes(self) -> list[Box]:
+    def boxes(self) -> tuple[Box, ...]:
         """Return the parts that are looked at of a picture."""
         seen_at = self.namespaces.fit_image.edge
         return boxes_of(self.chunk.height, self.chunk.width, self.namespaces.tiles, seen_at)

@@ -5,20 +5,21 @@ are written when a run ends, however it ends, and hold what is there by then.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from artifacts.captions import Failure, write_jsonl
+from artifacts.captions import write_jsonl
 from artifacts.files import whole_file
 from artifacts.tables import utf8
 from artifacts.vectors import Vectors, vectors_in, write_npy
 from artifacts.words import counted
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
-from flows.job.tasks import Task
+from flows.job.tasks import Medium, Task
 from flows.results.outputs import failures_of
+from flows.results.run_end import RunEnd
 
 ARRAY, ROWS = "embeddings.npy", "embeddings.parquet"
 GROUP_ROWS = 10_000
@@ -27,37 +28,21 @@ Made = tuple[MediaFile, Task]
 
 
 @dataclass(kw_only=True, slots=True)
-class VectorsWritten:
+class VectorsWritten(RunEnd):
     """The end of a run that made vectors."""
 
-    out: Path
-    files: int
-    """Number of files and sources that were asked for."""
     vectors: int = 0
     width: int = 0
     """Numbers of each."""
-    failures: list[Failure] = field(default_factory=list)
 
     @property
     def made(self) -> int:
         """Return the number of vectors."""
         return self.vectors
 
-    @property
-    def exit_code(self) -> int:
-        """Return 0 when all is embedded, 1 when some items failed."""
-        return 1 if self.failures else 0
-
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome for programs; each failure is told by itself."""
-        return {
-            "out": str(self.out),
-            "files": self.files,
-            "vectors": self.vectors,
-            "width": self.width,
-            "failed": len(self.failures),
-            "exit_code": self.exit_code,
-        }
+        """Return the outcome for programs."""
+        return self.outcome({"vectors": self.vectors, "width": self.width})
 
     def row(self) -> dict[str, Any]:
         """Return what was made, as a row of a table."""
@@ -66,10 +51,7 @@ class VectorsWritten:
     def line(self) -> str:
         """Return the outcome in one line."""
         line = f"{counted(self.vectors, 'vector')} of {counted(self.width, 'number')}"
-        line += f" in {self.out / ARRAY}"
-        if self.failures:
-            line += f", {len(self.failures)} of {counted(self.files, 'file')} failed"
-        return line
+        return f"{line} in {self.out / ARRAY}{self.failed()}"
 
 
 def vector_places(job: Job) -> dict[str, str]:
@@ -99,19 +81,29 @@ def write_vectors(job: Job) -> VectorsWritten:
 
 def made_vectors(job: Job) -> Iterator[Made]:
     """Yield each file with each of its chunks whose vectors are there, in source order."""
-    kept = job.ledger["embeddings"]
     for file, medium in zip(job.files, job.contents, strict=True):
-        for task in job.ledger.tasks([medium]):
-            if task["embeddings"] in kept:
-                yield file, task
+        yield from made_of(job, file, medium)
+
+
+def made_of(job: Job, file: MediaFile, medium: Medium) -> Iterator[Made]:
+    """Yield one file with each of its chunks whose vectors are there."""
+    kept = job.ledger["embeddings"]
+    for task in job.ledger.tasks([medium]):
+        if task["embeddings"] in kept:
+            yield file, task
+
+
+def frames_of(job: Job, task: Task) -> list[tuple[float | None, list[float] | None]]:
+    """Return of each vector of a chunk its second in the video and its box in the picture, None
+    where there is none."""
+    if task.medium.kind == "image":
+        return [(None, box) for box in shown_boxes(job, task)]
+    return [(time, None) for time in task.chunk.times]
 
 
 def _rows(job: Job, made: list[Made]) -> Iterator[dict[str, Any]]:
     for file, task in made:
-        still = task.medium.kind == "image"
-        times = [None] * task.pictures if still else task.chunk.times
-        boxes = shown_boxes(job, task) if still else [None] * len(times)
-        for time, box in zip(times, boxes, strict=True):
+        for time, box in frames_of(job, task):
             yield {
                 "media_path": utf8(file.media_path),
                 "source": utf8(file.source),

@@ -18,6 +18,7 @@ from flows.results.labels.examples import Examples, learned_threshold
 from flows.results.labels.judging import judge_of
 from flows.results.labels.rows import Labelling, judged
 from flows.results.labels.writing import LabelsWritten, label_places, write_labels
+from flows.results.vectors import made_vectors
 from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
 
 
@@ -81,10 +82,14 @@ def taught(job: Job, labelling: Labelling, asked: LabelAsked) -> Labelling:
     """Return the same with thresholds that the examples teach, where there are any."""
     if not asked.examples:
         return labelling
+    shown = (
+        (file, task)
+        for file, task in made_vectors(job)
+        if task.medium.kind == "image" and file.media_path in asked.examples
+    )
     found = [
         (asked.examples[each.file.media_path], each.scores[0])
-        for each in judged(job, labelling)
-        if each.task.medium.kind == "image" and each.file.media_path in asked.examples
+        for each in judged(job, labelling, shown)
     ]
     if not found:
         return labelling  # none of them could be read: each is told as failed

@@ -45,20 +45,11 @@ class TextsStep:
         self._fetch = fetch
         self._calls = Calls(job)
 
-    def known(self, groups: Groups) -> TextVectors | None:
-        """Return the vectors of these groups that are in the store, in the best precision."""
-        for settings in self._settings():
-            records, key = self._records(settings), key_of(groups)
-            if key in records:
-                self._record.expect(STAGE.name, 1, 1)
-                return text_vectors_in(records.read(key), groups, settings.label)
-        return None
-
     def make(self, groups: Groups, meanwhile: Callable[[], object] = bool) -> TextVectors:
         """Return the vectors of these groups, made if they are not in the store. `meanwhile` is
         called while a process makes them. Raises PenstockError."""
-        planned = False
-        while (found := self.known(groups)) is None:
+        planned, key = False, digest_of([list(group) for group in groups])
+        while (found := self._known(groups, key)) is None:
             if not planned:
                 self._plan()
                 planned = True
@@ -66,8 +57,17 @@ class TextsStep:
             self._fetch(parts_of([STAGE]))
             self._ladder.begin(STAGE.name)
             self._tell(STAGE.name, 1, 0)
-            self._run(groups, meanwhile)
+            self._run(groups, key, meanwhile)
         return found
+
+    def _known(self, groups: Groups, key: str) -> TextVectors | None:
+        """Return the vectors that are in the store under this key, in the best precision."""
+        for settings in self._settings():
+            records = self._records(settings)
+            if key in records:
+                self._record.expect(STAGE.name, 1, 1)
+                return text_vectors_in(records.read(key), groups, settings.label)
+        return None
 
     def _plan(self) -> None:
         """Start on the first rung that fits, whatever the media. Raises CannotFit."""
@@ -83,12 +83,12 @@ class TextsStep:
         found = choose(question, job.budget, self._ladder.rungs, self._ladder.known())
         self._ladder.start({stage: choice.taken.rung for stage, choice in found.items()})
 
-    def _run(self, groups: Groups, meanwhile: Callable[[], object]) -> None:
+    def _run(self, groups: Groups, key: str, meanwhile: Callable[[], object]) -> None:
         rung = self._ladder.rung(STAGE.name)
         settings = settings_on(self._job.model, rung)
         assert settings is not None
         namespace = namespace_aside(STAGE, self._job.model, settings)
-        call = self._calls.texts(groups, namespace, key_of(groups), rung)
+        call = self._calls.texts(groups, namespace, key, rung)
         running = self._launcher.start(call)
         try:
             meanwhile()
@@ -109,8 +109,3 @@ class TextsStep:
     def _records(self, settings: PartSettings) -> RecordSet:
         namespace = namespace_aside(STAGE, self._job.model, settings)
         return RecordSet(self._job.store, STAGE.writes, namespace)
-
-
-def key_of(groups: Groups) -> str:
-    """Return the name of the record of these groups."""
-    return digest_of([list(group) for group in groups])

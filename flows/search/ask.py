@@ -24,13 +24,13 @@ from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other
 from artifacts.vectors import Vectors, vectors_in
 from flows.console.display import Display
-from flows.job.config import PRECISIONS, CaptionConfig
+from flows.job.config import CaptionConfig
 from flows.job.prepare import Job
 from flows.job.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.results.outputs import failures_of
 from flows.results.vectors import VectorsWritten, made_vectors
 from flows.running.run import make_vectors
-from flows.search.build import maker_of
+from flows.search.build import as_made, maker_of
 from flows.search.texts import TextHalf
 
 COPIES_TOLD = 4
@@ -126,17 +126,14 @@ def search_index(
 
 def config_for(place: SearchPlace, manifest: Manifest) -> CaptionConfig:
     """Return the configuration by which an index's vectors are made."""
-    maker = manifest.maker
-    precision = maker.precision if maker.precision in PRECISIONS else "native"
-    return CaptionConfig(
+    config = CaptionConfig(
         sources=(),
-        model=place.model or maker.model,
-        revision=None if place.model else maker.revision,
-        precision=precision,
         store=place.store,
         memory=place.memory,
         trust_remote_code=place.trust_remote_code,
     )
+    config = as_made(config, manifest.maker)
+    return replace(config, model=place.model, revision=None) if place.model else config
 
 
 def _vectors(

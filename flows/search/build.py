@@ -28,12 +28,12 @@ from artifacts.tables import utf8
 from artifacts.vectors import vectors_in
 from artifacts.words import counted
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
+from flows.job.config import PRECISIONS, CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job
 from flows.job.versions import versions
 from flows.results.outputs import failures_of
-from flows.results.vectors import Made, VectorsWritten, made_vectors, shown_boxes
+from flows.results.vectors import Made, VectorsWritten, frames_of, made_vectors
 from flows.running.run import LauncherMaker, OnBegin, make_vectors
 from flows.search.texts import PROBES, TextHalf
 
@@ -115,6 +115,12 @@ def maker_of(job: Job, width: int) -> Maker:
     )
 
 
+def as_made(config: CaptionConfig, maker: Maker) -> CaptionConfig:
+    """Return a configuration with the model of an index, in the precision of its vectors."""
+    precision = maker.precision if maker.precision in PRECISIONS else "native"
+    return replace(config, model=maker.model, revision=maker.revision, precision=precision)
+
+
 def _places(folder: Path, job: Job) -> dict[str, str]:
     """Return where the outputs are to be written. Raises UsageError for a folder that holds vectors
     of another model, before any are made."""
@@ -168,10 +174,8 @@ def _groups(made: Sequence[Made]) -> Iterator[list[Made]]:
 
 def _rows_of(job: Job, one: Made) -> list[IndexRow]:
     file, task = one
-    still = task.medium.kind == "image"
-    times = [None] * task.pictures if still else task.chunk.times
-    boxes = shown_boxes(job, task) if still else [None] * len(times)
-    levels = task.levels if task.is_cut else [0] * len(times)
+    frames = frames_of(job, task)
+    levels = task.levels if task.is_cut else [0] * len(frames)
     return [
         IndexRow(
             key=task["embeddings"],
@@ -181,7 +185,7 @@ def _rows_of(job: Job, one: Made) -> list[IndexRow]:
             box=None if box is None else (box[0], box[1], box[2], box[3]),
             level=level,
         )
-        for time, box, level in zip(times, boxes, levels, strict=True)
+        for (time, box), level in zip(frames, levels, strict=True)
     ]
 
 

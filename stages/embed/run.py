@@ -29,9 +29,6 @@ from stages.models.processors.side_inputs import Prepared
 from stages.process.job import job_of
 from stages.process.report import Report
 
-BOXES = "boxes"
-"""Name under which the parts of a picture are kept beside their vectors."""
-
 
 def run(told: dict[str, Any], report: Report) -> None:
     """Publish the vectors of each chunk of `batches` that has none, or why it cannot have any."""
@@ -63,8 +60,7 @@ def read_parts(
 
     def prepare(clip: Clip) -> Prepared:
         boxes = boxes_of(clip.frames.shape[1], clip.frames.shape[2], job.tiles, job.edge)
-        made = prepare_parts(processor, clip, [(b.left, b.top, b.right, b.bottom) for b in boxes])
-        return replace(made, side={BOXES: [list(box) for box in boxes]})
+        return prepare_parts(processor, clip, [box[1:] for box in boxes])
 
     return read_chunk(record_set, member, prepare)
 
@@ -97,11 +93,10 @@ def _pieces(row: Prepared, most: int) -> list[Prepared]:
 def _joined(row: Prepared, made: Sequence[FeatureRecord]) -> FeatureRecord:
     vectors = torch.cat([each.features["image"]["pooler_output"] for each in made])
     features = {"image": {**made[0].features["image"], "pooler_output": vectors}}
-    return replace(made[0], features=features, side=row.side, count=row.count)
+    return replace(made[0], features=features, count=row.count)
 
 
 def record_of(key: str, row: FeatureRecord) -> Record:
     """Return the record of a chunk's vectors, as the model gives them: they are not normalized."""
     vectors: torch.Tensor = row.features["image"]["pooler_output"]
-    record = vector_record(key, vectors.float().cpu().numpy())
-    return replace(record, meta={**record.meta, BOXES: row.side[BOXES]}) if row.side else record
+    return vector_record(key, vectors.float().cpu().numpy())

@@ -109,14 +109,15 @@ def _decode(
         turn = _orientation(image)
         width, height = size[::-1] if turn in SWAPPING else size
         # A JPEG is decoded at a part of its sides, which is several times as fast.
-        by = max(fit.divisor(height, width), 2 if picture_size(*size) != size else 1)
-        if by > 1 and isinstance(image, ImageFile.ImageFile):
-            image.draft("RGB", (size[0] // by, size[1] // by))
+        by = fit.divisor(height, width)
+        least = max(by, 2 if picture_size(*size) != size else 1)
+        if least > 1 and isinstance(image, ImageFile.ImageFile):
+            image.draft("RGB", (size[0] // least, size[1] // least))
         if image.width * image.height > MOST_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
         count = 1 if image.format in JPEGS else getattr(image, "n_frames", 1)
         flat = _rgb(image)
-        if (by := fit.divisor(height, width)) > 1:
+        if by > 1:
             flat = _divided(flat, size, by)
         if turn in UPRIGHT:
             flat = flat.transpose(UPRIGHT[turn])

@@ -17,13 +17,12 @@ from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from flows.results.labels.judging import Judge, Passed, Scores, cosines_of
 from flows.results.labels.pooling import Pooled, pooled, whole_of
-from flows.results.vectors import made_vectors, shown_boxes
+from flows.results.vectors import Made, made_of, made_vectors, shown_boxes
 
 TASKS_A_BLOCK = 256
 """Chunks whose scores are in memory at once."""
 DIGITS = 6
 """Digits of a score that are written: vectors in 16 bit have no more than three."""
-Made = tuple[MediaFile, Task]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +62,7 @@ class Judged:
 
 def judged_medium(job: Job, labelling: Labelling, file: MediaFile, medium: Medium) -> list[Judged]:
     """Return the labels of the chunks of one file that are there."""
-    kept = job.ledger["embeddings"]
-    tasks = (task for task in job.ledger.tasks([medium]) if task["embeddings"] in kept)
-    return list(judged(job, labelling, ((file, task) for task in tasks)))
+    return list(judged(job, labelling, made_of(job, file, medium)))
 
 
 def judged(job: Job, labelling: Labelling, made: Iterable[Made] | None = None) -> Iterator[Judged]:

@@ -5,10 +5,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from artifacts.captions import Caption, Failure, write_jsonl
+from artifacts.captions import Caption, write_jsonl
 from artifacts.coco import Sized, write_coco
 from artifacts.files import write_json, write_text
 from artifacts.labels import Labelled, Span, schema, spans_of
@@ -22,6 +21,7 @@ from flows.job.tasks import Medium
 from flows.results.labels.counting import LabelCounts
 from flows.results.labels.rows import Labelling, judged, judged_medium
 from flows.results.outputs import failures_of, media_lines
+from flows.results.run_end import RunEnd
 from flows.results.texts import OwnFiles, Texts, write_texts
 
 LINES, REPORT, MEDIA = "labels.jsonl", "label_report.json", "media.jsonl"
@@ -30,12 +30,9 @@ TABLES = ("csv", "parquet", COCO)
 
 
 @dataclass(kw_only=True, slots=True)
-class LabelsWritten:
+class LabelsWritten(RunEnd):
     """The end of a run that gave labels."""
 
-    out: Path
-    files: int
-    """Number of files and sources that were asked for."""
     pictures: int = 0
     """Pictures, and frames of videos, that were looked at."""
     labelled: int = 0
@@ -45,7 +42,6 @@ class LabelsWritten:
     """Number of labels that there are."""
     cut: tuple[str, ...] = ()
     """Texts of labels that are longer than the model reads."""
-    failures: list[Failure] = field(default_factory=list)
     texts: list[Texts] = field(default_factory=list)
     counts: list[dict[str, Any]] = field(default_factory=list)
     """For each label what it was given to, and how its scores lie, as the report has it."""
@@ -55,24 +51,11 @@ class LabelsWritten:
         """Return the number of pictures that were looked at."""
         return self.pictures
 
-    @property
-    def exit_code(self) -> int:
-        """Return 0 when all is labelled, 1 when some items failed."""
-        return 1 if self.failures else 0
-
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome for programs; each failure is told by itself."""
-        return {
-            "out": str(self.out),
-            "files": self.files,
-            "pictures": self.pictures,
-            "labelled": self.labelled,
-            "given": self.given,
-            "labels": self.labels,
-            "warnings": list(self.notes()),
-            "failed": len(self.failures),
-            "exit_code": self.exit_code,
-        }
+        """Return the outcome for programs."""
+        names = ("pictures", "labelled", "given", "labels")
+        made = {name: getattr(self, name) for name in names}
+        return self.outcome({**made, "warnings": list(self.notes())})
 
     def row(self) -> dict[str, Any]:
         """Return what was made, as a row of a table."""
@@ -82,10 +65,7 @@ class LabelsWritten:
     def line(self) -> str:
         """Return the outcome in one line."""
         line = f"{counted(self.labelled, 'picture')} of {self.pictures:,} given "
-        line += f"{counted(self.given, 'label')} in {self.out / LINES}"
-        if self.failures:
-            line += f", {len(self.failures)} of {counted(self.files, 'file')} failed"
-        return line
+        return f"{line}{counted(self.given, 'label')} in {self.out / LINES}{self.failed()}"
 
     def notes(self) -> Iterator[str]:
         """Yield what a person should know about what is written."""
