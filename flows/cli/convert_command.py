@@ -19,8 +19,8 @@ def convert_command(given: argparse.Namespace) -> int:
     there = f", {found.there} of them there before" if found.there else ""
     print(
         printable(
-            f"{folder}: {found.tensors} tensors, {size(found.data_bytes)}, in {counted(found.shards, 'file')}{there}; "
-            f"use it with --model {folder}"
+            f"{folder}: {found.tensors} tensors, {size(found.data_bytes)}, "
+            f"in {counted(found.shards, 'file')}{there}; use it with --model {folder}"
         )
     )
     return 0
