@@ -38,7 +38,7 @@ def quiet() -> Iterator[None]:
 def exported(source: Path, folder: Path, kind: str, **changes: Any) -> Path:
     job = ExportJob(
         model=str(source),
-        digest="digest",
+        recipe={"kind": kind},
         folder=str(folder),
         kind=kind,
         **{"parts": ("language",), "shard_bytes": SMALL_SHARDS, **changes},

@@ -1,6 +1,7 @@
 """The job of writing one checkpoint in few bits; imports no library."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from artifacts.schema import Part
 from stages.models.shards import SHARD_BYTES
@@ -20,8 +21,8 @@ class ExportJob:
 
     model: str
     """Folder of the checkpoint that it is made of."""
-    digest: str
-    """Digest of all files of that checkpoint."""
+    recipe: dict[str, Any]
+    """All that decides the bytes that are written."""
     folder: str
     """Folder to write to."""
     kind: str

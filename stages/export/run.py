@@ -30,15 +30,9 @@ def run(told: dict[str, Any], report: Report) -> None:
     outline = outline_of(source, job.parts, job.trust_remote_code)
     form = form_of(job)
     files = files_of(outline, form, job.shard_bytes)
-    made_of = {
-        "source": job.digest,
-        "kind": job.kind,
-        "parts": list(job.parts),
-        "group": job.group,
-        "shard_bytes": job.shard_bytes,
-    }
-    with claimed(folder, made_of):
+    with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
         left = [file for file in files if not is_made(folder, file, outline, form)]
+        report.total(len(left))
         report.note(files=len(files), there=len(files) - len(left), modules=len(outline.modules))
         if not left and (folder / CONFIG).exists():
             return
