@@ -1,0 +1,1 @@
+"""Writes a checkpoint in another form: fewer bits, or another program's format."""
