@@ -15,6 +15,8 @@ LAZY = 128
 """Columns after which those that follow are brought up to date, in one product."""
 BLOCK_NUMBERS = 1 << 24
 """Weights of the rows that are rounded at once: 64 MiB."""
+AT_ONCE = 512
+"""Columns of an inverse that are made at once."""
 MOST_DAMPING = 1.0
 """Share of the mean of the Hessian's diagonal; with more of it there is little left to follow."""
 
@@ -36,10 +38,10 @@ def gptq(
     added to it.
 
     A column that no input touched is rounded to nearest: what was not seen is not what is not used.
-    Neither tensor is changed. At its peak it takes three copies of the Hessian in float32 while
-    that is inverted, then one; of the weight, a copy in float32 of 64 MiB of its rows, beside the
-    result. Raises NoInverse when the Hessian cannot be inverted, CannotRound for a weight that is
-    not finite.
+    Neither tensor is changed. It takes two copies of the Hessian in float32 while that is
+    inverted, then one; of the weight, copies in float32 and int8 of the rows that are rounded at
+    once (80 MiB), beside the result. Raises NoInverse when the Hessian cannot be inverted,
+    CannotRound for a weight that is not finite.
     """
     rows, columns = weight.shape
     factor = _factor(hessian, damp)
@@ -88,24 +90,31 @@ def _round_columns(
 def _factor(hessian: torch.Tensor, damp: float) -> torch.Tensor:
     """Return U, upper triangular, of the inverse UᵀU of the damped Hessian.
 
-    The Hessian turned by 180° is LLᵀ; L turned back is R, upper triangular, and the Hessian RRᵀ. So
-    U is the inverse of R, and the Hessian's own inverse is never made, which loses digits.
+    The Hessian turned by 180° is LLᵀ, and U is the inverse of L, turned back. So the Hessian's own
+    inverse, which loses digits, is never made.
     """
     diagonal = hessian.diagonal().float()
-    unseen = diagonal == 0
     mean = diagonal.mean()
     while damp <= MOST_DAMPING:
-        added = torch.where(unseen, torch.ones_like(mean), mean * damp)
         turned = hessian.flip(0, 1).float()
-        turned.diagonal().add_(added.flip(0))
+        turned.diagonal().add_(torch.where(diagonal == 0, 1.0, mean * damp).flip(0))
         lower, failed = torch.linalg.cholesky_ex(turned)
         del turned
-        if not int(failed):
-            upper = lower.flip(0, 1)
-            del lower
-            whole = torch.eye(len(upper), device=upper.device)
-            inverse = torch.linalg.solve_triangular(upper, whole, upper=True)
-            if bool(torch.isfinite(inverse).all()):
-                return inverse
+        if not int(failed) and bool(torch.isfinite(lower.diagonal()).all()):
+            return _inverse_turned(lower)
         damp *= 10
     raise NoInverse("the Hessian of its inputs has no inverse")
+
+
+def _inverse_turned(lower: torch.Tensor) -> torch.Tensor:
+    """Return the inverse of a lower triangular matrix, turned by 180°."""
+    size = len(lower)
+    found = torch.empty_like(lower, memory_format=torch.contiguous_format)
+    for first in range(0, size, AT_ONCE):
+        end = min(first + AT_ONCE, size)
+        ones = torch.zeros(size, end - first, device=lower.device)
+        ones[first:end].fill_diagonal_(1)
+        # Of the whole matrix: a part of it would be copied.
+        part = torch.linalg.solve_triangular(lower, ones, upper=False)
+        found[:, size - end : size - first] = part.flip(0, 1)
+    return found
