@@ -15,7 +15,7 @@ LAZY = 128
 """Columns after which those that follow are brought up to date, in one product."""
 BLOCK_NUMBERS = 1 << 24
 """Weights of the rows that are rounded at once: 64 MiB."""
-AT_ONCE = 512
+AT_ONCE = 128
 """Columns of an inverse that are made at once."""
 MOST_DAMPING = 1.0
 """Share of the mean of the Hessian's diagonal; with more of it there is little left to follow."""
@@ -38,7 +38,7 @@ def gptq(
     added to it.
 
     A column that no input touched is rounded to nearest: what was not seen is not what is not used.
-    Neither tensor is changed. It takes two copies of the Hessian in float32 while that is
+    Neither tensor is changed. It takes 2.4 copies of the Hessian in float32 while that is
     inverted, then one; of the weight, copies in float32 and int8 of the rows that are rounded at
     once (80 MiB), beside the result. Raises NoInverse when the Hessian cannot be inverted,
     CannotRound for a weight that is not finite.
