@@ -28,15 +28,17 @@ class StreamedLayers:
 
     def __init__(self, half: Any, paths: Sequence[str], index: Index, device: str) -> None:
         layers = layers_of(half, paths, index, device)
+        self.paths = tuple(paths)
+        """Paths of the layers, by their numbers."""
         self.count = len(layers)
         self.bytes = sum(layer.size for layer in layers)
         """Bytes of all of them together."""
         self.slabs = Slabs(layers, device)
-        self._turnstile = Turnstile([layer.module for layer in layers], self.slabs)
+        self.turnstile = Turnstile([layer.module for layer in layers], self.slabs)
 
     def cross(self, calls: Sequence[Callable[[], Made]]) -> list[Made]:
         """Return the result of each call; each layer comes once for all of them."""
-        return self._turnstile.cross(calls)
+        return self.turnstile.cross(calls)
 
 
 def streamed_layers(half: Any) -> StreamedLayers | None:

@@ -38,6 +38,10 @@ class Keeper(Protocol):
         """Let the layer go: all that waited for it have passed."""
 
 
+def _nothing(layer: int) -> None:
+    """Do nothing about a layer that was passed."""
+
+
 class Turnstile:
     """The doors of a model's layers."""
 
@@ -49,9 +53,12 @@ class Turnstile:
         self._last = len(layers) - 1
         """The layer that calls went through last, which others may follow."""
 
-    def cross(self, calls: Sequence[Callable[[], Made]]) -> list[Made]:
+    def cross(
+        self, calls: Sequence[Callable[[], Made]], passed: Callable[[int], None] = _nothing
+    ) -> list[Made]:
         """Return the result of each call, in order. An error that one raises is raised, and ends
-        the others."""
+        the others. `passed` is told the number of each layer that all who waited for it have
+        passed, while it is still there; what it raises ends the calls, too."""
         crossing = _Crossing(calls)
         # Whether gradients are wanted is the thread's, in which all calls take turns.
         with torch.inference_mode(), self._doors(crossing):
@@ -64,6 +71,7 @@ class Turnstile:
                 try:
                     self._keeper.expect(self._after[at])
                     self._after[at] = crossing.let_through(at, self._after[at])
+                    passed(at)
                 finally:
                     self._keeper.take_away(at)
                 self._last = at

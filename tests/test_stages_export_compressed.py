@@ -1,0 +1,141 @@
+"""Weights in few bits are written as compressed-tensors, transformers and vLLM read them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from stages.export.compressed import pack, quantization_config, specs, tensors, unpack
+from stages.export.rounding import Rounded, round_to_nearest, suits, unrounded
+from stages.models.halves.load import config_and_class, skeleton_of
+from stages.models.precision.quantize import quantizable
+from stages.models.precision.weights import model_names
+from tests.support.families import checkpoint
+
+GROUP = 32
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_numbers_are_those_of_compressed_tensors_and_come_back(bits: int) -> None:
+    torch.manual_seed(0)
+    half = 2 ** (bits - 1)
+    numbers = torch.randint(-half, half, (33, 96), dtype=torch.int8)
+    numbers[0, :2] = torch.tensor([-half, half - 1])
+    packed = pack(numbers, bits)
+    assert torch.equal(packed, pack_to_int32(numbers, bits))
+    assert torch.equal(unpack(packed, bits), numbers)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_tensors_are_those_that_compressed_tensors_makes_and_unpacks(
+    bits: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    rounded = round_to_nearest(torch.randn(40, 128), bits, 64, dtype)
+    made = tensors("weight", rounded, dtype, bits)
+    back = unrounded(rounded, 64, dtype)
+    scheme = QuantizationScheme(**quantization_config(bits, 64, [])["config_groups"]["group_0"])
+    theirs = PackedQuantizationCompressor.compress(
+        {"weight": back, "weight_scale": rounded.scales.to(dtype)}, scheme
+    )
+    assert {n: (t.dtype, t.shape) for n, t in made.items()} == {
+        n: (t.dtype, t.shape) for n, t in theirs.items()
+    }
+    assert torch.equal(made["weight_shape"], theirs["weight_shape"])
+    assert torch.equal(PackedQuantizationCompressor.decompress(made, scheme)["weight"], back)
+
+
+def test_the_layout_is_known_before_the_weight_is_read() -> None:
+    rounded = Rounded(torch.zeros(24, 256, dtype=torch.int8), torch.ones(24, 4))
+    for bits in (4, 8):
+        made = tensors("a.b.weight", rounded, torch.float16, bits)
+        told = specs("a.b.weight", (24, 256), torch.float16, bits, 64)
+        assert [(name, t.dtype, tuple(t.shape)) for name, t in made.items()] == list(told)
+
+
+def test_settings_are_those_that_compressed_tensors_writes() -> None:
+    made = quantization_config(4, 64, ["lm_head", "model.visual.proj", "lm_head"])
+    assert QuantizationConfig.model_validate(made).model_dump() == made
+    assert made["ignore"] == ["lm_head", "model.visual.proj"]
+
+
+def test_settings_hold_what_vllm_reads() -> None:
+    """By `from_config` and `_get_scheme_from_parts` of `compressed_tensors.py` in vLLM 0.33.0: this
+    form is taken for weights in groups of static whole numbers, with no activations quantized."""
+    made = quantization_config(8, 128, [])
+    assert made["quant_method"] == "compressed-tensors" and made["format"] == "pack-quantized"
+    assert made["kv_cache_scheme"] is None and "sparsity_config" not in made
+    [group] = made["config_groups"].values()
+    assert group["targets"] == ["Linear"]  # RoutedExperts are matched by it, too
+    assert group["input_activations"] is None and group["output_activations"] is None
+    assert group["format"] == "pack-quantized"
+    weights = group["weights"]
+    assert (weights["strategy"], weights["type"], weights["dynamic"]) == ("group", "int", False)
+    assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (8, 128, True)
+    assert weights.get("actorder") is None
+    # `create_weights` of `compressed_tensors_wNa16.py` has room for these, by these names.
+    named = {
+        spec.name: (spec.dtype, spec.shape)
+        for spec in specs("weight", (6, 256), torch.float16, 8, 128)
+    }
+    assert named == {
+        "weight_packed": (torch.int32, (6, 256 * 8 // 32)),
+        "weight_scale": (torch.float16, (6, 256 // 128)),
+        "weight_shape": (torch.int64, (2,)),
+    }
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_written_checkpoint_opens_in_transformers_and_computes_the_same(
+    bits: int, tmp_path: Path
+) -> None:
+    """Its modules have other names than its files, which the loader renames as for any weight."""
+    source = checkpoint("llava")
+    computed = written(source, tmp_path, bits)
+    assert len(computed) == 2 * 7
+    native, found = opened(source), opened(tmp_path)
+    assert sum(name.endswith(".weight_packed") for name in found.state_dict()) == len(computed)
+    for path, weight in computed.items():
+        native.get_submodule(path).weight.data = weight
+    ids = torch.arange(20, 60).reshape(2, 20)
+    with torch.inference_mode():
+        wanted = native(input_ids=ids).logits
+        assert torch.equal(found(input_ids=ids).logits, wanted)
+        assert not torch.equal(opened(source)(input_ids=ids).logits, wanted)
+
+
+def written(source: Path, folder: Path, bits: int) -> dict[str, torch.Tensor]:
+    """Write a checkpoint with the linears of its language half in few bits. Returns path in the
+    model → weight that is computed with."""
+    config, cls = config_and_class(source, False)
+    skeleton = skeleton_of(config, cls)
+    chosen = quantizable(skeleton, "language")
+    stored = load_file(source / "model.safetensors")
+    made, computed = {}, {}
+    for name, path in zip(stored, model_names(skeleton, list(stored)), strict=True):
+        weight, module = stored[name], (path or "").removesuffix(".weight")
+        if module in chosen and not suits(tuple(weight.shape), bits, GROUP):
+            rounded = round_to_nearest(weight, bits, GROUP, weight.dtype)
+            made |= tensors(name, rounded, weight.dtype, bits)
+            computed[module] = unrounded(rounded, GROUP, weight.dtype)
+        else:
+            made[name] = weight
+    save_file(made, folder / "model.safetensors", {"format": "pt"})
+    linears = [path for path, module in skeleton.named_modules() if type(module) is nn.Linear]
+    settings = quantization_config(bits, GROUP, [p for p in linears if p not in computed])
+    told = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, "quantization_config": settings}))
+    return computed
+
+
+def opened(folder: Path) -> Any:
+    return transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
