@@ -16,7 +16,7 @@ EMBED: Pipeline = (frames.STAGE, embed.STAGE)
 """Vectors of pictures, and of the frames of videos."""
 LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
 """Vectors of pictures, and of the labels that they are compared with."""
-EXPORT: Pipeline = (*CAPTION, export.STAGE, export.JUDGE)
+EXPORT: Pipeline = (*CAPTION, export.CALIBRATE, export.STAGE, export.JUDGE)
 """Captions of files, a checkpoint in few bits, and what its original expects of those."""
 EXPORTED: Pipeline = (*REBUILD, export.COMPARE, export.JUDGE)
 """Features of the same files by that checkpoint, and how far it is from the original."""

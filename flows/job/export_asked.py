@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.errors import UsageError
-from artifacts.schema import Part
+from artifacts.schema import Part, Route
 from stages.export.job import GROUPS, KINDS, PACKED
 
 HALVES: dict[str, tuple[Part, ...]] = {
@@ -55,9 +55,10 @@ class ExportAsked:
         if self.samples < 2:
             raise UsageError(f"--samples is {self.samples}", hint="Give 2 or more")
 
-    def parts(self, *, dual: bool) -> tuple[Part, ...]:
-        """Return the parts whose layers are quantized. Raises UsageError for one that cannot be
-        judged."""
+    def parts(self, route: Route) -> tuple[Part, ...]:
+        """Return the parts whose layers are quantized, of a model that is run by this route. Raises
+        UsageError for one that cannot be had, or judged."""
+        dual = route == "dual"
         half = self.half or ("vision" if dual else "language")
         if dual and half != "vision":
             raise UsageError(
@@ -76,6 +77,13 @@ class ExportAsked:
                 f"--half {half} needs media: its features are made anew",
                 hint="Give them with --calibrate SOURCES",
             )
+        if route == "joint":
+            if half != "language":
+                raise UsageError(
+                    "the model cannot be cut, and only its decoder is quantized",
+                    hint="Leave --half out",
+                )
+            return ("whole",)
         return parts
 
     @property

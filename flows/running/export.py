@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from artifacts.keys import digest_of
 from artifacts.schema import Part
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -17,15 +18,19 @@ from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
 from flows.job.tasks import Task
 from flows.pipelines import EXPORT, EXPORT_VECTORS, EXPORTED, EXPORTED_VECTORS, makes_vectors
+from flows.planning.costs.export import HESSIAN_BYTES
 from flows.planning.rungs import Rung
 from flows.results.exported import Exported, note_parity, placed_before, put_into_place
 from flows.running.calls import Calls
 from flows.running.run import LauncherMaker, Watch, prepared
 from flows.running.samples import Sample, media_in, samples_of
 from flows.running.sequence import Sequence
-from stages.export import COMPARE, JUDGE, STAGE
+from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE
+from stages.export.job import PACKED
 from stages.process.stage import Stage
 
+LEAST_BYTES = 256 << 20
+"""Bytes that are summed up at least."""
 EXPECTED = "expected"
 """Folder of what the original expects at each word, until the checkpoint is judged."""
 
@@ -67,8 +72,8 @@ class _Export:
         with prepared(self._config, watch, self._make_launcher, EXPORT, EXPORT_VECTORS) as found:
             job, launcher = found
             dual = makes_vectors(job.pipeline)
-            self._parts = self._asked.parts(dual=dual)
-            recipe = {**self._recipe(job), "samples": self._asked.samples}
+            self._parts = self._asked.parts(job.model.profile.route)
+            recipe = self._recipe(job)
             if (done := placed_before(self._asked.folder, recipe)) is not None:
                 return done
             with watch.working(job, launcher, "exporting into") as (sequence, _, _):
@@ -84,45 +89,53 @@ class _Export:
         return put_into_place(self._asked)
 
     def _recipe(self, job: Job) -> dict[str, Any]:
-        """Return all that decides the bytes of the checkpoint."""
-        weights = [job.model.digests[part] for part in sorted(job.model.digests)]
+        """Return what decides the bytes of the checkpoint, but the samples."""
+        asked = self._asked
         return {
-            "source": weights,
-            "kind": self._asked.kind,
+            "source": [job.model.digests[part] for part in sorted(job.model.digests)],
+            "kind": asked.kind,
             "parts": list(self._parts),
-            "group": self._asked.group if self._asked.packed else 0,
+            "group": asked.group if asked.packed else 0,
+            "calibrated": asked.packed and asked.calibrated,
+            "samples": asked.samples,
         }
 
     def _written(self, job: Job, sequence: Sequence) -> None:
         """Write the checkpoint, and note what the original expects of the samples."""
-        media = job.media if job.files else media_in(job)
-        self._samples = samples_of(job, media, self._asked.samples)
-        told = {
-            "model": str(job.model.folder),
-            "recipe": self._recipe(job),
-            "folder": str(self._asked.work),
-            "kind": self._asked.kind,
-            "parts": self._parts,
-            "group": self._asked.group,
-            "trust_remote_code": job.config.trust_remote_code,
-        }
+        asked, media = self._asked, job.media if job.files else media_in(job)
+        samples = samples_of(job, media, asked.samples)
+        form = {"parts": self._parts, "bits": PACKED.get(asked.kind, 0), "group": asked.group}
+        recipe, rounded = self._recipe(job), ""
+        if recipe["calibrated"]:
+            # What it was fitted to says little of what it does to anything else.
+            seen, samples = samples[::2], samples[1::2]
+            told = {**form, **self._words(job, seen), "hessian_bytes": _hessian_bytes(job)}
+            recipe["samples"] = digest_of([member["key"] for member in told["members"]])
+            rounded = told["folder"] = str(asked.runs / f"rounded-{digest_of(recipe)[:12]}")
+            self._once(job, sequence, CALIBRATE, told, len(seen))
+        self._samples = samples
+        told = {**form, "model": str(job.model.folder), "recipe": recipe, "kind": asked.kind}
+        told |= {"folder": str(asked.work), "calibrated": rounded}
+        told["trust_remote_code"] = job.config.trust_remote_code
         self._once(job, sequence, STAGE, told)
-        if "language" in self._parts:
-            self._once(job, sequence, JUDGE, self._words(job), len(self._samples))
-            if self._asked.packed:
-                rounded = {**self._words(job), "compared": True, "rounded": str(self._asked.work)}
-                self._agreement(self._once(job, sequence, JUDGE, rounded, len(self._samples)))
+        if self._speaks:
+            self._once(job, sequence, JUDGE, self._words(job, samples), len(samples))
+        if asked.packed:
+            self._agree(job, sequence, {**form, "rounded": str(asked.work)})
+
+    @property
+    def _speaks(self) -> bool:
+        """Return whether what decodes is in few bits."""
+        return self._parts != ("vision",)
 
     def _judged(self, original: Job) -> None:
         """Judge the checkpoint by what it makes of the samples itself."""
         watch = Watch(self._display)
         out, model = str(self._asked.runs / "exported"), str(self._asked.work)
         config = replace(self._config, model=model, revision=None, out=out)
+        pipelines = (EXPORTED, EXPORTED_VECTORS)
         with (
-            prepared(config, watch, self._make_launcher, EXPORTED, EXPORTED_VECTORS) as (
-                job,
-                launcher,
-            ),
+            prepared(config, watch, self._make_launcher, *pipelines) as (job, launcher),
             watch.working(job, launcher, "judging in") as (sequence, _, _),
         ):
             if "vision" in self._parts:
@@ -130,33 +143,32 @@ class _Export:
                 pairs = self._pairs(original, job)
                 notes = self._once(job, sequence, COMPARE, pairs, len(pairs["pairs"]))
                 self._figures["features"] = notes["features"]
-            if "language" in self._parts:
-                told = {**self._words(job), "compared": True}
-                self._agreement(self._once(job, sequence, JUDGE, told, len(self._samples)))
+            if self._speaks:
+                self._agree(job, sequence, {})
 
-    def _agreement(self, notes: Mapping[str, Any]) -> None:
+    def _agree(self, job: Job, sequence: Sequence, told: Mapping[str, Any]) -> None:
+        """Find out how far what a half in few bits expects is from what the original does."""
+        words = {**self._words(job, self._samples), **told, "compared": True}
+        notes = self._once(job, sequence, JUDGE, words, len(self._samples))
         self._figures["text"] = notes["agreement"]
 
-    def _words(self, job: Job) -> dict[str, Any]:
+    def _words(self, job: Job, samples: list[Sample]) -> dict[str, Any]:
         """Return the samples whose words are asked for, with the features that this job has."""
-        changed = job.pipeline[-1].writes == "features" and "vision" in self._parts
+        changed = "captions" not in job.ledger.namespaces.of and "vision" in self._parts
         tasks = _by_place(job) if changed else {}
-        members = []
-        for sample in self._samples:
-            task = tasks.get(sample.task.place[:2], sample.task)
-            members.append(
+        of_each = [tasks.get(sample.task.place[:2], sample.task) for sample in samples]
+        return {
+            "store": job.store.url,
+            "features_namespace": of_each[0].namespaces["features"],
+            "members": [
                 {
                     "key": sample.task["captions"],
                     "features": task["features"],
                     "prompt": sample.task.medium.prompt,
                     "caption": sample.caption,
                 }
-            )
-        task = tasks.get(self._samples[0].task.place[:2], self._samples[0].task)
-        return {
-            "store": job.store.url,
-            "features_namespace": task.namespaces["features"],
-            "members": members,
+                for sample, task in zip(samples, of_each, strict=True)
+            ],
             "folder": str(self._asked.runs / EXPECTED),
         }
 
@@ -181,6 +193,12 @@ class _Export:
             return Calls(job).once(stage, told, rung)
 
         return sequence.once.run(stage, call, total=total).notes
+
+
+def _hessian_bytes(job: Job) -> int:
+    """Return the bytes that may be summed up for one layer: no more than leave room for the
+    rest."""
+    return min(HESSIAN_BYTES, max(LEAST_BYTES, job.budget.of_stage(job.device) // 4))
 
 
 def _by_place(job: Job) -> dict[tuple[str, int], Task]:

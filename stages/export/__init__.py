@@ -1,5 +1,6 @@
 """Writes checkpoints in few bits, and judges them beside what they were made of."""
 
+from stages.export.calibrate_job import CalibrateJob
 from stages.export.feature_job import FeaturesJob
 from stages.export.job import ExportJob
 from stages.export.judge_job import JudgeJob
@@ -24,6 +25,17 @@ COMPARE = Stage(
     output_version=1,
     entry="stages.export.compare:run",
     verb="comparing features",
+)
+CALIBRATE = Stage(
+    name="calibrate",
+    reads="captions",
+    writes="",
+    part="language",
+    job=CalibrateJob,
+    of_media=False,
+    output_version=1,
+    entry="stages.export.calibrate:run",
+    verb="calibrating",
 )
 JUDGE = Stage(
     name="judge",

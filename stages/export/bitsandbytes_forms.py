@@ -22,6 +22,9 @@ class Nf4:
     """Four bits a number by the quantiles of a normal distribution, the scales quantized in turn
     (QLoRA, https://arxiv.org/abs/2305.14314)."""
 
+    def takes(self, module: torch.nn.Module) -> str:
+        return ""
+
     def names(self, name: str) -> list[str]:
         extras = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
         return [name, *(f"{name}.{extra}" for extra in (*extras, "quant_state.bitsandbytes__nf4"))]
@@ -43,6 +46,9 @@ class Nf4:
 
 class Int8:
     """Eight bits a number with a scale a row (LLM.int8(), https://arxiv.org/abs/2208.07339)."""
+
+    def takes(self, module: torch.nn.Module) -> str:
+        return ""
 
     def names(self, name: str) -> list[str]:
         owner = name.removesuffix("weight")

@@ -12,6 +12,9 @@ from stages.models.shards.layout import TensorSpec
 class Form(Protocol):
     """A way to store weights in few bits."""
 
+    def takes(self, module: torch.nn.Module) -> str:
+        """Return why a linear module's weight cannot be stored so; empty when it can."""
+
     def names(self, name: str) -> list[str]:
         """Return the names of the tensors that a weight is stored in."""
 

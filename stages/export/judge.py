@@ -1,7 +1,7 @@
 """Reads off a language half what it expects at each word of captions: of the original it is kept,
 of another it is compared with that. Knows neither vision half nor how weights came to be."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,24 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
+from artifacts.errors import EnvironmentFault
 from artifacts.files import whole_file
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from stages.decode.engines.transformers import make_greedy
 from stages.decode.run import read_features
 from stages.export.judge_job import JudgeJob
+from stages.export.outline import outline_of
+from stages.export.packed_form import Packed
+from stages.export.putting import put_rounded
 from stages.export.teaching import expected
 from stages.models.loading import ModelJob, facts
+from stages.models.streaming.load import cross
 from stages.process.job import job_of, told_of
 from stages.process.report import Report
+
+TOGETHER = 8
+"""Captions whose logits are held at once; they cross layers together that come one by one."""
 
 
 class Agreement:
@@ -62,19 +70,39 @@ def run(told: dict[str, Any], report: Report) -> None:
     processor, held, agreement = source.processor(), source.hold("language"), Agreement()
     report.note(ready=True, **facts(held.model))
 
-    def ask(member: dict[str, str], half: Any) -> torch.Tensor:
-        make_greedy(half, processor)
+    def ask(half: Any, member: dict[str, str]) -> torch.Tensor:
         row = read_features(features, member["features"])
         return expected(half, processor, row, member["prompt"], member["caption"])
 
-    for member in left:
-        found = held.use(partial(ask, member))
-        path = folder / member["key"]
-        if job.compared:
-            agreement.add(load_file(path)["logits"], found)
-        else:
-            with whole_file(path) as file:
-                file.write(save({"logits": found}))
-        report.item(member["key"])
+    def ask_together(members: Sequence[dict[str, str]], half: Any) -> list[torch.Tensor]:
+        make_greedy(half, processor)
+        if job.rounded and half not in ready:
+            _round(job, half)
+            ready.append(half)
+        return cross(half, [partial(ask, half, member) for member in members])
+
+    ready: list[Any] = []
+    for first in range(0, len(left), TOGETHER):
+        members = left[first : first + TOGETHER]
+        for member, found in zip(members, held.use(partial(ask_together, members)), strict=True):
+            path = folder / member["key"]
+            if job.compared:
+                agreement.add(load_file(path)["logits"], found)
+            else:
+                with whole_file(path) as file:
+                    file.write(save({"logits": found}))
+            report.item(member["key"])
     if job.compared:
         report.note(agreement=agreement.to_json())
+
+
+def _round(job: JudgeJob, half: Any) -> None:
+    """Put the rounded weights into the half. Raises EnvironmentFault when these are not all."""
+    form = Packed(job.bits, job.group)
+    outline = outline_of(Path(job.model), job.parts, job.trust_remote_code, form.takes)
+    count = put_rounded(half, outline, Path(job.rounded), job.bits, job.group)
+    if count != len(outline.modules):
+        raise EnvironmentFault(
+            f"{count} of {len(outline.modules)} rounded weights found a place in the half",
+            hint="Remove the folder and export again; if that does not help, please report it",
+        )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from artifacts.schema import Part
 from stages.models.half_job import HalfJob
 
 
@@ -19,5 +20,10 @@ class JudgeJob(HalfJob):
     compared: bool = False
     """Whether this half is compared with what is there."""
     rounded: str = ""
-    """Checkpoint in few bits whose weights take the place of the half's, as its own loader would
-    have them; empty: it is as it was loaded."""
+    """Packed checkpoint whose weights take the place of the half's, as its loader would have them;
+    empty: it is as it was loaded."""
+    parts: tuple[Part, ...] = ()
+    """Parts of which that has weights."""
+    bits: int = 0
+    group: int = 0
+    together: bool = True

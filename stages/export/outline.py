@@ -6,7 +6,7 @@ loader itself. So is the type that a tensor is loaded in, in which it is then st
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,8 @@ class Outline:
     """Type in which its quantized layers compute."""
     spared: tuple[str, ...]
     """Paths of the linear modules that stay as they are."""
+    stored_as: Mapping[str, str]
+    """Path of a module → its name in the files."""
 
     @property
     def modules(self) -> list[str]:
@@ -63,10 +65,15 @@ class Outline:
         return [tensor.module for tensor in self.tensors if tensor.module]
 
 
-def outline_of(folder: Path, parts: Collection[Part], trusted: bool) -> Outline:
+def outline_of(
+    folder: Path,
+    parts: Collection[Part],
+    trusted: bool,
+    takes: Callable[[torch.nn.Module], str] = lambda module: "",
+) -> Outline:
     """Return what becomes of the checkpoint in a folder when the linear layers of these parts are
-    quantized. Raises UsageError for one that cannot be, EnvironmentFault for one that is not
-    whole."""
+    quantized. `takes` says why one of them cannot be, which then stays as it is. Raises UsageError
+    for a checkpoint that cannot be written so, EnvironmentFault for one that is not whole."""
     refuse_pickle(folder, trusted=False)
     config, cls = config_and_class(folder, trusted)
     headers = read_headers(Checkpoint(name=str(folder), folder=folder))
@@ -77,11 +84,15 @@ def outline_of(folder: Path, parts: Collection[Part], trusted: bool) -> Outline:
             part.dtype = dtype
     with _by_default(dtype):
         skeleton = skeleton_of(config, cls)
-    wanted = {path: m for part in parts for path, m in quantizable(skeleton, part).items()}
+    linears = {path: m for part in parts for path, m in quantizable(skeleton, part).items()}
+    wanted = [path for path, module in linears.items() if not takes(module)]
     if not wanted:
+        first = next(iter(linears), "")
+        why = f": {first} has {takes(linears[first])}" if first else ""
         raise UsageError(
-            f"{folder} has no linear layer in its {' or '.join(parts)} part",
-            hint="Choose another --half",
+            f"{folder} has no linear layer in its {' or '.join(parts)} part that can be "
+            f"quantized so{why}",
+            hint="Choose another --half, or another --group",
         )
     paths = model_names(skeleton, [header.name for header in headers])
     tensors = tuple(
@@ -92,6 +103,11 @@ def outline_of(folder: Path, parts: Collection[Part], trusted: bool) -> Outline:
         tensors=tensors,
         dtype=dtype,
         spared=tuple(path for path in linears_of(skeleton) if path not in wanted),
+        stored_as={
+            path.removesuffix(".weight"): header.name.removesuffix(".weight")
+            for header, path in zip(headers, paths, strict=True)
+            if path
+        },
     )
     if lacking := sorted(set(wanted) - set(found.modules)):
         raise UsageError(

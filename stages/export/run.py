@@ -7,8 +7,9 @@ from typing import Any
 from artifacts.errors import EnvironmentFault
 from stages.export.bitsandbytes_forms import Int8, Nf4
 from stages.export.forms import Form
-from stages.export.job import ExportJob
+from stages.export.job import PACKED, ExportJob
 from stages.export.outline import Outline, outline_of
+from stages.export.packed_form import Packed
 from stages.export.weights import files_of, is_made, made_shards, write_file
 from stages.models.hub.checkpoint import SMALL, small_files
 from stages.models.shards.writing import CONFIG, check_room, claimed, write_rest
@@ -27,8 +28,8 @@ def run(told: dict[str, Any], report: Report) -> None:
     """
     job = job_of(ExportJob, told)
     source, folder = Path(job.model), Path(job.folder)
-    outline = outline_of(source, job.parts, job.trust_remote_code)
     form = form_of(job)
+    outline = outline_of(source, job.parts, job.trust_remote_code, form.takes)
     files = files_of(outline, form, job.shard_bytes)
     with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
         left = [file for file in files if not is_made(folder, file, outline, form)]
@@ -50,11 +51,17 @@ def run(told: dict[str, Any], report: Report) -> None:
 
 def form_of(job: ExportJob) -> Form:
     """Return the way in which the weights of a job are stored."""
+    if job.kind in PACKED:
+        rounded = Path(job.calibrated) if job.calibrated else None
+        return Packed(PACKED[job.kind], job.group, rounded)
     return Nf4() if job.kind == "nf4" else Int8()
 
 
 def _config(content: bytes, outline: Outline, form: Form) -> bytes:
     """Return a config.json that says of the weights what they are in."""
     value = json.loads(content)
-    value["quantization_config"] = form.settings(outline.dtype, outline.spared)
+    names = outline.spared
+    if isinstance(form, Packed):  # some readers go by the names of the files
+        names = (*names, *(outline.stored_as.get(path, path) for path in names))
+    value["quantization_config"] = form.settings(outline.dtype, names)
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

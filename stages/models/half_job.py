@@ -30,5 +30,8 @@ class HalfJob:
     offload: bool = False
     """Layers wait outside the device until they compute: those of the vision half, and on a CPU of
     either, in the checkpoint's files; those of the language half of a GPU in host memory."""
+    together: bool = False
+    """Whether many calls cross its layers together, so that each layer comes once for all; of the
+    vision half it is always so."""
     mlp_chunk: int = 0
     """Positions that go through an MLP of the vision half at once; 0: all."""

@@ -101,7 +101,7 @@ class ModelJob(HalfJob):
                     "a half in few bits cannot be offloaded",
                     hint="Ask for native, bf16 or fp16, or give it more memory",
                 )
-            load = load_streamed if keep == "vision" else load_in_layers
+            load = load_streamed if keep == "vision" or self.together else load_in_layers
             half = load(folder, skeleton, keep, tuple(pieces), self.device, options)
             return self._checked(half, keep, pieces)
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32

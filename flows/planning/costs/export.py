@@ -1,5 +1,6 @@
 """Estimates what writing a checkpoint in few bits, and judging it, costs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,6 +16,13 @@ from stages.models.shards import SHARD_BYTES
 
 WRITING_BYTES = 300 << 20
 """Bytes that writing takes beside a file and the tensor in hand."""
+HESSIAN_BYTES = 4 << 30
+"""Most bytes of what is summed up for the weights of one layer: those that would take more are
+rounded without."""
+INVERTING = 2.4
+"""Copies of it that inverting one takes."""
+ROUNDED_BYTES = 80 << 20
+"""Bytes of the rows that are rounded at once."""
 COMPARED_BYTES = 256 * 4 * 8
 """Bytes that one chunk takes of each number of a feature's width: 256 rows, four times, in 64
 bit."""
@@ -42,10 +50,12 @@ def memory_of_comparing(
     return StageEstimate.of(rung, [term], device="cpu", workload=workload)
 
 
-def rungs_of_judging(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
+def rungs_of_judging(
+    model: Model, config: CaptionConfig, device: str, stage: str = "judge"
+) -> list[Rung]:
     """Return the ways to read a prompt alone: whole, in pieces, by layers that come one by one."""
     found = (
-        replace(rung, stage="judge", batch=1, seated=False)
+        replace(rung, stage=stage, batch=1, seated=False)
         for rung in decode.rungs(model, config, device)
         if not rung.kv
     )
@@ -57,6 +67,20 @@ def memory_of_judging(
 ) -> StageEstimate:
     """Return what it takes to read a prompt with its caption, as captioning does."""
     return decode.memory(model, rung, replace(workload, chunks=1), device=device, new=new)
+
+
+def memory_of_calibrating(
+    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+) -> StageEstimate:
+    """Add what is summed up for one layer, of which one is inverted at a time."""
+    found, half = memory_of_judging(model, rung, workload, device=device, new=new), model.profile
+    wide = half.language.widest_linear
+    narrow = half.language.largest_linear // max(1, wide)
+    summed = 4 * (3 * narrow**2 + wide**2)
+    held = min(HESSIAN_BYTES, summed) + math.ceil(INVERTING * 4 * wide**2) + ROUNDED_BYTES
+    why = f"sums of {wide:,} and {narrow:,} squared numbers for one layer, and one inverted"
+    terms = [*found.terms, Term(part="workspace", bytes=held, why=why)]
+    return StageEstimate.of(rung, terms, device=device, workload=workload)
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:

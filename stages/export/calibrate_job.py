@@ -1,0 +1,24 @@
+"""The job of rounding weights by what they do to real inputs; imports no library."""
+
+from dataclasses import dataclass
+
+from artifacts.schema import Part
+from stages.models.half_job import HalfJob
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrateJob(HalfJob):
+    """Captions that a half reads, and the weights of it that are rounded meanwhile."""
+
+    store: str
+    features_namespace: str
+    members: list[dict[str, str]]
+    """`key`, `features` (their key), `prompt` and `caption` of each chunk."""
+    folder: str
+    """Folder of the rounded weights, a file each; those that are there are not made again."""
+    parts: tuple[Part, ...]
+    bits: int
+    group: int
+    hessian_bytes: int
+    """Most bytes of what is summed up for the weights of one layer."""
+    together: bool = True
