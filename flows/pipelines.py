@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from artifacts.schema import Part
-from stages import decode, embed, embed_texts, encode, frames
+from stages import decode, embed, embed_texts, encode, export, frames
 from stages.process.stage import Stage
 
 Pipeline = tuple[Stage, ...]
@@ -16,7 +16,15 @@ EMBED: Pipeline = (frames.STAGE, embed.STAGE)
 """Vectors of pictures, and of the frames of videos."""
 LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
 """Vectors of pictures, and of the labels that they are compared with."""
-PIPELINES = (CAPTION, REBUILD, EMBED, LABEL)
+EXPORT: Pipeline = (*CAPTION, export.STAGE, export.JUDGE)
+"""Captions of files, a checkpoint in few bits, and what its original expects of those."""
+EXPORTED: Pipeline = (*REBUILD, export.COMPARE, export.JUDGE)
+"""Features of the same files by that checkpoint, and how far it is from the original."""
+EXPORT_VECTORS: Pipeline = (*EMBED, export.STAGE)
+"""Vectors of files, and a checkpoint in few bits."""
+EXPORTED_VECTORS: Pipeline = (*EMBED, export.COMPARE)
+"""Vectors of the same files by that checkpoint, and how far it is from the original."""
+PIPELINES = (CAPTION, REBUILD, EMBED, LABEL, EXPORT, EXPORTED, EXPORT_VECTORS, EXPORTED_VECTORS)
 KEPT = (REBUILD, EMBED)
 """What is made of files to be used later, of each sort of model."""
 PURPOSES: Mapping[str, Pipeline] = {"caption": CAPTION, "embed": EMBED, "label": LABEL}

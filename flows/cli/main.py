@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, PenstockError
+from flows.cli.export_options import add_export_options
 from flows.cli.index_options import add_index_commands, add_search_options
 from flows.cli.last_words import say, unforeseen
 from flows.cli.options import (
@@ -75,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("folder", metavar="DST", help="a new folder, or one begun before")
     convert.add_argument(
         "--dtype", choices=DTYPES, default="", help="of its numbers; 16 bit halve the files [same]"
+    )
+    add_export_options(
+        commands.add_parser("export", help="a model in few bits, judged", epilog=EPILOG)
     )
     doctor = commands.add_parser("doctor", help="what this machine has and lacks", epilog=EPILOG)
     doctor.add_argument(

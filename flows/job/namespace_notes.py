@@ -65,7 +65,7 @@ def namespaces_aside(job: Job) -> list[str]:
 
 def _aside(job: Job) -> Iterator[tuple[str, Part, PartSettings]]:
     for stage in job.aside:
-        if stage.part:
+        if stage.part and stage.writes:
             for settings in job.model.settings[stage.part]:
                 yield namespace_aside(stage, job.model, settings), stage.part, settings
 

@@ -118,11 +118,11 @@ def prepare(
     )
 
 
-def prepare_without_media(config: CaptionConfig, launcher: Launcher, pipeline: Pipeline) -> Job:
+def prepare_without_media(config: CaptionConfig, launcher: Launcher, *pipelines: Pipeline) -> Job:
     """Return what a run must know that looks at no media, only at what is run once. Raises
     PenstockError."""
     store = open_store(config.store_url)
-    model, pipeline, _ = _model_for(config, launcher, store, (pipeline,))
+    model, pipeline, _ = _model_for(config, launcher, store, pipelines)
     return _job_of(config, store, model, pipeline)
 
 

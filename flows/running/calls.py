@@ -1,7 +1,7 @@
 """Writes down what each stage is told, on whatever rung; starts nothing and knows not what runs
 after what."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -91,7 +91,6 @@ class Calls:
         self, groups: Sequence[Sequence[str]], namespace: str, key: str, rung: Rung
     ) -> StageCall:
         """Return the call to make one record of the vectors of these groups of texts."""
-        stage = STAGES[rung.stage]
         told = {
             "store": self._job.store.url,
             "namespace": namespace,
@@ -99,8 +98,12 @@ class Calls:
             "groups": [list(group) for group in groups],
             "batch": rung.batch,
         }
-        assert stage.part is not None
-        return self._call(stage, job_of(stage.job, told | self._part(stage.part, rung)))
+        return self.once(STAGES[rung.stage], told, rung)
+
+    def once(self, stage: Stage, told: Mapping[str, Any], rung: Rung) -> StageCall:
+        """Return the call of a stage that looks at no media, with its part on a rung."""
+        part = self._part(stage.part, rung) if stage.part else {}
+        return self._call(stage, job_of(stage.job, {**part, **told}))
 
     def _said_before(self, stage: Stage, batches: Sequence[Sequence[Task]]) -> dict[str, int]:
         return said_before(self._job.ledger, [t for batch in batches for t in batch], stage)

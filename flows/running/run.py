@@ -19,9 +19,9 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking, Launcher
 from flows.job.leases import Lease, leased
 from flows.job.namespace_notes import namespaces_aside, note_namespaces
-from flows.job.prepare import Job, NothingToDo, out_folder, prepare
+from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
 from flows.job.weights import fetch_parts
-from flows.pipelines import CAPTION, EMBED, Pipeline
+from flows.pipelines import EMBED, Pipeline
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
 from flows.results.outputs import failure_of, names_of, places, there_before
@@ -181,14 +181,18 @@ def prepared(
     config: CaptionConfig,
     watch: Watch,
     make_launcher: LauncherMaker,
-    pipeline: Pipeline = CAPTION,
+    *pipelines: Pipeline,
 ) -> Iterator[tuple[Job, Launcher]]:
-    """Yield the job of a command, and what starts its stages. Raises PenstockError."""
+    """Yield the job of a command, and what starts its stages. It is taken through the first of
+    `pipelines` that its model is for (none: it captions). Raises PenstockError."""
     refuse_file(out_folder(config))
     with stopped_in_order(), ForkServer() as forks:
         launcher = Forking(make_launcher(watch.listen), forks)
         try:
-            job = prepare(config, launcher, watch.say, pipeline)
+            if config.sources:
+                job = prepare(config, launcher, watch.say, *pipelines)
+            else:
+                job = prepare_without_media(config, launcher, *pipelines)
         except NothingToDo as error:
             write_jsonl(out_folder(config) / "failures.jsonl", error.failures)
             raise

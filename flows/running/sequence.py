@@ -21,6 +21,7 @@ from flows.results.dataset import is_stale, write_dataset
 from flows.results.outputs import places, write_outputs
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
+from flows.running.once import OnceStep
 from flows.running.steps import Steps
 from flows.running.texts import TextsStep
 
@@ -43,7 +44,12 @@ class Sequence:
     @property
     def texts(self) -> TextsStep:
         """Return what makes vectors of texts for this job."""
-        return self._steps.texts
+        return TextsStep(self._job, self._record, self._steps.once)
+
+    @property
+    def once(self) -> OnceStep:
+        """Return what runs the stages that look at no media."""
+        return self._steps.once
 
     def run(self) -> RunResult:
         """Bring every item to its caption. Raises what stopped the run, after writing what is

@@ -28,8 +28,8 @@ from flows.planning.times import times_of
 from flows.results.run_record import RunRecord
 from flows.running.batches import work_of
 from flows.running.calls import Calls, settings_on
+from flows.running.once import OnceStep
 from flows.running.single_item import SingleItemFallback, too_large
-from flows.running.texts import TextsStep
 from stages.frames.medium import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from stages.process.exit_diagnosis import is_crash
 from stages.process.outcome import StageOutcome
@@ -60,7 +60,7 @@ class Steps:
         self._lease = lease
         self._calls = Calls(job)
         self._single_items = SingleItemFallback(job, ladder, self._run, tell)
-        self.texts = TextsStep(job, launcher, record, ladder, tell, fetch)
+        self.once = OnceStep(job, launcher, record, ladder, tell, fetch)
         self._prefetch: Running | None = None
         self._take()
 

@@ -1,15 +1,13 @@
 """Finds what is to be converted: files of pickled weights, and the small files that make a model of
 them. Opens no weights."""
 
-import fnmatch
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.regular import open_regular
-from stages.models.hub.checkpoint import AGAIN, SMALL, not_whole, weight_map
+from stages.models.hub.checkpoint import AGAIN, SMALL, not_whole, small_files, weight_map
 from stages.models.hub.faults import PICKLES
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -40,21 +38,8 @@ class PickledModel:
         """Return the files of the model that hold no weights, by name. Of an `original` file these
         are those of its tokenizer and processor alone. Raises EnvironmentFault for one that cannot
         be read."""
-        patterns = BESIDE if original else SMALL
-        found = {}
-        for path in sorted(self.folder.iterdir()):
-            taken = any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
-            weights = path.suffix in PICKLES or path.name.endswith(".index.json")
-            if not taken or weights or not path.is_file():
-                continue
-            try:
-                with open_regular(path) as file:
-                    found[path.name] = file.read()
-            except OSError as error:
-                raise EnvironmentFault(
-                    f"{path} cannot be read ({error.strerror})", hint="Check the file"
-                ) from error
-        return found
+        found = small_files(self.folder, BESIDE if original else SMALL)
+        return {n: content for n, content in found.items() if Path(n).suffix not in PICKLES}
 
 
 def find_pickled(path: Path) -> PickledModel:

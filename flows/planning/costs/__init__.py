@@ -7,7 +7,7 @@ from functools import partial
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.pipelines import Pipeline
-from flows.planning.costs import decode, embed_texts, encode, frames
+from flows.planning.costs import decode, embed_texts, encode, export, frames
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung
 from flows.planning.seconds import WorkEstimate
@@ -39,6 +39,15 @@ COSTS: Mapping[str, Cost] = {
     "decode": Cost(rungs=decode.rungs, memory=decode.memory, work_left=decode.work_left),
     "embed_texts": Cost(
         rungs=embed_texts.rungs, memory=embed_texts.memory, work_left=embed_texts.work_left
+    ),
+    "export": Cost(rungs=export.rungs, memory=export.memory, work_left=export.work_left),
+    "compare": Cost(
+        rungs=partial(export.rungs, stage="compare"),
+        memory=export.memory_of_comparing,
+        work_left=export.work_left,
+    ),
+    "judge": Cost(
+        rungs=export.rungs_of_judging, memory=export.memory_of_judging, work_left=export.work_left
     ),
 }
 """Name of a stage → its costs."""

@@ -1,13 +1,14 @@
 """Lists the files that a checkpoint has, here and on the hub. Downloads nothing and opens no
 weights."""
 
+import fnmatch
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from artifacts.errors import EnvironmentFault
-from artifacts.regular import read_text
+from artifacts.regular import open_regular, read_text
 
 AGAIN = "Download it again (with git: git lfs pull)"
 INDEX = "model.safetensors.index.json"
@@ -81,6 +82,24 @@ def weight_map(index: Path) -> dict[str, str]:
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def small_files(folder: Path, patterns: Iterable[str] = SMALL) -> dict[str, bytes]:
+    """Return the files of a model that hold no weights and whose names are like these. Raises
+    EnvironmentFault for one that cannot be read."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        taken = any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
+        if not taken or path.name.endswith(".index.json") or not path.is_file():
+            continue
+        try:
+            with open_regular(path) as file:
+                found[path.name] = file.read()
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{path} cannot be read ({error.strerror})", hint="Check the file"
+            ) from error
+    return found
 
 
 def not_whole(path: Path, kind: str = "safetensors file") -> EnvironmentFault:

@@ -61,11 +61,11 @@ def plan(
             f"{type(skeleton).__name__} has no layer in its {keep} half that {precision} takes",
             hint="Ask for native, bf16 or fp16",
         )
-    spared = [path for path in _linears(skeleton) if path not in modules]
+    spared = [path for path in linears_of(skeleton) if path not in modules]
     return Quantization(
         kind=precision,
         modules=frozenset(modules),
-        options={"quantization_config": _settings(precision, dtype, spared)},
+        options={"quantization_config": settings_of(precision, dtype, spared)},
     )
 
 
@@ -167,7 +167,7 @@ def _as_stored(
             f"the checkpoint was saved in {kind} and cannot be had in {precision}",
             hint="Leave --precision out, or take the checkpoint it was made from",
         )
-    spared = _exactly(path for path in _linears(skeleton) if path not in stored)
+    spared = _exactly(path for path in linears_of(skeleton) if path not in stored)
     settings = {**(stored_settings(skeleton.config) or {}), "llm_int8_skip_modules": spared}
     if kind != "int8":
         settings["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
@@ -176,7 +176,8 @@ def _as_stored(
     )
 
 
-def _settings(kind: str, dtype: torch.dtype, spared: Iterable[str]) -> Any:
+def settings_of(kind: str, dtype: torch.dtype, spared: Iterable[str]) -> Any:
+    """Return the loader's settings to quantize all linear modules but those at `spared`."""
     from transformers import BitsAndBytesConfig
 
     skip = _exactly(spared)
@@ -210,11 +211,11 @@ def _spared(skeleton: Any) -> list[str]:
 def _converted(skeleton: Any, spared: list[str]) -> dict[str, Any]:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    linears = _linears(skeleton).items()
+    linears = linears_of(skeleton).items()
     return {path: module for path, module in linears if should_convert_module(path, spared)}
 
 
-def _linears(skeleton: nn.Module) -> dict[str, Any]:
+def linears_of(skeleton: nn.Module) -> dict[str, Any]:
     """Return the modules that bitsandbytes has a quantized class for."""
     from transformers.pytorch_utils import Conv1D
 

@@ -1,0 +1,94 @@
+"""Says what a command asks to be exported, and refuses what makes no sense; runs nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.errors import UsageError
+from artifacts.schema import Part
+from stages.export.job import GROUPS, KINDS, PACKED
+
+HALVES: dict[str, tuple[Part, ...]] = {
+    "vision": ("vision",),
+    "language": ("language",),
+    "both": ("vision", "language"),
+}
+SAMPLES, GROUP = 128, 64
+"""Chunks that a checkpoint is calibrated and judged by, and columns that share a scale, where
+nobody says."""
+JUDGED = 64
+"""Chunks that it is judged by, which it is not calibrated on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportAsked:
+    """The checkpoint that a command asks for."""
+
+    kind: str
+    folder: Path
+    """Folder that it is written to."""
+    half: str = ""
+    """Which linear layers are quantized; empty: those of the language half, of a dual encoder those
+    of the vision half."""
+    calibrated: bool = False
+    """Whether weights are rounded by what they do to the user's own media."""
+    stored: bool = False
+    """Whether these are read off the store, and no media are given."""
+    samples: int = SAMPLES
+    group: int = GROUP
+    accept: bool = False
+    """Whether it is taken whatever the figures say."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UsageError(
+                f"--to {self.kind} is not known", hint=f"Give one of {', '.join(KINDS)}"
+            )
+        if self.half not in ("", *HALVES):
+            raise UsageError(
+                f"--half {self.half} is not known", hint=f"Give one of {', '.join(HALVES)}"
+            )
+        if self.group not in GROUPS:
+            raise UsageError(
+                f"--group {self.group} is not known",
+                hint=f"Give one of {', '.join(map(str, GROUPS))}",
+            )
+        if self.samples < 2:
+            raise UsageError(f"--samples is {self.samples}", hint="Give 2 or more")
+
+    def parts(self, *, dual: bool) -> tuple[Part, ...]:
+        """Return the parts whose layers are quantized. Raises UsageError for one that cannot be
+        judged."""
+        half = self.half or ("vision" if dual else "language")
+        if dual and half != "vision":
+            raise UsageError(
+                f"--half {half} of a model that makes vectors is not offered",
+                hint="Its text half is small and run once: take --half vision",
+            )
+        parts = HALVES[half]
+        if "vision" in parts and self.packed:
+            raise UsageError(
+                f"--to {self.kind} of the vision half is not offered: vLLM and SGLang keep it in "
+                "16 bit",
+                hint="Leave --half out",
+            )
+        if "vision" in parts and self.stored:
+            raise UsageError(
+                f"--half {half} needs media: its features are made anew",
+                hint="Give them with --calibrate SOURCES",
+            )
+        return parts
+
+    @property
+    def packed(self) -> bool:
+        """Return whether the checkpoint is of a kind that other programs load."""
+        return self.kind in PACKED
+
+    @property
+    def work(self) -> Path:
+        """Return where it is written before it is judged, and stays when it does not pass."""
+        return self.folder / "rejected"
+
+    @property
+    def runs(self) -> Path:
+        """Return the folder of what it is judged by."""
+        return self.folder / "parity"

@@ -1,0 +1,64 @@
+"""Estimates what writing a checkpoint in few bits, and judging it, costs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.planning.costs import decode
+from flows.planning.estimate import StageEstimate, Term
+from flows.planning.rungs import Rung
+from flows.planning.seconds import WorkEstimate
+from flows.planning.todo import ToDo
+from flows.planning.workloads import Workload
+from stages.models.shards import SHARD_BYTES
+
+WRITING_BYTES = 300 << 20
+"""Bytes that writing takes beside a file and the tensor in hand."""
+COMPARED_BYTES = 256 * 4 * 8
+"""Bytes that one chunk takes of each number of a feature's width: 256 rows, four times, in 64
+bit."""
+
+
+def rungs(model: Model, config: CaptionConfig, device: str, stage: str = "export") -> list[Rung]:
+    """Return the only one there is."""
+    return [Rung(stage=stage, batch=1)]
+
+
+def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+    """Add up a file of weights and the tensor that is read, whatever the model."""
+    held = sum(part.stored_bytes for part in model.profile.parts.values())
+    why = "a file of weights, the tensor in hand, and what is said of all"
+    term = Term(part="weight", bytes=min(SHARD_BYTES, held) + WRITING_BYTES, why=why)
+    return StageEstimate.of(rung, [term], device="cpu", workload=workload)
+
+
+def memory_of_comparing(
+    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+) -> StageEstimate:
+    """Count the rows that are compared."""
+    rows = workload.chunks * COMPARED_BYTES * model.profile.feature_width
+    term = Term(part="activation", bytes=rows + WRITING_BYTES, why="features of all chunks, twice")
+    return StageEstimate.of(rung, [term], device="cpu", workload=workload)
+
+
+def rungs_of_judging(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
+    """Return the ways to read a prompt alone: whole, in pieces, by layers that come one by one."""
+    found = (
+        replace(rung, stage="judge", batch=1, seated=False)
+        for rung in decode.rungs(model, config, device)
+        if not rung.kv
+    )
+    return list(dict.fromkeys(found))
+
+
+def memory_of_judging(
+    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+) -> StageEstimate:
+    """Return what it takes to read a prompt with its caption, as captioning does."""
+    return decode.memory(model, rung, replace(workload, chunks=1), device=device, new=new)
+
+
+def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
+    """Count nothing: how long it takes is not known."""
+    return WorkEstimate(processes=1)

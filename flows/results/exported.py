@@ -1,0 +1,87 @@
+"""Puts a checkpoint that was judged into its place, and tells how it ended; runs no model."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.captions import Failure
+from artifacts.errors import UsageError
+from artifacts.files import write_json
+from flows.job.export_asked import ExportAsked
+from stages.export.parity import judged
+from stages.models.shards.writing import CONFIG
+
+PARITY = "parity.json"
+"""File of a checkpoint that says how far it is from its original."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """The end of an export."""
+
+    out: Path
+    """Folder of the checkpoint, in its place or among the rejected."""
+    parity: Mapping[str, Any]
+    accepted: bool
+    """Whether it is in its place."""
+    before: bool = False
+    """Whether it was there before."""
+
+    @property
+    def failures(self) -> list[Failure]:
+        return []
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 when the checkpoint is in its place, 1 when it was rejected."""
+        return 0 if self.accepted else 1
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of its weights."""
+        return sum(path.stat().st_size for path in self.out.glob("*.safetensors"))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome for programs."""
+        told = {"out": str(self.out), "bytes": self.bytes, "accepted": self.accepted}
+        return {**told, "parity": dict(self.parity), "exit_code": self.exit_code}
+
+
+def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
+    """Return the checkpoint that is in its place already. Raises UsageError where another one
+    is."""
+    if not (folder / CONFIG).exists():
+        return None
+    try:
+        parity = json.loads((folder / PARITY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        parity = {}
+    if parity.get("recipe") != dict(recipe):
+        raise UsageError(
+            f"{folder} holds another checkpoint, or one that was made otherwise",
+            hint="Give a new folder, or remove that one",
+        )
+    return Exported(out=folder, parity=parity, accepted=True, before=True)
+
+
+def note_parity(
+    folder: Path, recipe: Mapping[str, Any], figures: Mapping[str, Any], frames: int
+) -> None:
+    """Write the verdict into the folder of a checkpoint. Raises EnvironmentFault."""
+    write_json(folder / PARITY, {"recipe": dict(recipe), **judged(figures, frames)})
+
+
+def put_into_place(asked: ExportAsked) -> Exported:
+    """Move a checkpoint that passed, or is accepted, to where it was asked for: its configuration
+    last, without which it is no model to anybody."""
+    parity = json.loads((asked.work / PARITY).read_text(encoding="utf-8"))
+    if not (parity["passed"] or asked.accept):
+        return Exported(out=asked.work, parity=parity, accepted=False)
+    paths = sorted(asked.work.iterdir(), key=lambda path: (path.name == CONFIG, path.name))
+    for path in paths:
+        path.replace(asked.folder / path.name)
+    shutil.rmtree(asked.work)
+    return Exported(out=asked.folder, parity=parity, accepted=True)

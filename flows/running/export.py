@@ -1,0 +1,188 @@
+"""Takes an export from its configuration to a checkpoint that was judged.
+
+The original captions the samples, as any run does, so that what is in the store is not made again.
+Then the checkpoint is written beside its place and judged by what both make of the same samples;
+when it passes it is put into its place.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from artifacts.schema import Part
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.export_asked import ExportAsked
+from flows.job.launch import DirectLauncher, StageCall
+from flows.job.prepare import Job
+from flows.job.tasks import Task
+from flows.pipelines import EXPORT, EXPORT_VECTORS, EXPORTED, EXPORTED_VECTORS, makes_vectors
+from flows.planning.rungs import Rung
+from flows.results.exported import Exported, note_parity, placed_before, put_into_place
+from flows.running.calls import Calls
+from flows.running.run import LauncherMaker, Watch, prepared
+from flows.running.samples import Sample, media_in, samples_of
+from flows.running.sequence import Sequence
+from stages.export import COMPARE, JUDGE, STAGE
+from stages.process.stage import Stage
+
+EXPECTED = "expected"
+"""Folder of what the original expects at each word, until the checkpoint is judged."""
+
+
+def export(
+    config: CaptionConfig,
+    asked: ExportAsked,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+) -> Exported:
+    """Write the checkpoint that is asked for of the configuration's model. It is judged by the
+    configuration's sources, or without any by what the store has of the model. Raises
+    PenstockError; what is written stays."""
+    return _Export(config, asked, display, make_launcher).run()
+
+
+class _Export:
+    """One export under way."""
+
+    def __init__(
+        self,
+        config: CaptionConfig,
+        asked: ExportAsked,
+        display: Display,
+        make_launcher: LauncherMaker,
+    ) -> None:
+        self._config = replace(
+            config, precision="native", out=str(asked.runs / "native"), limit=asked.samples
+        )
+        self._asked = asked
+        self._display = display
+        self._make_launcher = make_launcher
+        self._parts: tuple[Part, ...] = ()
+        self._samples: list[Sample] = []
+        self._figures: dict[str, Any] = {}
+
+    def run(self) -> Exported:
+        watch = Watch(self._display)
+        with prepared(self._config, watch, self._make_launcher, EXPORT, EXPORT_VECTORS) as found:
+            job, launcher = found
+            dual = makes_vectors(job.pipeline)
+            self._parts = self._asked.parts(dual=dual)
+            recipe = {**self._recipe(job), "samples": self._asked.samples}
+            if (done := placed_before(self._asked.folder, recipe)) is not None:
+                return done
+            with watch.working(job, launcher, "exporting into") as (sequence, _, _):
+                if dual:
+                    sequence.fill()
+                elif job.files:
+                    sequence.run()
+                self._written(job, sequence)
+        if not self._asked.packed:
+            self._judged(job)
+        frames = sum(len(sample.task.chunk.times) for sample in self._samples)
+        note_parity(self._asked.work, recipe, self._figures, frames)
+        return put_into_place(self._asked)
+
+    def _recipe(self, job: Job) -> dict[str, Any]:
+        """Return all that decides the bytes of the checkpoint."""
+        weights = [job.model.digests[part] for part in sorted(job.model.digests)]
+        return {
+            "source": weights,
+            "kind": self._asked.kind,
+            "parts": list(self._parts),
+            "group": self._asked.group if self._asked.packed else 0,
+        }
+
+    def _written(self, job: Job, sequence: Sequence) -> None:
+        """Write the checkpoint, and note what the original expects of the samples."""
+        media = job.media if job.files else media_in(job)
+        self._samples = samples_of(job, media, self._asked.samples)
+        told = {
+            "model": str(job.model.folder),
+            "recipe": self._recipe(job),
+            "folder": str(self._asked.work),
+            "kind": self._asked.kind,
+            "parts": self._parts,
+            "group": self._asked.group,
+            "trust_remote_code": job.config.trust_remote_code,
+        }
+        self._once(job, sequence, STAGE, told)
+        if "language" in self._parts:
+            self._once(job, sequence, JUDGE, self._words(job), len(self._samples))
+            if self._asked.packed:
+                rounded = {**self._words(job), "compared": True, "rounded": str(self._asked.work)}
+                self._agreement(self._once(job, sequence, JUDGE, rounded, len(self._samples)))
+
+    def _judged(self, original: Job) -> None:
+        """Judge the checkpoint by what it makes of the samples itself."""
+        watch = Watch(self._display)
+        out, model = str(self._asked.runs / "exported"), str(self._asked.work)
+        config = replace(self._config, model=model, revision=None, out=out)
+        with (
+            prepared(config, watch, self._make_launcher, EXPORTED, EXPORTED_VECTORS) as (
+                job,
+                launcher,
+            ),
+            watch.working(job, launcher, "judging in") as (sequence, _, _),
+        ):
+            if "vision" in self._parts:
+                sequence.fill()
+                pairs = self._pairs(original, job)
+                notes = self._once(job, sequence, COMPARE, pairs, len(pairs["pairs"]))
+                self._figures["features"] = notes["features"]
+            if "language" in self._parts:
+                told = {**self._words(job), "compared": True}
+                self._agreement(self._once(job, sequence, JUDGE, told, len(self._samples)))
+
+    def _agreement(self, notes: Mapping[str, Any]) -> None:
+        self._figures["text"] = notes["agreement"]
+
+    def _words(self, job: Job) -> dict[str, Any]:
+        """Return the samples whose words are asked for, with the features that this job has."""
+        changed = job.pipeline[-1].writes == "features" and "vision" in self._parts
+        tasks = _by_place(job) if changed else {}
+        members = []
+        for sample in self._samples:
+            task = tasks.get(sample.task.place[:2], sample.task)
+            members.append(
+                {
+                    "key": sample.task["captions"],
+                    "features": task["features"],
+                    "prompt": sample.task.medium.prompt,
+                    "caption": sample.caption,
+                }
+            )
+        task = tasks.get(self._samples[0].task.place[:2], self._samples[0].task)
+        return {
+            "store": job.store.url,
+            "features_namespace": task.namespaces["features"],
+            "members": members,
+            "folder": str(self._asked.runs / EXPECTED),
+        }
+
+    def _pairs(self, original: Job, job: Job) -> dict[str, Any]:
+        """Return the features of the samples, of both checkpoints."""
+        kind, tasks = job.pipeline[-1].writes, _by_place(job)
+        found = [(s.task, tasks[s.task.place[:2]]) for s in self._samples]
+        return {
+            "store": job.store.url,
+            "kind": kind,
+            "namespace": found[0][0].namespaces[kind],
+            "other": found[0][1].namespaces[kind],
+            "pairs": [[first[kind], second[kind]] for first, second in found],
+        }
+
+    def _once(
+        self, job: Job, sequence: Sequence, stage: Stage, told: Mapping[str, Any], total: int = 1
+    ) -> dict[str, Any]:
+        """Run a stage that looks at no media, and return its notes."""
+
+        def call(rung: Rung) -> StageCall:
+            return Calls(job).once(stage, told, rung)
+
+        return sequence.once.run(stage, call, total=total).notes
+
+
+def _by_place(job: Job) -> dict[tuple[str, int], Task]:
+    """Return the chunks of a job by medium and number."""
+    return {task.place[:2]: task for task in job.ledger.tasks(job.media)}

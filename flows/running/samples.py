@@ -1,0 +1,52 @@
+"""Finds the chunks by which a checkpoint is calibrated and judged; runs nothing."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from artifacts.errors import UsageError
+from flows.job.prepare import Job
+from flows.job.tasks import Medium, Task
+
+
+class Sample(NamedTuple):
+    """One chunk, as the original made it."""
+
+    task: Task
+    caption: str
+    """Words of the original; empty of one that makes vectors."""
+
+
+def media_in(job: Job) -> list[Medium]:
+    """Return all that the store has of media, in the job's sampling, each with the job's prompt."""
+    found = []
+    for digest in sorted(job.ledger.media.keys()):
+        kind = job.ledger.media.meta(digest)["kind"]
+        prompt = job.model.prompt_for(job.config, kind)
+        found.append(Medium(digest=digest, path="", kind=kind, prompt=prompt, stamp=None))
+    return found
+
+
+def samples_of(job: Job, media: Sequence[Medium], most: int) -> list[Sample]:
+    """Return the chunks of which all is there that the original makes, spread over the media.
+    Raises UsageError where there are none."""
+    last = job.pipeline[-1]
+    kept = job.ledger[last.writes]
+    wanted = [kind for kind in ("features", last.writes) if kind in job.ledger.namespaces.of]
+    found = [
+        task
+        for task in job.ledger.tasks(media)
+        if all(task[kind] in job.ledger[kind] for kind in wanted)
+    ]
+    if not found:
+        raise UsageError(
+            f"{job.store.url} holds no {last.writes} of {job.model.name} to judge it by",
+            hint="Give media with --calibrate SOURCES: they are captioned first",
+        )
+    namespace = found[0].namespaces
+    found = [task for task in found if task.namespaces == namespace]
+    step = max(1, len(found) // most)
+    captions = last.limited
+    return [
+        Sample(task, kept.meta(task[last.writes])["caption"] if captions else "")
+        for task in found[::step][:most]
+    ]

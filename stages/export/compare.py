@@ -1,0 +1,92 @@
+"""Says how far features are from those of the original: by their direction once what all have in
+common is taken away, and by which of them are near to which. It loads no model.
+
+The plain cosine of features is 0.99 for almost anything, since they share a large mean; centred, it
+tells. The nearest neighbours tell what a search, or attention, would find.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn.functional import cosine_similarity, normalize
+
+from artifacts.packs import RecordSet
+from artifacts.store import open_store
+from artifacts.tensors import unpack_tree
+from artifacts.vectors import vectors_in
+from stages.export.feature_job import FeaturesJob
+from stages.models.halves.records import MAIN_FIELDS, FeatureRecord
+from stages.process.job import job_of
+from stages.process.report import Report
+
+ROWS_A_CHUNK = 256
+"""Rows of one chunk that are compared, evenly chosen: a chunk of video has thousands."""
+NEIGHBOURS, SEARCHED = 10, 600
+"""Nearest rows that are compared, and rows among which they are."""
+
+
+def run(told: dict[str, Any], report: Report) -> None:
+    """Compare the records of a FeaturesJob; a note says how near they are. Raises PenstockError."""
+    job = job_of(FeaturesJob, told)
+    store = open_store(job.store)
+    sets = [RecordSet(store, job.kind, namespace) for namespace in (job.namespace, job.other)]
+    report.total(len(job.pairs))
+    rows: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for pair in job.pairs:
+        first, second = (_rows(job.kind, s, key) for s, key in zip(sets, pair, strict=True))
+        chosen = torch.linspace(0, len(first) - 1, min(len(first), ROWS_A_CHUNK)).long()
+        rows[0].append(first[chosen])
+        rows[1].append(second[chosen])
+        report.item(pair[1])
+    report.note(features=nearness(torch.cat(rows[0]), torch.cat(rows[1])))
+
+
+def nearness(wanted: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
+    """Return how near rows [rows, width] are to those that are wanted."""
+    first, second = wanted.double(), found.double()
+    mean = first.mean(0)
+    plain = cosine_similarity(first, second, dim=-1)
+    first, second = first - mean, second - mean
+    centred = cosine_similarity(first, second, dim=-1)
+    among = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))[:SEARCHED]
+    near = [_nearest(rows[among]) for rows in (first, second)]
+    shared = [len({*one} & {*other}) for one, other in zip(*near, strict=True)]
+    count = sum(len(one) for one in near[0])
+    return {
+        "rows": len(first),
+        "cosine": float(plain.mean()),
+        "centred_mean": float(centred.mean()),
+        "centred_least": float(centred.min()),
+        "neighbours": sum(shared) / count if count else 1.0,
+    }
+
+
+def _nearest(rows: torch.Tensor) -> list[list[int]]:
+    """Return of each row the numbers of those that are nearest to it."""
+    unit = normalize(rows, dim=-1)
+    likeness = (unit @ unit.T).fill_diagonal_(-2)
+    found: list[list[int]] = likeness.topk(min(NEIGHBOURS, len(rows) - 1)).indices.tolist()
+    return found
+
+
+def _rows(kind: str, records: RecordSet, key: str) -> torch.Tensor:
+    """Return the features of one chunk, a row a placeholder, or its vectors."""
+    record = records.read(key)
+    if kind == "embeddings":
+        return torch.from_numpy(vectors_in(record).copy())
+    tree = FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))
+    found = [part for fields in tree.features.values() for part in _main(fields)]
+    return torch.cat([part.reshape(-1, part.shape[-1]).float() for part in found])
+
+
+def _main(fields: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors of a record's main field; of one that has none, all that it has."""
+    named = [fields[name] for name in MAIN_FIELDS if fields.get(name) is not None][:1]
+    left = named or list(fields.values())
+    while left:
+        part = left.pop(0)
+        if isinstance(part, torch.Tensor):
+            yield part
+        elif isinstance(part, list | tuple):
+            left = [*part, *left]

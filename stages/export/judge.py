@@ -1,0 +1,80 @@
+"""Reads off a language half what it expects at each word of captions: of the original it is kept,
+of another it is compared with that. Knows neither vision half nor how weights came to be."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from artifacts.files import whole_file
+from artifacts.packs import RecordSet
+from artifacts.store import open_store
+from stages.decode.engines.transformers import make_greedy
+from stages.decode.run import read_features
+from stages.export.judge_job import JudgeJob
+from stages.export.teaching import expected
+from stages.models.loading import ModelJob, facts
+from stages.process.job import job_of, told_of
+from stages.process.report import Report
+
+
+class Agreement:
+    """How far what one half expects is from what another does, over many words."""
+
+    def __init__(self) -> None:
+        self.tokens = self.agreeing = self.captions = self.same = 0
+        self.divergence = 0.0
+
+    def add(self, wanted: torch.Tensor, found: torch.Tensor) -> None:
+        """Count one caption; both are logits [tokens, vocabulary]."""
+        first, second = (logits.double().log_softmax(-1) for logits in (wanted, found))
+        self.divergence += float((first.exp() * (first - second)).sum())
+        agreeing = first.argmax(-1) == second.argmax(-1)
+        self.tokens += len(agreeing)
+        self.agreeing += int(agreeing.sum())
+        self.captions += 1
+        self.same += bool(agreeing.all())
+
+    def to_json(self) -> Mapping[str, Any]:
+        return {
+            "captions": self.captions,
+            "tokens": self.tokens,
+            "token_agreement": self.agreeing / max(1, self.tokens),
+            "divergence": self.divergence / max(1, self.tokens),
+            "captions_as_native": self.same / max(1, self.captions),
+        }
+
+
+def run(told: dict[str, Any], report: Report) -> None:
+    """Go through the members of a JudgeJob. A last note says of a half that is compared how far it
+    agrees. Raises PenstockError."""
+    job = job_of(JudgeJob, told)
+    store, folder = open_store(job.store), Path(job.folder)
+    features = RecordSet(store, "features", job.features_namespace)
+    left = [m for m in job.members if job.compared or not (folder / m["key"]).exists()]
+    report.total(len(left))
+    if not left:
+        return
+    source = ModelJob.of(told_of(job))
+    processor, held, agreement = source.processor(), source.hold("language"), Agreement()
+    report.note(ready=True, **facts(held.model))
+
+    def ask(member: dict[str, str], half: Any) -> torch.Tensor:
+        make_greedy(half, processor)
+        row = read_features(features, member["features"])
+        return expected(half, processor, row, member["prompt"], member["caption"])
+
+    for member in left:
+        found = held.use(partial(ask, member))
+        path = folder / member["key"]
+        if job.compared:
+            agreement.add(load_file(path)["logits"], found)
+        else:
+            with whole_file(path) as file:
+                file.write(save({"logits": found}))
+        report.item(member["key"])
+    if job.compared:
+        report.note(agreement=agreement.to_json())

@@ -1,0 +1,88 @@
+"""Holds what a checkpoint in few bits must reach beside its original, and says whether it does.
+Knows no model and no library."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FRAMES = 64
+"""Least frames that a checkpoint is judged by."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """One figure, and how good it has to be."""
+
+    group: str
+    name: str
+    bound: float
+    at_least: bool
+    words: str
+
+    def holds(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    def said(self, value: float) -> str:
+        """Return the figure in words, with what it has to be."""
+        return f"{self.words} {value:.5g} ({'≥' if self.at_least else '≤'} {self.bound:g})"
+
+
+GATES = (
+    Gate(
+        group="features",
+        name="centred_mean",
+        bound=0.99,
+        at_least=True,
+        words="centred cosine of features",
+    ),
+    Gate(
+        group="features",
+        name="centred_least",
+        bound=0.95,
+        at_least=True,
+        words="least centred cosine",
+    ),
+    Gate(
+        group="features",
+        name="neighbours",
+        bound=0.95,
+        at_least=True,
+        words="share of the same 10 neighbours",
+    ),
+    Gate(
+        group="text",
+        name="token_agreement",
+        bound=0.995,
+        at_least=True,
+        words="share of the same tokens",
+    ),
+    Gate(
+        group="text",
+        name="divergence",
+        bound=0.005,
+        at_least=False,
+        words="Kullback-Leibler divergence in nats a token",
+    ),
+)
+"""Figures that decide. By how many of the captions are the same as the original's is told, and
+decides nothing: one word in a hundred may be as good as another."""
+
+
+def judged(figures: Mapping[str, Mapping[str, Any]], frames: int) -> dict[str, Any]:
+    """Return the verdict as `parity.json` has it; `figures` are those of each group that was
+    measured."""
+    gates = [gate for gate in GATES if gate.group in figures]
+    missed = [
+        gate.said(figures[gate.group][gate.name])
+        for gate in gates
+        if not gate.holds(figures[gate.group][gate.name])
+    ]
+    if frames < FRAMES:
+        missed.append(f"{frames} frames were seen (≥ {FRAMES})")
+    return {
+        **figures,
+        "frames": frames,
+        "gates": {f"{gate.group}.{gate.name}": gate.bound for gate in gates},
+        "passed": not missed,
+        "missed": missed,
+    }

@@ -1,0 +1,60 @@
+"""Writes one checkpoint in few bits: tensor by tensor, file by file, without a model in memory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault
+from stages.export.bitsandbytes_forms import Int8, Nf4
+from stages.export.forms import Form
+from stages.export.job import ExportJob
+from stages.export.outline import Outline, outline_of
+from stages.export.weights import files_of, is_made, made_shards, write_file
+from stages.models.hub.checkpoint import SMALL, small_files
+from stages.models.shards.writing import CONFIG, check_room, claimed, write_rest
+from stages.process.job import job_of
+from stages.process.report import Report
+
+MORE_ROOM = "Free some space, or give a folder on a larger disk"
+GO_ON = "Mend that, and run the same command again: what is written is kept"
+
+
+def run(told: dict[str, Any], report: Report) -> None:
+    """Write the checkpoint of an ExportJob, and tell each file of weights as an item.
+
+    A first note says how many `files` there will be and how many are `there`, a last one how many
+    `modules` are quantized. Raises PenstockError.
+    """
+    job = job_of(ExportJob, told)
+    source, folder = Path(job.model), Path(job.folder)
+    outline = outline_of(source, job.parts, job.trust_remote_code)
+    form = form_of(job)
+    files = files_of(outline, form, job.shard_bytes)
+    with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
+        left = [file for file in files if not is_made(folder, file, outline, form)]
+        report.total(len(left))
+        report.note(files=len(files), there=len(files) - len(left), modules=len(outline.modules))
+        if not left and (folder / CONFIG).exists():
+            return
+        check_room(folder, left, MORE_ROOM)
+        try:
+            for file in left:
+                write_file(folder, file, outline, form)
+                report.item(file.name, label=file.name)
+            small = small_files(source, SMALL)
+            small[CONFIG] = _config(small[CONFIG], outline, form)
+            write_rest(folder, made_shards(folder, files), small)
+        except EnvironmentFault as error:
+            raise EnvironmentFault(error.message, hint=GO_ON) from error
+
+
+def form_of(job: ExportJob) -> Form:
+    """Return the way in which the weights of a job are stored."""
+    return Nf4() if job.kind == "nf4" else Int8()
+
+
+def _config(content: bytes, outline: Outline, form: Form) -> bytes:
+    """Return a config.json that says of the weights what they are in."""
+    value = json.loads(content)
+    value["quantization_config"] = form.settings(outline.dtype, outline.spared)
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

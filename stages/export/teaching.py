@@ -1,0 +1,94 @@
+"""Reads off a language half what it expects at each word of a caption that is given to it. Knows no
+family and no store.
+
+The caption stands behind the prompt, and `generate` is asked for one token more: so the half reads
+all of it in one pass, by whatever route its features go. Hooks have it compute the logits of the
+caption's positions, and take them.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from artifacts.errors import UsageError
+from stages.models.halves.delivery import generate
+from stages.models.halves.features import Features
+from stages.models.halves.records import FeatureRecord
+from stages.models.processors.prepare import open_ended, rebuild
+
+KEEP = "logits_to_keep"
+"""Name by which most classes are told of how many positions logits are wanted."""
+DECODED = "decoder_input_ids"
+
+
+def expected(
+    half: Any, processor: Any, row: FeatureRecord, prompt: str, caption: str
+) -> torch.Tensor:
+    """Return the logits [tokens + 1, vocabulary] of each token of a caption and of what follows it,
+    in 32 bit on the host. Raises UsageError for a half that cannot be asked so."""
+    ids = processor.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    inputs = followed_by(half, open_ended(half, rebuild(processor, [row], [prompt])), ids)
+    features = Features(row.features, row.needs, row.blank)
+    count = ids.shape[1] + 1
+    with _taking(half, count) as taken:
+        generate(half, inputs, features, max_new_tokens=1, do_sample=False, num_beams=1)
+    if not taken or taken[-1].shape[1] < count:
+        raise UsageError(
+            f"{type(half).__name__} does not tell what it expects at each word",
+            hint="Its checkpoint in few bits cannot be judged; --accept takes it all the same",
+        )
+    return taken[-1][0, -count:].float().cpu()
+
+
+def followed_by(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
+    """Return the inputs with a caption's tokens [1, tokens] behind the prompt, or as the beginning
+    of what a decoder says whose prompt goes to an encoder."""
+    if half.config.is_encoder_decoder:
+        start = inputs.get(DECODED)
+        if start is None:
+            first = half.generation_config.decoder_start_token_id
+            start = torch.full((1, 1), half.config.bos_token_id if first is None else first)
+        return {**inputs, DECODED: torch.cat([start, ids], 1)}
+    length = inputs["input_ids"].shape
+    added = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    nothing = torch.zeros_like(ids)  # no picture, in whatever else tells of each token
+    return {
+        name: torch.cat([value, added.get(name, nothing).to(value.dtype)], 1)
+        if getattr(value, "shape", None) == length
+        else value
+        for name, value in inputs.items()
+    }
+
+
+@contextmanager
+def _taking(half: Any, count: int) -> Iterator[list[torch.Tensor]]:
+    """Have the last `count` positions' logits computed, and yield a list that they come into; the
+    last of it is what the outermost model says."""
+    taken: list[torch.Tensor] = []
+
+    def keep(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**given, KEEP: count}
+
+    def last(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][:, -count:], *args[1:])
+
+    def take(_: Any, __: Any, output: Any) -> None:
+        if isinstance(logits := getattr(output, "logits", None), torch.Tensor):
+            taken.append(logits)
+
+    with ExitStack() as hooks:
+        for module in half.modules():
+            if not isinstance(module, PreTrainedModel):
+                continue
+            hooks.callback(module.register_forward_hook(take).remove)
+            if KEEP in inspect.signature(module.forward).parameters:
+                hook = module.register_forward_pre_hook(keep, with_kwargs=True)
+                hooks.callback(hook.remove)
+        head = half.get_output_embeddings()
+        if head is not None:
+            hooks.callback(head.register_forward_pre_hook(last, prepend=True).remove)
+        yield taken

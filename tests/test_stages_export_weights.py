@@ -1,0 +1,126 @@
+"""Checkpoints in few bits are to the bit what transformers saves, and need no model in memory."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from artifacts.errors import UsageError
+from penstock_demo import CHECKPOINT
+from stages.export.job import ExportJob
+from stages.export.outline import outline_of
+from stages.export.run import run
+from stages.export.weights import write_file
+from stages.models.halves.load import config_and_class, load_half, skeleton_of
+from stages.models.hub.checkpoint import INDEX
+from stages.models.precision.quantize import keep_to_dtype, plan
+from stages.process.job import told_of
+from tests.support.families import checkpoint
+from tests.support.pickled import tensors_of
+from tests.support.waves import events
+
+FAMILIES = ("llava", "qwen2_5_vl", "smolvlm")
+SMALL_SHARDS = 1 << 18
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    yield
+    logging.getLogger("bitsandbytes").setLevel(logging.NOTSET)
+
+
+def exported(source: Path, folder: Path, kind: str, **changes: Any) -> Path:
+    job = ExportJob(
+        model=str(source),
+        recipe={"kind": kind},
+        folder=str(folder),
+        kind=kind,
+        **{"parts": ("language",), "shard_bytes": SMALL_SHARDS, **changes},
+    )
+    with events() as (report, _):
+        run(told_of(job), report)
+    return folder
+
+
+def source_of(name: str) -> Path:
+    return CHECKPOINT if name == "demo" else checkpoint(name)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("name", ["demo", *FAMILIES])
+def test_every_tensor_is_the_one_that_transformers_saves(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    source = source_of(name)
+    made = exported(source, tmp_path / "made", kind)
+    config, cls = config_and_class(source, False)
+    planned = plan(skeleton_of(config, cls), "language", kind, config.dtype or torch.float32)
+    whole: Any = cls.from_pretrained(source, dtype="auto", **planned.options).eval()
+    whole.save_pretrained(tmp_path / "saved")
+    found, wanted = tensors_of(made), tensors_of(tmp_path / "saved")
+    assert wanted.keys() <= found.keys()
+    for key, tensor in wanted.items():
+        assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key
+    settings = [
+        json.loads((folder / "config.json").read_text())["quantization_config"]
+        for folder in (made, tmp_path / "saved")
+    ]
+    assert settings[0] == settings[1]
+    ids = torch.arange(5, 40)[None]
+    models = [whole, cls.from_pretrained(made).eval(), load_half(made, "language")]
+    with torch.inference_mode():
+        for model in models:
+            keep_to_dtype(model)
+        said, *others = (model(input_ids=ids).logits for model in models)
+    assert all(torch.equal(logits, said) for logits in others)
+
+
+@pytest.mark.parametrize("parts", [("vision",), ("vision", "language")])
+def test_either_half_or_both_are_quantized(tmp_path: Path, parts: tuple[Any, ...]) -> None:
+    source = source_of("llava")
+    outline = outline_of(source, parts, trusted=False)
+    made = exported(source, tmp_path / "made", "nf4", parts=parts)
+    states = [name for name in tensors_of(made) if "bitsandbytes__nf4" in name]
+    assert len(states) == len(outline.modules) > 0
+    assert any("vision" in path for path in outline.modules)
+    assert any("language_model" in path for path in outline.modules) == ("language" in parts)
+    for part in parts:
+        assert load_half(made, part) is not None
+
+
+def test_what_was_ended_goes_on_and_becomes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = exported(CHECKPOINT, tmp_path / "whole", "nf4")
+    files = sorted(path.name for path in whole.glob("*.safetensors"))
+    assert len(files) > 3 and (whole / INDEX).exists()
+    written: list[str] = []
+
+    def failing(folder: Path, file: Any, *rest: Any) -> None:
+        if len(written) % 3 == 2:
+            written.append("ended")
+            raise KeyboardInterrupt
+        write_file(folder, file, *rest)
+        written.append(file.name)
+
+    monkeypatch.setattr("stages.export.run.write_file", failing)
+    while not (tmp_path / "made" / "config.json").exists():
+        with contextlib.suppress(KeyboardInterrupt):
+            exported(CHECKPOINT, tmp_path / "made", "nf4")
+    assert sorted(name for name in written if name != "ended") == files
+    for path in whole.iterdir():
+        assert (tmp_path / "made" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
+    made = exported(CHECKPOINT, tmp_path / "made", "nf4")
+    with pytest.raises(UsageError, match="quantized already"):
+        exported(made, tmp_path / "again", "int8")
+    with pytest.raises(UsageError, match="made of something else, or otherwise"):
+        exported(CHECKPOINT, made, "int8")
