@@ -37,15 +37,19 @@ class Taken:
         self.weights[path] = weight.detach().clone()
 
 
+def linear() -> nn.Linear:
+    return nn.Linear(8, 8, bias=False)
+
+
 class Layer(nn.Module):
     """Attention's three linears and an MLP's, some of which share what they are given; and experts
     of which only the first is ever asked."""
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("q", "k", "v", "gate", "up", "down"):
-            self.add_module(name, nn.Linear(8, 8, bias=False))
-        self.experts = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(2))
+        self.q, self.k, self.v = linear(), linear(), linear()
+        self.gate, self.up, self.down = linear(), linear(), linear()
+        self.experts = nn.ModuleList([linear(), linear()])
         self.split = 0
         """Tokens of the samples of which `k` is given a copy."""
 
@@ -54,7 +58,8 @@ class Layer(nn.Module):
         x = x + self.q(x) * self.k(apart) + self.v(x)
         normed = nn.functional.layer_norm(x, (8,))
         x = x + self.down(self.gate(normed).relu() * self.up(normed))
-        return x + self.experts[0](x[:1])
+        found: torch.Tensor = x + self.experts[0](x[:1])
+        return found
 
 
 class Model(nn.Module):

@@ -120,7 +120,8 @@ def written(source: Path, folder: Path, bits: int) -> dict[str, torch.Tensor]:
     skeleton = skeleton_of(config, cls)
     chosen = quantizable(skeleton, "language")
     stored = load_file(source / "model.safetensors")
-    made, computed = {}, {}
+    made: dict[str, torch.Tensor] = {}
+    computed: dict[str, torch.Tensor] = {}
     for name, path in zip(stored, model_names(skeleton, list(stored)), strict=True):
         weight, module = stored[name], (path or "").removesuffix(".weight")
         if module in chosen and not suits(tuple(weight.shape), bits, GROUP):

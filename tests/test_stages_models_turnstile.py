@@ -174,3 +174,26 @@ def test_calls_that_change_whether_gradients_are_wanted_do_not_change_it_for_oth
 
     assert turnstile.cross([compute] * 3) == [True] * 3
     assert not torch.is_inference_mode_enabled()
+
+
+def test_who_is_told_of_layers_hears_of_each_while_it_is_there_and_all_have_passed() -> None:
+    layers, record_set, turnstile = made()
+    heard: list[tuple[int, bool]] = []
+
+    def passed(layer: int) -> None:
+        heard.append((layer, layers[layer].there))
+
+    assert turnstile.cross(through(layers, *[range(4)] * 3), passed) == [[0, 1, 2, 3]] * 3
+    assert heard == [(number, True) for number in range(4)]
+
+    def refuse(layer: int) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        turnstile.cross(through(layers, *[range(4)] * 3), refuse)
+    assert not any(layer.there for layer in layers)
+    record_set.broken = 2  # whoever did not pass is not told of
+    heard.clear()
+    with pytest.raises(OSError, match="gone"):
+        turnstile.cross(through(layers, range(4)), passed)
+    assert [layer for layer, _ in heard] == [0, 1]

@@ -52,7 +52,8 @@ def pack(numbers: torch.Tensor, bits: int) -> torch.Tensor:
     raised = numbers.view(torch.uint8) + 2 ** (bits - 1)
     if bits == 4:
         raised = raised[:, 0::2] | (raised[:, 1::2] << 4)
-    return raised.contiguous().view(torch.int32)
+    words: torch.Tensor = raised.contiguous().view(torch.int32)
+    return words
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
@@ -60,7 +61,8 @@ def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     raised = words.contiguous().view(torch.uint8)
     if bits == 4:
         raised = torch.stack((raised & 15, raised >> 4), dim=-1).flatten(1)
-    return (raised - 2 ** (bits - 1)).view(torch.int8)
+    numbers: torch.Tensor = (raised - 2 ** (bits - 1)).view(torch.int8)
+    return numbers
 
 
 def quantization_config(bits: int, group: int, ignore: Iterable[str]) -> dict[str, Any]:

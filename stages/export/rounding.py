@@ -110,7 +110,7 @@ def nearest(values: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tens
 
 def most(bits: int) -> int:
     """Return the largest number of so many bits."""
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1
 
 
 def row_blocks(rows: int, columns: int, numbers: int) -> Iterator[slice]:
