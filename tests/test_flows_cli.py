@@ -49,6 +49,11 @@ COMMANDS = {
     "report": {"OUT", "--to"},
     "cache": {"ACTION"},
     "convert": {"SRC", "DST", "--dtype"},
+    "export": {
+        "MODEL", "--to", "--out", "--half", "--revision", "--trust-remote-code", "--calibrate",
+        "--calibrate-store", "--samples", "--group", "--accept", "--store", "--memory", "--dry-run",
+        "--quiet", "--json",
+    },
     "doctor": {"--measure"},
     "demo": {"--clips", "--seed", "--precision"},
 }  # fmt: skip

@@ -23,7 +23,7 @@ from flows.planning.rungs import Rung
 from flows.results.exported import Exported, note_parity, placed_before, put_into_place
 from flows.running.calls import Calls
 from flows.running.run import LauncherMaker, Watch, prepared
-from flows.running.samples import Sample, media_in, samples_of
+from flows.running.samples import ExportSample, media_in, samples_of
 from flows.running.sequence import Sequence
 from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE
 from stages.export.job import PACKED
@@ -64,7 +64,7 @@ class _Export:
         self._display = display
         self._make_launcher = make_launcher
         self._parts: tuple[Part, ...] = ()
-        self._samples: list[Sample] = []
+        self._samples: list[ExportSample] = []
         self._figures: dict[str, Any] = {}
 
     def run(self) -> Exported:
@@ -152,7 +152,7 @@ class _Export:
         notes = self._once(job, sequence, JUDGE, words, len(self._samples))
         self._figures["text"] = notes["agreement"]
 
-    def _words(self, job: Job, samples: list[Sample]) -> dict[str, Any]:
+    def _words(self, job: Job, samples: list[ExportSample]) -> dict[str, Any]:
         """Return the samples whose words are asked for, with the features that this job has."""
         changed = "captions" not in job.ledger.namespaces.of and "vision" in self._parts
         tasks = _by_place(job) if changed else {}

@@ -8,7 +8,7 @@ from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
 
 
-class Sample(NamedTuple):
+class ExportSample(NamedTuple):
     """One chunk, as the original made it."""
 
     task: Task
@@ -26,7 +26,7 @@ def media_in(job: Job) -> list[Medium]:
     return found
 
 
-def samples_of(job: Job, media: Sequence[Medium], most: int) -> list[Sample]:
+def samples_of(job: Job, media: Sequence[Medium], most: int) -> list[ExportSample]:
     """Return the chunks of which all is there that the original makes, spread over the media.
     Raises UsageError where there are none."""
     last = job.pipeline[-1]
@@ -47,6 +47,6 @@ def samples_of(job: Job, media: Sequence[Medium], most: int) -> list[Sample]:
     step = max(1, len(found) // most)
     captions = last.limited
     return [
-        Sample(task, kept.meta(task[last.writes])["caption"] if captions else "")
+        ExportSample(task, kept.meta(task[last.writes])["caption"] if captions else "")
         for task in found[::step][:most]
     ]

@@ -9,7 +9,7 @@ import torch
 from stages.models.shards.layout import TensorSpec
 
 
-class Form(Protocol):
+class WeightForm(Protocol):
     """A way to store weights in few bits."""
 
     def takes(self, module: torch.nn.Module) -> str:

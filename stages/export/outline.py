@@ -6,7 +6,7 @@ loader itself. So is the type that a tensor is loaded in, in which it is then st
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +56,17 @@ class Outline:
     """Type in which its quantized layers compute."""
     spared: tuple[str, ...]
     """Paths of the linear modules that stay as they are."""
-    stored_as: Mapping[str, str]
-    """Path of a module → its name in the files."""
 
     @property
     def modules(self) -> list[str]:
         """Return the paths of the modules that are quantized."""
         return [tensor.module for tensor in self.tensors if tensor.module]
+
+    def matrices_that_stay(self) -> list[str]:
+        """Return the names in the files of all that may be linear layers and are not quantized."""
+        matrices = (t for t in self.tensors if len(t.shape) == 2 and not t.module)
+        ending = ".weight"
+        return [t.name.removesuffix(ending) for t in matrices if t.name.endswith(ending)]
 
 
 def outline_of(
@@ -103,11 +107,6 @@ def outline_of(
         tensors=tensors,
         dtype=dtype,
         spared=tuple(path for path in linears_of(skeleton) if path not in wanted),
-        stored_as={
-            path.removesuffix(".weight"): header.name.removesuffix(".weight")
-            for header, path in zip(headers, paths, strict=True)
-            if path
-        },
     )
     if lacking := sorted(set(wanted) - set(found.modules)):
         raise UsageError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from stages.export.bitsandbytes_forms import Int8, Nf4
-from stages.export.forms import Form
+from stages.export.forms import WeightForm
 from stages.export.job import PACKED, ExportJob
 from stages.export.outline import Outline, outline_of
 from stages.export.packed_form import Packed
@@ -49,7 +49,7 @@ def run(told: dict[str, Any], report: Report) -> None:
             raise EnvironmentFault(error.message, hint=GO_ON) from error
 
 
-def form_of(job: ExportJob) -> Form:
+def form_of(job: ExportJob) -> WeightForm:
     """Return the way in which the weights of a job are stored."""
     if job.kind in PACKED:
         rounded = Path(job.calibrated) if job.calibrated else None
@@ -57,11 +57,11 @@ def form_of(job: ExportJob) -> Form:
     return Nf4() if job.kind == "nf4" else Int8()
 
 
-def _config(content: bytes, outline: Outline, form: Form) -> bytes:
+def _config(content: bytes, outline: Outline, form: WeightForm) -> bytes:
     """Return a config.json that says of the weights what they are in."""
     value = json.loads(content)
     names = outline.spared
-    if isinstance(form, Packed):  # some readers go by the names of the files
-        names = (*names, *(outline.stored_as.get(path, path) for path in names))
+    if isinstance(form, Packed):  # some readers go by the names of the files, also of experts
+        names = (*names, *outline.matrices_that_stay())
     value["quantization_config"] = form.settings(outline.dtype, names)
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from artifacts.errors import EnvironmentFault
-from stages.export.forms import Form, specs_of
+from stages.export.forms import WeightForm, specs_of
 from stages.export.outline import Outline, StoredTensor
 from stages.models.hub.headers import read_places
 from stages.models.shards import SHARD_BYTES
@@ -20,18 +20,20 @@ from stages.models.shards.layout import TensorSpec, WeightShard, lay_out
 from stages.models.shards.writing import in_pieces, write_shard
 
 
-def files_of(outline: Outline, form: Form, shard_bytes: int = SHARD_BYTES) -> list[WeightShard]:
+def files_of(
+    outline: Outline, form: WeightForm, shard_bytes: int = SHARD_BYTES
+) -> list[WeightShard]:
     """Return the files to be written, each with the tensors that go into it, of about the bytes
     that these will take."""
     return lay_out((_about(tensor, form) for tensor in outline.tensors), shard_bytes)
 
 
-def _about(tensor: StoredTensor, form: Form) -> TensorSpec:
+def _about(tensor: StoredTensor, form: WeightForm) -> TensorSpec:
     size = form.size(tensor.shape, tensor.dtype) if tensor.module else tensor.size
     return TensorSpec(tensor.name, torch.uint8, (size,))
 
 
-def is_made(folder: Path, file: WeightShard, outline: Outline, form: Form) -> bool:
+def is_made(folder: Path, file: WeightShard, outline: Outline, form: WeightForm) -> bool:
     """Tell whether a file is there, whole and with all its tensors."""
     wanted = {tensor.name: tensor for tensor in outline.tensors}
     names: set[str] = set()
@@ -43,7 +45,7 @@ def is_made(folder: Path, file: WeightShard, outline: Outline, form: Form) -> bo
         return False
 
 
-def write_file(folder: Path, file: WeightShard, outline: Outline, form: Form) -> None:
+def write_file(folder: Path, file: WeightShard, outline: Outline, form: WeightForm) -> None:
     """Make one file. Raises EnvironmentFault."""
     stored = {tensor.name: tensor for tensor in outline.tensors}
     made: dict[str, torch.Tensor] = {}
