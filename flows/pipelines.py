@@ -24,7 +24,16 @@ EXPORT_VECTORS: Pipeline = (*EMBED, export.STAGE)
 """Vectors of files, and a checkpoint in few bits."""
 EXPORTED_VECTORS: Pipeline = (*EMBED, export.COMPARE)
 """Vectors of the same files by that checkpoint, and how far it is from the original."""
-PIPELINES = (CAPTION, REBUILD, EMBED, LABEL, EXPORT, EXPORTED, EXPORT_VECTORS, EXPORTED_VECTORS)
+PIPELINES = (
+    CAPTION,
+    REBUILD,
+    EMBED,
+    LABEL,
+    EXPORT,
+    EXPORTED,
+    EXPORT_VECTORS,
+    EXPORTED_VECTORS,
+)
 KEPT = (REBUILD, EMBED)
 """What is made of files to be used later, of each sort of model."""
 PURPOSES: Mapping[str, Pipeline] = {"caption": CAPTION, "embed": EMBED, "label": LABEL}
