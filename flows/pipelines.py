@@ -36,8 +36,13 @@ PIPELINES = (
 )
 KEPT = (REBUILD, EMBED)
 """What is made of files to be used later, of each sort of model."""
-PURPOSES: Mapping[str, Pipeline] = {"caption": CAPTION, "embed": EMBED, "label": LABEL}
-"""What a plan may be for."""
+PURPOSES: Mapping[str, tuple[Pipeline, ...]] = {
+    "caption": (CAPTION,),
+    "embed": (EMBED,),
+    "label": (LABEL,),
+    "export": (EXPORT, EXPORT_VECTORS),
+}
+"""What a plan may be for → the pipelines for that, of each sort of model."""
 STAGES: Mapping[str, Stage] = {stage.name: stage for line in PIPELINES for stage in line}
 """Every stage by its name."""
 LABELS = "labels"

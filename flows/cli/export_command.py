@@ -8,9 +8,11 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
 from flows.cli.last_words import tell_end
+from flows.cli.plan_command import show
 from flows.console.display import Display, parse_size, printable, size
 from flows.job.config import CaptionConfig
 from flows.job.export_asked import ExportAsked
+from flows.pipelines import PURPOSES
 from flows.results.exported import Exported
 
 DEMO_SEED = 0
@@ -47,6 +49,8 @@ def export_command(given: argparse.Namespace) -> int:
             trust_remote_code=given.trust_remote_code,
             batch_size=8,
         )
+        if given.dry_run:
+            return show(config, *PURPOSES["export"], as_json=given.json)
         from flows.running.export import export
 
         result = export(config, asked, display)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from itertools import chain
 from typing import Any
 
 from flows.cli.options import config_of
@@ -20,7 +21,7 @@ def plan_command(given: argparse.Namespace) -> int:
     if given.train is not None:
         return train_plan(given)
     refuse_without_train(given)
-    pipelines = [PURPOSES[given.purpose]] if given.purpose else PURPOSES.values()
+    pipelines = PURPOSES[given.purpose] if given.purpose else chain(*PURPOSES.values())
     return show(
         config_of(given, sources=False),
         *pipelines,

@@ -76,7 +76,7 @@ class NothingToDo(UsageError):
     def __init__(self, pipeline: Pipeline, failures: Sequence[Failure]) -> None:
         first = failures[0]
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        what = next((name for name, of in PURPOSES.items() if of == pipeline), pipeline[-1].name)
+        what = next((name for name, of in PURPOSES.items() if pipeline in of), pipeline[-1].name)
         message = f"nothing to {what}: {first.media_path}: {first.message}{more}"
         super().__init__(message, hint=first.hint)
         self.failures = tuple(failures)

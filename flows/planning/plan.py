@@ -3,6 +3,7 @@ process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
@@ -85,7 +86,7 @@ def plan_of(
     """Return the plan of a command; without sources, or of what cannot be run, of the model alone.
     It is taken through the first of `pipelines` that its model is for (none: of all there are). It
     reads no weights. Raises PenstockError, but not for what cannot fit."""
-    pipelines = pipelines or tuple(PURPOSES.values())
+    pipelines = pipelines or tuple(chain.from_iterable(PURPOSES.values()))
     device = device_name()
     try:
         if config.sources:
