@@ -55,10 +55,7 @@ def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
     is."""
     if not (folder / CONFIG).exists():
         return None
-    try:
-        parity = json.loads((folder / PARITY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        parity = {}
+    parity = _parity_in(folder)
     if parity.get("recipe") != dict(recipe):
         raise UsageError(
             f"{folder} holds another checkpoint, or one that was made otherwise",
@@ -67,17 +64,32 @@ def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
     return Exported(out=folder, parity=parity, accepted=True, before=True)
 
 
+def was_judged(asked: ExportAsked, recipe: Mapping[str, Any]) -> bool:
+    """Tell whether a checkpoint that is accepted waits among the rejected."""
+    waits = asked.accept and (asked.work / CONFIG).exists()
+    return waits and _parity_in(asked.work).get("recipe") == dict(recipe)
+
+
+def _parity_in(folder: Path) -> dict[str, Any]:
+    """Return the verdict of a checkpoint; empty where there is none."""
+    try:
+        found: dict[str, Any] = json.loads((folder / PARITY).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
 def note_parity(
     folder: Path, recipe: Mapping[str, Any], figures: Mapping[str, Any], frames: int
 ) -> None:
-    """Write the verdict into the folder of a checkpoint. Raises EnvironmentFault."""
+    """Write the verdict into the folder of a checkpoint that waits. Raises EnvironmentFault."""
     write_json(folder / PARITY, {"recipe": dict(recipe), **judged(figures, frames)})
 
 
 def put_into_place(asked: ExportAsked) -> Exported:
     """Move a checkpoint that passed, or is accepted, to where it was asked for: its configuration
     last, without which it is no model to anybody."""
-    parity = json.loads((asked.work / PARITY).read_text(encoding="utf-8"))
+    parity = _parity_in(asked.work)
     if not (parity["passed"] or asked.accept):
         return Exported(out=asked.work, parity=parity, accepted=False)
     paths = sorted(asked.work.iterdir(), key=lambda path: (path.name == CONFIG, path.name))

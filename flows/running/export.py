@@ -5,6 +5,7 @@ Then the checkpoint is written beside its place and judged by what both make of 
 when it passes it is put into its place.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,13 @@ from flows.job.tasks import Task
 from flows.pipelines import EXPORT, EXPORT_VECTORS, EXPORTED, EXPORTED_VECTORS, makes_vectors
 from flows.planning.costs.export import HESSIAN_BYTES
 from flows.planning.rungs import Rung
-from flows.results.exported import Exported, note_parity, placed_before, put_into_place
+from flows.results.exported import (
+    Exported,
+    note_parity,
+    placed_before,
+    put_into_place,
+    was_judged,
+)
 from flows.running.calls import Calls
 from flows.running.run import LauncherMaker, Watch, prepared
 from flows.running.samples import ExportSample, media_in, samples_of
@@ -76,6 +83,8 @@ class _Export:
             recipe = self._recipe(job)
             if (done := placed_before(self._asked.folder, recipe)) is not None:
                 return done
+            if was_judged(self._asked, recipe):
+                return put_into_place(self._asked)
             with watch.working(job, launcher, "exporting into") as (sequence, _, _):
                 if dual:
                     sequence.fill()
@@ -86,6 +95,7 @@ class _Export:
             self._judged(job)
         frames = sum(len(sample.task.chunk.times) for sample in self._samples)
         note_parity(self._asked.work, recipe, self._figures, frames)
+        shutil.rmtree(self._asked.runs / EXPECTED, ignore_errors=True)
         return put_into_place(self._asked)
 
     def _recipe(self, job: Job) -> dict[str, Any]:

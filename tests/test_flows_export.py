@@ -1,0 +1,193 @@
+"""A model in few bits is written, judged by real media, and put into its place, come what may."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import penstock_demo
+from artifacts.errors import EnvironmentFault, UsageError
+from flows.console.display import Display
+from flows.job.config import CaptionConfig
+from flows.job.export_asked import ExportAsked
+from flows.results.exported import PARITY, Exported
+from flows.running.export import export
+from flows.running.run import caption
+from penstock_demo.clips import write_clips
+
+SAMPLES = 8
+NAMES = ("config.json", "model.safetensors", "penstock_made_of.json")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    write_clips(folder, SAMPLES, seed=5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that all exports share, so that the original captions once."""
+    return tmp_path_factory.mktemp("store")
+
+
+def config(store: Path, *sources: Path, model: str = "demo", **changes: Any) -> CaptionConfig:
+    return CaptionConfig(sources=tuple(map(str, sources)), model=model, store=str(store), **changes)
+
+
+def exported(folder: Path, kind: str, told: CaptionConfig, **changes: Any) -> Exported:
+    asked = ExportAsked(kind=kind, folder=folder, **{"samples": SAMPLES, **changes})
+    return export(told, asked, Display(quiet=True))
+
+
+def test_a_checkpoint_is_judged_placed_and_captions(
+    tmp_path: Path, clips: Path, store: Path
+) -> None:
+    result = exported(tmp_path / "nf4", "nf4", config(store, clips))
+    assert result.accepted and result.exit_code == 0 and result.out == tmp_path / "nf4"
+    parity = json.loads((tmp_path / "nf4" / PARITY).read_text())
+    assert parity["passed"] and parity["frames"] >= 64
+    assert 0 < parity["text"]["divergence"] < 0.005 < 0.9 < parity["text"]["token_agreement"]
+    assert not (tmp_path / "nf4" / "rejected").exists()
+    assert exported(tmp_path / "nf4", "nf4", config(store, clips)).before
+    with pytest.raises(UsageError, match="holds another checkpoint"):
+        exported(tmp_path / "nf4", "int8", config(store, clips))
+
+
+@pytest.mark.slow
+def test_what_it_says_is_what_its_figures_say(tmp_path: Path, clips: Path, store: Path) -> None:
+    result = exported(tmp_path / "int8", "int8", config(store, clips))
+    said = {}
+    for name, model in (("original", "demo"), ("exported", str(result.out))):
+        told = config(store, clips, model=model, out=str(tmp_path / name), precision="native")
+        caption(told, Display(quiet=True))
+        lines = (tmp_path / name / "captions.jsonl").read_text().splitlines()
+        said[name] = [json.loads(line)["caption"] for line in lines]
+    same = sum(a == b for a, b in zip(*said.values(), strict=True)) / SAMPLES
+    assert same >= result.parity["text"]["captions_as_native"] - 1 / SAMPLES
+    # A module that is lost on the way is not passed over.
+    broken = shutil.copytree(result.out, tmp_path / "broken")
+    lose_a_module(broken)
+    told = config(store, clips, model=str(broken), out=str(tmp_path / "out"))
+    with pytest.raises((EnvironmentFault, UsageError)) as caught:
+        caption(told, Display(quiet=True))
+    assert "\n" not in caught.value.message and caught.value.hint
+
+
+def lose_a_module(folder: Path) -> None:
+    """Leave out the tensors of one quantized weight."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith(".SCB")).removesuffix("SCB")
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(name)}
+    save_file(kept, path, {"format": "pt"})
+
+
+@pytest.mark.slow
+def test_one_that_does_not_pass_is_kept_and_may_be_accepted(
+    tmp_path: Path, clips: Path, store: Path
+) -> None:
+    told = config(store, clips)
+    result = exported(tmp_path / "made", "nf4", told, half="both")
+    assert (result.accepted, result.exit_code) == (False, 1)
+    assert result.out == tmp_path / "made" / "rejected" and (result.out / "config.json").exists()
+    assert not (tmp_path / "made" / "config.json").exists()
+    assert any("centred cosine" in missed for missed in result.parity["missed"])
+    accepted = exported(tmp_path / "made", "nf4", told, half="both", accept=True)
+    assert accepted.accepted and (tmp_path / "made" / "config.json").exists()
+    assert not accepted.parity["passed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", [False, True])
+def test_weights_are_calibrated_on_what_the_store_has(
+    tmp_path: Path, clips: Path, store: Path, stored: bool
+) -> None:
+    plain = exported(tmp_path / "plain", "w4a16", config(store, clips))
+    told = config(store) if stored else config(store, clips)
+    fitted = exported(
+        tmp_path / "fitted", "w4a16", told, calibrated=True, stored=stored, accept=True
+    )
+    assert fitted.parity["recipe"]["calibrated"] and not plain.parity["recipe"]["calibrated"]
+    files = [(result.out / "model.safetensors").read_bytes() for result in (plain, fitted)]
+    assert files[0] != files[1] and len(files[0]) == len(files[1])
+    with pytest.raises(UsageError, match="compressed-tensors"):
+        caption(
+            config(store, clips, model=str(plain.out), out=str(tmp_path / "out")),
+            Display(quiet=True),
+        )
+
+
+@pytest.mark.slow
+def test_the_vision_half_of_a_dual_encoder_is_judged_by_its_vectors(
+    tmp_path: Path, clips: Path, store: Path
+) -> None:
+    told = config(store, clips, model=str(penstock_demo.DUAL_CHECKPOINT))
+    result = exported(tmp_path / "dual", "int8", told)
+    assert result.parity["features"]["centred_mean"] > 0.9 and "text" not in result.parity
+    with pytest.raises(UsageError, match="makes vectors"):
+        exported(tmp_path / "text", "int8", told, half="language")
+
+
+def test_what_cannot_be_judged_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = config(tmp_path / "store")
+    with pytest.raises(UsageError, match="holds no captions of demo to judge it by"):
+        exported(tmp_path / "made", "nf4", empty, calibrated=True, stored=True)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    for changes in ({"kind": "awq"}, {"half": "left"}, {"group": 48}, {"samples": 1}):
+        given = {"kind": "nf4", "folder": tmp_path, **changes}
+        with pytest.raises(UsageError) as caught:
+            ExportAsked(**given)  # type: ignore[arg-type]
+        assert caught.value.hint
+
+
+@pytest.mark.slow
+def test_a_source_that_changes_on_the_way_is_not_gone_on_with(
+    tmp_path: Path, clips: Path, store: Path
+) -> None:
+    model = shutil.copytree(penstock_demo.CHECKPOINT, tmp_path / "model")
+    told = config(store, clips, model=str(model))
+    made = exported(tmp_path / "made", "nf4", told, half="both")  # waits among the rejected
+    assert not made.accepted
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "note": "another"}))
+    with pytest.raises(UsageError, match="made of something else"):
+        exported(tmp_path / "made", "nf4", told, half="both", accept=True)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_becomes_the_same(tmp_path: Path, clips: Path) -> None:
+    def command(out: Path) -> list[str]:
+        store = str(out.parent / "store")
+        words = ["export", "demo", "--to", "w4a16", "--out", str(out), "--store", store]
+        words += ["--calibrate", str(clips), "--samples", str(SAMPLES), "--accept", "--quiet"]
+        return [sys.executable, "-m", "flows.cli.main", *words]
+
+    began = time.monotonic()
+    subprocess.run(command(tmp_path / "whole" / "made"), check=True)
+    seconds = time.monotonic() - began
+    killed = 0
+    for share in (0.2, 0.4, 0.55, 0.7, 0.85):
+        process = subprocess.Popen(command(tmp_path / "cut" / "made"), start_new_session=True)
+        try:
+            process.wait(timeout=seconds * share)
+        except subprocess.TimeoutExpired:
+            killed += 1
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert killed >= 3
+    subprocess.run(command(tmp_path / "cut" / "made"), check=True)
+    for name in NAMES:
+        pair = [(tmp_path / run / "made" / name).read_bytes() for run in ("whole", "cut")]
+        assert pair[0] == pair[1], name
