@@ -51,8 +51,8 @@ COMMANDS = {
     "convert": {"SRC", "DST", "--dtype"},
     "export": {
         "MODEL", "--to", "--out", "--half", "--adapter", "--revision", "--trust-remote-code",
-        "--calibrate", "--calibrate-store", "--samples", "--group", "--accept", "--store", "--memory", "--dry-run",
-        "--quiet", "--json",
+        "--calibrate", "--calibrate-store", "--samples", "--group", "--accept", "--store",
+        "--memory", "--dry-run", "--quiet", "--json",
     },
     "doctor": {"--measure"},
     "demo": {"--clips", "--seed", "--precision"},
