@@ -39,6 +39,7 @@ def captions(folder: Path, model: str, clips: Path, store: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_model_is_exported_with_its_adapter(
     tmp_path: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,11 +47,11 @@ def test_the_model_is_exported_with_its_adapter(
     write_clips(clips, SAMPLES, seed=5)
     words = ["export", "demo", "--to", "nf4", "--out", str(out), "--adapter", str(adapter)]
     words += ["--calibrate", str(clips), "--store", str(store), "--samples", str(SAMPLES)]
-    assert main([*words, "--half", "both"]) == 1  # the tower does not pass, and all is kept
+    assert main(words) == 1  # so it babbles, in few bits otherwise: all is kept
     merged = out / "parity" / "merged"
     kept = {path.name: path.stat().st_mtime_ns for path in merged.iterdir()}
     assert "config.json" in kept and not (out / "config.json").exists()
-    assert main([*words, "--half", "both", "--accept"]) == 0
+    assert main([*words, "--accept"]) == 0
     assert (out / "config.json").exists() and not merged.exists()
     parity = json.loads((out / PARITY).read_text())
     assert len(parity["recipe"]["adapter"]) == 64
@@ -59,14 +60,14 @@ def test_the_model_is_exported_with_its_adapter(
     plain = captions(tmp_path / "plain", "demo", clips, store)
     assert any(a != b for a, b in zip(said, plain, strict=True))
     capsys.readouterr()
-    assert main([*words, "--half", "both"]) == 0
+    assert main(words) == 0
     assert "there before" in capsys.readouterr().out and not merged.exists()
     other = shutil.copytree(adapter, tmp_path / "other")
     (other / "adapter_config.json").write_text(
         (other / "adapter_config.json").read_text().replace("8.0", "9.0")
     )
     words[words.index(str(adapter))] = str(other)
-    assert main([*words, "--half", "both"]) == 2
+    assert main(words) == 2
     assert "holds another checkpoint" in capsys.readouterr().err
 
 

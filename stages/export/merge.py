@@ -101,7 +101,7 @@ class _Merged:
         at = 0
         for piece in pieces:
             rows = piece.reshape(-1, spec.shape[1])
-            added = left[at : at + len(rows)] @ right * low_rank.scale
+            added = (left[at : at + len(rows)] @ right).mul_(low_rank.scale)
             at += len(rows)
             yield rows + added
 
