@@ -11,12 +11,21 @@ from stages.export.job import PACKED, ExportJob
 from stages.export.outline import Outline, outline_of
 from stages.export.packed_form import Packed
 from stages.export.weights import files_of, is_made, made_shards, write_file
+from stages.models.deferred_imports import import_transformers
+from stages.models.halves.load import config_and_class
 from stages.models.hub.checkpoint import SMALL, small_files
 from stages.models.shards.writing import CONFIG, GO_ON, check_room, claimed, write_rest
 from stages.process.job import job_of
 from stages.process.report import Report
 
 MORE_ROOM = "Free some space, or give a folder on a larger disk"
+
+
+def warm(told: dict[str, Any]) -> None:
+    """Import what the model's class needs, before what the stage takes is counted."""
+    import_transformers()
+    job = job_of(ExportJob, told)
+    config_and_class(Path(job.model), job.trust_remote_code)
 
 
 def run(told: dict[str, Any], report: Report) -> None:
