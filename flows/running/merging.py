@@ -11,7 +11,7 @@ from flows.job.models import digests_in
 from flows.job.prepare import Job
 from flows.job.weights import fetch_parts
 from flows.running.run import LauncherMaker
-from stages.export.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
+from stages.export.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoraAdapter
 from stages.export.merge_job import MergeJob
 from stages.process.events import Event, Noted
 from stages.process.job import told_of
@@ -26,7 +26,7 @@ def source_of(job: Job) -> dict[str, Any]:
     return {"source": [job.model.digests[part] for part in sorted(job.model.digests)]}
 
 
-def merged_of(job: Job, adapter: Adapter) -> dict[str, Any]:
+def merged_of(job: Job, adapter: LoraAdapter) -> dict[str, Any]:
     """Return what decides those of the model that an adapter was merged into."""
     digests = digests_in(job.store)
     with readable(str(adapter.folder)):
@@ -37,7 +37,7 @@ def merged_of(job: Job, adapter: Adapter) -> dict[str, Any]:
 def merge(
     job: Job,
     asked: ExportAsked,
-    adapter: Adapter,
+    adapter: LoraAdapter,
     recipe: dict[str, Any],
     display: Display,
     make_launcher: LauncherMaker,

@@ -65,7 +65,7 @@ class LowRank:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Adapter:
+class LoraAdapter:
     """An adapter whose weights were not read."""
 
     folder: Path
@@ -86,7 +86,7 @@ class Adapter:
         return self.folder / ADAPTER_WEIGHTS
 
 
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path) -> LoraAdapter:
     """Return the adapter in a folder. Raises UsageError for one that is none, or is more than can
     be merged, EnvironmentFault for one that is not whole."""
     settings = _settings(folder)
@@ -115,7 +115,7 @@ def read_adapter(folder: Path) -> Adapter:
     if not (found or whole):
         raise UsageError(f"{path} holds nothing", hint=TRAINED_AGAIN)
     _check_saved(folder, settings, whole)
-    return Adapter(
+    return LoraAdapter(
         folder=folder,
         base=str(settings.get("base_model_name_or_path") or ""),
         turned=bool(settings.get("fan_in_fan_out")),

@@ -20,9 +20,9 @@ from safetensors import safe_open
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular import open_regular
-from stages.export.adapter import TRAINED_AGAIN, Adapter, read_adapter
+from stages.export.adapter import TRAINED_AGAIN, LoraAdapter, read_adapter
 from stages.export.merge_job import MergeJob
-from stages.export.targets import Change, changes_of
+from stages.export.targets import TensorChange, changes_of
 from stages.models.hub.checkpoint import SMALL, not_whole, small_files
 from stages.models.hub.headers import Header, TensorPlace, read_places
 from stages.models.shards.layout import DTYPES, TensorSpec, lay_out
@@ -62,8 +62,8 @@ class _Merged:
         self,
         source: Path,
         headers: Sequence[Header],
-        adapter: Adapter,
-        changes: Mapping[str, Change],
+        adapter: LoraAdapter,
+        changes: Mapping[str, TensorChange],
     ) -> None:
         self._files = {header.name: source / header.shard for header in headers}
         self._adapter, self._changes = adapter, changes
@@ -72,7 +72,7 @@ class _Merged:
     def __call__(self, spec: TensorSpec) -> Iterator[torch.Tensor]:
         """Yield a tensor's numbers in pieces of whole rows. Raises UsageError where a sum is too
         large for its type."""
-        change = self._changes.get(spec.name, Change())
+        change = self._changes.get(spec.name, TensorChange())
         path = self._files[spec.name]
         place = self._places(path)[spec.name]
         if change.whole:
@@ -82,7 +82,7 @@ class _Merged:
             pieces = self._added(spec, change, pieces)
         for piece in pieces:
             rounded = piece.to(spec.dtype)
-            if change != Change() and not rounded.isfinite().all():
+            if change != TensorChange() and not rounded.isfinite().all():
                 raise UsageError(
                     f"{self._adapter.folder} makes numbers of {spec.name} that are too large for "
                     f"{spec.dtype}, or none",
@@ -91,7 +91,7 @@ class _Merged:
             yield rounded
 
     def _added(
-        self, spec: TensorSpec, change: Change, pieces: Iterator[torch.Tensor]
+        self, spec: TensorSpec, change: TensorChange, pieces: Iterator[torch.Tensor]
     ) -> Iterator[torch.Tensor]:
         """Yield the sums of a tensor's rows and what is added to them, in 32 bit at least."""
         low_rank = change.low_rank

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import UsageError
-from stages.export.adapter import FLOATS, MERGE_FIRST, Adapter, LowRank
+from stages.export.adapter import FLOATS, MERGE_FIRST, LoraAdapter, LowRank
 from stages.export.outline import refuse_unwritable
 from stages.models.halves.load import config_and_class, refuse_pickle, skeleton_of
 from stages.models.hub.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ from stages.models.precision.weights import model_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Change:
+class TensorChange:
     """All that an adapter does to one stored tensor."""
 
     whole: str = ""
@@ -34,8 +34,8 @@ class Change:
 
 
 def changes_of(
-    adapter: Adapter, folder: Path, trusted: bool
-) -> tuple[list[Header], dict[str, Change]]:
+    adapter: LoraAdapter, folder: Path, trusted: bool
+) -> tuple[list[Header], dict[str, TensorChange]]:
     """Return all tensors of the checkpoint in a folder, and by their names the changes of some.
     Raises UsageError for an adapter of another model, EnvironmentFault for a checkpoint that is not
     whole."""
@@ -44,26 +44,28 @@ def changes_of(
     headers = read_headers(Checkpoint(name=str(folder), folder=folder))
     refuse_unwritable(folder, config, headers)
     targets = _Targets(adapter, folder, skeleton_of(config, cls), headers)
-    found: dict[str, Change] = {}
+    found: dict[str, TensorChange] = {}
     for path, tensor in adapter.whole.items():
         header, _ = targets.find(path)
         targets.check_shape(path, header, adapter.places[tensor].shape)
         _once(found, header, path, adapter)
-        found[header.name] = Change(whole=tensor)
+        found[header.name] = TensorChange(whole=tensor)
     for path, low_rank in adapter.low_rank.items():
         header, module = targets.find(f"{path}.weight")
         turned = low_rank.embedding or _turned(module, adapter)
         rows, columns = low_rank.shape
         shape = (columns, rows) if turned else (rows, columns)
         targets.check_shape(path, header, shape)
-        before = found.get(header.name, Change())
+        before = found.get(header.name, TensorChange())
         if before.low_rank is not None:
             _once(found, header, path, adapter)
-        found[header.name] = Change(whole=before.whole, low_rank=low_rank, turned=turned)
+        found[header.name] = TensorChange(whole=before.whole, low_rank=low_rank, turned=turned)
     return headers, found
 
 
-def _once(found: Mapping[str, Change], header: Header, path: str, adapter: Adapter) -> None:
+def _once(
+    found: Mapping[str, TensorChange], header: Header, path: str, adapter: LoraAdapter
+) -> None:
     if header.name in found:
         raise UsageError(
             f"{adapter.folder} changes {header.name} twice, the second time as {path}",
@@ -71,7 +73,7 @@ def _once(found: Mapping[str, Change], header: Header, path: str, adapter: Adapt
         )
 
 
-def _turned(module: torch.nn.Module | None, adapter: Adapter) -> bool:
+def _turned(module: torch.nn.Module | None, adapter: LoraAdapter) -> bool:
     """Tell whether a module keeps its weight the other way round. PEFT goes by its class too."""
     return adapter.turned if module is None else not isinstance(module, torch.nn.Linear)
 
@@ -80,7 +82,7 @@ class _Targets:
     """The stored tensors of one checkpoint, by all names that an adapter may have for them."""
 
     def __init__(
-        self, adapter: Adapter, folder: Path, skeleton: Any, headers: Sequence[Header]
+        self, adapter: LoraAdapter, folder: Path, skeleton: Any, headers: Sequence[Header]
     ) -> None:
         self._adapter, self._folder, self._skeleton = adapter, folder, skeleton
         self._stored = {header.name: header for header in headers}
