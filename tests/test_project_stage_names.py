@@ -17,6 +17,8 @@ OTHERS = {
     "flows/cli/train_plan.py": "frames",
     "flows/job/config.py": "frames",
     "flows/planning/architecture.py": "embed",
+    "flows/cli/export_command.py": "export",
+    "flows/cli/main.py": "export",
     "flows/planning/plan.py": "frames",
     "flows/planning/plan_view.py": "frames",
     "flows/running/run.py": "embed",
@@ -26,7 +28,7 @@ OTHERS = {
     "stages/models/encoding/run.py": "frames",
 }
 """Where the same word is how many frames there are, the kind of records that hold them, the public
-function `encode`, the command `embed` and its pipeline, or a piece of a tensor's name."""
+function `encode`, the commands `embed` and `export`, or a piece of a tensor's name."""
 
 
 def uses() -> Iterator[tuple[str, str]]:
