@@ -24,6 +24,7 @@ def export_command(given: argparse.Namespace) -> int:
         kind=given.kind,
         folder=folder_named(given.out, "out"),
         half=given.half,
+        adapter=given.adapter,
         calibrated=bool(given.calibrate or given.calibrate_store),
         stored=bool(given.calibrate_store),
         samples=given.samples,

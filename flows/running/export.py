@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from artifacts.keys import digest_of
+from artifacts.paths import folder_named
 from artifacts.schema import Part
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -29,10 +30,12 @@ from flows.results.exported import (
     was_judged,
 )
 from flows.running.calls import Calls
+from flows.running.merging import merge, merged_of, source_of
 from flows.running.run import LauncherMaker, Watch, prepared
 from flows.running.samples import ExportSample, media_in, samples_of
 from flows.running.sequence import Sequence
 from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE
+from stages.export.adapter import read_adapter
 from stages.export.job import PACKED
 from stages.process.stage import Stage
 
@@ -70,21 +73,48 @@ class _Export:
         self._asked = asked
         self._display = display
         self._make_launcher = make_launcher
+        self._source: dict[str, Any] = {}
+        """The model and the adapter that it was merged with; empty: the model as it is."""
         self._parts: tuple[Part, ...] = ()
         self._samples: list[ExportSample] = []
         self._figures: dict[str, Any] = {}
 
     def run(self) -> Exported:
+        result = self._merged() if self._asked.adapter else None
+        result = result or self._exported()
+        if self._asked.adapter and result.accepted:  # it is as large as the original
+            shutil.rmtree(self._asked.merged, ignore_errors=True)
+        return result
+
+    def _merged(self) -> Exported | None:
+        """Go on with the model that the adapter was merged into. Where that was exported before,
+        return the checkpoint."""
+        asked, watch = self._asked, Watch(self._display)
+        adapter = read_adapter(folder_named(asked.adapter, "adapter"))
+        with prepared(self._config, watch, self._make_launcher, EXPORT, EXPORT_VECTORS) as found:
+            job, _ = found
+            self._source = merged_of(job, adapter)
+            if (done := self._done(job)) is not None:
+                return done
+            merge(job, asked, adapter, self._source, self._display, self._make_launcher)
+        self._config = replace(self._config, model=str(asked.merged), revision=None)
+        return None
+
+    def _done(self, job: Job) -> Exported | None:
+        """Return the checkpoint if it needs no work: it is in its place, or waits for it."""
+        self._parts = self._asked.parts(job.model.profile.route)
+        recipe = self._recipe(job)
+        if (done := placed_before(self._asked.folder, recipe)) is not None:
+            return done
+        return put_into_place(self._asked) if was_judged(self._asked, recipe) else None
+
+    def _exported(self) -> Exported:
         watch = Watch(self._display)
         with prepared(self._config, watch, self._make_launcher, EXPORT, EXPORT_VECTORS) as found:
             job, launcher = found
             dual = makes_vectors(job.pipeline)
-            self._parts = self._asked.parts(job.model.profile.route)
-            recipe = self._recipe(job)
-            if (done := placed_before(self._asked.folder, recipe)) is not None:
+            if (done := self._done(job)) is not None:
                 return done
-            if was_judged(self._asked, recipe):
-                return put_into_place(self._asked)
             with watch.working(job, launcher, "exporting into") as (sequence, _, _):
                 if dual:
                     sequence.fill()
@@ -94,7 +124,7 @@ class _Export:
         if not self._asked.packed:
             self._judged(job)
         frames = sum(len(sample.task.chunk.times) for sample in self._samples)
-        note_parity(self._asked.work, recipe, self._figures, frames)
+        note_parity(self._asked.work, self._recipe(job), self._figures, frames)
         shutil.rmtree(self._asked.runs / EXPECTED, ignore_errors=True)
         return put_into_place(self._asked)
 
@@ -102,7 +132,7 @@ class _Export:
         """Return what decides the bytes of the checkpoint, but the samples."""
         asked = self._asked
         return {
-            "source": [job.model.digests[part] for part in sorted(job.model.digests)],
+            **(self._source or source_of(job)),
             "kind": asked.kind,
             "parts": list(self._parts),
             "group": asked.group if asked.packed else 0,
