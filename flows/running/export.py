@@ -8,6 +8,7 @@ when it passes it is put into its place.
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from artifacts.keys import digest_of
@@ -29,7 +30,7 @@ from flows.results.exported import (
     was_judged,
 )
 from flows.running.calls import Calls
-from flows.running.run import LauncherMaker, Watch, prepared
+from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
 from flows.running.samples import ExportSample, media_in, samples_of
 from flows.running.sequence import Sequence
 from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE
@@ -47,11 +48,13 @@ def export(
     asked: ExportAsked,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
 ) -> Exported:
     """Write the checkpoint that is asked for of the configuration's model. It is judged by the
-    configuration's sources, or without any by what the store has of the model. Raises
+    configuration's sources, or without any by what the store has of the model. `on_begin` is as
+    `caption` has it, of the run that looks at the original and of the one that judges. Raises
     PenstockError; what is written stays."""
-    return _Export(config, asked, display, make_launcher).run()
+    return _Export(config, asked, display, make_launcher, on_begin).run()
 
 
 class _Export:
@@ -63,19 +66,20 @@ class _Export:
         asked: ExportAsked,
         display: Display,
         make_launcher: LauncherMaker,
+        on_begin: OnBegin | None,
     ) -> None:
         self._config = replace(
             config, precision="native", out=str(asked.runs / "native"), limit=asked.samples
         )
         self._asked = asked
-        self._display = display
+        self._watch = partial(Watch, display, on_begin)
         self._make_launcher = make_launcher
         self._parts: tuple[Part, ...] = ()
         self._samples: list[ExportSample] = []
         self._figures: dict[str, Any] = {}
 
     def run(self) -> Exported:
-        watch = Watch(self._display)
+        watch = self._watch()
         with prepared(self._config, watch, self._make_launcher, EXPORT, EXPORT_VECTORS) as found:
             job, launcher = found
             dual = makes_vectors(job.pipeline)
@@ -90,7 +94,8 @@ class _Export:
                     sequence.fill()
                 elif job.files:
                     sequence.run()
-                self._written(job, sequence)
+                with sequence.going_on():
+                    self._written(job, sequence)
         if not self._asked.packed:
             self._judged(job)
         frames = sum(len(sample.task.chunk.times) for sample in self._samples)
@@ -140,7 +145,7 @@ class _Export:
 
     def _judged(self, original: Job) -> None:
         """Judge the checkpoint by what it makes of the samples itself."""
-        watch = Watch(self._display)
+        watch = self._watch()
         out, model = str(self._asked.runs / "exported"), str(self._asked.work)
         config = replace(self._config, model=model, revision=None, out=out)
         pipelines = (EXPORTED, EXPORTED_VECTORS)
@@ -150,11 +155,13 @@ class _Export:
         ):
             if "vision" in self._parts:
                 sequence.fill()
-                pairs = self._pairs(original, job)
-                notes = self._once(job, sequence, COMPARE, pairs, len(pairs["pairs"]))
-                self._figures["features"] = notes["features"]
-            if self._speaks:
-                self._agree(job, sequence, {})
+            with sequence.going_on():
+                if "vision" in self._parts:
+                    pairs = self._pairs(original, job)
+                    notes = self._once(job, sequence, COMPARE, pairs, len(pairs["pairs"]))
+                    self._figures["features"] = notes["features"]
+                if self._speaks:
+                    self._agree(job, sequence, {})
 
     def _agree(self, job: Job, sequence: Sequence, told: Mapping[str, Any]) -> None:
         """Find out how far what a half in few bits expects is from what the original does."""
