@@ -106,9 +106,9 @@ def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
     assert parity["passed"]
     assert set(artifacts) == {
         "penstock-frames", "penstock-encode", "penstock-decode", "penstock-export",
-        "penstock-judge", "penstock-run",
+        "penstock-judge", "penstock-checkpoint", "penstock-run",
     }  # fmt: skip
-    (row,) = json.loads(artifacts["penstock-export"])
+    (row,) = json.loads(artifacts["penstock-checkpoint"])
     assert (row["taken"], row["text.captions"]) == (True, 12)
     for name in ("native", "exported"):
         record = load_record(tmp_path / "good" / "parity" / name)
@@ -123,7 +123,7 @@ def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
     assert state.is_failed() and state.name == "Failed"  # the sweep leaves it alone
     assert "frames were seen (≥ 64)" in state.message and "\n" not in state.message
     assert str(tmp_path / "few" / "rejected") in state.message
-    (row,) = json.loads(artifacts["penstock-export"])
+    (row,) = json.loads(artifacts["penstock-checkpoint"])
     assert not row["taken"] and "frames were seen" in row["missed"]
     assert not (tmp_path / "few" / "config.json").exists()
 

@@ -18,8 +18,8 @@ from flows.running.run import LauncherMaker, OnBegin
 from flows.running.samples import judging_media
 from stages.export.job import GROUPS, KINDS
 
-EXPORT = "export"
-"""Name of what is made, in its table's."""
+CHECKPOINT = "checkpoint"
+"""Name of what is made: the stage that makes it has the bar `penstock-export`."""
 
 
 def tighten_export(schema: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def export_model(config: ExportConfig) -> State[Any]:
             captioning = config.captioning(sources)
             return passed(export(captioning, config.asked(), display, make_launcher, on_begin))
 
-    return run_in_flow(config.captioning(), run, EXPORT)
+    return run_in_flow(config.captioning(), run, CHECKPOINT)
 
 
 def passed(result: Exported) -> Exported:
@@ -63,7 +63,7 @@ def passed(result: Exported) -> Exported:
     if result.accepted:
         return result
     missed = "; ".join(result.parity["missed"])
-    show([result.row()], missed, f"penstock-{EXPORT}")
+    show([result.row()], missed, f"penstock-{CHECKPOINT}")
     raise PenstockError(
         f"not reached: {missed}",
         hint=f"The checkpoint is kept in {result.out}; `accept` takes it all the same",

@@ -15,7 +15,8 @@ from artifacts.keys import digest_of
 from artifacts.schema import Part
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
-from flows.job.export_asked import ExportAsked
+from flows.job.export_asked import EXPORTED as EXPORTED_RUN
+from flows.job.export_asked import NATIVE, ExportAsked
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
 from flows.job.tasks import Task
@@ -69,7 +70,7 @@ class _Export:
         on_begin: OnBegin | None,
     ) -> None:
         self._config = replace(
-            config, precision="native", out=str(asked.runs / "native"), limit=asked.samples
+            config, precision="native", out=str(asked.runs / NATIVE), limit=asked.samples
         )
         self._asked = asked
         self._watch = partial(Watch, display, on_begin)
@@ -146,7 +147,7 @@ class _Export:
     def _judged(self, original: Job) -> None:
         """Judge the checkpoint by what it makes of the samples itself."""
         watch = self._watch()
-        out, model = str(self._asked.runs / "exported"), str(self._asked.work)
+        out, model = str(self._asked.runs / EXPORTED_RUN), str(self._asked.work)
         config = replace(self._config, model=model, revision=None, out=out)
         pipelines = (EXPORTED, EXPORTED_VECTORS)
         with (
