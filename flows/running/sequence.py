@@ -92,7 +92,7 @@ class Sequence:
             yield
 
     @contextlib.contextmanager
-    def _recorded(self, write: Callable[[bool], None]) -> Iterator[None]:
+    def _recorded(self, write: Callable[[bool], object]) -> Iterator[None]:
         """Write what is there however the run ends, and tell the record how it ended."""
         try:
             yield
