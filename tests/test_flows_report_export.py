@@ -127,8 +127,8 @@ def test_status_says_first_what_became_of_the_checkpoint(
         assert capsys.readouterr().out.startswith(line)
     assert main(["status", str(tmp_path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["export"]["verdict"].startswith(line)
-    assert told["export"]["placed"] == (place == ".")
+    assert told["checkpoint"]["verdict"].startswith(line)
+    assert told["checkpoint"]["placed"] == (place == ".")
     assert told["state"] == "done"
 
 
@@ -139,7 +139,7 @@ def test_a_checkpoint_without_its_runs_tells_its_verdict_and_has_no_report(
     assert main(["status", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("passed: ")
     assert main(["status", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["export"]["parity"]["passed"]
+    assert json.loads(capsys.readouterr().out)["checkpoint"]["parity"]["passed"]
     assert main(["report", str(tmp_path)]) == 2
     said_once = capsys.readouterr().err
     assert "no record of the runs" in said_once and said_once.count("\n") == 1

@@ -23,7 +23,7 @@ def status_command(given: argparse.Namespace) -> int:
     out = Path(given.out)
     export, told = export_in(out), {}
     if export is not None:
-        told["export"] = exported(export)
+        told["checkpoint"] = judged(export)
         if not given.json:
             print(printable(export.verdict()))
         if (latest := export.latest) is None:
@@ -44,9 +44,9 @@ def status_command(given: argparse.Namespace) -> int:
     return 0
 
 
-def exported(export: ExportFound) -> dict[str, Any]:
-    """Return an export for programs."""
-    place = {"checkpoint": str(export.checkpoint), "placed": export.placed}
+def judged(export: ExportFound) -> dict[str, Any]:
+    """Return for programs how the checkpoint of an export was judged."""
+    place = {"folder": str(export.checkpoint), "placed": export.placed}
     return {"verdict": export.verdict(), **place, "parity": export.parity}
 
 
