@@ -29,7 +29,8 @@ OTHERS = {
     "stages/models/encoding/run.py": "frames",
 }
 """Where the same word is how many frames there are, the kind of records that hold them, the public
-function `encode`, the commands `embed` and `export` and their pipelines, or a piece of a tensor's name."""
+function `encode`, the commands `embed` and `export` and their pipelines, or a piece of a tensor's
+name."""
 
 
 def uses() -> Iterator[tuple[str, str]]:
