@@ -5,7 +5,9 @@ Every row is a whole run: clips are cut, encoded and decoded by stages that load
 that row's precision. Then the words of the first row are put through each row's language half,
 which sees the features of its own run. Knows no stage's inside.
 
-    python benchmarks/quantization.py [--clips 200] [--seed 11]
+    python -m benchmarks.quantization [--clips 200] [--seed 11] [--exports]
+
+With `--exports` also of checkpoints that `penstock export` wrote: benchmarks/exports.py.
 """
 
 import argparse
@@ -89,14 +91,18 @@ class Dictated:
 
 
 def measure(
-    name: str, clips: Path, truths: Sequence[Truth], words: Sequence[torch.Tensor] | None
+    name: str,
+    clips: Path,
+    truths: Sequence[Truth],
+    words: Sequence[torch.Tensor] | None,
+    model: str = DEMO_MODEL,
 ) -> tuple[Row, list[torch.Tensor]]:
     """One precision, and the tokens of its captions: those given, or else its own."""
     folder = clips.parent
-    precision, vision_precision = ROWS[name]
+    precision, vision_precision = ROWS.get(name, ("native", None))
     config = CaptionConfig(
         sources=(str(clips),),
-        model=DEMO_MODEL,
+        model=model,
         out=str(folder / name.replace(", ", "-").replace(" ", "-")),
         store=str(folder / "store"),
         batch_size=BATCH,
@@ -148,6 +154,13 @@ def read_out(
     )
     half, processor = source.load("language"), source.processor()
     make_greedy(half, processor)
+    yield from said_by(half, processor, job, words)
+
+
+def said_by(
+    half: Any, processor: Any, job: Job, words: Sequence[torch.Tensor] | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The same of a half that is there."""
     tasks = job.ledger.tasks(job.media)
     rows = [read_features(job.ledger["features"], task["features"]) for task in tasks]
     found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -223,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--clips", type=int, default=200)
     options.add_argument("--seed", type=int, default=11)
     options.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
+    options.add_argument("--exports", action="store_true", help="and of exported checkpoints")
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         clips = Path(folder, "clips")
@@ -234,6 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in (name for name in given.rows if name != "fp32"):
             row, _ = measure(name, clips, truths, tokens)
             print(line(row, first, tokens), flush=True)
+        if given.exports:
+            from benchmarks.exports import print_exports
+
+            print_exports(clips, truths, first, tokens)
 
 
 if __name__ == "__main__":

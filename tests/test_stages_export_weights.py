@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes import functional
 
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
+from stages.export.bitsandbytes_forms import Int8, Nf4
 from stages.export.job import ExportJob
 from stages.export.outline import outline_of
 from stages.export.run import run
@@ -124,3 +126,22 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
         exported(made, tmp_path / "again", "int8")
     with pytest.raises(UsageError, match="made of something else, or otherwise"):
         exported(CHECKPOINT, made, "int8")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_goes_in_pieces_as_it_goes_at_once(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    weight = torch.randn(96, 160, generator=torch.Generator().manual_seed(3)).to(dtype)
+    whole = {form: form.tensors("x.weight", weight) for form in (Nf4(), Int8())}
+    monkeypatch.setattr("stages.export.bitsandbytes_forms.PIECE", 640)
+    packed, state = functional.quantize_4bit(
+        weight, blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    stock = {f"x.weight.{key}": value for key, value in state.as_dict(packed=True).items()}
+    for form, wanted in whole.items():
+        found = form.tensors("x.weight", weight)
+        assert found.keys() == wanted.keys() == set(form.names("x.weight"))
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+        if isinstance(form, Nf4):
+            assert all(torch.equal(found[k], v) for k, v in {"x.weight": packed, **stock}.items())

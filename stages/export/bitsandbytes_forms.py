@@ -12,6 +12,8 @@ from stages.models.precision.quantize import settings_of
 
 BLOCK, SUPERBLOCK = 64, 256
 """Numbers that share a scale, and scales that share one."""
+PIECE = 1 << 20
+"""Numbers that are quantized at once, a multiple of a block: several copies are made of them."""
 STATE_BYTES = 4096
 """About the bytes of the tables, and of their description, of one weight."""
 ROW_FORMAT = 0
@@ -34,10 +36,25 @@ class Nf4:
         return numbers // 2 + numbers // BLOCK + 4 * numbers // BLOCK // SUPERBLOCK + STATE_BYTES
 
     def tensors(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        packed, state = functional.quantize_4bit(
-            weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+        pieces = [
+            functional.quantize_4bit(piece, blocksize=BLOCK, quant_type="nf4")
+            for piece in weight.reshape(-1).split(PIECE)
+        ]
+        scales = torch.cat([state.absmax for _, state in pieces])
+        offset = scales.mean()
+        small, second = functional.quantize_blockwise(scales - offset, blocksize=SUPERBLOCK)
+        state = functional.QuantState(  # type: ignore[no-untyped-call]
+            absmax=small,
+            shape=weight.shape,
+            code=pieces[0][1].code,
+            blocksize=BLOCK,
+            quant_type="nf4",
+            dtype=weight.dtype,
+            offset=offset,
+            state2=second,
         )
         extras: dict[str, torch.Tensor] = state.as_dict(packed=True)
+        packed = torch.cat([found for found, _ in pieces])
         return {name: packed, **{f"{name}.{key}": value for key, value in extras.items()}}
 
     def settings(self, dtype: torch.dtype, spared: Iterable[str]) -> dict[str, Any]:
@@ -58,7 +75,11 @@ class Int8:
         return math.prod(shape) + 4 * shape[0]
 
     def tensors(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        numbers, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+        pieces = [
+            functional.int8_vectorwise_quant(rows.to(torch.float16))
+            for rows in weight.split(max(1, PIECE // weight.shape[1]))
+        ]
+        numbers, scales = (torch.cat([piece[at] for piece in pieces]) for at in (0, 1))
         form = torch.tensor(ROW_FORMAT, dtype=torch.uint8)
         return dict(zip(self.names(name), (numbers, scales, form), strict=True))
 

@@ -22,9 +22,15 @@ from stages.export.teaching import expected
 from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.halves.offload import placement, waiting
 from stages.models.loading import ModelJob, facts
+from stages.models.loading import warm as warm_model
 from stages.models.streaming.load import streamed_layers
 from stages.process.job import job_of, told_of
 from stages.process.report import Report
+
+
+def warm(told: dict[str, Any]) -> None:
+    """Import what the model needs, before what the stage takes is counted."""
+    warm_model(told)
 
 
 def run(told: dict[str, Any], report: Report) -> None:

@@ -22,6 +22,7 @@ from stages.export.parity import of_each
 from stages.export.putting import put_rounded
 from stages.export.teaching import expected
 from stages.models.loading import ModelJob, facts
+from stages.models.loading import warm as warm_model
 from stages.models.streaming.load import cross
 from stages.process.job import job_of, told_of
 from stages.process.report import Report
@@ -59,6 +60,11 @@ class Agreement:
             "captions_as_native": self.same / max(1, self.captions),
             "by_caption": of_each(self._by_caption),
         }
+
+
+def warm(told: dict[str, Any]) -> None:
+    """Import what the model needs, before what the stage takes is counted."""
+    warm_model(told)
 
 
 def run(told: dict[str, Any], report: Report) -> None:

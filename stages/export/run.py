@@ -11,6 +11,8 @@ from stages.export.job import PACKED, ExportJob
 from stages.export.outline import Outline, outline_of
 from stages.export.packed_form import Packed
 from stages.export.weights import files_of, is_made, made_shards, write_file
+from stages.models.deferred_imports import import_transformers
+from stages.models.halves.load import config_and_class
 from stages.models.hub.checkpoint import SMALL, small_files
 from stages.models.shards.writing import CONFIG, check_room, claimed, write_rest
 from stages.process.job import job_of
@@ -18,6 +20,13 @@ from stages.process.report import Report
 
 MORE_ROOM = "Free some space, or give a folder on a larger disk"
 GO_ON = "Mend that, and run the same command again: what is written is kept"
+
+
+def warm(told: dict[str, Any]) -> None:
+    """Import what the model's class needs, before what the stage takes is counted."""
+    import_transformers()
+    job = job_of(ExportJob, told)
+    config_and_class(Path(job.model), job.trust_remote_code)
 
 
 def run(told: dict[str, Any], report: Report) -> None:
