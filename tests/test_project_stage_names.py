@@ -18,7 +18,6 @@ OTHERS = {
     "flows/cli/train_plan.py": "frames",
     "flows/job/config.py": "frames",
     "flows/planning/architecture.py": "embed",
-    "flows/cli/export_command.py": "export",
     "flows/planning/plan.py": "frames",
     "flows/planning/plan_view.py": "frames",
     "flows/results/export_read.py": "frames",

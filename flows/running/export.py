@@ -20,7 +20,6 @@ from flows.job.export_asked import EXPORTED as EXPORTED_RUN
 from flows.job.export_asked import NATIVE, ExportAsked
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
-from flows.job.tasks import Task
 from flows.pipelines import EXPORT, EXPORT_VECTORS, EXPORTED, EXPORTED_VECTORS, makes_vectors
 from flows.planning.costs.export import HESSIAN_BYTES
 from flows.planning.rungs import Rung
@@ -34,7 +33,7 @@ from flows.results.exported import (
 from flows.running.calls import Calls
 from flows.running.merging import merge, merged_of, source_of
 from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
-from flows.running.samples import ExportSample, media_in, samples_of
+from flows.running.samples import ExportSample, by_place, media_in, samples_of
 from flows.running.sequence import Sequence
 from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE
 from stages.export.adapter import read_adapter
@@ -204,7 +203,7 @@ class _Export:
     def _words(self, job: Job, samples: list[ExportSample]) -> dict[str, Any]:
         """Return the samples whose words are asked for, with the features that this job has."""
         changed = "captions" not in job.ledger.namespaces.of and "vision" in self._parts
-        tasks = _by_place(job) if changed else {}
+        tasks = by_place(job) if changed else {}
         of_each = [tasks.get(sample.task.place[:2], sample.task) for sample in samples]
         return {
             "store": job.store.url,
@@ -223,7 +222,7 @@ class _Export:
 
     def _pairs(self, original: Job, job: Job) -> dict[str, Any]:
         """Return the features of the samples, of both checkpoints."""
-        kind, tasks = job.pipeline[-1].writes, _by_place(job)
+        kind, tasks = job.pipeline[-1].writes, by_place(job)
         found = [(s.task, tasks[s.task.place[:2]]) for s in self._samples]
         return {
             "store": job.store.url,
@@ -248,8 +247,3 @@ def _hessian_bytes(job: Job) -> int:
     """Return the bytes that may be summed up for one layer: no more than leave room for the
     rest."""
     return min(HESSIAN_BYTES, max(LEAST_BYTES, job.budget.of_stage(job.device) // 4))
-
-
-def _by_place(job: Job) -> dict[tuple[str, int], Task]:
-    """Return the chunks of a job by medium and number."""
-    return {task.place[:2]: task for task in job.ledger.tasks(job.media)}
