@@ -52,7 +52,8 @@ LABELS = "labels"
 def product_of(pipeline: Iterable[Stage]) -> str:
     """Return what is made of files by these stages in the end."""
     stages = tuple(pipeline)
-    return LABELS if stages == LABEL else stages[-1].writes
+    made = next((stage.writes for stage in reversed(stages) if stage.writes), "")
+    return LABELS if stages == LABEL else made
 
 
 def makes_vectors(pipeline: Pipeline) -> bool:

@@ -7,11 +7,17 @@ import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from artifacts.errors import CannotFit, Interrupted
+from flows.results.run_read import load_record
+from flows.results.run_record import RunRecord
+from flows.running.sequence import Sequence
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from tests.support.media import write_audio, write_video
@@ -218,3 +224,20 @@ def test_json_events_are_all_that_stdout_holds(place: Place, tmp_path: Path) -> 
     done = same_place(place, tmp_path).run(*OPTIONS, "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert all("event" in event for event in events)
+
+
+def test_the_record_says_how_what_comes_after_the_media_ends(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path)
+    steps: Any = SimpleNamespace(stop_prefetch=lambda: None)
+    sequence = Sequence(SimpleNamespace(), steps, record)  # type: ignore[arg-type]
+    record.finish("done")
+    with sequence.going_on():
+        assert load_record(tmp_path)["state"] == "running"
+    assert load_record(tmp_path)["state"] == "done"
+    with pytest.raises(CannotFit), sequence.going_on():
+        raise CannotFit("too large")
+    ended = load_record(tmp_path)
+    assert (ended["state"], ended["error"]) == ("failed", "too large")
+    with pytest.raises(Interrupted), sequence.going_on():
+        raise Interrupted("stopped")
+    assert load_record(tmp_path)["state"] == "interrupted"

@@ -13,12 +13,15 @@ OTHERS = {
     "artifacts/schema.py": "frames",
     "artifacts/tables.py": "frames",
     "flows/cli/embed_command.py": "embed",
+    "flows/cli/export_command.py": "export",
     "flows/cli/main.py": "embed",
     "flows/cli/train_plan.py": "frames",
     "flows/job/config.py": "frames",
     "flows/planning/architecture.py": "embed",
     "flows/planning/plan.py": "frames",
     "flows/planning/plan_view.py": "frames",
+    "flows/results/export_read.py": "frames",
+    "flows/results/report/parity.py": "frames",
     "flows/running/run.py": "embed",
     "flows/upkeep/cache.py": "frames",
     "stages/models/__init__.py": "encode",
@@ -26,7 +29,8 @@ OTHERS = {
     "stages/models/encoding/run.py": "frames",
 }
 """Where the same word is how many frames there are, the kind of records that hold them, the public
-function `encode`, the command `embed` and its pipeline, or a piece of a tensor's name."""
+function `encode`, the commands `embed` and `export` and their pipelines, or a piece of a tensor's
+name."""
 
 
 def uses() -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.console.display import duration, failed_line, printable
+from flows.results.export_read import ExportFound, export_in
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
 from flows.results.status import COLUMNS, StageStatus, advice, cells, places, stages_of, what
@@ -17,17 +18,36 @@ ROW = "{:11s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"
 
 
 def status_command(given: argparse.Namespace) -> int:
-    """Print how a run stands, and return 0 unless there is no run. Raises UsageError,
+    """Print how a run stands, or an export, and return 0 unless there is none. Raises UsageError,
     EnvironmentFault."""
-    record = load_record(Path(given.out))
+    out = Path(given.out)
+    export, told = export_in(out), {}
+    if export is not None:
+        told["checkpoint"] = judged(export)
+        if not given.json:
+            print(printable(export.verdict()))
+        if (latest := export.latest) is None:
+            if given.json:
+                print(json.dumps(told, indent=1))
+            return 0
+        if not given.json:
+            print(printable(f"last run, into {latest}:"))
+        out = latest
+    record = load_record(out)
     stages = stages_of(record, time.time())
     if given.json:
         stood = {stage.name: asdict(stage) for stage in stages}
         record["stages"] = [{**entry, **stood[entry["name"]]} for entry in record["stages"]]
-        print(json.dumps({**record, "advice": advice(record)}, indent=1))
+        print(json.dumps({**told, **record, "advice": advice(record)}, indent=1))
         return 0
     print("\n".join(map(printable, lines(record, stages))))
     return 0
+
+
+def judged(export: ExportFound) -> dict[str, Any]:
+    """Return for programs how the checkpoint of an export was judged."""
+    place = {"folder": str(export.checkpoint), "placed": export.placed}
+    return {"verdict": export.verdict(), **place, "parity": export.parity}
 
 
 def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]:

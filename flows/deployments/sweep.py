@@ -32,7 +32,14 @@ from pydantic import Field
 from flows.deployments.endings import INTERRUPTED
 
 NAME = "sweep-crashed"
-SWEPT = ("caption-videos", "embed-media", "label-images", "index-folder", "rebuild-features")
+SWEPT = (
+    "caption-videos",
+    "embed-media",
+    "label-images",
+    "index-folder",
+    "rebuild-features",
+    "export-model",
+)
 """Flows whose runs may be started again at any time."""
 PAGE = 200
 """Runs that the server gives at once."""

@@ -18,6 +18,12 @@ nobody says."""
 JUDGED = 64
 """Chunks that it is judged by, which it is not calibrated on."""
 
+REJECTED, RUNS = "rejected", "parity"
+"""Folders in that of a checkpoint: of itself until it passes, and of the runs that it is judged
+by."""
+NATIVE, EXPORTED = "native", "exported"
+"""Folders among those runs, of the original's and of the checkpoint's."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportAsked:
@@ -102,12 +108,12 @@ class ExportAsked:
     @property
     def work(self) -> Path:
         """Return where it is written before it is judged, and stays when it does not pass."""
-        return self.folder / "rejected"
+        return self.folder / REJECTED
 
     @property
     def runs(self) -> Path:
         """Return the folder of what it is judged by."""
-        return self.folder / "parity"
+        return self.folder / RUNS
 
     @property
     def merged(self) -> Path:

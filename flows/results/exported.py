@@ -10,12 +10,16 @@ from typing import Any
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.files import write_json
+from flows.console.display import size
 from flows.job.export_asked import ExportAsked
 from stages.export.parity import judged
 from stages.models.shards.writing import CONFIG
 
 PARITY = "parity.json"
 """File of a checkpoint that says how far it is from its original."""
+
+FIGURES = ("features", "text")
+"""What figures are of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,10 +48,48 @@ class Exported:
         """Return the bytes of its weights."""
         return sum(path.stat().st_size for path in self.out.glob("*.safetensors"))
 
+    @property
+    def made(self) -> int:
+        """Return how many checkpoints are in their place."""
+        return int(self.accepted)
+
+    def line(self) -> str:
+        """Return the outcome for people, in one line."""
+        before = ", there before" if self.before else ""
+        return f"{self.out}: {size(self.bytes)}{before}; {figures_line(self.parity)}"
+
+    def row(self) -> dict[str, Any]:
+        """Return the outcome as a row of a table."""
+        told = {
+            f"{name}.{each}": value
+            for name in FIGURES
+            for each, value in self.parity.get(name, {}).items()
+            if isinstance(value, int | float)
+        }
+        folder = {"folder": str(self.out), "size": size(self.bytes), "taken": self.accepted}
+        return {**folder, **told, "missed": "; ".join(self.parity["missed"])}
+
     def to_json(self) -> dict[str, Any]:
         """Return the outcome for programs."""
         told = {"out": str(self.out), "bytes": self.bytes, "accepted": self.accepted}
         return {**told, "parity": dict(self.parity), "exit_code": self.exit_code}
+
+
+def figures_line(parity: Mapping[str, Any]) -> str:
+    """Return what was measured of a checkpoint, in words."""
+    told = []
+    if (text := parity.get("text")) is not None:
+        told.append(
+            f"{text['token_agreement']:.2%} of {text['tokens']:,} tokens as the original, "
+            f"divergence {text['divergence']:.2g} nats, "
+            f"{text['captions_as_native']:.1%} of captions the same"
+        )
+    if (features := parity.get("features")) is not None:
+        told.append(
+            f"features {features['centred_mean']:.4f} (least {features['centred_least']:.3f}), "
+            f"{features['neighbours']:.1%} of the same neighbours"
+        )
+    return "; ".join(told)
 
 
 def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:

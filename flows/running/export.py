@@ -8,6 +8,7 @@ when it passes it is put into its place.
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from artifacts.keys import digest_of
@@ -15,10 +16,10 @@ from artifacts.paths import folder_named
 from artifacts.schema import Part
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
-from flows.job.export_asked import ExportAsked
+from flows.job.export_asked import EXPORTED as EXPORTED_RUN
+from flows.job.export_asked import NATIVE, ExportAsked
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
-from flows.job.tasks import Task
 from flows.pipelines import EXPORT, EXPORT_VECTORS, EXPORTED, EXPORTED_VECTORS, makes_vectors
 from flows.planning.costs.export import HESSIAN_BYTES
 from flows.planning.rungs import Rung
@@ -31,8 +32,8 @@ from flows.results.exported import (
 )
 from flows.running.calls import Calls
 from flows.running.merging import merge, merged_of, source_of
-from flows.running.run import LauncherMaker, Watch, prepared
-from flows.running.samples import ExportSample, media_in, samples_of
+from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
+from flows.running.samples import ExportSample, by_place, media_in, samples_of
 from flows.running.sequence import Sequence
 from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE
 from stages.export.adapter import read_adapter
@@ -50,11 +51,13 @@ def export(
     asked: ExportAsked,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
 ) -> Exported:
     """Write the checkpoint that is asked for of the configuration's model. It is judged by the
-    configuration's sources, or without any by what the store has of the model. Raises
+    configuration's sources, or without any by what the store has of the model. `on_begin` is as
+    `caption` has it, of the run that looks at the original and of the one that judges. Raises
     PenstockError; what is written stays."""
-    return _Export(config, asked, display, make_launcher).run()
+    return _Export(config, asked, display, make_launcher, on_begin).run()
 
 
 class _Export:
@@ -66,12 +69,14 @@ class _Export:
         asked: ExportAsked,
         display: Display,
         make_launcher: LauncherMaker,
+        on_begin: OnBegin | None,
     ) -> None:
         self._config = replace(
-            config, precision="native", out=str(asked.runs / "native"), limit=asked.samples
+            config, precision="native", out=str(asked.runs / NATIVE), limit=asked.samples
         )
         self._asked = asked
         self._display = display
+        self._watch = partial(Watch, display, on_begin)
         self._make_launcher = make_launcher
         self._source: dict[str, Any] = {}
         """The model and the adapter that it was merged with; empty: the model as it is."""
@@ -89,7 +94,7 @@ class _Export:
     def _merged(self) -> Exported | None:
         """Go on with the model that the adapter was merged into. Where that was exported before,
         return the checkpoint."""
-        asked, watch = self._asked, Watch(self._display)
+        asked, watch = self._asked, self._watch()
         adapter = read_adapter(folder_named(asked.adapter, "adapter"))
         with prepared(self._config, watch, self._make_launcher, EXPORT, EXPORT_VECTORS) as found:
             job, _ = found
@@ -109,7 +114,7 @@ class _Export:
         return put_into_place(self._asked) if was_judged(self._asked, recipe) else None
 
     def _exported(self) -> Exported:
-        watch = Watch(self._display)
+        watch = self._watch()
         with prepared(self._config, watch, self._make_launcher, EXPORT, EXPORT_VECTORS) as found:
             job, launcher = found
             dual = makes_vectors(job.pipeline)
@@ -120,7 +125,8 @@ class _Export:
                     sequence.fill()
                 elif job.files:
                     sequence.run()
-                self._written(job, sequence)
+                with sequence.going_on():
+                    self._written(job, sequence)
         if not self._asked.packed:
             self._judged(job)
         frames = sum(len(sample.task.chunk.times) for sample in self._samples)
@@ -170,8 +176,8 @@ class _Export:
 
     def _judged(self, original: Job) -> None:
         """Judge the checkpoint by what it makes of the samples itself."""
-        watch = Watch(self._display)
-        out, model = str(self._asked.runs / "exported"), str(self._asked.work)
+        watch = self._watch()
+        out, model = str(self._asked.runs / EXPORTED_RUN), str(self._asked.work)
         config = replace(self._config, model=model, revision=None, out=out)
         pipelines = (EXPORTED, EXPORTED_VECTORS)
         with (
@@ -180,11 +186,13 @@ class _Export:
         ):
             if "vision" in self._parts:
                 sequence.fill()
-                pairs = self._pairs(original, job)
-                notes = self._once(job, sequence, COMPARE, pairs, len(pairs["pairs"]))
-                self._figures["features"] = notes["features"]
-            if self._speaks:
-                self._agree(job, sequence, {})
+            with sequence.going_on():
+                if "vision" in self._parts:
+                    pairs = self._pairs(original, job)
+                    notes = self._once(job, sequence, COMPARE, pairs, len(pairs["pairs"]))
+                    self._figures["features"] = notes["features"]
+                if self._speaks:
+                    self._agree(job, sequence, {})
 
     def _agree(self, job: Job, sequence: Sequence, told: Mapping[str, Any]) -> None:
         """Find out how far what a half in few bits expects is from what the original does."""
@@ -195,7 +203,7 @@ class _Export:
     def _words(self, job: Job, samples: list[ExportSample]) -> dict[str, Any]:
         """Return the samples whose words are asked for, with the features that this job has."""
         changed = "captions" not in job.ledger.namespaces.of and "vision" in self._parts
-        tasks = _by_place(job) if changed else {}
+        tasks = by_place(job) if changed else {}
         of_each = [tasks.get(sample.task.place[:2], sample.task) for sample in samples]
         return {
             "store": job.store.url,
@@ -214,7 +222,7 @@ class _Export:
 
     def _pairs(self, original: Job, job: Job) -> dict[str, Any]:
         """Return the features of the samples, of both checkpoints."""
-        kind, tasks = job.pipeline[-1].writes, _by_place(job)
+        kind, tasks = job.pipeline[-1].writes, by_place(job)
         found = [(s.task, tasks[s.task.place[:2]]) for s in self._samples]
         return {
             "store": job.store.url,
@@ -239,8 +247,3 @@ def _hessian_bytes(job: Job) -> int:
     """Return the bytes that may be summed up for one layer: no more than leave room for the
     rest."""
     return min(HESSIAN_BYTES, max(LEAST_BYTES, job.budget.of_stage(job.device) // 4))
-
-
-def _by_place(job: Job) -> dict[tuple[str, int], Task]:
-    """Return the chunks of a job by medium and number."""
-    return {task.place[:2]: task for task in job.ledger.tasks(job.media)}

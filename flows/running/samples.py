@@ -1,11 +1,17 @@
 """Finds the chunks by which a checkpoint is calibrated and judged; runs nothing."""
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.errors import UsageError
+from flows.job.export_config import ExportConfig
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
+
+DEMO_SEED = 0
 
 
 class ExportSample(NamedTuple):
@@ -14,6 +20,22 @@ class ExportSample(NamedTuple):
     task: Task
     caption: str
     """Words of the original; empty of one that makes vectors."""
+
+
+@contextlib.contextmanager
+def judging_media(config: ExportConfig, say: Callable[[str], None]) -> Iterator[tuple[str, ...]]:
+    """Yield the sources of an export: its own, none when a store is named, else clips of the demo
+    world, which are the same every time. It is said which."""
+    if config.asked().calibrated:
+        yield config.calibrate
+        return
+    from penstock_demo.clips import write_clips
+
+    say("no media are given: it is judged by clips of the demo world")
+    with tempfile.TemporaryDirectory(prefix="penstock-export-") as folder:
+        clips = Path(folder) / "clips"
+        write_clips(clips, config.samples, DEMO_SEED)
+        yield (str(clips),)
 
 
 def media_in(job: Job) -> list[Medium]:
@@ -50,3 +72,8 @@ def samples_of(job: Job, media: Sequence[Medium], most: int) -> list[ExportSampl
         ExportSample(task, kept.meta(task[last.writes])["caption"] if captions else "")
         for task in found[::step][:most]
     ]
+
+
+def by_place(job: Job) -> dict[tuple[str, int], Task]:
+    """Return the chunks of a job by medium and number."""
+    return {task.place[:2]: task for task in job.ledger.tasks(job.media)}

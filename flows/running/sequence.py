@@ -84,7 +84,15 @@ class Sequence:
             self._waves(write)
 
     @contextlib.contextmanager
-    def _recorded(self, write: Callable[[bool], None]) -> Iterator[None]:
+    def going_on(self) -> Iterator[None]:
+        """Let the record say that the run goes on when its media are done, and how that ends."""
+        self._record.value["state"] = "running"
+        self._record.write(force=True)
+        with self._recorded(bool):
+            yield
+
+    @contextlib.contextmanager
+    def _recorded(self, write: Callable[[bool], object]) -> Iterator[None]:
         """Write what is there however the run ends, and tell the record how it ended."""
         try:
             yield

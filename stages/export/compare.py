@@ -5,7 +5,7 @@ The plain cosine of features is 0.99 for almost anything, since they share a lar
 tells. The nearest neighbours tell what a search, or attention, would find.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from artifacts.store import open_store
 from artifacts.tensors import unpack_tree
 from artifacts.vectors import vectors_in
 from stages.export.feature_job import FeaturesJob
+from stages.export.parity import of_each
 from stages.models.halves.records import MAIN_FIELDS, FeatureRecord
 from stages.process.job import job_of
 from stages.process.report import Report
@@ -33,17 +34,22 @@ def run(told: dict[str, Any], report: Report) -> None:
     sets = [RecordSet(store, job.kind, namespace) for namespace in (job.namespace, job.other)]
     report.total(len(job.pairs))
     rows: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    counts: list[tuple[str, int]] = []
     for pair in job.pairs:
         first, second = (_rows(job.kind, s, key) for s, key in zip(sets, pair, strict=True))
         chosen = torch.linspace(0, len(first) - 1, min(len(first), ROWS_A_CHUNK)).long()
         rows[0].append(first[chosen])
         rows[1].append(second[chosen])
+        counts.append((pair[0], len(chosen)))
         report.item(pair[1])
-    report.note(features=nearness(torch.cat(rows[0]), torch.cat(rows[1])))
+    report.note(features=nearness(torch.cat(rows[0]), torch.cat(rows[1]), counts))
 
 
-def nearness(wanted: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
-    """Return how near rows [rows, width] are to those that are wanted."""
+def nearness(
+    wanted: torch.Tensor, found: torch.Tensor, counts: Sequence[tuple[str, int]]
+) -> dict[str, Any]:
+    """Return how near rows [rows, width] are to those that are wanted; `counts` are the rows of
+    each chunk, in their order."""
     first, second = wanted.double(), found.double()
     mean = first.mean(0)
     plain = cosine_similarity(first, second, dim=-1)
@@ -53,12 +59,16 @@ def nearness(wanted: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
     near = [_nearest(rows[among]) for rows in (first, second)]
     shared = [len({*one} & {*other}) for one, other in zip(*near, strict=True)]
     count = sum(len(one) for one in near[0])
+    of_chunks = centred.split([rows for _, rows in counts])
+    by_chunk = {key: float(of.mean()) for (key, _), of in zip(counts, of_chunks, strict=True)}
     return {
         "rows": len(first),
         "cosine": float(plain.mean()),
         "centred_mean": float(centred.mean()),
         "centred_least": float(centred.min()),
         "neighbours": sum(shared) / count if count else 1.0,
+        "chunks": len(counts),
+        "by_chunk": of_each(by_chunk),
     }
 
 

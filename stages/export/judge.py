@@ -18,6 +18,7 @@ from stages.decode.run import read_features
 from stages.export.judge_job import JudgeJob
 from stages.export.outline import outline_of
 from stages.export.packed_form import Packed
+from stages.export.parity import of_each
 from stages.export.putting import put_rounded
 from stages.export.teaching import expected
 from stages.models.loading import ModelJob, facts
@@ -36,12 +37,15 @@ class Agreement:
     def __init__(self) -> None:
         self.tokens = self.agreeing = self.captions = self.same = 0
         self.divergence = 0.0
+        self._by_caption: dict[str, float] = {}
 
-    def add(self, wanted: torch.Tensor, found: torch.Tensor) -> None:
-        """Count one caption; both are logits [tokens, vocabulary]."""
+    def add(self, key: str, wanted: torch.Tensor, found: torch.Tensor) -> None:
+        """Count the caption of this key; both are logits [tokens, vocabulary]."""
         first, second = (logits.double().log_softmax(-1) for logits in (wanted, found))
-        self.divergence += float((first.exp() * (first - second)).sum())
+        divergence = float((first.exp() * (first - second)).sum())
         agreeing = first.argmax(-1) == second.argmax(-1)
+        self.divergence += divergence
+        self._by_caption[key] = divergence / max(1, len(agreeing))
         self.tokens += len(agreeing)
         self.agreeing += int(agreeing.sum())
         self.captions += 1
@@ -54,6 +58,7 @@ class Agreement:
             "token_agreement": self.agreeing / max(1, self.tokens),
             "divergence": self.divergence / max(1, self.tokens),
             "captions_as_native": self.same / max(1, self.captions),
+            "by_caption": of_each(self._by_caption),
         }
 
 
@@ -93,7 +98,7 @@ def run(told: dict[str, Any], report: Report) -> None:
         for member, found in zip(members, held.use(partial(ask_together, members)), strict=True):
             path = folder / member["key"]
             if job.compared:
-                agreement.add(load_file(path)["logits"], found)
+                agreement.add(member["key"], load_file(path)["logits"], found)
             else:
                 with whole_file(path) as file:
                     file.write(save({"logits": found}))

@@ -7,6 +7,8 @@ from typing import Any
 
 FRAMES = 64
 """Least frames that a checkpoint is judged by."""
+KEPT, DIGITS = 200, 6
+"""Captions or chunks whose figure is told by itself, and the digits of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +68,15 @@ GATES = (
 )
 """Figures that decide. By how many of the captions are the same as the original's is told, and
 decides nothing: one word in a hundred may be as good as another."""
+
+
+def of_each(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the figure of each caption or chunk, the smallest first; of very many those that lie
+    evenly among them, with the first and the last."""
+    ranked = sorted(values, key=lambda name: (values[name], name))
+    if len(ranked) > KEPT:
+        ranked = [ranked[at * (len(ranked) - 1) // (KEPT - 1)] for at in range(KEPT)]
+    return {name: float(f"{values[name]:.{DIGITS}g}") for name in ranked}
 
 
 def judged(figures: Mapping[str, Mapping[str, Any]], frames: int) -> dict[str, Any]:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from artifacts.errors import UsageError
 from flows.console.display import duration, size
 from flows.job.sources import writable
 from flows.pipelines import LABELS
+from flows.results.export_read import ExportFound, export_in
 from flows.results.report.labels import label_counts, labelled_media
 from flows.results.report.media import FILE, captioned_media, failed_media
+from flows.results.report.parity import export_about, parity_facts
 from flows.results.report.stages import plan_table, stage_table, timeline_of
 from flows.results.run_read import load_record
 from flows.results.status import advice, kind_of, places, stages_of, written
@@ -21,11 +24,13 @@ Rows = Iterator[tuple[str, str]]
 
 
 def facts(out: Path, folder: Path) -> dict[str, Any]:
-    """Return what a page in `folder` shows of the last run into `out`. Raises UsageError when there
-    was none, EnvironmentFault."""
-    record = load_record(out)
+    """Return what a page in `folder` shows of the last run into `out`, or of an export: of the run
+    of its original. Raises UsageError when there was none, EnvironmentFault."""
+    export = export_in(out)
+    run = _run_of(export, out)
+    record = load_record(run)
     is_labels = kind_of(record) == LABELS
-    media = labelled_media(out, folder) if is_labels else captioned_media(out, folder)
+    media = labelled_media(run, folder) if is_labels else captioned_media(run, folder)
     prompts = list(dict.fromkeys(medium["prompt"] for medium in media if medium["prompt"]))
     if len(prompts) == 1:  # told once, above
         for medium in media:
@@ -39,17 +44,36 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "advice": advice(record),
         "updated": _moment(record["updated"]),
         "totals": list(_totals(record, timeline["seconds"])),
-        "about": [*_about(record, prompts), ("folder", writable(str(out.absolute())))],
+        "about": [
+            *(export_about(export) if export else ()),
+            *_about(record, prompts),
+            ("folder", writable(str(run.absolute()))),
+        ],
+        "parity": parity_facts(export) if export else None,
         "stages": stage_table(record, stages_of(record, time.time())),
         "plan": plan_table(record),
         "timeline": timeline,
-        "failures": failed_media(out) or record["failures"],
+        "failures": failed_media(run) or record["failures"],
         "failed": record["media"]["failed"],
         "files": record["media"]["total"] - record["media"]["failed"],
         "warnings": [[e["name"], text] for e in record["stages"] for text in e["warnings"]],
         "media": media,
-        "labels": label_counts(out) if is_labels else None,
+        "labels": label_counts(run) if is_labels else None,
     }
+
+
+def _run_of(export: ExportFound | None, out: Path) -> Path:
+    """Return the folder of the run that a page is about. Raises UsageError for an export without
+    one."""
+    if export is None:
+        return out
+    if not export.runs:
+        raise UsageError(
+            f"{out} has no record of the runs that the checkpoint was judged by",
+            hint=f"Name the folder that it was exported to; `penstock status {out}` says how near "
+            "it is to its original",
+        )
+    return export.runs[0]
 
 
 def _totals(record: Mapping[str, Any], seconds: float) -> Rows:

@@ -77,6 +77,7 @@ function media() {
 }
 
 run();
+if (data.parity) parity(data.parity);
 memory();
 trouble();
 if (data.labels) labels(data.labels, data.media.length, data.files);

@@ -1,0 +1,70 @@
+"""Makes a Prefect flow of the export of a model in few bits, as of the run that captions."""
+
+from typing import Any
+
+from prefect import State, flow
+from pydantic import ConfigDict, with_config
+
+from artifacts.errors import PenstockError
+from flows.console.display import Display
+from flows.deployments.runs import run_in_flow
+from flows.deployments.schema import CaptionConfig
+from flows.deployments.view import show
+from flows.job.export_asked import HALVES
+from flows.job.export_config import ExportConfig
+from flows.results.exported import Exported
+from flows.running.export import export
+from flows.running.run import LauncherMaker, OnBegin
+from flows.running.samples import judging_media
+from stages.export.job import GROUPS, KINDS
+
+CHECKPOINT = "checkpoint"
+"""Name of what is made: the stage that makes it has the bar `penstock-export`."""
+
+
+def tighten_export(schema: dict[str, Any]) -> None:
+    """Make Prefect refuse before a run what ExportConfig would refuse in it."""
+    fields = schema["properties"]
+    fields["to"]["enum"] = list(KINDS)
+    fields["half"]["enum"] = ["", *HALVES]
+    fields["group"]["enum"] = list(GROUPS)
+    fields["samples"]["minimum"] = 2
+    fields["memory"]["anyOf"][0]["exclusiveMinimum"] = 0
+    for name in ("model", "out"):
+        fields[name]["minLength"] = 1
+
+
+with_config(
+    ConfigDict(extra="forbid", use_attribute_docstrings=True, json_schema_extra=tighten_export)
+)(ExportConfig)
+
+
+@flow(name="export-model", persist_result=False)
+def export_model(config: ExportConfig) -> State[Any]:
+    """Write a checkpoint in few bits, and take it if it does as its original; the fields of
+    `config` are the options of `penstock export`.
+
+    Relative paths are looked up as `caption-videos` does. A checkpoint that does not pass fails the
+    run and stays in `rejected` below its folder.
+    """
+
+    def run(
+        _: CaptionConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
+    ) -> Exported:
+        with judging_media(config, display.say) as sources:
+            captioning = config.captioning(sources)
+            return passed(export(captioning, config.asked(), display, make_launcher, on_begin))
+
+    return run_in_flow(config.captioning(), run, CHECKPOINT)
+
+
+def passed(result: Exported) -> Exported:
+    """Return an export that passed. Raises PenstockError for another, of which a table is shown."""
+    if result.accepted:
+        return result
+    missed = "; ".join(result.parity["missed"])
+    show([result.row()], missed, f"penstock-{CHECKPOINT}")
+    raise PenstockError(
+        f"not reached: {missed}",
+        hint=f"The checkpoint is kept in {result.out}; `accept` takes it all the same",
+    )
