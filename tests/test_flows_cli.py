@@ -50,9 +50,9 @@ COMMANDS = {
     "cache": {"ACTION"},
     "convert": {"SRC", "DST", "--dtype"},
     "export": {
-        "MODEL", "--to", "--out", "--half", "--revision", "--trust-remote-code", "--calibrate",
-        "--calibrate-store", "--samples", "--group", "--accept", "--store", "--memory", "--dry-run",
-        "--quiet", "--json",
+        "MODEL", "--to", "--out", "--half", "--adapter", "--revision", "--trust-remote-code",
+        "--calibrate", "--calibrate-store", "--samples", "--group", "--accept", "--store",
+        "--memory", "--dry-run", "--quiet", "--json",
     },
     "doctor": {"--measure"},
     "demo": {"--clips", "--seed", "--precision"},

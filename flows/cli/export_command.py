@@ -21,6 +21,7 @@ def export_command(given: argparse.Namespace) -> int:
         to=given.kind,
         out=given.out,
         half=given.half,
+        adapter=given.adapter,
         revision=given.revision,
         calibrate=tuple(given.calibrate),
         calibrate_store=given.calibrate_store,

@@ -14,6 +14,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     add("--to", dest="kind", required=True, metavar="KIND", help=f"{'|'.join(KINDS)}")
     add("--out", required=True, metavar="DIR", help="a new folder, or one begun before")
     add("--half", default="", metavar="H", help=f"{'|'.join(HALVES)} [language; vision of a CLIP]")
+    add("--adapter", default="", metavar="A", help="folder of a LoRA (PEFT), merged into it before")
     add("--revision", metavar="R", help="branch, tag or commit of a hub id")
     add("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
     group = parser.add_argument_group("calibration and judgement")

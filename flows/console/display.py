@@ -23,6 +23,7 @@ VERBS = {
     "webdataset": "writing samples",
     "cut": "cutting clips",
     "convert": "converting",
+    "merge": "merging the adapter",
 }
 
 UNITS = {

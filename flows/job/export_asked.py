@@ -39,6 +39,8 @@ class ExportAsked:
     """Whether weights are rounded by what they do to the user's own media."""
     stored: bool = False
     """Whether these are read off the store, and no media are given."""
+    adapter: str = ""
+    """Folder of an adapter that is merged into the model before; empty: none."""
     samples: int = SAMPLES
     group: int = GROUP
     accept: bool = False
@@ -57,6 +59,12 @@ class ExportAsked:
             raise UsageError(
                 f"--group {self.group} is not known",
                 hint=f"Give one of {', '.join(map(str, GROUPS))}",
+            )
+        if self.adapter and self.stored:
+            raise UsageError(
+                "--adapter and --calibrate-store are given: what is in a store was captioned by "
+                "the model without the adapter, or by another one",
+                hint="Give media with --calibrate SOURCES",
             )
         if self.samples < 2:
             raise UsageError(f"--samples is {self.samples}", hint="Give 2 or more")
@@ -106,3 +114,9 @@ class ExportAsked:
     def runs(self) -> Path:
         """Return the folder of what it is judged by."""
         return self.folder / RUNS
+
+    @property
+    def merged(self) -> Path:
+        """Return the folder of the model with its adapter, which is there until the checkpoint is
+        in its place."""
+        return self.runs / "merged"

@@ -32,6 +32,8 @@ class ExportConfig:
     demo world."""
     calibrate_store: str = ""
     """A store that has captions of the model, to be taken instead of media."""
+    adapter: str = ""
+    """Folder of a LoRA adapter that is merged into the model before."""
     samples: int = SAMPLES
     """At most so many chunks calibrate and judge it."""
     group: int = GROUP
@@ -68,6 +70,7 @@ class ExportConfig:
             half=self.half,
             calibrated=bool(self.calibrate or self.calibrate_store),
             stored=bool(self.calibrate_store),
+            adapter=self.adapter,
             samples=self.samples,
             group=self.group,
             accept=self.accept,

@@ -17,6 +17,7 @@ ENTRIES: Mapping[str, str] = {
     **{name: stage.entry for name, stage in STAGES.items()},
     "describe": "stages.models.run:run",
     "convert": "stages.convert.run:run",
+    "merge": "stages.export.merge:run",
     "cut": "stages.frames.cut:run",
     "measure": "stages.memory.measure:run",
     "probe": "stages.process.probe:run",

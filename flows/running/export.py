@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from artifacts.keys import digest_of
+from artifacts.paths import folder_named
 from artifacts.schema import Part
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -19,7 +20,6 @@ from flows.job.export_asked import EXPORTED as EXPORTED_RUN
 from flows.job.export_asked import NATIVE, ExportAsked
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
-from flows.job.tasks import Task
 from flows.pipelines import EXPORT, EXPORT_VECTORS, EXPORTED, EXPORTED_VECTORS, makes_vectors
 from flows.planning.costs.export import HESSIAN_BYTES
 from flows.planning.rungs import Rung
@@ -31,10 +31,12 @@ from flows.results.exported import (
     was_judged,
 )
 from flows.running.calls import Calls
+from flows.running.merging import merge, merged_of, source_of
 from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
-from flows.running.samples import ExportSample, media_in, samples_of
+from flows.running.samples import ExportSample, by_place, media_in, samples_of
 from flows.running.sequence import Sequence
 from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE
+from stages.export.adapter import read_adapter
 from stages.export.job import PACKED
 from stages.process.stage import Stage
 
@@ -73,23 +75,51 @@ class _Export:
             config, precision="native", out=str(asked.runs / NATIVE), limit=asked.samples
         )
         self._asked = asked
+        self._display = display
         self._watch = partial(Watch, display, on_begin)
         self._make_launcher = make_launcher
+        self._source: dict[str, Any] = {}
+        """The model and the adapter that it was merged with; empty: the model as it is."""
         self._parts: tuple[Part, ...] = ()
         self._samples: list[ExportSample] = []
         self._figures: dict[str, Any] = {}
 
     def run(self) -> Exported:
+        result = self._merged() if self._asked.adapter else None
+        result = result or self._exported()
+        if self._asked.adapter and result.accepted:  # it is as large as the original
+            shutil.rmtree(self._asked.merged, ignore_errors=True)
+        return result
+
+    def _merged(self) -> Exported | None:
+        """Go on with the model that the adapter was merged into. Where that was exported before,
+        return the checkpoint."""
+        asked, watch = self._asked, self._watch()
+        adapter = read_adapter(folder_named(asked.adapter, "adapter"))
+        with prepared(self._config, watch, self._make_launcher, EXPORT, EXPORT_VECTORS) as found:
+            job, _ = found
+            self._source = merged_of(job, adapter)
+            if (done := self._done(job)) is not None:
+                return done
+            merge(job, asked, adapter, self._source, self._display, self._make_launcher)
+        self._config = replace(self._config, model=str(asked.merged), revision=None)
+        return None
+
+    def _done(self, job: Job) -> Exported | None:
+        """Return the checkpoint if it needs no work: it is in its place, or waits for it."""
+        self._parts = self._asked.parts(job.model.profile.route)
+        recipe = self._recipe(job)
+        if (done := placed_before(self._asked.folder, recipe)) is not None:
+            return done
+        return put_into_place(self._asked) if was_judged(self._asked, recipe) else None
+
+    def _exported(self) -> Exported:
         watch = self._watch()
         with prepared(self._config, watch, self._make_launcher, EXPORT, EXPORT_VECTORS) as found:
             job, launcher = found
             dual = makes_vectors(job.pipeline)
-            self._parts = self._asked.parts(job.model.profile.route)
-            recipe = self._recipe(job)
-            if (done := placed_before(self._asked.folder, recipe)) is not None:
+            if (done := self._done(job)) is not None:
                 return done
-            if was_judged(self._asked, recipe):
-                return put_into_place(self._asked)
             with watch.working(job, launcher, "exporting into") as (sequence, _, _):
                 if dual:
                     sequence.fill()
@@ -100,7 +130,7 @@ class _Export:
         if not self._asked.packed:
             self._judged(job)
         frames = sum(len(sample.task.chunk.times) for sample in self._samples)
-        note_parity(self._asked.work, recipe, self._figures, frames)
+        note_parity(self._asked.work, self._recipe(job), self._figures, frames)
         shutil.rmtree(self._asked.runs / EXPECTED, ignore_errors=True)
         return put_into_place(self._asked)
 
@@ -108,7 +138,7 @@ class _Export:
         """Return what decides the bytes of the checkpoint, but the samples."""
         asked = self._asked
         return {
-            "source": [job.model.digests[part] for part in sorted(job.model.digests)],
+            **(self._source or source_of(job)),
             "kind": asked.kind,
             "parts": list(self._parts),
             "group": asked.group if asked.packed else 0,
@@ -173,7 +203,7 @@ class _Export:
     def _words(self, job: Job, samples: list[ExportSample]) -> dict[str, Any]:
         """Return the samples whose words are asked for, with the features that this job has."""
         changed = "captions" not in job.ledger.namespaces.of and "vision" in self._parts
-        tasks = _by_place(job) if changed else {}
+        tasks = by_place(job) if changed else {}
         of_each = [tasks.get(sample.task.place[:2], sample.task) for sample in samples]
         return {
             "store": job.store.url,
@@ -192,7 +222,7 @@ class _Export:
 
     def _pairs(self, original: Job, job: Job) -> dict[str, Any]:
         """Return the features of the samples, of both checkpoints."""
-        kind, tasks = job.pipeline[-1].writes, _by_place(job)
+        kind, tasks = job.pipeline[-1].writes, by_place(job)
         found = [(s.task, tasks[s.task.place[:2]]) for s in self._samples]
         return {
             "store": job.store.url,
@@ -217,8 +247,3 @@ def _hessian_bytes(job: Job) -> int:
     """Return the bytes that may be summed up for one layer: no more than leave room for the
     rest."""
     return min(HESSIAN_BYTES, max(LEAST_BYTES, job.budget.of_stage(job.device) // 4))
-
-
-def _by_place(job: Job) -> dict[tuple[str, int], Task]:
-    """Return the chunks of a job by medium and number."""
-    return {task.place[:2]: task for task in job.ledger.tasks(job.media)}

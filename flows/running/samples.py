@@ -72,3 +72,8 @@ def samples_of(job: Job, media: Sequence[Medium], most: int) -> list[ExportSampl
         ExportSample(task, kept.meta(task[last.writes])["caption"] if captions else "")
         for task in found[::step][:most]
     ]
+
+
+def by_place(job: Job) -> dict[tuple[str, int], Task]:
+    """Return the chunks of a job by medium and number."""
+    return {task.place[:2]: task for task in job.ledger.tasks(job.media)}

@@ -15,22 +15,12 @@ from stages.convert.pickles import Pickle, open_pickle
 from stages.convert.source import PickledModel, config_as, find_pickled, json_bytes
 from stages.models.hub.checkpoint import AGAIN
 from stages.models.natives.registry import ORIGINALS, OriginalLayout
-from stages.models.shards.layout import TensorSpec, WeightShard, lay_out
-from stages.models.shards.writing import (
-    CONFIG,
-    check_room,
-    claimed,
-    in_pieces,
-    is_complete,
-    is_written,
-    write_rest,
-    write_shard,
-)
+from stages.models.shards.layout import TensorSpec, lay_out
+from stages.models.shards.writing import CONFIG, claimed, in_pieces, write_checkpoint
 from stages.process.job import job_of
 from stages.process.report import Report
 
 MORE_ROOM = "Free some space, or give a folder on a larger disk; --dtype fp16 takes half of fp32"
-GO_ON = "Mend that, and run the same command again: what is written is kept"
 
 
 class PickledTensor(NamedTuple):
@@ -69,7 +59,7 @@ def _convert(job: ConvertJob, report: Report) -> None:
         "shard_bytes": job.shard_bytes,
     }
     with claimed(folder, made_of):
-        _write(folder, shards, small, _Contents(origins, original), report)
+        write_checkpoint(folder, shards, small, _Contents(origins, original), report, MORE_ROOM)
     report.note(tensors=len(origins), data_bytes=sum(shard.data_bytes for shard in shards))
 
 
@@ -84,27 +74,6 @@ def _telling(report: Report) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-
-
-def _write(
-    folder: Path,
-    shards: Sequence[WeightShard],
-    small: Mapping[str, bytes],
-    contents: "_Contents",
-    report: Report,
-) -> None:
-    left = [shard for shard in shards if not is_written(folder, shard)]
-    report.note(shards=len(shards), there=len(shards) - len(left))
-    if is_complete(folder, shards):
-        return
-    check_room(folder, left, MORE_ROOM)
-    try:
-        for shard in left:
-            write_shard(folder, shard, contents)
-            report.item(shard.name, label=shard.name)
-        write_rest(folder, shards, small)
-    except EnvironmentFault as error:
-        raise EnvironmentFault(error.message, hint=GO_ON) from error
 
 
 class _Contents:

@@ -81,7 +81,7 @@ def outline_of(
     refuse_pickle(folder, trusted=False)
     config, cls = config_and_class(folder, trusted)
     headers = read_headers(Checkpoint(name=str(folder), folder=folder))
-    _refuse_unwritable(folder, config, headers)
+    refuse_unwritable(folder, config, headers)
     dtype = _dtype_of(config, headers)
     for name in config.sub_configs:  # each is built in its own
         if (part := getattr(config, name, None)) is not None:
@@ -162,7 +162,8 @@ def _dtype_of(config: Any, headers: Collection[Header]) -> torch.dtype:
     return next((found for found in types if found.is_floating_point), torch.float32)
 
 
-def _refuse_unwritable(folder: Path, config: Any, headers: Collection[Header]) -> None:
+def refuse_unwritable(folder: Path, config: Any, headers: Collection[Header]) -> None:
+    """Refuse a checkpoint in few bits, or in numbers that are not known. Raises UsageError."""
     settings = stored_settings(config)
     if settings is not None:
         method = settings.get("quant_method", "another method")

@@ -14,12 +14,11 @@ from stages.export.weights import files_of, is_made, made_shards, write_file
 from stages.models.deferred_imports import import_transformers
 from stages.models.halves.load import config_and_class
 from stages.models.hub.checkpoint import SMALL, small_files
-from stages.models.shards.writing import CONFIG, check_room, claimed, write_rest
+from stages.models.shards.writing import CONFIG, GO_ON, check_room, claimed, write_rest
 from stages.process.job import job_of
 from stages.process.report import Report
 
 MORE_ROOM = "Free some space, or give a folder on a larger disk"
-GO_ON = "Mend that, and run the same command again: what is written is kept"
 
 
 def warm(told: dict[str, Any]) -> None:

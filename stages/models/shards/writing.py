@@ -23,6 +23,7 @@ from artifacts.store import fault_of
 from stages.models.hub.checkpoint import INDEX
 from stages.models.hub.faults import shown, size_of
 from stages.models.shards.layout import TensorSpec, WeightShard, index_of
+from stages.process.report import Report
 
 NOTE = "penstock_made_of.json"
 """File that says what a folder was made of."""
@@ -31,6 +32,8 @@ FORMAT = 1
 CONFIG = "config.json"
 CHUNK_BYTES = 8 << 20
 """Bytes of a tensor that are held in memory at a time."""
+
+GO_ON = "Mend that, and run the same command again: what is written is kept"
 
 Contents = Callable[[TensorSpec], Iterable[torch.Tensor]]
 """Function that yields a tensor's numbers in pieces: contiguous, of its type, in their order."""
@@ -112,6 +115,31 @@ def check_room(folder: Path, shards: Iterable[WeightShard], hint: str) -> None:
             f"{shown(folder)} is to take {size_of(needed)}, and {size_of(free)} are free there",
             hint=hint,
         )
+
+
+def write_checkpoint(
+    folder: Path,
+    shards: Sequence[WeightShard],
+    small: Mapping[str, bytes],
+    contents: Contents,
+    report: Report,
+    more_room: str,
+) -> None:
+    """Write what is not there yet of a checkpoint whose folder is claimed, and tell each file of
+    weights as an item. A note says before how many `shards` there will be, and how many are
+    `there`; `more_room` says what to do where they do not fit. Raises EnvironmentFault."""
+    left = [shard for shard in shards if not is_written(folder, shard)]
+    report.note(shards=len(shards), there=len(shards) - len(left))
+    if is_complete(folder, shards):
+        return
+    check_room(folder, left, more_room)
+    try:
+        for shard in left:
+            write_shard(folder, shard, contents)
+            report.item(shard.name, label=shard.name)
+        write_rest(folder, shards, small)
+    except EnvironmentFault as error:
+        raise EnvironmentFault(error.message, hint=GO_ON) from error
 
 
 def write_shard(folder: Path, shard: WeightShard, contents: Contents) -> None:

@@ -1,0 +1,71 @@
+"""Has a process merge an adapter into the model of a job, which is then exported in its stead."""
+
+from typing import Any
+
+from artifacts.keys import digest_of
+from flows.console.display import Display
+from flows.job.describing import readable
+from flows.job.export_asked import ExportAsked
+from flows.job.launch import StageCall, run_to_end
+from flows.job.models import digests_in
+from flows.job.prepare import Job
+from flows.job.weights import fetch_parts
+from flows.running.run import LauncherMaker
+from stages.export.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
+from stages.export.merge_job import MergeJob
+from stages.process.events import Event, Noted
+from stages.process.job import told_of
+
+MOST_BYTES = 1 << 30
+"""Bytes that merging may take above its imports: pieces of tensors take 100 MB, the model without
+weights as much, and what is said of 100,000 tensors takes 300 MB."""
+
+
+def source_of(job: Job) -> dict[str, Any]:
+    """Return what decides the numbers of a job's model."""
+    return {"source": [job.model.digests[part] for part in sorted(job.model.digests)]}
+
+
+def merged_of(job: Job, adapter: Adapter) -> dict[str, Any]:
+    """Return what decides those of the model that an adapter was merged into."""
+    digests = digests_in(job.store)
+    with readable(str(adapter.folder)):
+        files = [digests.of(adapter.folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+    return {**source_of(job), "adapter": digest_of(files)}
+
+
+def merge(
+    job: Job,
+    asked: ExportAsked,
+    adapter: Adapter,
+    recipe: dict[str, Any],
+    display: Display,
+    make_launcher: LauncherMaker,
+) -> None:
+    """Write the merged model, or what is not there yet of it. Raises PenstockError; what is written
+    stays."""
+
+    def listen(name: str, event: Event) -> None:
+        if isinstance(event, Noted) and "shards" in event.values:
+            display.stage(name, event.values["shards"], event.values["there"])
+        display.listen(name, event)
+
+    fetch_parts(job.model, list(job.model.profile.parts), display)
+    told = MergeJob(
+        model=str(job.model.folder),
+        adapter=str(adapter.folder),
+        recipe=recipe,
+        folder=str(asked.merged),
+        trust_remote_code=job.config.trust_remote_code,
+    )
+    call = StageCall(
+        name="merge",
+        arguments=told_of(told),
+        device="cpu",
+        log=asked.runs / "logs" / "merge.log",
+        budget=MOST_BYTES,
+    )
+    try:
+        run_to_end(make_launcher(listen), call)
+    finally:
+        display.close()

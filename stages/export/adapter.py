@@ -1,0 +1,233 @@
+"""Reads an adapter as PEFT writes it, and refuses one that cannot be merged. Knows no model, and
+reads no weights.
+
+A LoRA adds B x A, times a scale, to the matrix of a linear layer. Much that goes by that name adds
+something else besides; it is refused by what the configuration says of it.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.regular import read_text
+from stages.models.hub.checkpoint import JSON_BYTES
+from stages.models.hub.headers import TensorPlace, read_places
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+MERGE_FIRST = (
+    "Merge it with PEFT (merge_and_unload, save_pretrained), and give that folder as MODEL"
+)
+TRAINED_AGAIN = "Copy it again from where it was trained"
+PREFIX = "base_model.model."
+"""Beginning of all names: what PEFT calls the model that it wraps."""
+LOW_RANK = re.compile(r"(?P<path>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
+WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)(?=\.)")
+"""Modules that PEFT puts around one of the model's."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of numbers that can be added to."""
+BEYOND: Mapping[str, str] = {
+    "use_dora": "DoRA",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "lora_bias": "LoRA with biases",
+    "target_parameters": "LoRA of parameters that are no layer",
+    "trainable_token_indices": "single trained tokens",
+    "alora_invocation_tokens": "activated LoRA",
+    "layer_replication": "repeated layers",
+    "arrow_config": "Arrow",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+}
+"""Settings that ask for more than B x A → what they are called."""
+STARTS = ("gaussian", "eva", "orthogonal")
+"""Ways to begin a training that leave the model's own weights as they are, beside the usual one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LowRank:
+    """The matrices whose product is added to one weight."""
+
+    a: str
+    """Name of A: rank x columns."""
+    b: str
+    """Name of B: rows x rank."""
+    shape: tuple[int, int]
+    """Rows and columns of B x A."""
+    scale: float
+    embedding: bool
+    """Whether it is of a table of words, which keeps a row a word."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """An adapter whose weights were not read."""
+
+    folder: Path
+    base: str
+    """Name of the model that it was trained on, as it says."""
+    turned: bool
+    """Whether the layers that it was trained on keep their weights the other way round, where the
+    model does not tell."""
+    places: Mapping[str, TensorPlace]
+    """Tensor → where it lies in the file."""
+    low_rank: Mapping[str, LowRank]
+    """Path of a module of the model → what is added to its weight."""
+    whole: Mapping[str, str] = field(default_factory=dict)
+    """Path of a parameter of the model → the tensor that takes its place."""
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / ADAPTER_WEIGHTS
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Return the adapter in a folder. Raises UsageError for one that is none, or is more than can
+    be merged, EnvironmentFault for one that is not whole."""
+    settings = _settings(folder)
+    _refuse_beyond(folder, settings)
+    path = folder / ADAPTER_WEIGHTS
+    if not path.exists():
+        pickled = f" but {PICKLED}, a pickle, which can run code" * (folder / PICKLED).exists()
+        raise UsageError(
+            f"{folder} has no {ADAPTER_WEIGHTS}{pickled}",
+            hint="Save it again as PEFT does by itself: save_pretrained(folder)",
+        )
+    places = read_places(path)
+    matrices: dict[str, dict[str, str]] = {}
+    whole: dict[str, str] = {}
+    for name, place in places.items():
+        bare = WRAPPERS.sub("", name.removeprefix(PREFIX))
+        match = LOW_RANK.fullmatch(bare)
+        if place.dtype not in FLOATS or ("lora_" in bare and match is None):
+            raise _not_merged(folder, f"holds {name} ({place.dtype})")
+        if match is None:
+            whole[bare] = name
+        else:
+            side = (match["embedding"] or "") + match["side"]
+            matrices.setdefault(match["path"], {})[side] = name
+    found = {p: _low_rank(folder, settings, p, of, places) for p, of in matrices.items()}
+    if not (found or whole):
+        raise UsageError(f"{path} holds nothing", hint=TRAINED_AGAIN)
+    _check_saved(folder, settings, whole)
+    return Adapter(
+        folder=folder,
+        base=str(settings.get("base_model_name_or_path") or ""),
+        turned=bool(settings.get("fan_in_fan_out")),
+        places=places,
+        low_rank=found,
+        whole=whole,
+    )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / ADAPTER_CONFIG
+    if not path.exists():
+        inside = sorted(found.parent for found in folder.glob(f"*/{ADAPTER_CONFIG}"))
+        hint = f"Give {inside[-1]}" if inside else "Give the folder that PEFT or ms-swift saved"
+        raise UsageError(f"{folder} has no {ADAPTER_CONFIG}: it is no adapter", hint=hint)
+    try:
+        found = json.loads(read_text(path, JSON_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EnvironmentFault(f"{path} cannot be read as JSON", hint=TRAINED_AGAIN) from error
+    if not isinstance(found, dict):
+        raise EnvironmentFault(f"{path} holds no settings", hint=TRAINED_AGAIN)
+    return found
+
+
+def _refuse_beyond(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse what is no LoRA, or more than one. Raises UsageError."""
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise UsageError(
+            f"{folder} is an adapter of the type {kind or 'of nothing'}, and LORA is merged",
+            hint=MERGE_FIRST,
+        )
+    for setting, words in BEYOND.items():
+        if settings.get(setting):
+            raise _not_merged(folder, f"asks for {words} ({setting})")
+    if settings.get("bias") not in (None, "none"):
+        raise _not_merged(folder, f"trained biases (bias is {settings['bias']})")
+    start = settings.get("init_lora_weights")
+    if isinstance(start, str) and start not in STARTS:
+        raise _not_merged(
+            folder, f"changed the model's own weights before it was trained ({start})"
+        )
+
+
+def _not_merged(folder: Path, why: str) -> UsageError:
+    return UsageError(f"{folder} {why}, which is not merged here", hint=MERGE_FIRST)
+
+
+def _low_rank(
+    folder: Path,
+    settings: Mapping[str, Any],
+    path: str,
+    names: Mapping[str, str],
+    places: Mapping[str, TensorPlace],
+) -> LowRank:
+    """Return what is added to the weight of one module, after checking that it fits itself."""
+    embedding = any(side.startswith("embedding_") for side in names)
+    sides = ("embedding_A", "embedding_B") if embedding else ("A", "B")
+    if set(names) != set(sides):
+        raise EnvironmentFault(
+            f"{folder / ADAPTER_WEIGHTS} lacks A or B of {path}", hint=TRAINED_AGAIN
+        )
+    a, b = (places[names[side]].shape for side in sides)
+    if len(a) != 2 or len(b) != 2:
+        raise _not_merged(folder, f"changes {path}, which is a convolution")
+    rank, scale = _rank_and_scale(folder, settings, path)
+    if not a[0] == b[1] == rank:
+        raise EnvironmentFault(
+            f"{folder} has ranks {a[0]} and {b[1]} at {path}, and its {ADAPTER_CONFIG} says {rank}",
+            hint=TRAINED_AGAIN,
+        )
+    first, second = (names[side] for side in sides)
+    return LowRank(a=first, b=second, shape=(b[0], a[1]), scale=scale, embedding=embedding)
+
+
+def _rank_and_scale(folder: Path, settings: Mapping[str, Any], path: str) -> tuple[int, float]:
+    """Return the rank of one module, and by what its B x A is multiplied."""
+    rank = _of_module(folder, settings, path, "r", "rank_pattern")
+    alpha = _of_module(folder, settings, path, "lora_alpha", "alpha_pattern")
+    if rank < 1 or rank != int(rank):
+        raise UsageError(f"{folder / ADAPTER_CONFIG}: r is {rank:g}", hint=TRAINED_AGAIN)
+    return int(rank), alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _of_module(
+    folder: Path, settings: Mapping[str, Any], path: str, name: str, patterns: str
+) -> float:
+    """Return a number that the first pattern which meets the end of a module's path may change."""
+    found, by_pattern = settings.get(name), settings.get(patterns) or {}
+    try:
+        for pattern, value in by_pattern.items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", path):
+                found = value
+                break
+    except (re.error, AttributeError) as error:
+        raise UsageError(
+            f"{folder / ADAPTER_CONFIG}: {patterns} makes no sense", hint=TRAINED_AGAIN
+        ) from error
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise UsageError(
+            f"{folder / ADAPTER_CONFIG} says no {name}, by which the scale is known",
+            hint=TRAINED_AGAIN,
+        )
+    return found
+
+
+def _check_saved(folder: Path, settings: Mapping[str, Any], whole: Mapping[str, str]) -> None:
+    """Refuse an adapter that lacks a module which was trained whole. Raises EnvironmentFault."""
+    wanted: Sequence[str] = settings.get("modules_to_save") or ()
+    for module in wanted:
+        if not any(f".{module}." in f".{path}" for path in whole):
+            raise EnvironmentFault(
+                f"{folder / ADAPTER_WEIGHTS} lacks {module}, which was trained whole",
+                hint=TRAINED_AGAIN,
+            )

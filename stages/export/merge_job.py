@@ -1,0 +1,22 @@
+"""The job of merging an adapter into one checkpoint; imports no library."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from stages.models.shards import SHARD_BYTES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergeJob:
+    """The checkpoint to write, and of what."""
+
+    model: str
+    """Folder of the checkpoint that the adapter was trained on."""
+    adapter: str
+    """Folder of the adapter."""
+    recipe: dict[str, Any]
+    """All that decides the bytes that are written."""
+    folder: str
+    """Folder to write to."""
+    trust_remote_code: bool = False
+    shard_bytes: int = SHARD_BYTES

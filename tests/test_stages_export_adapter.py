@@ -1,0 +1,149 @@
+"""An adapter that cannot be merged is refused in one line."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from penstock_demo import CHECKPOINT
+from tests.support.adapters import PREFIX, loaded, matrices, merged, settings, write_adapter
+from tests.support.families import checkpoint
+from tests.support.pickled import tensors_of
+from tests.support.tiny_families import FAMILIES
+
+Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
+
+
+def told_otherwise(**changes: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "adapter_config.json").write_text(json.dumps(settings(**changes)))
+
+    return write
+
+
+def holding(tensors: dict[str, torch.Tensor]) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+
+    return write
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+
+
+def torn(folder: Path) -> None:
+    with (folder / "adapter_model.safetensors").open("r+b") as file:
+        file.truncate(300)
+
+
+def above(folder: Path) -> None:
+    """The folder of a training, whose last checkpoint is the adapter."""
+    (folder / "checkpoint-9").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).rename(folder / "checkpoint-9" / name)
+
+
+def no_json(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{")
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Any], type[PenstockError], str]] = {
+    "no settings": (without("adapter_config.json"), UsageError, "has no adapter_config.json"),
+    "one above": (above, UsageError, "Give .*checkpoint-9"),
+    "no json": (no_json, EnvironmentFault, "cannot be read as JSON"),
+    "no weights": (without("adapter_model.safetensors"), UsageError, "has no adapter_model.safet"),
+    "pickle": (pickled, UsageError, "adapter_model.bin, a pickle, which can run code"),
+    "torn": (torn, EnvironmentFault, "is not a whole safetensors file"),
+    "ia3": (told_otherwise(peft_type="IA3"), UsageError, "of the type IA3, and LORA is merged"),
+    "dora": (told_otherwise(use_dora=True), UsageError, "asks for DoRA"),
+    "bias": (told_otherwise(bias="all"), UsageError, "trained biases"),
+    "pissa": (told_otherwise(init_lora_weights="pissa_niter_4"), UsageError, "own weights before"),
+    "parameters": (told_otherwise(target_parameters=["x"]), UsageError, "target_parameters"),
+    "no r": (told_otherwise(r=None), UsageError, "says no r"),
+    "no alpha": (told_otherwise(lora_alpha="much"), UsageError, "says no lora_alpha"),
+    "rank": (told_otherwise(r=8), EnvironmentFault, "has ranks 4 and 4 .* says 8"),
+    "pattern": (told_otherwise(rank_pattern={"(": 1}), UsageError, "rank_pattern makes no sense"),
+    "not saved": (told_otherwise(modules_to_save=["lm_head"]), EnvironmentFault, "lacks lm_head"),
+    "nothing": (holding({}), UsageError, "holds nothing"),
+    "half": (
+        holding({f"{PREFIX}{Q_PROJ}.lora_A.weight": torch.ones(4, 32)}),
+        EnvironmentFault,
+        "lacks A or B of",
+    ),
+    "convolution": (
+        holding({f"{PREFIX}p.lora_{side}.weight": torch.ones(4, 4, 1, 1) for side in "AB"}),
+        UsageError,
+        "convolution",
+    ),
+    "magnitudes": (
+        holding({f"{PREFIX}{Q_PROJ}.lora_magnitude_vector.weight": torch.ones(32)}),
+        UsageError,
+        "lora_magnitude_vector",
+    ),
+    "another model": (
+        holding(matrices({"model.layers.99.q_proj": (32, 32)})),
+        UsageError,
+        "changes model.layers.99.q_proj.weight, which .* has not.*somebody/model",
+    ),
+    "another shape": (
+        holding(matrices({Q_PROJ: (64, 32)})),
+        UsageError,
+        f"changes {Q_PROJ} of 64 x 32, which is 32 x 32 in",
+    ),
+    "twice": (
+        holding(matrices({Q_PROJ: (32, 32), Q_PROJ.removeprefix("model."): (32, 32)})),
+        UsageError,
+        "twice",
+    ),
+    "no number": (
+        holding(matrices({Q_PROJ: (32, 32)}, strength=math.inf)),
+        UsageError,
+        "holds what is no number",
+    ),
+    "too large": (
+        holding(matrices({Q_PROJ: (32, 32)}, strength=1e19)),
+        UsageError,
+        "too large for torch.float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_one_that_cannot_be_merged_is_refused_in_one_line(tmp_path: Path, why: str) -> None:
+    change, kind, match = REFUSED[why]
+    adapter = write_adapter(tmp_path / "adapter", matrices({Q_PROJ: (32, 32)}))
+    change(adapter)
+    with pytest.raises(kind, match=match) as caught:
+        merged(checkpoint("llava"), adapter, tmp_path / "made")
+    assert type(caught.value) is kind
+    assert caught.value.hint and "\n" not in str(caught.value)
+    assert not (tmp_path / "made" / "config.json").exists()
+
+
+def test_weights_that_two_layers_share_are_left_alone(tmp_path: Path) -> None:
+    words = loaded(CHECKPOINT).get_input_embeddings().weight
+    for name in ("lm_head", "model.language_model.embed_tokens"):
+        adapter = write_adapter(tmp_path / name, {f"{PREFIX}{name}.weight": words.detach()})
+        with pytest.raises(UsageError, match="share its numbers"):
+            merged(CHECKPOINT, adapter, tmp_path / "made")
+
+
+def test_what_the_loader_puts_together_is_not_merged_into(tmp_path: Path) -> None:
+    model = FAMILIES["glm4v_moe"]()[0]
+    model.save_pretrained(tmp_path / "source")
+    name, fused = next((n, p) for n, p in model.named_parameters() if "experts.gate_up" in n)
+    assert name not in tensors_of(tmp_path / "source")
+    adapter = write_adapter(tmp_path / "adapter", {PREFIX + name: fused.detach()})
+    with pytest.raises(UsageError, match="otherwise than the model computes with it"):
+        merged(tmp_path / "source", adapter, tmp_path / "made")

@@ -1,0 +1,203 @@
+"""An adapter is merged into the weights of a checkpoint as PEFT merges it into a model."""
+
+import contextlib
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from artifacts.errors import UsageError
+from penstock_demo import CHECKPOINT
+from stages.export.adapter import read_adapter
+from stages.export.targets import _turned
+from stages.models.shards.writing import write_shard
+from tests.support.adapters import (
+    ALPHA,
+    PREFIX,
+    RANK,
+    linears_of,
+    loaded,
+    matrices,
+    merged,
+    source_of,
+    write_adapter,
+)
+from tests.support.families import checkpoint
+from tests.support.pickled import bytes_of, tensors_of
+from tests.support.tiny_families import FAMILIES
+
+
+def add_by_hand(
+    model: Any, tensors: dict[str, torch.Tensor], scale: Callable[[str], float]
+) -> None:
+    with torch.no_grad():
+        for name, a in tensors.items():
+            path = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+            if path.endswith("weight"):
+                continue
+            b = tensors[name.replace("lora_A", "lora_B")]
+            weight = model.get_submodule(path).weight
+            weight.copy_(weight.float() + b.float() @ a.float() * scale(path))
+
+
+def assert_same(model: Any, other: Any, rtol: float = 0.0, atol: float = 0.0) -> None:
+    found, wanted = model.state_dict(), other.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype
+        torch.testing.assert_close(found[name], tensor, rtol=rtol, atol=atol, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["demo", "llava"])
+def test_it_is_what_is_added_to_the_modules_by_hand(
+    tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    model, source = loaded(source_of(name)), source_of(name)
+    tensors = matrices(linears_of(model), dtype=dtype)
+    adapter = write_adapter(tmp_path / "adapter", tensors)
+    made = merged(source, adapter, tmp_path / "made")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    add_by_hand(model, tensors, lambda path: ALPHA / RANK)
+    assert_same(loaded(made), model)
+    changed = [name for name, t in model.state_dict().items() if not torch.equal(t, before[name])]
+    assert len(changed) == len(tensors) // 2 > 20
+    types = {key: tensor.dtype for key, tensor in tensors_of(source).items()}
+    assert {key: tensor.dtype for key, tensor in tensors_of(made).items()} == types
+    assert (made / "config.json").read_bytes() == (source / "config.json").read_bytes()
+
+
+def test_names_of_older_versions_are_found(tmp_path: Path) -> None:
+    shapes = linears_of(loaded(checkpoint("llava")))
+    tensors = matrices(shapes)
+    files = tensors_of(checkpoint("llava"))
+    now, then = "model.language_model.layers", "language_model.model.layers"
+    older = {n.replace(now, then).replace("model.vision", "vision"): t for n, t in tensors.items()}
+    assert older.keys() != tensors.keys() and any(f"{then}.0" in name for name in files)
+    made = []
+    for n, each in enumerate((tensors, older)):
+        adapter = write_adapter(tmp_path / str(n) / "adapter", each)
+        made.append(merged(checkpoint("llava"), adapter, tmp_path / str(n) / "made"))
+    assert bytes_of(made[0]) == bytes_of(made[1])
+    # The same model whose files have the names of now.
+    again = shutil.copytree(checkpoint("llava"), tmp_path / "again")
+    path = again / "model.safetensors"
+    save_file({n.replace(then, now): t for n, t in load_file(path).items()}, path, {"format": "pt"})
+    adapter = write_adapter(tmp_path / "older", older)
+    assert_same(loaded(merged(again, adapter, tmp_path / "renamed")), loaded(made[0]))
+
+
+def test_ranks_scales_and_whole_modules_are_of_each_layer(tmp_path: Path) -> None:
+    source = checkpoint("llava")
+    model = loaded(source)
+    shapes = {path: shape for path, shape in linears_of(model).items() if "language" in path}
+    ranks = {path: 2 for path in shapes if "layers.1.mlp" in path}
+    assert ranks and len(ranks) < len(shapes)
+    tensors = matrices(shapes, ranks)
+    head = torch.full_like(model.lm_head.weight, 0.5)
+    tensors[f"{PREFIX}lm_head.weight"] = head
+    words = model.get_input_embeddings().weight
+    a, b = torch.randn(RANK, len(words)), torch.randn(words.shape[1], RANK)
+    for side, tensor in (("A", a), ("B", b)):
+        tensors[f"{PREFIX}model.language_model.embed_tokens.lora_embedding_{side}"] = tensor
+    adapter = write_adapter(
+        tmp_path / "adapter",
+        tensors,
+        use_rslora=True,
+        rank_pattern={r"layers\.1\.mlp\.\w+": 2},
+        alpha_pattern={"k_proj": 3},
+        modules_to_save=["lm_head"],
+    )
+
+    def scale(path: str) -> float:
+        return (3 if path.endswith("k_proj") else ALPHA) / math.sqrt(ranks.get(path, RANK))
+
+    add_by_hand(model, {n: t for n, t in tensors.items() if "lora_A" in n or "lora_B" in n}, scale)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(head)
+        words += (b @ a).T * scale("embed_tokens")
+    assert_same(loaded(merged(source, adapter, tmp_path / "made")), model, 1e-6, 1e-6)
+
+
+def test_tensors_are_merged_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = matrices(linears_of(loaded(CHECKPOINT)))
+    adapter = write_adapter(tmp_path / "adapter", tensors)
+    whole = merged(CHECKPOINT, adapter, tmp_path / "whole")
+    monkeypatch.setattr("stages.export.merge.CHUNK_BYTES", 1000)
+    pieces = merged(CHECKPOINT, adapter, tmp_path / "pieces")
+    # A sum of 32 bit may end in another bit, and fall on the other side of what is rounded.
+    assert_same(loaded(pieces), loaded(whole), rtol=2**-7, atol=1e-6)
+
+
+def test_matrices_of_experts_are_found_by_their_names_in_the_files(tmp_path: Path) -> None:
+    model = FAMILIES["glm4v_moe"]()[0]
+    model.save_pretrained(tmp_path / "source")
+    stored = tensors_of(tmp_path / "source")
+    name = next(n for n in stored if n.endswith("experts.1.gate_proj.weight"))
+    path = name.removesuffix(".weight")
+    tensors = matrices({path: tuple(stored[name].shape)})
+    adapter = write_adapter(tmp_path / "adapter", tensors)
+    made = tensors_of(merged(tmp_path / "source", adapter, tmp_path / "made"))
+    a, b = tensors.values()
+    torch.testing.assert_close(made.pop(name), stored.pop(name) + b @ a * 2)
+    assert all(torch.equal(made[key], tensor) for key, tensor in stored.items())
+
+
+def test_which_way_round_is_told_by_the_class_as_peft_has_it(tmp_path: Path) -> None:
+    tensors = matrices({"transformer.h.0.attn.c_attn": (96, 32)})
+    turned = read_adapter(write_adapter(tmp_path / "turned", tensors, fan_in_fan_out=True))
+    plain = read_adapter(write_adapter(tmp_path / "plain", tensors))
+    assert _turned(Conv1D(96, 32), plain) and _turned(None, turned)
+    assert not _turned(nn.Linear(32, 96), turned) and not _turned(None, plain)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what is no dependency
+def test_it_is_what_peft_merges(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    for name in ("demo", "llava"):
+        source = source_of(name)
+        shapes = linears_of(loaded(source))
+        adapter = write_adapter(
+            tmp_path / name / "adapter",
+            matrices(shapes, {path: 2 for path in shapes if path.endswith("k_proj")}),
+            use_rslora=True,
+            rank_pattern={"k_proj": 2},
+            alpha_pattern={r"layers\.1\.self_attn\.q_proj": 5},
+            target_modules=sorted(shapes),
+            base_model_name_or_path=str(source),
+        )
+        wrapped = peft.PeftModel.from_pretrained(loaded(source), adapter)
+        made = merged(source, adapter, tmp_path / name / "made")
+        assert_same(loaded(made), wrapped.merge_and_unload())
+
+
+def test_what_was_ended_goes_on_and_becomes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter", matrices(linears_of(loaded(CHECKPOINT))))
+    whole = merged(CHECKPOINT, adapter, tmp_path / "whole")
+    files = sorted(path.name for path in whole.glob("*.safetensors"))
+    written: list[str] = []
+
+    def failing(folder: Path, shard: Any, contents: Any) -> None:
+        if len(written) % 3 == 2:
+            written.append("ended")
+            raise KeyboardInterrupt
+        write_shard(folder, shard, contents)
+        written.append(shard.name)
+
+    monkeypatch.setattr("stages.models.shards.writing.write_shard", failing)
+    while not (tmp_path / "made" / "config.json").exists():
+        with contextlib.suppress(KeyboardInterrupt):
+            merged(CHECKPOINT, adapter, tmp_path / "made")
+    assert sorted(name for name in written if name != "ended") == files and len(files) > 3
+    assert bytes_of(tmp_path / "made") == bytes_of(whole)
+    with pytest.raises(UsageError, match="made of something else, or otherwise"):
+        merged(CHECKPOINT, adapter, tmp_path / "made", shard_bytes=1 << 30)
