@@ -25,7 +25,7 @@ class ExportSample(NamedTuple):
 @contextlib.contextmanager
 def judging_media(config: ExportConfig, say: Callable[[str], None]) -> Iterator[tuple[str, ...]]:
     """Yield the sources of an export: its own, none when a store is named, else clips of the demo
-    world, which are the same every time. It is said which."""
+    world, which is said."""
     if config.asked().calibrated:
         yield config.calibrate
         return
