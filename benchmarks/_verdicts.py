@@ -51,7 +51,8 @@ def judge_native(trial: Trial, clips: int) -> Check:
     name = f"{trial.budget / MIB:,.0f} MiB, native"
     if trial.code == 3:
         return Check(
-            text=f"{name}: ends with 3 and says what would fit", holds="Give --" in trial.last_words
+            text=f"{name}: ends with 3 and says what would fit",
+            holds="give --" in trial.last_words.lower(),
         )
     alone = len(trial.precisions) == 1 and not any(q in str(trial.precisions) for q in QUANTIZED)
     return Check(

@@ -83,7 +83,7 @@ SETTINGS = {
         llava=TINY,
         frames=2,
         tokens=2,
-        budgets="3.5x",
+        budgets="1.3x,3.5x",
         nf4="3.5x",
         planned=(("decode", "bf16", 1),),
     ),

@@ -130,4 +130,4 @@ def test_it_runs_on_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().out
     assert code == 0, told
     assert "| NO |" not in told
-    assert told.count("| yes |") == 5
+    assert told.count("| yes |") == 9

@@ -47,7 +47,7 @@ REFUSED = {
     "qwen4_exp": "its index has positions of its own",
 }
 """Family → why it is not for slots."""
-BATCHED = {"inkling", "inkling2", "minimax_m3_vl", "t5gemma2", *REFUSED}
+BATCHED = {"glm5_next", "inkling", "inkling2", "minimax_m3_vl", "t5gemma2", *REFUSED}
 BATCHED_VARIANTS = {"blip_2:t5", "instructblip:t5", "instructblipvideo:t5", "paligemma:gemma2"}
 SINGLE = [
     name

@@ -13,7 +13,7 @@ from artifacts.files import write_json
 from flows.console.display import size
 from flows.job.export_asked import ExportAsked
 from stages.export.parity import judged
-from stages.models.shards.writing import CONFIG
+from stages.models.hub.checkpoint import CONFIG
 
 PARITY = "parity.json"
 """File of a checkpoint that says how far it is from its original."""

@@ -13,10 +13,10 @@ from artifacts.keys import digest_of
 from stages.convert.job import DTYPES, ConvertJob
 from stages.convert.pickles import Pickle, open_pickle
 from stages.convert.source import PickledModel, config_as, find_pickled, json_bytes
-from stages.models.hub.checkpoint import AGAIN
+from stages.models.hub.checkpoint import AGAIN, CONFIG
 from stages.models.natives.registry import ORIGINALS, OriginalLayout
 from stages.models.shards.layout import TensorSpec, lay_out
-from stages.models.shards.writing import CONFIG, claimed, in_pieces, write_checkpoint
+from stages.models.shards.writing import claimed, in_pieces, write_checkpoint
 from stages.process.job import job_of
 from stages.process.report import Report
 

@@ -13,6 +13,7 @@ from artifacts.regular import open_regular, read_text
 AGAIN = "Download it again (with git: git lfs pull)"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+CONFIG = "config.json"
 JSON_BYTES = 32 << 20
 """Most bytes of a configuration or an index; the index of a thousand files fits."""
 SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*")

@@ -20,7 +20,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import HALF, read_kept, whole_file, write_json
 from artifacts.regular import open_regular
 from artifacts.store import fault_of
-from stages.models.hub.checkpoint import INDEX
+from stages.models.hub.checkpoint import CONFIG, INDEX
 from stages.models.hub.faults import shown, size_of
 from stages.models.shards.layout import TensorSpec, WeightShard, index_of
 from stages.process.report import Report
@@ -29,7 +29,6 @@ NOTE = "penstock_made_of.json"
 """File that says what a folder was made of."""
 FORMAT = 1
 """Number that rises when the same source would be laid out or written otherwise."""
-CONFIG = "config.json"
 CHUNK_BYTES = 8 << 20
 """Bytes of a tensor that are held in memory at a time."""
 
