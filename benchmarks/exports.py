@@ -33,11 +33,12 @@ SAMPLES, SEED = 256, 12
 """Clips that weights are calibrated on (a half of them, and judged by the other), and their
 seed."""
 ROWS: dict[str, tuple[str, bool, int]] = {
-    "nf4, exported": ("nf4", False, 64),
-    "int8, exported": ("int8", False, 64),
-    "w4a16": ("w4a16", False, 64),
-    "w4a16, calibrated": ("w4a16", True, 64),
-    "w8a16, calibrated": ("w8a16", True, 64),
+    "nf4, exported": ("nf4", False, 32),
+    "int8, exported": ("int8", False, 32),
+    "w4a16": ("w4a16", False, 32),
+    "w4a16, calibrated": ("w4a16", True, 32),
+    "w4a16 of 64, calibrated": ("w4a16", True, 64),
+    "w8a16, calibrated": ("w8a16", True, 32),
 }
 """Name → what it is exported to, whether by calibration, and columns that share a scale."""
 

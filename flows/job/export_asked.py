@@ -12,7 +12,9 @@ HALVES: dict[str, tuple[Part, ...]] = {
     "language": ("language",),
     "both": ("vision", "language"),
 }
-SAMPLES, GROUP = 128, 64
+OTHERS = ("awq", "gptq")
+"""Kinds that people ask for, and that w4a16 takes the place of."""
+SAMPLES, GROUP = 128, 32
 """Chunks that a checkpoint is calibrated and judged by, and columns that share a scale, where
 nobody says."""
 JUDGED = 64
@@ -48,9 +50,10 @@ class ExportAsked:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UsageError(
-                f"--to {self.kind} is not known", hint=f"Give one of {', '.join(KINDS)}"
-            )
+            hint = f"Give one of {', '.join(KINDS)}"
+            if self.kind in OTHERS:
+                hint = "Give w4a16 with --calibrate: the same kernels load it, of any family"
+            raise UsageError(f"--to {self.kind} is not offered", hint=hint)
         if self.half not in ("", *HALVES):
             raise UsageError(
                 f"--half {self.half} is not known", hint=f"Give one of {', '.join(HALVES)}"

@@ -158,7 +158,8 @@ class _Export:
             told = {**form, **self._words(job, seen), "hessian_bytes": _hessian_bytes(job)}
             recipe["samples"] = digest_of([member["key"] for member in told["members"]])
             rounded = told["folder"] = str(asked.runs / f"rounded-{digest_of(recipe)[:12]}")
-            self._once(job, sequence, CALIBRATE, told, len(seen))
+            notes = self._once(job, sequence, CALIBRATE, told, len(seen))
+            self._figures["rounding"] = {"to_nearest": notes.get("rounded_to_nearest", {})}
         self._samples = samples
         told = {**form, "model": str(job.model.folder), "recipe": recipe, "kind": asked.kind}
         told |= {"folder": str(asked.work), "calibrated": rounded}
