@@ -9,6 +9,7 @@ caption's positions, and take them.
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from stages.models.processors.prepare import open_ended, rebuild
 KEEP = "logits_to_keep"
 """Name by which most classes are told of how many positions logits are wanted."""
 DECODED = "decoder_input_ids"
+_taker: ContextVar[list[torch.Tensor] | None] = ContextVar("_taker", default=None)
+"""List of the call that computes now: calls that cross layers together take turns, each in a
+context of its own, and the hooks of all of them are there."""
 
 
 def expected(
@@ -69,15 +73,17 @@ def _taking(half: Any, count: int) -> Iterator[list[torch.Tensor]]:
     """Have the last `count` positions' logits computed, and yield a list that they come into; the
     last of it is what the outermost model says."""
     taken: list[torch.Tensor] = []
+    _taker.set(taken)
 
-    def keep(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**given, KEEP: count}
+    def keep(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        return (args, {**given, KEEP: count}) if _taker.get() is taken else None
 
-    def last(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][:, -count:], *args[1:])
+    def last(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return (args[0][:, -count:], *args[1:]) if _taker.get() is taken else None
 
     def take(_: Any, __: Any, output: Any) -> None:
-        if isinstance(logits := getattr(output, "logits", None), torch.Tensor):
+        logits = getattr(output, "logits", None)
+        if isinstance(logits, torch.Tensor) and _taker.get() is taken:
             taken.append(logits)
 
     with ExitStack() as hooks:
