@@ -18,7 +18,7 @@ from stages.export.calibrating import calibrate
 from stages.export.gptq import NoInverse, gptq
 from stages.export.outline import outline_of
 from stages.export.packed_form import Packed
-from stages.export.teaching import expected
+from stages.export.teaching import caption_of, expected
 from stages.models.halves.load import config_and_class, skeleton_of
 from stages.models.halves.offload import placement, waiting
 from stages.models.loading import ModelJob, facts
@@ -63,7 +63,7 @@ def run(told: dict[str, Any], report: Report) -> None:
 
     def read(member: dict[str, str], half: Any) -> None:
         row = read_features(features, member["features"])
-        expected(half, processor, row, member["prompt"], member["caption"])
+        expected(half, processor, caption_of(processor, row, member["prompt"], member["caption"]))
 
     def whole(half: Any) -> None:
         make_greedy(half, processor)

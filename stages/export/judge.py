@@ -1,7 +1,7 @@
 """Reads off a language half what it expects at each word of captions: of the original it is kept,
 of another it is compared with that. Knows neither vision half nor how weights came to be."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,13 @@ from stages.export.outline import outline_of
 from stages.export.packed_form import Packed
 from stages.export.parity import of_each
 from stages.export.putting import put_rounded
-from stages.export.teaching import expected
+from stages.export.teaching import (
+    Caption,
+    caption_of,
+    expected,
+    expected_by_steps,
+    looks_ahead,
+)
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.models.streaming.load import cross
@@ -81,18 +87,23 @@ def run(told: dict[str, Any], report: Report) -> None:
     processor, held, agreement = source.processor(), source.hold("language"), Agreement()
     report.note(ready=True, **facts(held.model))
 
-    def ask(half: Any, member: dict[str, str]) -> torch.Tensor:
+    def caption(member: dict[str, str]) -> Caption:
         row = read_features(features, member["features"])
-        return expected(half, processor, row, member["prompt"], member["caption"])
+        return caption_of(processor, row, member["prompt"], member["caption"])
+
+    def ask(half: Any, member: dict[str, str]) -> torch.Tensor:
+        return ready[half](half, processor, caption(member))
 
     def ask_together(members: Sequence[dict[str, str]], half: Any) -> list[torch.Tensor]:
-        make_greedy(half, processor)
-        if job.rounded and half not in ready:
-            _round(job, half)
-            ready.append(half)
+        if half not in ready:
+            make_greedy(half, processor)
+            if job.rounded:
+                _round(job, half)
+            (ahead,) = cross(half, [partial(looks_ahead, half, processor, caption(members[0]))])
+            ready[half] = expected_by_steps if ahead else expected
         return cross(half, [partial(ask, half, member) for member in members])
 
-    ready: list[Any] = []
+    ready: dict[Any, Callable[[Any, Any, Caption], torch.Tensor]] = {}
     for first in range(0, len(left), TOGETHER):
         members = left[first : first + TOGETHER]
         for member, found in zip(members, held.use(partial(ask_together, members)), strict=True):

@@ -3,19 +3,21 @@ family and no store.
 
 The caption stands behind the prompt, and `generate` is asked for one token more: so the half reads
 all of it in one pass, by whatever route its features go. Hooks have it compute the logits of the
-caption's positions, and take them.
+caption's positions, and take them. A half that looks at its prompt in both directions would read
+on; it is told by trying, and asked step by step.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from artifacts.errors import UsageError
+from stages.decode.reading import far, rounding
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord
@@ -29,23 +31,72 @@ _taker: ContextVar[list[torch.Tensor] | None] = ContextVar("_taker", default=Non
 context of its own, and the hooks of all of them are there."""
 
 
-def expected(
-    half: Any, processor: Any, row: FeatureRecord, prompt: str, caption: str
-) -> torch.Tensor:
+class Caption(NamedTuple):
+    """A caption that a half is asked about."""
+
+    row: FeatureRecord
+    prompt: str
+    ids: torch.Tensor
+    """Its tokens [1, tokens]."""
+
+
+def caption_of(processor: Any, row: FeatureRecord, prompt: str, text: str) -> Caption:
+    """Return a caption in tokens."""
+    ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    return Caption(row, prompt, ids.long())
+
+
+def expected(half: Any, processor: Any, caption: Caption) -> torch.Tensor:
     """Return the logits [tokens + 1, vocabulary] of each token of a caption and of what follows it,
     in 32 bit on the host. Raises UsageError for a half that cannot be asked so."""
-    ids = processor.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    row, prompt, ids = caption
     inputs = followed_by(half, open_ended(half, rebuild(processor, [row], [prompt])), ids)
     features = Features(row.features, row.needs, row.blank)
     count = ids.shape[1] + 1
     with _taking(half, count) as taken:
-        generate(half, inputs, features, max_new_tokens=1, do_sample=False, num_beams=1)
+        generate(half, inputs, features, max_new_tokens=1)
     if not taken or taken[-1].shape[1] < count:
         raise UsageError(
             f"{type(half).__name__} does not tell what it expects at each word",
             hint="Its checkpoint in few bits cannot be judged; --accept takes it all the same",
         )
     return taken[-1][0, -count:].float().cpu()
+
+
+def expected_by_steps(half: Any, processor: Any, caption: Caption) -> torch.Tensor:
+    """Return the same, a pass a token: of a half that looks at all of its prompt at each of its
+    places, and would see what is coming if the caption stood there."""
+    row, prompt, ids = caption
+    inputs = open_ended(half, rebuild(processor, [row], [prompt]))
+    features = Features(row.features, row.needs, row.blank)
+    options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True}
+    options["logits_processor"] = [_Dictated(ids[0].tolist())]
+    made: Any = generate(half, inputs, features, max_new_tokens=ids.shape[1] + 1, **options)
+    return torch.stack(made.logits, dim=1)[0].float().cpu()
+
+
+def looks_ahead(half: Any, processor: Any, caption: Caption) -> bool:
+    """Tell whether what a half expects first hangs on the caption that follows."""
+    if caption.ids.shape[1] < 2:
+        return False
+    short = caption._replace(ids=caption.ids[:, :1])
+    first, second = (expected(half, processor, c)[:1] for c in (short, caption))
+    return far([first], [second]) > rounding(half.dtype)
+
+
+class _Dictated:
+    """Has `generate` say given tokens, one a step, and afterwards whatever it likes."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = iter(tokens)
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        token = next(self._tokens, None)
+        if token is None:
+            return scores
+        wanted = torch.full_like(scores, -torch.inf)
+        wanted[:, token] = 0.0
+        return wanted
 
 
 def followed_by(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
