@@ -103,7 +103,8 @@ def check_stored(config: Any, kinds: Collection[str]) -> None:
     if method not in ("", "bitsandbytes"):
         raise UsageError(
             f"the checkpoint is quantized by {method}, of which halves cannot be loaded",
-            hint="Take the checkpoint it was made from, with --precision int8 or nf4",
+            hint="Take the checkpoint it was made from, with --precision int8 or nf4, or what "
+            "`penstock export --to nf4` makes of that",
         )
     if bool(settings) != bool(kinds) or len(kinds) > 1:
         is_in = " and ".join(sorted(kinds)) or "not quantized"
