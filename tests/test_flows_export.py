@@ -128,6 +128,15 @@ def test_weights_are_calibrated_on_what_the_store_has(
 
 
 @pytest.mark.slow
+def test_one_chunk_is_too_few_to_calibrate_and_judge(
+    tmp_path: Path, clips: Path, store: Path
+) -> None:
+    told = config(store, next(clips.glob("*.mp4")))
+    with pytest.raises(UsageError, match="there is 1 chunk, and none is left"):
+        exported(tmp_path / "made", "w4a16", told, calibrated=True)
+
+
+@pytest.mark.slow
 def test_the_vision_half_of_a_dual_encoder_is_judged_by_its_vectors(
     tmp_path: Path, clips: Path, store: Path
 ) -> None:

@@ -149,9 +149,9 @@ class _Export:
     def _written(self, job: Job, sequence: Sequence) -> None:
         """Write the checkpoint, and note what the original expects of the samples."""
         asked, media = self._asked, job.media if job.files else media_in(job)
-        samples = samples_of(job, media, asked.samples)
-        form = {"parts": self._parts, "bits": PACKED.get(asked.kind, 0), "group": asked.group}
         recipe, rounded = self._recipe(job), ""
+        samples = samples_of(job, media, asked.samples, least=1 + recipe["calibrated"])
+        form = {"parts": self._parts, "bits": PACKED.get(asked.kind, 0), "group": asked.group}
         if recipe["calibrated"]:
             # What it was fitted to says little of what it does to anything else.
             seen, samples = samples[::2], samples[1::2]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.errors import UsageError
+from artifacts.words import counted
 from flows.job.export_config import ExportConfig
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
@@ -48,9 +49,9 @@ def media_in(job: Job) -> list[Medium]:
     return found
 
 
-def samples_of(job: Job, media: Sequence[Medium], most: int) -> list[ExportSample]:
+def samples_of(job: Job, media: Sequence[Medium], most: int, least: int) -> list[ExportSample]:
     """Return the chunks of which all is there that the original makes, spread over the media.
-    Raises UsageError where there are none."""
+    Raises UsageError where there are less than `least`."""
     last = job.pipeline[-1]
     kept = job.ledger[last.writes]
     wanted = [kind for kind in ("features", last.writes) if kind in job.ledger.namespaces.of]
@@ -66,6 +67,12 @@ def samples_of(job: Job, media: Sequence[Medium], most: int) -> list[ExportSampl
         )
     namespace = found[0].namespaces
     found = [task for task in found if task.namespaces == namespace]
+    if len(found) < least:
+        raise UsageError(
+            f"there is {counted(len(found), 'chunk')}, and none is left to judge by what the "
+            "weights are calibrated on",
+            hint="Give more media: 128 chunks are a good number",
+        )
     step = max(1, len(found) // most)
     captions = last.limited
     return [
