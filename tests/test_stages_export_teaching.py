@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.decode.engines.transformers import make_greedy
-from stages.export.teaching import Caption, expected, expected_by_steps, looks_ahead
+from stages.export.teaching import TaughtCaption, expected, expected_by_steps, looks_ahead
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features, placeholder_ids
@@ -37,7 +37,7 @@ PROMPT = "Say it."
 TOKENS = 6
 
 
-def said_by(family: str) -> tuple[Any, Any, Caption]:
+def said_by(family: str) -> tuple[Any, Any, TaughtCaption]:
     """A language half, its processor, and a caption that it says of a picture."""
     folder = whole_checkpoint(family) if family in MODELS else checkpoint(family)
     processor, vision = load_processor(folder, False), load_half(folder, "vision")
@@ -53,7 +53,7 @@ def said_by(family: str) -> tuple[Any, Any, Caption]:
         # Random weights may say a picture's own word.
         if ids.shape[1] > 1 and not set(ids[0].tolist()) & set(placeholder_ids(half.config)):
             break
-    return half, processor, Caption(row, PROMPT, ids)
+    return half, processor, TaughtCaption(row, PROMPT, ids)
 
 
 def check(family: str) -> None:

@@ -21,7 +21,7 @@ from stages.export.packed_form import Packed
 from stages.export.parity import of_each
 from stages.export.putting import put_rounded
 from stages.export.teaching import (
-    Caption,
+    TaughtCaption,
     caption_of,
     expected,
     expected_by_steps,
@@ -87,7 +87,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     processor, held, agreement = source.processor(), source.hold("language"), Agreement()
     report.note(ready=True, **facts(held.model))
 
-    def caption(member: dict[str, str]) -> Caption:
+    def caption(member: dict[str, str]) -> TaughtCaption:
         row = read_features(features, member["features"])
         return caption_of(processor, row, member["prompt"], member["caption"])
 
@@ -103,7 +103,7 @@ def run(told: dict[str, Any], report: Report) -> None:
             ready[half] = expected_by_steps if ahead else expected
         return cross(half, [partial(ask, half, member) for member in members])
 
-    ready: dict[Any, Callable[[Any, Any, Caption], torch.Tensor]] = {}
+    ready: dict[Any, Callable[[Any, Any, TaughtCaption], torch.Tensor]] = {}
     for first in range(0, len(left), TOGETHER):
         members = left[first : first + TOGETHER]
         for member, found in zip(members, held.use(partial(ask_together, members)), strict=True):
