@@ -79,7 +79,9 @@ class ExportConfig:
     def captioning(self, sources: tuple[str, ...] = ()) -> CaptionConfig:
         """Return the run that looks at the media of the export: its own, or these. Raises
         UsageError."""
+        # What the captions are said in decides nothing: what is expected of them is asked natively.
         return CaptionConfig(
+            language_precision="auto",
             sources=sources or self.calibrate,
             model=self.model,
             revision=self.revision,

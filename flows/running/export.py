@@ -71,9 +71,7 @@ class _Export:
         make_launcher: LauncherMaker,
         on_begin: OnBegin | None,
     ) -> None:
-        self._config = replace(
-            config, precision="native", out=str(asked.runs / NATIVE), limit=asked.samples
-        )
+        self._config = replace(config, out=str(asked.runs / NATIVE), limit=asked.samples)
         self._asked = asked
         self._display = display
         self._watch = partial(Watch, display, on_begin)

@@ -65,8 +65,8 @@ def samples_of(job: Job, media: Sequence[Medium], most: int, least: int) -> list
             f"{job.store.url} holds no {last.writes} of {job.model.name} to judge it by",
             hint="Give media with --calibrate SOURCES: they are captioned first",
         )
-    namespace = found[0].namespaces
-    found = [task for task in found if task.namespaces == namespace]
+    seen_as = found[0].namespaces[wanted[0]]
+    found = [task for task in found if task.namespaces[wanted[0]] == seen_as]
     if len(found) < least:
         raise UsageError(
             f"there is {counted(len(found), 'chunk')}, and none is left to judge by what the "

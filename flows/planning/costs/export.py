@@ -38,7 +38,7 @@ def rungs(model: Model, config: CaptionConfig, device: str, stage: str = "export
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
     """Add up a file of weights and the tensor that is read, whatever the model."""
-    held = sum(part.stored_bytes for part in model.profile.parts.values())
+    held = sum(part.stored_bytes for part in model.profile.parts.values()) or SHARD_BYTES
     why = "a file of weights, the tensor in hand, and what is said of all"
     term = Term(part="weight", bytes=min(SHARD_BYTES, held) + WRITING_BYTES, why=why)
     return StageEstimate.of(rung, [term], device="cpu", workload=workload)
@@ -56,13 +56,11 @@ def memory_of_comparing(
 def rungs_of_judging(
     model: Model, config: CaptionConfig, device: str, stage: str = "judge"
 ) -> list[Rung]:
-    """Return the ways to read a prompt alone: whole, in pieces, by layers that come one by one."""
-    found = (
-        replace(rung, stage=stage, batch=1, seated=False)
-        for rung in decode.rungs(model, config, device)
-        if not rung.kv
-    )
-    return list(dict.fromkeys(found))
+    """Return the ways to read a prompt alone in the best precision: with all layers there, or as
+    they come one by one, which changes nothing."""
+    whole = Rung(stage=stage, batch=1, precision=model.best("language").precision)
+    in_few_bits = model.profile.language.stored_as or model.profile.route == "joint"
+    return [whole] if in_few_bits else [whole, replace(whole, offload=True)]
 
 
 def memory_of_judging(
