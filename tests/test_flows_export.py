@@ -72,24 +72,25 @@ def test_what_it_says_is_what_its_figures_say(tmp_path: Path, clips: Path, store
         said[name] = [json.loads(line)["caption"] for line in lines]
     same = sum(a == b for a, b in zip(*said.values(), strict=True)) / SAMPLES
     assert same >= result.parity["text"]["captions_as_native"] - 1 / SAMPLES
-    # A module that is lost on the way is not passed over.
-    broken = shutil.copytree(result.out, tmp_path / "broken")
-    lose_a_module(broken)
-    told = config(store, clips, model=str(broken), out=str(tmp_path / "out"))
-    with pytest.raises((EnvironmentFault, UsageError)) as caught:
-        caption(told, Display(quiet=True))
-    assert "\n" not in caught.value.message and caught.value.hint
+    # A module that is lost on the way, or its scales alone, are not passed over.
+    for endings, words in (("SCB weight_format", "its scales are not"), ("", "lacks 1 tensors")):
+        broken = shutil.copytree(result.out, tmp_path / f"broken{len(endings)}")
+        lose_a_module(broken, endings.split())
+        told = config(store, clips, model=str(broken), out=str(tmp_path / "out"))
+        with pytest.raises(EnvironmentFault, match=words) as caught:
+            caption(told, Display(quiet=True))
+        assert "\n" not in caught.value.message and caught.value.hint
 
 
-def lose_a_module(folder: Path) -> None:
-    """Leave out the tensors of one quantized weight."""
+def lose_a_module(folder: Path, endings: list[str]) -> None:
+    """Leave out these tensors of one quantized weight; none are named: all of them."""
     from safetensors.torch import load_file, save_file
 
     path = folder / "model.safetensors"
     tensors = load_file(path)
     name = next(name for name in tensors if name.endswith(".SCB")).removesuffix("SCB")
-    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(name)}
-    save_file(kept, path, {"format": "pt"})
+    lost = {f"{name}{ending}" for ending in endings or ("SCB", "weight_format", "weight")}
+    save_file({k: t for k, t in tensors.items() if k not in lost}, path, {"format": "pt"})
 
 
 @pytest.mark.slow

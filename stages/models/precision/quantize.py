@@ -117,6 +117,12 @@ def check_stored(config: Any, kinds: Collection[str]) -> None:
 def check(half: Any, planned: Quantization) -> None:
     """Check that the modules are quantized that were planned. Raises EnvironmentFault when others
     are."""
+    for path, module in half.named_modules():
+        if type(module) is nn.Linear and not module.weight.dtype.is_floating_point:
+            raise EnvironmentFault(
+                f"the weight of {path} is in few bits, and its scales are not in the checkpoint",
+                hint="Download, or export, the checkpoint again",
+            )
     absent = [path for path, module in half.named_modules() if isinstance(module, Absent)]
     here = [path for path in planned.modules if not any(within(path, a) for a in absent)]
     found = count(half)
