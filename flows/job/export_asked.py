@@ -17,8 +17,6 @@ OTHERS = ("awq", "gptq")
 SAMPLES, GROUP = 128, 32
 """Chunks that a checkpoint is calibrated and judged by, and columns that share a scale, where
 nobody says."""
-JUDGED = 64
-"""Chunks that it is judged by, which it is not calibrated on."""
 
 REJECTED, RUNS = "rejected", "parity"
 """Folders in that of a checkpoint: of itself until it passes, and of the runs that it is judged

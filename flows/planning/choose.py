@@ -22,7 +22,12 @@ from flows.planning.estimate import StageEstimate
 from flows.planning.machine import find_machine
 from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate, estimates
-from flows.planning.workloads import Workload, least_workload, workloads_of
+from flows.planning.workloads import (
+    Workload,
+    least_workload,
+    standard_workloads,
+    workloads_of,
+)
 from stages.process.device_limit import CONTEXT_BYTES
 
 DOUBT = 0.9
@@ -95,6 +100,22 @@ def question_of(
         stages=job.stages if stages is None else stages,
         context_bytes=context_of(job.device),
         least=least_workload(job.model, media, expected),
+    )
+
+
+def question_of_model(
+    model: Model, config: CaptionConfig, device: str, stages: Pipeline, prompt: str | None = None
+) -> Question:
+    """Return the question about a model whatever the media; without a `prompt` it is given the one
+    that the command asks."""
+    asked = model.prompt_for(config, "video") if prompt is None else prompt
+    return Question(
+        model=model,
+        config=config,
+        device=device,
+        workloads=tuple(standard_workloads(model, model.sampling(config), asked)),
+        stages=stages,
+        context_bytes=context_of(device),
     )
 
 

@@ -14,7 +14,6 @@ from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
 from flows.job.launch import Launcher
 from flows.job.models import (
-    Model,
     Undescribed,
     digests_in,
     find_checkpoint,
@@ -33,14 +32,13 @@ from flows.planning.choose import (
     Choice,
     Question,
     choices,
-    context_of,
     memory_json,
     question_of,
+    question_of_model,
 )
 from flows.planning.sizes import Estimate, estimates, wave_limit
 from flows.planning.start import ladder_of
 from flows.planning.times import Times, times_of
-from flows.planning.workloads import standard_workloads
 from stages.process.device import device_name
 
 
@@ -109,21 +107,10 @@ def plan_of(
         return _by_dimensions(config, device, announce, error, pipelines)
     pipeline = pipeline_for(model, pipelines)
     model = model.of_parts(parts_of(pipeline))
-    plan = _answered(_alone(model, config, device, pipeline), budget_for(config, device), None, ())
+    question = question_of_model(model, config, device, pipeline)
+    plan = _answered(question, budget_for(config, device), None, ())
     note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
     return replace(plan, notes=(note,)) if note else plan
-
-
-def _alone(model: Model, config: CaptionConfig, device: str, pipeline: Pipeline) -> Question:
-    workloads = standard_workloads(model, model.sampling(config), model.prompt_for(config, "video"))
-    return Question(
-        model=model,
-        config=config,
-        device=device,
-        workloads=tuple(workloads),
-        stages=pipeline,
-        context_bytes=context_of(device),
-    )
 
 
 def _by_dimensions(
@@ -145,7 +132,7 @@ def _by_dimensions(
             for fused in (True, False)
         ]
         pipeline = pipeline_for(models[0], pipelines)
-        question, unfused = (_alone(model, config, device, pipeline) for model in models)
+        question, unfused = (question_of_model(model, config, device, pipeline) for model in models)
     except (UsageError, EnvironmentFault, *SENSELESS):
         raise error from None
     plan = _answered(question, budget_for(config, device), None, ())

@@ -8,11 +8,10 @@ from artifacts.schema import Part
 from flows.job.launch import Launcher, StageCall
 from flows.job.prepare import Job
 from flows.pipelines import parts_of
-from flows.planning.choose import Question, context_of
+from flows.planning.choose import question_of_model
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.planning.start import choose
-from flows.planning.workloads import standard_workloads
 from flows.results.run_record import RunRecord
 from flows.running.calls import settings_on
 from stages.process.outcome import StageOutcome
@@ -61,14 +60,7 @@ class OnceStep:
     def _plan(self, stage: Stage) -> None:
         """Start on the first rung that fits, whatever the media. Raises CannotFit."""
         job = self._job
-        question = Question(
-            model=job.model,
-            config=job.config,
-            device=job.device,
-            workloads=tuple(standard_workloads(job.model, job.sampling, "")),
-            stages=(stage,),
-            context_bytes=context_of(job.device),
-        )
+        question = question_of_model(job.model, job.config, job.device, (stage,), prompt="")
         found = choose(question, job.budget, self._ladder.rungs, self._ladder.known())
         self._ladder.start({name: choice.taken.rung for name, choice in found.items()})
 

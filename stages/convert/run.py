@@ -12,8 +12,8 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
 from stages.convert.job import DTYPES, ConvertJob
 from stages.convert.pickles import Pickle, open_pickle
-from stages.convert.source import PickledModel, config_as, find_pickled, json_bytes
-from stages.models.hub.checkpoint import AGAIN, CONFIG
+from stages.convert.source import PickledModel, config_as, find_pickled
+from stages.models.hub.checkpoint import AGAIN, CONFIG, json_bytes
 from stages.models.natives.registry import ORIGINALS, OriginalLayout
 from stages.models.shards.layout import TensorSpec, lay_out
 from stages.models.shards.writing import claimed, in_pieces, write_checkpoint

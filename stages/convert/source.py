@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.hub.checkpoint import AGAIN, SMALL, not_whole, small_files, weight_map
+from stages.models.hub.checkpoint import (
+    AGAIN,
+    SMALL,
+    json_bytes,
+    not_whole,
+    small_files,
+    weight_map,
+)
 from stages.models.hub.faults import PICKLES
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -105,10 +112,6 @@ def config_as(content: bytes, dtype: str, path: Path) -> bytes:
         raise not_whole(path, "configuration") from error
     _say(value, dtype)
     return json_bytes(value)
-
-
-def json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _say(value: Any, dtype: str) -> None:

@@ -12,7 +12,7 @@ PACKED = {"w4a16": 4, "w8a16": 8}
 """Kinds that vLLM and SGLang load → bits of a number."""
 KINDS = (*BITSANDBYTES, *PACKED)
 GROUPS = (32, 64, 128)
-"""Columns that may share a scale, in a packed kind."""
+"""Columns that may share a scale, in a packed kind: what vLLM's Marlin kernel takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

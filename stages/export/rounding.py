@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-BITS = (4, 8)
-GROUPS = (32, 64, 128)
-"""Columns a group that vLLM's Marlin kernel takes."""
+from stages.export.job import GROUPS, PACKED
+
+BITS = tuple(PACKED.values())
 STEPS = 16
 """Shrinkings of a group's maximum that are tried for its scale: down to half of it."""
 BLOCK_NUMBERS = 1 << 18

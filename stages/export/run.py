@@ -13,7 +13,7 @@ from stages.export.packed_form import Packed
 from stages.export.weights import files_of, is_made, made_shards, write_file
 from stages.models.deferred_imports import import_transformers
 from stages.models.halves.load import config_and_class
-from stages.models.hub.checkpoint import CONFIG, SMALL, small_files
+from stages.models.hub.checkpoint import CONFIG, SMALL, json_bytes, small_files
 from stages.models.shards.writing import GO_ON, check_room, claimed, write_rest
 from stages.process.job import job_of
 from stages.process.report import Report
@@ -72,4 +72,4 @@ def _config(content: bytes, outline: Outline, form: WeightForm) -> bytes:
     if isinstance(form, Packed):  # some readers go by the names of the files, also of experts
         names = (*names, *outline.matrices_that_stay())
     value["quantization_config"] = form.settings(outline.dtype, names)
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return json_bytes(value)

@@ -21,11 +21,10 @@ from stages.decode.reading import far, rounding
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord
-from stages.models.processors.prepare import open_ended, rebuild
+from stages.models.processors.prepare import DECODED, open_ended, rebuild
 
 KEEP = "logits_to_keep"
 """Name by which most classes are told of how many positions logits are wanted."""
-DECODED = "decoder_input_ids"
 _taker: ContextVar[list[torch.Tensor] | None] = ContextVar("_taker", default=None)
 """List of the call that computes now: calls that cross layers together take turns, each in a
 context of its own, and the hooks of all of them are there."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from artifacts.words import counted
 from flows.job.config import CaptionConfig
+from flows.job.export_asked import SAMPLES
 from flows.job.models import Model
 from flows.planning.costs import decode
 from flows.planning.estimate import StageEstimate, Term
@@ -20,8 +21,8 @@ WRITING_BYTES = 300 << 20
 HESSIAN_BYTES = 4 << 30
 """Most bytes of what is summed up for the weights of one layer: those that would take more are
 rounded without."""
-SAMPLES = 64
-"""Chunks that weights are calibrated on, by default."""
+CALIBRATING = SAMPLES // 2
+"""Chunks that weights are calibrated on, by default: the others judge."""
 INVERTING = 2.4
 """Copies of it that inverting one takes."""
 ROUNDED_BYTES = 80 << 20
@@ -78,11 +79,12 @@ def memory_of_calibrating(
     wide = half.language.widest_linear
     narrow = half.language.largest_linear // max(1, wide)
     summed = 4 * (3 * narrow**2 + wide**2)
-    rows = SAMPLES * (workload.tokens + new) * half.feature_width * 4
+    rows = CALIBRATING * (workload.tokens + new) * half.feature_width * 4
     held = min(HESSIAN_BYTES, summed) + math.ceil(INVERTING * 4 * wide**2) + ROUNDED_BYTES
     why = f"sums of {wide:,} and {narrow:,} squared numbers for one layer, and one inverted"
     terms = [*found.terms, Term(part="workspace", bytes=held, why=why)]
-    why = f"{counted(SAMPLES, 'chunk')} that cross the layers together x {workload.tokens + new:,}"
+    chunks = counted(CALIBRATING, "chunk")
+    why = f"{chunks} that cross the layers together x {workload.tokens + new:,}"
     terms.append(Term(part="activation", bytes=rows, why=f"{why} x {half.feature_width:,} x 4"))
     return StageEstimate.of(rung, terms, device=device, workload=workload)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from artifacts.regular import open_regular, read_text
@@ -101,6 +102,11 @@ def small_files(folder: Path, patterns: Iterable[str] = SMALL) -> dict[str, byte
                 f"{path} cannot be read ({error.strerror})", hint="Check the file"
             ) from error
     return found
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a JSON file as models have them."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def not_whole(path: Path, kind: str = "safetensors file") -> EnvironmentFault:
