@@ -19,7 +19,7 @@ import torch
 
 from benchmarks._peak import taken
 from flows.job.launch import DirectLauncher, StageCall, run_to_end
-from stages.export.job import KINDS, ExportJob
+from stages.export.job import BITSANDBYTES, PACKED, ExportJob
 from stages.models.hub.checkpoint import INDEX
 from stages.models.shards.layout import TensorSpec, WeightShard, index_of, lay_out
 from stages.models.shards.writing import write_shard
@@ -34,7 +34,7 @@ PIECE = 1 << 22
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--layers", type=int, default=6, help="0.3 billion numbers each")
-    options.add_argument("--to", default="nf4", choices=KINDS)
+    options.add_argument("--to", default="nf4", choices=(*BITSANDBYTES, *PACKED))
     options.add_argument("--shard-mb", type=int, default=256)
     options.add_argument("--sparse", action="store_true")
     options.add_argument("--tiny", action="store_true", help="narrow layers: does it run at all?")
@@ -78,7 +78,7 @@ def show(folder: Path, specs: Sequence[TensorSpec], given: argparse.Namespace) -
 
 def build(folder: Path, layers: int, *, tiny: bool, sparse: bool) -> list[TensorSpec]:
     """Write the model, and return its tensors."""
-    from stages.models.halves.load import config_and_class, skeleton_of
+    from stages.models.halves.classes import config_and_class, skeleton_of
 
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config(layers, tiny)))

@@ -18,10 +18,14 @@ LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
 """Vectors of pictures, and of the labels that they are compared with."""
 EXPORT: Pipeline = (*CAPTION, export.CALIBRATE, export.STAGE, export.JUDGE)
 """Captions of files, a checkpoint in few bits, and what its original expects of those."""
+EXPORT_GRAPHS: Pipeline = (*CAPTION, export.GRAPHS, export.JUDGE)
+"""Captions of files, a checkpoint with graphs, and what its original expects of those."""
 EXPORTED: Pipeline = (*REBUILD, export.COMPARE, export.JUDGE)
 """Features of the same files by that checkpoint, and how far it is from the original."""
 EXPORT_VECTORS: Pipeline = (*EMBED, export.STAGE)
 """Vectors of files, and a checkpoint in few bits."""
+EXPORT_GRAPHS_VECTORS: Pipeline = (*EMBED, export.GRAPHS)
+"""Vectors of files, and a checkpoint with graphs."""
 EXPORTED_VECTORS: Pipeline = (*EMBED, export.COMPARE)
 """Vectors of the same files by that checkpoint, and how far it is from the original."""
 PIPELINES = (
@@ -30,17 +34,23 @@ PIPELINES = (
     EMBED,
     LABEL,
     EXPORT,
+    EXPORT_GRAPHS,
     EXPORTED,
     EXPORT_VECTORS,
+    EXPORT_GRAPHS_VECTORS,
     EXPORTED_VECTORS,
 )
 KEPT = (REBUILD, EMBED)
 """What is made of files to be used later, of each sort of model."""
+EXPORTS = (EXPORT, EXPORT_VECTORS)
+"""Checkpoints in few bits, of each sort of model."""
+GRAPHS = (EXPORT_GRAPHS, EXPORT_GRAPHS_VECTORS)
+"""Checkpoints with graphs, of each sort of model."""
 PURPOSES: Mapping[str, tuple[Pipeline, ...]] = {
     "caption": (CAPTION,),
     "embed": (EMBED,),
     "label": (LABEL,),
-    "export": (EXPORT, EXPORT_VECTORS),
+    "export": EXPORTS,
 }
 """What a plan may be for → the pipelines for that, of each sort of model."""
 STAGES: Mapping[str, Stage] = {stage.name: stage for line in PIPELINES for stage in line}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.models.halves.load import config_and_class
+from stages.models.halves.classes import config_and_class
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.media import picture

@@ -10,7 +10,8 @@ from torch import nn
 
 from stages.export import calibrating
 from stages.export.calibrating import APART, OUTSIDE, UNSEEN, calibrate
-from stages.models.halves.load import config_and_class, load_half, skeleton_of
+from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.halves.load import load_half
 from stages.models.halves.offload import outermost_layers
 from stages.models.precision.quantize import quantizable
 from stages.models.streaming.load import load_streamed, streamed_layers

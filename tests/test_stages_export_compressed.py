@@ -15,7 +15,7 @@ from torch import nn
 
 from stages.export.compressed import pack, quantization_config, specs, tensors, unpack
 from stages.export.rounding import Rounded, round_to_nearest, suits, unrounded
-from stages.models.halves.load import config_and_class, skeleton_of
+from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.precision.quantize import quantizable
 from stages.models.precision.weights import model_names
 from tests.support.families import checkpoint

@@ -18,7 +18,8 @@ from stages.export.job import ExportJob
 from stages.export.outline import outline_of
 from stages.export.run import run
 from stages.export.weights import write_file
-from stages.models.halves.load import config_and_class, load_half, skeleton_of
+from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.halves.load import load_half
 from stages.models.hub.checkpoint import INDEX
 from stages.models.precision.quantize import keep_to_dtype, plan
 from stages.process.job import told_of

@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.memory.live_bytes import LiveBytes
 from stages.memory.meta_device import give_data, on_meta_device, without_data
+from stages.models.halves.classes import skeleton_of
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import encode
-from stages.models.halves.load import skeleton_of
 from tests.support.tiny_families import FAMILIES
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": 2}

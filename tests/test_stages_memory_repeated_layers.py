@@ -9,7 +9,7 @@ from stages.memory import repeated_layers
 from stages.memory.live_bytes import LiveBytes
 from stages.models.dry_run import dry_run
 from stages.models.footprint import BatchCost
-from stages.models.halves.load import config_and_class, skeleton_of
+from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.processors.prepare import load_processor
 from tests.support.checkpoints import whole_checkpoint

@@ -3,7 +3,7 @@
 import pytest
 
 from stages.models.dry_run import dry_run
-from stages.models.halves.load import config_and_class, skeleton_of
+from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.routes import choose_route
 from stages.models.inspection import frames_a_video
 from stages.models.processors.prepare import load_processor

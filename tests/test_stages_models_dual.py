@@ -8,7 +8,8 @@ import torch
 
 from artifacts.errors import UsageError
 from stages.models.halves.absent import NeedsWeights
-from stages.models.halves.load import config_and_class, load_half
+from stages.models.halves.classes import config_and_class
+from stages.models.halves.load import load_half
 from stages.models.halves.vectors import image_vectors, text_vectors
 from tests.support import dual_encoders
 from tests.support.dual_verdict import judge, kept_by_vision, reached_by_running

@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity
 from artifacts.schema import Part
 from stages.models import describe, load_half
 from stages.models.halves.boundary import absent_paths
-from stages.models.halves.load import config_and_class, skeleton_of
+from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.vectors import image_vectors, logits, text_vectors
 from stages.models.loading import ModelJob
 from stages.models.natives.registry import NATIVES, native_of

@@ -16,7 +16,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half
 from stages.models import ModelProfile, describe, encode, generate, load_half
 from stages.models.halves.boundary import HALVES
-from stages.models.halves.load import config_and_class, skeleton_of
+from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
 from stages.models.precision.quantize import check, plan
 from stages.models.processors.prepare import load_processor

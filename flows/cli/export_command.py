@@ -7,7 +7,7 @@ from flows.cli.last_words import tell_end
 from flows.cli.plan_command import show
 from flows.console.display import Display, parse_size, printable
 from flows.job.export_config import ExportConfig
-from flows.pipelines import PURPOSES
+from flows.pipelines import EXPORTS, GRAPHS
 from flows.results.exported import Exported
 
 
@@ -36,7 +36,8 @@ def export_command(given: argparse.Namespace) -> int:
     with judging_media(config, display.say) as sources:
         captioning = config.captioning(sources)
         if given.dry_run:
-            return show(captioning, *PURPOSES["export"], as_json=given.json)
+            pipelines = GRAPHS if config.asked().graphs else EXPORTS
+            return show(captioning, *pipelines, as_json=given.json)
         result = export(captioning, config.asked(), display)
     if tell_end(given, result, display) or not (given.json or result.accepted):
         _tell(result)

@@ -1,13 +1,22 @@
 """Adds the options of every command, and makes a configuration of them; runs nothing."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.tiles import OFF
 from flows.console.display import parse_size
-from flows.job.config import DEFAULT_MODEL, FORMATS, PICTURES_A_BATCH, PRECISIONS, CaptionConfig
+from flows.job.config import (
+    DEFAULT_MODEL,
+    FORMATS,
+    PICTURES_A_BATCH,
+    PRECISIONS,
+    TORCH,
+    VISION_BACKENDS,
+    CaptionConfig,
+)
 from stages.decode.engines import AUTO, CHOICES
 
 PROMPT_BYTES = 1 << 24
@@ -58,6 +67,7 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")
     add("--vision-precision", metavar="P", help="of the vision half [--precision, unquantized]")
     add("--language-precision", metavar="P", help="of the language half [--precision]")
+    _add_backend_option(add)
     add("--batch-size", type=int, metavar="N", help="chunks a batch [8]")
     if text:
         add = parser.add_argument_group("text").add_argument
@@ -66,6 +76,15 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
         add("--prefix", default="", metavar="T", help="put before every caption")
         add("--suffix", default="", metavar="T", help="put after every caption")
     _add_file_options(parser.add_argument_group("files"), text)
+
+
+def _add_backend_option(add: Callable[..., object]) -> None:
+    add(
+        "--vision-backend",
+        default=TORCH,
+        metavar="B",
+        help=f"{'|'.join(VISION_BACKENDS)}: graphs of the model compute it [%(default)s]",
+    )
 
 
 def _add_file_options(group: "argparse._ArgumentGroup", text: bool) -> None:
@@ -148,6 +167,7 @@ def add_vector_options(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument_group("memory").add_argument
     add("--memory", metavar="SIZE", help="a stage takes at most so much: 8GiB [what is free]")
+    _add_backend_option(add)
     add(
         "--batch-size",
         type=int,

@@ -9,6 +9,7 @@ from artifacts.errors import UsageError
 from artifacts.schema import Part
 from artifacts.tiles import OFF, check_tiles
 from stages.decode.engines import AUTO, CHOICES
+from stages.models.graphs.providers import BACKENDS
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 DEMO_MODEL = "demo"
@@ -27,6 +28,9 @@ PICTURES_A_BATCH = 32
 PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
 """The values of `--precision`; `auto` is native, and less when that does not fit. int8 and nf4
 quantize the vision half only when its own option says so."""
+TORCH = "torch"
+VISION_BACKENDS = (TORCH, *BACKENDS, "auto")
+"""The values of `--vision-backend`."""
 ABOVE_ZERO = (
     "chunk",
     "fps",
@@ -85,6 +89,9 @@ class CaptionConfig:
     """Precision of the vision half, if not the same."""
     language_precision: str | None = None
     """Precision of the language half, if not the same."""
+    vision_backend: str = TORCH
+    """What computes the vision half: `torch`, or graphs of the checkpoint by `onnx` or `tensorrt`;
+    `auto`: those where they passed and are faster here."""
     memory: int | None = None
     """Bytes that a stage may take, of the GPU or else of the host, above what its imports take;
     None: what is free, but for a reserve."""
@@ -140,6 +147,11 @@ class CaptionConfig:
                     f"--{name.replace('_', '-')} {value} is not known",
                     hint=f"Choose from {', '.join(PRECISIONS)}",
                 )
+        if self.vision_backend not in VISION_BACKENDS:
+            raise UsageError(
+                f"--vision-backend {self.vision_backend} is not known",
+                hint=f"Choose from {', '.join(VISION_BACKENDS)}",
+            )
         if self.engine not in CHOICES:
             raise UsageError(
                 f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(CHOICES)}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part, Route
+from stages.export.graph_job import GRAPHS
 from stages.export.job import GROUPS, KINDS, PACKED
 
 HALVES: dict[str, tuple[Part, ...]] = {
@@ -61,6 +62,13 @@ class ExportAsked:
                 f"--group {self.group} is not known",
                 hint=f"Give one of {', '.join(map(str, GROUPS))}",
             )
+        if self.graphs and self.half == "language":
+            raise UsageError(
+                f"--half language --to {self.kind} is not offered: captions are said in slots, "
+                "which a graph has not",
+                hint="Take nf4 or w4a16 for the language half; leave --half out for "
+                "graphs of what sees",
+            )
         if self.adapter and self.stored:
             raise UsageError(
                 "--adapter and --calibrate-store are given: what is in a store was captioned by "
@@ -74,6 +82,8 @@ class ExportAsked:
         """Return the parts whose layers are quantized, of a model that is run by this route. Raises
         UsageError for one that cannot be had, or judged."""
         dual = route == "dual"
+        if self.graphs:
+            return self._parts_with_graphs(route)
         half = self.half or ("vision" if dual else "language")
         if dual and half != "vision":
             raise UsageError(
@@ -100,6 +110,31 @@ class ExportAsked:
                 )
             return ("whole",)
         return parts
+
+    def _parts_with_graphs(self, route: Route) -> tuple[Part, ...]:
+        if route == "joint":
+            raise UsageError(
+                "the model cannot be cut, so that it has no part that a graph could be of",
+                hint="Take --to nf4 or int8, which quantize its decoder",
+            )
+        if self.stored:
+            raise UsageError(
+                f"--to {self.kind} needs media: features are made anew",
+                hint="Give them with --calibrate SOURCES",
+            )
+        if route == "dual":
+            return HALVES[self.half or "both"]
+        if self.half == "both":
+            raise UsageError(
+                f"--half both --to {self.kind} is not offered of a model that captions",
+                hint="Leave --half out: its vision half gets graphs",
+            )
+        return HALVES["vision"]
+
+    @property
+    def graphs(self) -> bool:
+        """Return whether what sees is to be computed by graphs."""
+        return self.kind in GRAPHS
 
     @property
     def packed(self) -> bool:

@@ -1,7 +1,7 @@
 """Finds out what a run needs to know of its checkpoint, without ever importing a model library."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifacts.errors import UsageError
@@ -10,6 +10,7 @@ from artifacts.schema import FrameFit, Part, Sampling
 from artifacts.store import Store
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.describing import own_code, read_profile, readable, small_files
+from flows.job.graphs import graphs_for
 from flows.job.launch import Launcher
 from flows.job.precision import BYTES, PartSettings, settle
 from flows.pipelines import Pipeline, makes_vectors
@@ -49,6 +50,8 @@ class Model:
     shards."""
     settings: Mapping[Part, tuple[PartSettings, ...]]
     """Part → all settings that it may be run in, the best first."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Name of each file of weights → SHA-256 of its content; empty where that is not known."""
     read: bool = True
     """Whether the digests of its weights are known; else nothing that they made is found."""
 
@@ -222,11 +225,14 @@ def open_model(
         )
         for part, held in profile.parts.items()
     }
+    with readable(config.model):
+        graphs = graphs_for(config, folder, profile, digest, weights, device)
     return Model(
         name=config.model,
         checkpoint=checkpoint,
         profile=profile,
         digests=of_parts,
-        settings=settle(config, profile, device),
+        settings=settle(config, profile, device, graphs),
+        weights=weights,
         read=all(weights.values()),
     )

@@ -2,7 +2,7 @@
 model library."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -10,6 +10,7 @@ from artifacts.errors import UsageError
 from artifacts.schema import Part
 from flows.job.config import CaptionConfig
 from flows.job.cpu import cpu_has_bfloat16
+from flows.job.graphs import GraphUse
 from stages.decode.engines import INFLIGHT, choice_of
 from stages.decode.job import DEFAULT_ENGINE
 from stages.models.natives.registry import nothing_otherwise
@@ -48,6 +49,8 @@ class PartSettings:
     """Whether it is computed as published where that is otherwise."""
     engine: str = ""
     """Choice of what makes the captions; empty of a part that makes none."""
+    graph: GraphUse | None = None
+    """Graphs that compute it; None: torch does."""
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -59,7 +62,8 @@ class PartSettings:
     def decides(self) -> list[str | int]:
         """Return the settings that belong into a key, those of the first engine among them."""
         words = choice_of(self.engine)[0].words if self.engine else ()
-        more = filter(None, [self.kv, "as published" * self.as_published])
+        graph = self.graph.digest if self.graph else ""
+        more = filter(None, [self.kv, "as published" * self.as_published, graph])
         return [self.precision, self.dtype, self.attention, *more, *words]
 
     @property
@@ -70,10 +74,20 @@ class PartSettings:
 
 
 def settle(
-    config: CaptionConfig, profile: ModelProfile, device: str
+    config: CaptionConfig,
+    profile: ModelProfile,
+    device: str,
+    graphs: Mapping[Part, GraphUse] | None = None,
 ) -> dict[Part, tuple[PartSettings, ...]]:
     """Return all settings that each part may be run in, the best first. There is more than one
-    where `auto` was asked for. Raises UsageError for what the checkpoint cannot be had in."""
+    where `auto` was asked for; a part that `graphs` compute is run in no other way. Raises
+    UsageError for what the checkpoint cannot be had in."""
+    if graphs:
+        parts = settle(replace(config, vision_precision="native"), profile, device)
+        return {
+            **parts,
+            **{p: (_by_graphs(parts[p][0], use, profile.parts[p]),) for p, use in graphs.items()},
+        }
     if config.as_published and not any(part.as_published for part in profile.parts.values()):
         raise nothing_otherwise(config.model)
     language = _settings(config, profile, "language", device)
@@ -87,6 +101,18 @@ def settle(
     check_joint(config, profile, dtype)
     seen = replace(language[0], precision=SHORT.get(dtype, dtype), weight_bytes=0, engine="")
     return {"vision": (seen,), "language": language}
+
+
+def _by_graphs(settings: PartSettings, graph: GraphUse, half: PartProfile) -> PartSettings:
+    """Return the settings of a half whose towers graphs compute; the rest is torch's."""
+    rest = max(0, half.parameters - graph.parameters) * BYTES.get(settings.dtype, 4)
+    return replace(
+        settings,
+        precision=graph.label,
+        attention=graph.provider,
+        weight_bytes=graph.bytes + rest,
+        graph=graph,
+    )
 
 
 def _settings(

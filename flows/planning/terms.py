@@ -54,6 +54,11 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
             why = f"{count} numbers x {each} bytes, kept in host memory"
             yield Term(part="host", bytes=settings.weight_bytes, why=why)
         return
+    if settings.graph:
+        graph = f"the graphs, for {settings.graph.parameters / 1e6:,.1f} M of {count} numbers"
+        why = f"{graph}, in {precision}; the others x {each} bytes"
+        yield Term(part="weight", bytes=settings.weight_bytes, why=why)
+        return
     why = f"{count} numbers x {each} bytes ({precision})"
     if half.stored_as:
         why = f"{count} numbers as they were saved ({half.stored_as})"

@@ -136,6 +136,8 @@ def put_into_place(asked: ExportAsked) -> Exported:
         return Exported(out=asked.work, parity=parity, accepted=False)
     paths = sorted(asked.work.iterdir(), key=lambda path: (path.name == CONFIG, path.name))
     for path in paths:
+        if path.is_dir():  # of a move that was broken off
+            shutil.rmtree(asked.folder / path.name, ignore_errors=True)
         path.replace(asked.folder / path.name)
     shutil.rmtree(asked.work)
     return Exported(out=asked.folder, parity=parity, accepted=True)

@@ -123,6 +123,8 @@ class Calls:
             pieces=model.profile.parts[part].pieces,
             mlp_chunk=rung.prefill,
             offload=rung.offload,
+            backend=settings.graph.backend if settings.graph else "",
+            graph_bytes=self._job.budget.of_stage(self._job.device) if settings.graph else 0,
         )
         return {**told_of(half), "engine": settings.engine}
 

@@ -15,12 +15,13 @@ from artifacts.keys import digest_of
 from artifacts.paths import folder_named
 from artifacts.schema import Part
 from flows.console.display import Display
-from flows.job.config import CaptionConfig
+from flows.job.config import TORCH, CaptionConfig
 from flows.job.export_asked import EXPORTED as EXPORTED_RUN
 from flows.job.export_asked import NATIVE, ExportAsked
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
-from flows.pipelines import EXPORT, EXPORT_VECTORS, EXPORTED, EXPORTED_VECTORS, makes_vectors
+from flows.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
+from flows.pipelines import GRAPHS as GRAPH_EXPORTS
 from flows.planning.costs.export import HESSIAN_BYTES
 from flows.planning.rungs import Rung
 from flows.results.exported import (
@@ -33,11 +34,19 @@ from flows.results.exported import (
 from flows.running.calls import Calls
 from flows.running.merging import merge, merged_of, source_of
 from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
-from flows.running.samples import ExportSample, by_place, media_in, samples_of
+from flows.running.samples import (
+    ExportSample,
+    by_place,
+    media_in,
+    pairs_of,
+    samples_of,
+    words_of,
+)
 from flows.running.sequence import Sequence
-from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE
+from stages.export import CALIBRATE, COMPARE, GRAPHS, JUDGE, STAGE
 from stages.export.adapter import read_adapter
 from stages.export.job import PACKED
+from stages.models.graphs.providers import ONNX
 from stages.process.stage import Stage
 
 LEAST_BYTES = 256 << 20
@@ -79,6 +88,7 @@ class _Export:
         self._source: dict[str, Any] = {}
         """The model and the adapter that it was merged with; empty: the model as it is."""
         self._parts: tuple[Part, ...] = ()
+        self._dual = False
         self._samples: list[ExportSample] = []
         self._figures: dict[str, Any] = {}
 
@@ -89,12 +99,16 @@ class _Export:
             shutil.rmtree(self._asked.merged, ignore_errors=True)
         return result
 
+    @property
+    def _pipelines(self) -> tuple[Pipeline, ...]:
+        return GRAPH_EXPORTS if self._asked.graphs else EXPORTS
+
     def _merged(self) -> Exported | None:
         """Go on with the model that the adapter was merged into. Where that was exported before,
         return the checkpoint."""
         asked, watch = self._asked, self._watch()
         adapter = read_adapter(folder_named(asked.adapter, "adapter"))
-        with prepared(self._config, watch, self._make_launcher, EXPORT, EXPORT_VECTORS) as found:
+        with prepared(self._config, watch, self._make_launcher, *self._pipelines) as found:
             job, _ = found
             self._source = merged_of(job, adapter)
             if (done := self._done(job)) is not None:
@@ -113,9 +127,9 @@ class _Export:
 
     def _exported(self) -> Exported:
         watch = self._watch()
-        with prepared(self._config, watch, self._make_launcher, EXPORT, EXPORT_VECTORS) as found:
+        with prepared(self._config, watch, self._make_launcher, *self._pipelines) as found:
             job, launcher = found
-            dual = makes_vectors(job.pipeline)
+            self._dual = dual = makes_vectors(job.pipeline)
             if (done := self._done(job)) is not None:
                 return done
             with watch.working(job, launcher, "exporting into") as (sequence, _, _):
@@ -126,7 +140,7 @@ class _Export:
                 with sequence.going_on():
                     self._written(job, sequence)
         if not self._asked.packed:
-            self._judged(job)
+            self._judged()
         frames = sum(len(sample.task.chunk.times) for sample in self._samples)
         note_parity(self._asked.work, self._recipe(job), self._figures, frames)
         shutil.rmtree(self._asked.runs / EXPECTED, ignore_errors=True)
@@ -159,10 +173,13 @@ class _Export:
             notes = self._once(job, sequence, CALIBRATE, told, len(seen))
             self._figures["rounding"] = {"to_nearest": notes.get("rounded_to_nearest", {})}
         self._samples = samples
-        told = {**form, "model": str(job.model.folder), "recipe": recipe, "kind": asked.kind}
-        told |= {"folder": str(asked.work), "calibrated": rounded}
-        told["trust_remote_code"] = job.config.trust_remote_code
-        self._once(job, sequence, STAGE, told)
+        told = {"model": str(job.model.folder), "recipe": recipe, "kind": asked.kind}
+        told |= {"folder": str(asked.work), "trust_remote_code": job.config.trust_remote_code}
+        if asked.graphs:
+            notes = self._once(job, sequence, GRAPHS, {**told, **_halves(job, self._parts)})
+            self._figures |= notes.get("figures", {})
+        else:
+            self._once(job, sequence, STAGE, {**told, **form, "calibrated": rounded})
         if self._speaks:
             self._once(job, sequence, JUDGE, self._words(job, samples), len(samples))
         if asked.packed:
@@ -170,14 +187,15 @@ class _Export:
 
     @property
     def _speaks(self) -> bool:
-        """Return whether what decodes is in few bits."""
-        return self._parts != ("vision",)
+        """Return whether what is said may be otherwise: by what decodes, or by graphs that see."""
+        return (self._asked.graphs and not self._dual) or self._parts != ("vision",)
 
-    def _judged(self, original: Job) -> None:
+    def _judged(self) -> None:
         """Judge the checkpoint by what it makes of the samples itself."""
         watch = self._watch()
         out, model = str(self._asked.runs / EXPORTED_RUN), str(self._asked.work)
-        config = replace(self._config, model=model, revision=None, out=out)
+        backend = ONNX if self._asked.graphs else TORCH
+        config = replace(self._config, model=model, revision=None, out=out, vision_backend=backend)
         pipelines = (EXPORTED, EXPORTED_VECTORS)
         with (
             prepared(config, watch, self._make_launcher, *pipelines) as (job, launcher),
@@ -187,7 +205,7 @@ class _Export:
                 sequence.fill()
             with sequence.going_on():
                 if "vision" in self._parts:
-                    pairs = self._pairs(original, job)
+                    pairs = {"store": job.store.url, **pairs_of(self._samples, job)}
                     notes = self._once(job, sequence, COMPARE, pairs, len(pairs["pairs"]))
                     self._figures["features"] = notes["features"]
                 if self._speaks:
@@ -202,34 +220,8 @@ class _Export:
     def _words(self, job: Job, samples: list[ExportSample]) -> dict[str, Any]:
         """Return the samples whose words are asked for, with the features that this job has."""
         changed = "captions" not in job.ledger.namespaces.of and "vision" in self._parts
-        tasks = by_place(job) if changed else {}
-        of_each = [tasks.get(sample.task.place[:2], sample.task) for sample in samples]
-        return {
-            "store": job.store.url,
-            "features_namespace": of_each[0].namespaces["features"],
-            "members": [
-                {
-                    "key": sample.task["captions"],
-                    "features": task["features"],
-                    "prompt": sample.task.medium.prompt,
-                    "caption": sample.caption,
-                }
-                for sample, task in zip(samples, of_each, strict=True)
-            ],
-            "folder": str(self._asked.runs / EXPECTED),
-        }
-
-    def _pairs(self, original: Job, job: Job) -> dict[str, Any]:
-        """Return the features of the samples, of both checkpoints."""
-        kind, tasks = job.pipeline[-1].writes, by_place(job)
-        found = [(s.task, tasks[s.task.place[:2]]) for s in self._samples]
-        return {
-            "store": job.store.url,
-            "kind": kind,
-            "namespace": found[0][0].namespaces[kind],
-            "other": found[0][1].namespaces[kind],
-            "pairs": [[first[kind], second[kind]] for first, second in found],
-        }
+        words = words_of(samples, self._asked.runs / EXPECTED, by_place(job) if changed else {})
+        return {"store": job.store.url, **words}
 
     def _once(
         self, job: Job, sequence: Sequence, stage: Stage, told: Mapping[str, Any], total: int = 1
@@ -246,3 +238,14 @@ def _hessian_bytes(job: Job) -> int:
     """Return the bytes that may be summed up for one layer: no more than leave room for the
     rest."""
     return min(HESSIAN_BYTES, max(LEAST_BYTES, job.budget.of_stage(job.device) // 4))
+
+
+def _halves(job: Job, parts: tuple[Part, ...]) -> dict[str, Any]:
+    """Return what the stage that makes graphs is told of each half."""
+    model, held = job.model, job.model.profile.parts
+    return {
+        "weights": {part: {s: model.weights[s] for s in held[part].shards} for part in parts},
+        "pieces": {part: list(held[part].pieces) for part in parts},
+        "frames_a_video": model.profile.frames_a_video,
+        "route": model.profile.route,
+    }

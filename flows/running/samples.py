@@ -2,9 +2,9 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from artifacts.errors import UsageError
 from artifacts.words import counted
@@ -79,6 +79,39 @@ def samples_of(job: Job, media: Sequence[Medium], most: int, least: int) -> list
         ExportSample(task, kept.meta(task[last.writes])["caption"] if captions else "")
         for task in found[::step][:most]
     ]
+
+
+def words_of(
+    samples: Sequence[ExportSample], folder: Path, tasks: Mapping[tuple[str, int], Task]
+) -> dict[str, Any]:
+    """Return what a judge is told of the samples' words, which it keeps in a folder. `tasks` are
+    those of another job by which they were seen; empty: they are as the original saw them."""
+    of_each = [tasks.get(sample.task.place[:2], sample.task) for sample in samples]
+    return {
+        "features_namespace": of_each[0].namespaces["features"],
+        "members": [
+            {
+                "key": sample.task["captions"],
+                "features": task["features"],
+                "prompt": sample.task.medium.prompt,
+                "caption": sample.caption,
+            }
+            for sample, task in zip(samples, of_each, strict=True)
+        ],
+        "folder": str(folder),
+    }
+
+
+def pairs_of(samples: Sequence[ExportSample], job: Job) -> dict[str, Any]:
+    """Return the features of the samples, of the original and of the job of a checkpoint."""
+    kind, tasks = job.pipeline[-1].writes, by_place(job)
+    found = [(s.task, tasks[s.task.place[:2]]) for s in samples]
+    return {
+        "kind": kind,
+        "namespace": found[0][0].namespaces[kind],
+        "other": found[0][1].namespaces[kind],
+        "pairs": [[first[kind], second[kind]] for first, second in found],
+    }
 
 
 def by_place(job: Job) -> dict[tuple[str, int], Task]:

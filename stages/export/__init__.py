@@ -1,7 +1,8 @@
-"""Writes checkpoints in few bits, and judges them beside what they were made of."""
+"""Writes checkpoints in few bits or with graphs, and judges them beside what they were made of."""
 
 from stages.export.calibrate_job import CalibrateJob
 from stages.export.feature_job import FeaturesJob
+from stages.export.graph_job import GraphJob
 from stages.export.job import ExportJob
 from stages.export.judge_job import JudgeJob
 from stages.process.stage import Stage
@@ -15,6 +16,16 @@ STAGE = Stage(
     output_version=1,
     entry="stages.export.run:run",
     verb="exporting",
+)
+GRAPHS = Stage(
+    name="graphs",
+    reads="",
+    writes="",
+    job=GraphJob,
+    of_media=False,
+    output_version=1,
+    entry="stages.export.graphs.run:run",
+    verb="making graphs",
 )
 COMPARE = Stage(
     name="compare",

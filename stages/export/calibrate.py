@@ -19,7 +19,7 @@ from stages.export.gptq import NoInverse, gptq
 from stages.export.outline import outline_of
 from stages.export.packed_form import Packed
 from stages.export.teaching import caption_of, expected
-from stages.models.halves.load import config_and_class, skeleton_of
+from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.offload import placement, waiting
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model

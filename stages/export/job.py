@@ -1,16 +1,17 @@
-"""The job of writing one checkpoint in few bits; imports no library."""
+"""The job of writing one checkpoint in few bits, and all kinds of exports; imports no library."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from artifacts.schema import Part
+from stages.export.graph_job import GRAPHS
 from stages.models.shards import SHARD_BYTES
 
 BITSANDBYTES = ("nf4", "int8")
 """Kinds that transformers and Penstock load."""
 PACKED = {"w4a16": 4, "w8a16": 8}
 """Kinds that vLLM and SGLang load → bits of a number."""
-KINDS = (*BITSANDBYTES, *PACKED)
+KINDS = (*GRAPHS, *BITSANDBYTES, *PACKED)
 GROUPS = (32, 64, 128)
 """Columns that may share a scale, in a packed kind: what vLLM's Marlin kernel takes."""
 
@@ -26,7 +27,7 @@ class ExportJob:
     folder: str
     """Folder to write to."""
     kind: str
-    """One of KINDS."""
+    """One of BITSANDBYTES or PACKED."""
     parts: tuple[Part, ...]
     """Parts whose linear layers are quantized."""
     group: int = 0

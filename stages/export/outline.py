@@ -17,7 +17,8 @@ import torch
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from artifacts.words import counted
-from stages.models.halves.load import config_and_class, refuse_pickle, skeleton_of
+from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.halves.load import refuse_pickle
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header, read_headers
 from stages.models.precision.quantize import linears_of, quantizable, stored_settings

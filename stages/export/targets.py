@@ -15,7 +15,8 @@ import torch
 from artifacts.errors import UsageError
 from stages.export.adapter import FLOATS, MERGE_FIRST, LoraAdapter, LowRank
 from stages.export.outline import refuse_unwritable
-from stages.models.halves.load import config_and_class, refuse_pickle, skeleton_of
+from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.halves.load import refuse_pickle
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header, read_headers
 from stages.models.precision.weights import model_names

@@ -33,5 +33,12 @@ class HalfJob:
     together: bool = False
     """Whether many calls cross its layers together, so that each layer comes once for all; of the
     vision half it is always so."""
+    backend: str = ""
+    """What computes the towers of the half: graphs of the checkpoint by `onnx` or `tensorrt`;
+    empty: torch."""
+    graph_bytes: int = 0
+    """Most bytes of a GPU that graphs may take."""
+    engines: str = ""
+    """Folder of what TensorRT makes of graphs."""
     mlp_chunk: int = 0
     """Positions that go through an MLP of the vision half at once; 0: all."""

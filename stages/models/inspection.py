@@ -13,8 +13,9 @@ import torch
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Modality, Part
 from stages.models.dry_run import DryRun, dry_run, vector_width
+from stages.models.halves.classes import config_and_class, one_line, skeleton_of
 from stages.models.halves.dual import makes_vectors
-from stages.models.halves.load import config_and_class, one_line, refuse_pickle, skeleton_of
+from stages.models.halves.load import refuse_pickle
 from stages.models.halves.routes import RouteChoice, choose_route, depends_on_prompt
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers

@@ -2,10 +2,10 @@
 stores."""
 
 import contextlib
-import functools
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from artifacts.schema import Half, Part
 from stages.memory.heap import given_back
 from stages.models.deferred_imports import import_transformers
 from stages.models.half_job import HalfJob
-from stages.models.halves.load import config_and_class, load_half, one_line, skeleton_of
+from stages.models.halves.classes import config_and_class, one_line, skeleton_of
+from stages.models.halves.load import load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
 from stages.models.halves.pieces import Held
 from stages.models.halves.pieces_of_text import in_pieces
@@ -66,7 +67,7 @@ class ModelJob(HalfJob):
         """Load the half on its device, with the pieces that it needs. Of a model that cannot be
         cut, the whole is loaded."""
         part: Part = "whole" if self.route == "joint" else keep
-        return Held(part, functools.partial(self._load, part), self.pieces)
+        return Held(part, partial(self._load, part), self.pieces)
 
     def _load(self, keep: Part, pieces: Iterable[str]) -> Any:
         with given_back():
@@ -89,6 +90,8 @@ class ModelJob(HalfJob):
         options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
+        if self.backend:
+            return self._with_graphs(folder, keep, pieces, options)
         if not (chosen or quantized or self.offload):
             half = load_half(folder, keep, pieces=pieces, **options)
             return self._checked(half, keep, pieces)
@@ -114,6 +117,21 @@ class ModelJob(HalfJob):
         # Or it tells at every layer of every step that 8-bit products are made of 16-bit numbers.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return self._checked(half, keep, pieces)
+
+    def _with_graphs(
+        self, folder: Path, keep: Part, pieces: Iterable[str], options: dict[str, Any]
+    ) -> Any:
+        """Load the half with graphs in place of its towers."""
+        from stages.models.graphs.loading import load_with_graphs
+        from stages.models.graphs.providers import provider_for
+
+        assert keep != "whole"
+        engines = Path(self.engines) if self.engines else None
+        provider = provider_for(self.backend, self.device, self.graph_bytes, engines)
+        load = partial(load_half, folder, keep, pieces=pieces, **options)
+        return load_with_graphs(
+            folder, keep, provider, options["dtype"], lambda paths: load(without=paths)
+        )
 
     def _checked(self, half: Any, keep: Part, pieces: Iterable[str]) -> Any:
         """Make the half as the job wants it, if it computes attention as the key of its results

@@ -12,7 +12,7 @@ from torch import nn
 from penstock_demo import CHECKPOINT
 from stages.export.merge import run
 from stages.export.merge_job import MergeJob
-from stages.models.halves.load import config_and_class
+from stages.models.halves.classes import config_and_class
 from stages.process.job import told_of
 from tests.support.families import checkpoint
 from tests.support.waves import events

@@ -14,7 +14,8 @@ from artifacts.errors import PenstockError
 from artifacts.packs import Record
 from artifacts.vectors import vector_record, vectors_in
 from stages.models.halves.boundary import absent_paths
-from stages.models.halves.load import config_and_class, load_half, one_line
+from stages.models.halves.classes import config_and_class, one_line
+from stages.models.halves.load import load_half
 from stages.models.halves.routes import choose_route
 from stages.models.halves.vectors import image_vectors, logits, text_vectors
 from tests.support import dual_encoders

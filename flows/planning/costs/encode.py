@@ -55,8 +55,8 @@ the imports."""
 def rungs(model: Model, config: CaptionConfig, device: str, *, stage: str = "encode") -> list[Rung]:
     """Return smaller batches, pieces, layers one by one, fewer bits."""
     half, settings = model.profile.vision, free_settings(model, config, "vision")
-    # What is quantized cannot come layer by layer, and pixels have no weights.
-    whole = model.profile.route != "joint"
+    # What is quantized cannot come layer by layer, pixels have no weights, a graph is one piece.
+    whole = model.profile.route != "joint" and not settings[0].graph
     plain = not half.stored_as and settings[0].precision not in QUANTIZED
     return encode_rungs(
         config.batch_size,

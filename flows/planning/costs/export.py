@@ -21,6 +21,8 @@ WRITING_BYTES = 300 << 20
 HESSIAN_BYTES = 4 << 30
 """Most bytes of what is summed up for the weights of one layer: those that would take more are
 rounded without."""
+GRAPH_COPIES, TRACING_BYTES = 3, 600 << 20
+"""Copies of a half that making graphs takes, and bytes of what is noted on the way."""
 CALIBRATING = SAMPLES // 2
 """Chunks that weights are calibrated on, by default: the others judge."""
 INVERTING = 2.4
@@ -43,6 +45,20 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     why = "a file of weights, the tensor in hand, and what is said of all"
     term = Term(part="weight", bytes=min(SHARD_BYTES, held) + WRITING_BYTES, why=why)
     return StageEstimate.of(rung, [term], device="cpu", workload=workload)
+
+
+def memory_of_graphs(
+    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+) -> StageEstimate:
+    """Count the half that has the most numbers, as it is traced, as a graph, and as it is
+    loaded."""
+    profile = model.profile
+    parts = profile.parts.values() if profile.route == "dual" else [profile.vision]
+    most = max(part.parameters for part in parts)
+    why = f"{most / 1e6:,.0f} M numbers in 32 bit, {GRAPH_COPIES} times: to be traced, as a graph, "
+    terms = [Term(part="weight", bytes=GRAPH_COPIES * 4 * most, why=f"{why}and to be tried")]
+    terms.append(Term(part="workspace", bytes=TRACING_BYTES, why="what is noted of each operation"))
+    return StageEstimate.of(rung, terms, device="cpu", workload=workload)
 
 
 def memory_of_comparing(

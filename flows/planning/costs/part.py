@@ -22,6 +22,8 @@ def free_settings(model: Model, config: CaptionConfig, part: Part) -> tuple[Part
 
 def settings_as_run(settings: PartSettings, half: PartProfile, rung: Rung) -> PartSettings:
     """Return the settings of a half on a rung."""
+    if settings.graph:
+        return settings
     precision = rung.precision or settings.precision
     dtype = DTYPES.get(precision, settings.dtype)
     taken = weight_bytes(half, precision, dtype)

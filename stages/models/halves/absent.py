@@ -42,15 +42,29 @@ class Absent(nn.Module):
         value = getattr(skeleton, name)
         path = f"{self._path}.{name}"
         if isinstance(value, torch.Tensor):
-            return AbsentWeight(path, self._path)
+            return self.weight_at(path)
         if isinstance(value, nn.Module):
-            return Absent(value, path)
+            return self.module_at(value, path)
         if isinstance(value, MethodType) and value.__self__ is skeleton:
             # A method may only return an attribute; run on this object, it raises when it computes.
             return MethodType(value.__func__, self)
         return value
 
-    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+    @property
+    def skeleton(self) -> nn.Module:
+        """Return the module over which this stands, without storage."""
+        found: nn.Module = self.__dict__["_skeleton"]
+        return found
+
+    def weight_at(self, path: str) -> Any:
+        """Return what stands for a parameter of it."""
+        return AbsentWeight(path, self._path)
+
+    def module_at(self, skeleton: nn.Module, path: str) -> "Absent":
+        """Return what stands for a module in it."""
+        return Absent(skeleton, path)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NeedsWeights(self._path)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
+from stages.models.halves.classes import asks_for_trust, needs_trust
 from stages.models.halves.features import is_pixels
-from stages.models.halves.load import asks_for_trust, needs_trust
 from stages.models.natives.registry import native_of
 
 PLACES = ("image_token", "video_token", "boi_token")

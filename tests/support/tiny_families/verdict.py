@@ -15,9 +15,10 @@ from artifacts.schema import Half
 from artifacts.tensors import pack_tree, unpack_tree
 from stages.models.feature_files import load_features, save_features
 from stages.models.halves.boundary import HALVES, pieces_called
+from stages.models.halves.classes import config_and_class, one_line, skeleton_of
 from stages.models.halves.delivery import UNDIVIDED, generate
 from stages.models.halves.features import Features, encode, is_pixels, placeholder_ids
-from stages.models.halves.load import config_and_class, load_half, one_line, skeleton_of
+from stages.models.halves.load import load_half
 from stages.models.halves.pieces import Held
 from stages.models.halves.records import CannotSplit, FeatureRecord, RowCount, merge_rows, split
 from stages.models.halves.routes import choose_route

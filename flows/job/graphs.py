@@ -1,0 +1,133 @@
+"""Finds out whether graphs of a checkpoint take the place of its towers, and refuses those that are
+not what was exported; imports no model library."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.keys import digest_of
+from artifacts.schema import Half, Part
+from flows.job.config import CaptionConfig
+from stages.models.graphs import FOLDER
+from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
+from stages.models.graphs.providers import ONNX, TENSORRT, provider_of
+from stages.models.profile import ModelProfile
+
+AGAIN = "Export the graphs again, into a new folder: penstock export MODEL --to onnx --out DIR"
+IN_TORCH = "--vision-backend torch does without"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphUse:
+    """The graphs by which a half is computed; all of it decides bytes."""
+
+    backend: str
+    """`onnx` or `tensorrt`."""
+    provider: str
+    """Name that ONNX Runtime has for what computes them."""
+    digest: str
+    """Digest of all that the graphs hold."""
+    precision: str
+    """`fp32`, `fp16` or `int8`."""
+    bytes: int
+    """Bytes of their files."""
+    parameters: int
+    """Count of the numbers of the checkpoint that they stand for."""
+
+    @property
+    def label(self) -> str:
+        """Return the precision as people are told it."""
+        return f"{self.backend}-{self.precision}"
+
+
+def graphs_for(
+    config: CaptionConfig,
+    folder: Path,
+    profile: ModelProfile,
+    digest: Callable[[Path], str],
+    weights: Mapping[str, str],
+    device: str,
+) -> dict[Part, GraphUse]:
+    """Return the graphs of a checkpoint that a run uses, by part; none where torch computes all.
+    `digest` tells the digest of a file, or nothing where it is not known; `weights` are those of
+    the checkpoint's. Raises PenstockError for graphs that are asked for and cannot be used."""
+    backend = config.vision_backend
+    if backend not in (ONNX, TENSORRT):
+        return {}
+    manifest = read_manifest(folder)
+    if manifest is None or "vision" not in manifest.halves:
+        raise UsageError(
+            f"{config.model} has no graphs of its vision half",
+            hint=f"Make them: penstock export {config.model} --to onnx --out DIR, then give "
+            f"--model DIR; {IN_TORCH}",
+        )
+    _check_files(folder, manifest, digest)
+    found: dict[Part, GraphUse] = {}
+    for half in manifest.halves:
+        found[half] = _use(config, manifest, half, backend, device)
+        _check_source(folder, manifest.halves[half], half, weights, profile)
+    return found
+
+
+def _use(
+    config: CaptionConfig, manifest: GraphManifest, half: Half, backend: str, device: str
+) -> GraphUse:
+    graphs, files = manifest.halves[half], manifest.files_of(half)
+    if backend == TENSORRT and device == "cpu":
+        raise EnvironmentFault(
+            "--vision-backend tensorrt needs a GPU, and there is none",
+            hint="Give --vision-backend onnx",
+        )
+    if graphs.precision == "int8" and device != "cpu":
+        raise UsageError(
+            f"the graphs of {config.model} are in int8, which is for processors, and not for GPUs",
+            hint=f"Export it with --to onnx-fp16; {IN_TORCH}",
+        )
+    for name in ("precision", f"{half}_precision"):
+        asked = getattr(config, name, None)
+        if asked not in (None, "native", "auto", graphs.precision) and half == "vision":
+            raise UsageError(
+                f"--{name.replace('_', '-')} {asked} and graphs in {graphs.precision} exclude each "
+                "other",
+                hint=f"Leave it out, or export {asked} graphs; {IN_TORCH}",
+            )
+    return GraphUse(
+        backend=backend,
+        provider=provider_of(backend, device),
+        digest=digest_of([manifest.to_json()["halves"][half], [manifest.files[n] for n in files]]),
+        precision=graphs.precision,
+        bytes=sum(manifest.sizes[name] for name in files),
+        parameters=sum(tower.parameters for tower in graphs.towers),
+    )
+
+
+def _check_files(folder: Path, manifest: GraphManifest, digest: Callable[[Path], str]) -> None:
+    """Raise EnvironmentFault unless every file of graphs is as it was written."""
+    for name, wanted in manifest.files.items():
+        path = folder / FOLDER / name
+        if not path.exists():
+            raise EnvironmentFault(f"{path} is gone", hint=f"{AGAIN}; {IN_TORCH}")
+        if digest(path) not in ("", wanted):
+            raise EnvironmentFault(
+                f"{path} is not what was exported: it was changed or damaged",
+                hint=f"{AGAIN}; {IN_TORCH}",
+            )
+
+
+def _check_source(
+    folder: Path,
+    graphs: HalfGraphs,
+    half: Half,
+    weights: Mapping[str, str],
+    profile: ModelProfile,
+) -> None:
+    """Raise EnvironmentFault where the weights are others than the graphs were made of."""
+    here = {name: weights[name] for name in profile.parts[half].shards}
+    known = {name: digest for name, digest in here.items() if digest}
+    if any(graphs.weights.get(name) != digest for name, digest in known.items()):
+        raise EnvironmentFault(
+            f"{folder / FOLDER / FILE} says that its graphs were made of other weights than those "
+            f"in {folder}",
+            hint=f"{AGAIN}; {IN_TORCH}",
+        )

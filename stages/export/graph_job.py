@@ -1,0 +1,31 @@
+"""The job of making graphs of the towers of halves; imports no library."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from artifacts.schema import Half, Route
+
+GRAPHS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int8": "int8"}
+"""Kinds of graphs → what they compute in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphJob:
+    """The checkpoint to write, and of which halves of what it has graphs."""
+
+    model: str
+    """Folder of the checkpoint that it is made of."""
+    recipe: dict[str, Any]
+    """All that decides the bytes that are written."""
+    folder: str
+    """Folder to write to."""
+    kind: str
+    """One of GRAPHS."""
+    weights: dict[Half, dict[str, str]]
+    """Half that gets graphs → name of each file of its weights → SHA-256 of its content."""
+    frames_a_video: int = 0
+    """Frames that a video must have; 0: any number."""
+    pieces: dict[Half, list[str]]
+    """Half → paths of the other half's pieces that it is known to need."""
+    route: Route = "protocol"
+    trust_remote_code: bool = False

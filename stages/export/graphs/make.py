@@ -1,0 +1,128 @@
+"""Makes the graphs of one half: finds its towers, traces each way in which they are called, and
+tries the graphs in their place."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from artifacts.errors import PenstockError, UsageError
+from artifacts.schema import Half
+from stages.export.graphs.agreeing import check_agreement, difference
+from stages.export.graphs.samples import Trial
+from stages.export.graphs.saving import quantize_graph, save_graph
+from stages.export.graphs.tracing import Traced, trace
+from stages.models.graphs.graph_inputs import graph_inputs, is_packed
+from stages.models.graphs.manifest import Graph, Tower
+from stages.models.graphs.providers import CPU, Provider
+from stages.models.graphs.session import GraphSession
+from stages.models.graphs.stand_in import TowerStandIn, fits
+from stages.models.graphs.tower_calls import TowerCall, tower_calls
+from stages.models.halves.absent import Absent, NeedsWeights
+from stages.process.exit_diagnosis import out_of_memory
+
+
+@dataclass(slots=True)
+class GraphsMade:
+    """The graphs of one half, as far as they are made."""
+
+    towers: dict[str, Tower] = field(default_factory=dict)
+    """Path → tower."""
+    furthest: float = 0.0
+    """Most that they differ from the towers, in parts of the largest number."""
+
+
+def make_graphs(
+    half: Any, part: Half, tried: Sequence[Trial], folder: Path, precision: str
+) -> GraphsMade:
+    """Write the graphs of a half into a folder, and try them. The half has them afterwards in place
+    of its towers. Raises UsageError for one that cannot be exported, or is otherwise then."""
+    made = GraphsMade()
+    wanted = [trial.run(half) for trial in tried]
+    for trial in tried:
+        for call in tower_calls(half, partial(trial.run, half)):
+            _take(half, part, call, made, folder, precision)
+    if not made.towers:
+        raise UsageError(
+            f"the {part} half calls no part of its own that could be a graph",
+            hint="Leave it in torch",
+        )
+    _put(half, made, folder)
+    for trial, features in zip(tried, wanted, strict=True):
+        apart = difference(features, trial.run(half))
+        check_agreement(precision, trial.name, apart, ", ".join(made.towers))
+        made.furthest = max(made.furthest, apart)
+    return made
+
+
+def _take(
+    half: Any, part: Half, call: TowerCall, made: GraphsMade, folder: Path, precision: str
+) -> None:
+    """Make the graph of a call, unless there is one that answers it."""
+    tower = half.get_submodule(call.path)
+    known = made.towers.get(call.path)
+    packed = known.packed if known else is_packed(tower, call.given)
+    given = graph_inputs(tower, call.given, packed)
+    if known and any(fits(graph, given) for graph in known.graphs):
+        return
+    number = sum(len(tower.graphs) for tower in made.towers.values())
+    graph = _graph(tower, call, packed, folder / f"{part}-{number}.onnx", precision)
+    made.towers[call.path] = Tower(
+        path=call.path,
+        class_name=type(tower).__name__,
+        parameters=sum(weight.numel() for weight in tower.parameters()),
+        packed=packed,
+        graphs=(*(known.graphs if known else ()), graph),
+    )
+
+
+def _graph(tower: nn.Module, call: TowerCall, packed: bool, path: Path, precision: str) -> Graph:
+    traced = _traced(tower, call, packed)
+    quantized = 0
+    if precision == "int8":
+        whole = path.parent / "whole" / path.name
+        whole.parent.mkdir()
+        save_graph(traced.program, whole)
+        quantized = quantize_graph(whole, path)
+        shutil.rmtree(whole.parent)
+    else:
+        save_graph(traced.program, path)
+    taken = [value.name for value in traced.program.graph.inputs]
+    return Graph(
+        file=path.name,
+        inputs={name: traced.call.tensors[name.removeprefix("input.")].ndim for name in taken},
+        fixed=traced.call.fixed,
+        output=traced.output,
+        names=traced.names,
+        quantized=quantized,
+    )
+
+
+def _traced(tower: nn.Module, call: TowerCall, packed: bool) -> Traced:
+    try:
+        return trace(tower, call.given, packed)
+    except (PenstockError, NeedsWeights):
+        raise
+    except Exception as error:  # an exporter may fail at a class in any way
+        if out_of_memory(error):
+            raise
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UsageError(
+            f"no graph can be made of {call.path} ({type(tower).__name__}): {words}",
+            hint="Keep this model's vision half in torch: its classes cannot be exported",
+        ) from error
+
+
+def _put(half: Any, made: GraphsMade, folder: Path) -> None:
+    """Put the graphs in place of the towers."""
+    like = torch.empty(0, dtype=half.dtype)
+    for path, tower in made.towers.items():
+        parent, _, name = path.rpartition(".")
+        absent = Absent(half.get_submodule(path), path)
+        runs = [GraphSession(folder / g.file, Provider(name=CPU)) for g in tower.graphs]
+        setattr(half.get_submodule(parent), name, TowerStandIn(absent, tower, runs, like))

@@ -1,0 +1,169 @@
+"""Writes a checkpoint whose halves have graphs: the graphs, its weights as they are, and all that
+makes a model of them."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artifacts.errors import EnvironmentFault
+from artifacts.files import write_json
+from artifacts.keys import hash_file
+from artifacts.schema import Half
+from artifacts.store import fault_of
+from stages.export.graph_job import GRAPHS, GraphJob
+from stages.export.graphs.make import GraphsMade, make_graphs
+from stages.export.graphs.samples import trials
+from stages.models.deferred_imports import import_transformers
+from stages.models.graphs import FOLDER
+from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
+from stages.models.halves.load import load_half
+from stages.models.halves.pieces import Held
+from stages.models.hub.checkpoint import CONFIG, INDEX, SMALL, small_files
+from stages.models.processors.prepare import load_processor
+from stages.models.shards.writing import GO_ON, claimed, write_rest
+from stages.process.job import job_of
+from stages.process.report import Report
+
+PACKAGES = ("onnx", "onnxscript")
+INSTALL = 'Install them: pip install "penstock[export]"'
+MAKING = "making"
+"""Folder of graphs until all are made."""
+
+
+def warm(told: dict[str, Any]) -> None:
+    """Import what making graphs needs, before what the stage takes is counted."""
+    import_transformers()
+    check_packages()
+
+
+def check_packages() -> None:
+    """Raise EnvironmentFault where what graphs are made with is not installed."""
+    for name in PACKAGES:
+        try:
+            version(name)
+        except PackageNotFoundError as error:
+            raise EnvironmentFault(
+                f"graphs are made with {' and '.join(PACKAGES)}, and {name} is not installed",
+                hint=INSTALL,
+            ) from error
+
+
+def run(told: dict[str, Any], report: Report) -> None:
+    """Write the checkpoint of a GraphJob, and tell each of its halves as an item. A note says of
+    each half how many `graphs` it has and how far they are from the towers. Raises
+    PenstockError."""
+    job = job_of(GraphJob, told)
+    source, folder = Path(job.model), Path(job.folder)
+    check_packages()
+    report.total(len(job.weights))
+    with claimed(folder, job.recipe):
+        if read_manifest(folder) is None:
+            _write_graphs(job, source, folder, report)
+        report.note(graphs=_told(folder))
+        if (folder / CONFIG).exists():
+            return
+        try:
+            for name in sorted({*_weight_files(source)}):
+                _put_beside(source / name, folder / name)
+            write_rest(folder, (), small_files(source, SMALL))
+        except EnvironmentFault as error:
+            raise EnvironmentFault(error.message, hint=GO_ON) from error
+
+
+def _write_graphs(job: GraphJob, source: Path, folder: Path, report: Report) -> None:
+    """Make all graphs aside, and put them into their folder together. Raises PenstockError."""
+    making = folder / MAKING
+    shutil.rmtree(making, ignore_errors=True)  # of a process that was killed
+    try:
+        making.mkdir()
+        halves = {}
+        for part, weights in job.weights.items():
+            halves[part] = _half(job, source, part, weights, making)
+            report.item(f"{part} half", label=f"{part} half")
+        files = sorted(path for path in making.iterdir())
+        manifest = GraphManifest(
+            files={path.name: hash_file(path) for path in files},
+            sizes={path.name: path.stat().st_size for path in files},
+            halves=halves,
+            made_by={name: version(name) for name in ("torch", "transformers", *PACKAGES)},
+        )
+        write_json(making / FILE, manifest.to_json())
+        _settle(making)
+        making.rename(folder / FOLDER)
+    except OSError as error:
+        raise fault_of(error, folder) from error
+
+
+def _half(
+    job: GraphJob, source: Path, part: Half, weights: Mapping[str, str], folder: Path
+) -> HalfGraphs:
+    precision, dual = GRAPHS[job.kind], job.route == "dual"
+    processor = load_processor(source, job.trust_remote_code, generates=not dual)
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    load = partial(load_half, source, part, dtype=dtype, trust_remote_code=job.trust_remote_code)
+    held = Held(part, lambda pieces: load(pieces=pieces), job.pieces.get(part, ()))
+
+    def make(half: Any) -> GraphsMade:
+        with torch.inference_mode(False), torch.no_grad():
+            frames = job.frames_a_video
+            tried = list(trials(half, part, processor, dual=dual, frames_a_video=frames))
+            return make_graphs(half, part, tried, folder, precision)
+
+    made = held.use(make)
+    return HalfGraphs(
+        precision=precision, weights=dict(weights), towers=tuple(made.towers.values())
+    )
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """Return what is worth noting of the graphs of a checkpoint."""
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return {
+        half: {
+            "towers": [tower.path for tower in graphs.towers],
+            "graphs": sum(len(tower.graphs) for tower in graphs.towers),
+            "quantized": sum(g.quantized for tower in graphs.towers for g in tower.graphs),
+            "bytes": sum(manifest.sizes[name] for name in manifest.files_of(half)),
+        }
+        for half, graphs in manifest.halves.items()
+    }
+
+
+def _weight_files(source: Path) -> list[str]:
+    """Return the names of a model's files of weights, and of their index."""
+    index = [INDEX] if (source / INDEX).exists() else []
+    return [*(path.name for path in source.glob("*.safetensors")), *index]
+
+
+def _put_beside(path: Path, out: Path) -> None:
+    """Have a file stand in another folder, too: linked, which takes no room, or copied where that
+    cannot be. Raises EnvironmentFault."""
+    if out.exists():
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.link(path.resolve(), out)
+            return
+        half = out.with_name(f".penstock-{out.name}")
+        shutil.copyfile(path, half)
+        half.replace(out)
+    except OSError as error:
+        raise fault_of(error, out.parent) from error
+
+
+def _settle(folder: Path) -> None:
+    """Have what was written be on the disk."""
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,94 @@
+"""Makes pictures and texts for a half to be traced and tried with: noise, of several sizes. The
+model's own processor makes inputs of them. Knows no family."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from artifacts.schema import Half, MediaKind
+from stages.embed_texts.reading import TextReader
+from stages.models.halves.features import encode
+from stages.models.halves.routes import PIXELS
+from stages.models.halves.vectors import text_vectors
+from stages.models.processors.clip import Clip
+from stages.models.processors.pictures import prepare_pictures
+from stages.models.processors.prepare import joined, prepare, takes_videos
+from stages.models.processors.side_inputs import Prepared
+
+PROMPT = "describe "
+SIZES = ((168, 112), (280, 196), (140, 308))
+"""Height and width of pictures that are tried: windows of unlike sizes come of the last."""
+FRAMES = 4
+"""Frames of a video, where the model takes any number."""
+BATCHES = (2, 1, 4)
+"""Rows that go through together, for each size; a graph is traced with the first."""
+TEXTS = (
+    "a photo of a cat",
+    "two red squares move to the left, and a blue circle stays where it is",
+    "night",
+    "an old harbour, seen from a hill in the rain",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One way to have a half compute."""
+
+    name: str
+    """What it is given, for people."""
+    run: Callable[[Any], Any]
+    """Has a half compute, and returns what it makes."""
+
+
+def trials(
+    half: Any, part: Half, processor: Any, *, dual: bool, frames_a_video: int
+) -> Iterator[Trial]:
+    """Yield the ways to try a half; the first of each kind of input has several rows, and graphs
+    are made of it."""
+    if part == "language":
+        reader = TextReader(processor, half)
+        for count in (len(TEXTS), 1, 2):
+            inputs = reader.inputs(TEXTS[:count])
+            yield Trial(name=f"{count} texts", run=_of_texts(inputs))
+        return
+    for kind in _kinds(processor, dual):
+        for size, rows in zip(SIZES, BATCHES, strict=True):
+            frames = 1 if kind == "image" else frames_a_video or FRAMES
+            clips = [_noise(kind, frames, *size, seed) for seed in range(rows)]
+            prepared = [_prepared(processor, clip, dual) for clip in clips]
+            name = f"{rows} x {kind} of {size[1]} x {size[0]}"
+            yield Trial(name=name, run=_of_pictures(prepared))
+        mixed = [_noise(kind, frames, *size, 0) for size in SIZES]
+        prepared = [_prepared(processor, clip, dual) for clip in mixed]
+        if any(_in_one_row(name, value) for name, value in prepared[0].inputs.items()):
+            yield Trial(name=f"{kind}s of unlike sizes", run=_of_pictures(prepared))
+
+
+def _kinds(processor: Any, dual: bool) -> Sequence[MediaKind]:
+    return ("image", "video") if not dual and takes_videos(processor) else ("image",)
+
+
+def _noise(kind: MediaKind, count: int, height: int, width: int, seed: int) -> Clip:
+    drawn = np.random.default_rng(seed).integers(0, 255, (count, height, width, 3), dtype=np.uint8)
+    times = tuple(float(second) for second in range(count))
+    return Clip(frames=drawn, times=times, seconds=float(count), kind=kind)
+
+
+def _prepared(processor: Any, clip: Clip, dual: bool) -> Prepared:
+    return prepare_pictures(processor, clip) if dual else prepare(processor, clip, PROMPT)
+
+
+def _in_one_row(name: str, value: Any) -> bool:
+    """Tell whether an input holds the patches of all pictures one after another."""
+    return name in PIXELS and getattr(value, "ndim", 0) == 2
+
+
+def _of_pictures(rows: Sequence[Prepared]) -> Callable[[Any], Any]:
+    inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
+    return lambda half: encode(half, inputs)
+
+
+def _of_texts(inputs: dict[str, Any]) -> Callable[[Any], Any]:
+    return lambda half: text_vectors(half, inputs)

@@ -1,0 +1,64 @@
+"""Turns a call of a tower into what its graph takes: what the tower would reckon of its data, such
+as grids, is reckoned outside. Knows no family; transformers does that for those that need it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from stages.models.graphs.packed import ENDS, LONGEST, pack
+
+FLAGS = ("use_cache", "output_attentions", "output_hidden_states", "return_dict", "return_loss")
+"""Arguments that say what is given back; they decide the graph, and go into none."""
+
+
+class GraphInputs(NamedTuple):
+    """One call of a tower, as a graph takes it."""
+
+    tensors: dict[str, torch.Tensor]
+    """Each by its name, or where it stands in what has the name, such as `masks.0`."""
+    fixed: dict[str, Any]
+    """Arguments that are no tensors, which are part of a graph."""
+
+
+def is_packed(tower: nn.Module, given: Mapping[str, Any]) -> bool:
+    """Tell whether a tower takes all pictures in one row, and can be told the segments' ends."""
+    return ENDS[0] in prepared(tower, given) and bool(getattr(tower, "_supports_flash_attn", False))
+
+
+def prepared(tower: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call with all that is reckoned of them. `tower` may be a
+    skeleton: only what it is like counts."""
+    from transformers.exporters.utils import precompute_export_inputs
+
+    inputs = {name: value for name, value in given.items() if value is not None}
+    with torch.no_grad():
+        precompute_export_inputs(tower, inputs)
+    return {name: value for name, value in inputs.items() if value is not None}
+
+
+def graph_inputs(tower: nn.Module, given: Mapping[str, Any], packed: bool) -> GraphInputs:
+    """Return what the graph of a tower is given for a call."""
+    inputs = prepared(tower, given)
+    if packed:
+        pack(inputs)
+        inputs = {name: value for name, value in inputs.items() if name not in LONGEST}
+    tensors: dict[str, torch.Tensor] = {}
+    fixed: dict[str, Any] = {}
+    for name, value in inputs.items():
+        _sort(name, value, tensors, fixed)
+    return GraphInputs(tensors, {name: value for name, value in fixed.items() if value is not None})
+
+
+def _sort(name: str, value: Any, tensors: dict[str, torch.Tensor], fixed: dict[str, Any]) -> None:
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value
+    elif isinstance(value, list | tuple):
+        for at, part in enumerate(value):
+            _sort(f"{name}.{at}", part, tensors, fixed)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            _sort(f"{name}.{key}", part, tensors, fixed)
+    else:
+        fixed[name] = value if isinstance(value, bool | int | float | str) else repr(value)

@@ -1,0 +1,148 @@
+"""Holds what is said of a checkpoint's graphs: which towers they are of, how each is called, what
+they were made of. Imports no model library."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault
+from artifacts.schema import Half
+from artifacts.shapes import Each, anything, check, count, read_json, text
+from stages.models.graphs import FOLDER
+
+FILE = "graphs.json"
+"""Name of the file that says all this, in the folder of the graphs."""
+FORMAT = 1
+"""Number that rises when an older version would read such a file otherwise."""
+AGAIN = "Export it again: penstock export MODEL --to onnx --out DIR"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Graph:
+    """One graph: a tower, called in one way."""
+
+    file: str
+    """Name of its file, in the folder of the graphs."""
+    inputs: Mapping[str, int]
+    """Name of each tensor that it takes → axes of it."""
+    fixed: Mapping[str, Any]
+    """Arguments that are no tensors, with which alone it may be called."""
+    output: Mapping[str, Any]
+    """What the tower gives back, with the name of each tensor at its place."""
+    names: tuple[str, ...]
+    """Those names, in the order of the graph's outputs."""
+    quantized: int = 0
+    """Products that are computed in 8 bit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tower:
+    """A part of a half that graphs compute."""
+
+    path: str
+    """Where it is in the model."""
+    class_name: str
+    parameters: int
+    """Count of the numbers that it holds in the checkpoint."""
+    packed: bool
+    """Whether it takes all pictures in one row."""
+    graphs: tuple[Graph, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HalfGraphs:
+    """The graphs of one half."""
+
+    precision: str
+    """`fp32`, `fp16` or `int8`."""
+    weights: Mapping[str, str]
+    """Name of each file of weights that they were made of → SHA-256 of its content."""
+    towers: tuple[Tower, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphManifest:
+    """All graphs of a checkpoint."""
+
+    files: Mapping[str, str]
+    """Name of each file beside this one → SHA-256 of its content."""
+    sizes: Mapping[str, int]
+    """The same → its bytes."""
+    halves: Mapping[Half, HalfGraphs]
+    made_by: Mapping[str, str]
+    """Name of a library → its version."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the file has it."""
+        return {"format": FORMAT, **asdict(self)}
+
+    def files_of(self, half: Half) -> list[str]:
+        """Return the names of the files of a half's graphs: each is alone, or has its numbers in
+        another beside it."""
+        named = {graph.file for tower in self.halves[half].towers for graph in tower.graphs}
+        return sorted(name for name in self.files if any(name.startswith(n) for n in named))
+
+
+GRAPH = {
+    "file": text,
+    "inputs": Each(count),
+    "fixed": Each(anything),
+    "output": Each(anything),
+    "names": [text],
+    "quantized": count,
+}
+TOWER = {
+    "path": text,
+    "class_name": text,
+    "parameters": count,
+    "packed": lambda value: isinstance(value, bool),
+    "graphs": [GRAPH],
+}
+HALF = {"precision": text, "weights": Each(text), "towers": [TOWER]}
+SHAPE = {
+    "format": count,
+    "files": Each(text),
+    "sizes": Each(count),
+    "halves": Each(HALF),
+    "made_by": Each(text),
+}
+
+
+def read_manifest(model: Path) -> GraphManifest | None:
+    """Return what is said of the graphs of a checkpoint; None where it has none of ours. Raises
+    EnvironmentFault."""
+    path = model / FOLDER / FILE
+    if not path.exists():
+        return None
+    told = read_json(path, SHAPE, AGAIN, _sound)
+    halves = {half: _half(value) for half, value in told["halves"].items()}
+    given = {name: told[name] for name in ("files", "sizes", "made_by")}
+    return GraphManifest(**given, halves=halves)
+
+
+def _sound(told: Any) -> Any:
+    """Return it when it can be of this version, and names no file elsewhere."""
+    check(told, SHAPE)
+    if told["format"] != FORMAT:
+        raise EnvironmentFault(
+            f"{FILE} is of format {told['format']}, and this version reads {FORMAT}", hint=AGAIN
+        )
+    named = [*told["files"], *(g["file"] for g in _graphs_in(told))]
+    if any(Path(name).name != name or name.startswith(".") for name in named):
+        raise EnvironmentFault(f"{FILE} names a file outside its folder", hint=AGAIN)
+    return told
+
+
+def _graphs_in(told: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for half in told["halves"].values():
+        for tower in half["towers"]:
+            yield from tower["graphs"]
+
+
+def _half(told: Mapping[str, Any]) -> HalfGraphs:
+    towers = []
+    for tower in told["towers"]:
+        graphs = (Graph(**{**each, "names": tuple(each["names"])}) for each in tower["graphs"])
+        towers.append(Tower(**{**tower, "graphs": tuple(graphs)}))
+    return HalfGraphs(**{**told, "towers": tuple(towers)})

@@ -1,0 +1,116 @@
+"""Names ONNX Runtime's providers and their settings, and opens graphs with the one that was asked
+for. It knows no tower.
+
+ONNX Runtime takes another provider where the one asked for cannot be had, and says so in its log at
+most. So the one that a session has is looked at, and a GPU's may not hand parts of a graph to the
+CPU.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault
+
+ONNX, TENSORRT = "onnx", "tensorrt"
+BACKENDS = (ONNX, TENSORRT)
+"""What computes graphs, as a command names it."""
+CPU, CUDA, TRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+WORKSPACE = 2
+"""Part of a stage's memory that TensorRT may take to try kernels in: one of so many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provider:
+    """One provider with all that it is told."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    besides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Providers that may compute what this one has no kernel for, with what they are told."""
+
+    def listed(self) -> list[Any]:
+        """Return it as ONNX Runtime is told it."""
+        every = {self.name: self.options, **self.besides}
+        return [(name, dict(options)) for name, options in every.items()]
+
+
+def provider_of(backend: str, device: str) -> str:
+    """Return the name of the provider by which a backend computes on a device."""
+    if backend == TENSORRT:
+        return TRT
+    return CPU if device == "cpu" else CUDA
+
+
+def provider_for(backend: str, device: str, limit: int, engines: Path | None) -> Provider:
+    """Return the provider that computes on a device, within so many bytes of it. `engines` is the
+    folder where TensorRT keeps what it makes of these graphs."""
+    name = provider_of(backend, device)
+    if name == CPU:
+        return Provider(name=CPU)
+    cuda = {
+        "device_id": int(device.partition(":")[2] or 0),
+        "gpu_mem_limit": limit,
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    if name == CUDA:
+        return Provider(name=CUDA, options=cuda)
+    options: dict[str, Any] = {
+        "device_id": cuda["device_id"],
+        "trt_max_workspace_size": limit // WORKSPACE,
+        "trt_fp16_enable": False,  # the graph says what it computes in
+    }
+    if engines is not None:
+        options |= {
+            "trt_engine_cache_enable": True,
+            "trt_engine_cache_path": str(engines),
+            "trt_timing_cache_enable": True,
+            "trt_timing_cache_path": str(engines),
+        }
+    return Provider(name=TRT, options=options, besides={CUDA: cuda})
+
+
+def open_session(path: Path, provider: Provider, threads: int) -> Any:
+    """Return a session that has a graph computed by this provider. Raises EnvironmentFault where it
+    would be computed by another, or the graph cannot be read."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    built = onnxruntime.get_available_providers()
+    if provider.name not in built:
+        raise _not_had(provider.name, f"this ONNX Runtime has {', '.join(built)}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # An arena keeps what the largest batch took, which a budget does not have twice.
+    options.enable_cpu_mem_arena = False
+    if provider.name != CPU:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=provider.listed())
+    except Exception as error:  # of ONNX Runtime's own kinds, which share no class
+        words = " ".join(str(error).split())[:200]
+        if any(word in words for word in ("INVALID_PROTOBUF", "INVALID_GRAPH", "NO_SUCHFILE")):
+            raise EnvironmentFault(
+                f"{path} is no graph that ONNX Runtime reads: {words}",
+                hint="Export it again, or give --vision-backend torch",
+            ) from error
+        if provider.name == CPU:
+            raise
+        raise _not_had(provider.name, words) from error
+    check_provider(session, provider)
+    return session
+
+
+def check_provider(session: Any, provider: Provider) -> None:
+    """Raise EnvironmentFault unless a session computes by the provider that was asked for."""
+    found = session.get_providers()
+    if found[:1] != [provider.name]:
+        raise _not_had(provider.name, f"ONNX Runtime took {', '.join(found) or 'none'} instead")
+
+
+def _not_had(name: str, why: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{name} cannot be had: {why}",
+        hint="`penstock doctor` says what is missing; --vision-backend torch does without",
+    )

@@ -1,0 +1,95 @@
+"""Stands where a tower was, and has a graph compute in its stead."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from artifacts.errors import UsageError
+from artifacts.tensors import place_tensors
+from stages.models.graphs.graph_inputs import GraphInputs, graph_inputs
+from stages.models.graphs.manifest import Graph, Tower
+from stages.models.graphs.tower_calls import bound
+from stages.models.halves.absent import Absent, AbsentWeight
+
+Run = Callable[[Mapping[str, torch.Tensor]], Sequence[torch.Tensor]]
+"""Function that has a graph compute."""
+
+
+class TowerStandIn(Absent):
+    """A tower without weights whose `forward` is a graph's. Its `Absent` answers what else the
+    half asks of it."""
+
+    def __init__(
+        self, absent: Absent, tower: Tower, runs: Sequence[Run], like: torch.Tensor
+    ) -> None:
+        """`runs` compute the tower's graphs, in their order; `like` is of the type and on the
+        device that the half computes in."""
+        super().__init__(absent.skeleton, tower.path)
+        self.__dict__.update(_tower=tower, _runs=tuple(runs), _like=like)
+        # Models ask their parameters what they compute in and where, and may have no others.
+        self.register_parameter("anchor", nn.Parameter(like, requires_grad=False))
+
+    def __getattr__(self, name: str) -> Any:
+        like = self.__dict__.get("_like")
+        if name in ("dtype", "device") and like is not None:
+            return getattr(like, name)
+        return super().__getattr__(name)
+
+    def weight_at(self, path: str) -> Any:
+        return StandInWeight(path, self._path, self.__dict__["_like"])
+
+    def module_at(self, skeleton: nn.Module, path: str) -> Absent:
+        return _Inside(skeleton, path, self)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the tower gives of this. Raises UsageError for a call that no graph is of."""
+        tower, skeleton, like = self._tower, self.skeleton, self.__dict__["_like"]
+        given = graph_inputs(skeleton, bound(skeleton, args, kwargs), tower.packed)
+        graph, run = self._chosen(given)
+        tensors = {name: given.tensors[name.removeprefix("input.")] for name in graph.inputs}
+        with torch.inference_mode():
+            made = [out.to(like) if out.is_floating_point() else out for out in run(tensors)]
+        return place_tensors(graph.output, dict(zip(graph.names, made, strict=True)))
+
+    def _chosen(self, given: GraphInputs) -> tuple[Graph, Run]:
+        for graph, run in zip(self._tower.graphs, self._runs, strict=True):
+            if fits(graph, given):
+                return graph, run
+        what = {**{n: f"{v.ndim} axes" for n, v in given.tensors.items()}, **given.fixed}
+        told = ", ".join(f"{name}: {value}" for name, value in what.items())
+        raise UsageError(
+            f"no graph of {self._tower.path} was exported for such pictures ({told[:200]})",
+            hint="Give --vision-backend torch, which takes all that the model takes",
+        )
+
+
+class _Inside(Absent):
+    """A part of a tower that a graph computes."""
+
+    def __init__(self, skeleton: nn.Module, path: str, tower: TowerStandIn) -> None:
+        super().__init__(skeleton, path)
+        self.__dict__.update(_of=tower)
+
+    def weight_at(self, path: str) -> Any:
+        return self.__dict__["_of"].weight_at(path)
+
+    def module_at(self, skeleton: nn.Module, path: str) -> Absent:
+        return _Inside(skeleton, path, self.__dict__["_of"])
+
+
+class StandInWeight(AbsentWeight):
+    """A stand-in for a parameter in a graph, which says of what type it is and where."""
+
+    def __init__(self, path: str, module: str, like: torch.Tensor) -> None:
+        super().__init__(path, module)
+        self.dtype, self.device = like.dtype, like.device
+
+
+def fits(graph: Graph, given: GraphInputs) -> bool:
+    """Tell whether a call is one that a graph is of."""
+    names = {name.removeprefix("input."): axes for name, axes in graph.inputs.items()}
+    return graph.fixed == given.fixed and all(
+        name in given.tensors and given.tensors[name].ndim == axes for name, axes in names.items()
+    )

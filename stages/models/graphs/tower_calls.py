@@ -1,0 +1,102 @@
+"""Finds the towers of a half: the largest parts that it calls to make its features. Knows no
+family.
+
+They are found by running the half. What a tower is given and gives is a call of a module, which a
+graph can take over; what the half does before and after, such as grids, the choice of features and
+their order, stays the model's own code.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerCall:
+    """One call of a tower."""
+
+    path: str
+    """Path of the tower in the half."""
+    given: dict[str, Any]
+    """Arguments by name."""
+
+
+def tower_calls(half: nn.Module, function: Callable[[], object]) -> list[TowerCall]:
+    """Return the calls of towers that `function` makes, in order. Towers are the outermost models
+    in the half that it calls; where it calls none, the outermost modules."""
+    from transformers import PreTrainedModel
+
+    weighed = {path: m for path, m in half.named_modules() if path and has_weights(m)}
+    models: dict[str, nn.Module] = {
+        path: m for path, m in weighed.items() if isinstance(m, PreTrainedModel)
+    }
+    return _calls_of(models, function) or _calls_of(weighed, function)
+
+
+def has_weights(module: nn.Module) -> bool:
+    """Tell whether a module holds any parameter."""
+    return next(module.parameters(), None) is not None
+
+
+def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of a module by their names."""
+    signature = inspect.signature(type(module).forward)
+    given = dict(signature.bind_partial(module, *args, **kwargs).arguments)
+    more = [n for n, p in signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
+    extra = {} if not more else given.pop(more[0], {})
+    return {**dict(list(given.items())[1:]), **extra}
+
+
+def _calls_of(modules: dict[str, nn.Module], function: Callable[[], object]) -> list[TowerCall]:
+    calls: list[TowerCall] = []
+    depth = 0
+
+    def enter(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal depth
+        if not depth:
+            given = {n: copied(v) for n, v in bound(module, args, kwargs).items()}
+            calls.append(TowerCall(path=path, given=given))
+        depth += 1
+
+    def leave(*_: Any) -> None:
+        nonlocal depth
+        depth -= 1
+
+    with contextlib.ExitStack() as hooks:
+        for path, module in modules.items():
+            hooks.enter_context(_hooked(module, path, enter, leave))
+        function()
+    return calls
+
+
+@contextlib.contextmanager
+def _hooked(
+    module: nn.Module, path: str, enter: Callable[..., None], leave: Callable[..., None]
+) -> Iterator[None]:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        enter(path, module, args, kwargs)
+
+    first = module.register_forward_pre_hook(before, with_kwargs=True)
+    last = module.register_forward_hook(leave, always_call=True)
+    try:
+        yield
+    finally:
+        first.remove()
+        last.remove()
+
+
+def copied(value: Any) -> Any:
+    """Return a value whose tensors are others with the same numbers: models change some in
+    place."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, list | tuple):
+        return type(value)(copied(part) for part in value)
+    if isinstance(value, dict):
+        return {name: copied(part) for name, part in value.items()}
+    return value

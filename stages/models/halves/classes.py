@@ -1,0 +1,130 @@
+"""Finds the class of a checkpoint's model and its configuration. Reads no weights.
+
+A checkpoint may bring its own code, which is run only where its user says so.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artifacts.errors import EnvironmentFault, UsageError
+from stages.models.halves.dual import makes_vectors
+from stages.models.hub.originals import is_original
+from stages.models.natives.registry import native_of, nothing_otherwise
+
+
+def config_and_class(
+    folder: Path, trusted: bool, as_published: bool = False
+) -> tuple[Any, type[Any]]:
+    """Return the checkpoint's configuration, and the class of its model, which computes
+    `as_published` where its published code does otherwise than its formulas say."""
+    if (native := native_of(folder)) is not None:
+        return native.load_config(folder, as_published), native.model_class()
+    if as_published:
+        raise nothing_otherwise(folder)
+    config = load_config(folder, trusted)
+    return config, model_class(config, folder, trusted)
+
+
+def skeleton_of(config: Any, cls: type[Any]) -> Any:
+    """Build the whole model without storage."""
+    with torch.device("meta"), with_packages(cls):
+        return cls(config)
+
+
+def load_config(folder: Path, trusted: bool) -> Any:
+    """Load the model's configuration. Raises UsageError for one that makes no sense, and for remote
+    code that is not trusted."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    if not trusted and is_original(folder):  # else it is taken for transformers' own
+        raise needs_trust(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+    except (StrictDataclassError, TypeError) as error:
+        raise UsageError(
+            f"{folder}/config.json cannot be used: {one_line(error)}",
+            hint="Download the checkpoint again, or choose another",
+        ) from error
+    except (ValueError, KeyError, OSError) as error:
+        if not trusted and asks_for_trust(error):
+            raise needs_trust(folder) from error
+        raise UsageError(
+            f"{folder}/config.json describes no model that transformers knows",
+            hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
+        ) from error
+
+
+def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
+    """Return the class that stands for models of this configuration: one that captions, or a dual
+    encoder. Where there is one of each, the configuration says which it is of."""
+    remote = getattr(config, "auto_map", None) or {}
+    classes = _stock_classes(config)
+    named = [cls for cls in classes if cls.__name__ in (config.architectures or ())]
+    # What calls itself by the type of a dual encoder, and brings its own class, is another model.
+    own = "AutoModel" in remote and not named
+    stock = next((cls for cls in (*named, *classes) if not (own and makes_vectors(cls))), None)
+    if stock is not None:
+        return stock
+    names = ["AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForCausalLM"]
+    names += ["AutoModel"] if classes else []
+    reference = next((remote[name] for name in names if name in remote), None)
+    if reference is None:
+        raise UsageError(
+            f"{folder} is a {config.model_type} model, which has no vision half",
+            hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
+        )
+    if not trusted:
+        raise needs_trust(folder)
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    return get_class_from_dynamic_module(reference, folder)
+
+
+def _stock_classes(config: Any) -> list[type[Any]]:
+    """Return transformers' own classes for a configuration: first the one that captions."""
+    from transformers.models.auto import modeling_auto as auto
+
+    mappings: tuple[Any, ...] = (
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING,
+    )
+    found = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
+    return [cls[0] if isinstance(cls, tuple) else cls for cls in found]
+
+
+@contextlib.contextmanager
+def with_packages(cls: type[Any]) -> Iterator[None]:
+    """Turn the error of a model that lacks a package into one line. Errors about attention are told
+    by who chose it."""
+    try:
+        yield
+    except ImportError as error:
+        if "ttention" in str(error) or "flash" in str(error):
+            raise
+        raise EnvironmentFault(
+            f"{cls.__name__} needs a package that is not installed, or a newer one: "
+            f"{one_line(error)}",
+            hint="Install it, and run the same command again",
+        ) from error
+
+
+def asks_for_trust(error: Exception) -> bool:
+    """Tell whether loading failed because it would have run code that came with the checkpoint."""
+    return any(words in str(error) for words in ("trust_remote_code", "custom code"))
+
+
+def needs_trust(folder: Path) -> UsageError:
+    return UsageError(
+        f"{folder} brings its own Python code, which would run on this machine",
+        hint="Read it, and if you trust it add --trust-remote-code",
+    )
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's words, short enough to be part of a message."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
