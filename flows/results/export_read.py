@@ -13,13 +13,15 @@ from stages.export.parity import GATES
 
 RUN = "run.json"
 AGAIN = "Export into a new folder: penstock export MODEL --to KIND --out DIR"
+NEARNESS = {
+    "rows": count,
+    **dict.fromkeys(("cosine", "centred_mean", "centred_least", "neighbours"), number),
+    "by_chunk": Left(Each(number)),
+    "chunks": Left(count),
+}
 FIGURES: dict[str, dict[str, Any]] = {
-    "features": {
-        **dict.fromkeys(("rows",), count),
-        **dict.fromkeys(("cosine", "centred_mean", "centred_least", "neighbours"), number),
-        "by_chunk": Left(Each(number)),
-        "chunks": Left(count),
-    },
+    "features": NEARNESS,
+    "texts": NEARNESS,
     "text": {
         **dict.fromkeys(("captions", "tokens"), count),
         **dict.fromkeys(("token_agreement", "divergence", "captions_as_native"), number),

@@ -18,7 +18,8 @@ from stages.models.hub.checkpoint import CONFIG
 PARITY = "parity.json"
 """File of a checkpoint that says how far it is from its original."""
 
-FIGURES = ("features", "text")
+VECTORS = ("features", "texts")
+FIGURES = (*VECTORS, "text")
 """What figures are of."""
 
 
@@ -84,11 +85,12 @@ def figures_line(parity: Mapping[str, Any]) -> str:
             f"divergence {text['divergence']:.2g} nats, "
             f"{text['captions_as_native']:.1%} of captions the same"
         )
-    if (features := parity.get("features")) is not None:
-        told.append(
-            f"features {features['centred_mean']:.4f} (least {features['centred_least']:.3f}), "
-            f"{features['neighbours']:.1%} of the same neighbours"
-        )
+    for what in VECTORS:
+        if (near := parity.get(what)) is not None:
+            told.append(
+                f"{what} {near['centred_mean']:.4f} (least {near['centred_least']:.3f}), "
+                f"{near['neighbours']:.1%} of the same neighbours"
+            )
     return "; ".join(told)
 
 

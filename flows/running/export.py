@@ -188,7 +188,7 @@ class _Export:
     @property
     def _speaks(self) -> bool:
         """Return whether what is said may be otherwise: by what decodes, or by graphs that see."""
-        return (self._asked.graphs and not self._dual) or self._parts != ("vision",)
+        return not self._dual if self._asked.graphs else self._parts != ("vision",)
 
     def _judged(self) -> None:
         """Judge the checkpoint by what it makes of the samples itself."""

@@ -29,28 +29,22 @@ class Gate:
         return f"{self.words} {value:.5g} ({'≥' if self.at_least else '≤'} {self.bound:g})"
 
 
+def _of_vectors(group: str) -> tuple[Gate, ...]:
+    """Return the gates of what is compared by its direction."""
+    figures = {
+        "centred_mean": (0.99, f"centred cosine of {group}"),
+        "centred_least": (0.95, f"least centred cosine of {group}"),
+        "neighbours": (0.95, f"share of the same 10 neighbours of {group}"),
+    }
+    return tuple(
+        Gate(group=group, name=name, bound=bound, at_least=True, words=words)
+        for name, (bound, words) in figures.items()
+    )
+
+
 GATES = (
-    Gate(
-        group="features",
-        name="centred_mean",
-        bound=0.99,
-        at_least=True,
-        words="centred cosine of features",
-    ),
-    Gate(
-        group="features",
-        name="centred_least",
-        bound=0.95,
-        at_least=True,
-        words="least centred cosine",
-    ),
-    Gate(
-        group="features",
-        name="neighbours",
-        bound=0.95,
-        at_least=True,
-        words="share of the same 10 neighbours",
-    ),
+    *_of_vectors("features"),
+    *_of_vectors("texts"),
     Gate(
         group="text",
         name="token_agreement",

@@ -17,14 +17,18 @@ from artifacts.files import write_json
 from artifacts.keys import hash_file
 from artifacts.schema import Half
 from artifacts.store import fault_of
+from stages.embed_texts import TEXTS_A_BATCH
+from stages.embed_texts.reading import TextReader
+from stages.export.compare import nearness
 from stages.export.graph_job import GRAPHS, GraphJob
 from stages.export.graphs.make import GraphsMade, make_graphs
-from stages.export.graphs.samples import trials
+from stages.export.graphs.samples import texts_of, trials
 from stages.models.deferred_imports import import_transformers
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.halves.load import load_half
 from stages.models.halves.pieces import Held
+from stages.models.halves.vectors import text_vectors
 from stages.models.hub.checkpoint import CONFIG, INDEX, SMALL, small_files
 from stages.models.processors.prepare import load_processor
 from stages.models.shards.writing import GO_ON, claimed, write_rest
@@ -66,7 +70,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     with claimed(folder, job.recipe):
         if read_manifest(folder) is None:
             _write_graphs(job, source, folder, report)
-        report.note(graphs=_told(folder))
+        report.note(**_told(folder))
         if (folder / CONFIG).exists():
             return
         try:
@@ -102,7 +106,11 @@ def _write_graphs(job: GraphJob, source: Path, folder: Path, report: Report) -> 
 
 
 def _half(
-    job: GraphJob, source: Path, part: Half, weights: Mapping[str, str], folder: Path
+    job: GraphJob,
+    source: Path,
+    part: Half,
+    weights: Mapping[str, str],
+    folder: Path,
 ) -> HalfGraphs:
     precision, dual = GRAPHS[job.kind], job.route == "dual"
     processor = load_processor(source, job.trust_remote_code, generates=not dual)
@@ -116,17 +124,38 @@ def _half(
             tried = list(trials(half, part, processor, dual=dual, frames_a_video=frames))
             return make_graphs(half, part, tried, folder, precision)
 
+    texts = _vectors(held, processor) if part == "language" else None
     made = held.use(make)
+    near: dict[str, Any] = {}
+    if texts is not None:
+        near = nearness(texts, _vectors(held, processor), [("texts", len(texts))])
     return HalfGraphs(
-        precision=precision, weights=dict(weights), towers=tuple(made.towers.values())
+        precision=precision,
+        weights=dict(weights),
+        towers=tuple(made.towers.values()),
+        nearness=near,
     )
 
 
+def _vectors(held: Held, processor: Any) -> torch.Tensor:
+    """Return the vectors of the texts by which a text half is judged."""
+    texts = texts_of(processor)
+
+    def vectors(half: Any) -> torch.Tensor:
+        reader = TextReader(processor, half)
+        batches = (texts[at : at + TEXTS_A_BATCH] for at in range(0, len(texts), TEXTS_A_BATCH))
+        return torch.cat([text_vectors(half, reader.inputs(b)).float() for b in batches])
+
+    return held.use(vectors)
+
+
 def _told(folder: Path) -> dict[str, Any]:
-    """Return what is worth noting of the graphs of a checkpoint."""
+    """Return what is worth noting of the graphs of a checkpoint, and how near they are."""
     manifest = read_manifest(folder)
     assert manifest is not None
-    return {
+    text_half = manifest.halves.get("language")
+    figures = {"texts": text_half.nearness} if text_half else {}
+    graphs_of = {
         half: {
             "towers": [tower.path for tower in graphs.towers],
             "graphs": sum(len(tower.graphs) for tower in graphs.towers),
@@ -135,6 +164,7 @@ def _told(folder: Path) -> dict[str, Any]:
         }
         for half, graphs in manifest.halves.items()
     }
+    return {"graphs": graphs_of, "figures": figures}
 
 
 def _weight_files(source: Path) -> list[str]:

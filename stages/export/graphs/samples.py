@@ -1,6 +1,7 @@
 """Makes pictures and texts for a half to be traced and tried with: noise, of several sizes. The
 model's own processor makes inputs of them. Knows no family."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,14 @@ TEXTS = (
     "night",
     "an old harbour, seen from a hill in the rain",
 )
+
+
+TOLD_TEXTS = 256
+"""Texts by which a text half is judged."""
+LETTERS = re.compile(r"[^A-Za-z]|</w>")
+"""What is no letter in a token, such as marks of where a word begins or ends."""
+SHORTEST = 3
+"""Letters that a word has at least."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +73,16 @@ def trials(
         prepared = [_prepared(processor, clip, dual) for clip in mixed]
         if any(_in_one_row(name, value) for name, value in prepared[0].inputs.items()):
             yield Trial(name=f"{kind}s of unlike sizes", run=_of_pictures(prepared))
+
+
+def texts_of(processor: Any) -> list[str]:
+    """Return texts of words that the model's tokenizer knows: what people ask for is said in
+    those."""
+    known = sorted(processor.tokenizer.get_vocab())
+    words = [found for token in known if (found := LETTERS.sub("", token)).isalpha()]
+    words = [word for word in words if len(word) >= SHORTEST] or list(TEXTS)
+    drawn = np.random.default_rng(0).integers(len(words), size=(TOLD_TEXTS, 2))
+    return [f"a photo of {words[first]} and {words[second]}" for first, second in drawn]
 
 
 def _kinds(processor: Any, dual: bool) -> Sequence[MediaKind]:

@@ -59,6 +59,8 @@ class HalfGraphs:
     weights: Mapping[str, str]
     """Name of each file of weights that they were made of → SHA-256 of its content."""
     towers: tuple[Tower, ...]
+    nearness: Mapping[str, Any]
+    """How near texts are to what the towers make of them; empty where media tell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +101,12 @@ TOWER = {
     "packed": lambda value: isinstance(value, bool),
     "graphs": [GRAPH],
 }
-HALF = {"precision": text, "weights": Each(text), "towers": [TOWER]}
+HALF = {
+    "precision": text,
+    "weights": Each(text),
+    "towers": [TOWER],
+    "nearness": Each(anything),
+}
 SHAPE = {
     "format": count,
     "files": Each(text),
