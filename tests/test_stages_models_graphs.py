@@ -35,8 +35,8 @@ def test_segments_of_unlike_lengths_attend_to_themselves_alone() -> None:
     attend = torch.nn.functional.scaled_dot_product_attention
     parts = []
     for first, last in pairwise(ENDS.tolist()):
-        rows = (part[:, :, first:last] for part in (query, key, value))
-        parts.append(attend(*rows, enable_gqa=True).transpose(1, 2))
+        asked, known, told = (part[:, :, first:last] for part in (query, key, value))
+        parts.append(attend(asked, known, told, enable_gqa=True).transpose(1, 2))
     torch.testing.assert_close(found, torch.cat(parts, dim=1), rtol=1e-5, atol=1e-5)
     by_index, _ = packed_attention(
         torch.nn.Module(), query, key, value, cu_seq_lens_q=index_of(ENDS)

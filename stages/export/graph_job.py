@@ -23,7 +23,7 @@ def check_packages() -> None:
         except PackageNotFoundError as error:
             raise EnvironmentFault(
                 f"graphs are made with {' and '.join(PACKAGES)}, and {name} is not installed",
-                hint='Install them: pip install "penstock[export]"',
+                hint="Install them: pip install 'onnx>=1.23' 'onnxscript>=0.7.2'",
             ) from error
 
 
