@@ -4,7 +4,7 @@ needs of a card."""
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from scripts.gpu_check import card, driver, halves, whole
+from scripts.gpu_check import card, driver, graphs, halves, whole
 from scripts.gpu_check.rows import Row
 from scripts.gpu_check.setting import DEMO, Setting
 
@@ -32,6 +32,8 @@ CHECKS = (
     Check("fork, asked by NVML", driver.fork_by_nvml),
     Check("fork, asked by CUDA", driver.fork_by_cuda),
     Check("features in fp32", halves.fp32),
+    Check("graphs by onnx", graphs.by_cuda, 300, needs=("device",)),
+    Check("graphs by tensorrt", graphs.by_tensorrt, 900, needs=("device",)),
     Check("streamed tower", halves.streamed),
     Check("layer by layer", halves.layer_by_layer),
     Check("KV cache offloaded", halves.kv_offloaded, needs=("streams",)),
