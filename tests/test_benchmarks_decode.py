@@ -48,6 +48,7 @@ def test_the_large_model_has_its_size_and_each_half_in_a_file_of_its_own(bench: 
     assert 12 * LARGE.layers * LARGE.width**2 > 0.3e9
 
 
+@pytest.mark.slow
 def test_a_table_has_a_line_for_each_budget_and_says_what_does_not_fit(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_budget_that_is_too_small_is_told_from_another_fault(bench: Bench) -> 
         _modes.run_mode("joint", {**job, "dtype": "decimal"})
 
 
+@pytest.mark.slow
 def test_the_ratio_of_a_new_prompt_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     reprompt.main(["--clips", "2", "--batch", "2", "--repeat", "1", "--only", "demo"], runner=here)
     assert "a new prompt ÷ pure decoding, CPU after loading: " in capsys.readouterr().out

@@ -192,7 +192,9 @@ def test_the_shipped_dual_encoder_is_small() -> None:
     assert 0 < sum(path.stat().st_size for path in DUAL_CHECKPOINT.iterdir()) <= 2_000_000
 
 
-@pytest.mark.parametrize(("kind", "least"), [("trained", 45), ("never", 38)])
+@pytest.mark.parametrize(
+    ("kind", "least"), [("trained", 45), pytest.param("never", 38, marks=pytest.mark.slow)]
+)
 def test_the_shipped_dual_encoder_tells_fresh_pictures(
     kind: str, least: int, tmp_path: Path
 ) -> None:

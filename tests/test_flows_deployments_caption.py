@@ -199,6 +199,7 @@ def told(done: "subprocess.CompletedProcess[str]", out: Path) -> list[str]:
     return [line for line in text.splitlines() if "0 there" in line or "OUT" in line]
 
 
+@pytest.mark.slow
 def test_with_prefect_the_command_makes_the_same_bytes_and_says_the_same(tmp_path: Path) -> None:
     plain_run = run(tmp_path / "plain")
     flow_run = run(tmp_path / "flow", "--prefect")

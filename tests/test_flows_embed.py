@@ -50,10 +50,9 @@ def test_pictures_get_the_vectors_of_the_whole_model(
 @pytest.mark.parametrize(
     "name",
     [
-        "siglip2",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("align", "altclip", "blip", "chinese_clip", "clipseg", "siglip")
+            for name in ("align", "altclip", "blip", "chinese_clip", "clipseg", "siglip", "siglip2")
         ),
     ],
 )

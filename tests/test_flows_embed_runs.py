@@ -77,6 +77,7 @@ def test_status_and_report_tell_of_it(
     assert "embeddings" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_plan_is_of_what_the_model_makes(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,7 +37,7 @@ FRAMES_A_VIDEO = 4
 """Of which instructblipvideo takes neither more nor fewer."""
 TOKENS = 8
 ASKED = "Who is it?"
-QUICK = ("blip", "florence2", "instructblipvideo", "mllama", "perception_lm")
+QUICK = ("blip", "mllama")
 SLOW = ("pix2struct", "blip_2", "gemma3", "git", "instructblip", "llama4")
 
 

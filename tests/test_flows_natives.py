@@ -163,6 +163,7 @@ def test_a_model_that_is_computed_in_one_way_alone_fails_as_published(place: Pla
         run_here(demo, as_published=True)
 
 
+@pytest.mark.slow
 def test_the_published_sizes_are_planned_from_headers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.slow
 def test_another_store_is_a_module_and_an_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,14 +201,17 @@ def attention_terms(
     units: int,
     device: str,
 ) -> Iterator[Term]:
-    """Yield what attention takes on a GPU beside what a dry run counts; nothing on a CPU. A dry run
+    """Yield what attention takes beside what a dry run counts: of graphs, and on a GPU. A dry run
     counts that of the fused kernel of a CPU."""
-    if not device.startswith("cuda"):
+    scores = at_size(
+        half.batch_costs, lambda w: w.scores_bytes, kind=workload.kind, rows=rows, units=units
+    )
+    if settings.graph:
+        why = "scores of all pairs of tokens: a graph has no fused attention"
+        yield Term(part="workspace", bytes=scores, why=why)
+    elif not device.startswith("cuda"):
         return
-    if settings.dtype == "bfloat16" and no_bfloat16(device):
-        scores = at_size(
-            half.batch_costs, lambda w: w.scores_bytes, kind=workload.kind, rows=rows, units=units
-        )
+    elif settings.dtype == "bfloat16" and no_bfloat16(device):
         gpu = "compute capability {}.{}".format(*device_capability(device))
         why = f"scores of all pairs of tokens, in 32 bit: {gpu} has no fused attention in bf16"
         yield Term(part="workspace", bytes=scores, why=why)

@@ -161,6 +161,9 @@ def warm(job: dict[str, Any]) -> None:
     if source.precision in KINDS or stored_settings(config) is not None:
         import_module("transformers.integrations.bitsandbytes")
         import_module("bitsandbytes")
+    if source.backend:
+        import_module("onnxruntime")
+        import_module("transformers.exporters.utils")
     if source.offload:
         import_module("accelerate")
         import_module("greenlet")

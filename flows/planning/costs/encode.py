@@ -46,6 +46,8 @@ MADE_OF = 6
 (stages/memory/arithmetic.py)."""
 
 
+RUNTIME_BYTES = 8 << 20
+"""Bytes that loading a graph takes beside its weights: 5 to 8 MiB were measured."""
 EMBED_BYTES = 12 << 20
 """Bytes that making vectors takes beside its imports and its model. It reads no prompts and hands
 over next to nothing: 7 to 9 MiB were measured, with a tokenizer of any size, which is loaded with
@@ -116,12 +118,17 @@ def memory(
     pixels = rows * workload.units * PIXEL_BYTES
     terms = list(weights(half, settings, rung, device))
     costs = None
+    if settings.graph:
+        why = "what ONNX Runtime keeps for itself"
+        terms.append(Term(part="workspace", bytes=RUNTIME_BYTES, why=why))
     if model.profile.route == "joint":
         why = f"{counted(rows, 'chunk')} x {workload.units:,} numbers of pixels, "
         why += "which go on as they are"
         terms.append(Term(part="activation", bytes=2 * pixels, why=why))
     else:
-        costs = _encoder_costs(model, settings, rows, workload, rung.prefill)
+        in_32 = settings.graph and settings.graph.precision != "fp16"
+        computed = replace(settings, dtype="float32") if in_32 else settings
+        costs = _encoder_costs(model, computed, rows, workload, rung.prefill)
         why = f"{counted(rows, 'chunk')} x {workload.units:,} numbers of pixels: "
         why += source_of_figures(model, costs)
         if rung.prefill:

@@ -84,7 +84,7 @@ def open_session(path: Path, provider: Provider, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # An arena keeps what the largest batch took, which a budget does not have twice.
-    options.enable_cpu_mem_arena = False
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=provider.listed())
     except Exception as error:  # of ONNX Runtime's own kinds, which share no class
