@@ -38,7 +38,17 @@ FRAMES_A_VIDEO = 4
 TOKENS = 8
 ASKED = "Who is it?"
 QUICK = ("blip", "mllama")
-SLOW = ("pix2struct", "blip_2", "gemma3", "git", "instructblip", "llama4")
+SLOW = (
+    "pix2struct",
+    "blip_2",
+    "florence2",
+    "gemma3",
+    "git",
+    "instructblip",
+    "instructblipvideo",
+    "llama4",
+    "perception_lm",
+)
 
 
 @pytest.fixture
