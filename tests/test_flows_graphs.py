@@ -204,3 +204,19 @@ def test_a_folder_of_graphs_of_others_is_left_alone(
     assert refused(pictures, own, place) == 2
     assert "has no graphs of its vision half" in one_line(capsys)
     assert embed(pictures, own, place) == 0
+
+
+@pytest.mark.slow
+def test_an_index_is_searched_by_the_graphs_that_made_it(
+    pictures: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, store = ["--index", str(tmp_path / "index")], ["--store", str(tmp_path / "store")]
+    told = ["index", "build", str(pictures), "--model", str(model), "--out", index[1], *store]
+    assert main([*told, "--vision-backend", "auto"]) == 2
+    assert "--vision-backend auto is given" in one_line(capsys)
+    assert main([*told, *BY_GRAPHS]) == 0
+    assert main(["search", str(pictures / "p0.png"), *index, *store, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (first["rank"], first["media_path"]) == (1, "p0.png")
+    assert main(told) == 2
+    assert "in onnx-fp32" in one_line(capsys)

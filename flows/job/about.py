@@ -1,6 +1,7 @@
 """Tells people and the record what is going to be run; runs nothing."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from artifacts.words import counted
@@ -83,6 +84,12 @@ def _as_published(job: Job) -> str:
     if not words or not job.config.as_published:
         return ""
     return f"{job.model.name} is computed as its published code does: {', '.join(words)}"
+
+
+def computed_by(half: Mapping[str, Any]) -> str:
+    """Return what computes a half, as `halves` tells it, in words."""
+    graphs = half.get("graphs")
+    return str(graphs["provider"]) if graphs else f"{half['attention']} attention"
 
 
 def _graphs(settings: PartSettings) -> dict[str, Any]:

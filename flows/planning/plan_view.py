@@ -5,6 +5,7 @@ from typing import Any
 
 from artifacts.words import counted
 from flows.console.display import duration, gib, size
+from flows.job.about import computed_by
 from flows.pipelines import STAGES
 from flows.planning.choose import Choice, allowed
 from flows.planning.plan import Plan, figures
@@ -33,8 +34,7 @@ def plan_lines(plan: Plan) -> list[str]:
     lines = [*verdict(plan), f"model       {told['model']} on {told['device']}"]
     lines += [
         f"  {name:10s}{size(half['bytes'])} of weights in {half['precision']}, "
-        f"{half['parameters'] / 1e6:.1f} M parameters, {half['attention']}"
-        f"{' attention' * ('graphs' not in half)}"
+        f"{half['parameters'] / 1e6:.1f} M parameters, {computed_by(half)}"
         for name, half in told["halves"].items()
         if half["parameters"]
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from artifacts.words import counted
 from flows.console.display import duration, size
+from flows.job.about import computed_by
 from flows.pipelines import LABELS, STAGES, product_of
 
 RECENT_SECONDS = 60.0
@@ -152,7 +153,7 @@ def what(record: Mapping[str, Any]) -> Iterator[str]:
         precision = ", ".join(f"{half} {kind}" for half, kind in plan["precision"].items())
         yield f"{plan['model']} on {plan['device']}, {precision}, batches of {plan['batch_size']}"
     for name, half in plan.get("halves", {}).items():
-        yield f"{name} half: {size(half['bytes'])} of weights, {half['attention']} attention"
+        yield f"{name} half: {size(half['bytes'])} of weights, {computed_by(half)}"
     yield from map(rung_line, rungs_in_force(record))
     if record["prefect"]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"

@@ -28,7 +28,7 @@ from artifacts.tables import utf8
 from artifacts.vectors import vectors_in
 from artifacts.words import counted
 from flows.console.display import Display
-from flows.job.config import PRECISIONS, CaptionConfig
+from flows.job.config import PRECISIONS, TORCH, CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job
 from flows.job.versions import versions
@@ -36,6 +36,8 @@ from flows.results.outputs import failures_of
 from flows.results.vectors import Made, VectorsWritten, frames_of, made_vectors
 from flows.running.run import LauncherMaker, OnBegin, make_vectors
 from flows.search.texts import PROBES, TextHalf
+from stages.decode.engines import AUTO
+from stages.models.graphs.providers import BACKENDS
 
 RUN = "run"
 """Folder of an index for the record, the failures and the logs of the last run."""
@@ -83,11 +85,13 @@ def fill_index(
 ) -> IndexWritten:
     """Append to an index what the configuration names, and begin the index where there is none.
     `on_begin` is as `caption` has it. Raises PenstockError; what is finished stays done."""
-    if config.precision == "auto":
-        raise UsageError(
-            "--precision auto is given, and all vectors of an index are of one precision",
-            hint="Choose one: native, fp16, int8",
-        )
+    for option, choices in (("precision", "native, fp16, int8"), ("vision_backend", "torch, onnx")):
+        if getattr(config, option) == AUTO:
+            raise UsageError(
+                f"--{option.replace('_', '-')} auto is given, and all vectors of an index are made "
+                "in one way",
+                hint=f"Choose one: {choices}",
+            )
     written = make_vectors(
         replace(config, out=str(folder / RUN)),
         display,
@@ -116,9 +120,16 @@ def maker_of(job: Job, width: int) -> Maker:
 
 
 def as_made(config: CaptionConfig, maker: Maker) -> CaptionConfig:
-    """Return a configuration with the model of an index, in the precision of its vectors."""
+    """Return a configuration with the model of an index, computed as its vectors were."""
     precision = maker.precision if maker.precision in PRECISIONS else "native"
-    return replace(config, model=maker.model, revision=maker.revision, precision=precision)
+    backend = maker.precision.partition("-")[0]  # as in onnx-int8
+    return replace(
+        config,
+        model=maker.model,
+        revision=maker.revision,
+        precision=precision,
+        vision_backend=backend if backend in BACKENDS else TORCH,
+    )
 
 
 def _places(folder: Path, job: Job) -> dict[str, str]:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from artifacts.errors import UsageError
 from flows.console.display import duration, size
+from flows.job.about import computed_by
 from flows.job.sources import writable
 from flows.pipelines import LABELS
 from flows.results.export_read import ExportFound, export_in
@@ -107,7 +108,7 @@ def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
     for name, half in plan.get("halves", {}).items():
         weights = f"{size(half['bytes'])} of weights in {half['precision']}"
         parameters = f"{half['parameters'] / 1e6:,.1f} M parameters"
-        yield f"{name} half", f"{weights}, {parameters}, {half['attention']} attention"
+        yield f"{name} half", f"{weights}, {parameters}, {computed_by(half)}"
     sampling = {k: v for k, v in plan.get("sampling", {}).items() if v not in (None, False)}
     if sampling:
         yield "sampling", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sampling.items())
