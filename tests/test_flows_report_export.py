@@ -65,7 +65,7 @@ def test_a_report_shows_each_figure_beside_its_bound_and_the_captions_of_the_ori
     parity = found["parity"]
     assert not parity["passed"] and "rejected: not reached: least centred" in parity["verdict"]
     marks = {name: (value, bound, mark) for name, value, bound, mark in parity["rows"]}
-    assert marks["least centred cosine"] == ("0.9", "≥ 0.95", "✕")
+    assert marks["least centred cosine of features"] == ("0.9", "≥ 0.95", "✕")
     assert marks["Kullback-Leibler divergence in nats a token"] == ("0.002", "≤ 0.005", "✓")
     assert marks["frames that were seen"] == ("80", "≥ 64", "✓")
     divergence, cosine = parity["plots"]
@@ -101,8 +101,16 @@ def test_the_report_lies_in_the_folder_of_the_export_and_its_words_stay_data(
     ("place", "figures", "line"),
     [
         (".", {"text": TEXT}, "passed: 99.90% of 60 tokens as the original"),
-        (".", {"features": FEATURES}, "accepted, and not passed: least centred cosine 0.9 (≥ 0.95"),
-        ("rejected", {"features": FEATURES}, "rejected: not reached: least centred cosine 0.9 (≥"),
+        (
+            ".",
+            {"features": FEATURES},
+            "accepted, and not passed: least centred cosine of features 0.9",
+        ),
+        (
+            "rejected",
+            {"features": FEATURES},
+            "rejected: not reached: least centred cosine of features 0.9",
+        ),
         ("", {}, "the checkpoint is not judged yet"),
     ],
     ids=["passed", "accepted", "rejected", "not judged"],

@@ -33,7 +33,7 @@ def build(given: argparse.Namespace) -> int:
 def add(given: argparse.Namespace) -> int:
     """Do the same with the model of the index, and leave what is gone alone."""
     from artifacts.index.manifest import read_manifest
-    from flows.search.build import as_made
+    from flows.search.maker import as_made
 
     folder = _folder(given)
     config = as_made(config_of(given), read_manifest(folder).maker)

@@ -30,7 +30,7 @@ from flows.job.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.results.outputs import failures_of
 from flows.results.vectors import VectorsWritten, made_vectors
 from flows.running.run import make_vectors
-from flows.search.build import as_made, maker_of
+from flows.search.maker import as_made, maker_of
 from flows.search.texts import TextHalf
 
 COPIES_TOLD = 4

@@ -18,26 +18,25 @@ from numpy.typing import NDArray
 from artifacts.captions import write_jsonl
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.index.compacting import merge_small
-from artifacts.index.manifest import Maker, has_manifest, read_manifest
+from artifacts.index.manifest import has_manifest, read_manifest
 from artifacts.index.measuring import is_due, measure, note_texts
 from artifacts.index.rows import MEDIUM, ROW, IndexRow, identities_of, medium_of
 from artifacts.index.snapshot import of_all, paths_of
 from artifacts.index.writing import Added, IndexWriter, refuse_other, within, writing
-from artifacts.keys import digest_of
 from artifacts.tables import utf8
 from artifacts.vectors import vectors_in
 from artifacts.words import counted
 from flows.console.display import Display
-from flows.job.config import PRECISIONS, TORCH, CaptionConfig
+from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job
 from flows.job.versions import versions
 from flows.results.outputs import failures_of
 from flows.results.vectors import Made, VectorsWritten, frames_of, made_vectors
 from flows.running.run import LauncherMaker, OnBegin, make_vectors
+from flows.search.maker import maker_of
 from flows.search.texts import PROBES, TextHalf
 from stages.decode.engines import AUTO
-from stages.models.graphs.providers import BACKENDS
 
 RUN = "run"
 """Folder of an index for the record, the failures and the logs of the last run."""
@@ -103,33 +102,6 @@ def fill_index(
     if has_manifest(folder):
         _measure(config, folder, display, texts)
     return written
-
-
-def maker_of(job: Job, width: int) -> Maker:
-    """Return all that decides the vectors of a job."""
-    settings = job.model.best("vision")
-    versions_of = [stage.output_version for stage in job.pipeline]
-    return Maker(
-        model=job.model.name,
-        revision=job.config.revision,
-        half=job.model.digests["vision"],
-        recipe=digest_of([versions_of, settings.decides]),
-        precision=settings.label,
-        width=width,
-    )
-
-
-def as_made(config: CaptionConfig, maker: Maker) -> CaptionConfig:
-    """Return a configuration with the model of an index, computed as its vectors were."""
-    precision = maker.precision if maker.precision in PRECISIONS else "native"
-    backend = maker.precision.partition("-")[0]  # as in onnx-int8
-    return replace(
-        config,
-        model=maker.model,
-        revision=maker.revision,
-        precision=precision,
-        vision_backend=backend if backend in BACKENDS else TORCH,
-    )
 
 
 def _places(folder: Path, job: Job) -> dict[str, str]:

@@ -1,0 +1,36 @@
+"""Says what made the vectors of an index, and has others made in the same way; runs nothing."""
+
+from dataclasses import replace
+
+from artifacts.index.manifest import Maker
+from artifacts.keys import digest_of
+from flows.job.config import PRECISIONS, TORCH, CaptionConfig
+from flows.job.prepare import Job
+from stages.models.graphs.providers import BACKENDS
+
+
+def maker_of(job: Job, width: int) -> Maker:
+    """Return all that decides the vectors of a job."""
+    settings = job.model.best("vision")
+    versions_of = [stage.output_version for stage in job.pipeline]
+    return Maker(
+        model=job.model.name,
+        revision=job.config.revision,
+        half=job.model.digests["vision"],
+        recipe=digest_of([versions_of, settings.decides]),
+        precision=settings.label,
+        width=width,
+    )
+
+
+def as_made(config: CaptionConfig, maker: Maker) -> CaptionConfig:
+    """Return a configuration with the model of an index, computed as its vectors were."""
+    precision = maker.precision if maker.precision in PRECISIONS else "native"
+    backend = maker.precision.partition("-")[0]  # as in onnx-int8
+    return replace(
+        config,
+        model=maker.model,
+        revision=maker.revision,
+        precision=precision,
+        vision_backend=backend if backend in BACKENDS else TORCH,
+    )
