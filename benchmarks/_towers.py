@@ -3,8 +3,9 @@ at the memory of each in a process of its own. Knows no table."""
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from artifacts.keys import hash_file
-from artifacts.schema import Half
+from artifacts.schema import Half, Route
 from benchmarks._peak import Peak
 from benchmarks._tower_shapes import inputs_of
 from stages.export.compare import nearness
@@ -20,6 +21,7 @@ from stages.export.graph_job import GraphJob
 from stages.export.graphs import run as graphs_run
 from stages.memory.nested import tensors
 from stages.models.graphs.manifest import read_manifest
+from stages.models.halves.classes import config_and_class
 from stages.models.halves.features import encode
 from stages.models.inspection import describe
 from stages.models.loading import ModelJob, warm
@@ -60,6 +62,7 @@ class Subject(NamedTuple):
     model: str
     graphs: dict[str, str]
     """Kind of graphs → folder of the checkpoint that has them."""
+    route: Route
     device: str
     batch: int
     rounds: int
@@ -75,7 +78,7 @@ class Subject(NamedTuple):
             model=self.graphs[way.graphs] if way.graphs else self.model,
             dtype=way.dtype,
             device=self.device,
-            route=describe(Path(self.model)).route,
+            route=self.route,
             backend="onnx" if way.graphs else "",
             graph_bytes=torch.cuda.mem_get_info()[0] // 4 if on_gpu and way.graphs else 0,
         )
@@ -104,14 +107,13 @@ class Subject(NamedTuple):
         return left + sum(manifest.sizes[name] for name in manifest.files_of(HALF))
 
     def inputs(self, count: int) -> list[dict[str, Any]]:
-        job = self.job(WAYS[FIRST])
-        dual = job.route == "dual"
-        return inputs_of(job.processor(), dual=dual, batch=self.batch, count=count)
+        processor, dual = self.job(WAYS[FIRST]).processor(), self.route == "dual"
+        return inputs_of(processor, dual=dual, batch=self.batch, count=count)
 
 
-def export(model: str, kind: str, folder: str) -> None:
+def export(model: str, kind: str, folder: str) -> Route:
     """Write the graphs of a vision half of a kind, as `penstock export` does before it judges
-    them."""
+    them; return by what route the model is run."""
     graphs_run.warm({})
     profile = describe(Path(model))
     job = GraphJob(
@@ -126,13 +128,14 @@ def export(model: str, kind: str, folder: str) -> None:
     )
     nobody = os.open(os.devnull, os.O_WRONLY)
     graphs_run.run(asdict(job), Report(nobody))
+    return profile.route
 
 
 def peak(subject: Subject, name: str) -> dict[str, int]:
     """Most memory that one way takes, from loading to the end of a batch, and bytes of its files.
     Of a GPU, its own memory."""
     way = subject.ways()[name]
-    inputs = _begin(subject, 1)[0]
+    inputs = _begin(subject, 1, [way])[0]
     if subject.device == "cpu":
         seen = Peak()
         half = subject.load(way)
@@ -151,7 +154,7 @@ def peak(subject: Subject, name: str) -> dict[str, int]:
 def times(subject: Subject) -> dict[str, Any]:
     """Seconds of each way in each round, a batch a round, all ways in turn; and how near the
     features of all rounds are to those of the first way. A way that cannot be had says why."""
-    given = _begin(subject, subject.rounds)
+    given = _begin(subject, subject.rounds, list(subject.ways().values()))
     clock = _clock(subject.device)
     halves, cannot = {}, {}
     for name, way in subject.ways().items():
@@ -177,16 +180,15 @@ def times(subject: Subject) -> dict[str, Any]:
     return {"seconds": took, "near": _near(made), "cannot": cannot}
 
 
-def _begin(subject: Subject, batches: int) -> list[dict[str, Any]]:
-    """Import all that a way may need, and return what it is given: neither is a way's own."""
-    import torch._dynamo
-    import torch._inductor.compile_fx
-
+def _begin(subject: Subject, batches: int, ways: Sequence[Way]) -> list[dict[str, Any]]:
+    """Import what these ways need, and return what they are given: neither is a way's own."""
     torch.set_num_threads(1)
     warm(asdict(subject.job(WAYS[FIRST])))
-    import onnxruntime
-
-    onnxruntime.get_available_providers()
+    config_and_class(Path(subject.model), False)
+    if any(way.compiled for way in ways):
+        import_module("torch._inductor.compile_fx")
+    if any(way.graphs for way in ways):
+        import_module("onnxruntime")
     return subject.inputs(batches)
 
 

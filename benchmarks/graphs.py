@@ -117,9 +117,12 @@ def prepared(folder: Path, shape: str, device: str, given: argparse.Namespace) -
     model = checkpoint(folder, shape, given.quick)
     kinds = ("onnx", "onnx-int8" if device == "cpu" else "onnx-fp16")
     graphs = {kind: str(folder / kind) for kind in kinds}
+    route = ""
     for kind, out in graphs.items():
-        in_child({"what": "export", "model": str(model), "kind": kind, "folder": out})
+        spec = {"what": "export", "model": str(model), "kind": kind, "folder": out}
+        route = in_child(spec)["route"]
     return {
+        "route": route,
         "model": str(model),
         "graphs": graphs,
         "device": device,
@@ -176,8 +179,7 @@ def _told(spec: dict[str, Any]) -> dict[str, Any]:
     if spec["what"] == "device":
         return {"device": "cuda:0" if _towers.torch.cuda.is_available() else "cpu"}
     if spec["what"] == "export":
-        _towers.export(spec["model"], spec["kind"], spec["folder"])
-        return {}
+        return {"route": _towers.export(spec["model"], spec["kind"], spec["folder"])}
     subject = _towers.Subject(**spec["subject"])
     if spec["what"] == "peak":
         return dict(_towers.peak(subject, spec["name"]))
@@ -229,7 +231,7 @@ def verdicts(rows: Sequence[Row]) -> Iterator[str]:
         held = both if fast == small else f"only the {'speed' if fast else 'memory'} holds"
         yield (
             f"  - {NAMES[row.shape]}, {row.name}: {row.speed:.2f} x, "
-            f"{1 - row.share:.0%} less memory: {held}"
+            f"memory {row.share - 1:+.0%}: {held}"
         )
 
 
