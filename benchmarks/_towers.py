@@ -20,7 +20,7 @@ from stages.export.compare import nearness
 from stages.export.graph_job import GraphJob
 from stages.export.graphs import run as graphs_run
 from stages.memory.nested import tensors
-from stages.models.graphs.manifest import read_manifest
+from stages.models.graphs.manifest import GraphManifest, read_manifest
 from stages.models.halves.classes import config_and_class
 from stages.models.halves.features import encode
 from stages.models.inspection import describe
@@ -91,7 +91,7 @@ class Subject(NamedTuple):
                 half.get_submodule(tower.path).compile()
         return half
 
-    def manifest(self, kind: str) -> Any:
+    def manifest(self, kind: str) -> GraphManifest:
         """What is said of the graphs of a kind."""
         found = read_manifest(Path(self.graphs[kind]))
         assert found is not None
@@ -100,7 +100,7 @@ class Subject(NamedTuple):
     def file_bytes(self, way: Way, half: Any) -> int:
         """Bytes of a half's weights, in the type they are computed in, or of its graphs' files and
         of what is left to torch."""
-        left = sum(weight.nbytes for weight in half.parameters())
+        left: int = sum(weight.nbytes for weight in half.parameters())
         if not way.graphs:
             return left
         manifest = self.manifest(way.graphs)
@@ -109,6 +109,11 @@ class Subject(NamedTuple):
     def inputs(self, count: int) -> list[dict[str, Any]]:
         processor, dual = self.job(WAYS[FIRST]).processor(), self.route == "dual"
         return inputs_of(processor, dual=dual, batch=self.batch, count=count)
+
+
+def best_device() -> str:
+    """The first GPU, or else the CPU."""
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def export(model: str, kind: str, folder: str) -> Route:

@@ -177,7 +177,7 @@ def _told(spec: dict[str, Any]) -> dict[str, Any]:
     from benchmarks import _towers
 
     if spec["what"] == "device":
-        return {"device": "cuda:0" if _towers.torch.cuda.is_available() else "cpu"}
+        return {"device": _towers.best_device()}
     if spec["what"] == "export":
         return {"route": _towers.export(spec["model"], spec["kind"], spec["folder"])}
     subject = _towers.Subject(**spec["subject"])
