@@ -121,6 +121,7 @@ def test_a_shape_that_is_not_known_fails(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_tiny_tower_is_computed_in_every_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
