@@ -136,12 +136,14 @@ def save_clip(
     folder: Path, image_processor: Any = None, texts: dict[str, Any] | None = None, **vision: Any
 ) -> Path:
     """A tiny CLIP checkpoint with its processor, as a hub has them; `texts` changes its text tower,
-    `vision` its vision tower."""
+    `vision` its vision tower and how wide vectors are."""
     words = tokenizer((), "")
     words.padding_side = "right"
     text = {**TEXT, "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1, **(texts or {})}
     torch.manual_seed(0)
-    config = hf.CLIPConfig(text_config=text, vision_config={**VISION, **vision}, projection_dim=24)
+    seen = {**VISION, **vision}
+    wide = seen["projection_dim"]
+    config = hf.CLIPConfig(text_config=text, vision_config=seen, projection_dim=wide)
     model = hf.CLIPModel(config).eval()
     model.save_pretrained(folder)
     square = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}

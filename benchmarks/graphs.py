@@ -1,0 +1,239 @@
+"""How fast a vision half is, and what it takes, as torch computes it, as torch compiles it, and as
+ONNX Runtime computes its graphs; prints a table.
+
+One thread. CLIP has published sizes and random weights; the demo's towers are the trained ones, and
+see clips and pictures of the demo's world. All ways are timed in one process and take turns, a
+batch a round; of a GPU it is the time until the batch is done. Memory is of one process a way, from
+loading to the end of one batch, above its imports; on a GPU it is the GPU's. Features of all rounds
+are held against those of torch in 32 bit. A CPU gets graphs in 8 bit, a GPU in 16.
+
+    python -m benchmarks.graphs [--shapes b32,l14,demo,demo-clip] [--batch 8] [--rounds 15]
+        [--seconds 60] [--device cuda:0] [--folder DIR] [--quick]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from benchmarks._tower_shapes import NAMES, checkpoint
+from flows.job.cpu import cpu_line
+from stages.process.environment import child_environment
+
+MIB = 1 << 20
+FIRST = "torch fp32"
+HEADS = (
+    "vision half",
+    "computed by",
+    "on",
+    "ms a batch",
+    "x",
+    "MiB",
+    "of torch fp32",
+    "files MiB",
+    "cosine",
+    "least",
+    "neighbours",
+)
+GOAL = 2.0
+"""Times that graphs in few bits are to be faster than torch in 32 bit."""
+CLAIM = "published of ONNX and TensorRT: at least 50 % less memory, 3 to 5 x as fast"
+CLAIMED_SPEED, CLAIMED_MEMORY = 3.0, 0.5
+FLAGS = {
+    "AVX512-BF16": ("avx512_bf16",),
+    "AMX-BF16": ("amx_bf16",),
+    "VNNI": ("avx512_vnni", "avx_vnni"),
+    "AMX-INT8": ("amx_int8",),
+}
+"""What makes few bits fast → what the kernel calls it."""
+
+
+class Row(NamedTuple):
+    """One way to compute one vision half."""
+
+    shape: str
+    name: str
+    device: str
+    milliseconds: float = 0.0
+    """Of a batch; the median of rounds."""
+    speed: float = 0.0
+    """Times as fast as torch in 32 bit; the median of pairs. 0: it cannot be had."""
+    peak: int = 0
+    """Bytes."""
+    share: float = 0.0
+    """Of the peak of torch in 32 bit."""
+    files: int = 0
+    """Bytes."""
+    cosine: float = 0.0
+    """Of features with those of torch in 32 bit, without what all have in common; the mean."""
+    least: float = 0.0
+    neighbours: float = 0.0
+    """Share of each row's nearest that are the same."""
+    cannot: str = ""
+    """Why there is nothing to tell; else empty."""
+
+    @property
+    def in_few_bits(self) -> bool:
+        return self.name in ("ONNX int8", "ONNX fp16")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--shapes", default=",".join(NAMES))
+    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--rounds", type=int, default=15, help="at the most; 3 at the least")
+    options.add_argument("--seconds", type=float, default=60, help="for the rounds of a shape")
+    options.add_argument("--device", default="", help="cpu or cuda:0; a GPU where there is one")
+    options.add_argument("--folder", type=Path, help="where all lies meanwhile; 4 GB")
+    options.add_argument("--quick", action="store_true", help="tiny CLIPs: does it run at all?")
+    options.add_argument("--one", default="", help=argparse.SUPPRESS)
+    given = options.parse_args(arguments)
+    if given.one:
+        print(json.dumps(_told(json.loads(given.one))))
+        return
+    shapes = given.shapes.split(",")
+    if unknown := [shape for shape in shapes if shape not in NAMES]:
+        options.error(f"--shapes {unknown[0]} is not known; there are {', '.join(NAMES)}")
+    device = given.device or in_child({"what": "device"})["device"]
+    print(f"{machine(device)}\n\n| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}", flush=True)
+    rows: list[Row] = []
+    for shape in shapes:
+        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+            subject = prepared(Path(folder), shape, device, given)
+            found = list(measured(shape, subject))
+        print("\n".join(line(row) for row in found), flush=True)
+        rows += found
+    print("\n" + "\n".join(verdicts(rows)))
+
+
+def prepared(folder: Path, shape: str, device: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Write a checkpoint and its graphs; return what is told of it to those who measure."""
+    model = checkpoint(folder, shape, given.quick)
+    kinds = ("onnx", "onnx-int8" if device == "cpu" else "onnx-fp16")
+    graphs = {kind: str(folder / kind) for kind in kinds}
+    route = ""
+    for kind, out in graphs.items():
+        spec = {"what": "export", "model": str(model), "kind": kind, "folder": out}
+        route = in_child(spec)["route"]
+    return {
+        "route": route,
+        "model": str(model),
+        "graphs": graphs,
+        "device": device,
+        "batch": given.batch,
+        "rounds": given.rounds,
+        "seconds": given.seconds,
+    }
+
+
+def measured(shape: str, subject: dict[str, Any]) -> Iterator[Row]:
+    """Time and look at every way to compute one vision half."""
+    found = in_child({"what": "times", "subject": subject})
+    first = 0
+    for name, speed in found["speeds"].items():
+        took = in_child({"what": "peak", "subject": subject, "name": name})
+        first = first or took["peak"]
+        near = found["near"][name]
+        yield Row(
+            shape=shape,
+            name=name,
+            device=subject["device"],
+            milliseconds=1000 * median(found["seconds"][name]),
+            speed=speed,
+            peak=took["peak"],
+            share=took["peak"] / first,
+            files=took["bytes"],
+            cosine=near["centred_mean"],
+            least=near["centred_least"],
+            neighbours=near["neighbours"],
+        )
+    for name, why in found["cannot"].items():
+        yield Row(shape=shape, name=name, device=subject["device"], cannot=why)
+
+
+def in_child(spec: dict[str, Any]) -> dict[str, Any]:
+    """What is found in a process of its own, of one thread."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.graphs", "--one", json.dumps(spec)],
+        env={**child_environment(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _told(spec: dict[str, Any]) -> dict[str, Any]:
+    """What a child finds."""
+    from benchmarks import _towers
+
+    if spec["what"] == "device":
+        return {"device": _towers.best_device()}
+    if spec["what"] == "export":
+        return {"route": _towers.export(spec["model"], spec["kind"], spec["folder"])}
+    subject = _towers.Subject(**spec["subject"])
+    if spec["what"] == "peak":
+        return dict(_towers.peak(subject, spec["name"]))
+    found = _towers.times(subject)
+    took = found["seconds"]
+    return {**found, "speeds": {name: _towers.times_faster(took, name) for name in took}}
+
+
+def machine(device: str) -> str:
+    """One line of what computes."""
+    flags = cpu_line("flags").split()
+    has = [name for name, words in FLAGS.items() if any(word in flags for word in words)]
+    told = f"{cpu_line('model name')}, {os.cpu_count()} cores, one thread; it has "
+    told += ", ".join(has) or "neither bf16 nor VNNI"
+    return told if device == "cpu" else f"{told}; computed on {device}"
+
+
+def line(row: Row) -> str:
+    """One line of the table, in Markdown."""
+    head = (NAMES[row.shape], row.name, row.device.partition(":")[0])
+    if row.cannot:
+        return f"| {' | '.join((*head, 'not possible: ' + row.cannot.replace('|', '/')))} |"
+    cells = (
+        *head,
+        f"{row.milliseconds:,.1f}",
+        f"{row.speed:.2f}",
+        f"{row.peak / MIB:,.0f}",
+        f"{row.share:.2f}",
+        f"{row.files / MIB:,.1f}",
+        f"{row.cosine:.4f}",
+        f"{row.least:.4f}",
+        f"{row.neighbours:.0%}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def verdicts(rows: Sequence[Row]) -> Iterator[str]:
+    """Say of each vision half whether the goal is met, and what is published holds."""
+    for row in (row for row in rows if row.in_few_bits):
+        held = "met" if row.speed >= GOAL else "NOT met"
+        yield (
+            f'- {NAMES[row.shape]}: goal "{row.name.split()[1]} >= {GOAL:.0f} x torch fp32": '
+            f"{held}, {row.speed:.2f} x"
+        )
+    yield f"- {CLAIM}. Here, on {rows[0].device.partition(':')[0] if rows else 'nothing'}:"
+    for row in (row for row in rows if row.name.startswith("ONNX")):
+        fast, small = row.speed >= CLAIMED_SPEED, row.share <= CLAIMED_MEMORY
+        both = "both hold" if fast and small else "neither holds"
+        held = both if fast == small else f"only the {'speed' if fast else 'memory'} holds"
+        yield (
+            f"  - {NAMES[row.shape]}, {row.name}: {row.speed:.2f} x, "
+            f"memory {row.share - 1:+.0%}: {held}"
+        )
+
+
+if __name__ == "__main__":
+    main()
