@@ -1,5 +1,5 @@
-"""Has ONNX graphs made of the towers of a tiny model, as an export makes them, and says whether they
-make what the towers make, with inputs that the export did not see too."""
+"""Has ONNX graphs made of the towers of a tiny model, as an export makes them, and says whether
+these make what the towers make, with inputs that the export did not see too."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +28,13 @@ TRACED = (2, 1, 4)
 """Rows that an export shows a half; graphs are made of the first."""
 UNSEEN = 3
 """Rows that it does not."""
-UNLIKE = {"seen": ((4, 4), (6, 10), (10, 4)), "unseen": ((8, 6), (2, 14))}
-"""Height and width, in patches, of pictures that windows cut unequally."""
+UNLIKE = {
+    "seen": (((4, 4), (6, 10), (10, 4)), ((4, 8), (12, 4))),
+    "unseen": (((8, 6), (2, 14)), ((12, 12), (4, 16), (8, 8))),
+}
+"""Height and width, in patches, of pictures that windows cut unequally, and such as merge twice."""
+GRIDS = {"_grid_thw": 0, "_grid_hw": 0, "target_sizes": -1, "target_sizes_videos": -1}
+"""How a name of pictures' sizes in patches ends → axis on which patches of all follow another."""
 MIXED = ("mixed", "uneven", "textrow")
 COLUMNS = ("image", "video", "batch 4", "mixed")
 AGREES = "agrees"
@@ -141,7 +146,9 @@ def _try(run: Run, model: Any) -> Any:
         return None
 
 
-def _ways(family: str, rows: Sequence[int], unlike: Sizes, seed: int = 0) -> dict[str, Run]:
+def _ways(
+    family: str, rows: Sequence[int], unlike: Sequence[Sizes], seed: int = 0
+) -> dict[str, Run]:
     """Every way in which variants of a family show media, by what it shows."""
     found: dict[str, Run] = {}
     for kind, suffix in (("image", ""), ("video", ":video")):
@@ -151,8 +158,9 @@ def _ways(family: str, rows: Sequence[int], unlike: Sizes, seed: int = 0) -> dic
         for count in rows:
             build = functools.partial(two.func, count, *two.args[1:], **two.keywords)
             found[_named(kind, count)] = _shown(inputs := _inputs(build, seed + count))
-            if count == rows[0] and (others := _of_sizes(inputs, unlike)):
-                found[f"mixed {kind}s"] = _shown({**inputs, **others})
+            for sizes in unlike if count == rows[0] else ():
+                if others := _of_sizes(inputs, sizes):
+                    found[f"mixed {kind}s {sizes}"] = _shown({**inputs, **others})
     for suffix in MIXED:
         if f"{family}:{suffix}" in FAMILIES:
             found[f"mixed ({suffix})"] = _shown(_inputs(FAMILIES[f"{family}:{suffix}"], seed))
@@ -177,10 +185,12 @@ def _of_sizes(inputs: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
     """Media of these sizes, where the patches of all are in one row."""
     found: dict[str, Any] = {}
     for name, grids in inputs.items():
-        ending = "_videos" if "video" in name else ""
-        pixels = inputs.get(f"pixel_values{ending}")
-        if name.endswith("_grid_thw") and len(pixels) == int(grids.prod(-1).sum()):
-            found[name] = torch.tensor([[int(grids[0, 0]), *size] for size in sizes])
-            count = int(found[name].prod(-1).sum())
-            found[f"pixel_values{ending}"] = torch.randn(count, *pixels.shape[1:])
+        pixels = f"pixel_values{'_videos' if 'video' in name else ''}"
+        axes = [axis for ending, axis in GRIDS.items() if name.endswith(ending)]
+        if not axes or pixels not in inputs:
+            continue
+        found[name] = torch.tensor([[*grids[0, :-2], *size] for size in sizes], dtype=grids.dtype)
+        shape, before = list(inputs[pixels].shape), int(grids.prod(-1).sum())
+        shape[axes[0]] = shape[axes[0]] * int(found[name].prod(-1).sum()) // before
+        found[pixels] = torch.randn(shape)
     return found

@@ -43,7 +43,8 @@ def packed_attention(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' attention functions do; query, key and value are [1, heads, row,
-    width]. `cu_seq_lens_q` are the ends of the segments, `max_length_q` is as long as the longest."""
+    width]. `cu_seq_lens_q` are the ends of segments, and `max_length_q` is as long as the longest
+    or says its length."""
     attend = torch.nn.functional.scaled_dot_product_attention
     # Heads that share keys have them again: no graph can be made of attention that shares.
     key, value = (
