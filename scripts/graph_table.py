@@ -4,8 +4,9 @@ graphs make what its towers make. `make models` runs it last; alone, it writes i
 
 import argparse
 import json
+import multiprocessing
 import resource
-import subprocess
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -45,12 +46,9 @@ HALVES = {"vision half": "vision", "text half": "language"}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="only these families, printed and not written")
-    parser.add_argument("--judge", help="judge this one here, and print what came of it as JSON")
     given = parser.parse_args()
-    if given.judge:
-        print(json.dumps(judged(given.judge)))
-        return 0
     if given.names:
+        warm()
         print("".join(line(row) + "\n" for row in map(judged_apart, given.names)), end="")
         return 0
     text, enough = section()
@@ -59,12 +57,24 @@ def main() -> int:
     return 0 if enough else 1
 
 
+def warm() -> None:
+    """Load and use all libraries once, so that no family's process has to."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    judged("clip, vision half")
+
+
 def section() -> tuple[str, bool]:
     """The text of the part, and whether enough families agree and none is silently otherwise."""
     from tests.support.dual_encoders import names
     from tests.support.tiny_families import FAMILIES
     from tests.support.tiny_families.verdict import UNCUT
 
+    warm()
     families = sorted({variant.partition(":")[0] for variant in FAMILIES} - UNCUT, key=str.lower)
     rows = [judged_apart(name) for name in families]
     duals = [judged_apart(f"{name}, {half}") for name in sorted(names()) for half in HALVES]
@@ -82,32 +92,31 @@ def section() -> tuple[str, bool]:
 
 def judged_apart(name: str) -> dict[str, Any]:
     """What came of one family, or of a half of a dual encoder, in a process of its own: an exporter
-    may never end."""
+    may never end. It begins where this one is, which has all libraries loaded and warm."""
     print(f"{name}…", file=sys.stderr, flush=True)
-    ended = subprocess.run(
-        [sys.executable, __file__, "--judge", name],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS)),
-    )
-    found = ended.stdout.strip().splitlines()
-    if not ended.returncode and found:
-        row: dict[str, Any] = json.loads(found[-1])
-        return row
-    if ended.returncode > 0:
-        raise SystemExit(f"{name}: {ended.stderr[-2000:]}")
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "row.json"
+        child = multiprocessing.get_context("fork").Process(target=told_in, args=(name, told))
+        child.start()
+        child.join()
+        if told.exists():
+            row: dict[str, Any] = json.loads(told.read_text())
+            return row
+    if child.exitcode != -signal.SIGXCPU:
+        raise SystemExit(f"{name} could not be judged: exit status {child.exitcode}")
     return {"name": name, "result": f"refused: no graph within {SECONDS} s of processor time"}
 
 
-def judged(name: str) -> dict[str, Any]:
-    import torch
-    import transformers
+def told_in(name: str, file: Path) -> None:
+    """Judge within the time, and write what came of it to a file."""
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+    file.write_text(json.dumps(judged(name)))
 
+
+def judged(name: str) -> dict[str, Any]:
+    """What came of a family, or of a half of a dual encoder, as a row."""
     from tests.support.graph_verdict import COLUMNS, judge_dual_graphs, judge_graphs
 
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     dual, _, half = name.partition(", ")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)

@@ -13,7 +13,7 @@ from torch import nn
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Half
-from stages.export.graphs.agreeing import check_agreement, difference
+from stages.export.graphs.agreeing import KEPT, check_agreement, difference
 from stages.export.graphs.samples import Trial
 from stages.export.graphs.saving import quantize_graph, save_graph
 from stages.export.graphs.tracing import Traced, trace
@@ -54,10 +54,18 @@ def make_graphs(
         )
     _put(half, made, folder)
     for trial, features in zip(tried, wanted, strict=True):
-        apart = difference(features, trial.run(half))
+        apart = difference(features, _tried(trial, half))
         check_agreement(precision, trial.name, apart, ", ".join(made.towers))
         made.furthest = max(made.furthest, apart)
     return made
+
+
+def _tried(trial: Trial, half: Any) -> Any:
+    """Return what graphs make. Raises UsageError where they do not take it."""
+    try:
+        return trial.run(half)
+    except UsageError as error:
+        raise UsageError(f"{error.message}; that was tried with {trial.name}", hint=KEPT) from error
 
 
 def _take(
@@ -114,7 +122,7 @@ def _traced(tower: nn.Module, call: TowerCall, packed: bool) -> Traced:
         words = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(
             f"no graph can be made of {call.path} ({type(tower).__name__}): {words}",
-            hint="Keep this model's vision half in torch: its classes cannot be exported",
+            hint=KEPT,
         ) from error
 
 
