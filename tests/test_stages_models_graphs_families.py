@@ -86,7 +86,7 @@ def test_what_a_graph_does_not_take_is_said_in_one_line(words: str, memory: bool
         raise RuntimeError(words)
 
     graph = Graph(
-        file="g.onnx", inputs={"input": 2}, fixed={}, output={"tensor": "out"}, names=("out",)
+        file="g.onnx", inputs={"input": [0, 2]}, fixed={}, output={"tensor": "out"}, names=("out",)
     )
     tower = Tower(path="towers.0", class_name="Linear", parameters=1, packed=False, graphs=(graph,))
     skeleton = torch.nn.Linear(2, 2, device="meta")

@@ -61,7 +61,7 @@ class TowerStandIn(Absent):
         for graph, run in zip(self._tower.graphs, self._runs, strict=True):
             if fits(graph, given):
                 return graph, run
-        what = {**{n: f"{v.ndim} axes" for n, v in given.tensors.items()}, **given.fixed}
+        what = {**{n: list(v.shape) for n, v in given.tensors.items()}, **given.fixed}
         told = ", ".join(f"{name}: {value}" for name, value in what.items())
         raise UsageError(
             f"no graph of {self._tower.path} was exported for such pictures ({told[:200]})",
@@ -106,7 +106,14 @@ class StandInWeight(AbsentWeight):
 
 def fits(graph: Graph, given: GraphInputs) -> bool:
     """Tell whether a call is one that a graph is of."""
-    names = {name.removeprefix("input."): axes for name, axes in graph.inputs.items()}
+    tensors = given.tensors
     return graph.fixed == given.fixed and all(
-        name in given.tensors and given.tensors[name].ndim == axes for name, axes in names.items()
+        (name := taken.removeprefix("input.")) in tensors and _is_of(tensors[name], shape)
+        for taken, shape in graph.inputs.items()
+    )
+
+
+def _is_of(tensor: torch.Tensor, shape: Sequence[int]) -> bool:
+    return tensor.ndim == len(shape) and all(
+        wanted in (0, length) for wanted, length in zip(shape, tensor.shape, strict=True)
     )
