@@ -18,13 +18,13 @@ LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
 """Vectors of pictures, and of the labels that they are compared with."""
 EXPORT: Pipeline = (*CAPTION, export.CALIBRATE, export.STAGE, export.JUDGE)
 """Captions of files, a checkpoint in few bits, and what its original expects of those."""
-EXPORT_GRAPHS: Pipeline = (*CAPTION, export.GRAPHS, export.JUDGE)
+EXPORT_GRAPHS: Pipeline = (*CAPTION, export.TRACE, export.JUDGE)
 """Captions of files, a checkpoint with graphs, and what its original expects of those."""
 EXPORTED: Pipeline = (*REBUILD, export.COMPARE, export.JUDGE)
 """Features of the same files by that checkpoint, and how far it is from the original."""
 EXPORT_VECTORS: Pipeline = (*EMBED, export.STAGE)
 """Vectors of files, and a checkpoint in few bits."""
-EXPORT_GRAPHS_VECTORS: Pipeline = (*EMBED, export.GRAPHS)
+EXPORT_GRAPHS_VECTORS: Pipeline = (*EMBED, export.TRACE)
 """Vectors of files, and a checkpoint with graphs."""
 EXPORTED_VECTORS: Pipeline = (*EMBED, export.COMPARE)
 """Vectors of the same files by that checkpoint, and how far it is from the original."""

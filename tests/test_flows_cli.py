@@ -17,7 +17,7 @@ from flows.job.config import CaptionConfig
 CAPTION_OPTIONS = {
     "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",
     "--frames", "--revision", "--shots", "--precision", "--vision-precision",
-    "--language-precision", "--memory",
+    "--language-precision", "--memory", "--vision-backend",
     "--max-frames", "--batch-size", "--engine", "--max-new-tokens", "--prefix", "--suffix",
     "--recursive",
     "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
@@ -32,6 +32,7 @@ COMMANDS = {
         "SOURCES", "--model", "--revision", "--out", "--store", "--trust-remote-code", "--fps",
         "--memory", "--precision", "--batch-size", "--recursive", "--extensions", "--limit",
         "--retry-failed", "--keep-frames", "--dry-run", "--quiet", "--json", "--tiles",
+        "--vision-backend",
     },
     "label": {
         "SOURCES", "--labels", "--templates", "--threshold", "--top", "--examples", "--model",
@@ -39,6 +40,7 @@ COMMANDS = {
         "--out", "--store", "--trust-remote-code", "--fps", "--tiles", "--memory", "--precision",
         "--batch-size", "--recursive", "--extensions", "--limit", "--retry-failed",
         "--keep-frames", "--dry-run", "--quiet", "--json", "--format", "--beside", "--overwrite",
+        "--vision-backend",
     },
     "index": {"ACTION"},
     "search": {
@@ -54,7 +56,7 @@ COMMANDS = {
         "--calibrate", "--calibrate-store", "--samples", "--group", "--accept", "--store",
         "--memory", "--dry-run", "--quiet", "--json",
     },
-    "doctor": {"--measure"},
+    "doctor": {"--measure", "--model"},
     "demo": {"--clips", "--seed", "--precision"},
 }  # fmt: skip
 

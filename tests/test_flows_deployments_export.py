@@ -14,8 +14,8 @@ from flows.deployments.export import export_model
 from flows.deployments.sweep import SWEPT
 from flows.job.export_asked import GROUP, SAMPLES, ExportAsked
 from flows.job.export_config import ExportConfig
-from flows.results.exported import PARITY
 from flows.results.run_read import load_record
+from stages.export.parity import PARITY
 
 GOOD = {"model": "demo", "to": "nf4", "out": "there"}
 

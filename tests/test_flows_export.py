@@ -16,10 +16,11 @@ from artifacts.errors import EnvironmentFault, UsageError
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.export_asked import ExportAsked
-from flows.results.exported import PARITY, Exported
+from flows.results.exported import Exported
 from flows.running.export import export
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
+from stages.export.parity import PARITY
 
 SAMPLES = 8
 NAMES = ("config.json", "model.safetensors", "penstock_made_of.json")

@@ -12,11 +12,11 @@ from flows.cli.main import main
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.export_asked import ExportAsked
-from flows.results.exported import PARITY
 from flows.running.export import export
 from flows.running.run import caption
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
+from stages.export.parity import PARITY
 from tests.support.adapters import linears_of, loaded, matrices, write_adapter
 
 SAMPLES = 4

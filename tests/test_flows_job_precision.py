@@ -9,11 +9,12 @@ import pytest
 
 import penstock_demo
 from artifacts.errors import UsageError
-from flows.job import precision
+from flows.job import flash, precision
 from flows.job.config import CaptionConfig
+from flows.job.flash import attention
 from flows.job.models import Model
 from flows.job.namespaces import namespaces_of
-from flows.job.precision import PartSettings, attention, precision_note, settle, weight_bytes
+from flows.job.precision import PartSettings, precision_note, settle, weight_bytes
 from flows.pipelines import CAPTION
 from stages.models import describe
 from stages.models.halves.boundary import HALVES
@@ -191,16 +192,16 @@ def test_flash_attention_is_taken_where_all_it_needs_is_there(
 ) -> None:
     half = profile.language
     assert attention(half, "bfloat16", "cuda:0") == "sdpa"
-    monkeypatch.setattr(precision, "flash_installed", lambda: True)
+    monkeypatch.setattr(flash, "flash_installed", lambda: True)
     assert attention(half, "bfloat16", "cuda:0") == "sdpa", "no GPU tells what it can"
-    monkeypatch.setattr(precision, "device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(flash, "device_capability", lambda _: (8, 0))
     assert attention(half, "bfloat16", "cuda:0") == "flash_attention_2"
     assert attention(half, "float16", "cuda:0") == "flash_attention_2"
     assert attention(half, "float32", "cuda:0") == "sdpa"
     assert attention(half, "bfloat16", "cpu") == "sdpa"
     assert attention(replace(half, flash=False), "bfloat16", "cuda:0") == "sdpa"
     assert attention(replace(half, attention="eager"), "bfloat16", "cpu") == "eager"
-    monkeypatch.setattr(precision, "device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(flash, "device_capability", lambda _: (7, 5))
     assert attention(half, "bfloat16", "cuda:0") == "sdpa"
 
 

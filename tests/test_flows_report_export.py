@@ -13,9 +13,8 @@ import penstock_demo
 from artifacts.files import write_json
 from flows.cli.main import main
 from flows.results.export_read import export_in
-from flows.results.exported import PARITY
 from flows.results.report.facts import facts
-from stages.export.parity import judged
+from stages.export.parity import PARITY, judged
 from tests.support.browser import browsing
 from tests.support.reports import media_file, said, write_run
 

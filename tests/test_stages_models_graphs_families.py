@@ -2,15 +2,13 @@
 saw, or refuses it with the reason. No family is named in the program."""
 
 import functools
-import itertools
 from pathlib import Path
 
 import pytest
 import torch
 
 from artifacts.errors import UsageError
-from stages.models.graphs.manifest import Graph, Tower
-from stages.models.graphs.packed import packed_attention
+from stages.models.graphs.manifest import Graph, GraphTower
 from stages.models.graphs.stand_in import TowerStandIn
 from stages.models.halves.absent import Absent
 from stages.process.exit_diagnosis import out_of_memory
@@ -60,20 +58,6 @@ def test_both_halves_of_a_dual_encoder_agree(tmp_path: Path) -> None:
         assert judge_dual_graphs("clip", half, tmp_path / half).result == AGREES
 
 
-def test_packed_segments_attend_to_themselves_alone() -> None:
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(1, heads, 11, 8) for heads in (4, 2, 2))
-    ends = torch.tensor([0, 5, 6, 11], dtype=torch.int32)
-    for longest in (5, torch.zeros(7)):
-        made, _ = packed_attention(
-            torch.nn.Identity(), query, key, value, cu_seq_lens_q=ends, max_length_q=longest
-        )
-        for first, last in itertools.pairwise(ends.tolist()):
-            parts = (part[:, :, first:last] for part in (query, key, value))
-            alone = torch.nn.functional.scaled_dot_product_attention(*parts, enable_gqa=True)
-            assert torch.allclose(made[:, first:last], alone.transpose(1, 2), atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("words", "memory"),
     [
@@ -88,7 +72,9 @@ def test_what_a_graph_does_not_take_is_said_in_one_line(words: str, memory: bool
     graph = Graph(
         file="g.onnx", inputs={"input": [0, 2]}, fixed={}, output={"tensor": "out"}, names=("out",)
     )
-    tower = Tower(path="towers.0", class_name="Linear", parameters=1, packed=False, graphs=(graph,))
+    tower = GraphTower(
+        path="towers.0", class_name="Linear", parameters=1, packed=False, graphs=(graph,)
+    )
     skeleton = torch.nn.Linear(2, 2, device="meta")
     stand_in = TowerStandIn(Absent(skeleton, "towers.0"), tower, [run], torch.empty(0))
     with pytest.raises(RuntimeError if memory else UsageError, match=words) as raised:

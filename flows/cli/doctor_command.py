@@ -14,9 +14,13 @@ from flows.deployments.server import answers
 from flows.job.config import default_store
 from flows.job.cpu import cpu_has_bfloat16
 from flows.job.device_probe import check_device, device_memory
+from flows.job.flash import FLASH_CAPABILITY, flash_installed
+from flows.job.graph_speed import GraphSpeed
 from flows.job.launch import DirectLauncher
-from flows.job.precision import FLASH_CAPABILITY, flash_installed, no_bfloat16
+from flows.job.precision import no_bfloat16
+from flows.job.tensorrt import GET, missing_libraries, tensorrt_version
 from flows.job.versions import versions
+from flows.planning.graph_timing import time_graphs
 from flows.planning.machine import ADVICE, Known, Machine, find_machine, measure
 from stages.process.cgroup import cores, host_free_bytes, host_total_bytes
 from stages.process.device import (
@@ -54,9 +58,21 @@ def doctor_command(given: argparse.Namespace) -> int:
         display = Display()
         display.say("measuring this machine …")
         measure(device, store.local, DirectLauncher(display.listen))
+        if given.model:
+            display.say(f"measuring the graphs of {given.model} …")
+            speed = time_graphs(given.model, device, store, DirectLauncher(display.listen))
+            print(printable(_graphs(given.model, speed)))
     for line in measured_lines(find_machine(device)):
         print(printable(line))
     return 0
+
+
+def _graphs(model: str, speed: GraphSpeed) -> str:
+    """Say how fast the graphs of a model are."""
+    found = f"{speed.graphs:.3g} s a batch, torch {speed.torch:.3g} s"
+    taken = "graphs" if speed.ratio > 1 else "torch"
+    told = f"{model}: {found}: {speed.ratio:.2f} times as fast"
+    return ROW.format("graphs", f"{told}; --vision-backend auto takes {taken}")
 
 
 def lines(device: str, store: Store) -> Iterator[str]:
@@ -66,6 +82,7 @@ def lines(device: str, store: Store) -> Iterator[str]:
     yield ROW.format("machine", f"{cores()} cores {bf16} bfloat16")
     yield ROW.format("memory", _memory())
     yield from _device(device)
+    yield ROW.format("tensorrt", _tensorrt())
     yield ROW.format("libraries", ", ".join(f"{n} {v}" for n, v in versions().items()))
     yield ROW.format("store", f"{store.url}, {size(store.free_bytes())} free")
     yield ROW.format("prefect", _prefect())
@@ -110,6 +127,12 @@ def _flash(capability: tuple[int, int]) -> str:
     if flash_installed():
         return "FlashAttention 2 is used where a model takes it, in bf16 and fp16"
     return "attention is SDPA; `pip install flash-attn` is faster where a model takes it"
+
+
+def _tensorrt() -> str:
+    if missing := missing_libraries():
+        return f"{' and '.join(missing)} cannot be opened; to have it, {GET}"
+    return f"{tensorrt_version()}, for --vision-backend tensorrt"
 
 
 def _prefect() -> str:

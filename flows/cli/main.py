@@ -84,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--measure", action="store_true", help="measure it (15 s), so that plans know times"
     )
+    doctor.add_argument(
+        "--model", default="", metavar="DIR", help="measure this model's graphs beside torch, too"
+    )
     demo = commands.add_parser("demo", help="caption a dozen clips of the demo world, with score")
     demo.add_argument(
         "--clips", type=int, default=200, metavar="N", help="fresh clips to score [200]"

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, with_config
 
-from flows.job.config import ABOVE_ZERO, FORMATS, PRECISIONS, CaptionConfig
+from flows.job.config import ABOVE_ZERO, FORMATS, PRECISIONS, VISION_BACKENDS, CaptionConfig
 
 __all__ = ["CaptionConfig", "settings_over", "tighten"]
 
@@ -33,6 +33,7 @@ def tighten(schema: dict[str, Any]) -> None:
     fields["out"]["minLength"] = 1
     fields["format"]["items"]["enum"] = list(FORMATS)
     fields["precision"]["enum"] = list(PRECISIONS)
+    fields["vision_backend"]["enum"] = list(VISION_BACKENDS)
     for name in ("vision_precision", "language_precision"):
         fields[name]["anyOf"][0]["enum"] = list(PRECISIONS)
     fields["prompt"]["anyOf"][0]["pattern"] = r"\S"

@@ -5,7 +5,7 @@ from typing import Any
 
 from artifacts.words import counted
 from flows.job.models import Model
-from flows.job.precision import precision_note
+from flows.job.precision import PartSettings, precision_note
 from flows.job.prepare import Job
 
 
@@ -32,7 +32,7 @@ def notes(job: Job) -> list[str]:
     """Return what a person should know of how the model is run; nothing for most models."""
     profile = job.model.profile
     settings = [settings[0] for settings in job.model.settings.values()]
-    found = list(filter(None, [precision_note(profile, settings, job.device)]))
+    found = list(filter(None, [precision_note(profile, settings, job.device), job.model.note]))
     if profile.route == "joint":
         found.append(
             f"{job.model.name} cannot be run in halves ({profile.why}): the second stage loads all "
@@ -85,6 +85,14 @@ def _as_published(job: Job) -> str:
     return f"{job.model.name} is computed as its published code does: {', '.join(words)}"
 
 
+def _graphs(settings: PartSettings) -> dict[str, Any]:
+    """Return the graphs by which a part is computed, and by what; nothing where torch does."""
+    graph = settings.graph
+    if graph is None:
+        return {}
+    return {"graphs": {"digest": graph.digest, "provider": graph.provider, "bytes": graph.bytes}}
+
+
 def halves(model: Model) -> dict[str, dict[str, Any]]:
     """Return parameters, bytes as stored and as loaded, and the precision and attention of each
     part."""
@@ -96,6 +104,7 @@ def halves(model: Model) -> dict[str, dict[str, Any]]:
             "precision": settings[0].precision,
             "dtype": settings[0].dtype,
             "attention": settings[0].attention,
+            **_graphs(settings[0]),
         }
         for part, settings in model.settings.items()
     }

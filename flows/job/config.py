@@ -29,7 +29,7 @@ PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
 """The values of `--precision`; `auto` is native, and less when that does not fit. int8 and nf4
 quantize the vision half only when its own option says so."""
 TORCH = "torch"
-VISION_BACKENDS = (TORCH, *BACKENDS, "auto")
+VISION_BACKENDS = (TORCH, *BACKENDS, AUTO)
 """The values of `--vision-backend`."""
 ABOVE_ZERO = (
     "chunk",

@@ -2,13 +2,18 @@
 not what was exported; imports no model library."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
 from artifacts.schema import Half, Part
-from flows.job.config import CaptionConfig
+from flows.job.config import TORCH, CaptionConfig
+from flows.job.graph_speed import graph_speed
+from flows.job.tensorrt import check_tensorrt
+from stages.decode.engines import AUTO
+from stages.export.parity import verdict_in
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.graphs.providers import ONNX, TENSORRT, provider_of
@@ -41,6 +46,15 @@ class GraphUse:
         return f"{self.backend}-{self.precision}"
 
 
+class GraphsFound(NamedTuple):
+    """The graphs of a checkpoint that a run uses."""
+
+    uses: Mapping[Part, GraphUse]
+    """Part → its graphs; none where torch computes all."""
+    note: str = ""
+    """Why a run that may use them does or does not, for people."""
+
+
 def graphs_for(
     config: CaptionConfig,
     folder: Path,
@@ -48,14 +62,19 @@ def graphs_for(
     digest: Callable[[Path], str],
     weights: Mapping[str, str],
     device: str,
-) -> dict[Part, GraphUse]:
-    """Return the graphs of a checkpoint that a run uses, by part; none where torch computes all.
-    `digest` tells the digest of a file, or nothing where it is not known; `weights` are those of
-    the checkpoint's. Raises PenstockError for graphs that are asked for and cannot be used."""
-    backend = config.vision_backend
-    if backend not in (ONNX, TENSORRT):
-        return {}
+) -> GraphsFound:
+    """Return the graphs of a checkpoint that a run uses. `digest` tells the digest of a file, or
+    nothing where it is not known; `weights` are those of the checkpoint's. Raises PenstockError for
+    graphs that are asked for and cannot be used."""
+    if config.vision_backend == TORCH:
+        return GraphsFound({})
     manifest = read_manifest(folder)
+    if config.vision_backend == AUTO:
+        if why := _kept_from(folder, manifest, device):
+            return GraphsFound({}, _torch_does(config, why))
+        by_graphs = replace(config, vision_backend=ONNX)
+        found = graphs_for(by_graphs, folder, profile, digest, weights, device)
+        return _faster(config, found, device)
     if manifest is None or "vision" not in manifest.halves:
         raise UsageError(
             f"{config.model} has no graphs of its vision half",
@@ -63,22 +82,47 @@ def graphs_for(
             f"--model DIR; {IN_TORCH}",
         )
     _check_files(folder, manifest, digest)
-    found: dict[Part, GraphUse] = {}
+    uses: dict[Part, GraphUse] = {}
     for half in manifest.halves:
-        found[half] = _use(config, manifest, half, backend, device)
+        uses[half] = _use(config, manifest, half, device)
         _check_source(folder, manifest.halves[half], half, weights, profile)
-    return found
+    return GraphsFound(uses)
 
 
-def _use(
-    config: CaptionConfig, manifest: GraphManifest, half: Half, backend: str, device: str
-) -> GraphUse:
+def _faster(config: CaptionConfig, found: GraphsFound, device: str) -> GraphsFound:
+    """Return the graphs where they are faster here than torch, by what was measured; else none."""
+    vision = found.uses["vision"]
+    speed = graph_speed(device, vision.digest, vision.provider)
+    if speed is None:
+        advice = f"penstock doctor --measure --model {config.model}"
+        return GraphsFound({}, _torch_does(config, f"its graphs were not measured here: {advice}"))
+    if speed.ratio <= 1:
+        why = f"its graphs take {1 / speed.ratio:.2f} times as long here"
+        return GraphsFound({}, _torch_does(config, why))
+    told = f"graphs compute what sees of {config.model}: {speed.ratio:.2f} times as fast here"
+    return found._replace(note=told)
+
+
+def _torch_does(config: CaptionConfig, why: str) -> str:
+    return f"torch computes what sees of {config.model}: {why}"
+
+
+def _kept_from(folder: Path, manifest: GraphManifest | None, device: str) -> str:
+    """Return why graphs are not used by themselves; empty when they may be."""
+    if manifest is None or "vision" not in manifest.halves:
+        return "it has no graphs"
+    if manifest.halves["vision"].precision == "int8" and device != "cpu":
+        return "its graphs are in int8, which is for processors"
+    if verdict_in(folder).get("passed") is not True:
+        return "its graphs were accepted, and did not pass"
+    return ""
+
+
+def _use(config: CaptionConfig, manifest: GraphManifest, half: Half, device: str) -> GraphUse:
+    backend = config.vision_backend
     graphs, files = manifest.halves[half], manifest.files_of(half)
-    if backend == TENSORRT and device == "cpu":
-        raise EnvironmentFault(
-            "--vision-backend tensorrt needs a GPU, and there is none",
-            hint="Give --vision-backend onnx",
-        )
+    if backend == TENSORRT:
+        check_tensorrt(device)
     if graphs.precision == "int8" and device != "cpu":
         raise UsageError(
             f"the graphs of {config.model} are in int8, which is for processors, and not for GPUs",

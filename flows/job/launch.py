@@ -18,12 +18,13 @@ ENTRIES: Mapping[str, str] = {
     "describe": "stages.models.run:run",
     "convert": "stages.convert.run:run",
     "merge": "stages.export.merge:run",
+    "time_graphs": "stages.export.graphs.timing:run",
     "cut": "stages.frames.cut:run",
     "measure": "stages.memory.measure:run",
     "probe": "stages.process.probe:run",
 }
 """Stage name → the function that its process calls."""
-IMPORTING = {"describe", *(name for name, stage in STAGES.items() if stage.part)}
+IMPORTING = {"describe", "time_graphs", *(name for name, stage in STAGES.items() if stage.part)}
 """Stages that import the libraries of models."""
 
 

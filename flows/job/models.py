@@ -52,6 +52,8 @@ class Model:
     """Part → all settings that it may be run in, the best first."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """Name of each file of weights → SHA-256 of its content; empty where that is not known."""
+    note: str = ""
+    """What people should know of what computes it."""
     read: bool = True
     """Whether the digests of its weights are known; else nothing that they made is found."""
 
@@ -232,7 +234,8 @@ def open_model(
         checkpoint=checkpoint,
         profile=profile,
         digests=of_parts,
-        settings=settle(config, profile, device, graphs),
+        settings=settle(config, profile, device, graphs.uses),
         weights=weights,
+        note=graphs.note,
         read=all(weights.values()),
     )

@@ -4,12 +4,12 @@ model library."""
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from flows.job.config import CaptionConfig
 from flows.job.cpu import cpu_has_bfloat16
+from flows.job.flash import attention
 from flows.job.graphs import GraphUse
 from stages.decode.engines import INFLIGHT, choice_of
 from stages.decode.job import DEFAULT_ENGINE
@@ -23,9 +23,6 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED = ("int8", "nf4")
 UNSEATED = ("int8",)
 """Precisions in which captions are not said in slots: products in 8 bit look at all rows."""
-FLASH = "flash_attention_2"
-FLASH_CAPABILITY = (8, 0)
-"""Compute capability of the oldest GPUs that FlashAttention 2 runs on (Ampere)."""
 BFLOAT16_CAPABILITY = (8, 0)
 """That of the oldest GPUs that compute in bfloat16. On older ones torch does it in 32 bit: slowly,
 and without a fused attention."""
@@ -212,24 +209,6 @@ def weight_bytes(half: PartProfile, precision: str, dtype: str) -> int:
     scales = 4 * half.linear_rows if precision == "int8" else weights // 64 + weights // 4096
     packed = weights if precision == "int8" else weights // 2
     return (half.parameters - weights) * each + packed + scales
-
-
-def attention(half: PartProfile, dtype: str, device: str) -> str:
-    """Return the attention of a half: FlashAttention 2 where all it needs is there. Else it is what
-    the model takes by itself."""
-    fits = half.flash and dtype in ("bfloat16", "float16") and device.startswith("cuda")
-    if fits and flash_installed() and device_capability(device) >= FLASH_CAPABILITY:
-        return FLASH
-    return half.attention
-
-
-def flash_installed() -> bool:
-    """Return whether the package is there, in a version that transformers takes."""
-    try:
-        numbers = version("flash-attn").split("+")[0].split(".")[:3]
-        return [int(number) for number in numbers] >= [2, 3, 3]
-    except (PackageNotFoundError, ValueError):
-        return False
 
 
 def native_dtype(stated: str, device: str) -> str:

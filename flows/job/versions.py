@@ -3,7 +3,16 @@
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-RECORDED = ("penstock", "torch", "transformers", "accelerate", "bitsandbytes", "av", "prefect")
+RECORDED = (
+    "penstock",
+    "torch",
+    "transformers",
+    "accelerate",
+    "bitsandbytes",
+    "av",
+    "onnxruntime-gpu",
+    "prefect",
+)
 
 
 def now() -> str:

@@ -110,7 +110,7 @@ def plan_of(
     question = question_of_model(model, config, device, pipeline)
     plan = _answered(question, budget_for(config, device), None, ())
     note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
-    return replace(plan, notes=(note,)) if note else plan
+    return replace(plan, notes=tuple(filter(None, [note, model.note])))
 
 
 def _by_dimensions(

@@ -33,7 +33,8 @@ def plan_lines(plan: Plan) -> list[str]:
     lines = [*verdict(plan), f"model       {told['model']} on {told['device']}"]
     lines += [
         f"  {name:10s}{size(half['bytes'])} of weights in {half['precision']}, "
-        f"{half['parameters'] / 1e6:.1f} M parameters, {half['attention']} attention"
+        f"{half['parameters'] / 1e6:.1f} M parameters, {half['attention']}"
+        f"{' attention' * ('graphs' not in half)}"
         for name, half in told["halves"].items()
         if half["parameters"]
     ]

@@ -8,8 +8,8 @@ from typing import Any
 
 from artifacts.shapes import Each, Left, Misshapen, anything, check, count, number, read_json, text
 from flows.job.export_asked import EXPORTED, NATIVE, REJECTED, RUNS
-from flows.results.exported import PARITY, figures_line
-from stages.export.parity import GATES
+from flows.results.exported import figures_line
+from stages.export.parity import GATES, PARITY
 
 RUN = "run.json"
 AGAIN = "Export into a new folder: penstock export MODEL --to KIND --out DIR"

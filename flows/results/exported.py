@@ -1,6 +1,5 @@
 """Puts a checkpoint that was judged into its place, and tells how it ended; runs no model."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +11,8 @@ from artifacts.errors import UsageError
 from artifacts.files import write_json
 from flows.console.display import size
 from flows.job.export_asked import ExportAsked
-from stages.export.parity import judged
+from stages.export.parity import PARITY, judged, verdict_in
 from stages.models.hub.checkpoint import CONFIG
-
-PARITY = "parity.json"
-"""File of a checkpoint that says how far it is from its original."""
 
 VECTORS = ("features", "texts")
 FIGURES = (*VECTORS, "text")
@@ -99,7 +95,7 @@ def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
     is."""
     if not (folder / CONFIG).exists():
         return None
-    parity = _parity_in(folder)
+    parity = verdict_in(folder)
     if parity.get("recipe") != dict(recipe):
         raise UsageError(
             f"{folder} holds another checkpoint, or one that was made otherwise",
@@ -111,16 +107,7 @@ def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
 def was_judged(asked: ExportAsked, recipe: Mapping[str, Any]) -> bool:
     """Tell whether a checkpoint that is accepted waits among the rejected."""
     waits = asked.accept and (asked.work / CONFIG).exists()
-    return waits and _parity_in(asked.work).get("recipe") == dict(recipe)
-
-
-def _parity_in(folder: Path) -> dict[str, Any]:
-    """Return the verdict of a checkpoint; empty where there is none."""
-    try:
-        found: dict[str, Any] = json.loads((folder / PARITY).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
+    return waits and verdict_in(asked.work).get("recipe") == dict(recipe)
 
 
 def note_parity(
@@ -133,7 +120,7 @@ def note_parity(
 def put_into_place(asked: ExportAsked) -> Exported:
     """Move a checkpoint that passed, or is accepted, to where it was asked for: its configuration
     last, without which it is no model to anybody."""
-    parity = _parity_in(asked.work)
+    parity = verdict_in(asked.work)
     if not (parity["passed"] or asked.accept):
         return Exported(out=asked.work, parity=parity, accepted=False)
     paths = sorted(asked.work.iterdir(), key=lambda path: (path.name == CONFIG, path.name))

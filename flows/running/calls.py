@@ -6,16 +6,19 @@ from dataclasses import asdict
 from typing import Any
 
 from artifacts.schema import Part
+from flows.job.graphs import GraphUse
 from flows.job.launch import StageCall
 from flows.job.models import Model
 from flows.job.namespaces import Namespaces
 from flows.job.precision import PartSettings
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
+from flows.job.tensorrt import engines_folder
 from flows.job.waves import said_before
 from flows.pipelines import STAGES
 from flows.planning.rungs import Rung
 from stages.frames.job import FramesJob
+from stages.models.graphs.providers import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.job import job_of, told_of
 from stages.process.stage import Stage
@@ -123,10 +126,19 @@ class Calls:
             pieces=model.profile.parts[part].pieces,
             mlp_chunk=rung.prefill,
             offload=rung.offload,
-            backend=settings.graph.backend if settings.graph else "",
-            graph_bytes=self._job.budget.of_stage(self._job.device) if settings.graph else 0,
+            **self._graphs(settings.graph, rung),
         )
         return {**told_of(half), "engine": settings.engine}
+
+    def _graphs(self, graph: GraphUse | None, rung: Rung) -> dict[str, Any]:
+        """Return what a half is told whose towers are computed by graphs."""
+        if graph is None:
+            return {}
+        job, told = self._job, {"backend": graph.backend}
+        if graph.backend == TENSORRT:
+            folder = engines_folder(job.store.local, graph.digest, job.device, rung.batch)
+            told["engines"] = str(folder)
+        return {**told, "graph_bytes": job.budget.of_stage(job.device)}
 
     def _call(self, stage: Stage, told: Any) -> StageCall:
         device = self._job.device if stage.part else "cpu"

@@ -22,7 +22,6 @@ from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job
 from flows.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
 from flows.pipelines import GRAPHS as GRAPH_EXPORTS
-from flows.planning.costs.export import HESSIAN_BYTES
 from flows.planning.rungs import Rung
 from flows.results.exported import (
     Exported,
@@ -32,6 +31,7 @@ from flows.results.exported import (
     was_judged,
 )
 from flows.running.calls import Calls
+from flows.running.export_told import check_graphs, halves, hessian_bytes
 from flows.running.merging import merge, merged_of, source_of
 from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
 from flows.running.samples import (
@@ -43,14 +43,12 @@ from flows.running.samples import (
     words_of,
 )
 from flows.running.sequence import Sequence
-from stages.export import CALIBRATE, COMPARE, GRAPHS, JUDGE, STAGE
+from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE, TRACE
 from stages.export.adapter import read_adapter
 from stages.export.job import PACKED
 from stages.models.graphs.providers import ONNX
 from stages.process.stage import Stage
 
-LEAST_BYTES = 256 << 20
-"""Bytes that are summed up at least."""
 EXPECTED = "expected"
 """Folder of what the original expects at each word, until the checkpoint is judged."""
 
@@ -93,6 +91,8 @@ class _Export:
         self._figures: dict[str, Any] = {}
 
     def run(self) -> Exported:
+        if self._asked.graphs:
+            check_graphs(self._asked.kind)
         result = self._merged() if self._asked.adapter else None
         result = result or self._exported()
         if self._asked.adapter and result.accepted:  # it is as large as the original
@@ -167,7 +167,7 @@ class _Export:
         if recipe["calibrated"]:
             # What it was fitted to says little of what it does to anything else.
             seen, samples = samples[::2], samples[1::2]
-            told = {**form, **self._words(job, seen), "hessian_bytes": _hessian_bytes(job)}
+            told = {**form, **self._words(job, seen), "hessian_bytes": hessian_bytes(job)}
             recipe["samples"] = digest_of([member["key"] for member in told["members"]])
             rounded = told["folder"] = str(asked.runs / f"rounded-{digest_of(recipe)[:12]}")
             notes = self._once(job, sequence, CALIBRATE, told, len(seen))
@@ -176,7 +176,7 @@ class _Export:
         told = {"model": str(job.model.folder), "recipe": recipe, "kind": asked.kind}
         told |= {"folder": str(asked.work), "trust_remote_code": job.config.trust_remote_code}
         if asked.graphs:
-            notes = self._once(job, sequence, GRAPHS, {**told, **_halves(job, self._parts)})
+            notes = self._once(job, sequence, TRACE, {**told, **halves(job, self._parts)})
             self._figures |= notes.get("figures", {})
         else:
             self._once(job, sequence, STAGE, {**told, **form, "calibrated": rounded})
@@ -232,20 +232,3 @@ class _Export:
             return Calls(job).once(stage, told, rung)
 
         return sequence.once.run(stage, call, total=total).notes
-
-
-def _hessian_bytes(job: Job) -> int:
-    """Return the bytes that may be summed up for one layer: no more than leave room for the
-    rest."""
-    return min(HESSIAN_BYTES, max(LEAST_BYTES, job.budget.of_stage(job.device) // 4))
-
-
-def _halves(job: Job, parts: tuple[Part, ...]) -> dict[str, Any]:
-    """Return what the stage that makes graphs is told of each half."""
-    model, held = job.model, job.model.profile.parts
-    return {
-        "weights": {part: {s: model.weights[s] for s in held[part].shards} for part in parts},
-        "pieces": {part: list(held[part].pieces) for part in parts},
-        "frames_a_video": model.profile.frames_a_video,
-        "route": model.profile.route,
-    }

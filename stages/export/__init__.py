@@ -17,8 +17,8 @@ STAGE = Stage(
     entry="stages.export.run:run",
     verb="exporting",
 )
-GRAPHS = Stage(
-    name="graphs",
+TRACE = Stage(
+    name="trace",
     reads="",
     writes="",
     job=GraphJob,

@@ -1,12 +1,30 @@
-"""The job of making graphs of the towers of halves; imports no library."""
+"""The job of making graphs of the towers of halves, and what it takes; imports no library."""
 
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from artifacts.errors import EnvironmentFault
 from artifacts.schema import Half, Route
+from stages.models.half_job import HalfJob
 
 GRAPHS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int8": "int8"}
 """Kinds of graphs → what they compute in."""
+
+PACKAGES = ("onnx", "onnxscript")
+"""Packages that graphs are made with, and that running them does without."""
+
+
+def check_packages() -> None:
+    """Raise EnvironmentFault where what graphs are made with is not installed."""
+    for name in PACKAGES:
+        try:
+            version(name)
+        except PackageNotFoundError as error:
+            raise EnvironmentFault(
+                f"graphs are made with {' and '.join(PACKAGES)}, and {name} is not installed",
+                hint="Install them: pip install 'onnx>=1.23' 'onnxscript>=0.7.2'",
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,3 +47,13 @@ class GraphJob:
     """Half → paths of the other half's pieces that it is known to need."""
     route: Route = "protocol"
     trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimingJob(HalfJob):
+    """A half as torch computes it, to be measured beside its graphs."""
+
+    graphs: str
+    """What computes the graphs."""
+    frames_a_video: int = 0
+    """Frames that a video must have; 0: any number."""

@@ -1,10 +1,14 @@
 """Holds what a checkpoint in few bits must reach beside its original, and says whether it does.
 Knows no model and no library."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+PARITY = "parity.json"
+"""File of a checkpoint that says how far it is from its original."""
 FRAMES = 64
 """Least frames that a checkpoint is judged by."""
 KEPT, DIGITS = 200, 6
@@ -62,6 +66,15 @@ GATES = (
 )
 """Figures that decide. By how many of the captions are the same as the original's is told, and
 decides nothing: one word in a hundred may be as good as another."""
+
+
+def verdict_in(folder: Path) -> dict[str, Any]:
+    """Return the verdict of a checkpoint; empty where there is none."""
+    try:
+        found: dict[str, Any] = json.loads((folder / PARITY).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def of_each(values: Mapping[str, float]) -> dict[str, float]:

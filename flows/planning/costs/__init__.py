@@ -41,9 +41,9 @@ COSTS: Mapping[str, Cost] = {
         rungs=embed_texts.rungs, memory=embed_texts.memory, work_left=embed_texts.work_left
     ),
     "export": Cost(rungs=export.rungs, memory=export.memory, work_left=export.work_left),
-    "graphs": Cost(
-        rungs=partial(export.rungs, stage="graphs"),
-        memory=export.memory_of_graphs,
+    "trace": Cost(
+        rungs=partial(export.rungs, stage="trace"),
+        memory=export.memory_of_tracing,
         work_left=export.work_left,
     ),
     "compare": Cost(

@@ -47,7 +47,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     return StageEstimate.of(rung, [term], device="cpu", workload=workload)
 
 
-def memory_of_graphs(
+def memory_of_tracing(
     model: Model, rung: Rung, workload: Workload, *, device: str, new: int
 ) -> StageEstimate:
     """Count the half that has the most numbers, as it is traced, as a graph, and as it is

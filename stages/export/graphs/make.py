@@ -18,7 +18,7 @@ from stages.export.graphs.samples import Trial
 from stages.export.graphs.saving import quantize_graph, save_graph
 from stages.export.graphs.tracing import Traced, Varying, trace
 from stages.models.graphs.graph_inputs import GraphInputs, graph_inputs, is_packed
-from stages.models.graphs.manifest import Graph, Tower
+from stages.models.graphs.manifest import Graph, GraphTower
 from stages.models.graphs.providers import CPU, Provider
 from stages.models.graphs.session import GraphSession
 from stages.models.graphs.stand_in import TowerStandIn, fits
@@ -31,7 +31,7 @@ from stages.process.exit_diagnosis import out_of_memory
 class GraphsMade:
     """The graphs of one half, as far as they are made."""
 
-    towers: dict[str, Tower] = field(default_factory=dict)
+    towers: dict[str, GraphTower] = field(default_factory=dict)
     """Path → tower."""
     furthest: float = 0.0
     """Most that they differ from the towers, in parts of the largest number."""
@@ -117,7 +117,7 @@ def _take(
         return
     number = sum(len(tower.graphs) for tower in made.towers.values())
     graph = _graph(tower, asked, folder / f"{part}-{number}.onnx", precision)
-    made.towers[path] = Tower(
+    made.towers[path] = GraphTower(
         path=path,
         class_name=type(tower).__name__,
         parameters=sum(weight.numel() for weight in tower.parameters()),

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from artifacts.store import fault_of
 from stages.embed_texts import TEXTS_A_BATCH
 from stages.embed_texts.reading import TextReader
 from stages.export.compare import nearness
-from stages.export.graph_job import GRAPHS, GraphJob
+from stages.export.graph_job import GRAPHS, PACKAGES, GraphJob, check_packages
 from stages.export.graphs.make import GraphsMade, make_graphs
 from stages.export.graphs.samples import texts_of, trials
 from stages.models.deferred_imports import import_transformers
@@ -35,8 +35,6 @@ from stages.models.shards.writing import GO_ON, claimed, write_rest
 from stages.process.job import job_of
 from stages.process.report import Report
 
-PACKAGES = ("onnx", "onnxscript")
-INSTALL = 'Install them: pip install "penstock[export]"'
 MAKING = "making"
 """Folder of graphs until all are made."""
 
@@ -45,18 +43,6 @@ def warm(told: dict[str, Any]) -> None:
     """Import what making graphs needs, before what the stage takes is counted."""
     import_transformers()
     check_packages()
-
-
-def check_packages() -> None:
-    """Raise EnvironmentFault where what graphs are made with is not installed."""
-    for name in PACKAGES:
-        try:
-            version(name)
-        except PackageNotFoundError as error:
-            raise EnvironmentFault(
-                f"graphs are made with {' and '.join(PACKAGES)}, and {name} is not installed",
-                hint=INSTALL,
-            ) from error
 
 
 def run(told: dict[str, Any], report: Report) -> None:

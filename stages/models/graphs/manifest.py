@@ -37,7 +37,7 @@ class Graph:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tower:
+class GraphTower:
     """A part of a half that graphs compute."""
 
     path: str
@@ -58,7 +58,7 @@ class HalfGraphs:
     """`fp32`, `fp16` or `int8`."""
     weights: Mapping[str, str]
     """Name of each file of weights that they were made of → SHA-256 of its content."""
-    towers: tuple[Tower, ...]
+    towers: tuple[GraphTower, ...]
     nearness: Mapping[str, Any]
     """How near texts are to what the towers make of them; empty where media tell."""
 
@@ -151,5 +151,5 @@ def _half(told: Mapping[str, Any]) -> HalfGraphs:
     towers = []
     for tower in told["towers"]:
         graphs = (Graph(**{**each, "names": tuple(each["names"])}) for each in tower["graphs"])
-        towers.append(Tower(**{**tower, "graphs": tuple(graphs)}))
+        towers.append(GraphTower(**{**tower, "graphs": tuple(graphs)}))
     return HalfGraphs(**{**told, "towers": tuple(towers)})

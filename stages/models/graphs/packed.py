@@ -39,7 +39,7 @@ def packed_attention(
     attention_mask: torch.Tensor | None = None,
     scaling: float | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: torch.Tensor | int = 0,
+    max_length_q: torch.Tensor | int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' attention functions do; query, key and value are [1, heads, row,
@@ -54,8 +54,8 @@ def packed_attention(
         mask, scale = attention_mask, scaling
         found = attend(query, key, value, attn_mask=mask, scale=scale)
         return found.transpose(1, 2).contiguous(), None
-    longest = max_length_q if isinstance(max_length_q, int) else max_length_q.shape[0]
-    index = index_of(cu_seq_lens_q, longest)
+    longest = max_length_q.shape[0] if isinstance(max_length_q, torch.Tensor) else max_length_q
+    index = index_of(cu_seq_lens_q, longest or int((cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).max()))
     count, here = query.shape[2], index >= 0
     rows = [part[0].transpose(0, 1)[index.clamp(0)] for part in (query, key, value)]
     first, second, third = (row.transpose(1, 2) for row in rows)

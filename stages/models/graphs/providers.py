@@ -2,8 +2,8 @@
 for. It knows no tower.
 
 ONNX Runtime takes another provider where the one asked for cannot be had, and says so in its log at
-most. So the one that a session has is looked at, and a GPU's may not hand parts of a graph to the
-CPU.
+most. So the one that a session has is looked at. That a GPU's provider leaves to the CPU what
+reckons with shapes is as it should be, so that is not forbidden.
 """
 
 from collections.abc import Mapping
@@ -62,6 +62,7 @@ def provider_for(backend: str, device: str, limit: int, engines: Path | None) ->
         "trt_fp16_enable": False,  # the graph says what it computes in
     }
     if engines is not None:
+        engines.mkdir(parents=True, exist_ok=True)
         options |= {
             "trt_engine_cache_enable": True,
             "trt_engine_cache_path": str(engines),
@@ -84,8 +85,6 @@ def open_session(path: Path, provider: Provider, threads: int) -> Any:
     options.intra_op_num_threads = threads
     # An arena keeps what the largest batch took, which a budget does not have twice.
     options.enable_cpu_mem_arena = False
-    if provider.name != CPU:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=provider.listed())
     except Exception as error:  # of ONNX Runtime's own kinds, which share no class

@@ -9,7 +9,7 @@ from torch import nn
 from artifacts.errors import PenstockError, UsageError
 from artifacts.tensors import place_tensors
 from stages.models.graphs.graph_inputs import GraphInputs, graph_inputs
-from stages.models.graphs.manifest import Graph, Tower
+from stages.models.graphs.manifest import Graph, GraphTower
 from stages.models.graphs.tower_calls import bound
 from stages.models.halves.absent import Absent, AbsentWeight
 from stages.models.halves.classes import one_line
@@ -25,7 +25,7 @@ class TowerStandIn(Absent):
     half asks of it."""
 
     def __init__(
-        self, absent: Absent, tower: Tower, runs: Sequence[Run], like: torch.Tensor
+        self, absent: Absent, tower: GraphTower, runs: Sequence[Run], like: torch.Tensor
     ) -> None:
         """`runs` compute the tower's graphs, in their order; `like` is of the type and on the
         device that the half computes in."""

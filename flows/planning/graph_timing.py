@@ -1,0 +1,61 @@
+"""Measures a model's graphs beside torch in a process of its own, for `--vision-backend auto`."""
+
+from dataclasses import replace
+from typing import Any
+
+from artifacts.schema import Half
+from artifacts.store import Store
+from flows.job.budget import budget_for
+from flows.job.config import TORCH, CaptionConfig
+from flows.job.graph_speed import GraphSpeed, keep_speed
+from flows.job.launch import Launcher, StageCall, run_to_end
+from flows.job.models import Model, digests_in, open_model
+from stages.export.graph_job import TimingJob
+from stages.models.graphs.providers import ONNX
+from stages.process.job import told_of
+
+PART: Half = "vision"
+
+
+def time_graphs(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpeed:
+    """Measure the vision half of a model by torch and by its graphs, and keep the result. Raises
+    PenstockError."""
+    config = CaptionConfig(sources=(), model=name, vision_backend=ONNX)
+    models = [
+        open_model(
+            replace(config, vision_backend=backend),
+            store=store,
+            digests=digests_in(store),
+            launcher=launcher,
+            device=device,
+        )
+        for backend in (TORCH, ONNX)
+    ]
+    in_torch, by_graphs = models
+    use = by_graphs.best(PART).graph
+    assert use is not None
+    job = TimingJob(**_told(in_torch, device), graphs=use.backend)
+    call = StageCall(
+        name="time_graphs",
+        arguments=told_of(job),
+        device=device,
+        log=store.local / "logs" / "time-graphs.log",
+        budget=budget_for(config, device).of_stage(device),
+    )
+    seconds = run_to_end(launcher, call).notes["seconds"]
+    return keep_speed(device, use.digest, use.provider, seconds)
+
+
+def _told(model: Model, device: str) -> dict[str, Any]:
+    """Return what a process is told of the half that torch computes."""
+    settings = model.best(PART)
+    return {
+        "model": str(model.folder),
+        "device": device,
+        "dtype": settings.dtype,
+        "precision": settings.precision,
+        "attention": settings.attention,
+        "route": model.profile.route,
+        "pieces": model.profile.vision.pieces,
+        "frames_a_video": model.profile.frames_a_video,
+    }

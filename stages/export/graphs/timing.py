@@ -1,0 +1,47 @@
+"""Measures how long a vision half takes by torch, and by its graphs, for the same pictures."""
+
+import time
+from dataclasses import replace
+from itertools import chain, repeat
+from typing import Any
+
+from stages.export.graph_job import TimingJob
+from stages.export.graphs.samples import trials
+from stages.models.deferred_imports import import_transformers
+from stages.models.loading import ModelJob
+from stages.process.job import job_of, told_of
+from stages.process.report import Report
+
+SECONDS, ROUNDS = 3.0, 3
+"""Seconds, and times, that each is computed at least; of these the shortest counts."""
+
+
+def warm(told: dict[str, Any]) -> None:
+    """Import what both need, before what the process takes is counted."""
+    import_transformers()
+    import onnxruntime  # noqa: F401
+
+
+def run(told: dict[str, Any], report: Report) -> None:
+    """Answer a TimingJob with a note `seconds`, of `torch` and of `graphs`. Raises
+    PenstockError."""
+    job = job_of(TimingJob, told)
+    by = {"torch": "", "graphs": job.graphs}
+    report.note(seconds={name: _fastest(replace(job, backend=b)) for name, b in by.items()})
+
+
+def _fastest(job: TimingJob) -> float:
+    source = ModelJob.of(told_of(job))
+    processor, held = source.processor(), source.hold("vision")
+    dual, frames = job.route == "dual", job.frames_a_video
+    some = held.use(lambda h: trials(h, "vision", processor, dual=dual, frames_a_video=frames))
+    trial = next(iter(some))
+    held.use(trial.run)  # what is loaded and reserved the first time
+    taken: list[float] = []
+    for _ in chain(range(ROUNDS), repeat(None)):
+        began = time.perf_counter()
+        held.use(trial.run)
+        taken.append(time.perf_counter() - began)
+        if len(taken) >= ROUNDS and sum(taken) > SECONDS:
+            break
+    return min(taken)

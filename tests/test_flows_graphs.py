@@ -1,0 +1,206 @@
+"""`--vision-backend onnx`: the halves of a dual encoder by graphs, near what torch makes, under
+keys of their own; and what is refused of graphs that are not what was exported."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.cli.main import main
+from flows.job.graph_speed import keep_speed
+from stages.models.graphs.manifest import FILE
+from stages.models.graphs.providers import CPU
+from tests.support.dual_encoders import save_clip
+from tests.support.embedding import embed, items, vectors, write_pictures
+from tests.support.graphs import graph_job, with_graphs
+from tests.support.pipeline import read_lines
+
+BY_GRAPHS = ("--vision-backend", "onnx")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dual encoder with graphs of both halves."""
+    source = save_clip(tmp_path_factory.mktemp("clip"))
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    with_graphs(graph_job(source, folder, "vision", "language", route="dual"))
+    return folder
+
+
+@pytest.fixture
+def own(model: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    return Path(shutil.copytree(model, tmp_path / "own"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which the model is described once."""
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def halves(place: Path) -> dict[str, Any]:
+    """What the record of a run says of the halves."""
+    found: dict[str, Any] = json.loads((place / "out" / "run.json").read_text())["plan"]["halves"]
+    return found
+
+
+def test_vectors_by_graphs_are_near_those_of_torch_and_are_others(
+    pictures: Path, model: Path, tmp_path: Path
+) -> None:
+    assert embed(pictures, model, tmp_path) == 0
+    wanted = np.array(vectors(tmp_path))
+    assert embed(pictures, model, tmp_path, *BY_GRAPHS) == 0
+    found = np.array(vectors(tmp_path))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    assert items(tmp_path)["embed"] == len(wanted), "they have keys of their own"
+    vision = halves(tmp_path)["vision"]
+    assert vision["precision"] == "onnx-fp32" and vision["graphs"]["provider"] == CPU
+    assert embed(pictures, model, tmp_path, *BY_GRAPHS) == 0
+    assert items(tmp_path) == {"frames": 0, "embed": 0} and np.array_equal(found, vectors(tmp_path))
+
+
+@pytest.mark.slow
+def test_labels_are_told_by_graphs_of_both_halves(
+    pictures: Path, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "templates.txt").write_text("{} in a photo\n")
+    scores = []
+    for more in ((), BY_GRAPHS):
+        where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+        where += ["--templates", str(tmp_path / "templates.txt"), "--labels", "cat,sky,green"]
+        assert main(["label", str(pictures), "--model", str(model), *where, *more]) == 0
+        rows = read_lines(tmp_path / "out" / "labels.jsonl")
+        scores.append([[each["score"] for each in row["labels"]] for row in rows])
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-3)
+    assert halves(tmp_path)["language"]["precision"] == "onnx-fp32"
+    assert items(tmp_path)["embed_texts"] == 1
+
+
+def refused(pictures: Path, model: Path, place: Path, *more: str) -> int:
+    return embed(pictures, model, place, *(more or BY_GRAPHS))
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said and "Traceback" not in "".join(said)
+    return said[-1]
+
+
+def test_a_graph_with_a_flipped_bit_is_refused(
+    pictures: Path, own: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = own / "onnx" / "vision-0.onnx.data"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert refused(pictures, own, place) == 5
+    assert "vision-0.onnx.data is not what was exported" in one_line(capsys)
+    assert embed(pictures, own, place) == 0, "torch does without"
+
+
+def test_graphs_of_other_weights_are_refused(
+    pictures: Path, own: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = own / "model.safetensors"
+    tensors = load_file(path)
+    tensors["logit_scale"] += 1
+    path.unlink()
+    save_file(tensors, path, {"format": "pt"})
+    assert refused(pictures, own, place) == 5
+    assert "its graphs were made of other weights" in one_line(capsys)
+
+
+def test_graphs_that_are_gone_or_were_never_made_are_refused(
+    pictures: Path, own: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own / "onnx" / "vision-0.onnx").unlink()
+    assert refused(pictures, own, place) == 5
+    assert "vision-0.onnx is gone" in one_line(capsys)
+    shutil.rmtree(own / "onnx")
+    assert refused(pictures, own, place) == 2
+    assert "has no graphs of its vision half" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        (("--vision-backend", "tensorrt"), 5, "tensorrt needs a GPU"),
+        (("--vision-backend", "openvino"), 2, "openvino is not known"),
+        ((*BY_GRAPHS, "--precision", "nf4"), 2, "exclude each other"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    pictures: Path,
+    model: Path,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    code: int,
+    words: str,
+) -> None:
+    assert refused(pictures, model, place, *more) == code
+    assert words in one_line(capsys)
+
+
+@pytest.mark.slow
+def test_auto_takes_graphs_that_passed_and_are_faster_here(
+    pictures: Path,
+    own: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def planned() -> str:
+        where = ["--store", str(tmp_path / "store"), "--vision-backend", "auto"]
+        assert main(["plan", str(pictures), "--model", str(own), *where]) == 0
+        return capsys.readouterr().out
+
+    assert "were not measured here" in (said := planned()) and "onnx-fp32" not in said
+    assert embed(pictures, own, tmp_path, *BY_GRAPHS) == 0
+    digest = halves(tmp_path)["vision"]["graphs"]["digest"]
+    keep_speed("cpu", digest, CPU, {"torch": 1.0, "graphs": 2.0})
+    assert "take 2.00 times as long" in planned()
+    keep_speed("cpu", digest, CPU, {"torch": 3.0, "graphs": 2.0})
+    assert "1.50 times as fast here" in (said := planned()) and "onnx-fp32" in said
+    (own / "parity.json").write_text('{"passed": false}')
+    assert "did not pass" in planned()
+    shutil.rmtree(own / "onnx")
+    assert "it has no graphs" in planned()
+
+
+@pytest.mark.slow
+def test_doctor_measures_graphs_beside_torch(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from artifacts.store import open_store
+    from flows.job.launch import DirectLauncher
+    from flows.planning.graph_timing import time_graphs
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = open_store(str(tmp_path / "store"))
+    speed = time_graphs(str(own), "cpu", store, DirectLauncher(lambda *_: None))
+    assert speed.torch > 0 and speed.graphs > 0
+    assert list((tmp_path / "cache" / "penstock" / "graphs").glob("*.json"))
+
+
+def test_a_folder_of_graphs_of_others_is_left_alone(
+    pictures: Path, own: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many checkpoints bring graphs of another program, in a folder of the same name."""
+    (own / "onnx" / FILE).unlink()
+    assert refused(pictures, own, place) == 2
+    assert "has no graphs of its vision half" in one_line(capsys)
+    assert embed(pictures, own, place) == 0

@@ -1,0 +1,196 @@
+"""Graphs stand in for towers: what they are told, what they refuse, and attention over segments of
+unlike lengths."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from artifacts.errors import EnvironmentFault, UsageError
+from stages.export.graphs.saving import quantize_graph
+from stages.models.graphs.graph_inputs import GraphInputs
+from stages.models.graphs.manifest import FILE, Graph, GraphManifest, read_manifest
+from stages.models.graphs.packed import index_of, pack, packed_attention
+from stages.models.graphs.providers import (
+    CPU,
+    CUDA,
+    TRT,
+    Provider,
+    check_provider,
+    open_session,
+    provider_for,
+)
+from stages.models.graphs.stand_in import fits
+
+ENDS = torch.tensor([0, 5, 6, 14, 16])
+
+
+def test_segments_of_unlike_lengths_attend_to_themselves_alone() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 16, 8) for heads in (4, 2, 2))
+    found, _ = packed_attention(torch.nn.Module(), query, key, value, cu_seq_lens_q=ENDS)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    parts = []
+    for first, last in pairwise(ENDS.tolist()):
+        asked, known, told = (part[:, :, first:last] for part in (query, key, value))
+        parts.append(attend(asked, known, told, enable_gqa=True).transpose(1, 2))
+    torch.testing.assert_close(found, torch.cat(parts, dim=1), rtol=1e-5, atol=1e-5)
+    for longest in (8, torch.zeros(9)):
+        told, _ = packed_attention(
+            torch.nn.Module(), query, key, value, cu_seq_lens_q=ENDS, max_length_q=longest
+        )
+        torch.testing.assert_close(told, found, rtol=1e-5, atol=1e-5)
+
+
+def test_the_longest_segment_becomes_a_length_once_and_segments_places() -> None:
+    inputs: dict[str, Any] = {"cu_seqlens": ENDS, "max_seqlen": 8, "other": 8}
+    pack(inputs)
+    assert inputs["cu_seqlens"] is ENDS and inputs["other"] == 8
+    longest = inputs["max_seqlen"]
+    assert longest.shape == (8,)
+    pack(inputs)
+    assert inputs["max_seqlen"] is longest
+    index = index_of(ENDS, 8)
+    assert index.shape == (4, 8) and index[1].tolist() == [5, *[-1] * 7]
+
+
+GRAPH = Graph(
+    file="vision-0.onnx",
+    inputs={"pixels": [0, 3, 8]},
+    fixed={"hidden": True},
+    output={},
+    names=(),
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fixed", "taken"),
+    [
+        ((5, 3, 8), {"hidden": True}, True),
+        ((5, 3, 9), {"hidden": True}, False),
+        ((5, 3), {"hidden": True}, False),
+        ((5, 3, 8), {}, False),
+    ],
+)
+def test_a_graph_is_called_only_as_it_was_traced(
+    shape: tuple[int, ...], fixed: dict[str, Any], taken: bool
+) -> None:
+    assert fits(GRAPH, GraphInputs({"pixels": torch.zeros(shape)}, fixed)) is taken
+
+
+class Session:
+    """What a session says computes it."""
+
+    def __init__(self, *providers: str) -> None:
+        self._providers = list(providers)
+
+    def get_providers(self) -> list[str]:
+        return self._providers
+
+
+def test_another_provider_than_was_asked_for_is_refused() -> None:
+    check_provider(Session(CUDA, CPU), Provider(name=CUDA))
+    for found in ([CPU], [], [CPU, CUDA]):
+        with pytest.raises(EnvironmentFault, match="CUDAExecutionProvider cannot be had") as caught:
+            check_provider(Session(*found), Provider(name=CUDA))
+        assert "--vision-backend torch" in str(caught.value.hint)
+
+
+def test_a_provider_that_is_not_built_in_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
+    with pytest.raises(EnvironmentFault, match="this ONNX Runtime has CPUExecutionProvider"):
+        open_session(tmp_path / "any.onnx", Provider(name=TRT), 1)
+
+
+def test_a_fall_to_the_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime, asked for a GPU that is not there, takes the CPU and warns at most."""
+    path = plain_graph(tmp_path, "Relu")
+    for name in (CUDA, TRT):
+        with pytest.raises(EnvironmentFault, match=f"{name} cannot be had"):
+            open_session(path, Provider(name=name, options={"device_id": 0}), 1)
+
+
+def test_tensorrt_is_told_where_it_keeps_what_it_makes_and_what_it_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    told: list[Any] = []
+
+    def session(path: str, options: Any, providers: list[Any]) -> Session:
+        told.extend(providers)
+        return Session(TRT, CUDA, CPU)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TRT, CUDA, CPU])
+    provider = provider_for("tensorrt", "cuda:1", 4 << 30, tmp_path / "engines")
+    open_session(tmp_path / "any.onnx", provider, 1)
+    (first, engine), (second, cuda) = told
+    assert (first, second) == (TRT, CUDA)
+    assert engine["trt_engine_cache_path"] == str(tmp_path / "engines")
+    assert engine["trt_engine_cache_enable"] and engine["trt_timing_cache_enable"]
+    assert engine["trt_max_workspace_size"] == 2 << 30 and cuda["gpu_mem_limit"] == 4 << 30
+    assert engine["device_id"] == cuda["device_id"] == 1
+    assert (tmp_path / "engines").is_dir()
+
+
+def plain_graph(folder: Path, operator: str) -> Path:
+    """A graph of one operator, without weights."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in ("x", "y")]
+    node = helper.make_node(operator, ["x"], ["y"])
+    graph = helper.make_graph([node], "plain", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, str(folder / "plain.onnx"))
+    return folder / "plain.onnx"
+
+
+def test_a_graph_without_products_is_not_called_quantized(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no product of plain could be put into 8 bit"):
+        quantize_graph(plain_graph(tmp_path, "Relu"), tmp_path / "quantized.onnx")
+
+
+def test_what_is_no_graph_is_said(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no graph at all")
+    with pytest.raises(EnvironmentFault, match="is no graph that ONNX Runtime reads"):
+        open_session(tmp_path / "bad.onnx", Provider(name=CPU), 1)
+
+
+def manifest_with(folder: Path, **changes: Any) -> Path:
+    """A model with a manifest that somebody changed."""
+    told = GraphManifest(files={"a.onnx": "0" * 64}, sizes={"a.onnx": 1}, halves={}, made_by={})
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / FILE).write_text(json.dumps({**told.to_json(), **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": 99}, "is of format 99"),
+        ({"files": {"../a.onnx": "0"}}, "names a file outside its folder"),
+        ({"files": 3}, "cannot be read"),
+        ({"halves": {"vision": {}}}, "cannot be read"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_one_line(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(EnvironmentFault, match=words) as caught:
+        read_manifest(manifest_with(tmp_path, **changes))
+    assert "\n" not in caught.value.message and caught.value.hint
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
+    found = read_manifest(manifest_with(tmp_path))
+    assert found is not None and found.files == {"a.onnx": "0" * 64}
+    assert read_manifest(tmp_path / "elsewhere") is None
