@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 PAGE = ROOT / "docs" / "models.md"
-TITLE = "\n## Vision halves as ONNX graphs\n"
+TITLE = "\n## Graphs\n"
 HEAD = (
     TITLE
     + """
-What [`penstock export --to onnx`](export.md) can make. Of a tiny model of each family the vision
+What [`penstock export --to onnx`](graphs.md) can make. Of a tiny model of each family the vision
 half is loaded, its towers are found by running it, and graphs of them are made and tried as an
 export does: with two pictures, one and four, and with pictures of unlike sizes, whose windows are
 of unequal length, where a tower takes them in one row; videos likewise. Then come inputs that the

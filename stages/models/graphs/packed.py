@@ -46,16 +46,17 @@ def packed_attention(
     width]. `cu_seq_lens_q` are the ends of segments, and `max_length_q` is as long as the longest
     or says its length."""
     attend = torch.nn.functional.scaled_dot_product_attention
-    # Heads that share keys have them again: no graph can be made of attention that shares.
-    key, value = (
-        part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value)
-    )
+    # No graph can be made of attention whose heads share keys: each gets its own.
+    sharing = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(sharing, dim=1) for part in (key, value))
     if cu_seq_lens_q is None:
         mask, scale = attention_mask, scaling
         found = attend(query, key, value, attn_mask=mask, scale=scale)
         return found.transpose(1, 2).contiguous(), None
+    if max_length_q is None:
+        max_length_q = int((cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).max())
     longest = max_length_q.shape[0] if isinstance(max_length_q, torch.Tensor) else max_length_q
-    index = index_of(cu_seq_lens_q, longest or int((cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).max()))
+    index = index_of(cu_seq_lens_q, longest)
     count, here = query.shape[2], index >= 0
     rows = [part[0].transpose(0, 1)[index.clamp(0)] for part in (query, key, value)]
     first, second, third = (row.transpose(1, 2) for row in rows)
