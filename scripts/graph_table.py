@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ LEAST = 60
 """Families that must agree."""
 SECONDS = 240
 """Processor time that one may take."""
+NOTE = 240
+"""Letters of a reason that are told."""
 HALVES = {"vision half": "vision", "text half": "language"}
 
 
@@ -129,6 +132,7 @@ def judged(name: str) -> dict[str, Any]:
 def line(row: dict[str, Any]) -> str:
     """A row of the table."""
     said, _, why = row["result"].partition(": ")
+    why = textwrap.shorten(why, NOTE, placeholder=" …")
     columns = [row.get(column, "") for column in ("image", "video", "batch 4", "mixed")]
     if not any(columns):
         columns[0] = said

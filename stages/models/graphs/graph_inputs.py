@@ -25,8 +25,6 @@ class GraphInputs(NamedTuple):
 
 def is_packed(tower: nn.Module, given: Mapping[str, Any]) -> bool:
     """Tell whether a tower takes all pictures in one row, and can be told its segments."""
-    if not getattr(tower, "_supports_flash_attn", False):
-        return False
     with attending_packed(tower):
         return LONGEST[0] in prepared(tower, given)
 
