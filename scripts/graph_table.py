@@ -17,6 +17,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from artifacts.schema import Half  # noqa: E402  (found by the line above)
+
 PAGE = ROOT / "docs" / "models.md"
 TITLE = "\n## Graphs\n"
 HEAD = (
@@ -43,7 +45,7 @@ SECONDS = 240
 """Processor time that one may take."""
 NOTE = 240
 """Letters of a reason that are told."""
-HALVES = {"vision half": "vision", "text half": "language"}
+HALVES: dict[str, Half] = {"vision half": "vision", "text half": "language"}
 
 
 def main() -> int:
@@ -79,17 +81,21 @@ def section() -> tuple[str, bool]:
 
     warm()
     families = sorted({variant.partition(":")[0] for variant in FAMILIES} - UNCUT, key=str.lower)
-    rows = [judged_apart(name) for name in families]
-    duals = [judged_apart(f"{name}, {half}") for name in sorted(names()) for half in HALVES]
-    agreeing = sum(row["result"] == "agrees" for row in rows)
+    duals = [f"{name}, {half}" for name in sorted(names()) for half in HALVES]
+    return told([judged_apart(name) for name in families], [judged_apart(name) for name in duals])
+
+
+def told(families: list[dict[str, Any]], duals: list[dict[str, Any]]) -> tuple[str, bool]:
+    """The same of these rows."""
+    agreeing = sum(row["result"] == "agrees" for row in families)
     head = HEAD.format(
         agreeing=agreeing,
-        families=len(rows),
+        families=len(families),
         halves=sum(row["result"] == "agrees" for row in duals),
         both=len(duals),
     )
-    otherwise = [row for row in (*rows, *duals) if row["result"].startswith("differs")]
-    text = head + "".join(line(row) + "\n" for row in (*rows, *duals))
+    otherwise = [row for row in (*families, *duals) if row["result"].startswith("differs")]
+    text = head + "".join(line(row) + "\n" for row in (*families, *duals))
     return text, agreeing >= LEAST and not otherwise
 
 
@@ -98,19 +104,19 @@ def judged_apart(name: str) -> dict[str, Any]:
     may never end. It begins where this one is, which has all libraries loaded and warm."""
     print(f"{name}…", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "row.json"
-        child = multiprocessing.get_context("fork").Process(target=told_in, args=(name, told))
+        file = Path(folder) / "row.json"
+        child = multiprocessing.get_context("fork").Process(target=judge_into, args=(name, file))
         child.start()
         child.join()
-        if told.exists():
-            row: dict[str, Any] = json.loads(told.read_text())
+        if file.exists():
+            row: dict[str, Any] = json.loads(file.read_text())
             return row
     if child.exitcode != -signal.SIGXCPU:
         raise SystemExit(f"{name} could not be judged: exit status {child.exitcode}")
     return {"name": name, "result": f"refused: no graph within {SECONDS} s of processor time"}
 
 
-def told_in(name: str, file: Path) -> None:
+def judge_into(name: str, file: Path) -> None:
     """Judge within the time, and write what came of it to a file."""
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
     file.write_text(json.dumps(judged(name)))

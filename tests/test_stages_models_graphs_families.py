@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
+from artifacts.schema import Half
 from stages.models.graphs.manifest import Graph, GraphTower
 from stages.models.graphs.stand_in import TowerStandIn
 from stages.models.halves.absent import Absent
@@ -15,13 +16,14 @@ from stages.process.exit_diagnosis import out_of_memory
 from tests.support.dual_encoders import names
 from tests.support.graph_verdict import AGREES, judge_dual_graphs, judge_graphs
 from tests.support.tiny_families import FAMILIES
-from tests.support.tiny_families.grids import streamed
 from tests.support.tiny_families.parts import MROPE, NONE, TOKENS, Built, hf, patches, text
+from tests.support.tiny_families.shared import streamed
 from tests.support.tiny_families.verdict import UNCUT
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted({variant.partition(":")[0] for variant in FAMILIES} - UNCUT)
-HALVES = [(name, half) for name in sorted(names()) for half in ("vision", "language")]
+SAID: dict[Half, str] = {"vision": "vision", "language": "text"}
+HALVES = [(name, half) for name in sorted(names()) for half in SAID]
 LEAST = 60
 """Families whose graphs must agree."""
 
@@ -53,7 +55,7 @@ def test_a_graph_takes_pictures_whose_windows_are_of_unequal_length(
 
 
 def test_both_halves_of_a_dual_encoder_agree(tmp_path: Path) -> None:
-    for half in ("vision", "language"):
+    for half in SAID:
         (tmp_path / half).mkdir()
         assert judge_dual_graphs("clip", half, tmp_path / half).result == AGREES
 
@@ -105,9 +107,6 @@ def test_the_table_counts_them() -> None:
     count = sum(agreeing(rows[name]) for name in NAMES)
     assert count >= LEAST
     assert f"**{count} of {len(NAMES)} families agree" in (ROOT / "docs" / "models.md").read_text()
-
-
-SAID = {"vision": "vision", "language": "text"}
 
 
 @pytest.mark.slow

@@ -118,7 +118,8 @@ def _judged(
 def _compared(
     name: str, made: GraphsMade, model: Any, ways: Mapping[str, Run], wanted: Mapping[str, Any]
 ) -> GraphVerdict:
-    results, furthest, reasons = {}, 0.0, {}
+    results, furthest = {}, 0.0
+    reasons: dict[str, str] = {}
     for way, features in wanted.items():
         try:
             apart = difference(features, ways[way](model))
