@@ -64,7 +64,8 @@ class GraphVerdict:
 
     def column(self, name: str) -> str:
         """One word for the ways of one kind; empty where the model has none."""
-        found = {said.partition(":")[0] for way, said in self.results.items() if name in way}
+        ways = [way for way in self.results if way.startswith(name) or f", {name}" in way]
+        found = {self.results[way].partition(":")[0] for way in ways}
         return max(found, default="", key=("", AGREES, "refused", "apart").index)
 
 
