@@ -1,6 +1,6 @@
 """Writes docs/models.md: of every vision-language family that transformers has, whether its halves
-say what the whole model says, and of every dual encoder (scripts/dual_table.py). `make models` runs
-it; it takes minutes and needs no network.
+say what the whole model says, of every dual encoder (scripts/dual_table.py), and of graphs of them
+(scripts/graph_table.py). `make models` runs it; it takes minutes and needs no network.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def write_page(rows: list[dict[str, Any]]) -> int:
     """The table of these rows and of all families that have no tiny model."""
     import transformers
 
-    from scripts.dual_table import section
+    from scripts import dual_table, graph_table
 
     # Some families are another's class under a name of their own, and are built by that one's.
     rows += unbuilt_rows({row[key] for row in rows for key in ("family", "model_type")})
@@ -90,12 +90,14 @@ def write_page(rows: list[dict[str, Any]]) -> int:
     counts = {kind: sum(row["result"] == kind for row in rows) for kind in RESULTS}
     in_slots = sum(row["slots"] == IN_SLOTS for row in rows)
     head = HEAD.format(version=transformers.__version__, in_slots=in_slots, **counts)
-    dual, enough_dual = section()
-    PAGE.write_text(head + "".join(line(row) + "\n" for row in rows) + FOOT + dual)
+    dual, enough_dual = dual_table.section()
+    graphs, enough_graphs = graph_table.section()
+    PAGE.write_text(head + "".join(line(row) + "\n" for row in rows) + FOOT + dual + graphs)
     print(f"{PAGE}: {counts}, {in_slots} in slots")
     whole = not any(UNTRIED in (row["image"], row["video"]) for row in rows)
     alike = not counts["differs"] and not any(OTHERWISE in row["note"] for row in rows)
-    enough = counts["exact"] >= LEAST and in_slots >= LEAST_IN_SLOTS and enough_dual
+    enough = counts["exact"] >= LEAST and in_slots >= LEAST_IN_SLOTS
+    enough = enough and enough_dual and enough_graphs
     return 0 if enough and alike and whole else 1
 
 

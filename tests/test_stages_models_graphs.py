@@ -38,35 +38,47 @@ def test_segments_of_unlike_lengths_attend_to_themselves_alone() -> None:
         asked, known, told = (part[:, :, first:last] for part in (query, key, value))
         parts.append(attend(asked, known, told, enable_gqa=True).transpose(1, 2))
     torch.testing.assert_close(found, torch.cat(parts, dim=1), rtol=1e-5, atol=1e-5)
-    by_index, _ = packed_attention(
-        torch.nn.Module(), query, key, value, cu_seq_lens_q=index_of(ENDS)
-    )
-    assert torch.equal(by_index, found)
+    for longest in (8, torch.zeros(9)):
+        told, _ = packed_attention(
+            torch.nn.Module(), query, key, value, cu_seq_lens_q=ENDS, max_length_q=longest
+        )
+        torch.testing.assert_close(told, found, rtol=1e-5, atol=1e-5)
 
 
-def test_the_ends_of_segments_become_an_index_once() -> None:
-    inputs: dict[str, Any] = {"cu_seqlens": ENDS, "max_seqlen": 8, "other": ENDS}
+def test_the_longest_segment_becomes_a_length_once_and_segments_places() -> None:
+    inputs: dict[str, Any] = {"cu_seqlens": ENDS, "max_seqlen": 8, "other": 8}
     pack(inputs)
-    assert inputs["cu_seqlens"].shape == (4, 8) and torch.equal(inputs["other"], ENDS)
-    assert inputs["cu_seqlens"][1].tolist() == [5, -1, -1, -1, -1, -1, -1, -1]
-    index = inputs["cu_seqlens"]
+    assert inputs["cu_seqlens"] is ENDS and inputs["other"] == 8
+    longest = inputs["max_seqlen"]
+    assert longest.shape == (8,)
     pack(inputs)
-    assert inputs["cu_seqlens"] is index
+    assert inputs["max_seqlen"] is longest
+    index = index_of(ENDS, 8)
+    assert index.shape == (4, 8) and index[1].tolist() == [5, *[-1] * 7]
 
 
 GRAPH = Graph(
-    file="vision-0.onnx", inputs={"pixels": 4}, fixed={"hidden": True}, output={}, names=()
+    file="vision-0.onnx",
+    inputs={"pixels": [0, 3, 8]},
+    fixed={"hidden": True},
+    output={},
+    names=(),
 )
 
 
 @pytest.mark.parametrize(
-    ("axes", "fixed", "taken"),
-    [(4, {"hidden": True}, True), (3, {"hidden": True}, False), (4, {}, False)],
+    ("shape", "fixed", "taken"),
+    [
+        ((5, 3, 8), {"hidden": True}, True),
+        ((5, 3, 9), {"hidden": True}, False),
+        ((5, 3), {"hidden": True}, False),
+        ((5, 3, 8), {}, False),
+    ],
 )
 def test_a_graph_is_called_only_as_it_was_traced(
-    axes: int, fixed: dict[str, Any], taken: bool
+    shape: tuple[int, ...], fixed: dict[str, Any], taken: bool
 ) -> None:
-    assert fits(GRAPH, GraphInputs({"pixels": torch.zeros((1,) * axes)}, fixed)) is taken
+    assert fits(GRAPH, GraphInputs({"pixels": torch.zeros(shape)}, fixed)) is taken
 
 
 class Session:

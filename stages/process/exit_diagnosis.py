@@ -30,6 +30,9 @@ OUT_OF_MEMORY = (
     # cuBLAS, cuDNN, cuSPARSE, cuSOLVER
     "STATUS_ALLOC_FAILED",
     "not enough workspace",
+    # ONNX Runtime
+    "Failed to allocate memory for requested buffer",
+    "CUDA failure 2: out of memory",
     # the CPU allocator, and what it passes on of the kernel
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",

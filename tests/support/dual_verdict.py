@@ -48,7 +48,7 @@ class DualVerdict:
 def judge(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> DualVerdict:
     """Build the class, save it to `folder`, and compare."""
     class_name = dual_encoders.names()[name]
-    if (refused := _refused(class_name)) is not None:
+    if (refused := refusal(class_name)) is not None:
         return DualVerdict(name=name, class_name=class_name, results={}, refused=refused)
     model = dual_encoders.tiny(name)
     model.save_pretrained(folder)
@@ -91,7 +91,7 @@ def through_store(vectors: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(again.copy()).to(vectors.dtype)
 
 
-def _refused(class_name: str) -> str | None:
+def refusal(class_name: str) -> str | None:
     cls = getattr(hf, class_name)
     with torch.device("meta"):
         skeleton = cls(cls.config_class())

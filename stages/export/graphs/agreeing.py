@@ -12,6 +12,8 @@ FURTHEST = {"fp32": 1e-3, "fp16": 5e-2}
 """What a graph computes in → by how much it may differ from its tower, in parts of the largest
 number. In 8 bit real pictures tell, and noise does not."""
 
+KEPT = "Keep this model's vision half in torch: its classes cannot be exported"
+
 
 def difference(wanted: Any, found: Any) -> float:
     """Return by how much one half's features differ from another's, at the most, in parts of the
@@ -31,7 +33,7 @@ def check_agreement(precision: str, tried: str, apart: float, path: str) -> None
         raise UsageError(
             f"the graph of {path} does not compute what the model does: {apart:.2g} apart, with "
             f"{tried}",
-            hint="Keep this model's vision half in torch: its classes cannot be exported",
+            hint=KEPT,
         )
 
 

@@ -13,11 +13,11 @@ from torch import nn
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import Half
-from stages.export.graphs.agreeing import check_agreement, difference
+from stages.export.graphs.agreeing import KEPT, check_agreement, difference
 from stages.export.graphs.samples import Trial
 from stages.export.graphs.saving import quantize_graph, save_graph
-from stages.export.graphs.tracing import Traced, trace
-from stages.models.graphs.graph_inputs import graph_inputs, is_packed
+from stages.export.graphs.tracing import Traced, Varying, trace
+from stages.models.graphs.graph_inputs import GraphInputs, graph_inputs, is_packed
 from stages.models.graphs.manifest import Graph, GraphTower
 from stages.models.graphs.providers import CPU, Provider
 from stages.models.graphs.session import GraphSession
@@ -44,9 +44,9 @@ def make_graphs(
     of its towers. Raises UsageError for one that cannot be exported, or is otherwise then."""
     made = GraphsMade()
     wanted = [trial.run(half) for trial in tried]
-    for trial in tried:
-        for call in tower_calls(half, partial(trial.run, half)):
-            _take(half, part, call, made, folder, precision)
+    calls = [call for trial in tried for call in tower_calls(half, partial(trial.run, half))]
+    for asked in _asked(half, calls):
+        _take(half, part, asked, made, folder, precision)
     if not made.towers:
         raise UsageError(
             f"the {part} half calls no part of its own that could be a graph",
@@ -54,35 +54,80 @@ def make_graphs(
         )
     _put(half, made, folder)
     for trial, features in zip(tried, wanted, strict=True):
-        apart = difference(features, trial.run(half))
+        apart = difference(features, _tried(trial, half))
         check_agreement(precision, trial.name, apart, ", ".join(made.towers))
         made.furthest = max(made.furthest, apart)
     return made
 
 
+def _tried(trial: Trial, half: Any) -> Any:
+    """Return what graphs make. Raises UsageError where they do not take it."""
+    try:
+        return trial.run(half)
+    except UsageError as error:
+        raise UsageError(f"{error.message}; that was tried with {trial.name}", hint=KEPT) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """A call that a graph is wanted of."""
+
+    call: TowerCall
+    packed: bool
+    inputs: GraphInputs
+    varying: Varying
+    """Axes whose lengths are not the same in all calls of the kind."""
+
+
+def _asked(half: Any, calls: Sequence[TowerCall]) -> list[_Asked]:
+    """Return the calls, with what a graph of each is given, and what of that varies."""
+    found, kinds = [], dict[str, list[GraphInputs]]()
+    packed: dict[str, bool] = {}
+    for call in calls:
+        tower = half.get_submodule(call.path)
+        row = packed.setdefault(call.path, is_packed(tower, call.given))
+        given = graph_inputs(tower, call.given, row)
+        axes = {name: value.ndim for name, value in given.tensors.items()}
+        kind = kinds.setdefault(f"{call.path} {sorted(axes.items())} {given.fixed}", [])
+        kind.append(given)
+        found.append((call, row, given, kind))
+    return [
+        _Asked(call=call, packed=row, inputs=given, varying=_varying(kind))
+        for call, row, given, kind in found
+    ]
+
+
+def _varying(kind: Sequence[GraphInputs]) -> Varying:
+    """Return the axes whose lengths differ."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, first in kind[0].tensors.items():
+        shapes = [given.tensors[name].shape for given in kind]
+        found[name] = tuple(a for a in range(first.ndim) if len({shape[a] for shape in shapes}) > 1)
+    return found
+
+
 def _take(
-    half: Any, part: Half, call: TowerCall, made: GraphsMade, folder: Path, precision: str
+    half: Any, part: Half, asked: _Asked, made: GraphsMade, folder: Path, precision: str
 ) -> None:
     """Make the graph of a call, unless there is one that answers it."""
-    tower = half.get_submodule(call.path)
-    known = made.towers.get(call.path)
-    packed = known.packed if known else is_packed(tower, call.given)
-    given = graph_inputs(tower, call.given, packed)
-    if known and any(fits(graph, given) for graph in known.graphs):
+    path = asked.call.path
+    tower = half.get_submodule(path)
+    known = made.towers.get(path)
+    if known and any(fits(graph, asked.inputs) for graph in known.graphs):
         return
     number = sum(len(tower.graphs) for tower in made.towers.values())
-    graph = _graph(tower, call, packed, folder / f"{part}-{number}.onnx", precision)
-    made.towers[call.path] = GraphTower(
-        path=call.path,
+    graph = _graph(tower, asked, folder / f"{part}-{number}.onnx", precision)
+    made.towers[path] = GraphTower(
+        path=path,
         class_name=type(tower).__name__,
         parameters=sum(weight.numel() for weight in tower.parameters()),
-        packed=packed,
+        packed=asked.packed,
         graphs=(*(known.graphs if known else ()), graph),
     )
 
 
-def _graph(tower: nn.Module, call: TowerCall, packed: bool, path: Path, precision: str) -> Graph:
-    traced = _traced(tower, call, packed)
+def _graph(tower: nn.Module, asked: _Asked, path: Path, precision: str) -> Graph:
+    traced = _traced(tower, asked)
     quantized = 0
     if precision == "int8":
         whole = path.parent / "whole" / path.name
@@ -92,10 +137,9 @@ def _graph(tower: nn.Module, call: TowerCall, packed: bool, path: Path, precisio
         shutil.rmtree(whole.parent)
     else:
         save_graph(traced.program, path)
-    taken = [value.name for value in traced.program.graph.inputs]
     return Graph(
         file=path.name,
-        inputs={name: traced.call.tensors[name.removeprefix("input.")].ndim for name in taken},
+        inputs={value.name: _lengths(value) for value in traced.program.graph.inputs},
         fixed=traced.call.fixed,
         output=traced.output,
         names=traced.names,
@@ -103,9 +147,14 @@ def _graph(tower: nn.Module, call: TowerCall, packed: bool, path: Path, precisio
     )
 
 
-def _traced(tower: nn.Module, call: TowerCall, packed: bool) -> Traced:
+def _lengths(value: Any) -> list[int]:
+    """Return the shape that a graph's input must have; 0 where an axis may have any length."""
+    return [length if isinstance(length, int) else 0 for length in value.shape]
+
+
+def _traced(tower: nn.Module, asked: _Asked) -> Traced:
     try:
-        return trace(tower, call.given, packed)
+        return trace(tower, asked.call.given, asked.packed, asked.varying)
     except (PenstockError, NeedsWeights):
         raise
     except Exception as error:  # an exporter may fail at a class in any way
@@ -113,8 +162,8 @@ def _traced(tower: nn.Module, call: TowerCall, packed: bool) -> Traced:
             raise
         words = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(
-            f"no graph can be made of {call.path} ({type(tower).__name__}): {words}",
-            hint="Keep this model's vision half in torch: its classes cannot be exported",
+            f"no graph can be made of {asked.call.path} ({type(tower).__name__}): {words}",
+            hint=KEPT,
         ) from error
 
 

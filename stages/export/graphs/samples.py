@@ -21,8 +21,8 @@ from stages.models.processors.side_inputs import Prepared
 PROMPT = "describe "
 SIZES = ((168, 112), (280, 196), (140, 308))
 """Height and width of pictures that are tried: windows of unlike sizes come of the last."""
-FRAMES = 4
-"""Frames of a video, where the model takes any number."""
+FRAMES = (4, 6, 2)
+"""Frames of videos, where the model takes any number, for each size."""
 BATCHES = (2, 1, 4)
 """Rows that go through together, for each size; a graph is traced with the first."""
 TEXTS = (
@@ -63,8 +63,8 @@ def trials(
             yield Trial(name=f"{count} texts", run=_of_texts(inputs))
         return
     for kind in _kinds(processor, dual):
-        for size, rows in zip(SIZES, BATCHES, strict=True):
-            frames = 1 if kind == "image" else frames_a_video or FRAMES
+        for size, rows, any_number in zip(SIZES, BATCHES, FRAMES, strict=True):
+            frames = 1 if kind == "image" else frames_a_video or any_number
             clips = [_noise(kind, frames, *size, seed) for seed in range(rows)]
             prepared = [_prepared(processor, clip, dual) for clip in clips]
             name = f"{rows} x {kind} of {size[1]} x {size[0]}"

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,9 @@ from stages.models.graphs.tower_calls import copied
 
 OPSET = 20
 """Version of ONNX's operators that a graph is in."""
+
+Varying = Mapping[str, Collection[int]]
+"""Name of a tensor → its axes of which graphs take any length."""
 
 
 class Traced(NamedTuple):
@@ -31,9 +34,9 @@ class Traced(NamedTuple):
     """Those names, in the order of the graph's outputs."""
 
 
-def trace(tower: Any, given: Mapping[str, Any], packed: bool) -> Traced:
-    """Return the graph of a call of a tower. Raises what torch and transformers raise at what they
-    cannot make a graph of."""
+def trace(tower: Any, given: Mapping[str, Any], packed: bool, varying: Varying) -> Traced:
+    """Return the graph of a call of a tower, for any length of the axes that vary. Raises what
+    torch and transformers raise at what they cannot make a graph of."""
     from transformers.exporters.configs import OnnxConfig
     from transformers.exporters.exporter_onnx import OnnxExporter
 
@@ -42,9 +45,33 @@ def trace(tower: Any, given: Mapping[str, Any], packed: bool) -> Traced:
         output, named = name_tensors(tower(**copied(sample)))
     call = graph_inputs(tower, copied(sample), packed)
     config = OnnxConfig(dynamic=True, opset_version=OPSET)
-    with _quiet(), packing(tower) if packed else contextlib.nullcontext():
+    attending = packing(tower) if packed else contextlib.nullcontext()
+    with _quiet(), attending, _of_any_length(varying):
         exported = OnnxExporter().export(tower, sample, config)
     return Traced(exported.program, call, output, tuple(named))
+
+
+@contextlib.contextmanager
+def _of_any_length(varying: Varying) -> Iterator[None]:
+    """Have transformers' exporter take these axes alone for ones of any length, while inside. It
+    takes all, and what is known of none takes minutes to reckon with."""
+    from transformers.exporters import exporter_dynamo
+    from transformers.exporters.utils import patch_attribute
+
+    def lengths(value: Any, name: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            return dict.fromkeys(varying.get(name, ()), torch.export.Dim.AUTO) or None
+        if isinstance(value, list | tuple):
+            return type(value)(lengths(part, f"{name}.{at}") for at, part in enumerate(value))
+        if isinstance(value, Mapping):
+            return {key: lengths(part, f"{name}.{key}") for key, part in value.items()}
+        return None
+
+    def shapes(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: lengths(value, name) for name, value in inputs.items()}
+
+    with patch_attribute(exporter_dynamo, "get_auto_dynamic_shapes", lambda _: shapes):
+        yield
 
 
 @contextlib.contextmanager

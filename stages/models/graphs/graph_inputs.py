@@ -1,13 +1,14 @@
 """Turns a call of a tower into what its graph takes: what the tower would reckon of its data, such
 as grids, is reckoned outside. Knows no family; transformers does that for those that need it."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from stages.models.graphs.packed import ENDS, LONGEST, pack
+from stages.models.graphs.packed import LONGEST, attending_packed, pack
 
 FLAGS = ("use_cache", "output_attentions", "output_hidden_states", "return_dict", "return_loss")
 """Arguments that say what is given back; they decide the graph, and go into none."""
@@ -23,8 +24,9 @@ class GraphInputs(NamedTuple):
 
 
 def is_packed(tower: nn.Module, given: Mapping[str, Any]) -> bool:
-    """Tell whether a tower takes all pictures in one row, and can be told the segments' ends."""
-    return ENDS[0] in prepared(tower, given) and bool(getattr(tower, "_supports_flash_attn", False))
+    """Tell whether a tower takes all pictures in one row, and can be told its segments."""
+    with attending_packed(tower):
+        return LONGEST[0] in prepared(tower, given)
 
 
 def prepared(tower: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,10 +42,10 @@ def prepared(tower: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def graph_inputs(tower: nn.Module, given: Mapping[str, Any], packed: bool) -> GraphInputs:
     """Return what the graph of a tower is given for a call."""
-    inputs = prepared(tower, given)
+    with attending_packed(tower) if packed else contextlib.nullcontext():
+        inputs = prepared(tower, given)
     if packed:
         pack(inputs)
-        inputs = {name: value for name, value in inputs.items() if name not in LONGEST}
     tensors: dict[str, torch.Tensor] = {}
     fixed: dict[str, Any] = {}
     for name, value in inputs.items():

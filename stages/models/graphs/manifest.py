@@ -1,7 +1,7 @@
 """Holds what is said of a checkpoint's graphs: which towers they are of, how each is called, what
 they were made of. Imports no model library."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ class Graph:
 
     file: str
     """Name of its file, in the folder of the graphs."""
-    inputs: Mapping[str, int]
-    """Name of each tensor that it takes → axes of it."""
+    inputs: Mapping[str, Sequence[int]]
+    """Name of each tensor that it takes → its shape; 0 where an axis may have any length."""
     fixed: Mapping[str, Any]
     """Arguments that are no tensors, with which alone it may be called."""
     output: Mapping[str, Any]
@@ -88,7 +88,7 @@ class GraphManifest:
 
 GRAPH = {
     "file": text,
-    "inputs": Each(count),
+    "inputs": Each([count]),
     "fixed": Each(anything),
     "output": Each(anything),
     "names": [text],

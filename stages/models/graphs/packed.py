@@ -3,10 +3,11 @@
 Some towers take the patches of all pictures in one row, each picture or window of it a segment that
 attends to itself alone. transformers computes segment by segment, or hands the whole row, with the
 segments' ends, to an attention that has "flash" in its name. Such a one stands here: it gathers the
-segments into a padded batch, attends under a mask, and puts all back into the row. Where each
-number goes is an index made outside the graph, [segments, longest], with -1 where nothing is. So no
-shape in the graph depends on data, and unequal segments are computed as they are; transformers'
-exporter takes all for equally long, and is silently wrong where they are not.
+segments into a padded batch, attends under a mask, and puts all back into the row. How many
+segments there are is the length of their ends; how long the longest is goes in as the length of a
+tensor of nothing, in place of the number. So no shape in the graph depends on data, and unequal
+segments are computed as they are; transformers' exporter takes all for equally long, and is
+silently wrong where they are not.
 """
 
 import contextlib
@@ -18,18 +19,16 @@ import torch
 from torch import nn
 
 NAME = "flash_packed"
-ENDS = ("cu_seqlens", "cu_window_seqlens")
-"""Names under which towers take the ends of their segments."""
 LONGEST = ("max_seqlen", "max_window_seqlen")
-"""Names of the longest segment's length, which the index says by itself."""
+"""Names under which towers take the length of their longest segment."""
 
 
-def index_of(ends: torch.Tensor) -> torch.Tensor:
-    """Return for segments that end there [segments + 1] the places of their tokens in the row."""
+def index_of(ends: torch.Tensor, longest: int) -> torch.Tensor:
+    """Return for segments that end there [segments + 1], none longer than `longest`, the places of
+    their tokens in the row [segments, longest], with -1 where nothing is."""
     ends = ends.long()
-    lengths = ends[1:] - ends[:-1]
-    steps = torch.arange(int(lengths.max()), device=ends.device)[None]
-    return torch.where(steps < lengths[:, None], ends[:-1, None] + steps, -1)
+    steps = torch.arange(longest, device=ends.device)[None]
+    return torch.where(steps < (ends[1:] - ends[:-1])[:, None], ends[:-1, None] + steps, -1)
 
 
 def packed_attention(
@@ -40,22 +39,29 @@ def packed_attention(
     attention_mask: torch.Tensor | None = None,
     scaling: float | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: torch.Tensor | int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' attention functions do; query, key and value are [1, heads, row,
-    width]. `cu_seq_lens_q` is an index, or the ends of the segments."""
+    width]. `cu_seq_lens_q` are the ends of segments, and `max_length_q` is as long as the longest
+    or says its length."""
     attend = torch.nn.functional.scaled_dot_product_attention
-    shared = query.shape[1] != key.shape[1]
+    # No graph can be made of attention whose heads share keys: each gets its own.
+    sharing = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(sharing, dim=1) for part in (key, value))
     if cu_seq_lens_q is None:
         mask, scale = attention_mask, scaling
-        found = attend(query, key, value, attn_mask=mask, scale=scale, enable_gqa=shared)
+        found = attend(query, key, value, attn_mask=mask, scale=scale)
         return found.transpose(1, 2).contiguous(), None
-    index = cu_seq_lens_q.long() if cu_seq_lens_q.ndim == 2 else index_of(cu_seq_lens_q)
+    if max_length_q is None:
+        max_length_q = int((cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).max())
+    longest = max_length_q.shape[0] if isinstance(max_length_q, torch.Tensor) else max_length_q
+    index = index_of(cu_seq_lens_q, longest)
     count, here = query.shape[2], index >= 0
     rows = [part[0].transpose(0, 1)[index.clamp(0)] for part in (query, key, value)]
     first, second, third = (row.transpose(1, 2) for row in rows)
     mask = here[:, None, None, :]
-    made = attend(first, second, third, attn_mask=mask, scale=scaling, enable_gqa=shared)
+    made = attend(first, second, third, attn_mask=mask, scale=scaling)
     flat = made.transpose(1, 2).reshape(-1, made.shape[1], made.shape[3])
     # What is no token goes to a place past the row, which is cut off.
     back = torch.where(here, index, count).reshape(-1)
@@ -64,14 +70,31 @@ def packed_attention(
 
 
 def pack(inputs: MutableMapping[str, Any]) -> None:
-    """Put an index in place of the ends of segments among the inputs of a tower."""
-    for name in ENDS:
-        ends = inputs.get(name)
-        if isinstance(ends, torch.Tensor) and ends.ndim == 1:
-            inputs[name] = index_of(ends)
+    """Put a tensor that is as long as the longest segment in place of its length, among the inputs
+    of a tower."""
     for name in LONGEST:
-        if name in inputs:
-            inputs[name] = 1  # a number that the graph never reads
+        if isinstance(longest := inputs.get(name), int):
+            inputs[name] = torch.zeros(longest, dtype=torch.long)
+
+
+@contextlib.contextmanager
+def attending_packed(tower: nn.Module) -> Iterator[None]:
+    """Have a tower attend so while inside, and what its inputs are prepared by know that it
+    does."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    configs = {id(c): c for m in tower.modules() if (c := getattr(m, "config", None)) is not None}
+    before = [(c, c._attn_implementation) for c in configs.values() if _names_attention(c)]
+    for config, _ in before:
+        config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
 
 
 @contextlib.contextmanager
@@ -81,29 +104,19 @@ def packing(tower: nn.Module) -> Iterator[None]:
     That exporter replaces the attention of many classes; a method of the instance itself is not
     replaced.
     """
-    from transformers import AttentionInterface
     from transformers.exporters import utils
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    AttentionInterface.register(NAME, packed_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    configs = {id(c): c for m in tower.modules() if (c := getattr(m, "config", None)) is not None}
-    before = [(c, c._attn_implementation) for c in configs.values() if _names_attention(c)]
     attentions = [m for m in tower.modules() if "Attention" in type(m).__name__]
-    for config, _ in before:
-        config._attn_implementation = NAME
     for module in attentions:
         module.forward = MethodType(type(module).forward, module)
-    markers = tuple(ENDS[:1])
-    utils._EXPORT_INPUT_PREPARERS[markers] = lambda model, inputs: pack(inputs)
+    utils._EXPORT_INPUT_PREPARERS[()] = lambda model, inputs: pack(inputs)
     try:
-        yield
+        with attending_packed(tower):
+            yield
     finally:
-        del utils._EXPORT_INPUT_PREPARERS[markers]
+        del utils._EXPORT_INPUT_PREPARERS[()]
         for module in attentions:
             del module.__dict__["forward"]
-        for config, name in before:
-            config._attn_implementation = name
 
 
 def _names_attention(config: Any) -> bool:

@@ -6,15 +6,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from artifacts.errors import UsageError
+from artifacts.errors import PenstockError, UsageError
 from artifacts.tensors import place_tensors
 from stages.models.graphs.graph_inputs import GraphInputs, graph_inputs
 from stages.models.graphs.manifest import Graph, GraphTower
 from stages.models.graphs.tower_calls import bound
 from stages.models.halves.absent import Absent, AbsentWeight
+from stages.models.halves.classes import one_line
+from stages.process.exit_diagnosis import out_of_memory
 
 Run = Callable[[Mapping[str, torch.Tensor]], Sequence[torch.Tensor]]
 """Function that has a graph compute."""
+IN_TORCH = "Give --vision-backend torch, which takes all that the model takes"
 
 
 class TowerStandIn(Absent):
@@ -50,19 +53,33 @@ class TowerStandIn(Absent):
         graph, run = self._chosen(given)
         tensors = {name: given.tensors[name.removeprefix("input.")] for name in graph.inputs}
         with torch.inference_mode():
-            made = [out.to(like) if out.is_floating_point() else out for out in run(tensors)]
+            found = self._made(run, tensors)
+            made = [out.to(like) if out.is_floating_point() else out for out in found]
         return place_tensors(graph.output, dict(zip(graph.names, made, strict=True)))
 
     def _chosen(self, given: GraphInputs) -> tuple[Graph, Run]:
         for graph, run in zip(self._tower.graphs, self._runs, strict=True):
             if fits(graph, given):
                 return graph, run
-        what = {**{n: f"{v.ndim} axes" for n, v in given.tensors.items()}, **given.fixed}
+        what = {**{n: list(v.shape) for n, v in given.tensors.items()}, **given.fixed}
         told = ", ".join(f"{name}: {value}" for name, value in what.items())
         raise UsageError(
             f"no graph of {self._tower.path} was exported for such pictures ({told[:200]})",
-            hint="Give --vision-backend torch, which takes all that the model takes",
+            hint=IN_TORCH,
         )
+
+    def _made(self, run: Run, tensors: Mapping[str, torch.Tensor]) -> Sequence[torch.Tensor]:
+        try:
+            return run(tensors)
+        except Exception as error:  # ONNX Runtime has many classes of them, and no class in common
+            if isinstance(error, PenstockError) or out_of_memory(error):
+                raise
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
+            raise UsageError(
+                f"the graph of {self._tower.path} does not take such pictures ({shapes[:200]}): "
+                f"{one_line(error)}",
+                hint=IN_TORCH,
+            ) from error
 
 
 class _Inside(Absent):
@@ -89,7 +106,14 @@ class StandInWeight(AbsentWeight):
 
 def fits(graph: Graph, given: GraphInputs) -> bool:
     """Tell whether a call is one that a graph is of."""
-    names = {name.removeprefix("input."): axes for name, axes in graph.inputs.items()}
+    tensors = given.tensors
     return graph.fixed == given.fixed and all(
-        name in given.tensors and given.tensors[name].ndim == axes for name, axes in names.items()
+        (name := taken.removeprefix("input.")) in tensors and _is_of(tensors[name], shape)
+        for taken, shape in graph.inputs.items()
+    )
+
+
+def _is_of(tensor: torch.Tensor, shape: Sequence[int]) -> bool:
+    return tensor.ndim == len(shape) and all(
+        wanted in (0, length) for wanted, length in zip(shape, tensor.shape, strict=True)
     )
