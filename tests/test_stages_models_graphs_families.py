@@ -44,6 +44,7 @@ def test_graphs_of_a_tower_of_pictures_agree(tmp_path: Path) -> None:
     assert verdict.results["image, batch 3 again"] == AGREES, "no export saw three"
 
 
+@pytest.mark.slow
 def test_a_graph_takes_pictures_whose_windows_are_of_unequal_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +122,9 @@ def test_graphs_of_a_family_do_as_the_page_says(name: str, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "half"), HALVES)
-def test_graphs_of_a_dual_encoder_do_as_the_page_says(name: str, half: str, tmp_path: Path) -> None:
+def test_graphs_of_a_dual_encoder_do_as_the_page_says(
+    name: str, half: Half, tmp_path: Path
+) -> None:
     verdict = judge_dual_graphs(name, half, tmp_path)
     assert not verdict.result.startswith("differs")
     assert (verdict.result == AGREES) is agreeing(page_rows()[f"{name}, {SAID[half]} half"])
