@@ -57,6 +57,12 @@ def test_the_demo_model_captions_by_its_graphs(kind: str, clips: Path, tmp_path:
         rows = read_lines(tmp_path / "said" / "captions.jsonl")
         said.append([row["caption"] for row in rows])
     assert rows[0]["precision"]["vision"] == f"onnx-{graph_job.GRAPHS[kind]}"
+    # Few bits are of what decodes; what sees is computed by its graphs all the same.
+    where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "few")]
+    few = ["--vision-backend", "onnx", "--precision", "nf4", "--limit", "2"]
+    assert main(["caption", str(clips), "--model", str(out), *where, *few]) == 0
+    row = read_lines(tmp_path / "few" / "captions.jsonl")[0]
+    assert row["precision"] == {**rows[0]["precision"], "language": "nf4"}
     same = sum(a == b for a, b in zip(*said, strict=True)) / SAMPLES
     assert same >= parity["text"]["captions_as_native"] - 1 / SAMPLES
     assert export("demo", kind, out, clips, tmp_path / "store") == 0, "it was there before"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from artifacts.errors import redacted
+from artifacts.errors import UsageError, redacted
 from artifacts.store import Store, open_store
 from flows.console.display import Display, printable, size
 from flows.deployments.server import answers
@@ -49,6 +49,8 @@ INNER = "  {:8s}{}"
 
 def doctor_command(given: argparse.Namespace) -> int:
     """Look, and measure if that is asked for. Raises EnvironmentFault for what is in the way."""
+    if given.model and not given.measure:
+        raise UsageError("--model is given without --measure", hint="Add --measure")
     device, store = device_name(), open_store(default_store())
     for line in lines(device, store):
         print(printable(line))

@@ -81,6 +81,7 @@ def graphs_for(
             hint=f"Make them: penstock export {config.model} --to onnx --out DIR, then give "
             f"--model DIR; {IN_TORCH}",
         )
+    _check_precision(config, manifest.halves["vision"], profile)
     _check_files(folder, manifest, digest)
     uses: dict[Part, GraphUse] = {}
     for half in manifest.halves:
@@ -128,14 +129,6 @@ def _use(config: CaptionConfig, manifest: GraphManifest, half: Half, device: str
             f"the graphs of {config.model} are in int8, which is for processors, and not for GPUs",
             hint=f"Export it with --to onnx-fp16; {IN_TORCH}",
         )
-    for name in ("precision", f"{half}_precision"):
-        asked = getattr(config, name, None)
-        if asked not in (None, "native", "auto", graphs.precision) and half == "vision":
-            raise UsageError(
-                f"--{name.replace('_', '-')} {asked} and graphs in {graphs.precision} exclude each "
-                "other",
-                hint=f"Leave it out, or export {asked} graphs; {IN_TORCH}",
-            )
     return GraphUse(
         backend=backend,
         provider=provider_of(backend, device),
@@ -144,6 +137,21 @@ def _use(config: CaptionConfig, manifest: GraphManifest, half: Half, device: str
         bytes=sum(manifest.sizes[name] for name in files),
         parameters=sum(tower.parameters for tower in graphs.towers),
     )
+
+
+def _check_precision(config: CaptionConfig, graphs: HalfGraphs, profile: ModelProfile) -> None:
+    """Raise UsageError where the vision half is asked for in another precision than its graphs. Of
+    a model that captions `--precision` is of what torch computes."""
+    option = "vision_precision"
+    if profile.route == "dual" and not config.names("vision"):
+        option = "precision"
+    asked = getattr(config, option)
+    if asked not in (None, "native", "auto", graphs.precision):
+        raise UsageError(
+            f"--{option.replace('_', '-')} {asked} and graphs in {graphs.precision} exclude each "
+            "other",
+            hint=f"Leave it out, or export {asked} graphs; {IN_TORCH}",
+        )
 
 
 def _check_files(folder: Path, manifest: GraphManifest, digest: Callable[[Path], str]) -> None:

@@ -91,7 +91,9 @@ class ModelJob(HalfJob):
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
         if self.backend:
-            return self._with_graphs(folder, keep, pieces, options)
+            dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
+            like = torch.empty(0, dtype=dtype, device=self.device)
+            return self._with_graphs(folder, keep, pieces, options, like)
         if not (chosen or quantized or self.offload):
             half = load_half(folder, keep, pieces=pieces, **options)
             return self._checked(half, keep, pieces)
@@ -119,7 +121,12 @@ class ModelJob(HalfJob):
         return self._checked(half, keep, pieces)
 
     def _with_graphs(
-        self, folder: Path, keep: Part, pieces: Iterable[str], options: dict[str, Any]
+        self,
+        folder: Path,
+        keep: Part,
+        pieces: Iterable[str],
+        options: dict[str, Any],
+        like: torch.Tensor,
     ) -> Any:
         """Load the half with graphs in place of its towers."""
         from stages.models.graphs.loading import load_with_graphs
@@ -129,9 +136,7 @@ class ModelJob(HalfJob):
         engines = Path(self.engines) if self.engines else None
         provider = provider_for(self.backend, self.device, self.graph_bytes, engines)
         load = partial(load_half, folder, keep, pieces=pieces, **options)
-        return load_with_graphs(
-            folder, keep, provider, options["dtype"], lambda paths: load(without=paths)
-        )
+        return load_with_graphs(folder, keep, provider, like, lambda paths: load(without=paths))
 
     def _checked(self, half: Any, keep: Part, pieces: Iterable[str]) -> Any:
         """Make the half as the job wants it, if it computes attention as the key of its results

@@ -1,5 +1,6 @@
 """Says how far what graphs make is from what the towers make."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from stages.memory.nested import tensors
 
 FURTHEST = {"fp32": 1e-3, "fp16": 5e-2}
 """What a graph computes in → by how much it may differ from its tower, in parts of the largest
-number. In 8 bit real pictures tell, and noise does not."""
+number. In 8 bit real pictures tell, and noise does not: only what is no number is refused."""
 
 KEPT = "Keep this model's vision half in torch: its classes cannot be exported"
 
@@ -29,7 +30,7 @@ def difference(wanted: Any, found: Any) -> float:
 
 def check_agreement(precision: str, tried: str, apart: float, path: str) -> None:
     """Raise UsageError where graphs make something else than the towers do."""
-    if apart > FURTHEST.get(precision, float("inf")):
+    if apart > FURTHEST.get(precision, sys.float_info.max):
         raise UsageError(
             f"the graph of {path} does not compute what the model does: {apart:.2g} apart, with "
             f"{tried}",

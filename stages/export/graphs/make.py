@@ -128,18 +128,20 @@ def _take(
 
 def _graph(tower: nn.Module, asked: _Asked, path: Path, precision: str) -> Graph:
     traced = _traced(tower, asked)
+    inputs = {value.name: _lengths(value) for value in traced.program.graph.inputs}
     quantized = 0
     if precision == "int8":
         whole = path.parent / "whole" / path.name
-        whole.parent.mkdir()
+        whole.parent.mkdir(exist_ok=True)
         save_graph(traced.program, whole)
+        traced = traced._replace(program=None)  # or its numbers would be there twice
         quantized = quantize_graph(whole, path)
         shutil.rmtree(whole.parent)
     else:
         save_graph(traced.program, path)
     return Graph(
         file=path.name,
-        inputs={value.name: _lengths(value) for value in traced.program.graph.inputs},
+        inputs=inputs,
         fixed=traced.call.fixed,
         output=traced.output,
         names=traced.names,

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault
-from artifacts.files import write_json
+from artifacts.files import whole_file, write_json
 from artifacts.keys import hash_file
+from artifacts.regular import open_regular
 from artifacts.schema import Half
 from artifacts.store import fault_of
 from stages.embed_texts import TEXTS_A_BATCH
@@ -89,14 +90,12 @@ def _write_graphs(job: GraphJob, source: Path, folder: Path, report: Report) -> 
         making.rename(folder / FOLDER)
     except OSError as error:
         raise fault_of(error, folder) from error
+    finally:  # also of a disk that is full
+        shutil.rmtree(making, ignore_errors=True)
 
 
 def _half(
-    job: GraphJob,
-    source: Path,
-    part: Half,
-    weights: Mapping[str, str],
-    folder: Path,
+    job: GraphJob, source: Path, part: Half, weights: Mapping[str, str], folder: Path
 ) -> HalfGraphs:
     precision, dual = GRAPHS[job.kind], job.route == "dual"
     processor = load_processor(source, job.trust_remote_code, generates=not dual)
@@ -119,6 +118,7 @@ def _half(
         precision=precision,
         weights=dict(weights),
         towers=tuple(made.towers.values()),
+        furthest=made.furthest,
         nearness=near,
     )
 
@@ -146,6 +146,7 @@ def _told(folder: Path) -> dict[str, Any]:
             "towers": [tower.path for tower in graphs.towers],
             "graphs": sum(len(tower.graphs) for tower in graphs.towers),
             "quantized": sum(g.quantized for tower in graphs.towers for g in tower.graphs),
+            "furthest": graphs.furthest,
             "bytes": sum(manifest.sizes[name] for name in manifest.files_of(half)),
         }
         for half, graphs in manifest.halves.items()
@@ -164,15 +165,11 @@ def _put_beside(path: Path, out: Path) -> None:
     cannot be. Raises EnvironmentFault."""
     if out.exists():
         return
-    try:
-        with contextlib.suppress(OSError):
-            os.link(path.resolve(), out)
-            return
-        half = out.with_name(f".penstock-{out.name}")
-        shutil.copyfile(path, half)
-        half.replace(out)
-    except OSError as error:
-        raise fault_of(error, out.parent) from error
+    with contextlib.suppress(OSError):
+        os.link(path.resolve(), out)
+        return
+    with whole_file(out) as file, open_regular(path) as source:
+        shutil.copyfileobj(source, file)
 
 
 def _settle(folder: Path) -> None:

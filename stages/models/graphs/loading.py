@@ -19,15 +19,13 @@ def load_with_graphs(
     model: Path,
     half: Half,
     provider: Provider,
-    dtype: torch.dtype,
+    like: torch.Tensor,
     load: Callable[[Sequence[str]], Any],
 ) -> Any:
     """Return a half with graphs in place of its towers, which `load` leaves out. What else it has
-    computes in `dtype`. Raises PenstockError."""
+    computes in the type of `like`, and on its device. Raises PenstockError."""
     graphs = graphs_of(model, half)
     loaded = load([tower.path for tower in graphs.towers])
-    device = next((p.device for p in loaded.parameters() if p.device.type != "meta"), None)
-    like = torch.empty(0, dtype=dtype, device=device or "cpu")
     sessions: Mapping[str, GraphSession] = {
         graph.file: GraphSession(model / FOLDER / graph.file, provider)
         for tower in graphs.towers

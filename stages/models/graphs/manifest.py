@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from artifacts.schema import Half
-from artifacts.shapes import Each, anything, check, count, read_json, text
+from artifacts.shapes import Each, anything, check, count, number, read_json, text
 from stages.models.graphs import FOLDER
 
 FILE = "graphs.json"
@@ -59,6 +59,8 @@ class HalfGraphs:
     weights: Mapping[str, str]
     """Name of each file of weights that they were made of → SHA-256 of its content."""
     towers: tuple[GraphTower, ...]
+    furthest: float
+    """Most that they differ from the towers on noise, in parts of the largest number."""
     nearness: Mapping[str, Any]
     """How near texts are to what the towers make of them; empty where media tell."""
 
@@ -105,6 +107,7 @@ HALF = {
     "precision": text,
     "weights": Each(text),
     "towers": [TOWER],
+    "furthest": number,
     "nearness": Each(anything),
 }
 SHAPE = {

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
+from stages.process.exit_diagnosis import out_of_memory
 
 ONNX, TENSORRT = "onnx", "tensorrt"
 BACKENDS = (ONNX, TENSORRT)
 """What computes graphs, as a command names it."""
 CPU, CUDA, TRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+UNREADABLE = ("INVALID_PROTOBUF", "INVALID_GRAPH", "NO_SUCHFILE")
+"""Words of ONNX Runtime about a file that is no graph, whatever was to compute it."""
 WORKSPACE = 2
 """Part of a stage's memory that TensorRT may take to try kernels in: one of so many."""
 
@@ -88,14 +91,14 @@ def open_session(path: Path, provider: Provider, threads: int) -> Any:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=provider.listed())
     except Exception as error:  # of ONNX Runtime's own kinds, which share no class
+        if out_of_memory(error):
+            raise
         words = " ".join(str(error).split())[:200]
-        if any(word in words for word in ("INVALID_PROTOBUF", "INVALID_GRAPH", "NO_SUCHFILE")):
+        if provider.name == CPU or any(word in words for word in UNREADABLE):
             raise EnvironmentFault(
                 f"{path} is no graph that ONNX Runtime reads: {words}",
                 hint="Export it again, or give --vision-backend torch",
             ) from error
-        if provider.name == CPU:
-            raise
         raise _not_had(provider.name, words) from error
     check_provider(session, provider)
     return session
