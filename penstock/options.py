@@ -30,6 +30,7 @@ class FeatureOptions(TypedDict, total=False):
     precision: str
     vision_precision: str | None
     language_precision: str | None
+    vision_backend: str
     batch_size: int
     recursive: bool
     extensions: tuple[str, ...]

@@ -78,6 +78,15 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def ordinary_scheduling() -> Iterator[None]:
+    """Undo what an encoder of AV1 does to the process that uses it as root: it would go before all
+    others from then on, and so would every browser that it starts."""
+    yield
+    if os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+@pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that names no store gets an empty one, never the user's."""
     monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
