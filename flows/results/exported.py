@@ -11,7 +11,9 @@ from artifacts.errors import UsageError
 from artifacts.files import write_json
 from flows.console.display import size
 from flows.job.export_asked import ExportAsked
+from stages.export.graph_job import GRAPHS
 from stages.export.parity import PARITY, judged, verdict_in
+from stages.models.graphs import FOLDER
 from stages.models.hub.checkpoint import CONFIG
 
 VECTORS = ("features", "texts")
@@ -42,8 +44,10 @@ class Exported:
 
     @property
     def bytes(self) -> int:
-        """Return the bytes of its weights."""
-        return sum(path.stat().st_size for path in self.out.glob("*.safetensors"))
+        """Return the bytes of its weights, or of the graphs that were made of them."""
+        graphs = self.parity.get("recipe", {}).get("kind") in GRAPHS
+        paths = (self.out / FOLDER).glob("*.onnx*") if graphs else self.out.glob("*.safetensors")
+        return sum(path.stat().st_size for path in paths)
 
     @property
     def made(self) -> int:
