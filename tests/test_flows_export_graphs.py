@@ -91,6 +91,10 @@ def test_a_tower_with_outliers_does_not_pass_in_8_bit(
     save_file({n: t.float() for n, t in tensors.items()}, model / "model.safetensors")
     out = tmp_path / "made"
     assert export(str(model), "onnx", tmp_path / "fp32", clips, tmp_path / "store") == 0
+    # Its text half reads texts as long as they are, and filled up.
+    told = ["label", str(clips), "--model", str(tmp_path / "fp32"), "--labels", "red,blue"]
+    where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "labels")]
+    assert main([*told, *where, "--limit", "2", "--vision-backend", "onnx"]) == 0
     assert export(str(model), "onnx-int8", out, clips, tmp_path / "store") == 1
     said = capsys.readouterr().err
     assert "not reached: " in said and "centred cosine of features" in said

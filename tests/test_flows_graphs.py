@@ -215,6 +215,7 @@ def test_an_index_is_searched_by_the_graphs_that_made_it(
     assert main([*told, "--vision-backend", "auto"]) == 2
     assert "--vision-backend auto is given" in one_line(capsys)
     assert main([*told, *BY_GRAPHS]) == 0
+    capsys.readouterr()
     assert main(["search", str(pictures / "p0.png"), *index, *store, "--json"]) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[0])
     assert (first["rank"], first["media_path"]) == (1, "p0.png")

@@ -18,7 +18,8 @@ from stages.models.processors.pictures import prepare_pictures
 from stages.models.processors.prepare import joined, prepare, takes_videos
 from stages.models.processors.side_inputs import Prepared
 
-PROMPT = "describe "
+PROMPTS = ("describe ", "describe what is seen here in one sentence ", "what is that? ")
+"""Words that are asked, for each size, of halves that read them: of unlike lengths."""
 SIZES = ((168, 112), (280, 196), (140, 308))
 """Height and width of pictures that are tried: windows of unlike sizes come of the last."""
 FRAMES = (4, 6, 2)
@@ -58,19 +59,20 @@ def trials(
     are made of it."""
     if part == "language":
         reader = TextReader(processor, half)
-        for count in (len(TEXTS), 1, 2):
-            inputs = reader.inputs(TEXTS[:count])
-            yield Trial(name=f"{count} texts", run=_of_texts(inputs))
+        # Of what depends on it, one text is read bare all the same, to find that out.
+        for count, filled in ((len(TEXTS), False), (1, False), (2, bool(reader.most))):
+            inputs = reader.inputs(TEXTS[:count], filled=filled)
+            yield Trial(name=f"{count} texts{' filled up' * filled}", run=_of_texts(inputs))
         return
     for kind in _kinds(processor, dual):
-        for size, rows, any_number in zip(SIZES, BATCHES, FRAMES, strict=True):
+        for size, rows, any_number, prompt in zip(SIZES, BATCHES, FRAMES, PROMPTS, strict=True):
             frames = 1 if kind == "image" else frames_a_video or any_number
             clips = [_noise(kind, frames, *size, seed) for seed in range(rows)]
-            prepared = [_prepared(processor, clip, dual) for clip in clips]
+            prepared = [_prepared(processor, clip, dual, prompt) for clip in clips]
             name = f"{rows} x {kind} of {size[1]} x {size[0]}"
             yield Trial(name=name, run=_of_pictures(prepared))
         mixed = [_noise(kind, frames, *size, 0) for size in SIZES]
-        prepared = [_prepared(processor, clip, dual) for clip in mixed]
+        prepared = [_prepared(processor, clip, dual, PROMPTS[0]) for clip in mixed]
         if any(_in_one_row(name, value) for name, value in prepared[0].inputs.items()):
             yield Trial(name=f"{kind}s of unlike sizes", run=_of_pictures(prepared))
 
@@ -95,8 +97,8 @@ def _noise(kind: MediaKind, count: int, height: int, width: int, seed: int) -> C
     return Clip(frames=drawn, times=times, seconds=float(count), kind=kind)
 
 
-def _prepared(processor: Any, clip: Clip, dual: bool) -> Prepared:
-    return prepare_pictures(processor, clip) if dual else prepare(processor, clip, PROMPT)
+def _prepared(processor: Any, clip: Clip, dual: bool, prompt: str) -> Prepared:
+    return prepare_pictures(processor, clip) if dual else prepare(processor, clip, prompt)
 
 
 def _in_one_row(name: str, value: Any) -> bool:
