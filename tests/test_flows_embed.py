@@ -86,6 +86,7 @@ def test_the_code_of_the_page_gives_the_logits_of_the_whole_model(
     assert torch.equal(names["scores"], whole.logits_per_image)
 
 
+@pytest.mark.slow
 def test_a_second_run_makes_nothing_and_writes_the_same(
     pictures: Path, clip: Path, tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ def test_pictures_are_captioned_by_both_models(place: Place) -> None:
     assert len({row["caption"] for row in other.captions()}) == 2
 
 
+@pytest.mark.slow
 def test_chunks_are_no_longer_than_what_is_seen_of_them(place: Place) -> None:
     seconds_of_video(place, 60)
     ran = run_here(place)

@@ -42,6 +42,7 @@ def test_pictures_get_the_vectors_of_the_whole_model(tmp_path: Path) -> None:
     assert np.array_equal(vectors(tmp_path), wanted.pooler_output.numpy())
 
 
+@pytest.mark.slow
 def test_videos_get_a_vector_a_second_and_none_twice(tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()
@@ -64,6 +65,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_headers(plan_case("eva-clip-8b"), tmp_path_factory.mktemp("8b") / "model")
 
 
+@pytest.mark.slow
 def test_the_published_size_is_planned_from_headers(
     full_size: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -226,7 +226,13 @@ def check_pixels(name: str, paths: list[Path], store: Path) -> None:
         assert same(given, wanted), path.name
 
 
-@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if at % 3 == 0 else pytest.param(name, marks=pytest.mark.slow)
+        for at, name in enumerate(PROCESSORS)
+    ],
+)
 def test_a_processor_is_given_what_it_makes_of_the_file(name: str, tmp_path: Path) -> None:
     paths = save_all(tmp_path / "clips")
     check_pixels(name, paths[4:8], tmp_path / "store")

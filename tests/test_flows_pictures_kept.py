@@ -144,6 +144,7 @@ def test_a_picture_is_stored_whole_as_long_as_it_can_be(
     assert (shown[0] * shown[1] <= MOST_PIXELS) == (shown == stored)
 
 
+@pytest.mark.slow
 def test_disk_and_waves_are_planned_for_whole_pictures(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

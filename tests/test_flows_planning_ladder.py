@@ -106,8 +106,22 @@ def only(stage: str, good: list[Rung]) -> Room:
     return room
 
 
-@pytest.mark.parametrize("dies", ["raise", "kill", "shrink"])
-@pytest.mark.parametrize("stage", ["encode", "decode"])
+@pytest.mark.parametrize(
+    ("stage", "dies"),
+    [
+        ("encode", "kill"),
+        ("decode", "shrink"),
+        *(
+            pytest.param(*other, marks=pytest.mark.slow)
+            for other in (
+                ("encode", "raise"),
+                ("encode", "shrink"),
+                ("decode", "raise"),
+                ("decode", "kill"),
+            )
+        ),
+    ],
+)
 def test_whatever_the_rung_that_fits_the_run_ends_on_it_and_the_next_starts_there(
     config: CaptionConfig, tmp_path: Path, stage: str, dies: str
 ) -> None:

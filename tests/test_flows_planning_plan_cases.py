@@ -59,6 +59,7 @@ def test_llava_7b_in_cards_of_24_16_8_and_6_gib(
     assert "4GiB" in fits["auto"]  # layer by layer
 
 
+@pytest.mark.slow
 def test_qwen_7b_takes_what_its_dimensions_say(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

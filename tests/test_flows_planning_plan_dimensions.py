@@ -54,6 +54,7 @@ def test_a_tower_without_a_class_is_planned_with_its_reason(
     assert encode["peak_bytes"] < 3 * GIB
 
 
+@pytest.mark.slow
 def test_a_captioner_of_remote_code_is_planned_in_halves(
     tmp_path: Path,
     store: Path,

@@ -78,6 +78,7 @@ def test_captions_of_either_engine_answer_who_names_none(place: Place) -> None:
     assert run(place, "transformers", limit=FEW + 2).started == ["decode"]
 
 
+@pytest.mark.slow
 def test_a_half_that_is_not_for_slots_is_served_as_before(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -103,6 +103,7 @@ def test_the_code_of_the_readme_runs_as_printed(
     assert len(capsys.readouterr().out.splitlines()) == len(lines(here / "penstock-out"))
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_runs_as_printed(here: Path) -> None:
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     page = page.partition("## A model in halves")[0]  # tests/test_project_readme.py has that

@@ -73,7 +73,7 @@ def noted(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("kind", ["image", pytest.param("video", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", BUILDERS)
 def test_captions_in_slots_are_those_of_each_chunk_alone(
     family: str, kind: str, tmp_path: Path
@@ -90,7 +90,7 @@ def test_captions_in_slots_are_those_of_each_chunk_alone(
     assert noted(told)["engine"] == "inflight"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_a_record_is_the_same_alone_among_others_and_in_another_order(
     dtype: str, tmp_path: Path
 ) -> None:
@@ -119,7 +119,14 @@ def test_a_record_is_the_same_with_one_thread_and_with_two(tmp_path: Path) -> No
     assert wave.captions(OTHER) == wave.captions()
 
 
-@pytest.mark.parametrize("kept", [[0], [1, 4, 6, 9], [8, 9]])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pytest.param([0], marks=pytest.mark.slow),
+        [1, 4, 6, 9],
+        pytest.param([8, 9], marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_makes_only_what_is_missing_and_makes_it_the_same(
     kept: list[int], tmp_path: Path
 ) -> None:
@@ -224,7 +231,14 @@ def test_memory_that_runs_out_at_a_step_makes_fewer_slots_and_loses_no_caption(
     assert rungs(told) == sizes
 
 
-@pytest.mark.parametrize(("fails", "sizes"), [([0], []), ([5], []), ([4, 5], [8])])
+@pytest.mark.parametrize(
+    ("fails", "sizes"),
+    [
+        pytest.param([0], [], marks=pytest.mark.slow),
+        pytest.param([5], [], marks=pytest.mark.slow),
+        ([4, 5], [8]),
+    ],
+)
 def test_memory_that_runs_out_as_a_prompt_is_read_loses_no_caption(
     fails: list[int], sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
