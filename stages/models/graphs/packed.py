@@ -46,9 +46,9 @@ def packed_attention(
     width]. `cu_seq_lens_q` are the ends of segments, and `max_length_q` is as long as the longest
     or says its length."""
     attend = torch.nn.functional.scaled_dot_product_attention
-    # No graph can be made of attention whose heads share keys: each gets its own.
-    sharing = query.shape[1] // key.shape[1]
-    key, value = (part.repeat_interleave(sharing, dim=1) for part in (key, value))
+    if (sharing := query.shape[1] // key.shape[1]) > 1:
+        # No graph can be made of attention whose heads share keys: each gets its own.
+        key, value = (part.repeat_interleave(sharing, dim=1) for part in (key, value))
     if cu_seq_lens_q is None:
         mask, scale = attention_mask, scaling
         found = attend(query, key, value, attn_mask=mask, scale=scale)
