@@ -66,14 +66,21 @@ def checkpoint(folder: Path, shape: str, quick: bool) -> Path:
         folder / "model",
         None,
         words,
-        hidden_size=size.width,
-        intermediate_size=4 * size.width,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        image_size=size.side,
-        patch_size=size.patch,
-        projection_dim=size.projection,
+        **vision_sizes(size),
     )
+
+
+def vision_sizes(size: ClipSize) -> dict[str, int]:
+    """Return the sizes of a vision half as transformers' configuration names them."""
+    return {
+        "hidden_size": size.width,
+        "intermediate_size": 4 * size.width,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "image_size": size.side,
+        "patch_size": size.patch,
+        "projection_dim": size.projection,
+    }
 
 
 def inputs_of(processor: Any, *, dual: bool, batch: int, count: int) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import graphs
-from benchmarks._tower_shapes import CLIPS, NAMES, checkpoint, inputs_of
+from benchmarks._tower_shapes import CLIPS, NAMES, checkpoint, inputs_of, vision_sizes
 from benchmarks._towers import LOW, WAYS, Subject, times_faster
 from benchmarks.graphs import HEADS, Row, line, verdicts
 from stages.models.inspection import describe
@@ -85,17 +85,7 @@ def test_towers_are_as_large_as_the_published_ones(shape: str) -> None:
     size = CLIPS[shape]
     layers, parameters = LAYERS[shape]
     with torch.device("meta"):
-        tower = hf.CLIPVisionModelWithProjection(
-            hf.CLIPVisionConfig(
-                hidden_size=size.width,
-                intermediate_size=4 * size.width,
-                num_hidden_layers=size.layers,
-                num_attention_heads=size.heads,
-                image_size=size.side,
-                patch_size=size.patch,
-                projection_dim=size.projection,
-            )
-        )
+        tower = hf.CLIPVisionModelWithProjection(hf.CLIPVisionConfig(**vision_sizes(size)))
     assert size.layers == layers
     assert sum(weight.numel() for weight in tower.parameters()) == pytest.approx(parameters, 1e-3)
 

@@ -2,17 +2,13 @@
 no model library."""
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from flows.job.config import user_cache
-from flows.job.cpu import cpu_line
-from flows.job.versions import versions
-from stages.process.cgroup import cores
-from stages.process.device import device_uuid
+from flows.job.versions import machine_identity, versions
 
 FORMAT = 1
 """Number that rises when it is measured otherwise."""
@@ -50,9 +46,5 @@ def keep_speed(device: str, graphs: str, provider: str, speed: Mapping[str, floa
 
 
 def _path(device: str, graphs: str, provider: str) -> Path:
-    try:
-        runtime = version(RUNTIME)
-    except PackageNotFoundError:
-        runtime = ""
-    here = [device_uuid(device), cpu_line("model name"), cores(), versions().get("torch"), runtime]
+    here = [*machine_identity(device).values(), versions().get(RUNTIME, "")]
     return user_cache() / "graphs" / f"{digest_of([*here, graphs, provider])[:16]}.json"

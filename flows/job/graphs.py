@@ -2,7 +2,7 @@
 not what was exported; imports no model library."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,7 +132,7 @@ def _use(config: CaptionConfig, manifest: GraphManifest, half: Half, device: str
     return GraphUse(
         backend=backend,
         provider=provider_of(backend, device),
-        digest=digest_of([manifest.to_json()["halves"][half], [manifest.files[n] for n in files]]),
+        digest=digest_of([asdict(graphs), [manifest.files[n] for n in files]]),
         precision=graphs.precision,
         bytes=sum(manifest.sizes[name] for name in files),
         parameters=sum(tower.parameters for tower in graphs.towers),

@@ -1,7 +1,12 @@
-"""Tells when, and with which versions, something was found out or done; knows not what."""
+"""Tells when, where and with which versions something was found out or done; knows not what."""
 
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from flows.job.cpu import cpu_line
+from stages.process.cgroup import cores
+from stages.process.device import device_uuid
 
 RECORDED = (
     "penstock",
@@ -28,3 +33,13 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def machine_identity(device: str) -> dict[str, Any]:
+    """Return what has to be the same for a measurement of a device to hold."""
+    return {
+        "device": device_uuid(device),
+        "cpu": cpu_line("model name"),
+        "cores": cores(),
+        "torch": versions().get("torch", ""),
+    }

@@ -10,12 +10,11 @@ from typing import Any
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from flows.job.config import user_cache
-from flows.job.cpu import cpu_has_bfloat16, cpu_line
+from flows.job.cpu import cpu_has_bfloat16
 from flows.job.launch import Launcher, StageCall, run_to_end
 from flows.job.precision import no_bfloat16
-from flows.job.versions import now, versions
+from flows.job.versions import machine_identity, now
 from stages.process.cgroup import cores
-from stages.process.device import device_uuid
 
 FORMAT = 2
 """Number that rises when what is measured changes."""
@@ -106,7 +105,7 @@ class Known:
 
 def find_machine(device: str) -> Known:
     """Return the measurement of this machine, if it still holds; `device` is `cpu` or `cuda:N`."""
-    here = _identity(device)
+    here = machine_identity(device)
     kept = _kept(_path(here))
     if kept is None:
         others = [m for path in sorted(_folder().glob("*.json")) if (m := _kept(path))]
@@ -143,7 +142,7 @@ def measure(device: str, store: Path, launcher: Launcher) -> Machine:
         log=store / "logs" / "measure.log",
     )
     found: dict[str, Any] = run_to_end(launcher, call).notes["machine"]
-    value = {**_identity(device), **found, "load": round(load, 2), "measured": now()}
+    value = {**machine_identity(device), **found, "load": round(load, 2), "measured": now()}
     machine = _machine(value)
     write_json(_path(value), {"format": FORMAT, **value})
     return machine
@@ -155,15 +154,6 @@ def _companion(device: str) -> str:
     if device == "cpu":
         return "bf16" if cpu_has_bfloat16() else "fp32"
     return "fp16" if no_bfloat16(device) else "bf16"
-
-
-def _identity(device: str) -> dict[str, Any]:
-    return {
-        "device": device_uuid(device),
-        "cpu": cpu_line("model name"),
-        "cores": cores(),
-        "torch": versions().get("torch", ""),
-    }
 
 
 def _folder() -> Path:

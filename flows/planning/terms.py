@@ -5,6 +5,7 @@ take."""
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from flows.console.display import gib
 from flows.job.precision import BYTES, QUANTIZED, PartSettings, no_bfloat16
@@ -203,21 +204,17 @@ def attention_terms(
 ) -> Iterator[Term]:
     """Yield what attention takes beside what a dry run counts: of graphs, and on a GPU. A dry run
     counts that of the fused kernel of a CPU."""
-    scores = at_size(
-        half.batch_costs, lambda w: w.scores_bytes, kind=workload.kind, rows=rows, units=units
-    )
+    size = partial(at_size, half.batch_costs, kind=workload.kind, rows=rows, units=units)
     if settings.graph:
         why = "scores of all pairs of tokens: a graph has no fused attention"
-        yield Term(part="workspace", bytes=scores, why=why)
+        yield Term(part="workspace", bytes=size(lambda w: w.scores_bytes), why=why)
     elif not device.startswith("cuda"):
         return
     elif settings.dtype == "bfloat16" and no_bfloat16(device):
         gpu = "compute capability {}.{}".format(*device_capability(device))
         why = f"scores of all pairs of tokens, in 32 bit: {gpu} has no fused attention in bf16"
-        yield Term(part="workspace", bytes=scores, why=why)
-    elif masks := at_size(
-        half.batch_costs, lambda w: w.mask_bytes, kind=workload.kind, rows=rows, units=units
-    ):
+        yield Term(part="workspace", bytes=size(lambda w: w.scores_bytes), why=why)
+    elif masks := size(lambda w: w.mask_bytes):
         # A fused kernel takes no booleans, and rows of a multiple of 16 numbers.
         why = "masks of a batch, once as numbers and once with longer rows"
         yield Term(part="workspace", bytes=masks, why=why)

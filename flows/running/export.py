@@ -205,7 +205,7 @@ class _Export:
                 sequence.fill()
             with sequence.going_on():
                 if "vision" in self._parts:
-                    pairs = {"store": job.store.url, **pairs_of(self._samples, job)}
+                    pairs = pairs_of(self._samples, job)
                     notes = self._once(job, sequence, COMPARE, pairs, len(pairs["pairs"]))
                     self._figures["features"] = notes["features"]
                 if self._speaks:

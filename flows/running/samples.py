@@ -107,6 +107,7 @@ def pairs_of(samples: Sequence[ExportSample], job: Job) -> dict[str, Any]:
     kind, tasks = job.pipeline[-1].writes, by_place(job)
     found = [(s.task, tasks[s.task.place[:2]]) for s in samples]
     return {
+        "store": job.store.url,
         "kind": kind,
         "namespace": found[0][0].namespaces[kind],
         "other": found[0][1].namespaces[kind],

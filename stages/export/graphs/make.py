@@ -43,9 +43,8 @@ def make_graphs(
     """Write the graphs of a half into a folder, and try them. The half has them afterwards in place
     of its towers. Raises UsageError for one that cannot be exported, or is otherwise then."""
     made = GraphsMade()
-    wanted = [trial.run(half) for trial in tried]
-    calls = [call for trial in tried for call in tower_calls(half, partial(trial.run, half))]
-    for asked in _asked(half, calls):
+    watched = [tower_calls(half, partial(trial.run, half)) for trial in tried]
+    for asked in _asked(half, [call for run in watched for call in run.calls]):
         _take(half, part, asked, made, folder, precision)
     if not made.towers:
         raise UsageError(
@@ -53,8 +52,8 @@ def make_graphs(
             hint="Leave it in torch",
         )
     _put(half, made, folder)
-    for trial, features in zip(tried, wanted, strict=True):
-        apart = difference(features, _tried(trial, half))
+    for trial, run in zip(tried, watched, strict=True):
+        apart = difference(run.made, _tried(trial, half))
         check_agreement(precision, trial.name, apart, ", ".join(made.towers))
         made.furthest = max(made.furthest, apart)
     return made

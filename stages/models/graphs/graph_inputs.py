@@ -10,9 +10,6 @@ from torch import nn
 
 from stages.models.graphs.packed import LONGEST, attending_packed, pack
 
-FLAGS = ("use_cache", "output_attentions", "output_hidden_states", "return_dict", "return_loss")
-"""Arguments that say what is given back; they decide the graph, and go into none."""
-
 
 class GraphInputs(NamedTuple):
     """One call of a tower, as a graph takes it."""

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,16 +26,24 @@ class TowerCall:
     """Arguments by name."""
 
 
-def tower_calls(half: nn.Module, function: Callable[[], object]) -> list[TowerCall]:
-    """Return the calls of towers that `function` makes, in order. Towers are the outermost models
-    in the half that it calls; where it calls none, the outermost modules."""
+class WatchedRun(NamedTuple):
+    """What a function made, and the calls of towers that it made it by."""
+
+    made: Any
+    calls: list[TowerCall]
+
+
+def tower_calls(half: nn.Module, function: Callable[[], Any]) -> WatchedRun:
+    """Run `function`, and return what it makes with its calls of towers, in order. Towers are the
+    outermost models in the half that it calls; where it calls none, the outermost modules."""
     from transformers import PreTrainedModel
 
     weighed = {path: m for path, m in half.named_modules() if path and has_weights(m)}
     models: dict[str, nn.Module] = {
         path: m for path, m in weighed.items() if isinstance(m, PreTrainedModel)
     }
-    return _calls_of(models, function) or _calls_of(weighed, function)
+    watched = _watched(models, function)
+    return watched if watched.calls else _watched(weighed, function)
 
 
 def has_weights(module: nn.Module) -> bool:
@@ -52,7 +60,7 @@ def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     return {**dict(list(given.items())[1:]), **extra}
 
 
-def _calls_of(modules: dict[str, nn.Module], function: Callable[[], object]) -> list[TowerCall]:
+def _watched(modules: dict[str, nn.Module], function: Callable[[], Any]) -> WatchedRun:
     calls: list[TowerCall] = []
     depth = 0
 
@@ -70,8 +78,7 @@ def _calls_of(modules: dict[str, nn.Module], function: Callable[[], object]) -> 
     with contextlib.ExitStack() as hooks:
         for path, module in modules.items():
             hooks.enter_context(_hooked(module, path, enter, leave))
-        function()
-    return calls
+        return WatchedRun(function(), calls)
 
 
 @contextlib.contextmanager
