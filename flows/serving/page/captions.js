@@ -1,7 +1,7 @@
 // Captions as they are made: a piece of text at a time, each under the stretch that it is of.
 
 class Captions {
-  // `go` is given the seconds at which a caption begins; null where there is nothing to go to.
+  // `go` is given the seconds at which a caption begins.
   constructor(go) {
     this.go = go;
     this.list = el("ol", {class: "captions", "aria-label": "Captions"});
@@ -39,7 +39,7 @@ class Captions {
   }
 
   row(start, end, text) {
-    const timed = this.go && start !== null && start !== undefined && end > start;
+    const timed = start !== null && start !== undefined && end > start;
     return el("li", {}, timed ? el("button", {type: "button", class: "time", "aria-label": `Go to ${clock(start, 1)}`, click: () => this.go(start)},
       el("time", {}, clock(start, 1))) : null, el("p", {dir: "auto"}, text));
   }

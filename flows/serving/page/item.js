@@ -9,7 +9,7 @@ let made = 0;
 class Item {
   // `changed` is called when it is done with something; `like` is given a picture to seek by.
   constructor(file, {changed, like, remove}) {
-    Object.assign(this, {file, changed, name: fileName(file), clip: isClip(file), state: "waiting", stopper: null, answers: new Map()});
+    Object.assign(this, {file, changed, name: fileName(file), clip: isClip(file), state: "waiting", stopper: null, answers: {labels: "", caption: ""}});
     this.url = URL.createObjectURL(file);
     this.node = this.clip
       ? el("video", {controls: true, muted: true, playsinline: true, preload: "metadata", "aria-label": this.name})
@@ -18,8 +18,8 @@ class Item {
     this.scene = new Scene(this.node);
     this.node.src = this.url;
     this.bars = new Bars(name => this.scene.light(name));
-    this.times = this.clip ? new Clip(this.node, frame => this.see(frame.labels)) : null;
-    this.captions = new Captions(this.clip ? seconds => this.times.go(seconds) : null);
+    this.times = new Clip(this.node, frame => this.see(frame.labels));
+    this.captions = new Captions(seconds => this.times.go(seconds));
     this.facts = el("p", {class: "facts quiet"}, size(file.size));
     this.parts = {labels: this.part("Labels", this.bars.box), caption: this.part("Caption", this.captions.box)};
     const id = `item-${++made}`, button = (text, act, attributes = {}) =>
@@ -28,7 +28,7 @@ class Item {
     this.box = el("article", {class: "card item", "aria-labelledby": id},
       el("div", {class: "head"}, el("h3", {id, dir: "auto"}, this.name), this.facts,
         el("span", {class: "acts"}, this.alike, button("Remove", () => remove(this)))),
-      el("div", {class: "pair"}, el("div", {class: "side"}, this.scene.box, this.times?.box),
+      el("div", {class: "pair"}, el("div", {class: "side"}, this.scene.box, this.times.box),
         el("div", {class: "side"}, this.parts.labels.box, this.parts.caption.box)));
   }
 
@@ -94,10 +94,8 @@ class Item {
     part.content.hidden = false;
     this.size = [answer.width, answer.height];
     this.scene.shape(...this.size);
-    if (answer.kind === "video") {
-      this.times ||= new Clip(this.node, frame => this.see(frame.labels));
-      this.times.put(answer);
-    } else this.see(answer.labels);
+    if (answer.kind === "video") this.times.put(answer);
+    else this.see(answer.labels);
     this.tell("labels", answer);
     this.alike.hidden = !search.able;
     const given = answer.kind === "video" ? [...new Set(answer.spans.map(span => span.label))]
@@ -134,8 +132,8 @@ class Item {
 
   // Who answered, and how fast.
   tell(kind, {model, precision, seconds, cached}) {
-    this.answers.set(kind, `${kind} by ${[model, precision].filter(Boolean).join(" ")}, ${brief(seconds)}${cached ? ", from the store" : ""}`);
-    this.facts.textContent = [this.size?.[0] ? this.size.join(" × ") : size(this.file.size), ...this.answers.values()].join(" · ");
+    this.answers[kind] = `${kind} by ${[model, precision].filter(Boolean).join(" ")}, ${brief(seconds)}${cached ? ", from the store" : ""}`;
+    this.facts.textContent = [this.size?.[0] ? this.size.join(" × ") : size(this.file.size), ...Object.values(this.answers)].filter(Boolean).join(" · ");
   }
 
   // What is seen of it now, as a picture to seek by: of a clip the frame that is shown.

@@ -19,6 +19,7 @@ async function start() {
     const {index} = info, names = [...new Set([info.model, info.caption_model].filter(Boolean))];
     $("about").textContent = [...names, index ? `${counted(index.rows, "vector")} to search` : ""].filter(Boolean).join(" · ");
     $("about").title = [`Penstock ${info.version}`, index?.folder].filter(Boolean).join(", index ");
+    $("look").hidden = $("load").hidden = false;
     search.start(info);
     queue.start(info);
     plots.start();

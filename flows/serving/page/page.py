@@ -2,8 +2,9 @@
 the server nor what the server can do: the page asks that itself."""
 
 import importlib.util
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -28,21 +29,18 @@ SCRIPTS: Final = (
 )
 """Parts of one program, in their order, after the part that every page has."""
 PLOTLY: Final = "plotly.min.js"
-PLOTLY_STYLE: Final = (
-    "image-rendering: optimizeSpeed; image-rendering: -moz-crisp-edges; "
-    "image-rendering: -o-crisp-edges; image-rendering: -webkit-optimize-contrast; "
-    "image-rendering: optimize-contrast; image-rendering: crisp-edges; image-rendering: pixelated; "
-)
-"""The one style attribute that plotly writes as markup, to try what the browser knows."""
 EMPTY: Final = digest("")
 """Plotly makes an empty style element, and fills it by calls that no policy forbids."""
+STYLED: Final = re.compile(rb'getElementById\("([0-9a-f]{64})"\)')
+"""Of a style element that plotly makes for maps unless one of that name is there, which the policy
+would refuse with an error in the console; the page has one, and draws no maps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StaticFile:
     """What the server gives for one name under `/static/`."""
 
-    content: bytes
+    content: bytes = field(repr=False)
     media_type: str
 
 
@@ -50,7 +48,7 @@ class StaticFile:
 class Page:
     """The page, and what belongs to it."""
 
-    html: bytes
+    html: bytes = field(repr=False)
     policy: str
     """The header Content-Security-Policy that the page is to be sent with."""
     files: Mapping[str, StaticFile]
@@ -63,7 +61,10 @@ def page_of() -> Page:
     style = part("base.css") + _read("page.css")
     script = "\n".join(["'use strict';", part("base.js"), *map(_read, SCRIPTS)])
     integrity = digest(plotly) if plotly else ""
-    html = Template(_read("page.html")).substitute(style=style, script=script, plotly=integrity)
+    styled = " ".join(found.decode() for found in set(STYLED.findall(plotly or b"")))
+    html = Template(_read("page.html")).substitute(
+        style=style, script=script, plotly=integrity, styled=styled
+    )
     scripts = [digest(script), *filter(None, [integrity])]
     return Page(
         html=html.encode(),
@@ -78,7 +79,6 @@ def _policy(scripts: list[str], styles: list[str]) -> str:
         "default-src": "'none'",
         "script-src": " ".join(f"'{one}'" for one in scripts),
         "style-src": " ".join(f"'{one}'" for one in styles),
-        "style-src-attr": f"'unsafe-hashes' '{digest(PLOTLY_STYLE)}'",
         "connect-src": "'self'",
         "img-src": "'self' blob: data:",
         "media-src": "'self' blob:",

@@ -3,6 +3,7 @@
 const plain = value => value === null ? "–" : value.toLocaleString("en", {maximumFractionDigits: value < 10 ? 1 : 0});
 const bytes = value => value === null ? "–" : size(value);
 const seconds = value => value === null ? "–" : brief(value);
+const answered = ({requests, refused, failed}) => requests - refused - failed;
 const batch = ({batches, pictures}) => batches ? pictures / batches : null;
 
 // A second between two without figures, which a line alone would not show.
@@ -15,7 +16,7 @@ const PLOTS = [
     {name: "p50", colour: "--frames", of: point => point.p50, now: points => latest(points, "p50"), tell: seconds},
     {name: "p99", colour: "--encode", of: point => point.p99, now: points => latest(points, "p99"), tell: seconds}]},
   {id: "throughput", title: "Requests a second", suffix: "", lines: [
-    {name: "answered", colour: "--frames", of: point => point.requests - point.refused - point.failed, now: points => mean(points, "requests"), tell: plain},
+    {name: "answered", colour: "--frames", of: answered, now: points => mean(points.map(point => ({answered: answered(point)})), "answered"), tell: plain},
     {name: "refused", colour: "--encode", of: point => point.refused, now: points => mean(points, "refused"), tell: plain},
     {name: "failed", colour: "--violet", of: point => point.failed, now: points => mean(points, "failed"), tell: plain}]},
   {id: "batch", title: "Pictures in a batch, and waiting", suffix: "", lines: [
@@ -32,7 +33,8 @@ const plots = {
   start() {
     const {plotly} = $("load").dataset;
     $("plots").replaceChildren(...PLOTS.map(plot => this.figure(plot, plotly)));
-    if (!plotly) $("plots").after(el("p", {class: "quiet", id: "no-plotly"}, "The plots are drawn by plotly, which is not installed: ", el("code", {}, "pip install 'penstock[serve]'"), ", then start the server again."));
+    if (!plotly) $("plots").after(el("p", {class: "quiet", id: "no-plotly"},
+      "The plots are drawn by plotly, which is not installed: ", el("code", {}, "pip install 'penstock[serve]'"), ", then start the server again."));
     stats.listeners.push(() => this.show());
     stats.watch($("load"));
     new ResizeObserver(([{contentRect}]) => { if (contentRect.width !== this.width) { this.width = contentRect.width; this.draw(); } }).observe($("plots"));
@@ -45,14 +47,15 @@ const plots = {
       el("dl", {class: "values"}, plot.lines.map((line, at) => el("div", {class: `of${line.colour}`}, el("dt", {}, line.name), plot.values[at])))), plot.place);
   },
 
-  // Five megabytes, and so only once somebody looks; what they may be, the policy says too.
+  // Five megabytes, and so only once somebody looks. The policy lets this script run and no other.
   load() {
-    const {plotly} = $("load").dataset;
+    const {plotly, styled} = $("load").dataset;
     if (!plotly || this.asked) return;
     this.asked = true;
-    document.head.append(el("script", {src: "/static/plotly.min.js", integrity: plotly,
-      load: () => { this.ready = true; this.draw(); },
-      error: () => complain($("stats-error"), new Refusal("The plots could not be loaded.", "Reload the page; the figures above and below are live all the same."))}));
+    // Styles of maps, which plotly leaves out where something of their name is.
+    document.head.append(...styled.split(" ").filter(Boolean).map(id => el("template", {id})));
+    document.head.append(el("script", {src: "/static/plotly.min.js", integrity: plotly, load: () => { this.ready = true; this.draw(); },
+      error: () => complain($("stats-error"), new Refusal("The plots could not be loaded.", "Reload the page; the figures are live all the same."))}));
   },
 
   show() {
@@ -66,8 +69,11 @@ const plots = {
 
   draw() {
     if (!this.ready || document.hidden || !stats.points.length) return;
-    const style = getComputedStyle($("load")), probe = $("about"), colour = name => this.colour(probe, name);
-    for (const plot of PLOTS) Plotly.react(plot.place, plot.lines.map(line => this.line(line, colour)), this.layout(plot, colour, style), {displayModeBar: false, responsive: false, showTips: false});
+    const probe = $("about"), {fontFamily: family} = getComputedStyle(probe), colour = name => this.colour(probe, name);
+    for (const plot of PLOTS) {
+      const lines = plot.lines.map(line => this.line(line, colour));
+      Plotly.react(plot.place, lines, this.layout(plot, colour, family), {displayModeBar: false, showTips: false});
+    }
   },
 
   // Plotly reads no light-dark(): it is told what the browser made of it.
@@ -79,21 +85,26 @@ const plots = {
   },
 
   line({name, colour, dash, of, tell}, found) {
-    const values = stats.points.map(of);
-    return {name, type: "scatter", mode: dash ? "lines" : "lines+markers", x: stats.points.map(point => point.time - stats.now), y: values,
-      line: {color: found(colour), width: 1.4, dash}, marker: {size: values.map((value, at) => lone(values, at) ? 4 : 0), color: found(colour)}, connectgaps: false,
-      text: values.map(value => tell(value ?? null)), hovertemplate: "%{text}"};
+    const values = stats.points.map(of), color = found(colour);
+    return {
+      name, type: "scatter", mode: "lines+markers", x: stats.points.map(point => stats.now - point.time), y: values, connectgaps: false,
+      line: {color, width: 1.4, dash}, marker: {size: values.map((value, at) => lone(values, at) ? 4 : 0), color, line: {width: 0}},
+      text: values.map(value => tell(value ?? null)), hovertemplate: "%{text}",
+    };
   },
 
-  layout({title, suffix}, colour, style) {
-    const quiet = colour("--quiet"), axis = {color: quiet, gridcolor: colour("--faint"), linecolor: colour("--line"), zeroline: false, fixedrange: true};
-    const minutes = this.width < 560 ? [10, 5, 0] : [10, 8, 6, 4, 2, 0];
+  layout({suffix}, colour, family) {
+    const none = "rgba(0,0,0,0)", quiet = colour("--quiet"), minutes = this.width < 560 ? [10, 5, 0] : [10, 8, 6, 4, 2, 0];
+    const axis = {color: quiet, gridcolor: colour("--faint"), linecolor: colour("--line"), zeroline: false, fixedrange: true,
+      ticks: "outside", tickcolor: none};
     return {
-      height: 190, width: $("plot-latency").querySelector(".drawn").clientWidth, margin: {l: 52, r: 20, t: 8, b: 28}, showlegend: false, dragmode: false, hovermode: "x unified",
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: {family: style.fontFamily, size: 12, color: quiet},
+      height: 190, width: $("plots").querySelector(".drawn").clientWidth, margin: {l: 52, r: 20, t: 8, b: 28},
+      showlegend: false, dragmode: false, hovermode: "x unified", paper_bgcolor: none, plot_bgcolor: none,
+      font: {family, size: 12, color: quiet},
       hoverlabel: {bgcolor: colour("--card"), bordercolor: colour("--line"), font: {color: colour("--ink"), size: 12}},
-      xaxis: {...axis, ticks: "outside", ticklen: 5, tickcolor: "rgba(0,0,0,0)", range: [-KEPT_SECONDS, 0], tickvals: minutes.map(minute => -60 * minute), ticktext: minutes.map(minute => minute ? `${minute} min` : "now"), unifiedhovertitle: {text: title}},
-      yaxis: {...axis, ticks: "outside", ticklen: 3, tickcolor: "rgba(0,0,0,0)", rangemode: "tozero", nticks: 5, ticksuffix: suffix, tickformat: suffix ? "~s" : "", exponentformat: "SI"},
+      xaxis: {...axis, ticklen: 5, range: [KEPT_SECONDS, 0], tickvals: minutes.map(minute => 60 * minute),
+        ticktext: minutes.map(minute => minute ? `${minute} min` : "now"), unifiedhovertitle: {text: "%{x:.0f} s ago"}},
+      yaxis: {...axis, ticklen: 3, rangemode: "tozero", nticks: 5, ticksuffix: suffix, tickformat: suffix ? "~s" : "", exponentformat: "SI"},
     };
   },
 };

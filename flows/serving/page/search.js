@@ -55,7 +55,7 @@ const search = {
     const many = hits.length > this.hits.length && this.hits.every((hit, at) => hits[at].id === hit.id) ? this.hits.length : 0;
     this.hits = hits;
     $("hits").replaceChildren(...hits.map((hit, at) => this.tile(hit, at)));
-    this.rove ||= roving($("hits"), ".frame");
+    this.rove ||= roving($("hits"), "button");
     this.rove.first();
     $("more").hidden = hits.length < this.top;
     this.tell(`${counted(hits.length, "hit")} in ${counted(rows, "vector")}, ${brief(seconds)}`);
@@ -72,7 +72,7 @@ const search = {
         "aria-label": `${hit.media_path}${when ? `, ${when}` : ""}, ${score(hit.score)}`},
         image, when ? el("time", {class: "when"}, when) : null),
       el("div", {class: "under"}, el("span", {class: "name", dir: "auto"}, name), el("span", {class: "number quiet"}, score(hit.score)),
-        el("button", {type: "button", class: "small", "aria-label": `More like ${name}${when ? `, ${when}` : ""}`, click: () => this.likeHit(hit)}, "more like this"),
+        el("button", {type: "button", class: "small", tabindex: "-1", "aria-label": `More like ${name}${when ? `, ${when}` : ""}`, click: () => this.likeHit(hit)}, "more like this"),
         hit.copies ? el("span", {class: "quiet"}, counted(hit.copies, "copy", "copies")) : null));
   },
 

@@ -5,9 +5,18 @@ const viewer = {
   hits: [], at: 0,
 
   open(hits, at) {
-    this.hits = hits;
-    this.from = document.activeElement;
-    if (!$("viewer").open) $("viewer").showModal();
+    Object.assign(this, {hits, from: document.activeElement, film: null, shown: null});
+    const button = (text, name, act) => el("button", {type: "button", "aria-label": name, title: name, click: act}, text);
+    this.before = button("←", "Hit before (left arrow)", () => this.show(this.at - 1));
+    this.after = button("→", "Next hit (right arrow)", () => this.show(this.at + 1));
+    this.title = el("h2", {id: "viewer-title", dir: "auto"});
+    this.stage = el("div");
+    this.place = el("p", {class: "facts quiet", "aria-live": "polite"});
+    $("viewer").replaceChildren(
+      el("div", {class: "head"}, this.title, el("span", {class: "acts"}, this.before, this.after, button("✕", "Close (Escape)", () => $("viewer").close()))),
+      this.stage, el("div", {class: "head"}, this.place, el("span", {class: "acts"},
+        el("button", {type: "button", click: () => { $("viewer").close(); search.likeHit(this.hit); }}, "More like this"))));
+    $("viewer").showModal();
     this.show(at);
   },
 
@@ -15,43 +24,32 @@ const viewer = {
 
   show(at) {
     if (!this.hits[at]) return;
-    const before = this.hit, same = this.film && before.media_path === this.hits[at].media_path;
     this.at = at;
-    if (!same) this.build();
-    this.seek(this.hit);
+    // A moment of the film that is shown needs no other player.
+    if (!this.film || this.shown !== this.hit.media_path) this.build();
+    this.seek();
     this.mark();
   },
 
-  // A moment of the film that is playing needs no other player.
-  seek({at, time}) {
-    const moment = at ?? time?.[0];
-    if (!this.film || moment === undefined || moment === null) return;
-    if (this.film.readyState) this.film.currentTime = moment;
-    else this.film.addEventListener("loadedmetadata", () => this.seek(this.hit), {once: true});
+  seek() {
+    const {at, time} = this.hit, moment = at ?? time?.[0] ?? 0;
+    if (this.film?.readyState) this.film.currentTime = moment;
+    else this.film?.addEventListener("loadedmetadata", () => this.seek(), {once: true});
   },
 
   build() {
-    const {hit} = this, url = `/v1/media/${encodeURIComponent(hit.id)}`, isFilm = hit.kind === "video";
-    const node = this.film = isFilm ? el("video", {controls: true, playsinline: true, preload: "metadata", "aria-label": hit.media_path})
+    const {hit} = this, isFilm = hit.kind === "video";
+    const node = isFilm ? el("video", {controls: true, playsinline: true, preload: "auto", "aria-label": hit.media_path})
       : el("img", {alt: hit.media_path});
-    if (!isFilm) this.film = null;
+    Object.assign(this, {film: isFilm ? node : null, shown: hit.media_path, moments: isFilm ? this.momentsOf(hit) : null});
     const scene = new Scene(node);
     node.addEventListener("error", () => scene.box.replaceChildren(el("p", {class: "blank quiet"}, "It is not where it was when the index was built, or this browser cannot show it.")));
-    if (!isFilm && hit.box) node.addEventListener("load", () => {
+    if (hit.box && !isFilm) node.addEventListener("load", () => {
       scene.put([{label: score(hit.score), passed: true, box: hit.box}], node.naturalWidth, node.naturalHeight);
     });
-    node.src = url;
-    const button = (text, name, act, attributes = {}) => el("button", {type: "button", "aria-label": name, title: name, click: act, ...attributes}, text);
-    this.before = button("←", "Hit before (left arrow)", () => this.show(this.at - 1));
-    this.after = button("→", "Next hit (right arrow)", () => this.show(this.at + 1));
-    this.moments = isFilm ? this.momentsOf(hit) : null;
-    this.place = el("p", {class: "facts quiet", "aria-live": "polite"});
-    $("viewer").replaceChildren(
-      el("div", {class: "head"}, el("h2", {id: "viewer-title", dir: "auto"}, hit.media_path),
-        el("span", {class: "acts"}, this.before, this.after, button("✕", "Close (Escape)", () => $("viewer").close()))),
-      scene.box, this.moments,
-      el("div", {class: "head"}, this.place, el("span", {class: "acts"},
-        el("button", {type: "button", click: () => { $("viewer").close(); search.likeHit(this.hit); }}, "More like this"))));
+    node.src = `/v1/media/${encodeURIComponent(hit.id)}`;
+    this.title.textContent = hit.media_path;
+    this.stage.replaceChildren(...[scene.box, this.moments].filter(Boolean));
   },
 
   // All hits in one film, in its order.
@@ -66,12 +64,13 @@ const viewer = {
 
   mark() {
     const {hit} = this;
-    this.before.disabled = this.at === 0;
-    this.after.disabled = this.at === this.hits.length - 1;
+    // Not `disabled`, which would take the focus from who goes on by them.
+    this.before.setAttribute("aria-disabled", String(this.at === 0));
+    this.after.setAttribute("aria-disabled", String(this.at === this.hits.length - 1));
     this.place.textContent = [`hit ${this.at + 1} of ${this.hits.length}`, hit.time ? momentOf(hit) : "", score(hit.score),
       hit.copies ? counted(hit.copies, "copy", "copies") : ""].filter(Boolean).join(" · ");
     for (const moment of this.moments?.children || [])
-      moment.toggleAttribute("aria-current", Number(moment.dataset.at) === this.at);
+      moment.setAttribute("aria-current", String(Number(moment.dataset.at) === this.at));
     if (!$("viewer").contains(document.activeElement)) $("viewer").focus();
   },
 };
