@@ -11,14 +11,14 @@ const search = {
     if (index) this.counts = `${counted(index.rows, "vector")}`;
   },
 
-  // `wanted` is {text, without} or {picture, name}.
+  // `wanted` is {text, without, where} or {picture, name, where}.
   async find(wanted, top = FIRST) {
     this.stopper?.abort();
     const stopper = this.stopper = new AbortController(), {signal} = stopper;
     Object.assign(this, {wanted, top});
     complain($("search-error"), null);
     this.tell("seeking");
-    const query = {q: wanted.text, not: wanted.without, top, moments: 1};
+    const query = {q: wanted.text, not: wanted.without, where: wanted.where, top, moments: 1};
     try {
       const answer = await asked(wanted.picture ? "POST" : "GET", address("/v1/search", query), {body: wanted.picture || null, signal,
         waits: (seconds, why) => this.tell(`${why.message.replace(/\.$/, "")}: asked again in ${brief(seconds)}`)});
@@ -32,7 +32,7 @@ const search = {
 
   byPicture(picture, name) {
     $("query").value = $("without").value = "";
-    return this.find({picture, name});
+    return this.find({picture, name, where: $("where").value.trim()});
   },
 
   async like(item) {
@@ -89,8 +89,9 @@ const search = {
 
 $("find").addEventListener("submit", event => {
   event.preventDefault();
-  const text = $("query").value.trim(), without = $("without").value.trim();
-  if (text) search.find({text, without});
+  const [text, without, where] = ["query", "without", "where"].map(id => $(id).value.trim());
+  if (text) search.find({text, without, where});
+  else if (search.wanted?.picture) search.find({...search.wanted, where});
   else $("query").focus();
 });
 $("by-picture").addEventListener("click", () => $("search-file").click());
