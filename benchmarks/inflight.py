@@ -103,7 +103,7 @@ class Work:
 
 def _features(model: Path, dtype: str, store: str, frames: list[int]) -> list[Any]:
     """Features of clips with so many frames each, made by the real stage."""
-    from stages.decode.run import read_features
+    from stages.decode.stored import read_features
 
     members = publish_clips(store, frames)
     bench = Bench(

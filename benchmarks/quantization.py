@@ -29,7 +29,7 @@ from flows.running.run import caption
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import Truth, score_captions
 from stages.decode.engines.transformers import make_greedy
-from stages.decode.run import read_features
+from stages.decode.stored import read_features
 from stages.models.halves.delivery import generate, new_tokens
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows

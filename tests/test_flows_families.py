@@ -15,7 +15,7 @@ from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.prepare import prepare
 from flows.planning.sizes import estimates
-from stages.decode.run import read_features
+from stages.decode.stored import read_features
 from stages.models.halves.delivery import UNDIVIDED
 from stages.models.inspection import describe
 from stages.models.processors.prepare import Clip, load_processor

@@ -6,7 +6,7 @@ from typing import Any
 
 from artifacts.packs import Record
 from penstock_demo import CHECKPOINT
-from stages.decode.run import read_features
+from stages.decode.stored import read_features
 from tests.support.clips import PROMPTS, clips
 from tests.support.toys import inside, patched
 from tests.support.waves import CAPTIONS, FEATURES, Wave, keys_told

@@ -10,6 +10,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from flows.serving.answers import json_answer
+from flows.serving.caption_routes import CaptionRoutes
+from flows.serving.chat import ChatRoutes
 from flows.serving.guard import extra_headers
 from flows.serving.page.page import Page, page_of
 from flows.serving.refusals import Refused
@@ -27,6 +29,13 @@ MEDIUM = {
     }
 }
 """What the description of a route says of its body."""
+CHAT = {
+    "requestBody": {
+        "required": True,
+        "description": "a chat completion as OpenAI has it, with one picture or clip in it",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    }
+}
 
 
 def app_of(service: Service, token: str) -> FastAPI:
@@ -43,6 +52,11 @@ def app_of(service: Service, token: str) -> FastAPI:
     add = app.add_api_route
     add("/v1/label", routes.label, methods=["POST"], openapi_extra=MEDIUM)
     add("/v1/embed", routes.embed, methods=["POST"], openapi_extra=MEDIUM)
+    captions = CaptionRoutes(service)
+    chat = ChatRoutes(service, captions)
+    add("/v1/caption", captions.caption, methods=["POST"], openapi_extra=MEDIUM)
+    add("/v1/chat/completions", chat.complete, methods=["POST"], openapi_extra=CHAT)
+    add("/v1/models", chat.models, methods=["GET"])
     add("/v1/search", routes.search, methods=["GET"])
     add("/v1/search", routes.search, methods=["POST"], openapi_extra=MEDIUM, name="search_picture")
     add("/v1/media/{hit}", routes.media, methods=["GET", "HEAD"])

@@ -52,6 +52,8 @@ class Batches:
     """Seconds that an idle half may wait for works that are on the way."""
     coming: int = 0
     """Works that are on the way."""
+    flying: bool = False
+    """Whether the half takes a work whenever one has ended, and none waits for a batch."""
     waiting: deque[Work] = field(default_factory=deque)
     sent: dict[str, list[Work]] = field(default_factory=dict)
     """Works that the half has, by their keys."""
@@ -66,6 +68,8 @@ class Batches:
             self.waiting.popleft()
         if not self.waiting:
             return None
+        if self.flying and not (self._is_alone() or self.waiting[0].alone):
+            return 0.0 if len(self.sent) < self.most else None
         full = len(self.waiting) >= self.most
         if not self._under_way:
             late = self.waiting[0].queued + self.most_wait - now
@@ -77,7 +81,8 @@ class Batches:
         """Return the next batch, which the half has from now on."""
         batch: list[Work] = []
         weight = 0
-        while self.waiting and len(batch) < self.most:
+        room = self.most - (len(self.sent) if self.flying else 0)
+        while self.waiting and len(batch) < room:
             work = self.waiting[0]
             heavy = weight + work.weight > self.most_weight
             if batch and (heavy or work.alone or batch[0].alone):

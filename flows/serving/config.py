@@ -8,6 +8,8 @@ from flows.job.config import TORCH, CaptionConfig
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Addresses that nobody else reaches."""
+LARGEST_CAPTION_BATCH = 8
+"""The same of what is captioned."""
 LARGEST_BATCH = 32
 """Works of a batch where nobody says, if so many fit."""
 
@@ -86,6 +88,11 @@ class ServeConfig:
             )
         check_tiles(self.tiles)
 
+    @property
+    def needs_vectors(self) -> bool:
+        """Return whether anything is answered by vectors."""
+        return bool(self.model or self.index)
+
     def caption_config(self) -> CaptionConfig:
         """Return how captions are made."""
         return CaptionConfig(
@@ -94,6 +101,7 @@ class ServeConfig:
             store=self.store,
             memory=self.memory,
             vision_backend=self.vision_backend,
+            batch_size=self.max_batch or LARGEST_CAPTION_BATCH,
             trust_remote_code=self.trust_remote_code,
         )
 
@@ -101,7 +109,7 @@ class ServeConfig:
         """Return how vectors are made."""
         return CaptionConfig(
             sources=(),
-            model=model,
+            model=model or "demo",
             store=self.store,
             memory=self.memory,
             tiles=self.tiles,

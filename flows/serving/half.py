@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from flows.serving.metrics import Metrics
 from flows.serving.refusals import Refused, bad, unavailable
 from flows.serving.residence import Residence
 from flows.serving.scratch import Scratch
+from stages.decode.engines import INFLIGHT
 from stages.process.events import (
     Event,
     Failed,
@@ -34,6 +35,7 @@ from stages.process.events import (
     Shrunk,
     TooLarge,
     Warned,
+    Words,
 )
 
 log = logging.getLogger(__name__)
@@ -77,9 +79,8 @@ class Half:
         make_launcher: LauncherMaker,
         scratch: Scratch,
         metrics: Metrics,
-        hear: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """Make one that is away. `hear` is given every event that is not about works."""
+        """Make one that is away."""
         self.name = plan.name
         self.state = AWAY
         self.memory_bytes = 0
@@ -88,7 +89,8 @@ class Half:
         self._make_launcher = make_launcher
         self._scratch = scratch
         self._metrics = metrics.of_half(plan.name)
-        self._hear_more = hear
+        self.hear_more: Callable[[Event], None] = lambda event: None
+        """Function that is given each event that is not about works."""
         self.batches = Batches(most=1, most_weight=0, most_wait=plan.wait_seconds)
         self._live: LiveStage | None = None
         self._changed = asyncio.Event()
@@ -231,8 +233,13 @@ class Half:
             case Noted() if event.values.get("ready"):
                 self.state, self._failed_starts, self._trouble = RESIDENT, 0, ""
                 self._changed.set()
+            case Noted() if "engine" in event.values:
+                self.batches.flying = event.values["engine"] == INFLIGHT
+                self._changed.set()
+            case Words() if event.ended:
+                self._answer({event.key: event})
             case Published():
-                self._answer(event.keys)
+                self._answer(self._plan.answers(event.keys))
             case Failed():
                 self._refuse([event.media], bad(event.message, event.hint))
             case TooLarge():
@@ -250,14 +257,13 @@ class Half:
             case Warned():
                 log.warning("%s: %s", self.name, event.text)
             case _:
-                self._hear_more(event)
+                self.hear_more(event)
 
-    def _answer(self, keys: Iterable[str]) -> None:
-        """Hand out what was published."""
+    def _answer(self, found: Mapping[str, Any]) -> None:
+        """Hand out what was made, by its keys."""
         self._plan.ladder.worked(self.name)
-        found = self._plan.answers(keys)
         self._metrics.made(len(found), self._since_began())
-        for work in self.batches.made(keys):
+        for work in self.batches.made(found):
             if not work.answer.done():
                 work.answer.set_result(found[work.key])
         self._rest()

@@ -47,7 +47,7 @@ class Kept:
                 found = await asyncio.to_thread(self._records.read, key)
             except (KeyError, PenstockError, DamagedRecord):  # gone meanwhile: it is made again
                 return None
-            self._remember(found)
+            self.remember(found)
         return found
 
     def keep(self, records: Iterable[Record]) -> None:
@@ -55,7 +55,7 @@ class Kept:
         for record in records:
             if record.key not in self:
                 self.unsaved[record.key] = record
-            self._remember(record)
+            self.remember(record)
 
     def save(self) -> None:
         """Store what is not stored yet. Raises PenstockError."""
@@ -68,7 +68,8 @@ class Kept:
         """See what others have stored since."""
         self._records.refresh()
 
-    def _remember(self, record: Record) -> None:
+    def remember(self, record: Record) -> None:
+        """Keep a record in memory for a while."""
         if record.key in self._recent:
             self._recent.move_to_end(record.key)
             return

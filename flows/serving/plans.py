@@ -52,7 +52,8 @@ def plan_half(
     calls = Calls(job)
 
     def call(rung: Rung, pipe: str, room: int) -> StageCall:
-        made = calls.live(stage, rung, {**told, "live": pipe})
+        slots = {"slots": rung.batch} if rung.seated else {}
+        made = calls.live(stage, rung, {**told, **slots, "live": pipe})
         return replace(made, budget=room)
 
     pixels = [each.stored[0] * each.stored[1] for each in workloads]
@@ -69,7 +70,7 @@ def plan_half(
     )
 
 
-def cutting(job: Job, config: ServeConfig, store: str) -> Callable[[str], StageCall]:
+def decoding_call(job: Job, config: ServeConfig, store: str) -> Callable[[str], StageCall]:
     """Return the call of a process that decodes for a job, over a pipe."""
     stage = job.pipeline[0]
     call = Calls(job).frames([], Rung(stage=stage.name, batch=1))

@@ -3,7 +3,8 @@
 import asyncio
 import mimetypes
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,7 +47,7 @@ class Routes:
         if service.labels is None:
             raise no_vectors()
         names = [name.strip() for name in labels.split(",")] if labels else []
-        asked = service.labels.labelling(names, threshold, top)
+        asked = partial(service.labels.labelling, names, threshold, top)
         seen, labelling = await self._see(request, asked)
         answer = service.labels.answer(seen, labelling)
         return json_answer({**answer, "seconds": round(time.monotonic() - began, 4)})
@@ -88,12 +89,12 @@ class Routes:
         words = [*([q] if request.method == "GET" else []), *(without or [])]
         if any(not word.strip() for word in words):
             raise Refused(422, "the text to search for is empty", "Ask with ?q=words")
-        wanted, reading = Wanted(top=top, where=where, moments=moments), self._words(words)
+        wanted = Wanted(top=top, where=where, moments=moments)
         if request.method == "GET":
-            vector, *texts = await self._timed(request, reading)
+            vector, *texts = await self._timed(request, self._words(words))
             hits = await service.index.search(vector, "texts", texts, wanted)
         else:
-            seen, texts = await self._see(request, reading)
+            seen, texts = await self._see(request, partial(self._words, words))
             hits = await service.index.search(seen.vectors[0][0], "pictures", texts, wanted)
         told = {"index": str(service.index.folder), "rows": service.index.rows}
         return json_answer({"hits": hits, **told, "seconds": round(time.monotonic() - began, 4)})
@@ -187,9 +188,9 @@ class Routes:
         return [(await self._service.texts.vectors([[word]])).vectors[0] for word in words]
 
     async def _see(
-        self, request: Request, beside: Awaitable[Any] | None = None
+        self, request: Request, beside: Callable[[], Awaitable[Any]] | None = None
     ) -> tuple[Seen, Any]:
-        """Return the vectors of what a request brings, and what comes of what is awaited `beside`
+        """Return the vectors of what a request brings, and what comes of what is done `beside`
         that. Raises Refused."""
         service, eyes = self._service, self._service.eyes
         if eyes is None:
@@ -204,7 +205,7 @@ class Routes:
 
         async def work() -> tuple[Seen, Any]:
             try:
-                found = None if beside is None else await beside
+                found = None if beside is None else await beside()
             except BaseException:
                 upload.remove()
                 raise

@@ -19,8 +19,8 @@ from flows.job.launch import DirectLauncher, Launcher
 from flows.serving.app import app_of
 from flows.serving.config import ServeConfig
 from flows.serving.guard import Guard
+from flows.serving.opening import DRAIN_SECONDS, open_service
 from flows.serving.patience import patient_protocol
-from flows.serving.service import DRAIN_SECONDS, open_service
 from stages.process.stage_process import Listener
 
 TOKEN_BYTES = 1 << 12

@@ -10,7 +10,7 @@ from flows.job.prepare import Job
 from flows.serving.half import Half
 from flows.serving.keeping import Keeper
 from flows.serving.refusals import bad
-from flows.serving.seeing import Shared
+from flows.serving.shared import Shared
 from stages.embed_texts import STAGE
 
 MOST_TEXTS = 1000

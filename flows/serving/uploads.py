@@ -70,11 +70,8 @@ async def receive(
 ) -> Upload:
     """Return a body in a file. `length` is what its header says, `most` the bytes that are taken.
     Raises Refused."""
-    too_large = Refused(
-        413, f"more than {most >> 20} MiB were sent", "Send a smaller file, or a piece of it"
-    )
     if length is not None and length > most:
-        raise too_large
+        raise _too_large(most)
     path, digest, size, start = scratch.path(".upload"), hashlib.sha256(), 0, b""
     began = asyncio.get_running_loop().time()
     try:
@@ -82,21 +79,54 @@ async def receive(
             async for piece in _in_time(body, began):
                 size += len(piece)
                 if size > most:
-                    raise too_large
+                    raise _too_large(most)
                 start = start or piece[:START_BYTES] if len(start) < START_BYTES else start
                 digest.update(piece)
                 file.write(piece)
-        if not size:
-            raise bad("nothing was sent", "Send a picture or a clip as the body of the request")
-        kind, suffix = kind_of(start)
-        named = path.with_suffix(suffix)
-        os.rename(path, named)
+        return _named(path, start, digest.hexdigest(), size)
     except BaseException:
         with suppress(OSError):
             path.unlink()
         raise
-    key = content_key(digest.hexdigest(), kind)
-    return Upload(path=named, digest=key, kind=kind, size=size)
+
+
+async def body_of(body: AsyncIterator[bytes], most: int) -> bytes:
+    """Return a body that is not a file. Raises Refused."""
+    found = bytearray()
+    async for piece in _in_time(body, asyncio.get_running_loop().time()):
+        found += piece
+        if len(found) > most:
+            raise _too_large(most)
+    return bytes(found)
+
+
+def stored(data: bytes, most: int, scratch: Scratch) -> Upload:
+    """Return the same of a file that was part of a body. Raises Refused."""
+    if len(data) > most:
+        raise _too_large(most)
+    path = scratch.path(".upload")
+    path.write_bytes(data)
+    try:
+        return _named(path, data[:START_BYTES], hashlib.sha256(data).hexdigest(), len(data))
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def _named(path: Path, start: bytes, digest: str, size: int) -> Upload:
+    """Return an upload with the suffix of what it is."""
+    if not size:
+        raise bad("nothing was sent", "Send a picture or a clip as the body of the request")
+    kind, suffix = kind_of(start)
+    named = path.with_suffix(suffix)
+    os.rename(path, named)
+    return Upload(path=named, digest=content_key(digest, kind), kind=kind, size=size)
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(
+        413, f"more than {most >> 20} MiB were sent", "Send a smaller file, or a piece of it"
+    )
 
 
 async def _in_time(body: AsyncIterator[bytes], began: float) -> AsyncIterator[bytes]:

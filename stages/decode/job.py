@@ -29,6 +29,10 @@ class DecodeJob(HalfJob):
     empty: the same as of the first."""
     batch_instead: int = 0
     """Most chunks of a batch of the second choice, which takes other memory; 0: as they are."""
+    live: str = ""
+    """Pipe of batches to be captioned as they are told; empty: those of `batches`."""
+    slots: int = 0
+    """Rows that are said at once; 0: as many as a batch has."""
     said_before: dict[str, int] = field(default_factory=dict)
     """Key of a member → tokens that were said of its chunk under another prompt, where some
     were."""

@@ -5,7 +5,7 @@ ended, and takes captions in whatever order they end. How rows are grouped on th
 done where they do not fit, is for the engine, which tells `Shrinking` of it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from artifacts.captions import Ended
@@ -28,6 +28,10 @@ class Said(NamedTuple):
     caption: str
     tokens: int
     ended: Ended
+
+
+Listen = Callable[[Asked, str, int], None]
+"""Hears of a chunk the words so far, and how many tokens they are."""
 
 
 class Speaker(Protocol):
@@ -55,6 +59,9 @@ class Speaker(Protocol):
 
     def say(self, asked: Sequence[Asked]) -> Sequence[Said]:
         """Return what is said of these, all at once. Raises what an allocator raises."""
+
+    def overhear(self, listen: Listen) -> None:
+        """Have `listen` told what a row has said so far, while it is said, where that can be."""
 
     def findings(self) -> dict[str, Any]:
         """Return what is worth recording at the end."""

@@ -13,15 +13,15 @@ from typing import Any
 from artifacts.claims import turns_at
 from artifacts.pack_object import QUARANTINE, DamagedRecord, put_aside, read_header
 from artifacts.packs import Record, RecordSet
-from artifacts.record_union import RecordUnion
 from artifacts.store import Store, open_store
-from artifacts.tensors import RecordGone, unpack_tree
+from artifacts.tensors import RecordGone
 from stages.decode.batches import Batch, in_pieces, lacking, swapped, talkative_first
 from stages.decode.engines import choice_of, engine_of
 from stages.decode.job import DecodeJob
+from stages.decode.live import run_live
 from stages.decode.protocol import Asked, Speaker
+from stages.decode.stored import read_features
 from stages.memory.shrinking import Shrinking
-from stages.models.halves.records import FeatureRecord
 from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
 from stages.process.job import job_of
@@ -38,6 +38,9 @@ def warm(told: dict[str, Any]) -> None:
 def run(told: dict[str, Any], report: Report) -> None:
     """Publish a caption for each member of `batches` that has none."""
     job = job_of(DecodeJob, told)
+    if job.live:
+        run_live(job, report)
+        return
     first = choice_of(job.engine)[0]
     store = open_store(job.store)
     features = RecordSet(store, "features", job.features_namespace)
@@ -94,19 +97,6 @@ def run(told: dict[str, Any], report: Report) -> None:
             pairs = zip(asked, said, strict=True)
             later([Record(key=a.member["key"], meta=s._asdict() | engine.meta) for a, s in pairs])
     report.note(**speaker.findings())
-
-
-def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecord:
-    """Read what was stored of one chunk. Raises DamagedRecord when it is gone, RecordGone when this
-    version of transformers cannot take it."""
-    try:
-        record = record_set.read(key)
-    except KeyError as error:
-        raise DamagedRecord(
-            f"the features {key[:12]}… are no longer in the store",
-            hint="Run the same command again: it encodes them anew",
-        ) from error
-    return FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))
 
 
 def set_packs_aside(store: Store, record_set: RecordSet, keys: set[str]) -> None:

@@ -31,6 +31,7 @@ def run(told: dict[str, Any], report: Report) -> None:
         kind="features",
         read=partial(read_member, count=job.frames_a_video),
         record=_record,
+        apart=True,
     )
     encode_all(job, ModelJob.of(told), making, report)
 

@@ -12,7 +12,7 @@ from artifacts.packs import RecordSet
 from artifacts.schema import Part
 from artifacts.store import open_store
 from stages.decode.engines.transformers import make_greedy
-from stages.decode.run import read_features
+from stages.decode.stored import read_features
 from stages.export.calibrate_job import CalibrateJob
 from stages.export.calibrating import calibrate
 from stages.export.gptq import NoInverse, gptq

@@ -14,7 +14,7 @@ from artifacts.files import whole_file
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from stages.decode.engines.transformers import make_greedy
-from stages.decode.run import read_features
+from stages.decode.stored import read_features
 from stages.export.judge_job import JudgeJob
 from stages.export.outline import outline_of
 from stages.export.packed_form import Packed

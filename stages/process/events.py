@@ -34,6 +34,18 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Words:
+    """A caption is said, or has been; told by a stage that stays."""
+
+    key: str
+    caption: str
+    """All of it so far."""
+    tokens: int
+    ended: str = ""
+    """How it ended; empty while it is said."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
     """A medium was read by a stage that stays, and its frames are in the store."""
 
@@ -141,7 +153,7 @@ class Ended:
 
 
 Event = (
-    Total | Item | Published | Found | Begin | Done | Failed | Shrunk | TooLarge | Warned
+    Total | Item | Published | Words | Found | Begin | Done | Failed | Shrunk | TooLarge | Warned
     | MemorySeen | Noted | Broken | Ended
 )  # fmt: skip
 WORDS: Mapping[str, type[Any]] = {
@@ -149,6 +161,7 @@ WORDS: Mapping[str, type[Any]] = {
     "item": Item,
     "published": Published,
     "found": Found,
+    "words": Words,
     "begin": Begin,
     "done": Done,
     "failure": Failed,

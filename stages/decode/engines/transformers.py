@@ -13,7 +13,7 @@ import torch
 
 from artifacts.captions import Ended
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
-from stages.decode.protocol import Asked, Said
+from stages.decode.protocol import Asked, Listen, Said
 from stages.decode.reading import Reading
 from stages.memory.shrinking import Shrinking
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
@@ -53,6 +53,9 @@ class Transformers:
         """Yield each batch in pieces that fit, with what is said of them."""
         for batch in batches:
             yield from shrinking.through(batch, lambda one: one.member["key"], self.say)
+
+    def overhear(self, listen: Listen) -> None:
+        """Tell nothing: `generate` gives a batch when all of it has ended."""
 
     def say(self, asked: Sequence[Asked]) -> list[Said]:
         """Return what is said of each, in order."""

@@ -5,7 +5,7 @@ A batch is always computed whole, because the bytes of a row depend on its batch
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,8 @@ class Making:
     """Key and what the half made of a chunk → what is stored."""
     parts: Callable[[Mapping[str, Any]], int] = lambda meta: 1
     """Description of the stored frames of a picture → how many parts of it are looked at."""
+    apart: bool = False
+    """Whether a live job publishes each record by itself, for another process to look for."""
     encode: Callable[[Any, Sequence[Sequence[Prepared]]], list[list[FeatureRecord]]] = (
         encode_batches
     )
@@ -140,17 +142,19 @@ class Encoding:
         for key, why in refused.items():
             self._report.failure(media=key, **why)
         made_of = {k: row for k, (_, row) in rows.items() if isinstance(row, FeatureRecord)}
-        new = self._records.publish([self._making.record(k, row) for k, row in made_of.items()])
+        made_now = [self._making.record(k, row) for k, row in made_of.items()]
         if self._job.live:
-            self._hand_over(rows, made_of)
+            self._hand_over(rows, made_now)
         else:
-            for key in new:
+            for key in self._records.publish(made_now):
                 self._report.item(key)
         self._turns.done(rows)
 
-    def _hand_over(self, rows: Mapping[str, tuple[Member, object]], made: Iterable[str]) -> None:
+    def _hand_over(self, rows: Mapping[str, tuple[Member, object]], made: Sequence[Record]) -> None:
         """Leave what was made to who told of it, and keep nothing that it was made of."""
-        self._report.send(Published(keys=tuple(made)))
+        for some in [[each] for each in made] if self._making.apart else [made]:
+            self._records.publish(some)
+        self._report.send(Published(keys=tuple(each.key for each in made)))
         self._records.leave(rows)
         self._failures.drop(rows)
         self._frames.drop(member["frames"] for member, _ in rows.values())

@@ -21,12 +21,14 @@ from stages.decode.engines.inflight.shape import BESIDE, rows_for, trial_shapes
 from stages.decode.engines.inflight.trial import TrialResult, judge, reference_of
 from stages.decode.engines.transformers import Transformers, make_greedy
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
-from stages.decode.protocol import Asked, Said
+from stages.decode.protocol import Asked, Listen, Said
 from stages.memory.shrinking import Shrinking, attempt, give_back
 from stages.models.halves.features import Features
 from stages.models.halves.records import merge_blank, merge_rows
 from stages.models.processors.prepare import open_ended, rebuild
 
+TOLD_SECONDS = 0.1
+"""Least time between two times that a row's words are told while it is said."""
 TOGETHER_SECONDS = 1.0
 """How long captions that ended wait for others to be published with: each time is one file."""
 LONGER = " Then tell what else there is to be seen, and where."
@@ -41,6 +43,7 @@ class InFlight:
         self._plain = Transformers(job)
         self._result = TrialResult(reason="it was not tried")
         self._loop: Loop | None = None
+        self._listen: Listen | None = None
 
     def facts(self) -> dict[str, Any]:
         return self._plain.facts()
@@ -79,6 +82,9 @@ class InFlight:
         with coming(batches) as rows:
             yield from self._in_moments(rows, shrinking)
 
+    def overhear(self, listen: Listen) -> None:
+        self._listen = listen
+
     def say(self, asked: Sequence[Asked]) -> Sequence[Said]:
         """Return what is said of each, one after the other."""
         if self._result.reason:
@@ -91,12 +97,12 @@ class InFlight:
     ) -> Iterator[tuple[Sequence[Asked], Sequence[Said]]]:
         self._loop = self._new_loop(shrinking)
         ended: list[Flight] = []
-        since = time.monotonic()
+        since, moment = time.monotonic(), 0.0 if self._job.live else TOGETHER_SECONDS
         for flight in self._loop.run(rows):
             if flight is not None:
                 ended.append(flight)
             # Who waits for another process must not keep from it what it may wait for, too.
-            if ended and (flight is None or time.monotonic() - since >= TOGETHER_SECONDS):
+            if ended and (flight is None or time.monotonic() - since >= moment):
                 yield [each.asked for each in ended], [self._said(each) for each in ended]
                 ended, since = [], time.monotonic()
         if ended:
@@ -109,7 +115,17 @@ class InFlight:
             rows=rows_for(slots_of(self._job)),
             slots=slots_of(self._job),
             late=int(self._job.device != "cpu"),
+            overhear=self._overhear if self._listen else None,
         )
+
+    def _overhear(self, flight: Flight) -> None:
+        """Tell what a row has said so far, now and then."""
+        now = time.monotonic()
+        if self._listen is None or now - flight.told < TOLD_SECONDS:
+            return
+        flight.told = now
+        (text,) = self._plain.processor.batch_decode([flight.said], skip_special_tokens=True)
+        self._listen(flight.asked, text.strip(), len(flight.said))
 
     def _read(self, asked: Asked) -> ReadRow:
         return self._plain.held.use(partial(self._row, asked))
@@ -161,4 +177,4 @@ class InFlight:
 
 def slots_of(job: DecodeJob) -> int:
     """Return how many slots there are room for: as many as a batch has rows."""
-    return max((len(batch) for batch in job.batches), default=1)
+    return job.slots or max((len(batch) for batch in job.batches), default=1)

@@ -26,6 +26,8 @@ class Flight:
     """All its tokens up to the last that was made, of shape [1, tokens], for the processors."""
     said: list[int] = field(default_factory=list)
     ended: Ended | None = None
+    told: float = 0.0
+    """Time when its words were told last, while it is said."""
 
     @classmethod
     def of(cls, asked: Asked, row: ReadRow) -> "Flight":

@@ -44,9 +44,12 @@ class Loop:
         rows: int,
         slots: int,
         late: int = 0,
+        overhear: Callable[[Flight], None] | None = None,
     ) -> None:
         """Read prompts by `read`, and let a step compute so many `rows`, of which so many have
-        `slots` as long as memory lasts. Tokens are looked at `late` steps after they were made."""
+        `slots` as long as memory lasts. Tokens are looked at `late` steps after they were made.
+        `overhear` is given each row that has said one more."""
+        self._overhear = overhear
         self._read = read
         self._shrinking = shrinking
         self._late = late
@@ -191,6 +194,8 @@ class Loop:
                 self._pool.clear(slot)
                 self._shrinking.fitted()
                 yield flight
+            elif self._overhear is not None:
+                self._overhear(flight)
 
     def _yield_room(self, words: str) -> None:
         """Have fewer slots after memory ran out, and start the rows in flight anew."""

@@ -1,0 +1,131 @@
+"""What answers `/v1/caption`, at once or while it is said; what is told is made elsewhere."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Annotated, Any
+
+from fastapi import Query, Request
+from fastapi.responses import Response, StreamingResponse
+
+from flows.serving.answers import json_answer
+from flows.serving.captioning import Captioned, Captions
+from flows.serving.guard import in_time
+from flows.serving.refusals import Refused
+from flows.serving.service import Service
+from flows.serving.uploads import Upload, receive
+
+EVENTS = "text/event-stream"
+
+
+class CaptionRoutes:
+    """What answers requests for captions of one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def caption(
+        self,
+        request: Request,
+        prompt: Annotated[str, Query(description="[Describe this image in detail.]")] = "",
+        stream: Annotated[bool, Query(description="as server-sent events")] = False,
+    ) -> Response:
+        """Say what is to be seen in a picture or a clip."""
+        began, captions = time.monotonic(), self.captions()
+        length = request.headers.get("content-length", "")
+        upload = await receive(
+            request.stream(),
+            int(length) if length.isdecimal() else None,
+            self._service.config.body_bytes,
+            self._service.scratch,
+        )
+
+        def told(found: Captioned) -> dict[str, Any]:
+            return {
+                "kind": found.index.kind,
+                "captions": found.to_json(),
+                "model": captions.model,
+                "precision": captions.precision,
+                "cached": found.cached,
+                "seconds": round(time.monotonic() - began, 4),
+            }
+
+        if stream:
+            return StreamingResponse(self._events(upload, prompt, told), media_type=EVENTS)
+        return json_answer(told(await self.made(request, upload, prompt)))
+
+    def captions(self) -> Captions:
+        """Return what makes captions. Raises Refused."""
+        if self._service.captions is None:
+            raise Refused(
+                404, "this server has no model that captions", "Start it with --caption-model M"
+            )
+        return self._service.captions
+
+    async def made(self, request: Request, upload: Upload, prompt: str) -> Captioned:
+        """Return the captions of what was sent. Raises Refused."""
+        work = self.captions().caption(upload, prompt)
+        seconds = self._service.config.caption_deadline
+        found: Captioned = await in_time(request.receive, work, seconds)
+        return found
+
+    async def pieces(
+        self, upload: Upload, prompt: str
+    ) -> AsyncIterator[tuple[int, str] | Captioned]:
+        """Yield new pieces of words with the place of their chunk, and at last all. Raises
+        Refused."""
+        heard: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
+        so_far: dict[int, str] = {}
+
+        def piece(at: int, text: str) -> str:
+            """Return what is new of a chunk's words: the last of them may be told otherwise."""
+            before = so_far.get(at, "")
+            if not text.startswith(before):
+                return ""
+            so_far[at] = text
+            return text[len(before) :]
+
+        doing = asyncio.ensure_future(
+            self.captions().caption(upload, prompt, lambda at, text: heard.put_nowait((at, text)))
+        )
+        try:
+            async with asyncio.timeout(self._service.config.caption_deadline):
+                while not doing.done():
+                    listening = asyncio.ensure_future(heard.get())
+                    await asyncio.wait({doing, listening}, return_when=asyncio.FIRST_COMPLETED)
+                    if not listening.done():
+                        listening.cancel()
+                        break
+                    at, text = listening.result()
+                    if new := piece(at, text):
+                        yield at, new
+                found = doing.result()
+                for at, words in enumerate(found.words):
+                    if new := piece(at, words.caption):
+                        yield at, new
+                yield found
+        except TimeoutError as error:
+            seconds = self._service.config.caption_deadline
+            raise Refused(504, f"not answered within {seconds:.0f} s", "Ask again") from error
+        finally:
+            doing.cancel()
+
+    async def _events(
+        self, upload: Upload, prompt: str, told: Callable[[Captioned], dict[str, Any]]
+    ) -> AsyncIterator[str]:
+        try:
+            async for each in self.pieces(upload, prompt):
+                if isinstance(each, Captioned):
+                    yield event({"done": True, **told(each)})
+                else:
+                    at, text = each
+                    yield event({"chunk": at, "text": text})
+        except Refused as why:
+            yield event(why.to_json())
+
+
+def event(value: Mapping[str, Any] | str) -> str:
+    """Return a server-sent event."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return f"data: {text}\n\n"

@@ -1,0 +1,82 @@
+"""Has what was sent decoded for one job, and looks after its frames until a half has seen them;
+knows no half by name."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from artifacts.packs import Record, RecordSet
+from artifacts.schema import MediaIndex
+from flows.job.prepare import Job
+from flows.job.tasks import Medium, Task, task_of
+from flows.serving.decoders import Decoders
+from flows.serving.half import Half
+from flows.serving.keeping import Keeper
+from flows.serving.scratch import Scratch
+from stages.models.encoding import FRAMES_A_BATCH
+
+
+class Cutting:
+    """The decoders of one job, and what they have found."""
+
+    def __init__(self, job: Job, decoders: Decoders, keeper: Keeper, scratch: Scratch) -> None:
+        self._kind = job.pipeline[0].writes
+        self._decoders = decoders
+        self.namespaces = job.ledger.namespaces
+        namespace = self.namespaces[self._kind]
+        self._media = keeper.of(job.store, "media", namespace)
+        self._frames = RecordSet(scratch.store, self._kind, namespace)
+
+    async def known(self, medium: Medium) -> MediaIndex | None:
+        """Return what was found in a medium before, if it was looked at."""
+        record = await self._media.read(medium.digest)
+        return None if record is None else MediaIndex.from_json(record.meta)
+
+    def keep(self, medium: Medium, index: MediaIndex) -> None:
+        """Remember what was found in a medium."""
+        self._media.keep([Record(key=medium.digest, meta=index.to_json())])
+
+    def tasks(self, medium: Medium, index: MediaIndex) -> list[Task]:
+        """Return the chunks of a medium."""
+        return [task_of(medium, index, chunk, self.namespaces) for chunk in index.chunks]
+
+    async def cut(self, medium: Medium, half: Half) -> MediaIndex:
+        """Return what is in a medium, its frames stored for a half. Raises Refused."""
+        told = {"path": medium.path, "digest": medium.digest, "kind": medium.kind, "wanted": None}
+        half.note_coming(1)
+        # A decoder that has begun is not to be stopped: it would have to be started anew.
+        doing = asyncio.ensure_future(self._decoders.cut(told))
+        doing.add_done_callback(lambda _: half.note_coming(-1))
+        try:
+            return await asyncio.shield(doing)
+        except asyncio.CancelledError:
+            doing.add_done_callback(lambda done: self._throw_away(medium, done))
+            raise
+
+    def weight(self, task: Task, half: Half) -> int:
+        """Return what a chunk weighs in a batch of a half: its pixels, or its part of the frames
+        that a batch may have."""
+        pixels = task.chunk.height * task.chunk.width * len(task.chunk.times)
+        frames = len(task.chunk.times) * half.batches.most_weight // FRAMES_A_BATCH
+        return max(pixels, frames if task.medium.kind == "video" else 0)
+
+    async def given(
+        self, task: Task, half: Half, key: str, member: dict[str, Any], weight: int
+    ) -> Any:
+        """Return what a half makes of the frames of a chunk. Raises Refused."""
+        try:
+            return await half.make(key, member, weight)
+        except BaseException:
+            if not half.has(key):  # which deletes the frames itself
+                self.drop([task])
+            raise
+
+    def drop(self, tasks: Sequence[Task]) -> None:
+        """Delete frames that nobody is going to look at."""
+        for task in tasks:
+            self._frames.find([task[self._kind]])
+            self._frames.drop([task[self._kind]])
+
+    def _throw_away(self, medium: Medium, doing: "asyncio.Future[MediaIndex]") -> None:
+        if not doing.cancelled() and doing.exception() is None:
+            self.drop(self.tasks(medium, doing.result()))

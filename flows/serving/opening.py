@@ -1,0 +1,235 @@
+"""Puts a server together from its configuration, and takes it apart in order; knows no HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from artifacts.index.manifest import read_manifest
+from artifacts.index.writing import refuse_other
+from artifacts.packs import RecordSet
+from artifacts.paths import folder_named
+from artifacts.store import open_store
+from flows.console.display import Display
+from flows.job.config import CaptionConfig, default_store
+from flows.job.labels import LabelSet, label_set
+from flows.job.launch import DirectLauncher, Forking, Launcher
+from flows.job.namespaces import namespace_aside
+from flows.job.prepare import Job, prepare_without_media
+from flows.job.weights import fetch_parts
+from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
+from flows.planning.start import ladder_of
+from flows.running.run import claiming
+from flows.search.maker import as_made, maker_of
+from flows.serving.captioning import Captions
+from flows.serving.config import ServeConfig
+from flows.serving.cutting import Cutting
+from flows.serving.decoders import Decoders
+from flows.serving.half import Half
+from flows.serving.keeping import Keeper
+from flows.serving.labelling import Labels
+from flows.serving.live_stage import LauncherMaker
+from flows.serving.metrics import Metrics
+from flows.serving.plans import decoding_call, plan_half, read_and_drop, usual_picture
+from flows.serving.residence import Residence
+from flows.serving.scratch import scratch_folder
+from flows.serving.searching import Index
+from flows.serving.seeing import Eyes
+from flows.serving.service import Service
+from flows.serving.texts import Texts
+from stages.embed_texts import STAGE as TEXTS
+from stages.process.cgroup import cores
+from stages.process.forking import ForkServer
+from stages.process.stage_process import Listener
+
+POINT_SECONDS = 1.0
+DRAIN_SECONDS = 30.0
+MOST_DECODERS = 8
+
+
+@asynccontextmanager
+async def open_service(
+    config: ServeConfig,
+    display: Display,
+    make_launcher: Callable[[Listener], Launcher] = DirectLauncher,
+) -> AsyncIterator[Service]:
+    """Yield what answers, and end it in order. Raises PenstockError."""
+    with ExitStack() as stack:
+        forks = stack.enter_context(ForkServer())
+
+        def forking(listener: Listener) -> Launcher:
+            return Forking(make_launcher(listener), forks)
+
+        labels = label_set(config.labels, config.templates) if config.labels else None
+        jobs = _Jobs(config, display, forking, stack)
+        vectors = await asyncio.to_thread(jobs.of_vectors) if config.needs_vectors else None
+        captions = await asyncio.to_thread(jobs.of_captions) if config.caption_model else None
+        first = vectors or captions
+        assert first is not None
+        scratch = stack.enter_context(scratch_folder(jobs.folder))
+        service = Service(
+            config=config,
+            metrics=Metrics(),
+            scratch=scratch,
+            residence=Residence(first.device, first.budget.bytes, display.say),
+            budget_bytes=first.budget.bytes,
+        )
+        building = _Building(service, Keeper(display.say), forking, display)
+        if vectors is not None:
+            building.add_vectors(vectors, labels)
+        if captions is not None:
+            building.add_captions(captions)
+        async with _running(service, building.keeper):
+            yield service
+
+
+@asynccontextmanager
+async def _running(service: Service, keeper: Keeper) -> AsyncIterator[None]:
+    """Run all halves until the block ends, and then what waits to its end."""
+    tasks = [asyncio.create_task(half.run()) for half in service.halves]
+    beside = [asyncio.create_task(each) for each in (keeper.run(), _points(service))]
+    for decoders in service.decoders:
+        decoders.begin()
+    try:
+        yield
+    finally:
+        for half in service.halves:
+            half.close()
+        await asyncio.wait(tasks, timeout=DRAIN_SECONDS)
+        for task in (*tasks, *beside):
+            task.cancel()
+        for decoders in service.decoders:
+            decoders.stop()
+        await keeper.save()
+
+
+async def _points(service: Service) -> None:
+    """Draw the page's time line."""
+    while True:
+        await asyncio.sleep(POINT_SECONDS)
+        memory = sum(half.memory_bytes for half in service.halves)
+        service.metrics.point(service.queued, memory, service.budget_bytes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """A configuration, and the pipeline that it is for."""
+
+    config: CaptionConfig
+    pipeline: Pipeline
+
+
+class _Jobs:
+    """The jobs by which a server makes what it answers."""
+
+    def __init__(
+        self, config: ServeConfig, display: Display, launcher: LauncherMaker, stack: ExitStack
+    ) -> None:
+        self._config = config
+        self._display = display
+        self._launcher = launcher
+        self._stack = stack
+        self.folder = open_store(config.store or default_store()).local / "serve"
+
+    def of_vectors(self) -> Job:
+        """Return the job by which vectors are made, as those of the index are."""
+        config, asked = self._config, self._config.vectors_config(self._config.model)
+        if not config.index:
+            return self._job(asked, "vectors", LABEL)
+        folder = folder_named(config.index, "index")
+        there = read_manifest(folder).maker
+        made = as_made(replace(asked, model=there.model), there)
+        job = self._job(replace(made, model=config.model or made.model), "vectors", LABEL)
+        refuse_other(folder, there, maker_of(job, there.width))
+        return job
+
+    def of_captions(self) -> Job:
+        """Return the job by which captions are made."""
+        return self._job(self._config.caption_config(), "captions", CAPTION)
+
+    def _job(self, asked: CaptionConfig, name: str, pipeline: Pipeline) -> Job:
+        config = replace(asked, out=str(self.folder / name))
+        job = prepare_without_media(config, self._launcher(lambda stage, event: None), pipeline)
+        fetch_parts(job.model, parts_of(pipeline), self._display)
+        self._stack.enter_context(claiming(job))
+        return job
+
+
+class _Building:
+    """Gives a service its halves, and what answers by them."""
+
+    def __init__(
+        self, service: Service, keeper: Keeper, launcher: LauncherMaker, display: Display
+    ) -> None:
+        self.keeper = keeper
+        self._service = service
+        self._launcher = launcher
+        self._say = display.say
+        self._half = partial(
+            Half,
+            residence=service.residence,
+            make_launcher=launcher,
+            scratch=service.scratch,
+            metrics=service.metrics,
+        )
+
+    def add_vectors(self, job: Job, labels: LabelSet | None) -> None:
+        """Have vectors made, of pictures and of texts."""
+        service, config, keeper = self._service, self._service.config, self.keeper
+        ladder = ladder_of(job, lambda entry, text: self._say(text))
+        store, stage = service.scratch.store, job.pipeline[-1]
+        told = {"store": store.url}
+        vectors = RecordSet(store, stage.writes, job.ledger.namespaces[stage.writes])
+        usual, answers = [usual_picture(job)], read_and_drop(vectors)
+        seeing = self._half(plan_half(job, stage, ladder, config, answers, told, usual))
+        namespace = namespace_aside(TEXTS, job.model, job.model.best("language"))
+        words = RecordSet(store, TEXTS.writes, namespace)
+        reading = self._half(plan_half(job, TEXTS, ladder, config, read_and_drop(words), told))
+        cutting = Cutting(job, self._decoders(job, cores()), keeper, service.scratch)
+        service.job = job
+        service.eyes = Eyes(job, seeing, cutting, keeper, service.metrics)
+        service.texts = Texts(job, reading, keeper)
+        service.labels = Labels(job, service.texts, labels)
+        if config.index:
+            service.index = Index(Path(folder_named(config.index, "index")))
+        self._add(seeing, reading)
+        seeing.warm()
+
+    def add_captions(self, job: Job) -> None:
+        """Have captions made."""
+        service, config = self._service, self._service.config
+        ladder = ladder_of(job, lambda entry, text: self._say(text))
+        _, encode, decode = job.pipeline
+        told = {"frames_store": service.scratch.store.url}
+        encoding = self._half(
+            plan_half(job, encode, ladder, config, dict.fromkeys, told, [usual_picture(job)])
+        )
+        other = job.ledger.instead(job.ledger.namespaces)
+        told = {"instead": other[decode.writes]} if other is not None else {}
+        plan = plan_half(job, decode, ladder, config, dict.fromkeys, told)
+        decoding: Half = self._half(plan)
+        cutting = Cutting(job, self._decoders(job, 1), self.keeper, service.scratch)
+        captions = Captions(job, encoding, decoding, cutting, self.keeper, service.metrics)
+        decoding.hear_more = captions.hear
+        service.captions = captions
+        self._add(encoding, decoding)
+
+    def _add(self, *halves: Half) -> None:
+        for half in halves:
+            self._service.halves.append(half)
+            self._service.metrics.watch_depth(half.name, half.depth)
+
+    def _decoders(self, job: Job, count: int) -> Decoders:
+        service, scratch = self._service, self._service.scratch
+        made = Decoders(
+            max(1, min(MOST_DECODERS, count)),
+            service.config.deadline,
+            self._launcher,
+            decoding_call(job, service.config, scratch.store.url),
+            scratch,
+            service.metrics,
+        )
+        service.decoders.append(made)
+        return made

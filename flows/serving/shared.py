@@ -1,0 +1,39 @@
+"""Does once what several requests ask for at the same time; knows not what.
+
+Who goes away meanwhile leaves it to the others; where nobody is left, it is cancelled.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+Made = TypeVar("Made")
+
+
+class Shared(Generic[Made]):
+    """Work that several requests wait for."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[Made]] = {}
+        self._wanted: dict[str, int] = {}
+
+    async def once(self, key: str, make: Callable[[], Awaitable[Made]]) -> Made:
+        """Return what `make` gives, which is called once for all that ask for the key meanwhile."""
+        task = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.ensure_future(self._made(key, make))
+        self._wanted[key] = self._wanted.get(key, 0) + 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._wanted[key] -= 1
+            if not self._wanted[key]:
+                del self._wanted[key]
+                if not task.done():
+                    task.cancel()
+
+    async def _made(self, key: str, make: Callable[[], Awaitable[Made]]) -> Made:
+        try:
+            return await make()
+        finally:
+            self._tasks.pop(key, None)

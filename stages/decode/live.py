@@ -1,0 +1,87 @@
+"""The decode stage as one that stays: says what it is asked as it is asked, and tells the words
+while they are said. It knows nothing of who asks.
+
+What was made is stored as any run stores it, so that the same question is never answered twice.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from itertools import chain
+from pkgutil import resolve_name
+
+from artifacts.errors import PenstockError
+from artifacts.packs import Record, RecordSet
+from artifacts.store import open_store
+from artifacts.tensors import RecordGone
+from stages.decode.batches import Batch
+from stages.decode.engines import choice_of, engine_of
+from stages.decode.job import DecodeJob
+from stages.decode.protocol import Asked, Said, Speaker
+from stages.decode.stored import read_features
+from stages.memory.shrinking import Shrinking
+from stages.models.prefetch import prefetched
+from stages.process.events import Words
+from stages.process.live import lines_of
+from stages.process.report import Report
+
+
+def run_live(job: DecodeJob, report: Report) -> None:
+    """Publish and tell a caption for each member that is told."""
+    first, store = choice_of(job.engine)[0], open_store(job.store)
+    features = RecordSet(store, "features", job.features_namespace)
+    answers = [RecordSet(store, "captions", n) for n in (job.namespace, job.instead) if n]
+    start: type[Speaker] = resolve_name(first.entry)
+    speaker = start(job)
+    report.note(ready=True, **speaker.facts())
+
+    def read(batch: Batch) -> list[Asked]:
+        return [asked for member in batch for asked in _read(features, member, report)]
+
+    def told() -> Iterator[Batch]:
+        yield from lines_of(job.live)
+
+    batches = told()
+    for begun in batches:
+        asked = read(begun)
+        if asked:
+            break
+    else:
+        return
+    engine = engine_of(speaker.settle(asked[0]))
+    report.note(engine=engine.name)
+    if engine is not first and job.instead:
+        answers.reverse()
+    key_of = {False: "key", True: "instead"}[engine is not first and bool(job.instead)]
+
+    def tell(one: Asked, said: Said) -> None:
+        record = Record(key=one.member[key_of], meta=said._asdict() | engine.meta)
+        answers[0].publish([record])
+        answers[0].leave([record.key])
+        report.send(Words(key=one.member["key"], **said._asdict()))
+
+    def overheard(one: Asked, text: str, tokens: int) -> None:
+        report.send(Words(key=one.member["key"], caption=text, tokens=tokens))
+
+    speaker.overhear(overheard)
+    shrinking = Shrinking(report, lambda: speaker.say(asked[:1]))
+    coming = (found for _, found in prefetched(batches, read))
+    with contextlib.closing(coming):
+        for some, said in speaker.run(filter(None, chain([asked], coming)), shrinking):
+            for one, words in zip(some, said, strict=True):
+                tell(one, words)
+
+
+def _read(features: RecordSet, member: dict[str, str], report: Report) -> Iterator[Asked]:
+    """Yield what is asked of one chunk, unless its features are gone."""
+    key = member["features"]
+    try:
+        if key not in features:
+            features.find([key])
+        if key not in features:
+            features.refresh()
+        row = read_features(features, key)
+        features.leave([key])
+        yield Asked(member, row)
+    except (PenstockError, RecordGone) as error:
+        hint = "Ask again: it is encoded anew"
+        report.failure(member["key"], "gone", getattr(error, "message", str(error)), hint)
