@@ -11,7 +11,6 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
-from flows.serving.page import page as page_module
 from flows.serving.page.page import Page, page_of
 
 PLOTLY = "plotly.min.js"
@@ -125,7 +124,7 @@ def test_without_plotly_the_page_says_how_to_install_it(monkeypatch: pytest.Monk
         assert name == "plotly"
         return None
 
-    monkeypatch.setattr(page_module.importlib.util, "find_spec", none)
+    monkeypatch.setattr(importlib.util, "find_spec", none)
     page = page_of()
     assert page.files == {} and len(rules(page)["script-src"]) == 1
     assert 'data-plotly=""' in page.html.decode()

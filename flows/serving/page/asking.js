@@ -2,11 +2,13 @@
 // asked again where the server says when.
 
 const $ = id => document.getElementById(id);
-const TRIES = 6, LONGEST_SECONDS = 20, BUSY = [429, 503];
+const TRIES = 6, LONGEST_SECONDS = 60, BUSY = [429, 503];
+
+const sentence = text => text ? text[0].toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".") : "";
 
 // What the server refuses, or that it cannot be reached.
 class Refusal extends Error {
-  constructor(error, hint = "", status = 0) { super(error); Object.assign(this, {hint, status}); }
+  constructor(error, hint = "", status = 0) { super(sentence(error)); Object.assign(this, {hint: sentence(hint), status}); }
 }
 
 // One request; XMLHttpRequest, because fetch does not tell how much of a body has been sent.

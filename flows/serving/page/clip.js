@@ -1,6 +1,23 @@
 // A clip in time: when each label is seen, as bars on lines that can be gone to, and which labels
 // the frame has that is shown now.
 
+// Stretches of frames that follow one another and were given the same label, with its best score. A
+// frame lasts until the next one; the last as long as the one before it.
+function stretches(frames) {
+  const open = new Map(), found = [], times = frames.map(frame => frame.time);
+  const step = times.length > 1 ? times[times.length - 1] - times[times.length - 2] : 1;
+  frames.forEach(({time, labels}, at) => {
+    const end = times[at + 1] ?? time + step, given = new Map(labels.filter(label => label.passed).map(label => [label.label, label.score]));
+    for (const [name, value] of given) {
+      const span = open.get(name);
+      if (span) Object.assign(span, {end, score: Math.max(span.score, value)});
+      else { open.set(name, {label: name, start: time, end, score: value}); found.push(open.get(name)); }
+    }
+    for (const name of open.keys()) if (!given.has(name)) open.delete(name);
+  });
+  return found;
+}
+
 class Clip {
   // `video` plays it, or is a picture that moves; `show` is given the frame that is shown now.
   constructor(video, show) {
@@ -11,17 +28,20 @@ class Clip {
     for (const name of ["timeupdate", "seeked", "loadedmetadata"]) video.addEventListener(name, () => this.mark());
   }
 
-  put({frames = [], spans = []}) {
+  // Returns the names of the labels that it was given at any time.
+  put(frames) {
+    const spans = stretches(frames), {duration} = this.video;
     this.frames = frames;
     this.box.hidden = !spans.length;
-    const ends = [...spans.map(span => span.end), ...frames.map(frame => frame.time)];
-    this.total = Math.max(Number.isFinite(this.video.duration) ? this.video.duration : 0, ...ends) || 1;
+    this.total = Number.isFinite(duration) ? duration : Math.max(1, ...spans.map(span => span.end));
+    for (const span of spans) span.end = Math.min(span.end, this.total);
     const names = [...new Set(spans.map(span => span.label))];
     this.lines.replaceChildren(...names.map((name, at) => this.line(name, spans.filter(span => span.label === name), at % TINTS)));
     const first = this.lines.querySelector("button");
     if (first) first.tabIndex = 0;
     this.now = null;
     this.mark();
+    return names;
   }
 
   line(name, spans, tint) {

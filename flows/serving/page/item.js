@@ -94,12 +94,14 @@ class Item {
     part.content.hidden = false;
     this.size = [answer.width, answer.height];
     this.scene.shape(...this.size);
-    if (answer.kind === "video") this.times.put(answer);
-    else this.see(answer.labels);
+    let given = [];
+    if (answer.kind === "video") given = this.times.put(answer.frames);
+    else {
+      this.see(answer.labels);
+      given = answer.labels.filter(label => label.passed).map(label => label.label);
+    }
     this.tell("labels", answer);
     this.alike.hidden = !search.able;
-    const given = answer.kind === "video" ? [...new Set(answer.spans.map(span => span.label))]
-      : answer.labels.filter(label => label.passed).map(label => label.label);
     say(`${this.name}: ${given.join(", ") || "no label"}`);
   }
 
