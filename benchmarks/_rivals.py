@@ -27,23 +27,25 @@ class Encoder:
         self._tower: Any = None
         if tower is not None:
             import torch
-            from transformers import CLIPVisionModelWithProjection
+            from transformers import AutoModel
 
             torch.set_num_threads(1)
-            self._tower = CLIPVisionModelWithProjection.from_pretrained(tower).eval()
-            self.side: int = self._tower.config.image_size
+            self._tower = AutoModel.from_pretrained(tower, dtype="float32").eval()
+            self._side: int = self._tower.config.vision_config.image_size
 
     def pixels(self, picture: bytes) -> Pixels:
-        return pixels_of(picture, self.side) if self._tower is not None else pixels_of(picture)
+        return pixels_of(picture) if self._tower is None else pixels_of(picture, self._side)
 
     def vectors(self, pictures: Sequence[Pixels]) -> NDArray[np.float16]:
         if self._tower is None:
-            return encode(len(pictures), self._slower)
+            return encode(pictures, self._slower).astype(np.float16)
         import torch
 
         with torch.inference_mode():
-            made = self._tower(pixel_values=torch.from_numpy(np.stack(pictures))).image_embeds
-        vectors: NDArray[np.float16] = made.numpy().astype(np.float16)
+            pixels = torch.from_numpy(np.stack(pictures))
+            made = self._tower.get_image_features(pixel_values=pixels)
+        features: torch.Tensor = getattr(made, "pooler_output", made)
+        vectors: NDArray[np.float16] = features.numpy().astype(np.float16)
         return vectors
 
 
