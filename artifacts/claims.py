@@ -153,6 +153,19 @@ class Turns:
         self._claims.release(keys)
 
 
+class OwnTurns:
+    """The turns of a process that makes what nobody else is asked for, as it is asked for it."""
+
+    def mine(
+        self, batches: Iterable[Batch], lacking: Callable[[Batch], Sequence[str]]
+    ) -> Iterator[Batch]:
+        """Yield the batches, as they come."""
+        return iter(batches)
+
+    def done(self, keys: Iterable[str]) -> None:
+        """Tell nobody."""
+
+
 @contextlib.contextmanager
 def turns_at(store: Store, *record_sets: RecordSet) -> Iterator[Turns]:
     """Take turns at what the first of these record sets holds, until the block or the process

@@ -67,6 +67,13 @@ class RecordSet:
                 for key, place in places.items():
                     self._places.setdefault(key, place)
 
+    def find(self, keys: Iterable[str]) -> None:
+        """See the pack that holds these and no others, if somebody published it. To look for one
+        takes no look at all that is there."""
+        name = self._name(keys)
+        with contextlib.suppress(DamagedRecord, FileNotFoundError):
+            self._book(name, dict(read_header(self._store, name)))
+
     def keys(self) -> set[str]:
         return set(self._places)
 
@@ -156,14 +163,18 @@ class RecordSet:
             hint="See what lies there, and remove it; the same command then goes on",
         )
 
+    def leave(self, keys: Iterable[str]) -> set[str]:
+        """Forget records that are left to others. Returns the packs of which none is left here."""
+        with self._lock:
+            left = {self._places.pop(key).pack for key in keys if key in self._places}
+            empty = left - {place.pack for place in self._places.values()} if left else left
+            self._packs -= empty
+            return empty
+
     def drop(self, keys: Iterable[str]) -> None:
         """Forget records; a pack is deleted when none of its records is left."""
         with self._lock:
-            dropped = [self._places.pop(key).pack for key in keys if key in self._places]
-            if not dropped:
-                return
-            for pack in set(dropped) - {place.pack for place in self._places.values()}:
-                self._packs.discard(pack)
+            for pack in self.leave(keys):
                 self._store.delete(pack)
 
     def remove(self, keys: Iterable[str]) -> int:

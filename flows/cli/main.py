@@ -20,6 +20,7 @@ from flows.cli.options import (
     add_label_options,
     add_running_options,
 )
+from flows.cli.serve_options import add_serve_options
 from flows.cli.train_plan import add_train_options
 from flows.console.terminal import forget_terminal
 from flows.job.config import PRECISIONS
@@ -62,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
     add_label_options(label)
     add_index_commands(commands.add_parser("index", help="vectors to search in", epilog=EPILOG))
     add_search_options(commands.add_parser("search", help="search an index", epilog=EPILOG))
+    add_serve_options(
+        commands.add_parser("serve", help="labels, search, captions over HTTP", epilog=EPILOG)
+    )
     status = commands.add_parser("status", help="how a run stands", epilog=EPILOG)
     status.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     status.add_argument("--json", action="store_true", help="print the record as JSON")

@@ -75,7 +75,7 @@ def label_set(told: str, templates: str = "") -> LabelSet:
     else:
         entries = [(name.strip(), {}) for name in told.split(",")]
     labels = tuple(_label(name, given, forms) for name, given in entries)
-    _check(labels, told)
+    check_labels(labels, told)
     return LabelSet(labels=labels, templates=tuple(forms))
 
 
@@ -174,7 +174,8 @@ def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
     )
 
 
-def _check(labels: Sequence[Label], told: str) -> None:
+def check_labels(labels: Sequence[Label], told: str) -> None:
+    """Raise UsageError for labels that are no set: none, empty, twice, their own ancestors."""
     names = [label.name for label in labels]
     if not names or not all(names):
         raise UsageError(

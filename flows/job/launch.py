@@ -20,6 +20,7 @@ ENTRIES: Mapping[str, str] = {
     "merge": "stages.export.merge:run",
     "time_graphs": "stages.export.graphs.timing:run",
     "cut": "stages.frames.cut:run",
+    "cut_live": "stages.frames.live:run",
     "measure": "stages.memory.measure:run",
     "probe": "stages.process.probe:run",
 }
@@ -46,6 +47,8 @@ class StageCall:
     """Processor time that a thread of it may take; 0: as long as it needs."""
     forks: ForkServer | None = None
     """Server that it may be forked from."""
+    stays: bool = False
+    """Whether it stays and is told what to do, while who started it holds the device's lock."""
 
 
 KILLS = 2
@@ -87,6 +90,7 @@ class DirectLauncher:
             budget=call.budget,
             seconds=call.seconds,
             forks=call.forks,
+            stays=call.stays,
         )
 
 

@@ -13,13 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from artifacts.captions import ended_of
-from artifacts.keys import item_key
 from artifacts.packs import RecordSet
 from artifacts.record_union import RecordUnion
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store
 from flows.job.namespaces import Namespaces
-from flows.job.tasks import Medium, Task
+from flows.job.tasks import Medium, Task, task_of
 from flows.pipelines import Pipeline
 from stages.process.stage import Stage
 
@@ -210,16 +209,7 @@ class Ledger:
 
     def at(self, medium: Medium, chunk: ChunkIndex, namespaces: Namespaces) -> Task:
         """Return the chunk with the keys of one variant."""
-        place = (medium.digest, chunk.index)
-        index = self.index(medium)
-        words = index.words(namespaces.fit_image) if index is not None else ()
-        keys = {
-            kind: item_key(
-                namespace, *place, *([medium.prompt] if kind in namespaces.prompted else []), *words
-            )
-            for kind, namespace in namespaces.of.items()
-        }
-        return Task(medium=medium, chunk=chunk, keys=keys, namespaces=namespaces)
+        return task_of(medium, self.index(medium), chunk, namespaces)
 
     def frames_wanted(self, medium: Medium) -> list[int] | None:
         """Return the chunks whose frames must be cut: None for all of an unknown medium, [] for

@@ -4,7 +4,8 @@ knows no store."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from artifacts.schema import ChunkIndex
+from artifacts.keys import item_key
+from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.stamps import Stamp
 from artifacts.tiles import OFF, Box, boxes_of
 from flows.job.namespaces import Namespaces
@@ -70,6 +71,25 @@ class Task:
         if self.medium.kind == "image":
             size = self.namespaces.fit_image.size(*size)
         return (self.medium.kind, self.pictures, *size)
+
+
+def task_of(
+    medium: Medium, index: MediaIndex | None, chunk: ChunkIndex, namespaces: Namespaces
+) -> Task:
+    """Return a chunk of a medium with the keys of one variant; `index` is what was found in the
+    medium, if it was looked at."""
+    words = index.words(namespaces.fit_image) if index is not None else ()
+    keys = {
+        kind: item_key(
+            namespace,
+            medium.digest,
+            chunk.index,
+            *([medium.prompt] if kind in namespaces.prompted else []),
+            *words,
+        )
+        for kind, namespace in namespaces.of.items()
+    }
+    return Task(medium=medium, chunk=chunk, keys=keys, namespaces=namespaces)
 
 
 def unique(tasks: Sequence[Task], kind: str) -> list[Task]:

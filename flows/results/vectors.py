@@ -97,7 +97,7 @@ def frames_of(job: Job, task: Task) -> list[tuple[float | None, list[float] | No
     """Return of each vector of a chunk its second in the video and its box in the picture, None
     where there is none."""
     if task.medium.kind == "image":
-        return [(None, box) for box in shown_boxes(job, task)]
+        return [(None, box) for box in shown_boxes(task, shown_width(job, task))]
     return [(time, None) for time in task.chunk.times]
 
 
@@ -115,13 +115,18 @@ def _rows(job: Job, made: list[Made]) -> Iterator[dict[str, Any]]:
             }
 
 
-def shown_boxes(job: Job, task: Task) -> list[list[float] | None]:
-    """Return the box of each vector of a picture, in pixels of the picture as it is shown: left,
-    top, right, bottom. None is all of it."""
+def shown_width(job: Job, task: Task) -> int:
+    """Return the pixels of a row of a medium, as it is shown."""
     index = job.ledger.index(task.medium)
     assert index is not None
+    return index.width
+
+
+def shown_boxes(task: Task, width: int) -> list[list[float] | None]:
+    """Return the box of each vector of a picture, in pixels of the picture as it is shown, which
+    has that width: left, top, right, bottom. None is all of it."""
     # A picture of very many pixels is looked at at half its sides.
-    scale = index.width / max(1, task.chunk.width)
+    scale = width / max(1, task.chunk.width)
     return [
         None if box.level == 0 else [round(side * scale) for side in box[1:]] for box in task.boxes
     ]

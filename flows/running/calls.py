@@ -2,14 +2,14 @@
 after what."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from artifacts.schema import Part
 from flows.job.graphs import GraphUse
 from flows.job.launch import StageCall
 from flows.job.models import Model
-from flows.job.namespaces import Namespaces
+from flows.job.namespaces import Namespaces, namespace_aside
 from flows.job.precision import PartSettings
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
@@ -70,11 +70,34 @@ class Calls:
         job, namespaces = self._job, batches[0][0].namespaces
         other = job.ledger.instead(namespaces) if stage is job.pipeline[-1] else None
         told = {
+            "instead": other[stage.writes] if other else "",
+            "batches": [[self.member(stage, task, other) for task in batch] for batch in batches],
+            "batch_instead": batch_instead,
+            "said_before": self._said_before(stage, batches) if rung.seated else {},
+        }
+        return self._of_records(stage, namespaces, told, rung)
+
+    def live(self, stage: Stage, rung: Rung, told: Mapping[str, Any]) -> StageCall:
+        """Return the call of a stage that stays, and makes what it is told over its pipe `live`,
+        which is among what is `told`."""
+        namespaces = self._job.ledger.namespaces
+        if stage.of_media:
+            call = self._of_records(stage, namespaces, {"batches": [], **told}, rung)
+        else:
+            settings = settings_on(self._job.model, rung)
+            assert settings is not None
+            namespace = namespace_aside(stage, self._job.model, settings)
+            call = self.once(stage, {"namespace": namespace, "batch": rung.batch, **told}, rung)
+        return replace(call, stays=True)
+
+    def _of_records(
+        self, stage: Stage, namespaces: Namespaces, told: Mapping[str, Any], rung: Rung
+    ) -> StageCall:
+        job = self._job
+        every = {
             "store": job.store.url,
             f"{stage.reads}_namespace": namespaces[stage.reads],
             "namespace": namespaces[stage.writes],
-            "instead": other[stage.writes] if other else "",
-            "batches": [[self._member(stage, task, other) for task in batch] for batch in batches],
             "frames_a_video": job.model.profile.frames_a_video,
             "max_new_tokens": job.config.max_new_tokens,
             "tiles": namespaces.tiles,
@@ -83,12 +106,11 @@ class Calls:
             "block": rung.block,
             "prefill": rung.prefill,
             "kv": rung.kv,
-            "batch_instead": batch_instead,
-            "said_before": self._said_before(stage, batches) if rung.seated else {},
+            **told,
         }
         if stage.part:
-            told |= self._part(stage.part, rung)
-        return self._call(stage, job_of(stage.job, told))
+            every |= self._part(stage.part, rung)
+        return self._call(stage, job_of(stage.job, every))
 
     def texts(
         self, groups: Sequence[Sequence[str]], namespace: str, key: str, rung: Rung
@@ -150,7 +172,7 @@ class Calls:
             budget=self._job.budget.of_stage(device),
         )
 
-    def _member(self, stage: Stage, task: Task, other: Namespaces | None) -> dict[str, str]:
+    def member(self, stage: Stage, task: Task, other: Namespaces | None = None) -> dict[str, str]:
         """Return a member of a batch: its key, the key that it reads, the prompt where that counts.
         Where another variant answers as well, its key in that one stands there, too."""
         made, ledger = stage.writes, self._job.ledger

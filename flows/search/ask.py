@@ -116,12 +116,15 @@ def search_index(
         without=tuple(vectors[1:]),
         kept=None if condition is None else matching(snapshot, condition),
     )
-    searcher = Searcher(snapshot)
+    found = found_by(Searcher(snapshot), query, asked)
+    return [hit_of(snapshot, rank, moment) for rank, moment in enumerate(found, 1)]
+
+
+def found_by(searcher: Searcher, query: Query, asked: SearchAsked) -> list[Moment]:
+    """Return what a query finds, the nearest first."""
     if asked.moments:
-        found = moments(searcher, query, asked.top)
-    else:
-        found = single(searcher, searcher.find(query, asked.top))
-    return [_hit(snapshot, rank, moment) for rank, moment in enumerate(found, 1)]
+        return moments(searcher, query, asked.top)
+    return single(searcher, searcher.find(query, asked.top))
 
 
 def config_for(place: SearchPlace, manifest: Manifest) -> CaptionConfig:
@@ -205,7 +208,8 @@ def picture_vector(
     return found
 
 
-def _hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
+def hit_of(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
+    """Return what is told of something that was found."""
     row, position = moment.row, moment.position
     (content,) = snapshot.identities_at(CONTENT, np.array([position]))
     same = snapshot.positions_of(CONTENT, int(content))

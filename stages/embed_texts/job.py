@@ -1,6 +1,6 @@
 """The job of the texts stage, as its process is told it; imports no model library."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stages.models.half_job import HalfJob
 
@@ -12,9 +12,11 @@ class TextsJob(HalfJob):
     store: str
     namespace: str
     """Namespace of what is made of them."""
-    key: str
+    key: str = ""
     """Key of the record that is made."""
-    groups: list[list[str]]
+    groups: list[list[str]] = field(default_factory=list)
     """Texts of which one vector each is made: all that say the same in other words."""
     batch: int
     """Texts that go through the half at once."""
+    live: str = ""
+    """Pipe of lists of `key` and `groups`, which are then told instead, as they come."""

@@ -1,6 +1,7 @@
 """The texts stage: groups of texts to one record of vectors, in one process. It knows neither
 pictures nor what the vectors are for."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from artifacts.packs import RecordSet
+from artifacts.errors import CannotFit
+from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.vectors import vector_record
 from stages.embed_texts.job import TextsJob
@@ -18,7 +20,9 @@ from stages.memory.shrinking import Shrinking, pieces
 from stages.models.halves.vectors import text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
+from stages.process.events import Published
 from stages.process.job import job_of
+from stages.process.live import lines_of
 from stages.process.report import Report
 
 LINE_TEXTS = 3
@@ -32,28 +36,50 @@ def run(told: dict[str, Any], report: Report) -> None:
     report.total(1)
     if job.key in records:
         return
-    processor, half = source.processor(), source.hold("language")
-    report.note(ready=True, **facts(half.model))
-    texts = [text for group in job.groups for text in group]
-    reader: TextReader = half.use(lambda model: TextReader(processor, model))
+    making = _Making(source, job.batch, report)
+    if not job.live:
+        records.publish([making.record(job.key, job.groups)])
+        report.item(job.key)
+        return
+    for asked in lines_of(job.live):
+        for each in asked:
+            with contextlib.suppress(CannotFit):  # a sentence of any length: the others may fit
+                records.publish([making.record(each["key"], each["groups"])])
+                report.send(Published(keys=(each["key"],)))
+            records.leave([each["key"]])
 
-    def compute(some: Sequence[str]) -> torch.Tensor:
-        made: torch.Tensor = half.use(lambda model: text_vectors(model, reader.inputs(some)))
+
+class _Making:
+    """The text half, and how texts go through it."""
+
+    def __init__(self, source: ModelJob, batch: int, report: Report) -> None:
+        processor = source.processor()
+        self._half = source.hold("language")
+        report.note(ready=True, **facts(self._half.model))
+        self._report, self._batch = report, batch
+        self._reader: TextReader = self._half.use(lambda model: TextReader(processor, model))
+
+    def record(self, key: str, groups: Sequence[Sequence[str]]) -> Record:
+        """Return the record of the vectors of these groups. Raises CannotFit."""
+        texts = [text for group in groups for text in group]
+        shrinking = Shrinking(self._report, lambda: self._compute(texts[:1]))
+        every = torch.cat(
+            [
+                made
+                for batch in pieces(texts, self._batch)
+                for _, made in shrinking.through(batch, str, self._compute)
+            ]
+        )
+        line: LogitLine = self._half.use(lambda model: _line(model, self._reader, texts))
+        record = vector_record(key, mean_directions(every, list(map(len, groups))).numpy())
+        cut = {"cut": self._reader.cut(texts), "tokens": self._reader.most}
+        return replace(record, meta={**record.meta, **asdict(line), **cut})
+
+    def _compute(self, some: Sequence[str]) -> torch.Tensor:
+        made: torch.Tensor = self._half.use(
+            lambda model: text_vectors(model, self._reader.inputs(some))
+        )
         return made.float().cpu()
-
-    shrinking = Shrinking(report, lambda: compute(texts[:1]))
-    every = torch.cat(
-        [
-            made
-            for batch in pieces(texts, job.batch)
-            for _, made in shrinking.through(batch, str, compute)
-        ]
-    )
-    line: LogitLine = half.use(lambda model: _line(model, reader, texts))
-    record = vector_record(job.key, mean_directions(every, list(map(len, job.groups))).numpy())
-    meta = {**record.meta, **asdict(line), "cut": reader.cut(texts), "tokens": reader.most}
-    records.publish([replace(record, meta=meta)])
-    report.item(job.key)
 
 
 def _line(half: Any, reader: TextReader, texts: Sequence[str]) -> LogitLine:

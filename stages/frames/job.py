@@ -22,3 +22,9 @@ class FramesJob:
     medium."""
     workers: int
     """Number of files cut at once."""
+    live: str = ""
+    """Pipe of media to be cut as they are told; empty: those of `media`."""
+    most_pixels: int = 0
+    """Most pixels of a picture that is read; 0: as many as are ever read."""
+    most_chunks: int = 0
+    """Most chunks of a video that is cut; 0: any."""

@@ -54,21 +54,25 @@ BROKEN = (
 """Errors that Pillow raises over bad content, by format."""
 
 
-def read_picture(path: Path, fit: FrameFit | None = None) -> tuple[MediaIndex, Chunk]:
+def read_picture(
+    path: Path, fit: FrameFit | None = None, most_pixels: int = 0
+) -> tuple[MediaIndex, Chunk]:
     """Read a picture as a medium of one chunk of one frame. It is made smaller while it is decoded
-    where `fit` allows it. Raises MediaError."""
+    where `fit` allows it. Raises MediaError, also for one of more than `most_pixels` if that is not
+    0, before it is decoded."""
     fit = fit or FrameFit()
     check_file(path)
     try:
         formats = picture_formats(path)
         try:
-            height, width, pixels, found = _decode(path, formats, fit)
+            height, width, pixels, found = _decode(path, formats, fit, most_pixels)
         except OSError as error:
             whole = path.read_bytes()
             if error.errno is not None or not whole.startswith(JPEG_START):
                 raise
             # libjpeg fills what is missing with grey when it meets the end it was promised.
-            height, width, pixels, _ = _decode(io.BytesIO(whole + JPEG_END), formats, fit)
+            again = io.BytesIO(whole + JPEG_END)
+            height, width, pixels, _ = _decode(again, formats, fit, most_pixels)
             found = ("cut short: the picture's missing part is grey",)
     except Image.DecompressionBombError as error:
         raise MediaError(
@@ -100,12 +104,14 @@ def read_picture(path: Path, fit: FrameFit | None = None) -> tuple[MediaIndex, C
 
 
 def _decode(
-    source: Path | io.BytesIO, formats: tuple[str, ...], fit: FrameFit
+    source: Path | io.BytesIO, formats: tuple[str, ...], fit: FrameFit, most_pixels: int
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
     """Return (height, width) as shown, pixels [height, width, 3] at the size to store, and
     warnings."""
     with Image.open(source, formats=formats) as image:
         size = image.size
+        if 0 < most_pixels < size[0] * size[1]:
+            raise Image.DecompressionBombError(f"{size[0]} x {size[1]}")
         turn = _orientation(image)
         width, height = size[::-1] if turn in SWAPPING else size
         # A JPEG is decoded at a part of its sides, which is several times as fast.

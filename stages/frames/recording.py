@@ -101,35 +101,10 @@ class Recording:
         another one is told, and not remembered."""
         self._report.begin(medium.digest)
         try:
-            with self._watchdog.over(), _of_one_file(medium):
+            with self._watchdog.over(), blaming(medium):
                 yield
         except MediaError as error:
-            if out_of_memory(error) and short():
-                raise MemoryError(error.message) from error
-            if error.kind in PASSING:
-                hint = "Check the disk it lies on; the same command then goes on"
-                raise EnvironmentFault(error.message, hint=hint) from error
             self._refuse(medium, error)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"{medium.path} could not be read to its end ({error.strerror or error})",
-                hint="Check the disk it lies on; the same command then goes on",
-            ) from error
-        except (PenstockError, MemoryError):
-            raise
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            # One file must not end the run, whatever a library makes of it.
-            log.warning("while cutting %s", medium.path, exc_info=True)
-            self._refuse(
-                medium,
-                MediaError(
-                    f"{medium.path} cannot be read ({type(error).__name__}: {error})",
-                    kind="unexpected",
-                    hint="Convert it, for example to H.264 in MP4; the log of the stage says more",
-                ),
-            )
         self._report.done(medium.digest)
 
     def _refuse(self, medium: MediumToCut, error: MediaError) -> None:
@@ -140,6 +115,39 @@ class Recording:
         if error.kind != CHANGED:
             self.failures.publish([Record(key=medium.digest, meta=meta)])
         self._report.failure(medium.digest, error.kind, message, error.hint)
+
+
+@contextlib.contextmanager
+def blaming(medium: MediumToCut) -> Iterator[None]:
+    """Raise MediaError for all that is the fault of one file, whatever a library makes of it; of a
+    disk EnvironmentFault, and what an allocator raises."""
+    try:
+        with _of_one_file(medium):
+            yield
+    except MediaError as error:
+        if out_of_memory(error) and short():
+            raise MemoryError(error.message) from error
+        if error.kind in PASSING:
+            hint = "Check the disk it lies on; the same command then goes on"
+            raise EnvironmentFault(error.message, hint=hint) from error
+        raise
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{medium.path} could not be read to its end ({error.strerror or error})",
+            hint="Check the disk it lies on; the same command then goes on",
+        ) from error
+    except (PenstockError, MemoryError):
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        # One file must not end the run.
+        log.warning("while cutting %s", medium.path, exc_info=True)
+        raise MediaError(
+            f"{medium.path} cannot be read ({type(error).__name__}: {error})",
+            kind="unexpected",
+            hint="Convert it, for example to H.264 in MP4; the log of the stage says more",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -79,9 +79,9 @@ def run_job(job: dict[str, Any], origin: Origin, events: int) -> int:
     status."""
     die_with(origin.parent)
     ctypes.CDLL(None).prctl(PR_SET_NAME, job["name"][:15].encode())  # as `ps` and `top` show it
-    report = Report(events, Path(job["journal"]))
+    report = Report(events, Path(job["journal"]) if job["journal"] else None)
     # A stage that is told of no device runs no model: what else it does need not wait.
-    runs_on = str(job["arguments"].get("device", ""))
+    runs_on = "" if job["stays"] else str(job["arguments"].get("device", ""))
     try:
         lock = hold_device(
             runs_on, lambda who: report.warning(f"waiting for {runs_on.upper()}, {who} has it")

@@ -27,6 +27,23 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """These items are in the store together; told by a stage that stays instead of one by one."""
+
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """A medium was read by a stage that stays, and its frames are in the store."""
+
+    media: str
+    """Content digest."""
+    index: Mapping[str, Any]
+    """The fields of a MediaIndex."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Begin:
     """A medium is opened: whoever dies from now on may have died of it."""
 
@@ -124,12 +141,14 @@ class Ended:
 
 
 Event = (
-    Total | Item | Begin | Done | Failed | Shrunk | TooLarge | Warned | MemorySeen | Noted | Broken
-    | Ended
+    Total | Item | Published | Found | Begin | Done | Failed | Shrunk | TooLarge | Warned
+    | MemorySeen | Noted | Broken | Ended
 )  # fmt: skip
 WORDS: Mapping[str, type[Any]] = {
     "total": Total,
     "item": Item,
+    "published": Published,
+    "found": Found,
     "begin": Begin,
     "done": Done,
     "failure": Failed,

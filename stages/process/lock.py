@@ -39,6 +39,20 @@ def hold_device(device: str, on_wait: Callable[[str], None]) -> IO[str] | None:
     return hold(Path(named), on_wait) if device == "cpu" and named else None
 
 
+def try_hold_device(device: str) -> tuple[IO[str] | None, str]:
+    """Take a device's lock if it is free, to be kept open. Returns it, or None where there is none
+    to take, and who has it instead, in words."""
+    named = os.environ.get(CPU_LOCK, "")
+    if device.startswith("cuda"):
+        path = lock_path(device)
+    elif device == "cpu" and named:
+        path = Path(named)
+    else:
+        return None, ""
+    lock = try_hold(path)
+    return lock, "" if lock is not None else holder(path)
+
+
 def lock_path(device: str) -> Path:
     """Return the path of a device's lock, one file a physical device. It is the same for all users'
     processes on this machine; in containers, which have a /tmp each, for those that are given one

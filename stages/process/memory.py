@@ -15,6 +15,9 @@ PEAK_INTERVAL = 0.05
 """Seconds between looks for the peak: short, because activations come and go."""
 TIMELINE_INTERVAL = 0.5
 """Seconds between points of the time line (2 Hz)."""
+MOST_POINTS = 7200
+"""Points of a time line that are kept: an hour's. Of a longer one, every second that is older
+goes whenever it is full."""
 RISE_BYTES = 16 << 20
 RISE_SHARE = 0.01
 """Part by which a peak is above the one that was told, at the least, when it is told at once:
@@ -111,11 +114,18 @@ class Sampler:
         due = passed >= self._next_point
         if due:
             self._next_point = passed + TIMELINE_INTERVAL
-            self.timeline.append((passed, now.anonymous, device))
+            add_point(self.timeline, (passed, now.anonymous, device))
         if self._tell is not None and (due or any(map(_rose, peaks, self._told))):
             self._told = peaks
             with contextlib.suppress(OSError):  # nobody listens any more
                 self._tell(passed, now.anonymous, device, *peaks)
+
+
+def add_point(timeline: list[Any], point: Any) -> None:
+    """Add a point to a time line, which grows for ever in no process that stays."""
+    timeline.append(point)
+    if len(timeline) > MOST_POINTS:
+        del timeline[1:MOST_POINTS:2]
 
 
 def _own_bytes(device: str) -> int:

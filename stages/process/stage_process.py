@@ -45,6 +45,7 @@ from stages.process.events import (
 )
 from stages.process.exit_diagnosis import LAST_LINES, Ending, fault_of_stage
 from stages.process.forking import ForkServer, Process
+from stages.process.memory import add_point
 from stages.process.outcome import StageOutcome
 
 STOP_SECONDS = 10.0
@@ -70,10 +71,12 @@ class StageProcess:
         budget: int = 0,
         seconds: float = 0.0,
         forks: ForkServer | None = None,
+        stays: bool = False,
     ) -> None:
         """Start the stage, if it can be from the server `forks`. It may take `budget` bytes of the
         device above its imports; 0: all that is there. A thread of it may take `seconds` of
-        processor time; 0: as long as it needs."""
+        processor time; 0: as long as it needs. One that `stays` leaves the device's lock to who
+        started it, and writes no journal."""
         self.name = name
         self.log = log
         self._device = device
@@ -91,13 +94,13 @@ class StageProcess:
             raise fault_of(error, log.parent) from error
         handle, self._job = tempfile.mkstemp(prefix=f"penstock-{name}-", suffix=".json")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            journal = str(log.with_suffix(".items.jsonl"))
             job = {
                 "name": name,
                 "entry": entry,
                 "arguments": arguments,
                 "device": device,
-                "journal": journal,
+                "journal": None if stays else str(log.with_suffix(".items.jsonl")),
+                "stays": stays,
                 "budget": {"bytes": budget} if budget else None,
             }
             file.write(json.dumps(job))  # thrice as fast as json.dump
@@ -203,7 +206,8 @@ class StageProcess:
                 outcome.peak_host_bytes = max(outcome.peak_host_bytes, event.peak_host_bytes)
                 outcome.peak_device_bytes = max(outcome.peak_device_bytes, event.peak_device_bytes)
                 # What is known should it die; whoever ends in order tells it all.
-                outcome.timeline.append([event.seconds, event.host_bytes, event.device_bytes])
+                point = [event.seconds, event.host_bytes, event.device_bytes]
+                add_point(outcome.timeline, point)
             case Broken():
                 outcome.error = event
             case Ended():

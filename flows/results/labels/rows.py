@@ -1,7 +1,7 @@
 """Makes the lines of labels of what is in the store; runs no model."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -10,14 +10,14 @@ import numpy as np
 
 from artifacts.labels import Labelled, Scored
 from artifacts.text_vectors import TextVectors
-from artifacts.vectors import vectors_in
+from artifacts.vectors import Vectors, vectors_in
 from flows.job.labels import LabelSet
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from flows.results.labels.judging import Judge, Passed, Scores, cosines_of
 from flows.results.labels.pooling import Pooled, pooled, whole_of
-from flows.results.vectors import Made, made_of, made_vectors, shown_boxes
+from flows.results.vectors import Made, made_of, made_vectors, shown_boxes, shown_width
 
 TASKS_A_BLOCK = 256
 """Chunks whose scores are in memory at once."""
@@ -70,36 +70,55 @@ def judged(job: Job, labelling: Labelling, made: Iterable[Made] | None = None) -
     kept, left = job.ledger["embeddings"], iter(made_vectors(job) if made is None else made)
     while block := list(islice(left, TASKS_A_BLOCK)):
         found = [vectors_in(kept.read(task["embeddings"])) for _, task in block]
-        cosines = cosines_of(np.concatenate(found), labelling.texts)
-        ends = np.cumsum([len(each) for each in found])[:-1]
-        parts = [
-            pooled(some, task.levels) if task.is_cut else whole_of(some)
-            for (_, task), some in zip(block, np.split(cosines, ends), strict=True)
-        ]
-        scores = labelling.judge.scores(np.concatenate([part.best for part in parts]))
-        passed = labelling.judge.passed(scores)
-        ends = np.cumsum([len(part.best) for part in parts])[:-1]
-        split = zip(np.split(scores, ends), np.split(passed, ends), strict=True)
-        for (file, task), part, (some, given) in zip(block, parts, split, strict=True):
-            lines = _Making(job, labelling, file, task, part)
-            rows = [lines.row(at, some[at], given[at]) for at in range(len(some))]
-            yield Judged(file=file, task=task, rows=rows, scores=some, passed=given)
+        widths = [shown_width(job, task) if task.is_cut else 0 for _, task in block]
+        yield from judged_vectors(job.model.name, labelling, block, found, widths)
+
+
+def judged_vectors(
+    model: str,
+    labelling: Labelling,
+    block: Sequence[Made],
+    found: Sequence[Vectors],
+    widths: Sequence[int],
+) -> Iterator[Judged]:
+    """Yield the labels of chunks, of each of which these vectors were found by that model, and
+    whose pictures are shown so wide."""
+    cosines = cosines_of(np.concatenate(found), labelling.texts)
+    ends = np.cumsum([len(each) for each in found])[:-1]
+    parts = [
+        pooled(some, task.levels) if task.is_cut else whole_of(some)
+        for (_, task), some in zip(block, np.split(cosines, ends), strict=True)
+    ]
+    scores = labelling.judge.scores(np.concatenate([part.best for part in parts]))
+    passed = labelling.judge.passed(scores)
+    ends = np.cumsum([len(part.best) for part in parts])[:-1]
+    split = zip(np.split(scores, ends), np.split(passed, ends), strict=True)
+    for (file, task), width, part, (some, given) in zip(block, widths, parts, split, strict=True):
+        lines = _Making(model, labelling, file, task, width, part)
+        rows = [lines.row(at, some[at], given[at]) for at in range(len(some))]
+        yield Judged(file=file, task=task, rows=rows, scores=some, passed=given)
 
 
 class _Making:
     """Makes the lines of one chunk."""
 
     def __init__(
-        self, job: Job, labelling: Labelling, file: MediaFile, task: Task, part: Pooled
+        self,
+        model: str,
+        labelling: Labelling,
+        file: MediaFile,
+        task: Task,
+        width: int,
+        part: Pooled,
     ) -> None:
-        self._job = job
+        self._model = model
         self._labelling = labelling
         self._file = file
         self._task = task
         self._at = part.at.tolist()
         cut = task.is_cut
         self._whole = labelling.judge.scores(part.whole).tolist() if cut else None
-        self._boxes = shown_boxes(job, task) if cut else []
+        self._boxes = shown_boxes(task, width) if cut else []
         self._precision = {**task.namespaces.precision, "language": labelling.texts.precision}
 
     def row(self, at: int, scores: Scores, passed: Passed) -> Labelled:
@@ -118,7 +137,7 @@ class _Making:
                 if place in told
             ),
             top=labelling.told[ranked[0]][0],
-            model=self._job.model.name,
+            model=self._model,
             precision=self._precision,
             features=task["embeddings"],
             labels_digest=labelling.labels_digest,

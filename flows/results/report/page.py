@@ -15,14 +15,14 @@ SCRIPTS = ("base.js", "plot.js", "windowed.js", "labels.js", "parity.js", "media
 def page(data: Any) -> str:
     """Return the report as HTML. All that comes from users is in `data`, which the page's script
     shows as text and never as markup."""
-    style = _read("page.css")
-    script = "\n".join(["'use strict';", *map(_read, SCRIPTS)])
+    style = part("base.css") + part("page.css")
+    script = "\n".join(["'use strict';", *map(part, SCRIPTS)])
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; "
-        f"style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"style-src '{digest(style)}'; script-src '{digest(script)}'; "
         "img-src file: 'self'; media-src file: 'self'"
     )
-    return Template(_read("page.html")).substitute(
+    return Template(part("page.html")).substitute(
         policy=policy, style=style, script=script, data=as_json(data)
     )
 
@@ -36,9 +36,13 @@ def as_json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _read(name: str) -> str:
+def part(name: str) -> str:
+    """Return one of the files beside this one, such as `base.css` and `base.js`, of which every
+    page is made."""
     return files("flows.results.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+def digest(content: str | bytes) -> str:
+    """Return what a Content-Security-Policy and an `integrity` name a content by."""
+    encoded = content.encode() if isinstance(content, str) else content
+    return "sha256-" + base64.b64encode(hashlib.sha256(encoded).digest()).decode()

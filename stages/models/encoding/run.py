@@ -4,12 +4,14 @@ prompts nor the language half, nor what is stored of what the half makes.
 A batch is always computed whole, because the bytes of a row depend on its batch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from artifacts.claims import turns_at
+from artifacts.claims import OwnTurns, turns_at
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from stages.memory.shrinking import Shrinking, blocks
@@ -21,6 +23,8 @@ from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
 from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
 from stages.models.processors.side_inputs import Prepared
+from stages.process.events import Published
+from stages.process.live import lines_of
 from stages.process.report import Report
 
 Member = dict[str, Any]
@@ -50,67 +54,106 @@ Encoded = tuple[dict[str, Any], FeatureRecord | Refusal]
 
 
 def encode_all(job: EncodingJob, source: ModelJob, making: Making, report: Report) -> None:
-    """Publish a record for each chunk of `batches` that has none, or why it cannot have one."""
-    store = open_store(job.store)
-    frames = RecordSet(store, "frames", job.frames_namespace)
-    records = RecordSet(store, making.kind, job.namespace)
-    failures = RecordSet(store, "failures", job.namespace)
-    batches = [batch for batch in job.batches if any(m["key"] not in records for m in batch)]
-    report.total(sum(member["key"] not in records for batch in batches for member in batch))
-    if not batches:
-        return
-    processor = source.processor()
-    half = None if source.route == "joint" else source.hold("vision")
-    report.note(ready=True, **({} if half is None else facts(half.model)))
+    """Publish a record for each chunk of `batches` that has none, or why it cannot have one; of a
+    live job, for each that is told."""
+    encoding = Encoding(job, making, report)
+    if encoding.batches or job.live:
+        encoding.run(source)
 
-    def prepared(members: Sequence[dict[str, Any]]) -> Prepared | Refusal:
-        return making.read(frames, processor, members[0])
 
-    reading = Shrinking(report, lambda: prepared(batches[-1][-1:]))
+class Encoding:
+    """One job: its record sets, and what is done with a batch."""
 
-    def read(some: Sequence[Sequence[dict[str, Any]]]) -> list[list[ToEncode]]:
+    def __init__(self, job: EncodingJob, making: Making, report: Report) -> None:
+        self._job = job
+        self._making = making
+        self._report = report
+        self._store = open_store(job.store)
+        shown = open_store(job.frames_store or job.store)
+        self._frames = RecordSet(shown, "frames", job.frames_namespace)
+        self._records = RecordSet(self._store, making.kind, job.namespace)
+        self._failures = RecordSet(self._store, "failures", job.namespace)
+        self.batches: Sequence[list[Member]] = deque(maxlen=1)
+        """Batches of which anything is missing; of those that are told, the last one alone."""
+        if not job.live:
+            self.batches = [b for b in job.batches if any(m["key"] not in self._records for m in b)]
+        report.total(sum(m["key"] not in self._records for b in self.batches for m in b))
+
+    def run(self, source: ModelJob) -> None:
+        """Load the half and take every batch through it."""
+        job, records = self._job, (self._records, self._failures)
+        self._processor = source.processor()
+        half = None if source.route == "joint" else source.hold("vision")
+        self._report.note(ready=True, **({} if half is None else facts(half.model)))
+        compute = partial(_encoded, half, self._making)
+
+        def last() -> object:
+            return compute([[(m, self._prepared([m])) for m in self.batches[-1][-1:]]])
+
+        self._reading = Shrinking(self._report, lambda: self._prepared(self.batches[-1][-1:]))
+        shrinking, block = Shrinking(self._report, last), job.block
+        depth = 1 if block else PREFETCH_BATCHES
+        taking = nullcontext(OwnTurns()) if job.live else turns_at(self._store, *records)
+        to_do = self._told() if job.live else blocks(self.batches, block, self._pictures)
+        with taking as self._turns, write_behind(self._publish) as later:
+            mine = self._turns.mine(to_do, self._lacking)
+            for _, members in prefetched(mine, self._read, depth):
+                if members:
+                    for _, made in shrinking.through_together(members, block, _key, compute):
+                        later(made)
+
+    def _told(self) -> Iterator[Sequence[list[Member]]]:
+        """Yield each batch that is told, as it comes."""
+        for batch in lines_of(self._job.live):
+            for member in batch:
+                self._frames.find([member["frames"]])
+            self.batches = [batch]
+            yield [batch]
+
+    def _prepared(self, members: Sequence[Member]) -> Prepared | Refusal:
+        return self._making.read(self._frames, self._processor, members[0])
+
+    def _read(self, some: Sequence[Sequence[Member]]) -> list[list[ToEncode]]:
         """Read the chunks, without those for which alone there is not the memory. A picture may be
         of any size."""
+        through = self._reading.through
         found = [
-            [(m, row) for m in batch for _, row in reading.through([m], _name, prepared)]
+            [(m, row) for m in batch for _, row in through([m], _name, self._prepared)]
             for batch in some
         ]
         return [batch for batch in found if batch]
 
-    def lacking(some: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    def _lacking(self, some: Sequence[Sequence[Member]]) -> list[str]:
         keys = [member["key"] for batch in some for member in batch]
-        return [key for key in keys if key not in records and key not in failures]
+        return [key for key in keys if key not in self._records and key not in self._failures]
 
-    def publish(made: list[list[Encoded]]) -> None:
+    def _pictures(self, member: Member) -> int:
+        if member["frames"] not in self._frames:
+            return 1
+        meta = self._frames.meta(member["frames"])
+        return self._making.parts(meta) if member["kind"] == "image" else len(meta["times"])
+
+    def _publish(self, made: list[list[Encoded]]) -> None:
         rows = {member["key"]: (member, row) for batch in made for member, row in batch}
         refused = {k: row.meta() for k, (_, row) in rows.items() if isinstance(row, Refusal)}
-        failures.publish([Record(key=key, meta=why) for key, why in refused.items()])
+        self._failures.publish([Record(key=key, meta=why) for key, why in refused.items()])
         for key, why in refused.items():
-            report.failure(media=key, **why)
+            self._report.failure(media=key, **why)
         made_of = {k: row for k, (_, row) in rows.items() if isinstance(row, FeatureRecord)}
-        for key in records.publish([making.record(k, row) for k, row in made_of.items()]):
-            report.item(key)
-        turns.done(rows)
+        new = self._records.publish([self._making.record(k, row) for k, row in made_of.items()])
+        if self._job.live:
+            self._hand_over(rows, made_of)
+        else:
+            for key in new:
+                self._report.item(key)
+        self._turns.done(rows)
 
-    def pictures(member: dict[str, Any]) -> int:
-        if member["frames"] not in frames:
-            return 1
-        meta = frames.meta(member["frames"])
-        return making.parts(meta) if member["kind"] == "image" else len(meta["times"])
-
-    compute = partial(_encoded, half, making)
-
-    def last() -> object:
-        return compute([[(m, prepared([m])) for m in batches[-1][-1:]]])
-
-    shrinking, block = Shrinking(report, last), job.block
-    depth = 1 if block else PREFETCH_BATCHES
-    with turns_at(store, records, failures) as turns, write_behind(publish) as later:
-        mine = turns.mine(blocks(batches, block, pictures), lacking)
-        for _, members in prefetched(mine, read, depth):
-            if members:
-                for _, made in shrinking.through_together(members, block, _key, compute):
-                    later(made)
+    def _hand_over(self, rows: Mapping[str, tuple[Member, object]], made: Iterable[str]) -> None:
+        """Leave what was made to who told of it, and keep nothing that it was made of."""
+        self._report.send(Published(keys=tuple(made)))
+        self._records.leave(rows)
+        self._failures.drop(rows)
+        self._frames.drop(member["frames"] for member, _ in rows.values())
 
 
 def _key(pair: ToEncode) -> str:

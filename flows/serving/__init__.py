@@ -1,0 +1,1 @@
+"""Serves labels, vectors, search and captions over HTTP; runs halves by way of live stages."""

@@ -1,0 +1,107 @@
+"""The application of a server: its routes, and the answers to what none of them takes."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from flows.serving.answers import json_answer
+from flows.serving.guard import extra_headers
+from flows.serving.page.page import Page, page_of
+from flows.serving.refusals import Refused
+from flows.serving.routes import Routes
+from flows.serving.service import Service
+
+MEDIUM = {
+    "requestBody": {
+        "required": True,
+        "description": "the bytes of a picture or a clip",
+        "content": {
+            each: {"schema": {"type": "string", "format": "binary"}}
+            for each in ("image/*", "video/*", "application/octet-stream")
+        },
+    }
+}
+"""What the description of a route says of its body."""
+
+
+def app_of(service: Service, token: str) -> FastAPI:
+    """Return the application of a service."""
+    app = FastAPI(
+        title="Penstock",
+        version=version("penstock"),
+        docs_url=None,
+        redoc_url=None,
+        description="Labels, vectors, search and captions of pictures and clips.",
+    )
+    page = page_of()
+    routes = Routes(service, token, plots=bool(page.files))
+    add = app.add_api_route
+    add("/v1/label", routes.label, methods=["POST"], openapi_extra=MEDIUM)
+    add("/v1/embed", routes.embed, methods=["POST"], openapi_extra=MEDIUM)
+    add("/v1/search", routes.search, methods=["GET"])
+    add("/v1/search", routes.search, methods=["POST"], openapi_extra=MEDIUM, name="search_picture")
+    add("/v1/media/{hit}", routes.media, methods=["GET", "HEAD"])
+    add("/v1/thumbnail/{hit}", routes.thumbnail, methods=["GET"])
+    add("/v1/info", routes.info, methods=["GET"])
+    add("/v1/stats", routes.stats, methods=["GET"])
+    add("/v1/session", routes.session, methods=["POST"])
+    add("/metrics", routes.metrics, methods=["GET"])
+    add("/healthz", routes.health, methods=["GET"])
+    add("/readyz", routes.ready, methods=["GET"])
+    _add_page(app, page)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(HTTPException, _unknown)
+    app.add_exception_handler(RequestValidationError, _misasked)
+    app.add_exception_handler(Exception, _unforeseen)
+    return app
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    answer = json_answer(error.to_json(), error.status)
+    for name, value in extra_headers(error):
+        answer.headers[name.decode()] = value.decode()
+    return answer
+
+
+async def _unknown(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    hint = "The routes are in /openapi.json" if error.status_code in (404, 405) else ""
+    return json_answer({"error": str(error.detail).lower(), "hint": hint}, error.status_code)
+
+
+async def _misasked(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first: Mapping[str, Any] = error.errors()[0]
+    name = first["loc"][-1] if first["loc"] else ""
+    told = {"error": f"{name}: {first['msg']}", "hint": "The parameters are in /openapi.json"}
+    return json_answer(told, 422)
+
+
+async def _unforeseen(_: Request, error: Exception) -> Response:
+    return json_answer(
+        {"error": f"a fault of the server: {type(error).__name__}", "hint": "Its log says more"},
+        500,
+    )
+
+
+def _add_page(app: FastAPI, page: Page) -> None:
+    policy = {"content-security-policy": page.policy, "cache-control": "no-cache"}
+
+    async def shown() -> Response:
+        return Response(page.html, media_type="text/html; charset=utf-8", headers=policy)
+
+    async def static(name: str) -> Response:
+        found = page.files.get(name)
+        if found is None:
+            raise Refused(404, "there is no such file")
+        kept = {"cache-control": "private, max-age=86400"}
+        return Response(found.content, media_type=found.media_type, headers=kept)
+
+    app.add_api_route("/", shown, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/static/{name}", static, methods=["GET"], include_in_schema=False)

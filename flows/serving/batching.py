@@ -1,0 +1,125 @@
+"""Decides which requests go to a half together, and when; knows no process and no clock of its own.
+
+A batch leaves when the half is idle: while it is busy, requests gather by themselves, so the busy
+half is the window. An idle one waits a moment only while others are known to be on the way. A
+second batch leaves beside one that is under way where it is full: it is prepared meanwhile. Over
+HTTP a fixed wait of 10 ms cost every lone request those, and gained nothing at saturation.
+
+After a half died, each request that it had goes alone, so that the one to blame is known: who is
+alone with it twice when it dies is not tried again.
+"""
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+DEATHS = 2
+"""Deaths of a half that a request was alone with, after which it is to blame."""
+AT_ONCE = 2
+"""Batches that a half has at once: one is prepared while the other is computed."""
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class Work:
+    """One thing that a half is to make."""
+
+    key: str
+    member: dict[str, Any]
+    """Fields of it, as the half is told them."""
+    weight: int
+    """Pixels of it, or tokens: what bounds a batch beside its number."""
+    answer: "asyncio.Future[Any]"
+    queued: float
+    """Time when it came."""
+    alone: bool = False
+    """Whether it goes by itself, since a half died of a batch that it was in."""
+    deaths: int = 0
+    """Halves that died while they had nothing else."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Batches:
+    """The works that wait for one half, and those that it has."""
+
+    most: int
+    """Most works of a batch."""
+    most_weight: int
+    """Most weight of a batch of several."""
+    most_wait: float
+    """Seconds that an idle half may wait for works that are on the way."""
+    coming: int = 0
+    """Works that are on the way."""
+    waiting: deque[Work] = field(default_factory=deque)
+    sent: dict[str, list[Work]] = field(default_factory=dict)
+    """Works that the half has, by their keys."""
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _under_way: dict[int, set[str]] = field(default_factory=dict)
+    """Number of a batch → what the half has still to make of it."""
+
+    def due(self, now: float) -> float | None:
+        """Return the seconds after which the next batch leaves, 0 for now; None where something
+        else must happen first."""
+        while self.waiting and self.waiting[0].answer.done():  # nobody wants it any more
+            self.waiting.popleft()
+        if not self.waiting:
+            return None
+        full = len(self.waiting) >= self.most
+        if not self._under_way:
+            late = self.waiting[0].queued + self.most_wait - now
+            return max(0.0, late) if self.coming and not full else 0.0
+        together = full and not self.waiting[0].alone and not self._is_alone()
+        return 0.0 if together and len(self._under_way) < AT_ONCE else None
+
+    def take(self) -> list[Work]:
+        """Return the next batch, which the half has from now on."""
+        batch: list[Work] = []
+        weight = 0
+        while self.waiting and len(batch) < self.most:
+            work = self.waiting[0]
+            heavy = weight + work.weight > self.most_weight
+            if batch and (heavy or work.alone or batch[0].alone):
+                break
+            self.waiting.popleft()
+            if work.answer.done():
+                continue
+            if work.key not in self.sent:
+                batch.append(work)
+                weight += work.weight
+            self.sent.setdefault(work.key, []).append(work)
+        if batch:
+            self._under_way[next(self._numbers)] = {work.key for work in batch}
+        return batch
+
+    def made(self, keys: Iterable[str]) -> Iterator[Work]:
+        """Yield the works that were made, or never will be, with their keys."""
+        for key in keys:
+            yield from self.sent.pop(key, ())
+            for number, left in list(self._under_way.items()):
+                left.discard(key)
+                if not left:
+                    del self._under_way[number]
+
+    def died(self) -> list[Work]:
+        """Let the works of a half that died wait again, each to go alone. Return those that are to
+        blame, which do not."""
+        works = [work for works in self.sent.values() for work in works]
+        lone = len(self.sent) == 1
+        self.sent.clear()
+        self._under_way.clear()
+        for work in works:
+            work.alone = True
+            work.deaths += lone
+        blamed = [work for work in works if work.deaths >= DEATHS]
+        self.waiting.extendleft(reversed([work for work in works if work.deaths < DEATHS]))
+        return blamed
+
+    @property
+    def idle(self) -> bool:
+        """Return whether the half has nothing to do."""
+        return not self._under_way
+
+    def _is_alone(self) -> bool:
+        return any(work.alone for works in self.sent.values() for work in works)

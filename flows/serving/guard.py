@@ -1,0 +1,179 @@
+"""Stands before every route: who may ask, how much at once, and how long it took; knows no route's
+meaning.
+
+A request is refused before its body is read, because to read it is most of what an overload costs.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from flows.serving.config import LOOPBACK
+from flows.serving.refusals import Refused, unavailable
+from flows.serving.service import Service
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")
+"""Paths that need no token, beside those below STATIC."""
+STATIC = "/static/"
+COUNTED = "/v1/"
+COOKIE = "penstock_session"
+SAFE = {
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'; sandbox",
+    b"cache-control": b"no-store",
+}
+"""Headers of every answer that has none of these itself."""
+
+
+class Guard:
+    """An application before an application."""
+
+    def __init__(self, app: App, service: Service, token: str) -> None:
+        self._app = app
+        self._service = service
+        self._token = token
+        self._rate = 1.0
+        """Requests answered a second, lately."""
+        self._last = time.monotonic()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            return
+        began, status, path = time.monotonic(), 500, scope["path"]
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                given = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *((name, value) for name, value in SAFE.items() if name not in given),
+                ]
+            await send(message)
+
+        counted = path.startswith(COUNTED) and scope["method"] == "POST"
+        try:
+            self._admit(scope, counted=counted)
+        except Refused as why:
+            await refuse(why, sent)
+            self._service.metrics.answered(route_of(scope), status, time.monotonic() - began)
+            return
+        self._service.busy += counted
+        try:
+            await self._app(scope, receive, sent)
+        finally:
+            self._service.busy -= counted
+            now = time.monotonic()
+            if counted:
+                self._rate += 0.05 * (1 / max(1e-4, now - self._last) - self._rate)
+                self._last = now
+            self._service.metrics.answered(route_of(scope), status, now - began)
+
+    def _admit(self, scope: Message, *, counted: bool) -> None:
+        """Raise Refused for a request that is not to be read."""
+        headers = {name: value for name, value in scope["headers"]}
+        service, path = self._service, scope["path"]
+        host = headers.get(b"host", b"").decode("latin-1")
+        if service.config.host in LOOPBACK and _name_of(host) not in LOOPBACK:
+            raise Refused(421, f"this server is not {host[:80]!r}", "Ask it as localhost")
+        if headers.get(b"sec-fetch-site") == b"cross-site" and path != "/":
+            raise Refused(403, "another site asks", "Open the page of this server")
+        open_to_all = path in OPEN or path.startswith(STATIC)
+        if self._token and not open_to_all and not self._knows(headers):
+            raise Refused(401, "a token is needed", "Send the header Authorization: Bearer TOKEN")
+        if counted and service.draining:
+            service.metrics.refused("draining")
+            raise unavailable("the server is ending", "Ask again in a while")
+        if counted and service.busy >= service.config.max_queue:
+            service.metrics.refused("full")
+            wait = max(1.0, service.busy / max(self._rate, 0.1))
+            raise Refused(429, "too many requests wait", "Ask again later", min(wait, 60.0))
+
+    def _knows(self, headers: dict[bytes, bytes]) -> bool:
+        given = headers.get(b"authorization", b"")
+        if hmac.compare_digest(given, b"Bearer " + self._token.encode()):
+            return True
+        wanted = f"{COOKIE}={session_of(self._token)}".encode()
+        cookies = headers.get(b"cookie", b"").split(b";")
+        return any(hmac.compare_digest(cookie.strip(), wanted) for cookie in cookies)
+
+
+def session_of(token: str) -> str:
+    """Return what a browser keeps in place of the token."""
+    return hashlib.sha256(b"penstock session " + token.encode()).hexdigest()
+
+
+def route_of(scope: Message) -> str:
+    """Return the route of a request, as it is counted: its pattern, not what is in it."""
+    route = scope.get("route")
+    path = getattr(route, "path", "")
+    return path or ("refused" if scope["path"] not in OPEN else str(scope["path"]))
+
+
+async def refuse(why: Refused, send: Send) -> None:
+    """Send a refusal."""
+    body = json.dumps(why.to_json()).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        # What is on its way of the body is not read.
+        (b"connection", b"close"),
+        *extra_headers(why),
+    ]
+    await send({"type": "http.response.start", "status": why.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def extra_headers(why: Refused) -> list[tuple[bytes, bytes]]:
+    """Return the headers that go with a refusal."""
+    if why.status == 401:
+        return [(b"www-authenticate", b"Bearer")]
+    return [] if why.retry is None else [(b"retry-after", str(max(1, round(why.retry))).encode())]
+
+
+def _name_of(host: str) -> str:
+    """Return the name in a Host header, without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower()
+
+
+async def in_time(receive: Receive, work: Awaitable[Any], seconds: float) -> Any:
+    """Return what comes of work, unless who asked is gone by then, or it takes too long. Raises
+    Refused, or Gone."""
+    doing = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(receive))
+    try:
+        done, _ = await asyncio.wait(
+            {doing, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+    except asyncio.CancelledError:
+        doing.cancel()
+        raise
+    finally:
+        leaving.cancel()
+    if doing in done:
+        return doing.result()
+    doing.cancel()
+    if leaving in done:
+        raise Refused(499, "who asked is gone")
+    raise Refused(504, f"not answered within {seconds:.0f} s", "Ask again, or for less at once")
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,101 @@
+"""Answers which labels pictures and frames are given; runs no model."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UsageError
+from artifacts.labels import Labelled, spans_of
+from flows.job.labels import TEMPLATES, Label, LabelSet, check_labels
+from flows.job.prepare import Job
+from flows.job.sources import MediaFile
+from flows.results.labels.judging import judge_of
+from flows.results.labels.rows import Labelling, judged_vectors
+from flows.serving.refusals import Refused, refusal_of
+from flows.serving.seeing import Seen
+from flows.serving.texts import Texts
+
+MOST_SETS = 64
+"""Sets of labels of requests that are remembered."""
+
+
+class Labels:
+    """The labels of one server, and those that requests bring."""
+
+    def __init__(self, job: Job, texts: Texts, labels: LabelSet | None) -> None:
+        self._model = job.model.name
+        self._texts = texts
+        self._labels = labels
+        self._known: OrderedDict[tuple[str, float | None, int], Labelling] = OrderedDict()
+
+    @property
+    def names(self) -> list[str]:
+        return self._labels.names if self._labels else []
+
+    async def labelling(self, names: Sequence[str], threshold: float | None, top: int) -> Labelling:
+        """Return how pictures are labelled with these names, or else with the server's. Raises
+        Refused."""
+        if threshold is not None and not -1 <= threshold <= 1:
+            raise Refused(422, f"threshold is {threshold}", "Give a number from -1 to 1")
+        if not 1 <= top <= 1000:
+            raise Refused(422, f"top is {top}", "Give 1 to 1000")
+        try:
+            labels = named(names) if names else self._labels
+        except UsageError as error:
+            raise refusal_of(error) from error
+        if labels is None:
+            raise Refused(
+                404,
+                "this server has no labels",
+                "Ask with ?labels=a,b, or start it with --labels F",
+            )
+        key = (labels.digest, threshold, top)
+        found = self._known.get(key)
+        if found is None:
+            texts = await self._texts.vectors(labels.texts)
+            try:
+                judge = judge_of(labels, texts, threshold)
+            except UsageError as error:
+                raise refusal_of(error) from error
+            found = Labelling(labels=labels, texts=texts, judge=judge, top=top)
+            self._known[key] = found
+            if len(self._known) > MOST_SETS:
+                self._known.popitem(last=False)
+        return found
+
+    def answer(self, seen: Seen, labelling: Labelling) -> dict[str, Any]:
+        """Return the labels of what was seen."""
+        index = seen.index
+        file = MediaFile(path=Path("upload"), media_path="", source="", kind=index.kind)
+        block = [(file, task) for task in seen.tasks]
+        widths = [index.width] * len(block)
+        found = list(judged_vectors(self._model, labelling, block, seen.vectors, widths))
+        rows: list[Labelled] = [row for each in found for row in each.rows]
+        told = {
+            "kind": index.kind,
+            "width": index.width,
+            "height": index.height,
+            "model": self._model,
+            "precision": rows[0].precision["vision"],
+            "key": rows[0].features,
+            "cached": seen.cached,
+        }
+        if index.kind == "image":
+            return {**told, "labels": list(rows[0].labels), "top": rows[0].top}
+        frames = [{"time": row.time, "labels": list(row.labels), "top": row.top} for row in rows]
+        spans = [
+            {"start": span.start, "end": span.end, "labels": list(span.labels)}
+            for span in spans_of(rows, index.duration)
+        ]
+        return {**told, "frames": frames, "spans": spans}
+
+
+def named(names: Sequence[str]) -> LabelSet:
+    """Return a set of labels of these names. Raises UsageError."""
+    labels = tuple(
+        Label(name=name, prompts=tuple(form.replace("{}", name) for form in TEMPLATES))
+        for name in names
+    )
+    check_labels(labels, ",".join(names)[:80])
+    return LabelSet(labels=labels, templates=TEMPLATES)

@@ -1,0 +1,174 @@
+"""Counts what a server does, for Prometheus and for the page's plots; decides nothing."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+KEPT_POINTS = 600
+"""Seconds of which the page can ask."""
+MOST_LATENCIES = 4096
+"""Latencies of one second by which its percentiles are told."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Second:
+    """What happened in one second."""
+
+    requests: int = 0
+    refused: int = 0
+    failed: int = 0
+    batches: int = 0
+    pictures: int = 0
+    latencies: list[float] = field(default_factory=list)
+
+
+class HalfMetrics:
+    """The counts of one half."""
+
+    def __init__(self, metrics: "Metrics", name: str) -> None:
+        self._metrics = metrics
+        self._queue = metrics.queue_seconds.labels(name)
+        self._sizes = metrics.batch_size.labels(name)
+        self._seconds = metrics.batch_seconds.labels(name)
+        self._memory = metrics.memory_bytes.labels(name)
+        self._budget = metrics.budget_bytes.labels(name)
+        self._name = name
+
+    def left(self, size: int, waited: Sequence[float]) -> None:
+        """Count a batch that left."""
+        self._sizes.observe(size)
+        for seconds in waited:
+            self._queue.observe(seconds)
+        self._metrics.second.batches += 1
+        self._metrics.second.pictures += size
+
+    def made(self, count: int, seconds: float) -> None:
+        """Count what was made."""
+        self._seconds.observe(seconds)
+
+    def memory(self, taken: int, budget: int) -> None:
+        """Note the bytes that its process has, and that it is planned to have."""
+        self._memory.set(taken)
+        self._budget.set(budget)
+
+    def restarted(self, why: str) -> None:
+        """Count a process that ended by itself."""
+        self._metrics.restarts.labels(self._name, why).inc()
+
+
+class Metrics:
+    """The counts of one server."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "penstock_requests", "requests answered", ["route", "status"], registry=registry
+        )
+        self._latency = Histogram(
+            "penstock_request_seconds",
+            "from the first byte of a request to the last of its answer",
+            ["route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._refused = Counter(
+            "penstock_refused", "requests refused unread", ["why"], registry=registry
+        )
+        self._hits = Counter("penstock_store_hits", "answers from the store", registry=registry)
+        self.restarts = Counter(
+            "penstock_restarts", "processes that ended", ["half", "why"], registry=registry
+        )
+        self.queue_seconds = Histogram(
+            "penstock_queue_seconds",
+            "wait for a batch",
+            ["half"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "penstock_batch_size", "works of a batch", ["half"], buckets=SIZES, registry=registry
+        )
+        self.batch_seconds = Histogram(
+            "penstock_batch_seconds",
+            "time of a batch",
+            ["half"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.memory_bytes = Gauge(
+            "penstock_memory_bytes", "memory of a half's process", ["half"], registry=registry
+        )
+        self.budget_bytes = Gauge(
+            "penstock_budget_bytes",
+            "memory that a half is planned to take",
+            ["half"],
+            registry=registry,
+        )
+        self._depth = Gauge("penstock_queue_depth", "works that wait", ["half"], registry=registry)
+        self.second = Second()
+        """What happened since the last point."""
+        self._points: deque[dict[str, Any]] = deque(maxlen=KEPT_POINTS)
+
+    def of_half(self, name: str) -> HalfMetrics:
+        return HalfMetrics(self, name)
+
+    def watch_depth(self, name: str, depth: Callable[[], int]) -> None:
+        """Have the depth of a queue asked for whenever it is told."""
+        self._depth.labels(name).set_function(depth)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self._requests.labels(route, str(status)).inc()
+        self._latency.labels(route).observe(seconds)
+        second = self.second
+        second.requests += 1
+        second.refused += status in (429, 503)
+        second.failed += status >= 500 and status != 503
+        if status < 400 and len(second.latencies) < MOST_LATENCIES:
+            second.latencies.append(seconds)
+
+    def refused(self, why: str) -> None:
+        """Count a request that was not read."""
+        self._refused.labels(why).inc()
+
+    def from_store(self) -> None:
+        """Count an answer for which nothing was computed."""
+        self._hits.inc()
+
+    def point(self, queued: int, memory: int, budget: int) -> None:
+        """End a second of the page's time line."""
+        done, self.second = self.second, Second()
+        ranked = sorted(done.latencies)
+        self._points.append(
+            {
+                "time": round(time.time(), 2),
+                "requests": done.requests,
+                "refused": done.refused,
+                "failed": done.failed,
+                "p50": _at(ranked, 0.5),
+                "p99": _at(ranked, 0.99),
+                "batches": done.batches,
+                "pictures": done.pictures,
+                "queued": queued,
+                "memory_bytes": memory,
+                "budget_bytes": budget,
+            }
+        )
+
+    def points(self, since: float) -> list[dict[str, Any]]:
+        """Return the points after a time."""
+        return [point for point in self._points if point["time"] > since]
+
+    def text(self) -> bytes:
+        """Return all counts as Prometheus reads them."""
+        return generate_latest(self._registry)
+
+
+def _at(ranked: Sequence[float], share: float) -> float | None:
+    return round(ranked[min(len(ranked) - 1, int(share * len(ranked)))], 4) if ranked else None

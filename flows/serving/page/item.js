@@ -1,0 +1,153 @@
+// One picture or clip: itself on one side, what the server says of it on the other.
+
+const PLAYED = /\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|ts|ogv|3gp|wmv|flv)$/i;
+const isClip = file => file.type.startsWith("video/") || (!file.type && PLAYED.test(file.name));
+const brief = seconds => seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
+const fileName = file => file.name || (isClip(file) ? "a clip" : "a picture");
+let made = 0;
+
+class Item {
+  // `changed` is called when it is done with something; `like` is given a picture to seek by.
+  constructor(file, {changed, like, remove}) {
+    Object.assign(this, {file, changed, name: fileName(file), clip: isClip(file), state: "waiting", stopper: null, answers: {labels: "", caption: ""}});
+    this.url = URL.createObjectURL(file);
+    this.node = this.clip
+      ? el("video", {controls: true, muted: true, playsinline: true, preload: "metadata", "aria-label": this.name})
+      : el("img", {alt: this.name, decoding: "async"});
+    this.node.addEventListener("error", () => this.unseen());
+    this.scene = new Scene(this.node);
+    this.node.src = this.url;
+    this.bars = new Bars(name => this.scene.light(name));
+    this.times = new Clip(this.node, frame => this.see(frame.labels));
+    this.captions = new Captions(seconds => this.times.go(seconds));
+    this.facts = el("p", {class: "facts quiet"}, size(file.size));
+    this.parts = {labels: this.part("Labels", this.bars.box), caption: this.part("Caption", this.captions.box)};
+    const id = `item-${++made}`, button = (text, act, attributes = {}) =>
+      el("button", {type: "button", "aria-label": `${text}: ${this.name}`, click: act, ...attributes}, text);
+    this.alike = button("More like this", () => like(this), {hidden: true});
+    this.box = el("article", {class: "card item", "aria-labelledby": id},
+      el("div", {class: "head"}, el("h3", {id, dir: "auto"}, this.name), this.facts,
+        el("span", {class: "acts"}, this.alike, button("Remove", () => remove(this)))),
+      el("div", {class: "pair"}, el("div", {class: "side"}, this.scene.box, this.times.box),
+        el("div", {class: "side"}, this.parts.labels.box, this.parts.caption.box)));
+  }
+
+  part(title, content) {
+    const state = el("p", {class: "state quiet"}), error = el("p", {class: "warning", hidden: true});
+    content.hidden = true;
+    return {state, error, content, box: el("div", {class: "of", role: "group", "aria-label": title, hidden: true}, state, error, content)};
+  }
+
+  // Formats that only the server reads are labelled all the same.
+  unseen() {
+    this.scene.box.classList.add("bare");
+    this.node.replaceWith(el("p", {class: "blank quiet"}, "This browser cannot show it. The server may read it all the same."));
+  }
+
+  // Ask for what is wished; an earlier answer to the same stays until the new one is there.
+  async run({labels, caption, own, prompt}) {
+    this.stopper?.abort();
+    const stopper = this.stopper = new AbortController();
+    this.state = "busy";
+    this.changed();
+    const parts = [];
+    if (labels) parts.push(this.ask("labels", LABELS_GATE, stopper, part => this.askLabels(part, own, stopper.signal)));
+    if (caption) parts.push(this.ask("caption", CAPTION_GATE, stopper, part => this.askCaption(part, prompt, stopper.signal)));
+    this.parts.labels.box.hidden = !labels;
+    this.parts.caption.box.hidden = !caption;
+    const well = await Promise.all(parts);
+    if (stopper !== this.stopper) return;
+    this.state = well.every(Boolean) ? "done" : "failed";
+    const [first, second] = [this.parts.labels, this.parts.caption].map(part => part.error);
+    if (second.textContent === first.textContent) second.hidden = true; // told once
+    this.changed();
+  }
+
+  async ask(kind, enter, stopper, work) {
+    const part = this.parts[kind];
+    complain(part.error, null);
+    part.state.textContent = "waiting for its turn";
+    try {
+      await enter(() => stopper.signal.aborted ? null : work(part));
+      return true;
+    } catch (error) {
+      if (stopper !== this.stopper) return false;
+      complain(part.error, error);
+      say(`${this.name}: ${error.message}`);
+      return false;
+    } finally {
+      if (stopper === this.stopper) part.state.textContent = "";
+    }
+  }
+
+  // How a request is sent and what is told of it meanwhile.
+  options(part, doing, signal) {
+    const large = this.file.size > 2e6;
+    part.state.textContent = doing;
+    return {body: this.file, signal, headers: this.file.type ? {} : {"Content-Type": "application/octet-stream"},
+      sent: share => { part.state.textContent = large && share < 1 ? `sending, ${Math.round(100 * share)} %` : doing; },
+      waits: (seconds, why) => { part.state.textContent = `${why.message.replace(/\.$/, "")}: asked again in ${brief(seconds)}`; }};
+  }
+
+  async askLabels(part, own, signal) {
+    const answer = await asked("POST", address("/v1/label", {labels: own, top: 8}), this.options(part, "looking", signal));
+    part.content.hidden = false;
+    this.size = [answer.width, answer.height];
+    this.scene.shape(...this.size);
+    if (answer.kind === "video") this.times.put(answer);
+    else this.see(answer.labels);
+    this.tell("labels", answer);
+    this.alike.hidden = !search.able;
+    const given = answer.kind === "video" ? [...new Set(answer.spans.map(span => span.label))]
+      : answer.labels.filter(label => label.passed).map(label => label.label);
+    say(`${this.name}: ${given.join(", ") || "no label"}`);
+  }
+
+  see(labels) {
+    this.scene.put(labels, ...this.size);
+    this.bars.put(labels);
+  }
+
+  async askCaption(part, prompt, signal) {
+    let answer = null, failed = null, begun = false;
+    const heard = events(event => {
+      if (event.error) failed = new Refusal(event.error, event.hint);
+      else if (event.done) answer = event;
+      else { if (!begun) part.state.textContent = "writing"; begun = true; this.captions.add(event); }
+    });
+    part.content.hidden = false;
+    this.captions.begin();
+    try {
+      const options = this.options(part, "looking", signal);
+      const request = await ask("POST", address("/v1/caption", {prompt, stream: 1}), {...options, heard});
+      heard(request.responseText);
+      if (failed || !answer) throw failed || new Refusal("The caption ended before its time.", "Ask again.");
+    } finally {
+      this.captions.stop();
+    }
+    this.captions.done(answer.captions);
+    this.tell("caption", answer);
+    say(`${this.name}: ${answer.captions.map(one => one.caption).join(" ")}`);
+  }
+
+  // Who answered, and how fast.
+  tell(kind, {model, precision, seconds, cached}) {
+    this.answers[kind] = `${kind} by ${[model, precision].filter(Boolean).join(" ")}, ${brief(seconds)}${cached ? ", from the store" : ""}`;
+    this.facts.textContent = [this.size?.[0] ? this.size.join(" × ") : size(this.file.size), ...Object.values(this.answers)].filter(Boolean).join(" · ");
+  }
+
+  // What is seen of it now, as a picture to seek by: of a clip the frame that is shown.
+  async picture() {
+    if (this.node.tagName !== "VIDEO") return this.file;
+    const canvas = el("canvas", {width: this.node.videoWidth, height: this.node.videoHeight});
+    canvas.getContext("2d").drawImage(this.node, 0, 0);
+    return new Promise(done => canvas.toBlob(done, "image/jpeg", 0.92));
+  }
+
+  close() {
+    this.stopper?.abort();
+    this.stopper = null;
+    URL.revokeObjectURL(this.url);
+    this.box.remove();
+  }
+}

@@ -1,0 +1,53 @@
+"""Closes connections over which no whole request comes in time; knows no route.
+
+uvicorn waits for ever for the end of a request's head, so who opens many connections and says
+little on each would have them all.
+"""
+
+import asyncio
+from typing import Any
+
+HEAD_SECONDS = 10.0
+"""Time in which the head of a request comes, from when its connection was opened or its first
+byte."""
+
+
+def patient_protocol() -> type[asyncio.Protocol]:
+    """Return uvicorn's protocol, with less patience."""
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Chosen
+    except ImportError:
+        from uvicorn.protocols.http.h11_impl import H11Protocol as Chosen  # type: ignore[assignment]
+
+    class Patient(Chosen):
+        """One connection."""
+
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait()
+
+        def data_received(self, data: bytes) -> None:
+            before = self.cycle
+            super().data_received(data)
+            if self.cycle is not before and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            elif self._timer is None and (self.cycle is None or self.cycle.response_complete):
+                self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+            super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+        def _give_up(self) -> None:
+            self._timer = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    return Patient

@@ -1,0 +1,225 @@
+"""What answers each route, but for captions; what is told is made elsewhere."""
+
+import asyncio
+import mimetypes
+import time
+from collections.abc import Awaitable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Query, Request
+from fastapi.responses import FileResponse, Response
+from numpy.typing import NDArray
+
+from flows.search.page import thumbnail
+from flows.serving.answers import json_answer, vectors_told
+from flows.serving.guard import COOKIE, in_time, session_of
+from flows.serving.refusals import Refused
+from flows.serving.searching import Wanted
+from flows.serving.seeing import Seen
+from flows.serving.service import Service
+from flows.serving.uploads import receive
+
+THUMBNAILS_AT_ONCE = 2
+
+
+class Routes:
+    """What answers each route of one service."""
+
+    def __init__(self, service: Service, token: str, *, plots: bool) -> None:
+        self._service = service
+        self._plots = plots
+        self._token = token
+        self._drawing = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
+
+    async def label(
+        self,
+        request: Request,
+        labels: Annotated[str, Query(description="a,b: instead of the server's")] = "",
+        top: Annotated[int, Query(description="labels told of each picture")] = 5,
+        threshold: float | None = None,
+    ) -> Response:
+        """Give labels to a picture, or to the frames of a clip."""
+        began, service = time.monotonic(), self._service
+        if service.labels is None:
+            raise no_vectors()
+        names = [name.strip() for name in labels.split(",")] if labels else []
+        asked = service.labels.labelling(names, threshold, top)
+        seen, labelling = await self._see(request, asked)
+        answer = service.labels.answer(seen, labelling)
+        return json_answer({**answer, "seconds": round(time.monotonic() - began, 4)})
+
+    async def embed(
+        self,
+        request: Request,
+        encoding: Annotated[str, Query(pattern="^(base64|json)$")] = "base64",
+        tiles: Annotated[bool, Query(description="a vector of each part, too")] = False,
+    ) -> Response:
+        """Make the vector of a picture, or of each frame of a clip."""
+        began = time.monotonic()
+        if self._service.eyes is None:
+            raise no_vectors()
+        seen, _ = await self._see(request)
+        answer = vectors_told(seen, encoding, parts=tiles)
+        assert self._service.job is not None
+        told = {
+            "model": self._service.job.model.name,
+            "precision": self._service.eyes.namespaces.precision["vision"],
+            "cached": seen.cached,
+            "seconds": round(time.monotonic() - began, 4),
+        }
+        return json_answer({**answer, **told})
+
+    async def search(
+        self,
+        request: Request,
+        q: Annotated[str, Query(description="words to search for", max_length=2000)] = "",
+        top: int = 10,
+        without: Annotated[list[str] | None, Query(alias="not")] = None,
+        where: Annotated[str, Query(max_length=10_000)] = "",
+        moments: bool = False,
+    ) -> Response:
+        """Search the index for words, or for a picture that is sent."""
+        began, service = time.monotonic(), self._service
+        if service.index is None or service.texts is None:
+            raise Refused(404, "this server has no index", "Start it with --index DIR")
+        words = [*([q] if request.method == "GET" else []), *(without or [])]
+        if any(not word.strip() for word in words):
+            raise Refused(422, "the text to search for is empty", "Ask with ?q=words")
+        wanted, reading = Wanted(top=top, where=where, moments=moments), self._words(words)
+        if request.method == "GET":
+            vector, *texts = await self._timed(request, reading)
+            hits = await service.index.search(vector, "texts", texts, wanted)
+        else:
+            seen, texts = await self._see(request, reading)
+            hits = await service.index.search(seen.vectors[0][0], "pictures", texts, wanted)
+        told = {"index": str(service.index.folder), "rows": service.index.rows}
+        return json_answer({"hits": hits, **told, "seconds": round(time.monotonic() - began, 4)})
+
+    async def media(self, hit: str) -> Response:
+        """Return the file of a hit."""
+        path = Path((await self._row(hit)).path)
+        if not await asyncio.to_thread(path.is_file):
+            raise Refused(404, "the file of this hit is gone", "Run penstock index build again")
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        return FileResponse(path, media_type=kind, content_disposition_type="inline")
+
+    async def thumbnail(self, hit: str) -> Response:
+        """Return a small picture of a hit."""
+        row = await self._row(hit)
+        async with self._drawing:
+            small = await asyncio.to_thread(thumbnail, Path(row.path), row.time)
+        if small is None:
+            raise Refused(404, "the file of this hit cannot be read", "See whether it is there")
+        return Response(
+            small, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"}
+        )
+
+    async def info(self) -> Response:
+        """Tell what this server has."""
+        service, config = self._service, self._service.config
+        index = service.index
+        return json_answer(
+            {
+                "version": version("penstock"),
+                "model": service.job.model.name if service.job else None,
+                "labels": service.labels.names if service.labels else [],
+                "index": {"folder": str(index.folder), "rows": index.rows} if index else None,
+                "caption_model": config.caption_model or None,
+                "plots": self._plots,
+                "token": bool(self._token),
+                "limits": {
+                    "body_bytes": config.body_bytes,
+                    "pixels": config.pixels,
+                    "queue": config.max_queue,
+                    "deadline_seconds": config.deadline,
+                },
+            }
+        )
+
+    async def stats(self, since: float = 0.0) -> Response:
+        """Return the last ten minutes, a point a second."""
+        halves = [
+            {
+                "name": half.name,
+                "state": half.state,
+                "memory_bytes": half.memory_bytes,
+                "budget_bytes": half.peak_bytes,
+                "batch": half.batches.most,
+            }
+            for half in self._service.halves
+        ]
+        points = self._service.metrics.points(since)
+        return json_answer({"now": round(time.time(), 2), "points": points, "halves": halves})
+
+    async def metrics(self) -> Response:
+        """Return all counts as Prometheus reads them."""
+        return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def health(self) -> Response:
+        """Say that the server lives."""
+        return json_answer({"status": "ok"})
+
+    async def ready(self) -> Response:
+        """Say whether requests are answered at once."""
+        why = self._service.why_not_ready()
+        return json_answer({"ready": not why, "why": why}, 503 if why else 200)
+
+    async def session(self) -> Response:
+        """Have a browser keep a session in place of the token."""
+        answer = json_answer({"status": "ok"})
+        if self._token:
+            answer.set_cookie(
+                COOKIE, session_of(self._token), httponly=True, samesite="strict", path="/"
+            )
+        return answer
+
+    async def _row(self, hit: str) -> Any:
+        if self._service.index is None:
+            raise Refused(404, "this server has no index", "Start it with --index DIR")
+        return await asyncio.to_thread(self._service.index.row, hit)
+
+    async def _words(self, words: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return the vector of each of these texts."""
+        assert self._service.texts is not None
+        return [(await self._service.texts.vectors([[word]])).vectors[0] for word in words]
+
+    async def _see(
+        self, request: Request, beside: Awaitable[Any] | None = None
+    ) -> tuple[Seen, Any]:
+        """Return the vectors of what a request brings, and what comes of what is awaited `beside`
+        that. Raises Refused."""
+        service, eyes = self._service, self._service.eyes
+        if eyes is None:
+            raise no_vectors()
+        length = request.headers.get("content-length", "")
+        upload = await receive(
+            request.stream(),
+            int(length) if length.isdecimal() else None,
+            service.config.body_bytes,
+            service.scratch,
+        )
+
+        async def work() -> tuple[Seen, Any]:
+            try:
+                found = None if beside is None else await beside
+            except BaseException:
+                upload.remove()
+                raise
+            return await eyes.see(upload), found
+
+        # Only now, because it is the body that would be taken for who asks going away.
+        made: tuple[Seen, Any] = await self._timed(request, work())
+        return made
+
+    async def _timed(self, request: Request, work: Awaitable[Any]) -> Any:
+        return await in_time(request.receive, work, self._service.config.deadline)
+
+
+def no_vectors() -> Refused:
+    """Return the refusal where no vectors are made."""
+    return Refused(
+        404, "this server has no model that makes vectors", "Start it with --model or --index"
+    )

@@ -1,0 +1,56 @@
+"""The folder of what is there only until a request is answered: uploads, frames, and what halves
+make of them. It lies in memory where there is room; knows no request.
+
+A server that was killed leaves its folder behind, so one that starts removes those of processes
+that are gone.
+"""
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import mkdtemp
+
+from artifacts.store import FolderStore, Store
+
+MEMORY = Path("/dev/shm")
+LEAST_FREE_BYTES = 1 << 30
+"""Bytes that must be free in memory; a container may have 64 MB there."""
+PREFIX = "penstock-serve-"
+
+
+class Scratch:
+    """One server's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store: Store = FolderStore(folder / "store")
+        self._numbers = itertools.count()
+
+    def path(self, suffix: str = "") -> Path:
+        """Return the path of a file that is not there yet."""
+        return self.folder / f"{next(self._numbers)}{suffix}"
+
+
+@contextmanager
+def scratch_folder(beside: Path) -> Iterator[Scratch]:
+    """Yield a folder that is gone after the block: in memory, or `beside`, where that is short."""
+    with suppress(OSError):
+        beside.mkdir(parents=True, exist_ok=True)
+    for place in (MEMORY, beside):
+        _sweep(place)
+    in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= LEAST_FREE_BYTES
+    folder = Path(mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY if in_memory else beside))
+    try:
+        yield Scratch(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(place: Path) -> None:
+    for left in place.glob(f"{PREFIX}*"):
+        pid = left.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,128 @@
+"""Answers searches of one index, in the generation that lies there; runs no model.
+
+The index may be written meanwhile: it is opened anew when its book has changed. A hit is known by
+the generation and the position of its row, so that what is shown of it later is what was found.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.errors import PenstockError, UsageError
+from artifacts.index.manifest import BOOK
+from artifacts.index.rows import IndexRow
+from artifacts.index.search import Query, Searcher, Sort
+from artifacts.index.snapshot import Snapshot, open_snapshot
+from artifacts.index.where import Condition, matching
+from flows.search.ask import SearchAsked, found_by, hit_of
+from flows.serving.refusals import Refused, refusal_of
+
+GENERATIONS = 2
+"""Openings of an index whose hits are known still."""
+MOST_HITS = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What a request looks for, beside a vector."""
+
+    top: int
+    where: str
+    moments: bool
+
+    def asked(self) -> SearchAsked:
+        """Return it as a search has it. Raises Refused."""
+        if not 1 <= self.top <= MOST_HITS:
+            raise Refused(422, f"top is {self.top}", f"Give 1 to {MOST_HITS}")
+        return SearchAsked(what="-", top=self.top, where=self.where, moments=self.moments)
+
+
+class Index:
+    """One index folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open it. Raises PenstockError."""
+        self.folder = folder
+        self._stamp = 0
+        self._opened: list[tuple[int, Searcher]] = []
+        self._next = 0
+        self._look()
+
+    @property
+    def rows(self) -> int:
+        return self._opened[-1][1].snapshot.manifest.live_rows
+
+    async def search(
+        self,
+        vector: NDArray[np.float32],
+        sort: Sort,
+        without: Sequence[NDArray[np.float32]],
+        wanted: Wanted,
+    ) -> list[dict[str, Any]]:
+        """Return what is nearest. Raises Refused."""
+        asked = wanted.asked()
+        try:
+            return await asyncio.to_thread(self._search, vector, sort, tuple(without), asked)
+        except UsageError as error:
+            raise refusal_of(error) from error
+        except PenstockError as error:
+            raise refusal_of(error, 503) from error
+
+    def _search(
+        self,
+        vector: NDArray[np.float32],
+        sort: Sort,
+        without: tuple[NDArray[np.float32], ...],
+        asked: SearchAsked,
+    ) -> list[dict[str, Any]]:
+        self._look()
+        number, searcher = self._opened[-1]
+        snapshot: Snapshot = searcher.snapshot
+        kept = matching(snapshot, Condition(asked.where)) if asked.where else None
+        query = Query(vector=vector, sort=sort, without=without, kept=kept)
+        found = found_by(searcher, query, asked)
+        return [
+            {
+                "rank": rank,
+                "score": round(moment.score, 6),
+                "id": f"{number}-{moment.position}",
+                "kind": "image" if moment.row.time is None else "video",
+                **_told(snapshot, rank, moment),
+            }
+            for rank, moment in enumerate(found, 1)
+        ]
+
+    def row(self, name: str) -> IndexRow:
+        """Return the row of a hit. Raises Refused."""
+        number, _, position = name.partition("-")
+        if number.isdecimal() and position.isdecimal() and len(name) < 32:
+            for known, searcher in self._opened:
+                if known == int(number) and int(position) < searcher.snapshot.rows:
+                    return searcher.snapshot.read(np.array([int(position)]))[0]
+        raise Refused(404, "there is no such hit", "Search again: the index has changed since")
+
+    def _look(self) -> None:
+        """Open the index anew if it was written."""
+        stamp = (self.folder / BOOK).stat().st_mtime_ns if self._opened else 0
+        if self._opened and stamp == self._stamp:
+            return
+        self._stamp = (self.folder / BOOK).stat().st_mtime_ns
+        self._opened.append((self._next, Searcher(open_snapshot(self.folder))))
+        self._next += 1
+        del self._opened[:-GENERATIONS]
+
+
+def _told(snapshot: Snapshot, rank: int, moment: Any) -> dict[str, Any]:
+    hit = hit_of(snapshot, rank, moment)
+    return {
+        "media_path": hit.media_path,
+        "time": hit.time,
+        "at": hit.at,
+        "box": hit.box,
+        "copies": hit.copies,
+    }

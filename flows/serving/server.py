@@ -1,0 +1,137 @@
+"""Runs a server from its configuration to its end: listens, tells where, and drains."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.regular import read_text
+from flows.console.display import Display
+from flows.job.launch import DirectLauncher, Launcher
+from flows.serving.app import app_of
+from flows.serving.config import ServeConfig
+from flows.serving.guard import Guard
+from flows.serving.patience import patient_protocol
+from flows.serving.service import DRAIN_SECONDS, open_service
+from stages.process.stage_process import Listener
+
+TOKEN_BYTES = 1 << 12
+SHORTEST_TOKEN = 16
+"""Letters of a token at the least: a shorter one is guessed."""
+BACKLOG = 512
+CONNECTIONS_A_REQUEST = 4
+"""Connections that are open, for each request that may be answered at once."""
+SWITCH_SECONDS = 0.0005
+"""Longest time for which a thread of the server keeps the others waiting: they read what halves
+tell."""
+
+
+def serve(
+    config: ServeConfig,
+    display: Display,
+    make_launcher: Callable[[Listener], Launcher] = DirectLauncher,
+) -> None:
+    """Serve until it is asked to end. Raises PenstockError."""
+    token = token_of(config)
+    with _listening(config) as listener:
+        sys.setswitchinterval(SWITCH_SECONDS)
+        asyncio.run(_serve(config, display, token, listener, make_launcher))
+
+
+def token_of(config: ServeConfig) -> str:
+    """Return the token that requests must bring; empty: none. Raises UsageError."""
+    if not config.token_file:
+        return ""
+    path = Path(config.token_file).expanduser()
+    try:
+        token = read_text(path, TOKEN_BYTES).strip()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"--token-file {path} cannot be read: {reason}", hint="Give a file with a secret in it"
+        ) from error
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or any(c.isspace() for c in token):
+        raise UsageError(
+            f"--token-file {path} holds no good secret",
+            hint=f"Put one word of at least {SHORTEST_TOKEN} letters in it: openssl rand -hex 32",
+        )
+    return token
+
+
+@contextlib.contextmanager
+def _listening(config: ServeConfig) -> Iterator[socket.socket]:
+    """Yield a socket that listens. Raises EnvironmentFault."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((config.host, config.port))
+        except OSError as error:
+            busy = error.errno == errno.EADDRINUSE
+            raise EnvironmentFault(
+                f"{config.host}:{config.port} cannot be listened on ({error.strerror or error})",
+                hint="Another program has it: give another --port"
+                if busy
+                else "Give --host, --port",
+            ) from error
+        yield listener
+
+
+class _Server(uvicorn.Server):
+    """A server of which the signals are taken by who runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(
+    config: ServeConfig,
+    display: Display,
+    token: str,
+    listener: socket.socket,
+    make_launcher: Callable[[Listener], Launcher],
+) -> None:
+    loop = asyncio.get_running_loop()
+    asked_to_end = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked_to_end.set)
+    async with open_service(config, display, make_launcher) as service:
+        app = Guard(app_of(service, token), service, token)
+        server = _Server(
+            uvicorn.Config(
+                app,
+                http=patient_protocol(),
+                lifespan="off",
+                ws="none",
+                log_level=logging.WARNING,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                backlog=BACKLOG,
+                limit_concurrency=CONNECTIONS_A_REQUEST * config.max_queue,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=round(DRAIN_SECONDS),
+            )
+        )
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        ending = asyncio.create_task(asked_to_end.wait())
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"serving on http://{shown}:{port}", flush=True)
+        await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
+        service.draining = True
+        display.say("ending: what was asked is answered first")
+        server.should_exit = True
+        await serving
+        ending.cancel()

@@ -1,0 +1,50 @@
+"""Gets the vectors of texts: from memory, from the store, or of the text half; runs no model."""
+
+from collections.abc import Sequence
+
+from artifacts.keys import digest_of
+from artifacts.packs import Record
+from artifacts.text_vectors import TextVectors, text_vectors_in
+from flows.job.namespaces import namespace_aside
+from flows.job.prepare import Job
+from flows.serving.half import Half
+from flows.serving.keeping import Keeper
+from flows.serving.refusals import bad
+from flows.serving.seeing import Shared
+from stages.embed_texts import STAGE
+
+MOST_TEXTS = 1000
+"""Texts of one request."""
+MOST_LETTERS = 2000
+"""Letters of one text: no model of the kind reads as many."""
+
+
+class Texts:
+    """The text half of one job."""
+
+    def __init__(self, job: Job, half: Half, keeper: Keeper) -> None:
+        settings = job.model.best("language")
+        self._half = half
+        self._precision = settings.label
+        self._kept = keeper.of(job.store, STAGE.writes, namespace_aside(STAGE, job.model, settings))
+        self._shared: Shared[Record] = Shared()
+
+    async def vectors(self, groups: Sequence[Sequence[str]]) -> TextVectors:
+        """Return the vectors of these groups of texts. Raises Refused."""
+        told = [list(group) for group in groups]
+        texts = [text for group in told for text in group]
+        if len(texts) > MOST_TEXTS or max(map(len, texts), default=0) > MOST_LETTERS:
+            raise bad(
+                f"at most {MOST_TEXTS:,} texts of {MOST_LETTERS:,} letters are taken at once",
+                "Ask for fewer, or start the server with --labels",
+            )
+        key = digest_of(told)
+        record = await self._kept.read(key) if key in self._kept else None
+        if record is None:
+            record = await self._shared.once(key, lambda: self._make(key, told))
+            self._kept.keep([record])
+        return text_vectors_in(record, told, self._precision)
+
+    async def _make(self, key: str, groups: list[list[str]]) -> Record:
+        record: Record = await self._half.make(key, {"key": key, "groups": groups}, len(groups))
+        return record

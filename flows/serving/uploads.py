@@ -1,0 +1,144 @@
+"""Takes what clients send into files, within bounds; opens none of them.
+
+A body goes into its file as it comes, and its digest is made on the way, so that no more of it is
+in memory than a piece, and what was seen before is known when the last one is here.
+"""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.keys import content_key
+from artifacts.schema import MediaKind
+from flows.serving.refusals import Refused, bad
+from flows.serving.scratch import Scratch
+from stages.frames.formats import AVIF_BRANDS, HEIC_BRANDS
+
+PIECE_SECONDS = 10.0
+"""Longest wait for the next piece of a body."""
+LEAST_RATE = 16 << 10
+"""Bytes a second that a body comes with at the least, over all."""
+GRACE_SECONDS = 20.0
+"""Seconds in which it need not."""
+START_BYTES = 64
+PICTURES = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG\r\n\x1a\n": ".png",
+    b"BM": ".bmp",
+    b"II*\x00": ".tif",
+    b"MM\x00*": ".tif",
+    b"P5": ".pgm",
+    b"P6": ".ppm",
+}
+"""How pictures begin, and the suffixes of their files."""
+VIDEOS = {
+    b"\x1a\x45\xdf\xa3": ".mkv",
+    b"GIF8": ".gif",
+    b"FLV": ".flv",
+    b"OggS": ".ogv",
+    b"\x00\x00\x01\xba": ".mpg",
+    b"\x00\x00\x01\xb3": ".mpg",
+    b"\x30\x26\xb2\x75": ".wmv",
+    b"YUV4MPEG2": ".y4m",
+}
+"""The same of videos."""
+TAKEN = "Send JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF, or a video such as MP4, WebM or MKV"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """A body, whole in a file."""
+
+    path: Path
+    digest: str
+    """Content digest, as media are known by."""
+    kind: MediaKind
+    size: int
+
+    def remove(self) -> None:
+        """Delete the file."""
+        with suppress(OSError):
+            self.path.unlink()
+
+
+async def receive(
+    body: AsyncIterator[bytes], length: int | None, most: int, scratch: Scratch
+) -> Upload:
+    """Return a body in a file. `length` is what its header says, `most` the bytes that are taken.
+    Raises Refused."""
+    too_large = Refused(
+        413, f"more than {most >> 20} MiB were sent", "Send a smaller file, or a piece of it"
+    )
+    if length is not None and length > most:
+        raise too_large
+    path, digest, size, start = scratch.path(".upload"), hashlib.sha256(), 0, b""
+    began = asyncio.get_running_loop().time()
+    try:
+        with open(path, "xb", buffering=0) as file:
+            async for piece in _in_time(body, began):
+                size += len(piece)
+                if size > most:
+                    raise too_large
+                start = start or piece[:START_BYTES] if len(start) < START_BYTES else start
+                digest.update(piece)
+                file.write(piece)
+        if not size:
+            raise bad("nothing was sent", "Send a picture or a clip as the body of the request")
+        kind, suffix = kind_of(start)
+        named = path.with_suffix(suffix)
+        os.rename(path, named)
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
+    key = content_key(digest.hexdigest(), kind)
+    return Upload(path=named, digest=key, kind=kind, size=size)
+
+
+async def _in_time(body: AsyncIterator[bytes], began: float) -> AsyncIterator[bytes]:
+    """Yield the pieces of a body that does not take for ever."""
+    loop, size = asyncio.get_running_loop(), 0
+    pieces = aiter(body)
+    while True:
+        try:
+            async with asyncio.timeout(PIECE_SECONDS):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise _slow() from error
+        size += len(piece)
+        if loop.time() - began > GRACE_SECONDS + size / LEAST_RATE:
+            raise _slow()
+        if piece:
+            yield piece
+
+
+def _slow() -> Refused:
+    return Refused(408, "the body comes too slowly", "Send it again over a faster connection")
+
+
+def kind_of(start: bytes) -> tuple[MediaKind, str]:
+    """Return kind and suffix of a file that begins so. Raises Refused."""
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "image", ".webp"
+    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        return "video", ".avi"
+    if start[4:8] == b"ftyp":
+        brand = start[8:12]
+        if brand in AVIF_BRANDS:
+            return "image", ".avif"
+        return ("image", ".heic") if brand in HEIC_BRANDS else ("video", ".mp4")
+    for sign, suffix in PICTURES.items():
+        if start.startswith(sign):
+            return "image", suffix
+    for sign, suffix in VIDEOS.items():
+        if start.startswith(sign):
+            return "video", suffix
+    if start[:1] == b"\x47" and len(start) >= START_BYTES:
+        return "video", ".ts"
+    raise Refused(415, "this is neither a picture nor a video that is known", TAKEN)

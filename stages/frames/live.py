@@ -1,0 +1,102 @@
+"""The frames stage as one that stays: cuts each file as it is told. It knows nothing of who asks.
+
+Each file is read whole, and within bounds, because who sends it may mean harm. What is wrong with
+one is told, and kept nowhere.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault, MediaError
+from artifacts.schema import FrameFit, MediaIndex, Sampling
+from artifacts.store import open_store
+from stages.frames.job import FramesJob
+from stages.frames.medium import MediumToCut
+from stages.frames.picture import read_picture
+from stages.frames.recording import Recording, blaming
+from stages.frames.video import Video
+from stages.frames.watchdog import Watchdog
+from stages.process.events import Found
+from stages.process.job import job_of
+from stages.process.live import lines_of
+from stages.process.report import Report
+
+TOO_LARGE = "too-large"
+"""Kind of failure of what is beyond the bounds."""
+GONE = "gone"
+"""Kind of failure of what cannot be read, or whose frames cannot be stored."""
+NO_MEMORY = "no-memory"
+"""Kind of failure of what takes more memory than one file may."""
+
+
+def run(told: dict[str, Any], report: Report) -> None:
+    """Store the frames of each medium that is told, and tell what is in it, or why not."""
+    job, watchdog = job_of(FramesJob, told), Watchdog()
+    cutter = Cutter(job, report, watchdog)
+    report.note(ready=True)
+    with watchdog:
+        for line in lines_of(job.live):
+            medium = MediumToCut.from_json(line)
+            try:
+                with watchdog.over(), blaming(medium):
+                    index = cutter.cut(medium)
+                report.send(Found(media=medium.digest, index=index.to_json()))
+            except (MediaError, EnvironmentFault) as error:
+                message = error.message.replace(str(medium.path), "the file")
+                kind = error.kind if isinstance(error, MediaError) else GONE
+                report.failure(medium.digest, kind, message, error.hint)
+            except MemoryError:
+                report.failure(
+                    medium.digest,
+                    NO_MEMORY,
+                    "the file takes more memory to decode than one may have",
+                    "Scale it down first",
+                )
+
+
+class Cutter:
+    """Stores the frames of one file after the other."""
+
+    def __init__(self, job: FramesJob, report: Report, watchdog: Watchdog) -> None:
+        self._job = job
+        fits = {
+            kind: FrameFit(long_edges=tuple((float(a), int(e)) for a, e in edges))
+            for kind, edges in job.fit.items()
+        }
+        self._fit = fits["video"]
+        self._fit_image = replace(fits["image"], shrinks=job.shrinks)
+        self._sampling = Sampling(**job.sampling)
+        self._sets = Recording(
+            open_store(job.store), job.namespace, self._fit_image, report, watchdog
+        )
+
+    def cut(self, medium: MediumToCut) -> MediaIndex:
+        """Return what is in one file, its frames stored. Raises MediaError."""
+        made = self._picture(medium) if medium.kind == "image" else self._video(medium)
+        self._sets.frames.leave(self._sets.frames.keys())  # to who reads them
+        return made
+
+    def _picture(self, medium: MediumToCut) -> MediaIndex:
+        index, chunk = read_picture(medium.path, self._fit_image, self._job.most_pixels)
+        self._sets.publish([(medium, chunk)], [index])
+        return index
+
+    def _video(self, medium: MediumToCut) -> MediaIndex:
+        with Video(Path(medium.path), threads=1) as video:
+            plans = video.plan(self._sampling)
+            most = self._job.most_chunks
+            if most and len(plans) > most:
+                seconds = most * self._sampling.chunk_seconds
+                raise MediaError(
+                    f"the file is {video.duration:.0f} s long, and at most {seconds:.0f} s are "
+                    "taken at once",
+                    kind=TOO_LARGE,
+                    hint="Send a piece of it, or give the whole to a command: penstock --help",
+                )
+            found = []
+            for chunk in video.chunks(plans, self._fit):
+                self._sets.publish([(medium, chunk)])
+                found.append(chunk.index)
+                del chunk
+            return video.media_index(found)

@@ -1,0 +1,132 @@
+"""The page of the server as text: what it may load, whom it names, and what its controls are
+called."""
+
+import base64
+import hashlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from importlib.machinery import ModuleSpec
+
+import pytest
+
+from flows.serving.page import page as page_module
+from flows.serving.page.page import Page, page_of
+
+PLOTLY = "plotly.min.js"
+CONTROLS = {"input", "button", "select", "textarea", "progress"}
+
+
+class Reader(HTMLParser):
+    """The elements of a page, and the text inside each."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self._open: list[int] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs), []))
+        if tag not in {"meta", "link", "input"}:
+            self._open.append(len(self.found) - 1)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self.found[self._open.pop()][0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        for at in self._open:
+            self.found[at][2].append(data)
+
+    def named(self) -> Iterator[tuple[str, str]]:
+        """Each control, and its name as a screen reader says it."""
+        labels = [
+            (text, self._inside(at))
+            for at, (tag, _, text) in enumerate(self.found)
+            if tag == "label"
+        ]
+        for tag, attributes, text in self.found:
+            if tag in CONTROLS:
+                around = [" ".join(said) for said, ids in labels if attributes.get("id") in ids]
+                said = attributes.get("aria-label") or " ".join(text) or " ".join(around)
+                yield attributes.get("id") or tag, said.strip()
+
+    def _inside(self, label: int) -> set[str | None]:
+        """The control that stands in a label is the next element."""
+        return {self.found[label + 1][1].get("id")}
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return page_of()
+
+
+def digest(content: str | bytes) -> str:
+    given = content.encode() if isinstance(content, str) else content
+    return base64.b64encode(hashlib.sha256(given).digest()).decode()
+
+
+def rules(page: Page) -> dict[str, list[str]]:
+    parts = (rule.split() for rule in page.policy.split(";"))
+    return {name: allowed for name, *allowed in parts}
+
+
+def inside(page: Page, tag: str) -> list[str]:
+    return re.findall(rf"<{tag}>(.*?)</{tag}>", page.html.decode(), re.DOTALL)
+
+
+def test_only_what_the_page_holds_may_run_and_only_its_own_server_is_asked(page: Page) -> None:
+    (style,), (script,) = inside(page, "style"), inside(page, "script")
+    allowed = rules(page)
+    assert f"'sha256-{digest(style)}'" in allowed["style-src"]
+    assert allowed["script-src"][0] == f"'sha256-{digest(script)}'"
+    assert allowed["default-src"] == ["'none'"] == allowed["frame-ancestors"]
+    assert allowed["base-uri"] == allowed["form-action"] == ["'none'"]
+    assert allowed["connect-src"] == ["'self'"]
+    assert allowed["img-src"] == ["'self'", "blob:", "data:"]
+    assert allowed["media-src"] == ["'self'", "blob:"]
+    assert "unsafe" not in page.policy and "http" not in page.policy
+
+
+def test_nothing_names_another_host_and_no_style_is_written_where_the_policy_forbids(
+    page: Page,
+) -> None:
+    html = page.html.decode()
+    assert set(re.findall(r"\w+://[\w./-]+", html)) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"\sstyle=|\son\w+=|innerHTML|insertAdjacent|alert\(|eval\(", html)
+    assert re.findall(r'(?:src|href): "([^"]*)"', html) == [f"/static/{PLOTLY}"]
+
+
+def test_every_control_has_a_name_and_each_name_of_an_element_is_its_own(page: Page) -> None:
+    reader = Reader(page.html.decode())
+    named = list(reader.named())
+    assert len(named) > 12
+    assert [control for control, said in named if not said] == []
+    ids = [given["id"] for _, given, _ in reader.found if "id" in given]
+    assert len(ids) == len(set(ids)) > 30
+    sought = set(re.findall(r'\$\("([\w-]+)"\)', inside(page, "script")[0]))
+    assert len(sought) > 20 and sought <= set(ids)
+
+
+def test_plotly_is_let_in_by_what_it_holds(page: Page) -> None:
+    if importlib.util.find_spec("plotly") is None:
+        pytest.skip("plotly is not installed: pip install 'penstock[serve]'")
+    script = page.files[PLOTLY]
+    named = f"sha256-{digest(script.content)}"
+    assert script.media_type == "text/javascript" and len(script.content) > 10**6
+    assert rules(page)["script-src"][1:] == [f"'{named}'"]
+    assert f'data-plotly="{named}"' in page.html.decode()
+
+
+def test_without_plotly_the_page_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> ModuleSpec | None:
+        assert name == "plotly"
+        return None
+
+    monkeypatch.setattr(page_module.importlib.util, "find_spec", none)
+    page = page_of()
+    assert page.files == {} and len(rules(page)["script-src"]) == 1
+    assert 'data-plotly=""' in page.html.decode()
+    assert "pip install 'penstock[serve]'" in page.html.decode()
