@@ -8,7 +8,6 @@ import argparse
 import os
 import sys
 
-import penstock_demo
 from benchmarks._card_time import SLOWER
 from flows.cli.main import parser
 from flows.cli.serve_command import config_of
@@ -26,7 +25,7 @@ def main() -> None:
     options.add_argument("--real", action="store_true")
     given, rest = options.parse_known_args()
     if "--model" not in rest:
-        rest += ["--model", str(penstock_demo.DUAL_CHECKPOINT)]
+        rest += ["--model", "demo"]
     os.environ[SLOWER] = str(given.slower)
 
     def launcher(listen: Listener) -> Launcher:

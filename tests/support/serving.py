@@ -48,6 +48,7 @@ class Serving:
     port: int
     process: "subprocess.Popen[bytes]"
     log: Path
+    token: str = ""
 
     def ask(
         self,
@@ -57,10 +58,14 @@ class Serving:
         headers: Mapping[str, str] | None = None,
         seconds: float = ASK_SECONDS,
     ) -> Answer:
-        """One request on a connection of its own."""
+        """One request on a connection of its own; it brings the token, unless it brings another
+        login."""
+        given = dict(headers or {})
+        if self.token and not {"Authorization", "Cookie"} & given.keys():
+            given["Authorization"] = f"Bearer {self.token}"
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
         with contextlib.closing(connection):
-            connection.request(method, path, body=body, headers=dict(headers or {}))
+            connection.request(method, path, body=body, headers=given)
             found = connection.getresponse()
             told = {name.lower(): value for name, value in found.getheaders()}
             return Answer(status=found.status, headers=told, body=found.read())
@@ -68,19 +73,24 @@ class Serving:
     def embed(self, picture: bytes, headers: Mapping[str, str] | None = None) -> Answer:
         return self.ask("POST", "/v1/embed", picture, headers)
 
-    def raw(self, *parts: bytes, seconds: float = 10.0, end: bool = False) -> bytes:
+    def raw(
+        self, *parts: bytes, seconds: float = 10.0, end: bool = False, first: bool = False
+    ) -> bytes:
         """Send bytes as they are; return what came until the other side closed, or said nothing for
-        so long. With `end` this side is closed after them."""
+        so long. With `end` this side is closed after them; of the `first` answer, its head is
+        enough."""
         found = b""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
-            with contextlib.suppress(ConnectionError, TimeoutError):
+            with contextlib.suppress(OSError):
                 for part in parts:
                     connection.sendall(part)
                 if end:
                     connection.shutdown(socket.SHUT_WR)
-            with contextlib.suppress(ConnectionError, TimeoutError):
+            with contextlib.suppress(OSError):
                 while data := connection.recv(1 << 16):
                     found += data
+                    if first and b"\r\n\r\n" in found:
+                        break
         return found
 
     def is_up(self) -> bool:
@@ -102,10 +112,16 @@ def serving(
     *options: str | os.PathLike[str],
     command: list[str] = STAND_IN,
     env: Mapping[str, str] | None = None,
+    token: str = "",
 ) -> Iterator[Serving]:
     """Start a server on a free port, wait until it is ready, and end it. Who fails meanwhile is
     told the end of its log."""
     log = folder / "serve.log"
+    if token:
+        secret = folder / "token"
+        secret.touch(0o600)
+        secret.write_text(token + "\n")
+        options = (*options, "--token-file", secret)
     whole = [*command, "--port", "0", *map(os.fspath, options)]
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -118,7 +134,7 @@ def serving(
             start_new_session=True,
         )
     try:
-        found = Serving(port=_port(process, log), process=process, log=log)
+        found = Serving(port=_port(process, log), process=process, log=log, token=token)
         _wait_ready(found)
         yield found
     except BaseException as error:
