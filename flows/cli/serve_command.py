@@ -2,19 +2,30 @@
 
 import argparse
 import re
+from typing import TYPE_CHECKING
 
 from artifacts.errors import UsageError
 from flows.console.display import Display, parse_size
+
+if TYPE_CHECKING:
+    from flows.serving.config import ServeConfig
 
 UNITS = {"": 1.0, "s": 1.0, "ms": 0.001}
 
 
 def serve_command(given: argparse.Namespace) -> int:
     """Serve, and return the exit code of the contract. Raises PenstockError."""
-    from flows.serving.config import ServeConfig
     from flows.serving.server import serve
 
-    config = ServeConfig(
+    serve(config_of(given), Display(quiet=given.quiet))
+    return 0
+
+
+def config_of(given: argparse.Namespace) -> "ServeConfig":
+    """Return what the options ask for. Raises UsageError."""
+    from flows.serving.config import ServeConfig
+
+    return ServeConfig(
         model=given.model,
         caption_model=given.caption_model,
         index=given.index,
@@ -33,8 +44,6 @@ def serve_command(given: argparse.Namespace) -> int:
         max_wait=seconds_of(given.max_wait),
         max_queue=given.max_queue,
     )
-    serve(config, Display(quiet=given.quiet))
-    return 0
 
 
 def batch_of(told: str) -> int:

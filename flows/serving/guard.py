@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -24,6 +25,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")
 """Paths that need no token, beside those below STATIC."""
 STATIC = "/static/"
+HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9.-]+))(?::\d{1,5})?")
 COUNTED = "/v1/"
 COOKIE = "penstock_session"
 SAFE = {
@@ -146,10 +148,9 @@ def extra_headers(why: Refused) -> list[tuple[bytes, bytes]]:
 
 
 def _name_of(host: str) -> str:
-    """Return the name in a Host header, without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].lower()
+    """Return the name in a Host header, without its port; empty where it is none."""
+    found = HOST.fullmatch(host.lower())
+    return (found["six"] or found["name"]) if found else ""
 
 
 async def in_time(receive: Receive, work: Awaitable[Any], seconds: float) -> Any:

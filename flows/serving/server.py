@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -29,6 +30,8 @@ SHORTEST_TOKEN = 16
 BACKLOG = 512
 CONNECTIONS_A_REQUEST = 4
 """Connections that are open, for each request that may be answered at once."""
+FILES = 1 << 16
+"""Files that may be open, if the system allows so many: each connection is one."""
 SWITCH_SECONDS = 0.0005
 """Longest time for which a thread of the server keeps the others waiting: they read what halves
 tell."""
@@ -41,6 +44,9 @@ def serve(
 ) -> None:
     """Serve until it is asked to end. Raises PenstockError."""
     token = token_of(config)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = FILES if most == resource.RLIM_INFINITY else min(FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
     with _listening(config) as listener:
         sys.setswitchinterval(SWITCH_SECONDS)
         asyncio.run(_serve(config, display, token, listener, make_launcher))
@@ -109,7 +115,7 @@ async def _serve(
         server = _Server(
             uvicorn.Config(
                 app,
-                http=patient_protocol(),
+                http=patient_protocol(CONNECTIONS_A_REQUEST * config.max_queue),
                 lifespan="off",
                 ws="none",
                 log_level=logging.WARNING,
@@ -117,7 +123,6 @@ async def _serve(
                 server_header=False,
                 date_header=False,
                 backlog=BACKLOG,
-                limit_concurrency=CONNECTIONS_A_REQUEST * config.max_queue,
                 timeout_keep_alive=30,
                 timeout_graceful_shutdown=round(DRAIN_SECONDS),
             )

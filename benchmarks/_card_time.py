@@ -1,0 +1,96 @@
+"""An encoder that takes a card's time: it sleeps for as long as a card would compute. Its vectors
+are the pictures themselves, small, so that each can be told from all others.
+
+It stands for the embed stage too (`run`), behind the server as it is.
+"""
+
+import io
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SIDE, GRAIN = 224, 16
+WIDTH = 3 * GRAIN * GRAIN
+START_SECONDS, PICTURE_SECONDS = 0.008, 0.0015
+"""What a card of the middle takes for a batch of a CLIP's ViT-B, and for each picture of it."""
+SLOWER = "PENSTOCK_BENCH_SLOWER"
+"""In the environment: times as long as a card takes."""
+Pixels = NDArray[np.float32]
+"""[3, SIDE, SIDE]."""
+
+
+def seconds(pictures: int, slower: float = 1.0) -> float:
+    """What one batch takes."""
+    return slower * (START_SECONDS + PICTURE_SECONDS * pictures)
+
+
+def encode(pictures: Sequence[Pixels], slower: float = 1.0) -> NDArray[np.float32]:
+    """[picture, WIDTH], after as long as a card takes."""
+    time.sleep(seconds(len(pictures), slower))
+    step = SIDE // GRAIN
+    blocks = np.stack(pictures)[:, :, step // 2 :: step, step // 2 :: step]
+    return blocks.reshape(len(pictures), WIDTH)
+
+
+def pixels_of(picture: bytes, side: int = SIDE) -> Pixels:
+    """[3, side, side] of a JPEG as CLIP sees it, decoded no larger than it has to be."""
+    image: Any = Image.open(io.BytesIO(picture))
+    image.draft("RGB", (side, side))
+    return scaled(image.convert("RGB"), side)
+
+
+def scaled(image: Image.Image, side: int = SIDE) -> Pixels:
+    """[3, side, side] of a picture."""
+    if image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
+    found: Pixels = (np.asarray(image, np.float32) / 127.5 - 1).transpose(2, 0, 1)
+    return found
+
+
+def run(told: dict[str, Any], report: Any) -> None:
+    """Publish a vector of each picture that is told, as the embed stage does that stays."""
+    from artifacts.packs import RecordSet
+    from artifacts.store import open_store
+    from artifacts.vectors import vector_record
+    from stages.embed.job import EmbedJob
+    from stages.models.encoding.chunks import read_clip
+    from stages.models.prefetch import prefetched, write_behind
+    from stages.process.events import Published
+    from stages.process.job import job_of
+    from stages.process.live import lines_of
+
+    job, slower = job_of(EmbedJob, told), float(os.environ.get(SLOWER, "1"))
+    frames = RecordSet(open_store(job.frames_store or job.store), "frames", job.frames_namespace)
+    records = RecordSet(open_store(job.store), "embeddings", job.namespace)
+
+    def batches() -> Iterator[list[dict[str, Any]]]:
+        for batch in lines_of(job.live):
+            for member in batch:
+                frames.find([member["frames"]])
+            yield batch
+
+    def read(batch: Sequence[dict[str, Any]]) -> list[list[Pixels]]:
+        return [
+            [scaled(Image.fromarray(frame)) for frame in read_clip(frames, member).frames]
+            for member in batch
+        ]
+
+    def publish(made: list[tuple[list[dict[str, Any]], list[NDArray[np.float32]]]]) -> None:
+        pairs = [pair for batch, rows in made for pair in zip(batch, rows, strict=True)]
+        records.publish([vector_record(member["key"], vectors) for member, vectors in pairs])
+        keys = tuple(member["key"] for member, _ in pairs)
+        report.send(Published(keys=keys))
+        records.leave(keys)
+        frames.drop([member["frames"] for member, _ in pairs])
+
+    report.note(ready=True)
+    with write_behind(publish) as later:
+        for batch, shown in prefetched(batches(), read):
+            vectors = encode([pixels for some in shown for pixels in some], slower)
+            ends = np.cumsum([len(some) for some in shown])[:-1]
+            later((batch, np.split(vectors, ends)))

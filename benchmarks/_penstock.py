@@ -1,0 +1,38 @@
+"""Penstock's server with an encoder behind it that takes a card's time, or the real one; decoding,
+queue, processes and HTTP are its own.
+
+    python -m benchmarks._penstock [--slower 1 | --real] ANY OPTION OF penstock serve
+"""
+
+import argparse
+import os
+import sys
+
+from benchmarks._card_time import SLOWER
+from flows.cli.main import parser
+from flows.cli.serve_command import config_of
+from flows.console.display import Display
+from flows.job.launch import ENTRIES, DirectLauncher, Launcher
+from flows.serving.server import serve
+from stages.process.stage_process import Listener
+
+STANDING_IN = {**ENTRIES, "embed": "benchmarks._card_time:run"}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--slower", type=float, default=1.0)
+    options.add_argument("--real", action="store_true")
+    given, rest = options.parse_known_args()
+    if "--model" not in rest:
+        rest += ["--model", "demo"]
+    os.environ[SLOWER] = str(given.slower)
+
+    def launcher(listen: Listener) -> Launcher:
+        return DirectLauncher(listen, ENTRIES if given.real else STANDING_IN)
+
+    serve(config_of(parser().parse_args(["serve", *rest])), Display(), launcher)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
