@@ -42,8 +42,8 @@ class Encoder:
         import torch
 
         with torch.inference_mode():
-            pixels = torch.from_numpy(np.stack(pictures))
-            made = self._tower.get_image_features(pixel_values=pixels)
+            pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+            made = self._tower.get_image_features(pixel_values=pixels / 127.5 - 1)
         features: torch.Tensor = getattr(made, "pooler_output", made)
         vectors: NDArray[np.float16] = features.numpy().astype(np.float16)
         return vectors

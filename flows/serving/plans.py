@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from artifacts.packs import RecordSet
@@ -60,7 +61,7 @@ def plan_half(
     return HalfPlan(
         name=stage.name,
         ladder=ladder,
-        peak_bytes=lambda rung: question.estimate(rung).peak_bytes,
+        peak_bytes=cache(lambda rung: question.estimate(rung).peak_bytes),
         call=call,
         answers=answers,
         most=config.max_batch,

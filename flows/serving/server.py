@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import resource
 import signal
@@ -32,6 +33,8 @@ CONNECTIONS_A_REQUEST = 4
 """Connections that are open, for each request that may be answered at once."""
 FILES = 1 << 16
 """Files that may be open, if the system allows so many: each connection is one."""
+GARBAGE = 20_000
+"""Objects after which it is looked for garbage; a request leaves little."""
 SWITCH_SECONDS = 0.0005
 """Longest time for which a thread of the server keeps the others waiting: they read what halves
 tell."""
@@ -138,6 +141,10 @@ async def _serve(
                 timeout_graceful_shutdown=round(DRAIN_SECONDS),
             )
         )
+        # What is there by now stays: to look through it for garbage took a sixth of the time.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GARBAGE)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         ending = asyncio.create_task(asked_to_end.wait())
         while not server.started and not serving.done():
