@@ -1,7 +1,7 @@
 """The values that pass between stages; knows neither how they are stored nor who makes them."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from artifacts.errors import UsageError
@@ -112,6 +112,12 @@ def picture_size(height: int, width: int) -> tuple[int, int]:
     return (height + 1) // 2, (width + 1) // 2
 
 
+def fields_of(value: Any) -> dict[str, Any]:
+    """Return the fields of one of these by their names. What is in them is not copied: of a picture
+    that took a tenth of all the time that a server spends on it."""
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkIndex:
     """One chunk of a medium: what part of it, and which frames were taken."""
@@ -148,7 +154,7 @@ class MediaIndex:
     """By how much its sides were divided while it was decoded."""
 
     def to_json(self) -> dict[str, Any]:
-        found = asdict(self)
+        found = {**fields_of(self), "chunks": tuple(map(fields_of, self.chunks))}
         if self.shrunk == 1:  # records are as they always were
             del found["shrunk"]
         return found

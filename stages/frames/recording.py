@@ -6,12 +6,11 @@ It stores chunks, what is to be said of a whole medium, and why one cannot be us
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
 from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
 from artifacts.packs import Record, RecordSet
-from artifacts.schema import FrameFit, MediaIndex
+from artifacts.schema import FrameFit, MediaIndex, fields_of
 from artifacts.store import Store
 from stages.frames.medium import CHANGED, MediumToCut
 from stages.frames.video import Chunk
@@ -71,7 +70,7 @@ class Recording:
         records = [
             Record(
                 key=self.key(medium, chunk.index.index, index),
-                meta={**asdict(chunk.index), "damage": asdict(chunk.damage)},
+                meta={**fields_of(chunk.index), "damage": fields_of(chunk.damage)},
                 payload=chunk.pixels.reshape(-1).data,
             )
             for (medium, chunk), index in zip(chunks, found, strict=True)
