@@ -6,7 +6,7 @@ function reason(label) {
   const parts = [`${label.label}: ${score(label.score)}`];
   if (label.threshold !== null) parts[0] += label.passed ? `, at least ${score(label.threshold)}` : `, below ${score(label.threshold)}`;
   if (label.box && typeof label.whole === "number") parts.push(`${score(label.whole)} in the picture as a whole`);
-  if (label.why) parts.push(label.why);
+  if (label.why) parts.push(`the rule: ${label.why}`);
   return parts.join("; ");
 }
 
