@@ -11,20 +11,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from artifacts.errors import CannotFit, PenstockError
-from flows.job.launch import StageCall
-from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
-from flows.serving.batching import Batches, Work
+from flows.serving.batching import Batches
+from flows.serving.half_plan import HalfPlan
 from flows.serving.live_stage import LauncherMaker, LiveStage
 from flows.serving.metrics import Metrics
-from flows.serving.refusals import Refused, bad, unavailable
+from flows.serving.refusals import bad, unavailable
 from flows.serving.residence import Residence
 from flows.serving.scratch import Scratch
+from flows.serving.setbacks import Setbacks
+from flows.serving.works import Works
 from stages.decode.engines import INFLIGHT
 from stages.process.events import (
     Event,
@@ -40,33 +40,7 @@ from stages.process.events import (
 
 log = logging.getLogger(__name__)
 
-STARTS = 3
-"""Times in a row that it ends before it is ready, until requests are refused."""
-AGAIN_SECONDS = 10.0
-"""After so long it is tried to start it again."""
-TO_BLAME = "the model's process died of this twice"
 AWAY, WAITING, LOADING, RESIDENT = "away", "waiting", "loading", "resident"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HalfPlan:
-    """How one half is run, and what is made of what it tells."""
-
-    name: str
-    ladder: Ladder
-    peak_bytes: Callable[[Rung], int]
-    """Bytes that it takes on a rung, as planned."""
-    call: Callable[[Rung, str, int], StageCall]
-    """Rung, pipe and budget → the call of its process."""
-    answers: Callable[[Iterable[str]], dict[str, Any]]
-    """Keys that it has published → what is answered."""
-    most: int
-    """Most works of a batch that are asked for; 0: what fits."""
-    weight: int
-    """Weight of the works that a batch is planned of, each."""
-    wait_seconds: float
-    idle_seconds: float
-    """Seconds without work after which it leaves the device."""
 
 
 class Half:
@@ -83,24 +57,20 @@ class Half:
         """Make one that is away."""
         self.name = plan.name
         self.state = AWAY
-        self.memory_bytes = 0
         self._plan = plan
         self._residence = residence
         self._make_launcher = make_launcher
         self._scratch = scratch
-        self._metrics = metrics.of_half(plan.name)
+        self.metrics = metrics.of_half(plan.name)
         self.hear_more: Callable[[Event], None] = lambda event: None
         """Function that is given each event that is not about works."""
         self.batches = Batches(most=1, most_weight=0, most_wait=plan.wait_seconds)
+        self._works = Works(self.batches, self.metrics)
         self._live: LiveStage | None = None
         self._changed = asyncio.Event()
         self._closing = False
         self._leaving = False
-        self._failed_starts = 0
-        self._again_at = 0.0
-        self._trouble = ""
-        self._used = time.monotonic()
-        self._began: float | None = None
+        self._setbacks = Setbacks(plan.name)
         self._is_wanted = False
         self._resize()
 
@@ -127,11 +97,9 @@ class Half:
 
     async def make(self, key: str, member: dict[str, Any], weight: int) -> Any:
         """Return what is made of this. Raises Refused."""
-        if self._trouble and time.monotonic() < self._again_at:
-            raise unavailable(self._trouble, retry=self._again_at - time.monotonic())
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        work = Work(key=key, member=member, weight=weight, answer=answer, queued=time.monotonic())
-        self.batches.waiting.append(work)
+        if (why := self._setbacks.refusal) is not None:
+            raise why
+        answer = self._works.add(key, member, weight)
         self._changed.set()
         return await answer
 
@@ -174,19 +142,14 @@ class Half:
         if self._live is not None:
             self._live.stop()
 
-    def kill(self) -> None:
-        """End its process at once."""
-        if self._live is not None:
-            self._live.kill()
-
     def _step(self) -> float | None:
         """Do what there is to do. Return the seconds after which to look again; None: when
         something has changed."""
         now = time.monotonic()
         due = self.batches.due(now)
         if self.state == AWAY and (due is not None or self._is_wanted):
-            if now < self._again_at:
-                return self._again_at - now
+            if (wait := self._setbacks.wait) > 0:
+                return wait
             self.state, self._is_wanted = WAITING, False
             self._entering = asyncio.create_task(self._enter())
         if self.state != RESIDENT or self._leaving:
@@ -196,25 +159,15 @@ class Half:
                 self._residence.look()
             return None
         if due is None:
-            left = self._used + self._plan.idle_seconds - now
+            left = self._works.used + self._plan.idle_seconds - now
             if self.batches.idle and left <= 0:
                 self.leave()
             return max(0.01, left) if self.batches.idle else None
         if due > 0:
             return due
-        self._send()
+        if (batch := self._works.take()) and self._live is not None:
+            self._live.tell([work.member for work in batch])
         return 0
-
-    def _send(self) -> None:
-        batch = self.batches.take()
-        if not batch:
-            return
-        assert self._live is not None
-        now = time.monotonic()
-        self._metrics.left(len(batch), [now - work.queued for work in batch])
-        if self._began is None:
-            self._began = now
-        self._live.tell([work.member for work in batch])
 
     async def _enter(self) -> None:
         await self._residence.enter(self)
@@ -231,57 +184,43 @@ class Half:
     def _hear(self, event: Event) -> None:
         match event:
             case Noted() if event.values.get("ready"):
-                self.state, self._failed_starts, self._trouble = RESIDENT, 0, ""
-                self._changed.set()
+                self.state = RESIDENT
+                self._setbacks.started()
             case Noted() if "engine" in event.values:
                 self.batches.flying = event.values["engine"] == INFLIGHT
-                self._changed.set()
             case Words() if event.ended:
-                self._answer({event.key: event})
+                self._works.answer({event.key: event})
             case Published():
-                self._answer(self._plan.answers(event.keys))
+                self._hand_out(event.keys)
             case Failed():
-                self._refuse([event.media], bad(event.message, event.hint))
+                self._works.refuse([event.media], bad(event.message, event.hint))
             case TooLarge():
                 hint = "Send a smaller picture, or start the server with more --memory"
-                self._refuse([event.key], bad("this does not fit the memory there is", hint))
+                self._works.refuse([event.key], bad("this does not fit the memory there is", hint))
             case Shrunk():
                 self._plan.ladder.listen(self.name, event)
                 self._resize(event.batch)
                 log.warning("%s: batches of %d from now on", self.name, self.batches.most)
+            case Noted() if "loaded_bytes" in event.values:
+                self.metrics.imported(int(event.values["loaded_bytes"]))
             case MemorySeen():
-                self.memory_bytes = (
-                    event.host_bytes if not event.device_bytes else event.device_bytes
-                )
-                self._metrics.memory(self.memory_bytes, self.peak_bytes)
+                self.metrics.memory(event.host_bytes, event.device_bytes, self.peak_bytes)
             case Warned():
                 log.warning("%s: %s", self.name, event.text)
             case _:
                 self.hear_more(event)
-
-    def _answer(self, found: Mapping[str, Any]) -> None:
-        """Hand out what was made, by its keys."""
-        self._plan.ladder.worked(self.name)
-        self._metrics.made(len(found), self._since_began())
-        for work in self.batches.made(found):
-            if not work.answer.done():
-                work.answer.set_result(found[work.key])
-        self._rest()
-
-    def _refuse(self, keys: Iterable[str], why: Refused) -> None:
-        for work in self.batches.made(keys):
-            if not work.answer.done():
-                work.answer.set_exception(why)
-        self._rest()
-
-    def _rest(self) -> None:
-        now = time.monotonic()
-        self._used = now
-        self._began = None if self.batches.idle else now
         self._changed.set()
 
-    def _since_began(self) -> float:
-        return 0.0 if self._began is None else time.monotonic() - self._began
+    def _hand_out(self, keys: Sequence[str]) -> None:
+        """Answer with what was published."""
+        self._plan.ladder.worked(self.name)
+        try:
+            found = self._plan.answers(keys)
+        except (PenstockError, KeyError) as error:
+            log.warning("%s: what was made cannot be read: %s", self.name, error)
+            self._works.refuse(keys, unavailable("what was made cannot be read", "Ask again"))
+        else:
+            self._works.answer(found)
 
     def _resize(self, most: int = 0) -> None:
         """Take the sizes of batches from the rung."""
@@ -294,42 +233,27 @@ class Half:
         if live is not self._live:
             return
         was, self.state, self._live = self.state, AWAY, None
-        self.memory_bytes, self._began = 0, None
-        self._metrics.memory(0, 0)
+        self.metrics.memory(0, 0, 0)
         self._residence.left(self)
         if error is not None or not self.batches.idle:
             why = "memory" if isinstance(error, CannotFit) else "died"
-            self._metrics.restarted(why)
+            self.metrics.restarted(why)
             log.warning("%s: %s", self.name, error.message if error else "its process ended")
             self._after(error, ready=was == RESIDENT)
         self._changed.set()
 
     def _after(self, error: PenstockError | None, *, ready: bool) -> None:
         """Have what it was at made again, on a lower rung where it was memory that it lacked."""
-        for work in self.batches.died():
-            if not work.answer.done():
-                work.answer.set_exception(bad(TO_BLAME, "Its log says more; send another picture"))
-        down = not isinstance(error, CannotFit)
+        self._works.died()
+        hopeless = False
         if isinstance(error, CannotFit):
             try:
                 largest = self._rung.batch
                 self._plan.ladder.down(self.name, error, largest=largest, tokens=0, ready=ready)
-                down = True
             except CannotFit as fault:
-                error = fault
+                error, hopeless = fault, True
             self._resize()
-        self._failed_starts = 0 if ready else self._failed_starts + 1
-        if error is not None and (self._failed_starts >= STARTS or (not down and not ready)):
-            self._give_up(error)
-
-    def _give_up(self, error: PenstockError) -> None:
-        """Refuse what waits, for a while."""
-        self._trouble = f"the {self.name} half cannot be had: {error.message}"
-        self._again_at = time.monotonic() + AGAIN_SECONDS
-        self._failed_starts = STARTS - 1
-        for work in self.batches.waiting:
-            if not work.answer.done():
-                work.answer.set_exception(
-                    unavailable(self._trouble, error.hint, retry=AGAIN_SECONDS)
-                )
-        self.batches.waiting.clear()
+        if error is not None and not ready:
+            self._setbacks.failed(error, hopeless=hopeless)
+        if (why := self._setbacks.refusal) is not None:
+            self._works.refuse_waiting(why)

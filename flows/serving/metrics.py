@@ -39,6 +39,9 @@ class HalfMetrics:
         self._memory = metrics.memory_bytes.labels(name)
         self._budget = metrics.budget_bytes.labels(name)
         self._name = name
+        self._imports = 0
+        self.memory_bytes = 0
+        """Memory that its process has of the device: of the host, above its imports."""
 
     def left(self, size: int, waited: Sequence[float]) -> None:
         """Count a batch that left."""
@@ -52,10 +55,15 @@ class HalfMetrics:
         """Count what was made."""
         self._seconds.observe(seconds)
 
-    def memory(self, taken: int, budget: int) -> None:
-        """Note the bytes that its process has, and that it is planned to have."""
-        self._memory.set(taken)
-        self._budget.set(budget)
+    def imported(self, taken: int) -> None:
+        """Note the bytes of the host that its process had before it loaded anything."""
+        self._imports = taken
+
+    def memory(self, host: int, device: int, planned: int) -> None:
+        """Note the bytes that its process has of the host, and of a GPU, and is planned to take."""
+        self.memory_bytes = device or max(0, host - self._imports)
+        self._memory.set(self.memory_bytes)
+        self._budget.set(planned)
 
     def restarted(self, why: str) -> None:
         """Count a process that ended by itself."""

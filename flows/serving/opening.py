@@ -81,6 +81,7 @@ async def open_service(
             building.add_vectors(vectors, labels)
         if captions is not None:
             building.add_captions(captions)
+        building.warm()
         async with _running(service, building.keeper):
             yield service
 
@@ -109,7 +110,7 @@ async def _points(service: Service) -> None:
     """Draw the page's time line."""
     while True:
         await asyncio.sleep(POINT_SECONDS)
-        memory = sum(half.memory_bytes for half in service.halves)
+        memory = sum(half.metrics.memory_bytes for half in service.halves)
         service.metrics.point(service.queued, memory, service.budget_bytes)
 
 
@@ -195,7 +196,6 @@ class _Building:
         if config.index:
             service.index = Index(Path(folder_named(config.index, "index")))
         self._add(seeing, reading)
-        seeing.warm()
 
     def add_captions(self, job: Job) -> None:
         """Have captions made."""
@@ -215,6 +215,14 @@ class _Building:
         decoding.hear_more = captions.hear
         service.captions = captions
         self._add(encoding, decoding)
+
+    def warm(self) -> None:
+        """Have the halves come that fit together, before anybody asks."""
+        taken = 0
+        for half in self._service.halves:
+            taken += half.peak_bytes
+            if taken <= self._service.budget_bytes:
+                half.warm()
 
     def _add(self, *halves: Half) -> None:
         for half in halves:

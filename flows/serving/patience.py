@@ -34,7 +34,7 @@ def patient_protocol(most: int) -> type[asyncio.Protocol]:
             super().connection_made(transport)
             while silent and len(self.connections) > most:
                 other = next(iter(silent))
-                self.connections.discard(other)  # type: ignore[arg-type]
+                self.connections.discard(other)
                 silent.pop(other).abort()
             silent[self] = transport
             self._wait()

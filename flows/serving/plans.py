@@ -16,7 +16,7 @@ from flows.planning.start import choose
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
 from flows.running.calls import Calls
 from flows.serving.config import ServeConfig
-from flows.serving.half import HalfPlan
+from flows.serving.half_plan import HalfPlan
 from stages.frames.job import FramesJob
 from stages.process.job import told_of
 from stages.process.stage import Stage

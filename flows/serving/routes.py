@@ -146,7 +146,7 @@ class Routes:
             {
                 "name": half.name,
                 "state": half.state,
-                "memory_bytes": half.memory_bytes,
+                "memory_bytes": half.metrics.memory_bytes,
                 "budget_bytes": half.peak_bytes,
                 "batch": half.batches.most,
             }

@@ -49,7 +49,18 @@ def serve(
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
     with _listening(config) as listener:
         sys.setswitchinterval(SWITCH_SECONDS)
-        asyncio.run(_serve(config, display, token, listener, make_launcher))
+        with asyncio.Runner(loop_factory=_loops()) as runner:
+            runner.run(_serve(config, display, token, listener, make_launcher))
+
+
+def _loops() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes event loops: the faster ones, where they are installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return made
 
 
 def token_of(config: ServeConfig) -> str:

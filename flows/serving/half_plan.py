@@ -1,0 +1,30 @@
+"""Says how one half of a server is run; starts nothing."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from flows.job.launch import StageCall
+from flows.planning.ladder import Ladder
+from flows.planning.rungs import Rung
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HalfPlan:
+    """How one half is run, and what is made of what it tells."""
+
+    name: str
+    ladder: Ladder
+    peak_bytes: Callable[[Rung], int]
+    """Bytes that it takes on a rung, as planned."""
+    call: Callable[[Rung, str, int], StageCall]
+    """Rung, pipe and budget → the call of its process."""
+    answers: Callable[[Iterable[str]], dict[str, Any]]
+    """Keys that it has published → what is answered."""
+    most: int
+    """Most works of a batch that are asked for; 0: what fits."""
+    weight: int
+    """Weight of the works that a batch is planned of, each."""
+    wait_seconds: float
+    idle_seconds: float
+    """Seconds without work after which it leaves the device."""
