@@ -50,6 +50,10 @@ return Object.fromEntries([...document.querySelectorAll('.boxed')].map(each => {
   return [each.textContent, [x(left), y(top), x(right), y(bottom)]];
 }));
 """
+ALL_DONE = """
+const told = document.querySelector('#progress-told').textContent;
+return told.startsWith(`${arguments[0]} of ${arguments[0]} `);
+"""
 TEXTS_OF = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
 LOOKS = [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")]
 
@@ -85,6 +89,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     assert main(["index", "build", str(media), "--out", index, "--quiet", *where]) == 0
     names = ",".join(dict.fromkeys([*(truth.labels[0] for truth in truths), *OTHERS]))
     more = ["--port", "0", "--index", index, "--labels", names, "--tiles", "2"]
+    more += ["--caption-model", "demo"]
     with _serving([*PENSTOCK, "serve", *more, *where]) as address:
         yield Served(address=address, pictures=media, truths=truths, sheet=place / "sheet.png")
 
@@ -221,6 +226,24 @@ def test_a_clip_has_its_labels_in_time_and_is_gone_into_by_them(
     assert page.run("return parseFloat(document.querySelector('.position').style.left)") > 50
 
 
+def test_captions_are_written_under_the_stretches_they_are_of(
+    page: Browser, served: Served
+) -> None:
+    page.click("#want-caption")
+    page.click("#want-labels")
+    drop(page, served.pictures / "film.mp4", kind="video/mp4")
+    drop(page, served.pictures / served.truths[0].file)
+    page.wait(ALL_DONE, 2, seconds=120)
+    still, film = page.run(
+        "return [...document.querySelectorAll('.captions')]"
+        ".map(e => [...e.querySelectorAll('p')].map(each => each.textContent))"
+    )
+    assert all(still) and all(film) and len(still) == 1
+    times = page.run(TEXTS_OF, ".captions time")
+    assert len(times) == len(film) and times[0] == "0:00.0"
+    assert page.run("return document.querySelectorAll('.writing, .bars li').length") == 0
+
+
 def test_a_text_finds_moments_of_a_film_that_can_be_stepped_through(
     page: Browser, served: Served
 ) -> None:
@@ -281,10 +304,11 @@ def test_it_can_be_read_in_every_light_and_on_a_narrow_screen(
     page.narrow(wide)
     if theme == "dark":
         page.click("#theme")
+    page.click("#want-caption")
     drop(page, served.pictures / served.truths[4].file)
     drop(page, served.sheet, kind="image/png")
     drop(page, served.pictures / "film.mp4", kind="video/mp4")
-    labelled(page, 3)
+    page.wait(ALL_DONE, 3, seconds=120)
     seek(page, "a yellow ring")
     page.run("document.querySelector('#load').scrollIntoView()")
     page.wait("return document.querySelectorAll('.drawn .main-svg').length >= 4")

@@ -18,7 +18,7 @@ class Item {
     this.scene = new Scene(this.node);
     this.node.src = this.url;
     this.bars = new Bars(name => this.scene.light(name));
-    this.times = new Clip(this.node, frame => this.see(frame.labels));
+    this.times = new Clip(this.node, frame => this.see(frame.labels, this.times.tint));
     this.captions = new Captions(seconds => this.times.go(seconds));
     this.facts = el("p", {class: "facts quiet"}, size(file.size));
     this.parts = {labels: this.part("Labels", this.bars.box), caption: this.part("Caption", this.captions.box)};
@@ -97,7 +97,7 @@ class Item {
     let given = [];
     if (answer.kind === "video") given = this.times.put(answer.frames);
     else {
-      this.see(answer.labels);
+      this.see(answer.labels, tints(boxed(answer.labels).map(label => label.label)));
       given = answer.labels.filter(label => label.passed).map(label => label.label);
     }
     this.tell("labels", answer);
@@ -105,9 +105,9 @@ class Item {
     say(`${this.name}: ${given.join(", ") || "no label"}`);
   }
 
-  see(labels) {
-    this.scene.put(labels, ...this.size);
-    this.bars.put(labels);
+  see(labels, tint) {
+    this.scene.put(labels, ...this.size, tint);
+    this.bars.put(labels, tint);
   }
 
   async askCaption(part, prompt, signal) {

@@ -27,6 +27,10 @@ const PLOTS = [
     {name: "budget", colour: "--quiet", dash: "dash", of: point => point.budget_bytes, now: points => latest(points, "budget_bytes"), tell: bytes}]},
 ];
 
+// How far back is drawn, seconds, and how far apart the marks are: no further than something is known.
+const REACHES = [[60, 15], [120, 30], [300, 60], [KEPT_SECONDS, 120]];
+const ago = seconds => !seconds ? "now" : seconds % 60 ? `${seconds} s` : `${seconds / 60} min`;
+
 const plots = {
   ready: false, width: 0,
 
@@ -94,7 +98,9 @@ const plots = {
   },
 
   layout({suffix}, colour, family) {
-    const none = "rgba(0,0,0,0)", quiet = colour("--quiet"), minutes = this.width < 560 ? [10, 5, 0] : [10, 8, 6, 4, 2, 0];
+    const none = "rgba(0,0,0,0)", quiet = colour("--quiet"), known = stats.now - stats.points[0].time;
+    const [reach, step] = REACHES.find(([most]) => known <= most) || REACHES[REACHES.length - 1];
+    const marks = Array.from({length: reach / step + 1}, (_, at) => at * step);
     const axis = {color: quiet, gridcolor: colour("--faint"), linecolor: colour("--line"), zeroline: false, fixedrange: true,
       ticks: "outside", tickcolor: none};
     return {
@@ -102,8 +108,7 @@ const plots = {
       showlegend: false, dragmode: false, hovermode: "x unified", paper_bgcolor: none, plot_bgcolor: none,
       font: {family, size: 12, color: quiet},
       hoverlabel: {bgcolor: colour("--card"), bordercolor: colour("--line"), font: {color: colour("--ink"), size: 12}},
-      xaxis: {...axis, ticklen: 5, range: [KEPT_SECONDS, 0], tickvals: minutes.map(minute => 60 * minute),
-        ticktext: minutes.map(minute => minute ? `${minute} min` : "now"), unifiedhovertitle: {text: "%{x:.0f} s ago"}},
+      xaxis: {...axis, ticklen: 5, range: [reach, 0], tickvals: marks, ticktext: marks.map(ago), unifiedhovertitle: {text: "%{x:.0f} s ago"}},
       yaxis: {...axis, ticklen: 3, rangemode: "tozero", nticks: 5, ticksuffix: suffix, tickformat: suffix ? "~s" : "", exponentformat: "SI"},
     };
   },
