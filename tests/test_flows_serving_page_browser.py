@@ -294,7 +294,7 @@ def test_the_plots_are_drawn_and_grow_and_the_halves_are_told(page: Browser) -> 
     page.wait(f"{count} > arguments[0]", before)
     assert page.wait(TEXTS_OF, "#halves tbody tr")
     (budget,) = page.run(TEXTS_OF, "#plot-memory dd:last-child")[-1:]
-    assert budget.endswith(("MB", "GB"))
+    assert re.match(r"[\d.]+ [MG]B", budget)
 
 
 @pytest.mark.parametrize(("wide", "theme"), LOOKS)
@@ -318,6 +318,7 @@ def test_it_can_be_read_in_every_light_and_on_a_narrow_screen(
     page.narrow(wide, high)  # so that all of it is drawn
     page.wait("return [...document.images].every(image => image.complete)")
     (kept / f"page-{wide}-{theme}.png").write_bytes(page.screenshot())
+    assert "[object" not in page.run("return document.body.innerText")
     assert overlapping(page) == []
     assert faint(page) == []
     assert too_wide(page) == []

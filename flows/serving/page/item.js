@@ -4,6 +4,8 @@ const PLAYED = /\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|ts|ogv|3gp|wmv|flv)$/i;
 const isClip = file => file.type.startsWith("video/") || (!file.type && PLAYED.test(file.name));
 const brief = seconds => seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
 const fileName = file => file.name || (isClip(file) ? "a clip" : "a picture");
+// Of each half one, where there are two.
+const precise = precision => typeof precision === "object" ? [...new Set(Object.values(precision ?? {}))].join(" and ") : precision;
 let made = 0;
 
 class Item {
@@ -134,7 +136,7 @@ class Item {
 
   // Who answered, and how fast.
   tell(kind, {model, precision, seconds, cached}) {
-    this.answers[kind] = `${kind} by ${[model, precision].filter(Boolean).join(" ")}, ${brief(seconds)}${cached ? ", from the store" : ""}`;
+    this.answers[kind] = `${kind} by ${[model, precise(precision)].filter(Boolean).join(" ")}, ${brief(seconds)}${cached ? ", from the store" : ""}`;
     this.facts.textContent = [this.size?.[0] ? this.size.join(" × ") : size(this.file.size), ...Object.values(this.answers)].filter(Boolean).join(" · ");
   }
 

@@ -10,6 +10,10 @@ const batch = ({batches, pictures}) => batches ? pictures / batches : null;
 const unknown = value => value === null || value === undefined;
 const lone = (values, at) => unknown(values[at - 1]) && unknown(values[at + 1]);
 
+// A budget far above would press the curve flat; it is named instead.
+const FAR = 4;
+const isFar = points => FAR * points.reduce((most, point) => Math.max(most, point.memory_bytes), 0) < latest(points, "budget_bytes");
+
 // Each line: its name, its colour, its value of a point, its value now, and how it is told.
 const PLOTS = [
   {id: "latency", title: "Latency", suffix: "s", lines: [
@@ -22,9 +26,10 @@ const PLOTS = [
   {id: "batch", title: "Pictures in a batch, and waiting", suffix: "", lines: [
     {name: "in a batch", colour: "--decode", of: batch, now: points => batch(points.findLast(point => point.batches) || {}), tell: plain},
     {name: "waiting", colour: "--encode", of: point => point.queued, now: points => latest(points, "queued"), tell: plain}]},
-  {id: "memory", title: "Memory against its budget", suffix: "B", lines: [
+  {id: "memory", title: "Memory and budget", suffix: "B", lines: [
     {name: "taken", colour: "--frames", of: point => point.memory_bytes, now: points => latest(points, "memory_bytes"), tell: bytes},
-    {name: "budget", colour: "--quiet", dash: "dash", of: point => point.budget_bytes, now: points => latest(points, "budget_bytes"), tell: bytes}]},
+    {name: "budget", colour: "--quiet", dash: "dash", of: point => isFar(stats.points) ? null : point.budget_bytes,
+      now: points => latest(points, "budget_bytes"), tell: value => bytes(value) + (isFar(stats.points) ? ", far above" : "")}]},
 ];
 
 // How far back is drawn, seconds, and how far apart the marks are: no further than something is known.
