@@ -33,8 +33,8 @@ def encode(pictures: Sequence[Pixels], slower: float = 1.0) -> NDArray[np.float3
     """[picture, WIDTH], after as long as a card takes."""
     time.sleep(seconds(len(pictures), slower))
     step = SIDE // GRAIN
-    blocks = np.stack(pictures)[:, :, step // 2 :: step, step // 2 :: step]
-    return blocks.reshape(len(pictures), WIDTH)
+    grains = [pixels[:, step // 2 :: step, step // 2 :: step].ravel() for pixels in pictures]
+    return np.stack(grains)
 
 
 def pixels_of(picture: bytes, side: int = SIDE) -> Pixels:

@@ -79,7 +79,7 @@ class Cutter:
 
     def _picture(self, medium: MediumToCut) -> MediaIndex:
         index, chunk = read_picture(medium.path, self._fit_image, self._job.most_pixels)
-        self._sets.publish([(medium, chunk)], [index])
+        self._sets.store([(medium, chunk)], [index])
         return index
 
     def _video(self, medium: MediumToCut) -> MediaIndex:
@@ -96,7 +96,7 @@ class Cutter:
                 )
             found = []
             for chunk in video.chunks(plans, self._fit):
-                self._sets.publish([(medium, chunk)])
+                self._sets.store([(medium, chunk)])
                 found.append(chunk.index)
                 del chunk
             return video.media_index(found)

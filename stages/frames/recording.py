@@ -56,7 +56,17 @@ class Recording:
     def publish(
         self, chunks: Sequence[tuple[MediumToCut, Chunk]], pictures: Sequence[MediaIndex] = ()
     ) -> None:
-        """Store chunks of videos; or `pictures`, what was found in each, of one chunk each."""
+        """Store chunks, and tell of those that were not there."""
+        new = self.store(chunks, pictures)
+        for key, (medium, _) in zip(new, chunks, strict=True):
+            if key:
+                self._report.item(key, label=medium.path.name)
+
+    def store(
+        self, chunks: Sequence[tuple[MediumToCut, Chunk]], pictures: Sequence[MediaIndex] = ()
+    ) -> list[str]:
+        """Store chunks of videos; or `pictures`, what was found in each, of one chunk each. Return
+        the keys, empty of those that were there."""
         found: Sequence[MediaIndex | None] = pictures or [None] * len(chunks)
         records = [
             Record(
@@ -67,9 +77,7 @@ class Recording:
             for (medium, chunk), index in zip(chunks, found, strict=True)
         ]
         new = set(self.frames.publish(records))
-        for record, (medium, _) in zip(records, chunks, strict=True):
-            if record.key in new:
-                self._report.item(record.key, label=medium.path.name)
+        return [record.key if record.key in new else "" for record in records]
 
     def finish(self, media: Sequence[tuple[MediumToCut, MediaIndex]]) -> None:
         self.media.publish([Record(key=m.digest, meta=index.to_json()) for m, index in media])
