@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flows.serving.batching import Batches, Work
+from flows.serving.batching import Batches, QueuedWork
 
 
 @pytest.fixture
@@ -15,17 +15,17 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made.close()
 
 
-def batches(most: int = 4, **more: int) -> Batches:
-    return Batches(most=most, most_weight=100, most_wait=0.01, **more)
+def batches(most: int = 4) -> Batches:
+    return Batches(most=most, most_weight=100, most_wait=0.01)
 
 
 def work(
     loop: asyncio.AbstractEventLoop, key: str, *, weight: int = 1, queued: float = 0.0
-) -> Work:
-    return Work(key=key, member={}, weight=weight, answer=loop.create_future(), queued=queued)
+) -> QueuedWork:
+    return QueuedWork(key=key, member={}, weight=weight, answer=loop.create_future(), queued=queued)
 
 
-def keys(some: list[Work]) -> list[str]:
+def keys(some: list[QueuedWork]) -> list[str]:
     return [each.key for each in some]
 
 
