@@ -68,11 +68,9 @@ class RecordSet:
                     self._places.setdefault(key, place)
 
     def find(self, keys: Iterable[str]) -> None:
-        """See the pack that holds these and no others, if somebody published it. To look for one
-        takes no look at all that is there."""
-        name = self._name(keys)
+        """See the pack of these and no others, if somebody published it, and look at no other."""
         with contextlib.suppress(DamagedRecord, FileNotFoundError):
-            self._book(name, dict(read_header(self._store, name)))
+            self._book(name := self._name(keys), dict(read_header(self._store, name)))
 
     def keys(self) -> set[str]:
         return set(self._places)
@@ -164,12 +162,12 @@ class RecordSet:
         )
 
     def leave(self, keys: Iterable[str]) -> set[str]:
-        """Forget records that are left to others. Returns the packs of which none is left here."""
+        """Forget records that are others' now. Returns the packs of which none is left here."""
         with self._lock:
             left = {self._places.pop(key).pack for key in keys if key in self._places}
-            empty = left - {place.pack for place in self._places.values()} if left else left
-            self._packs -= empty
-            return empty
+            left -= {place.pack for place in self._places.values()} if left else set()
+            self._packs -= left
+        return left
 
     def drop(self, keys: Iterable[str]) -> None:
         """Forget records; a pack is deleted when none of its records is left."""

@@ -6,7 +6,6 @@ queue, processes and HTTP are its own.
 
 import argparse
 import os
-import sys
 
 from benchmarks._card_time import SLOWER
 from flows.cli.main import parser
@@ -35,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,3 +227,12 @@ def test_stats_tell_what_is_there(tmp_path: Path) -> None:
     assert told["rows"] == 29 and told["removed"] == 1 and told["shards"] == 1
     assert told["measured"]["pictures"]["candidates"] == 0  # so few are scanned exactly
     assert json.loads((tmp_path / "index.json").read_text())["format"] == manifest.FORMAT
+
+
+def test_rows_are_read_by_many_threads_at_once(tmp_path: Path) -> None:
+    """A server reads a row for each small picture that it draws."""
+    write(tmp_path, 500)
+    snapshot = open_snapshot(tmp_path)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda at: snapshot.read(np.array([at]))[0].path, range(500)))
+    assert found == [f"/in/{at}.jpg" for at in range(500)]

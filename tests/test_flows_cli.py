@@ -57,6 +57,11 @@ COMMANDS = {
         "--memory", "--dry-run", "--quiet", "--json",
     },
     "doctor": {"--measure", "--model"},
+    "serve": {
+        "--index", "--labels", "--templates", "--model", "--caption-model", "--store", "--tiles",
+        "--trust-remote-code", "--memory", "--vision-backend", "--idle", "--max-batch",
+        "--max-wait", "--max-queue", "--host", "--port", "--token-file", "--quiet",
+    },
     "demo": {"--clips", "--seed", "--precision"},
 }  # fmt: skip
 

@@ -20,7 +20,9 @@ from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOL, crash_automati
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "docs" / "deploy"
-UNITS = sorted(DEPLOY.glob("*.service"))
+UNITS = sorted(DEPLOY.glob("*r.service"))
+"""Those that a user runs from a clone; the other one is the system's, and of an installation."""
+SERVE = DEPLOY / "penstock-serve.service"
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())[
     "deployments"
 ]

@@ -23,6 +23,7 @@ OTHERS = {
     "flows/results/export_read.py": "frames",
     "flows/results/report/parity.py": "frames",
     "flows/running/run.py": "embed",
+    "flows/serving/labelling.py": "frames",
     "flows/upkeep/cache.py": "frames",
     "stages/models/__init__.py": "encode",
     "stages/models/encoding/chunks.py": "frames",

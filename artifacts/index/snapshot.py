@@ -1,8 +1,9 @@
 """Opens one generation of an index to be read; knows no query. Writers go on meanwhile."""
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class Snapshot:
     """Positions of removed rows, ascending."""
     texts: Vectors | None
     """Vectors of some texts, by which it is measured; None where there are none yet."""
+    reading: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+    """Held while rows are read: two threads in one file of pyarrow's end the process by SIGSEGV."""
 
     @property
     def rows(self) -> int:
@@ -105,9 +108,10 @@ class Snapshot:
 
     @contextlib.contextmanager
     def _reading(self, shard: OpenShard) -> Iterator[None]:
-        """Tell which file it is that cannot be read."""
+        """Keep other threads from the rows, and tell which file it is that cannot be read."""
         try:
-            yield
+            with self.reading:
+                yield
         except (OSError, ValueError, IndexError) as error:
             at = [other.start for other in self.shards].index(shard.start)
             name = self.manifest.shards[at].files["rows"].name

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from flows.results.vectors import shown_boxes
-from flows.serving.seeing import Seen
+from flows.serving.embedding import Seen
 
 
 def json_answer(value: Any, status: int = 200) -> Response:

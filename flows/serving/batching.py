@@ -23,7 +23,7 @@ AT_ONCE = 2
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
-class Work:
+class QueuedWork:
     """One thing that a half is to make."""
 
     key: str
@@ -54,8 +54,8 @@ class Batches:
     """Works that are on the way."""
     flying: bool = False
     """Whether the half takes a work whenever one has ended, and none waits for a batch."""
-    waiting: deque[Work] = field(default_factory=deque)
-    sent: dict[str, list[Work]] = field(default_factory=dict)
+    waiting: deque[QueuedWork] = field(default_factory=deque)
+    sent: dict[str, list[QueuedWork]] = field(default_factory=dict)
     """Works that the half has, by their keys."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _under_way: dict[int, set[str]] = field(default_factory=dict)
@@ -77,9 +77,9 @@ class Batches:
         together = full and not self.waiting[0].alone and not self._is_alone()
         return 0.0 if together and len(self._under_way) < AT_ONCE else None
 
-    def take(self) -> list[Work]:
+    def take(self) -> list[QueuedWork]:
         """Return the next batch, which the half has from now on."""
-        batch: list[Work] = []
+        batch: list[QueuedWork] = []
         weight = 0
         room = self.most - (len(self.sent) if self.flying else 0)
         while self.waiting and len(batch) < room:
@@ -98,7 +98,7 @@ class Batches:
             self._under_way[next(self._numbers)] = {work.key for work in batch}
         return batch
 
-    def made(self, keys: Iterable[str]) -> Iterator[Work]:
+    def made(self, keys: Iterable[str]) -> Iterator[QueuedWork]:
         """Yield the works that were made, or never will be, with their keys."""
         for key in keys:
             yield from self.sent.pop(key, ())
@@ -107,7 +107,7 @@ class Batches:
                 if not left:
                     del self._under_way[number]
 
-    def died(self) -> list[Work]:
+    def died(self) -> list[QueuedWork]:
         """Let the works of a half that died wait again, each to go alone. Return those that are to
         blame, which do not."""
         works = [work for works in self.sent.values() for work in works]

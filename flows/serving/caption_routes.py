@@ -10,11 +10,11 @@ from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from flows.serving.answers import json_answer
-from flows.serving.captioning import Captioned, Captions
+from flows.serving.captioning import Captioned, Captioner
 from flows.serving.guard import in_time
 from flows.serving.refusals import Refused
 from flows.serving.service import Service
-from flows.serving.uploads import Upload, receive
+from flows.serving.uploads import Upload, upload_of
 
 EVENTS = "text/event-stream"
 
@@ -33,13 +33,8 @@ class CaptionRoutes:
     ) -> Response:
         """Say what is to be seen in a picture or a clip."""
         began, captions = time.monotonic(), self.captions()
-        length = request.headers.get("content-length", "")
-        upload = await receive(
-            request.stream(),
-            int(length) if length.isdecimal() else None,
-            self._service.config.body_bytes,
-            self._service.scratch,
-        )
+        config, scratch = self._service.config, self._service.scratch
+        upload = await upload_of(request, config.body_bytes, scratch)
 
         def told(found: Captioned) -> dict[str, Any]:
             return {
@@ -55,7 +50,7 @@ class CaptionRoutes:
             return StreamingResponse(self._events(upload, prompt, told), media_type=EVENTS)
         return json_answer(told(await self.made(request, upload, prompt)))
 
-    def captions(self) -> Captions:
+    def captions(self) -> Captioner:
         """Return what makes captions. Raises Refused."""
         if self._service.captions is None:
             raise Refused(

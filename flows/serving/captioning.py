@@ -15,9 +15,9 @@ from artifacts.schema import MediaIndex
 from flows.job.prepare import Job, check_prompts
 from flows.job.tasks import Medium, Task, task_of
 from flows.running.calls import Calls
-from flows.serving.cutting import Cutting
+from flows.serving.frame_source import FrameSource
 from flows.serving.half import Half
-from flows.serving.keeping import Keeper
+from flows.serving.keeping import RecordKeeper
 from flows.serving.metrics import Metrics
 from flows.serving.refusals import bad, refusal_of
 from flows.serving.shared import Shared
@@ -53,7 +53,7 @@ class Captioned:
         ]
 
 
-class Captions:
+class Captioner:
     """The decoders and both halves of one model that captions."""
 
     def __init__(
@@ -61,8 +61,8 @@ class Captions:
         job: Job,
         encoding: Half,
         decoding: Half,
-        cutting: Cutting,
-        keeper: Keeper,
+        cutting: FrameSource,
+        keeper: RecordKeeper,
         metrics: Metrics,
     ) -> None:
         _, self._encode, self._decode = job.pipeline

@@ -43,7 +43,7 @@ class ChatRoutes:
         """Answer a question about a picture or a clip, as OpenAI's API has it."""
         model = self._captions.captions().model
         most = round(self._service.config.body_bytes * BASE64)
-        body = await body_of(request.stream(), most)
+        body = await body_of(request, most)
         prompt, data, streamed = asked_in(body)
         upload = stored(data, self._service.config.body_bytes, self._service.scratch)
         head = {

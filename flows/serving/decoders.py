@@ -18,11 +18,11 @@ from flows.serving.metrics import Metrics
 from flows.serving.refusals import Refused, bad, unavailable
 from flows.serving.scratch import Scratch
 from stages.frames.live import NO_MEMORY, TOO_LARGE
-from stages.process.events import Event, Failed, Found
+from stages.process.events import Event, Failed, MediumRead
 
 log = logging.getLogger(__name__)
 
-NAME = "frames"
+NAME = "decoders"
 TRIES = 2
 STATUS = {TOO_LARGE: 413, NO_MEMORY: 413, "not-media": 415, "playlist": 415}
 """Kind of a file's failure → status of the answer; else 422."""
@@ -32,10 +32,10 @@ class Died(Exception):
     """A decoder ended with a file in hand."""
 
 
-class Decoder:
+class DecodingProcess:
     """One process that decodes."""
 
-    def __init__(self, start: Callable[["Decoder"], LiveStage]) -> None:
+    def __init__(self, start: Callable[["DecodingProcess"], LiveStage]) -> None:
         self._start = start
         self._live: LiveStage | None = None
         self._answer: asyncio.Future[MediaIndex] | None = None
@@ -78,7 +78,7 @@ class Decoder:
         answer = self._answer
         if answer is None or answer.done():
             return
-        if isinstance(event, Found) and event.media == self._digest:
+        if isinstance(event, MediumRead) and event.media == self._digest:
             answer.set_result(MediaIndex.from_json(dict(event.index)))
         elif isinstance(event, Failed) and event.media == self._digest:
             status = STATUS.get(event.kind, 422)
@@ -109,14 +109,14 @@ class Decoders:
     ) -> None:
         """Make `count` of them; a file may take `seconds`."""
 
-        def start(decoder: Decoder) -> LiveStage:
+        def start(decoder: DecodingProcess) -> LiveStage:
             pipe = scratch.path("-decoder")
             return LiveStage(make_launcher, call_over, pipe, decoder.hear, decoder.ended)
 
         self._metrics = metrics.of_half(NAME)
         self._seconds = seconds
-        self._every = [Decoder(start) for _ in range(count)]
-        self._free: asyncio.LifoQueue[Decoder] = asyncio.LifoQueue()
+        self._every = [DecodingProcess(start) for _ in range(count)]
+        self._free: asyncio.LifoQueue[DecodingProcess] = asyncio.LifoQueue()
         for decoder in self._every:
             self._free.put_nowait(decoder)
 

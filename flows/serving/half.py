@@ -1,10 +1,8 @@
 """One half that stays: takes what waits for it in batches through its process, and begins that anew
 when it ends; knows neither HTTP nor what is made.
 
-It comes to the device when there is something to do, and leaves it after a while without. What runs
-out of memory makes batches smaller, in its process or by starting it on a lower rung, and that is
-remembered as for any run. A process that cannot be started is tried again after a while; meanwhile
-requests are refused.
+It comes to the device when there is something to do, and leaves it after a while without. Where
+memory runs out batches become smaller, and that is remembered.
 """
 
 import asyncio
@@ -12,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from artifacts.errors import CannotFit, PenstockError
@@ -71,7 +70,8 @@ class Half:
         self._closing = False
         self._leaving = False
         self._setbacks = Setbacks(plan.name)
-        self._is_wanted = False
+        self.is_wanted = False
+        """Whether it comes to the device before there is anything to do."""
         self._resize()
 
     @property
@@ -102,11 +102,6 @@ class Half:
         answer = self._works.add(key, member, weight)
         self._changed.set()
         return await answer
-
-    def warm(self) -> None:
-        """Come to the device before there is anything to do."""
-        self._is_wanted = True
-        self._changed.set()
 
     def has(self, key: str) -> bool:
         """Return whether its process was told to make this, and has not yet."""
@@ -147,10 +142,10 @@ class Half:
         something has changed."""
         now = time.monotonic()
         due = self.batches.due(now)
-        if self.state == AWAY and (due is not None or self._is_wanted):
+        if self.state == AWAY and (due is not None or self.is_wanted):
             if (wait := self._setbacks.wait) > 0:
                 return wait
-            self.state, self._is_wanted = WAITING, False
+            self.state, self.is_wanted = WAITING, False
             self._entering = asyncio.create_task(self._enter())
         if self.state != RESIDENT or self._leaving:
             return None
@@ -201,10 +196,8 @@ class Half:
                 self._plan.ladder.listen(self.name, event)
                 self._resize(event.batch)
                 log.warning("%s: batches of %d from now on", self.name, self.batches.most)
-            case Noted() if "loaded_bytes" in event.values:
-                self.metrics.imported(int(event.values["loaded_bytes"]))
-            case MemorySeen():
-                self.metrics.memory(event.host_bytes, event.device_bytes, self.peak_bytes)
+            case MemorySeen() | Noted():
+                self.metrics.hear(event, self.peak_bytes)
             case Warned():
                 log.warning("%s: %s", self.name, event.text)
             case _:
@@ -233,7 +226,7 @@ class Half:
         if live is not self._live:
             return
         was, self.state, self._live = self.state, AWAY, None
-        self.metrics.memory(0, 0, 0)
+        self.metrics.ended()
         self._residence.left(self)
         if error is not None or not self.batches.idle:
             why = "memory" if isinstance(error, CannotFit) else "died"
@@ -245,11 +238,10 @@ class Half:
     def _after(self, error: PenstockError | None, *, ready: bool) -> None:
         """Have what it was at made again, on a lower rung where it was memory that it lacked."""
         self._works.died()
-        hopeless = False
+        hopeless, down = False, partial(self._plan.ladder.down, self.name, tokens=0, ready=ready)
         if isinstance(error, CannotFit):
             try:
-                largest = self._rung.batch
-                self._plan.ladder.down(self.name, error, largest=largest, tokens=0, ready=ready)
+                down(error, largest=self._rung.batch)
             except CannotFit as fault:
                 error, hopeless = fault, True
             self._resize()

@@ -27,7 +27,7 @@ RECORD_BYTES = 512
 """Bytes that a record takes in memory beside its payload."""
 
 
-class Kept:
+class KeptRecords:
     """The records of one kind and namespace."""
 
     def __init__(self, store: Store, kind: str, namespace: str) -> None:
@@ -80,17 +80,17 @@ class Kept:
             self._recent_bytes -= RECORD_BYTES + len(gone.payload)
 
 
-class Keeper:
+class RecordKeeper:
     """Stores what several of these keep, now and then."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._every: list[Kept] = []
+        self._every: list[KeptRecords] = []
         self._trouble = ""
 
-    def of(self, store: Store, kind: str, namespace: str) -> Kept:
+    def of(self, store: Store, kind: str, namespace: str) -> KeptRecords:
         """Return the records of one kind and namespace, looked after."""
-        kept = Kept(store, kind, namespace)
+        kept = KeptRecords(store, kind, namespace)
         self._every.append(kept)
         return kept
 

@@ -12,18 +12,18 @@ from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.results.labels.judging import judge_of
 from flows.results.labels.rows import Labelling, judged_vectors
+from flows.serving.embedding import Seen
 from flows.serving.refusals import Refused, refusal_of
-from flows.serving.seeing import Seen
-from flows.serving.texts import Texts
+from flows.serving.text_embedding import TextEmbedder
 
 MOST_SETS = 64
 """Sets of labels of requests that are remembered."""
 
 
-class Labels:
+class Labeller:
     """The labels of one server, and those that requests bring."""
 
-    def __init__(self, job: Job, texts: Texts, labels: LabelSet | None) -> None:
+    def __init__(self, job: Job, texts: TextEmbedder, labels: LabelSet | None) -> None:
         self._model = job.model.name
         self._texts = texts
         self._labels = labels

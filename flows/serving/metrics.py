@@ -8,8 +8,12 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from stages.process.events import MemorySeen, Noted
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+ASKED = ("/v1/label", "/v1/embed", "/v1/caption", "/v1/search", "/v1/chat", "refused")
+"""Routes that are drawn: a page that is open asks others every second."""
 KEPT_POINTS = 600
 """Seconds of which the page can ask."""
 MOST_LATENCIES = 4096
@@ -39,7 +43,7 @@ class HalfMetrics:
         self._memory = metrics.memory_bytes.labels(name)
         self._budget = metrics.budget_bytes.labels(name)
         self._name = name
-        self._imports = 0
+        self._imports: int | None = None
         self.memory_bytes = 0
         """Memory that its process has of the device: of the host, above its imports."""
 
@@ -55,14 +59,21 @@ class HalfMetrics:
         """Count what was made."""
         self._seconds.observe(seconds)
 
-    def imported(self, taken: int) -> None:
-        """Note the bytes of the host that its process had before it loaded anything."""
-        self._imports = taken
+    def hear(self, event: MemorySeen | Noted, planned: int) -> None:
+        """Hear what memory its process has, which is planned to take so many bytes."""
+        if isinstance(event, Noted):
+            self._imports = event.values.get("loaded_bytes", self._imports)
+        elif self._imports is not None:  # else it is importing
+            self._set(event.device_bytes or max(0, event.host_bytes - self._imports), planned)
 
-    def memory(self, host: int, device: int, planned: int) -> None:
-        """Note the bytes that its process has of the host, and of a GPU, and is planned to take."""
-        self.memory_bytes = device or max(0, host - self._imports)
-        self._memory.set(self.memory_bytes)
+    def ended(self) -> None:
+        """Hear that its process has ended."""
+        self._imports = None
+        self._set(0, 0)
+
+    def _set(self, taken: int, planned: int) -> None:
+        self.memory_bytes = taken
+        self._memory.set(taken)
         self._budget.set(planned)
 
     def restarted(self, why: str) -> None:
@@ -134,6 +145,8 @@ class Metrics:
         """Count an answer."""
         self._requests.labels(route, str(status)).inc()
         self._latency.labels(route).observe(seconds)
+        if not any(route.startswith(asked) for asked in ASKED):
+            return
         second = self.second
         second.requests += 1
         second.refused += status in (429, 503)

@@ -23,22 +23,22 @@ from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
 from flows.planning.start import ladder_of
 from flows.running.run import claiming
 from flows.search.maker import as_made, maker_of
-from flows.serving.captioning import Captions
+from flows.serving.captioning import Captioner
 from flows.serving.config import ServeConfig
-from flows.serving.cutting import Cutting
 from flows.serving.decoders import Decoders
+from flows.serving.embedding import PictureEmbedder
+from flows.serving.frame_source import FrameSource
 from flows.serving.half import Half
-from flows.serving.keeping import Keeper
-from flows.serving.labelling import Labels
+from flows.serving.keeping import RecordKeeper
+from flows.serving.labelling import Labeller
 from flows.serving.live_stage import LauncherMaker
 from flows.serving.metrics import Metrics
 from flows.serving.plans import decoding_call, plan_half, read_and_drop, usual_picture
 from flows.serving.residence import Residence
 from flows.serving.scratch import scratch_folder
-from flows.serving.searching import Index
-from flows.serving.seeing import Eyes
+from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
-from flows.serving.texts import Texts
+from flows.serving.text_embedding import TextEmbedder
 from stages.embed_texts import STAGE as TEXTS
 from stages.process.cgroup import cores
 from stages.process.forking import ForkServer
@@ -76,7 +76,7 @@ async def open_service(
             residence=Residence(first.device, first.budget.bytes, display.say),
             budget_bytes=first.budget.bytes,
         )
-        building = _Building(service, Keeper(display.say), forking, display)
+        building = _Building(service, RecordKeeper(display.say), forking, display)
         if vectors is not None:
             building.add_vectors(vectors, labels)
         if captions is not None:
@@ -87,7 +87,7 @@ async def open_service(
 
 
 @asynccontextmanager
-async def _running(service: Service, keeper: Keeper) -> AsyncIterator[None]:
+async def _running(service: Service, keeper: RecordKeeper) -> AsyncIterator[None]:
     """Run all halves until the block ends, and then what waits to its end."""
     tasks = [asyncio.create_task(half.run()) for half in service.halves]
     beside = [asyncio.create_task(each) for each in (keeper.run(), _points(service))]
@@ -162,7 +162,7 @@ class _Building:
     """Gives a service its halves, and what answers by them."""
 
     def __init__(
-        self, service: Service, keeper: Keeper, launcher: LauncherMaker, display: Display
+        self, service: Service, keeper: RecordKeeper, launcher: LauncherMaker, display: Display
     ) -> None:
         self.keeper = keeper
         self._service = service
@@ -188,13 +188,13 @@ class _Building:
         namespace = namespace_aside(TEXTS, job.model, job.model.best("language"))
         words = RecordSet(store, TEXTS.writes, namespace)
         reading = self._half(plan_half(job, TEXTS, ladder, config, read_and_drop(words), told))
-        cutting = Cutting(job, self._decoders(job, cores()), keeper, service.scratch)
+        cutting = FrameSource(job, self._decoders(job, cores()), keeper, service.scratch)
         service.job = job
-        service.eyes = Eyes(job, seeing, cutting, keeper, service.metrics)
-        service.texts = Texts(job, reading, keeper)
-        service.labels = Labels(job, service.texts, labels)
+        service.pictures = PictureEmbedder(job, seeing, cutting, keeper, service.metrics)
+        service.texts = TextEmbedder(job, reading, keeper)
+        service.labels = Labeller(job, service.texts, labels)
         if config.index:
-            service.index = Index(Path(folder_named(config.index, "index")))
+            service.index = ServedIndex(Path(folder_named(config.index, "index")))
         self._add(seeing, reading)
 
     def add_captions(self, job: Job) -> None:
@@ -210,8 +210,8 @@ class _Building:
         told = {"instead": other[decode.writes]} if other is not None else {}
         plan = plan_half(job, decode, ladder, config, dict.fromkeys, told)
         decoding: Half = self._half(plan)
-        cutting = Cutting(job, self._decoders(job, 1), self.keeper, service.scratch)
-        captions = Captions(job, encoding, decoding, cutting, self.keeper, service.metrics)
+        cutting = FrameSource(job, self._decoders(job, 1), self.keeper, service.scratch)
+        captions = Captioner(job, encoding, decoding, cutting, self.keeper, service.metrics)
         decoding.hear_more = captions.hear
         service.captions = captions
         self._add(encoding, decoding)
@@ -222,7 +222,7 @@ class _Building:
         for half in self._service.halves:
             taken += half.peak_bytes
             if taken <= self._service.budget_bytes:
-                half.warm()
+                half.is_wanted = True
 
     def _add(self, *halves: Half) -> None:
         for half in halves:

@@ -53,9 +53,10 @@ class Residence:
         """Wait until there is room for one more, and the device is ours."""
         self._waiting.append(tenant)
         try:
+            self._changed.clear()
             while not self._let_in(tenant):
-                self._changed.clear()
                 await self._changed.wait()
+                self._changed.clear()
             self._here.append(tenant)
         finally:
             self._waiting.remove(tenant)
@@ -94,7 +95,7 @@ class Residence:
             return False
         if self._fits(tenant):
             return True
-        for other in self._here:
+        for other in list(self._here):
             if other.idle:
                 other.leave()
         return False

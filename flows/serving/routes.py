@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from flows.search.page import thumbnail
 from flows.serving.answers import json_answer, vectors_told
+from flows.serving.embedding import Seen
 from flows.serving.guard import COOKIE, in_time, session_of
 from flows.serving.refusals import Refused
 from flows.serving.searching import Wanted
-from flows.serving.seeing import Seen
 from flows.serving.service import Service
-from flows.serving.uploads import receive
+from flows.serving.uploads import upload_of
 
 THUMBNAILS_AT_ONCE = 2
 
@@ -60,14 +60,14 @@ class Routes:
     ) -> Response:
         """Make the vector of a picture, or of each frame of a clip."""
         began = time.monotonic()
-        if self._service.eyes is None:
+        if self._service.pictures is None:
             raise no_vectors()
         seen, _ = await self._see(request)
         answer = vectors_told(seen, encoding, parts=tiles)
         assert self._service.job is not None
         told = {
             "model": self._service.job.model.name,
-            "precision": self._service.eyes.namespaces.precision["vision"],
+            "precision": self._service.pictures.namespaces.precision["vision"],
             "cached": seen.cached,
             "seconds": round(time.monotonic() - began, 4),
         }
@@ -192,16 +192,10 @@ class Routes:
     ) -> tuple[Seen, Any]:
         """Return the vectors of what a request brings, and what comes of what is done `beside`
         that. Raises Refused."""
-        service, eyes = self._service, self._service.eyes
-        if eyes is None:
+        service, pictures = self._service, self._service.pictures
+        if pictures is None:
             raise no_vectors()
-        length = request.headers.get("content-length", "")
-        upload = await receive(
-            request.stream(),
-            int(length) if length.isdecimal() else None,
-            service.config.body_bytes,
-            service.scratch,
-        )
+        upload = await upload_of(request, service.config.body_bytes, service.scratch)
 
         async def work() -> tuple[Seen, Any]:
             try:
@@ -209,7 +203,7 @@ class Routes:
             except BaseException:
                 upload.remove()
                 raise
-            return await eyes.see(upload), found
+            return await pictures.see(upload), found
 
         # Only now, because it is the body that would be taken for who asks going away.
         made: tuple[Seen, Any] = await self._timed(request, work())

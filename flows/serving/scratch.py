@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
-from artifacts.store import FolderStore, Store
+from artifacts.store import Store, open_store
 
 MEMORY = Path("/dev/shm")
 LEAST_FREE_BYTES = 1 << 30
@@ -26,7 +26,7 @@ class Scratch:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.store: Store = FolderStore(folder / "store")
+        self.store: Store = open_store(str(folder / "store"))
         self._numbers = itertools.count()
 
     def path(self, suffix: str = "") -> Path:

@@ -42,7 +42,7 @@ class Wanted:
         return SearchAsked(what="-", top=self.top, where=self.where, moments=self.moments)
 
 
-class Index:
+class ServedIndex:
     """One index folder."""
 
     def __init__(self, folder: Path) -> None:

@@ -4,17 +4,17 @@ import os
 from dataclasses import dataclass, field
 
 from flows.job.prepare import Job
-from flows.serving.captioning import Captions
+from flows.serving.captioning import Captioner
 from flows.serving.config import ServeConfig
 from flows.serving.decoders import Decoders
+from flows.serving.embedding import PictureEmbedder
 from flows.serving.half import LOADING, WAITING, Half
-from flows.serving.labelling import Labels
+from flows.serving.labelling import Labeller
 from flows.serving.metrics import Metrics
 from flows.serving.residence import Residence
 from flows.serving.scratch import Scratch
-from flows.serving.searching import Index
-from flows.serving.seeing import Eyes
-from flows.serving.texts import Texts
+from flows.serving.searching import ServedIndex
+from flows.serving.text_embedding import TextEmbedder
 from stages.process.memory import anonymous_bytes
 
 
@@ -30,11 +30,11 @@ class Service:
     """Bytes that all halves together may take."""
     job: Job | None = None
     """That by which vectors are made."""
-    eyes: Eyes | None = None
-    texts: Texts | None = None
-    labels: Labels | None = None
-    index: Index | None = None
-    captions: Captions | None = None
+    pictures: PictureEmbedder | None = None
+    texts: TextEmbedder | None = None
+    labels: Labeller | None = None
+    index: ServedIndex | None = None
+    captions: Captioner | None = None
     halves: list[Half] = field(default_factory=list)
     decoders: list[Decoders] = field(default_factory=list)
     busy: int = 0

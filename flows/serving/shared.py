@@ -11,7 +11,7 @@ Made = TypeVar("Made")
 
 
 class Shared(Generic[Made]):
-    """Work that several requests wait for."""
+    """QueuedWork that several requests wait for."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[Made]] = {}

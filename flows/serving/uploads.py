@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastapi import Request
+
 from artifacts.keys import content_key
 from artifacts.schema import MediaKind
 from flows.serving.refusals import Refused, bad
@@ -24,6 +26,8 @@ LEAST_RATE = 16 << 10
 """Bytes a second that a body comes with at the least, over all."""
 GRACE_SECONDS = 20.0
 """Seconds in which it need not."""
+MOST_DIGITS = 20
+"""Digits of a length; whoever says more has sent too much anyway, and is counted."""
 START_BYTES = 64
 PICTURES = {
     b"\xff\xd8\xff": ".jpg",
@@ -65,6 +69,13 @@ class Upload:
             self.path.unlink()
 
 
+async def upload_of(request: Request, most: int, scratch: Scratch) -> Upload:
+    """Return the body of a request in a file. Raises Refused."""
+    length = request.headers.get("content-length", "")
+    told = int(length) if length.isdecimal() and len(length) < MOST_DIGITS else None
+    return await receive(request.stream(), told, most, scratch)
+
+
 async def receive(
     body: AsyncIterator[bytes], length: int | None, most: int, scratch: Scratch
 ) -> Upload:
@@ -80,7 +91,7 @@ async def receive(
                 size += len(piece)
                 if size > most:
                     raise _too_large(most)
-                start = start or piece[:START_BYTES] if len(start) < START_BYTES else start
+                start = (start + piece[:START_BYTES])[:START_BYTES]
                 digest.update(piece)
                 file.write(piece)
         return _named(path, start, digest.hexdigest(), size)
@@ -90,10 +101,10 @@ async def receive(
         raise
 
 
-async def body_of(body: AsyncIterator[bytes], most: int) -> bytes:
+async def body_of(request: Request, most: int) -> bytes:
     """Return a body that is not a file. Raises Refused."""
     found = bytearray()
-    async for piece in _in_time(body, asyncio.get_running_loop().time()):
+    async for piece in _in_time(request.stream(), asyncio.get_running_loop().time()):
         found += piece
         if len(found) > most:
             raise _too_large(most)

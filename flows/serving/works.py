@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flows.serving.batching import Batches, Work
+from flows.serving.batching import Batches, QueuedWork
 from flows.serving.metrics import HalfMetrics
 from flows.serving.refusals import Refused, bad
 
@@ -28,11 +28,13 @@ class Works:
     def add(self, key: str, member: dict[str, Any], weight: int) -> "asyncio.Future[Any]":
         """Have one more wait. Returns its answer to be."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        work = Work(key=key, member=member, weight=weight, answer=answer, queued=time.monotonic())
+        work = QueuedWork(
+            key=key, member=member, weight=weight, answer=answer, queued=time.monotonic()
+        )
         self.batches.waiting.append(work)
         return answer
 
-    def take(self) -> list[Work]:
+    def take(self) -> list[QueuedWork]:
         """Return the next batch, which the half is at from now on."""
         batch, now = self.batches.take(), time.monotonic()
         if batch:
@@ -69,7 +71,7 @@ class Works:
         self._began = None if self.batches.idle else now
 
 
-def _refuse(works: Iterable[Work], why: Refused) -> None:
+def _refuse(works: Iterable[QueuedWork], why: Refused) -> None:
     for work in works:
         if not work.answer.done():
             work.answer.set_exception(why)

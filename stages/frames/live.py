@@ -17,7 +17,7 @@ from stages.frames.picture import read_picture
 from stages.frames.recording import Recording, blaming
 from stages.frames.video import Video
 from stages.frames.watchdog import Watchdog
-from stages.process.events import Found
+from stages.process.events import MediumRead
 from stages.process.job import job_of
 from stages.process.live import lines_of
 from stages.process.report import Report
@@ -33,7 +33,7 @@ NO_MEMORY = "no-memory"
 def run(told: dict[str, Any], report: Report) -> None:
     """Store the frames of each medium that is told, and tell what is in it, or why not."""
     job, watchdog = job_of(FramesJob, told), Watchdog()
-    cutter = Cutter(job, report, watchdog)
+    cutter = FileCutter(job, report, watchdog)
     report.note(ready=True)
     with watchdog:
         for line in lines_of(job.live):
@@ -41,7 +41,7 @@ def run(told: dict[str, Any], report: Report) -> None:
             try:
                 with watchdog.over(), blaming(medium):
                     index = cutter.cut(medium)
-                report.send(Found(media=medium.digest, index=index.to_json()))
+                report.send(MediumRead(media=medium.digest, index=index.to_json()))
             except (MediaError, EnvironmentFault) as error:
                 message = error.message.replace(str(medium.path), "the file")
                 kind = error.kind if isinstance(error, MediaError) else GONE
@@ -55,7 +55,7 @@ def run(told: dict[str, Any], report: Report) -> None:
                 )
 
 
-class Cutter:
+class FileCutter:
     """Stores the frames of one file after the other."""
 
     def __init__(self, job: FramesJob, report: Report, watchdog: Watchdog) -> None:

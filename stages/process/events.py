@@ -46,7 +46,7 @@ class Words:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class MediumRead:
     """A medium was read by a stage that stays, and its frames are in the store."""
 
     media: str
@@ -153,14 +153,14 @@ class Ended:
 
 
 Event = (
-    Total | Item | Published | Words | Found | Begin | Done | Failed | Shrunk | TooLarge | Warned
-    | MemorySeen | Noted | Broken | Ended
+    Total | Item | Published | Words | MediumRead | Begin | Done | Failed | Shrunk | TooLarge
+    | Warned | MemorySeen | Noted | Broken | Ended
 )  # fmt: skip
 WORDS: Mapping[str, type[Any]] = {
     "total": Total,
     "item": Item,
     "published": Published,
-    "found": Found,
+    "medium_read": MediumRead,
     "words": Words,
     "begin": Begin,
     "done": Done,

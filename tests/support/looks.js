@@ -74,10 +74,10 @@ function faint(least) {
   return {count: judged.length, faint: judged.filter(([, value]) => !(value >= least))};
 }
 
-// What reaches beyond the right edge, but for what scrolls or is cut by itself.
+// What reaches beyond the right edge, but for what is cut there.
 function tooWide() {
   const wide = document.documentElement.clientWidth;
-  const held = element => element.parentElement?.closest(".scroll, .over, .track, svg, .unseen");
+  const held = element => element.parentElement?.closest(".over, .track, svg, .unseen");
   const found = [...document.body.querySelectorAll("*")].filter(element => element.checkVisibility() && !held(element))
     .filter(element => element.getBoundingClientRect().right > wide + 1)
     .map(element => `${element.tagName} ${element.id} ${element.className}`);

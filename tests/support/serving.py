@@ -122,7 +122,7 @@ def serving(
         secret.touch(0o600)
         secret.write_text(token + "\n")
         options = (*options, "--token-file", secret)
-    whole = [*command, "--port", "0", *map(os.fspath, options)]
+    whole = [*command, "--port", "0", *(os.fspath(each) for each in options)]
     with log.open("ab") as file:
         process = subprocess.Popen(
             whole,

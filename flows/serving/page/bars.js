@@ -1,12 +1,12 @@
 // Labels as bars: the name as text, how much it scored, the least score by which it is given, why.
 
-const score = value => value.toFixed(value >= 0.995 || value <= -0.9995 ? 2 : 3);
+const score = value => value.toFixed(3).replace("-", "−");
 
 function reason(label) {
   const parts = [`${label.label}: ${score(label.score)}`];
   if (label.threshold !== null) parts[0] += label.passed ? `, at least ${score(label.threshold)}` : `, below ${score(label.threshold)}`;
   if (label.box && typeof label.whole === "number") parts.push(`${score(label.whole)} in the picture as a whole`);
-  if (label.why) parts.push(label.why);
+  if (label.why) parts.push(`the rule: ${label.why}`);
   return parts.join("; ");
 }
 
@@ -21,9 +21,9 @@ class Bars {
   }
 
   // The scale is that of probabilities, unless all are far below: then their own.
-  put(labels) {
+  put(labels, tint) {
     const most = labels.reduce((found, label) => Math.max(found, label.score, label.threshold ?? 0), 0);
-    const all = most > 0.6 || most <= 0 ? 1 : 1.15 * most, tint = tints(labels);
+    const all = most > 0.6 || most <= 0 ? 1 : 1.15 * most;
     const held = this.list.contains(document.activeElement) ? document.activeElement.dataset.name : null;
     this.list.replaceChildren(...labels.map(label => el("li", {}, this.row(label, all, tint.get(label.label)))));
     this.rove.first();

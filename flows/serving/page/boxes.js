@@ -4,11 +4,8 @@ const TINTS = 4;
 const area = ([left, top, right, bottom]) => (right - left) * (bottom - top);
 const boxed = labels => labels.filter(label => label.passed && label.box);
 
-// The colour of each label that has a box; of the same name the same, as long as the names stay.
-function tints(labels) {
-  const names = [...new Set(boxed(labels).map(label => label.label))];
-  return new Map(names.map((name, at) => [name, at % TINTS]));
-}
+// The colour of each name, in their order.
+const tints = names => new Map([...new Set(names)].map((name, at) => [name, at % TINTS]));
 
 class Scene {
   // `node` is an img or a video that fills the box.
@@ -29,8 +26,8 @@ class Scene {
   }
 
   // Smaller boxes lie over larger ones.
-  put(labels, width, height) {
-    const tint = tints(labels), part = (length, all) => `${100 * length / all}%`;
+  put(labels, width, height, tint) {
+    const part = (length, all) => `${100 * length / all}%`;
     const found = boxed(labels).sort((a, b) => area(b.box) - area(a.box));
     this.boxes = new Map(found.map(label => {
       const [left, top, right, bottom] = label.box;

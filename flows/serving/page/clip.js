@@ -21,7 +21,7 @@ function stretches(frames) {
 class Clip {
   // `video` plays it, or is a picture that moves; `show` is given the frame that is shown now.
   constructor(video, show) {
-    Object.assign(this, {video, show, frames: [], total: 0, now: null});
+    Object.assign(this, {video, show, frames: [], total: 0, now: null, tint: new Map()});
     this.lines = el("div", {class: "lines", role: "group", "aria-label": "When each label is seen"});
     this.box = el("div", {class: "times", hidden: true}, this.lines);
     roving(this.lines, "button");
@@ -35,13 +35,13 @@ class Clip {
     this.box.hidden = !spans.length;
     this.total = Number.isFinite(duration) ? duration : Math.max(1, ...spans.map(span => span.end));
     for (const span of spans) span.end = Math.min(span.end, this.total);
-    const names = [...new Set(spans.map(span => span.label))];
-    this.lines.replaceChildren(...names.map((name, at) => this.line(name, spans.filter(span => span.label === name), at % TINTS)));
+    this.tint = tints(spans.map(span => span.label));
+    this.lines.replaceChildren(...[...this.tint].map(([name, tint]) => this.line(name, spans.filter(span => span.label === name), tint)));
     const first = this.lines.querySelector("button");
     if (first) first.tabIndex = 0;
     this.now = null;
     this.mark();
-    return names;
+    return [...this.tint.keys()];
   }
 
   line(name, spans, tint) {

@@ -4,6 +4,8 @@ const PLAYED = /\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|ts|ogv|3gp|wmv|flv)$/i;
 const isClip = file => file.type.startsWith("video/") || (!file.type && PLAYED.test(file.name));
 const brief = seconds => seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
 const fileName = file => file.name || (isClip(file) ? "a clip" : "a picture");
+// Of each half one, where there are two.
+const precise = precision => typeof precision === "object" ? [...new Set(Object.values(precision ?? {}))].join(" and ") : precision;
 let made = 0;
 
 class Item {
@@ -18,7 +20,7 @@ class Item {
     this.scene = new Scene(this.node);
     this.node.src = this.url;
     this.bars = new Bars(name => this.scene.light(name));
-    this.times = new Clip(this.node, frame => this.see(frame.labels));
+    this.times = new Clip(this.node, frame => this.see(frame.labels, this.times.tint));
     this.captions = new Captions(seconds => this.times.go(seconds));
     this.facts = el("p", {class: "facts quiet"}, size(file.size));
     this.parts = {labels: this.part("Labels", this.bars.box), caption: this.part("Caption", this.captions.box)};
@@ -97,7 +99,7 @@ class Item {
     let given = [];
     if (answer.kind === "video") given = this.times.put(answer.frames);
     else {
-      this.see(answer.labels);
+      this.see(answer.labels, tints(boxed(answer.labels).map(label => label.label)));
       given = answer.labels.filter(label => label.passed).map(label => label.label);
     }
     this.tell("labels", answer);
@@ -105,9 +107,9 @@ class Item {
     say(`${this.name}: ${given.join(", ") || "no label"}`);
   }
 
-  see(labels) {
-    this.scene.put(labels, ...this.size);
-    this.bars.put(labels);
+  see(labels, tint) {
+    this.scene.put(labels, ...this.size, tint);
+    this.bars.put(labels, tint);
   }
 
   async askCaption(part, prompt, signal) {
@@ -134,7 +136,7 @@ class Item {
 
   // Who answered, and how fast.
   tell(kind, {model, precision, seconds, cached}) {
-    this.answers[kind] = `${kind} by ${[model, precision].filter(Boolean).join(" ")}, ${brief(seconds)}${cached ? ", from the store" : ""}`;
+    this.answers[kind] = `${kind} by ${[model, precise(precision)].filter(Boolean).join(" ")}, ${brief(seconds)}${cached ? ", from the store" : ""}`;
     this.facts.textContent = [this.size?.[0] ? this.size.join(" × ") : size(this.file.size), ...Object.values(this.answers)].filter(Boolean).join(" · ");
   }
 

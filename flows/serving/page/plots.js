@@ -10,6 +10,10 @@ const batch = ({batches, pictures}) => batches ? pictures / batches : null;
 const unknown = value => value === null || value === undefined;
 const lone = (values, at) => unknown(values[at - 1]) && unknown(values[at + 1]);
 
+// A budget far above would press the curve flat; it is named instead.
+const FAR = 4;
+const isFar = points => FAR * points.reduce((most, point) => Math.max(most, point.memory_bytes), 0) < latest(points, "budget_bytes");
+
 // Each line: its name, its colour, its value of a point, its value now, and how it is told.
 const PLOTS = [
   {id: "latency", title: "Latency", suffix: "s", lines: [
@@ -22,10 +26,15 @@ const PLOTS = [
   {id: "batch", title: "Pictures in a batch, and waiting", suffix: "", lines: [
     {name: "in a batch", colour: "--decode", of: batch, now: points => batch(points.findLast(point => point.batches) || {}), tell: plain},
     {name: "waiting", colour: "--encode", of: point => point.queued, now: points => latest(points, "queued"), tell: plain}]},
-  {id: "memory", title: "Memory against its budget", suffix: "B", lines: [
+  {id: "memory", title: "Memory and budget", suffix: "B", lines: [
     {name: "taken", colour: "--frames", of: point => point.memory_bytes, now: points => latest(points, "memory_bytes"), tell: bytes},
-    {name: "budget", colour: "--quiet", dash: "dash", of: point => point.budget_bytes, now: points => latest(points, "budget_bytes"), tell: bytes}]},
+    {name: "budget", colour: "--quiet", dash: "dash", of: point => isFar(stats.points) ? null : point.budget_bytes,
+      now: points => latest(points, "budget_bytes"), tell: value => bytes(value) + (isFar(stats.points) ? ", far above" : "")}]},
 ];
+
+// How far back is drawn, seconds, and how far apart the marks are: no further than something is known.
+const REACHES = [[60, 15], [120, 30], [300, 60], [KEPT_SECONDS, 120]];
+const ago = seconds => !seconds ? "now" : seconds % 60 ? `${seconds} s` : `${seconds / 60} min`;
 
 const plots = {
   ready: false, width: 0,
@@ -94,7 +103,9 @@ const plots = {
   },
 
   layout({suffix}, colour, family) {
-    const none = "rgba(0,0,0,0)", quiet = colour("--quiet"), minutes = this.width < 560 ? [10, 5, 0] : [10, 8, 6, 4, 2, 0];
+    const none = "rgba(0,0,0,0)", quiet = colour("--quiet"), known = stats.now - stats.points[0].time;
+    const [reach, step] = REACHES.find(([most]) => known <= most) || REACHES[REACHES.length - 1];
+    const marks = Array.from({length: reach / step + 1}, (_, at) => at * step);
     const axis = {color: quiet, gridcolor: colour("--faint"), linecolor: colour("--line"), zeroline: false, fixedrange: true,
       ticks: "outside", tickcolor: none};
     return {
@@ -102,8 +113,7 @@ const plots = {
       showlegend: false, dragmode: false, hovermode: "x unified", paper_bgcolor: none, plot_bgcolor: none,
       font: {family, size: 12, color: quiet},
       hoverlabel: {bgcolor: colour("--card"), bordercolor: colour("--line"), font: {color: colour("--ink"), size: 12}},
-      xaxis: {...axis, ticklen: 5, range: [KEPT_SECONDS, 0], tickvals: minutes.map(minute => 60 * minute),
-        ticktext: minutes.map(minute => minute ? `${minute} min` : "now"), unifiedhovertitle: {text: "%{x:.0f} s ago"}},
+      xaxis: {...axis, ticklen: 5, range: [reach, 0], tickvals: marks, ticktext: marks.map(ago), unifiedhovertitle: {text: "%{x:.0f} s ago"}},
       yaxis: {...axis, ticklen: 3, rangemode: "tozero", nticks: 5, ticksuffix: suffix, tickformat: suffix ? "~s" : "", exponentformat: "SI"},
     };
   },

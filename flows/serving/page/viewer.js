@@ -45,7 +45,8 @@ const viewer = {
     const scene = new Scene(node);
     node.addEventListener("error", () => scene.box.replaceChildren(el("p", {class: "blank quiet"}, "It is not where it was when the index was built, or this browser cannot show it.")));
     if (hit.box && !isFilm) node.addEventListener("load", () => {
-      scene.put([{label: score(hit.score), passed: true, box: hit.box}], node.naturalWidth, node.naturalHeight);
+      const name = score(hit.score);
+      scene.put([{label: name, passed: true, box: hit.box}], node.naturalWidth, node.naturalHeight, tints([name]));
     });
     node.src = `/v1/media/${encodeURIComponent(hit.id)}`;
     this.title.textContent = hit.media_path;

@@ -11,15 +11,17 @@ from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task, task_of
 from flows.serving.decoders import Decoders
 from flows.serving.half import Half
-from flows.serving.keeping import Keeper
+from flows.serving.keeping import RecordKeeper
 from flows.serving.scratch import Scratch
 from stages.models.encoding import FRAMES_A_BATCH
 
 
-class Cutting:
+class FrameSource:
     """The decoders of one job, and what they have found."""
 
-    def __init__(self, job: Job, decoders: Decoders, keeper: Keeper, scratch: Scratch) -> None:
+    def __init__(
+        self, job: Job, decoders: Decoders, keeper: RecordKeeper, scratch: Scratch
+    ) -> None:
         self._kind = job.pipeline[0].writes
         self._decoders = decoders
         self.namespaces = job.ledger.namespaces

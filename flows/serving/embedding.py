@@ -15,9 +15,9 @@ from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
 from flows.running.calls import Calls
-from flows.serving.cutting import Cutting
+from flows.serving.frame_source import FrameSource
 from flows.serving.half import Half
-from flows.serving.keeping import Keeper
+from flows.serving.keeping import RecordKeeper
 from flows.serving.metrics import Metrics
 from flows.serving.shared import Shared
 from flows.serving.uploads import Upload
@@ -35,11 +35,11 @@ class Seen:
     """Whether the store had them."""
 
 
-class Eyes:
+class PictureEmbedder:
     """The decoders and the vision half of one job."""
 
     def __init__(
-        self, job: Job, half: Half, cutting: Cutting, keeper: Keeper, metrics: Metrics
+        self, job: Job, half: Half, cutting: FrameSource, keeper: RecordKeeper, metrics: Metrics
     ) -> None:
         self._stage = job.pipeline[-1]
         self._half = half

@@ -8,21 +8,21 @@ from artifacts.text_vectors import TextVectors, text_vectors_in
 from flows.job.namespaces import namespace_aside
 from flows.job.prepare import Job
 from flows.serving.half import Half
-from flows.serving.keeping import Keeper
+from flows.serving.keeping import RecordKeeper
 from flows.serving.refusals import bad
 from flows.serving.shared import Shared
 from stages.embed_texts import STAGE
 
 MOST_TEXTS = 1000
-"""Texts of one request."""
+"""TextEmbedder of one request."""
 MOST_LETTERS = 2000
 """Letters of one text: no model of the kind reads as many."""
 
 
-class Texts:
+class TextEmbedder:
     """The text half of one job."""
 
-    def __init__(self, job: Job, half: Half, keeper: Keeper) -> None:
+    def __init__(self, job: Job, half: Half, keeper: RecordKeeper) -> None:
         settings = job.model.best("language")
         self._half = half
         self._precision = settings.label

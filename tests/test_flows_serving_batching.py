@@ -1,0 +1,129 @@
+"""When batches leave, of what they are, and who goes alone after a death."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from flows.serving.batching import Batches, QueuedWork
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    made = asyncio.new_event_loop()
+    yield made
+    made.close()
+
+
+def batches(most: int = 4) -> Batches:
+    return Batches(most=most, most_weight=100, most_wait=0.01)
+
+
+def work(
+    loop: asyncio.AbstractEventLoop, key: str, *, weight: int = 1, queued: float = 0.0
+) -> QueuedWork:
+    return QueuedWork(key=key, member={}, weight=weight, answer=loop.create_future(), queued=queued)
+
+
+def keys(some: list[QueuedWork]) -> list[str]:
+    return [each.key for each in some]
+
+
+def test_an_idle_half_is_given_what_there_is_at_once(loop: asyncio.AbstractEventLoop) -> None:
+    found = batches()
+    assert found.due(0.0) is None
+    found.waiting.append(work(loop, "a"))
+    assert found.due(0.0) == 0.0
+    assert keys(found.take()) == ["a"]
+
+
+def test_an_idle_half_waits_a_moment_only_for_works_that_are_on_the_way(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    found = batches()
+    found.waiting.append(work(loop, "a", queued=5.0))
+    found.coming = 1
+    assert found.due(5.0) == pytest.approx(0.01)
+    assert found.due(5.004) == pytest.approx(0.006)
+    assert found.due(5.5) == 0.0
+    found.waiting.extend(work(loop, key, queued=5.0) for key in "bcd")
+    assert found.due(5.0) == 0.0, "it is full"
+
+
+def test_while_a_half_is_busy_works_gather_and_a_full_batch_goes_beside(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    found = batches(most=2)
+    found.waiting.append(work(loop, "a"))
+    found.take()
+    found.waiting.append(work(loop, "b"))
+    assert found.due(9.0) is None
+    found.waiting.append(work(loop, "c"))
+    assert found.due(9.0) == 0.0
+    assert keys(found.take()) == ["b", "c"]
+    found.waiting.extend(work(loop, key) for key in "de")
+    assert found.due(9.0) is None, "it has two batches"
+    list(found.made(["a"]))
+    assert found.due(9.0) == 0.0
+
+
+def test_a_batch_is_bounded_by_weight_but_for_one_that_is_too_heavy_alone(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    found = batches(most=9)
+    weights = {"a": 60, "b": 30, "c": 20, "d": 500, "e": 1}
+    found.waiting.extend(work(loop, key, weight=weight) for key, weight in weights.items())
+    assert [keys(found.take()) for _ in range(4)] == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
+def test_who_is_gone_is_not_made(loop: asyncio.AbstractEventLoop) -> None:
+    found = batches()
+    gone, there = work(loop, "a"), work(loop, "b")
+    found.waiting.extend([gone, there])
+    gone.answer.cancel()
+    assert keys(found.take()) == ["b"]
+    there.answer.cancel()
+    found.waiting.append(there)
+    assert found.due(0.0) is None
+
+
+def test_works_of_one_key_are_made_once(loop: asyncio.AbstractEventLoop) -> None:
+    found = batches()
+    found.waiting.extend([work(loop, "a"), work(loop, "a")])
+    assert keys(found.take()) == ["a"]
+    assert len(list(found.made(["a"]))) == 2
+    assert found.idle
+
+
+def test_after_a_death_each_goes_alone_and_who_was_alone_twice_is_to_blame(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    found = batches()
+    found.waiting.extend(work(loop, key) for key in "abc")
+    found.take()
+    found.waiting.append(work(loop, "d"))
+    assert found.died() == []
+    assert keys(list(found.waiting)) == ["a", "b", "c", "d"]
+    assert found.due(0.0) == 0.0
+    assert keys(found.take()) == ["a"]
+    assert found.due(0.0) is None, "nobody goes beside it"
+    assert found.died() == [], "once it may have been chance"
+    assert keys(found.take()) == ["a"]
+    assert keys(found.died()) == ["a"]
+    assert keys(found.take()) == ["b"]
+    list(found.made(["b"]))
+    assert keys(found.take()) == ["c"]
+    list(found.made(["c"]))
+    assert keys(found.take()) == ["d"]
+
+
+def test_in_flight_a_work_goes_whenever_there_is_room(loop: asyncio.AbstractEventLoop) -> None:
+    found = batches(most=2)
+    found.flying = True
+    found.waiting.extend(work(loop, key) for key in "abc")
+    assert found.due(0.0) == 0.0
+    assert keys(found.take()) == ["a", "b"]
+    assert found.due(0.0) is None
+    list(found.made(["b"]))
+    assert found.due(0.0) == 0.0
+    assert keys(found.take()) == ["c"]

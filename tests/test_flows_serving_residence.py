@@ -1,0 +1,115 @@
+"""Which halves are on the device together, who gives way, and whose the device is."""
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from flows.serving.residence import Residence
+from stages.process.lock import CPU_LOCK, try_hold
+
+
+@dataclass
+class Tenant:
+    """One that leaves at once when it is asked to."""
+
+    name: str
+    peak_bytes: int
+    residence: Residence
+    idle: bool = True
+    left: list[str] = field(default_factory=list)
+
+    def leave(self) -> None:
+        self.left.append(self.name)
+        self.residence.left(self)
+
+
+def residence(budget: int = 100) -> Residence:
+    return Residence("cpu", budget, lambda text: None)
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_those_that_fit_together_stay() -> None:
+    async def go() -> None:
+        place = residence()
+        first, second = Tenant("a", 60, place), Tenant("b", 40, place)
+        await place.enter(first)
+        await place.enter(second)
+        assert not first.left
+        assert place.room_for(second) == 40
+
+    asyncio.run(go())
+
+
+def test_an_idle_one_leaves_for_one_that_does_not_fit_beside_it() -> None:
+    async def go() -> None:
+        place = residence()
+        first, second = Tenant("a", 60, place), Tenant("b", 50, place)
+        await place.enter(first)
+        await place.enter(second)
+        assert first.left == ["a"]
+        assert place.room_for(second) == 100
+
+    asyncio.run(go())
+
+
+def test_one_at_work_is_let_finish_and_then_gives_way() -> None:
+    async def go() -> None:
+        place = residence()
+        first, second = Tenant("a", 60, place, idle=False), Tenant("b", 50, place)
+        await place.enter(first)
+        coming = asyncio.create_task(place.enter(second))
+        await settled()
+        assert not coming.done()
+        assert place.gives_way(first), "it is to begin nothing more"
+        first.idle = True
+        place.look()
+        await asyncio.wait_for(coming, 1)
+        assert first.left == ["a"]
+        assert not place.gives_way(second)
+
+    asyncio.run(go())
+
+
+def test_one_larger_than_the_budget_comes_alone() -> None:
+    async def go() -> None:
+        place = residence()
+        large = Tenant("a", 500, place)
+        await asyncio.wait_for(place.enter(large), 1)
+
+    asyncio.run(go())
+
+
+def test_the_device_is_waited_for_and_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock"
+    monkeypatch.setenv(CPU_LOCK, str(path))
+    monkeypatch.setattr("flows.serving.residence.LOOK_SECONDS", 0.01)
+
+    async def go() -> None:
+        said: list[str] = []
+        place = Residence("cpu", 100, said.append)
+        other = try_hold(path)
+        assert other is not None
+        tenant = Tenant("a", 10, place)
+        coming = asyncio.create_task(place.enter(tenant))
+        await asyncio.sleep(0.05)
+        assert not coming.done()
+        assert place.held_by.startswith("process ")
+        assert said == [f"waiting for CPU, {place.held_by} has it"]
+        other.close()
+        await asyncio.wait_for(coming, 5)
+        assert place.held_by == ""
+        assert try_hold(path) is None
+        tenant.leave()
+        again = try_hold(path)
+        assert again is not None, "a batch job has its turn"
+        again.close()
+
+    asyncio.run(go())
