@@ -34,7 +34,8 @@ def encode(pictures: Sequence[Pixels], slower: float = 1.0) -> NDArray[np.float3
     time.sleep(seconds(len(pictures), slower))
     step = SIDE // GRAIN
     grains = [pixels[step // 2 :: step, step // 2 :: step].ravel() for pixels in pictures]
-    return np.stack(grains) / np.float32(255)
+    found: NDArray[np.float32] = np.stack(grains).astype(np.float32) / 255
+    return found
 
 
 def pixels_of(picture: bytes, side: int = SIDE) -> Pixels:

@@ -75,9 +75,9 @@ def app_of(service: Service, token: str) -> FastAPI:
     return app
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    answer = json_answer(error.to_json(), error.status)
+    answer = json_answer(error.to_json(request.url.path), error.status)
     for name, value in extra_headers(error):
         answer.headers[name.decode()] = value.decode()
     return answer

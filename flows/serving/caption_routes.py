@@ -10,7 +10,7 @@ from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from flows.serving.answers import json_answer
-from flows.serving.captioning import Captioned, Captioner
+from flows.serving.captioning import Captioned, Captioning
 from flows.serving.guard import in_time
 from flows.serving.refusals import Refused
 from flows.serving.service import Service
@@ -50,7 +50,7 @@ class CaptionRoutes:
             return StreamingResponse(self._events(upload, prompt, told), media_type=EVENTS)
         return json_answer(told(await self.made(request, upload, prompt)))
 
-    def captions(self) -> Captioner:
+    def captions(self) -> Captioning:
         """Return what makes captions. Raises Refused."""
         if self._service.captions is None:
             raise Refused(

@@ -53,7 +53,7 @@ class Captioned:
         ]
 
 
-class Captioner:
+class Captioning:
     """The decoders and both halves of one model that captions."""
 
     def __init__(

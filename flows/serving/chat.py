@@ -18,7 +18,7 @@ from fastapi.responses import Response, StreamingResponse
 from flows.serving.answers import json_answer
 from flows.serving.caption_routes import EVENTS, CaptionRoutes, event
 from flows.serving.captioning import Captioned
-from flows.serving.refusals import Refused, bad
+from flows.serving.refusals import OPENAI, Refused, bad
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, body_of, stored
 
@@ -85,7 +85,7 @@ class ChatRoutes:
                     yield chunk({"content": "\n" * (at - last) + text})
                     last = max(at, last)
         except Refused as why:
-            yield event({"error": {"message": f"{why.error}. {why.hint}", "code": why.status}})
+            yield event(why.to_json(OPENAI[0]))
         yield event("[DONE]")
 
 

@@ -71,7 +71,7 @@ class Guard:
         try:
             self._admit(scope, counted=counted)
         except Refused as why:
-            await refuse(why, sent)
+            await refuse(why, path, sent)
             self._service.metrics.answered(route_of(scope), status, time.monotonic() - began)
             return
         self._service.busy += counted
@@ -126,9 +126,9 @@ def route_of(scope: Message) -> str:
     return path or ("refused" if scope["path"] not in OPEN else str(scope["path"]))
 
 
-async def refuse(why: Refused, send: Send) -> None:
-    """Send a refusal."""
-    body = json.dumps(why.to_json()).encode()
+async def refuse(why: Refused, path: str, send: Send) -> None:
+    """Send a refusal to who asked for a path."""
+    body = json.dumps(why.to_json(path)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -1,5 +1,5 @@
-"""One half that stays: takes what waits for it in batches through its process, and begins that anew
-when it ends; knows neither HTTP nor what is made.
+"""One half that stays: takes what waits for it through its process, and begins that anew when it
+ends; knows neither HTTP nor what is made.
 
 It comes to the device when there is something to do, and leaves it after a while without. Where
 memory runs out batches become smaller, and that is remembered.
@@ -10,7 +10,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from artifacts.errors import CannotFit, PenstockError
@@ -160,7 +159,7 @@ class Half:
             return max(0.01, left) if self.batches.idle else None
         if due > 0:
             return due
-        if (batch := self._works.take()) and self._live is not None:
+        if (batch := self._works.take()) and self._live:
             self._live.tell([work.member for work in batch])
         return 0
 
@@ -238,10 +237,10 @@ class Half:
     def _after(self, error: PenstockError | None, *, ready: bool) -> None:
         """Have what it was at made again, on a lower rung where it was memory that it lacked."""
         self._works.died()
-        hopeless, down = False, partial(self._plan.ladder.down, self.name, tokens=0, ready=ready)
+        hopeless, largest, down = False, self._rung.batch, self._plan.ladder.down
         if isinstance(error, CannotFit):
             try:
-                down(error, largest=self._rung.batch)
+                down(self.name, error, largest=largest, tokens=0, ready=ready)
             except CannotFit as fault:
                 error, hopeless = fault, True
             self._resize()

@@ -23,7 +23,7 @@ from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
 from flows.planning.start import ladder_of
 from flows.running.run import claiming
 from flows.search.maker import as_made, maker_of
-from flows.serving.captioning import Captioner
+from flows.serving.captioning import Captioning
 from flows.serving.config import ServeConfig
 from flows.serving.decoders import Decoders
 from flows.serving.embedding import PictureEmbedder
@@ -211,7 +211,7 @@ class _Building:
         plan = plan_half(job, decode, ladder, config, dict.fromkeys, told)
         decoding: Half = self._half(plan)
         cutting = FrameSource(job, self._decoders(job, 1), self.keeper, service.scratch)
-        captions = Captioner(job, encoding, decoding, cutting, self.keeper, service.metrics)
+        captions = Captioning(job, encoding, decoding, cutting, self.keeper, service.metrics)
         decoding.hear_more = captions.hear
         service.captions = captions
         self._add(encoding, decoding)

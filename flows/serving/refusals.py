@@ -1,7 +1,11 @@
 """The answers to requests that get none, each with its status; knows no server."""
 
+from typing import Any
+
 from artifacts.errors import PenstockError
 
+OPENAI = ("/v1/chat/", "/v1/models")
+"""Paths that clients of OpenAI ask."""
 RETRY_SECONDS = 5
 """After so long it may be asked again, where nothing better is known."""
 
@@ -17,7 +21,11 @@ class Refused(Exception):
         self.retry = retry
         """Seconds after which it may be asked again; None: it need not be."""
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self, path: str = "") -> dict[str, Any]:
+        """Return what is told of it; below some paths as OpenAI's clients read it."""
+        if path.startswith(OPENAI):
+            told = {"message": f"{self.error}. {self.hint}".strip(), "code": None, "param": None}
+            return {"error": {**told, "type": "invalid_request_error"}}
         return {"error": self.error, "hint": self.hint}
 
 

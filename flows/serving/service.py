@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 from flows.job.prepare import Job
-from flows.serving.captioning import Captioner
+from flows.serving.captioning import Captioning
 from flows.serving.config import ServeConfig
 from flows.serving.decoders import Decoders
 from flows.serving.embedding import PictureEmbedder
@@ -34,7 +34,7 @@ class Service:
     texts: TextEmbedder | None = None
     labels: Labeller | None = None
     index: ServedIndex | None = None
-    captions: Captioner | None = None
+    captions: Captioning | None = None
     halves: list[Half] = field(default_factory=list)
     decoders: list[Decoders] = field(default_factory=list)
     busy: int = 0

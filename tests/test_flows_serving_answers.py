@@ -1,0 +1,215 @@
+"""`penstock serve` answers what the commands write: the same vectors, labels, hits and words, found
+in one store. One server over the demo's two models; nothing of it is a stand-in."""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from openai import OpenAI, UnprocessableEntityError
+from PIL import Image
+
+from flows.cli.main import main
+from penstock_demo import CLIPS as SAMPLES
+from tests.support.servers import Answer
+from tests.support.serving import REAL, Serving, serving
+
+pytestmark = pytest.mark.slow
+LABELS = "red circle,blue square,green triangle,purple cross"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures and a clip that were embedded, labelled and indexed, in a store."""
+    place = tmp_path_factory.mktemp("served")
+    (media := place / "media").mkdir()
+    draw = np.random.default_rng(7)
+    for at in range(3):
+        grain = draw.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(grain).resize((200, 150)).save(media / f"p{at}.png")
+    (media / "clip.mp4").write_bytes((SAMPLES / "clip-03.mp4").read_bytes())
+    store = ["--store", str(place / "store")]
+    run = [str(media), "--model", "demo", *store]
+    assert main(["index", "build", *run, "--tiles", "auto", "--out", str(place / "index")]) == 0
+    asked = ["--labels", LABELS, "--tiles", "auto", "--threshold", "0.01", "--top", "4"]
+    assert main(["label", *run, *asked, "--out", str(place / "labels")]) == 0
+    assert main(["embed", *run, "--tiles", "auto", "--out", str(place / "vectors")]) == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def server(place: Path) -> Iterator[Serving]:
+    options = ["--caption-model", "demo", "--labels", LABELS, "--index", str(place / "index")]
+    with serving(place, *options, command=REAL) as server:
+        yield server
+
+
+def told(answer: Answer) -> Any:
+    assert answer.status == 200, answer.body
+    return json.loads(answer.body)
+
+
+def alike(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """Labels that differ by what products of matrices of another size round otherwise."""
+    for one, other in zip(some, others, strict=True):
+        for name in ("score", "whole"):
+            assert one.pop(name) == pytest.approx(other.pop(name), abs=1e-5)
+    assert some == others
+
+
+def media(place: Path, name: str) -> bytes:
+    return (place / "media" / name).read_bytes()
+
+
+def counted(server: Serving, name: str) -> float:
+    lines = server.ask("GET", "/metrics").body.decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def test_labels_are_those_of_the_command_and_come_from_its_store(
+    server: Serving, place: Path
+) -> None:
+    lines = (place / "labels" / "labels.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        if line["time"] is None:
+            body = media(place, line["media_path"])
+            found = told(server.ask("POST", "/v1/label?threshold=0.01&top=4", body))
+            alike(found["labels"], line["labels"])
+            assert (found["top"], found["key"]) == (line["top"], line["features"])
+            assert found["cached"] and (found["width"], found["height"]) == (200, 150)
+
+
+def test_a_clip_is_labelled_frame_by_frame(server: Serving, place: Path) -> None:
+    lines = map(json.loads, (place / "labels" / "labels.jsonl").read_text().splitlines())
+    frames = [line for line in lines if line["time"] is not None]
+    found = told(server.ask("POST", "/v1/label?threshold=0.01&top=4", media(place, "clip.mp4")))
+    assert [frame["time"] for frame in found["frames"]] == [line["time"] for line in frames]
+    for frame, line in zip(found["frames"], frames, strict=True):
+        alike(frame["labels"], line["labels"])
+    assert found["spans"] and {"start", "end", "labels"} == set(found["spans"][0])
+
+
+def test_vectors_are_those_of_the_command(server: Serving, place: Path) -> None:
+    from pyarrow.parquet import read_table
+
+    rows = read_table(place / "vectors" / "embeddings.parquet").to_pylist()
+    every = np.load(place / "vectors" / "embeddings.npy")
+    for row, vector in zip(rows, every, strict=True):
+        if row["media_path"] == "p1.png":
+            body = media(place, "p1.png")
+            found = told(server.ask("POST", "/v1/embed?encoding=json", body))
+            assert found["embedding"] == pytest.approx(vector.tolist(), abs=1e-5)
+            short = told(server.ask("POST", "/v1/embed", body))["embedding"]
+            half = np.frombuffer(base64.b64decode(short), "<f2")
+            assert half.tolist() == vector.astype("<f2").tolist()
+            return
+    raise AssertionError("no row of the picture")
+
+
+def test_what_is_sent_first_is_made_kept_and_found_by_the_command(
+    server: Serving, place: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (90, 70), (200, 30, 40)).save(tmp_path / "new.png")
+    body = (tmp_path / "new.png").read_bytes()
+    first = told(server.ask("POST", "/v1/embed?encoding=json", body))
+    again = told(server.ask("POST", "/v1/embed?encoding=json", body))
+    assert (first["cached"], again["cached"]) == (False, True)
+    assert first["embedding"] == again["embedding"]
+    hits = counted(server, "penstock_store_hits_total")
+    assert hits >= 1
+
+
+def test_searches_find_what_the_command_finds(
+    server: Serving, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--index", str(place / "index"), "--store", str(place / "store"), "--json"]
+    for what, more in (("a red circle", []), (str(place / "media" / "p2.png"), ["--top", "2"])):
+        assert main(["search", what, *where, *more]) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        if more:
+            found = told(server.ask("POST", "/v1/search?top=2", media(place, "p2.png")))["hits"]
+        else:
+            found = told(server.ask("GET", "/v1/search?q=a%20red%20circle"))["hits"]
+        names = ("rank", "score", "media_path", "time", "at", "box")
+        assert [[hit[n] for n in names] for hit in found] == [
+            [hit[n] for n in names] for hit in lines
+        ]
+    picture = server.ask("GET", f"/v1/media/{found[0]['id']}")
+    assert picture.body == media(place, "p2.png")
+    assert picture.headers["content-type"] == "image/png"
+    part = server.ask("GET", f"/v1/media/{found[0]['id']}", headers={"Range": "bytes=0-7"})
+    assert (part.status, part.body) == (206, media(place, "p2.png")[:8])
+    assert server.ask("GET", f"/v1/thumbnail/{found[0]['id']}").body.startswith(b"\xff\xd8")
+    wrong = server.ask("GET", "/v1/search?q=x&where=nothing%20%3D")
+    assert wrong.status == 422 and json.loads(wrong.body)["hint"]
+
+
+def test_captions_are_those_of_the_command_and_a_new_prompt_encodes_nothing(
+    server: Serving, place: Path, tmp_path: Path
+) -> None:
+    names = ["clip-01.mp4", "clip-02.mp4"]
+    clips = [str(SAMPLES / name) for name in names]
+    store = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    assert main(["caption", *clips, "--model", "demo", *store]) == 0
+    lines = (tmp_path / "out" / "captions.jsonl").read_text().splitlines()
+    for name, line in zip(names, map(json.loads, lines), strict=True):
+        body = (SAMPLES / name).read_bytes()
+        first = told(server.ask("POST", "/v1/caption", body))
+        (said,) = first["captions"]
+        assert {key: said[key] for key in said if key != "ended"} == {
+            key: line[key] for key in ("start", "end", "caption", "tokens")
+        }
+        again = told(server.ask("POST", "/v1/caption", body))
+        assert again["cached"] and again["captions"] == first["captions"]
+    before = counted(server, 'penstock_batch_size_count{half="encode"}')
+    asked = told(server.ask("POST", "/v1/caption?prompt=What%20moves?", body))
+    assert not asked["cached"]
+    assert counted(server, 'penstock_batch_size_count{half="encode"}') == before
+
+
+def test_a_streamed_caption_comes_in_pieces_that_are_the_whole(server: Serving) -> None:
+    body = (SAMPLES / "clip-05.mp4").read_bytes()
+    answer = server.ask("POST", "/v1/caption?stream=1", body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [
+        json.loads(line.removeprefix("data: "))
+        for line in answer.body.decode().splitlines()
+        if line
+    ]
+    assert events[-1]["done"] and not any("done" in each for each in events[:-1])
+    pieces = "".join(each["text"] for each in events[:-1])
+    assert [pieces] == [each["caption"] for each in events[-1]["captions"]]
+
+
+def test_openais_client_is_answered_at_once_and_streamed(server: Serving) -> None:
+    base, clip = f"http://127.0.0.1:{server.port}/v1", SAMPLES / "clip-06.mp4"
+    data = base64.b64encode(clip.read_bytes()).decode()
+    asked = {"type": "text", "text": "Describe this video in detail."}
+    shown: Any = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{data}"}}
+    messages: Any = [{"role": "user", "content": [asked, shown]}]
+    with OpenAI(base_url=base, api_key="none", max_retries=0) as client:
+        assert [each.id for each in client.models.list()] == ["demo"]
+        whole = client.chat.completions.create(model="demo", messages=messages)
+        text = whole.choices[0].message.content
+        assert text and whole.choices[0].finish_reason == "stop" and whole.usage
+        assert whole.usage.completion_tokens > 5
+        with client.chat.completions.create(model="demo", messages=messages, stream=True) as said:
+            assert "".join(each.choices[0].delta.content or "" for each in said) == text
+        shown["video_url"]["url"] = "http://example.org/a.mp4"
+        with pytest.raises(UnprocessableEntityError) as caught:
+            client.chat.completions.create(model="demo", messages=messages)
+    assert "no address is followed" in str(caught.value)
+
+
+def test_what_a_server_does_not_have_is_told(server: Serving) -> None:
+    info = told(server.ask("GET", "/v1/info"))
+    assert (info["model"], info["caption_model"]) == ("demo", "demo")
+    assert info["labels"] == LABELS.split(",")
+    routes = told(server.ask("GET", "/openapi.json"))["paths"]
+    assert {"/v1/label", "/v1/embed", "/v1/caption", "/v1/search", "/metrics"} <= routes.keys()
+    lost = server.ask("GET", "/v1/nothing")
+    assert (lost.status, json.loads(lost.body)["hint"]) == (404, "The routes are in /openapi.json")
+    assert server.ask("POST", "/v1/label?top=none", b"x").status == 422
