@@ -34,7 +34,7 @@ def encode(pictures: Sequence[Pixels], slower: float = 1.0) -> NDArray[np.float3
     time.sleep(seconds(len(pictures), slower))
     step = SIDE // GRAIN
     grains = [pixels[step // 2 :: step, step // 2 :: step].ravel() for pixels in pictures]
-    found: NDArray[np.float32] = np.stack(grains).astype(np.float32) / 255
+    found: NDArray[np.float32] = np.divide(np.stack(grains), 255, dtype=np.float32)
     return found
 
 
