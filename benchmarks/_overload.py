@@ -14,6 +14,8 @@ TIMES = 10
 LIGHT = 20.0
 LIGHT_SECONDS = 10.0
 LOOK_SECONDS = 1.0
+CONNECTIONS = 3
+"""Times as many as may wait: who finds none free has not come to the server."""
 ALLOWED = {200, 429, 503}
 FLAT = 1.10
 """Times the memory of the first quarter that the last quarter may have."""
@@ -47,7 +49,7 @@ class Memory:
         return max(self.seen[-part:]) / max(self.seen[:part])
 
 
-def lines(way: Way, folder: Path, seconds: float) -> Iterator[str]:
+def lines(way: Way, batch: int, folder: Path, seconds: float) -> Iterator[str]:
     """Overload a server and say what became of it."""
     with serving(way, folder, folder / "overload.log") as server:
         queue = queue_of(server)
@@ -56,7 +58,7 @@ def lines(way: Way, folder: Path, seconds: float) -> Iterator[str]:
         capacity = ask(server.load("small", 4 * _guess(server), LIGHT_SECONDS)).rate
         at_first = server.memory()
         with Memory(server) as memory:
-            during = ask(server.load("small", TIMES * capacity, seconds))
+            during = ask(server.load("small", TIMES * capacity, seconds, CONNECTIONS * queue))
         at_last = server.memory()
         after = ask(server.load("small", LIGHT, LIGHT_SECONDS))
     asked = f"{TIMES * capacity:.0f}/s asked for {seconds:.0f} s"
@@ -66,14 +68,14 @@ def lines(way: Way, folder: Path, seconds: float) -> Iterator[str]:
     yield f"| meanwhile, at the most | {max(memory.seen) / MIB:,.0f} | | |"
     yield _row("after", at_last, after)
     yield ""
-    yield from verdicts(during, memory, capacity, queue)
+    yield from verdicts(during, memory, capacity, queue + batch)
 
 
 def _guess(server: Server) -> float:
     return ask(server.load("small", 300.0, 5.0)).rate
 
 
-def verdicts(during: Answers, memory: Memory, capacity: float, queue: int) -> Iterator[str]:
+def verdicts(during: Answers, memory: Memory, capacity: float, before: int) -> Iterator[str]:
     """Say whether it held."""
     told = ", ".join(
         f"{count:,} x {status or 'never answered or sent'}"
@@ -83,10 +85,10 @@ def verdicts(during: Answers, memory: Memory, capacity: float, queue: int) -> It
     yield f"- answers: {told}: {'NOT only 200, 429, 503' if other else 'only 200, 429, 503'}"
     grown = memory.grown()
     yield f"- memory, last quarter against first: x {grown:.2f}: {_held(grown <= FLAT)}"
-    p99, most = during.wait(0.99), queue / capacity
+    p99, most = during.wait(0.99), before / capacity
     yield (
-        f"- accepted: {during.rate:.0f}/s, {_waited(during, 200)} from sent; "
-        f"a queue of {queue} at {capacity:.0f}/s is {1000 * most:.0f} ms: {_held(p99 <= most)}"
+        f"- accepted: {during.rate:.0f}/s, {_waited(during, 200)} from sent; all {before} that may "
+        f"wait or be encoded, at {capacity:.0f}/s: {1000 * most:.0f} ms: {_held(p99 <= most)}"
     )
     yield f"- refused: {_waited(during, 429)}"
 

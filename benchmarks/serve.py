@@ -72,12 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(name)
         write_bodies(folder)
         trials = list(compared(given, folder))
-        print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
-        print("\n".join(lines(trials)), flush=True)
-        print("\n" + "\n".join(verdicts(trials)), flush=True)
+        if trials:
+            print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
+            print(
+                "\n".join(lines(trials)) + "\n\n" + "\n".join(verdicts(trials)) + "\n", flush=True
+            )
         if given.overload:
             way = way_of("penstock", "card", given.slower)
-            print("\n" + "\n".join(_overload.lines(way, folder, given.overload)))
+            print("\n".join(_overload.lines(way, BATCH, folder, given.overload)))
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

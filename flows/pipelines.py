@@ -51,6 +51,7 @@ PURPOSES: Mapping[str, tuple[Pipeline, ...]] = {
     "embed": (EMBED,),
     "label": (LABEL,),
     "export": EXPORTS,
+    "serve": (LABEL, CAPTION),
 }
 """What a plan may be for → the pipelines for that, of each sort of model."""
 STAGES: Mapping[str, Stage] = {stage.name: stage for line in PIPELINES for stage in line}

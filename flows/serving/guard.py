@@ -28,6 +28,8 @@ STATIC = "/static/"
 HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9.-]+))(?::\d{1,5})?")
 COUNTED = "/v1/"
 COOKIE = "penstock_session"
+READ_PAST = 1 << 20
+"""Bytes of a body at the most that are read though its request is refused."""
 SAFE = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
@@ -45,8 +47,8 @@ class Guard:
         self._app = app
         self._service = service
         self._token = token
-        self._rate = 1.0
-        """Requests answered a second, lately."""
+        self._gap = 1.0
+        """Seconds from one answer to the next, lately."""
         self._last = time.monotonic()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -71,7 +73,7 @@ class Guard:
         try:
             self._admit(scope, counted=counted)
         except Refused as why:
-            await refuse(why, path, sent)
+            await refuse(why, path, sent, closing=not _is_small(scope))
             self._service.metrics.answered(route_of(scope), status, time.monotonic() - began)
             return
         self._service.busy += counted
@@ -81,7 +83,8 @@ class Guard:
             self._service.busy -= counted
             now = time.monotonic()
             if counted:
-                self._rate += 0.05 * (1 / max(1e-4, now - self._last) - self._rate)
+                # Of a batch all come at once: a mean of rates would be that of the loop.
+                self._gap += 0.05 * (min(1.0, now - self._last) - self._gap)
                 self._last = now
             self._service.metrics.answered(route_of(scope), status, now - began)
 
@@ -102,7 +105,7 @@ class Guard:
             raise unavailable("the server is ending", "Ask again in a while")
         if counted and service.busy >= service.config.max_queue:
             service.metrics.refused("full")
-            wait = max(1.0, service.busy / max(self._rate, 0.1))
+            wait = max(1.0, service.busy * self._gap)
             raise Refused(429, "too many requests wait", "Ask again later", min(wait, 60.0))
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
@@ -126,18 +129,25 @@ def route_of(scope: Message) -> str:
     return path or ("refused" if scope["path"] not in OPEN else str(scope["path"]))
 
 
-async def refuse(why: Refused, path: str, send: Send) -> None:
-    """Send a refusal to who asked for a path."""
+async def refuse(why: Refused, path: str, send: Send, *, closing: bool) -> None:
+    """Send a refusal to who asked for a path, and with `closing` read nothing more."""
     body = json.dumps(why.to_json(path)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        # What is on its way of the body is not read.
-        (b"connection", b"close"),
+        *([(b"connection", b"close")] if closing else []),
         *extra_headers(why),
     ]
     await send({"type": "http.response.start", "status": why.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _is_small(scope: Message) -> bool:
+    """Return whether less is taken by reading past a request's body than by a new connection. Who
+    is cut off while still sending may not get to read why, either."""
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length", b"0")
+    return b"transfer-encoding" not in headers and length.isdigit() and int(length) <= READ_PAST
 
 
 def extra_headers(why: Refused) -> list[tuple[bytes, bytes]]:
