@@ -27,9 +27,13 @@ OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")
 STATIC = "/static/"
 HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9.-]+))(?::\d{1,5})?")
 COUNTED = "/v1/"
+COUNTED_TOO = ("/v1/search",)
+"""Paths that take a half whatever the method."""
 COOKIE = "penstock_session"
 READ_PAST = 1 << 20
 """Bytes of a body at the most that are read though its request is refused."""
+OTHER_SITES = (b"cross-site", b"same-site")
+"""Words by which a browser says that a page of another site asks, or of another port of ours."""
 SAFE = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
@@ -69,7 +73,7 @@ class Guard:
                 ]
             await send(message)
 
-        counted = path.startswith(COUNTED) and scope["method"] == "POST"
+        counted = (path in COUNTED_TOO or scope["method"] == "POST") and path.startswith(COUNTED)
         try:
             self._admit(scope, counted=counted)
         except Refused as why:
@@ -95,7 +99,7 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1")
         if service.config.host in LOOPBACK and _name_of(host) not in LOOPBACK:
             raise Refused(421, f"this server is not {host[:80]!r}", "Ask it as localhost")
-        if headers.get(b"sec-fetch-site") == b"cross-site" and path != "/":
+        if headers.get(b"sec-fetch-site") in OTHER_SITES and path != "/":
             raise Refused(403, "another site asks", "Open the page of this server")
         open_to_all = path in OPEN or path.startswith(STATIC)
         if self._token and not open_to_all and not self._knows(headers):
