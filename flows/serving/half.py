@@ -1,8 +1,7 @@
 """One half that stays: takes what waits for it through its process, and begins that anew when it
 ends; knows neither HTTP nor what is made.
 
-It comes to the device when there is something to do, and leaves it after a while without. Where
-memory runs out batches become smaller, and that is remembered.
+It comes to the device when there is something to do, and leaves it after a while without.
 """
 
 import asyncio
@@ -67,7 +66,7 @@ class Half:
         self._live: LiveStage | None = None
         self._changed = asyncio.Event()
         self._closing = False
-        self._leaving = False
+        self._leaving = self._gives_way = False
         self._setbacks = Setbacks(plan.name)
         self.is_wanted = False
         """Whether it comes to the device before there is anything to do."""
@@ -79,7 +78,8 @@ class Half:
 
     @property
     def idle(self) -> bool:
-        return self.batches.idle and self.state in (RESIDENT, AWAY)
+        at_rest = self.batches.idle and (self._gives_way or not self.batches.waiting)
+        return at_rest and self.state in (RESIDENT, AWAY)
 
     @property
     def pid(self) -> int:
@@ -96,7 +96,7 @@ class Half:
 
     async def make(self, key: str, member: dict[str, Any], weight: int) -> Any:
         """Return what is made of this. Raises Refused."""
-        if (why := self._setbacks.refusal) is not None:
+        if (why := self._setbacks.refusal or self._residence.refusal) is not None:
             raise why
         answer = self._works.add(key, member, weight)
         self._changed.set()
@@ -148,9 +148,10 @@ class Half:
             self._entering = asyncio.create_task(self._enter())
         if self.state != RESIDENT or self._leaving:
             return None
-        if self._residence.gives_way(self):
-            if self.batches.idle:
-                self._residence.look()
+        self._gives_way = self._residence.gives_way()
+        if self.idle:
+            self._residence.look()
+        if self._gives_way:
             return None
         if due is None:
             left = self._works.used + self._plan.idle_seconds - now
@@ -228,8 +229,7 @@ class Half:
         self.metrics.ended()
         self._residence.left(self)
         if error is not None or not self.batches.idle:
-            why = "memory" if isinstance(error, CannotFit) else "died"
-            self.metrics.restarted(why)
+            self.metrics.restarted("memory" if isinstance(error, CannotFit) else "died")
             log.warning("%s: %s", self.name, error.message if error else "its process ended")
             self._after(error, ready=was == RESIDENT)
         self._changed.set()

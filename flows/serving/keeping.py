@@ -21,6 +21,8 @@ FLUSH_RECORDS = 512
 """Records after which they are stored at once."""
 LOOK_SECONDS = 60.0
 """How often it is looked what others have stored."""
+MOST_KNOWN = 200_000
+"""Records beyond which no more are known until the next start: each takes about a KB."""
 RECENT_BYTES = 64 << 20
 """Bytes of records that are kept in memory."""
 RECORD_BYTES = 512
@@ -61,12 +63,15 @@ class KeptRecords:
         """Store what is not stored yet. Raises PenstockError."""
         records = dict(self.unsaved)
         self._records.publish(list(records.values()))
+        if len(self._records) > MOST_KNOWN:
+            self._records.leave(records)
         for key in records:
             self.unsaved.pop(key, None)
 
     def look(self) -> None:
-        """See what others have stored since."""
-        self._records.refresh()
+        """See what others have stored since, unless too much is known already."""
+        if len(self._records) <= MOST_KNOWN:
+            self._records.refresh()
 
     def remember(self, record: Record) -> None:
         """Keep a record in memory for a while."""

@@ -16,12 +16,12 @@ from flows.console.display import Display
 from flows.job.config import CaptionConfig, default_store
 from flows.job.labels import LabelSet, label_set
 from flows.job.launch import DirectLauncher, Forking, Launcher
+from flows.job.namespace_notes import note_namespaces
 from flows.job.namespaces import namespace_aside
 from flows.job.prepare import Job, prepare_without_media
 from flows.job.weights import fetch_parts
 from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
 from flows.planning.start import ladder_of
-from flows.running.run import claiming
 from flows.search.maker import as_made, maker_of
 from flows.serving.captioning import Captioning
 from flows.serving.config import ServeConfig
@@ -63,7 +63,7 @@ async def open_service(
             return Forking(make_launcher(listener), forks)
 
         labels = label_set(config.labels, config.templates) if config.labels else None
-        jobs = _Jobs(config, display, forking, stack)
+        jobs = _Jobs(config, display, forking)
         vectors = await asyncio.to_thread(jobs.of_vectors) if config.needs_vectors else None
         captions = await asyncio.to_thread(jobs.of_captions) if config.caption_model else None
         first = vectors or captions
@@ -125,13 +125,10 @@ class _Asked:
 class _Jobs:
     """The jobs by which a server makes what it answers."""
 
-    def __init__(
-        self, config: ServeConfig, display: Display, launcher: LauncherMaker, stack: ExitStack
-    ) -> None:
+    def __init__(self, config: ServeConfig, display: Display, launcher: LauncherMaker) -> None:
         self._config = config
         self._display = display
         self._launcher = launcher
-        self._stack = stack
         self.folder = open_store(config.store or default_store()).local / "serve"
 
     def of_vectors(self) -> Job:
@@ -154,7 +151,7 @@ class _Jobs:
         config = replace(asked, out=str(self.folder / name))
         job = prepare_without_media(config, self._launcher(lambda stage, event: None), pipeline)
         fetch_parts(job.model, parts_of(pipeline), self._display)
-        self._stack.enter_context(claiming(job))
+        note_namespaces(job)
         return job
 
 

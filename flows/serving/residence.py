@@ -7,11 +7,16 @@ is there, the lock is given back, so that batch jobs on the same device have the
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import IO, Protocol
 
+from flows.serving.refusals import Refused, unavailable
 from stages.process.lock import try_hold_device
 
+TURN_SECONDS = 5.0
+"""Time for which one at work goes on while another waits for its room: to load a half takes
+seconds, so turns are to be longer."""
 LOOK_SECONDS = 0.25
 """How often it is asked whether the device is free."""
 
@@ -42,16 +47,24 @@ class Residence:
         self._say = say
         self._here: list[Tenant] = []
         """Those on the device, the one that came in first at the front."""
-        self._waiting: list[Tenant] = []
+        self._waiting: dict[Tenant, float] = {}
+        """Those that wait to come in, since when, the first at the front."""
         self._lock: IO[str] | None = None
         self._has_lock = False
         self._changed = asyncio.Event()
         self.held_by = ""
         """Who has the device instead, while it is waited for."""
 
+    @property
+    def refusal(self) -> Refused | None:
+        """Return why nothing can be made now; None where something can."""
+        if not self.held_by:
+            return None
+        return unavailable(f"{self.held_by} has the device", "Ask again when its job is done")
+
     async def enter(self, tenant: Tenant) -> None:
         """Wait until there is room for one more, and the device is ours."""
-        self._waiting.append(tenant)
+        self._waiting[tenant] = time.monotonic()
         try:
             self._changed.clear()
             while not self._let_in(tenant):
@@ -59,7 +72,7 @@ class Residence:
                 self._changed.clear()
             self._here.append(tenant)
         finally:
-            self._waiting.remove(tenant)
+            del self._waiting[tenant]
             self._changed.set()
         try:
             await self._hold()
@@ -76,10 +89,14 @@ class Residence:
             self._lock, self._has_lock = None, False
         self._changed.set()
 
-    def gives_way(self, tenant: Tenant) -> bool:
-        """Return whether one that is here is to do nothing more, because another waits for its
-        room."""
-        return any(not self._fits(other) for other in self._waiting)
+    def gives_way(self) -> bool:
+        """Return whether those that are here are to begin nothing more, because another has waited
+        for its room for long enough."""
+        now = time.monotonic()
+        return any(
+            now - since >= TURN_SECONDS and not self._fits(other)
+            for other, since in self._waiting.items()
+        )
 
     def look(self) -> None:
         """Look again who may come in: somebody has nothing more to do."""
@@ -91,7 +108,7 @@ class Residence:
         return self._budget - sum(o.peak_bytes for o in self._here if o is not tenant)
 
     def _let_in(self, tenant: Tenant) -> bool:
-        if self._waiting[0] is not tenant:
+        if next(iter(self._waiting)) is not tenant:
             return False
         if self._fits(tenant):
             return True

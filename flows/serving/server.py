@@ -122,9 +122,9 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     asked_to_end = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked_to_end.set)
     async with open_service(config, display, make_launcher) as service:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, asked_to_end.set)
         app = Guard(app_of(service, token), service, token)
         server = _Server(
             uvicorn.Config(
