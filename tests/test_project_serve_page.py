@@ -1,0 +1,146 @@
+"""What the page of the server prints runs as printed: curl, OpenAI's client, and their answers."""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+PORT = "8000"
+ALL = "\u2026"
+"""Stands for any text."""
+READY_SECONDS = 120
+COMMANDS = f"""
+python() {{ {sys.executable} "$@"; }}
+penstock() {{ {sys.executable} -m flows.cli.main "$@"; }}
+"""
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+class Shell:
+    """Somebody who types what stands there, in an empty folder, with another port."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+        self.folder = folder
+        self.before = COMMANDS
+        """Lines that set variables."""
+
+    def typed(self, text: str) -> str:
+        return text.replace(f":{PORT}", f":{self.port}")
+
+    def run(self, text: str) -> str:
+        done = subprocess.run(
+            ["sh", "-euc", self.before + self.typed(text)],
+            cwd=self.folder,
+            env=self.env(),
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, text + done.stdout + done.stderr
+        return done.stdout
+
+    def env(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(ROOT), "PENSTOCK_STORE": str(self.folder / "store")}
+
+    @contextlib.contextmanager
+    def serving(self, command: str) -> Iterator[None]:
+        text = f"{self.before}exec_ {self.typed(command)} --port {self.port}"
+        text = text.replace("exec_ penstock", f"exec {sys.executable} -m flows.cli.main")
+        with (self.folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                ["sh", "-euc", text], cwd=self.folder, env=self.env(), stdout=log, stderr=log
+            )
+        try:
+            self._wait_ready(process)
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
+
+    def _wait_ready(self, process: "subprocess.Popen[bytes]") -> None:
+        until = time.monotonic() + READY_SECONDS
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz")
+                return
+            said = (self.folder / "log").read_text()
+            assert process.poll() is None and time.monotonic() < until, said
+            time.sleep(0.2)
+
+
+def is_like(found: Any, printed: Any) -> bool:
+    """Whether an answer is what was printed, but for times, and digits of scores."""
+    if isinstance(printed, dict):
+        assert set(found) == set(printed), set(found) ^ set(printed)
+        return all(name == "seconds" or is_like(found[name], printed[name]) for name in printed)
+    if isinstance(printed, list):
+        return len(found) == len(printed) and all(map(is_like, found, printed))
+    if isinstance(printed, str) and ALL in printed:
+        start, _, end = printed.partition(ALL)
+        return bool(found.startswith(start) and found.endswith(end))
+    if isinstance(printed, float) and not isinstance(found, bool):
+        return abs(found - printed) < 0.05
+    return bool(found == printed)
+
+
+@pytest.mark.slow
+def test_what_the_page_prints_runs_and_answers_as_printed(tmp_path: Path) -> None:
+    setting_up, label, asking = blocks("sh")
+    *before, serve = setting_up.splitlines()
+    shell = Shell(tmp_path)
+    shell.run("\n".join(before))
+    shell.before += "\n".join(line for line in before if line.startswith("CLIPS=")) + "\n"
+    with shell.serving(serve):
+        shell.before += label.splitlines()[0] + "\n"
+        told = [json.loads(shell.run(label))]
+        answers = {line: shell.run(line) for line in asking.splitlines()}
+        said = [json.loads(answer) for answer in answers.values() if answer.startswith("{")]
+        told += [next(each for each in said if "hits" in each)]
+        told += [next(each for each in said if "captions" in each)]
+        for found, printed in zip(told, blocks("json"), strict=True):
+            assert is_like(found, json.loads(printed)), found
+        (streamed,) = [answer for line, answer in answers.items() if "stream=1" in line]
+        assert streamed.count("data: ") > 1 and '"done": true' in streamed.splitlines()[-2]
+        assert (tmp_path / "thumbnail.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+        assert not any("error" in each for each in said)
+
+
+@pytest.mark.slow
+def test_the_client_of_openai_runs_as_printed(tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    shell = Shell(tmp_path)
+    (script,) = blocks("python")
+    (tmp_path / "ask.py").write_text(shell.typed(script))
+    with shell.serving("penstock serve --caption-model demo"):
+        said = shell.run(f"python ask.py {ROOT}/penstock_demo/samples/clip-01.mp4")
+    truth = (ROOT / "penstock_demo/samples/truth.jsonl").read_text().splitlines()[0]
+    assert said.strip() == json.loads(truth)["caption"]
+
+
+def test_the_routes_of_the_page_are_those_of_the_server() -> None:
+    from flows.serving import app
+
+    source = Path(app.__file__).read_text(encoding="utf-8")
+    served = {re.sub(r"{\w+}", "ID", path) for path in re.findall(r'add\(\s*"(/[^"]*)"', source)}
+    told = set(re.findall(r"`(?:GET|POST) (/[\w/.]*)", PAGE))
+    told |= set(re.findall(r"`GET (/[\w/.]+)`", PAGE))
+    assert served - told - {"/v1/session"} == set()
