@@ -98,7 +98,7 @@ def is_like(found: Any, printed: Any) -> bool:
         start, _, end = printed.partition(ALL)
         return bool(found.startswith(start) and found.endswith(end))
     if isinstance(printed, float) and not isinstance(found, bool):
-        return abs(found - printed) < 0.05
+        return bool(abs(found - printed) < 0.05)
     return bool(found == printed)
 
 
