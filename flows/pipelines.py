@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from artifacts.schema import Part
-from stages import decode, embed, embed_texts, encode, export, frames
+from stages import decode, embed, embed_texts, encode, export, frames, tune
 from stages.process.stage import Stage
 
 Pipeline = tuple[Stage, ...]
@@ -16,6 +16,8 @@ EMBED: Pipeline = (frames.STAGE, embed.STAGE)
 """Vectors of pictures, and of the frames of videos."""
 LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
 """Vectors of pictures, and of the labels that they are compared with."""
+TUNE: Pipeline = (*REBUILD, tune.STAGE)
+"""Features of files, and an adapter that is trained on them."""
 EXPORT: Pipeline = (*CAPTION, export.CALIBRATE, export.STAGE, export.JUDGE)
 """Captions of files, a checkpoint in few bits, and what its original expects of those."""
 EXPORT_GRAPHS: Pipeline = (*CAPTION, export.TRACE, export.JUDGE)
@@ -33,6 +35,7 @@ PIPELINES = (
     REBUILD,
     EMBED,
     LABEL,
+    TUNE,
     EXPORT,
     EXPORT_GRAPHS,
     EXPORTED,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.decode.engines.transformers import make_greedy
-from stages.export.teaching import TaughtCaption, expected, expected_by_steps, looks_ahead
+from stages.decode.teaching import TaughtCaption, expected, expected_by_steps, looks_ahead
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features, placeholder_ids

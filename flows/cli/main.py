@@ -22,6 +22,7 @@ from flows.cli.options import (
 )
 from flows.cli.serve_options import add_serve_options
 from flows.cli.train_plan import add_train_options
+from flows.cli.tune_options import add_tune_options
 from flows.console.terminal import forget_terminal
 from flows.job.config import PRECISIONS
 from flows.pipelines import PURPOSES
@@ -63,6 +64,9 @@ def parser() -> argparse.ArgumentParser:
     add_label_options(label)
     add_index_commands(commands.add_parser("index", help="vectors to search in", epilog=EPILOG))
     add_search_options(commands.add_parser("search", help="search an index", epilog=EPILOG))
+    add_tune_options(
+        commands.add_parser("tune", help="an adapter trained on your captions", epilog=EPILOG)
+    )
     add_serve_options(
         commands.add_parser("serve", help="labels, search, captions over HTTP", epilog=EPILOG)
     )

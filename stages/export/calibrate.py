@@ -13,12 +13,12 @@ from artifacts.schema import Part
 from artifacts.store import open_store
 from stages.decode.engines.transformers import make_greedy
 from stages.decode.stored import read_features
+from stages.decode.teaching import caption_of, expected
 from stages.export.calibrate_job import CalibrateJob
 from stages.export.calibrating import calibrate
 from stages.export.gptq import NoInverse, gptq
 from stages.export.outline import outline_of
 from stages.export.packed_form import Packed
-from stages.export.teaching import caption_of, expected
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.offload import placement, waiting
 from stages.models.loading import ModelJob, facts

@@ -15,18 +15,18 @@ from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from stages.decode.engines.transformers import make_greedy
 from stages.decode.stored import read_features
-from stages.export.judge_job import JudgeJob
-from stages.export.outline import outline_of
-from stages.export.packed_form import Packed
-from stages.export.parity import of_each
-from stages.export.putting import put_rounded
-from stages.export.teaching import (
+from stages.decode.teaching import (
     TaughtCaption,
     caption_of,
     expected,
     expected_by_steps,
     looks_ahead,
 )
+from stages.export.judge_job import JudgeJob
+from stages.export.outline import outline_of
+from stages.export.packed_form import Packed
+from stages.export.parity import of_each
+from stages.export.putting import put_rounded
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.models.streaming.load import cross

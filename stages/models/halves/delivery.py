@@ -27,6 +27,8 @@ from stages.models.halves.routes import MODALITIES, choose_route
 
 UNDIVIDED = "pixels"
 """Name under which the pixels themselves stand among features, for the whole model."""
+GENERATE, FORWARD = "generate", "forward"
+"""Methods of a model that features are handed to."""
 LOGITS_WORTH = 64 << 20
 """Bytes of logits below which they are computed as the whole model does: one row is rounded
 otherwise than many."""
@@ -40,6 +42,26 @@ def generate(
     `inputs` are all outputs of the processor besides pixels. `half` is the language half, or the
     whole model when `features` holds pixels. Raises UsageError when features or inputs are missing.
     """
+    with torch.inference_mode(), _next_logits_only(half):
+        tokens: torch.Tensor = _delivered(GENERATE, half, inputs, features, options)
+    return tokens
+
+
+def forward(
+    half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+) -> Any:
+    """Return what one pass of the model gives for these inputs, as `generate` has them, with what a
+    backward pass needs. Raises UsageError when features or inputs are missing."""
+    return _delivered(FORWARD, half, inputs, features, options)
+
+
+def _delivered(
+    method: str,
+    half: Any,
+    inputs: Mapping[str, Any],
+    features: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Any:
     text = {
         name: moved(value, half.device)
         for name, value in inputs.items()
@@ -53,9 +75,7 @@ def generate(
     route: Route = "joint" if UNDIVIDED in features else choose_route(half).route
     if route != "joint":
         _check_placeholders(half, text, features)
-    with torch.inference_mode(), _next_logits_only(half):
-        tokens: torch.Tensor = DELIVER[route](half, text, features, options)
-    return tokens
+    return DELIVER[route](half, method, text, features, options)
 
 
 @contextmanager
@@ -106,24 +126,32 @@ def prompt_in(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
     return inputs.get("decoder_input_ids" if encodes else "input_ids")
 
 
-def _by_protocol(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:
-    return half.generate(**text, mm_encoder_outputs=_copies(half, features), **options)
+def _by_protocol(
+    half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any
+) -> Any:
+    return _of(half, method)(**text, mm_encoder_outputs=_copies(half, features), **options)
 
 
-def _by_replay(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+def _of(model: Any, method: str) -> Callable[..., Any]:
+    """Return a method of a model; a pass is asked of itself, with all that hangs on it."""
+    found: Callable[..., Any] = model if method == FORWARD else getattr(model, method)
+    return found
+
+
+def _by_replay(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
     """Show the model pixels without storage, and have its own methods answer with the features."""
     blank = {
         name: torch.zeros((), dtype=half.dtype, device=half.device).expand(tuple(shape))
         for name, shape in getattr(features, "blank", {}).items()
     }
     with _answering(half, _copies(half, features)) as asked:
-        tokens = half.generate(**text, **blank, **options)
+        made = _of(half, method)(**text, **blank, **options)
     if unread := sorted(set(features) - asked):
         raise UsageError(
             f"{type(half).__name__} did not ask for its {' and '.join(unread)} features",
             hint="Its captions would be about nothing; report this model",
         )
-    return tokens
+    return made
 
 
 @contextmanager
@@ -151,7 +179,7 @@ def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
             del owner.__dict__[name]
 
 
-def _by_splice(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+def _by_splice(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
     """Put features into the embeddings at the placeholders, and let the reader generate from
     there."""
     reader = half.get_submodule(reader_path(half, owner_path(half) or ""))
@@ -163,17 +191,17 @@ def _by_splice(half: Any, text: Any, features: Mapping[str, Any], options: Any) 
     found = torch.cat([r.pooler_output.flatten(0, -2) for r in _copies(half, features).values()])
     embeddings = embeddings.masked_scatter(standing.unsqueeze(-1), found.to(embeddings.dtype))
     given = {"inputs_embeds": embeddings, "attention_mask": text["attention_mask"]}
-    if not reader.config.is_encoder_decoder:
+    if not reader.config.is_encoder_decoder and method == GENERATE:
         given["input_ids"] = ids
-    return reader.generate(**given, **options)
+    return _of(reader, method)(**given, **options)
 
 
-def _jointly(half: Any, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+def _jointly(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
     pixels = {n: moved(v, half.device, half.dtype) for n, v in features[UNDIVIDED].items()}
-    return half.generate(**text, **pixels, **options)
+    return _of(half, method)(**text, **pixels, **options)
 
 
-DELIVER: dict[Route, Callable[[Any, Any, Mapping[str, Any], Any], Any]] = {
+DELIVER: dict[Route, Callable[[Any, str, Any, Mapping[str, Any], Any], Any]] = {
     "protocol": _by_protocol,
     "replay": _by_replay,
     "splice": _by_splice,

@@ -1,0 +1,83 @@
+"""Holds what a training is asked to do. It knows nothing of how it is done."""
+
+from dataclasses import dataclass
+
+from artifacts.errors import UsageError
+from flows.job.config import CaptionConfig
+from stages.tune.job import ADAMW, ADAMW8
+
+OPTIMIZERS = (ADAMW, ADAMW8)
+PRECISIONS = ("native", "fp32", "bf16", "nf4")
+"""The values of `--precision`: those that gradients go through."""
+EPOCHS = 8.0
+"""Times that all examples are gone through where nobody says."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneConfig:
+    """One training. Fields have the names of the command line's options."""
+
+    data: str
+    """Captions: a `.jsonl`, `.csv` or `.parquet`, or a folder of media with `.txt` beside them."""
+    model: str
+    out: str
+    """Folder of the adapter."""
+    store: str = ""
+    revision: str | None = None
+    precision: str = "native"
+    lora_rank: int = 16
+    epochs: float | None = None
+    """Times that all examples are gone through; None: by `steps`, or EPOCHS."""
+    steps: int | None = None
+    """Times that the weights are changed."""
+    batch_size: int = 8
+    """Examples of one step."""
+    lr: float = 1e-3
+    """Largest learning rate."""
+    seed: int = 0
+    recompute: bool = False
+    optimizer: str = ADAMW
+    validate: float = 0.1
+    """Share of the examples that the adapter is scored by, and not trained on."""
+    max_new_tokens: int = 256
+    memory: int | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise UsageError(
+                "--steps and --epochs exclude each other", hint="Leave one of them out"
+            )
+        for name in ("lora_rank", "epochs", "steps", "batch_size", "lr", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} is {value}", hint="Give a number above 0")
+        if not 0 <= self.validate < 1:
+            raise UsageError(
+                f"--validate is {self.validate}", hint="Give a share such as 0.1; 0 for none"
+            )
+        for name, values in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in values:
+                raise UsageError(
+                    f"--{name} {getattr(self, name)} is not known",
+                    hint=f"Choose from {', '.join(values)}",
+                )
+        for name in ("data", "model", "out"):
+            if not getattr(self, name):
+                raise UsageError(f"--{name} is empty", hint="Give a path")
+
+    def captioning(self, sources: tuple[str, ...], out: str) -> CaptionConfig:
+        """Return how the media of the examples are encoded, and the half is loaded."""
+        return CaptionConfig(
+            sources=sources,
+            model=self.model,
+            revision=self.revision,
+            store=self.store,
+            out=out,
+            language_precision=self.precision,
+            batch_size=self.batch_size,
+            max_new_tokens=self.max_new_tokens,
+            memory=self.memory,
+            trust_remote_code=self.trust_remote_code,
+        )

@@ -1,0 +1,192 @@
+"""Reads the captions that a model is to learn; opens no media and knows no model.
+
+They come as a run writes them and people correct them (`captions.jsonl`, `.csv`, `.parquet`), as
+datasets of Hugging Face have them (`file_name` and `text`), or as files with `.txt` beside them.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UsageError
+from artifacts.regular import read_text
+from artifacts.words import counted
+from flows.job.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+MOST_BYTES = 1 << 30
+"""Largest file of captions."""
+PATHS = ("path", "file_name", "image", "video")
+"""Fields that name a file, seen from the data's folder."""
+TEXTS = ("caption", "text")
+"""Fields that hold the caption."""
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One caption, and what it is of."""
+
+    path: Path
+    """File of the medium."""
+    caption: str
+    start: float | None = None
+    """Seconds at which its chunk begins; None: the medium is one chunk."""
+    end: float | None = None
+    prompt: str = ""
+    """Question that it answers; empty: the usual one."""
+    features: str = ""
+    """Key of the features that it was made of, where that is told."""
+    line: int = 0
+    """Where it stands in the data; 0 of one that is a file."""
+
+    @property
+    def item(self) -> tuple[Any, ...]:
+        """Return what has one caption."""
+        return self.path, self.start, self.end, self.prompt
+
+
+def examples_in(data: str) -> list[Example]:
+    """Return the captions in some data, each item once. Raises UsageError."""
+    path = Path(data).expanduser()
+    if path.is_dir():
+        found = list(_beside(path))
+    elif path.suffix.lower() in SUFFIXES and path.is_file():
+        rows = ROWS[path.suffix.lower()](path)
+        found = [_example(row, at, path) for at, row in enumerate(rows, 1)]
+    else:
+        raise UsageError(
+            f"there are no captions at {path}",
+            hint="Give a captions.jsonl, .csv or .parquet, or a folder of media with .txt beside",
+        )
+    if not found:
+        raise UsageError(f"{path} holds no captions", hint="Give more, or check the path")
+    _check(found, path)
+    return list({example.item: example for example in reversed(found)}.values())[::-1]
+
+
+def _check(found: Sequence[Example], path: Path) -> None:
+    empty = [each for each in found if not each.caption.strip()]
+    if empty:
+        raise UsageError(
+            f"{path}: {_place(empty[0])} has no caption ({len(empty)} of {len(found)} have none)",
+            hint="Write one, or remove the line",
+        )
+    seen: dict[tuple[Any, ...], Example] = {}
+    for each in found:
+        other = seen.setdefault(each.item, each)
+        if other.caption != each.caption:
+            raise UsageError(
+                f"{path}: {_place(other)} and {_place(each)} are two captions of one item, "
+                f"{each.path.name}",
+                hint="Keep one of them, or give them different prompts",
+            )
+
+
+def _place(example: Example) -> str:
+    return f"line {example.line}" if example.line else example.path.name
+
+
+def _beside(folder: Path) -> Iterator[Example]:
+    """Yield the media of a folder that have a text beside them."""
+    for path in sorted(folder.rglob("*")):
+        text = path.with_suffix(".txt")
+        if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and text.is_file():
+            yield Example(path=path.absolute(), caption=_text(text).strip())
+
+
+def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:
+    caption = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
+    path = _path(row, data)
+    if caption is None or path is None:
+        what = "no caption" if caption is None else "no file"
+        raise UsageError(
+            f"{data}: line {at} names {what}",
+            hint="Each needs caption or text, and media_path, path or file_name",
+        )
+    times = [row.get(name) for name in ("start", "end")]
+    start, end = (float(time) if time not in (None, "") else None for time in times)
+    return Example(
+        path=path,
+        caption=caption,
+        start=start,
+        end=end,
+        prompt=str(row.get("prompt") or ""),
+        features=str(row.get("features") or ""),
+        line=at,
+    )
+
+
+def _path(row: Mapping[str, Any], data: Path) -> Path | None:
+    """Return the file that a row is about: as a run names it, by source and path below that, or
+    seen from the data's folder."""
+    if isinstance(row.get("media_path"), str):
+        media_path, source = Path(row["media_path"]), Path(str(row.get("source") or ""))
+        if source.expanduser().is_dir():
+            return (source.expanduser() / media_path).absolute()
+        return (source.expanduser() if row.get("source") else data.parent / media_path).absolute()
+    named = next((row[name] for name in PATHS if isinstance(row.get(name), str)), None)
+    return None if named is None else (data.parent / named).absolute()
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path, MOST_BYTES, "utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{path} cannot be read: {reason}", hint="Check the file") from error
+
+
+def _of_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
+    for at, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise UsageError(f"{path}: line {at} is no JSON object", hint="Write one object a line")
+        yield row
+
+
+def _of_csv(path: Path) -> Iterator[Mapping[str, Any]]:
+    yield from csv.DictReader(_text(path).splitlines(keepends=True))
+
+
+def _of_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow as pa
+    from pyarrow.parquet import read_table
+
+    try:
+        yield from read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        words = " ".join(str(error).split())[:160]
+        raise UsageError(f"{path} cannot be read: {words}", hint="Write it again") from error
+
+
+ROWS = {".jsonl": _of_jsonl, ".csv": _of_csv, ".parquet": _of_parquet}
+"""Suffix → reads the rows of a file."""
+
+
+def split(
+    examples: Sequence[Example], share: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Return those to train on and those to score by; chunks of one medium stay together."""
+    import random
+
+    paths = sorted({str(example.path) for example in examples})
+    random.Random(f"{seed} held out").shuffle(paths)
+    count = round(share * len(paths))
+    if share and len(paths) > 1:
+        count = min(max(1, count), len(paths) - 1)
+    held = set(paths[:count])
+    kept = [example for example in examples if str(example.path) not in held]
+    if not kept:
+        raise UsageError(
+            f"{counted(len(examples), 'caption')} leave none to train on",
+            hint="Give more, or --validate 0",
+        )
+    return kept, [example for example in examples if str(example.path) in held]

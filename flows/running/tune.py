@@ -1,0 +1,179 @@
+"""Takes a training from its configuration to an adapter.
+
+What of the examples' media is not encoded yet is encoded first, as any run does. Then one process
+trains on the features alone, goes on where an earlier one was, and writes the adapter.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UsageError
+from artifacts.keys import digest_of
+from artifacts.paths import folder_named
+from artifacts.words import counted
+from flows.console.display import Display
+from flows.job.launch import DirectLauncher, StageCall
+from flows.job.prepare import Job
+from flows.job.tasks import Task
+from flows.job.tune_config import EPOCHS, TuneConfig
+from flows.job.tune_data import Example, examples_in, split
+from flows.pipelines import TUNE
+from flows.planning.rungs import Rung
+from flows.running.calls import Calls, settings_on
+from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
+from stages.tune import OUTPUT_VERSION, STAGE
+
+RECORD = "tune.json"
+RUN = "run"
+"""Folder of an adapter's folder for the record and the logs of the run."""
+NEAR_SECONDS = 0.05
+"""Times of one chunk may differ so much: outputs round them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuned:
+    """The end of a training."""
+
+    out: Path
+    record: Mapping[str, Any]
+
+    exit_code = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"adapter": str(self.out), **self.record}
+
+    def line(self) -> str:
+        """Return the outcome in one line."""
+        losses, scores = self.record["losses"], self.record["scores"]
+        line = f"{counted(self.record['steps'], 'step')}: loss {losses[0]:.3f} to {losses[-1]:.3f}"
+        if scores:
+            first, last = scores[0], scores[-1]
+            line += (
+                f"; of {counted(self.record['held_out'], 'caption')} held out "
+                f"{first['exact']:.0%} were exact before and {last['exact']:.0%} are now"
+            )
+        return f"{line}; the adapter is in {self.out}"
+
+
+def tune(
+    config: TuneConfig,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
+) -> Tuned:
+    """Train the adapter that is asked for. Raises PenstockError; what is learned is kept."""
+    out = folder_named(config.out, "out")
+    examples = examples_in(config.data)
+    missing = [each for each in examples if not each.path.is_file() and not each.features]
+    if missing:
+        raise UsageError(
+            f"{missing[0].path} is not there ({len(missing)} of {len(examples)} media are missing)",
+            hint="Check the paths; they are seen from the data's folder",
+        )
+    sources = tuple(dict.fromkeys(str(each.path) for each in examples if each.path.is_file()))
+    watch = Watch(display, on_begin)
+    asked = config.captioning(sources, str(out / RUN))
+    with (
+        prepared(asked, watch, make_launcher, TUNE) as (job, launcher),
+        watch.working(job, launcher, "tuning into", outputs={"adapter": str(out)}) as found,
+    ):
+        sequence, _, _ = found
+        if sources:
+            sequence.fill()
+        with sequence.going_on():
+            told = _told(config, job, examples, out)
+
+            def call(rung: Rung) -> StageCall:
+                settings = settings_on(job.model, rung)
+                label = settings.label if settings else ""
+                recipe = {**told["recipe"], "precision": label}
+                return Calls(job).once(STAGE, {**told, "recipe": recipe, "rows": rung.batch}, rung)
+
+            sequence.once.run(STAGE, call, total=told["steps"])
+    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    return Tuned(out=out, record=record)
+
+
+def _told(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) -> dict[str, Any]:
+    """Return what the stage is told, but for what hangs on its rung."""
+    members = _members(job, examples)
+    trained, held = split(examples, config.validate, config.seed)
+    steps = config.steps or max(
+        1, math.ceil((config.epochs or EPOCHS) * len(trained) / config.batch_size)
+    )
+    batch = min(config.batch_size, len(trained))
+    chosen = {each.item: member for each, member in zip(examples, members, strict=True)}
+    told = {
+        "examples": [chosen[each.item] for each in trained],
+        "held_out": [chosen[each.item] for each in held],
+        "rank": config.lora_rank,
+        "steps": steps,
+        "batch": batch,
+        "rate": config.lr,
+        "seed": config.seed,
+        "recompute": config.recompute,
+        "optimizer": config.optimizer,
+        "max_new_tokens": config.max_new_tokens,
+    }
+    recipe = {
+        "version": OUTPUT_VERSION,
+        "model": job.model.digests["language"],
+        "data": digest_of([told["examples"], told["held_out"]]),
+        **{name: value for name, value in told.items() if name not in ("examples", "held_out")},
+    }
+    features = job.ledger.namespaces["features"]
+    where = {"store": job.store.url, "features_namespace": features, "folder": str(out)}
+    return {**told, **where, "recipe": recipe}
+
+
+def _members(job: Job, examples: Sequence[Example]) -> list[dict[str, str]]:
+    """Return features, prompt and caption of each example. Raises UsageError for one whose chunk is
+    not there."""
+    kept = job.ledger["features"]
+    tasks: dict[str, list[Task]] = {}
+    for file, medium in zip(job.files, job.contents, strict=True):
+        tasks[str(file.path)] = job.ledger.tasks([medium])
+    found = []
+    for each in examples:
+        key = each.features if each.features in kept else _key(job, each, tasks)
+        kind = next((t.medium.kind for t in tasks.get(str(each.path), ())), "video")
+        prompt = each.prompt or job.model.prompt_for(job.config, kind)
+        bad = next((word for word in job.model.profile.placeholders if word in prompt), None)
+        if bad is not None:
+            raise UsageError(
+                f"the prompt of {each.path.name} holds {bad}, which {job.model.name} reads as the "
+                "place of a picture",
+                hint="Leave it out: the picture is placed before the prompt",
+            )
+        found.append({"features": key, "prompt": prompt, "caption": each.caption.strip()})
+    return found
+
+
+def _key(job: Job, example: Example, tasks: Mapping[str, Sequence[Task]]) -> str:
+    of_file = tasks.get(str(example.path), ())
+    if not of_file:
+        raise UsageError(
+            f"{example.path.name} has no features of {job.model.name}, and cannot be encoded",
+            hint="Check that the file is there, and that it is captioned by this model",
+        )
+    chunks = [
+        task
+        for task in of_file
+        if (example.start is None and len(of_file) == 1)
+        or (
+            example.start is not None
+            and abs(task.chunk.start - example.start) < NEAR_SECONDS
+            and (example.end is None or abs(task.chunk.end - example.end) < NEAR_SECONDS)
+        )
+    ]
+    if not chunks:
+        raise UsageError(
+            f"{example.path.name} is cut in {counted(len(of_file), 'chunk')}, and none is what the "
+            "caption is of",
+            hint="Give start and end as captions.jsonl of this model has them",
+        )
+    return chunks[0]["features"]

@@ -1,0 +1,19 @@
+"""Trains an adapter of the language half on features that are in the store: no pixel is read, and
+no tower is loaded."""
+
+from stages.process.stage import Stage
+from stages.tune.job import TuneJob
+
+OUTPUT_VERSION = 1
+"""Raised when the same examples come to train another adapter."""
+STAGE = Stage(
+    name="tune",
+    reads="",
+    writes="",
+    part="language",
+    job=TuneJob,
+    of_media=False,
+    output_version=OUTPUT_VERSION,
+    entry="stages.tune.run:run",
+    verb="tuning",
+)

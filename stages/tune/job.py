@@ -1,0 +1,43 @@
+"""The job of the tune stage, as its process is told it; imports no model library."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from stages.models.half_job import HalfJob
+
+ADAMW, ADAMW8 = "adamw", "adamw8bit"
+"""Optimizers: torch's, and that of bitsandbytes, whose moments have 8 bits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneJob(HalfJob):
+    """Examples by which an adapter is trained, and how."""
+
+    store: str
+    features_namespace: str
+    examples: list[dict[str, str]]
+    """`features` (their key), `prompt` and `caption` of each chunk."""
+    held_out: list[dict[str, str]]
+    """Examples that are not trained on, by which the adapter is scored."""
+    folder: str
+    """Folder of the checkpoints, and of the adapter in the end."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """All that decides the adapter's bytes: a checkpoint of another one is not gone on with."""
+    rank: int = 16
+    steps: int
+    """Times that the weights are changed."""
+    batch: int
+    """Examples of one step."""
+    rows: int
+    """Examples that go through the half at once, at the most."""
+    rate: float
+    """Largest learning rate."""
+    seed: int = 0
+    recompute: bool = False
+    """Whether a layer's activations are computed again for the backward pass, and not kept."""
+    optimizer: str = ADAMW
+    checkpoint_steps: int = 25
+    max_new_tokens: int = 256
+    """Longest caption that is said when the adapter is scored."""
+    only_score: bool = False
+    """Whether nothing is trained: the adapter that is there is scored, or the half without one."""

@@ -1,0 +1,114 @@
+"""Makes of an example what a half is shown, and what it should say at each place. Knows no family
+and trains nothing.
+
+The caption stands behind the prompt, as it would if the half had said it, without its last token;
+what is right at a place is the token that comes next. Several examples go together where their
+prompts have equal lengths; what fills up shorter captions stands behind them, where no earlier
+place sees it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy, pad
+
+from artifacts.errors import UsageError
+from stages.decode.reading import far, rounding
+from stages.decode.teaching import TaughtCaption, expected, followed_by, looks_ahead
+from stages.models.halves.delivery import forward
+from stages.models.halves.features import Features
+from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
+from stages.models.processors.calling import text_ids
+from stages.models.processors.prepare import open_ended, rebuild
+
+IGNORED = -100
+"""Place at which nothing is right or wrong."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lesson:
+    """One example."""
+
+    row: FeatureRecord
+    prompt: str
+    ids: torch.Tensor
+    """Tokens of the caption and the one that ends it, [tokens]."""
+    prompt_tokens: int = 0
+
+
+def lesson_of(half: Any, processor: Any, row: FeatureRecord, prompt: str, caption: str) -> Lesson:
+    """Return an example in tokens, without the one that ends it."""
+    ids = processor.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    inputs = open_ended(half, rebuild(processor, [row], [prompt]))
+    return Lesson(
+        row=row, prompt=prompt, ids=ids[0].long(), prompt_tokens=text_ids(inputs).shape[1]
+    )
+
+
+def ended(lesson: Lesson, token: int) -> Lesson:
+    """Return the lesson with the token that ends its caption."""
+    return replace(lesson, ids=torch.cat([lesson.ids, torch.tensor([token])]))
+
+
+def loss_of(half: Any, processor: Any, lessons: Sequence[Lesson]) -> torch.Tensor:
+    """Return the sum of the losses of all tokens of these captions. Their prompts are of one
+    length."""
+    most = max(len(lesson.ids) for lesson in lessons)
+    said = torch.stack([pad(each.ids, (0, most - len(each.ids))) for each in lessons])
+    right = [pad(each.ids, (0, most - len(each.ids)), value=IGNORED) for each in lessons]
+    logits = logits_of(half, processor, lessons, said[:, :-1], most)
+    targets = torch.stack(right).to(logits.device)
+    return cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def logits_of(
+    half: Any, processor: Any, lessons: Sequence[Lesson], said: torch.Tensor, count: int
+) -> torch.Tensor:
+    """Return the logits [lessons, count, vocabulary] of the last places, `said` [lessons, tokens]
+    behind the prompts."""
+    rows = [lesson.row for lesson in lessons]
+    inputs = rebuild(processor, rows, [lesson.prompt for lesson in lessons])
+    inputs = followed_by(half, open_ended(half, inputs), said)
+    features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
+    made = forward(half, inputs, features, use_cache=False)
+    logits: torch.Tensor = made.logits[:, -count:]
+    return logits
+
+
+def check(half: Any, processor: Any, lesson: Lesson) -> None:
+    """Refuse a half that one pass cannot teach: of which that says something else than `generate`
+    would, or that sees what is coming. Raises UsageError."""
+    caption = TaughtCaption(lesson.row, lesson.prompt, lesson.ids[None])
+    why = "cannot be taught by its captions"
+    if looks_ahead(half, processor, caption):
+        raise UsageError(
+            f"{type(half).__name__} {why}: it looks at all of its text in both directions",
+            hint="Choose another model: docs/tune.md",
+        )
+    wanted = expected(half, processor, caption)
+    with torch.no_grad():
+        found = logits_of(half, processor, [lesson], lesson.ids[None], len(lesson.ids) + 1)
+    if far([found[0].float().cpu()], [wanted]) > rounding(half.dtype):
+        raise UsageError(
+            f"{type(half).__name__} {why}: one pass says something else than generating does",
+            hint="Please report this model; docs/tune.md lists those that can be trained",
+        )
+
+
+def end_of(half: Any, processor: Any, lessons: Sequence[Lesson]) -> int:
+    """Return the token that ends a caption: of those that the half stops at, the one that it
+    expects most behind these."""
+    told = half.generation_config.eos_token_id
+    ends = [told] if isinstance(told, int) else list(told)
+    if len(ends) == 1:
+        return int(ends[0])
+    likely = torch.zeros(len(ends))
+    for lesson in lessons:
+        with torch.no_grad():
+            last = logits_of(half, processor, [lesson], lesson.ids[None], 1)[0, -1]
+        likely += last.float().log_softmax(-1)[ends].cpu()
+    return int(ends[int(likely.argmax())])

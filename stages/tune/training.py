@@ -1,0 +1,110 @@
+"""Trains what is to be trained, a step at a time; knows neither files nor where examples are from.
+
+The learning rate rises over the first steps and falls evenly to nothing. A step that runs out of
+memory is made again with fewer examples at once, which sums up the same gradients.
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from stages.memory.shrinking import attempt, smaller
+from stages.process.report import Report
+from stages.tune.job import ADAMW8
+from stages.tune.lessons import Lesson, loss_of
+from stages.tune.order import together
+
+WARMUP = 0.03
+"""Share of the steps in which the learning rate rises."""
+MOST_NORM = 1.0
+"""Longest gradient; a longer one is made so long."""
+
+
+def optimizer_of(name: str, trained: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """Return an optimizer of these numbers."""
+    if name == ADAMW8:
+        optimizers = importlib.import_module("bitsandbytes.optim")
+        paged = trained[0].device.type == "cuda"  # only there can moments leave for the host
+        kind = optimizers.PagedAdamW8bit if paged else optimizers.AdamW8bit
+        made: torch.optim.Optimizer = kind(trained, lr=rate, weight_decay=0.0)
+        return made
+    return torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
+
+
+def rate_at(step: int, steps: int, most: float) -> float:
+    """Return the learning rate of a step; steps count from 0."""
+    warm = max(1, round(WARMUP * steps))
+    if step < warm:
+        return most * (step + 1) / warm
+    return most * (steps - step) / max(1, steps - warm)
+
+
+class Trainer:
+    """One training under way."""
+
+    def __init__(
+        self,
+        half: Any,
+        processor: Any,
+        trained: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        report: Report,
+        rows: int,
+    ) -> None:
+        self._half = half
+        self._processor = processor
+        self._trained = trained
+        self._optimizer = optimizer
+        self._report = report
+        self._rows = rows
+        """Examples that go through the half at once."""
+
+    def step(self, lessons: Sequence[Lesson], rate: float) -> float:
+        """Make one step by these examples, and return their mean loss of a token. Raises what an
+        allocator raises, where not even one fits."""
+        while True:
+            self._optimizer.zero_grad(set_to_none=True)
+            found, words = attempt(lambda: self._gradients(lessons))
+            if words is None:
+                break
+            if self._rows == 1:
+                raise MemoryError(words)
+            failed, self._rows = self._rows, smaller(self._rows)
+            self._report.rung(self._rows, failed=failed, error=words[:200])
+        nn.utils.clip_grad_norm_(self._trained, MOST_NORM)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        return found.pop()
+
+    def _gradients(self, lessons: Sequence[Lesson]) -> float:
+        tokens, total = sum(len(lesson.ids) for lesson in lessons), 0.0
+        for some in together(lessons, self._rows, joins_with, lambda each: len(each.ids)):
+            loss = loss_of(self._half, self._processor, some) / tokens
+            loss.backward()
+            total += float(loss.detach())
+        return total if math.isfinite(total) else math.inf
+
+
+def joins_with(lesson: Lesson) -> object:
+    """Return what examples have alike that go through the half together."""
+    return lesson.row.joins_with(), lesson.prompt_tokens
+
+
+def recomputing(half: Any) -> None:
+    """Have the half compute the activations of its layers again for the backward pass."""
+    half.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def without_gradients(half: Any, function: Callable[[], Any]) -> Any:
+    """Return the result of a function, of a half that is not trained meanwhile."""
+    half.eval()
+    try:
+        with torch.inference_mode():
+            return function()
+    finally:
+        half.train()
