@@ -123,10 +123,8 @@ def _path(row: Mapping[str, Any], data: Path) -> Path | None:
     """Return the file that a row is about: as a run names it, by source and path below that, or
     seen from the data's folder."""
     if isinstance(row.get("media_path"), str):
-        media_path, source = Path(row["media_path"]), Path(str(row.get("source") or ""))
-        if source.expanduser().is_dir():
-            return (source.expanduser() / media_path).absolute()
-        return (source.expanduser() if row.get("source") else data.parent / media_path).absolute()
+        source = Path(str(row.get("source") or data.parent)).expanduser()
+        return (source / row["media_path"] if source.is_dir() else source).absolute()
     named = next((row[name] for name in PATHS if isinstance(row.get(name), str)), None)
     return None if named is None else (data.parent / named).absolute()
 

@@ -1,0 +1,141 @@
+"""The captions that a model is to learn are read in every form that people have them in, and what is
+wrong with them is told in one line."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import UsageError
+from flows.job.tune_config import TuneConfig
+from flows.job.tune_data import Example, examples_in, split
+
+ROWS: list[dict[str, Any]] = [
+    {"media_path": "a.mp4", "source": "", "start": 0.0, "end": 4.0, "caption": "one"},
+    {"media_path": "a.mp4", "source": "", "start": 4.0, "end": 8.0, "caption": "two"},
+    {"media_path": "b.png", "source": "", "start": 0.0, "end": 0.0, "caption": "three"},
+]
+
+
+def jsonl(folder: Path, *rows: Any) -> str:
+    path = folder / "captions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_captions_of_a_run_are_read_from_all_its_tables(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    every = [examples_in(jsonl(tmp_path, *ROWS))]
+    with (tmp_path / "c.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(ROWS[0]))
+        writer.writeheader()
+        writer.writerows(ROWS)
+    every.append(examples_in(str(tmp_path / "c.csv")))
+    write_table(pa.Table.from_pylist(ROWS), tmp_path / "c.parquet")
+    every.append(examples_in(str(tmp_path / "c.parquet")))
+    for found in every:
+        assert [each.caption for each in found] == ["one", "two", "three"]
+        assert [each.path for each in found] == [tmp_path / n for n in ("a.mp4", "a.mp4", "b.png")]
+        assert [(each.start, each.end) for each in found][1] == (4.0, 8.0)
+
+
+def test_a_run_s_source_leads_to_its_files(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "one.mp4").touch()
+    rows = [
+        {"media_path": "sub/a.mp4", "source": str(tmp_path / "media"), "caption": "x"},
+        {"media_path": "one.mp4", "source": str(tmp_path / "one.mp4"), "caption": "y"},
+    ]
+    found = examples_in(jsonl(tmp_path, *rows))
+    assert [each.path for each in found] == [
+        tmp_path / "media" / "sub" / "a.mp4",
+        tmp_path / "one.mp4",
+    ]
+
+
+def test_a_dataset_of_hugging_face_and_texts_beside_media_are_read(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.png", "text": "one"}, {"path": "b.mp4", "caption": "two"}]
+    found = examples_in(jsonl(tmp_path, *rows))
+    assert [(each.path.name, each.caption) for each in found] == [("a.png", "one"), ("b.mp4", "two")]
+    (folder := tmp_path / "media" / "more").mkdir(parents=True)
+    for name in ("c.jpg", "d.mp4", "e.png"):
+        (folder / name).touch()
+    (folder / "c.txt").write_text("three\n")
+    (folder / "d.txt").write_text("\ufefffour")
+    found = examples_in(str(tmp_path / "media"))
+    assert [(each.path.name, each.caption) for each in found] == [
+        ("c.jpg", "three"),
+        ("d.mp4", "four"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([], "holds no captions"),
+        ([{"path": "a.mp4", "caption": "  "}], "line 1 has no caption"),
+        ([{"path": "a.mp4"}], "line 1 names no caption"),
+        ([{"caption": "a"}], "line 1 names no file"),
+        (["a"], "line 1 is no JSON object"),
+        (
+            [{"path": "a.mp4", "caption": "a"}, {"path": "a.mp4", "caption": "b"}],
+            "line 1 and line 2 are two captions of one item, a.mp4",
+        ),
+    ],
+)
+def test_wrong_data_is_told_in_one_line(tmp_path: Path, rows: list[Any], says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        examples_in(jsonl(tmp_path, *rows))
+    assert says in str(caught.value) and "\n" not in str(caught.value) and caught.value.hint
+
+
+def test_nothing_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there are no captions at"):
+        examples_in(str(tmp_path / "none.jsonl"))
+
+
+def test_one_caption_that_stands_there_twice_counts_once_and_prompts_tell_items_apart(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"path": "a.mp4", "caption": "a"},
+        {"path": "a.mp4", "caption": "a"},
+        {"path": "a.mp4", "caption": "b", "prompt": "In one word?"},
+    ]
+    assert [each.caption for each in examples_in(jsonl(tmp_path, *rows))] == ["a", "b"]
+
+
+def test_chunks_of_one_medium_are_held_out_together() -> None:
+    examples = [
+        Example(path=Path(f"/{name}.mp4"), caption=f"{name}{at}", start=float(at), end=at + 1.0)
+        for name in "abcdefgh"
+        for at in range(3)
+    ]
+    trained, held = split(examples, 0.25, 0)
+    assert len(held) == 6 and len(trained) == 18
+    assert not {each.path for each in trained} & {each.path for each in held}
+    assert split(examples, 0.25, 0) == (trained, held)
+    assert split(examples, 0.25, 1) != (trained, held)
+    assert split(examples, 0.0, 0) == (examples, [])
+    assert split(examples[:3], 0.5, 0) == (examples[:3], [])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 3, "epochs": 2.0},
+        {"lora_rank": 0},
+        {"lr": -1.0},
+        {"validate": 1.0},
+        {"precision": "int8"},
+        {"optimizer": "sgd"},
+        {"out": ""},
+    ],
+)
+def test_wrong_options_are_told(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        TuneConfig(**{"data": "d", "model": "demo", "out": "o", **wrong})
