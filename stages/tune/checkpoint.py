@@ -18,6 +18,8 @@ from artifacts.files import whole_file
 from artifacts.keys import digest_of
 
 FILE = "checkpoint.safetensors"
+BEST = "best"
+"""Name of a trained number as it was at its best, beside those that the optimizer has."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,6 +31,23 @@ class Progress:
     """Mean loss of a token, of each step."""
     scores: list[dict[str, Any]] = field(default_factory=list)
     """What the adapter scored, and after which step."""
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    """Step, and the mean loss of a token of what is held out, after each epoch."""
+    best: list[torch.Tensor] = field(default_factory=list)
+    """The trained numbers after the epoch of the least such loss."""
+
+    @property
+    def best_step(self) -> int:
+        """Return the step after which that was; 0 where nothing is held out."""
+        return min(self.held_out, key=lambda each: each[1], default=(0, 0.0))[0]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "losses": self.losses,
+            "scores": self.scores,
+            "held_out": self.held_out,
+        }
 
 
 def keep(
@@ -47,8 +66,8 @@ def keep(
         for name, value in optimizer.state.get(parameter, {}).items():
             kept = value if isinstance(value, torch.Tensor) else torch.tensor(value)
             numbers[f"{at}.{name}"] = kept.detach().cpu().contiguous()
-    told = {"step": progress.step, "losses": progress.losses, "scores": progress.scores}
-    metadata = {"recipe": digest_of(dict(recipe)), "progress": json.dumps(told)}
+    numbers |= {f"{at}.{BEST}": value for at, value in enumerate(progress.best)}
+    metadata = {"recipe": digest_of(dict(recipe)), "progress": json.dumps(progress.to_json())}
     with whole_file(folder / FILE) as file:
         file.write(save(numbers, metadata=metadata))
 
@@ -74,9 +93,12 @@ def go_on(
     for at, parameter in enumerate(trained):
         with torch.no_grad():
             parameter.copy_(numbers.pop(f"{at}.value"))
+    found = json.loads(metadata["progress"])
+    found["held_out"] = [(step, loss) for step, loss in found["held_out"]]
+    best = [numbers.pop(f"{at}.{BEST}", None) for at in range(len(trained))]
     for name, value in numbers.items():
         at, _, what = name.partition(".")
         parameter = trained[int(at)]
         on = value if what == "step" else value.to(parameter.device)
         optimizer.state[parameter][what] = on
-    return Progress(**json.loads(metadata["progress"]))
+    return Progress(**found, best=[value for value in best if value is not None])

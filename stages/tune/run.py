@@ -1,6 +1,7 @@
 """The tune stage: feature records and captions to an adapter, in one process. It knows neither
 frames nor the vision half."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,15 @@ from artifacts.store import open_store
 from stages.decode.stored import read_features
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
-from stages.process.events import Noted
 from stages.process.job import job_of, told_of
 from stages.process.report import Report
 from stages.tune.adapter import add_adapter, write_adapter
 from stages.tune.checkpoint import Progress, go_on, keep
+from stages.tune.exam import Exam
 from stages.tune.job import TuneJob
 from stages.tune.lessons import Lesson, check, end_of, ended, lesson_of
 from stages.tune.order import examples_of
-from stages.tune.scoring import score
-from stages.tune.training import Trainer, optimizer_of, rate_at, recomputing, without_gradients
+from stages.tune.training import Trainer, optimizer_of, rate_at, recomputing
 
 RECORD = "tune.json"
 """File of what was learned, beside the adapter."""
@@ -61,26 +61,24 @@ def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
         recomputing(half)
     trainer = Trainer(half, processor, trained, optimizer, report, job.rows)
 
-    def scored() -> None:
-        if held_out:
-            asked = (half, processor, held_out, right, job.rows, job.max_new_tokens)
-            found = without_gradients(half, lambda: score(*asked))
-            progress.scores.append({"step": progress.step, **found})
-            report.send(Noted({"score": {"step": progress.step, **found}}))
-
+    exam = Exam(half, processor, held_out, right, job)
     if not progress.scores:
-        scored()
+        exam.score(progress, report)
+    epoch = math.ceil(len(lessons) / job.batch)
     while progress.step < job.steps:
         places = examples_of(progress.step, len(lessons), job.batch, job.seed)
         rate = rate_at(progress.step, job.steps, job.rate)
         progress.losses.append(trainer.step([lessons[at] for at in places], rate))
         progress.step += 1
         report.item(f"step {progress.step}")
-        report.send(Noted({"loss": {"step": progress.step, "loss": progress.losses[-1]}}))
-        if progress.step % job.checkpoint_steps == 0 or progress.step == job.steps:
+        last = progress.step == job.steps
+        if progress.step % epoch == 0 or last:
+            exam.look(progress, trained, report)
+        if progress.step % job.checkpoint_steps == 0 or last:
             keep(folder, job.recipe, progress, trained, optimizer)
-    if progress.scores and progress.scores[-1]["step"] != progress.step:
-        scored()
+    for parameter, value in zip(trained, progress.best, strict=False):
+        parameter.data.copy_(value)
+    exam.score(progress, report)
     write_adapter(half, folder, job.model)
     write_json(folder / RECORD, _record(job, progress, trained, end))
 
@@ -94,6 +92,8 @@ def _record(job: TuneJob, progress: Progress, trained: Any, end: int) -> dict[st
         "trained_parameters": sum(each.numel() for each in trained),
         "end_token": end,
         "losses": progress.losses,
+        "held_out_losses": progress.held_out,
+        "best_step": progress.best_step or progress.step,
         "scores": progress.scores,
     }
 
