@@ -1,4 +1,4 @@
-"""The captions that a model is to learn are read in every form that people have them in, and what is
+"""The captions that a model is to learn are read in every form that people have them in. What is
 wrong with them is told in one line."""
 
 import csv
@@ -60,7 +60,10 @@ def test_a_run_s_source_leads_to_its_files(tmp_path: Path) -> None:
 def test_a_dataset_of_hugging_face_and_texts_beside_media_are_read(tmp_path: Path) -> None:
     rows = [{"file_name": "a.png", "text": "one"}, {"path": "b.mp4", "caption": "two"}]
     found = examples_in(jsonl(tmp_path, *rows))
-    assert [(each.path.name, each.caption) for each in found] == [("a.png", "one"), ("b.mp4", "two")]
+    assert [(each.path.name, each.caption) for each in found] == [
+        ("a.png", "one"),
+        ("b.mp4", "two"),
+    ]
     (folder := tmp_path / "media" / "more").mkdir(parents=True)
     for name in ("c.jpg", "d.mp4", "e.png"):
         (folder / name).touch()

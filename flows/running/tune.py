@@ -30,6 +30,8 @@ from stages.tune import OUTPUT_VERSION, STAGE
 RECORD = "tune.json"
 RUN = "run"
 """Folder of an adapter's folder for the record and the logs of the run."""
+MOST_LOST, CHECKPOINTS = 25, 8
+"""Steps that a kill loses at the most, and times that a short training is kept."""
 NEAR_SECONDS = 0.05
 """Times of one chunk may differ so much: outputs round them."""
 
@@ -118,6 +120,7 @@ def _told(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) 
         "recompute": config.recompute,
         "optimizer": config.optimizer,
         "max_new_tokens": config.max_new_tokens,
+        "checkpoint_steps": max(1, min(MOST_LOST, steps // CHECKPOINTS)),
     }
     recipe = {
         "version": OUTPUT_VERSION,

@@ -1,6 +1,7 @@
 """The tune stage: feature records and captions to an adapter, in one process. It knows neither
 frames nor the vision half."""
 
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.process.job import job_of, told_of
 from stages.process.report import Report
-from stages.tune.adapter import add_adapter, write_adapter
+from stages.tune.adapter import WEIGHTS, add_adapter, write_adapter
 from stages.tune.checkpoint import Progress, go_on, keep
 from stages.tune.exam import Exam
 from stages.tune.job import TuneJob
@@ -37,6 +38,8 @@ def warm(told: dict[str, Any]) -> None:
 def run(told: dict[str, Any], report: Report) -> None:
     """Train the adapter of a TuneJob, from where an earlier process was, and write it."""
     job = job_of(TuneJob, told)
+    if is_written(job):
+        return
     source = ModelJob.of(told_of(job))
     processor, held = source.processor(), source.hold("language")
     report.note(ready=True, **facts(held.model))
@@ -81,6 +84,17 @@ def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
     exam.score(progress, report)
     write_adapter(half, folder, job.model)
     write_json(folder / RECORD, _record(job, progress, trained, end))
+
+
+def is_written(job: TuneJob) -> bool:
+    """Return whether the very adapter is there."""
+    folder = Path(job.folder)
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    same = isinstance(record, dict) and record.get("recipe") == job.recipe
+    return same and (folder / WEIGHTS).is_file()
 
 
 def _record(job: TuneJob, progress: Progress, trained: Any, end: int) -> dict[str, Any]:

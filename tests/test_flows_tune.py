@@ -1,0 +1,127 @@
+"""`penstock tune` on the demo: the loss falls, the adapter is one of PEFT, and a training that is
+killed goes on to the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli.main import main
+from penstock_demo.clips import write_clips
+from tests.support.pipeline import PENSTOCK, ROOT
+
+CLIPS = 6
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips with captions of another style beside them."""
+    place = tmp_path_factory.mktemp("tune")
+    for truth in write_clips(place / "clips", CLIPS, 3):
+        words = truth.caption.lower().rstrip(".").split()
+        (place / "clips" / truth.file).with_suffix(".txt").write_text("tags: " + ", ".join(words))
+    return place
+
+
+def asked(place: Path, out: str, *more: str) -> list[str]:
+    where = ["--model", "demo", "--out", str(place / out), "--store", str(place / "store")]
+    return ["tune", str(place / "clips"), *where, "--batch-size", "4", *more]
+
+
+def record(place: Path, out: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place / out / "tune.json").read_text())
+    return found
+
+
+@pytest.mark.slow
+def test_the_loss_falls_and_the_adapter_is_as_peft_writes_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(asked(place, "first", "--steps", "8", "--lr", "5e-3", "--validate", "0.3")) == 0
+    told = capsys.readouterr().out.strip()
+    assert told.startswith("8 steps: loss ") and told.endswith(f"is in {place / 'first'}")
+    found = record(place, "first")
+    assert (found["examples"], found["held_out"], found["steps"]) == (4, 2, 8)
+    assert found["losses"][-1] < 0.8 * found["losses"][0]
+    assert [score["step"] for score in found["scores"]] == [0, found["best_step"]]
+    from peft import PeftConfig
+    from safetensors.torch import load_file
+
+    config = PeftConfig.from_pretrained(str(place / "first"))
+    assert (config.peft_type, config.r) == ("LORA", 16)
+    numbers = load_file(place / "first" / "adapter_model.safetensors")
+    assert all(name.startswith("base_model.model.") for name in numbers)
+    assert any(bool(value.any()) for name, value in numbers.items() if "lora_B" in name)
+    assert not any("vision" in name or "visual" in name for name in numbers)
+    before = (place / "first" / "adapter_model.safetensors").stat().st_mtime_ns
+    assert main(asked(place, "first", "--steps", "8", "--lr", "5e-3", "--validate", "0.3")) == 0
+    assert (place / "first" / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_goes_on_to_the_same_bytes(place: Path) -> None:
+    more = ["--steps", "24", "--precision", "fp32", "--validate", "0.3", "--lr", "2e-3"]
+    assert main(asked(place, "whole", *more)) == 0
+    for _ in range(3):
+        _killed(asked(place, "killed", *more), place / "killed" / "checkpoint.safetensors")
+    assert main(asked(place, "killed", *more)) == 0
+    whole, killed = (place / name / "adapter_model.safetensors" for name in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
+    assert record(place, "whole")["losses"] == record(place, "killed")["losses"]
+
+
+def _killed(command: list[str], checkpoint: Path) -> None:
+    """Run a training until a checkpoint appears that was not there, and kill it."""
+    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    process = subprocess.Popen(
+        [*PENSTOCK, *command[0:]], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 200
+    while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"path": "none.mp4", "caption": "a"}, "none.mp4 is not there (1 of 1 media are missing)"),
+        ({"path": "clip-01.mp4", "caption": ""}, "line 1 has no caption"),
+        pytest.param(
+            {"path": "clip-01.mp4", "caption": "a", "start": 3.0, "end": 4.0},
+            "none is what the caption is of",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"path": "clip-01.mp4", "caption": "a", "prompt": "What is <|video_pad|>?"},
+            "which demo reads as the place of a picture",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_what_cannot_be_learned_from_is_told_in_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], row: dict[str, Any], says: str
+) -> None:
+    data = place / "clips" / "data.jsonl"
+    data.write_text(json.dumps(row))
+    command = asked(place, "wrong", "--validate", "0", "--quiet")
+    command[1] = str(data)
+    assert main(command) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert says in told[-1] and not any("Traceback" in line for line in told)
+
+
+def test_the_parent_imports_no_model_library() -> None:
+    code = (
+        "import flows.running.tune, sys; print([m for m in ('torch', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
