@@ -7,7 +7,7 @@ when a request was due. Every picture is another one, so no store answers. All s
 pictures, the same encoder and the same two cores, which the asking process shares; they take turns,
 a round each, and a line is the median of rounds.
 
-    python -m benchmarks.serve [--only penstock,one,litserve,fastapi] [--seconds 15] [--rounds 3]
+    python -m benchmarks.serve [--only penstock,one,litserve,fastapi] [--seconds 8] [--rounds 3]
         [--towers card,demo] [--pictures small,large] [--overload 60] [--quick]
 """
 
@@ -101,7 +101,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("--only", default=",".join(NAMES), help="servers; none: overload alone")
     options.add_argument("--towers", default="card,demo")
     options.add_argument("--pictures", default=",".join(SIZES))
-    options.add_argument("--seconds", type=float, default=15.0, help="of each load")
+    options.add_argument("--seconds", type=float, default=8.0, help="of each load")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--overload", type=float, default=60.0, help="seconds; 0: none")
     options.add_argument("--slower", type=float, default=4.0, help="times a card's time, overload")
