@@ -38,10 +38,31 @@ def test_those_that_fit_together_stay() -> None:
     async def go() -> None:
         place = residence()
         first, second = Tenant("a", 60, place), Tenant("b", 40, place)
+        place.known += [first, second]
         await place.enter(first)
         await place.enter(second)
         assert not first.left
-        assert place.room_for(second) == 40
+        assert (place.room_for(first), place.room_for(second)) == (60, 40)
+
+    asyncio.run(go())
+
+
+def test_all_that_may_be_there_together_are_kept_to_the_budget() -> None:
+    """Who came first to a card once could take it all, and the next had what was planned, too."""
+
+    async def go() -> None:
+        place = residence()
+        small = [Tenant(name, size, place) for name, size in (("a", 30), ("b", 20), ("c", 20))]
+        large = Tenant("d", 90, place)
+        place.known += [*small, large]
+        for tenant in small:
+            await place.enter(tenant)
+        assert not any(tenant.left for tenant in small)
+        rooms = [place.room_for(tenant) for tenant in small]
+        assert rooms == [40, 30, 30]
+        await place.enter(large)
+        assert all(tenant.left for tenant in small)
+        assert place.room_for(large) == 100
 
     asyncio.run(go())
 

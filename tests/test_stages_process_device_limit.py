@@ -25,8 +25,13 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     what torch's allocator holds."""
     told: dict[str, object] = {"used": [0, 0], "holders": {}, "reserved": 0}
     used: Iterator[int] = (told["used"].pop(0) for _ in range(9))  # type: ignore[attr-defined]
+
+    def holders(_: str) -> object:
+        found = told["holders"]
+        return next(found) if isinstance(found, Iterator) else found
+
     monkeypatch.setattr(device_limit, "device_used_bytes", lambda _: next(used))
-    monkeypatch.setattr(device_limit, "device_holders", lambda _: told["holders"])
+    monkeypatch.setattr(device_limit, "device_holders", holders)
     monkeypatch.setattr(device_limit, "warm_up", lambda *_: told["reserved"])
     return told
 
@@ -40,6 +45,14 @@ def test_another_process_that_gives_back_meanwhile_makes_it_no_smaller(
     driver: dict[str, object],
 ) -> None:
     driver.update(used=[1000 * MIB, 1380 * MIB], holders={os.getpid(): 400 * MIB})
+    assert context_bytes(CARD, "bfloat16") == 400 * MIB
+
+
+def test_what_another_half_takes_meanwhile_is_not_counted_in(driver: dict[str, object]) -> None:
+    holders: Iterator[dict[int, int]] = iter(
+        [{1: 800 * MIB}, {1: 4000 * MIB, os.getpid(): 400 * MIB}]
+    )
+    driver.update(used=[1000 * MIB, 4600 * MIB], holders=holders)
     assert context_bytes(CARD, "bfloat16") == 400 * MIB
 
 

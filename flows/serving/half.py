@@ -179,7 +179,7 @@ class Half:
     def _hear(self, event: Event) -> None:
         match event:
             case Noted() if event.values.get("ready"):
-                self.state = RESIDENT
+                self.state, self._works.used = RESIDENT, time.monotonic()
                 self._setbacks.started()
             case Noted() if "engine" in event.values:
                 self.batches.flying = event.values["engine"] == INFLIGHT

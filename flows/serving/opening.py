@@ -224,6 +224,7 @@ class _Building:
     def _add(self, *halves: Half) -> None:
         for half in halves:
             self._service.halves.append(half)
+            self._service.residence.known.append(half)
             self._service.metrics.watch_depth(half.name, half.depth)
 
     def _decoders(self, job: Job, count: int) -> Decoders:

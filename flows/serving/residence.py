@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import IO, Protocol
 
 from flows.serving.refusals import Refused, unavailable
-from stages.process.lock import try_hold_device
+from stages.process.lock import holder, lock_of, try_hold
 
 TURN_SECONDS = 5.0
 """Time for which one at work goes on while another waits for its room: to load a half takes
@@ -42,15 +42,18 @@ class Residence:
     """The memory of one device."""
 
     def __init__(self, device: str, budget_bytes: int, say: Callable[[str], None]) -> None:
+        """Take no place yet. Raises EnvironmentFault for a device whose lock cannot be had."""
         self._device = device
+        self._path = lock_of(device)
         self._budget = budget_bytes
         self._say = say
-        self._here: list[Tenant] = []
-        """Those on the device, the one that came in first at the front."""
+        self.known: list[Tenant] = []
+        """All that may come in."""
+        self._here: dict[Tenant, int] = {}
+        """Bytes that each on the device may take, the one that came in first at the front."""
         self._waiting: dict[Tenant, float] = {}
         """Those that wait to come in, since when, the first at the front."""
         self._lock: IO[str] | None = None
-        self._has_lock = False
         self._changed = asyncio.Event()
         self.held_by = ""
         """Who has the device instead, while it is waited for."""
@@ -70,7 +73,7 @@ class Residence:
             while not self._let_in(tenant):
                 await self._changed.wait()
                 self._changed.clear()
-            self._here.append(tenant)
+            self._here[tenant] = self._room(tenant)
         finally:
             del self._waiting[tenant]
             self._changed.set()
@@ -82,11 +85,10 @@ class Residence:
 
     def left(self, tenant: Tenant) -> None:
         """Hear that one has gone, and what it had is free."""
-        if tenant in self._here:
-            self._here.remove(tenant)
+        self._here.pop(tenant, None)
         if not self._here and self._lock is not None:
             self._lock.close()
-            self._lock, self._has_lock = None, False
+            self._lock = None
         self._changed.set()
 
     def gives_way(self) -> bool:
@@ -104,8 +106,8 @@ class Residence:
             self._changed.set()
 
     def room_for(self, tenant: Tenant) -> int:
-        """Return the bytes that one may take beside the others that are here."""
-        return self._budget - sum(o.peak_bytes for o in self._here if o is not tenant)
+        """Return the bytes that one may take that is here."""
+        return self._here[tenant]
 
     def _let_in(self, tenant: Tenant) -> bool:
         if next(iter(self._waiting)) is not tenant:
@@ -118,16 +120,27 @@ class Residence:
         return False
 
     def _fits(self, tenant: Tenant) -> bool:
-        taken = sum(other.peak_bytes for other in self._here)
-        return not self._here or taken + tenant.peak_bytes <= self._budget
+        return not self._here or sum(self._here.values()) + tenant.peak_bytes <= self._budget
+
+    def _room(self, tenant: Tenant) -> int:
+        """Return the bytes for one that comes in: what it is planned to take, and its part of what
+        is left over. Who is kept to more than that would have what others are planned to take."""
+        spare = self._budget - sum(self._here.values()) - tenant.peak_bytes
+        sharing = 1
+        for other in self.known:
+            if other is not tenant and other not in self._here and other.peak_bytes <= spare:
+                spare -= other.peak_bytes
+                sharing += 1
+        return tenant.peak_bytes + spare // sharing
 
     async def _hold(self) -> None:
         """Wait for the device's lock, unless we have it."""
-        while not self._has_lock:
-            lock, who = try_hold_device(self._device)
-            if not who:
-                self._lock, self._has_lock, self.held_by = lock, lock is not None, ""
+        while self._path is not None and self._lock is None:
+            self._lock = try_hold(self._path)
+            if self._lock is not None:
+                self.held_by = ""
                 return
+            who = holder(self._path)
             if not self.held_by:
                 self._say(f"waiting for {self._device.upper()}, {who} has it")
             self.held_by = who

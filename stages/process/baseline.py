@@ -13,6 +13,17 @@ FULL = 0.97
 """Part of a GPU that is in use when it is taken to be full."""
 
 
+def wait_until_gone(device: str, pid: int) -> list[str]:
+    """Wait until the driver lists a process no more that has ended. Return what a person should
+    know. That it had company tells why the device may be in use after it."""
+    deadline = time.monotonic() + SECONDS
+    while (held := device_holders(device)).get(pid) is not None:
+        if time.monotonic() >= deadline:
+            return [f"the driver still lists {held[pid] >> 20} MiB of process {pid}, which ended"]
+        time.sleep(0.1)
+    return []
+
+
 def given_back(device: str, before: int, peak: int) -> tuple[int, list[str]]:
     """Return the bytes of a device in use after a stage, and what a person should know. It waits
     until they are as few as `before`, or time is up; `peak` is the most that were in use."""

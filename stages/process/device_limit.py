@@ -72,12 +72,14 @@ def limit_device(device: str, budget: int, dtype: str) -> DeviceLimit:
 
 def context_bytes(device: str, dtype: str) -> int:
     """Make this process's context on a GPU, and say what the driver takes for it."""
-    before = device_used_bytes(device)
+    pid, before, there = os.getpid(), device_used_bytes(device), device_holders(device)
     reserved = warm_up(device, dtype)
     risen = device_used_bytes(device) - before - reserved
+    told = device_holders(device).get(pid, 0) - reserved
+    if pid not in there and 0 < told < risen - SLACK_BYTES:
+        return told  # others took something meanwhile, such as halves that stay
     # The driver may know this process by another number, which here is somebody else's: then what
     # it tells of that is not to be believed.
-    told = device_holders(device).get(os.getpid(), 0) - reserved
     if risen <= 0:
         return CONTEXT_BYTES
     return max(risen, told) if told <= risen + SLACK_BYTES else risen

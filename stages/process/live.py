@@ -15,7 +15,8 @@ from typing import Any
 
 def lines_of(pipe: str) -> Iterator[Any]:
     """Yield each line that is told, as it comes, until no more can come."""
-    with open(pipe, encoding="utf-8") as lines:
+    # Without the pipe: it was closed before anything was told.
+    with contextlib.suppress(FileNotFoundError), open(pipe, encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 
 
@@ -37,6 +38,6 @@ class Telling:
 
     def close(self) -> None:
         """End the stage's work, once it has read what was told."""
-        os.close(self._descriptor)
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            self.path.unlink()  # before it is closed, or who opens it in between waits for ever
+        os.close(self._descriptor)

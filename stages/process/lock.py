@@ -28,29 +28,21 @@ PID_BYTES = 32
 
 
 def hold_device(device: str, on_wait: Callable[[str], None]) -> IO[str] | None:
-    """Wait for a device's lock and keep it until the process ends. The CPU has one where CPU_LOCK
-    names it.
+    """Wait for a device's lock and keep it until the process ends.
 
     `on_wait` is told who holds it, once, when there is a wait. The file returned must be kept open.
     """
-    if device.startswith("cuda"):
-        return hold(lock_path(device), on_wait)
-    named = os.environ.get(CPU_LOCK, "")
-    return hold(Path(named), on_wait) if device == "cpu" and named else None
+    path = lock_of(device)
+    return None if path is None else hold(path, on_wait)
 
 
-def try_hold_device(device: str) -> tuple[IO[str] | None, str]:
-    """Take a device's lock if it is free, to be kept open. Returns it, or None where there is none
-    to take, and who has it instead, in words."""
-    named = os.environ.get(CPU_LOCK, "")
+def lock_of(device: str) -> Path | None:
+    """Return the path of the lock that stands for a device; None where there is none. The CPU has
+    one where CPU_LOCK names it. Raises EnvironmentFault."""
     if device.startswith("cuda"):
-        path = lock_path(device)
-    elif device == "cpu" and named:
-        path = Path(named)
-    else:
-        return None, ""
-    lock = try_hold(path)
-    return lock, "" if lock is not None else holder(path)
+        return lock_path(device)
+    named = os.environ.get(CPU_LOCK, "")
+    return Path(named) if device == "cpu" and named else None
 
 
 def lock_path(device: str) -> Path:

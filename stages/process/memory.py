@@ -2,13 +2,14 @@
 context."""
 
 import contextlib
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from stages.process.device import device_used_bytes
+from stages.process.device import device_holders, device_used_bytes
 from stages.process.device_limit import CONTEXT_BYTES
 
 PEAK_INTERVAL = 0.05
@@ -62,7 +63,8 @@ class Sampler:
     """Follows the memory of this process from a thread; a context manager.
 
     `tell(seconds, host, device, peak_host, peak_device)` is called at each point of the time line,
-    and at once when a peak rises. `each(taken)` is called at every look.
+    and at once when a peak rises. `each(taken)` is called at every look. Of the device it is told
+    what everyone has, or what this process has of its `own`.
     """
 
     def __init__(
@@ -70,10 +72,13 @@ class Sampler:
         device: str,
         tell: Callable[[float, int, int, int, int], None] | None = None,
         each: Callable[[ProcessMemory], None] | None = None,
+        *,
+        own: bool = False,
     ) -> None:
         self._device = device
         self._tell = tell
         self._each = each
+        self._own = own
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="memory", daemon=True)
         self._started = time.monotonic()
@@ -82,7 +87,7 @@ class Sampler:
         self.peak_host_bytes = 0
         """Highest anonymous resident memory seen."""
         self.peak_device_bytes = 0
-        """Highest memory in use on the device, by everyone."""
+        """Highest memory in use on the device."""
         self.timeline: list[tuple[float, int, int]] = []
         """(seconds since start, anonymous host bytes, device bytes)."""
 
@@ -104,7 +109,7 @@ class Sampler:
 
     def look(self) -> None:
         """See how much there is now."""
-        now, device = taken(), device_used_bytes(self._device) or _own_bytes(self._device)
+        now, device = taken(), self._device_bytes()
         passed = round(time.monotonic() - self._started, 2)
         self.peak_host_bytes = max(self.peak_host_bytes, now.anonymous)
         self.peak_device_bytes = max(self.peak_device_bytes, device)
@@ -119,6 +124,13 @@ class Sampler:
             self._told = peaks
             with contextlib.suppress(OSError):  # nobody listens any more
                 self._tell(passed, now.anonymous, device, *peaks)
+
+    def _device_bytes(self) -> int:
+        if self._own:
+            told = device_holders(self._device).get(os.getpid(), 0)
+        else:
+            told = device_used_bytes(self._device)
+        return told or _own_bytes(self._device)
 
 
 def add_point(timeline: list[Any], point: Any) -> None:

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from artifacts.errors import Killed
 from artifacts.store import fault_of
-from stages.process.baseline import given_back
+from stages.process.baseline import given_back, wait_until_gone
 from stages.process.cgroup import oom_kills
 from stages.process.clock import Clock
 from stages.process.device import device_used_bytes
@@ -83,7 +83,10 @@ class StageProcess:
         self._budget = budget
         self._oom_kills = oom_kills()
         self._listen = listen
-        self.outcome = StageOutcome(name=name, baseline_before_bytes=device_used_bytes(device))
+        self._stays = stays
+        # What is there of others that stay comes and goes: it is no baseline.
+        used = 0 if stays else device_used_bytes(device)
+        self.outcome = StageOutcome(name=name, baseline_before_bytes=used)
         self._log_start = 0
         self._started = time.monotonic()
         try:
@@ -131,7 +134,10 @@ class StageProcess:
             Path(self._job).unlink(missing_ok=True)
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         before, peak = self.outcome.baseline_before_bytes, self.outcome.peak_device_bytes
-        self.outcome.baseline_after_bytes, warnings = given_back(self._device, before, peak)
+        if self._stays:
+            warnings = wait_until_gone(self._device, self.pid)
+        else:
+            self.outcome.baseline_after_bytes, warnings = given_back(self._device, before, peak)
         for warning in warnings:
             self._warn(f"{self.name}: {warning}")
         if code != 0 or self.outcome.error is not None:
