@@ -30,7 +30,7 @@ class Load:
     rate: float
     """Requests a second, on average."""
     seconds: float
-    warm: float = 2.0
+    warm: float = 4.0
     """Seconds before those, of which nothing is told."""
     connections: int = 256
     """At the most; who finds none free waits, and the wait counts."""

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,6 @@ class Way:
     path: str
     json: bool = False
     """Whether pictures go in JSON, else as they are."""
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +114,11 @@ def serving(way: Way, bodies: Path, log: Path) -> Iterator[Server]:
     with log.open("ab") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", *way.command, "--port", str(port)],
-            env={**child_environment(), "OMP_NUM_THREADS": "1", **way.environment},
+            env={
+                **child_environment(),
+                "OMP_NUM_THREADS": "1",
+                "PENSTOCK_STORE": str(bodies / f"store-{port}"),
+            },
             stdout=file,
             stderr=file,
             start_new_session=True,

@@ -7,7 +7,7 @@ when a request was due. Every picture is another one, so no store answers. All s
 pictures, the same encoder and the same two cores, which the asking process shares; they take turns,
 a round each, and a line is the median of rounds.
 
-    python -m benchmarks.serve [--only penstock,one,litserve,fastapi] [--seconds 15] [--rounds 3]
+    python -m benchmarks.serve [--only penstock,one,litserve,fastapi] [--seconds 8] [--rounds 3]
         [--towers card,demo] [--pictures small,large] [--overload 60] [--quick]
 """
 
@@ -18,13 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import penstock_demo
 from benchmarks import _overload
-from benchmarks._card_time import PICTURE_SECONDS, START_SECONDS, pixels_of, seconds
+from benchmarks._card_time import PICTURE_SECONDS, SIDE, START_SECONDS, pixels_of, seconds
 from benchmarks._load import UNANSWERED, Answers, ask
 from benchmarks._served import SIZES, Server, Way, pictures, serving, write_bodies
 from flows.job.cpu import cpu_line
@@ -71,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="penstock-serve-") as name:
         folder = Path(name)
         write_bodies(folder)
+        writing = get_context("spawn").Process(target=write_model, args=(folder / "model",))
+        writing.start()
+        writing.join()
         trials = list(compared(given, folder))
         if trials:
             print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
@@ -78,8 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "\n".join(lines(trials)) + "\n\n" + "\n".join(verdicts(trials)) + "\n", flush=True
             )
         if given.overload:
-            way = way_of("penstock", "card", given.slower)
+            way = way_of("penstock", "card", folder, given.slower)
             print("\n".join(_overload.lines(way, BATCH, folder, given.overload)))
+
+
+def write_model(folder: Path) -> None:
+    """Write a small CLIP that sees pictures of the size that the stand-in does: by that they are
+    decoded."""
+    from benchmarks._tower_shapes import QUICK, vision_sizes
+    from tests.support.dual_encoders import save_clip
+
+    size = QUICK._replace(side=SIDE, patch=SIDE // 7)
+    save_clip(folder, None, None, **vision_sizes(size))
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -87,7 +101,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("--only", default=",".join(NAMES), help="servers; none: overload alone")
     options.add_argument("--towers", default="card,demo")
     options.add_argument("--pictures", default=",".join(SIZES))
-    options.add_argument("--seconds", type=float, default=15.0, help="of each load")
+    options.add_argument("--seconds", type=float, default=8.0, help="of each load")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--overload", type=float, default=60.0, help="seconds; 0: none")
     options.add_argument("--slower", type=float, default=4.0, help="times a card's time, overload")
@@ -102,12 +116,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def way_of(name: str, tower: str, slower: float = 1.0) -> Way:
-    """Return how a server is started with an encoder, and asked."""
+def way_of(name: str, tower: str, folder: Path, slower: float = 1.0) -> Way:
+    """Return how a server is started with an encoder, and asked; in the folder lies a model."""
     if name in ("penstock", "one"):
-        own = ("--slower", f"{slower}") if tower == "card" else ("--real",)
+        shape = ("--slower", f"{slower}", "--model", str(folder / "model"))
+        own = shape if tower == "card" else ("--real",)
         batch = ("--max-batch", f"{BATCH if name == 'penstock' else 1}")
-        command = ("benchmarks._penstock", *own, *batch)
+        command = ("benchmarks._penstock", *own, *batch, "--tiles", "off")
         return Way(name=NAMES[name], command=command, path="/v1/embed")
     model = ("--tower", str(penstock_demo.DUAL_CHECKPOINT)) if tower == "demo" else ()
     command = ("benchmarks._rivals", name, *model)
@@ -119,7 +134,7 @@ def compared(given: argparse.Namespace, folder: Path) -> Iterator[Trial]:
     for number in range(given.rounds):
         for tower in given.towers.split(","):
             for name in filter(None, given.only.split(",")):
-                way = way_of(name, tower)
+                way = way_of(name, tower, folder)
                 with serving(way, folder, folder / f"{name}-{tower}.log") as server:
                     for size in given.pictures.split(","):
                         if (tower, size) in HEAVY:

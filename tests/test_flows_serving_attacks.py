@@ -61,7 +61,10 @@ def said_well(answer: Answer) -> None:
     """A refusal says in JSON what is wrong, and nothing of the machine."""
     if answer.status in REFUSALS:
         told = json.loads(answer.body)
-        assert told["error"] and set(told) == {"error", "hint"}
+        if isinstance(told["error"], dict):  # as OpenAI's clients read it
+            assert told["error"]["message"] and set(told) == {"error"}
+        else:
+            assert told["error"] and set(told) == {"error", "hint"}
     assert answer.status in {200, 405, *REFUSALS}, (answer.status, answer.body[:300])
     assert b"Traceback" not in answer.body and b"/tmp" not in answer.body
     assert answer.allowed is None
