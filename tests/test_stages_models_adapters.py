@@ -32,7 +32,7 @@ def saved_by_peft(source: Path, folder: Path) -> Any:
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             weight.data.normal_(std=0.3)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return model.eval()
 
 
