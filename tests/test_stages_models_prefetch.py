@@ -92,7 +92,7 @@ def test_who_fails_ends_though_the_next_batch_never_comes() -> None:
 
     def work() -> None:
         given = prefetched(told(), lambda batch: batch)
-        with contextlib.suppress(ValueError), contextlib.closing(given):
+        with contextlib.suppress(ValueError):
             for _ in given:
                 assert asked.wait(SECONDS)
                 raise ValueError

@@ -36,7 +36,8 @@ def beside_commands(setting: Setting) -> Iterator[Row]:
     before, used = set(device_holders(setting.device)), device_used_bytes(setting.device)
     models = ("--model", DEMO, "--caption-model", DEMO, "--labels", LABELS)
     with served(setting, "serve", *models, "--idle", IDLE_MINUTES) as server:
-        said, seen = {}, {}
+        said: dict[tuple[str, float], str] = {}
+        seen: dict[tuple[str, float], str] = {}
         for path in _clips():
             found = server.told("/v1/caption", path.read_bytes())["captions"]
             said |= {(path.name, each["start"]): each["caption"] for each in found}
