@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks._trial import MIB, Trial
 from benchmarks.plan import Row
-from flows.job.precision import QUANTIZED
+from flows.job.obtainable import QUANTIZED
 
 SLACK = 0.01
 """Of a budget: how far above it a peak may be, because threads get room for their stacks."""

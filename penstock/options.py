@@ -43,6 +43,7 @@ class CaptionOptions(FeatureOptions, total=False):
     """The other options of a caption run."""
 
     out: str
+    adapter: str
     engine: str
     max_new_tokens: int
     prefix: str

@@ -17,7 +17,7 @@ from flows.job.config import CaptionConfig
 CAPTION_OPTIONS = {
     "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",
     "--frames", "--revision", "--shots", "--precision", "--vision-precision",
-    "--language-precision", "--memory", "--vision-backend",
+    "--language-precision", "--memory", "--vision-backend", "--adapter",
     "--max-frames", "--batch-size", "--engine", "--max-new-tokens", "--prefix", "--suffix",
     "--recursive",
     "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
@@ -103,6 +103,7 @@ CACHE = {
         "--format",
         "--beside",
         "--overwrite",
+        "--adapter",
     }
     | {"--name", "--prune", "--dry-run", "--quiet", "--json"},
 }

@@ -65,7 +65,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[PenstockError], str]] = {
     "no weights": (without("adapter_model.safetensors"), UsageError, "has no adapter_model.safet"),
     "pickle": (pickled, UsageError, "adapter_model.bin, a pickle, which can run code"),
     "torn": (torn, EnvironmentFault, "is not a whole safetensors file"),
-    "ia3": (told_otherwise(peft_type="IA3"), UsageError, "of the type IA3, and LORA is merged"),
+    "ia3": (told_otherwise(peft_type="IA3"), UsageError, "of the type IA3, and LORA is taken"),
     "dora": (told_otherwise(use_dora=True), UsageError, "asks for DoRA"),
     "bias": (told_otherwise(bias="all"), UsageError, "trained biases"),
     "pissa": (told_otherwise(init_lora_weights="pissa_niter_4"), UsageError, "own weights before"),

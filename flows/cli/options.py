@@ -70,6 +70,7 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     _add_backend_option(add)
     add("--batch-size", type=int, metavar="N", help="chunks a batch [8]")
     if text:
+        model.add_argument("--adapter", default="", metavar="A", help="folder of a LoRA (PEFT)")
         add = parser.add_argument_group("text").add_argument
         add("--engine", default=AUTO, metavar="E", help=f"{'|'.join(CHOICES)} [%(default)s]")
         add("--max-new-tokens", type=int, default=256, metavar="N", help="longest caption [256]")

@@ -88,8 +88,11 @@ def _as_published(job: Job) -> str:
 
 def computed_by(half: Mapping[str, Any]) -> str:
     """Return what computes a half, as `halves` tells it, in words."""
-    graphs = half.get("graphs")
-    return str(graphs["provider"]) if graphs else f"{half['attention']} attention"
+    graphs, adapter = half.get("graphs"), half.get("adapter")
+    if graphs:
+        return str(graphs["provider"])
+    added = f", with the adapter {adapter['folder']}" if adapter else ""
+    return f"{half['attention']} attention{added}"
 
 
 def _graphs(settings: PartSettings) -> dict[str, Any]:
@@ -98,6 +101,15 @@ def _graphs(settings: PartSettings) -> dict[str, Any]:
     if graph is None:
         return {}
     return {"graphs": {"digest": graph.digest, "provider": graph.provider, "bytes": graph.bytes}}
+
+
+def _adapter(settings: PartSettings) -> dict[str, Any]:
+    """Return the adapter with which a part is run; nothing where there is none."""
+    adapter = settings.adapter
+    if adapter is None:
+        return {}
+    told = {name: getattr(adapter, name) for name in ("folder", "digest", "parameters", "bytes")}
+    return {"adapter": {**told, "modules": len(adapter.modules)}}
 
 
 def halves(model: Model) -> dict[str, dict[str, Any]]:
@@ -112,6 +124,7 @@ def halves(model: Model) -> dict[str, dict[str, Any]]:
             "dtype": settings[0].dtype,
             "attention": settings[0].attention,
             **_graphs(settings[0]),
+            **_adapter(settings[0]),
         }
         for part, settings in model.settings.items()
     }

@@ -92,6 +92,8 @@ class CaptionConfig:
     vision_backend: str = TORCH
     """What computes the vision half: `torch`, or graphs of the checkpoint by `onnx` or `tensorrt`;
     `auto`: those where they passed and are faster here."""
+    adapter: str = ""
+    """Folder of a LoRA adapter (PEFT) with which the language half runs; empty: none."""
     memory: int | None = None
     """Bytes that a stage may take, of the GPU or else of the host, above what its imports take;
     None: what is free, but for a reserve."""

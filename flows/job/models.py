@@ -8,11 +8,12 @@ from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests, digest_of
 from artifacts.schema import FrameFit, Part, Sampling
 from artifacts.store import Store
+from flows.job.adapters import adapter_asked, adapter_for
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.describing import own_code, read_profile, readable, small_files
 from flows.job.graphs import graphs_for
 from flows.job.launch import Launcher
-from flows.job.precision import BYTES, PartSettings, settle
+from flows.job.precision import BYTES, PartSettings, settle, with_adapter
 from flows.pipelines import Pipeline, makes_vectors
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
@@ -204,6 +205,7 @@ def open_model(
     weights need not be here. Its profile comes from the store or from a describing process. Without
     `read_weights`, those that were never read are not read for their digest either: its keys are
     then of nothing that is stored. Raises Undescribed."""
+    adapter = adapter_asked(config)
     checkpoint = find_checkpoint(config, announce, *pipelines)
     folder = checkpoint.folder
     with readable(config.model):
@@ -229,12 +231,15 @@ def open_model(
     }
     with readable(config.model):
         graphs = graphs_for(config, folder, profile, digest, weights, device)
+    settings = settle(config, profile, device, graphs.uses)
+    if adapter is not None:
+        settings = with_adapter(settings, adapter_for(adapter, config, profile, digests))
     return Model(
         name=config.model,
         checkpoint=checkpoint,
         profile=profile,
         digests=of_parts,
-        settings=settle(config, profile, device, graphs.uses),
+        settings=settings,
         weights=weights,
         note=graphs.note,
         read=all(weights.values()),

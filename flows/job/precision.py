@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part
+from flows.job.adapters import AdapterUse
 from flows.job.config import CaptionConfig
 from flows.job.cpu import cpu_has_bfloat16
 from flows.job.flash import attention
 from flows.job.graphs import GraphUse
+from flows.job.obtainable import QUANTIZED, check_obtainable
 from stages.decode.engines import INFLIGHT, choice_of
 from stages.decode.job import DEFAULT_ENGINE
 from stages.models.natives.registry import nothing_otherwise
@@ -20,7 +22,6 @@ from stages.process.device import device_capability
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 DTYPES = {short: name for name, short in SHORT.items()}
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-QUANTIZED = ("int8", "nf4")
 UNSEATED = ("int8",)
 """Precisions in which captions are not said in slots: products in 8 bit look at all rows."""
 BFLOAT16_CAPABILITY = (8, 0)
@@ -48,6 +49,8 @@ class PartSettings:
     """Choice of what makes the captions; empty of a part that makes none."""
     graph: GraphUse | None = None
     """Graphs that compute it; None: torch does."""
+    adapter: AdapterUse | None = None
+    """What is added to its layers; None: nothing."""
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -60,14 +63,16 @@ class PartSettings:
         """Return the settings that belong into a key, those of the first engine among them."""
         words = choice_of(self.engine)[0].words if self.engine else ()
         graph = self.graph.digest if self.graph else ""
-        more = filter(None, [self.kv, "as published" * self.as_published, graph])
+        adapter = f"adapter {self.adapter.digest}" if self.adapter else ""
+        more = filter(None, [self.kv, "as published" * self.as_published, graph, adapter])
         return [self.precision, self.dtype, self.attention, *more, *words]
 
     @property
     def label(self) -> str:
         """Return the precision as a caption states it."""
         more = [" with a quantized KV cache" * bool(self.kv), " as published" * self.as_published]
-        return "".join([self.precision, *more])
+        adapter = f" with {self.adapter.label}" if self.adapter else ""
+        return "".join([self.precision, *more, adapter])
 
 
 def settle(
@@ -98,6 +103,14 @@ def settle(
     check_joint(config, profile, dtype)
     seen = replace(language[0], precision=SHORT.get(dtype, dtype), weight_bytes=0, engine="")
     return {"vision": (seen,), "language": language}
+
+
+def with_adapter(
+    settings: Mapping[Part, tuple[PartSettings, ...]], adapter: AdapterUse
+) -> dict[Part, tuple[PartSettings, ...]]:
+    """Return the settings of a model that captions, with an adapter in its language half."""
+    language = tuple(replace(each, adapter=adapter) for each in settings["language"])
+    return {**settings, "language": language}
 
 
 def _by_graphs(settings: PartSettings, graph: GraphUse, half: PartProfile) -> PartSettings:
@@ -158,31 +171,6 @@ def _half(
         as_published=config.as_published and bool(half.as_published),
         engine=config.engine if part == "language" and profile.route != "dual" else "",
     )
-
-
-def check_obtainable(name: str, half: PartProfile, profile: ModelProfile, asked: str) -> None:
-    """Refuse a precision in which a half cannot be had. A half saved in 4 or 8 bit is as it is; one
-    that lies beside it can be cast but not quantized. Raises UsageError."""
-    hint = f"Give --{name}-precision native, or the checkpoint it was made from"
-    if half.stored_as and asked not in ("native", half.stored_as):
-        raise UsageError(
-            f"the {name} half of {profile.folder} was saved in {half.stored_as}, "
-            f"which cannot be turned into {asked}",
-            hint=hint,
-        )
-    stored = profile.vision.stored_as or profile.language.stored_as
-    if stored and not half.stored_as and asked in QUANTIZED:
-        raise UsageError(
-            f"the {name} half of {profile.folder} was saved unquantized beside one in {stored}, "
-            f"and cannot be had in {asked}",
-            hint=hint,
-        )
-    if asked in QUANTIZED and not half.linear_modules:
-        raise UsageError(
-            f"no layer of the {name} half of {profile.folder} can be told to be one that {asked} "
-            "takes",
-            hint=f"Give --{name}-precision bf16",
-        )
 
 
 def check_joint(config: CaptionConfig, profile: ModelProfile, dtype: str) -> None:

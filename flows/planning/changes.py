@@ -9,7 +9,8 @@ from typing import Any
 from artifacts.errors import CannotFit, UsageError
 from flows.console.display import gib
 from flows.job.budget import Budget
-from flows.job.precision import QUANTIZED, settle
+from flows.job.obtainable import QUANTIZED
+from flows.job.precision import settle, with_adapter
 from flows.pipelines import STAGES
 from flows.planning.choose import Choice, Question, allowed, choices
 from flows.planning.estimate import StageEstimate
@@ -120,4 +121,6 @@ def in_precision(question: Question, **options: str) -> Question | None:
         settings = settle(config, profile, question.device)
     except UsageError:
         return None
+    if adapter := next((s.adapter for s in question.model.settings.get("language", ())), None):
+        settings = with_adapter(settings, adapter)
     return replace(question, model=replace(question.model, settings=settings), config=config)

@@ -122,6 +122,11 @@ def _by_dimensions(
 ) -> Plan:
     """Return the plan of a model that cannot be run, from its dimensions. Where they do not tell
     enough either, raises the error that says why it cannot."""
+    if config.adapter:
+        raise UsageError(
+            f"nobody can tell whether --adapter fits: {error.message}",
+            hint="Leave it out to plan by the model's dimensions",
+        )
     checkpoint = find_checkpoint(config, announce, *pipelines)
     try:
         architecture = read_architecture(checkpoint)

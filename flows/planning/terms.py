@@ -8,7 +8,9 @@ from dataclasses import replace
 from functools import partial
 
 from flows.console.display import gib
-from flows.job.precision import BYTES, QUANTIZED, PartSettings, no_bfloat16
+from flows.job.adapters import NUMBER_BYTES
+from flows.job.obtainable import QUANTIZED
+from flows.job.precision import BYTES, PartSettings, no_bfloat16
 from flows.planning.batch_costs import Expected
 from flows.planning.estimate import Purpose, Term
 from flows.planning.rungs import Rung
@@ -31,6 +33,9 @@ INT8_BYTES = {"cpu": 9, "cuda": 4}
 """Bytes of each number that a layer in 8 bit makes, beside what a plain one holds: the product in
 32-bit integers; on a CPU the scales and the scaled product in 32 bit too (bitsandbytes'
 `int8_mm_dequant`), when what is made of it is not there yet. 9 is measured (benchmarks/plan.py)."""
+ADDED_BYTES = 3 * NUMBER_BYTES
+"""Bytes of each number that an adapted layer makes, beside what a plain one holds: what is added,
+the same scaled, and the sum before what it is made of is given back."""
 KV_BITS = 8
 """Bits of a number of a quantized KV cache."""
 KV_UNPACKED = 3
@@ -48,6 +53,9 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
     if rung.block:
         yield from weight_terms(half, layer, ends, each, device)
         return
+    if adapter := settings.adapter:
+        why = f"the adapter: {adapter.parameters / 1e6:,.2f} M numbers x {NUMBER_BYTES} bytes"
+        yield Term(part="weight", bytes=adapter.bytes, why=why)
     if rung.offload:
         why = f"the largest of {half.layers} layers ({gib(layer)}) and what is outside of them"
         yield Term(part="weight", bytes=layer + ends, why=why)
@@ -135,6 +143,15 @@ def products(
     each = INT8_BYTES[device.partition(":")[0]]
     why = f"products in 8 bit: {at_once:,} tokens x {half.widest_linear:,} numbers x {each} bytes"
     yield Term(part="workspace", bytes=at_once * half.widest_linear * each, why=why)
+
+
+def adapter_terms(settings: PartSettings, rung: Rung, tokens: int) -> Iterator[Term]:
+    """Yield what the widest layer of an adapter makes of `tokens` of a batch."""
+    if settings.adapter is None:
+        return
+    at_once, rows = min(tokens, rung.prefill or tokens), settings.adapter.rows
+    why = f"what the adapter adds: {at_once:,} tokens x {rows:,} numbers x {ADDED_BYTES} bytes"
+    yield Term(part="workspace", bytes=at_once * rows * ADDED_BYTES, why=why)
 
 
 def cache(rung: Rung, whole: int, half: PartProfile, why: str) -> Iterator[Term]:

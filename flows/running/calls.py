@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from artifacts.schema import Part
+from flows.job.adapters import AdapterUse
 from flows.job.graphs import GraphUse
 from flows.job.launch import StageCall
 from flows.job.models import Model
@@ -30,6 +31,11 @@ def settings_on(model: Model, rung: Rung) -> PartSettings | None:
     kv = rung.kv if rung.kv == "quantized" else ""
     every = model.settings[part] if part else ()
     return next((s for s in every if (s.precision, s.kv) == (rung.precision, kv)), None)
+
+
+def _adapter(adapter: AdapterUse | None) -> dict[str, Any]:
+    """Return what a half is told that is run with an adapter."""
+    return {} if adapter is None else {"adapter": adapter.folder, "adapted": adapter.modules}
 
 
 class Calls:
@@ -148,6 +154,7 @@ class Calls:
             pieces=model.profile.parts[part].pieces,
             mlp_chunk=rung.prefill,
             offload=rung.offload,
+            **_adapter(settings.adapter),
             **self._graphs(settings.graph, rung),
         )
         return {**told_of(half), "engine": settings.engine}

@@ -44,8 +44,8 @@ from flows.running.samples import (
 )
 from flows.running.sequence import Sequence
 from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE, TRACE
-from stages.export.adapter import read_adapter
 from stages.export.job import PACKED
+from stages.models.adapters.reading import read_adapter
 from stages.models.graphs.providers import ONNX
 from stages.process.stage import Stage
 

@@ -2,17 +2,16 @@
 
 from typing import Any
 
-from artifacts.keys import digest_of
 from flows.console.display import Display
-from flows.job.describing import readable
+from flows.job.adapters import adapter_digest
 from flows.job.export_asked import ExportAsked
 from flows.job.launch import StageCall, run_to_end
 from flows.job.models import digests_in
 from flows.job.prepare import Job
 from flows.job.weights import fetch_parts
 from flows.running.run import LauncherMaker
-from stages.export.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoraAdapter
 from stages.export.merge_job import MergeJob
+from stages.models.adapters.reading import LoraAdapter
 from stages.process.events import Event, Noted
 from stages.process.job import told_of
 
@@ -28,10 +27,7 @@ def source_of(job: Job) -> dict[str, Any]:
 
 def merged_of(job: Job, adapter: LoraAdapter) -> dict[str, Any]:
     """Return what decides those of the model that an adapter was merged into."""
-    digests = digests_in(job.store)
-    with readable(str(adapter.folder)):
-        files = [digests.of(adapter.folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
-    return {**source_of(job), "adapter": digest_of(files)}
+    return {**source_of(job), "adapter": adapter_digest(adapter, digests_in(job.store))}
 
 
 def merge(

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular import open_regular
-from stages.export.adapter import TRAINED_AGAIN, LoraAdapter, read_adapter
 from stages.export.merge_job import MergeJob
 from stages.export.targets import TensorChange, changes_of
+from stages.models.adapters.injection import read_matrix
+from stages.models.adapters.reading import TRAINED_AGAIN, LoraAdapter, read_adapter
 from stages.models.hub.checkpoint import SMALL, not_whole, small_files
 from stages.models.hub.headers import Header, TensorPlace, read_places
 from stages.models.shards.layout import DTYPES, TensorSpec, lay_out
@@ -96,7 +96,7 @@ class _Merged:
         """Yield the sums of a tensor's rows and what is added to them, in 32 bit at least."""
         low_rank = change.low_rank
         assert low_rank is not None
-        a, b = (self._read(name) for name in (low_rank.a, low_rank.b))
+        a, b = (read_matrix(self._adapter, name) for name in (low_rank.a, low_rank.b))
         left, right = (a.mT, b.mT) if change.turned else (b, a)
         at = 0
         for piece in pieces:
@@ -104,16 +104,6 @@ class _Merged:
             added = (left[at : at + len(rows)] @ right).mul_(low_rank.scale)
             at += len(rows)
             yield rows + added
-
-    def _read(self, name: str) -> torch.Tensor:
-        with safe_open(self._adapter.weights, "pt", backend="pread") as file:
-            found: torch.Tensor = file.get_tensor(name)
-        if not found.isfinite().all():
-            raise UsageError(
-                f"tensor {name} of {self._adapter.weights} holds what is no number",
-                hint="Its training went wrong: take an earlier one",
-            )
-        return found.float()
 
 
 def _rows(path: Path, place: TensorPlace) -> Iterator[torch.Tensor]:

@@ -13,8 +13,14 @@ from typing import Any
 import torch
 
 from artifacts.errors import UsageError
-from stages.export.adapter import FLOATS, MERGE_FIRST, LoraAdapter, LowRank
 from stages.export.outline import refuse_unwritable
+from stages.models.adapters.reading import (
+    FLOATS,
+    MERGE_FIRST,
+    LoraAdapter,
+    LowRank,
+    of_another_model,
+)
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.load import refuse_pickle
 from stages.models.hub.checkpoint import Checkpoint
@@ -133,17 +139,11 @@ class _Targets:
                 "part of another tensor or of several",
                 hint=MERGE_FIRST,
             )
-        return self._of_another(f"changes {name}, which {self._folder} has not")
+        return of_another_model(self._adapter, f"changes {name}, which {self._folder} has not")
 
     def check_shape(self, path: str, header: Header, shape: tuple[int, ...]) -> None:
         """Refuse a change that has not the shape of its tensor. Raises UsageError."""
         if header.shape != shape:
             ours, other = (" x ".join(map(str, each)) for each in (header.shape, shape))
-            raise self._of_another(f"changes {path} of {other}, which is {ours} in {self._folder}")
-
-    def _of_another(self, why: str) -> UsageError:
-        base = self._adapter.base
-        return UsageError(
-            f"{self._adapter.folder} {why}: it is of another model",
-            hint=f"Give the model that it was trained on{f', {base}' if base else ''}",
-        )
+            why = f"changes {path} of {other}, which is {ours} in {self._folder}"
+            raise of_another_model(self._adapter, why)

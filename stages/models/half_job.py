@@ -1,6 +1,7 @@
 """Says what every job that runs half a model is told; imports no model library."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from artifacts.schema import Route
 
@@ -40,5 +41,9 @@ class HalfJob:
     """Most bytes of a GPU that graphs may take."""
     engines: str = ""
     """Folder of what TensorRT makes of graphs."""
+    adapter: str = ""
+    """Folder of an adapter that is put into the half; empty: none."""
+    adapted: Mapping[str, str] = field(default_factory=dict)
+    """Path of each module that it changes, as it names it → as the model does."""
     mlp_chunk: int = 0
     """Positions that go through an MLP of the vision half at once; 0: all."""

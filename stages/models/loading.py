@@ -15,6 +15,7 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half, Part
 from stages.memory.heap import given_back
+from stages.models.adapters.injection import adapted, adapted_modules
 from stages.models.deferred_imports import import_transformers
 from stages.models.half_job import HalfJob
 from stages.models.halves.classes import config_and_class, one_line, skeleton_of
@@ -74,8 +75,19 @@ class ModelJob(HalfJob):
             return self.load(keep, pieces)
 
     def load(self, keep: Part, pieces: Iterable[str] = ()) -> Any:
-        """Load that part on its device. Raises EnvironmentFault when it is not in the precision
-        that was asked for."""
+        """Load that part on its device, with its adapter. Raises EnvironmentFault when it is not in
+        the precision that was asked for."""
+        if not self.adapter:
+            return self._plain(keep, pieces)
+        if self.offload:
+            raise UsageError(
+                "a half with an adapter cannot be offloaded",
+                hint="Ask for a lower precision, or give it more memory",
+            )
+        return adapted(self._plain(keep, pieces), Path(self.adapter), self.adapted)
+
+    def _plain(self, keep: Part, pieces: Iterable[str]) -> Any:
+        """Load that part as the checkpoint has it."""
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
@@ -169,6 +181,8 @@ def warm(job: dict[str, Any]) -> None:
     if source.backend:
         import_module("onnxruntime")
         import_module("transformers.exporters.utils")
+    if source.adapter:
+        import_module("peft")
     if source.offload:
         import_module("accelerate")
         import_module("greenlet")
@@ -193,13 +207,17 @@ def _tensor_names(folder: Path) -> Iterator[str]:
 def facts(half: Any) -> dict[str, Any]:
     """Return the facts about a loaded half that are worth recording."""
     quantized = count(half)
-    plain = sum(type(module) is torch.nn.Linear for module in half.modules())
+    plain = sum(
+        type(module) is torch.nn.Linear and ".lora_" not in path
+        for path, module in half.named_modules()
+    )
     streamed = streamed_layers(half)
     return {
         "attention": attention_of(half),
         "dtype": str(half.dtype),
         "quantized_modules": dict(quantized),
         "linear_modules": plain + quantized.total(),
+        **({"adapted_modules": found} if (found := adapted_modules(half)) else {}),
         "bytes_fetched_a_pass": offloaded_bytes(half) if streamed is None else streamed.bytes,
     }
 

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from stages.models.halves.boundary import (
@@ -16,9 +18,9 @@ from stages.models.halves.boundary import (
 )
 from stages.models.hub.headers import Header
 from stages.models.precision.attention import attention_of, supports_flash
-from stages.models.precision.quantize import check_stored, quantizable
+from stages.models.precision.quantize import check_stored, linears_of, quantizable
 from stages.models.precision.weights import Weight, weights_of
-from stages.models.profile import PartProfile
+from stages.models.profile import AdaptableLayer, PartProfile
 
 LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
 """Pattern of the path of a layer in the name of a weight of it."""
@@ -38,18 +40,40 @@ def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
             f"the checkpoint of this {type(skeleton).__name__} holds no weights of a vision half",
             hint="Choose the whole vision-language checkpoint, not its text part",
         )
+    own: dict[Part, list[AdaptableLayer]] = {half: [] for half in HALVES}
+    for layer in _adaptable(skeleton, weights):
+        # What both have is of the vision half: features are made with it.
+        own["vision" if "vision" in belongs_to(layer.path, absent) else "language"].append(layer)
     return {
-        half: replace(_part_profile(skeleton, half, found), pieces=pieces[half])
+        half: replace(
+            _part_profile(skeleton, half, found), pieces=pieces[half], adaptable=tuple(own[half])
+        )
         for half, found in held.items()
     }
+
+
+def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
+    """Return the linear layers of a model by both of their names."""
+    ending = ".weight"
+    stored = {w.path: w.name for w in weights if w.name.endswith(ending)}
+    found = []
+    for path, module in linears_of(skeleton).items():
+        rows, columns = module.weight.shape
+        if not isinstance(module, nn.Linear):  # it keeps its weight the other way round
+            rows, columns = columns, rows
+        name = stored.get(f"{path}{ending}", "").removesuffix(ending)
+        found.append(AdaptableLayer(path, name, rows, columns))
+    return found
 
 
 def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
     """Make the profiles of a model without a boundary: the second stage loads all of it."""
     nothing = PartProfile(shards=(), tensors=(), parameters=0, stored_bytes=0)
+    weights = weights_of(skeleton, headers)
+    whole = _part_profile(skeleton, "whole", weights)
     return {
         "vision": nothing,
-        "language": _part_profile(skeleton, "whole", list(weights_of(skeleton, headers))),
+        "language": replace(whole, adaptable=tuple(_adaptable(skeleton, weights))),
     }
 
 

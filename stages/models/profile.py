@@ -3,14 +3,25 @@ how it is found out nor what is done with it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
 from stages.models.row_memory import LayerMemory, RowMemory
 
-OUTPUT_VERSION = 22
+OUTPUT_VERSION = 23
 """Output version of a profile: raised when what one says changes, and part of its key."""
+
+
+class AdaptableLayer(NamedTuple):
+    """A linear layer to whose product an adapter may add."""
+
+    path: str
+    """Path in the model."""
+    stored: str
+    """The same as the checkpoint's files call it; empty where they keep it otherwise."""
+    rows: int
+    columns: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +48,8 @@ class PartProfile:
     """Count of the numbers that the largest of those layers holds."""
     widest_linear: int = 0
     """Count of the rows that the widest of those layers has."""
+    adaptable: tuple[AdaptableLayer, ...] = ()
+    """The linear layers that this part alone computes with."""
     layers: int = 0
     """Count of the layers that lie one behind another in its largest stack."""
     layer_parameters: int = 0
@@ -165,6 +178,7 @@ class ModelProfile:
                 key: tuple(told[key]) for key in ("shards", "tensors", "pieces")
             }
             batch_costs = tuple(BatchCost(**work) for work in told["batch_costs"])
+            lists["adaptable"] = tuple(AdaptableLayer(*each) for each in told["adaptable"])
             lists |= {"batch_costs": batch_costs, "row_memory": _row_memory(told["row_memory"])}
             parts[part] = PartProfile(**{**told, **lists})
         made["parts"] = parts

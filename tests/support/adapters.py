@@ -13,6 +13,7 @@ from penstock_demo import CHECKPOINT
 from stages.export.merge import run
 from stages.export.merge_job import MergeJob
 from stages.models.halves.classes import config_and_class
+from stages.models.profile import ModelProfile
 from stages.process.job import told_of
 from tests.support.families import checkpoint
 from tests.support.waves import events
@@ -96,3 +97,15 @@ def linears_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Every linear layer by its path, but the one that the demo shares with its words."""
     found = {path: m.weight.shape for path, m in model.named_modules() if type(m) is nn.Linear}
     return {path: tuple(shape) for path, shape in found.items() if path != "lm_head"}
+
+
+def adapter_of(
+    folder: Path, profile: ModelProfile, strength: float = 0.2, *, zero: bool = False
+) -> Path:
+    """An adapter of all layers of a model's language half but its head; one of `zero` B adds
+    nothing, as before a training."""
+    layers = [layer for layer in profile.language.adaptable if not layer.path.endswith("lm_head")]
+    tensors = matrices({a.path: (a.rows, a.columns) for a in layers}, strength=strength)
+    for name in [name for name in tensors if zero and ".lora_B" in name]:
+        tensors[name] = torch.zeros_like(tensors[name])
+    return write_adapter(folder, tensors)

@@ -20,7 +20,15 @@ from flows.planning.costs.slots import held_ahead, seatable, slot_terms
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
-from flows.planning.terms import around, attention_terms, cache, prefetch_of, products, weights
+from flows.planning.terms import (
+    adapter_terms,
+    around,
+    attention_terms,
+    cache,
+    prefetch_of,
+    products,
+    weights,
+)
 from flows.planning.todo import ToDo
 from flows.planning.workloads import Workload
 from stages.decode.engines import INFLIGHT
@@ -37,7 +45,8 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
         config.batch_size,
         [(each.precision, each.kv) for each in free],
         elsewhere=device.startswith("cuda") and config.engine != INFLIGHT,
-        offload=config.is_free("language") and not half.stored_as,
+        # PEFT's layers stand in the places of those that would come one by one.
+        offload=config.is_free("language") and not (half.stored_as or config.adapter),
         seated=[each.precision for each in free if seatable(half, each)],
     )
 
@@ -101,6 +110,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         terms += _batch_terms(model, rung, workload, rows, new, costs)
         prefetch = prefetch_of(workload, rows, rows * workload.feature_bytes, "features")
     terms += products(half, settings, rung, together * workload.tokens, device)
+    terms += adapter_terms(settings, rung, together * workload.tokens)
     terms += attention_terms(half, settings, workload, together, workload.tokens, device)
     terms += around(rung, terms, device, prefetch)
     flops = (costs.flops + new * costs.step_flops) * workload.chunks / together

@@ -8,7 +8,8 @@ from dataclasses import replace
 from artifacts.words import counted
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
-from flows.job.precision import BYTES, QUANTIZED, PartSettings
+from flows.job.obtainable import QUANTIZED
+from flows.job.precision import BYTES, PartSettings
 from flows.planning.batch_costs import Expected, encoder_by_dimensions, expected
 from flows.planning.costs.part import (
     free_settings,

@@ -6,7 +6,8 @@ from dataclasses import replace
 from artifacts.schema import Part
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
-from flows.job.precision import DTYPES, QUANTIZED, SHORT, PartSettings, weight_bytes
+from flows.job.obtainable import QUANTIZED
+from flows.job.precision import DTYPES, SHORT, PartSettings, weight_bytes
 from flows.planning.batch_costs import Expected
 from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate

@@ -1,4 +1,4 @@
-"""Reads an adapter as PEFT writes it, and refuses one that cannot be merged. Knows no model, and
+"""Reads an adapter as PEFT writes it, and refuses one that is more than a LoRA. Knows no model, and
 reads no weights.
 
 A LoRA adds B x A, times a scale, to the matrix of a linear layer. Much that goes by that name adds
@@ -21,7 +21,7 @@ from stages.models.hub.headers import TensorPlace, read_places
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 MERGE_FIRST = (
-    "Merge it with PEFT (merge_and_unload, save_pretrained), and give that folder as MODEL"
+    "Merge it with PEFT (merge_and_unload, save_pretrained), and give that folder as the model"
 )
 TRAINED_AGAIN = "Copy it again from where it was trained"
 PREFIX = "base_model.model."
@@ -87,8 +87,8 @@ class LoraAdapter:
 
 
 def read_adapter(folder: Path) -> LoraAdapter:
-    """Return the adapter in a folder. Raises UsageError for one that is none, or is more than can
-    be merged, EnvironmentFault for one that is not whole."""
+    """Return the adapter in a folder. Raises UsageError for one that is none, or is more than a
+    LoRA, EnvironmentFault for one that is not whole."""
     settings = _settings(folder)
     _refuse_beyond(folder, settings)
     path = folder / ADAPTER_WEIGHTS
@@ -105,7 +105,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
         bare = WRAPPERS.sub("", name.removeprefix(PREFIX))
         match = LOW_RANK.fullmatch(bare)
         if place.dtype not in FLOATS or ("lora_" in bare and match is None):
-            raise _not_merged(folder, f"holds {name} ({place.dtype})")
+            raise _more_than_lora(folder, f"holds {name} ({place.dtype})")
         if match is None:
             whole[bare] = name
         else:
@@ -145,23 +145,32 @@ def _refuse_beyond(folder: Path, settings: Mapping[str, Any]) -> None:
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise UsageError(
-            f"{folder} is an adapter of the type {kind or 'of nothing'}, and LORA is merged",
+            f"{folder} is an adapter of the type {kind or 'of nothing'}, and LORA is taken",
             hint=MERGE_FIRST,
         )
     for setting, words in BEYOND.items():
         if settings.get(setting):
-            raise _not_merged(folder, f"asks for {words} ({setting})")
+            raise _more_than_lora(folder, f"asks for {words} ({setting})")
     if settings.get("bias") not in (None, "none"):
-        raise _not_merged(folder, f"trained biases (bias is {settings['bias']})")
+        raise _more_than_lora(folder, f"trained biases (bias is {settings['bias']})")
     start = settings.get("init_lora_weights")
     if isinstance(start, str) and start not in STARTS:
-        raise _not_merged(
+        raise _more_than_lora(
             folder, f"changed the model's own weights before it was trained ({start})"
         )
 
 
-def _not_merged(folder: Path, why: str) -> UsageError:
-    return UsageError(f"{folder} {why}, which is not merged here", hint=MERGE_FIRST)
+def _more_than_lora(folder: Path, why: str) -> UsageError:
+    return UsageError(f"{folder} {why}, which is more than a LoRA", hint=MERGE_FIRST)
+
+
+def of_another_model(adapter: LoraAdapter, why: str) -> UsageError:
+    """Return the refusal of an adapter that does not fit a model."""
+    base = adapter.base
+    return UsageError(
+        f"{adapter.folder} {why}: it is of another model",
+        hint=f"Give the model that it was trained on{f', {base}' if base else ''}",
+    )
 
 
 def _low_rank(
@@ -180,7 +189,7 @@ def _low_rank(
         )
     a, b = (places[names[side]].shape for side in sides)
     if len(a) != 2 or len(b) != 2:
-        raise _not_merged(folder, f"changes {path}, which is a convolution")
+        raise _more_than_lora(folder, f"changes {path}, which is a convolution")
     rank, scale = _rank_and_scale(folder, settings, path)
     if not a[0] == b[1] == rank:
         raise EnvironmentFault(

@@ -1,0 +1,80 @@
+"""Finds out what the adapter of a run is and which layers it changes; imports no model library."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from artifacts.errors import UsageError
+from artifacts.keys import ContentDigests, digest_of
+from artifacts.paths import folder_named
+from flows.job.config import CaptionConfig
+from flows.job.describing import readable
+from stages.models.adapters.fitting import modules_of
+from stages.models.adapters.reading import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    LoraAdapter,
+    read_adapter,
+)
+from stages.models.profile import ModelProfile
+
+NUMBER_BYTES = 4
+"""Bytes that a number of an adapter takes, which is kept in 32 bit beside whatever half."""
+SHOWN = 12
+"""Digits of a digest by which people are told which adapter it is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterUse:
+    """The adapter with which a half is run."""
+
+    folder: str
+    digest: str
+    """Digest of all that decides what it adds."""
+    modules: Mapping[str, str]
+    """Path of each module that it changes, as it names it → as the model does."""
+    parameters: int
+    rows: int
+    """Rows of the widest layer that it changes."""
+
+    @property
+    def bytes(self) -> int:
+        return NUMBER_BYTES * self.parameters
+
+    @property
+    def label(self) -> str:
+        """Return the words by which captions name it."""
+        return f"adapter {self.digest[:SHOWN]}"
+
+
+def adapter_asked(config: CaptionConfig) -> LoraAdapter | None:
+    """Return the adapter that a run asks for, as its headers have it; None: it asks for none.
+    Raises UsageError or EnvironmentFault."""
+    return read_adapter(folder_named(config.adapter, "adapter")) if config.adapter else None
+
+
+def adapter_for(
+    adapter: LoraAdapter, config: CaptionConfig, profile: ModelProfile, digests: ContentDigests
+) -> AdapterUse:
+    """Return how a run uses its adapter. Raises UsageError for one that does not fit the model."""
+    if profile.route == "dual":
+        raise UsageError(
+            f"--adapter is given, and {config.model} makes vectors: only what captions is adapted",
+            hint="Leave --adapter out, or give the model that it was trained on",
+        )
+    modules = modules_of(adapter, profile)
+    matrices = [adapter.places[name] for of in adapter.low_rank.values() for name in (of.a, of.b)]
+    return AdapterUse(
+        folder=str(adapter.folder),
+        digest=adapter_digest(adapter, digests),
+        modules=modules,
+        parameters=sum(math.prod(place.shape) for place in matrices),
+        rows=max(low_rank.shape[0] for low_rank in adapter.low_rank.values()),
+    )
+
+
+def adapter_digest(adapter: LoraAdapter, digests: ContentDigests) -> str:
+    """Return the digest of an adapter's two files."""
+    with readable(str(adapter.folder)):
+        files = [digests.of(adapter.folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+    return digest_of(files)

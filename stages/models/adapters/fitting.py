@@ -1,0 +1,70 @@
+"""Tells which modules of a model an adapter changes, or why it cannot; reads no weights, imports no
+model library.
+
+An adapter names modules as the model calls them, or as older versions of transformers did, which
+took the names over from the checkpoint's files.
+"""
+
+from collections.abc import Mapping
+
+from artifacts.errors import UsageError
+from stages.models.adapters.reading import (
+    MERGE_FIRST,
+    LoraAdapter,
+    LowRank,
+    of_another_model,
+)
+from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile
+
+
+def modules_of(adapter: LoraAdapter, profile: ModelProfile) -> dict[str, str]:
+    """Return path of each module that an adapter changes, as it names it → as the model does.
+    Raises UsageError for one that changes more than products of the language half, or another
+    model."""
+    if adapter.whole:
+        raise _refused(adapter, f"holds {next(iter(adapter.whole))}, which was trained whole")
+    language, vision = (_by_name(profile.parts[part]) for part in ("language", "vision"))
+    found: dict[str, str] = {}
+    for path, low_rank in adapter.low_rank.items():
+        if low_rank.embedding:
+            raise _refused(adapter, f"changes {path}, a table of words")
+        if path not in language and path in vision:
+            raise _refused(adapter, f"changes {path}, which is of the vision half")
+        if path not in language:
+            raise of_another_model(adapter, f"changes {path}, which {profile.folder} has not")
+        layer = language[path]
+        _check_shape(adapter, profile, path, low_rank, layer)
+        if layer.path in found.values():
+            raise UsageError(
+                f"{adapter.folder} changes {layer.path} twice, the second time as {path}",
+                hint=MERGE_FIRST,
+            )
+        found[path] = layer.path
+    return found
+
+
+def _by_name(part: PartProfile) -> Mapping[str, AdaptableLayer]:
+    """Return the layers of a part by each of their names; those of today go before others."""
+    stored = {layer.stored: layer for layer in part.adaptable if layer.stored}
+    return {**stored, **{layer.path: layer for layer in part.adaptable}}
+
+
+def _check_shape(
+    adapter: LoraAdapter,
+    profile: ModelProfile,
+    path: str,
+    low_rank: LowRank,
+    layer: AdaptableLayer,
+) -> None:
+    ours = (layer.rows, layer.columns)
+    if low_rank.shape != ours:
+        words = [" x ".join(map(str, shape)) for shape in (low_rank.shape, ours)]
+        why = f"changes {path} of {words[0]}, which is {words[1]} in {profile.folder}"
+        raise of_another_model(adapter, why)
+
+
+def _refused(adapter: LoraAdapter, why: str) -> UsageError:
+    return UsageError(
+        f"{adapter.folder} {why}: only layers of the language half are adapted while it runs",
+        hint=MERGE_FIRST,
+    )
