@@ -38,7 +38,7 @@ test-slow: setup
 	@$(PYTEST) -m slow
 
 test-gpu: setup
-	@$(PYTEST) -m slow tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test_project_gpu_check_whole.py
+	@$(PYTEST) -m slow tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test_flows_serving_on_gpu.py tests/test_project_gpu_check_whole.py
 
 lint: setup
 	.venv/bin/ruff format --check .

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks._load import UNANSWERED, Answers, ask
 from benchmarks._served import Server, Way, serving
+from flows.serving.keeping import RECENT_BYTES
 
 TIMES = 10
 LIGHT = 20.0
@@ -17,8 +18,10 @@ LOOK_SECONDS = 1.0
 CONNECTIONS = 3
 """Times as many as may wait: who finds none free has not come to the server."""
 ALLOWED = {200, 429, 503}
-FLAT = 1.10
-"""Times the memory of the first quarter that the last quarter may have."""
+KEPT_BYTES = 2 * RECENT_BYTES
+"""What a server keeps of recent answers, at the most: vectors, and what was found in files."""
+FLAT = 0.05
+"""Part of its memory by which it may grow beside that."""
 MIB = 1 << 20
 
 
@@ -43,10 +46,10 @@ class Memory:
         while not self._done.wait(LOOK_SECONDS):
             self.seen.append(self._server.memory())
 
-    def grown(self) -> float:
-        """Return the last quarter's most over the first quarter's most."""
+    def grown(self) -> int:
+        """Return the last quarter's most above the first quarter's most, in bytes."""
         part = max(1, len(self.seen) // 4)
-        return max(self.seen[-part:]) / max(self.seen[:part])
+        return max(self.seen[-part:]) - max(self.seen[:part])
 
 
 def lines(way: Way, batch: int, folder: Path, seconds: float) -> Iterator[str]:
@@ -84,7 +87,10 @@ def verdicts(during: Answers, memory: Memory, capacity: float, before: int) -> I
     other = set(during.statuses) - ALLOWED - {UNANSWERED}
     yield f"- answers: {told}: {'NOT only 200, 429, 503' if other else 'only 200, 429, 503'}"
     grown = memory.grown()
-    yield f"- memory, last quarter against first: x {grown:.2f}: {_held(grown <= FLAT)}"
+    yield (
+        f"- memory, last quarter above first: {grown / MIB:,.0f} MiB, of which recent answers may "
+        f"be {KEPT_BYTES / MIB:,.0f}: {_held(grown <= KEPT_BYTES + FLAT * memory.seen[0])}"
+    )
     p99, most = during.wait(0.99), before / capacity
     yield (
         f"- accepted: {during.rate:.0f}/s, {_waited(during, 200)} from sent; all {before} that may "

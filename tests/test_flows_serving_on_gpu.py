@@ -91,8 +91,8 @@ def told(answer: Answer) -> Any:
     return json.loads(answer.body)
 
 
-def caption(server: Serving, body: bytes) -> Answer:
-    return server.ask("POST", "/v1/caption", body, seconds=WAIT_SECONDS)
+def caption(server: Serving, body: bytes, prompt: str = "") -> Answer:
+    return server.ask("POST", f"/v1/caption?prompt={prompt}", body, seconds=WAIT_SECONDS)
 
 
 def leave_the_card(server: Serving, desk: Desk) -> None:
@@ -160,9 +160,10 @@ def test_halves_take_turns_where_they_do_not_fit_together(budget: str, desk: Des
     together = budget == "1300MiB"
     most, over = 0, 0.0
     with desk.serve("--caption-model", "demo", "--memory", budget) as server:
-        with ThreadPoolExecutor(3) as pool:
-            bodies = [CLIP.read_bytes(), a_picture(), a_picture()]
+        with ThreadPoolExecutor(4) as pool:
+            bodies, clip = [a_picture(), a_picture()], CLIP.read_bytes()
             answers = [pool.submit(caption, server, body) for body in bodies]
+            answers += [pool.submit(caption, server, clip, prompt) for prompt in ("", "Which?")]
             while not all(answer.done() for answer in answers):
                 there = set(desk.holders())
                 most, over = max(most, len(there)), max(over, sum(desk.limits(there)))

@@ -8,6 +8,7 @@ import torch
 
 from artifacts.errors import UsageError
 from stages.models import describe, load_half
+from stages.models.adapters import injection
 from stages.models.adapters.fitting import modules_of
 from stages.models.adapters.injection import adapted_modules
 from stages.models.adapters.reading import read_adapter
@@ -50,7 +51,10 @@ def with_adapter(source: Path, adapter: Path, **options: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", ["demo", pytest.param("llava", marks=pytest.mark.slow)])
-def test_what_peft_saved_computes_what_it_computed(tmp_path: Path, name: str) -> None:
+def test_what_peft_saved_computes_what_it_computed(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(injection, "GROUP_BYTES", 1 << 12)  # some layers at a time
     source = source_of(name)
     theirs = saved_by_peft(source, tmp_path / "adapter")
     ours = with_adapter(source, tmp_path / "adapter", dtype="float32").hold("language").model

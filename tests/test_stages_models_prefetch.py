@@ -1,6 +1,9 @@
 """What is prefetched and written behind comes in order, and no failure of it is lost."""
 
+import contextlib
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -78,3 +81,26 @@ def test_what_was_handed_over_is_written_when_the_caller_fails() -> None:
         later(1)
         raise ValueError("the caller's own")
     assert written == [1]
+
+
+def test_who_fails_ends_though_the_next_batch_never_comes() -> None:
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def told() -> Iterator[int]:
+        yield 0
+        asked.set()
+        goes_on.wait(6 * SECONDS)
+
+    def work() -> None:
+        given: Any = prefetched(told(), lambda batch: batch)
+        with contextlib.suppress(ValueError):
+            for _ in given:
+                assert asked.wait(SECONDS)
+                raise ValueError
+
+    working = threading.Thread(target=work, daemon=True)
+    working.start()
+    working.join(SECONDS)
+    ended = not working.is_alive()
+    goes_on.set()
+    assert ended, "it waits for what is told next"

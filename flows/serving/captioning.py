@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from artifacts.errors import UsageError
 from artifacts.packs import Record, RecordSet
@@ -81,6 +82,8 @@ class Captioning:
         ]
         self._features = RecordSet(job.store, self._encode.writes, self._of[self._encode.writes])
         self._shared: Shared[Captioned] = Shared()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Digest of a medium → who looks at its frames, which are gone once they were encoded."""
         self._listeners: dict[str, dict[object, Callable[[str], None]]] = {}
 
     @property
@@ -152,14 +155,16 @@ class Captioning:
                     del self._listeners[name]
 
     async def _make(self, medium: Medium, started: Callable[[list[Task]], None]) -> Captioned:
-        index = await self._cutting.known(medium)
-        tasks = self._tasks(medium, index) if index else []
-        seen = bool(tasks) and all([await self._is_encoded(task) for task in tasks])
-        if not seen:
-            index = await self._cutting.cut(medium, self._encoding)
-            tasks = self._tasks(medium, index)
-            await asyncio.gather(*map(self._encoded, tasks))
-            self._cutting.keep(medium, index)
+        turn = self._turns.setdefault(medium.digest, asyncio.Lock())
+        async with turn:
+            index = await self._cutting.known(medium)
+            tasks = self._tasks(medium, index) if index else []
+            seen = bool(tasks) and all([await self._is_encoded(task) for task in tasks])
+            if not seen:
+                index = await self._cutting.cut(medium, self._encoding)
+                tasks = self._tasks(medium, index)
+                await asyncio.gather(*map(self._encoded, tasks))
+                self._cutting.keep(medium, index)
         assert index is not None
         started(tasks)
         words = await asyncio.gather(*map(self._decoded, tasks))

@@ -2,12 +2,15 @@
 what the frames are for.
 
 Who sends a file may mean harm, so a process that decodes may take so much memory and so long. One
-that ends is begun anew; the file that it had is tried once more, and then refused.
+that ends is begun anew; the file that it was at is tried once more, and then refused. A process has
+the next pictures already while it is at one, or it would wait for the server after each.
 """
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from artifacts.errors import PenstockError
@@ -24,45 +27,71 @@ log = logging.getLogger(__name__)
 
 NAME = "decoders"
 TRIES = 2
+AHEAD = 3
+"""Pictures that a process has at once. On a busy machine each waited 10 ms for the server between
+two of them, which was most of the time. A video goes alone: nobody is to wait behind it."""
 STATUS = {TOO_LARGE: 413, NO_MEMORY: 413, "not-media": 415, "playlist": 415}
 """Kind of a file's failure → status of the answer; else 422."""
 
 
-class Died(Exception):
-    """A decoder ended with a file in hand."""
+@dataclass(eq=False, kw_only=True, slots=True)
+class SentFile:
+    """One file that is to be decoded."""
+
+    medium: dict[str, Any]
+    answer: "asyncio.Future[MediaIndex]"
+    deaths: int = 0
+    """Processes that ended while they were at it."""
+
+    @property
+    def digest(self) -> str:
+        return str(self.medium["digest"])
+
+    @property
+    def is_picture(self) -> bool:
+        return bool(self.medium["kind"] == "image")
 
 
 class DecodingProcess:
-    """One process that decodes."""
+    """One process that decodes what it is given, in order."""
 
-    def __init__(self, start: Callable[["DecodingProcess"], LiveStage]) -> None:
+    def __init__(
+        self,
+        start: Callable[["DecodingProcess"], LiveStage],
+        seconds: float,
+        again: Callable[[list[SentFile]], None],
+    ) -> None:
+        """Begin none yet. A file may take `seconds`; `again` is given those that a process had when
+        it ended, the one that it was at first, and is called when it can be given more."""
         self._start = start
+        self._seconds = seconds
+        self._again = again
         self._live: LiveStage | None = None
-        self._answer: asyncio.Future[MediaIndex] | None = None
-        self._digest = ""
+        self._files: deque[SentFile] = deque()
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def pid(self) -> int:
         return self._live.pid if self._live else 0
 
-    async def cut(self, medium: dict[str, Any], seconds: float) -> MediaIndex:
-        """Return what is in a file, of which the frames are in the store then. Raises Refused, or
-        Died."""
-        live = self._live = self._live or self._start(self)
-        self._answer = asyncio.get_running_loop().create_future()
-        self._digest = medium["digest"]
-        live.tell(medium)
-        try:
-            return await asyncio.wait_for(self._answer, seconds)
-        except TimeoutError as error:
-            live.kill()
-            self._live = None
-            raise bad(
-                f"the file takes longer than {seconds:.0f} s to decode",
-                "Send a smaller one, or a piece of it",
-            ) from error
-        finally:
-            self._answer = None
+    @property
+    def load(self) -> int:
+        """Return how many files it has."""
+        return len(self._files)
+
+    def takes(self, file: SentFile) -> bool:
+        """Return whether it can be given a file."""
+        pictures = file.is_picture and all(other.is_picture for other in self._files)
+        return not self._files or (pictures and len(self._files) < AHEAD)
+
+    def give(self, file: SentFile) -> None:
+        """Have a file decoded after those that it has."""
+        self.begin()
+        assert self._live is not None
+        self._files.append(file)
+        self._live.tell(file.medium)
+        if len(self._files) == 1:
+            self._watch()
 
     def begin(self) -> None:
         """Start the process before it is wanted."""
@@ -75,14 +104,19 @@ class DecodingProcess:
 
     def hear(self, event: Event) -> None:
         """Hear an event of the process."""
-        answer = self._answer
-        if answer is None or answer.done():
+        if not isinstance(event, MediumRead | Failed) or not self._files:
             return
-        if isinstance(event, MediumRead) and event.media == self._digest:
-            answer.set_result(MediaIndex.from_json(dict(event.index)))
-        elif isinstance(event, Failed) and event.media == self._digest:
-            status = STATUS.get(event.kind, 422)
-            answer.set_exception(Refused(status, event.message, event.hint))
+        if event.media != self._files[0].digest:  # of a process that was killed
+            return
+        answer = self._files.popleft().answer
+        self._watch()
+        if not answer.done():
+            if isinstance(event, MediumRead):
+                answer.set_result(MediaIndex.from_json(dict(event.index)))
+            else:
+                status = STATUS.get(event.kind, 422)
+                answer.set_exception(Refused(status, event.message, event.hint))
+        self._again([])
 
     def ended(self, live: LiveStage, error: PenstockError | None) -> None:
         """Hear that the process has ended."""
@@ -91,8 +125,37 @@ class DecodingProcess:
         self._live = None
         if error is not None:
             log.warning("a decoder ended: %s", error.message)
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(Died())
+        if self._files:
+            self._files[0].deaths += 1
+        self._hand_back()
+
+    def _watch(self) -> None:
+        """Begin to count the time of the file that it is at."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if self._files:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        assert self._live is not None
+        self._live.kill()
+        self._live = None
+        answer = self._files.popleft().answer
+        if not answer.done():
+            answer.set_exception(
+                bad(
+                    f"the file takes longer than {self._seconds:.0f} s to decode",
+                    "Send a smaller one, or a piece of it",
+                )
+            )
+        self._hand_back()
+
+    def _hand_back(self) -> None:
+        files = list(self._files)
+        self._files.clear()
+        self._watch()
+        self._again(files)
 
 
 class Decoders:
@@ -114,11 +177,8 @@ class Decoders:
             return LiveStage(make_launcher, call_over, pipe, decoder.hear, decoder.ended)
 
         self._metrics = metrics.of_half(NAME)
-        self._seconds = seconds
-        self._every = [DecodingProcess(start) for _ in range(count)]
-        self._free: asyncio.LifoQueue[DecodingProcess] = asyncio.LifoQueue()
-        for decoder in self._every:
-            self._free.put_nowait(decoder)
+        self._waiting: deque[SentFile] = deque()
+        self._every = [DecodingProcess(start, seconds, self._go_on) for _ in range(count)]
 
     @property
     def pids(self) -> list[int]:
@@ -135,16 +195,32 @@ class Decoders:
             decoder.stop()
 
     async def cut(self, medium: dict[str, Any]) -> MediaIndex:
-        """Return what is in a file, its frames in the store. Who waits may be cancelled; a decoder
-        that has begun goes on. Raises Refused."""
-        for _ in range(TRIES):
-            decoder = await self._free.get()
-            try:
-                return await decoder.cut(medium, self._seconds)
-            except Died:
-                self._metrics.restarted("died")
-            finally:
-                self._free.put_nowait(decoder)
-        if not self.pids and not any(decoder.pid for decoder in self._every):
-            raise unavailable("no process that decodes can be started", "The server's log says why")
-        raise bad("the file ended two processes that decoded it", "Convert it, or send another one")
+        """Return what is in a file, its frames in the store. Raises Refused."""
+        file = SentFile(medium=medium, answer=asyncio.get_running_loop().create_future())
+        self._waiting.append(file)
+        self._go_on([])
+        return await file.answer
+
+    def _go_on(self, left: list[SentFile]) -> None:
+        """Give files to who can take them; those that were `left` by a process first."""
+        if left:
+            self._metrics.restarted("died")
+        for file in reversed(left):
+            if file.deaths < TRIES:
+                self._waiting.appendleft(file)
+            elif not file.answer.done():
+                file.answer.set_exception(self._blame())
+        while self._waiting:
+            least = min(self._every, key=lambda decoder: decoder.load)
+            if not least.takes(self._waiting[0]):
+                return
+            least.give(self._waiting.popleft())
+
+    def _blame(self) -> Refused:
+        if not self.pids:
+            return unavailable(
+                "no process that decodes can be started", "The server's log says why"
+            )
+        return bad(
+            "the file ended two processes that decoded it", "Convert it, or send another one"
+        )

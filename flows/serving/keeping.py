@@ -25,7 +25,7 @@ MOST_KNOWN = 200_000
 """Records beyond which no more are known until the next start: each takes about a KB."""
 RECENT_BYTES = 64 << 20
 """Bytes of records that are kept in memory."""
-RECORD_BYTES = 512
+RECORD_BYTES = 1536
 """Bytes that a record takes in memory beside its payload."""
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
-from scripts.gpu_check.rows import MIB, Row, mib, one_line, row
+from scripts.gpu_check.rows import Row, mib, one_line, row
 from scripts.gpu_check.runs import PENSTOCK, command, environment, good_run
 from scripts.gpu_check.serving import LOOK_SECONDS, Served, served
 from scripts.gpu_check.setting import DEMO, SAMPLES, Setting
@@ -36,7 +36,8 @@ def beside_commands(setting: Setting) -> Iterator[Row]:
     before, used = set(device_holders(setting.device)), device_used_bytes(setting.device)
     models = ("--model", DEMO, "--caption-model", DEMO, "--labels", LABELS)
     with served(setting, "serve", *models, "--idle", IDLE_MINUTES) as server:
-        said, seen = {}, {}
+        said: dict[tuple[str, float], str] = {}
+        seen: dict[tuple[str, float], str] = {}
         for path in _clips():
             found = server.told("/v1/caption", path.read_bytes())["captions"]
             said |= {(path.name, each["start"]): each["caption"] for each in found}
@@ -110,9 +111,9 @@ def _clips() -> list[Path]:
 def _labels(setting: Setting) -> dict[tuple[str, float], str]:
     """(file, time) → the label that the command gives a frame first."""
     out, store = setting.folder / "labels", setting.folder / "labels-store"
+    where = ["--out", str(out), "--store", str(store)]
     done = subprocess.run(
-        [*PENSTOCK, "label", str(SAMPLES), "--model", DEMO, "--labels", LABELS]
-        + ["--out", str(out), "--store", str(store)],
+        [*PENSTOCK, "label", str(SAMPLES), "--model", DEMO, "--labels", LABELS, *where],
         env=environment(),
         capture_output=True,
         text=True,

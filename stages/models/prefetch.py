@@ -29,11 +29,15 @@ def prefetched(
             return batch, read(batch)
         return None
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
         waiting = deque(pool.submit(following) for _ in range(count))
         while (found := waiting.popleft().result()) is not None:
             waiting.append(pool.submit(following))
             yield found
+    finally:
+        # Not waited for: after an error, the next batch of those that are told may never come.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ adapter are kept and multiplied in 32 bit, as PEFT does by itself, whatever the 
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from stages.models.adapters.reading import MERGE_FIRST, LoraAdapter, read_adapte
 
 NAME = "default"
 """Name that PEFT's layers have for their only adapter."""
+GROUP_BYTES = 32 << 20
+"""Bytes of an adapter beyond which those that were read are put into the half."""
 
 
 def adapted(half: Any, folder: Path, modules: Mapping[str, str]) -> Any:
@@ -41,21 +43,35 @@ def adapted(half: Any, folder: Path, modules: Mapping[str, str]) -> Any:
     inject_adapter_in_model(config, half, NAME)
     # Before they are filled, or they would be rounded to what the half computes in.
     cast_adapter_dtype(half, NAME)
-    tensors = {
-        f"{modules[path]}.lora_{side}.weight": read_matrix(adapter, name)
-        for path, of in adapter.low_rank.items()
-        for side, name in (("A", of.a), ("B", of.b))
-    }
-    result: Any = set_peft_model_state_dict(half, tensors, NAME)
-    unfilled = [name for name in result.missing_keys if ".lora_" in name]
-    if lost := [*result.unexpected_keys, *unfilled]:
+    left = {name for name, _ in half.named_parameters() if ".lora_" in name}
+    for tensors in _in_groups(adapter, modules):
+        result: Any = set_peft_model_state_dict(half, tensors, NAME)
+        left ^= {f"{name.removesuffix('.weight')}.{NAME}.weight" for name in tensors}
+        left |= {*result.unexpected_keys}
+    if left:
         raise EnvironmentFault(
-            f"PEFT finds no place for {len(lost)} tensors of {folder}, such as {lost[0]}",
+            f"PEFT finds no place for {len(left)} tensors of {folder}, such as {min(left)}",
             hint=MERGE_FIRST,
         )
     for path, of in adapter.low_rank.items():
         half.get_submodule(modules[path]).scaling[NAME] = of.scale
     return half.requires_grad_(False).eval()
+
+
+def _in_groups(
+    adapter: LoraAdapter, modules: Mapping[str, str]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the numbers of an adapter by their names in the half, some layers at a time: all of
+    them would be there twice."""
+    found: dict[str, torch.Tensor] = {}
+    for path, of in adapter.low_rank.items():
+        for side, name in (("A", of.a), ("B", of.b)):
+            found[f"{modules[path]}.lora_{side}.weight"] = read_matrix(adapter, name)
+        if sum(matrix.nbytes for matrix in found.values()) > GROUP_BYTES:
+            yield found
+            found = {}
+    if found:
+        yield found
 
 
 def adapted_modules(half: Any) -> int:

@@ -109,8 +109,13 @@ class Encoding:
         for batch in lines_of(self._job.live):
             for member in batch:
                 self._frames.find([member["frames"]])
-            self.batches = [batch]
-            yield [batch]
+                if member["frames"] not in self._frames:
+                    hint = "Ask again: they are read anew"
+                    self._report.failure(member["key"], "gone", "the frames are gone", hint)
+            there = [member for member in batch if member["frames"] in self._frames]
+            if there:
+                self.batches = [there]
+                yield [there]
 
     def _prepared(self, members: Sequence[Member]) -> Prepared | Refusal:
         return self._making.read(self._frames, self._processor, members[0])
