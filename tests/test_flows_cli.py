@@ -57,6 +57,11 @@ COMMANDS = {
         "--memory", "--dry-run", "--quiet", "--json",
     },
     "doctor": {"--measure", "--model"},
+    "tune": {
+        "DATA", "--model", "--out", "--revision", "--store", "--trust-remote-code", "--lora-rank",
+        "--precision", "--epochs", "--steps", "--batch-size", "--lr", "--seed", "--recompute",
+        "--optimizer", "--validate", "--max-new-tokens", "--memory", "--quiet", "--json",
+    },
     "serve": {
         "--index", "--labels", "--templates", "--model", "--caption-model", "--store", "--tiles",
         "--trust-remote-code", "--memory", "--vision-backend", "--idle", "--max-batch",

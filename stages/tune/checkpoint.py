@@ -23,7 +23,7 @@ BEST = "best"
 
 
 @dataclass(kw_only=True, slots=True)
-class Progress:
+class TrainingProgress:
     """How far a training is."""
 
     step: int = 0
@@ -53,7 +53,7 @@ class Progress:
 def keep(
     folder: Path,
     recipe: Mapping[str, Any],
-    progress: Progress,
+    progress: TrainingProgress,
     trained: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> None:
@@ -77,7 +77,7 @@ def go_on(
     recipe: Mapping[str, Any],
     trained: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
-) -> Progress:
+) -> TrainingProgress:
     """Put a checkpoint's numbers where they were, and return how far it is; nothing, where there is
     none of this recipe."""
     from safetensors import safe_open
@@ -86,10 +86,10 @@ def go_on(
         with safe_open(folder / FILE, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("recipe") != digest_of(dict(recipe)):
-                return Progress()
+                return TrainingProgress()
             numbers = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
-        return Progress()
+        return TrainingProgress()
     for at, parameter in enumerate(trained):
         with torch.no_grad():
             parameter.copy_(numbers.pop(f"{at}.value"))
@@ -101,4 +101,4 @@ def go_on(
         parameter = trained[int(at)]
         on = value if what == "step" else value.to(parameter.device)
         optimizer.state[parameter][what] = on
-    return Progress(**found, best=[value for value in best if value is not None])
+    return TrainingProgress(**found, best=[value for value in best if value is not None])

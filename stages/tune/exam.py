@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from stages.process.report import Report
-from stages.tune.checkpoint import Progress
+from stages.tune.checkpoint import TrainingProgress
 from stages.tune.job import TuneJob
 from stages.tune.lessons import Lesson
 from stages.tune.scoring import losses_of, score
@@ -31,7 +31,9 @@ class Exam:
         """Their captions."""
         self._job = job
 
-    def look(self, progress: Progress, trained: Sequence[nn.Parameter], report: Report) -> None:
+    def look(
+        self, progress: TrainingProgress, trained: Sequence[nn.Parameter], report: Report
+    ) -> None:
         """Note the loss of what is held out, and the numbers if it is the least so far."""
         if not self._lessons:
             return
@@ -42,7 +44,7 @@ class Exam:
             progress.best = [value.detach().cpu().clone() for value in trained]
         report.note(held_out_loss=loss, step=progress.step, loss=progress.losses[-1])
 
-    def score(self, progress: Progress, report: Report) -> None:
+    def score(self, progress: TrainingProgress, report: Report) -> None:
         """Note how near the adapter comes to what is held out."""
         if not self._lessons:
             return

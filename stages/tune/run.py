@@ -17,7 +17,7 @@ from stages.models.loading import warm as warm_model
 from stages.process.job import job_of, told_of
 from stages.process.report import Report
 from stages.tune.adapter import WEIGHTS, add_adapter, write_adapter
-from stages.tune.checkpoint import Progress, go_on, keep
+from stages.tune.checkpoint import TrainingProgress, go_on, keep
 from stages.tune.exam import Exam
 from stages.tune.job import TuneJob
 from stages.tune.lessons import Lesson, check, end_of, ended, lesson_of
@@ -97,7 +97,7 @@ def is_written(job: TuneJob) -> bool:
     return same and (folder / WEIGHTS).is_file()
 
 
-def _record(job: TuneJob, progress: Progress, trained: Any, end: int) -> dict[str, Any]:
+def _record(job: TuneJob, progress: TrainingProgress, trained: Any, end: int) -> dict[str, Any]:
     return {
         "recipe": job.recipe,
         "steps": progress.step,
