@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_who_fails_ends_though_the_next_batch_never_comes() -> None:
         goes_on.wait(6 * SECONDS)
 
     def work() -> None:
-        given = prefetched(told(), lambda batch: batch)
+        given: Any = prefetched(told(), lambda batch: batch)
         with contextlib.suppress(ValueError):
             for _ in given:
                 assert asked.wait(SECONDS)
