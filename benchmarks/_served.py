@@ -64,7 +64,7 @@ class Server:
         )
 
     def memory(self) -> int:
-        """Bytes of the server and all that it started; what they share counts once."""
+        """Bytes of their own of the server and all that it started; what they share counts once."""
         return sum(map(_proportional, tree(self.pid)))
 
     def cpu_seconds(self) -> float:
@@ -180,10 +180,12 @@ def tree(pid: int) -> list[int]:
 
 
 def _proportional(pid: int) -> int:
+    """Return what a process has that no file backs; what it shares, with those that were forked
+    like it, in parts. Libraries would hang on who else has them."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) << 10
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        own = [line for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+        return sum(int(line.split()[1]) << 10 for line in own)
     return 0
 
 
