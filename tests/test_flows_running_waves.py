@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import flows.job.ledger
+import flows.job.tasks
 import flows.planning.sizes
 import flows.running.sequence
 from artifacts.errors import Interrupted
@@ -89,7 +89,7 @@ def test_a_key_is_worked_out_once_a_run(
         asked.append(parts)
         return item_key(*parts)
 
-    monkeypatch.setattr(flows.job.ledger, "item_key", count)
+    monkeypatch.setattr(flows.job.tasks, "item_key", count)
     assert run(config, Stages()) == 5
     assert len(asked) == len(set(asked)) == 3 * 5
 
