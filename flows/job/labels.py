@@ -74,8 +74,19 @@ def label_set(told: str, templates: str = "") -> LabelSet:
         entries = _entries(_read(path, "--labels"), path)
     else:
         entries = [(name.strip(), {}) for name in told.split(",")]
+    return _set_of(entries, forms, told)
+
+
+def labels_named(names: Sequence[str]) -> LabelSet:
+    """Return labels of these names, none of which is a file's. Raises UsageError."""
+    return _set_of([(name, {}) for name in names], TEMPLATES, ",".join(names)[:80])
+
+
+def _set_of(
+    entries: Sequence[tuple[str, Mapping[str, Any]]], forms: Sequence[str], told: str
+) -> LabelSet:
     labels = tuple(_label(name, given, forms) for name, given in entries)
-    check_labels(labels, told)
+    _check(labels, told)
     return LabelSet(labels=labels, templates=tuple(forms))
 
 
@@ -174,8 +185,7 @@ def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
     )
 
 
-def check_labels(labels: Sequence[Label], told: str) -> None:
-    """Raise UsageError for labels that are no set: none, empty, twice, their own ancestors."""
+def _check(labels: Sequence[Label], told: str) -> None:
     names = [label.name for label in labels]
     if not names or not all(names):
         raise UsageError(

@@ -17,8 +17,8 @@ from artifacts.paths import folder_named
 from artifacts.words import counted
 from flows.console.display import Display
 from flows.job.launch import DirectLauncher, StageCall
-from flows.job.prepare import Job
-from flows.job.tasks import Task
+from flows.job.prepare import Job, check_prompts
+from flows.job.tasks import Medium, Task
 from flows.job.tune_config import EPOCHS, TuneConfig
 from flows.job.tune_data import Example, examples_in, split
 from flows.pipelines import TUNE
@@ -26,8 +26,8 @@ from flows.planning.rungs import Rung
 from flows.running.calls import Calls, settings_on
 from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
 from stages.tune import OUTPUT_VERSION, STAGE
+from stages.tune.job import RECORD
 
-RECORD = "tune.json"
 RUN = "run"
 """Folder of an adapter's folder for the record and the logs of the run."""
 MOST_LOST, CHECKPOINTS = 25, 8
@@ -145,13 +145,7 @@ def _members(job: Job, examples: Sequence[Example]) -> list[dict[str, str]]:
         key = each.features if each.features in kept else _key(job, each, tasks)
         kind = next((t.medium.kind for t in tasks.get(str(each.path), ())), "video")
         prompt = each.prompt or job.model.prompt_for(job.config, kind)
-        bad = next((word for word in job.model.profile.placeholders if word in prompt), None)
-        if bad is not None:
-            raise UsageError(
-                f"the prompt of {each.path.name} holds {bad}, which {job.model.name} reads as the "
-                "place of a picture",
-                hint="Leave it out: the picture is placed before the prompt",
-            )
+        check_prompts([Medium(digest="", path=str(each.path), kind=kind, prompt=prompt)], job.model)
         found.append({"features": key, "prompt": prompt, "caption": each.caption.strip()})
     return found
 

@@ -130,15 +130,7 @@ class Captioning:
         return await self._made(medium, upload, hear)
 
     async def _made(self, medium: Medium, upload: Upload, hear: Hear) -> Captioned:
-        listener, key, is_ours = object(), f"{medium.digest} {medium.prompt}", False
-
-        async def make() -> Captioned:
-            nonlocal is_ours
-            is_ours = True
-            try:
-                return await self._make(medium, started)
-            finally:
-                upload.remove()
+        listener, key = object(), f"{medium.digest} {medium.prompt}"
 
         def started(tasks: list[Task]) -> None:
             for at, task in enumerate(tasks):
@@ -146,10 +138,8 @@ class Captioning:
                 of_chunk[listener] = lambda text, at=at: hear(at, text)  # type: ignore[misc]
 
         try:
-            return await self._shared.once(key, make)
+            return await self._shared.once_of(upload, key, lambda: self._make(medium, started))
         finally:
-            if not is_ours:
-                upload.remove()
             for name in [name for name, of in self._listeners.items() if of.pop(listener, None)]:
                 if not self._listeners[name]:
                     del self._listeners[name]
@@ -158,23 +148,23 @@ class Captioning:
         turn = self._turns.setdefault(medium.digest, asyncio.Lock())
         async with turn:
             index = await self._cutting.known(medium)
-            tasks = self._tasks(medium, index) if index else []
+            tasks = self._cutting.tasks(medium, index) if index else []
             seen = bool(tasks) and all([await self._is_encoded(task) for task in tasks])
             if not seen:
                 index = await self._cutting.cut(medium, self._encoding)
-                tasks = self._tasks(medium, index)
+                tasks = self._cutting.tasks(medium, index)
                 await asyncio.gather(*map(self._encoded, tasks))
                 self._cutting.keep(medium, index)
         assert index is not None
         started(tasks)
-        words = await asyncio.gather(*map(self._decoded, tasks))
+        words = await asyncio.gather(*(self._decoded(task, index) for task in tasks))
         return Captioned(index=index, words=tuple(words), cached=False)
 
     async def _said(self, medium: Medium, index: MediaIndex) -> Captioned | None:
         """Return the captions that are in the store, if all are."""
         found: list[Words] = []
-        for task in self._tasks(medium, index):
-            record = await self._stored(task)
+        for task in self._cutting.tasks(medium, index):
+            record = await self._stored(task, index)
             if record is None:
                 return None
             meta = record.meta
@@ -188,17 +178,13 @@ class Captioning:
             )
         return Captioned(index=index, words=tuple(found), cached=True)
 
-    async def _stored(self, task: Task) -> Record | None:
+    async def _stored(self, task: Task, index: MediaIndex) -> Record | None:
         places = [self._of, *([self._other] if self._other else [])]
         for kept, place in zip(self._kept, places, strict=True):
-            index = await self._cutting.known(task.medium)
             key = task_of(task.medium, index, task.chunk, place)[self._decode.writes]
             if key in kept and (record := await kept.read(key)) is not None:
                 return record
         return None
-
-    def _tasks(self, medium: Medium, index: MediaIndex) -> list[Task]:
-        return [task_of(medium, index, chunk, self._of) for chunk in index.chunks]
 
     async def _is_encoded(self, task: Task) -> bool:
         key = task[self._encode.writes]
@@ -214,10 +200,9 @@ class Captioning:
         weight = self._cutting.weight(task, self._encoding)
         await self._cutting.given(task, self._encoding, task[self._encode.writes], member, weight)
 
-    async def _decoded(self, task: Task) -> Words:
+    async def _decoded(self, task: Task, index: MediaIndex) -> Words:
         member = self._calls.member(self._decode, task)
         if self._other is not None:
-            index = await self._cutting.known(task.medium)
             other = task_of(task.medium, index, task.chunk, self._other)
             member["instead"] = other[self._decode.writes]
         key = task[self._decode.writes]

@@ -24,7 +24,6 @@ from flows.serving.uploads import Upload, body_of, stored
 
 BASE64 = 4 / 3
 """Times as large as what it stands for."""
-FINISHED = {"stop": "stop", "length": "length"}
 
 
 class ChatRoutes:

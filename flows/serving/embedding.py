@@ -53,25 +53,16 @@ class PictureEmbedder:
     async def see(self, upload: Upload) -> Seen:
         """Return the vectors of what was sent. Raises Refused."""
         medium = Medium(digest=upload.digest, path=str(upload.path), kind=upload.kind, prompt="")
-        is_ours = False
-
-        async def make() -> Seen:
-            nonlocal is_ours
-            is_ours = True
-            try:
-                return await self._make(medium)
-            finally:
-                upload.remove()
-
         try:
             found = await self._stored(medium)
-            if found is None:
-                return await self._shared.once(medium.digest, make)
-            self._metrics.from_store()
-            return found
-        finally:
-            if not is_ours:  # else others may wait for what is made of it
-                upload.remove()
+        except BaseException:
+            upload.remove()
+            raise
+        if found is None:
+            return await self._shared.once_of(upload, medium.digest, lambda: self._make(medium))
+        upload.remove()
+        self._metrics.from_store()
+        return found
 
     async def _stored(self, medium: Medium) -> Seen | None:
         index = await self._cutting.known(medium)

@@ -169,7 +169,7 @@ def _name_of(host: str) -> str:
 
 async def in_time(receive: Receive, work: Awaitable[Any], seconds: float) -> Any:
     """Return what comes of work, unless who asked is gone by then, or it takes too long. Raises
-    Refused, or Gone."""
+    Refused."""
     doing = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_gone(receive))
     try:

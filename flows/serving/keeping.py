@@ -5,16 +5,12 @@ for each request would be a file for each. What is lost when a server is killed 
 """
 
 import asyncio
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from artifacts.errors import PenstockError
-from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
-
-log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5.0
 FLUSH_RECORDS = 512
@@ -47,7 +43,7 @@ class KeptRecords:
         if found is None and key in self._records:
             try:
                 found = await asyncio.to_thread(self._records.read, key)
-            except (KeyError, PenstockError, DamagedRecord):  # gone meanwhile: it is made again
+            except (KeyError, PenstockError):  # gone meanwhile: it is made again
                 return None
             self.remember(found)
         return found

@@ -7,7 +7,7 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.labels import Labelled, spans_of
-from flows.job.labels import TEMPLATES, Label, LabelSet, check_labels
+from flows.job.labels import LabelSet, labels_named
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.results.labels.judging import judge_of
@@ -41,7 +41,7 @@ class Labeller:
         if not 1 <= top <= 1000:
             raise Refused(422, f"top is {top}", "Give 1 to 1000")
         try:
-            labels = named(names) if names else self._labels
+            labels = labels_named(names) if names else self._labels
         except UsageError as error:
             raise refusal_of(error) from error
         if labels is None:
@@ -89,13 +89,3 @@ class Labeller:
             for span in spans_of(rows, index.duration)
         ]
         return {**told, "frames": frames, "spans": spans}
-
-
-def named(names: Sequence[str]) -> LabelSet:
-    """Return a set of labels of these names. Raises UsageError."""
-    labels = tuple(
-        Label(name=name, prompts=tuple(form.replace("{}", name) for form in TEMPLATES))
-        for name in names
-    )
-    check_labels(labels, ",".join(names)[:80])
-    return LabelSet(labels=labels, templates=TEMPLATES)

@@ -7,11 +7,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from flows.serving.uploads import Upload
+
 Made = TypeVar("Made")
 
 
 class Shared(Generic[Made]):
-    """QueuedWork that several requests wait for."""
+    """Work that several requests wait for."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[Made]] = {}
@@ -31,6 +33,25 @@ class Shared(Generic[Made]):
                 del self._wanted[key]
                 if not task.done():
                     task.cancel()
+
+    async def once_of(self, upload: Upload, key: str, make: Callable[[], Awaitable[Made]]) -> Made:
+        """Do the same of an upload, which is removed when nobody needs it any more: others may wait
+        for what is made of it."""
+        is_ours = False
+
+        async def made() -> Made:
+            nonlocal is_ours
+            is_ours = True
+            try:
+                return await make()
+            finally:
+                upload.remove()
+
+        try:
+            return await self.once(key, made)
+        finally:
+            if not is_ours:
+                upload.remove()
 
     async def _made(self, key: str, make: Callable[[], Awaitable[Made]]) -> Made:
         try:

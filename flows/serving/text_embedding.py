@@ -14,7 +14,7 @@ from flows.serving.shared import Shared
 from stages.embed_texts import STAGE
 
 MOST_TEXTS = 1000
-"""TextEmbedder of one request."""
+"""Texts of one request."""
 MOST_LETTERS = 2000
 """Letters of one text: no model of the kind reads as many."""
 

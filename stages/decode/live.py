@@ -37,10 +37,7 @@ def run_live(job: DecodeJob, report: Report) -> None:
     def read(batch: Batch) -> list[Asked]:
         return [asked for member in batch for asked in _read(features, member, report)]
 
-    def told() -> Iterator[Batch]:
-        yield from lines_of(job.live)
-
-    batches = told()
+    batches: Iterator[Batch] = lines_of(job.live)
     for begun in batches:
         asked = read(begun)
         if asked:

@@ -1,7 +1,9 @@
 """The job of the frames stage, as its process is told it; opens no file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from artifacts.schema import FrameFit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,3 +30,11 @@ class FramesJob:
     """Most pixels of a picture that is read; 0: as many as are ever read."""
     most_chunks: int = 0
     """Most chunks of a video that is cut; 0: any."""
+
+    def fits(self) -> dict[str, FrameFit]:
+        """Return the sizes at which videos and images are kept."""
+        found = {
+            kind: FrameFit(long_edges=tuple((float(a), int(e)) for a, e in edges))
+            for kind, edges in self.fit.items()
+        }
+        return {**found, "image": replace(found["image"], shrinks=self.shrinks)}

@@ -4,12 +4,11 @@ Each file is read whole, and within bounds, because who sends it may mean harm. 
 one is told, and kept nowhere.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, MediaError
-from artifacts.schema import FrameFit, MediaIndex, Sampling
+from artifacts.schema import MediaIndex, Sampling
 from artifacts.store import open_store
 from stages.frames.job import FramesJob
 from stages.frames.medium import MediumToCut
@@ -60,12 +59,8 @@ class FileCutter:
 
     def __init__(self, job: FramesJob, report: Report, watchdog: Watchdog) -> None:
         self._job = job
-        fits = {
-            kind: FrameFit(long_edges=tuple((float(a), int(e)) for a, e in edges))
-            for kind, edges in job.fit.items()
-        }
-        self._fit = fits["video"]
-        self._fit_image = replace(fits["image"], shrinks=job.shrinks)
+        fits = job.fits()
+        self._fit, self._fit_image = fits["video"], fits["image"]
         self._sampling = Sampling(**job.sampling)
         self._sets = Recording(
             open_store(job.store), job.namespace, self._fit_image, report, watchdog

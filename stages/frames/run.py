@@ -10,13 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
 from functools import partial
 from itertools import count, takewhile
 from typing import Any
 
 from artifacts.claims import POLL_SECONDS, Turns, turns_at
-from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
+from artifacts.schema import ChunkIndex, MediaIndex, Sampling
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
 from stages.frames.job import FramesJob
@@ -67,11 +66,7 @@ class Cutting:
 
     def __init__(self, job: FramesJob, report: Report, watchdog: Watchdog) -> None:
         self.store = open_store(job.store)
-        fits = {
-            kind: FrameFit(long_edges=tuple((float(a), int(e)) for a, e in edges))
-            for kind, edges in job.fit.items()
-        }
-        fits["image"] = replace(fits["image"], shrinks=job.shrinks)
+        fits = job.fits()
         self.fit_image = fits["image"]
         self.fit = fits["video"]
         self.record_sets = Recording(self.store, job.namespace, fits["image"], report, watchdog)

@@ -15,12 +15,12 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
+from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX
 
 NAME = "default"
 """What PEFT calls an adapter that has no name."""
 SCALE = 2
 """An adapter's product is added this often (alpha is so many times the rank)."""
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def add_adapter(half: Any, rank: int, seed: int) -> list[nn.Parameter]:
@@ -80,7 +80,7 @@ def numbers_of(half: Any) -> dict[str, torch.Tensor]:
 
     found: Mapping[str, torch.Tensor] = get_peft_model_state_dict(half, adapter_name=NAME)
     return {
-        f"base_model.model.{name}": value.detach().cpu().contiguous()
+        f"{PREFIX}{name}": value.detach().cpu().contiguous()
         for name, value in sorted(found.items())
     }
 
@@ -93,7 +93,7 @@ def write_adapter(half: Any, folder: Path, model: str) -> None:
     config["base_model_name_or_path"] = model
     config["inference_mode"] = True
     told = {name: sorted(v) if isinstance(v, set) else v for name, v in sorted(config.items())}
-    with whole_file(folder / WEIGHTS) as file:
+    with whole_file(folder / ADAPTER_WEIGHTS) as file:
         file.write(save(numbers_of(half), metadata={"format": "pt"}))
-    with whole_file(folder / CONFIG) as file:
+    with whole_file(folder / ADAPTER_CONFIG) as file:
         file.write((json.dumps(told, indent=2, default=str) + "\n").encode())

@@ -5,6 +5,8 @@ from typing import Any
 
 from stages.models.half_job import HalfJob
 
+RECORD = "tune.json"
+"""File of what was learned, beside the adapter."""
 ADAMW, ADAMW8 = "adamw", "adamw8bit"
 """Optimizers: torch's, and that of bitsandbytes, whose moments have 8 bits."""
 
@@ -39,5 +41,3 @@ class TuneJob(HalfJob):
     checkpoint_steps: int = 25
     max_new_tokens: int = 256
     """Longest caption that is said when the adapter is scored."""
-    only_score: bool = False
-    """Whether nothing is trained: the adapter that is there is scored, or the half without one."""

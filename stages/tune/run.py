@@ -12,20 +12,18 @@ from artifacts.files import write_json
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from stages.decode.stored import read_features
+from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.process.job import job_of, told_of
 from stages.process.report import Report
-from stages.tune.adapter import WEIGHTS, add_adapter, write_adapter
+from stages.tune.adapter import add_adapter, write_adapter
 from stages.tune.checkpoint import TrainingProgress, go_on, keep
 from stages.tune.exam import Exam
-from stages.tune.job import TuneJob
+from stages.tune.job import RECORD, TuneJob
 from stages.tune.lessons import Lesson, check, end_of, ended, lesson_of
 from stages.tune.order import examples_of
 from stages.tune.training import Trainer, optimizer_of, rate_at, recomputing
-
-RECORD = "tune.json"
-"""File of what was learned, beside the adapter."""
 
 
 def warm(told: dict[str, Any]) -> None:
@@ -94,7 +92,7 @@ def is_written(job: TuneJob) -> bool:
     except (OSError, ValueError):
         return False
     same = isinstance(record, dict) and record.get("recipe") == job.recipe
-    return same and (folder / WEIGHTS).is_file()
+    return same and (folder / ADAPTER_WEIGHTS).is_file()
 
 
 def _record(job: TuneJob, progress: TrainingProgress, trained: Any, end: int) -> dict[str, Any]:
