@@ -13,15 +13,16 @@ from flows.results.export_read import ExportFound, export_in
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
 from flows.results.status import COLUMNS, StageStatus, advice, cells, places, stages_of, what
+from flows.results.tuned import training_in
 
 ROW = "{:11s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"
 
 
 def status_command(given: argparse.Namespace) -> int:
-    """Print how a run stands, or an export, and return 0 unless there is none. Raises UsageError,
-    EnvironmentFault."""
+    """Print how a run, an export or a training stands, and return 0 unless there is none. Raises
+    UsageError, EnvironmentFault."""
     out = Path(given.out)
-    export, told = export_in(out), {}
+    export, told = export_in(out), dict[str, Any]()
     if export is not None:
         told["checkpoint"] = judged(export)
         if not given.json:
@@ -33,6 +34,11 @@ def status_command(given: argparse.Namespace) -> int:
         if not given.json:
             print(printable(f"last run, into {latest}:"))
         out = latest
+    elif (training := training_in(out)) is not None:
+        out = training.run
+        told["training"] = None if training.tuned is None else training.tuned.to_json()
+        if not given.json:
+            print(printable(training.line()))
     record = load_record(out)
     stages = stages_of(record, time.time())
     if given.json:

@@ -3,14 +3,18 @@
 import argparse
 import json
 
+from flows.cli.plan_command import show
+from flows.cli.tune_refusal import refuse_more_than_adapters
 from flows.console.display import Display, parse_size, printable
+from flows.pipelines import TUNE
 
 
 def tune_command(given: argparse.Namespace) -> int:
     """Run the command, and return the exit code of the contract. Raises PenstockError."""
     from flows.job.tune_config import TuneConfig
-    from flows.running.tune import tune
+    from flows.running.tune import asked_of, tune
 
+    refuse_more_than_adapters(given)
     config = TuneConfig(
         data=given.data,
         model=given.model,
@@ -27,10 +31,15 @@ def tune_command(given: argparse.Namespace) -> int:
         recompute=given.recompute,
         optimizer=given.optimizer,
         validate=given.validate,
+        validate_only=given.validate_only,
+        resume=given.resume,
+        tensorboard=given.tensorboard,
         max_new_tokens=given.max_new_tokens,
         memory=parse_size(given.memory) if given.memory else None,
         trust_remote_code=given.trust_remote_code,
     )
+    if given.dry_run:
+        return show(asked_of(config)[1], TUNE, as_json=given.json)
     result = tune(config, Display(quiet=given.quiet, as_json=given.json))
     if given.json:
         print(json.dumps({"event": "result", **result.to_json()}, ensure_ascii=False))

@@ -39,6 +39,7 @@ SWEPT = (
     "index-folder",
     "rebuild-features",
     "export-model",
+    "tune-captions",
 )
 """Flows whose runs may be started again at any time."""
 PAGE = 200

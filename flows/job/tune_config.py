@@ -7,8 +7,11 @@ from flows.job.config import CaptionConfig
 from stages.tune.job import ADAMW, ADAMW8
 
 OPTIMIZERS = (ADAMW, ADAMW8)
-PRECISIONS = ("native", "fp32", "bf16", "nf4")
-"""The values of `--precision`: those that gradients go through."""
+PRECISIONS = ("native", "fp32", "bf16", "nf4", "auto")
+"""The values of `--precision`: those that gradients go through, and leave to take nf4 where the
+others do not fit."""
+ABOVE_ZERO = ("lora_rank", "epochs", "steps", "batch_size", "lr", "max_new_tokens")
+"""Numbers that are above 0."""
 EPOCHS = 8.0
 """Times that all examples are gone through where nobody says."""
 
@@ -39,6 +42,13 @@ class TuneConfig:
     optimizer: str = ADAMW
     validate: float = 0.1
     """Share of the examples that the adapter is scored by, and not trained on."""
+    validate_only: bool = False
+    """Whether nothing is trained: the adapter in `out`, or the model where there is none, is scored
+    by all examples."""
+    resume: bool = False
+    """Whether to begin with the adapter that is in `out`, though data or options are others."""
+    tensorboard: bool = False
+    """Whether losses and memory are written for TensorBoard."""
     max_new_tokens: int = 256
     memory: int | None = None
     trust_remote_code: bool = False
@@ -48,7 +58,7 @@ class TuneConfig:
             raise UsageError(
                 "--steps and --epochs exclude each other", hint="Leave one of them out"
             )
-        for name in ("lora_rank", "epochs", "steps", "batch_size", "lr", "max_new_tokens"):
+        for name in ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 option = name.replace("_", "-")
@@ -67,10 +77,19 @@ class TuneConfig:
             if not getattr(self, name):
                 raise UsageError(f"--{name} is empty", hint="Give a path")
 
-    def captioning(self, sources: tuple[str, ...], out: str) -> CaptionConfig:
-        """Return how the media of the examples are encoded, and the half is loaded."""
-        return CaptionConfig(
+    def captioning(
+        self, sources: tuple[str, ...], out: str, caption_tokens: int = 0, adapter: str = ""
+    ) -> "TuneRun":
+        """Return how the media of the examples are encoded, and the half is loaded, with an
+        `adapter` that is there; captions have so many tokens at the most."""
+        return TuneRun(
             sources=sources,
+            adapter=adapter,
+            lora_rank=self.lora_rank,
+            recompute=self.recompute,
+            optimizer=self.optimizer,
+            scored_only=self.validate_only,
+            caption_tokens=caption_tokens,
             model=self.model,
             revision=self.revision,
             store=self.store,
@@ -81,3 +100,16 @@ class TuneConfig:
             memory=self.memory,
             trust_remote_code=self.trust_remote_code,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneRun(CaptionConfig):
+    """The run of a training: what its stages need to be told beside what they always are."""
+
+    lora_rank: int = 16
+    recompute: bool = False
+    optimizer: str = ADAMW
+    caption_tokens: int = 0
+    """Most tokens of a caption that is learned, about."""
+    scored_only: bool = False
+    """Whether nothing is trained."""

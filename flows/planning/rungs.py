@@ -6,6 +6,7 @@ from typing import Any
 from artifacts.words import counted
 from flows.pipelines import STAGES
 from stages.memory.shrinking import smaller
+from stages.tune.job import ADAMW8
 
 MLP_CHUNKS = (1024, 256)
 """Positions that go through an MLP at once, where all of a prompt, or of frames, are too many."""
@@ -36,6 +37,14 @@ class Rung:
     seated: bool = False
     """Whether each chunk has a slot of its own, which the next one takes when it is done; of the
     decode stage."""
+    rank: int = 0
+    """Rank of the adapter that is trained, of the tune stage; 0: none is."""
+    caption: int = 0
+    """Most tokens of a caption that is learned, about."""
+    recompute: bool = False
+    """Whether what layers make is computed again for the backward pass, and not kept."""
+    optimizer: str = ""
+    """Optimizer of what is trained."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,6 +62,8 @@ class Rung:
             f"KV cache {self.kv}" if self.kv else "",
             "weights offloaded" if self.offload and not self.block else "",
             f"streamed layer by layer{past}" if self.block else "",
+            "layers computed again" if self.recompute else "",
+            "moments in 8 bit" if self.optimizer == ADAMW8 else "",
         ]
         return ", ".join(filter(None, pieces))
 

@@ -4,10 +4,8 @@ What of the examples' media is not encoded yet is encoded first, as any run does
 trains on the features alone, goes on where an earlier one was, and writes the adapter.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +17,23 @@ from flows.console.display import Display
 from flows.job.launch import DirectLauncher, StageCall
 from flows.job.prepare import Job, check_prompts
 from flows.job.tasks import Medium, Task
-from flows.job.tune_config import EPOCHS, TuneConfig
+from flows.job.tune_config import EPOCHS, TuneConfig, TuneRun
 from flows.job.tune_data import Example, examples_in, split
+from flows.job.waves import BYTES_A_TOKEN
 from flows.pipelines import TUNE
 from flows.planning.rungs import Rung
-from flows.running.calls import Calls, settings_on
+from flows.results.tuned import RUN, Scored, Tuned, refuse_other, scored_in, tuned_in
+from flows.running.calls import Calls
 from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
+from stages.models.adapters.reading import ADAPTER_CONFIG
 from stages.tune import OUTPUT_VERSION, STAGE
-from stages.tune.job import RECORD
 
-RUN = "run"
-"""Folder of an adapter's folder for the record and the logs of the run."""
+BOARD = "tensorboard"
+"""Folder of the run for what TensorBoard shows."""
 MOST_LOST, CHECKPOINTS = 25, 8
 """Steps that a kill loses at the most, and times that a short training is kept."""
 NEAR_SECONDS = 0.05
 """Times of one chunk may differ so much: outputs round them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tuned:
-    """The end of a training."""
-
-    out: Path
-    record: Mapping[str, Any]
-
-    exit_code = 0
-
-    def to_json(self) -> dict[str, Any]:
-        return {"adapter": str(self.out), **self.record}
-
-    def line(self) -> str:
-        """Return the outcome in one line."""
-        losses, scores = self.record["losses"], self.record["scores"]
-        line = f"{counted(self.record['steps'], 'step')}: loss {losses[0]:.3f} to {losses[-1]:.3f}"
-        if scores:
-            first, last = scores[0], scores[-1]
-            line += (
-                f"; of {counted(self.record['held_out'], 'caption')} held out "
-                f"{first['exact']:.0%} were exact before and {last['exact']:.0%} are now"
-            )
-        return f"{line}; the adapter is in {self.out}"
 
 
 def tune(
@@ -66,8 +41,34 @@ def tune(
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
-) -> Tuned:
-    """Train the adapter that is asked for. Raises PenstockError; what is learned is kept."""
+) -> Tuned | Scored:
+    """Train the adapter that is asked for, or score one. Raises PenstockError; what is learned
+    is kept."""
+    examples, asked = asked_of(config)
+    out, watch = Path(asked.out).parent, Watch(display, on_begin)
+    with (
+        prepared(asked, watch, make_launcher, TUNE) as (job, launcher),
+        watch.working(job, launcher, "tuning into", outputs={"adapter": str(out)}) as found,
+    ):
+        sequence, _, _ = found
+        if asked.sources:
+            sequence.fill()
+        with sequence.going_on():
+            told = _told(config, job, examples, out)
+            if not config.validate_only:
+                refuse_other(out, told["recipe"], resume=config.resume)
+
+            def call(rung: Rung) -> StageCall:
+                on = {"rows": rung.batch, "recompute": rung.recompute, "optimizer": rung.optimizer}
+                return Calls(job).once(STAGE, {**told, **on}, rung)
+
+            sequence.once.run(STAGE, call, total=told["steps"])
+    return scored_in(out, asked.adapter) if config.validate_only else tuned_in(out)
+
+
+def asked_of(config: TuneConfig) -> tuple[list[Example], TuneRun]:
+    """Return the examples, and the run that encodes and trains on them. Raises UsageError for
+    media that are not there."""
     out = folder_named(config.out, "out")
     examples = examples_in(config.data)
     missing = [each for each in examples if not each.path.is_file() and not each.features]
@@ -77,37 +78,23 @@ def tune(
             hint="Check the paths; they are seen from the data's folder",
         )
     sources = tuple(dict.fromkeys(str(each.path) for each in examples if each.path.is_file()))
-    watch = Watch(display, on_begin)
-    asked = config.captioning(sources, str(out / RUN))
-    with (
-        prepared(asked, watch, make_launcher, TUNE) as (job, launcher),
-        watch.working(job, launcher, "tuning into", outputs={"adapter": str(out)}) as found,
-    ):
-        sequence, _, _ = found
-        if sources:
-            sequence.fill()
-        with sequence.going_on():
-            told = _told(config, job, examples, out)
-
-            def call(rung: Rung) -> StageCall:
-                settings = settings_on(job.model, rung)
-                label = settings.label if settings else ""
-                recipe = {**told["recipe"], "precision": label}
-                return Calls(job).once(STAGE, {**told, "recipe": recipe, "rows": rung.batch}, rung)
-
-            sequence.once.run(STAGE, call, total=told["steps"])
-    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    return Tuned(out=out, record=record)
+    scored = config.validate_only and (out / ADAPTER_CONFIG).is_file()
+    longest = max(len(each.caption.encode()) for each in examples)
+    tokens = math.ceil(longest / BYTES_A_TOKEN)
+    return examples, config.captioning(sources, str(out / RUN), tokens, str(out) if scored else "")
 
 
 def _told(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) -> dict[str, Any]:
     """Return what the stage is told, but for what hangs on its rung."""
     members = _members(job, examples)
-    trained, held = split(examples, config.validate, config.seed)
+    if config.validate_only:
+        trained, held = list[Example](), list(examples)
+    else:
+        trained, held = split(examples, config.validate, config.seed)
     steps = config.steps or max(
         1, math.ceil((config.epochs or EPOCHS) * len(trained) / config.batch_size)
     )
-    batch = min(config.batch_size, len(trained))
+    batch = min(config.batch_size, max(1, len(trained)))
     chosen = {each.item: member for each, member in zip(examples, members, strict=True)}
     told = {
         "examples": [chosen[each.item] for each in trained],
@@ -117,19 +104,25 @@ def _told(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) 
         "batch": batch,
         "rate": config.lr,
         "seed": config.seed,
-        "recompute": config.recompute,
-        "optimizer": config.optimizer,
         "max_new_tokens": config.max_new_tokens,
-        "checkpoint_steps": max(1, min(MOST_LOST, steps // CHECKPOINTS)),
+        "resume": config.resume,
     }
     recipe = {
         "version": OUTPUT_VERSION,
         "model": job.model.digests["language"],
         "data": digest_of([told["examples"], told["held_out"]]),
+        # As it was asked: a rung that a training went down to is no other training.
+        "precision": config.precision,
+        "optimizer": config.optimizer,
         **{name: value for name, value in told.items() if name not in ("examples", "held_out")},
     }
-    features = job.ledger.namespaces["features"]
-    where = {"store": job.store.url, "features_namespace": features, "folder": str(out)}
+    where = {
+        "store": job.store.url,
+        "features_namespace": job.ledger.namespaces["features"],
+        "folder": str(out / RUN if config.validate_only else out),
+        "checkpoint_steps": max(1, min(MOST_LOST, steps // CHECKPOINTS)),
+        "tensorboard": str(out / RUN / BOARD) if config.tensorboard else "",
+    }
     return {**told, **where, "recipe": recipe}
 
 

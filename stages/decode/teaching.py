@@ -52,7 +52,7 @@ def expected(half: Any, processor: Any, caption: TaughtCaption) -> torch.Tensor:
     inputs = followed_by(half, open_ended(half, rebuild(processor, [row], [prompt])), ids)
     features = Features(row.features, row.needs, row.blank)
     count = ids.shape[1] + 1
-    with _taking(half, count) as taken:
+    with last_logits(half, count) as taken:
         generate(half, inputs, features, max_new_tokens=1)
     if not taken or taken[-1].shape[1] < count:
         raise UsageError(
@@ -119,7 +119,7 @@ def followed_by(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict
 
 
 @contextmanager
-def _taking(half: Any, count: int) -> Iterator[list[torch.Tensor]]:
+def last_logits(half: Any, count: int) -> Iterator[list[torch.Tensor]]:
     """Have the last `count` positions' logits computed, and yield a list that they come into; the
     last of it is what the outermost model says."""
     taken: list[torch.Tensor] = []

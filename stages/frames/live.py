@@ -16,6 +16,7 @@ from stages.frames.picture import read_picture
 from stages.frames.recording import Recording, blaming
 from stages.frames.video import Video
 from stages.frames.watchdog import Watchdog
+from stages.memory.heap import kept
 from stages.process.events import MediumRead
 from stages.process.job import job_of
 from stages.process.live import lines_of
@@ -31,6 +32,7 @@ NO_MEMORY = "no-memory"
 
 def run(told: dict[str, Any], report: Report) -> None:
     """Store the frames of each medium that is told, and tell what is in it, or why not."""
+    kept()
     job, watchdog = job_of(FramesJob, told), Watchdog()
     cutter = FileCutter(job, report, watchdog)
     report.note(ready=True)

@@ -52,6 +52,30 @@ def add_adapter(half: Any, rank: int, seed: int) -> list[nn.Parameter]:
     return trained
 
 
+def begin_with(half: Any, folder: Path) -> None:
+    """Give a half's new adapter the numbers of one that was written. Raises UsageError for one of
+    another shape."""
+    from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        numbers = load_file(folder / ADAPTER_WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(
+            f"there is no adapter in {folder} to go on from",
+            hint="Leave --resume out, or check the path",
+        ) from error
+    own = numbers_of(half)
+    if {n: v.shape for n, v in own.items()} != {n: v.shape for n, v in numbers.items()}:
+        raise UsageError(
+            f"the adapter in {folder} is of another shape than this training's",
+            hint="Give the --lora-rank that it has (adapter_config.json: r), or another --out",
+        )
+    bare = {name.removeprefix(PREFIX): value for name, value in numbers.items()}
+    set_peft_model_state_dict(half, bare, adapter_name=NAME)
+
+
 def linear_paths(half: Any) -> Iterator[str]:
     """Yield the paths of the linear layers that read text, but of the one that makes words."""
     head, decoder = half.get_output_embeddings(), half.get_decoder()

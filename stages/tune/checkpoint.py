@@ -31,6 +31,8 @@ class TrainingProgress:
     """Mean loss of a token, of each step."""
     scores: list[dict[str, Any]] = field(default_factory=list)
     """What the adapter scored, and after which step."""
+    memory: list[int] = field(default_factory=list)
+    """Bytes that the process had after each step."""
     held_out: list[tuple[int, float]] = field(default_factory=list)
     """Step, and the mean loss of a token of what is held out, after each epoch."""
     best: list[torch.Tensor] = field(default_factory=list)
@@ -45,9 +47,15 @@ class TrainingProgress:
         return {
             "step": self.step,
             "losses": self.losses,
+            "memory": self.memory,
             "scores": self.scores,
             "held_out": self.held_out,
         }
+
+
+def kind_of(optimizer: torch.optim.Optimizer) -> str:
+    """Return a word for what an optimizer keeps of each number."""
+    return type(optimizer).__name__
 
 
 def keep(
@@ -67,7 +75,11 @@ def keep(
             kept = value if isinstance(value, torch.Tensor) else torch.tensor(value)
             numbers[f"{at}.{name}"] = kept.detach().cpu().contiguous()
     numbers |= {f"{at}.{BEST}": value for at, value in enumerate(progress.best)}
-    metadata = {"recipe": digest_of(dict(recipe)), "progress": json.dumps(progress.to_json())}
+    metadata = {
+        "recipe": digest_of(dict(recipe)),
+        "optimizer": kind_of(optimizer),
+        "progress": json.dumps(progress.to_json()),
+    }
     with whole_file(folder / FILE) as file:
         file.write(save(numbers, metadata=metadata))
 
@@ -77,26 +89,27 @@ def go_on(
     recipe: Mapping[str, Any],
     trained: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
-) -> TrainingProgress:
-    """Put a checkpoint's numbers where they were, and return how far it is; nothing, where there is
-    none of this recipe."""
+) -> TrainingProgress | None:
+    """Put a checkpoint's numbers where they were, and return how far it is; None, where there is
+    none of this recipe. An optimizer of another kind begins anew with its moments."""
     from safetensors import safe_open
 
     try:
         with safe_open(folder / FILE, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("recipe") != digest_of(dict(recipe)):
-                return TrainingProgress()
+                return None
             numbers = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
-        return TrainingProgress()
+        return None
     for at, parameter in enumerate(trained):
         with torch.no_grad():
             parameter.copy_(numbers.pop(f"{at}.value"))
     found = json.loads(metadata["progress"])
     found["held_out"] = [(step, loss) for step, loss in found["held_out"]]
     best = [numbers.pop(f"{at}.{BEST}", None) for at in range(len(trained))]
-    for name, value in numbers.items():
+    kept = numbers if metadata.get("optimizer") == kind_of(optimizer) else {}
+    for name, value in kept.items():
         at, _, what = name.partition(".")
         parameter = trained[int(at)]
         on = value if what == "step" else value.to(parameter.device)

@@ -21,14 +21,11 @@ class Exam:
         half: Any,
         processor: Any,
         lessons: Sequence[Lesson],
-        right: Sequence[str],
         job: TuneJob,
     ) -> None:
         self._half = half
         self._processor = processor
         self._lessons = lessons
-        self._right = right
-        """Their captions."""
         self._job = job
 
     def look(
@@ -48,9 +45,9 @@ class Exam:
         """Note how near the adapter comes to what is held out."""
         if not self._lessons:
             return
-        asked = (self._half, self._processor, self._lessons, self._right)
-        more = (self._job.rows, self._job.max_new_tokens)
-        found = without_gradients(self._half, lambda: score(*asked, *more))
+        asked = (self._half, self._processor, self._lessons, self._job.rows)
+        most = self._job.max_new_tokens
+        found = without_gradients(self._half, lambda: score(*asked, most))
         at = progress.best_step or progress.step
         progress.scores.append({"step": at if progress.step else 0, **found})
         report.note(score=found["exact"])

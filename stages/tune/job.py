@@ -7,6 +7,8 @@ from stages.models.half_job import HalfJob
 
 RECORD = "tune.json"
 """File of what was learned, beside the adapter."""
+SCORE = "score.json"
+"""File of how near a half comes to captions that it is only scored by."""
 ADAMW, ADAMW8 = "adamw", "adamw8bit"
 """Optimizers: torch's, and that of bitsandbytes, whose moments have 8 bits."""
 
@@ -18,13 +20,16 @@ class TuneJob(HalfJob):
     store: str
     features_namespace: str
     examples: list[dict[str, str]]
-    """`features` (their key), `prompt` and `caption` of each chunk."""
+    """`features` (their key), `prompt` and `caption` of each chunk; none: nothing is trained, and
+    the half is scored as it is."""
     held_out: list[dict[str, str]]
     """Examples that are not trained on, by which the adapter is scored."""
     folder: str
     """Folder of the checkpoints, and of the adapter in the end."""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """All that decides the adapter's bytes: a checkpoint of another one is not gone on with."""
+    """All that decides the adapter: a checkpoint of another one is not gone on with."""
+    resume: bool = False
+    """Whether to begin with the adapter that is in the folder, and not with a new one."""
     rank: int = 16
     steps: int
     """Times that the weights are changed."""
@@ -41,3 +46,5 @@ class TuneJob(HalfJob):
     checkpoint_steps: int = 25
     max_new_tokens: int = 256
     """Longest caption that is said when the adapter is scored."""
+    tensorboard: str = ""
+    """Folder of what TensorBoard shows; empty: nothing is written for it."""

@@ -7,7 +7,7 @@ prompts have equal lengths; what fills up shorter captions stands behind them, w
 place sees it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,13 @@ from torch.nn.functional import cross_entropy, pad
 
 from artifacts.errors import UsageError
 from stages.decode.reading import far, rounding
-from stages.decode.teaching import TaughtCaption, expected, followed_by, looks_ahead
+from stages.decode.teaching import (
+    TaughtCaption,
+    expected,
+    followed_by,
+    last_logits,
+    looks_ahead,
+)
 from stages.models.halves.delivery import forward
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
@@ -29,21 +35,35 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lesson:
-    """One example."""
+    """One example. Its features stay in the store: those of all would take more than the half."""
 
-    row: FeatureRecord
+    read: Callable[[], FeatureRecord]
+    """Function that reads its features."""
     prompt: str
+    caption: str
     ids: torch.Tensor
     """Tokens of the caption and the one that ends it, [tokens]."""
-    prompt_tokens: int = 0
+    joins_with: object
+    """Value that is equal for examples that can go through the half together."""
+
+    @property
+    def row(self) -> FeatureRecord:
+        return self.read()
 
 
-def lesson_of(half: Any, processor: Any, row: FeatureRecord, prompt: str, caption: str) -> Lesson:
+def lesson_of(
+    half: Any, processor: Any, read: Callable[[], FeatureRecord], prompt: str, caption: str
+) -> Lesson:
     """Return an example in tokens, without the one that ends it."""
+    row = read()
     ids = processor.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"]
     inputs = open_ended(half, rebuild(processor, [row], [prompt]))
     return Lesson(
-        row=row, prompt=prompt, ids=ids[0].long(), prompt_tokens=text_ids(inputs).shape[1]
+        read=read,
+        prompt=prompt,
+        caption=caption,
+        ids=ids[0].long(),
+        joins_with=(row.joins_with(), text_ids(inputs).shape[1]),
     )
 
 
@@ -74,9 +94,9 @@ def logits_of(
     inputs = rebuild(processor, rows, [lesson.prompt for lesson in lessons])
     inputs = followed_by(half, open_ended(half, inputs), said)
     features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
-    made = forward(half, inputs, features, use_cache=False)
-    logits: torch.Tensor = made.logits[:, -count:]
-    return logits
+    with last_logits(half, count) as taken:
+        forward(half, inputs, features, use_cache=False)
+    return taken[-1][:, -count:]
 
 
 def check(half: Any, processor: Any, lesson: Lesson) -> None:

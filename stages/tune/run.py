@@ -3,11 +3,11 @@ frames nor the vision half."""
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UsageError
 from artifacts.files import write_json
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
@@ -16,14 +16,23 @@ from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.process.job import job_of, told_of
+from stages.process.memory import anonymous_bytes
 from stages.process.report import Report
-from stages.tune.adapter import add_adapter, write_adapter
+from stages.tune.adapter import add_adapter, begin_with, write_adapter
+from stages.tune.board import Board
 from stages.tune.checkpoint import TrainingProgress, go_on, keep
 from stages.tune.exam import Exam
-from stages.tune.job import RECORD, TuneJob
+from stages.tune.job import RECORD, SCORE, TuneJob
 from stages.tune.lessons import Lesson, check, end_of, ended, lesson_of
 from stages.tune.order import examples_of
-from stages.tune.training import Trainer, optimizer_of, rate_at, recomputing
+from stages.tune.scoring import score
+from stages.tune.training import (
+    Trainer,
+    optimizer_of,
+    rate_at,
+    recomputing,
+    without_gradients,
+)
 
 
 def warm(told: dict[str, Any]) -> None:
@@ -34,15 +43,27 @@ def warm(told: dict[str, Any]) -> None:
 
 
 def run(told: dict[str, Any], report: Report) -> None:
-    """Train the adapter of a TuneJob, from where an earlier process was, and write it."""
+    """Train the adapter of a TuneJob, from where an earlier process was, and write it; or score
+    the half as it is."""
     job = job_of(TuneJob, told)
-    if is_written(job):
+    if job.examples and is_written(job):
         return
     source = ModelJob.of(told_of(job))
     processor, held = source.processor(), source.hold("language")
     report.note(ready=True, **facts(held.model))
     report.total(job.steps)
-    held.use(partial(_tune, job, processor, report))
+    held.use(partial(_tune if job.examples else _score, job, processor, report))
+
+
+def _score(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
+    """Say how near the half comes to what is held out, and train nothing."""
+    lessons = _lessons(job, processor, half, job.held_out)
+    end = end_of(half, processor, lessons[:4])
+    lessons = [ended(lesson, end) for lesson in lessons]
+    asked = (half, processor, lessons, job.rows, job.max_new_tokens)
+    found = without_gradients(half, lambda: score(*asked))
+    write_json(Path(job.folder) / SCORE, {"captions": len(lessons), "end_token": end, **found})
+    report.item("score")
 
 
 def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
@@ -53,35 +74,51 @@ def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
     end = end_of(half, processor, lessons[:4])
     lessons = [ended(lesson, end) for lesson in lessons]
     held_out = [ended(lesson, end) for lesson in held_out]
-    right = [member["caption"].strip() for member in job.held_out]
     trained = add_adapter(half, job.rank, job.seed)
     optimizer = optimizer_of(job.optimizer, trained, job.rate)
     progress = go_on(folder, job.recipe, trained, optimizer)
+    if job.resume and progress is None:
+        begin_with(half, folder)
+    # At once, so that whoever resumes and is killed begins with the same adapter again.
+    progress = progress or TrainingProgress()
     half.train()
     if job.recompute:
         recomputing(half)
     trainer = Trainer(half, processor, trained, optimizer, report, job.rows)
-
-    exam = Exam(half, processor, held_out, right, job)
+    exam = Exam(half, processor, held_out, job)
+    store = partial(keep, folder, job.recipe, progress, trained, optimizer)
+    told = partial(_record, job, progress, trained, end)
+    if not progress.step and job.resume:
+        store()
     if not progress.scores:
         exam.score(progress, report)
-    epoch = math.ceil(len(lessons) / job.batch)
-    while progress.step < job.steps:
-        places = examples_of(progress.step, len(lessons), job.batch, job.seed)
-        rate = rate_at(progress.step, job.steps, job.rate)
-        progress.losses.append(trainer.step([lessons[at] for at in places], rate))
-        progress.step += 1
-        report.item(f"step {progress.step}")
-        last = progress.step == job.steps
-        if progress.step % epoch == 0 or last:
-            exam.look(progress, trained, report)
-        if progress.step % job.checkpoint_steps == 0 or last:
-            keep(folder, job.recipe, progress, trained, optimizer)
+    with Board(job.tensorboard, progress) as board:
+        while progress.step < job.steps:
+            _step(job, trainer, lessons, progress)
+            board.add(progress)
+            report.item(f"step {progress.step}")
+            last = progress.step == job.steps
+            if progress.step % math.ceil(len(lessons) / job.batch) == 0 or last:
+                exam.look(progress, trained, report)
+                board.add_held_out(progress)
+            if progress.step % job.checkpoint_steps == 0 or last:
+                store()
+                write_json(folder / RECORD, told(finished=False))
     for parameter, value in zip(trained, progress.best, strict=False):
         parameter.data.copy_(value)
     exam.score(progress, report)
     write_adapter(half, folder, job.model)
-    write_json(folder / RECORD, _record(job, progress, trained, end))
+    write_json(folder / RECORD, told(finished=True))
+
+
+def _step(
+    job: TuneJob, trainer: Trainer, lessons: Sequence[Lesson], progress: TrainingProgress
+) -> None:
+    places = examples_of(progress.step, len(lessons), job.batch, job.seed)
+    rate = rate_at(progress.step, job.steps, job.rate)
+    progress.losses.append(trainer.step([lessons[at] for at in places], rate))
+    progress.memory.append(anonymous_bytes())
+    progress.step += 1
 
 
 def is_written(job: TuneJob) -> bool:
@@ -91,19 +128,27 @@ def is_written(job: TuneJob) -> bool:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    same = isinstance(record, dict) and record.get("recipe") == job.recipe
-    return same and (folder / ADAPTER_WEIGHTS).is_file()
+    same = (
+        isinstance(record, dict) and record.get("recipe") == job.recipe and record.get("finished")
+    )
+    return bool(same) and (folder / ADAPTER_WEIGHTS).is_file()
 
 
-def _record(job: TuneJob, progress: TrainingProgress, trained: Any, end: int) -> dict[str, Any]:
+def _record(
+    job: TuneJob, progress: TrainingProgress, trained: Any, end: int, *, finished: bool
+) -> dict[str, Any]:
     return {
         "recipe": job.recipe,
+        "finished": finished,
         "steps": progress.step,
         "examples": len(job.examples),
         "held_out": len(job.held_out),
+        "precision": job.precision,
+        "optimizer": job.optimizer,
         "trained_parameters": sum(each.numel() for each in trained),
         "end_token": end,
         "losses": progress.losses,
+        "memory_bytes": progress.memory,
         "held_out_losses": progress.held_out,
         "best_step": progress.best_step or progress.step,
         "scores": progress.scores,
@@ -114,12 +159,13 @@ def _lessons(
     job: TuneJob, processor: Any, half: Any, members: list[dict[str, str]]
 ) -> list[Lesson]:
     features = RecordSet(open_store(job.store), "features", job.features_namespace)
-    found = [
+    return [
         lesson_of(
-            half, processor, read_features(features, m["features"]), m["prompt"], m["caption"]
+            half,
+            processor,
+            partial(read_features, features, each["features"]),
+            each["prompt"],
+            each["caption"],
         )
-        for m in members
+        for each in members
     ]
-    if not found and members is job.examples:
-        raise UsageError("there is no example to train on", hint="Give more captions")
-    return found

@@ -12,7 +12,6 @@ from stages.models.halves.records import merge_blank, merge_rows
 from stages.models.processors.prepare import open_ended, rebuild
 from stages.tune.lessons import Lesson, loss_of
 from stages.tune.order import together
-from stages.tune.training import joins_with
 
 SHOWN = 8
 """Captions that are kept to be looked at."""
@@ -24,7 +23,9 @@ def losses_of(half: Any, processor: Any, lessons: Sequence[Lesson], rows: int) -
     with torch.no_grad():
         total = sum(
             float(loss_of(half, processor, some))
-            for some in together(lessons, rows, joins_with, lambda each: len(each.ids))
+            for some in together(
+                lessons, rows, lambda each: each.joins_with, lambda each: len(each.ids)
+            )
         )
     return total / max(1, tokens)
 
@@ -36,7 +37,7 @@ def said_of(
     make_greedy(half, processor)
     found: dict[int, str] = {}
     numbered = list(enumerate(lessons))
-    groups = together(numbered, rows, lambda each: joins_with(each[1]), lambda each: each[0])
+    groups = together(numbered, rows, lambda each: each[1].joins_with, lambda each: each[0])
     for some in groups:
         rows_of = [lesson.row for _, lesson in some]
         prompts = [lesson.prompt for _, lesson in some]
@@ -53,14 +54,13 @@ def score(
     half: Any,
     processor: Any,
     lessons: Sequence[Lesson],
-    captions: Sequence[str],
     rows: int,
     most: int,
 ) -> dict[str, Any]:
     """Return how near the half comes to these captions: the loss of a token, the share that it
     says to the letter, the share of words that both have, and some of what it says."""
     said = said_of(half, processor, lessons, rows, most)
-    pairs = list(zip(said, captions, strict=True))
+    pairs = [(one, lesson.caption) for one, lesson in zip(said, lessons, strict=True)]
     return {
         "loss": losses_of(half, processor, lessons, rows),
         "exact": sum(one == other for one, other in pairs) / max(1, len(pairs)),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from artifacts.errors import UsageError
 from stages.memory.shrinking import attempt, smaller
 from stages.process.report import Report
 from stages.tune.job import ADAMW8
@@ -75,24 +76,28 @@ class Trainer:
                 raise MemoryError(words)
             failed, self._rows = self._rows, smaller(self._rows)
             self._report.rung(self._rows, failed=failed, error=words[:200])
+        if not math.isfinite(loss := found.pop()):
+            raise UsageError(
+                "the loss is no number any more",
+                hint="Run it again with a smaller --lr, into another --out",
+            )
         nn.utils.clip_grad_norm_(self._trained, MOST_NORM)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
-        return found.pop()
+        return loss
 
     def _gradients(self, lessons: Sequence[Lesson]) -> float:
         tokens, total = sum(len(lesson.ids) for lesson in lessons), 0.0
-        for some in together(lessons, self._rows, joins_with, lambda each: len(each.ids)):
+        for some in together(lessons, self._rows, _alike, lambda each: len(each.ids)):
             loss = loss_of(self._half, self._processor, some) / tokens
             loss.backward()
             total += float(loss.detach())
-        return total if math.isfinite(total) else math.inf
+        return total
 
 
-def joins_with(lesson: Lesson) -> object:
-    """Return what examples have alike that go through the half together."""
-    return lesson.row.joins_with(), lesson.prompt_tokens
+def _alike(lesson: Lesson) -> object:
+    return lesson.joins_with
 
 
 def recomputing(half: Any) -> None:

@@ -1,36 +1,133 @@
-"""Estimates what training an adapter on stored features costs; knows no data."""
+"""Estimates what training an adapter on stored features costs, by the arithmetic of `plan --train`;
+knows no data."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
+from artifacts.errors import UsageError
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
+from flows.job.precision import BYTES, PartSettings
+from flows.job.tune_config import TuneRun
+from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.costs import decode
+from flows.planning.costs.part import free_settings, settings_as_run
 from flows.planning.estimate import StageEstimate, Term
+from flows.planning.layers import pass_bytes
 from flows.planning.rungs import Rung, sizes
+from flows.planning.terms import adapter_terms, around, weights
+from flows.planning.training.activations import LOGITS, adapted_layer_bytes, lora_parameters
 from flows.planning.workloads import Workload
+from stages.tune.job import ADAMW8
 
-CAPTION_TOKENS = 256
-"""Tokens of a caption that are reckoned with."""
+FEW_BITS = "nf4"
+"""Precision in few bits that gradients go through."""
+STATES = {"": 4 + 4 + 8, ADAMW8: 4 + 4 + 2 + 2 * 4 / 256}
+"""Bytes of a trained number: itself, its gradient, and what the optimizer keeps of it."""
+BEST = 4
+"""Bytes of it as it was at its best, on the host."""
 KEPT = 34
 """Numbers of a hidden state that a layer keeps of a token for the backward pass, about
-(Korthikanti et al. 2022, equation 1)."""
+(Korthikanti et al. 2022, equation 1), where its dimensions are not known."""
 
 
 def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
-    """Return fewer and fewer examples at once."""
-    precision = model.best("language").precision
-    single = Rung(stage="tune", batch=1, precision=precision)
-    return [replace(single, batch=size) for size in sizes(config.batch_size)]
+    """Return fewer examples at once, then layers computed again, moments in 8 bit, and, by leave,
+    weights in 4 bit."""
+    asked = config if isinstance(config, TuneRun) else TuneRun(sources=(), model=config.model)
+    found: list[Rung] = []
+    for settings in free_settings(model, config, "language"):
+        if settings.kv or (found and settings.precision != FEW_BITS):
+            continue
+        whole = Rung(
+            stage="tune",
+            batch=1,
+            precision=settings.precision,
+            rank=0 if asked.scored_only else asked.lora_rank,
+            caption=asked.caption_tokens,
+            recompute=asked.recompute,
+            optimizer=asked.optimizer,
+        )
+        found += [replace(whole, batch=size) for size in sizes(asked.batch_size)]
+        if not asked.scored_only:
+            again = replace(whole, recompute=True)
+            found += [again, replace(again, optimizer=ADAMW8)]
+    return list(dict.fromkeys(found))
 
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
-    """Add to what reading the prompts takes what is kept of each layer for the backward pass."""
-    new = min(new, CAPTION_TOKENS)
-    found = decode.memory(model, rung, replace(workload, chunks=rung.batch), device=device, new=new)
-    tokens = rung.batch * (workload.tokens + new)
-    width, layers = model.profile.feature_width, max(1, model.profile.language.layers)
-    kept = KEPT * width * layers * tokens * 2
-    why = f"{tokens:,} tokens x {layers} layers x {KEPT} x {width:,}, for the backward pass"
-    terms = [*found.terms, Term(part="activation", bytes=math.ceil(kept), why=why)]
+    """Add up the frozen weights, what is trained, and the more of what a step and what scoring
+    computes with."""
+    scored = decode.memory(
+        model, rung, replace(workload, chunks=rung.batch), device=device, new=new
+    )
+    if not rung.rank:
+        return scored
+    half, settings = model.profile.language, model.best("language")
+    settings = settings_as_run(settings, half, rung)
+    terms = list(weights(half, settings, rung, device))
+    step = list(_step_terms(model, settings, rung, workload))
+    said = [term for term in scored.terms if term.part in ("activation", "kv")]
+    terms += max(step, said, key=lambda some: sum(term.bytes for term in some))
+    terms += [*_states(model, rung), *adapter_terms(settings, rung, rung.batch * workload.tokens)]
+    features = rung.batch * workload.feature_bytes
+    read = Term(part="workspace", bytes=features, why="the features of a step's examples")
+    terms += around(rung, terms, device, read)
     return StageEstimate.of(rung, terms, device=device, workload=workload)
+
+
+def _architecture(model: Model) -> Architecture | None:
+    """Return the dimensions of a model; None where its files do not tell them."""
+    try:
+        found = read_architecture(model.checkpoint)
+    except UsageError:
+        return None
+    return found if found.text is not None else None
+
+
+def _states(model: Model, rung: Rung) -> Iterator[Term]:
+    """Yield what is trained, its gradients and its moments."""
+    architecture, half = _architecture(model), model.profile.language
+    if architecture is None or architecture.text is None:
+        trained = rung.rank * (half.linear_rows + half.linear_modules * model.profile.feature_width)
+    else:
+        trained = lora_parameters(architecture.text, rung.rank)
+    each = STATES.get(rung.optimizer, STATES[""])
+    why = f"{trained / 1e6:,.2f} M trained numbers x {each:g} bytes, with gradients and moments"
+    yield Term(part="weight", bytes=math.ceil(trained * each), why=why)
+    why = f"{trained / 1e6:,.2f} M trained numbers x {BEST} bytes, as they were at their best"
+    yield Term(part="workspace", bytes=trained * BEST, why=why)
+
+
+def _step_terms(
+    model: Model, settings: PartSettings, rung: Rung, workload: Workload
+) -> Iterator[Term]:
+    """Yield what one step computes with: what is kept for the backward pass, and beside it logits
+    or what one layer makes."""
+    architecture, each = _architecture(model), BYTES.get(settings.dtype, 4)
+    tokens = workload.tokens + rung.caption
+    rows, told = rung.batch * tokens, f"{rung.batch} x {tokens:,} tokens"
+    half, width = model.profile.language, model.profile.feature_width
+    layers = max(1, half.layers)
+    logits = vocabulary = 0
+    if architecture is None or architecture.text is None:
+        kept, inside = KEPT * width * each, KEPT * width * each * rows
+    else:
+        text, vocabulary = architecture.text, architecture.vocabulary
+        layers = text.layers
+        fused = settings.attention != "eager"
+        kept = adapted_layer_bytes(text, tokens, rung.rank, each, fused=fused)
+        inside = pass_bytes(text, rung.batch, tokens, each, fused=fused)
+        logits = (sum(LOGITS) + each) * vocabulary * rung.batch * (rung.caption + 1)
+    if rung.recompute:
+        held, inside = each * width * layers * rows, inside + kept * rows
+        why = f"{told} x {layers} layers x {each * width:,} bytes, their inputs"
+    else:
+        held = kept * layers * rows
+        why = f"{told} x {layers} layers x {kept:,} bytes, for the backward pass"
+    yield Term(part="activation", bytes=held, why=why)
+    what = "one layer, with its gradients"
+    if logits > inside:
+        what = f"logits of {rung.caption + 1:,} of them x {vocabulary:,} words, with gradients"
+    yield Term(part="activation", bytes=max(logits, inside), why=what)

@@ -12,6 +12,8 @@ from flows.planning.towers import Tower
 
 HALF = 2
 """Bytes of a number in 16 bit."""
+ADAPTED = 4
+"""Bytes of a number of an adapter that is trained in 32 bit."""
 LORA_DROPOUT = 3
 """Bytes of a number that dropout before a LoRA matrix keeps: a copy and a mask."""
 LOGITS = (4, 4, 4)
@@ -64,6 +66,23 @@ def lora_layer_bytes(tower: Tower, tokens: int, rank: int, *, fused: bool = True
         + LORA_DROPOUT * inputs
         + HALF * rank * len(tower.matrices)
     )
+
+
+def adapted_layer_bytes(
+    tower: Tower, tokens: int, rank: int, each: int, *, fused: bool = True
+) -> int:
+    """Return the same of a frozen layer whose adapters are in 32 bit and have no dropout; `each`
+    are the bytes of a number of the layer. In 16 bit each matrix keeps its input in 32."""
+    query, key, width = tower.attention.query_width, tower.attention.key_width, tower.width
+    inside = tower.mlp.width
+    norms = norm_bytes(tower, trained=False) + (2 * (each - HALF) * width if tower.shifts else 0)
+    scores = scores_bytes(tower, tokens, fused=fused)
+    # The nonlinearity keeps what it is given; a gate, both sides of the product.
+    made = 2 * query + 2 * key + (3 if tower.mlp.gated else 1) * inside
+    inputs = (
+        2 * width + inside if each == ADAPTED else sum(columns for _, columns in tower.matrices)
+    )
+    return norms + scores + each * made + ADAPTED * (inputs + rank * len(tower.matrices))
 
 
 def lora_parameters(tower: Tower, rank: int) -> int:

@@ -18,17 +18,19 @@ from flows.results.report.labels import label_counts, labelled_media
 from flows.results.report.media import FILE, captioned_media, failed_media
 from flows.results.report.parity import export_about, parity_facts
 from flows.results.report.stages import plan_table, stage_table, timeline_of
+from flows.results.report.training import training_facts
 from flows.results.run_read import load_record
 from flows.results.status import advice, kind_of, places, stages_of, written
+from flows.results.tuned import training_in
 
 Rows = Iterator[tuple[str, str]]
 
 
 def facts(out: Path, folder: Path) -> dict[str, Any]:
-    """Return what a page in `folder` shows of the last run into `out`, or of an export: of the run
-    of its original. Raises UsageError when there was none, EnvironmentFault."""
-    export = export_in(out)
-    run = _run_of(export, out)
+    """Return what a page in `folder` shows of the last run into `out`, of a training, or of an
+    export: of the run of its original. Raises UsageError when there was none, EnvironmentFault."""
+    export, training = export_in(out), training_in(out)
+    run = training.run if training else _run_of(export, out)
     record = load_record(run)
     is_labels = kind_of(record) == LABELS
     media = labelled_media(run, folder) if is_labels else captioned_media(run, folder)
@@ -51,6 +53,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
             ("folder", writable(str(run.absolute()))),
         ],
         "parity": parity_facts(export) if export else None,
+        "training": training_facts(training) if training else None,
         "stages": stage_table(record, stages_of(record, time.time())),
         "plan": plan_table(record),
         "timeline": timeline,

@@ -78,6 +78,7 @@ function media() {
 
 run();
 if (data.parity) parity(data.parity);
+if (data.training) training(data.training);
 memory();
 trouble();
 if (data.labels) labels(data.labels, data.media.length, data.files);

@@ -8,7 +8,16 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-SCRIPTS = ("base.js", "plot.js", "windowed.js", "labels.js", "parity.js", "media.js", "page.js")
+SCRIPTS = (
+    "base.js",
+    "plot.js",
+    "windowed.js",
+    "labels.js",
+    "parity.js",
+    "training.js",
+    "media.js",
+    "page.js",
+)
 """Parts of one program, in their order."""
 
 

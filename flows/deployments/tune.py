@@ -1,0 +1,50 @@
+"""Makes a Prefect flow of the training of an adapter, as of the run that captions."""
+
+from typing import Any
+
+from prefect import State, flow
+from pydantic import ConfigDict, with_config
+
+from flows.console.display import Display
+from flows.deployments.runs import PipelineResult, run_in_flow
+from flows.deployments.schema import CaptionConfig
+from flows.job.tune_config import ABOVE_ZERO, OPTIMIZERS, PRECISIONS, TuneConfig
+from flows.running.run import LauncherMaker, OnBegin
+from flows.running.tune import tune
+
+ADAPTER = "adapter"
+"""Name of what is made: the stage that makes it has the bar `penstock-tune`."""
+
+
+def tighten_tune(schema: dict[str, Any]) -> None:
+    """Make Prefect refuse before a run what TuneConfig would refuse in it."""
+    fields = schema["properties"]
+    fields["precision"]["enum"] = list(PRECISIONS)
+    fields["optimizer"]["enum"] = list(OPTIMIZERS)
+    fields["validate"] |= {"minimum": 0, "exclusiveMaximum": 1}
+    fields["memory"]["anyOf"][0]["exclusiveMinimum"] = 0
+    for name in ABOVE_ZERO:
+        fields[name].get("anyOf", [fields[name]])[0]["exclusiveMinimum"] = 0
+    for name in ("data", "model", "out"):
+        fields[name]["minLength"] = 1
+
+
+with_config(
+    ConfigDict(extra="forbid", use_attribute_docstrings=True, json_schema_extra=tighten_tune)
+)(TuneConfig)
+
+
+@flow(name="tune-captions", persist_result=False)
+def tune_captions(config: TuneConfig) -> State[Any]:
+    """Train an adapter on captions; the fields of `config` are the options of `penstock tune`.
+
+    Relative paths are looked up as `caption-videos` does. A run that died goes on from its last
+    checkpoint when it is started again.
+    """
+
+    def run(
+        _: CaptionConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
+    ) -> PipelineResult:
+        return tune(config, display, make_launcher, on_begin)
+
+    return run_in_flow(config.captioning((), config.out), run, ADAPTER)

@@ -1,0 +1,189 @@
+"""Reads what a training left in an adapter's folder, which people may have changed. It trains
+nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.captions import Failure
+from artifacts.errors import UsageError
+from artifacts.shapes import Each, anything, count, number, read_json
+from artifacts.words import counted
+from stages.models.adapters.reading import ADAPTER_WEIGHTS
+from stages.tune import STAGE
+from stages.tune.job import RECORD, SCORE
+
+RUN = "run"
+"""Folder of an adapter's folder for the record and the logs of the run."""
+RUN_RECORD = "run.json"
+AGAIN = "Train it again: penstock tune DATA --model MODEL --out ADAPTER"
+SCORED = {
+    "exact": number,
+    "words": number,
+    "loss": number,
+    "samples": [{"said": anything, "right": anything}],
+}
+SHAPE = {
+    "recipe": Each(anything),
+    "finished": lambda value: isinstance(value, bool),
+    "steps": count,
+    "examples": count,
+    "held_out": count,
+    "losses": [number],
+    "memory_bytes": [count],
+    "held_out_losses": [anything],
+    "best_step": count,
+    "scores": [{"step": count, **SCORED}],
+}
+"""Shape of `tune.json`."""
+ASKED = {
+    "data": "the captions",
+    "model": "the model",
+    "rank": "--lora-rank",
+    "steps": "--steps or --epochs",
+    "batch": "--batch-size",
+    "rate": "--lr",
+    "seed": "--seed",
+    "precision": "--precision",
+    "optimizer": "--optimizer",
+    "resume": "--resume",
+}
+"""Entry of a recipe → what a person asked by it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuned:
+    """The end of a training, or how far it is."""
+
+    out: Path
+    record: Mapping[str, Any]
+
+    exit_code = 0
+    made = 1
+    """Number of adapters."""
+
+    @property
+    def failures(self) -> list[Failure]:
+        return []
+
+    def to_json(self) -> dict[str, Any]:
+        return {"adapter": str(self.out), **self.record}
+
+    def row(self) -> dict[str, Any]:
+        """Return the outcome as a row of a table."""
+        told = {name: self.record[name] for name in ("steps", "examples", "held_out")}
+        last = self.record["scores"][-1] if self.record["scores"] else {}
+        shown = {name: last[name] for name in ("exact", "words", "loss") if name in last}
+        return {"adapter": str(self.out), **told, **shown}
+
+    def line(self) -> str:
+        """Return the outcome in one line."""
+        losses, scores = self.record["losses"], self.record["scores"]
+        line = counted(self.record["steps"], "step")
+        if losses:
+            line += f": loss {losses[0]:.3f} to {losses[-1]:.3f}"
+        if len(scores) > 1:
+            first, last = scores[0], scores[-1]
+            line += (
+                f"; of {counted(self.record['held_out'], 'caption')} held out "
+                f"{first['exact']:.0%} were exact before and {last['exact']:.0%} are now"
+            )
+        end = "the adapter is in" if self.record["finished"] else "it is not finished, in"
+        return f"{line}; {end} {self.out}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """How near a model comes to captions, with an adapter or without."""
+
+    out: Path
+    adapter: str
+    """Folder of the adapter; empty: the model alone."""
+    score: Mapping[str, Any]
+
+    exit_code = 0
+    made = 1
+    """Number of scores."""
+
+    @property
+    def failures(self) -> list[Failure]:
+        return []
+
+    def to_json(self) -> dict[str, Any]:
+        return {"adapter": self.adapter, **self.score}
+
+    def row(self) -> dict[str, Any]:
+        """Return the outcome as a row of a table."""
+        shown = {name: self.score[name] for name in ("captions", "exact", "words", "loss")}
+        return {"adapter": self.adapter, **shown}
+
+    def line(self) -> str:
+        """Return the outcome in one line."""
+        who = f"with the adapter in {self.adapter}" if self.adapter else "without an adapter"
+        return (
+            f"{who}: of {counted(self.score['captions'], 'caption')} {self.score['exact']:.0%} are "
+            f"exact, {self.score['words']:.0%} of words are common, loss {self.score['loss']:.3f}"
+        )
+
+
+def tuned_in(out: Path) -> Tuned:
+    """Return the training of an adapter's folder. Raises EnvironmentFault."""
+    return Tuned(out=out, record=read_json(out / RECORD, SHAPE, AGAIN, _told_since))
+
+
+def _told_since(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with what older versions did not write."""
+    return {"finished": True, "memory_bytes": [], **record}
+
+
+def scored_in(out: Path, adapter: str) -> Scored:
+    """Return the last score in an adapter's folder. Raises EnvironmentFault."""
+    shape = {"captions": count, **SCORED}
+    return Scored(out=out, adapter=adapter, score=read_json(out / RUN / SCORE, shape, AGAIN, dict))
+
+
+def refuse_other(out: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:
+    """Refuse to train where an adapter lies that was trained otherwise, unless it is to be gone on
+    with. Raises UsageError."""
+    if resume or not (out / ADAPTER_WEIGHTS).is_file():
+        return
+    if not (out / RECORD).is_file():
+        why = "was not trained here"
+    else:
+        found = tuned_in(out).record["recipe"]
+        if (
+            others := [w for name, w in ASKED.items() if found.get(name) != recipe.get(name)]
+        ) == []:
+            return
+        why = f"was trained otherwise ({', '.join(others)})"
+    raise UsageError(
+        f"the adapter in {out} {why}",
+        hint="Give another --out, or --resume to begin with it",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingFound:
+    """A training, as far as it has come."""
+
+    run: Path
+    """Folder of the record of its run."""
+    tuned: Tuned | None
+    """What it learned; None: it has made no step yet."""
+
+    def line(self) -> str:
+        """Return in a line how it stands."""
+        return self.tuned.line() if self.tuned is not None else "no step is made yet"
+
+
+def training_in(out: Path) -> TrainingFound | None:
+    """Return the training that a folder is of; None for any other. Raises EnvironmentFault."""
+    run, made = out / RUN, (out / RECORD).is_file()
+    if (out / RUN_RECORD).exists() or not (made or _is_of_training(run)):
+        return None
+    return TrainingFound(run=run, tuned=tuned_in(out) if made else None)
+
+
+def _is_of_training(run: Path) -> bool:
+    return (run / RUN_RECORD).is_file() and (run / "logs" / f"{STAGE.name}.log").exists()
