@@ -9,7 +9,7 @@ class Case:
     """One stage on one rung."""
 
     shape: str
-    stage: Literal["encode", "decode"]
+    stage: Literal["encode", "decode", "tune"]
     precision: str
     batch: int
     frames: int
@@ -24,6 +24,16 @@ class Case:
     """Whether the batch is of slots."""
     new: int = 12
     """Most tokens of a caption."""
+    rank: int = 0
+    """Rank of the adapter that is trained; 0: none is."""
+    recompute: bool = False
+    """Whether layers are computed again for the backward pass."""
+    optimizer: str = "adamw"
+
+    @property
+    def caption(self) -> str:
+        """Return what is learned, a token a letter."""
+        return "c" * (self.new - 1)
 
     @property
     def prompt(self) -> str:
@@ -61,4 +71,23 @@ CASES = (
     Case(shape="smolvlm", stage="decode", precision="fp32", batch=4, frames=8, slots=True),
     Case(shape="gemma3", stage="decode", precision="bf16", batch=8, frames=4, slots=True),
     Case(shape="qwen3.5", stage="decode", precision="fp32", batch=4, frames=4, slots=True),
+    Case(shape="llava", stage="tune", precision="fp32", batch=2, frames=2, rank=16),
+    Case(shape="llava", stage="tune", precision="bf16", batch=2, frames=2, rank=16),
+    Case(shape="llava", stage="tune", precision="nf4", batch=1, frames=2, rank=16),
+    Case(shape="llava", stage="tune", precision="fp32", batch=2, frames=2, rank=64),
+    Case(shape="llava", stage="tune", precision="fp32", batch=2, frames=2, rank=16, recompute=True),
+    Case(shape="llava", stage="tune", precision="fp32", batch=1, frames=1, rank=16, new=400),
+    Case(shape="qwen2.5-vl", stage="tune", precision="fp32", batch=4, frames=4, rank=16),
+    Case(shape="qwen2.5-vl", stage="tune", precision="bf16", batch=2, frames=4, rank=16),
+    Case(shape="smolvlm", stage="tune", precision="fp32", batch=4, frames=8, rank=8),
+    Case(
+        shape="smolvlm",
+        stage="tune",
+        precision="bf16",
+        batch=2,
+        frames=8,
+        rank=16,
+        recompute=True,
+        optimizer="adamw8bit",
+    ),
 )

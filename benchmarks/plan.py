@@ -10,7 +10,7 @@ the imports take, on a GPU what the driver says is used above what was used befo
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ SIDE = 448
 """Pixels of a side of the frames."""
 BATCHES = 3
 """Of each case, so that some are read while one is computed."""
+STEPS = 3
+"""Of a training."""
 TOKENS = 12
 """Least tokens of a caption."""
 FRAMES = digest_of("frames")
@@ -113,6 +115,10 @@ class Desk:
             offload=case.block > 0,
             prefill=case.prefill,
             seated=case.slots,
+            rank=case.rank,
+            recompute=case.recompute,
+            optimizer=case.optimizer if case.rank else "",
+            caption=case.new if case.rank else 0,
         )
         return estimate(model, rung, [workload], self._device, case.new)
 
@@ -120,7 +126,7 @@ class Desk:
         half = model.best("vision" if case.stage == "encode" else "language")
         features = self._namespace(case.shape, case.frames, "features")
         made = self._folder / f"{features[:16]}-{case.batch}"
-        if case.stage == "decode" and not made.exists():
+        if case.stage != "encode" and not made.exists():
             plain = settle(CaptionConfig(sources=()), model.profile, self._device)["vision"][0]
             self._call("encode", case, model, plain, features, features)
             made.touch()
@@ -164,10 +170,29 @@ class Desk:
             "engine": INFLIGHT if case.slots else DEFAULT_ENGINE,
             "batches": [members[i : i + case.batch] for i in range(0, len(members), case.batch)],
         }
+        if stage == "tune":
+            arguments |= self._trained(case, members)
         log = self._folder / f"{stage}.log"
         launcher = DirectLauncher(lambda name, event: None)
         call = StageCall(name=stage, arguments=arguments, device=self._device, log=log)
         return launcher.start(call).wait()
+
+    def _trained(self, case: Case, members: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+        """Return what a training is told of these examples, two of which are held out."""
+        examples = [{**member, "caption": case.caption} for member in members]
+        return {
+            "examples": examples,
+            "held_out": examples[:2],
+            "folder": str(self._folder / f"adapter-{self._runs}"),
+            "recipe": {"run": self._runs},
+            "rank": case.rank,
+            "steps": STEPS,
+            "batch": case.batch,
+            "rows": case.batch,
+            "rate": 1e-4,
+            "recompute": case.recompute,
+            "optimizer": case.optimizer,
+        }
 
     def _clips(self, frames: int, count: int) -> Iterator[str]:
         """Keys of so many clips of noise."""
@@ -194,6 +219,14 @@ class Desk:
         return digest_of(["namespace", *map(str, parts)])
 
 
+def _training(case: Case) -> str:
+    """Return what is told of a training in a row."""
+    if not case.rank:
+        return ""
+    again = ", computed again" if case.recompute else ""
+    return f", rank {case.rank}, {case.new} tokens{again}, {case.optimizer}"
+
+
 def table(rows: Sequence[Row]) -> list[str]:
     """Markdown."""
     lines = [
@@ -204,7 +237,8 @@ def table(rows: Sequence[Row]) -> list[str]:
         case = row.case
         lines.append(
             f"| {case.shape} | {case.stage}{', streamed' if case.block else ''}"
-            f"{', in pieces' if case.prefill else ''}{', in slots' if case.slots else ''} | "
+            f"{', in pieces' if case.prefill else ''}{', in slots' if case.slots else ''}"
+            f"{_training(case)} | "
             f"{case.precision} | {case.batch} | {case.frames} | "
             f"{row.planned / MIB:,.0f} | {row.measured / MIB:,.0f} | {row.error:+.1%} |"
         )

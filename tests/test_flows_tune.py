@@ -3,20 +3,29 @@ killed goes on to the same bytes."""
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.cli.main import main
+from flows.console.display import Display
+from flows.job.launch import DirectLauncher
+from flows.job.tune_config import TuneConfig
+from flows.results.tuned import Tuned
+from flows.running.tune import tune
 from penstock_demo.clips import write_clips
 from tests.support.pipeline import PENSTOCK, ROOT
+from tests.support.starving import STARVED, VARIABLE
 
 CLIPS = 6
+KILLS = 10
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +75,29 @@ def test_the_loss_falls_and_the_adapter_is_as_peft_writes_it(
 
 @pytest.mark.slow
 def test_a_training_that_is_killed_goes_on_to_the_same_bytes(place: Path) -> None:
-    more = ["--steps", "24", "--precision", "fp32", "--validate", "0.3", "--lr", "2e-3"]
+    more = ["--steps", "64", "--precision", "fp32", "--validate", "0.3", "--lr", "2e-3"]
     assert main(asked(place, "whole", *more)) == 0
-    for _ in range(3):
-        _killed(asked(place, "killed", *more), place / "killed" / "checkpoint.safetensors")
+    draw = random.Random(7)
+    for kill in range(KILLS):
+        at = None if kill % 2 else draw.uniform(0.5, 8.0)
+        _killed(asked(place, "killed", *more), place / "killed" / "checkpoint.safetensors", at)
     assert main(asked(place, "killed", *more)) == 0
     whole, killed = (place / name / "adapter_model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
     assert record(place, "whole")["losses"] == record(place, "killed")["losses"]
 
 
-def _killed(command: list[str], checkpoint: Path) -> None:
-    """Run a training until a checkpoint appears that was not there, and kill it."""
+def _killed(command: list[str], checkpoint: Path, after: float | None) -> None:
+    """Run a training for so many seconds, or else until a checkpoint appears that was not there,
+    and kill it."""
     before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
     process = subprocess.Popen(
         [*PENSTOCK, *command[0:]], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL
     )
+    if after is not None:
+        time.sleep(after)
     until = time.monotonic() + 200
-    while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+    while after is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
@@ -117,6 +131,32 @@ def test_what_cannot_be_learned_from_is_told_in_one_line(
     assert main(command) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert says in told[-1] and not any("Traceback" in line for line in told)
+
+
+@pytest.mark.slow
+def test_what_runs_out_of_memory_goes_on_a_rung_lower(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First fewer examples at once, which the process does by itself; then layers computed again,
+    in another one. The losses are those of a training that had room."""
+    config = TuneConfig(
+        data=str(place / "clips"),
+        model="demo",
+        out=str(place / "tight"),
+        store=str(place / "store"),
+        precision="fp32",
+        steps=8,
+        batch_size=4,
+        validate=0.3,
+    )
+    roomy = tune(replace(config, out=str(place / "roomy")), Display(quiet=True))
+    monkeypatch.setenv(VARIABLE, json.dumps({"tune": {"rows": 1, "again": True}}))
+    tight = tune(config, Display(quiet=True), lambda listen: DirectLauncher(listen, STARVED))
+    told = json.loads((place / "tight" / "run" / "run.json").read_text())
+    names = [rung["name"] for rung in told["rungs"] if rung["stage"] == "tune"]
+    assert names == ["batch 2, fp32", "batch 1, fp32", "batch 1, fp32, layers computed again"]
+    assert isinstance(roomy, Tuned) and isinstance(tight, Tuned)
+    assert tight.record["losses"] == pytest.approx(roomy.record["losses"], rel=1e-3)
 
 
 def test_the_parent_imports_no_model_library() -> None:

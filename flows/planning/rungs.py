@@ -52,7 +52,7 @@ class Rung:
     @property
     def name(self) -> str:
         """Return the rung in words for people: `batch 4, int8`."""
-        if not STAGES[self.stage].reads:
+        if STAGES[self.stage].part is None:
             return f"{self.batch} file{'s' if self.batch > 1 else ''} at once"
         past = f" past up to {self.block} at a time" if self.block > self.batch else ""
         pieces = [

@@ -8,7 +8,7 @@ from artifacts.schema import Part
 from flows.job.launch import Launcher, StageCall
 from flows.job.prepare import Job
 from flows.pipelines import parts_of
-from flows.planning.choose import question_of_model
+from flows.planning.choose import memory_json, question_of, question_of_model
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.planning.start import choose
@@ -58,11 +58,19 @@ class OnceStep:
                 return outcome
 
     def _plan(self, stage: Stage) -> None:
-        """Start on the first rung that fits, whatever the media. Raises CannotFit."""
+        """Start on the first rung that fits the job's media, or any. Raises CannotFit."""
         job = self._job
-        question = question_of_model(job.model, job.config, job.device, (stage,), prompt="")
+        if job.files:
+            question = question_of(job, (stage,))
+        else:
+            question = question_of_model(job.model, job.config, job.device, (stage,), prompt="")
         found = choose(question, job.budget, self._ladder.rungs, self._ladder.known())
         self._ladder.start({name: choice.taken.rung for name, choice in found.items()})
+        plan = self._record.value["plan"]
+        earlier = (plan.get("memory") or {}).get("stages", ())
+        told = memory_json(found, job.budget)
+        others = [each for each in earlier if each["stage"] != stage.name]
+        plan["memory"] = {**told, "stages": [*others, *told["stages"]]}
 
     def _tried(
         self, stage: Stage, call: Callable[[Rung], StageCall], meanwhile: Callable[[], object]

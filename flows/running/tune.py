@@ -6,6 +6,7 @@ trains on the features alone, goes on where an earlier one was, and writes the a
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ def tune(
         prepared(asked, watch, make_launcher, TUNE) as (job, launcher),
         watch.working(job, launcher, "tuning into", outputs={"adapter": str(out)}) as found,
     ):
+        if job.model.profile.route == "joint":
+            raise UsageError(
+                f"{job.model.name} is run whole (joint): it has no features to train on",
+                hint="Choose a model that runs in halves: docs/models.md",
+            )
         sequence, _, _ = found
         if asked.sources:
             sequence.fill()
@@ -70,6 +76,11 @@ def asked_of(config: TuneConfig) -> tuple[list[Example], TuneRun]:
     """Return the examples, and the run that encodes and trains on them. Raises UsageError for
     media that are not there."""
     out = folder_named(config.out, "out")
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise UsageError(
+            "--tensorboard needs TensorBoard, which is not installed",
+            hint="pip install 'penstock[tensorboard]'; the report shows the same curves without",
+        )
     examples = examples_in(config.data)
     missing = [each for each in examples if not each.path.is_file() and not each.features]
     if missing:
@@ -91,10 +102,9 @@ def _told(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) 
         trained, held = list[Example](), list(examples)
     else:
         trained, held = split(examples, config.validate, config.seed)
-    steps = config.steps or max(
-        1, math.ceil((config.epochs or EPOCHS) * len(trained) / config.batch_size)
-    )
     batch = min(config.batch_size, max(1, len(trained)))
+    epoch_steps = math.ceil(len(trained) / batch)
+    steps = config.steps or max(1, math.ceil((config.epochs or EPOCHS) * epoch_steps))
     chosen = {each.item: member for each, member in zip(examples, members, strict=True)}
     told = {
         "examples": [chosen[each.item] for each in trained],

@@ -106,7 +106,7 @@ def followed_by(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict
         if start is None:
             first = half.generation_config.decoder_start_token_id
             start = torch.full((1, 1), half.config.bos_token_id if first is None else first)
-        return {**inputs, DECODED: torch.cat([start, ids], 1)}
+        return {**inputs, DECODED: torch.cat([start.expand(len(ids), -1), ids], 1)}
     length = inputs["input_ids"].shape
     added = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     nothing = torch.zeros_like(ids)  # no picture, in whatever else tells of each token

@@ -81,9 +81,17 @@ def linear_paths(half: Any) -> Iterator[str]:
     head, decoder = half.get_output_embeddings(), half.get_decoder()
     within = {id(module) for module in decoder.modules()}
     for path, module in half.named_modules():
-        # Those in few bits are subclasses.
-        if isinstance(module, nn.Linear) and module is not head and id(module) in within:
+        if _is_linear(module) and module is not head and id(module) in within:
             yield path
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Return whether a layer is a plain product, or one in few bits. A subclass of a model's own,
+    such as a router's, may give more than that."""
+    kind = type(module)
+    return kind is nn.Linear or (
+        isinstance(module, nn.Linear) and kind.__module__.startswith("bitsandbytes.")
+    )
 
 
 def shortened(paths: list[str], half: Any) -> list[str]:

@@ -7,7 +7,7 @@ prompts have equal lengths; what fills up shorter captions stands behind them, w
 place sees it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +43,7 @@ class Lesson:
     caption: str
     ids: torch.Tensor
     """Tokens of the caption and the one that ends it, [tokens]."""
-    joins_with: object
+    joins_with: Hashable
     """Value that is equal for examples that can go through the half together."""
 
     @property

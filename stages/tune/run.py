@@ -2,8 +2,6 @@
 frames nor the vision half."""
 
 import json
-import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from stages.tune.checkpoint import TrainingProgress, go_on, keep
 from stages.tune.exam import Exam
 from stages.tune.job import RECORD, SCORE, TuneJob
 from stages.tune.lessons import Lesson, check, end_of, ended, lesson_of
-from stages.tune.order import examples_of
+from stages.tune.order import Order
 from stages.tune.scoring import score
 from stages.tune.training import (
     Trainer,
@@ -86,6 +84,7 @@ def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
         recomputing(half)
     trainer = Trainer(half, processor, trained, optimizer, report, job.rows)
     exam = Exam(half, processor, held_out, job)
+    order = Order([each.joins_with for each in lessons], job.batch, job.seed)
     store = partial(keep, folder, job.recipe, progress, trained, optimizer)
     told = partial(_record, job, progress, trained, end)
     if not progress.step and job.resume:
@@ -94,11 +93,15 @@ def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
         exam.score(progress, report)
     with Board(job.tensorboard, progress) as board:
         while progress.step < job.steps:
-            _step(job, trainer, lessons, progress)
+            places = order.of_step(progress.step)
+            rate = rate_at(progress.step, job.steps, job.rate)
+            progress.losses.append(trainer.step([lessons[at] for at in places], rate))
+            progress.memory.append(anonymous_bytes())
+            progress.step += 1
             board.add(progress)
             report.item(f"step {progress.step}")
             last = progress.step == job.steps
-            if progress.step % math.ceil(len(lessons) / job.batch) == 0 or last:
+            if progress.step % order.epoch_steps == 0 or last:
                 exam.look(progress, trained, report)
                 board.add_held_out(progress)
             if progress.step % job.checkpoint_steps == 0 or last:
@@ -109,16 +112,6 @@ def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
     exam.score(progress, report)
     write_adapter(half, folder, job.model)
     write_json(folder / RECORD, told(finished=True))
-
-
-def _step(
-    job: TuneJob, trainer: Trainer, lessons: Sequence[Lesson], progress: TrainingProgress
-) -> None:
-    places = examples_of(progress.step, len(lessons), job.batch, job.seed)
-    rate = rate_at(progress.step, job.steps, job.rate)
-    progress.losses.append(trainer.step([lessons[at] for at in places], rate))
-    progress.memory.append(anonymous_bytes())
-    progress.step += 1
 
 
 def is_written(job: TuneJob) -> bool:

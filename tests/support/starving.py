@@ -21,7 +21,7 @@ VARIABLE = "PENSTOCK_TEST_STARVE"
 WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB"
 STARVED = {
     **ENTRIES,
-    **{name: f"tests.support.starving:{name}" for name in ("frames", "encode", "decode")},
+    **{name: f"tests.support.starving:{name}" for name in ("frames", "encode", "decode", "tune")},
 }
 
 
@@ -126,6 +126,23 @@ def decode(job: dict[str, Any], report: Report) -> None:
 
     with hungry("decode", stages.decode.run, job):
         stages.decode.run.run(job, report)
+
+
+def tune(job: dict[str, Any], report: Report) -> None:
+    """Of examples, `rows` at once; where `again` is said, only with layers computed again."""
+    import stages.tune.run
+    import stages.tune.training
+
+    hunger = json.loads(os.environ[VARIABLE])["tune"]
+    learn: Callable[..., Any] = stages.tune.training.loss_of
+
+    def learning(half: Any, processor: Any, lessons: Sequence[Any]) -> Any:
+        if len(lessons) > hunger["rows"] or (hunger.get("again") and not job["recompute"]):
+            raise RuntimeError(WORDS)
+        return learn(half, processor, lessons)
+
+    with patch.object(stages.tune.training, "loss_of", learning):
+        stages.tune.run.run(job, report)
 
 
 def frames(job: dict[str, Any], report: Report) -> None:

@@ -1,0 +1,103 @@
+"""Training on features of models that are run by every route: the loss falls, the adapter loads,
+and captions change; a model that cannot be taught is refused with the reason."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from artifacts.errors import UsageError
+from flows.console.display import Display
+from flows.job.tune_config import TuneConfig
+from flows.results.tuned import Scored, Tuned
+from flows.running.tune import tune
+from tests.support.adapters import adapter_of
+from tests.support.checkpoints import whole_checkpoint
+from tests.support.inside import InsideLauncher, run_inside
+from tests.support.media import picture
+from tests.support.pipeline import Place
+
+pytestmark = pytest.mark.slow
+
+TOKENS = 8
+STEPS = 24
+CAPTION = "red, blue"
+ROUTES = {
+    "gemma3": "protocol",
+    "llama4": "protocol",
+    "perception_lm": "protocol",
+    "florence2": "replay",
+    "blip_2": "splice",
+}
+"""Family → the route that its features go by."""
+REFUSED = {"mllama": "joint"}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for index in range(4):
+        Image.fromarray(picture(3 * index + 1)).save(clips / f"{index}.png")
+    return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
+
+
+def of(place: Place, family: str) -> Place:
+    return replace(place, model=str(whole_checkpoint(family)))
+
+
+def captions(place: Place, **options: Any) -> list[str]:
+    run_inside(place, max_new_tokens=TOKENS, language_precision="fp32", **options)
+    return [caption["caption"] for caption in place.captions()]
+
+
+def tuned(place: Place, **options: Any) -> Tuned | Scored:
+    data = place.out.parent / "data.jsonl"
+    rows = [{"file_name": f"clips/{at}.png", "text": CAPTION} for at in range(4)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    asked = {"steps": STEPS, "lr": 2e-2, "precision": "fp32", "validate": 0.0, "batch_size": 4}
+    config = TuneConfig(
+        data=str(data),
+        model=str(place.model),
+        store=str(place.store),
+        out=str(place.out.parent / "adapter"),
+        max_new_tokens=TOKENS,
+        **{**asked, **options},
+    )
+    return tune(config, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
+
+
+@pytest.mark.parametrize("family", ROUTES)
+def test_the_loss_falls_and_captions_change(place: Place, family: str) -> None:
+    of_family = of(place, family)
+    plain = captions(of_family)
+    told = json.loads((place.out / "run.json").read_text())
+    assert told["plan"]["route"] == ROUTES[family]
+    found = tuned(of_family)
+    assert isinstance(found, Tuned)
+    losses = found.record["losses"]
+    assert losses[-1] < 0.5 * losses[0]
+    said = captions(of_family, adapter=str(place.out.parent / "adapter"))
+    assert said != plain
+    scored = tuned(of_family, validate_only=True)
+    assert isinstance(scored, Scored) and scored.score["loss"] < losses[0]
+
+
+@pytest.mark.parametrize("family", ROUTES)
+def test_an_adapter_of_zeros_says_the_very_bytes(place: Place, family: str) -> None:
+    from stages.models import describe
+
+    of_family = of(place, family)
+    plain = captions(of_family)
+    zero = adapter_of(place.out.parent / "zero", describe(Path(str(of_family.model))), zero=True)
+    assert captions(of_family, adapter=str(zero)) == plain
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_is_run_whole_is_refused_with_the_reason(place: Place, family: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        tuned(of(place, family))
+    assert "\n" not in str(caught.value) and REFUSED[family] in str(caught.value)
