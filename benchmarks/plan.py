@@ -11,7 +11,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from artifacts.schema import MediaKind
 from artifacts.store import open_store
 from benchmarks._peak import taken
 from benchmarks._plan_cases import CASES, Case
+from benchmarks._plan_table import Row, table
 from benchmarks._shapes import build
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, StageCall
@@ -38,7 +39,6 @@ from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.process.outcome import StageOutcome
 
-MIB = 1 << 20
 SIDE = 448
 """Pixels of a side of the frames."""
 BATCHES = 3
@@ -48,21 +48,6 @@ STEPS = 3
 TOKENS = 12
 """Least tokens of a caption."""
 FRAMES = digest_of("frames")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """A case with both numbers."""
-
-    case: Case
-    planned: int
-    measured: int
-    """Bytes."""
-    seconds: float
-
-    @property
-    def error(self) -> float:
-        return self.planned / self.measured - 1
 
 
 class Desk:
@@ -183,8 +168,7 @@ class Desk:
         return {
             "examples": examples,
             "held_out": examples[:2],
-            "folder": str(self._folder / f"adapter-{self._runs}"),
-            "recipe": {"run": self._runs},
+            "folder": tempfile.mkdtemp(prefix="adapter-", dir=self._folder),
             "rank": case.rank,
             "steps": STEPS,
             "batch": case.batch,
@@ -217,35 +201,6 @@ class Desk:
 
     def _namespace(self, *parts: Any) -> str:
         return digest_of(["namespace", *map(str, parts)])
-
-
-def _training(case: Case) -> str:
-    """Return what is told of a training in a row."""
-    if not case.rank:
-        return ""
-    again = ", computed again" if case.recompute else ""
-    return f", rank {case.rank}, {case.new} tokens{again}, {case.optimizer}"
-
-
-def table(rows: Sequence[Row]) -> list[str]:
-    """Markdown."""
-    lines = [
-        "| model | stage | precision | batch | frames | planned MiB | measured MiB | error |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        case = row.case
-        lines.append(
-            f"| {case.shape} | {case.stage}{', streamed' if case.block else ''}"
-            f"{', in pieces' if case.prefill else ''}{', in slots' if case.slots else ''}"
-            f"{_training(case)} | "
-            f"{case.precision} | {case.batch} | {case.frames} | "
-            f"{row.planned / MIB:,.0f} | {row.measured / MIB:,.0f} | {row.error:+.1%} |"
-        )
-    worst = max(rows, key=lambda row: abs(row.error))
-    small = sum(row.measured < 500e6 for row in rows)
-    lines.append(f"\nworst {worst.error:+.1%} of {len(rows)} cases, {small} of them below 500 MB")
-    return lines
 
 
 def main() -> None:

@@ -60,7 +60,8 @@ COMMANDS = {
     "tune": {
         "DATA", "--model", "--out", "--revision", "--store", "--trust-remote-code", "--lora-rank",
         "--precision", "--epochs", "--steps", "--batch-size", "--lr", "--seed", "--recompute",
-        "--optimizer", "--validate", "--max-new-tokens", "--memory", "--quiet", "--json",
+        "--optimizer", "--validate", "--validate-only", "--resume", "--max-new-tokens", "--full",
+        "--zero", "--fsdp", "--gpus", "--memory", "--dry-run", "--tensorboard", "--quiet", "--json",
     },
     "serve": {
         "--index", "--labels", "--templates", "--model", "--caption-model", "--store", "--tiles",

@@ -13,6 +13,7 @@ from flows.planning.stacks import attention_of, mlp_of, stacks_of
 from flows.planning.towers import Tower
 from flows.planning.training.activations import (
     LOGITS,
+    adapted_layer_bytes,
     layer_bytes,
     lora_layer_bytes,
     lora_parameters,
@@ -165,6 +166,36 @@ def test_a_layer_beside_adapters_keeps_a_copy_for_each() -> None:
     assert found[1] - found[0] == (MANY - FEW) * 2 * TOKENS * told
     trained = sum(w.numel() for w in adapted(FEW, rank=8).parameters() if w.requires_grad)
     assert lora_parameters(tower, rank=8) == trained
+
+
+def with_peft(layers: int, attention: str, keys: int, dtype: torch.dtype) -> Any:
+    """As the tune stage trains it: adapters in 32 bit, without dropout."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = decoder(layers, attention, keys).to(dtype).requires_grad_(False)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    inject_adapter_in_model(LoraConfig(r=8, target_modules=targets), model)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("keys", [HEADS, 2])
+def test_what_a_tuned_layer_keeps_is_told_to_the_byte(
+    attention: str, keys: int, dtype: torch.dtype
+) -> None:
+    found = []
+    embedded = torch.randn(2, TOKENS, WIDTH, dtype=dtype)
+    for layers in (FEW, MANY):
+        model = with_peft(layers, attention, keys, dtype)
+        found.append(kept_bytes(lambda model=model: model(inputs_embeds=embedded), model))  # type: ignore[misc]
+    tower = tower_of(decoder(FEW, attention, keys))
+    told = adapted_layer_bytes(tower, TOKENS, 8, dtype.itemsize, fused=attention == "sdpa")
+    assert found[1] - found[0] == (MANY - FEW) * 2 * TOKENS * told
 
 
 class Living(TorchDispatchMode):

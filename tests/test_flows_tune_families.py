@@ -12,7 +12,7 @@ from PIL import Image
 from artifacts.errors import UsageError
 from flows.console.display import Display
 from flows.job.tune_config import TuneConfig
-from flows.results.tuned import Scored, Tuned
+from flows.results.tuned import AdapterScore, Tuned
 from flows.running.tune import tune
 from tests.support.adapters import adapter_of
 from tests.support.checkpoints import whole_checkpoint
@@ -54,7 +54,7 @@ def captions(place: Place, **options: Any) -> list[str]:
     return [caption["caption"] for caption in place.captions()]
 
 
-def tuned(place: Place, **options: Any) -> Tuned | Scored:
+def tuned(place: Place, **options: Any) -> Tuned | AdapterScore:
     data = place.out.parent / "data.jsonl"
     rows = [{"file_name": f"clips/{at}.png", "text": CAPTION} for at in range(4)]
     data.write_text("\n".join(map(json.dumps, rows)))
@@ -83,7 +83,7 @@ def test_the_loss_falls_and_captions_change(place: Place, family: str) -> None:
     said = captions(of_family, adapter=str(place.out.parent / "adapter"))
     assert said != plain
     scored = tuned(of_family, validate_only=True)
-    assert isinstance(scored, Scored) and scored.score["loss"] < losses[0]
+    assert isinstance(scored, AdapterScore) and scored.score["loss"] < losses[0]
 
 
 @pytest.mark.parametrize("family", ROUTES)

@@ -16,6 +16,7 @@ OTHERS = {
     "flows/cli/export_command.py": "export",
     "flows/cli/main.py": "embed export tune",
     "flows/cli/train_plan.py": "frames",
+    "flows/cli/tune_command.py": "tune",
     "flows/job/config.py": "frames",
     "flows/planning/architecture.py": "embed",
     "flows/planning/plan.py": "frames",

@@ -23,12 +23,17 @@ class TuneConfig:
     data: str
     """Captions: a `.jsonl`, `.csv` or `.parquet`, or a folder of media with `.txt` beside them."""
     model: str
+    """Hub id, folder, or `demo`."""
     out: str
     """Folder of the adapter."""
     store: str = ""
+    """Folder of frames and features; empty: as everywhere."""
     revision: str | None = None
+    """Branch, tag or commit of a hub id."""
     precision: str = "native"
+    """Precision of the frozen half."""
     lora_rank: int = 16
+    """Rank of the adapter; alpha is twice that."""
     epochs: float | None = None
     """Times that all examples are gone through; None: by `steps`, or EPOCHS."""
     steps: int | None = None
@@ -38,8 +43,11 @@ class TuneConfig:
     lr: float = 1e-3
     """Largest learning rate."""
     seed: int = 0
+    """Seed of the order, of the adapter's start, and of what is held out."""
     recompute: bool = False
+    """Whether layers are computed again for the backward pass instead of kept."""
     optimizer: str = ADAMW
+    """Optimizer: with moments in 32 bit, or in 8."""
     validate: float = 0.1
     """Share of the examples that the adapter is scored by, and not trained on."""
     validate_only: bool = False
@@ -50,8 +58,11 @@ class TuneConfig:
     tensorboard: bool = False
     """Whether losses and memory are written for TensorBoard."""
     max_new_tokens: int = 256
+    """Longest caption that is said when the adapter is scored."""
     memory: int | None = None
+    """Bytes that a stage may take at the most; None: what is free."""
     trust_remote_code: bool = False
+    """Whether code that comes with the checkpoint is run."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:

@@ -18,7 +18,7 @@ RUN = "run"
 """Folder of an adapter's folder for the record and the logs of the run."""
 RUN_RECORD = "run.json"
 AGAIN = "Train it again: penstock tune DATA --model MODEL --out ADAPTER"
-SCORED = {
+SCORE_SHAPE = {
     "exact": number,
     "words": number,
     "loss": number,
@@ -34,7 +34,7 @@ SHAPE = {
     "memory_bytes": [count],
     "held_out_losses": [anything],
     "best_step": count,
-    "scores": [{"step": count, **SCORED}],
+    "scores": [{"step": count, **SCORE_SHAPE}],
 }
 """Shape of `tune.json`."""
 ASKED = {
@@ -94,7 +94,7 @@ class Tuned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
+class AdapterScore:
     """How near a model comes to captions, with an adapter or without."""
 
     out: Path
@@ -137,10 +137,12 @@ def _told_since(record: dict[str, Any]) -> dict[str, Any]:
     return {"finished": True, "memory_bytes": [], **record}
 
 
-def scored_in(out: Path, adapter: str) -> Scored:
+def scored_in(out: Path, adapter: str) -> AdapterScore:
     """Return the last score in an adapter's folder. Raises EnvironmentFault."""
-    shape = {"captions": count, **SCORED}
-    return Scored(out=out, adapter=adapter, score=read_json(out / RUN / SCORE, shape, AGAIN, dict))
+    shape = {"captions": count, **SCORE_SHAPE}
+    return AdapterScore(
+        out=out, adapter=adapter, score=read_json(out / RUN / SCORE, shape, AGAIN, dict)
+    )
 
 
 def refuse_other(out: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:

@@ -23,7 +23,7 @@ from flows.job.tune_data import Example, examples_in, split
 from flows.job.waves import BYTES_A_TOKEN
 from flows.pipelines import TUNE
 from flows.planning.rungs import Rung
-from flows.results.tuned import RUN, Scored, Tuned, refuse_other, scored_in, tuned_in
+from flows.results.tuned import RUN, AdapterScore, Tuned, refuse_other, scored_in, tuned_in
 from flows.running.calls import Calls
 from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
 from stages.models.adapters.reading import ADAPTER_CONFIG
@@ -42,7 +42,7 @@ def tune(
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
-) -> Tuned | Scored:
+) -> Tuned | AdapterScore:
     """Train the adapter that is asked for, or score one. Raises PenstockError; what is learned
     is kept."""
     examples, asked = asked_of(config)

@@ -134,7 +134,7 @@ def tune(job: dict[str, Any], report: Report) -> None:
     import stages.tune.training
 
     hunger = json.loads(os.environ[VARIABLE])["tune"]
-    learn: Callable[..., Any] = stages.tune.training.loss_of
+    learn: Callable[..., Any] = vars(stages.tune.training)["loss_of"]
 
     def learning(half: Any, processor: Any, lessons: Sequence[Any]) -> Any:
         if len(lessons) > hunger["rows"] or (hunger.get("again") and not job["recompute"]):

@@ -16,7 +16,7 @@ from flows.planning.costs.part import free_settings, settings_as_run
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.layers import pass_bytes
 from flows.planning.rungs import Rung, sizes
-from flows.planning.terms import adapter_terms, around, weights
+from flows.planning.terms import ADDED_BYTES, adapter_terms, around, weights
 from flows.planning.training.activations import LOGITS, adapted_layer_bytes, lora_parameters
 from flows.planning.workloads import Workload
 from stages.tune.job import ADAMW8
@@ -118,7 +118,9 @@ def _step_terms(
         layers = text.layers
         fused = settings.attention != "eager"
         kept = adapted_layer_bytes(text, tokens, rung.rank, each, fused=fused)
-        inside = pass_bytes(text, rung.batch, tokens, each, fused=fused)
+        widest = max(rows_of for rows_of, _ in text.matrices)
+        added = rows * widest * (each + ADDED_BYTES)
+        inside = max(added, pass_bytes(text, rung.batch, tokens, each, fused=fused))
         logits = (sum(LOGITS) + each) * vocabulary * rung.batch * (rung.caption + 1)
     if rung.recompute:
         held, inside = each * width * layers * rows, inside + kept * rows

@@ -31,14 +31,14 @@ def norm_bytes(tower: Tower, *, trained: bool = True) -> int:
     return 2 * (4 + (HALF if trained else 0)) * tower.width + sums
 
 
-def scores_bytes(tower: Tower, tokens: int, *, fused: bool) -> int:
+def scores_bytes(tower: Tower, tokens: int, *, fused: bool, each: int = HALF) -> int:
     """Return the bytes of one token's scores. FlashAttention (Dao et al. 2022) keeps a sum a head,
-    in 32 bit; without it the softmax is kept in 32 bit and in 16, and grouped keys and values
-    repeated for every head."""
+    in 32 bit; without it the softmax is kept in 32 bit and, if that is another, in `each` bytes a
+    number, and grouped keys and values repeated for every head."""
     if fused:
         return 4 * tower.heads
-    repeated = 2 * HALF * (tower.attention.query_width - tower.attention.key_width)
-    return tower.heads * tokens * (4 + HALF) + repeated
+    repeated = 2 * each * (tower.attention.query_width - tower.attention.key_width)
+    return tower.heads * tokens * (4 + (each if each < 4 else 0)) + repeated
 
 
 def layer_bytes(tower: Tower, tokens: int, *, fused: bool = True) -> int:
@@ -76,9 +76,10 @@ def adapted_layer_bytes(
     query, key, width = tower.attention.query_width, tower.attention.key_width, tower.width
     inside = tower.mlp.width
     norms = norm_bytes(tower, trained=False) + (2 * (each - HALF) * width if tower.shifts else 0)
-    scores = scores_bytes(tower, tokens, fused=fused)
+    scores = scores_bytes(tower, tokens, fused=fused, each=each)
     # The nonlinearity keeps what it is given; a gate, both sides of the product.
-    made = 2 * query + 2 * key + (3 if tower.mlp.gated else 1) * inside
+    seen = query if fused or each == ADAPTED else 0  # what comes out of attention
+    made = query + seen + 2 * key + (3 if tower.mlp.gated else 1) * inside
     inputs = (
         2 * width + inside if each == ADAPTED else sum(columns for _, columns in tower.matrices)
     )

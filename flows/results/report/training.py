@@ -26,15 +26,17 @@ def training_facts(training: TrainingFound) -> dict[str, Any] | None:
 
 
 def _losses(record: Mapping[str, Any]) -> dict[str, Any]:
-    series = [{"name": "trained on", "kind": "decode", "points": _thin(record["losses"])}]
+    series = [{"name": "trained on", "kind": "trained", "points": _thin(record["losses"])}]
     if held := record["held_out_losses"]:
-        series.append({"name": "held out", "kind": "encode", "points": [list(one) for one in held]})
+        series.append(
+            {"name": "held out", "kind": "held-out", "points": [list(one) for one in held]}
+        )
     return {"title": "Loss of a token, by step", "series": series}
 
 
 def _memory(record: Mapping[str, Any]) -> dict[str, Any]:
     values = [value / GIB for value in record["memory_bytes"]]
-    series = [{"name": "after each step", "kind": "frames", "points": _thin(values)}]
+    series = [{"name": "after each step", "kind": "memory", "points": _thin(values)}]
     return {"title": "Memory of the host, GiB, by step", "series": series}
 
 

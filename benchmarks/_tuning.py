@@ -1,0 +1,149 @@
+"""One training in a process of its own: on stored features by the language half alone, or on pixels
+by the whole model with its tower frozen. Prints losses, seconds and the peak of memory as JSON.
+
+Both have the same adapter, examples, order and learning rate, and the same code but for what makes
+the logits.
+
+    python -m benchmarks._tuning JOB.json staged|joint
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from artifacts.packs import RecordSet
+from artifacts.store import open_store
+from benchmarks._peak import Peak
+from stages.decode.stored import read_features
+from stages.decode.teaching import followed_by, last_logits
+from stages.models import load_half
+from stages.models.encoding.chunks import read_clip
+from stages.models.halves.features import is_pixels
+from stages.models.processors.prepare import load_processor, open_ended, prepare, rebuild
+from stages.process.report import Report
+from stages.tune import training
+from stages.tune.adapter import add_adapter
+from stages.tune.lessons import Lesson, ended, lesson_of
+from stages.tune.order import Order
+from stages.tune.training import Trainer, optimizer_of, rate_at
+
+
+def main() -> None:
+    told: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    joint = sys.argv[2] == "joint"
+    torch.set_num_threads(int(told["threads"]))
+    import peft  # noqa: F401
+
+    folder = Path(told["model"])
+    processor = load_processor(folder)
+    peak = Peak()
+    if joint:
+        from transformers import AutoModelForImageTextToText
+
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
+    else:
+        model = load_half(folder, "language", dtype=torch.float32)
+    lessons = lessons_of(told, processor, model)
+    clips = Clips(told)
+    trained = add_adapter(model, told["rank"], 0)
+    optimizer = optimizer_of("adamw", trained, told["rate"])
+    model.train()
+    frozen_tower(model)
+    order = Order([lesson.joins_with for lesson in lessons], told["batch"], 0)
+    trainer = Trainer(model, processor, trained, optimizer, Report(2), told["batch"])
+    seen = {id(lesson.ids): member for lesson, member in zip(lessons, told["members"], strict=True)}
+    losses: list[float] = []
+    with patch.object(training, "loss_of", partial(clips.loss, seen)) if joint else Same():
+        began = time.perf_counter()
+        for step in range(told["steps"]):
+            some = [lessons[at] for at in order.of_step(step)]
+            losses.append(trainer.step(some, rate_at(step, told["steps"], told["rate"])))
+        seconds = time.perf_counter() - began
+    print(json.dumps({"losses": losses, "seconds": seconds, "peak_bytes": peak.bytes()}))
+
+
+class Same:
+    """Nothing is another way; a context manager."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def frozen_tower(model: Any) -> None:
+    """Have what is not trained compute as it does when it encodes."""
+    for name, module in model.named_modules():
+        if "vision" in name or "visual" in name:
+            module.eval()
+
+
+def lessons_of(told: dict[str, Any], processor: Any, model: Any) -> list[Lesson]:
+    features = RecordSet(open_store(told["store"]), "features", told["features"])
+    end = model.generation_config.eos_token_id
+    end = end if isinstance(end, int) else end[0]
+    return [
+        ended(
+            lesson_of(
+                model,
+                processor,
+                partial(read_features, features, member["features"]),
+                told["prompt"],
+                member["caption"],
+            ),
+            end,
+        )
+        for member in told["members"]
+    ]
+
+
+class Clips:
+    """The frames of the examples, which a whole model is shown at each step."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self._frames = RecordSet(open_store(told["store"]), "frames", told["frames"])
+
+    def loss(
+        self,
+        members: dict[int, dict[str, str]],
+        model: Any,
+        processor: Any,
+        lessons: Sequence[Lesson],
+    ) -> torch.Tensor:
+        """Return what `loss_of` does, with logits that the whole model makes of pixels."""
+        from stages.tune import lessons as taught
+
+        def logits_of(
+            half: Any, processor: Any, some: Sequence[Lesson], said: torch.Tensor, count: int
+        ) -> torch.Tensor:
+            rows = [prepare(processor, self._clip(members, each)) for each in some]
+            inputs = rebuild(processor, rows, [each.prompt for each in some])
+            inputs = followed_by(half, open_ended(half, inputs), said)
+            with last_logits(half, count) as taken:
+                half(**inputs, **_pixels(rows), use_cache=False)
+            return taken[-1][:, -count:]
+
+        with patch.object(taught, "logits_of", logits_of):
+            return taught.loss_of(model, processor, lessons)
+
+    def _clip(self, members: dict[int, dict[str, str]], lesson: Lesson) -> Any:
+        member = members[id(lesson.ids)]
+        clip = read_clip(self._frames, member)
+        return replace(clip, frames=clip.frames.copy())
+
+
+def _pixels(rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+    """Return the pixels of all rows, one after the other."""
+    names = [name for name in rows[0].inputs if is_pixels(name)]
+    return {name: torch.cat([row.inputs[name] for row in rows]) for name in names}
+
+
+if __name__ == "__main__":
+    main()
