@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from benchmarks._plan_table import Row
 from benchmarks._trial import MIB, Trial
-from benchmarks.plan import Row
 from flows.job.obtainable import QUANTIZED
 
 SLACK = 0.01

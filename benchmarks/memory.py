@@ -19,9 +19,10 @@ from typing import Literal
 
 from benchmarks._llava import SEVEN_B, SMALL, TINY, Llava, build
 from benchmarks._plan_cases import Case
+from benchmarks._plan_table import table
 from benchmarks._trial import HEADS, MIB, Bed
 from benchmarks._verdicts import Check, judge_auto, judge_native, judge_nf4, judge_plan
-from benchmarks.plan import Desk, table
+from benchmarks.plan import Desk
 from flows.console.display import parse_size
 from flows.job.config import CaptionConfig
 from flows.job.precision import settle

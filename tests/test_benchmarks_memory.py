@@ -10,9 +10,9 @@ import pytest
 from benchmarks import _llava, memory
 from benchmarks._llava import SEVEN_B, TINY, build, config_of, shapes_of
 from benchmarks._plan_cases import CASES
+from benchmarks._plan_table import Row
 from benchmarks._trial import Trial, read_trial
 from benchmarks._verdicts import judge_auto, judge_native, judge_nf4, judge_plan
-from benchmarks.plan import Row
 from stages.models.inspection import describe
 from tests.support.families import hf
 from tests.support.plan_cases import plan_case

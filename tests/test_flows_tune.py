@@ -4,6 +4,7 @@ killed goes on to the same bytes."""
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from flows.job.launch import DirectLauncher
 from flows.job.tune_config import TuneConfig
 from flows.results.tuned import Tuned
 from flows.running.tune import tune
+from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
+from stages.models import describe
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.starving import STARVED, VARIABLE
 
@@ -165,3 +168,25 @@ def test_the_parent_imports_no_model_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_process_that_trains_opens_no_clip_and_loads_no_tower(
+    place: Path, tmp_path: Path
+) -> None:
+    """Its processes are told from others by what they write; the tower's tensors are in the same
+    file as the others, so it is asked what it holds, too."""
+    command = asked(place, "traced", "--steps", "2", "--validate", "0", "--quiet")
+    assert main(command) == 0  # by now all is encoded
+    shutil.rmtree(place / "traced")
+    trace = ["strace", "-ff", "-qq", "-e", "trace=openat,rename", "-o", str(tmp_path / "opened")]
+    subprocess.run([*trace, *PENSTOCK, *command], cwd=ROOT, check=True)
+    told = {path: path.read_text(errors="replace") for path in tmp_path.glob("opened.*")}
+    trained = [text for text in told.values() if "adapter_model.safetensors" in text]
+    assert trained
+    opened = [line for text in trained for line in text.splitlines() if "ENOENT" not in line]
+    assert not [line for line in opened if ".mp4" in line or "/frames/" in line]
+    assert [line for line in opened if "/features/" in line]
+    held = describe(CHECKPOINT).language.parameters
+    assert record(place, "traced")["frozen_parameters"] == held

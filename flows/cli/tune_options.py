@@ -21,7 +21,7 @@ def add_tune_options(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=float, metavar="N", help=f"times through all examples [{EPOCHS:g}]")
     add("--steps", type=int, metavar="N", help="times that weights change, instead")
     add("--batch-size", type=int, default=8, metavar="N", help="examples a step [%(default)s]")
-    add("--lr", type=float, default=1e-3, metavar="X", help="learning rate [%(default)s]")
+    add("--lr", type=float, default=2e-3, metavar="X", help="learning rate [%(default)s]")
     add("--seed", type=int, default=0, metavar="S", help="of the order and the start [%(default)s]")
     add("--recompute", action="store_true", help="layers are computed again, not kept")
     add("--optimizer", default=OPTIMIZERS[0], metavar="O", help=f"{'|'.join(OPTIMIZERS)}")

@@ -40,7 +40,7 @@ class TuneConfig:
     """Times that the weights are changed."""
     batch_size: int = 8
     """Examples of one step."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Largest learning rate."""
     seed: int = 0
     """Seed of the order, of the adapter's start, and of what is held out."""

@@ -86,7 +86,7 @@ def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
     exam = Exam(half, processor, held_out, job)
     order = Order([each.joins_with for each in lessons], job.batch, job.seed)
     store = partial(keep, folder, job.recipe, progress, trained, optimizer)
-    told = partial(_record, job, progress, trained, end)
+    told = partial(_record, job, progress, half, end)
     if not progress.step and job.resume:
         store()
     if not progress.scores:
@@ -128,8 +128,10 @@ def is_written(job: TuneJob) -> bool:
 
 
 def _record(
-    job: TuneJob, progress: TrainingProgress, trained: Any, end: int, *, finished: bool
+    job: TuneJob, progress: TrainingProgress, half: Any, end: int, *, finished: bool
 ) -> dict[str, Any]:
+    held = [each for each in half.parameters() if each.device.type != "meta"]
+    trained = sum(each.numel() for each in held if each.requires_grad)
     return {
         "recipe": job.recipe,
         "finished": finished,
@@ -138,7 +140,8 @@ def _record(
         "held_out": len(job.held_out),
         "precision": job.precision,
         "optimizer": job.optimizer,
-        "trained_parameters": sum(each.numel() for each in trained),
+        "trained_parameters": trained,
+        "frozen_parameters": sum(each.numel() for each in held) - trained,
         "end_token": end,
         "losses": progress.losses,
         "memory_bytes": progress.memory,
