@@ -2,11 +2,12 @@
 training beside one that is shown pixels; prints tables.
 
 *Style*: captions of clips that the demo never saw are rewritten in styles of two sorts. The ceiling
-is what the demo itself tells rightly of the clips that are held out. *Joint*: the same examples, order
-and adapter, once on stored features by the language half, once on pixels by the whole model with
-its tower frozen, each in a process of its own.
+is what the demo itself tells rightly of the clips that are held out. *Joint*: the same examples,
+order and adapter, once on stored features by the language half, once on pixels by the whole model
+with its tower frozen, each in a process of its own.
 
-    python -m benchmarks.tune [--only style,joint] [--styles clip,tags] [--clips 300] [--held-out 100]
+    python -m benchmarks.tune [--only style,joint] [--styles clip,tags] [--clips 300]
+        [--held-out 100] [--epochs 2]
 """
 
 import argparse
@@ -116,14 +117,15 @@ def said(folder: Path, name: str, *more: str, styled: str = "") -> float:
 def penstock(folder: Path, *command: str) -> None:
     """Run a command on the demo."""
     where = ["--model", "demo", "--store", str(folder / "store"), "--quiet"]
-    subprocess.run([sys.executable, "-m", "penstock.start", *command, *where], check=True)
+    program = str(Path(sys.executable).parent / "penstock")
+    subprocess.run([program, *command, *where], check=True)
 
 
 def joint(folder: Path, epochs: int) -> Iterator[str]:
     """Yield the same training on features and on pixels."""
     yield "\n| model | examples | training | seconds an epoch | MiB above imports | losses |"
     yield "|---|---|---|---|---|---|"
-    for name, model, count in (("demo", CHECKPOINT, 32), ("llava", folder / "llava", 6)):
+    for name, model, count in (("demo", CHECKPOINT, 32), ("smolvlm", folder / "smolvlm", 8)):
         if name != "demo":
             build(model, name, 12)
         told = job_of(folder, name, model, count, epochs)

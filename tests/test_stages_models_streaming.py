@@ -179,7 +179,8 @@ def tall(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     return folder, publish_clips(str(folder / "store"), [16] * 8)
 
 
-@pytest.mark.parametrize("block", [pytest.param(0, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [0, 8])
 def test_a_tower_larger_than_the_budget_is_streamed_within_it(
     block: int, tall: tuple[Path, list[dict[str, str]]]
 ) -> None:

@@ -4,7 +4,7 @@ no tower is loaded."""
 from stages.process.stage import Stage
 from stages.tune.job import TuneJob
 
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 """Raised when the same examples come to train another adapter."""
 STAGE = Stage(
     name="tune",

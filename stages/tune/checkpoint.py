@@ -69,11 +69,15 @@ def keep(
     from safetensors.torch import save
 
     numbers: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
     for at, parameter in enumerate(trained):
         numbers[f"{at}.value"] = parameter.detach().cpu().contiguous()
         for name, value in optimizer.state.get(parameter, {}).items():
             kept = value if isinstance(value, torch.Tensor) else torch.tensor(value)
-            numbers[f"{at}.{name}"] = kept.detach().cpu().contiguous()
+            kept = kept.detach().cpu().contiguous()
+            # A file holds each tensor once; moments in 8 bit share the table of what they mean.
+            numbers[f"{at}.{name}"] = kept.clone() if kept.data_ptr() in seen else kept
+            seen.add(kept.data_ptr())
     numbers |= {f"{at}.{BEST}": value for at, value in enumerate(progress.best)}
     metadata = {
         "recipe": digest_of(dict(recipe)),

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from artifacts.files import write_json
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
@@ -26,11 +28,15 @@ from stages.tune.order import Order
 from stages.tune.scoring import score
 from stages.tune.training import (
     Trainer,
+    differentiable,
     optimizer_of,
     rate_at,
     recomputing,
     without_gradients,
 )
+
+SEEDS = 1 << 20
+"""Steps that draw apart from those of another seed."""
 
 
 def warm(told: dict[str, Any]) -> None:
@@ -66,6 +72,7 @@ def _score(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
 
 def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
     folder = Path(job.folder)
+    differentiable(half)
     lessons = _lessons(job, processor, half, job.examples)
     held_out = _lessons(job, processor, half, job.held_out)
     check(half, processor, lessons[0])
@@ -75,10 +82,10 @@ def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
     trained = add_adapter(half, job.rank, job.seed)
     optimizer = optimizer_of(job.optimizer, trained, job.rate)
     progress = go_on(folder, job.recipe, trained, optimizer)
-    if job.resume and progress is None:
-        begin_with(half, folder)
-    # At once, so that whoever resumes and is killed begins with the same adapter again.
+    begins = progress is None
     progress = progress or TrainingProgress()
+    if job.resume and begins:
+        begin_with(half, folder)
     half.train()
     if job.recompute:
         recomputing(half)
@@ -87,7 +94,7 @@ def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
     order = Order([each.joins_with for each in lessons], job.batch, job.seed)
     store = partial(keep, folder, job.recipe, progress, trained, optimizer)
     told = partial(_record, job, progress, half, end)
-    if not progress.step and job.resume:
+    if job.resume and begins:  # or who is killed would begin with what it has made itself
         store()
     if not progress.scores:
         exam.score(progress, report)
@@ -95,6 +102,7 @@ def _tune(job: TuneJob, processor: Any, report: Report, half: Any) -> None:
         while progress.step < job.steps:
             places = order.of_step(progress.step)
             rate = rate_at(progress.step, job.steps, job.rate)
+            torch.manual_seed(SEEDS * job.seed + progress.step)  # some families have dropout
             progress.losses.append(trainer.step([lessons[at] for at in places], rate))
             progress.memory.append(anonymous_bytes())
             progress.step += 1

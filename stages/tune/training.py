@@ -19,6 +19,8 @@ from stages.tune.job import ADAMW8
 from stages.tune.lessons import Lesson, loss_of
 from stages.tune.order import together
 
+PACKS = "support_avx512bf16_for_cpu"
+"""Field of a layer of bitsandbytes: whether it packs its weights for this CPU."""
 WARMUP = 0.03
 """Share of the steps in which the learning rate rises."""
 MOST_NORM = 1.0
@@ -98,6 +100,15 @@ class Trainer:
 
 def _alike(lesson: Lesson) -> object:
     return lesson.joins_with
+
+
+def differentiable(half: Any) -> None:
+    """Have layers in 4 bit keep the form that gradients go through. On a CPU that has the words
+    for it, bitsandbytes packs their weights in another at the first pass that is not trained, and
+    no gradient passes them ever after."""
+    for module in half.modules():
+        if hasattr(module, PACKS):
+            setattr(module, PACKS, False)
 
 
 def recomputing(half: Any) -> None:

@@ -1,0 +1,70 @@
+"""A checkpoint of a training: numbers, moments and progress come back as they were, of another
+recipe nothing does, and an optimizer of another kind begins anew."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from stages.tune.checkpoint import TrainingProgress, go_on, keep
+from stages.tune.job import ADAMW, ADAMW8
+from stages.tune.training import optimizer_of
+
+RECIPE = {"rank": 4}
+SHAPES = ((64, 128), (96, 64), (8,))
+"""Of which the last is too small for moments in 8 bit."""
+
+
+def numbers(seed: int) -> list[nn.Parameter]:
+    torch.manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+
+
+def stepped(trained: list[nn.Parameter], optimizer: torch.optim.Optimizer, seed: int) -> None:
+    torch.manual_seed(seed)
+    for each in trained:
+        each.grad = torch.randn_like(each)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [ADAMW, ADAMW8])
+def test_who_goes_on_makes_the_next_step_to_the_same_numbers(tmp_path: Path, kind: str) -> None:
+    one = numbers(0)
+    first = optimizer_of(kind, one, 0.1)
+    stepped(one, first, 1)
+    progress = TrainingProgress(step=1, losses=[2.0], memory=[7], held_out=[(1, 3.0)])
+    progress.best = [each.detach().clone() for each in one]
+    keep(tmp_path, RECIPE, progress, one, first)
+    other = numbers(5)
+    second = optimizer_of(kind, other, 0.1)
+    found = go_on(tmp_path, RECIPE, other, second)
+    assert found is not None
+    assert (found.step, found.losses, found.memory, found.best_step) == (1, [2.0], [7], 1)
+    assert all(map(torch.equal, found.best, progress.best))
+    assert all(map(torch.equal, one, other))
+    stepped(one, first, 2)
+    stepped(other, second, 2)
+    assert all(map(torch.equal, one, other))
+
+
+def test_another_optimizer_keeps_the_numbers_and_not_the_moments(tmp_path: Path) -> None:
+    one = numbers(0)
+    first = optimizer_of(ADAMW, one, 0.1)
+    stepped(one, first, 1)
+    keep(tmp_path, RECIPE, TrainingProgress(step=1), one, first)
+    other = numbers(5)
+    second = optimizer_of(ADAMW8, other, 0.1)
+    found = go_on(tmp_path, RECIPE, other, second)
+    assert found is not None and found.step == 1
+    assert all(map(torch.equal, one, other)) and not second.state
+
+
+def test_of_another_recipe_or_of_none_nothing_is_taken(tmp_path: Path) -> None:
+    one = numbers(0)
+    optimizer = optimizer_of(ADAMW, one, 0.1)
+    assert go_on(tmp_path, RECIPE, one, optimizer) is None
+    keep(tmp_path, RECIPE, TrainingProgress(step=1), one, optimizer)
+    other = numbers(5)
+    assert go_on(tmp_path, {"rank": 8}, other, optimizer_of(ADAMW, other, 0.1)) is None
+    assert all(map(torch.equal, other, numbers(5)))
