@@ -1,6 +1,9 @@
 """How a step is made: the rate over the steps, and gradients that pass a layer in 4 bit whatever it
 was asked before."""
 
+import importlib
+from typing import Any
+
 import pytest
 import torch
 
@@ -18,10 +21,9 @@ def test_the_rate_rises_and_falls_to_nothing() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_pass_a_layer_in_4_bit_that_was_only_asked_before(bias: bool) -> None:
-    from bitsandbytes.nn import Linear4bit
-
+    kind: Any = importlib.import_module("bitsandbytes.nn").Linear4bit
     torch.manual_seed(0)
-    layer = Linear4bit(128, 128, bias=bias, quant_type="nf4", compute_dtype=torch.bfloat16)
+    layer = kind(128, 128, bias=bias, quant_type="nf4", compute_dtype=torch.bfloat16)
     plain = layer.weight.data.clone()
     layer = layer.to("cpu").requires_grad_(False)
     differentiable(layer)
