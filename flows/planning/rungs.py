@@ -74,7 +74,8 @@ class Rung:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Rung":
-        return cls(**{name: value[name] for name in cls.__slots__})
+        """Return the rung that was written, by an older version without what is new since."""
+        return cls(**{name: value[name] for name in cls.__slots__ if name in value})
 
 
 def sizes(most: int) -> list[int]:
