@@ -40,6 +40,7 @@ def words(captions: list[dict[str, Any]]) -> list[str]:
     return [caption["caption"] for caption in captions]
 
 
+@pytest.mark.slow
 def test_one_that_adds_nothing_says_the_same_and_another_one_other_words(
     place: Place, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from tests.support.servers import temporary_server
 EVIL = "https://evil.example"
 
 
+@pytest.mark.slow
 def test_the_temporary_server_answers_only_who_started_it() -> None:
     with temporary_server() as server:
         own = f"http://127.0.0.1:{server.port}"

@@ -64,6 +64,7 @@ def test_a_rebuild_makes_what_embed_finds(
     assert items(tmp_path) == {"frames": 6, "embed": 6}
 
 
+@pytest.mark.slow
 def test_status_and_report_tell_of_it(
     pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def halves(place: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_vectors_by_graphs_are_near_those_of_torch_and_are_others(
     pictures: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return said[-1]
 
 
+@pytest.mark.slow
 def test_a_graph_with_a_flipped_bit_is_refused(
     pictures: Path, own: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

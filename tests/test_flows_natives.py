@@ -118,6 +118,7 @@ def test_chunks_are_no_longer_than_what_is_seen_of_them(place: Place) -> None:
     assert "would not be seen" not in ran.said
 
 
+@pytest.mark.slow
 def test_what_of_a_longer_chunk_is_not_seen_is_told(place: Place) -> None:
     seconds_of_video(place, 60)
     ran = run_here(place, chunk=60.0)

@@ -26,6 +26,7 @@ PARAMETERS = 7_526_089_985
 LAYER = 234_917_888
 
 
+@pytest.mark.slow
 def test_pictures_get_the_vectors_of_the_whole_model(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()

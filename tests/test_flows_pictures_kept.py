@@ -102,6 +102,7 @@ def old_index(job: Job, task: Task) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_only_a_picture_that_was_stored_smaller_is_captioned_anew(
     place: Place, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def planned(
     return found
 
 
+@pytest.mark.slow
 def test_llava_7b_takes_what_its_dimensions_say(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

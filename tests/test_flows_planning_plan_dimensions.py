@@ -29,6 +29,7 @@ def planned(
     return code, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_tower_without_a_class_is_planned_with_its_reason(
     tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def said(place: Place) -> list[str]:
     return [row["caption"] for row in place.captions()]
 
 
+@pytest.mark.slow
 def test_a_run_takes_slots_where_they_say_the_same(place: Place) -> None:
     run(place, "auto")
     notes = place.stages()["decode"]["notes"]

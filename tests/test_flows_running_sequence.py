@@ -154,6 +154,7 @@ def test_a_changed_file_alone_is_done_again(place: Place, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
 def test_staged_captions_are_those_of_the_whole_model(
     place: Place, tmp_path: Path, batch: int
 ) -> None:

@@ -140,6 +140,7 @@ def test_who_was_accepted_is_answered_before_it_ends(tmp_path: Path) -> None:
         assert code == 0
 
 
+@pytest.mark.slow
 def test_it_ends_its_processes_with_itself(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         assert server.embed(a_picture()).status == 200

@@ -118,6 +118,11 @@ def _killed(command: list[str], checkpoint: Path, after: float | None) -> None:
             marks=pytest.mark.slow,
         ),
         pytest.param(
+            {"path": "none.mp4", "caption": "a", "features": "f" * 64},
+            "none.mp4 has no features of demo",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             {"path": "clip-01.mp4", "caption": "a", "prompt": "What is <|video_pad|>?"},
             "which demo reads as the place of a picture",
             marks=pytest.mark.slow,

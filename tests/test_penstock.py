@@ -68,6 +68,7 @@ def test_captions_come_as_they_are_made_and_stand_in_the_file(here: Path) -> Non
     assert before and [stage["items"] for stage in stages] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_left_early_stops_in_order_and_is_taken_up(here: Path) -> None:
     options = {"model": "demo", "out": "out", "chunk": 1.0, "batch_size": 1}
     with penstock.caption("videos", **options) as captions:  # type: ignore[arg-type]

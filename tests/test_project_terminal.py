@@ -138,6 +138,7 @@ def served(home: Path, port: int, profiles: str) -> Iterator[Terminal]:
         yield shown
 
 
+@pytest.mark.slow
 def test_the_server_asks_nothing_and_changes_no_profile_and_lets_no_page_in(
     tmp_path: Path, port: int
 ) -> None:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from artifacts.packs import Record
 from penstock_demo import CHECKPOINT
 from stages.decode.stored import read_features
@@ -30,6 +32,7 @@ def events_of(copy: Path, job: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_an_engine_takes_two_files_and_makes_captions(tmp_path: Path) -> None:
     copy, files = patched("engine", tmp_path)
     assert files == ["stages/decode/engines/__init__.py", "stages/decode/engines/toy.py"]

@@ -170,6 +170,7 @@ def test_a_slot_is_taken_as_soon_as_its_row_has_ended(tmp_path: Path) -> None:
     assert 0 <= wasted < 4 * max(tokens.values()), "it is the slots that nobody is left for"
 
 
+@pytest.mark.slow
 def test_what_a_checkpoint_does_to_its_logits_is_done_row_by_row(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(CHECKPOINT, folder)
@@ -239,6 +240,7 @@ def test_memory_that_runs_out_at_a_step_makes_fewer_slots_and_loses_no_caption(
         ([4, 5], [8]),
     ],
 )
+@pytest.mark.slow
 def test_memory_that_runs_out_as_a_prompt_is_read_loses_no_caption(
     fails: list[int], sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +289,7 @@ def test_a_half_that_is_not_for_slots_is_refused_or_served_as_before(
     assert found["engine_reason"] == "its numbers hang on what is beside a row"
 
 
+@pytest.mark.slow
 def test_a_trial_that_runs_out_of_memory_is_made_with_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,17 +146,17 @@ def scored_in(out: Path, adapter: str) -> AdapterScore:
 
 
 def refuse_other(out: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:
-    """Refuse to train where an adapter lies that was trained otherwise, unless it is to be gone on
-    with. Raises UsageError."""
+    """Refuse to train where an adapter lies that was trained otherwise, as far as a recipe tells,
+    unless it is to be gone on with. Raises UsageError."""
     if resume or not (out / ADAPTER_WEIGHTS).is_file():
         return
     if not (out / RECORD).is_file():
         why = "was not trained here"
     else:
         found = tuned_in(out).record["recipe"]
-        if (
-            others := [w for name, w in ASKED.items() if found.get(name) != recipe.get(name)]
-        ) == []:
+        told = {name: words for name, words in ASKED.items() if name in recipe}
+        others = [words for name, words in told.items() if found.get(name) != recipe[name]]
+        if not others:
             return
         why = f"was trained otherwise ({', '.join(others)})"
     raise UsageError(

@@ -47,28 +47,20 @@ def tune(
     is kept."""
     examples, asked = asked_of(config)
     out, watch = Path(asked.out).parent, Watch(display, on_begin)
-    with (
-        prepared(asked, watch, make_launcher, TUNE) as (job, launcher),
-        watch.working(job, launcher, "tuning into", outputs={"adapter": str(out)}) as found,
-    ):
-        if job.model.profile.route == "joint":
-            raise UsageError(
-                f"{job.model.name} is run whole (joint): it has no features to train on",
-                hint="Choose a model that runs in halves: docs/models.md",
-            )
-        sequence, _, _ = found
-        if asked.sources:
-            sequence.fill()
-        with sequence.going_on():
-            told = _told(config, job, examples, out)
-            if not config.validate_only:
-                refuse_other(out, told["recipe"], resume=config.resume)
+    with prepared(asked, watch, make_launcher, TUNE) as (job, launcher):
+        _check(config, job, examples, out)
+        doing, outputs = "tuning into", {"adapter": str(out)}
+        with watch.working(job, launcher, doing, outputs=outputs) as (sequence, _, _):
+            if asked.sources:
+                sequence.fill()
+            with sequence.going_on():
+                told = _told(config, job, examples, out)
 
-            def call(rung: Rung) -> StageCall:
-                on = {"rows": rung.batch, "recompute": rung.recompute, "optimizer": rung.optimizer}
-                return Calls(job).once(STAGE, {**told, **on}, rung)
+                def call(rung: Rung) -> StageCall:
+                    on = {"recompute": rung.recompute, "optimizer": rung.optimizer}
+                    return Calls(job).once(STAGE, {**told, **on, "rows": rung.batch}, rung)
 
-            sequence.once.run(STAGE, call, total=told["steps"])
+                sequence.once.run(STAGE, call, total=told["steps"])
     return scored_in(out, asked.adapter) if config.validate_only else tuned_in(out)
 
 
@@ -95,20 +87,32 @@ def asked_of(config: TuneConfig) -> tuple[list[Example], TuneRun]:
     return examples, config.captioning(sources, str(out / RUN), tokens, str(out) if scored else "")
 
 
-def _told(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) -> dict[str, Any]:
-    """Return what the stage is told, but for what hangs on its rung."""
-    members = _members(job, examples)
-    if config.validate_only:
-        trained, held = list[Example](), list(examples)
-    else:
-        trained, held = split(examples, config.validate, config.seed)
+def _check(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) -> None:
+    """Refuse a model that cannot be trained, and to train over another adapter, before anything is
+    encoded. Raises UsageError."""
+    if job.model.profile.route == "joint":
+        raise UsageError(
+            f"{job.model.name} is run whole (joint): it has no features to train on",
+            hint="Choose a model that runs in halves: docs/models.md",
+        )
+    if not config.validate_only:
+        refuse_other(out, _recipe(config, job, _ways(config, examples)), resume=config.resume)
+
+
+def _parts(
+    config: TuneConfig, examples: Sequence[Example]
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Return those to train on, and those to score by."""
+    return ([], examples) if config.validate_only else split(examples, config.validate, config.seed)
+
+
+def _ways(config: TuneConfig, examples: Sequence[Example]) -> dict[str, Any]:
+    """Return how the stage is told to train, whatever its examples are of."""
+    trained, _ = _parts(config, examples)
     batch = min(config.batch_size, max(1, len(trained)))
     epoch_steps = math.ceil(len(trained) / batch)
     steps = config.steps or max(1, math.ceil((config.epochs or EPOCHS) * epoch_steps))
-    chosen = {each.item: member for each, member in zip(examples, members, strict=True)}
-    told = {
-        "examples": [chosen[each.item] for each in trained],
-        "held_out": [chosen[each.item] for each in held],
+    return {
         "rank": config.lora_rank,
         "steps": steps,
         "batch": batch,
@@ -117,15 +121,24 @@ def _told(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) 
         "max_new_tokens": config.max_new_tokens,
         "resume": config.resume,
     }
-    recipe = {
-        "version": OUTPUT_VERSION,
-        "model": job.model.digests["language"],
-        "data": digest_of([told["examples"], told["held_out"]]),
-        # As it was asked: a rung that a training went down to is no other training.
-        "precision": config.precision,
-        "optimizer": config.optimizer,
-        **{name: value for name, value in told.items() if name not in ("examples", "held_out")},
-    }
+
+
+def _recipe(config: TuneConfig, job: Job, ways: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that decides an adapter but its examples. Precision and optimizer are as they were
+    asked: a rung that a training went down to is no other training."""
+    asked = {"precision": config.precision, "optimizer": config.optimizer}
+    return {"version": OUTPUT_VERSION, "model": job.model.digests["language"], **asked, **ways}
+
+
+def _told(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) -> dict[str, Any]:
+    """Return what the stage is told, but for what hangs on its rung. Raises UsageError."""
+    members, ways = _members(job, examples), _ways(config, examples)
+    chosen = {each.item: member for each, member in zip(examples, members, strict=True)}
+    trained, held = ([chosen[each.item] for each in part] for part in _parts(config, examples))
+    recipe = {**_recipe(config, job, ways), "data": digest_of([trained, held])}
+    if not config.validate_only:
+        refuse_other(out, recipe, resume=config.resume)
+    steps = ways["steps"]
     where = {
         "store": job.store.url,
         "features_namespace": job.ledger.namespaces["features"],
@@ -133,7 +146,7 @@ def _told(config: TuneConfig, job: Job, examples: Sequence[Example], out: Path) 
         "checkpoint_steps": max(1, min(MOST_LOST, steps // CHECKPOINTS)),
         "tensorboard": str(out / RUN / BOARD) if config.tensorboard else "",
     }
-    return {**told, **where, "recipe": recipe}
+    return {**ways, **where, "examples": trained, "held_out": held, "recipe": recipe}
 
 
 def _members(job: Job, examples: Sequence[Example]) -> list[dict[str, str]]:

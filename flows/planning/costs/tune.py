@@ -4,6 +4,7 @@ knows no data."""
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 from artifacts.errors import UsageError
 from flows.job.config import CaptionConfig
@@ -19,6 +20,7 @@ from flows.planning.rungs import Rung, sizes
 from flows.planning.terms import ADDED_BYTES, adapter_terms, around, weights
 from flows.planning.training.activations import LOGITS, adapted_layer_bytes, lora_parameters
 from flows.planning.workloads import Workload
+from stages.models.hub.checkpoint import Checkpoint
 from stages.tune.job import ADAMW8
 
 FEW_BITS = "nf4"
@@ -77,10 +79,11 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     return StageEstimate.of(rung, terms, device=device, workload=workload)
 
 
-def _architecture(model: Model) -> Architecture | None:
+@lru_cache(maxsize=4)
+def _architecture(checkpoint: Checkpoint) -> Architecture | None:
     """Return the dimensions of a model; None where its files do not tell them."""
     try:
-        found = read_architecture(model.checkpoint)
+        found = read_architecture(checkpoint)
     except UsageError:
         return None
     return found if found.text is not None else None
@@ -88,7 +91,7 @@ def _architecture(model: Model) -> Architecture | None:
 
 def _states(model: Model, rung: Rung) -> Iterator[Term]:
     """Yield what is trained, its gradients and its moments."""
-    architecture, half = _architecture(model), model.profile.language
+    architecture, half = _architecture(model.checkpoint), model.profile.language
     if architecture is None or architecture.text is None:
         trained = rung.rank * (half.linear_rows + half.linear_modules * model.profile.feature_width)
     else:
@@ -105,7 +108,7 @@ def _step_terms(
 ) -> Iterator[Term]:
     """Yield what one step computes with: what is kept for the backward pass, and beside it logits
     or what one layer makes."""
-    architecture, each = _architecture(model), BYTES.get(settings.dtype, 4)
+    architecture, each = _architecture(model.checkpoint), BYTES.get(settings.dtype, 4)
     tokens = workload.tokens + rung.caption
     rows, told = rung.batch * tokens, f"{rung.batch} x {tokens:,} tokens"
     half, width = model.profile.language, model.profile.feature_width
