@@ -68,6 +68,7 @@ def said_by_the_whole(frames: np.ndarray[Any, Any], prompt: str) -> str:
     return text.strip()
 
 
+@pytest.mark.slow
 def test_the_command_captions_clips_as_the_whole_model_does(place: Place) -> None:
     take(place, 3)
     ended = place.run("--max-new-tokens", str(TOKENS), "--keep-frames")

@@ -13,6 +13,7 @@ from flows.planning.machine import Machine, find_machine, measure
 from stages.process.device import device_name
 
 DEVICE = device_name()
+pytestmark = pytest.mark.slow  # the machine is really measured
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,7 @@ def test_a_captioner_of_remote_code_is_planned_in_halves(
     assert "--trust-remote-code" not in told["notes"][0]
 
 
+@pytest.mark.slow
 def test_a_plan_reads_no_weights(
     tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

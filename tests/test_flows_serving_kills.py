@@ -125,6 +125,7 @@ def test_all_are_answered_once_while_decoders_are_killed(tmp_path: Path) -> None
         were_right(asked)
 
 
+@pytest.mark.slow
 def test_who_was_accepted_is_answered_before_it_ends(tmp_path: Path) -> None:
     with serving(tmp_path, "--max-queue", "64") as server:
         asked = Asked(server=server)

@@ -43,6 +43,7 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert not loaded_by(*arguments).intersection(HEAVY)
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_model_loads_nothing_heavy_but_in_a_process_of_its_own(tmp_path: Path) -> None:
     loaded = loaded_by("plan", "--model", "demo", "--what-fits", "--store", str(tmp_path))
     # NVML, which a plan looks at a GPU with, is not among them.

@@ -54,6 +54,7 @@ def test_the_layers_hold_with_it(copy: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_it_is_planned_run_shown_and_resumed(copy: Path) -> None:
     out = copy.parent / "out"
     planned = thumb(copy, "--dry-run")
