@@ -22,8 +22,9 @@ import torch
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from benchmarks._peak import Peak
+from stages.decode.prompts import followed_by
 from stages.decode.stored import read_features
-from stages.decode.teaching import followed_by, last_logits
+from stages.decode.teaching import last_logits
 from stages.models import load_half
 from stages.models.encoding.chunks import read_clip
 from stages.models.halves.features import is_pixels

@@ -7,12 +7,14 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, with_config
 
 from flows.job.config import ABOVE_ZERO, FORMATS, PRECISIONS, VISION_BACKENDS, CaptionConfig
+from flows.job.speaking_config import LENGTHS, SpeakingConfig
+from stages.decode.generation import SAMPLINGS
 
 __all__ = ["CaptionConfig", "settings_over", "tighten"]
 
 
 def settings_over(
-    base: type[CaptionConfig], tighten: Callable[[dict[str, Any]], None]
+    base: type[SpeakingConfig], tighten: Callable[[dict[str, Any]], None]
 ) -> ConfigDict:
     """Return settings by which Prefect refuses what it refuses of `base`, and what `tighten` says.
     They say of each field what it is: of fields that are inherited, pydantic finds no words."""
@@ -37,10 +39,11 @@ def tighten(schema: dict[str, Any]) -> None:
     for name in ("vision_precision", "language_precision"):
         fields[name]["anyOf"][0]["enum"] = list(PRECISIONS)
     fields["prompt"]["anyOf"][0]["pattern"] = r"\S"
+    fields["length"]["enum"] = ["", *LENGTHS]
+    fields["sampling"]["enum"] = list(SAMPLINGS)
     for name in ABOVE_ZERO:
         fields[name].get("anyOf", [fields[name]])[0]["exclusiveMinimum"] = 0
 
 
-with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True, json_schema_extra=tighten))(
-    CaptionConfig
-)
+with_config(ConfigDict(use_attribute_docstrings=True))(SpeakingConfig)
+with_config(settings_over(SpeakingConfig, tighten))(CaptionConfig)

@@ -8,7 +8,9 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from artifacts.tiles import OFF, check_tiles
-from stages.decode.engines import AUTO, CHOICES
+from flows.job.speaking_config import SpeakingConfig
+from stages.decode.engines import AUTO, CHOICES, INFLIGHT
+from stages.decode.job import DEFAULT_ENGINE
 from stages.models.graphs.providers import BACKENDS
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
@@ -55,7 +57,7 @@ def default_store() -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionConfig:
+class CaptionConfig(SpeakingConfig):
     """One caption run. Fields have the names of the command line's options."""
 
     sources: tuple[str, ...]
@@ -65,8 +67,6 @@ class CaptionConfig:
     """Hub id, folder, or `demo`."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; None: its default branch."""
-    prompt: str | None = None
-    """Question to the model; None asks for a description, of a video or of an image."""
     out: str = "penstock-out"
     """Folder of the captions."""
     store: str = ""
@@ -158,6 +158,7 @@ class CaptionConfig:
             raise UsageError(
                 f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(CHOICES)}"
             )
+        _ = self.speakers
         check_tiles(self.tiles)
         unknown = sorted(set(self.format) - {*FORMATS, COCO})
         if unknown:
@@ -174,8 +175,7 @@ class CaptionConfig:
             raise UsageError("--out is empty", hint="Give a folder, or leave it out: penstock-out")
         if not self.model:
             raise UsageError("--model is empty", hint="Give a folder, a hub id, or demo")
-        if self.prompt is not None and not self.prompt.strip():
-            raise UsageError("--prompt is empty", hint="Leave it out to ask for a description")
+        self.check_speaking()
 
     def check_sources(self) -> None:
         """Raise UsageError when there is nothing to look at."""
@@ -202,9 +202,20 @@ class CaptionConfig:
 
     def prompt_for(self, kind: str) -> str:
         """Return the prompt for a medium of this kind."""
-        if self.prompt is not None:
-            return self.prompt
-        return IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT
+        asked = IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT
+        return self.in_length(asked if self.prompt is None else self.prompt)
+
+    @property
+    def speakers(self) -> str:
+        """Return the choice of what makes the captions. Raises UsageError where the one that is
+        asked for cannot."""
+        if self.beams == 1:
+            return self.engine
+        if self.engine == INFLIGHT:
+            raise UsageError(
+                f"--engine {INFLIGHT} follows no beams", hint=f"Use --engine {DEFAULT_ENGINE}"
+            )
+        return DEFAULT_ENGINE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -169,7 +169,7 @@ def _half(
         attention=attention(half, dtype, device),
         weight_bytes=weight_bytes(half, precision, dtype),
         as_published=config.as_published and bool(half.as_published),
-        engine=config.engine if part == "language" and profile.route != "dual" else "",
+        engine=config.speakers if part == "language" and profile.route != "dual" else "",
     )
 
 

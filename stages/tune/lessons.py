@@ -15,11 +15,11 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 
 from artifacts.errors import UsageError
+from stages.decode.prompts import followed_by
 from stages.decode.reading import far, rounding
 from stages.decode.teaching import (
     TaughtCaption,
     expected,
-    followed_by,
     last_logits,
     looks_ahead,
 )

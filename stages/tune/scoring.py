@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from stages.decode.engines.transformers import make_greedy
+from stages.decode.choosing import make_greedy
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features
 from stages.models.halves.records import merge_blank, merge_rows

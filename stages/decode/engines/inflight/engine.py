@@ -19,13 +19,13 @@ from stages.decode.engines.inflight.loop import Loop
 from stages.decode.engines.inflight.reading import ReadRow, read_row
 from stages.decode.engines.inflight.shape import BESIDE, rows_for, trial_shapes
 from stages.decode.engines.inflight.trial import TrialResult, judge, reference_of
-from stages.decode.engines.transformers import Transformers, make_greedy
+from stages.decode.engines.transformers import Transformers
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
+from stages.decode.prompts import prompts_for
 from stages.decode.protocol import Asked, Listen, Said
 from stages.memory.shrinking import Shrinking, attempt, give_back
 from stages.models.halves.features import Features
 from stages.models.halves.records import merge_blank, merge_rows
-from stages.models.processors.prepare import open_ended, rebuild
 
 TOLD_SECONDS = 0.1
 """Least time between two times that a row's words are told while it is said."""
@@ -124,8 +124,7 @@ class InFlight:
         if self._listen is None or now - flight.told < TOLD_SECONDS:
             return
         flight.told = now
-        (text,) = self._plain.processor.batch_decode([flight.said], skip_special_tokens=True)
-        self._listen(flight.asked, text.strip(), len(flight.said))
+        self._listen(flight.asked, self._text(flight), len(flight.said))
 
     def _read(self, asked: Asked) -> ReadRow:
         return self._plain.held.use(partial(self._row, asked))
@@ -137,12 +136,16 @@ class InFlight:
     def _given(self, half: Any, asked: Asked) -> tuple[dict[str, Any], Features, dict[str, Any]]:
         """Return what `generate` is given of one row: inputs, features, options."""
         processor, row = self._plain.processor, asked.row
-        make_greedy(half, processor)
-        inputs = open_ended(half, rebuild(processor, [row], [asked.member["prompt"]]))
+        choosing = self._plain.choosing
+        chosen = choosing.options(half, processor, [asked.member])
+        prompts = [asked.member["prompt"]]
+        inputs = prompts_for(half, processor, [row], prompts, choosing.generation)
         features = Features(merge_rows([row]), row.needs, merge_blank([row]))
-        return inputs, features, self._plain.reading.options(half, processor, row)
+        return inputs, features, {**self._plain.reading.options(half, processor, row), **chosen}
 
     def _judged(self, asked: Asked) -> TrialResult:
+        if self._plain.choosing.generation.beams > 1:
+            return TrialResult(reason="its captions are searched by beams")
         if self._job.kv:
             return TrialResult(reason="its cache is kept elsewhere or in few bits")
         if self._job.precision == "int8":  # what is beside a row need not be large at a trial
@@ -170,9 +173,12 @@ class InFlight:
         raise MemoryError(words)
 
     def _said(self, flight: Flight) -> Said:
-        (text,) = self._plain.processor.batch_decode([flight.said], skip_special_tokens=True)
         assert flight.ended is not None
-        return Said(text.strip(), len(flight.said), flight.ended)
+        return Said(self._text(flight), len(flight.said), flight.ended)
+
+    def _text(self, flight: Flight) -> str:
+        (text,) = self._plain.choosing.texts(self._plain.processor, [flight.said])
+        return text
 
 
 def slots_of(job: DecodeJob) -> int:
