@@ -1,6 +1,9 @@
 """How words are chosen: every control says what stock `generate` says of one row, on both engines,
 and bytes hang on the row alone."""
 
+import copy
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,11 @@ import torch
 
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
+from stages.decode import run
 from stages.decode.choosing import avoided, seed_of
 from stages.decode.generation import Generation
+from stages.decode.loops import NGRAM, PENALTY, goes_round
+from stages.models.processors.chat_turn import PARTS, PLAIN, write
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import clips, joint_inputs, joint_model
@@ -153,9 +159,6 @@ def test_a_caption_goes_on_from_what_it_starts_with(name: str, tmp_path: Path) -
 
 
 def test_the_settings_of_a_checkpoint_are_taken_when_asked_for(tmp_path: Path) -> None:
-    import json
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(CHECKPOINT, folder)
     path = folder / "generation_config.json"
@@ -187,13 +190,43 @@ def test_a_system_text_stands_before_the_question(tmp_path: Path) -> None:
         assert said(wave, engine, namespace, {"system": "Be brief."})[0] == expected
 
 
-def test_a_model_without_a_place_for_a_system_text_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "template", [None, "{% for m in messages %}USER:{% endfor %}", "{{ 1 // 0 }}"]
+)
+def test_a_model_without_a_place_for_a_system_text_says_so(template: str | None) -> None:
+    processor: Any = copy.copy(load_processor(checkpoint("qwen2_5_vl"), trusted=False))
+    processor.chat_template = template
+    with pytest.raises(UsageError, match="--system"):
+        write(processor, PARTS if template else PLAIN[0], "images", 1, "What?", "Be brief.")
+
+
+CIRCLES = "A dog runs, a dog runs, a dog runs, a dog runs, a dog ru"
+
+
+def test_circles_are_told_from_captions_that_are_merely_cut() -> None:
+    assert goes_round(CIRCLES, "length") and goes_round("no " * 20, "length")
+    assert goes_round("あの犬が走る。" * 8, "length")
+    assert not goes_round(CIRCLES, "stop")
+    for text in ("", "ha ha ha", "A dog runs, a cat sits, a bird sings and the sun is", "aaaa"):
+        assert not goes_round(text, "length")
+
+
+@pytest.mark.parametrize("engine", ["transformers", "inflight"])
+def test_a_caption_that_goes_round_in_circles_is_said_once_more(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wave = wave_of(CHECKPOINT, tmp_path)
-    wave.settings |= {"generation": {"system": "Be brief."}}
-    try:
-        wave.decode(PROMPTS)
-    except UsageError as error:
-        assert "--system" in error.message and "--prompt" in (error.hint or "")
+    plain = said(wave, engine, "cc" * 32, {})
+    rounds = [text == plain[1] for text in plain]
+    assert not all(rounds)
+    monkeypatch.setattr(run, "goes_round", lambda text, _: text == plain[1])
+    found = said(wave, engine, OTHER, {"retry_loops": True})
+    penalties = {"repetition_penalty": PENALTY, "no_repeat_ngram_size": NGRAM}
+    assert found == [
+        stock(CHECKPOINT, clip, number, penalties) if again else text
+        for (number, clip), text, again in zip(wave.batches[0], plain, rounds, strict=True)
+    ]
+    assert [one.get("retried") == "loop" for one in wave.captions(OTHER)] == rounds
 
 
 def test_nothing_asked_is_nothing_in_a_key() -> None:

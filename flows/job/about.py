@@ -21,6 +21,7 @@ def summary(job: Job) -> dict[str, Any]:
         "precision": job.model.precision(),
         "sampling": {name: getattr(job.sampling, name) for name in job.sampling.__slots__},
         "batch_size": job.config.batch_size,
+        **({"generation": told} if (told := job.config.generation.told) else {}),
         "store": job.store.url,
         "media": len(job.files),
         "halves": halves(job.model),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,11 @@ def places(job: Job) -> dict[str, str]:
     return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
 
 
+THINKING = re.compile(r"(<think>.*?)?</think>\s*", re.DOTALL)
+"""What a model says before it answers; some templates open it for the model."""
+THINKING_STILL = "it was still thinking when it was cut: --max-new-tokens lets it come to an end"
+ROUND = "it went round in circles, and was said once more where it may not"
+ROUND_STILL = "it went round in circles, and once more when it was said again"
 MIDDLE = ("only the chunk's middle frame was seen: the model takes one picture a prompt",)
 
 
@@ -93,12 +99,13 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     index = job.ledger.index(task.medium)
     assert index is not None
     one_frame = task.medium.kind == "video" and job.model.one_frame
+    said, warnings = _said(stored, strip_think=job.config.strip_think)
     return Caption(
         media_path=file.media_path,
         source=file.source,
         start=task.chunk.start,
         end=task.chunk.end,
-        caption=f"{job.config.prefix}{stored['caption']}{job.config.suffix}",
+        caption=f"{job.config.prefix}{said}{job.config.suffix}",
         model=job.model.name,
         prompt=task.medium.prompt,
         precision=task.namespaces.precision,
@@ -106,8 +113,24 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         features=task["features"],
         tokens=stored["tokens"],
         ended=ended_of(stored, task.namespaces.limit),
-        warnings=(*index.warnings, *(MIDDLE if one_frame else ())),
+        warnings=(*index.warnings, *(MIDDLE if one_frame else ()), *warnings),
     )
+
+
+def _said(stored: Mapping[str, Any], *, strip_think: bool) -> tuple[str, list[str]]:
+    """Return the words of a stored caption, and what is to be known of how they came about."""
+    words, warnings = str(stored["caption"]), []
+    if stored.get("retried"):
+        warnings.append(ROUND_STILL if stored.get("loops") else ROUND)
+    if strip_think:
+        answer = THINKING.sub("", words).strip()
+        if answer.startswith("<think>"):
+            answer = ""
+            warnings.append(THINKING_STILL)
+        elif answer != words:
+            warnings.append("what it thought before is left out")
+        words = answer
+    return words, warnings
 
 
 def there_before(job: Job) -> list[str]:

@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
 
 from artifacts.keys import digest_of
 from stages.decode.generation import CHECKPOINT, OF_CHANCE, Generation
+from stages.decode.loops import AGAIN, once_more
 from stages.decode.prompts import begun_with
 
 STATED = ("do_sample", *OF_CHANCE, "min_p")
@@ -50,6 +51,8 @@ class Choosing:
             self._stated = {n: getattr(half.generation_config, n, None) for n in STATED}
         make_greedy(half, processor)
         asked = self.generation
+        if any(AGAIN in member for member in members):
+            asked = once_more(asked)
         options: dict[str, Any] = {}
         if asked.beams > 1:
             options["num_beams"] = asked.beams

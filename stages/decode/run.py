@@ -6,6 +6,7 @@ them may have been captioned before.
 """
 
 import contextlib
+from collections.abc import Mapping
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any
@@ -17,9 +18,11 @@ from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone
 from stages.decode.batches import Batch, in_pieces, lacking, swapped, talkative_first
 from stages.decode.engines import choice_of, engine_of
+from stages.decode.generation import Generation
 from stages.decode.job import DecodeJob
 from stages.decode.live import run_live
-from stages.decode.protocol import Asked, Speaker
+from stages.decode.loops import AGAIN, goes_round
+from stages.decode.protocol import Asked, Said, Speaker
 from stages.decode.stored import read_features
 from stages.memory.shrinking import Shrinking
 from stages.models.loading import warm as warm_model
@@ -85,6 +88,9 @@ def run(told: dict[str, Any], report: Report) -> None:
         turns.done(tokens)
 
     shrinking = Shrinking(report, lambda: speaker.say(read(batches[-1][-1:])))
+    retries = Generation.of(job.generation).retry_loops
+    again: list[dict[str, str]] = []
+    told = engine.meta | ({"generation": job.generation} if job.generation else {})
     with (
         turns_at(store, *answers) as turns,
         write_behind(publish) as later,
@@ -94,9 +100,25 @@ def run(told: dict[str, Any], report: Report) -> None:
         ) as ready,
     ):
         for asked, said in speaker.run(ready, shrinking):
-            pairs = zip(asked, said, strict=True)
-            later([Record(key=a.member["key"], meta=s._asdict() | engine.meta) for a, s in pairs])
+            records = []
+            for one, words in zip(asked, said, strict=True):
+                if retries and goes_round(words.caption, words.ended):
+                    again.append({**one.member, AGAIN: "loop"})
+                else:
+                    records.append(_record(told, one, words))
+            later(records)
+        for asked in (read([member]) for member in again if member["key"] in wanted):
+            for some, said in shrinking.through(asked, lambda one: one.member["key"], speaker.say):
+                later([_record(told, *pair) for pair in zip(some, said, strict=True)])
     report.note(**speaker.findings())
+
+
+def _record(told: Mapping[str, Any], asked: Asked, said: Said) -> Record:
+    """Return the caption as it is stored; one that was said again says so, and how that ended."""
+    meta = said._asdict() | told
+    if AGAIN in asked.member:
+        meta |= {"retried": "loop", "loops": goes_round(said.caption, said.ended)}
+    return Record(key=asked.member["key"], meta=meta)
 
 
 def set_packs_aside(store: Store, record_set: RecordSet, keys: set[str]) -> None:
