@@ -23,7 +23,7 @@ def summary(job: Job) -> dict[str, Any]:
         "batch_size": job.config.batch_size,
         **({"generation": told} if (told := job.config.generation.told) else {}),
         "store": job.store.url,
-        "media": len(job.files),
+        "media": len(job.by_file),
         "halves": halves(job.model),
         "route": job.model.profile.route,
         "notes": notes(job),

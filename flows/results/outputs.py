@@ -5,6 +5,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
+from operator import attrgetter
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +20,7 @@ from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from flows.pipelines import STAGES
+from flows.results.table_rows import kinds_of, table_rows
 from flows.results.texts import OwnFiles, Texts, digest_at, write_texts
 from stages.process.events import Failed
 
@@ -40,7 +43,7 @@ def failures_of(job: Job) -> list[Failure]:
                 hint=known["hint"],
             )
         )
-    return found
+    return list(dict.fromkeys(found))  # one that is asked several things fails once
 
 
 def names_of(job: Job) -> dict[str, str]:
@@ -113,6 +116,7 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         features=task["features"],
         tokens=stored["tokens"],
         ended=ended_of(stored, task.namespaces.limit),
+        name=file.name,
         warnings=(*index.warnings, *(MIDDLE if one_frame else ()), *warnings),
     )
 
@@ -182,13 +186,14 @@ def write_outputs(job: Job, *, last: bool) -> Written:
     write_jsonl(job.out / "captions.jsonl", rows())
     found.captions = sum(counts)
     write_jsonl(job.out / "failures.jsonl", found.failures)
-    write_text(job.out / "media.jsonl", media_lines(job.files, counts))
-    own = OwnFiles(job)
+    files = [group[0][0] for group in job.by_file]
+    write_text(job.out / "media.jsonl", media_lines(files, counts))
+    own, kinds = OwnFiles(job), kinds_of(job)
     found.texts = write_texts(job, own, captions_of)
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
         if last and (form in job.config.format or own.has(form, "", digest_at(path))):
-            write(path, rows())
+            write(path, table_rows(rows(), kinds), kinds)
             own.add(form, "", hash_file(path))
         elif path.exists():
             found.earlier.append(form)
@@ -211,6 +216,8 @@ def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator
 
 
 def captions_by_file(job: Job) -> Iterator[list[Caption]]:
-    """Yield the captions of each file that are there, in source order."""
-    for file, medium in zip(job.files, job.contents, strict=True):
-        yield captions_of(job, file, medium)
+    """Yield the captions of each file that are there, in source order; those that several prompts
+    gave of a chunk follow one another."""
+    for group in job.by_file:
+        asked = [captions_of(job, file, medium) for file, medium in group]
+        yield [*merge(*asked, key=attrgetter("start"))]

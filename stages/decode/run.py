@@ -6,7 +6,6 @@ them may have been captioned before.
 """
 
 import contextlib
-from collections.abc import Mapping
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any
@@ -90,7 +89,9 @@ def run(told: dict[str, Any], report: Report) -> None:
     shrinking = Shrinking(report, lambda: speaker.say(read(batches[-1][-1:])))
     retries = Generation.of(job.generation).retry_loops
     again: list[dict[str, str]] = []
-    told = engine.meta | ({"generation": job.generation} if job.generation else {})
+    beside: dict[str, Any] = {**engine.meta}
+    if job.generation:
+        beside["generation"] = job.generation
     with (
         turns_at(store, *answers) as turns,
         write_behind(publish) as later,
@@ -105,17 +106,17 @@ def run(told: dict[str, Any], report: Report) -> None:
                 if retries and goes_round(words.caption, words.ended):
                     again.append({**one.member, AGAIN: "loop"})
                 else:
-                    records.append(_record(told, one, words))
+                    records.append(_record(beside, one, words))
             later(records)
         for asked in (read([member]) for member in again if member["key"] in wanted):
             for some, said in shrinking.through(asked, lambda one: one.member["key"], speaker.say):
-                later([_record(told, *pair) for pair in zip(some, said, strict=True)])
+                later([_record(beside, *pair) for pair in zip(some, said, strict=True)])
     report.note(**speaker.findings())
 
 
-def _record(told: Mapping[str, Any], asked: Asked, said: Said) -> Record:
+def _record(beside: dict[str, Any], asked: Asked, said: Said) -> Record:
     """Return the caption as it is stored; one that was said again says so, and how that ended."""
-    meta = said._asdict() | told
+    meta = said._asdict() | beside
     if AGAIN in asked.member:
         meta |= {"retried": "loop", "loops": goes_round(said.caption, said.ended)}
     return Record(key=asked.member["key"], meta=meta)
