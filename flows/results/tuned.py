@@ -10,13 +10,13 @@ from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.shapes import Each, anything, count, number, read_json
 from artifacts.words import counted
+from flows.results.run_record import RUN_RECORD
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.tune import STAGE
 from stages.tune.job import RECORD, SCORE
 
 RUN = "run"
 """Folder of an adapter's folder for the record and the logs of the run."""
-RUN_RECORD = "run.json"
 AGAIN = "Train it again: penstock tune DATA --model MODEL --out ADAPTER"
 SCORE_SHAPE = {
     "exact": number,
