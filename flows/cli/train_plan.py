@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
 from flows.console.display import Display, gib, parse_size, printable
-from flows.job.config import CaptionConfig
+from flows.job.config import CaptionConfig, check_above_zero
 from flows.job.models import find_checkpoint
 from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.training.changes import changes
@@ -112,15 +112,7 @@ def training_of(given: argparse.Namespace) -> Training:
             "--precision is given with --train, which decides it",
             hint="Leave it out; --train qlora has the frozen weights in nf4",
         )
-    numbers = {
-        "gpus": given.gpus,
-        "max-length": given.max_length,
-        "frames": given.frames,
-        "batch-size": given.batch_size,
-    }
-    for option, value in numbers.items():
-        if value is not None and value < 1:
-            raise UsageError(f"--{option} is {value}", hint="Give a number above 0")
+    check_above_zero(given, ("gpus", "max_length", "frames", "batch_size"))
     if given.train != "full" and given.optimizer != "mixed":
         raise UsageError(
             f"--optimizer {given.optimizer} is given with --train {given.train}, which trains "
