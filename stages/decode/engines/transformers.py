@@ -18,7 +18,7 @@ from stages.decode.reading import Reading
 from stages.memory.shrinking import Shrinking
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features
-from stages.models.halves.records import merge_blank, merge_rows
+from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
 from stages.models.processors.prepare import open_ended, rebuild
 from stages.process.job import told_of
@@ -65,22 +65,30 @@ class Transformers:
         make_greedy(half, self.processor)
         found: dict[int, Said] = {}
         for indexes in _groups(asked):
-            said = self._together(half, [asked[index] for index in indexes])
+            rows = [asked[index].row for index in indexes]
+            prompts = [asked[index].member["prompt"] for index in indexes]
+            options = self.reading.options(half, self.processor, rows[0])
+            said = say_together(half, self.processor, rows, prompts, self._limit, **options)
             found.update(zip(indexes, said, strict=True))
         return [found[index] for index in range(len(asked))]
 
-    def _together(self, half: Any, asked: Sequence[Asked]) -> Iterator[Said]:
-        """Yield what is said of rows that `generate` takes as one."""
-        rows = [one.row for one in asked]
-        prompts = [one.member["prompt"] for one in asked]
-        inputs = open_ended(half, rebuild(self.processor, rows, prompts))
-        features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
-        options = self.reading.options(half, self.processor, rows[0])
-        made = generate(half, inputs, features, max_new_tokens=self._limit, **options)
-        new = new_tokens(made, prompt_in(half, inputs)).cpu()
-        texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        for text, (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
-            yield Said(text.strip(), tokens, ended)
+
+def say_together(
+    half: Any,
+    processor: Any,
+    rows: Sequence[FeatureRecord],
+    prompts: Sequence[str],
+    most: int,
+    **options: Any,
+) -> Iterator[Said]:
+    """Yield what is said of rows that `generate` takes as one, in at most so many tokens each."""
+    inputs = open_ended(half, rebuild(processor, rows, prompts))
+    features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
+    made = generate(half, inputs, features, max_new_tokens=most, **options)
+    new = new_tokens(made, prompt_in(half, inputs)).cpu()
+    texts = processor.batch_decode(new, skip_special_tokens=True)
+    for text, (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
+        yield Said(text.strip(), tokens, ended)
 
 
 def make_greedy(half: Any, processor: Any) -> None:
