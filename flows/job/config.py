@@ -2,6 +2,7 @@
 nothing of how it is done."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,9 @@ DEMO_MODEL = "demo"
 VIDEO_PROMPT = "Describe this video in detail."
 IMAGE_PROMPT = "Describe this image in detail."
 FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset")
+"""The values of `--format`; jsonl is always written."""
 COCO = "coco"
 """A format of labels alone."""
-"""The values of `--format`; jsonl is always written."""
 BESIDE = ("txt", "vtt", "srt")
 """Formats that make one file a medium, which `--beside` puts next to it."""
 INDEX = "penstock-index"
@@ -54,6 +55,15 @@ def user_cache() -> Path:
 def default_store() -> str:
     """Return `$PENSTOCK_STORE`, or a folder in the user's cache."""
     return os.environ.get("PENSTOCK_STORE") or str(user_cache())
+
+
+def check_above_zero(asked: object, names: Iterable[str]) -> None:
+    """Raise UsageError when an option of these is a number, and none above 0."""
+    for name in names:
+        value = getattr(asked, name)
+        if value is not None and not 0 < value < float("inf"):
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} is {value}", hint="Give a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,12 +146,7 @@ class CaptionConfig(SpeakingConfig):
     def __post_init__(self) -> None:
         if self.fps is not None and self.frames is not None:
             raise UsageError("--fps and --frames exclude each other", hint="Leave one of them out")
-        for name in ABOVE_ZERO:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is {value}", hint="Give a number above 0"
-                )
+        check_above_zero(self, ABOVE_ZERO)
         for name in ("precision", "vision_precision", "language_precision"):
             value = getattr(self, name)
             if value is not None and value not in PRECISIONS:

@@ -68,13 +68,6 @@ class Choosing:
             options["logits_processor"] = LogitsProcessorList([*warpers, Chance(seeds)])
         return options
 
-    def texts(self, processor: Any, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Return the captions that these new tokens are, with what they begin with."""
-        begun = begun_with(processor, self.generation)[0].tolist()
-        said = [[*begun, *row] for row in rows]
-        decoded = processor.batch_decode(said, skip_special_tokens=True)
-        return [text.strip() for text in decoded]
-
     def _warpers(self) -> list[LogitsProcessor] | None:
         """Return what stock puts before chance, in its order; None where there is no chance."""
         asked = self.generation
@@ -116,6 +109,13 @@ class Chance(LogitsProcessor):
             for row, generator in enumerate(self._generators)
         ]
         return torch.full_like(scores, -torch.inf).scatter_(1, torch.cat(chosen), 0.0)
+
+
+def texts_of(processor: Any, rows: Sequence[Sequence[int]], asked: Generation) -> list[str]:
+    """Return the captions that these new tokens are, with what they begin with."""
+    begun = begun_with(processor, asked)[0].tolist()
+    texts = processor.batch_decode([[*begun, *row] for row in rows], skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
 
 def seed_of(seed: int, member: Mapping[str, str]) -> int:

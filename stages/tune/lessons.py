@@ -7,7 +7,7 @@ prompts have equal lengths; what fills up shorter captions stands behind them, w
 place sees it.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,6 +70,16 @@ def lesson_of(
 def ended(lesson: Lesson, token: int) -> Lesson:
     """Return the lesson with the token that ends its caption."""
     return replace(lesson, ids=torch.cat([lesson.ids, torch.tensor([token])]))
+
+
+def together(lessons: Sequence[Lesson], rows: int) -> Iterator[list[Lesson]]:
+    """Yield those that go through the half together, at most so many: with the longest first."""
+    groups: dict[Hashable, list[Lesson]] = {}
+    for lesson in lessons:
+        groups.setdefault(lesson.joins_with, []).append(lesson)
+    for group in groups.values():
+        ranked = sorted(group, key=lambda lesson: len(lesson.ids), reverse=True)
+        yield from (ranked[at : at + rows] for at in range(0, len(ranked), rows))
 
 
 def loss_of(half: Any, processor: Any, lessons: Sequence[Lesson]) -> torch.Tensor:

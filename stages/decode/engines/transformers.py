@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from artifacts.captions import Ended
-from stages.decode.choosing import Choosing
+from stages.decode.choosing import Choosing, texts_of
 from stages.decode.generation import Generation
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
 from stages.decode.prompts import prompts_for
@@ -22,7 +22,7 @@ from stages.decode.reading import Reading
 from stages.memory.shrinking import Shrinking
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features
-from stages.models.halves.records import merge_blank, merge_rows
+from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
 from stages.process.job import told_of
 
@@ -65,24 +65,41 @@ class Transformers:
     def _said(self, asked: Sequence[Asked], half: Any) -> list[Said]:
         found: dict[int, Said] = {}
         for indexes in _groups(asked):
-            said = self._together(half, [asked[index] for index in indexes])
+            members = [asked[index].member for index in indexes]
+            rows = [asked[index].row for index in indexes]
+            said = say_together(
+                half,
+                self.processor,
+                rows,
+                [member["prompt"] for member in members],
+                self._limit,
+                self.choosing.generation,
+                **self.reading.options(half, self.processor, rows[0]),
+                **self.choosing.options(half, self.processor, members),
+            )
             found.update(zip(indexes, said, strict=True))
         return [found[index] for index in range(len(asked))]
 
-    def _together(self, half: Any, asked: Sequence[Asked]) -> Iterator[Said]:
-        """Yield what is said of rows that `generate` takes as one."""
-        rows = [one.row for one in asked]
-        members = [one.member for one in asked]
-        chosen = self.choosing.options(half, self.processor, members)
-        prompts = [member["prompt"] for member in members]
-        inputs = prompts_for(half, self.processor, rows, prompts, self.choosing.generation)
-        features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
-        options = {**self.reading.options(half, self.processor, rows[0]), **chosen}
-        made = generate(half, inputs, features, max_new_tokens=self._limit, **options)
-        new = new_tokens(made, prompt_in(half, inputs)).cpu()
-        texts = self.choosing.texts(self.processor, new.tolist())
-        for text, (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
-            yield Said(text, tokens, ended)
+
+def say_together(
+    half: Any,
+    processor: Any,
+    rows: Sequence[FeatureRecord],
+    prompts: Sequence[str],
+    most: int,
+    asked: Generation | None = None,
+    **options: Any,
+) -> Iterator[Said]:
+    """Yield what is said of rows that `generate` takes as one, in at most so many tokens each, as
+    it is `asked` (None: nothing besides the prompts)."""
+    asked = asked or Generation()
+    inputs = prompts_for(half, processor, rows, prompts, asked)
+    features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
+    made = generate(half, inputs, features, max_new_tokens=most, **options)
+    new = new_tokens(made, prompt_in(half, inputs)).cpu()
+    texts = texts_of(processor, new.tolist(), asked)
+    for text, (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
+        yield Said(text, tokens, ended)
 
 
 def _groups(asked: Sequence[Asked]) -> Iterator[list[int]]:

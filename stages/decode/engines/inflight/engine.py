@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from artifacts.errors import UsageError
+from stages.decode.choosing import texts_of
 from stages.decode.engines import AUTO, INFLIGHT
 from stages.decode.engines.inflight.coming import Coming, coming
 from stages.decode.engines.inflight.flight import Flight
@@ -177,7 +178,8 @@ class InFlight:
         return Said(self._text(flight), len(flight.said), flight.ended)
 
     def _text(self, flight: Flight) -> str:
-        (text,) = self._plain.choosing.texts(self._plain.processor, [flight.said])
+        plain = self._plain
+        (text,) = texts_of(plain.processor, [flight.said], plain.choosing.generation)
         return text
 
 
