@@ -10,7 +10,7 @@ from artifacts.errors import UsageError
 from artifacts.schema import Part
 from artifacts.tiles import OFF, check_tiles
 from flows.job.speaking_config import SpeakingConfig
-from stages.decode.engines import AUTO, CHOICES, INFLIGHT
+from stages.decode.engines import AUTO, INFLIGHT, OFFERED, SEVERAL
 from stages.decode.job import DEFAULT_ENGINE
 from stages.models.graphs.providers import BACKENDS
 
@@ -159,9 +159,9 @@ class CaptionConfig(SpeakingConfig):
                 f"--vision-backend {self.vision_backend} is not known",
                 hint=f"Choose from {', '.join(VISION_BACKENDS)}",
             )
-        if self.engine not in CHOICES:
+        if self.engine not in OFFERED:
             raise UsageError(
-                f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(CHOICES)}"
+                f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(OFFERED)}"
             )
         _ = self.speakers
         check_tiles(self.tiles)
@@ -215,7 +215,7 @@ class CaptionConfig(SpeakingConfig):
         """Return the choice of what makes the captions. Raises UsageError where the one that is
         asked for cannot."""
         if self.beams == 1:
-            return self.engine
+            return SEVERAL.get(self.engine, self.engine) if len(self.prompts) > 1 else self.engine
         if self.engine == INFLIGHT:
             raise UsageError(
                 f"--engine {INFLIGHT} follows no beams", hint=f"Use --engine {DEFAULT_ENGINE}"
