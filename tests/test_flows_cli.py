@@ -20,7 +20,7 @@ CAPTION_OPTIONS = {
     "--language-precision", "--memory", "--vision-backend", "--adapter",
     "--max-frames", "--batch-size", "--engine", "--max-new-tokens", "--prefix", "--suffix",
     "--recursive",
-    "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
+    "--extensions", "--limit", "--format", "--beside", "--overwrite", "--existing", "--retry-failed",
     "--keep-frames", "--trust-remote-code", "--as-published",
 }  # fmt: skip
 COMMANDS = {
@@ -40,6 +40,7 @@ COMMANDS = {
         "--out", "--store", "--trust-remote-code", "--fps", "--tiles", "--memory", "--precision",
         "--batch-size", "--recursive", "--extensions", "--limit", "--retry-failed",
         "--keep-frames", "--dry-run", "--quiet", "--json", "--format", "--beside", "--overwrite",
+        "--existing",
         "--vision-backend",
     },
     "index": {"ACTION"},
@@ -109,6 +110,7 @@ CACHE = {
         "--format",
         "--beside",
         "--overwrite",
+        "--existing",
         "--adapter",
     }
     | {"--name", "--prune", "--dry-run", "--quiet", "--json"},

@@ -6,7 +6,14 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, with_config
 
-from flows.job.config import ABOVE_ZERO, FORMATS, PRECISIONS, VISION_BACKENDS, CaptionConfig
+from flows.job.config import (
+    ABOVE_ZERO,
+    FORMATS,
+    PRECISIONS,
+    VISION_BACKENDS,
+    CaptionConfig,
+)
+from flows.job.existing import RULES
 
 __all__ = ["CaptionConfig", "settings_over", "tighten"]
 
@@ -36,6 +43,7 @@ def tighten(schema: dict[str, Any]) -> None:
     fields["vision_backend"]["enum"] = list(VISION_BACKENDS)
     for name in ("vision_precision", "language_precision"):
         fields[name]["anyOf"][0]["enum"] = list(PRECISIONS)
+    fields["existing"]["anyOf"][0]["enum"] = list(RULES)
     fields["prompt"]["anyOf"][0]["pattern"] = r"\S"
     for name in ABOVE_ZERO:
         fields[name].get("anyOf", [fields[name]])[0]["exclusiveMinimum"] = 0

@@ -1,8 +1,5 @@
 """Writes one text file a medium, in `OUT` or beside the media; runs no model. Texts that we wrote
 are brought to what is said now; what people wrote or edited is theirs.
-
-A text is known for ours by its own digest and that of the medium that it is about, so it stays ours
-when a folder is moved or another `OUT` is given.
 """
 
 import contextlib
@@ -10,14 +7,10 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Caption
-from artifacts.files import write_text
-from artifacts.keys import digest_of, hash_file
-from artifacts.lines import append_line, read_lines
 from artifacts.names import SUFFIXES, file_stems
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
@@ -25,44 +18,12 @@ from artifacts.words import counted
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
+from flows.results.own_files import OwnFiles, digest_at
 
-DIGITS = 32
-"""Hex digits by which a text is remembered: a million of them take 50 MB."""
 NOT_TEXTS = ("logs", DATASET)
 """Folders of `OUT` that hold no text of a medium."""
 
 CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption]]
-
-
-class OwnFiles:
-    """The own texts that were written for people, remembered in the store by digests."""
-
-    def __init__(self, job: Job, of: str = "") -> None:
-        """Remember texts `of` one kind; those of another, such as captions, are not its own."""
-        self._memory = job.store.local / "written.jsonl"
-        self._of = of
-
-    @cached_property
-    def _known(self) -> set[str]:
-        return {str(line[0]) for line in read_lines(self._memory) if line}
-
-    def __bool__(self) -> bool:
-        return bool(self._known)
-
-    def has(self, form: str, about: str, sha256: str) -> bool:
-        """Return whether we once wrote a text of that digest, in this form, about this content."""
-        return bool(sha256) and _key(self._of + form, about, sha256) in self._known
-
-    def add(self, form: str, about: str, sha256: str) -> None:
-        """Remember what is written, or about to be."""
-        key = _key(self._of + form, about, sha256)
-        if key not in self._known:
-            self._known.add(key)
-            append_line(self._memory, [key])
-
-
-def _key(form: str, about: str, sha256: str) -> str:
-    return digest_of([form, about, sha256])[:DIGITS]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -160,20 +121,14 @@ class _Writer:
     def write(self, captions_of: CaptionsOf) -> Texts:
         """Bring them to what is said now."""
         for path, medium, text in self._said(captions_of):
-            before = digest_at(path)
             if text is None:
-                self.texts.earlier += self._is_own(medium, before)
-                continue
-            sha256 = hashlib.sha256(text).hexdigest()
-            same = before == sha256
-            theirs = os.path.lexists(path) and not same and not self._is_own(medium, before)
-            if path.is_dir() or (theirs and not self._job.config.overwrite):
+                self.texts.earlier += self._is_own(medium, digest_at(path))
+            elif self._own.bring(
+                path, text, self.texts.form, medium.digest, replace=self._job.config.replaces
+            ):
+                self.texts.written += 1
+            else:
                 self.texts.kept.append(path.name)
-                continue
-            self.texts.written += 1
-            self._own.add(self.texts.form, medium.digest, sha256)
-            if not same:
-                write_text(path, [text.decode()])
         if not self.texts.beside:
             self.texts.others = self._count_others()
         return self.texts
@@ -213,14 +168,6 @@ class _Writer:
             of_form = (name for name in files if name.endswith(f".{self.texts.form}"))
             count += sum(os.path.join(folder, name) not in ours for name in of_form)
         return count
-
-
-def digest_at(path: Path) -> str:
-    """Return the SHA-256 of what lies there; empty where that is no file that can be read."""
-    try:
-        return hash_file(path) if path.is_file() else ""
-    except OSError:
-        return ""
 
 
 def _stems(job: Job, beside: bool) -> list[str]:

@@ -21,8 +21,9 @@ from flows.job.tasks import Medium
 from flows.results.labels.counting import LabelCounts
 from flows.results.labels.rows import Labelling, judged, judged_medium
 from flows.results.outputs import failures_of, media_lines
+from flows.results.own_files import OwnFiles
 from flows.results.run_end import RunEnd
-from flows.results.texts import OwnFiles, Texts, write_texts
+from flows.results.texts import Texts, write_texts
 
 LINES, REPORT, MEDIA = "labels.jsonl", "label_report.json", "media.jsonl"
 SPANS, COCO_FILE = "label_spans.jsonl", "labels.coco.json"
