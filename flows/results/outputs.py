@@ -19,7 +19,8 @@ from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from flows.pipelines import STAGES
 from flows.results.own_files import OwnFiles, digest_at
-from flows.results.texts import Texts, write_texts
+from flows.results.text_files import write_texts
+from flows.results.texts import Texts
 from stages.process.events import Failed
 
 

@@ -19,7 +19,7 @@ from artifacts.samples import media_suffix
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
 from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
-from artifacts.words import counted
+from artifacts.words import counted, first_of
 from flows.job.launch import Launcher
 from flows.job.prepare import Job
 from flows.results.clips import Clips, key_of
@@ -89,10 +89,9 @@ def _clip_notes(clips: Clips) -> Iterator[str]:
 
 
 def _kept(names: Sequence[str], folder: Path) -> str:
-    first = ", ".join([*names[:3], *(["…"] if len(names) > 3 else [])])
     return (
         f"kept as people wrote or edited them: {counted(len(names), 'file')} in {folder} "
-        f"({first}); --existing replace replaces them"
+        f"({first_of(names)}); --existing replace replaces them"
     )
 
 

@@ -23,7 +23,8 @@ from flows.results.labels.rows import Labelling, judged, judged_medium
 from flows.results.outputs import failures_of, media_lines
 from flows.results.own_files import OwnFiles
 from flows.results.run_end import RunEnd
-from flows.results.texts import Texts, write_texts
+from flows.results.text_files import write_texts
+from flows.results.texts import Texts
 
 LINES, REPORT, MEDIA = "labels.jsonl", "label_report.json", "media.jsonl"
 SPANS, COCO_FILE = "label_spans.jsonl", "labels.coco.json"
