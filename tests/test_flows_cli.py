@@ -20,7 +20,8 @@ CAPTION_OPTIONS = {
     "--language-precision", "--memory", "--vision-backend", "--adapter",
     "--max-frames", "--batch-size", "--engine", "--max-new-tokens", "--prefix", "--suffix",
     "--recursive",
-    "--extensions", "--limit", "--format", "--beside", "--overwrite", "--existing", "--retry-failed",
+    "--extensions", "--limit", "--format", "--beside", "--overwrite", "--existing",
+    "--retry-failed",
     "--keep-frames", "--trust-remote-code", "--as-published",
 }  # fmt: skip
 COMMANDS = {

@@ -44,30 +44,28 @@ def put(config: CaptionConfig, rule: str | None, prompt: str = "A?", **more: Any
     return run(config, prompt=prompt, existing=rule, **options)
 
 
-JOINED = {
-    APPEND: lambda theirs, said: f"{theirs}, {said}\n",
-    PREPEND: lambda theirs, said: f"{said}, {theirs}\n",
-}
+def joined(rule: str, theirs: str, said: str) -> str:
+    """Both in one line, by a rule."""
+    return f"{theirs}, {said}\n" if rule == APPEND else f"{said}, {theirs}\n"
 
 
 @pytest.mark.parametrize("rule", [APPEND, PREPEND])
 def test_a_caption_is_put_to_a_person_s_text_once_and_follows_the_prompt(
     config: CaptionConfig, text: Path, rule: str
 ) -> None:
-    joined = JOINED[rule]
     result = put(config, rule)
-    assert text.read_text() == joined("ohwx, best quality", ours("A?"))
+    assert text.read_text() == joined(rule, "ohwx, best quality", ours("A?"))
     assert result.warnings == [] and "1 written" in result.line()
     before = text.stat()
     put(config, rule)
     assert text.stat() == before
     text.write_text(text.read_text().replace("best quality", "worst of all. By hand"))
     put(config, rule)
-    assert text.read_text() == joined("ohwx, worst of all. By hand", ours("A?"))
+    assert text.read_text() == joined(rule, "ohwx, worst of all. By hand", ours("A?"))
     put(config, rule, "B?")
-    assert text.read_text() == joined("ohwx, worst of all. By hand", ours("B?"))
+    assert text.read_text() == joined(rule, "ohwx, worst of all. By hand", ours("B?"))
     put(config, rule, "A?")
-    assert text.read_text() == joined("ohwx, worst of all. By hand", ours("A?"))
+    assert text.read_text() == joined(rule, "ohwx, worst of all. By hand", ours("A?"))
 
 
 @pytest.mark.parametrize("rule", [APPEND, PREPEND])
@@ -93,11 +91,11 @@ def test_the_rule_may_change_between_runs(config: CaptionConfig, text: Path) -> 
     put(config, PREPEND)
     assert text.read_text() == f"{ours('A?')}, ohwx, best quality\n"
     put(config, APPEND, "B?")
-    joined = f"ohwx, best quality, {ours('B?')}\n"
-    assert text.read_text() == joined
+    both = f"ohwx, best quality, {ours('B?')}\n"
+    assert text.read_text() == both
     for rule in (None, "keep"):
         result = put(config, rule, "C?")
-        assert text.read_text() == joined
+        assert text.read_text() == both
         assert any("kept as people wrote" in note for note in result.warnings)
     result = put(config, None, "C?", format=(), beside=False)
     assert any("of an earlier run: 1 .txt file beside" in note for note in result.warnings)
@@ -122,10 +120,10 @@ def test_what_is_ours_is_replaced_and_what_is_not_there_is_written(
 
 def test_a_person_s_words_alone_get_the_caption_again(config: CaptionConfig, text: Path) -> None:
     put(config, APPEND)
-    joined = text.read_text()
+    both = text.read_text()
     text.write_text("ohwx, best quality")
     put(config, APPEND)
-    assert text.read_text() == joined
+    assert text.read_text() == both
 
 
 @pytest.mark.parametrize("rule", [APPEND, PREPEND])
@@ -141,7 +139,7 @@ def test_a_run_that_was_killed_before_it_wrote_puts_the_caption_once(
             with pytest.raises(Interrupted):
                 put(config, rule, prompt)
         put(config, rule, prompt)
-        assert text.read_text() == JOINED[rule]("ohwx, best quality", ours(prompt))
+        assert text.read_text() == joined(rule, "ohwx, best quality", ours(prompt))
 
 
 def test_texts_of_several_lines_are_joined_at_lines_of_their_own(
@@ -160,7 +158,7 @@ def test_texts_of_several_lines_are_joined_at_lines_of_their_own(
 
 
 @pytest.mark.parametrize(
-    ("mine", "joined"),
+    ("mine", "both"),
     [
         ("A sentence.", "A sentence. {}\n"),
         ("tag, tag,\r\n", "tag, tag, {}\n"),
@@ -169,12 +167,12 @@ def test_texts_of_several_lines_are_joined_at_lines_of_their_own(
     ],
 )
 def test_between_the_two_stands_what_readers_of_tags_and_sentences_expect(
-    config: CaptionConfig, text: Path, mine: str, joined: str
+    config: CaptionConfig, text: Path, mine: str, both: str
 ) -> None:
     text.write_bytes(mine.encode())
     for prompt in ("A?", "B?"):
         put(config, APPEND, prompt)
-        assert text.read_bytes().decode() == joined.format(ours(prompt))
+        assert text.read_bytes().decode() == both.format(ours(prompt))
     put(config, PREPEND)
     assert text.read_bytes().decode().removeprefix("\ufeff").startswith("A?")
     assert text.read_bytes().decode().startswith("\ufeff") == mine.startswith("\ufeff")

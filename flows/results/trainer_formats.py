@@ -10,10 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from artifacts.files import OURS
+from artifacts.files import HALF, OURS
 from artifacts.linking import is_linked, is_spare, link
 from artifacts.samples import media_suffix
 from artifacts.stamps import stamp_of
@@ -63,10 +62,12 @@ def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
     return found
 
 
-def one_a_chunk(items: Sequence[SampleSource]) -> Iterator[SampleSource]:
-    """Yield for each chunk of a file the sample whose caption trainers are shown: the first."""
-    for _, said in groupby(items, key=lambda item: item.chunk):
-        yield next(said)
+def one_a_chunk(items: Sequence[SampleSource]) -> list[SampleSource]:
+    """Return for each chunk of a file the sample whose caption trainers are shown: the first."""
+    first: dict[int, SampleSource] = {}
+    for item in items:
+        first.setdefault(item.chunk, item)
+    return list(first.values())
 
 
 def _is_own(job: Job, own: OwnFiles, name: str) -> bool:
@@ -122,7 +123,10 @@ class _TrainerFolder:
             form = f"{self._name}/{file}"
             if not self._own.bring(self._folder / file, content, form, "", replace=self._replace):
                 self._kept.append(file)
-        self._clear(set(texts), {entry.path for entry in entries})
+        try:
+            self._clear(set(texts), {entry.path for entry in entries})
+        except OSError as error:
+            raise fault_of(error, self._folder) from error
         return not self._kept
 
     def _media(self, item: SampleSource, cut: Mapping[str, Path]) -> Path | None:
@@ -189,7 +193,9 @@ class _TrainerFolder:
             names = sorted(os.listdir(place)) if place.is_dir() else []
             wanted = {Path(path).name for path in media if Path(path).parent.name == folder}
             for name in names:
-                if name not in wanted and LINKED.fullmatch(name):
+                if name.startswith(HALF):  # of a run that was killed; a trainer may take it
+                    (place / name).unlink()
+                elif name not in wanted and LINKED.fullmatch(name):
                     if is_spare(place / name):
                         (place / name).unlink()
                     else:

@@ -63,12 +63,12 @@ def diffusion_pipe(out: Path) -> dict[str, str]:
         path = Path(directory["path"])
         with open(path / "captions.json", encoding="ascii") as file:
             said = json.load(file)
-        files = [f for f in sorted(path.glob("*")) if f.is_file() and f.suffix not in skipped]
-        assert len({file.stem for file in files}) == len(files) == len(said)
-        for file in files:
-            captions = said[file.name]
+        media = [f for f in sorted(path.glob("*")) if f.is_file() and f.suffix not in skipped]
+        assert len({each.stem for each in media}) == len(media) == len(said)
+        for each in media:
+            captions = said[each.name]
             assert isinstance(captions, list)
-            (found[str(file)],) = captions
+            (found[str(each)],) = captions
     return found
 
 
