@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from artifacts.files import write_text
 
@@ -40,6 +40,11 @@ class Caption:
     ended: Ended
     """How the caption ended."""
     warnings: tuple[str, ...] = ()
+    name: str = ""
+    """Name of its prompt, where there are several."""
+
+    UNSAID: ClassVar = ("name",)
+    """Fields that a line has only where there is something in them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +70,13 @@ def ended_of(stored: Mapping[str, Any], limit: int) -> Ended:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON object a line, in order; the file appears whole. Raises EnvironmentFault."""
-    write_text(path, (ENCODER.encode(values_of(row)) + "\n" for row in rows))
+    write_text(path, (ENCODER.encode(said_of(row)) + "\n" for row in rows))
+
+
+def said_of(row: Any) -> dict[str, Any]:
+    """Return the fields of a row by name, but for those that need not be said and are empty."""
+    unsaid = getattr(row, "UNSAID", ())
+    return {name: value for name, value in values_of(row).items() if value or name not in unsaid}
 
 
 def values_of(row: Any) -> dict[str, Any]:

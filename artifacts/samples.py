@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from artifacts.captions import Caption, values_of
+from artifacts.captions import Caption, said_of
 from artifacts.keys import digest_of
 from artifacts.stamps import Stamp
 
@@ -40,7 +40,7 @@ class Sample:
     """Digest of the medium that it is of."""
 
     def digest(self) -> str:
-        return digest_of([OUTPUT_VERSION, self.key, values_of(self.row), self.content])
+        return digest_of([OUTPUT_VERSION, self.key, said_of(self.row), self.content])
 
 
 Samples = Iterator[tuple[Sample, Media | None]]

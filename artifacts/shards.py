@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from artifacts.captions import values_of
+from artifacts.captions import said_of
 from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, whole_file, write_json
 from artifacts.keys import digest_of
@@ -142,7 +142,7 @@ def _add(
 ) -> bool:
     """Add a sample, and return whether it has its media."""
     has = media is not None and _add_media(tar, file, sample.key, media, size)
-    line = {**values_of(sample.row), "media_start": media.start if media and has else None}
+    line = {**said_of(sample.row), "media_start": media.start if media and has else None}
     texts = {"txt": sample.row.caption, "json": json.dumps(line, ensure_ascii=False)}
     for suffix, text in texts.items():
         data = text.encode("utf-8", errors="replace")

@@ -8,15 +8,31 @@ nothing else.
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from artifacts.captions import Caption, values_of
+from artifacts.captions import values_of
 from artifacts.files import whole_file
 
-COLUMNS = tuple(Caption.__slots__)
+KINDS = {
+    "media_path": "text",
+    "source": "text",
+    "start": "number",
+    "end": "number",
+    "caption": "text",
+    "model": "text",
+    "prompt": "text",
+    "precision": "precision",
+    "frames": "numbers",
+    "features": "text",
+    "tokens": "count",
+    "ended": "text",
+    "warnings": "texts",
+}
+"""Column → what it holds, of the captions of one prompt."""
+COLUMNS = tuple(KINDS)
 GROUP_ROWS = 10_000
 """Rows of one row group, which a reader, as the writer, holds in memory at once."""
 
@@ -32,11 +48,19 @@ def write_csv(path: Path, rows: Iterable[Any], columns: Sequence[str] = COLUMNS)
         writer = csv.writer(text)
         writer.writerow(columns)
         for row in rows:
-            writer.writerow([_cell(value) for value in values_of(row).values()])
+            values = _values(row)
+            writer.writerow([_cell(values[name]) for name in columns])
         text.detach()
 
 
+def _values(row: Any) -> Mapping[str, Any]:
+    """Return the values of a row by column; it may be of any class, or a mapping already."""
+    return row if isinstance(row, Mapping) else values_of(row)
+
+
 def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
     return value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
 
 
@@ -45,7 +69,7 @@ def write_parquet(path: Path, rows: Iterable[Any], schema: Any = None) -> None:
     from pyarrow.parquet import ParquetWriter
 
     left = iter(rows)
-    schema = _schema() if schema is None else schema
+    schema = schema_of(KINDS) if schema is None else schema
     with whole_file(path) as file, ParquetWriter(file, schema) as writer:
         while group := list(islice(left, GROUP_ROWS)):
             writer.write_table(table_of(group, schema))
@@ -55,33 +79,25 @@ def table_of(rows: Iterable[Any], schema: Any = None) -> Any:
     """Return the same columns as a pyarrow table in memory."""
     import pyarrow as pa
 
-    values = [{k: utf8(v) for k, v in values_of(row).items()} for row in rows]
-    return pa.Table.from_pylist(values, _schema() if schema is None else schema)
+    values = [{k: utf8(v) for k, v in _values(row).items()} for row in rows]
+    return pa.Table.from_pylist(values, schema_of(KINDS) if schema is None else schema)
 
 
-def _schema() -> Any:
+def schema_of(kinds: Mapping[str, str]) -> Any:
+    """Return the schema of columns, by what they hold."""
     import pyarrow as pa
 
-    text, seconds = pa.string(), pa.float64()
-    schema = pa.schema(
-        [
-            ("media_path", text),
-            ("source", text),
-            ("start", seconds),
-            ("end", seconds),
-            ("caption", text),
-            ("model", text),
-            ("prompt", text),
-            ("precision", pa.struct([("vision", text), ("language", text)])),
-            ("frames", pa.list_(seconds)),
-            ("features", text),
-            ("tokens", pa.int64()),
-            ("ended", text),
-            ("warnings", pa.list_(text)),
-        ]
-    )
-    assert tuple(schema.names) == COLUMNS
-    return schema
+    text, number = pa.string(), pa.float64()
+    types = {
+        "text": text,
+        "number": number,
+        "count": pa.int64(),
+        "truth": pa.bool_(),
+        "texts": pa.list_(text),
+        "numbers": pa.list_(number),
+        "precision": pa.struct([("vision", text), ("language", text)]),
+    }
+    return pa.schema([(name, types[kind]) for name, kind in kinds.items()])
 
 
 def utf8(value: Any) -> Any:
@@ -91,5 +107,13 @@ def utf8(value: Any) -> Any:
     return value
 
 
-TABLES = {"csv": write_csv, "parquet": write_parquet}
+def _csv(path: Path, rows: Iterable[Any], kinds: Mapping[str, str]) -> None:
+    write_csv(path, rows, tuple(kinds))
+
+
+def _parquet(path: Path, rows: Iterable[Any], kinds: Mapping[str, str]) -> None:
+    write_parquet(path, rows, schema_of(kinds))
+
+
+TABLES = {"csv": _csv, "parquet": _parquet}
 """Formats that make one file of all captions, by suffix."""

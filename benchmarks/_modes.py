@@ -162,7 +162,7 @@ def decode(job: dict[str, Any], watch: Watch) -> list[str]:
 
 def pure(job: dict[str, Any], watch: Watch) -> list[str]:
     """`generate` alone, on the decode stage's batches: features and inputs lie ready in memory."""
-    from stages.decode.engines.transformers import make_greedy
+    from stages.decode.choosing import make_greedy
     from stages.decode.stored import read_features
     from stages.models.halves.delivery import generate
     from stages.models.halves.features import Features

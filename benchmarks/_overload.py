@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks._goals import met
 from benchmarks._load import UNANSWERED, Answers, ask
 from benchmarks._served import Server, Way, serving
 from flows.serving.keeping import RECENT_BYTES
@@ -89,12 +90,12 @@ def verdicts(during: Answers, memory: Memory, capacity: float, before: int) -> I
     grown = memory.grown()
     yield (
         f"- memory, last quarter above first: {grown / MIB:,.0f} MiB, of which recent answers may "
-        f"be {KEPT_BYTES / MIB:,.0f}: {_held(grown <= KEPT_BYTES + FLAT * memory.seen[0])}"
+        f"be {KEPT_BYTES / MIB:,.0f}: {met(grown <= KEPT_BYTES + FLAT * memory.seen[0])}"
     )
     p99, most = during.wait(0.99), before / capacity
     yield (
         f"- accepted: {during.rate:.0f}/s, {_waited(during, 200)} from sent; all {before} that may "
-        f"wait or be encoded, at {capacity:.0f}/s: {1000 * most:.0f} ms: {_held(p99 <= most)}"
+        f"wait or be encoded, at {capacity:.0f}/s: {1000 * most:.0f} ms: {met(p99 <= most)}"
     )
     yield f"- refused: {_waited(during, 429)}"
 
@@ -102,10 +103,6 @@ def verdicts(during: Answers, memory: Memory, capacity: float, before: int) -> I
 def _waited(answers: Answers, status: int) -> str:
     p50, p99 = (1000 * answers.wait(share, status) for share in (0.5, 0.99))
     return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
-
-
-def _held(good: bool) -> str:
-    return "met" if good else "NOT met"
 
 
 def _row(name: str, memory: int, answers: Answers) -> str:

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ import torch
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from benchmarks._peak import Peak
+from stages.decode.prompts import followed_by
 from stages.decode.stored import read_features
-from stages.decode.teaching import followed_by, last_logits
+from stages.decode.teaching import last_logits
 from stages.models import load_half
 from stages.models.encoding.chunks import read_clip
 from stages.models.halves.features import is_pixels
@@ -61,21 +62,14 @@ def main() -> None:
     trainer = Trainer(model, processor, trained, optimizer, Report(2), told["batch"])
     seen = {id(lesson.ids): member for lesson, member in zip(lessons, told["members"], strict=True)}
     losses: list[float] = []
-    with patch.object(training, "loss_of", partial(clips.loss, seen)) if joint else Same():
+    shown = patch.object(training, "loss_of", partial(clips.loss, seen))
+    with shown if joint else nullcontext():
         began = time.perf_counter()
         for step in range(told["steps"]):
             some = [lessons[at] for at in order.of_step(step)]
             losses.append(trainer.step(some, rate_at(step, told["steps"], told["rate"])))
         seconds = time.perf_counter() - began
     print(json.dumps({"losses": losses, "seconds": seconds, "peak_bytes": peak.bytes()}))
-
-
-class Same:
-    """Nothing is another way; a context manager."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
 
 
 def frozen_tower(model: Any) -> None:
@@ -123,7 +117,8 @@ class Clips:
         def logits_of(
             half: Any, processor: Any, some: Sequence[Lesson], said: torch.Tensor, count: int
         ) -> torch.Tensor:
-            rows = [prepare(processor, self._clip(members, each)) for each in some]
+            clips = [read_clip(self._frames, members[id(each.ids)]) for each in some]
+            rows = [prepare(processor, clip) for clip in clips]
             inputs = rebuild(processor, rows, [each.prompt for each in some])
             inputs = followed_by(half, open_ended(half, inputs), said)
             with last_logits(half, count) as taken:
@@ -132,11 +127,6 @@ class Clips:
 
         with patch.object(taught, "logits_of", logits_of):
             return taught.loss_of(model, processor, lessons)
-
-    def _clip(self, members: dict[int, dict[str, str]], lesson: Lesson) -> Any:
-        member = members[id(lesson.ids)]
-        clip = read_clip(self._frames, member)
-        return replace(clip, frames=clip.frames.copy())
 
 
 def _pixels(rows: Sequence[Any]) -> dict[str, torch.Tensor]:

@@ -86,7 +86,7 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
     """Peak in bytes; CPU seconds of reading the prompt and of one more token."""
     import torch
 
-    from stages.decode.engines.transformers import make_greedy
+    from stages.decode.choosing import make_greedy
     from stages.models.halves.delivery import generate
     from stages.models.loading import ModelJob, warm
     from stages.process.budget import start_threads

@@ -22,7 +22,7 @@ from flows.running.export import export
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import Truth, score_captions
-from stages.decode.engines.transformers import make_greedy
+from stages.decode.choosing import make_greedy
 from stages.export.job import PACKED
 from stages.export.outline import outline_of
 from stages.export.packed_form import Packed

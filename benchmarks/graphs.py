@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from benchmarks._goals import met
 from benchmarks._tower_shapes import NAMES, checkpoint
 from flows.job.cpu import cpu_line
 from stages.process.environment import child_environment
@@ -219,10 +220,9 @@ def line(row: Row) -> str:
 def verdicts(rows: Sequence[Row]) -> Iterator[str]:
     """Say of each vision half whether the goal is met, and what is published holds."""
     for row in (row for row in rows if row.in_few_bits):
-        held = "met" if row.speed >= GOAL else "NOT met"
         yield (
             f'- {NAMES[row.shape]}: goal "{row.name.split()[1]} >= {GOAL:.0f} x torch fp32": '
-            f"{held}, {row.speed:.2f} x"
+            f"{met(row.speed >= GOAL)}, {row.speed:.2f} x"
         )
     yield f"- {CLAIM}. Here, on {rows[0].device.partition(':')[0] if rows else 'nothing'}:"
     for row in (row for row in rows if row.name.startswith("ONNX")):

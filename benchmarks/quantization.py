@@ -28,7 +28,7 @@ from flows.job.prepare import Job, prepare
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import Truth, score_captions
-from stages.decode.engines.transformers import make_greedy
+from stages.decode.choosing import make_greedy
 from stages.decode.stored import read_features
 from stages.models.halves.delivery import generate, new_tokens
 from stages.models.halves.features import Features

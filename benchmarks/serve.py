@@ -26,6 +26,7 @@ from typing import NamedTuple
 import penstock_demo
 from benchmarks import _overload
 from benchmarks._card_time import PICTURE_SECONDS, SIDE, START_SECONDS, pixels_of, seconds
+from benchmarks._goals import met
 from benchmarks._load import UNANSWERED, Answers, ask
 from benchmarks._served import SIZES, Server, Way, pictures, serving, write_bodies
 from flows.job.cpu import cpu_line
@@ -201,9 +202,8 @@ def verdicts(trials: Sequence[Trial]) -> Iterator[str]:
         what = ("card", size, HEAVY.get(("card", size), 0.0), "penstock")
         times = times_one(trials, what)
         if not math.isnan(times):
-            held = "met" if times >= GOAL_TIMES else "NOT met"
             goal = f"at saturation >= {GOAL_TIMES:.0f} x one at a time"
-            yield f'- {size}: goal "{goal}": {held}, {times:.1f}'
+            yield f'- {size}: goal "{goal}": {met(times >= GOAL_TIMES)}, {times:.1f}'
         light = [
             trial.answers.latency(0.5)
             for trial in trials
@@ -212,7 +212,7 @@ def verdicts(trials: Sequence[Trial]) -> Iterator[str]:
         if light:
             decoding = decode_seconds(size)
             most = seconds(1) + decoding + GOAL_SECONDS
-            held = "met" if median(light) <= most else "NOT met"
+            held = met(median(light) <= most)
             goal = f"p50 at {LIGHT:.0f}/s <= encoder + decoding + 10 ms"
             spent = f"{1000 * median(light):.1f} of {1000 * most:.1f} ms"
             yield f'- {size}: goal "{goal}": {held}, {spent} (decoding {1000 * decoding:.1f})'

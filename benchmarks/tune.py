@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks._goals import met
 from benchmarks._shapes import build
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -96,8 +97,8 @@ def learned(folder: Path, style: str, clips: int, held_out: int) -> Iterator[str
         penstock(folder, *command, "--out", str(folder / precision), "--max-new-tokens", SHORT)
         seconds = time.perf_counter() - began
         exact = said(folder, precision, "--language-precision", precision)
-        met = exact >= LEAST[precision] and seconds <= MOST_SECONDS
-        goal = f"≥ {LEAST[precision]:.0%} in ≤ {MOST_SECONDS:.0f} s: {'met' if met else 'NOT met'}"
+        held = met(exact >= LEAST[precision] and seconds <= MOST_SECONDS)
+        goal = f"≥ {LEAST[precision]:.0%} in ≤ {MOST_SECONDS:.0f} s: {held}"
         yield f"| {style} | {precision} | {seconds:.0f} | {exact:.0%} | {goal} |"
 
 
@@ -140,9 +141,9 @@ def joint(folder: Path, epochs: int) -> Iterator[str]:
         times = whole["seconds"] / staged["seconds"]
         spared = (whole["peak_bytes"] - staged["peak_bytes"]) / MIB
         yield (
-            f"\n{name}: losses {apart:.1e} apart ({_held(apart <= SAME)}), x {times:.1f} in time "
-            f"({_held(times >= TWICE)}), {spared:,.0f} MiB less; the tower is "
-            f"{told['tower_bytes'] / MIB:,.0f} ({_held(spared * MIB >= told['tower_bytes'])})\n"
+            f"\n{name}: losses {apart:.1e} apart ({met(apart <= SAME)}), x {times:.1f} in time "
+            f"({met(times >= TWICE)}), {spared:,.0f} MiB less; the tower is "
+            f"{told['tower_bytes'] / MIB:,.0f} ({met(spared * MIB >= told['tower_bytes'])})\n"
         )
 
 
@@ -202,10 +203,6 @@ def one(folder: Path, told: dict[str, Any], way: str) -> dict[str, Any]:
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def _held(good: bool) -> str:
-    return "met" if good else "NOT met"
 
 
 if __name__ == "__main__":

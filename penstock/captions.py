@@ -16,7 +16,7 @@ from typing import Any, Self, Unpack
 from artifacts.captions import Caption
 from artifacts.errors import Interrupted
 from artifacts.packs import RecordSet
-from artifacts.tables import table_of
+from artifacts.tables import schema_of, table_of
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Running, StageCall
@@ -26,6 +26,7 @@ from flows.job.tasks import Task
 from flows.results.outputs import caption_of, captions_by_file
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
+from flows.results.table_rows import kinds_of, table_rows
 from flows.running import run
 from penstock.options import CaptionOptions, Sources, config_for
 from stages.process.events import Event, Item
@@ -101,7 +102,9 @@ class Captions(Iterator[Caption]):
         ended. Raises what stopped it."""
         self.result()
         assert self._feed is not None
-        return table_of(chain.from_iterable(captions_by_file(self._feed.job)))
+        captions = chain.from_iterable(captions_by_file(self._feed.job))
+        kinds = kinds_of(self._feed.job)
+        return table_of(table_rows(captions, kinds), schema_of(kinds))
 
     def pandas(self) -> Any:
         """Return the same as a DataFrame, where pandas is installed."""

@@ -44,6 +44,21 @@ class CaptionOptions(FeatureOptions, total=False):
 
     out: str
     adapter: str
+    prompts: dict[str, str]
+    length: str
+    system: str
+    start_with: str
+    avoid: tuple[str, ...]
+    sampling: str
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    seed: int
+    beams: int
+    repetition_penalty: float | None
+    no_repeat_ngram: int
+    retry_loops: bool
+    strip_think: bool
     engine: str
     max_new_tokens: int
     prefix: str

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from penstock_demo import CHECKPOINT, CLIPS
 from stages.models import describe
 from tests.support.adapters import adapter_of, merged
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.inside import Ran, run_inside
-from tests.support.media import picture
+from tests.support.media import write_numbered
 from tests.support.pipeline import Place
 
 TOKENS = 16
@@ -96,8 +95,7 @@ def test_it_goes_with_every_precision_and_engine(
 def test_it_goes_with_every_route(place: Place, tmp_path: Path, family: str) -> None:
     for path in place.clips.iterdir():
         path.unlink()
-    for index in range(2):
-        Image.fromarray(picture(3 * index + 1)).save(place.clips / f"{index}.png")
+    write_numbered(place.clips, 2)
     place = replace(place, model=str(whole_checkpoint(family)))
     profile = describe(place.model)
     plain, _ = said(place)

@@ -14,6 +14,11 @@ from flows.cli.options import config_of
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
 
+SPEAKING_OPTIONS = {
+    "--prompts", "--length", "--system", "--start-with", "--avoid", "--retry-loops",
+    "--strip-think", "--sampling", "--temperature", "--top-p", "--top-k", "--seed", "--beams",
+    "--repetition-penalty", "--no-repeat-ngram",
+}  # fmt: skip
 CAPTION_OPTIONS = {
     "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",
     "--frames", "--revision", "--shots", "--precision", "--vision-precision",
@@ -22,7 +27,7 @@ CAPTION_OPTIONS = {
     "--recursive",
     "--extensions", "--limit", "--format", "--beside", "--overwrite", "--existing",
     "--retry-failed",
-    "--keep-frames", "--trust-remote-code", "--as-published",
+    "--keep-frames", "--trust-remote-code", "--as-published", *SPEAKING_OPTIONS,
 }  # fmt: skip
 COMMANDS = {
     "caption": CAPTION_OPTIONS | {"--dry-run", "--quiet", "--json", "--prefect"},
@@ -113,6 +118,7 @@ CACHE = {
         "--overwrite",
         "--existing",
         "--adapter",
+        *SPEAKING_OPTIONS,
     }
     | {"--name", "--prune", "--dry-run", "--quiet", "--json"},
 }

@@ -23,7 +23,7 @@ from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import joint_model
 from tests.support.graphs import graph_job, with_graphs
 from tests.support.inside import InsideLauncher, run_inside
-from tests.support.media import picture, write_video
+from tests.support.media import picture, write_numbered, write_video
 from tests.support.pipeline import Place
 from tests.support.processors import plain_call
 from tests.support.whole_model import frames_of
@@ -55,10 +55,7 @@ SLOW = (
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     """Three pictures of two shapes and a video of two chunks."""
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    for index in range(2):
-        Image.fromarray(picture(3 * index + 1)).save(clips / f"{index}.png")
+    clips = write_numbered(tmp_path / "clips", 2)
     Image.fromarray(picture(7, 64, 40)).save(clips / "tall.png")
     write_video(clips / "video.mp4", ticks=range(120))
     return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")

@@ -12,7 +12,7 @@ import pytest
 import flows.results.joining
 from artifacts.errors import Interrupted
 from flows.job.config import CaptionConfig
-from flows.job.existing import APPEND, PREPEND
+from flows.job.formats import APPEND, PREPEND
 from flows.results.joining import JoinedTexts
 from flows.results.own_files import OwnFiles
 from flows.results.run_result import RunResult

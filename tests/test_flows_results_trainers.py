@@ -15,7 +15,8 @@ import flows.job.launch
 from artifacts.errors import Interrupted, UsageError
 from artifacts.trainers import TRAINERS
 from flows.cli.status_command import lines as status_lines
-from flows.job.config import TRAINER_FORMATS, CaptionConfig
+from flows.job.config import CaptionConfig
+from flows.job.formats import TRAINER_FORMATS
 from flows.job.label_config import check_label_formats
 from flows.results.run_read import load_record
 from flows.results.run_result import RunResult

@@ -117,6 +117,23 @@ def test_after_a_death_each_goes_alone_and_who_was_alone_twice_is_to_blame(
     assert keys(found.take()) == ["d"]
 
 
+def test_what_did_not_fit_goes_alone_and_is_to_blame_when_it_does_not_fit_alone_twice(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    found = batches()
+    found.waiting.extend(work(loop, key) for key in "abc")
+    found.take()
+    list(found.made("ac"))
+    assert found.unfit("b") == [], "others may have been in its way"
+    found.waiting.append(work(loop, "d"))
+    assert keys(found.take()) == ["b"]
+    assert found.due(0.0) is None, "nobody goes beside it"
+    assert found.unfit("b") == [], "what others left may have been"
+    assert keys(found.take()) == ["b"]
+    assert keys(found.unfit("b")) == ["b"]
+    assert keys(found.take()) == ["d"]
+
+
 def test_in_flight_a_work_goes_whenever_there_is_room(loop: asyncio.AbstractEventLoop) -> None:
     found = batches(most=2)
     found.flying = True

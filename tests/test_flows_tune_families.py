@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from artifacts.errors import UsageError
 from flows.console.display import Display
@@ -17,7 +16,7 @@ from flows.running.tune import tune
 from tests.support.adapters import adapter_of
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.inside import InsideLauncher, run_inside
-from tests.support.media import picture
+from tests.support.media import write_numbered
 from tests.support.pipeline import Place
 
 pytestmark = pytest.mark.slow
@@ -38,10 +37,7 @@ REFUSED = {"mllama": "joint"}
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    for index in range(4):
-        Image.fromarray(picture(3 * index + 1)).save(clips / f"{index}.png")
+    clips = write_numbered(tmp_path / "clips", 4)
     return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from stages.decode.engines.transformers import make_greedy
+from stages.decode.choosing import make_greedy
 from stages.decode.teaching import TaughtCaption, expected, expected_by_steps, looks_ahead
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.delivery import generate, new_tokens, prompt_in

@@ -15,6 +15,7 @@ from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.labels import label_set
 from flows.job.launch import DirectLauncher, Forking
 from flows.pipelines import STAGES
+from flows.results.run_record import RUN_RECORD
 from flows.running.label import LabelAsked, label
 from flows.running.run import LauncherMaker, caption
 from penstock_demo.clips import write_clips
@@ -55,7 +56,7 @@ def demo_command(given: argparse.Namespace) -> int:
         if given.clips:
             print(f"\n{given.clips} fresh clips, seed {seed}:")
             print(score_captions(truths, said.get(str(fresh), {})).table())
-        _print_stages(json.loads((result.out / "run.json").read_text(encoding="utf-8")))
+        _print_stages(json.loads((result.out / RUN_RECORD).read_text(encoding="utf-8")))
     print("A demo: this model knows moving shapes and nothing of the world.")
     print("Your own files: penstock caption VIDEOS/ --model MODEL")
     return result.exit_code

@@ -2,23 +2,23 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.tiles import OFF
+from flows.cli.speaking_options import add_speaking_options, prompts_of
 from flows.console.display import parse_size
 from flows.job.config import (
     DEFAULT_MODEL,
-    FORMATS,
     PICTURES_A_BATCH,
     PRECISIONS,
     TORCH,
     VISION_BACKENDS,
     CaptionConfig,
 )
-from flows.job.existing import RULES
-from stages.decode.engines import AUTO, CHOICES
+from flows.job.formats import FORMATS, RULES
 
 PROMPT_BYTES = 1 << 24
 """Largest size of the text of `--prompt-file`: no model reads as much."""
@@ -72,11 +72,7 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     add("--batch-size", type=int, metavar="N", help="chunks a batch [8]")
     if text:
         model.add_argument("--adapter", default="", metavar="A", help="folder of a LoRA (PEFT)")
-        add = parser.add_argument_group("text").add_argument
-        add("--engine", default=AUTO, metavar="E", help=f"{'|'.join(CHOICES)} [%(default)s]")
-        add("--max-new-tokens", type=int, default=256, metavar="N", help="longest caption [256]")
-        add("--prefix", default="", metavar="T", help="put before every caption")
-        add("--suffix", default="", metavar="T", help="put after every caption")
+        add_speaking_options(parser)
     _add_file_options(parser.add_argument_group("files"), text)
 
 
@@ -217,7 +213,7 @@ def add_cache_commands(cache: argparse.ArgumentParser) -> None:
 def config_of(arguments: argparse.Namespace, *, sources: bool = True) -> CaptionConfig:
     """Return the configuration that the options mean; without `sources`, none need be given. Raises
     UsageError."""
-    known = {f: getattr(arguments, f, None) for f in CaptionConfig.__slots__}
+    known = {f.name: getattr(arguments, f.name, None) for f in fields(CaptionConfig)}
     named = {name: value for name, value in known.items() if value is not None}
     named["sources"] = tuple(arguments.sources)
     if getattr(arguments, "prompt_file", None) is not None:
@@ -227,9 +223,11 @@ def config_of(arguments: argparse.Namespace, *, sources: bool = True) -> Caption
                 f"--prompt-file {arguments.prompt_file} holds no text",
                 hint="Leave it out to ask for a description",
             )
+    if "prompts" in named:
+        named["prompts"] = prompts_of(named["prompts"])
     if "memory" in named:
         named["memory"] = parse_size(named["memory"])
-    for name in {"format", "extensions"} & named.keys():
+    for name in {"format", "extensions", "avoid"} & named.keys():
         named[name] = tuple(v.strip() for v in named[name].split(",") if v.strip())
     config = CaptionConfig(**named)
     if sources:

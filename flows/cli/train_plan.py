@@ -8,14 +8,21 @@ from typing import Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
 from flows.console.display import Display, gib, parse_size, printable
-from flows.job.config import CaptionConfig
+from flows.job.config import CaptionConfig, check_above_zero
 from flows.job.models import find_checkpoint
 from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.training.changes import changes
 from flows.planning.training.estimate import RANK, train_estimate
 from flows.planning.training.terms import OPTIMIZERS, Method, TrainEstimate, Training
 
-UNSAID = {"checkpointing": False, "zero": 0, "gpus": 1, "optimizer": "mixed", "max_length": 2048}
+PLAIN = Training(method="lora")
+UNSAID: dict[str, Any] = {
+    "checkpointing": PLAIN.checkpointing,
+    "zero": PLAIN.zero,
+    "gpus": PLAIN.gpus,
+    "optimizer": PLAIN.optimizer,
+    "max_length": PLAIN.length,
+}
 """Options of fine-tuning → their values when they are not given."""
 MOMENTS = {
     "backward": "the most while the backward pass begins",
@@ -33,10 +40,11 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help=f"what fine-tuning would take instead: {'|'.join(get_args(Method))}",
     )
     add("--checkpointing", action="store_true", help="layers are computed again, not kept")
-    add("--zero", type=int, default=0, metavar="STAGE", help="of DeepSpeed: 0, 1, 2 or 3 [0]")
-    add("--gpus", type=int, default=1, metavar="N", help="that train together [1]")
-    add("--optimizer", default="mixed", metavar="O", help=f"{'|'.join(OPTIMIZERS)} [mixed]")
-    add("--max-length", type=int, default=2048, metavar="N", help="tokens of a sample [2048]")
+    add("--zero", type=int, metavar="STAGE", help="of DeepSpeed: 0, 1, 2 or 3 [%(default)s]")
+    add("--gpus", type=int, metavar="N", help="that train together [%(default)s]")
+    add("--optimizer", metavar="O", help=f"{'|'.join(OPTIMIZERS)} [%(default)s]")
+    add("--max-length", type=int, metavar="N", help="tokens of a sample [%(default)s]")
+    parser.set_defaults(**UNSAID)
 
 
 def refuse_without_train(given: argparse.Namespace) -> None:
@@ -104,15 +112,7 @@ def training_of(given: argparse.Namespace) -> Training:
             "--precision is given with --train, which decides it",
             hint="Leave it out; --train qlora has the frozen weights in nf4",
         )
-    numbers = {
-        "gpus": given.gpus,
-        "max-length": given.max_length,
-        "frames": given.frames,
-        "batch-size": given.batch_size,
-    }
-    for option, value in numbers.items():
-        if value is not None and value < 1:
-            raise UsageError(f"--{option} is {value}", hint="Give a number above 0")
+    check_above_zero(given, ("gpus", "max_length", "frames", "batch_size"))
     if given.train != "full" and given.optimizer != "mixed":
         raise UsageError(
             f"--optimizer {given.optimizer} is given with --train {given.train}, which trains "

@@ -10,8 +10,6 @@ from flows.planning.architecture import read_architecture
 from flows.planning.training.estimate import train_estimate
 from flows.planning.training.terms import Method, Training
 
-LENGTH = 2048
-"""Tokens of a sample that is reckoned with, as `plan --train` does."""
 ALONE = 2
 """GPUs that ZeRO and FSDP begin to be worth something with."""
 
@@ -30,9 +28,6 @@ def refuse_more_than_adapters(given: argparse.Namespace) -> None:
         zero=given.zero or (3 if given.fsdp else 0),
         gpus=given.gpus or (ALONE if given.zero or given.fsdp else 1),
         batch=given.batch_size,
-        length=LENGTH,
-        frames=1,
-        optimizer="mixed",
     )
     config = CaptionConfig(sources=(), model=given.model, revision=given.revision)
     checkpoint = find_checkpoint(config, Display(quiet=True).say)

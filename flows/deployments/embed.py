@@ -3,15 +3,11 @@
 from typing import Any
 
 from prefect import State, flow
-from pydantic import with_config
 
 from flows.deployments.runs import run_in_flow
-from flows.deployments.schema import CaptionConfig, settings_over, tighten
-from flows.job.config import EmbedConfig
+from flows.deployments.schema import EmbedConfig
 from flows.pipelines import EMBED, product_of
 from flows.running.run import embed
-
-with_config(settings_over(CaptionConfig, tighten))(EmbedConfig)
 
 
 @flow(name="embed-media", persist_result=False)

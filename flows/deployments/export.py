@@ -3,12 +3,12 @@
 from typing import Any
 
 from prefect import State, flow
-from pydantic import ConfigDict, with_config
+from pydantic import with_config
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
 from flows.deployments.runs import run_in_flow
-from flows.deployments.schema import CaptionConfig
+from flows.deployments.schema import CaptionConfig, above_zero, settings_by
 from flows.deployments.view import show
 from flows.job.export_asked import HALVES
 from flows.job.export_config import ExportConfig
@@ -29,14 +29,12 @@ def tighten_export(schema: dict[str, Any]) -> None:
     fields["half"]["enum"] = ["", *HALVES]
     fields["group"]["enum"] = list(GROUPS)
     fields["samples"]["minimum"] = 2
-    fields["memory"]["anyOf"][0]["exclusiveMinimum"] = 0
+    above_zero(schema, ["memory"])
     for name in ("model", "out"):
         fields[name]["minLength"] = 1
 
 
-with_config(
-    ConfigDict(extra="forbid", use_attribute_docstrings=True, json_schema_extra=tighten_export)
-)(ExportConfig)
+with_config(settings_by(tighten_export))(ExportConfig)
 
 
 @flow(name="export-model", persist_result=False)

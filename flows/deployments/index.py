@@ -7,8 +7,8 @@ from pydantic import with_config
 
 from flows.console.display import Display
 from flows.deployments.runs import run_in_flow
-from flows.deployments.schema import settings_over, tighten
-from flows.job.config import EmbedConfig, IndexConfig
+from flows.deployments.schema import EmbedConfig, settings_over, tighten
+from flows.job.config import IndexConfig
 from flows.job.prepare import out_folder
 from flows.running.run import LauncherMaker, OnBegin
 from flows.search.build import IndexWritten, fill_index

@@ -7,9 +7,8 @@ from pydantic import with_config
 
 from flows.console.display import Display
 from flows.deployments.runs import run_in_flow
-from flows.deployments.schema import settings_over, tighten
+from flows.deployments.schema import EmbedConfig, settings_over, tighten
 from flows.deployments.view import TABLE_ROWS, plain, show
-from flows.job.config import EmbedConfig
 from flows.job.label_config import LABEL_FORMATS, LabelConfig
 from flows.job.labels import label_set
 from flows.pipelines import LABEL, product_of

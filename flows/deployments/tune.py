@@ -3,11 +3,11 @@
 from typing import Any
 
 from prefect import State, flow
-from pydantic import ConfigDict, with_config
+from pydantic import with_config
 
 from flows.console.display import Display
 from flows.deployments.runs import PipelineResult, run_in_flow
-from flows.deployments.schema import CaptionConfig
+from flows.deployments.schema import CaptionConfig, above_zero, settings_by
 from flows.job.tune_config import ABOVE_ZERO, OPTIMIZERS, PRECISIONS, TuneConfig
 from flows.running.run import LauncherMaker, OnBegin
 from flows.running.tune import tune
@@ -22,16 +22,12 @@ def tighten_tune(schema: dict[str, Any]) -> None:
     fields["precision"]["enum"] = list(PRECISIONS)
     fields["optimizer"]["enum"] = list(OPTIMIZERS)
     fields["validate"] |= {"minimum": 0, "exclusiveMaximum": 1}
-    fields["memory"]["anyOf"][0]["exclusiveMinimum"] = 0
-    for name in ABOVE_ZERO:
-        fields[name].get("anyOf", [fields[name]])[0]["exclusiveMinimum"] = 0
+    above_zero(schema, [*ABOVE_ZERO, "memory"])
     for name in ("data", "model", "out"):
         fields[name]["minLength"] = 1
 
 
-with_config(
-    ConfigDict(extra="forbid", use_attribute_docstrings=True, json_schema_extra=tighten_tune)
-)(TuneConfig)
+with_config(settings_by(tighten_tune))(TuneConfig)
 
 
 @flow(name="tune-captions", persist_result=False)

@@ -2,28 +2,23 @@
 nothing of how it is done."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from artifacts.tiles import OFF, check_tiles
-from flows.job.existing import KEEP, REPLACE, check_existing
-from stages.decode.engines import AUTO, CHOICES
+from flows.job.formats import KEEP, REPLACE, check_existing, check_formats
+from flows.job.speaking_config import SpeakingConfig
+from stages.decode.engines import AUTO, INFLIGHT, OFFERED, SEVERAL
+from stages.decode.job import DEFAULT_ENGINE
 from stages.models.graphs.providers import BACKENDS
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 DEMO_MODEL = "demo"
 VIDEO_PROMPT = "Describe this video in detail."
 IMAGE_PROMPT = "Describe this image in detail."
-TRAINER_FORMATS = ("kohya", "musubi", "diffusion-pipe", "ltx", "hf")
-"""Formats that are the data sets of trainers."""
-FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset", *TRAINER_FORMATS)
-"""The values of `--format`; jsonl is always written."""
-COCO = "coco"
-"""A format of labels alone."""
-BESIDE = ("txt", "vtt", "srt")
-"""Formats that make one file a medium, which `--beside` puts next to it."""
 INDEX = "penstock-index"
 """Folder of an index where none is named."""
 PICTURES_A_BATCH = 32
@@ -57,8 +52,17 @@ def default_store() -> str:
     return os.environ.get("PENSTOCK_STORE") or str(user_cache())
 
 
+def check_above_zero(asked: object, names: Iterable[str]) -> None:
+    """Raise UsageError when an option of these is a number, and none above 0."""
+    for name in names:
+        value = getattr(asked, name)
+        if value is not None and not 0 < value < float("inf"):
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} is {value}", hint="Give a number above 0")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionConfig:
+class CaptionConfig(SpeakingConfig):
     """One caption run. Fields have the names of the command line's options."""
 
     sources: tuple[str, ...]
@@ -68,8 +72,6 @@ class CaptionConfig:
     """Hub id, folder, or `demo`."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; None: its default branch."""
-    prompt: str | None = None
-    """Question to the model; None asks for a description, of a video or of an image."""
     out: str = "penstock-out"
     """Folder of the captions."""
     store: str = ""
@@ -142,12 +144,7 @@ class CaptionConfig:
     def __post_init__(self) -> None:
         if self.fps is not None and self.frames is not None:
             raise UsageError("--fps and --frames exclude each other", hint="Leave one of them out")
-        for name in ABOVE_ZERO:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is {value}", hint="Give a number above 0"
-                )
+        check_above_zero(self, ABOVE_ZERO)
         for name in ("precision", "vision_precision", "language_precision"):
             value = getattr(self, name)
             if value is not None and value not in PRECISIONS:
@@ -160,29 +157,19 @@ class CaptionConfig:
                 f"--vision-backend {self.vision_backend} is not known",
                 hint=f"Choose from {', '.join(VISION_BACKENDS)}",
             )
-        if self.engine not in CHOICES:
+        if self.engine not in OFFERED:
             raise UsageError(
-                f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(CHOICES)}"
+                f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(OFFERED)}"
             )
+        _ = self.speakers
         check_tiles(self.tiles)
-        unknown = sorted(set(self.format) - {*FORMATS, COCO})
-        if unknown:
-            raise UsageError(
-                f"--format {','.join(unknown)} is not known",
-                hint=f"Choose from {', '.join(FORMATS)}",
-            )
-        if self.beside and not set(self.format) & set(BESIDE):
-            raise UsageError(
-                "--beside is given, and no format that goes beside the media",
-                hint=f"Add --format {','.join(BESIDE)}, or one of them",
-            )
+        check_formats(self.format, beside=self.beside)
         check_existing(self.existing, self.overwrite, self.format)
         if not self.out:
             raise UsageError("--out is empty", hint="Give a folder, or leave it out: penstock-out")
         if not self.model:
             raise UsageError("--model is empty", hint="Give a folder, a hub id, or demo")
-        if self.prompt is not None and not self.prompt.strip():
-            raise UsageError("--prompt is empty", hint="Leave it out to ask for a description")
+        self.check_speaking()
 
     @property
     def rule(self) -> str:
@@ -219,9 +206,20 @@ class CaptionConfig:
 
     def prompt_for(self, kind: str) -> str:
         """Return the prompt for a medium of this kind."""
-        if self.prompt is not None:
-            return self.prompt
-        return IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT
+        asked = IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT
+        return self.in_length(asked if self.prompt is None else self.prompt)
+
+    @property
+    def speakers(self) -> str:
+        """Return the choice of what makes the captions. Raises UsageError where the one that is
+        asked for cannot."""
+        if self.beams == 1:
+            return SEVERAL.get(self.engine, self.engine) if len(self.prompts) > 1 else self.engine
+        if self.engine == INFLIGHT:
+            raise UsageError(
+                f"--engine {INFLIGHT} follows no beams", hint=f"Use --engine {DEFAULT_ENGINE}"
+            )
+        return DEFAULT_ENGINE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

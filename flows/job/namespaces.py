@@ -59,7 +59,10 @@ def variants_of(
             by = [replace(s, engine=e) for s, e in zip(chosen, engines, strict=True)]
             settings = dict(zip(parts, by, strict=True))
             namespaces = namespaces_of(config, model, sampling, pipeline, settings)
-            found += [namespaces, *_other_limits(namespaces, pipeline[-1], model, settings, stored)]
+            found.append(namespaces)
+            if config.generation.limit_only_cuts:
+                said = config.generation.words
+                found += _other_limits(namespaces, pipeline[-1], model, settings, stored, said)
     return found
 
 
@@ -79,7 +82,7 @@ def namespaces_of(
     of: dict[str, str] = {}
     for stage in pipeline:
         by = [of[stage.reads], *_decides(stage, model, settings)] if stage.reads else []
-        limit = [config.max_new_tokens] if stage.limited else []
+        limit = [config.max_new_tokens, *config.generation.words] if stage.limited else []
         cut = [config.tiles, model.fit("image").edge] if stage.tiled and config.tiles != OFF else []
         of[stage.writes] = _namespace(stage, [*by, *limit, *cut] if by else [looked_at, fits])
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
@@ -114,13 +117,14 @@ def _other_limits(
     model: Model,
     settings: Mapping[Part, PartSettings],
     stored: Set[str],
+    said: Sequence[Any],
 ) -> Iterator[Namespaces]:
-    """Yield the stored variants of other limits. A digest cannot be turned back, so every limit
-    that may have been asked for is tried."""
+    """Yield the stored variants of other limits, of which the words are chosen as `said`. A digest
+    cannot be turned back, so every limit that may have been asked for is tried."""
     if not stage.limited or not stored - {namespaces[stage.writes]}:
         return
     by = [namespaces[stage.reads], *_decides(stage, model, settings)]
     for limit in range(1, LARGEST_LIMIT + 1):
-        digest = _namespace(stage, [*by, limit])
+        digest = _namespace(stage, [*by, limit, *said])
         if limit != namespaces.limit and digest in stored:
             yield replace(namespaces, of={**namespaces.of, stage.writes: digest}, limit=limit)

@@ -1,24 +1,24 @@
 """Makes a job of a command: sources, checkpoint, keys and what is done already. It runs no stage
 but the describing one."""
 
-import errno
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
-from artifacts.keys import ContentDigests, content_key
+from artifacts.keys import ContentDigests
 from artifacts.packs import stored_namespaces
 from artifacts.paths import folder_named
 from artifacts.schema import Sampling
-from artifacts.stamps import FileChanged
 from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
 from flows.job.budget import Budget, budget_for
-from flows.job.config import COCO, CaptionConfig
+from flows.job.config import CaptionConfig
+from flows.job.contents import read_contents, refuse_placeholders, under_prompts
 from flows.job.device_probe import check_device
+from flows.job.formats import COCO
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
 from flows.job.models import Model, digests_in, open_model, pipeline_for
@@ -26,9 +26,7 @@ from flows.job.namespaces import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
 from flows.pipelines import CAPTION, LABEL, PURPOSES, Pipeline, parts_of
-from stages.frames.medium import CHANGED, CHANGED_HINT
 from stages.models.hub.transfer import Announce
-from stages.process.cgroup import cores
 from stages.process.device import device_name
 
 
@@ -63,6 +61,12 @@ class Job:
     def stages(self) -> Pipeline:
         """Return all its stages."""
         return (*self.pipeline, *self.aside)
+
+    @property
+    def by_file(self) -> list[list[tuple[MediaFile, Medium]]]:
+        """Return files and contents, those together that are one file under several prompts."""
+        pairs = zip(self.files, self.contents, strict=True)
+        return [list(group) for _, group in groupby(pairs, lambda pair: pair[0].identity)]
 
     @property
     def media(self) -> list[Medium]:
@@ -111,7 +115,8 @@ def prepare(
     )
     if not readable:
         raise NothingToDo(pipeline, [*failures, *unreadable])
-    check_prompts(contents, model)
+    readable, contents = under_prompts(readable, contents, config)
+    refuse_placeholders(contents, model)
     job = _job_of(config, store, model, pipeline)
     return replace(
         job, files=tuple(readable), contents=tuple(contents), failures=(*failures, *unreadable)
@@ -180,61 +185,7 @@ def _job_of(config: CaptionConfig, store: Store, model: Model, pipeline: Pipelin
     )
 
 
-def check_prompts(contents: Sequence[Medium], model: Model) -> None:
-    """Refuse a prompt with the model's own word for a picture, which would be read as one. Raises
-    UsageError."""
-    for prompt, medium in {medium.prompt: medium for medium in reversed(contents)}.items():
-        found = next((word for word in model.profile.placeholders if word in prompt), None)
-        if found is not None:
-            raise UsageError(
-                f"the prompt of {Path(medium.path).name} holds {found}, which {model.name} reads "
-                "as the place of a picture",
-                hint="Leave it out: the picture is placed before the prompt",
-            )
-
-
 def out_folder(config: CaptionConfig) -> Path:
     """Return the absolute path of the folder of a run's outputs. Raises UsageError for what is no
     path."""
     return folder_named(config.out, "out")
-
-
-def read_contents(
-    files: Sequence[MediaFile], digests: ContentDigests, prompt_for: Callable[[str], str]
-) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
-    """Digest the content of every file; a file that cannot be read is a failure, not the end."""
-    readable: list[MediaFile] = []
-    contents: list[Medium] = []
-    failures: list[Failure] = []
-    found = digests.of_many([file.path for file in files], workers=cores())
-    for file, content in zip(files, found, strict=True):
-        if not isinstance(content, OSError) and not os.access(file.path, os.R_OK):
-            content = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if isinstance(content, OSError):
-            failures.append(_unreadable(file, content))
-            continue
-        readable.append(file)
-        contents.append(
-            Medium(
-                digest=content_key(content.digest, file.kind),
-                path=str(file.path),
-                kind=file.kind,
-                prompt=file.prompt or prompt_for(file.kind),
-                stamp=content.stamp,
-            )
-        )
-    return readable, contents, failures
-
-
-def _unreadable(file: MediaFile, error: OSError) -> Failure:
-    kind, hint = "unreadable", "Check that you may read it and that its disk is there"
-    if isinstance(error, FileChanged):
-        kind, hint = CHANGED, CHANGED_HINT
-    return Failure(
-        media_path=file.media_path,
-        source=file.source,
-        stage="sources",
-        error=kind,
-        message=f"the file cannot be read ({error.strerror})",
-        hint=hint,
-    )

@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from artifacts.errors import UsageError
 from artifacts.regular import read_text
+from flows.job.speaking_config import check_prompts
 
 LIST_SUFFIXES = frozenset((".txt", ".jsonl"))
 LIST_BYTES = 1 << 28
@@ -22,6 +24,8 @@ class Line:
     path: Path
     """Path as it stands there, seen from the list's folder."""
     prompt: str | None
+    prompts: Mapping[str, str]
+    """Name → question, where it asks several."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +50,12 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
         return
     for number, line in enumerate(lines, 1):
         entry, prompt = line.strip(), None
+        prompts: dict[str, str] = {}
         if not entry or entry.startswith("#"):
             continue
         if path.suffix.lower() == ".jsonl":
             try:
-                entry, prompt = _entry(entry)
+                entry, prompt, prompts = _entry(entry)
             except ValueError as error:
                 message = f"line {number} of the list {error}"
                 yield BadLine(name=str(path), message=message, hint=ENTRY_HINT)
@@ -61,12 +66,12 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
         ):
             yield BadLine(name=entry, message=f"line {number} names another list", hint=FILES_ONLY)
             continue
-        yield Line(path=named, prompt=prompt)
+        yield Line(path=named, prompt=prompt, prompts=prompts)
 
 
-def _entry(line: str) -> tuple[str, str | None]:
-    """Return path and prompt of a line of JSON. Raises ValueError that says what is wrong with
-    it."""
+def _entry(line: str) -> tuple[str, str | None, dict[str, str]]:
+    """Return path, prompt and named prompts of a line of JSON. Raises ValueError that says what is
+    wrong with it."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -77,8 +82,14 @@ def _entry(line: str) -> tuple[str, str | None]:
     prompt = value.get("prompt")
     if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
         raise ValueError("has a prompt that is empty or no text")
+    prompts = value.get("prompts") or {}
+    if not isinstance(prompts, dict) or (prompts and prompt is not None):
+        raise ValueError("has prompts that are no object of names, or a prompt beside them")
     try:
-        os.fsencode(path), (prompt or "").encode()
+        check_prompts(prompts)
+        os.fsencode(path), "".join([prompt or "", *prompts.values()]).encode()
     except UnicodeEncodeError as error:
         raise ValueError("holds half a character, which no text can") from error
-    return path, prompt
+    except UsageError as error:
+        raise ValueError(f"is wrong: {error.message}") from error
+    return path, prompt, prompts

@@ -3,8 +3,8 @@ file."""
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -19,48 +19,14 @@ from flows.job.source_lists import LIST_SUFFIXES, BadLine, lines_of
 LONGEST_PATTERN = 4096
 """Most letters of a pattern, as many as a path may have bytes: to read one of 100,000 brackets
 takes minutes."""
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".heic",
-        ".heif",
-        ".ppm",
-        ".pgm",
-        ".avif",
-    ]
-)
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".mpg",
-        ".mpeg",
-        ".wmv",
-        ".flv",
-        ".3gp",
-        ".3g2",
-        ".asf",
-        ".mxf",
-        ".vob",
-        ".ogv",
-        ".gif",
-        ".y4m",
-    ]
-)
+IMAGE_SUFFIXES = frozenset([
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif",
+    ".ppm", ".pgm", ".avif",
+])  # fmt: skip
+VIDEO_SUFFIXES = frozenset([
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg",
+    ".wmv", ".flv", ".3gp", ".3g2", ".asf", ".mxf", ".vob", ".ogv", ".gif", ".y4m",
+])  # fmt: skip
 UNREADABLE = "Check that you may read it and that its disk is there"
 NOT_A_FILE = "Name a file or a folder; what a FIFO or a device gives, write to a file first"
 
@@ -79,6 +45,16 @@ class MediaFile:
     """Kind by suffix: image or video."""
     prompt: str | None = None
     """Prompt that its line of a list gives; None: the command's own."""
+    prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Name → question, of a line that asks several."""
+    name: str = ""
+    """Name of the one of several prompts that it stands here for."""
+
+    @property
+    def identity(self) -> tuple[Path, str, str, str | None]:
+        """Return what tells it from other files, whichever of several prompts it stands for."""
+        prompt = None if self.name else self.prompt
+        return (self.path, self.media_path, self.source, prompt)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +82,7 @@ def find_media(
     none."""
     found: list[MediaFile] = []
     failures: list[Failure] = []
-    seen: set[tuple[str, str, str | None]] = set()
+    seen: set[tuple[str | None, ...]] = set()
     real = RealPaths()
     for source in sources:
         for result in _expand(source, source, selection):
@@ -114,7 +90,8 @@ def find_media(
                 failures.append(result)
                 continue
             prompt = result.prompt or (prompt_for(result.kind) if prompt_for else None)
-            identity = (real.of(result.path), result.media_path, prompt)
+            asked = [text for pair in result.prompts.items() for text in pair]
+            identity = (real.of(result.path), result.media_path, prompt, *asked)
             if identity not in seen:
                 seen.add(identity)
                 found.append(result)
@@ -227,7 +204,9 @@ def _listed(path: Path, source: str, selection: Selection) -> Iterator[MediaFile
             yield _failure(source, line.name, "list", line.message, line.hint)
             continue
         for result in _named(str(line.path), source, selection):
-            yield replace(result, prompt=line.prompt) if isinstance(result, MediaFile) else result
+            if isinstance(result, MediaFile):
+                result = replace(result, prompt=line.prompt, prompts=line.prompts)
+            yield result
 
 
 def writable(name: str) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from artifacts.errors import UsageError
-from flows.job.config import CaptionConfig
+from flows.job.config import CaptionConfig, check_above_zero
 from stages.tune.job import ADAMW, ADAMW8
 
 OPTIMIZERS = (ADAMW, ADAMW8)
@@ -69,11 +69,7 @@ class TuneConfig:
             raise UsageError(
                 "--steps and --epochs exclude each other", hint="Leave one of them out"
             )
-        for name in ABOVE_ZERO:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                option = name.replace("_", "-")
-                raise UsageError(f"--{option} is {value}", hint="Give a number above 0")
+        check_above_zero(self, ABOVE_ZERO)
         if not 0 <= self.validate < 1:
             raise UsageError(
                 f"--validate is {self.validate}", hint="Give a share such as 0.1; 0 for none"

@@ -209,7 +209,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "time": times.line if times else "",
         "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_wanted(job.ledger, job.media))),
         "sampling": {n: getattr(job.sampling, n) for n in job.sampling.__slots__},
-        "files": len(job.files),
+        "files": len(job.by_file),
         "failed": len(job.failures),
         "seconds_of_media": sum(e.seconds for e in found),
         "chunks": sum(e.chunks for e in found),

@@ -9,9 +9,9 @@ from typing import Any
 from artifacts.shapes import Each, Left, Misshapen, anything, check, count, number, read_json, text
 from flows.job.export_asked import EXPORTED, NATIVE, REJECTED, RUNS
 from flows.results.exported import figures_line
+from flows.results.run_record import RUN_RECORD
 from stages.export.parity import GATES, PARITY
 
-RUN = "run.json"
 AGAIN = "Export into a new folder: penstock export MODEL --to KIND --out DIR"
 NEARNESS = {
     "rows": count,
@@ -55,7 +55,7 @@ class ExportFound:
     @property
     def latest(self) -> Path | None:
         """Return the folder of the run that was last at work."""
-        return max(self.runs, key=lambda run: (run / RUN).stat().st_mtime, default=None)
+        return max(self.runs, key=lambda run: (run / RUN_RECORD).stat().st_mtime, default=None)
 
     def verdict(self) -> str:
         """Return in a line what became of the checkpoint."""
@@ -73,11 +73,11 @@ class ExportFound:
 def export_in(out: Path) -> ExportFound | None:
     """Return the export that a folder is of, or whose rejected checkpoint it is; None for any
     other. Raises EnvironmentFault."""
-    if os.path.lexists(out / RUN):
+    if os.path.lexists(out / RUN_RECORD):
         return None
     top = out.parent if out.name == REJECTED else out
     runs = (top / RUNS / name for name in (NATIVE, EXPORTED))
-    found = tuple(run for run in runs if (run / RUN).is_file())
+    found = tuple(run for run in runs if (run / RUN_RECORD).is_file())
     places = (place for place in (top, top / REJECTED) if os.path.lexists(place / PARITY))
     place = next(places, None)
     if place is None and not found:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.files import write_text
-from flows.job.existing import APPEND
+from flows.job.formats import APPEND
 from flows.results.own_files import OwnFiles
 
 LONGEST_BYTES = 1 << 16

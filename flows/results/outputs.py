@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
+from operator import attrgetter
 from typing import Any
 from urllib.parse import quote
 
@@ -19,6 +22,7 @@ from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from flows.pipelines import STAGES
 from flows.results.own_files import OwnFiles, digest_at
+from flows.results.table_rows import kinds_of, table_rows
 from flows.results.text_files import write_texts
 from flows.results.texts import Texts
 from stages.process.events import Failed
@@ -42,7 +46,7 @@ def failures_of(job: Job) -> list[Failure]:
                 hint=known["hint"],
             )
         )
-    return found
+    return list(dict.fromkeys(found))  # one that is asked several things fails once
 
 
 def names_of(job: Job) -> dict[str, str]:
@@ -80,6 +84,11 @@ def places(job: Job) -> dict[str, str]:
 
 FOLDERS = (DATASET, *TRAINERS)
 """Formats that are a folder of `OUT`, written when all is captioned."""
+THINKING = re.compile(r"(<think>.*?)?</think>\s*", re.DOTALL)
+"""What a model says before it answers; some templates open it for the model."""
+THINKING_STILL = "it was still thinking when it was cut: --max-new-tokens lets it come to an end"
+ROUND = "it went round in circles, and was said once more where it may not"
+ROUND_STILL = "it went round in circles, and once more when it was said again"
 MIDDLE = ("only the chunk's middle frame was seen: the model takes one picture a prompt",)
 
 
@@ -98,12 +107,13 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     index = job.ledger.index(task.medium)
     assert index is not None
     one_frame = task.medium.kind == "video" and job.model.one_frame
+    said, warnings = _said(stored, strip_think=job.config.strip_think)
     return Caption(
         media_path=file.media_path,
         source=file.source,
         start=task.chunk.start,
         end=task.chunk.end,
-        caption=f"{job.config.prefix}{stored['caption']}{job.config.suffix}",
+        caption=f"{job.config.prefix}{said}{job.config.suffix}",
         model=job.model.name,
         prompt=task.medium.prompt,
         precision=task.namespaces.precision,
@@ -111,8 +121,25 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         features=task["features"],
         tokens=stored["tokens"],
         ended=ended_of(stored, task.namespaces.limit),
-        warnings=(*index.warnings, *(MIDDLE if one_frame else ())),
+        name=file.name,
+        warnings=(*index.warnings, *(MIDDLE if one_frame else ()), *warnings),
     )
+
+
+def _said(stored: Mapping[str, Any], *, strip_think: bool) -> tuple[str, list[str]]:
+    """Return the words of a stored caption, and what is to be known of how they came about."""
+    words, warnings = str(stored["caption"]), []
+    if stored.get("retried"):
+        warnings.append(ROUND_STILL if stored.get("loops") else ROUND)
+    if strip_think:
+        answer = THINKING.sub("", words).strip()
+        if answer.startswith("<think>"):
+            answer = ""
+            warnings.append(THINKING_STILL)
+        elif answer != words:
+            warnings.append("what it thought before is left out")
+        words = answer
+    return words, warnings
 
 
 def there_before(job: Job) -> list[str]:
@@ -164,13 +191,14 @@ def write_outputs(job: Job, *, last: bool) -> Written:
     write_jsonl(job.out / "captions.jsonl", rows())
     found.captions = sum(counts)
     write_jsonl(job.out / "failures.jsonl", found.failures)
-    write_text(job.out / "media.jsonl", media_lines(job.files, counts))
-    own = OwnFiles(job)
+    files = [group[0][0] for group in job.by_file]
+    write_text(job.out / "media.jsonl", media_lines(files, counts))
+    own, kinds = OwnFiles(job), kinds_of(job)
     found.texts = write_texts(job, own, captions_of)
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
         if last and (form in job.config.format or own.has(form, "", digest_at(path))):
-            write(path, rows())
+            write(path, table_rows(rows(), kinds), kinds)
             own.add(form, "", hash_file(path))
         elif path.exists():
             found.earlier.append(form)
@@ -194,6 +222,8 @@ def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator
 
 
 def captions_by_file(job: Job) -> Iterator[list[Caption]]:
-    """Yield the captions of each file that are there, in source order."""
-    for file, medium in zip(job.files, job.contents, strict=True):
-        yield captions_of(job, file, medium)
+    """Yield the captions of each file that are there, in source order; those that several prompts
+    gave of a chunk follow one another."""
+    for group in job.by_file:
+        asked = [captions_of(job, file, medium) for file, medium in group]
+        yield [*merge(*asked, key=attrgetter("start"))]

@@ -21,7 +21,7 @@ from artifacts.shapes import (
     text,
 )
 from flows.pipelines import STAGES
-from flows.results.run_record import blank, empty
+from flows.results.run_record import RUN_RECORD, blank, empty
 
 POINT = (number, number, number)
 HALF = {"bytes": count, "parameters": count, "precision": text, "attention": text}
@@ -94,7 +94,7 @@ RECORD = {
 def load_record(out: Path) -> dict[str, Any]:
     """Return the record of the last run into a folder. Its state is `died` when nobody works on it
     any more and it does not say how it ended. Raises UsageError or EnvironmentFault."""
-    path = out / "run.json"
+    path = out / RUN_RECORD
     if not os.path.lexists(path):
         raise UsageError(f"no run has written to {out}", hint="Name the --out folder of a run")
 

@@ -19,6 +19,8 @@ from flows.job.versions import now, versions
 from flows.pipelines import CAPTION, Pipeline
 from stages.process.outcome import StageOutcome
 
+RUN_RECORD = "run.json"
+"""File of the record, in the folder of a run."""
 REWRITE_SECONDS = 2.0
 """Least seconds between two writings of a running run's record."""
 SAMPLE_SECONDS = 65.0
@@ -39,7 +41,7 @@ class RunRecord:
 
     def __init__(self, out: Path, pipeline: Pipeline = CAPTION, **more: Any) -> None:
         """Begin the record; `more` is what else to say of the run, such as who started it."""
-        self.path = out / "run.json"
+        self.path = out / RUN_RECORD
         self._written = 0.0
         self._lock = threading.RLock()
         self.value: dict[str, Any] = {**blank(out, pipeline), "versions": versions(), **more}

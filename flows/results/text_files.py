@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Set
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Caption
 from artifacts.names import SUFFIXES, file_stems
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
-from flows.job.existing import JOINABLE, JOINED
+from flows.job.formats import JOINABLE, JOINED
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
@@ -135,9 +135,17 @@ class _Writer:
 def _stems(job: Job, beside: bool) -> list[str]:
     """Return the path without suffix of each file's text, absolute."""
     if not beside:
-        return [f"{job.out}/{stem}" for stem in file_stems([f.media_path for f in job.files])]
+        names = [_named(file.media_path, file.name) for file in job.files]
+        return [f"{job.out}/{stem}" for stem in file_stems(names)]
     # A file that two sources name is one file, but with two prompts it has two texts.
-    both = [(str(file.path), m.prompt) for file, m in zip(job.files, job.contents, strict=True)]
+    files = zip(job.files, job.contents, strict=True)
+    both = [(_named(str(file.path), file.name), m.prompt) for file, m in files]
     each = list(dict.fromkeys(both))
     stems = dict(zip(each, file_stems([path for path, _ in each]), strict=True))
     return [stems[one] for one in both]
+
+
+def _named(path: str, name: str) -> str:
+    """Return the path of a medium as if the name of a prompt were in it: `a.short.mp4`."""
+    suffix = PurePosixPath(path).suffix
+    return f"{path.removesuffix(suffix)}.{name}{suffix}" if name else path

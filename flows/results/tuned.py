@@ -10,13 +10,13 @@ from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.shapes import Each, anything, count, number, read_json
 from artifacts.words import counted
+from flows.results.run_record import RUN_RECORD
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.tune import STAGE
 from stages.tune.job import RECORD, SCORE
 
 RUN = "run"
 """Folder of an adapter's folder for the record and the logs of the run."""
-RUN_RECORD = "run.json"
 AGAIN = "Train it again: penstock tune DATA --model MODEL --out ADAPTER"
 SCORE_SHAPE = {
     "exact": number,
@@ -53,19 +53,25 @@ ASKED = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tuned:
-    """The end of a training, or how far it is."""
+class TuneResult:
+    """What a training, or a scoring, says of itself to whoever asked for it."""
 
     out: Path
-    record: Mapping[str, Any]
 
     exit_code = 0
     made = 1
-    """Number of adapters."""
+    """Number of adapters, or of scores."""
 
     @property
     def failures(self) -> list[Failure]:
         return []
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuned(TuneResult):
+    """The end of a training, or how far it is."""
+
+    record: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         return {"adapter": str(self.out), **self.record}
@@ -94,21 +100,12 @@ class Tuned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterScore:
+class AdapterScore(TuneResult):
     """How near a model comes to captions, with an adapter or without."""
 
-    out: Path
     adapter: str
     """Folder of the adapter; empty: the model alone."""
     score: Mapping[str, Any]
-
-    exit_code = 0
-    made = 1
-    """Number of scores."""
-
-    @property
-    def failures(self) -> list[Failure]:
-        return []
 
     def to_json(self) -> dict[str, Any]:
         return {"adapter": self.adapter, **self.score}

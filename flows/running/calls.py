@@ -106,6 +106,7 @@ class Calls:
             "namespace": namespaces[stage.writes],
             "frames_a_video": job.model.profile.frames_a_video,
             "max_new_tokens": job.config.max_new_tokens,
+            "generation": job.config.generation.told,
             "tiles": namespaces.tiles,
             "edge": namespaces.fit_image.edge,
             "pictures": rung.batch,

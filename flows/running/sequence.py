@@ -59,7 +59,7 @@ class Sequence:
         self._begin()
         result = RunResult(
             out=job.out,
-            files=len(job.files) + len(job.failures),
+            files=len(job.by_file) + len(job.failures),
             limit=job.config.max_new_tokens,
         )
         write = partial(self._write, result)
@@ -121,7 +121,7 @@ class Sequence:
 
     def _waves(self, write: Callable[[bool], None]) -> None:
         job = self._job
-        self._record.value["media"]["total"] = len(job.files) + len(job.failures)
+        self._record.value["media"]["total"] = len(job.by_file) + len(job.failures)
         wanted = stages_wanted(job.ledger, job.media)
         if not wanted:  # what is there is not measured again
             self._steps.give_back(job.media)

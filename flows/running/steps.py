@@ -141,8 +141,12 @@ class Steps:
         self._leave_changed(running.outcome)
 
     def _start_frames(self, wave: list[Medium]) -> Running | None:
-        ledger = self._job.ledger
-        wanted = {m.digest: (m, ledger.frames_wanted(m)) for m in wave}
+        wanted: dict[str, tuple[Medium, list[int] | None]] = {}
+        for medium in wave:  # which may be there once a prompt
+            chunks, before = self._job.ledger.frames_wanted(medium), wanted.get(medium.digest)
+            if before is not None and chunks is not None:
+                chunks = None if before[1] is None else sorted({*before[1], *chunks})
+            wanted[medium.digest] = (medium, chunks)
         media = [(m, chunks) for m, chunks in wanted.values() if chunks is None or chunks]
         if not media:
             return None

@@ -15,8 +15,9 @@ from artifacts.keys import digest_of
 from artifacts.paths import folder_named
 from artifacts.words import counted
 from flows.console.display import Display
+from flows.job.contents import refuse_placeholders
 from flows.job.launch import DirectLauncher, StageCall
-from flows.job.prepare import Job, check_prompts
+from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task
 from flows.job.tune_config import EPOCHS, TuneConfig, TuneRun
 from flows.job.tune_data import Example, examples_in, split
@@ -161,7 +162,9 @@ def _members(job: Job, examples: Sequence[Example]) -> list[dict[str, str]]:
         key = each.features if each.features in kept else _key(job, each, tasks)
         kind = next((t.medium.kind for t in tasks.get(str(each.path), ())), "video")
         prompt = each.prompt or job.model.prompt_for(job.config, kind)
-        check_prompts([Medium(digest="", path=str(each.path), kind=kind, prompt=prompt)], job.model)
+        refuse_placeholders(
+            [Medium(digest="", path=str(each.path), kind=kind, prompt=prompt)], job.model
+        )
         found.append({"features": key, "prompt": prompt, "caption": each.caption.strip()})
     return found
 

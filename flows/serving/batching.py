@@ -6,7 +6,9 @@ second batch leaves beside one that is under way where it is full: it is prepare
 HTTP a fixed wait of 10 ms cost every lone request those, and gained nothing at saturation.
 
 After a half died, each request that it had goes alone, so that the one to blame is known: who is
-alone with it twice when it dies is not tried again.
+alone with it twice when it dies is not tried again. So does one that did not fit by itself: what
+others take may have been in its way, and what they took may not have been given back when it goes
+alone at first.
 """
 
 import asyncio
@@ -16,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-DEATHS = 2
-"""Deaths of a half that a request was alone with, after which it is to blame."""
+FAILURES = 2
+"""Times that a half died of a request or did not fit it, alone with it, until it is to blame."""
 AT_ONCE = 2
 """Batches that a half has at once: one is prepared while the other is computed."""
 
@@ -35,9 +37,9 @@ class QueuedWork:
     queued: float
     """Time when it came."""
     alone: bool = False
-    """Whether it goes by itself, since a half died of a batch that it was in."""
-    deaths: int = 0
-    """Halves that died while they had nothing else."""
+    """Whether it goes by itself, since a half died of a batch that it was in, or did not fit it."""
+    failures: int = 0
+    """Times that it failed while the half had nothing else."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -115,10 +117,24 @@ class Batches:
         self.sent.clear()
         self._under_way.clear()
         for work in works:
+            work.failures += lone
+        return self._again(works)
+
+    def unfit(self, key: str) -> list[QueuedWork]:
+        """Let what did not fit wait again, to go alone. Return those that are to blame, as `died`
+        does."""
+        works = list(self.made([key]))
+        for work in works:
+            work.failures += work.alone
+        return self._again(works)
+
+    def _again(self, works: Iterable[QueuedWork]) -> list[QueuedWork]:
+        blamed: list[QueuedWork] = []
+        again: list[QueuedWork] = []
+        for work in works:
             work.alone = True
-            work.deaths += lone
-        blamed = [work for work in works if work.deaths >= DEATHS]
-        self.waiting.extendleft(reversed([work for work in works if work.deaths < DEATHS]))
+            (blamed if work.failures >= FAILURES else again).append(work)
+        self.waiting.extendleft(reversed(again))
         return blamed
 
     @property

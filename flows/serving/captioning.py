@@ -13,7 +13,8 @@ from weakref import WeakValueDictionary
 from artifacts.errors import UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import MediaIndex
-from flows.job.prepare import Job, check_prompts
+from flows.job.contents import refuse_placeholders
+from flows.job.prepare import Job
 from flows.job.tasks import Medium, Task, task_of
 from flows.running.calls import Calls
 from flows.serving.frame_source import FrameSource
@@ -115,7 +116,7 @@ class Captioning:
             if len(prompt) > MOST_LETTERS:
                 raise bad("the prompt is too long", f"Send at most {MOST_LETTERS:,} letters")
             try:
-                check_prompts([medium], self._job.model)
+                refuse_placeholders([medium], self._job.model)
             except UsageError as error:
                 raise refusal_of(error) from error
             index = await self._cutting.known(medium)

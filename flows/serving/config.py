@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from artifacts.errors import UsageError
 from artifacts.tiles import AUTO, check_tiles
-from flows.job.config import TORCH, CaptionConfig
+from flows.job.config import TORCH, CaptionConfig, check_above_zero
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Addresses that nobody else reaches."""
@@ -69,12 +69,7 @@ class ServeConfig:
                 "--labels are given, and no model that compares pictures with them",
                 hint="Add --model, a model of the CLIP kind (docs/embed.md)",
             )
-        for name in ("idle", "max_queue", "deadline"):
-            if not 0 < getattr(self, name) < float("inf"):
-                option = name.replace("_", "-")
-                raise UsageError(
-                    f"--{option} is {getattr(self, name)}", hint="Give a number above 0"
-                )
+        check_above_zero(self, ("idle", "max_queue", "deadline"))
         for name in ("max_batch", "max_wait"):
             if not 0 <= getattr(self, name) < float("inf"):
                 option = name.replace("_", "-")

@@ -190,8 +190,7 @@ class Half:
             case Failed():
                 self._works.refuse([event.media], bad(event.message, event.hint))
             case TooLarge():
-                hint = "Send a smaller picture, or start the server with more --memory"
-                self._works.refuse([event.key], bad("this does not fit the memory there is", hint))
+                self._works.unfit(event.key)
             case Shrunk():
                 self._plan.ladder.listen(self.name, event)
                 self._resize(event.batch)

@@ -12,6 +12,10 @@ from flows.serving.refusals import Refused, bad
 TO_BLAME = bad(
     "the model's process died of this twice", "Send another file; the server's log says more"
 )
+TOO_LARGE = bad(
+    "this does not fit the memory there is",
+    "Send a smaller picture, or start the server with more --memory",
+)
 
 
 class Works:
@@ -54,6 +58,11 @@ class Works:
     def refuse(self, keys: Iterable[str], why: Refused) -> None:
         """Say of some that they are not made."""
         _refuse(self.batches.made(keys), why)
+        self._rest(time.monotonic())
+
+    def unfit(self, key: str) -> None:
+        """Have wait again what did not fit, unless it had the half to itself."""
+        _refuse(self.batches.unfit(key), TOO_LARGE)
         self._rest(time.monotonic())
 
     def refuse_waiting(self, why: Refused) -> None:

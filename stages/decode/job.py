@@ -1,6 +1,7 @@
 """The job of the decode stage, as its process is told it; imports no model library."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from stages.models.half_job import HalfJob
 
@@ -33,6 +34,8 @@ class DecodeJob(HalfJob):
     """Pipe of batches to be captioned as they are told; empty: those of `batches`."""
     slots: int = 0
     """Rows that are said at once; 0: as many as a batch has."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """How words are chosen, of `Generation` what is not as by default."""
     said_before: dict[str, int] = field(default_factory=dict)
     """Key of a member → tokens that were said of its chunk under another prompt, where some
     were."""

@@ -15,11 +15,13 @@ from artifacts.pack_object import QUARANTINE, DamagedRecord, put_aside, read_hea
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone
-from stages.decode.batches import Batch, in_pieces, lacking, swapped, talkative_first
+from stages.decode.batches import Batch, by_chunk, in_pieces, lacking, swapped, talkative_first
 from stages.decode.engines import choice_of, engine_of
+from stages.decode.generation import Generation
 from stages.decode.job import DecodeJob
 from stages.decode.live import run_live
-from stages.decode.protocol import Asked, Speaker
+from stages.decode.loops import AGAIN, goes_round
+from stages.decode.protocol import Asked, Said, Speaker
 from stages.decode.stored import read_features
 from stages.memory.shrinking import Shrinking
 from stages.models.loading import warm as warm_model
@@ -55,7 +57,9 @@ def run(told: dict[str, Any], report: Report) -> None:
 
     def read(batch: Batch) -> list[Asked]:
         try:
-            return [Asked(m, read_features(features, m["features"])) for m in batch]
+            keys = {member["features"] for member in batch}  # several may ask of one chunk
+            rows = {key: read_features(features, key) for key in keys}
+            return [Asked(member, rows[member["features"]]) for member in batch]
         except RecordGone as error:
             keys = {member["features"] for batch in batches for member in batch}
             set_packs_aside(store, features, keys)
@@ -76,6 +80,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     if not engine.batch_decides:
         left = [[member for member in batch if member["key"] in wanted] for batch in batches]
         batches = talkative_first(left, job.said_before)
+        batches = by_chunk(batches) if engine.by_chunk else batches
 
     def publish(made: list[list[Record]]) -> None:
         records = [record for batch in made for record in batch if record.key in wanted]
@@ -85,6 +90,11 @@ def run(told: dict[str, Any], report: Report) -> None:
         turns.done(tokens)
 
     shrinking = Shrinking(report, lambda: speaker.say(read(batches[-1][-1:])))
+    retries = Generation.of(job.generation).retry_loops
+    again: list[dict[str, str]] = []
+    beside: dict[str, Any] = {**engine.meta}
+    if job.generation:
+        beside["generation"] = job.generation
     with (
         turns_at(store, *answers) as turns,
         write_behind(publish) as later,
@@ -94,9 +104,25 @@ def run(told: dict[str, Any], report: Report) -> None:
         ) as ready,
     ):
         for asked, said in speaker.run(ready, shrinking):
-            pairs = zip(asked, said, strict=True)
-            later([Record(key=a.member["key"], meta=s._asdict() | engine.meta) for a, s in pairs])
+            records = []
+            for one, words in zip(asked, said, strict=True):
+                if retries and goes_round(words.caption, words.ended):
+                    again.append({**one.member, AGAIN: "loop"})
+                else:
+                    records.append(_record(beside, one, words))
+            later(records)
+        for asked in (read([member]) for member in again if member["key"] in wanted):
+            for some, said in shrinking.through(asked, lambda one: one.member["key"], speaker.say):
+                later([_record(beside, *pair) for pair in zip(some, said, strict=True)])
     report.note(**speaker.findings())
+
+
+def _record(beside: dict[str, Any], asked: Asked, said: Said) -> Record:
+    """Return the caption as it is stored; one that was said again says so, and how that ended."""
+    meta = said._asdict() | beside
+    if AGAIN in asked.member:
+        meta |= {"retried": "loop", "loops": goes_round(said.caption, said.ended)}
+    return Record(key=asked.member["key"], meta=meta)
 
 
 def set_packs_aside(store: Store, record_set: RecordSet, keys: set[str]) -> None:

@@ -8,7 +8,7 @@ on; it is told by trying, and asked step by step.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -17,11 +17,12 @@ import torch
 from transformers import PreTrainedModel
 
 from artifacts.errors import UsageError
+from stages.decode.prompts import followed_by
 from stages.decode.reading import far, rounding
 from stages.models.halves.delivery import generate
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord
-from stages.models.processors.prepare import DECODED, open_ended, rebuild
+from stages.models.processors.prepare import open_ended, rebuild
 
 KEEP = "logits_to_keep"
 """Name by which most classes are told of how many positions logits are wanted."""
@@ -96,26 +97,6 @@ class _Dictated:
         wanted = torch.full_like(scores, -torch.inf)
         wanted[:, token] = 0.0
         return wanted
-
-
-def followed_by(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
-    """Return the inputs with a caption's tokens [1, tokens] behind the prompt, or as the beginning
-    of what a decoder says whose prompt goes to an encoder."""
-    if half.config.is_encoder_decoder:
-        start = inputs.get(DECODED)
-        if start is None:
-            first = half.generation_config.decoder_start_token_id
-            start = torch.full((1, 1), half.config.bos_token_id if first is None else first)
-        return {**inputs, DECODED: torch.cat([start.expand(len(ids), -1), ids], 1)}
-    length = inputs["input_ids"].shape
-    added = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    nothing = torch.zeros_like(ids)  # no picture, in whatever else tells of each token
-    return {
-        name: torch.cat([value, added.get(name, nothing).to(value.dtype)], 1)
-        if getattr(value, "shape", None) == length
-        else value
-        for name, value in inputs.items()
-    }
 
 
 @contextmanager

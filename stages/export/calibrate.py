@@ -11,7 +11,7 @@ from artifacts.errors import CannotFit
 from artifacts.packs import RecordSet
 from artifacts.schema import Part
 from artifacts.store import open_store
-from stages.decode.engines.transformers import make_greedy
+from stages.decode.choosing import make_greedy
 from stages.decode.stored import read_features
 from stages.decode.teaching import caption_of, expected
 from stages.export.calibrate_job import CalibrateJob

@@ -13,7 +13,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.files import whole_file
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
-from stages.decode.engines.transformers import make_greedy
+from stages.decode.choosing import make_greedy
 from stages.decode.stored import read_features
 from stages.decode.teaching import (
     TaughtCaption,

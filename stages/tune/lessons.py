@@ -7,7 +7,7 @@ prompts have equal lengths; what fills up shorter captions stands behind them, w
 place sees it.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,11 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 
 from artifacts.errors import UsageError
+from stages.decode.prompts import followed_by
 from stages.decode.reading import far, rounding
 from stages.decode.teaching import (
     TaughtCaption,
     expected,
-    followed_by,
     last_logits,
     looks_ahead,
 )
@@ -70,6 +70,16 @@ def lesson_of(
 def ended(lesson: Lesson, token: int) -> Lesson:
     """Return the lesson with the token that ends its caption."""
     return replace(lesson, ids=torch.cat([lesson.ids, torch.tensor([token])]))
+
+
+def together(lessons: Sequence[Lesson], rows: int) -> Iterator[list[Lesson]]:
+    """Yield those that go through the half together, at most so many: with the longest first."""
+    groups: dict[Hashable, list[Lesson]] = {}
+    for lesson in lessons:
+        groups.setdefault(lesson.joins_with, []).append(lesson)
+    for group in groups.values():
+        ranked = sorted(group, key=lambda lesson: len(lesson.ids), reverse=True)
+        yield from (ranked[at : at + rows] for at in range(0, len(ranked), rows))
 
 
 def loss_of(half: Any, processor: Any, lessons: Sequence[Lesson]) -> torch.Tensor:

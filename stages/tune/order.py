@@ -7,11 +7,9 @@ and cut into batches, whose order is shuffled again.
 
 import math
 import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
-from typing import TypeVar
 
-Each = TypeVar("Each")
 WINDOW = 16
 """Batches among whose examples those are sought that are alike."""
 
@@ -43,16 +41,3 @@ class Order:
             found += [some[at : at + self._batch] for at in range(0, len(some), self._batch)]
         draw.shuffle(found)
         return found
-
-
-def together(
-    lessons: Sequence[Each], rows: int, alike: Callable[[Each], object], size: Callable[[Each], int]
-) -> Iterator[list[Each]]:
-    """Yield those that go through the half together, at most so many: with the longest first."""
-    groups: dict[object, list[Each]] = {}
-    for lesson in lessons:
-        groups.setdefault(alike(lesson), []).append(lesson)
-    for group in groups.values():
-        ranked = sorted(group, key=size, reverse=True)
-        for at in range(0, len(ranked), rows):
-            yield ranked[at : at + rows]

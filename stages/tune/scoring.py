@@ -5,13 +5,9 @@ from typing import Any
 
 import torch
 
-from stages.decode.engines.transformers import make_greedy
-from stages.models.halves.delivery import generate, new_tokens, prompt_in
-from stages.models.halves.features import Features
-from stages.models.halves.records import merge_blank, merge_rows
-from stages.models.processors.prepare import open_ended, rebuild
-from stages.tune.lessons import Lesson, loss_of
-from stages.tune.order import together
+from stages.decode.choosing import make_greedy
+from stages.decode.engines.transformers import say_together
+from stages.tune.lessons import Lesson, loss_of, together
 
 SHOWN = 8
 """Captions that are kept to be looked at."""
@@ -21,12 +17,7 @@ def losses_of(half: Any, processor: Any, lessons: Sequence[Lesson], rows: int) -
     """Return the mean loss of a token of these."""
     tokens = sum(len(lesson.ids) for lesson in lessons)
     with torch.no_grad():
-        total = sum(
-            float(loss_of(half, processor, some))
-            for some in together(
-                lessons, rows, lambda each: each.joins_with, lambda each: len(each.ids)
-            )
-        )
+        total = sum(float(loss_of(half, processor, some)) for some in together(lessons, rows))
     return total / max(1, tokens)
 
 
@@ -36,18 +27,11 @@ def said_of(
     """Return what the half says of each of these, in their order."""
     make_greedy(half, processor)
     found: dict[int, str] = {}
-    numbered = list(enumerate(lessons))
-    groups = together(numbered, rows, lambda each: each[1].joins_with, lambda each: each[0])
-    for some in groups:
-        rows_of = [lesson.row for _, lesson in some]
-        prompts = [lesson.prompt for _, lesson in some]
-        inputs = open_ended(half, rebuild(processor, rows_of, prompts))
-        features = Features(merge_rows(rows_of), rows_of[0].needs, merge_blank(rows_of))
-        made = generate(half, inputs, features, max_new_tokens=most)
-        new = new_tokens(made, prompt_in(half, inputs)).cpu()
-        texts = processor.batch_decode(new, skip_special_tokens=True)
-        found |= {at: text.strip() for (at, _), text in zip(some, texts, strict=True)}
-    return [found[at] for at in range(len(lessons))]
+    for some in together(lessons, rows):
+        shown = [lesson.row for lesson in some]
+        said = say_together(half, processor, shown, [each.prompt for each in some], most)
+        found |= {id(each): one.caption for each, one in zip(some, said, strict=True)}
+    return [found[id(lesson)] for lesson in lessons]
 
 
 def score(

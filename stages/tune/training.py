@@ -16,8 +16,7 @@ from artifacts.errors import UsageError
 from stages.memory.shrinking import attempt, smaller
 from stages.process.report import Report
 from stages.tune.job import ADAMW8
-from stages.tune.lessons import Lesson, loss_of
-from stages.tune.order import together
+from stages.tune.lessons import Lesson, loss_of, together
 
 PACKS = "support_avx512bf16_for_cpu"
 """Field of a layer of bitsandbytes: whether it packs its weights for this CPU."""
@@ -91,15 +90,11 @@ class Trainer:
 
     def _gradients(self, lessons: Sequence[Lesson]) -> float:
         tokens, total = sum(len(lesson.ids) for lesson in lessons), 0.0
-        for some in together(lessons, self._rows, _alike, lambda each: len(each.ids)):
+        for some in together(lessons, self._rows):
             loss = loss_of(self._half, self._processor, some) / tokens
             loss.backward()
             total += float(loss.detach())
         return total
-
-
-def _alike(lesson: Lesson) -> object:
-    return lesson.joins_with
 
 
 def differentiable(half: Any) -> None:

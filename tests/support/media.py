@@ -10,6 +10,7 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
+from PIL import Image
 
 
 def picture(index: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
@@ -20,6 +21,14 @@ def picture(index: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
     image[:, at : at + 6] = (255, 255, 255 - index % 100)
     image[: height // 4, : width // 4] = (255, 0, 0)
     return image
+
+
+def write_numbered(folder: Path, count: int) -> Path:
+    """A folder with so many pictures, each its own: `0.png` and on."""
+    folder.mkdir(exist_ok=True)
+    for index in range(count):
+        Image.fromarray(picture(3 * index + 1)).save(folder / f"{index}.png")
+    return folder
 
 
 def write_video(

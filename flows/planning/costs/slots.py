@@ -10,7 +10,7 @@ from flows.job.precision import BYTES, UNSEATED, PartSettings
 from flows.planning.batch_costs import Expected
 from flows.planning.estimate import Term
 from flows.planning.workloads import Workload
-from stages.decode.engines import INFLIGHT, SEATED
+from stages.decode.engines import INFLIGHT, SEATED, SHARED
 from stages.decode.engines.inflight.shape import (
     BESIDE,
     PoolShape,
@@ -31,7 +31,11 @@ WAITING_BATCHES = 2
 def seatable(half: PartProfile, settings: PartSettings) -> bool:
     """Return whether a half may be run in slots, as far as its profile tells; a trial tells the
     rest."""
-    if INFLIGHT not in settings.engines or settings.kv or settings.precision in UNSEATED:
+    if (
+        not {INFLIGHT, SHARED} & {*settings.engines}
+        or settings.kv
+        or settings.precision in UNSEATED
+    ):
         return False
     memory = half.row_memory
     if memory is None or any(kind.kind not in SEATED for kind in memory.kept):

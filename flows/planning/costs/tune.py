@@ -19,14 +19,15 @@ from flows.planning.layers import pass_bytes
 from flows.planning.rungs import Rung, sizes
 from flows.planning.terms import ADDED_BYTES, adapter_terms, around, weights
 from flows.planning.training.activations import LOGITS, adapted_layer_bytes, lora_parameters
+from flows.planning.training.terms import ADAPTER, OPTIMIZERS
 from flows.planning.workloads import Workload
 from stages.models.hub.checkpoint import Checkpoint
-from stages.tune.job import ADAMW8
+from stages.tune.job import ADAMW, ADAMW8
 
 FEW_BITS = "nf4"
 """Precision in few bits that gradients go through."""
-STATES = {"": 4 + 4 + 8, ADAMW8: 4 + 4 + 2 + 2 * 4 / 256}
-"""Bytes of a trained number: itself, its gradient, and what the optimizer keeps of it."""
+MOMENTS = {ADAMW: ADAPTER.optimizer, ADAMW8: OPTIMIZERS["8bit"].optimizer}
+"""Bytes that an optimizer keeps of a trained number."""
 BEST = 4
 """Bytes of it as it was at its best, on the host."""
 KEPT = 34
@@ -96,7 +97,7 @@ def _states(model: Model, rung: Rung) -> Iterator[Term]:
         trained = rung.rank * (half.linear_rows + half.linear_modules * model.profile.feature_width)
     else:
         trained = lora_parameters(architecture.text, rung.rank)
-    each = STATES.get(rung.optimizer, STATES[""])
+    each = ADAPTER.weight + ADAPTER.gradient + MOMENTS[rung.optimizer]
     why = f"{trained / 1e6:,.2f} M trained numbers x {each:g} bytes, with gradients and moments"
     yield Term(part="weight", bytes=math.ceil(trained * each), why=why)
     why = f"{trained / 1e6:,.2f} M trained numbers x {BEST} bytes, as they were at their best"

@@ -14,7 +14,7 @@ from artifacts.labels import Labelled, Span, schema, spans_of
 from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
-from flows.job.config import COCO
+from flows.job.formats import COCO
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium

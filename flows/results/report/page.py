@@ -10,6 +10,7 @@ from typing import Any
 
 SCRIPTS = (
     "base.js",
+    "chart.js",
     "plot.js",
     "windowed.js",
     "labels.js",

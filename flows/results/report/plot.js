@@ -25,9 +25,7 @@ function bytesTicks(most, least, log) {
       for (const step of most / least > 1000 ? [1] : [1, 2, 5]) found.push(step * 10 ** power);
     return found.filter(value => value >= least && value <= most);
   }
-  const rough = most / 4, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map(n => n * power).find(value => value >= rough);
-  return Array.from({length: Math.floor(most / step) + 1}, (_, n) => n * step);
+  return evenTicks(0, most);
 }
 
 class Plot {
@@ -55,12 +53,10 @@ class Plot {
   }
 
   legend() {
-    const key = (name, kind) => el("span", {class: "key"}, draw("svg", {width: 22, height: 10, "aria-hidden": "true"},
-      draw("line", {x1: 1, x2: 21, y1: 5, y2: 5, class: `${kind}`})), name);
     const some = kind => this.line.stages.some(stage => stage[kind].host || stage[kind].device);
-    return el("span", {class: "keys"}, this.line.stages.map(stage => key(stage.name, `curve ${stage.name}`)),
-      some("planned") ? key("planned", "planned") : null, some("budget") ? key("budget", "budget") : null,
-      this.line.rungs.some(rung => rung.at !== null) ? key("change of rung", "rung") : null);
+    return el("span", {class: "keys"}, this.line.stages.map(stage => legendKey(stage.name, `curve ${stage.name}`)),
+      some("planned") ? legendKey("planned", "planned") : null, some("budget") ? legendKey("budget", "budget") : null,
+      this.line.rungs.some(rung => rung.at !== null) ? legendKey("change of rung", "rung") : null);
   }
 
   x(seconds) { return LEFT + (seconds - this.view[0]) / (this.view[1] - this.view[0]) * (this.width - LEFT - RIGHT); }

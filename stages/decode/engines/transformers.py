@@ -1,7 +1,8 @@
 """The engine that is `generate` of transformers; knows no store.
 
-It takes a batch at a time, each until all of its rows have ended. Decoding is greedy, whatever the
-checkpoint's own settings say, so that the same features and prompt give the same words. A batch is
+It takes a batch at a time, each until all of its rows have ended. Nothing of the checkpoint's own
+settings chooses words unless somebody asks, so that the same features and prompt give the same. A
+batch is
 always computed whole, because rounding depends on its members.
 """
 
@@ -12,19 +13,18 @@ from typing import Any
 import torch
 
 from artifacts.captions import Ended
+from stages.decode.choosing import Choosing, texts_of
+from stages.decode.generation import Generation
 from stages.decode.job import DEFAULT_ENGINE, DecodeJob
+from stages.decode.prompts import prompts_for
 from stages.decode.protocol import Asked, Listen, Said
 from stages.decode.reading import Reading
 from stages.memory.shrinking import Shrinking
 from stages.models.halves.delivery import generate, new_tokens, prompt_in
 from stages.models.halves.features import Features
-from stages.models.halves.records import merge_blank, merge_rows
+from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
-from stages.models.processors.prepare import open_ended, rebuild
 from stages.process.job import told_of
-
-SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
-"""Settings of a checkpoint that greedy decoding does not read, and warns of."""
 
 
 class Transformers:
@@ -33,6 +33,7 @@ class Transformers:
     def __init__(self, job: DecodeJob) -> None:
         source = ModelJob.of(told_of(job))
         self._limit = job.max_new_tokens
+        self.choosing = Choosing(Generation.of(job.generation))
         self.reading = Reading(job.prefill, job.kv, source.device)
         self.processor = source.processor()
         self.held = source.hold("language")
@@ -62,39 +63,43 @@ class Transformers:
         return self.held.use(partial(self._said, asked))
 
     def _said(self, asked: Sequence[Asked], half: Any) -> list[Said]:
-        make_greedy(half, self.processor)
         found: dict[int, Said] = {}
         for indexes in _groups(asked):
-            said = self._together(half, [asked[index] for index in indexes])
+            members = [asked[index].member for index in indexes]
+            rows = [asked[index].row for index in indexes]
+            said = say_together(
+                half,
+                self.processor,
+                rows,
+                [member["prompt"] for member in members],
+                self._limit,
+                self.choosing.generation,
+                **self.reading.options(half, self.processor, rows[0]),
+                **self.choosing.options(half, self.processor, members),
+            )
             found.update(zip(indexes, said, strict=True))
         return [found[index] for index in range(len(asked))]
 
-    def _together(self, half: Any, asked: Sequence[Asked]) -> Iterator[Said]:
-        """Yield what is said of rows that `generate` takes as one."""
-        rows = [one.row for one in asked]
-        prompts = [one.member["prompt"] for one in asked]
-        inputs = open_ended(half, rebuild(self.processor, rows, prompts))
-        features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
-        options = self.reading.options(half, self.processor, rows[0])
-        made = generate(half, inputs, features, max_new_tokens=self._limit, **options)
-        new = new_tokens(made, prompt_in(half, inputs)).cpu()
-        texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        for text, (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
-            yield Said(text.strip(), tokens, ended)
 
-
-def make_greedy(half: Any, processor: Any) -> None:
-    """Make the half decode greedily by default. It ends where its checkpoint or else its tokenizer
-    says, and pads with a token that it knows."""
-    settings = half.generation_config
-    if settings.eos_token_id is None and half.config.get_text_config().eos_token_id is None:
-        # Without one every batch would run to the last token allowed.
-        settings.eos_token_id = processor.tokenizer.eos_token_id
-    settings.do_sample, settings.num_beams = False, 1
-    for name in SAMPLING_ONLY:
-        setattr(settings, name, None)
-    if settings.pad_token_id is None:
-        settings.pad_token_id = processor.tokenizer.pad_token_id
+def say_together(
+    half: Any,
+    processor: Any,
+    rows: Sequence[FeatureRecord],
+    prompts: Sequence[str],
+    most: int,
+    asked: Generation | None = None,
+    **options: Any,
+) -> Iterator[Said]:
+    """Yield what is said of rows that `generate` takes as one, in at most so many tokens each, as
+    it is `asked` (None: nothing besides the prompts)."""
+    asked = asked or Generation()
+    inputs = prompts_for(half, processor, rows, prompts, asked)
+    features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
+    made = generate(half, inputs, features, max_new_tokens=most, **options)
+    new = new_tokens(made, prompt_in(half, inputs)).cpu()
+    texts = texts_of(processor, new.tolist(), asked)
+    for text, (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
+        yield Said(text, tokens, ended)
 
 
 def _groups(asked: Sequence[Asked]) -> Iterator[list[int]]:

@@ -39,6 +39,8 @@ class Layout:
     """The form in which a turn is written; see `chat_turn`."""
     alone: bool = False
     """Whether one prompt takes one picture at most."""
+    system: str = ""
+    """Text of a turn before that of the question; empty: there is none."""
 
 
 def run(
@@ -58,7 +60,7 @@ def run(
         times: list[Any] = [[video_metadata(clip)] for clip in clips]
         options[TIMES] = times if layout.nested else list(itertools.chain.from_iterable(times))
     texts = [
-        write(processor, layout.form, layout.channel, len(row), prompt)
+        write(processor, layout.form, layout.channel, len(row), prompt, layout.system)
         for row, prompt in zip(rows, prompts, strict=True)
     ]
     bos = processor.tokenizer.bos_token

@@ -7,6 +7,7 @@ or the model has no place for them in its text: then the prompt is what the text
 
 from typing import Any
 
+from artifacts.errors import UsageError
 from stages.models.processors.loading import token
 
 PARTS = "parts"
@@ -27,20 +28,45 @@ def forms(processor: Any) -> tuple[str, ...]:
     return (WORDS, *PLAIN) if processor.tokenizer.chat_template else PLAIN
 
 
-def write(processor: Any, form: str, channel: str, media: int, prompt: str) -> str:
-    """Write the text of one turn with so many pictures or videos."""
+def write(
+    processor: Any, form: str, channel: str, media: int, prompt: str, system: str = ""
+) -> str:
+    """Write the text of one turn with so many pictures or videos, after a `system` text. Raises
+    UsageError where there is no place for that."""
     kind = channel.removesuffix("s")
     if form == PARTS:
         parts = [*({"type": kind} for _ in range(media)), {"type": "text", "text": prompt}]
-        return _templated(processor, [{"role": "user", "content": parts}])
+        before = [_system([{"type": "text", "text": system}])] if system else []
+        return _templated(processor, [*before, {"role": "user", "content": parts}], system)
     words = token(processor, kind) * media
     if form == WORDS:
         content = f"{words}\n{prompt}" if words else prompt
-        return _templated(processor, [{"role": "user", "content": content}])
+        before = [_system(system)] if system else []
+        return _templated(processor, [*before, {"role": "user", "content": content}], system)
+    if system:
+        raise _without_system()
     return form.replace("{media}", words).replace("{prompt}", prompt)
 
 
-def _templated(processor: Any, turns: list[dict[str, Any]]) -> str:
+def _system(content: Any) -> dict[str, Any]:
+    return {"role": "system", "content": content}
+
+
+def _templated(processor: Any, turns: list[dict[str, Any]], system: str) -> str:
     writer = processor if processor.chat_template else processor.tokenizer
-    text: str = writer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    try:
+        text: str = writer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template may refuse a role in any way
+        if system:
+            raise _without_system() from error
+        raise
+    if system.strip() not in text:
+        raise _without_system()
     return text
+
+
+def _without_system() -> UsageError:
+    return UsageError(
+        "the chat template of this model has no place for --system",
+        hint="Put that text at the head of --prompt",
+    )

@@ -8,6 +8,7 @@ which that cannot be found out is refused, before anything is encoded.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -76,14 +77,18 @@ def prepare(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
     return row
 
 
-def rebuild(processor: Any, rows: Sequence[Row], prompts: Sequence[str]) -> dict[str, Any]:
+def rebuild(
+    processor: Any, rows: Sequence[Row], prompts: Sequence[str], system: str = ""
+) -> dict[str, Any]:
     """Return the processor's outputs for these prompts and the media of the rows, besides pixels.
-    They are padded on the left. All rows have the same channel."""
+    They are padded on the left. All rows have the same channel. Raises UsageError where there is
+    no place for a `system` text."""
     channel = rows[0].channel
     if any(row.channel != channel for row in rows):
         raise ValueError("rows with images and rows with videos cannot share a batch")
     _refuse_placeholders(processor, prompts)
-    return restore(processor, layout_of(processor, channel), rows, prompts)
+    layout = replace(layout_of(processor, channel), system=system)
+    return restore(processor, layout, rows, prompts)
 
 
 def goes_on(processor: Any, encodes: bool) -> bool:

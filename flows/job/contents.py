@@ -1,0 +1,86 @@
+"""Reads what the files of a job hold, and says what is asked about each; starts nothing."""
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from artifacts.captions import Failure
+from artifacts.errors import UsageError
+from artifacts.keys import ContentDigests, content_key
+from artifacts.stamps import FileChanged
+from flows.job.config import CaptionConfig
+from flows.job.models import Model
+from flows.job.sources import MediaFile
+from flows.job.tasks import Medium
+from stages.frames.medium import CHANGED, CHANGED_HINT
+from stages.process.cgroup import cores
+
+
+def read_contents(
+    files: Sequence[MediaFile], digests: ContentDigests, prompt_for: Callable[[str], str]
+) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
+    """Digest the content of every file; a file that cannot be read is a failure, not the end."""
+    readable: list[MediaFile] = []
+    contents: list[Medium] = []
+    failures: list[Failure] = []
+    found = digests.of_many([file.path for file in files], workers=cores())
+    for file, content in zip(files, found, strict=True):
+        if not isinstance(content, OSError) and not os.access(file.path, os.R_OK):
+            content = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if isinstance(content, OSError):
+            failures.append(_unreadable(file, content))
+            continue
+        readable.append(file)
+        contents.append(
+            Medium(
+                digest=content_key(content.digest, file.kind),
+                path=str(file.path),
+                kind=file.kind,
+                prompt=file.prompt or prompt_for(file.kind),
+                stamp=content.stamp,
+            )
+        )
+    return readable, contents, failures
+
+
+def _unreadable(file: MediaFile, error: OSError) -> Failure:
+    kind, hint = "unreadable", "Check that you may read it and that its disk is there"
+    if isinstance(error, FileChanged):
+        kind, hint = CHANGED, CHANGED_HINT
+    return Failure(
+        media_path=file.media_path,
+        source=file.source,
+        stage="sources",
+        error=kind,
+        message=f"the file cannot be read ({error.strerror})",
+        hint=hint,
+    )
+
+
+def under_prompts(
+    files: Sequence[MediaFile], contents: Sequence[Medium], config: CaptionConfig
+) -> tuple[list[MediaFile], list[Medium]]:
+    """Return files and contents once for each named prompt of the file, else of the command."""
+    found: list[tuple[MediaFile, Medium]] = []
+    for file, medium in zip(files, contents, strict=True):
+        named = file.prompts or ({} if file.prompt is not None else config.prompts)
+        found += [
+            (replace(file, name=name, prompt=text), replace(medium, prompt=config.in_length(text)))
+            for name, text in named.items()
+        ] or [(file, medium)]
+    return [file for file, _ in found], [medium for _, medium in found]
+
+
+def refuse_placeholders(contents: Sequence[Medium], model: Model) -> None:
+    """Refuse a prompt with the model's own word for a picture, which would be read as one. Raises
+    UsageError."""
+    for prompt, medium in {medium.prompt: medium for medium in reversed(contents)}.items():
+        found = next((word for word in model.profile.placeholders if word in prompt), None)
+        if found is not None:
+            raise UsageError(
+                f"the prompt of {Path(medium.path).name} holds {found}, which {model.name} reads "
+                "as the place of a picture",
+                hint="Leave it out: the picture is placed before the prompt",
+            )

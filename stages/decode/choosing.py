@@ -1,0 +1,146 @@
+"""Chooses the next token: has a half decode greedily, or as a person asks. Knows neither engines
+nor stores.
+
+`generate` and slots differ in how rows stand together, so chance must not come from one source for
+all of them. Each row has a generator of its own, seeded by its chunk and its prompt, and the last
+of the processors leaves of its logits one token: that which chance chose. So whoever takes the
+likeliest goes on with it, in every batch and every slot.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from artifacts.keys import digest_of
+from stages.decode.generation import CHECKPOINT, OF_CHANCE, Generation
+from stages.decode.loops import AGAIN, once_more
+from stages.decode.prompts import begun_with
+
+STATED = ("do_sample", *OF_CHANCE, "min_p")
+"""Settings of a checkpoint that are taken over with `--sampling checkpoint`."""
+SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
+"""Settings of a checkpoint that greedy decoding does not read, and warns of."""
+TOP_K = 50
+"""Likeliest words that chance chooses among where nobody says; stock's own."""
+SEED_DIGITS = 15
+"""Hex digits of a row's seed: as many as a generator takes."""
+
+
+class Choosing:
+    """The way in which one job chooses tokens."""
+
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
+        self._half: Any = None
+        self._stated: Mapping[str, Any] = {}
+
+    def options(
+        self, half: Any, processor: Any, members: Sequence[Mapping[str, str]]
+    ) -> dict[str, Any]:
+        """Return what `generate` is told for the rows of these members, in order."""
+        if half is not self._half:
+            self._half = half
+            self._stated = {n: getattr(half.generation_config, n, None) for n in STATED}
+        make_greedy(half, processor)
+        asked = self.generation
+        if any(AGAIN in member for member in members):
+            asked = once_more(asked)
+        options: dict[str, Any] = {}
+        if asked.beams > 1:
+            options["num_beams"] = asked.beams
+        if asked.repetition_penalty is not None:
+            options["repetition_penalty"] = asked.repetition_penalty
+        if asked.no_repeat_ngram:
+            options["no_repeat_ngram_size"] = asked.no_repeat_ngram
+        if asked.avoid:
+            options["bad_words_ids"] = avoided(processor, asked.avoid)
+        warpers = self._warpers()
+        if warpers is not None:
+            seeds = [seed_of(asked.seed, member) for member in members]
+            options["logits_processor"] = LogitsProcessorList([*warpers, Chance(seeds)])
+        return options
+
+    def _warpers(self) -> list[LogitsProcessor] | None:
+        """Return what stock puts before chance, in its order; None where there is no chance."""
+        asked = self.generation
+        stated = self._stated if asked.sampling == CHECKPOINT else {}
+        named = [getattr(asked, name) is not None for name in OF_CHANCE]
+        if not asked.by_chance or not (stated.get("do_sample") or any(named)):
+            return None
+        temperature, top_p, top_k = (
+            stated.get(name) if getattr(asked, name) is None else getattr(asked, name)
+            for name in OF_CHANCE
+        )
+        warpers: list[LogitsProcessor] = []
+        if temperature is not None and temperature != 1.0:
+            warpers.append(TemperatureLogitsWarper(float(temperature)))
+        if top_k := TOP_K if top_k is None else top_k:
+            warpers.append(TopKLogitsWarper(top_k))
+        if top_p is not None and top_p < 1.0:
+            warpers.append(TopPLogitsWarper(float(top_p)))
+        if (min_p := stated.get("min_p")) is not None:
+            warpers.append(MinPLogitsWarper(min_p))
+        return warpers
+
+
+class Chance(LogitsProcessor):
+    """The last of the processors of some rows: it leaves of each the token that chance chose."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._seeds = seeds
+        self._generators: list[torch.Generator] = []
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores [rows, words] of which one a row can be."""
+        if not self._generators:
+            made = (torch.Generator(device=scores.device) for _ in self._seeds)
+            self._generators = [g.manual_seed(s) for g, s in zip(made, self._seeds, strict=True)]
+        likely = torch.softmax(scores, dim=-1)
+        chosen = [
+            torch.multinomial(likely[row : row + 1], 1, generator=generator)
+            for row, generator in enumerate(self._generators)
+        ]
+        return torch.full_like(scores, -torch.inf).scatter_(1, torch.cat(chosen), 0.0)
+
+
+def texts_of(processor: Any, rows: Sequence[Sequence[int]], asked: Generation) -> list[str]:
+    """Return the captions that these new tokens are, with what they begin with."""
+    begun = begun_with(processor, asked)[0].tolist()
+    texts = processor.batch_decode([[*begun, *row] for row in rows], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def seed_of(seed: int, member: Mapping[str, str]) -> int:
+    """Return the seed of one row: of what is asked about which chunk, whoever makes it beside
+    what."""
+    return int(digest_of([seed, member["features"], member["prompt"]])[:SEED_DIGITS], 16)
+
+
+def avoided(processor: Any, phrases: Sequence[str]) -> list[list[int]]:
+    """Return the runs of tokens that say these, at the beginning of a text and within one."""
+    spelled = {form for phrase in phrases for form in (phrase, phrase[:1].upper() + phrase[1:])}
+    texts = [before + text for text in sorted(spelled) for before in ("", " ")]
+    found = (processor.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts)
+    return [list(ids) for ids in dict.fromkeys(map(tuple, found)) if ids]
+
+
+def make_greedy(half: Any, processor: Any) -> None:
+    """Make the half decode greedily by default. It ends where its checkpoint or else its tokenizer
+    says, and pads with a token that it knows."""
+    settings = half.generation_config
+    if settings.eos_token_id is None and half.config.get_text_config().eos_token_id is None:
+        # Without one every batch would run to the last token allowed.
+        settings.eos_token_id = processor.tokenizer.eos_token_id
+    settings.do_sample, settings.num_beams = False, 1
+    for name in SAMPLING_ONLY:
+        setattr(settings, name, None)
+    if settings.pad_token_id is None:
+        settings.pad_token_id = processor.tokenizer.pad_token_id

@@ -1,0 +1,44 @@
+"""Finds captions that go round in circles, and says how they are said again; knows no engine."""
+
+from dataclasses import replace
+
+from artifacts.captions import Ended
+from stages.decode.generation import Generation
+
+AGAIN = "again"
+"""Field of a member that is said once more, because it went round in circles."""
+TIMES = 3
+"""Times that the same has to be said at the end of a caption."""
+LETTERS = 40
+"""Letters at least that those times have together: `ha ha ha` is no circle."""
+PENALTY, NGRAM = 1.1, 4
+"""How a caption is said again: words said before are less likely, and no four tokens come twice."""
+
+
+def goes_round(text: str, ended: Ended) -> bool:
+    """Return whether a caption was cut while it said the same over and over, the last time maybe
+    in part."""
+    return ended == "length" and any(
+        _repeated(text, period) >= max(TIMES * period, LETTERS)
+        for period in range(1, len(text) // TIMES + 1)
+    )
+
+
+def _repeated(text: str, period: int) -> int:
+    """Return how many letters at the end repeat those one period before, with the first of
+    them."""
+    count = 0
+    for now, before in zip(reversed(text), reversed(text[:-period]), strict=False):
+        if now != before:
+            break
+        count += 1
+    return count + period if count else 0
+
+
+def once_more(asked: Generation) -> Generation:
+    """Return how words are chosen when a caption is said again."""
+    return replace(
+        asked,
+        repetition_penalty=max(asked.repetition_penalty or 1.0, PENALTY),
+        no_repeat_ngram=asked.no_repeat_ngram or NGRAM,
+    )

@@ -1,0 +1,48 @@
+"""Writes what a half reads of rows: the prompts, and what a caption begins with. Knows neither
+engines nor stores."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from stages.decode.generation import Generation
+from stages.models.processors.prepare import DECODED, Row, open_ended, rebuild
+
+
+def prompts_for(
+    half: Any, processor: Any, rows: Sequence[Row], prompts: Sequence[str], asked: Generation
+) -> dict[str, Any]:
+    """Return the inputs of `generate` besides pixels, the beginning of the captions in them. Raises
+    UsageError where the model has no place for a system text."""
+    inputs = open_ended(half, rebuild(processor, rows, prompts, asked.system))
+    begun = begun_with(processor, asked)
+    return followed_by(half, inputs, begun.expand(len(rows), -1)) if begun.numel() else inputs
+
+
+def begun_with(processor: Any, asked: Generation) -> torch.Tensor:
+    """Return the tokens [1, tokens] that every caption begins with."""
+    if not asked.start_with:
+        return torch.zeros((1, 0), dtype=torch.long)
+    ids = processor.tokenizer(asked.start_with, add_special_tokens=False)["input_ids"]
+    return torch.tensor([ids], dtype=torch.long)
+
+
+def followed_by(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
+    """Return the inputs with a caption's tokens [1, tokens] behind the prompt, or as the beginning
+    of what a decoder says whose prompt goes to an encoder."""
+    if half.config.is_encoder_decoder:
+        start = inputs.get(DECODED)
+        if start is None:
+            first = half.generation_config.decoder_start_token_id
+            start = torch.full((1, 1), half.config.bos_token_id if first is None else first)
+        return {**inputs, DECODED: torch.cat([start.expand(len(ids), -1), ids], 1)}
+    length = inputs["input_ids"].shape
+    added = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    nothing = torch.zeros_like(ids)  # no picture, in whatever else tells of each token
+    return {
+        name: torch.cat([value, added.get(name, nothing).to(value.dtype)], 1)
+        if getattr(value, "shape", None) == length
+        else value
+        for name, value in inputs.items()
+    }

@@ -1,0 +1,250 @@
+"""How words are chosen: every control says what stock `generate` says of one row, on both engines,
+and bytes hang on the row alone."""
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from artifacts.errors import UsageError
+from penstock_demo import CHECKPOINT
+from stages.decode import run
+from stages.decode.choosing import avoided, seed_of
+from stages.decode.generation import Generation
+from stages.decode.loops import NGRAM, PENALTY, goes_round
+from stages.models.processors.chat_turn import PARTS, PLAIN, write
+from stages.models.processors.prepare import Clip, load_processor
+from tests.support.checkpoints import whole_checkpoint
+from tests.support.clips import clips, joint_inputs, joint_model
+from tests.support.families import BUILDERS, checkpoint
+from tests.support.waves import Wave
+
+PROMPTS = ("Describe.", "What happens in it?")
+OTHER = "dd" * 32
+TOKENS = 12
+QUICK = ("qwen2_5_vl",)
+NAMES = [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+    for name in (*BUILDERS, "gemma3", "demo")
+]
+CONTROLS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "temperature": (
+        {"temperature": 0.8, "seed": 7},
+        {"do_sample": True, "temperature": 0.8},
+    ),
+    "top-p": ({"top_p": 0.7}, {"do_sample": True, "top_p": 0.7}),
+    "top-k": ({"top_k": 5, "seed": 3}, {"do_sample": True, "top_k": 5}),
+    "penalty": ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),
+    "ngram": ({"no_repeat_ngram": 2}, {"no_repeat_ngram_size": 2}),
+    "together": (
+        {"temperature": 1.1, "repetition_penalty": 1.2, "no_repeat_ngram": 3, "top_p": 0.9},
+        {
+            "do_sample": True, "temperature": 1.1, "top_p": 0.9,
+            "repetition_penalty": 1.2, "no_repeat_ngram_size": 3,
+        },
+    ),
+    "beams": ({"beams": 3}, {"num_beams": 3}),
+}  # fmt: skip
+"""Name → what is asked of us, and of stock."""
+
+
+def folder_of(name: str) -> Path:
+    if name == "demo":
+        return CHECKPOINT
+    return checkpoint(name) if name in BUILDERS else whole_checkpoint(name)
+
+
+def wave_of(folder: Path, store: Path, number: int = 3) -> Wave:
+    wave = Wave(store, folder, [clips("image", number)])
+    wave.encode()
+    return wave
+
+
+def said(wave: Wave, engine: str, namespace: str, asked: Mapping[str, Any]) -> list[str]:
+    wave.settings |= {"engine": engine, "generation": Generation(**asked).told}
+    wave.decode(PROMPTS, namespace, tokens=TOKENS)
+    return [one["caption"] for one in wave.captions(namespace)]
+
+
+def stock(
+    folder: Path,
+    clip: Clip,
+    number: int,
+    options: Mapping[str, Any],
+    seed: int = 0,
+    system: str = "",
+) -> str:
+    """What the whole model says of one clip, by its own `generate`."""
+    processor, model = load_processor(folder, trusted=False), joint_model(folder)
+    prompt = PROMPTS[number % len(PROMPTS)]
+    inputs = joint_inputs(processor, [clip], [prompt])
+    torch.manual_seed(seed_of(seed, {"features": f"features-{number}", "prompt": prompt}))
+    greedy = {"do_sample": False, "num_beams": 1, "max_new_tokens": TOKENS}
+    with torch.inference_mode():
+        made = model.generate(**inputs, **{**greedy, **options})
+    new = made[:, inputs["input_ids"].shape[1] :]
+    (text,) = processor.batch_decode(new, skip_special_tokens=True)
+    return str(text).strip()
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_control_says_what_stock_says_of_the_row_alone(
+    name: str, control: str, tmp_path: Path
+) -> None:
+    folder = folder_of(name)
+    asked, options = CONTROLS[control]
+    wave = wave_of(folder, tmp_path)
+    expected = [
+        stock(folder, clip, number, options, asked.get("seed", 0))
+        for number, clip in wave.batches[0]
+    ]
+    for engine, namespace in (("transformers", "cc" * 32), ("auto", OTHER)):
+        assert said(wave, engine, namespace, asked) == expected, engine
+
+
+def test_chance_hangs_on_the_row_and_on_the_seed(tmp_path: Path) -> None:
+    wave = wave_of(CHECKPOINT, tmp_path, 5)
+    asked = {"temperature": 1.5, "top_k": 0}
+    whole = said(wave, "transformers", "cc" * 32, asked)
+    batch = wave.batches[0]
+    wave.batches = [batch[:2], batch[2:]]
+    assert said(wave, "transformers", OTHER, asked) == whole
+    assert said(wave, "inflight", "ee" * 32, asked) == whole
+    wave.batches = [batch]
+    other = said(wave, "inflight", "ff" * 32, {**asked, "seed": 1})
+    assert other != whole and len({*whole, *other}) > 5
+
+
+def test_words_that_are_avoided_are_not_said(tmp_path: Path) -> None:
+    wave = wave_of(CHECKPOINT, tmp_path)
+    plain = said(wave, "transformers", "cc" * 32, {})
+    word = plain[0].split()[1]
+    for engine, namespace in (("transformers", OTHER), ("inflight", "ee" * 32)):
+        found = said(wave, engine, namespace, {"avoid": (word,)})
+        assert found != plain and not any(word in one.split() for one in found)
+    processor: Any = load_processor(CHECKPOINT, trusted=False)
+    ids = avoided(processor, [word])
+    expected = stock(CHECKPOINT, wave.batches[0][0][1], 0, {"bad_words_ids": ids})
+    assert wave.captions(OTHER)[0]["caption"] == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_caption_goes_on_from_what_it_starts_with(name: str, tmp_path: Path) -> None:
+    folder, begun = folder_of(name), "A big"
+    wave = wave_of(folder, tmp_path)
+    processor, model = load_processor(folder, trusted=False), joint_model(folder)
+    expected = []
+    for number, clip in wave.batches[0]:
+        inputs = joint_inputs(processor, [clip], [PROMPTS[number % 2]])
+        ids = processor.tokenizer(begun, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        length = inputs["input_ids"].shape
+        for key, value in inputs.items():
+            if key != "input_ids" and value.shape == length:
+                fill = torch.full_like(ids, int(key == "attention_mask"))
+                inputs[key] = torch.cat([value, fill.to(value.dtype)], 1)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], 1)
+        with torch.inference_mode():
+            made = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
+        new = made[:, length[1] :]
+        expected.append(processor.batch_decode(new, skip_special_tokens=True)[0].strip())
+    for engine, namespace in (("transformers", "cc" * 32), ("auto", OTHER)):
+        found = said(wave, engine, namespace, {"start_with": begun})
+        assert found == expected and all(one.startswith(begun) for one in found)
+
+
+def test_the_settings_of_a_checkpoint_are_taken_when_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, folder)
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    stated = {"do_sample": True, "temperature": 1.7, "top_k": 12, "top_p": 0.95}
+    path.write_text(json.dumps({**settings, **stated}))
+    wave = wave_of(folder, tmp_path / "store")
+    expected = [stock(folder, c, n, {"do_sample": True}) for n, c in wave.batches[0]]
+    assert said(wave, "auto", "cc" * 32, {"sampling": "checkpoint"}) == expected
+    assert said(wave, "auto", OTHER, {}) != expected
+
+
+def test_a_system_text_stands_before_the_question(tmp_path: Path) -> None:
+    folder = checkpoint("qwen2_5_vl")
+    wave = wave_of(folder, tmp_path)
+    processor, model = load_processor(folder, trusted=False), joint_model(folder)
+    clip = wave.batches[0][0][1]
+    turns = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPTS[0]}]},
+    ]
+    text = processor.apply_chat_template(turns, add_generation_prompt=True)
+    inputs = processor(text=[text], images=[list(clip.frames)], return_tensors="pt")
+    with torch.inference_mode():
+        made = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
+    new = made[:, inputs["input_ids"].shape[1] :]
+    expected = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+    for engine, namespace in (("transformers", "cc" * 32), ("inflight", OTHER)):
+        assert said(wave, engine, namespace, {"system": "Be brief."})[0] == expected
+
+
+@pytest.mark.parametrize(
+    "template", [None, "{% for m in messages %}USER:{% endfor %}", "{{ 1 // 0 }}"]
+)
+def test_a_model_without_a_place_for_a_system_text_says_so(template: str | None) -> None:
+    processor: Any = copy.copy(load_processor(checkpoint("qwen2_5_vl"), trusted=False))
+    processor.chat_template = template
+    with pytest.raises(UsageError, match="--system"):
+        write(processor, PARTS if template else PLAIN[0], "images", 1, "What?", "Be brief.")
+
+
+CIRCLES = "A dog runs, a dog runs, a dog runs, a dog runs, a dog ru"
+
+
+def test_circles_are_told_from_captions_that_are_merely_cut() -> None:
+    assert goes_round(CIRCLES, "length") and goes_round("no " * 20, "length")
+    assert goes_round("あの犬が走る。" * 8, "length")
+    assert not goes_round(CIRCLES, "stop")
+    for text in ("", "ha ha ha", "A dog runs, a cat sits, a bird sings and the sun is", "aaaa"):
+        assert not goes_round(text, "length")
+
+
+@pytest.mark.parametrize("engine", ["transformers", "inflight"])
+def test_a_caption_that_goes_round_in_circles_is_said_once_more(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = wave_of(CHECKPOINT, tmp_path)
+    plain = said(wave, engine, "cc" * 32, {})
+    rounds = [text == plain[1] for text in plain]
+    assert not all(rounds)
+    monkeypatch.setattr(run, "goes_round", lambda text, _: text == plain[1])
+    found = said(wave, engine, OTHER, {"retry_loops": True})
+    penalties = {"repetition_penalty": PENALTY, "no_repeat_ngram_size": NGRAM}
+    assert found == [
+        stock(CHECKPOINT, clip, number, penalties) if again else text
+        for (number, clip), text, again in zip(wave.batches[0], plain, rounds, strict=True)
+    ]
+    assert [one.get("retried") == "loop" for one in wave.captions(OTHER)] == rounds
+
+
+def test_nothing_asked_is_nothing_in_a_key() -> None:
+    assert Generation().words == [] and Generation(seed=3).words == []
+    assert Generation(temperature=0.0, seed=3).told == {"temperature": 0.0}
+    asked = Generation(temperature=0.5, seed=3, avoid=("a", "b"))
+    assert Generation.of(asked.told) == asked
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.1},
+        {"top_k": -1}, {"beams": 0}, {"seed": -1}, {"repetition_penalty": 0},
+        {"beams": 2, "temperature": 0.5}, {"beams": 2, "sampling": "checkpoint"},
+        {"sampling": "odd"}, {"avoid": (" ",)}, {"no_repeat_ngram": -2},
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Generation(**wrong)
