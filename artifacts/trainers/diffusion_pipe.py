@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from artifacts.subtitles import one_line
 from artifacts.trainers.form import (
     IMAGES,
     PILLOW,
@@ -39,7 +40,7 @@ frame_buckets = [1, 33]
         rows = of_kind(entries, kind)
         if rows:
             # ASCII: the trainer opens the file in whatever encoding its machine has.
-            said = {row.name: [row.caption] for row in rows}
+            said = {row.name: [one_line(each.caption) for each in row.rows] for row in rows}
             files[f"{name}/{CAPTIONS}"] = json.dumps(said, indent=1) + "\n"
             config += f"\n[[directory]]\npath = {toml_text(str(folder / name))}\nnum_repeats = 1\n"
     return {**files, CONFIG: config}
@@ -50,5 +51,6 @@ DIFFUSION_PIPE = TrainerForm(
     names=(*(f"{name}/{CAPTIONS}" for name in FOLDERS.values()), CONFIG),
     folders=FOLDERS,
     own_media=True,
+    several=True,
     suffixes={"image": PILLOW},
 )

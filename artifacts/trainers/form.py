@@ -24,12 +24,17 @@ class TrainerEntry:
     """`image` or `video`."""
     path: str
     """Absolute path, or relative to the folder of the data set where media must lie in it."""
-    row: Caption
-    """What was said, and of what."""
+    rows: tuple[Caption, ...]
+    """What was said of it: one caption, or that of each named prompt."""
+
+    @property
+    def row(self) -> Caption:
+        """Return what a trainer is told that takes one caption: what the first prompt gave."""
+        return self.rows[0]
 
     @property
     def caption(self) -> str:
-        """Return the caption on one line: some trainers read the first line alone."""
+        """Return that caption on one line: some trainers read the first line alone."""
         return one_line(self.row.caption)
 
     @property
@@ -55,6 +60,8 @@ class TrainerForm:
     """Whether all media must lie in the data set; else only those that another path hides."""
     apart: Callable[[PurePosixPath], str] = str
     """What of a path tells media apart for the trainer, such as the stem of what it caches."""
+    several: bool = False
+    """Whether it takes the captions of all prompts."""
     suffixes: Mapping[str, frozenset[str]]
     """Kind of media → suffixes that the trainer reads, where that is not any."""
 

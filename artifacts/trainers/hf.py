@@ -9,6 +9,7 @@ pictures and videos are two.
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from artifacts.subtitles import one_line
 from artifacts.tables import utf8
 from artifacts.trainers.form import (
     IMAGES,
@@ -35,20 +36,26 @@ def hf_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
     for kind, name in FOLDERS.items():
         rows = of_kind(entries, kind)
         if rows:
-            files[f"{name}/{METADATA}"] = "".join(json_line(_line(row)) for row in rows)
+            # The reader wants the same columns in every line.
+            named = sorted({said.name for row in rows for said in row.rows if said.name})
+            files[f"{name}/{METADATA}"] = "".join(json_line(_line(row, named)) for row in rows)
             files[f"{name}/{CARD}"] = _card(kind, rows)
     return files
 
 
-def _line(entry: TrainerEntry) -> dict[str, object]:
-    row = entry.row
-    told = {"text": entry.caption, "media_path": row.media_path, "model": _name(row.model)}
-    return {
+def _line(entry: TrainerEntry, named: Sequence[str]) -> dict[str, object]:
+    row, said = entry.row, {each.name: one_line(each.caption) for each in entry.rows}
+    line: dict[str, object] = {
         "file_name": entry.name,
-        **{name: utf8(value) for name, value in told.items()},
+        "text": utf8(entry.caption),
+        "media_path": utf8(row.media_path),
+        "model": _name(row.model),
         "start": float(row.start),
         "end": float(row.end),
     }
+    # A prompt may be called as one of these columns is.
+    of_each = {f"caption_{name}" if name in line else name: said.get(name, "") for name in named}
+    return {**line, **{column: utf8(text) for column, text in of_each.items()}}
 
 
 def _name(model: str) -> str:
@@ -92,5 +99,6 @@ HF = TrainerForm(
     names=tuple(f"{name}/{file}" for name in FOLDERS.values() for file in (METADATA, CARD)),
     folders=FOLDERS,
     own_media=True,
+    several=True,
     suffixes=READ,
 )

@@ -35,14 +35,17 @@ class SampleSource:
 
 
 def sample_sources(job: Job) -> Iterator[list[SampleSource]]:
-    """Yield the samples of each file of which something is said, in source order."""
+    """Yield the samples of each file, in source order: those of one prompt after another."""
     copies: Counter[tuple[str, str, str]] = Counter()
-    for file, medium in zip(job.files, job.contents, strict=True):
-        captions = captions_of(job, file, medium)
-        if captions:
-            alike = (file.media_path, medium.digest, medium.prompt)
-            copies[alike] += 1
-            yield _items_of(job, file, medium, captions, copies[alike])
+    for group in job.by_file:
+        items: list[SampleSource] = []
+        for file, medium in group:
+            captions = captions_of(job, file, medium)
+            if captions:
+                alike = (file.media_path, medium.digest, medium.prompt)
+                copies[alike] += 1
+                items += _items_of(job, file, medium, captions, copies[alike])
+        yield items
 
 
 def _items_of(

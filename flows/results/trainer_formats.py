@@ -31,6 +31,9 @@ LINKED = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}(-\d+)?\.[a-z0-9]{1,8}")
 LEAD_SECONDS = 0.5
 """A clip may begin so long before its chunk and nothing is said of it."""
 
+Chunk = Sequence[SampleSource]
+"""The samples of one chunk, one a prompt; their media are the same."""
+
 
 @dataclass(kw_only=True, slots=True)
 class TrainersWritten:
@@ -48,10 +51,10 @@ def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
     forms = [name for name in TRAINERS if name in job.config.format or _is_own(job, own, name)]
     if not forms:
         return TrainersWritten()
-    items = [item for group in sample_sources(job) for item in one_a_chunk(group)]
+    items = [chunk for group in sample_sources(job) for chunk in by_chunk(group)]
     clips = Clips(job, launcher, tell)
     videos = any("video" in TRAINERS[name].folders for name in forms)
-    cut = clips.of([item for item in items if not item.whole]) if videos else {}
+    cut = clips.of([said[0] for said in items if not said[0].whole]) if videos else {}
     found = TrainersWritten()
     for name in forms:
         trainer = _TrainerFolder(job, own, name, clips)
@@ -62,12 +65,12 @@ def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
     return found
 
 
-def one_a_chunk(items: Sequence[SampleSource]) -> list[SampleSource]:
-    """Return for each chunk of a file the sample whose caption trainers are shown: the first."""
-    first: dict[int, SampleSource] = {}
+def by_chunk(items: Sequence[SampleSource]) -> list[Chunk]:
+    """Return the samples of a file by chunk, the first prompt's before the others."""
+    found: dict[int, list[SampleSource]] = {}
     for item in items:
-        first.setdefault(item.chunk, item)
-    return list(first.values())
+        found.setdefault(item.chunk, []).append(item)
+    return [found[number] for number in sorted(found)]
 
 
 def _is_own(job: Job, own: OwnFiles, name: str) -> bool:
@@ -109,13 +112,18 @@ class _TrainerFolder:
         self._kept: list[str] = []
         self._left_out: Counter[tuple[str, str]] = Counter()
         """What is not in it, and why → how many."""
+        self._first = ""
+        """Name of the prompt whose captions are taken, where those of others are not."""
         self._copied = 0
         self._spare = 0
         """Media of an earlier run that may be the last copy."""
 
-    def write(self, items: Sequence[SampleSource], cut: Mapping[str, Path]) -> bool:
+    def write(self, items: Sequence[Chunk], cut: Mapping[str, Path]) -> bool:
         """Write its files; return whether all of them hold what is said now."""
-        taken = [(item, path) for item in items if (path := self._media(item, cut)) is not None]
+        taken = [(c, path) for c in items if (path := self._media(c[0], cut)) is not None]
+        if not self._form.several:
+            named = (chunk[0].sample.row.name for chunk, _ in taken if len(chunk) > 1)
+            self._first = next(named, "")
         entries = self._entries(taken)
         texts = self._form.write(entries, self._folder)
         for file, text in texts.items():
@@ -144,17 +152,18 @@ class _TrainerFolder:
             return path
         return None
 
-    def _entries(self, taken: Sequence[tuple[SampleSource, Path]]) -> list[TrainerEntry]:
+    def _entries(self, taken: Sequence[tuple[Chunk, Path]]) -> list[TrainerEntry]:
         """Return the entries, whose media are where the trainer finds them and no two alike."""
         apart = [self._form.apart(PurePosixPath(path)) for _, path in taken]
         seen, names = Counter(apart), Counter[str]()
         entries: list[TrainerEntry] = []
-        for (item, path), key in zip(taken, apart, strict=True):
-            place = str(path)
+        for (chunk, path), key in zip(taken, apart, strict=True):
+            item, place = chunk[0], str(path)
+            rows = tuple(each.sample.row for each in chunk)
             if self._form.own_media or seen[key] > 1:
                 inside = self._linked(item, path, names)
                 place = inside if self._form.own_media else str(self._folder / inside)
-            entries.append(TrainerEntry(kind=item.kind, path=place, row=item.sample.row))
+            entries.append(TrainerEntry(kind=item.kind, path=place, rows=rows))
         return entries
 
     def _linked(self, item: SampleSource, path: Path, names: Counter[str]) -> str:
@@ -207,6 +216,8 @@ class _TrainerFolder:
             yield f"not in {self._name}: {counted(count, noun)} ({why})"
         if self._kept:
             yield _kept(self._kept, self._folder)
+        if self._first:
+            yield f"{self._name} takes one caption of each: that of the prompt {self._first}"
         if self._copied:
             yield (
                 f"{counted(self._copied, 'file')} copied into {self._folder}: the disk takes no "

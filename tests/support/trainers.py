@@ -68,7 +68,7 @@ def diffusion_pipe(out: Path) -> dict[str, str]:
         for each in media:
             captions = said[each.name]
             assert isinstance(captions, list)
-            (found[str(each)],) = captions
+            found[str(each)] = captions[0]
     return found
 
 
