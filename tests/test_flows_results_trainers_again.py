@@ -1,5 +1,5 @@
-"""A second run into a folder with data sets of trainers: what is right stays, what is stale does not,
-and nothing of a person's is lost; the captions are made up."""
+"""A second run into a folder with data sets of trainers: what is right stays, what is stale does
+not, and nothing of a person's is lost; the captions are made up."""
 
 import json
 import os

@@ -87,8 +87,8 @@ def _clip_notes(clips: Clips) -> Iterator[str]:
         yield _kept(clips.kept, clips.folder)
     if clips.longest_lead > LEAD_SECONDS:
         yield (
-            f"clips begin at a keyframe, up to {clips.longest_lead:.1f} s before their chunk: "
-            f"media_start in {clips.folder / 'index.json'}"
+            f"clips begin at a keyframe, up to {clips.longest_lead:.1f} s before their chunk, and "
+            f"trainers see that too: media_start in {clips.folder / 'index.json'}"
         )
 
 
