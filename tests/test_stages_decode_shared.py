@@ -11,6 +11,7 @@ import torch
 from penstock_demo import CHECKPOINT
 from stages.decode.engines import SHARED
 from stages.decode.engines.inflight import prefix
+from stages.decode.engines.inflight.reading import read_row
 from stages.decode.run import run
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import clips
@@ -29,9 +30,6 @@ NAMES = [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
     for name in (*BUILDERS, "gemma3", "demo")
 ]
-APART = ("gemma3", "llava_onevision")
-"""Families whose prompts are read one by one, because their pictures look at what follows, or
-because they mark the end of a picture."""
 
 
 def folder_of(name: str) -> Path:
@@ -76,7 +74,7 @@ def test_prompts_that_share_a_picture_say_what_each_says_alone(
     assert {k: v["caption"] for k, v in shared.items()} == {
         k: v["caption"] for k, v in plain.items()
     }
-    print(name, kind, noted.get("shared_prefix"), noted.get("engine_reason"))
+    assert noted["shared_prefix"] is True
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
@@ -95,10 +93,9 @@ def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     wave = Wave(tmp_path, CHECKPOINT, [clips("video", 3)])
     wave.encode()
     lengths: list[int] = []
-    read = prefix.read_row
 
     def counting(half: Any, inputs: Any, features: Any, **options: Any) -> Any:
-        row = read(half, inputs, features, **options)
+        row = read_row(half, inputs, features, **options)
         before = options.get("past_key_values")
         lengths.append(row.tokens if before is None else 0)
         return row
@@ -106,6 +103,6 @@ def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(prefix, "read_row", counting)
     asked = members(wave, PROMPTS)
     said(wave, SHARED, CAPTIONS, [asked[at] for at in torch.randperm(len(asked))])
-    # Once for the trial, and once for each clip.
-    assert sum(length > 0 for length in lengths) == 4
+    # Once for each clip, and once for the trial, where another clip follows it.
+    assert sum(length > 0 for length in lengths) in (3, 4)
     assert sum(length == 0 for length in lengths) == 2 + len(asked)

@@ -73,6 +73,14 @@ def slot_terms(
         yield Term(part="kv", bytes=trial, why="what is tried first: two prompts and a pool")
 
 
+def prefix_term(memory: RowMemory, settings: PartSettings, workload: Workload) -> Term:
+    """Return what is kept of a prompt for the others of its chunk."""
+    each = BYTES.get(settings.dtype, 4)
+    kept = memory.bytes(workload.tokens, each) + memory.states(each)
+    why = f"what the prompts of a chunk have in common: at most {workload.tokens:,} tokens"
+    return Term(part="kv", bytes=kept, why=why)
+
+
 def pool_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
     """Return what a pool keeps, in numbers of `each` bytes."""
     return pool.slots * memory.bytes(pool.columns, each) + pool.rows * memory.states(each)

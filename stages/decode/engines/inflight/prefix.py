@@ -19,6 +19,9 @@ from stages.decode.engines.inflight.reading import ReadRow, positions_of, read_r
 from stages.models.halves.features import Features, placeholder_ids
 from stages.models.halves.routes import choose_route
 
+ONE = {"max_new_tokens": 1, "min_new_tokens": 0}
+"""What is asked of a beginning, of which no word is taken."""
+
 
 class SharedPrefix:
     """The beginning of the prompts of the chunk that was read last."""
@@ -42,7 +45,7 @@ class SharedPrefix:
             # What chooses words has nothing to choose of a beginning.
             reading = {n: v for n, v in options.items() if n == "prefill_chunk_size"}
             begun = {**_beginning(inputs, length), "position_ids": positions[..., :length]}
-            self._cache = read_row(half, begun, features, max_new_tokens=1, **reading).cache
+            self._cache = read_row(half, begun, features, **ONE, **reading).cache
             self._of, self._ids = of, ids
         cache = copy.deepcopy(self._cache)
         rest = Features({}, features.needs, already_read=True)

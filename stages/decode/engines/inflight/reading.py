@@ -88,7 +88,7 @@ def positions_of(half: Any, inputs: Mapping[str, Any], features: Mapping[str, An
         counted.append(told.get("position_ids"))
         return input_ids
 
-    generate(half, inputs, features, custom_generate=note, max_new_tokens=1)
+    generate(half, inputs, features, custom_generate=note, max_new_tokens=1, min_new_tokens=0)
     if len(counted) != 1 or counted[0] is None:
         raise CannotSeat("it is not told the positions of tokens")
     return counted[0]
