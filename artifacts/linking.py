@@ -55,6 +55,6 @@ def is_spare(target: Path) -> bool:
     """Return whether nothing is lost with a name: nothing is there, or it has another name."""
     try:
         found = target.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return True
     return stat.S_ISLNK(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink > 1)

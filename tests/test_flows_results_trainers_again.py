@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import flows.job.launch
-from artifacts.errors import Interrupted
+from artifacts.errors import EnvironmentFault, Interrupted
 from artifacts.trainers import TRAINERS
 from flows.cli.status_command import lines as status_lines
 from flows.job.config import CaptionConfig
@@ -112,12 +112,14 @@ def test_only_clips_that_are_missing_are_cut_again(config: CaptionConfig) -> Non
     gone = sorted(before)[0]
     (clips / gone).unlink()  # as when a run was killed before it had its name
     (clips / ".penstock-new").mkdir()
+    half = Path(config.out) / "diffusion-pipe" / "videos" / ".penstock-x.mp4"
+    half.write_bytes(b"half")  # the trainer would take it
     stages = Saying()
     write(config, stages)
     assert [len(call.arguments["cuts"]) for call in stages.calls if call.name == "cut"] == [1]
     after = {path.name: path.stat().st_mtime_ns for path in clips.glob("*.mp4")}
     assert {n for n in before if after[n] != before[n]} == {gone}
-    assert not (clips / ".penstock-new").exists()
+    assert not (clips / ".penstock-new").exists() and not half.exists()
     for name in TRAINERS:
         assert said(config, name)
 
@@ -193,3 +195,12 @@ def test_where_the_disk_takes_no_links_media_are_copied_once_and_that_is_told(
         assert any("7 files copied into" in note for note in notes)
         assert not any("copied" in note for note in write(config, format=("hf",)).warnings)
     assert len(said(config, "hf")) == len(said(config, "diffusion-pipe")) == 7
+
+
+@pytest.mark.parametrize("place", ["kohya", "clips"])
+def test_a_file_in_the_place_of_a_folder_is_one_line(config: CaptionConfig, place: str) -> None:
+    Path(config.out).mkdir()
+    (Path(config.out) / place).write_text("mine")
+    with pytest.raises(EnvironmentFault, match="a file is in its place"):
+        write(config)
+    assert (Path(config.out) / place).read_text() == "mine"

@@ -197,14 +197,14 @@ class _TrainerFolder:
             path = self._folder / file
             if file not in files and self._own.has(f"{self._name}/{file}", "", digest_at(path)):
                 path.unlink(missing_ok=True)
-        for folder in self._form.folders.values():
+        for folder in ("", *self._form.folders.values()):
             place = self._folder / folder
             names = sorted(os.listdir(place)) if place.is_dir() else []
             wanted = {Path(path).name for path in media if Path(path).parent.name == folder}
             for name in names:
-                if name.startswith(HALF):  # of a run that was killed; a trainer may take it
+                if name.startswith(HALF) and name != OURS:  # of a run that was killed
                     (place / name).unlink()
-                elif name not in wanted and LINKED.fullmatch(name):
+                elif folder and name not in wanted and LINKED.fullmatch(name):
                     if is_spare(place / name):
                         (place / name).unlink()
                     else:
