@@ -2,7 +2,7 @@
 files that hold samples."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -49,9 +49,17 @@ Samples = Iterator[tuple[Sample, Media | None]]
 def sample_key(media_path: str, content: str, prompt: str, copy: int, chunk: int) -> str:
     """Return a key of letters that no tool takes for a folder or a suffix. It is the same in every
     run. `copy` tells apart what is alike in all else."""
+    return _named(media_path, [media_path, content, prompt, copy], chunk)
+
+
+def clip_key(media_path: str, content: str, start: float, end: float, chunk: int) -> str:
+    """Return a key of the same letters for a stretch of a medium, whatever is said of it."""
+    return _named(media_path, [content, start, end], chunk)
+
+
+def _named(media_path: str, told: Sequence[object], chunk: int) -> str:
     slug = re.sub("[^A-Za-z0-9_-]+", "_", PurePosixPath(media_path).stem)[:SLUG_LETTERS].strip("_")
-    digest = digest_of([media_path, content, prompt, copy])[:12]
-    return f"{slug or 'media'}-{digest}-{chunk:05d}"
+    return f"{slug or 'media'}-{digest_of(told)[:12]}-{chunk:05d}"
 
 
 def media_suffix(name: str) -> str:

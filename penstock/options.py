@@ -66,6 +66,7 @@ class CaptionOptions(FeatureOptions, total=False):
     format: tuple[str, ...]
     beside: bool
     overwrite: bool
+    existing: str | None
 
 
 def config_for(sources: Sources, options: FeatureOptions) -> CaptionConfig:

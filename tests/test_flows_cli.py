@@ -25,7 +25,8 @@ CAPTION_OPTIONS = {
     "--language-precision", "--memory", "--vision-backend", "--adapter",
     "--max-frames", "--batch-size", "--engine", "--max-new-tokens", "--prefix", "--suffix",
     "--recursive",
-    "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
+    "--extensions", "--limit", "--format", "--beside", "--overwrite", "--existing",
+    "--retry-failed",
     "--keep-frames", "--trust-remote-code", "--as-published", *SPEAKING_OPTIONS,
 }  # fmt: skip
 COMMANDS = {
@@ -45,6 +46,7 @@ COMMANDS = {
         "--out", "--store", "--trust-remote-code", "--fps", "--tiles", "--memory", "--precision",
         "--batch-size", "--recursive", "--extensions", "--limit", "--retry-failed",
         "--keep-frames", "--dry-run", "--quiet", "--json", "--format", "--beside", "--overwrite",
+        "--existing",
         "--vision-backend",
     },
     "index": {"ACTION"},
@@ -114,6 +116,7 @@ CACHE = {
         "--format",
         "--beside",
         "--overwrite",
+        "--existing",
         "--adapter",
         *SPEAKING_OPTIONS,
     }
@@ -183,6 +186,13 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
         (["caption", "a", "--prompt-file", os.devnull], "/dev/null cannot be read: it is a device"),
         (["caption", "a", "--prompt-file", "./empty.txt"], "--prompt-file ./empty.txt holds no"),
         (["caption", "a", "--beside", "--format", "csv"], "--beside is given, and no format"),
+        (["caption", "a", "--existing", "ask"], "--existing ask is not known"),
+        (["caption", "a", "--overwrite", "--existing", "keep"], "--overwrite and --existing keep"),
+        (
+            ["caption", "a", "--existing", "append", "--format", "txt,srt"],
+            "is for txt, not for srt",
+        ),
+        (["label", "a", "--labels", "x", "--model", "m", "--format", "hf"], "hf is not known for"),
         (["caption", "a", "--model", ""], "--model is empty"),
         (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),
         (["caption", "a", "--store", "ftp://host/x"], "no store can be opened at ftp://host/x"),

@@ -14,15 +14,17 @@ from artifacts.labels import Labelled, Span, schema, spans_of
 from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
-from flows.job.config import COCO
+from flows.job.formats import COCO
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
 from flows.results.labels.counting import LabelCounts
 from flows.results.labels.rows import Labelling, judged, judged_medium
 from flows.results.outputs import failures_of, media_lines
+from flows.results.own_files import OwnFiles
 from flows.results.run_end import RunEnd
-from flows.results.texts import OwnFiles, Texts, write_texts
+from flows.results.text_files import write_texts
+from flows.results.texts import Texts
 
 LINES, REPORT, MEDIA = "labels.jsonl", "label_report.json", "media.jsonl"
 SPANS, COCO_FILE = "label_spans.jsonl", "labels.coco.json"

@@ -1,0 +1,71 @@
+"""Knows the files that were written for people from those that people wrote or edited. It knows
+nothing of what is in them.
+
+A file is known for ours by its own digest and that of what it is about, so it stays ours when a
+folder is moved or another `OUT` is given.
+"""
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+
+from artifacts.files import write_text
+from artifacts.keys import digest_of, hash_file
+from artifacts.lines import append_line, read_lines
+from flows.job.prepare import Job
+
+DIGITS = 32
+"""Hex digits by which a text is remembered: a million of them take 50 MB."""
+
+
+class OwnFiles:
+    """The own texts that were written for people, remembered in the store by digests."""
+
+    def __init__(self, job: Job, of: str = "") -> None:
+        """Remember texts `of` one kind; those of another, such as captions, are not its own."""
+        self._memory = job.store.local / "written.jsonl"
+        self._of = of
+
+    @cached_property
+    def _known(self) -> set[str]:
+        return {str(line[0]) for line in read_lines(self._memory) if line}
+
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
+    def has(self, form: str, about: str, sha256: str) -> bool:
+        """Return whether we once wrote a text of that digest, in this form, about this content."""
+        return bool(sha256) and _key(self._of + form, about, sha256) in self._known
+
+    def add(self, form: str, about: str, sha256: str) -> None:
+        """Remember what is written, or about to be."""
+        key = _key(self._of + form, about, sha256)
+        if key not in self._known:
+            self._known.add(key)
+            append_line(self._memory, [key])
+
+    def bring(self, path: Path, content: bytes, form: str, about: str, *, replace: bool) -> bool:
+        """Bring a file to this content, unless people wrote or edited what is there and it is not
+        to be replaced; return whether it holds the content. Raises EnvironmentFault."""
+        before, sha256 = digest_at(path), hashlib.sha256(content).hexdigest()
+        same = before == sha256
+        theirs = os.path.lexists(path) and not same and not self.has(form, about, before)
+        if path.is_dir() or (theirs and not replace):
+            return False
+        self.add(form, about, sha256)
+        if not same:
+            write_text(path, [content.decode()])
+        return True
+
+
+def _key(form: str, about: str, sha256: str) -> str:
+    return digest_of([form, about, sha256])[:DIGITS]
+
+
+def digest_at(path: Path) -> str:
+    """Return the SHA-256 of what lies there; empty where that is no file that can be read."""
+    try:
+        return hash_file(path) if path.is_file() else ""
+    except OSError:
+        return ""
