@@ -38,9 +38,17 @@ class Sample:
     """The caption of the chunk."""
     content: str
     """Digest of the medium that it is of."""
+    others: tuple[Caption, ...] = ()
+    """What other prompts gave of the chunk."""
+
+    @property
+    def rows(self) -> tuple[Caption, ...]:
+        """Return all its captions."""
+        return (self.row, *self.others)
 
     def digest(self) -> str:
-        return digest_of([OUTPUT_VERSION, self.key, said_of(self.row), self.content])
+        rows = [said_of(row) for row in self.rows]
+        return digest_of([OUTPUT_VERSION, self.key, *rows, self.content])
 
 
 Samples = Iterator[tuple[Sample, Media | None]]

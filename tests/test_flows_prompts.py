@@ -16,8 +16,9 @@ from flows.job.config import CaptionConfig
 from tests.support.inside import run_inside
 from tests.support.media import picture, write_video
 from tests.support.pipeline import Place
-from tests.support.saying import LONG, ODD, Saying, lines, make, run
+from tests.support.saying import LONG, ODD, Saying, lines, make, run, samples
 
+pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
 ASKED = {"long": "Describe it.", "tags": "Which things?"}
 
 
@@ -135,3 +136,18 @@ def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 def test_a_length_is_asked_for_in_words() -> None:
     asked = CaptionConfig(sources=("a.mp4",), prompt="What is it?", length="short")
     assert asked.prompt_for("video") == "What is it? Answer in one short sentence."
+
+
+def test_a_sample_holds_all_that_was_said_of_its_chunk(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    run(config, prompts=ASKED)
+    said = {(r["media_path"], r["start"], r["name"]): r["caption"] for r in lines(config)}
+    found = samples(config)
+    assert len(found) == 5
+    for sample in found:
+        line = json.loads(sample["json"]) if isinstance(sample["json"], bytes) else sample["json"]
+        assert set(line["captions"]) == set(ASKED)
+        for name in ASKED:
+            text = said[line["media_path"], line["start"], name]
+            assert sample[f"{name}.txt"] == text == line["captions"][name]["caption"]
+        assert any(suffix in sample for suffix in ("mp4", "png"))

@@ -9,13 +9,13 @@ from artifacts.shards import DATASET, kept_shards, read_index, write_shards
 from flows.job.launch import Launcher
 from flows.job.prepare import Job
 from flows.results.cutting import Cutter, Tell, batches
-from flows.results.sample_sources import SampleSource, sample_sources
+from flows.results.sample_sources import SampleSource, one_a_chunk, sample_sources
 
 
 def write_dataset(job: Job, launcher: Launcher, tell: Tell) -> list[str]:
     """Bring `OUT/webdataset` to what is captioned; returns warnings. Raises PenstockError."""
     folder = job.out / DATASET
-    items = [item for group in sample_sources(job) for item in group]
+    items = [item for group in sample_sources(job) for item in one_a_chunk(group)]
     before = read_index(folder)
     shards = kept_shards(folder, [item.sample.digest() for item in items])
     rest = items[sum(shard.samples for shard in shards) :]
@@ -38,7 +38,9 @@ def is_stale(job: Job) -> bool:
     folder = job.out / DATASET
     before = read_index(folder)
     digests = (
-        [item.sample.digest() for group in sample_sources(job) for item in group] if before else []
+        [item.sample.digest() for group in sample_sources(job) for item in one_a_chunk(group)]
+        if before
+        else []
     )
     return kept_shards(folder, digests) != before or sum(s.samples for s in before) != len(digests)
 

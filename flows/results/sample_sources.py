@@ -3,7 +3,7 @@ model and cuts nothing."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.captions import Caption
@@ -69,4 +69,20 @@ def _items_of(
             stamp=medium.stamp,
         )
         for row in captions
+    ]
+
+
+def by_chunk(items: Sequence[SampleSource]) -> list[list[SampleSource]]:
+    """Return the samples of a file by chunk, the first prompt's before the others."""
+    found: dict[int, list[SampleSource]] = {}
+    for item in items:
+        found.setdefault(item.chunk, []).append(item)
+    return [found[number] for number in sorted(found)]
+
+
+def one_a_chunk(items: Sequence[SampleSource]) -> list[SampleSource]:
+    """Return one sample a chunk, that of its first prompt, with what the others gave beside it."""
+    return [
+        replace(first, sample=replace(first.sample, others=tuple(o.sample.row for o in others)))
+        for first, *others in by_chunk(items)
     ]

@@ -24,7 +24,7 @@ from flows.job.prepare import Job
 from flows.results.clips import Clips, key_of
 from flows.results.cutting import Tell
 from flows.results.own_files import OwnFiles, digest_at
-from flows.results.sample_sources import SampleSource, sample_sources
+from flows.results.sample_sources import SampleSource, by_chunk, sample_sources
 
 LINKED = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}(-\d+)?\.[a-z0-9]{1,8}")
 """Names that media get in the folder of a data set."""
@@ -63,14 +63,6 @@ def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
         found.notes += trainer.notes()
     found.notes += _clip_notes(clips)
     return found
-
-
-def by_chunk(items: Sequence[SampleSource]) -> list[Chunk]:
-    """Return the samples of a file by chunk, the first prompt's before the others."""
-    found: dict[int, list[SampleSource]] = {}
-    for item in items:
-        found.setdefault(item.chunk, []).append(item)
-    return [found[number] for number in sorted(found)]
 
 
 def _is_own(job: Job, own: OwnFiles, name: str) -> bool:
