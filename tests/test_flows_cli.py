@@ -292,3 +292,25 @@ def test_cache_of_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert main(["cache", action, "--store", str(tmp_path / "new")]) == 0
     assert not (tmp_path / "new").exists()
     assert "0 packs good" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("caption --modell demo x", "there is no option --modell (did you mean --model?)"),
+        ("caption --mod demo x", "there is no option --mod (did you mean --model?)"),
+        ("caption x --lim=1", "there is no option --lim (did you mean --limit?)"),
+        ("capton x", "capton is no command (did you mean caption?)"),
+        ("cache rebild x", "rebild is no command (did you mean rebuild?)"),
+        ("plan --for captoin", "captoin is no value of --for (did you mean caption?)"),
+        ("status --jsn", "there is no option --jsn (did you mean --json?)"),
+        ("frobnicate", "frobnicate is no command."),
+    ],
+)
+def test_a_slip_of_the_pen_is_told_what_was_meant(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and said in told and told.count("\n") == 1
