@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from os import PathLike, fspath
 from typing import TypedDict
 
-from flows.console.display import parse_size
+from flows.console.units import parse_size
 from flows.job.config import CaptionConfig
 
 Sources = str | PathLike[str] | Iterable[str | PathLike[str]]

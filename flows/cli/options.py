@@ -9,7 +9,7 @@ from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.tiles import OFF
 from flows.cli.speaking_options import add_speaking_options, prompts_of
-from flows.console.display import parse_size
+from flows.console.units import parse_size
 from flows.job.config import (
     DEFAULT_MODEL,
     PICTURES_A_BATCH,

@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.store import open_store
-from flows.console.display import gib
+from flows.console.units import gib
 from flows.job.about import halves, notes
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
