@@ -12,6 +12,7 @@ from artifacts.tiles import OFF, check_tiles
 from flows.job.speaking_config import SpeakingConfig
 from stages.decode.engines import AUTO, CHOICES, INFLIGHT
 from stages.decode.job import DEFAULT_ENGINE
+from stages.decode.structure import check_room
 from stages.models.graphs.providers import BACKENDS
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
@@ -181,6 +182,8 @@ class CaptionConfig(SpeakingConfig):
         if not self.model:
             raise UsageError("--model is empty", hint="Give a folder, a hub id, or demo")
         self.check_speaking()
+        if self.schema:
+            check_room(self.schema, self.max_new_tokens)
 
     def check_sources(self) -> None:
         """Raise UsageError when there is nothing to look at."""
