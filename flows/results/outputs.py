@@ -20,7 +20,7 @@ from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from flows.pipelines import STAGES
-from flows.results.table_rows import kinds_of, table_rows
+from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.results.texts import OwnFiles, Texts, digest_at, write_texts
 from stages.decode.structure import fields_of, words_of
 from stages.process.events import Failed
@@ -211,7 +211,7 @@ def write_outputs(job: Job, *, last: bool) -> Written:
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
         if last and (form in job.config.format or own.has(form, "", digest_at(path))):
-            write(path, table_rows(rows(), kinds), kinds)
+            write(path, table_rows(rows(), kinds, properties_of(job)), kinds)
             own.add(form, "", hash_file(path))
         elif path.exists():
             found.earlier.append(form)

@@ -1,9 +1,10 @@
 """Reckons how many bytes the rest of an answer may take whose form a JSON Schema says, and writes
 the schema so that this is bounded. Knows no model and no grammar.
 
-An answer has to end before its tokens do, wherever in it that is seen. From some moment on it takes,
-byte for byte, what closes first, by the ranks in `closing.py`; the bounds here hold for who does so.
-They need objects of known properties, no recursion, and no end of a text that has to be searched.
+An answer has to end before its tokens do, wherever in it that is seen. From some moment on it
+takes, byte for byte, what closes first, by the ranks in `closing.py`; the bounds here hold for who
+does so. They need objects of known properties, no recursion, and no end of a text that has to be
+searched.
 """
 
 import json
@@ -18,6 +19,8 @@ EXACT = 2**53 - 1
 """Largest size of numbers, where a schema says no other: programs of all languages read them."""
 CHARACTER = 6
 """Most bytes of one character of a text: `\\u000a`."""
+ROUGH = ("minimum", "maximum")
+"""Keywords of bounds that numbers with a point are kept to."""
 FORMATS = {"date": 12, "time": 40, "date-time": 60, "uuid": 38}
 """Formats of texts → most bytes that are left of one."""
 ANNOTATIONS = frozenset(
@@ -83,6 +86,14 @@ def closed(root: Mapping[str, Any]) -> dict[str, Any]:
 
 def longest(value: Any) -> int:
     """Return the most bytes in which a grammar writes a value."""
+    if isinstance(value, Mapping):
+        return (
+            1 + sum(longest(name) + longest(each) + 2 for name, each in value.items()) + (not value)
+        )
+    if isinstance(value, list):
+        return 2 + sum(longest(each) + 1 for each in value)
+    if isinstance(value, float):
+        return max(len(repr(value)), _digits(value))
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     # Each `\n` may be `\u000a` as well.
     return len(text.encode()) + (CHARACTER - 1) * (text.count("\\") + text.count("\x7f"))
@@ -197,7 +208,11 @@ def _string(node: Mapping[str, Any], place: _Place) -> Bounded:
 def _number(node: Mapping[str, Any], place: _Place) -> Bounded:
     low = [name for name in ("minimum", "exclusiveMinimum") if name in node]
     high = [name for name in ("maximum", "exclusiveMaximum") if name in node]
-    if "multipleOf" in node and not (low and high):
+    if node["type"] == "number":
+        # llguidance 1.9.1 says 1500 where more than that and less than 1500.5 is asked for.
+        if out := [n for n in (*low, *high, "multipleOf") if n not in ROUGH and n in node]:
+            raise place.odd(f"{out[0]} is not supported of numbers", "Use minimum and maximum")
+    elif "multipleOf" in node and not (low and high):
         raise place.odd("a multiple may be searched for ever", "Give minimum and maximum, too")
     values = [node[name] for name in (*low, *high)]
     if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):

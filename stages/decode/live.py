@@ -54,8 +54,8 @@ def run_live(job: DecodeJob, report: Report) -> None:
         record = Record(key=one.member[key_of], meta=said.meta | engine.meta)
         answers[0].publish([record])
         answers[0].leave([record.key])
-        fields = {"caption": said.caption, "tokens": said.tokens, "ended": said.ended}
-        report.send(Words(key=one.member["key"], **fields))
+        caption, tokens, ended, _ = said
+        report.send(Words(key=one.member["key"], caption=caption, tokens=tokens, ended=ended))
 
     def overheard(one: Asked, text: str, tokens: int) -> None:
         report.send(Words(key=one.member["key"], caption=text, tokens=tokens))

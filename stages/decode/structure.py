@@ -2,7 +2,7 @@
 make and write them. Knows no model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +13,7 @@ from stages.decode.closing import Rest
 COMPACT = (",", ":")
 WHOLE_NUMBERS = 2**63
 """Size from which a whole number has no place in a column of counts."""
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 KINDS = {"string": "text", "integer": "count", "number": "number", "boolean": "truth"}
 """Type of a property → what its column holds; of every other it is JSON text."""
 
@@ -25,17 +26,12 @@ def canonical(text: str) -> str:
         schema = json.loads(text, parse_constant=_no_number)
         if not isinstance(schema, dict):
             raise UsageError("--schema holds no object", hint='Begin with {"type": "object", …')
-        _check_grammar(grammar_of(text))
+        _check_grammar(text)
         return json.dumps(_sorted(schema), ensure_ascii=False, separators=COMPACT)
     except ValueError as error:
         raise UsageError(f"--schema holds no JSON: {error}", hint="Give a JSON Schema") from error
     except RecursionError as error:
         raise UsageError("--schema is nested too deep", hint="Ask for less at once") from error
-
-
-def grammar_of(text: str) -> str:
-    """Return the schema whose answers are said: that of the text, made so that they end."""
-    return json.dumps(closed(json.loads(text)), ensure_ascii=False, separators=COMPACT)
 
 
 @lru_cache(maxsize=8)
@@ -84,12 +80,15 @@ def check_room(text: str, limit: int) -> None:
         )
 
 
-def options() -> dict[str, Any]:
-    """Return how a grammar writes JSON: in one line, without spaces."""
-    return {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+def grammar_of(text: str) -> str:
+    """Return the grammar of answers, in one line and without spaces, as llguidance takes it."""
+    from llguidance import LLMatcher
+
+    schema = json.dumps(closed(json.loads(text)), ensure_ascii=False, separators=COMPACT)
+    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
 
 
-def _check_grammar(schema: str) -> None:
+def _check_grammar(text: str) -> None:
     """Raise UsageError for what no grammar can be made of, in its maker's words."""
     try:
         from llguidance import LLMatcher
@@ -98,8 +97,7 @@ def _check_grammar(schema: str) -> None:
             f"--schema needs llguidance, which cannot be imported: {error}",
             hint="Run make setup, or pip install llguidance",
         ) from error
-    grammar = LLMatcher.grammar_from_json_schema(schema, overrides=options())
-    wrong, words = LLMatcher.validate_grammar_with_warnings(grammar)
+    wrong, words = LLMatcher.validate_grammar_with_warnings(grammar_of(text))
     if wrong:
         raise UsageError(
             f"--schema cannot be followed: {' '.join(words[0].split())[:200]}",
@@ -122,26 +120,40 @@ def _sorted(node: Any, *, names: bool = False) -> Any:
 
 
 def _column(schema: Mapping[str, Any]) -> str:
-    found = _types(schema) - {"null"}
+    branches = [*_branches(schema)]
+    found = {name for each in branches for name in _types(each)} - {"null"}
     if found == {"integer", "number"}:
         found = {"number"}
-    (kind,) = found if len(found) == 1 else ("",)
-    if kind == "array" and _types(schema.get("items", {})) == {"string"}:
-        return "texts"
-    sizes = [abs(schema.get(name, 0)) for name in ("minimum", "maximum")]
-    if kind == "integer" and max(sizes) >= WHOLE_NUMBERS:
-        return "number"
+    kind = found.pop() if len(found) == 1 else ""
+    if kind == "array" and len(branches) == 1:
+        items = {name for each in _branches(schema.get("items", {})) for name in _types(each)}
+        return "texts" if items == {"string"} else "text"
+    named = [value for each in branches for value in _values(each)]
+    sizes = [each[name] for each in branches for name in BOUNDS if name in each] + named
+    if kind == "integer" and any(abs(size) >= WHOLE_NUMBERS for size in sizes if size is not None):
+        return "text"
     return KINDS.get(kind, "text")
 
 
+def _branches(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the forms of which a value may have any."""
+    choices = schema.get("anyOf", schema.get("oneOf"))
+    if choices is None:
+        yield schema
+    for each in choices or ():
+        yield from _branches(each)
+
+
 def _types(schema: Mapping[str, Any]) -> set[str]:
-    """Return the names of the types that a value may have."""
-    for word in ("anyOf", "oneOf"):
-        if word in schema:
-            return {name for each in schema[word] for name in _types(each)}
-    if "const" in schema or "enum" in schema:
-        return {_type(value) for value in schema.get("enum", [schema.get("const")])}
-    return {schema["type"]} if isinstance(schema.get("type"), str) else set()
+    """Return the names of the types that a value of one form may have."""
+    named = {_type(value) for value in _values(schema)}
+    return named or ({schema["type"]} if "type" in schema else set())
+
+
+def _values(schema: Mapping[str, Any]) -> list[Any]:
+    """Return the values that are named of a property; none where it has a type alone."""
+    named: list[Any] = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    return named
 
 
 def _type(value: Any) -> str:
