@@ -79,7 +79,7 @@ class Answer:
             if not self.done:
                 self._position.feed(self._vocabulary.bytes[token])
                 if not self._matcher.consume_token(token):
-                    raise RuntimeError(f"llguidance stopped: {self._matcher.get_error()[:300]}")
+                    raise self._stuck()
         return True
 
     @property
@@ -98,13 +98,22 @@ class Answer:
         found[:count] = known[:count]
         found[[end for end in self._ends if end < width]] = False
         if self._matcher.is_error() or not found.any():
-            words = self._matcher.get_error() or "no token can come next"
-            raise RuntimeError(f"llguidance stopped: {words[:300]}")
+            raise self._stuck()
         if self._position.closes(self._limit - len(self.said)):
             closing = self.first_of(found)
             found[:] = False
             found[closing] = True
         return found
+
+    def _stuck(self) -> UsageError:
+        words = " ".join(self._matcher.get_error().split()) or "no token can come next"
+        said = b"".join(map(self._vocabulary.bytes.__getitem__, self.said[-9:])).decode(
+            "utf-8", "replace"
+        )
+        return UsageError(
+            f"--schema leads nowhere after {said}: {words[:200]}",
+            hint="Make the schema less narrow there",
+        )
 
     def first_of(self, allowed: Any) -> int:
         """Return the token of these that closes first."""

@@ -26,6 +26,7 @@ def canonical(text: str) -> str:
         schema = json.loads(text, parse_constant=_no_number)
         if not isinstance(schema, dict):
             raise UsageError("--schema holds no object", hint='Begin with {"type": "object", …')
+        bounded(schema)
         _check_grammar(text)
         return json.dumps(_sorted(schema), ensure_ascii=False, separators=COMPACT)
     except ValueError as error:
