@@ -148,7 +148,7 @@ class Structure(LogitsProcessor):
         allowed = torch.from_numpy(np.stack(masks)).to(scores.device)
         found = scores.masked_fill(~allowed, -torch.inf)
         # Where all that may come was made impossible before, such as by --avoid, the form wins.
-        for row in torch.isneginf(found).all(dim=1).nonzero().flatten().tolist():
+        for row in torch.isneginf(found.amax(dim=1)).nonzero().flatten().tolist():
             found[row, self._answers[row].first_of(masks[row])] = 0.0
         return found
 
