@@ -77,7 +77,8 @@ class Sides:
         )
         self.texts += done.texts if form else ()
         made = RecordSet(open_store(self._bench.store), "captions", namespace)
-        return done.cpu_seconds / sum(int(made.meta(key)["tokens"]) for key in made)
+        tokens: int = sum(made.meta(key)["tokens"] for key in sorted(made.keys()))
+        return done.cpu_seconds / tokens
 
 
 def main(arguments: Sequence[str] | None = None, runner: Runner = run_mode) -> int:

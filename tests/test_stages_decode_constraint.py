@@ -17,7 +17,7 @@ from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.choosing import Chance, Choosing
-from stages.decode.constraint import Structure, Vocabulary, said_in, vocabulary_of
+from stages.decode.constraint import FormMask, Vocabulary, said_in, vocabulary_of
 from stages.decode.generation import Generation
 from stages.decode.protocol import Said
 from stages.decode.structure import canonical, grammar_of, rest_of
@@ -151,13 +151,13 @@ def test_the_form_comes_before_chance() -> None:
     options = choosing.options(half_model(CHECKPOINT, "language"), processor, members)
     found = options["logits_processor"]
     assert isinstance(found, LogitsProcessorList)
-    assert isinstance(found[0], Structure) and isinstance(found[-1], Chance)
+    assert isinstance(found[0], FormMask) and isinstance(found[-1], Chance)
 
 
 def test_rows_that_were_said_otherwise_begin_anew() -> None:
     processor: Any = load_processor(CHECKPOINT, trusted=False)
     vocabulary, end = vocabulary_of(processor.tokenizer), processor.tokenizer.eos_token_id
-    structure = Structure(vocabulary, FORM, LEAST, {end})
+    structure = FormMask(vocabulary, FORM, LEAST, {end})
     scores = torch.zeros(1, len(vocabulary.bytes) + 3)
     first = structure(torch.zeros(1, 4, dtype=torch.long), scores)
     assert vocabulary.bytes[int(first.argmax())] == b"{" and (first == 0).sum() == 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from artifacts.errors import UsageError
+from stages.decode.places import ANNOTATIONS, SchemaPlace, followed, plain
 
 EXACT = 2**53 - 1
 """Largest size of numbers, where a schema says no other: programs of all languages read them."""
@@ -23,18 +23,6 @@ ROUGH = ("minimum", "maximum")
 """Keywords of bounds that numbers with a point are kept to."""
 FORMATS = {"date": 12, "time": 40, "date-time": 60, "uuid": 38}
 """Formats of texts → most bytes that are left of one."""
-ANNOTATIONS = frozenset(
-    {"$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default"}
-    | {"examples", "deprecated", "readOnly", "writeOnly"}
-)
-"""Keywords that say nothing of an answer's form."""
-UNBOUNDED = frozenset(
-    {"allOf", "not", "if", "then", "else", "patternProperties", "propertyNames", "prefixItems"}
-    | {"minProperties", "maxProperties", "dependentRequired", "dependentSchemas", "dependencies"}
-    | {"contains", "uniqueItems", "additionalItems", "unevaluatedProperties", "unevaluatedItems"}
-    | {"$dynamicRef", "$recursiveRef"}
-)
-"""Keywords that are refused: of what they ask, no answer can be closed for certain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,29 +37,10 @@ class Bounded:
     """Whether no text of it is longer than that, so that the model may always choose."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A place in a schema."""
-
-    root: Mapping[str, Any]
-    path: str
-    """Its properties from the outermost object on, with points between them."""
-    followed: tuple[str, ...] = ()
-    """References that led here."""
-
-    def at(self, name: str) -> "_Place":
-        path = f"{self.path}.{name}" if self.path else name
-        return _Place(self.root, path, self.followed)
-
-    def odd(self, what: str, hint: str) -> UsageError:
-        where = f" at `{self.path}`" if self.path else ""
-        return UsageError(f"--schema{where}: {what}", hint=hint)
-
-
 def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
     """Return the schemas of an object's properties by name, in order. Raises UsageError."""
-    place = _Place(root, "")
-    node = _followed(root, place)[0]
+    place = SchemaPlace(root, "")
+    node = followed(root, place)[0]
     if node.get("type") != "object" or not node.get("properties"):
         raise place.odd("it is not of an object with properties", 'Begin with {"type": "object", …')
     _object(node, place)
@@ -80,8 +49,8 @@ def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
 
 def closed(root: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole schema as a grammar is made of it. Raises UsageError."""
-    place = _Place(root, "")
-    return _object(_followed(root, place)[0], place).schema
+    place = SchemaPlace(root, "")
+    return _object(followed(root, place)[0], place).schema
 
 
 def longest(value: Any) -> int:
@@ -99,43 +68,14 @@ def longest(value: Any) -> int:
     return len(text.encode()) + (CHARACTER - 1) * (text.count("\\") + text.count("\x7f"))
 
 
-def _followed(node: Any, place: _Place) -> tuple[Mapping[str, Any], _Place]:
-    """Return what a reference leads to, or the node itself."""
-    while isinstance(node, Mapping) and "$ref" in node:
-        reference = node["$ref"]
-        if more := sorted(node.keys() - ANNOTATIONS - {"$ref"}):
-            raise place.odd(f"{more[0]} stands beside $ref", "Put it where that leads")
-        if reference in place.followed:
-            raise place.odd(f"{reference} holds itself", "Write out the levels that you want")
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            raise place.odd(f"$ref {reference} is not in the file", "Refer to #/$defs/NAME")
-        place = _Place(place.root, place.path, (*place.followed, reference))
-        node = _pointed(reference, place)
-    if not isinstance(node, Mapping):
-        raise place.odd("it is no object of keywords", 'Say what it is: {"type": "string"}')
-    if refused := sorted(UNBOUNDED & node.keys()):
-        raise place.odd(f"{refused[0]} is not supported", "Leave it out, or ask for it in words")
-    return node, place
-
-
-def _pointed(reference: str, place: _Place) -> Any:
-    node: Any = place.root
-    for part in reference[1:].split("/")[1:]:
-        part = part.replace("~1", "/").replace("~0", "~")
-        if not isinstance(node, Mapping) or part not in node:
-            raise place.odd(f"$ref {reference} leads nowhere", "Name what is under $defs")
-        node = node[part]
-    return node
-
-
-def _value(given: Any, place: _Place) -> Bounded:
-    node, place = _followed(given, place)
+def _value(given: Any, place: SchemaPlace) -> Bounded:
+    node, place = followed(given, place)
     for word in ("const", "enum"):
         if word in node:
             values = node["enum"] if word == "enum" else [node["const"]]
             if not isinstance(values, list) or not values:
                 raise place.odd("enum holds no values", 'Write ["one", "two"]')
-            return Bounded(schema=_plain(node), most=max(map(longest, values)), fixed=True)
+            return Bounded(schema=plain(node), most=max(map(longest, values)), fixed=True)
     for word in ("anyOf", "oneOf"):
         if word in node:
             if more := sorted(node.keys() - ANNOTATIONS - {word}):
@@ -150,7 +90,7 @@ def _value(given: Any, place: _Place) -> Bounded:
     return _TYPES[kind](node, place)
 
 
-def _choice(word: str, options: Any, place: _Place) -> Bounded:
+def _choice(word: str, options: Any, place: SchemaPlace) -> Bounded:
     if not isinstance(options, list) or not options:
         raise place.odd(f"{word} holds nothing", "Name what it may be")
     found = [_value(each, place) for each in options]
@@ -161,7 +101,7 @@ def _choice(word: str, options: Any, place: _Place) -> Bounded:
     )
 
 
-def _object(node: Mapping[str, Any], place: _Place) -> Bounded:
+def _object(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     properties, required = node.get("properties", {}), node.get("required", [])
     if not isinstance(properties, Mapping) or not isinstance(required, list):
         raise place.odd("properties or required are of another kind", "Write {…} and […]")
@@ -181,16 +121,16 @@ def _object(node: Mapping[str, Any], place: _Place) -> Bounded:
     )
 
 
-def _array(node: Mapping[str, Any], place: _Place) -> Bounded:
+def _array(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     if "items" not in node:
         raise place.odd("the array does not say of what", 'Add "items": {"type": "string"}')
     item = _value(node["items"], place.at("[]"))
     least = _count(node, "minItems", place)
     most = 2 + max(least, 1) * (item.most + 1)
-    return Bounded(schema=_plain(node) | {"items": item.schema}, most=most)
+    return Bounded(schema=plain(node) | {"items": item.schema}, most=most)
 
 
-def _string(node: Mapping[str, Any], place: _Place) -> Bounded:
+def _string(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     least, form = _count(node, "minLength", place), node.get("format")
     most = 2 + CHARACTER + least
     if form is not None:
@@ -202,10 +142,10 @@ def _string(node: Mapping[str, Any], place: _Place) -> Bounded:
         if "maxLength" not in node:
             raise place.odd("a pattern may go on for ever", "Give it a maxLength, too")
         most += CHARACTER * _count(node, "maxLength", place)
-    return Bounded(schema=_plain(node), most=most)
+    return Bounded(schema=plain(node), most=most)
 
 
-def _number(node: Mapping[str, Any], place: _Place) -> Bounded:
+def _number(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     low = [name for name in ("minimum", "exclusiveMinimum") if name in node]
     high = [name for name in ("maximum", "exclusiveMaximum") if name in node]
     if node["type"] == "number":
@@ -222,16 +162,14 @@ def _number(node: Mapping[str, Any], place: _Place) -> Bounded:
     steps = [node["multipleOf"]] if "multipleOf" in node else []
     longest_bound = max((_digits(value) for value in (*values, *steps)), default=0)
     # One digit closes, behind a sign and a point, as long as nobody bounds it.
-    return Bounded(
-        schema=_plain(node) | bounds, most=4 + longest_bound + len(steps) * longest_bound
-    )
+    return Bounded(schema=plain(node) | bounds, most=4 + longest_bound + len(steps) * longest_bound)
 
 
-def _literal(node: Mapping[str, Any], place: _Place) -> Bounded:
-    return Bounded(schema=_plain(node), most=len("false"), fixed=True)
+def _literal(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
+    return Bounded(schema=plain(node), most=len("false"), fixed=True)
 
 
-_TYPES: Mapping[str, Callable[[Mapping[str, Any], _Place], Bounded]] = {
+_TYPES: Mapping[str, Callable[[Mapping[str, Any], SchemaPlace], Bounded]] = {
     "object": _object,
     "array": _array,
     "string": _string,
@@ -247,12 +185,8 @@ def _digits(value: float) -> int:
     return len(f"{Decimal(repr(value)):f}")
 
 
-def _count(node: Mapping[str, Any], name: str, place: _Place) -> int:
+def _count(node: Mapping[str, Any], name: str, place: SchemaPlace) -> int:
     value = node.get(name, 0)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise place.odd(f"{name} is {value}", "Give a whole number from 0")
     return value
-
-
-def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in node.items() if name not in ANNOTATIONS}

@@ -77,10 +77,10 @@ class Choosing:
         """Return what keeps captions to the form that is asked for; nothing where none is."""
         if not self.generation.schema:
             return []
-        from stages.decode.constraint import Structure, ends_of, vocabulary_of
+        from stages.decode.constraint import FormMask, ends_of, vocabulary_of
 
         vocabulary, ends = vocabulary_of(processor.tokenizer), ends_of(half, processor)
-        return [Structure(vocabulary, self.generation.schema, self._limit, ends)]
+        return [FormMask(vocabulary, self.generation.schema, self._limit, ends)]
 
     def _warpers(self) -> list[LogitsProcessor] | None:
         """Return what stock puts before chance, in its order; None where there is no chance."""

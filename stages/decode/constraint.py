@@ -125,7 +125,7 @@ class Answer:
         return int(np.where(allowed[:count], ranked[:count], np.iinfo(np.int32).max).argmin())
 
 
-class Structure(LogitsProcessor):
+class FormMask(LogitsProcessor):
     """Makes impossible what no answer of the form goes on with, in rows that stand together."""
 
     def __init__(self, vocabulary: Vocabulary, schema: str, limit: int, ends: Set[int]) -> None:
