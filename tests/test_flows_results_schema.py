@@ -123,7 +123,8 @@ def test_texts_of_tags_hold_them_alone(config: CaptionConfig) -> None:
 
 
 def test_what_was_closed_early_says_so(config: CaptionConfig) -> None:
-    run(config, Answering(ANSWER, shortened=True), schema=text_of(SIX))
+    told = run(config, Answering(ANSWER, shortened=True), schema=text_of(SIX)).line()
+    assert f"{len(lines(config))} cut at 256 tokens" in told
     assert all("closed early" in line["warnings"][-1] for line in lines(config))
 
 

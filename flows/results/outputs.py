@@ -198,7 +198,7 @@ def write_outputs(job: Job, *, last: bool) -> Written:
         found.cut = 0
         for captions in captions_by_file(job):
             counts.append(len(captions))
-            found.cut += sum(caption.ended == "length" for caption in captions)
+            found.cut += sum(c.ended == "length" or SHORTENED in c.warnings for c in captions)
             yield from captions
 
     write_jsonl(job.out / "captions.jsonl", rows())

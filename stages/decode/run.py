@@ -33,8 +33,11 @@ from stages.process.report import Report
 
 def warm(told: dict[str, Any]) -> None:
     """Import what the engine and its model need, before what the stage takes is counted."""
-    for engine in choice_of(job_of(DecodeJob, told).engine):
+    job = job_of(DecodeJob, told)
+    for engine in choice_of(job.engine):
         resolve_name(engine.entry)
+    if job.generation.get("schema"):
+        resolve_name("stages.decode.constraint")
     warm_model(told)
 
 
