@@ -3,6 +3,7 @@ few tokens it has; and each word is the likeliest of those that may come."""
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,19 @@ def folder_of(name: str) -> Path:
 def wave_of(folder: Path, store: Path, number: int = 3) -> Wave:
     wave = Wave(store, folder, [clips("image", number)])
     wave.encode()
+    return wave
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Wave:
+    return wave_of(CHECKPOINT, tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture
+def demo(encoded: Wave) -> Wave:
+    """Clips that the demo's vision half has seen."""
+    wave = copy(encoded)
+    wave.settings = {}
     return wave
 
 
@@ -123,25 +137,24 @@ def test_a_caption_is_what_a_loop_by_hand_says(tmp_path: Path) -> None:
         assert not any("shortened" in record for record in records)
 
 
-def test_other_ways_of_choosing_go_on_and_the_form_wins(tmp_path: Path) -> None:
-    wave = wave_of(CHECKPOINT, tmp_path)
+def test_other_ways_of_choosing_go_on_and_the_form_wins(demo: Wave) -> None:
     least = rest_of(canonical(text_of(SHORT))).tokens
     form = canonical(text_of(SHORT))
     avoided: dict[str, Any] = {"avoid": (*'{}":,', "clip", "photo"), "repetition_penalty": 1.5}
-    for engine, namespace in zip(ENGINES, ("cc" * 32, OTHER), strict=True):
-        check(said(wave, engine, namespace, least, form, **avoided), least, SHORT)
-    again = said(wave, "inflight", "ee" * 32, least + 9, form, no_repeat_ngram=1, **HOT)
+    for engine, namespace in zip(ENGINES, ("c1" * 32, "c2" * 32), strict=True):
+        check(said(demo, engine, namespace, least, form, **avoided), least, SHORT)
+    again = said(demo, "inflight", "c3" * 32, least + 9, form, no_repeat_ngram=1, **HOT)
     check(again, least + 9, SHORT)
 
 
-def test_a_caption_hangs_on_its_row_alone(tmp_path: Path) -> None:
-    wave, form = wave_of(CHECKPOINT, tmp_path, 4), canonical(text_of(SHORT))
-    captions = [[r["caption"] for r in said(wave, "transformers", "cc" * 32, 50, form, **HOT)]]
-    batch = wave.batches[0]
-    for cut, namespace in (([batch], OTHER), ([batch[:1], batch[1:]], "ee" * 32)):
-        wave.batches = cut
-        captions.append([r["caption"] for r in said(wave, "inflight", namespace, 50, form, **HOT)])
-    assert captions == [captions[0]] * 3 and len({*captions[0]}) == 4
+def test_a_caption_hangs_on_its_row_alone(demo: Wave) -> None:
+    form = canonical(text_of(SHORT))
+    captions = [[r["caption"] for r in said(demo, "transformers", "d1" * 32, 50, form, **HOT)]]
+    batch = demo.batches[0]
+    for cut, namespace in (([batch], "d2" * 32), ([batch[:1], batch[1:]], "d3" * 32)):
+        demo.batches = cut
+        captions.append([r["caption"] for r in said(demo, "inflight", namespace, 50, form, **HOT)])
+    assert captions == [captions[0]] * 3 and len({*captions[0]}) == 3
 
 
 def test_the_form_comes_before_chance() -> None:
