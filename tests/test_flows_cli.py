@@ -17,7 +17,7 @@ from flows.job.config import CaptionConfig
 SPEAKING_OPTIONS = {
     "--prompts", "--length", "--system", "--start-with", "--avoid", "--retry-loops",
     "--strip-think", "--sampling", "--temperature", "--top-p", "--top-k", "--seed", "--beams",
-    "--repetition-penalty", "--no-repeat-ngram",
+    "--repetition-penalty", "--no-repeat-ngram", "--schema",
 }  # fmt: skip
 CAPTION_OPTIONS = {
     "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",

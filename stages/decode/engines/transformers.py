@@ -33,7 +33,7 @@ class Transformers:
     def __init__(self, job: DecodeJob) -> None:
         source = ModelJob.of(told_of(job))
         self._limit = job.max_new_tokens
-        self.choosing = Choosing(Generation.of(job.generation))
+        self.choosing = Choosing(Generation.of(job.generation), self._limit)
         self.reading = Reading(job.prefill, job.kv, source.device)
         self.processor = source.processor()
         self.held = source.hold("language")
@@ -97,9 +97,9 @@ def say_together(
     features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
     made = generate(half, inputs, features, max_new_tokens=most, **options)
     new = new_tokens(made, prompt_in(half, inputs)).cpu()
-    texts = texts_of(processor, new.tolist(), asked)
-    for text, (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
-        yield Said(text, tokens, ended)
+    texts = texts_of(processor, new.tolist(), asked, most)
+    for (text, shortened), (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
+        yield Said(text, tokens, ended, shortened)
 
 
 def _groups(asked: Sequence[Asked]) -> Iterator[list[int]]:
