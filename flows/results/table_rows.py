@@ -53,7 +53,7 @@ def table_rows(
     captions: Iterable[Caption], kinds: Mapping[str, str], properties: Properties
 ) -> Iterator[Caption | dict[str, Any]]:
     """Yield a row a chunk, with these columns; where it was not asked something, it has nothing."""
-    if "caption" in kinds:
+    if {*kinds} - {*properties.values()} == {*KINDS}:  # nobody asked by a name
         yield from (_row([each], kinds, properties) if properties else each for each in captions)
         return
     for _, asked in groupby(captions, OF_CHUNK):
