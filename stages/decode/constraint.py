@@ -145,11 +145,12 @@ class FormMask(LogitsProcessor):
                 self._answers[row] = Answer(*self._told)
                 self._answers[row].goes_on_as(said)
         masks = [self._mask(answer, scores.shape[1]) for answer in self._answers]
-        allowed = torch.from_numpy(np.stack(masks)).to(scores.device)
-        found = scores.masked_fill(~allowed, -torch.inf)
+        impossible = torch.from_numpy(~np.stack(masks)).to(scores.device)
+        found = scores.masked_fill(impossible, -torch.inf)
         # Where all that may come was made impossible before, such as by --avoid, the form wins.
-        for row in torch.isneginf(found.amax(dim=1)).nonzero().flatten().tolist():
-            found[row, self._answers[row].first_of(masks[row])] = 0.0
+        for row, best in enumerate(found.amax(dim=1).tolist()):
+            if best == -torch.inf:
+                found[row, self._answers[row].first_of(masks[row])] = 0.0
         return found
 
     def _mask(self, answer: Answer, width: int) -> Any:
