@@ -3,13 +3,14 @@
 import argparse
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import penstock_demo
-from flows.cli.main import main, parse, parser
+from flows.cli.main import SHELLS, main, parse, parser
 from flows.cli.options import config_of
 from flows.console.display import Display
 from flows.job.config import CaptionConfig
@@ -75,6 +76,7 @@ COMMANDS = {
         "--trust-remote-code", "--memory", "--vision-backend", "--idle", "--max-batch",
         "--max-wait", "--max-queue", "--host", "--port", "--token-file", "--quiet",
     },
+    "completion": {"SHELL"},
     "demo": {"--clips", "--seed", "--precision"},
 }  # fmt: skip
 
@@ -314,3 +316,18 @@ def test_a_slip_of_the_pen_is_told_what_was_meant(
         main(words.split())
     told = capsys.readouterr().err
     assert ended.value.code == 2 and said in told and told.count("\n") == 1
+
+
+def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    asked = "COMP_WORDS=(penstock caption --no-rep); COMP_CWORD=2; _shtab_penstock"
+    told = subprocess.run(
+        ["bash", "-c", f'{script}\n{asked}; echo "${{COMPREPLY[@]}}"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.split() == ["--no-repeat-ngram"]
+    for shell in SHELLS:
+        assert main(["completion", shell]) == 0

@@ -29,6 +29,7 @@ from flows.job.config import PRECISIONS
 from flows.pipelines import PURPOSES
 from stages.convert.job import DTYPES
 
+SHELLS = ("bash", "zsh", "tcsh")
 EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage · 3 cannot fit ·
 4 interrupted, resumable · 5 environment (disk, store, driver, network)"""
 
@@ -95,6 +96,10 @@ def parser() -> CommandParser:
     )
     doctor.add_argument(
         "--model", default="", metavar="DIR", help="measure this model's graphs beside torch, too"
+    )
+    completion = commands.add_parser("completion", help="what a shell completes this command by")
+    completion.add_argument(
+        "shell", choices=SHELLS, metavar="SHELL", help='eval "$(penstock completion bash)"'
     )
     demo = commands.add_parser("demo", help="caption a dozen clips of the demo world, with score")
     demo.add_argument(
