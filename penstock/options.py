@@ -46,6 +46,8 @@ class CaptionOptions(FeatureOptions, total=False):
     adapter: str
     prompts: dict[str, str]
     length: str
+    summary: bool
+    summary_prompt: str
     system: str
     start_with: str
     avoid: tuple[str, ...]

@@ -15,7 +15,7 @@ from flows.console.display import Display
 from flows.job.config import CaptionConfig
 
 SPEAKING_OPTIONS = {
-    "--prompts", "--length", "--system", "--start-with", "--avoid", "--retry-loops",
+    "--prompts", "--summary", "--summary-prompt", "--length", "--system", "--start-with", "--avoid", "--retry-loops",
     "--strip-think", "--sampling", "--temperature", "--top-p", "--top-k", "--seed", "--beams",
     "--repetition-penalty", "--no-repeat-ngram",
 }  # fmt: skip

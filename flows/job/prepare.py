@@ -16,7 +16,12 @@ from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
 from flows.job.budget import Budget, budget_for
 from flows.job.config import COCO, CaptionConfig
-from flows.job.contents import read_contents, refuse_placeholders, under_prompts
+from flows.job.contents import (
+    read_contents,
+    refuse_placeholders,
+    refuse_summary,
+    under_prompts,
+)
 from flows.job.device_probe import check_device
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
@@ -24,7 +29,7 @@ from flows.job.models import Model, digests_in, open_model, pipeline_for
 from flows.job.namespaces import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
-from flows.pipelines import CAPTION, LABEL, PURPOSES, Pipeline, parts_of
+from flows.pipelines import CAPTION, LABEL, PURPOSES, Pipeline, parts_of, with_summaries
 from stages.models.hub.transfer import Announce
 from stages.process.device import device_name
 
@@ -97,7 +102,7 @@ def prepare(
     `pipelines` that its model is for (none: it captions), with `alone` in the best variant and no
     other. `announce` is told of what takes long; `read_weights` is as with `open_model`. Raises
     PenstockError."""
-    pipelines = pipelines or (CAPTION,)
+    pipelines = with_summaries(pipelines or (CAPTION,), asked=config.summary)
     if COCO in config.format and LABEL not in pipelines:
         raise UsageError("--format coco is of labels", hint="Run `penstock label`, or leave it out")
     config.check_sources()
@@ -116,6 +121,7 @@ def prepare(
         raise NothingToDo(pipeline, [*failures, *unreadable])
     readable, contents = under_prompts(readable, contents, config)
     refuse_placeholders(contents, model)
+    refuse_summary(config, model)
     job = _job_of(config, store, model, pipeline)
     return replace(
         job, files=tuple(readable), contents=tuple(contents), failures=(*failures, *unreadable)

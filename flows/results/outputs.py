@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
@@ -10,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 from urllib.parse import quote
 
-from artifacts.captions import Caption, Failure, ended_of, write_jsonl
+from artifacts.captions import Caption, Failure, answer_in, ended_of, write_jsonl
 from artifacts.files import write_text
 from artifacts.keys import hash_file
 from artifacts.shards import DATASET
@@ -76,11 +75,11 @@ def places(job: Job) -> dict[str, str]:
         path = job.out / (form if form == DATASET else f"captions.{form}")
         if form in asked or path.exists():
             found[form] = str(path)
+    if job.config.summary:
+        found["summaries"] = str(job.out / "summaries.jsonl")
     return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
 
 
-THINKING = re.compile(r"(<think>.*?)?</think>\s*", re.DOTALL)
-"""What a model says before it answers; some templates open it for the model."""
 THINKING_STILL = "it was still thinking when it was cut: --max-new-tokens lets it come to an end"
 ROUND = "it went round in circles, and was said once more where it may not"
 ROUND_STILL = "it went round in circles, and once more when it was said again"
@@ -127,9 +126,8 @@ def _said(stored: Mapping[str, Any], *, strip_think: bool) -> tuple[str, list[st
     if stored.get("retried"):
         warnings.append(ROUND_STILL if stored.get("loops") else ROUND)
     if strip_think:
-        answer = THINKING.sub("", words).strip()
-        if answer.startswith("<think>"):
-            answer = ""
+        answer = answer_in(words)
+        if words and not answer and not words.rstrip().endswith("</think>"):
             warnings.append(THINKING_STILL)
         elif answer != words:
             warnings.append("what it thought before is left out")

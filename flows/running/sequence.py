@@ -23,6 +23,7 @@ from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.running.once import OnceStep
 from flows.running.steps import Steps
+from flows.running.summaries import SummariesStep
 from flows.running.texts import TextsStep
 
 WRITING_SHARE = 20
@@ -64,6 +65,8 @@ class Sequence:
         write = partial(self._write, result)
         with self._recorded(write):
             self._waves(write)
+            if job.config.summary:
+                result.summaries = SummariesStep(job, self._record, self._steps.once).make()
             if "webdataset" in job.config.format:
                 result.warnings += write_dataset(job, self._steps.launcher, self._steps.tell)
                 self._tell(result, stale=False)
