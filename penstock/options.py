@@ -22,6 +22,7 @@ class FeatureOptions(TypedDict, total=False):
     trust_remote_code: bool
     chunk: float | None
     shots: bool
+    whole: bool
     fps: float | None
     frames: int | None
     max_frames: int | None

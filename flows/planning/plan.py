@@ -211,7 +211,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "seconds": times and times.seconds,
         "time": times.line if times else "",
         "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_wanted(job.ledger, job.media))),
-        "sampling": {n: getattr(job.sampling, n) for n in job.sampling.__slots__},
+        "sampling": job.sampling.told,
         "files": len(job.by_file),
         "failed": len(job.failures),
         "seconds_of_media": sum(e.seconds for e in found),
