@@ -60,7 +60,7 @@ def notes(job: Job) -> list[str]:
             "more and no fewer"
         )
     found += filter(None, [_whole(job), _unseen(job), _as_published(job)])
-    return found
+    return [*found, *job.notes]
 
 
 def _whole(job: Job) -> str:

@@ -29,6 +29,7 @@ from flows.job.models import Model, digests_in, open_model, pipeline_for
 from flows.job.namespaces import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
+from flows.job.templates import filled
 from flows.pipelines import CAPTION, LABEL, PURPOSES, Pipeline, parts_of, with_summaries
 from stages.models.hub.transfer import Announce
 from stages.process.device import device_name
@@ -56,6 +57,8 @@ class Job:
     failures: tuple[Failure, ...]
     """Sources that cannot be had, and why."""
     ledger: Ledger
+    notes: tuple[str, ...] = ()
+    """What people should know of how its sources were read."""
 
     @property
     def out(self) -> Path:
@@ -120,11 +123,16 @@ def prepare(
     if not readable:
         raise NothingToDo(pipeline, [*failures, *unreadable])
     readable, contents = under_prompts(readable, contents, config)
+    contents, said = filled(readable, contents, store)
     refuse_placeholders(contents, model)
     refuse_summary(config, model)
     job = _job_of(config, store, model, pipeline)
     return replace(
-        job, files=tuple(readable), contents=tuple(contents), failures=(*failures, *unreadable)
+        job,
+        files=tuple(readable),
+        contents=tuple(contents),
+        failures=(*failures, *unreadable),
+        notes=tuple(said),
     )
 
 

@@ -15,12 +15,13 @@ from artifacts.keys import hash_file
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
+from flows.job.own_files import OwnFiles
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from flows.pipelines import STAGES
 from flows.results.table_rows import kinds_of, table_rows
-from flows.results.texts import OwnFiles, Texts, digest_at, write_texts
+from flows.results.texts import Texts, digest_at, write_texts
 from stages.process.events import Failed
 
 
@@ -186,7 +187,7 @@ def write_outputs(job: Job, *, last: bool) -> Written:
     write_jsonl(job.out / "failures.jsonl", found.failures)
     files = [group[0][0] for group in job.by_file]
     write_text(job.out / "media.jsonl", media_lines(files, counts))
-    own, kinds = OwnFiles(job), kinds_of(job)
+    own, kinds = OwnFiles(job.store), kinds_of(job)
     found.texts = write_texts(job, own, captions_of)
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"

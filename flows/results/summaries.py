@@ -136,11 +136,11 @@ class Summaries:
                     warnings=tuple(_warnings(story, said)),
                 )
 
-    def write(self) -> int:
-        """Write what is there, and return how many summaries that are. Raises EnvironmentFault."""
+    def write(self) -> list[SummaryRow]:
+        """Write what is there, and return it. Raises EnvironmentFault."""
         rows = list(self.rows())
         write_jsonl(self._job.out / SUMMARIES, rows)
-        return len(rows)
+        return rows
 
 
 def _warnings(story: Story, said: Mapping[str, Any]) -> Iterator[str]:

@@ -10,59 +10,25 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.captions import Caption
 from artifacts.files import write_text
-from artifacts.keys import digest_of, hash_file
-from artifacts.lines import append_line, read_lines
+from artifacts.keys import hash_file
 from artifacts.names import SUFFIXES, file_stems
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.words import counted
+from flows.job.own_files import OwnFiles
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
 
-DIGITS = 32
-"""Hex digits by which a text is remembered: a million of them take 50 MB."""
 NOT_TEXTS = ("logs", DATASET)
 """Folders of `OUT` that hold no text of a medium."""
 
 CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption]]
-
-
-class OwnFiles:
-    """The own texts that were written for people, remembered in the store by digests."""
-
-    def __init__(self, job: Job, of: str = "") -> None:
-        """Remember texts `of` one kind; those of another, such as captions, are not its own."""
-        self._memory = job.store.local / "written.jsonl"
-        self._of = of
-
-    @cached_property
-    def _known(self) -> set[str]:
-        return {str(line[0]) for line in read_lines(self._memory) if line}
-
-    def __bool__(self) -> bool:
-        return bool(self._known)
-
-    def has(self, form: str, about: str, sha256: str) -> bool:
-        """Return whether we once wrote a text of that digest, in this form, about this content."""
-        return bool(sha256) and _key(self._of + form, about, sha256) in self._known
-
-    def add(self, form: str, about: str, sha256: str) -> None:
-        """Remember what is written, or about to be."""
-        key = _key(self._of + form, about, sha256)
-        if key not in self._known:
-            self._known.add(key)
-            append_line(self._memory, [key])
-
-
-def _key(form: str, about: str, sha256: str) -> str:
-    return digest_of([form, about, sha256])[:DIGITS]
 
 
 @dataclass(kw_only=True, slots=True)

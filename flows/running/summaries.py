@@ -37,8 +37,10 @@ class SummariesStep:
                 self._summaries.refresh()
         finally:
             written = self._summaries.write()
-            self._record.value["summaries"] = written
-        return written
+            self._record.value["summaries"] = len(written)
+        texts = sum(sum(row.levels) for row in written)
+        self._record.expect(STAGE.name, texts, texts)
+        return len(written)
 
     def _some_missing(self) -> Iterator[Story]:
         """Yield videos without a summary, as many as one process is told."""

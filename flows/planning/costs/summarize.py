@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from artifacts.words import counted
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.planning.costs import decode
 from flows.planning.costs.part import free_settings, loading, precision_of
-from flows.planning.estimate import StageEstimate
+from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.todo import ToDo
@@ -17,6 +18,9 @@ from stages.summarize.job import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MOST
 
 LEAST_CONTEXT = 512
 """Tokens of a context below which captions are not worth reading together."""
+KERNEL_BYTES, MOST_LENGTHS = 1 << 20, 64
+"""Bytes of the kernels that oneDNN makes for prompts of one length and keeps, and lengths for which
+it does: 13 MB for 13 lengths were measured with the demo model."""
 
 
 def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
@@ -35,7 +39,20 @@ def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
     """Add up weights, and what reading texts and answering takes, one at a time."""
-    return decode.memory(model, rung, _asked(rung, workload, new), device=device, new=new)
+    found = decode.memory(model, rung, _asked(rung, workload, new), device=device, new=new)
+    if device != "cpu":
+        return found
+    lengths = min(MOST_LENGTHS, nodes_of(workload.chunks))
+    why = f"kernels of the CPU for prompts of {counted(lengths, 'length')} x {KERNEL_BYTES:,} bytes"
+    kernels = Term(part="workspace", bytes=lengths * KERNEL_BYTES, why=why)
+    return StageEstimate.of(
+        rung,
+        [*found.terms, kernels],
+        device=device,
+        workload=workload,
+        flops=found.flops,
+        by_dimensions=found.by_dimensions,
+    )
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkEstimate:
@@ -63,11 +80,8 @@ def work_left(model: Model, rung: Rung, left: Sequence[ToDo], new: int) -> WorkE
 
 def nodes_of(chunks: int) -> int:
     """Return how many texts are made of so many captions at the least."""
-    found = 0
-    while chunks > 1 or not found:
-        chunks = math.ceil(chunks / MOST_TEXTS)
-        found += 1
-    return found
+    above = math.ceil(chunks / MOST_TEXTS)
+    return above + (nodes_of(above) if above > 1 else 0)
 
 
 def _asked(rung: Rung, workload: Workload, new: int) -> Workload:

@@ -15,6 +15,7 @@ from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
 from flows.job.config import COCO
+from flows.job.own_files import OF_LABELS, OwnFiles
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
@@ -22,7 +23,7 @@ from flows.results.labels.counting import LabelCounts
 from flows.results.labels.rows import Labelling, judged, judged_medium
 from flows.results.outputs import failures_of, media_lines
 from flows.results.run_end import RunEnd
-from flows.results.texts import OwnFiles, Texts, write_texts
+from flows.results.texts import Texts, write_texts
 
 LINES, REPORT, MEDIA = "labels.jsonl", "label_report.json", "media.jsonl"
 SPANS, COCO_FILE = "label_spans.jsonl", "labels.coco.json"
@@ -106,7 +107,7 @@ def write_labels(job: Job, labelling: Labelling) -> LabelsWritten:
         write_text(job.out / SPANS, _span_lines(job, labelling))
     if set(job.config.format) & set(WRITERS):
         said = partial(_captions, labelling)
-        found.texts = write_texts(job, OwnFiles(job, "labels "), said)
+        found.texts = write_texts(job, OwnFiles(job.store, OF_LABELS), said)
     return found
 
 
