@@ -4,7 +4,8 @@ half alone, and is told captions."""
 from collections.abc import Iterator
 from functools import partial
 
-from flows.job.launch import StageCall
+from artifacts.errors import Killed
+from flows.job.launch import KILLS, StageCall
 from flows.job.prepare import Job
 from flows.planning.costs.summarize import nodes_of
 from flows.planning.rungs import Rung
@@ -30,10 +31,16 @@ class SummariesStep:
     def make(self) -> int:
         """Make the summaries that are not in the store, write all, and return their number. What
         is there is written however it ends. Raises PenstockError."""
+        kills = 0
         try:
             while missing := list(self._some_missing()):
                 least = sum(nodes_of(len(story.texts)) for story in missing)
-                self._once.run(STAGE, partial(self._call, missing), total=least)
+                try:
+                    self._once.run(STAGE, partial(self._call, missing), total=least)
+                except Killed as error:  # as of a stage that is run over media
+                    kills = 0 if error.items else kills + 1
+                    if kills > KILLS:
+                        raise
                 self._summaries.refresh()
         finally:
             written = self._summaries.write()
