@@ -87,7 +87,7 @@ def test_of_two_hours_few_frames_are_decoded(long: Path, monkeypatch: pytest.Mon
 def test_what_excludes_it_is_refused() -> None:
     for other in ({"chunk": 30.0}, {"shots": True}):
         with pytest.raises(UsageError, match=r"--whole and --\w+ exclude each other"):
-            CaptionConfig(sources=("a.mp4",), whole=True, **other)  # type: ignore[arg-type]
+            CaptionConfig(sources=("a.mp4",), whole=True, **other)
 
 
 def test_it_is_told_apart_from_a_long_chunk() -> None:

@@ -23,6 +23,8 @@ ASSUMED_CONTEXT = 2048
 ANSWERS = 4
 """Parts of the room for texts and an answer, of which the answer takes one at the most: then two
 texts as long as an answer always go together."""
+STEP = 256
+"""Tokens between two lengths of prompts on a CPU."""
 MOST_TEXTS = 20
 """Most texts that go into one: chapters of ten minutes where chunks have 30 s."""
 

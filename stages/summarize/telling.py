@@ -19,7 +19,7 @@ from stages.models.halves.features import Features
 from stages.models.processors.calling import text_ids
 from stages.models.processors.loading import placeholder_tokens
 from stages.models.processors.text_turn import text_inputs
-from stages.summarize.job import ANSWERS, CHAPTER, MOST_TEXTS, SummaryJob
+from stages.summarize.job import ANSWERS, CHAPTER, MOST_TEXTS, STEP, SummaryJob
 from stages.summarize.packing import Told, packed
 
 LEAST_ROOM = 16
@@ -120,9 +120,9 @@ class Teller:
         key = digest_of([prompt, self._answer, *self._generation.words])
 
         def make() -> Node:
-            inputs = self._inputs(prompt)
-            read = int(text_ids(inputs).shape[1])
+            read = self._read(prompt)
             assert read + self._answer <= self._job.context
+            inputs = self._inputs(prompt, self._filled(read))
             member = {"features": key, "prompt": prompt}
             options = self._choosing.options(self._half, self._processor, [member])
             how = (self._answer, self._generation)
@@ -135,8 +135,16 @@ class Teller:
     def _prompt(self, some: Sequence[Told], asked: str) -> str:
         return "\n".join([asked, "", *(each.line for each in some)])
 
-    def _inputs(self, prompt: str) -> dict[str, Any]:
-        return text_inputs(self._processor, self._half, prompt, self._generation.system)
+    def _inputs(self, prompt: str, length: int = 0) -> dict[str, Any]:
+        system = self._generation.system
+        return text_inputs(self._processor, self._half, prompt, system, length=length)
+
+    def _filled(self, tokens: int) -> int:
+        """Return the length to which a prompt of so many tokens is filled up. On a CPU there are
+        few lengths, because oneDNN makes kernels for each and keeps them."""
+        if self._job.device != "cpu":
+            return 0
+        return min(-(-tokens // STEP) * STEP, self._job.context - self._answer)
 
     def _read(self, prompt: str) -> int:
         return int(text_ids(self._inputs(prompt)).shape[1])

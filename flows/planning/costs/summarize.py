@@ -14,13 +14,13 @@ from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.todo import ToDo
 from flows.planning.workloads import Workload
-from stages.summarize.job import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MOST_TEXTS
+from stages.summarize.job import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MOST_TEXTS, STEP
 
 LEAST_CONTEXT = 512
 """Tokens of a context below which captions are not worth reading together."""
-KERNEL_BYTES, MOST_LENGTHS = 1 << 20, 64
-"""Bytes of the kernels that oneDNN makes for prompts of one length and keeps, and lengths for which
-it does: 13 MB for 13 lengths were measured with the demo model."""
+KERNEL_BYTES = 1 << 20
+"""Bytes of the kernels that oneDNN makes for prompts of one length and keeps: 13 MB for 13 lengths
+were measured with the demo model."""
 
 
 def rungs(model: Model, config: CaptionConfig, device: str) -> list[Rung]:
@@ -42,7 +42,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     found = decode.memory(model, rung, _asked(rung, workload, new), device=device, new=new)
     if device != "cpu":
         return found
-    lengths = min(MOST_LENGTHS, nodes_of(workload.chunks))
+    lengths = min(math.ceil(rung.context / STEP), nodes_of(workload.chunks))
     why = f"kernels of the CPU for prompts of {counted(lengths, 'length')} x {KERNEL_BYTES:,} bytes"
     kernels = Term(part="workspace", bytes=lengths * KERNEL_BYTES, why=why)
     return StageEstimate.of(

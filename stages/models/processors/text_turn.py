@@ -19,10 +19,14 @@ def text_turn(processor: Any, prompt: str, system: str = "") -> str:
     return write(processor, layout.form, layout.channel, 0, prompt, system).lstrip("\n")
 
 
-def text_inputs(processor: Any, model: Any, prompt: str, system: str = "") -> dict[str, Any]:
-    """Return the inputs [1, tokens] of `generate` of a model for a turn without media."""
+def text_inputs(
+    processor: Any, model: Any, prompt: str, system: str = "", *, length: int = 0
+) -> dict[str, Any]:
+    """Return the inputs [1, tokens] of `generate` of a model for a turn without media, filled up on
+    the left to a `length` in tokens."""
     layout = layout_of(processor, channel_of(processor, "image"))
     text = text_turn(processor, prompt, system)
     begins = {"add_special_tokens": False} if begins_itself(processor, layout, text) else {}
-    made = processor.tokenizer([text], return_tensors="pt", padding=True, **begins)
+    filling = {"padding": "max_length", "max_length": length} if length else {}
+    made = processor.tokenizer([text], return_tensors="pt", **filling, **begins)
     return open_ended(model, dict(made))
