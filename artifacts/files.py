@@ -14,6 +14,8 @@ from artifacts.store import fault_of
 
 HALF = ".penstock-"
 """Beginning of the name of a file while it is written."""
+OURS = f"{HALF}made"
+"""A file that marks a folder of media that a run made: nobody means it who names a folder above."""
 
 
 @contextlib.contextmanager

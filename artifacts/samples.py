@@ -2,7 +2,7 @@
 files that hold samples."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -38,9 +38,17 @@ class Sample:
     """The caption of the chunk."""
     content: str
     """Digest of the medium that it is of."""
+    others: tuple[Caption, ...] = ()
+    """What other prompts gave of the chunk."""
+
+    @property
+    def rows(self) -> tuple[Caption, ...]:
+        """Return all its captions."""
+        return (self.row, *self.others)
 
     def digest(self) -> str:
-        return digest_of([OUTPUT_VERSION, self.key, said_of(self.row), self.content])
+        rows = [said_of(row) for row in self.rows]
+        return digest_of([OUTPUT_VERSION, self.key, *rows, self.content])
 
 
 Samples = Iterator[tuple[Sample, Media | None]]
@@ -49,9 +57,17 @@ Samples = Iterator[tuple[Sample, Media | None]]
 def sample_key(media_path: str, content: str, prompt: str, copy: int, chunk: int) -> str:
     """Return a key of letters that no tool takes for a folder or a suffix. It is the same in every
     run. `copy` tells apart what is alike in all else."""
+    return _named(media_path, [media_path, content, prompt, copy], chunk)
+
+
+def clip_key(media_path: str, content: str, start: float, end: float, chunk: int) -> str:
+    """Return a key of the same letters for a stretch of a medium, whatever is said of it."""
+    return _named(media_path, [content, start, end], chunk)
+
+
+def _named(media_path: str, told: Sequence[object], chunk: int) -> str:
     slug = re.sub("[^A-Za-z0-9_-]+", "_", PurePosixPath(media_path).stem)[:SLUG_LETTERS].strip("_")
-    digest = digest_of([media_path, content, prompt, copy])[:12]
-    return f"{slug or 'media'}-{digest}-{chunk:05d}"
+    return f"{slug or 'media'}-{digest_of(told)[:12]}-{chunk:05d}"
 
 
 def media_suffix(name: str) -> str:

@@ -143,7 +143,10 @@ def _add(
     """Add a sample, and return whether it has its media."""
     has = media is not None and _add_media(tar, file, sample.key, media, size)
     line = {**said_of(sample.row), "media_start": media.start if media and has else None}
-    texts = {"txt": sample.row.caption, "json": json.dumps(line, ensure_ascii=False)}
+    if sample.others:
+        line["captions"] = {row.name: said_of(row) for row in sample.rows}
+    texts = {f"{row.name}.txt" if row.name else "txt": row.caption for row in sample.rows}
+    texts["json"] = json.dumps(line, ensure_ascii=False)
     for suffix, text in texts.items():
         data = text.encode("utf-8", errors="replace")
         tar.addfile(_member(f"{sample.key}.{suffix}", len(data)), BytesIO(data))

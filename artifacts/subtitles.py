@@ -8,7 +8,7 @@ from artifacts.captions import Caption
 
 def text_lines(captions: Sequence[Caption]) -> Iterator[str]:
     """Yield one line a chunk; line breaks inside a caption become spaces."""
-    yield from (f"{_one_line(caption.caption)}\n" for caption in captions)
+    yield from (f"{one_line(caption.caption)}\n" for caption in captions)
 
 
 def vtt_lines(captions: Sequence[Caption]) -> Iterator[str]:
@@ -44,13 +44,14 @@ def cue_time(milliseconds: int, point: str = ".") -> str:
 def _cues(captions: Sequence[Caption]) -> Iterator[tuple[int, int, str]]:
     """Yield start and end in milliseconds, never the same, and the text, never empty."""
     for caption in captions:
-        text = _one_line(caption.caption)
+        text = one_line(caption.caption)
         if text:
             start = round(caption.start * 1000)
             yield start, max(round(caption.end * 1000), start + 1), text
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return a text on one line: breaks and runs of spaces become one space."""
     return " ".join(text.split()).replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 

@@ -1,7 +1,17 @@
 """Words for people that are the same wherever they are said; knows no thing."""
 
+from collections.abc import Sequence
+
+TOLD = 3
+"""Names that are told of many."""
+
 
 def counted(count: int, noun: str) -> str:
     """Return a number with its noun: `1 file`, `2 files`, `1,200 summaries`."""
     many = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
     return f"{count:,} {noun if count == 1 else many}"
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Return the first few of many names, such as `a, b, c, …`."""
+    return ", ".join([*names[:TOLD], *(["…"] if len(names) > TOLD else [])])

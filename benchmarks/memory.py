@@ -23,7 +23,7 @@ from benchmarks._plan_table import table
 from benchmarks._trial import HEADS, MIB, Bed
 from benchmarks._verdicts import Check, judge_auto, judge_native, judge_nf4, judge_plan
 from benchmarks.plan import Desk
-from flows.console.display import parse_size
+from flows.console.units import parse_size
 from flows.job.config import CaptionConfig
 from flows.job.precision import settle
 from stages.models.inspection import describe

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from benchmarks._dictated import Dictated
-from flows.console.display import Display, size
+from flows.console.display import Display
+from flows.console.units import size
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import Job, prepare

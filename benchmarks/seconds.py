@@ -13,7 +13,8 @@ from pathlib import Path
 
 import penstock_demo
 from benchmarks._models import LARGE, build
-from flows.console.display import Display, duration
+from flows.console.display import Display
+from flows.console.units import duration
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import prepare

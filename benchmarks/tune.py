@@ -28,7 +28,8 @@ from flows.job.config import CaptionConfig
 from flows.job.cpu import cpu_line
 from flows.job.launch import DirectLauncher
 from flows.pipelines import REBUILD
-from flows.running.run import Watch, prepared
+from flows.running.run import prepared
+from flows.running.watch import Watch
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.process.cgroup import cores

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from os import PathLike, fspath
 from typing import TypedDict
 
-from flows.console.display import parse_size
+from flows.console.units import parse_size
 from flows.job.config import CaptionConfig
 
 Sources = str | PathLike[str] | Iterable[str | PathLike[str]]
@@ -69,6 +69,7 @@ class CaptionOptions(FeatureOptions, total=False):
     format: tuple[str, ...]
     beside: bool
     overwrite: bool
+    existing: str | None
 
 
 def config_for(sources: Sources, options: FeatureOptions) -> CaptionConfig:

@@ -26,7 +26,8 @@ CAPTION_OPTIONS = {
     "--language-precision", "--memory", "--vision-backend", "--adapter",
     "--max-frames", "--batch-size", "--engine", "--max-new-tokens", "--prefix", "--suffix",
     "--recursive",
-    "--extensions", "--limit", "--format", "--beside", "--overwrite", "--retry-failed",
+    "--extensions", "--limit", "--format", "--beside", "--overwrite", "--existing",
+    "--retry-failed",
     "--keep-frames", "--trust-remote-code", "--as-published", *SPEAKING_OPTIONS,
 }  # fmt: skip
 COMMANDS = {
@@ -46,6 +47,7 @@ COMMANDS = {
         "--out", "--store", "--trust-remote-code", "--fps", "--tiles", "--memory", "--precision",
         "--batch-size", "--recursive", "--extensions", "--limit", "--retry-failed",
         "--keep-frames", "--dry-run", "--quiet", "--json", "--format", "--beside", "--overwrite",
+        "--existing",
         "--vision-backend",
     },
     "index": {"ACTION"},
@@ -115,6 +117,7 @@ CACHE = {
         "--format",
         "--beside",
         "--overwrite",
+        "--existing",
         "--adapter",
         *SPEAKING_OPTIONS,
     }
@@ -184,6 +187,13 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
         (["caption", "a", "--prompt-file", os.devnull], "/dev/null cannot be read: it is a device"),
         (["caption", "a", "--prompt-file", "./empty.txt"], "--prompt-file ./empty.txt holds no"),
         (["caption", "a", "--beside", "--format", "csv"], "--beside is given, and no format"),
+        (["caption", "a", "--existing", "ask"], "--existing ask is not known"),
+        (["caption", "a", "--overwrite", "--existing", "keep"], "--overwrite and --existing keep"),
+        (
+            ["caption", "a", "--existing", "append", "--format", "txt,srt"],
+            "is for txt, not for srt",
+        ),
+        (["label", "a", "--labels", "x", "--model", "m", "--format", "hf"], "hf is not known for"),
         (["caption", "a", "--model", ""], "--model is empty"),
         (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),
         (["caption", "a", "--store", "ftp://host/x"], "no store can be opened at ftp://host/x"),
@@ -283,3 +293,25 @@ def test_cache_of_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert main(["cache", action, "--store", str(tmp_path / "new")]) == 0
     assert not (tmp_path / "new").exists()
     assert "0 packs good" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("caption --modell demo x", "there is no option --modell (did you mean --model?)"),
+        ("caption --mod demo x", "there is no option --mod (did you mean --model?)"),
+        ("caption x --lim=1", "there is no option --lim (did you mean --limit?)"),
+        ("capton x", "capton is no command (did you mean caption?)"),
+        ("cache rebild x", "rebild is no command (did you mean rebuild?)"),
+        ("plan --for captoin", "captoin is no value of --for (did you mean caption?)"),
+        ("status --jsn", "there is no option --jsn (did you mean --json?)"),
+        ("frobnicate", "frobnicate is no command."),
+    ],
+)
+def test_a_slip_of_the_pen_is_told_what_was_meant(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and said in told and told.count("\n") == 1

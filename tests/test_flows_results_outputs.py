@@ -11,7 +11,7 @@ import av
 import pytest
 
 import flows.job.launch
-import flows.results.dataset
+import flows.results.cutting
 from artifacts.errors import Interrupted, Killed
 from flows.job.config import CaptionConfig
 from tests.support.media import decode_plainly, write_video
@@ -194,7 +194,7 @@ def test_clips_are_cut_a_few_videos_at_a_time(
 ) -> None:
     for number in range(3):
         write_video(clips / f"more-{number}.mp4", ticks=range(75), gop=20 + number)
-    monkeypatch.setattr(flows.results.dataset, "SHARD_BYTES", (clips / LONG).stat().st_size - 1)
+    monkeypatch.setattr(flows.results.cutting, "SHARD_BYTES", (clips / LONG).stat().st_size - 1)
     stages = Saying()
     run(config, stages)
     told = [c.arguments["cuts"] for c in stages.calls if c.name == "cut"]

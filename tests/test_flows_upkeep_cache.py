@@ -15,7 +15,7 @@ from artifacts.pack_object import verify
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.cli.main import main
-from flows.console.display import parse_size
+from flows.console.units import parse_size
 from flows.job.leases import running_jobs
 from flows.upkeep.cache import holdings
 from flows.upkeep.cache_gc import collect

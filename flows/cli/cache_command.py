@@ -10,7 +10,8 @@ from artifacts.store import open_store
 from artifacts.words import counted
 from flows.cli.last_words import say_failed
 from flows.cli.options import config_of
-from flows.console.display import Display, duration, parse_size, printable, size
+from flows.console.display import Display, printable
+from flows.console.units import duration, parse_size, size
 from flows.job.config import default_store
 from flows.pipelines import STAGES
 from flows.upkeep.cache import Holding, holdings, sampling_text

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from artifacts.words import counted
-from flows.console.display import Display, printable, size
+from flows.console.display import Display, printable
 from flows.console.terminal import forget_terminal
+from flows.console.units import size
 from flows.job.conversion import convert
 from stages.convert.job import ConvertJob
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import penstock_demo
 from artifacts.labels import Labelled, spans_of
-from flows.console.display import Display, duration, size
+from flows.console.display import Display
+from flows.console.units import duration, size
 from flows.job.config import DEMO_MODEL, CaptionConfig
 from flows.job.labels import label_set
 from flows.job.launch import DirectLauncher, Forking

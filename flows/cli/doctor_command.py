@@ -9,7 +9,8 @@ from pathlib import Path
 
 from artifacts.errors import UsageError, redacted
 from artifacts.store import Store, open_store
-from flows.console.display import Display, printable, size
+from flows.console.display import Display, printable
+from flows.console.units import size
 from flows.deployments.server import answers
 from flows.job.config import default_store
 from flows.job.cpu import cpu_has_bfloat16

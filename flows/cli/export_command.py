@@ -5,7 +5,8 @@ import sys
 
 from flows.cli.last_words import tell_end
 from flows.cli.plan_command import show
-from flows.console.display import Display, parse_size, printable
+from flows.console.display import Display, printable
+from flows.console.units import parse_size
 from flows.job.export_config import ExportConfig
 from flows.pipelines import EXPORTS, GRAPHS
 from flows.results.exported import Exported

@@ -12,7 +12,8 @@ from artifacts.words import counted
 from flows.cli.last_words import tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
-from flows.console.display import Display, printable, size
+from flows.console.display import Display, printable
+from flows.console.units import size
 from flows.job.config import CaptionConfig
 from flows.pipelines import EMBED
 

@@ -20,6 +20,7 @@ from flows.cli.options import (
     add_label_options,
     add_running_options,
 )
+from flows.cli.parsing import CommandParser
 from flows.cli.serve_options import add_serve_options
 from flows.cli.train_plan import add_train_options
 from flows.cli.tune_options import add_tune_options
@@ -32,9 +33,9 @@ EPILOG = """exit codes: 0 all captioned · 1 some items failed, named · 2 usage
 4 interrupted, resumable · 5 environment (disk, store, driver, network)"""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """Return the parser with every command and option; a test freezes the set."""
-    top = argparse.ArgumentParser(
+    top = CommandParser(
         prog="penstock",
         description="Caption long videos and large image folders on a GPU too small for the model.",
         epilog=EPILOG,
@@ -115,9 +116,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     end = words.index("--") if "--" in words else len(words)
     given, rest = top.parse_known_args(words[:end])
     if "sources" not in given:
-        return top.parse_args(words)
+        given, rest = top.parse_known_args(words)
+        if rest:
+            top.of_command(given.command).unknown(rest)
+        return given
     if any(word.startswith("-") for word in rest):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        top.of_command(given.command).unknown(rest)
     given.sources += [*rest, *words[end + 1 :]]
     return given
 

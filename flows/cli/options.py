@@ -9,16 +9,16 @@ from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.tiles import OFF
 from flows.cli.speaking_options import add_speaking_options, prompts_of
-from flows.console.display import parse_size
+from flows.console.units import parse_size
 from flows.job.config import (
     DEFAULT_MODEL,
-    FORMATS,
     PICTURES_A_BATCH,
     PRECISIONS,
     TORCH,
     VISION_BACKENDS,
     CaptionConfig,
 )
+from flows.job.formats import FORMATS, RULES
 
 PROMPT_BYTES = 1 << 24
 """Largest size of the text of `--prompt-file`: no model reads as much."""
@@ -92,8 +92,17 @@ def _add_file_options(group: "argparse._ArgumentGroup", text: bool) -> None:
     if text:
         add("--format", default="", metavar="F,F", help=f"beside jsonl: {', '.join(FORMATS[1:])}")
         add("--beside", action="store_true", help="put txt, vtt and srt next to the media files")
-        add("--overwrite", action="store_true", help="replace texts that people wrote or edited")
+        _add_existing_options(add)
     _add_again_options(group)
+
+
+def _add_existing_options(add: Callable[..., object]) -> None:
+    add(
+        "--existing",
+        metavar="RULE",
+        help=f"{'|'.join(RULES)}: what people wrote or edited; the last two of txt alone [keep]",
+    )
+    add("--overwrite", action="store_true", help="--existing replace")
 
 
 def _add_choice_options(group: "argparse._ArgumentGroup") -> None:
@@ -140,7 +149,7 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
         help="beside jsonl: csv, parquet, coco, txt, vtt, srt",
     )
     add("--beside", action="store_true", help="put txt, vtt and srt next to the media files")
-    add("--overwrite", action="store_true", help="replace texts that people wrote or edited")
+    _add_existing_options(add)
 
 
 def add_embed_options(parser: argparse.ArgumentParser) -> None:

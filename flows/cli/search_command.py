@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from artifacts.files import whole_file, write_text
 from artifacts.paths import folder_named
 from artifacts.regular import open_regular
-from flows.console.display import Display, parse_size, printable
+from flows.console.display import Display, printable
 from flows.console.terminal import forget_terminal
+from flows.console.units import parse_size
 
 if TYPE_CHECKING:
     from flows.search.ask import Hit

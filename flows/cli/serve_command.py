@@ -5,7 +5,8 @@ import re
 from typing import TYPE_CHECKING
 
 from artifacts.errors import UsageError
-from flows.console.display import Display, parse_size
+from flows.console.display import Display
+from flows.console.units import parse_size
 
 if TYPE_CHECKING:
     from flows.serving.config import ServeConfig

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from artifacts.errors import UsageError
 from flows.job.speaking_config import LENGTHS
-from stages.decode.engines import AUTO, CHOICES
+from stages.decode.engines import AUTO, OFFERED
 from stages.decode.generation import GREEDY, SAMPLINGS
 
 
@@ -20,7 +20,7 @@ def add_speaking_options(parser: argparse.ArgumentParser) -> None:
     add("--system", default="", metavar="TEXT", help="what the system's turn says before")
     add("--start-with", default="", metavar="TEXT", help="every caption goes on from it")
     add("--avoid", default="", metavar="W,W", help="words that are never said")
-    add("--engine", default=AUTO, metavar="E", help=f"{'|'.join(CHOICES)} [%(default)s]")
+    add("--engine", default=AUTO, metavar="E", help=f"{'|'.join(OFFERED)} [%(default)s]")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="longest caption [256]")
     add("--retry-loops", action="store_true", help="say again what goes round in circles")
     add("--strip-think", action="store_true", help="leave out what is in <think> … </think>")

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.console.display import duration, failed_line, printable
+from flows.console.display import failed_line, printable
+from flows.console.units import duration
 from flows.results.export_read import ExportFound, export_in
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
-from flows.console.display import Display, gib, parse_size, printable
+from flows.console.display import Display, printable
+from flows.console.units import gib, parse_size
 from flows.job.config import CaptionConfig, check_above_zero
 from flows.job.models import find_checkpoint
 from flows.planning.architecture import Architecture, read_architecture

@@ -5,7 +5,8 @@ import json
 
 from flows.cli.plan_command import show
 from flows.cli.tune_refusal import refuse_more_than_adapters
-from flows.console.display import Display, parse_size, printable
+from flows.console.display import Display, printable
+from flows.console.units import parse_size
 from flows.pipelines import TUNE
 
 

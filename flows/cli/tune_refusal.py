@@ -3,7 +3,8 @@
 import argparse
 
 from artifacts.errors import UsageError
-from flows.console.display import Display, gib
+from flows.console.display import Display
+from flows.console.units import gib
 from flows.job.config import CaptionConfig
 from flows.job.models import find_checkpoint
 from flows.planning.architecture import read_architecture

@@ -2,17 +2,18 @@
 
 import io
 import json
-import math
-import re
 import sys
 import threading
 import time
 from typing import IO, Any
 
-from artifacts.errors import UsageError, redacted
+from artifacts.errors import redacted
+from flows.console.moving import MovingLine
+from flows.console.pace import Pace
 from flows.console.terminal import outliving_the_terminal
+from flows.console.units import duration, size
 from flows.pipelines import STAGES
-from stages.process.events import Event, Item, Total, Warned
+from stages.process.events import Event, Item, Noted, Total, Warned
 
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0
@@ -26,14 +27,6 @@ VERBS = {
     "merge": "merging the adapter",
 }
 
-UNITS = {
-    "": 1,
-    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", 1)},
-    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGTP", 1)},
-    "B": 1,
-}
-"""Unit of a size, in capitals → bytes."""
-
 
 class Display:
     """A line that moves on a terminal, plain lines elsewhere, JSON lines on request. Safe between
@@ -45,7 +38,8 @@ class Display:
         self._to = to or sys.stderr or io.StringIO()  # none where it was closed
         self._quiet = quiet
         self._json = as_json
-        self._moving = not quiet and not as_json and self._to.isatty()
+        on_terminal = not quiet and not as_json and self._to.isatty()
+        self._moving = MovingLine(self._to) if on_terminal else None
         self._plain = not quiet and not as_json and not self._moving
         self._lock = threading.RLock()
         self._stage = ""
@@ -53,6 +47,9 @@ class Display:
         self._done = 0
         self._before = 0
         self._started = 0.0
+        self._pace = Pace(0.0)
+        self._loading = ""
+        """What the stage loads before it can begin; empty once it has."""
         self._shown = 0.0
         self._failed: set[str] = set()
         """Files of which it was told that they failed."""
@@ -60,12 +57,22 @@ class Display:
         self._fetch_before = 0
         self._fetch_started = 0.0
 
-    def stage(self, name: str, total: int, done: int) -> None:
-        """Begin a stage, with `done` of its `total` items there already."""
+    def doing(self, text: str) -> None:
+        """Show what is done before the first stage, or between two."""
+        with self._lock:
+            if self._moving and not self._stage:
+                self._moving.show(text, "")
+
+    def stage(self, name: str, total: int, done: int, loads: str = "") -> None:
+        """Begin a stage, with `done` of its `total` items there already, which first `loads`
+        something."""
         with self._lock:
             self.close()
+            self._loading = loads
             self._stage, self._total, self._done, self._before = name, total, done, done
             self._started = self._shown = time.monotonic()
+            self._pace = Pace(self._started)
+            self._draw()
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
             if self._plain:
                 before = f", {done} there already" if done else ""
@@ -75,6 +82,12 @@ class Display:
         """Hear an event from a stage process; what failed is told by its name, with `fail`."""
         if isinstance(event, Item):
             self._advance(name, event)
+        elif isinstance(event, Noted) and event.values.get("ready"):
+            with self._lock:
+                if name == self._stage:
+                    self._loading = ""
+                    self._pace.begin(time.monotonic())
+                    self._draw()
         elif isinstance(event, Total):
             with self._lock:
                 if name == self._stage and name in STAGES and not STAGES[name].reads:
@@ -88,7 +101,6 @@ class Display:
         with self._lock:
             self._emit({"event": "message", "text": text})
             if not self._quiet and not self._json:
-                self._clear()
                 self._line(text)
 
     def fail(self, *, media_path: str, message: str, hint: str, **_: Any) -> None:
@@ -118,7 +130,7 @@ class Display:
             self._emit({"event": "download", "bytes": here, "total": total})
             text = self._fetch_text(here, now)
             if self._moving and not done:
-                self._put(f"\r\x1b[K{text}")
+                self._moving.show("downloading", text.removeprefix("downloading "), here, total)
             elif self._moving or self._plain:
                 self._clear()
                 self._line(text)
@@ -140,8 +152,8 @@ class Display:
             if self._fetch_total:  # it was broken off
                 self._clear()
                 self._fetch_total = 0
+            self._clear()
             if self._stage and self._done > self._before and not self._quiet and not self._json:
-                self._clear()
                 seconds = time.monotonic() - self._started
                 verb = VERBS.get(self._stage, self._stage)
                 self._line(f"{verb}: {self._done - self._before} in {duration(seconds)}")
@@ -153,30 +165,46 @@ class Display:
             if name != self._stage:
                 return
             self._done += 1
+            self._loading = ""
             now = time.monotonic()
+            self._pace.count(now)
             if self._moving and now - self._shown >= REDRAW_SECONDS:
                 self._shown = now
-                self._put(f"\r\x1b[K{self._text()}")
+                self._draw()
             elif self._plain and now - self._shown >= LINE_SECONDS:
                 self._shown = now
                 self._line(self._text())
 
+    def _draw(self) -> None:
+        """Draw how far the stage is, where a line moves."""
+        if self._moving is None:
+            return
+        verb = VERBS.get(self._stage, self._stage)
+        if self._loading:
+            self._moving.show(f"{verb}: loading {self._loading}", "")
+        else:
+            self._moving.show(verb, self._progress(), self._done, max(self._total, self._done, 1))
+
     def _text(self) -> str:
-        seconds = time.monotonic() - self._started
-        made = self._done - self._before
-        text = f"{VERBS.get(self._stage, self._stage)} {self._done}/{max(self._total, self._done)}"
-        if made and seconds > 0:
-            rate = made / seconds
-            left = max(0, self._total - self._done) / rate
+        return f"{VERBS.get(self._stage, self._stage)} {self._progress()}"
+
+    def _progress(self) -> str:
+        text = f"{self._done}/{max(self._total, self._done)}"
+        rate = self._pace.rate
+        if rate:
+            left = self._pace.seconds_left(max(0, self._total - self._done))
             text += f"  {rate:.1f}/s  {duration(left)} left"
         return text
 
     def _clear(self) -> None:
         if self._moving:
-            self._put("\r\x1b[K")
+            self._moving.clear()
 
     def _line(self, text: str) -> None:
-        self._put(printable(text) + "\n")
+        if self._moving:
+            self._moving.line(printable(text))
+        else:
+            self._put(printable(text) + "\n")
 
     def _emit(self, value: dict[str, Any]) -> None:
         if self._json:
@@ -197,39 +225,3 @@ def printable(text: str) -> str:
     """Return a text without control characters, which a file's name may hold and a terminal
     obeys."""
     return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def duration(seconds: float) -> str:
-    """Return a time as `8 s`, `3 min 20 s` or `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def size(count: int) -> str:
-    """Return a size as `512 B`, `3.4 MB` or `18.2 GB`, in powers of ten as disks are sold."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
-def gib(count: float) -> str:
-    """Return a size as `2.84 GiB`, `310 MiB` or `12.1 MiB`, in powers of two as memory is sold."""
-    if count >= (1 << 30) / 10:
-        return f"{count / (1 << 30):.2f} GiB"
-    return f"{count / (1 << 20):.{0 if count >= 100 << 20 else 1}f} MiB"
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of `200GB`, `1.5TiB`, `4096`. Raises UsageError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
-    unit = UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None or not math.isfinite(size := float(found[1]) * unit):
-        raise UsageError(f"{text!r} is not a size", hint="Write it like 200GB, 1.5TiB or 800MB")
-    return int(size)

@@ -14,8 +14,9 @@ from flows.job.export_asked import HALVES
 from flows.job.export_config import ExportConfig
 from flows.results.exported import Exported
 from flows.running.export import export
-from flows.running.run import LauncherMaker, OnBegin
+from flows.running.run import LauncherMaker
 from flows.running.samples import judging_media
+from flows.running.watch import OnBegin
 from stages.export.job import GROUPS, KINDS
 
 CHECKPOINT = "checkpoint"

@@ -10,7 +10,8 @@ from flows.deployments.runs import run_in_flow
 from flows.deployments.schema import EmbedConfig, settings_over, tighten
 from flows.job.config import IndexConfig
 from flows.job.prepare import out_folder
-from flows.running.run import LauncherMaker, OnBegin
+from flows.running.run import LauncherMaker
+from flows.running.watch import OnBegin
 from flows.search.build import IndexWritten, fill_index
 from flows.search.texts import TEXT_HALF
 

@@ -15,7 +15,8 @@ from flows.pipelines import LABEL, product_of
 from flows.results.labels.examples import examples_of
 from flows.results.labels.writing import LabelsWritten
 from flows.running.label import LabelAsked, label
-from flows.running.run import LauncherMaker, OnBegin
+from flows.running.run import LauncherMaker
+from flows.running.watch import OnBegin
 
 COUNTS = "penstock-label-counts"
 

@@ -18,7 +18,8 @@ from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
 from flows.job.config import CaptionConfig
 from flows.results.run_result import RunResult
-from flows.running.run import LauncherMaker, OnBegin
+from flows.running.run import LauncherMaker
+from flows.running.watch import OnBegin
 
 
 class PipelineResult(Outcome, Protocol):

@@ -6,14 +6,8 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, with_config
 
-from flows.job.config import (
-    ABOVE_ZERO,
-    FORMATS,
-    PRECISIONS,
-    VISION_BACKENDS,
-    CaptionConfig,
-    EmbedConfig,
-)
+from flows.job.config import ABOVE_ZERO, PRECISIONS, VISION_BACKENDS, CaptionConfig, EmbedConfig
+from flows.job.formats import FORMATS, RULES
 from flows.job.speaking_config import LENGTHS, SpeakingConfig
 from stages.decode.generation import SAMPLINGS
 
@@ -64,6 +58,7 @@ def tighten(schema: dict[str, Any]) -> None:
     fields["vision_backend"]["enum"] = list(VISION_BACKENDS)
     for name in ("vision_precision", "language_precision"):
         fields[name]["anyOf"][0]["enum"] = list(PRECISIONS)
+    fields["existing"]["anyOf"][0]["enum"] = list(RULES)
     fields["prompt"]["anyOf"][0]["pattern"] = r"\S"
     fields["length"]["enum"] = ["", *LENGTHS]
     fields["sampling"]["enum"] = list(SAMPLINGS)

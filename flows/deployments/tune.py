@@ -9,8 +9,9 @@ from flows.console.display import Display
 from flows.deployments.runs import PipelineResult, run_in_flow
 from flows.deployments.schema import CaptionConfig, above_zero, settings_by
 from flows.job.tune_config import ABOVE_ZERO, OPTIMIZERS, PRECISIONS, TuneConfig
-from flows.running.run import LauncherMaker, OnBegin
+from flows.running.run import LauncherMaker
 from flows.running.tune import tune
+from flows.running.watch import OnBegin
 
 ADAPTER = "adapter"
 """Name of what is made: the stage that makes it has the bar `penstock-tune`."""

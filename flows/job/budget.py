@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flows.console.display import gib
+from flows.console.units import gib
 from flows.job.config import CaptionConfig
 from flows.job.device_probe import device_memory
 from flows.job.launch import Launcher, Running, StageCall

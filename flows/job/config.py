@@ -9,8 +9,9 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from artifacts.tiles import OFF, check_tiles
+from flows.job.formats import KEEP, REPLACE, check_existing, check_formats
 from flows.job.speaking_config import SpeakingConfig
-from stages.decode.engines import AUTO, CHOICES, INFLIGHT
+from stages.decode.engines import AUTO, INFLIGHT, OFFERED, SEVERAL
 from stages.decode.job import DEFAULT_ENGINE
 from stages.models.graphs.providers import BACKENDS
 
@@ -18,12 +19,6 @@ DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 DEMO_MODEL = "demo"
 VIDEO_PROMPT = "Describe this video in detail."
 IMAGE_PROMPT = "Describe this image in detail."
-FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset")
-"""The values of `--format`; jsonl is always written."""
-COCO = "coco"
-"""A format of labels alone."""
-BESIDE = ("txt", "vtt", "srt")
-"""Formats that make one file a medium, which `--beside` puts next to it."""
 INDEX = "penstock-index"
 """Folder of an index where none is named."""
 PICTURES_A_BATCH = 32
@@ -134,7 +129,10 @@ class CaptionConfig(SpeakingConfig):
     beside: bool = False
     """Put txt, vtt and srt next to the media file instead of into `out`."""
     overwrite: bool = False
-    """Replace txt, vtt and srt that people wrote or edited, too."""
+    """The same as `existing` with `replace`."""
+    existing: str | None = None
+    """What becomes of a file that people wrote or edited: `keep`, `replace`, and of a txt also
+    `append` or `prepend`, which put the caption after or before their words. None: `keep`."""
     retry_failed: bool = False
     """Try media again that failed before."""
     keep_frames: bool = False
@@ -166,28 +164,29 @@ class CaptionConfig(SpeakingConfig):
                 f"--vision-backend {self.vision_backend} is not known",
                 hint=f"Choose from {', '.join(VISION_BACKENDS)}",
             )
-        if self.engine not in CHOICES:
+        if self.engine not in OFFERED:
             raise UsageError(
-                f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(CHOICES)}"
+                f"--engine {self.engine} is not known", hint=f"Choose from {', '.join(OFFERED)}"
             )
         _ = self.speakers
         check_tiles(self.tiles)
-        unknown = sorted(set(self.format) - {*FORMATS, COCO})
-        if unknown:
-            raise UsageError(
-                f"--format {','.join(unknown)} is not known",
-                hint=f"Choose from {', '.join(FORMATS)}",
-            )
-        if self.beside and not set(self.format) & set(BESIDE):
-            raise UsageError(
-                "--beside is given, and no format that goes beside the media",
-                hint=f"Add --format {','.join(BESIDE)}, or one of them",
-            )
+        check_formats(self.format, beside=self.beside)
+        check_existing(self.existing, self.overwrite, self.format)
         if not self.out:
             raise UsageError("--out is empty", hint="Give a folder, or leave it out: penstock-out")
         if not self.model:
             raise UsageError("--model is empty", hint="Give a folder, a hub id, or demo")
         self.check_speaking()
+
+    @property
+    def rule(self) -> str:
+        """Return what becomes of files that people wrote or edited."""
+        return REPLACE if self.overwrite else self.existing or KEEP
+
+    @property
+    def replaces(self) -> bool:
+        """Return whether files that people wrote or edited are replaced."""
+        return self.rule == REPLACE
 
     def check_sources(self) -> None:
         """Raise UsageError when there is nothing to look at."""
@@ -222,7 +221,7 @@ class CaptionConfig(SpeakingConfig):
         """Return the choice of what makes the captions. Raises UsageError where the one that is
         asked for cannot."""
         if self.beams == 1:
-            return self.engine
+            return SEVERAL.get(self.engine, self.engine) if len(self.prompts) > 1 else self.engine
         if self.engine == INFLIGHT:
             raise UsageError(
                 f"--engine {INFLIGHT} follows no beams", hint=f"Use --engine {DEFAULT_ENGINE}"

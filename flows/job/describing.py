@@ -13,7 +13,7 @@ from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory, StageDied
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store
-from flows.console.display import gib
+from flows.console.units import gib
 from flows.job.budget import budget_for
 from flows.job.config import CaptionConfig
 from flows.job.launch import Launcher, StageCall, run_to_end

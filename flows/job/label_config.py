@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from artifacts.errors import UsageError
-from flows.job.config import COCO, EmbedConfig
+from flows.job.config import EmbedConfig
+from flows.job.formats import COCO
 
 LABEL_FORMATS = ("jsonl", "csv", "parquet", COCO, "txt", "vtt", "srt")
 """The values of `--format` of labels; jsonl is always written."""

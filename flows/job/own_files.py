@@ -1,9 +1,17 @@
-"""Remembers the texts that this program wrote for people, so that those are told from what people
-wrote; writes none of them."""
+"""Knows the files that were written for people from those that people wrote or edited. It knows
+nothing of what is in them.
 
+A file is known for ours by its own digest and that of what it is about, so it stays ours when a
+folder is moved or another `OUT` is given.
+"""
+
+import hashlib
+import os
 from functools import cached_property
+from pathlib import Path
 
-from artifacts.keys import digest_of
+from artifacts.files import write_text
+from artifacts.keys import digest_of, hash_file
 from artifacts.lines import append_line, read_lines
 from artifacts.store import Store
 
@@ -39,6 +47,27 @@ class OwnFiles:
             self._known.add(key)
             append_line(self._memory, [key])
 
+    def bring(self, path: Path, content: bytes, form: str, about: str, *, replace: bool) -> bool:
+        """Bring a file to this content, unless people wrote or edited what is there and it is not
+        to be replaced; return whether it holds the content. Raises EnvironmentFault."""
+        before, sha256 = digest_at(path), hashlib.sha256(content).hexdigest()
+        same = before == sha256
+        theirs = os.path.lexists(path) and not same and not self.has(form, about, before)
+        if path.is_dir() or (theirs and not replace):
+            return False
+        self.add(form, about, sha256)
+        if not same:
+            write_text(path, [content.decode()])
+        return True
+
 
 def _key(form: str, about: str, sha256: str) -> str:
     return digest_of([form, about, sha256])[:DIGITS]
+
+
+def digest_at(path: Path) -> str:
+    """Return the SHA-256 of what lies there; empty where that is no file that can be read."""
+    try:
+        return hash_file(path) if path.is_file() else ""
+    except OSError:
+        return ""

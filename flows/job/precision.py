@@ -13,7 +13,7 @@ from flows.job.cpu import cpu_has_bfloat16
 from flows.job.flash import attention
 from flows.job.graphs import GraphUse
 from flows.job.obtainable import QUANTIZED, check_obtainable
-from stages.decode.engines import INFLIGHT, choice_of
+from stages.decode.engines import ALSO, INFLIGHT, choice_of
 from stages.decode.job import DEFAULT_ENGINE
 from stages.models.natives.registry import nothing_otherwise
 from stages.models.profile import ModelProfile, PartProfile
@@ -54,9 +54,12 @@ class PartSettings:
 
     @property
     def engines(self) -> tuple[str, ...]:
-        """Return the names of the engines that may make its captions, the best first; one empty
-        name of a part that makes none."""
-        return tuple(engine.name for engine in choice_of(self.engine)) if self.engine else ("",)
+        """Return the names of the engines that may make its captions, the best first, and of those
+        whose captions answer, too; one empty name of a part that makes none."""
+        if not self.engine:
+            return ("",)
+        answering = (*choice_of(self.engine), *ALSO.get(self.engine, ()))
+        return tuple(engine.name for engine in answering)
 
     @property
     def decides(self) -> list[str | int]:

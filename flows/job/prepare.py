@@ -15,7 +15,7 @@ from artifacts.schema import Sampling
 from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
 from flows.job.budget import Budget, budget_for
-from flows.job.config import COCO, CaptionConfig
+from flows.job.config import CaptionConfig
 from flows.job.contents import (
     read_contents,
     refuse_placeholders,
@@ -23,6 +23,7 @@ from flows.job.contents import (
     under_prompts,
 )
 from flows.job.device_probe import check_device
+from flows.job.formats import COCO
 from flows.job.launch import Launcher
 from flows.job.ledger import Ledger
 from flows.job.models import Model, digests_in, open_model, pipeline_for

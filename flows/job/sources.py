@@ -10,6 +10,7 @@ from pathlib import Path
 
 from artifacts.captions import Failure
 from artifacts.errors import redacted
+from artifacts.files import OURS
 from artifacts.paths import RealPaths
 from artifacts.regular import odd_thing
 from artifacts.schema import MediaKind
@@ -177,12 +178,13 @@ def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> I
                 continue
             entered.add((found.st_dev, found.st_ino))
             with os.scandir(place) as entries:
-                seen = sorted(
-                    (e for e in entries if not e.name.startswith(".")), key=attrgetter("name")
-                )
+                each = sorted(entries, key=attrgetter("name"))
         except OSError as error:
             unread(error)
             continue
+        if inside and any(entry.name == OURS for entry in each):
+            continue  # clips of a run, and links to what it captioned
+        seen = [entry for entry in each if not entry.name.startswith(".")]
         yield from (os.path.join(inside, e.name) for e in seen if not _is_folder(e))
         folders = [os.path.join(inside, e.name) for e in seen if _is_folder(e)]
         left += reversed(folders) if recursive else []

@@ -11,6 +11,7 @@ from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.store import Store
 from artifacts.words import counted
+from flows.job.joining import JoinedTexts
 from flows.job.own_files import OF_LABELS, OwnFiles
 from flows.job.sources import MediaFile, writable
 from flows.job.tasks import Medium
@@ -55,6 +56,7 @@ class Tags:
     def __init__(self, store: Store) -> None:
         self._captions = OwnFiles(store)
         self._labels = OwnFiles(store, OF_LABELS)
+        self._joined = JoinedTexts(self._captions, FORM)
         self._lacking: dict[Path, None] = {}
 
     def of(self, file: MediaFile, medium: Medium) -> str:
@@ -64,8 +66,11 @@ class Tags:
         except (OSError, ValueError):
             text = ""
         sha256 = hashlib.sha256(text.encode()).hexdigest()
+        # What a model said of it is nothing to be told to a model.
         if self._captions.has(FORM, medium.digest, sha256):
-            text = ""  # what a model said of it is nothing to be told to a model
+            text = ""
+        elif (theirs := self._joined.theirs_in(medium.digest, text)) is not None:
+            text = theirs
         if self._labels.has(FORM, medium.digest, sha256):
             labels = (label.strip() for line in text.splitlines() for label in line.split(","))
             text = ", ".join(dict.fromkeys(filter(None, labels)))

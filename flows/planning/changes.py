@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from artifacts.errors import CannotFit, UsageError
-from flows.console.display import gib
+from flows.console.units import gib
 from flows.job.budget import Budget
 from flows.job.obtainable import QUANTIZED
 from flows.job.precision import settle, with_adapter

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault
-from flows.console.display import gib
+from flows.console.units import gib
 from flows.planning.remembered import Remembered
 from flows.planning.rungs import Rung
 from stages.process.events import Event, Item, Shrunk

@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.store import open_store
-from flows.console.display import gib
+from flows.console.units import gib
 from flows.job.about import halves, notes
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
@@ -215,7 +215,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "files": len(job.by_file),
         "failed": len(job.failures),
         "seconds_of_media": sum(e.seconds for e in found),
-        "chunks": sum(e.chunks for e in found),
+        "chunks": sum(e.chunks for e in found if not e.again),
         "frames": sum(e.frames for e in found),
         "frame_bytes_at_once": max((sum(e.frame_bytes for e in w) for w in waves), default=0),
         "feature_bytes": sum(e.feature_bytes for e in found),
@@ -223,7 +223,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "free_bytes": job.store.free_bytes(),
         "weights_read": job.model.read,
         "done": {
-            stage.writes: sum(t[stage.writes] in job.ledger[stage.writes] for t in known)
+            stage.writes: len({t[stage.writes] for t in known} & job.ledger[stage.writes].keys())
             for stage in job.pipeline[1:]
         },
     }

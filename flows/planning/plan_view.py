@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from artifacts.words import counted
-from flows.console.display import duration, gib, size
+from flows.console.units import duration, gib, size
 from flows.job.about import computed_by
 from flows.pipelines import STAGES
 from flows.planning.choose import Choice, allowed

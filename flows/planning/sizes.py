@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class Estimate:
     """Frames in the file, whether they are looked at or not."""
     parts: int = 1
     """Parts of it, as a picture, that are looked at."""
+    again: bool = False
+    """Whether it is another prompt's, so that frames and features are there for it."""
 
     @property
     def bytes(self) -> int:
@@ -71,7 +73,21 @@ def estimates(job: Job) -> list[Estimate]:
     with ThreadPoolExecutor(cores()) as pool:
         read = chain.from_iterable(pool.map(lambda group: [*map(_header, group)], groups))
         headers = dict(zip((m.digest for m in unknown), read, strict=True))
-    return [_estimate(job, m, headers.get(m.digest)) for m in media]
+    found: list[Estimate] = []
+    seen: set[Any] = set()
+    for medium in media:
+        estimate = _estimate(job, medium, headers.get(medium.digest))
+        of_prompt = job.pipeline[1].writes in job.ledger.namespaces.prompted
+        identity = (medium.digest, of_prompt and medium.prompt)
+        found.append(_for_nothing(estimate) if identity in seen else estimate)
+        seen.add(identity)
+    return found
+
+
+def _for_nothing(estimate: Estimate) -> Estimate:
+    """Return the estimate of a medium whose frames and features are made for another prompt."""
+    made = replace(estimate, seconds=0.0, frames=0, shown_frames=0, frame_bytes=0)
+    return replace(made, feature_bytes=0, again=True)
 
 
 def unencoded(job: Job) -> list[tuple[Estimate, bool]]:

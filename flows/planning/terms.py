@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from flows.console.display import gib
+from flows.console.units import gib
 from flows.job.adapters import NUMBER_BYTES
 from flows.job.obtainable import QUANTIZED
 from flows.job.precision import BYTES, PartSettings, no_bfloat16

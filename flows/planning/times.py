@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flows.console.display import duration
+from flows.console.units import duration
 from flows.job.prepare import Job
 from flows.pipelines import STAGES
 from flows.planning.costs import COSTS

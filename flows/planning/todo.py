@@ -38,13 +38,15 @@ def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> ToDo | Non
     ledger = job.ledger
     uncut = [e for m, e in pairs if ledger.index(m) is None]
     tasks = [t for t in ledger.tasks([m for m, _ in pairs]) if not ledger.lost(t)]
-    uncounted = sum(e.chunks for e in uncut)
     chunks = sum(e.chunks for _, e in pairs)
-    frames = math.ceil(sum(e.frames for _, e in pairs) / chunks)
+    seen = [e for _, e in pairs if not e.again]
+    frames = math.ceil(sum(e.frames for e in seen) / sum(e.chunks for e in seen))
     middle = sorted((e for _, e in pairs), key=lambda e: math.prod(e.stored))[len(pairs) // 2]
     prompt = pairs[0][0].prompt
 
     def lacking(stage: Stage) -> int:
+        of_prompt = stage.writes in ledger.namespaces.prompted
+        uncounted = sum(e.chunks for e in uncut if of_prompt or not e.again)
         return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
 
     workload = workload_of(job.model, kind, chunks, frames, middle.stored, middle.shown, prompt)

@@ -173,7 +173,9 @@ def workload_of(
         tokens = min(tokens, most_tokens / counted)
         pixel_bytes = min(pixel_bytes, most_bytes / counted)
     share = tokens / most if most else 1.0
-    text = TEMPLATE_TOKENS + len(prompt.encode()) // BYTES_A_TOKEN
+    written = max(TEMPLATE_TOKENS, model.profile.words_a_prompt)
+    written += model.profile.words_a_frame * frames if kind == "video" else 0
+    text = written + len(prompt.encode()) // BYTES_A_TOKEN
     if model.profile.route == "dual":  # which is asked nothing
         text = 0
     return Workload(

@@ -9,7 +9,7 @@ from typing import Any
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
 from artifacts.files import write_json
-from flows.console.display import size
+from flows.console.units import size
 from flows.job.export_asked import ExportAsked
 from stages.export.graph_job import GRAPHS
 from stages.export.parity import PARITY, judged, verdict_in

@@ -15,13 +15,15 @@ from artifacts.keys import hash_file
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
-from flows.job.own_files import OwnFiles
+from artifacts.trainers import TRAINERS
+from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from flows.pipelines import STAGES
 from flows.results.table_rows import kinds_of, table_rows
-from flows.results.texts import Texts, digest_at, write_texts
+from flows.results.text_files import write_texts
+from flows.results.texts import Texts
 from stages.process.events import Failed
 
 
@@ -72,8 +74,8 @@ def places(job: Job) -> dict[str, str]:
     found = {"captions": str(job.out / "captions.jsonl")}
     beside = "beside the media" if job.config.beside else str(job.out)
     found |= dict.fromkeys((form for form in WRITERS if form in asked), beside)
-    for form in (*TABLES, DATASET):
-        path = job.out / (form if form == DATASET else f"captions.{form}")
+    for form in (*TABLES, *FOLDERS):
+        path = job.out / (form if form in FOLDERS else f"captions.{form}")
         if form in asked or path.exists():
             found[form] = str(path)
     if job.config.summary:
@@ -81,6 +83,8 @@ def places(job: Job) -> dict[str, str]:
     return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
 
 
+FOLDERS = (DATASET, *TRAINERS)
+"""Formats that are a folder of `OUT`, written when all is captioned."""
 THINKING_STILL = "it was still thinking when it was cut: --max-new-tokens lets it come to an end"
 ROUND = "it went round in circles, and was said once more where it may not"
 ROUND_STILL = "it went round in circles, and once more when it was said again"
@@ -138,7 +142,7 @@ def _said(stored: Mapping[str, Any], *, strip_think: bool) -> tuple[str, list[st
 
 def there_before(job: Job) -> list[str]:
     """Return the outputs that lie there when a run begins: what they say is of an earlier one."""
-    names = ("captions", *TABLES, DATASET)
+    names = ("captions", *TABLES, *FOLDERS)
     return [name for name, path in places(job).items() if name in names and os.path.exists(path)]
 
 
@@ -196,6 +200,7 @@ def write_outputs(job: Job, *, last: bool) -> Written:
             own.add(form, "", hash_file(path))
         elif path.exists():
             found.earlier.append(form)
+    found.earlier += [form for form in TRAINERS if (job.out / form).exists()]
     return found
 
 

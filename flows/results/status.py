@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from artifacts.words import counted
-from flows.console.display import duration, size
+from flows.console.units import duration, size
 from flows.job.about import computed_by
 from flows.pipelines import LABELS, STAGES, product_of
 

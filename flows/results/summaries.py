@@ -19,8 +19,11 @@ from stages.summarize.job import SUMMARY
 
 SUMMARIES = "summaries.jsonl"
 """File of the summaries, in the folder of a run."""
-NOT_CHOSEN = ("start_with", "retry_loops")
-"""Settings of captions that say nothing of other texts."""
+OF_ANY_TEXT = (
+    "sampling", "temperature", "top_p", "top_k", "seed", "beams", "repetition_penalty",
+    "no_repeat_ngram", "avoid", "system",
+)  # fmt: skip
+"""Settings of captions that are as good for other texts: not what captions begin with, or are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +77,7 @@ def how_said(job: Job) -> dict[str, Any]:
     """Return all that decides the words of a summary but the half and its captions, as a job is
     told it."""
     config = job.config
-    generation = {n: v for n, v in config.generation.told.items() if n not in NOT_CHOSEN}
+    generation = {n: v for n, v in config.generation.told.items() if n in OF_ANY_TEXT}
     return {
         "asked": config.summary_prompt or SUMMARY,
         "max_new_tokens": config.max_new_tokens,

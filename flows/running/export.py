@@ -33,7 +33,7 @@ from flows.results.exported import (
 from flows.running.calls import Calls
 from flows.running.export_told import check_graphs, halves, hessian_bytes
 from flows.running.merging import merge, merged_of, source_of
-from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
+from flows.running.run import LauncherMaker, prepared
 from flows.running.samples import (
     ExportSample,
     by_place,
@@ -43,6 +43,7 @@ from flows.running.samples import (
     words_of,
 )
 from flows.running.sequence import Sequence
+from flows.running.watch import OnBegin, Watch
 from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE, TRACE
 from stages.export.job import PACKED
 from stages.models.adapters.reading import read_adapter

@@ -19,7 +19,8 @@ from flows.results.labels.judging import judge_of
 from flows.results.labels.rows import Labelling, judged
 from flows.results.labels.writing import LabelsWritten, label_places, write_labels
 from flows.results.vectors import made_vectors
-from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
+from flows.running.run import LauncherMaker, prepared
+from flows.running.watch import OnBegin, Watch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from flows.results.dataset import is_stale, write_dataset
 from flows.results.outputs import places, write_outputs
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
+from flows.results.trainer_formats import write_trainers
 from flows.running.once import OnceStep
 from flows.running.steps import Steps
 from flows.running.summaries import SummariesStep
@@ -67,11 +68,21 @@ class Sequence:
             self._waves(write)
             if job.config.summary:
                 result.summaries = SummariesStep(job, self._record, self._steps.once).make()
-            if "webdataset" in job.config.format:
-                result.warnings += write_dataset(job, self._steps.launcher, self._steps.tell)
-                self._tell(result, stale=False)
+            self._write_data_sets(result)
         result.warnings += result.notes()
         return result
+
+    def _write_data_sets(self, result: RunResult) -> None:
+        """Write what is made of all captions together, and cuts clips."""
+        launcher, tell = self._steps.launcher, self._steps.tell
+        stale = DATASET in result.written.earlier
+        if DATASET in self._job.config.format:
+            result.warnings += write_dataset(self._job, launcher, tell)
+            stale = False
+        trainers = write_trainers(self._job, launcher, tell)
+        result.warnings += trainers.notes
+        result.written.earlier = [n for n in result.written.earlier if n not in trainers.forms]
+        self._tell(result, stale=stale)
 
     def fill(self, write_out: Callable[[bool], None] | None = None) -> None:
         """Bring every item to its last record, and write no outputs but by `write_out`, which is

@@ -26,7 +26,8 @@ from flows.pipelines import TUNE
 from flows.planning.rungs import Rung
 from flows.results.tuned import RUN, AdapterScore, Tuned, refuse_other, scored_in, tuned_in
 from flows.running.calls import Calls
-from flows.running.run import LauncherMaker, OnBegin, Watch, prepared
+from flows.running.run import LauncherMaker, prepared
+from flows.running.watch import OnBegin, Watch
 from stages.models.adapters.reading import ADAPTER_CONFIG
 from stages.tune import OUTPUT_VERSION, STAGE
 

@@ -13,8 +13,8 @@ from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.job.prepare import prepare_without_media
 from flows.pipelines import LABEL
-from flows.running.run import Watch
 from flows.running.stopping import stopped_in_order
+from flows.running.watch import Watch
 
 TextHalf = Callable[[CaptionConfig, Sequence[str], Display], Vectors]
 """Gives each text its vector, shape (texts, width), by the text half of the configuration's

@@ -8,7 +8,8 @@ from typing import Any
 from artifacts.captions import Failure
 from artifacts.store import open_store
 from artifacts.words import counted
-from flows.console.display import Display, duration, size
+from flows.console.display import Display
+from flows.console.units import duration, size
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher, Forking
 from flows.job.leases import RunningJob, running_jobs
@@ -17,8 +18,9 @@ from flows.job.weights import bytes_to_fetch
 from flows.pipelines import KEPT, parts_of
 from flows.planning.sizes import unencoded
 from flows.results.outputs import failures_of
-from flows.running.run import LauncherMaker, OnBegin, Watch
+from flows.running.run import LauncherMaker
 from flows.running.stopping import stopped_in_order
+from flows.running.watch import OnBegin, Watch
 from flows.upkeep.rebuild_prune import prune
 from flows.upkeep.rebuild_record import (
     Difference,

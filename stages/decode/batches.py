@@ -32,6 +32,15 @@ def in_pieces(batches: Sequence[Batch], size: int) -> list[Batch]:
     return [[*piece] for batch in batches for piece in pieces(batch, size or len(batch))]
 
 
+def by_chunk(batches: Sequence[Batch]) -> list[Batch]:
+    """Return as large batches of the same members, those together that are asked of one chunk."""
+    together: dict[str, Batch] = {}
+    for member in (member for batch in batches for member in batch):
+        together.setdefault(member["features"], []).append(member)
+    whole = [member for members in together.values() for member in members]
+    return in_pieces([whole], max(map(len, batches), default=0))
+
+
 def talkative_first(batches: Sequence[Batch], said_before: Mapping[str, int]) -> list[Batch]:
     """Return as large batches of the same members, those first of whose chunks most was said
     before, and among them such of which nothing is known. So the last to be said are short, and

@@ -15,7 +15,7 @@ from artifacts.pack_object import QUARANTINE, DamagedRecord, put_aside, read_hea
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone
-from stages.decode.batches import Batch, in_pieces, lacking, swapped, talkative_first
+from stages.decode.batches import Batch, by_chunk, in_pieces, lacking, swapped, talkative_first
 from stages.decode.engines import choice_of, engine_of
 from stages.decode.generation import Generation
 from stages.decode.job import DecodeJob
@@ -57,7 +57,9 @@ def run(told: dict[str, Any], report: Report) -> None:
 
     def read(batch: Batch) -> list[Asked]:
         try:
-            return [Asked(m, read_features(features, m["features"])) for m in batch]
+            keys = {member["features"] for member in batch}  # several may ask of one chunk
+            rows = {key: read_features(features, key) for key in keys}
+            return [Asked(member, rows[member["features"]]) for member in batch]
         except RecordGone as error:
             keys = {member["features"] for batch in batches for member in batch}
             set_packs_aside(store, features, keys)
@@ -78,6 +80,7 @@ def run(told: dict[str, Any], report: Report) -> None:
     if not engine.batch_decides:
         left = [[member for member in batch if member["key"] in wanted] for batch in batches]
         batches = talkative_first(left, job.said_before)
+        batches = by_chunk(batches) if engine.by_chunk else batches
 
     def publish(made: list[list[Record]]) -> None:
         records = [record for batch in made for record in batch if record.key in wanted]

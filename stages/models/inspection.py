@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from artifacts.errors import PenstockError, UsageError
-from artifacts.schema import Modality, Part
+from artifacts.schema import MediaKind, Modality, Part
 from stages.models.dry_run import DryRun, dry_run, vector_width
 from stages.models.halves.classes import config_and_class, one_line, skeleton_of
 from stages.models.halves.dual import makes_vectors
@@ -33,6 +33,8 @@ from stages.models.processors.prepare import (
     prepare,
     takes_videos,
 )
+from stages.models.processors.stated import stated_sampling
+from stages.models.processors.wording import wording
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.gc_freeze import gc_frozen
@@ -183,6 +185,7 @@ def _profile(
     video: Probe,
 ) -> ModelProfile:
     config = skeleton.config
+    written = {kind: wording(processor, kind) for kind in get_args(MediaKind)}
     modalities: tuple[Modality, ...] = ("image", "video") if takes_videos(processor) else ("image",)
     prompted = choice.route != "joint" and depends_on_prompt(skeleton)
     alone = takes_images(processor) and layout_of(processor, "images").alone
@@ -199,7 +202,7 @@ def _profile(
         why=choice.why,
         prompted=prompted,
         parts=halves,
-        sampling=_sampling(processor),
+        sampling=stated_sampling(processor),
         fit_video=video.fit,
         fit_image=image.fit,
         placeholders=tuple(sorted(placeholder_tokens(processor))),
@@ -211,6 +214,8 @@ def _profile(
         image_sizes=image.smaller,
         frame_sizes=video.smaller,
         pixels_a_video=pixels_a_video(processor),
+        words_a_prompt=max(words.a_prompt for words in written.values()),
+        words_a_frame=written["video"].a_frame,
     )
 
 
@@ -231,20 +236,3 @@ def _try_processor(processor: Any, folder: Path) -> None:
                 f"{one_line(error)}",
                 hint="Download the checkpoint again, or mend its chat_template.jinja",
             ) from error
-
-
-def _sampling(processor: Any) -> SamplingProfile:
-    part = getattr(processor, "video_processor", None)
-
-    def number(name: str) -> Any:
-        value = getattr(part, name, None)
-        return value if isinstance(value, int | float) and value > 0 else None
-
-    frames, least, most = number("num_frames"), number("min_frames"), number("max_frames")
-    return SamplingProfile(
-        fps=None if number("fps") is None else float(number("fps")),
-        frames=None if frames is None else int(frames),
-        min_frames=None if least is None else int(least),
-        max_frames=None if most is None else int(most),
-        seconds=number("chunk_seconds"),
-    )

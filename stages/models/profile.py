@@ -9,7 +9,7 @@ from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
 from stages.models.row_memory import LayerMemory, RowMemory
 
-OUTPUT_VERSION = 24
+OUTPUT_VERSION = 25
 """Output version of a profile: raised when what one says changes, and part of its key."""
 
 
@@ -151,6 +151,11 @@ class ModelProfile:
     """The same a frame of two smaller ones."""
     pixels_a_video: int = 0
     """Most pixels in which all frames of a video are seen, together; 0: no limit."""
+    words_a_prompt: int = 0
+    """Tokens that its processor writes into a prompt, besides pictures and what is asked; 0 when it
+    could not be found out."""
+    words_a_frame: int = 0
+    """Tokens that it writes about each frame of a video, such as its time."""
     context_tokens: int = 0
     """Most tokens that its language half reads and says, together; 0: it does not say."""
     needs_pictures: str = ""

@@ -16,7 +16,7 @@ from flows.planning.costs.part import (
     settings_as_run,
     source_of_figures,
 )
-from flows.planning.costs.slots import held_ahead, seatable, slot_terms
+from flows.planning.costs.slots import held_ahead, prefix_term, seatable, slot_terms
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
 from flows.planning.seconds import Pass, WorkEstimate
@@ -31,7 +31,7 @@ from flows.planning.terms import (
 )
 from flows.planning.todo import ToDo
 from flows.planning.workloads import Workload
-from stages.decode.engines import INFLIGHT
+from stages.decode.engines import INFLIGHT, SHARED
 
 STEP_CALLS = 30
 """Linear layers that generating one token calls as long as, beside those of the model."""
@@ -105,6 +105,8 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     )
     if rung.seated and half.row_memory is not None:
         terms += slot_terms(half.row_memory, settings, workload, rows, new, costs)
+        if settings.engines[0] == SHARED:
+            terms.append(prefix_term(half.row_memory, settings, workload))
         prefetch = held_ahead(workload, rows)
     else:
         terms += _batch_terms(model, rung, workload, rows, new, costs)

@@ -10,7 +10,7 @@ from flows.job.precision import BYTES, UNSEATED, PartSettings
 from flows.planning.batch_costs import Expected
 from flows.planning.estimate import Term
 from flows.planning.workloads import Workload
-from stages.decode.engines import INFLIGHT, SEATED
+from stages.decode.engines import INFLIGHT, SEATED, SHARED
 from stages.decode.engines.inflight.shape import (
     BESIDE,
     PoolShape,
@@ -31,7 +31,11 @@ WAITING_BATCHES = 2
 def seatable(half: PartProfile, settings: PartSettings) -> bool:
     """Return whether a half may be run in slots, as far as its profile tells; a trial tells the
     rest."""
-    if INFLIGHT not in settings.engines or settings.kv or settings.precision in UNSEATED:
+    if (
+        not {INFLIGHT, SHARED} & {*settings.engines}
+        or settings.kv
+        or settings.precision in UNSEATED
+    ):
         return False
     memory = half.row_memory
     if memory is None or any(kind.kind not in SEATED for kind in memory.kept):
@@ -67,6 +71,14 @@ def slot_terms(
     trial = trial_bytes(memory, pool, workload.tokens, each) - kept - max(prompt, step)
     if slots > 1 and trial > 0:  # with one there are batches of one where it does not fit
         yield Term(part="kv", bytes=trial, why="what is tried first: two prompts and a pool")
+
+
+def prefix_term(memory: RowMemory, settings: PartSettings, workload: Workload) -> Term:
+    """Return what is kept of a prompt for the others of its chunk."""
+    each = BYTES.get(settings.dtype, 4)
+    kept = memory.bytes(workload.tokens, each) + memory.states(each)
+    why = f"what the prompts of a chunk have in common: at most {workload.tokens:,} tokens"
+    return Term(part="kv", bytes=kept, why=why)
 
 
 def pool_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:

@@ -7,7 +7,7 @@ rank 8 and dropout and stands beside every linear layer of the language half.
 from collections.abc import Iterator
 
 from artifacts.errors import UsageError
-from flows.console.display import gib
+from flows.console.units import gib
 from flows.planning.architecture import Architecture
 from flows.planning.layers import pass_bytes
 from flows.planning.terms import GPU_WORKSPACE_BYTES, HELD_BACK

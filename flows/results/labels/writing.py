@@ -14,7 +14,7 @@ from artifacts.labels import Labelled, Span, schema, spans_of
 from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
-from flows.job.config import COCO
+from flows.job.formats import COCO
 from flows.job.own_files import OF_LABELS, OwnFiles
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
@@ -23,7 +23,8 @@ from flows.results.labels.counting import LabelCounts
 from flows.results.labels.rows import Labelling, judged, judged_medium
 from flows.results.outputs import failures_of, media_lines
 from flows.results.run_end import RunEnd
-from flows.results.texts import Texts, write_texts
+from flows.results.text_files import write_texts
+from flows.results.texts import Texts
 
 LINES, REPORT, MEDIA = "labels.jsonl", "label_report.json", "media.jsonl"
 SPANS, COCO_FILE = "label_spans.jsonl", "labels.coco.json"

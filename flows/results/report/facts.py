@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from artifacts.errors import UsageError
-from flows.console.display import duration, size
+from flows.console.units import duration, size
 from flows.job.about import computed_by
 from flows.job.sources import writable
 from flows.pipelines import LABELS

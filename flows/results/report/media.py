@@ -26,6 +26,7 @@ CAPTION = {
     "prompt": Left(text),
     "tokens": Left(count),
     "ended": Left(text),
+    "name": Left(text),
     "warnings": Left([text]),
 }
 FAILURE = dict.fromkeys(Failure.__slots__, Left(text))
@@ -110,15 +111,21 @@ def shown_medium(place: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def _named(row: dict[str, Any], text: str) -> str:
+    """Return a text with the name of the prompt that it belongs to, where there are several."""
+    return f"{row['name']}: {text}" if row.get("name") else text
+
+
 def _medium(place: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     warnings = Counter(text for row in rows for text in row.get("warnings", ()))
     if cut := sum(row.get("ended") == "length" for row in rows):
         warnings[f"{counted(cut, 'caption')} cut: --max-new-tokens lets them end"] = 1
     return {
         **shown_medium(place, folder),
-        "prompt": rows[0].get("prompt", "") if rows else "",
+        "prompt": " · ".join(dict.fromkeys(_named(row, row.get("prompt", "")) for row in rows)),
         "warnings": list(warnings),
         "captions": [
-            [row["start"], row["end"], row["caption"], row.get("tokens", 0)] for row in rows
+            [row["start"], row["end"], _named(row, row["caption"]), row.get("tokens", 0)]
+            for row in rows
         ],
     }

@@ -5,7 +5,7 @@ planned against what was measured."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.console.display import duration, size
+from flows.console.units import duration, size
 from flows.pipelines import STAGES
 from flows.results.run_record import seconds_of
 from flows.results.status import COLUMNS, StageStatus, cells

@@ -10,6 +10,8 @@ from artifacts.errors import UsageError
 from stages.decode.job import DEFAULT_ENGINE
 
 INFLIGHT = "inflight"
+SHARED = "inflight-shared"
+"""Name of the engine that reads what several prompts have in common once."""
 SEATED = frozenset(
     {
         "DynamicLayer",
@@ -37,6 +39,8 @@ class Engine:
     engines had names."""
     batch_decides: bool
     """Whether the bytes of a caption depend on which others are made with it."""
+    by_chunk: bool = False
+    """Whether it is best given all that is asked of one chunk in a row."""
 
     @property
     def words(self) -> tuple[str | int, ...]:
@@ -66,6 +70,13 @@ ENGINES: Mapping[str, Engine] = {
             output_version=1,
             batch_decides=False,
         ),
+        Engine(
+            name=SHARED,
+            entry="stages.decode.engines.inflight.engine:InFlight",
+            output_version=1,
+            batch_decides=False,
+            by_chunk=True,
+        ),
     )
 }
 CHOICES: Mapping[str, tuple[Engine, ...]] = {
@@ -76,11 +87,24 @@ CHOICES: Mapping[str, tuple[Engine, ...]] = {
 which of them speaks."""
 
 
+SEVERAL = {AUTO: f"{AUTO}-shared", INFLIGHT: SHARED}
+"""What may be asked for → the choice in its place where several things are asked of a chunk."""
+CHOICES_OF_SEVERAL = {SEVERAL[AUTO]: (ENGINES[SHARED], ENGINES[DEFAULT_ENGINE])}
+OFFERED = tuple(name for name in CHOICES if name != SHARED)
+"""What people may ask for."""
+ALSO: Mapping[str, tuple[Engine, ...]] = {
+    AUTO: (ENGINES[SHARED],),
+    SEVERAL[AUTO]: (ENGINES[INFLIGHT],),
+}
+"""Choice → engines of which captions that are there answer it, too."""
+
+
 def choice_of(name: str) -> tuple[Engine, ...]:
     """Return the engines that may answer who asks so. Raises UsageError where there are none."""
-    if name not in CHOICES:
-        raise UsageError(f"engine is {name}", hint=f"Use one of {', '.join(CHOICES)}")
-    return CHOICES[name]
+    choices = {**CHOICES, **CHOICES_OF_SEVERAL}
+    if name not in choices:
+        raise UsageError(f"engine is {name}", hint=f"Use one of {', '.join(OFFERED)}")
+    return choices[name]
 
 
 def engine_of(name: str) -> Engine:

@@ -74,7 +74,7 @@ def _delivered(
             hint="Pass every output of the processor besides the pixels",
         )
     route: Route = "joint" if UNDIVIDED in features else choose_route(half).route
-    if route != "joint":
+    if route != "joint" and not getattr(features, "already_read", False):
         _check_placeholders(half, text, features)
     return DELIVER[route](half, method, text, features, options)
 
@@ -130,7 +130,8 @@ def prompt_in(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
 def _by_protocol(
     half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any
 ) -> Any:
-    return _of(half, method)(**text, mm_encoder_outputs=_copies(half, features), **options)
+    given = {"mm_encoder_outputs": _copies(half, features)} if features else {}
+    return _of(half, method)(**text, **given, **options)
 
 
 def _of(model: Any, method: str) -> Callable[..., Any]:

@@ -33,8 +33,12 @@ class Features(dict[str, Any]):
         outputs: Mapping[str, Any],
         needs: Iterable[str] = (),
         blank: Mapping[str, Sequence[int]] | None = None,
+        *,
+        already_read: bool = False,
     ) -> None:
         super().__init__(outputs)
+        self.already_read = already_read
+        """Whether the half has read them before, and goes on from what it kept of that."""
         self.blank = dict(blank or {})
         """Name of a pixel input -> its shape, for models that want to be given pixels all the
         same."""

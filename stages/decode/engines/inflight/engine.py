@@ -12,11 +12,12 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from stages.decode.choosing import texts_of
-from stages.decode.engines import AUTO, INFLIGHT
+from stages.decode.engines import AUTO, INFLIGHT, SHARED, choice_of
 from stages.decode.engines.inflight.coming import Coming, coming
 from stages.decode.engines.inflight.flight import Flight
 from stages.decode.engines.inflight.layers import CannotSeat
 from stages.decode.engines.inflight.loop import Loop
+from stages.decode.engines.inflight.prefix import SharedPrefix
 from stages.decode.engines.inflight.reading import ReadRow, read_row
 from stages.decode.engines.inflight.shape import BESIDE, rows_for, trial_shapes
 from stages.decode.engines.inflight.trial import TrialResult, judge, reference_of
@@ -25,8 +26,10 @@ from stages.decode.job import DEFAULT_ENGINE, DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import Asked, Listen, Said
 from stages.memory.shrinking import Shrinking, attempt, give_back
+from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
 from stages.models.halves.records import merge_blank, merge_rows
+from stages.process.exit_diagnosis import out_of_memory
 
 TOLD_SECONDS = 0.1
 """Least time between two times that a row's words are told while it is said."""
@@ -43,6 +46,11 @@ class InFlight:
         self._job = job
         self._plain = Transformers(job)
         self._result = TrialResult(reason="it was not tried")
+        self._first = choice_of(job.engine)[0].name
+        self._prefix = SharedPrefix() if self._first == SHARED else None
+        """What prompts of one chunk have in common; None: each is read by itself."""
+        self._apart = ""
+        """Why prompts are read by themselves that could have had that in common."""
         self._loop: Loop | None = None
         self._listen: Listen | None = None
 
@@ -55,8 +63,8 @@ class InFlight:
         self._result = self._judged(asked)
         give_back()  # what was tried is not what will be held
         if not self._result.reason:
-            return INFLIGHT
-        if self._job.engine != AUTO:
+            return self._first
+        if len(choice_of(self._job.engine)) == 1:
             raise UsageError(
                 f"engine {INFLIGHT} cannot run this model: {self._result.reason}",
                 hint=f"Use --engine {AUTO} or {DEFAULT_ENGINE}",
@@ -71,7 +79,11 @@ class InFlight:
             counted = self._loop.counted
             found |= {"slots": self._loop.slots, "row_steps": counted.steps}
             found |= {"row_steps_used": counted.used}
-        return found | {"engine": INFLIGHT}
+        if self._first == SHARED:
+            found |= {"shared_prefix": self._prefix is not None}
+        if self._apart:
+            found |= {"shared_prefix_reason": self._apart}
+        return found | {"engine": self._first}
 
     def run(
         self, batches: Iterable[Sequence[Asked]], shrinking: Shrinking
@@ -128,11 +140,19 @@ class InFlight:
         self._listen(flight.asked, self._text(flight), len(flight.said))
 
     def _read(self, asked: Asked) -> ReadRow:
-        return self._plain.held.use(partial(self._row, asked))
+        try:
+            return self._plain.held.use(partial(self._row, asked))
+        except BaseException:
+            if self._prefix is not None:
+                self._prefix.forget()
+            raise
 
     def _row(self, asked: Asked, half: Any) -> ReadRow:
         inputs, features, options = self._given(half, asked)
-        return read_row(half, inputs, features, max_new_tokens=self._job.max_new_tokens, **options)
+        options["max_new_tokens"] = self._job.max_new_tokens
+        if self._prefix is None:
+            return read_row(half, inputs, features, **options)
+        return self._prefix.read(half, asked.member["features"], inputs, features, **options)
 
     def _given(self, half: Any, asked: Asked) -> tuple[dict[str, Any], Features, dict[str, Any]]:
         """Return what `generate` is given of one row: inputs, features, options."""
@@ -152,8 +172,21 @@ class InFlight:
         if self._job.precision == "int8":  # what is beside a row need not be large at a trial
             return TrialResult(reason="products in 8 bit look at all rows")
         longer = {**asked.member, "prompt": asked.member["prompt"] + LONGER}
+        pair = (asked, asked._replace(member=longer))
+        if self._prefix is not None:
+            try:
+                result = self._plain.held.use(partial(self._tried, *pair))
+                if not result.reason:
+                    return result
+                self._apart = result.reason
+            except Exception as error:  # a family may refuse in any way what is not its own
+                if out_of_memory(error) or isinstance(error, NeedsWeights):
+                    raise
+                self._apart = f"{type(error).__name__}: {error}"[:200]
+            self._prefix = None
+            give_back()
         try:
-            return self._plain.held.use(partial(self._tried, asked, asked._replace(member=longer)))
+            return self._plain.held.use(partial(self._tried, *pair))
         except CannotSeat as error:
             return TrialResult(reason=str(error))
 
@@ -169,7 +202,7 @@ class InFlight:
             found, words = attempt(partial(judge, row, other, reference, *pools))
             if words is None:
                 return found.pop()
-        if self._job.engine == AUTO:
+        if len(choice_of(self._job.engine)) > 1:
             return TrialResult(reason=f"there was not the memory to try it: {words}")
         raise MemoryError(words)
 

@@ -79,6 +79,21 @@ def read_row(
     return read[0]
 
 
+def positions_of(half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> torch.Tensor:
+    """Return the positions of a prompt's tokens [..., 1, tokens], as `generate` counts them. Raises
+    CannotSeat for a half whose `generate` does not."""
+    counted: list[torch.Tensor | None] = []
+
+    def note(model: Any, input_ids: torch.Tensor, **told: Any) -> torch.Tensor:
+        counted.append(told.get("position_ids"))
+        return input_ids
+
+    generate(half, inputs, features, custom_generate=note, max_new_tokens=1, min_new_tokens=0)
+    if len(counted) != 1 or counted[0] is None:
+        raise CannotSeat("it is not told the positions of tokens")
+    return counted[0]
+
+
 def _refuse(model: Any, endings: Any, told: Mapping[str, Any]) -> None:
     """Raise CannotSeat for what cannot be done row by row."""
     if model.config.is_encoder_decoder:

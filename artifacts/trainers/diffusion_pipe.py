@@ -1,0 +1,56 @@
+"""Writes what diffusion-pipe reads: a folder of pictures and one of videos, captions in each, and
+the TOML that names them. It knows nothing of where media come from.
+
+Source: `DirectoryDataset` in tdrussell/diffusion-pipe `utils/dataset.py`: every file of a folder is
+taken, and `captions.json` holds a list of captions by file name.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from artifacts.subtitles import one_line
+from artifacts.trainers.form import (
+    IMAGES,
+    PILLOW,
+    VIDEOS,
+    TrainerEntry,
+    TrainerForm,
+    of_kind,
+    toml_text,
+)
+
+CAPTIONS, CONFIG = "captions.json", "dataset.toml"
+FOLDERS = {"image": IMAGES, "video": VIDEOS}
+
+
+def diffusion_pipe_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
+    """Return the captions of each kind that there is, and the dataset configuration."""
+    config = f"""\
+# diffusion-pipe: dataset = {toml_text(str(folder / CONFIG))} in the training configuration
+resolutions = [512]
+enable_ar_bucket = true
+min_ar = 0.5
+max_ar = 2.0
+num_ar_buckets = 7
+frame_buckets = [1, 33]
+"""
+    files: dict[str, str] = {}
+    for kind, name in FOLDERS.items():
+        rows = of_kind(entries, kind)
+        if rows:
+            # ASCII: the trainer opens the file in whatever encoding its machine has.
+            said = {row.name: [one_line(each.caption) for each in row.rows] for row in rows}
+            files[f"{name}/{CAPTIONS}"] = json.dumps(said, indent=1) + "\n"
+            config += f"\n[[directory]]\npath = {toml_text(str(folder / name))}\nnum_repeats = 1\n"
+    return {**files, CONFIG: config}
+
+
+DIFFUSION_PIPE = TrainerForm(
+    write=diffusion_pipe_files,
+    names=(*(f"{name}/{CAPTIONS}" for name in FOLDERS.values()), CONFIG),
+    folders=FOLDERS,
+    own_media=True,
+    several=True,
+    suffixes={"image": PILLOW},
+)

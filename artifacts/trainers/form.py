@@ -1,0 +1,90 @@
+"""What a trainer's data set is made of. It knows no trainer, and not where media come from."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from artifacts.captions import Caption
+from artifacts.subtitles import one_line
+
+IMAGES, VIDEOS = "images", "videos"
+"""Folders, inside that of a data set, of media of each kind."""
+PILLOW = frozenset(
+    ["avif", "bmp", "jfif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"]
+)
+"""Suffixes of pictures that Pillow opens without a plugin: HEIC is not among them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerEntry:
+    """One picture or video that a trainer is shown, with what is said of it."""
+
+    kind: str
+    """`image` or `video`."""
+    path: str
+    """Absolute path, or relative to the folder of the data set where media must lie in it."""
+    rows: tuple[Caption, ...]
+    """What was said of it: one caption, or that of each named prompt."""
+
+    @property
+    def row(self) -> Caption:
+        """Return what a trainer is told that takes one caption: what the first prompt gave."""
+        return self.rows[0]
+
+    @property
+    def caption(self) -> str:
+        """Return that caption on one line: some trainers read the first line alone."""
+        return one_line(self.row.caption)
+
+    @property
+    def name(self) -> str:
+        """Return the name of the file."""
+        return PurePosixPath(self.path).name
+
+
+Writer = Callable[[Sequence[TrainerEntry], Path], dict[str, str]]
+"""A function of the entries and the folder of the data set: name of a file in it → its text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerForm:
+    """What one trainer reads."""
+
+    write: Writer
+    names: tuple[str, ...]
+    """All files that it may write, so that one that is no longer needed can be removed."""
+    folders: Mapping[str, str]
+    """Kind of media that the trainer takes → folder of those that must lie in the data set."""
+    own_media: bool
+    """Whether all media must lie in the data set; else only those that another path hides."""
+    apart: Callable[[PurePosixPath], str] = str
+    """What of a path tells media apart for the trainer, such as the stem of what it caches."""
+    several: bool = False
+    """Whether it takes the captions of all prompts."""
+    suffixes: Mapping[str, frozenset[str]]
+    """Kind of media → suffixes that the trainer reads, where that is not any."""
+
+    def takes(self, kind: str, suffix: str) -> bool:
+        """Return whether the trainer reads media of this kind and suffix."""
+        return kind in self.folders and suffix in self.suffixes.get(kind, {suffix})
+
+
+def of_kind(entries: Sequence[TrainerEntry], kind: str) -> list[TrainerEntry]:
+    """Return the entries of one kind."""
+    return [entry for entry in entries if entry.kind == kind]
+
+
+def json_line(value: object) -> str:
+    """Return one line of JSON, which people can read; a path that is no UTF-8 stays what it is."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    return text + "\n"
+
+
+def toml_text(text: str) -> str:
+    """Return a string as TOML has it, whose escapes are those of JSON."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,104 @@
+"""Writes what Hugging Face's `datasets` reads: a data set of pictures and one of videos, each with
+a card. It knows nothing of where media come from.
+
+Source: `FolderBasedBuilder` in huggingface/datasets `src/datasets/packaged_modules`, whose
+`imagefolder` and `videofolder` list the suffixes. A data set is read by one of the two, so that
+pictures and videos are two.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from artifacts.subtitles import one_line
+from artifacts.tables import utf8
+from artifacts.trainers.form import (
+    IMAGES,
+    PILLOW,
+    VIDEOS,
+    TrainerEntry,
+    TrainerForm,
+    json_line,
+    of_kind,
+)
+
+METADATA, CARD = "metadata.jsonl", "README.md"
+FOLDERS = {"image": IMAGES, "video": VIDEOS}
+READ = {"image": PILLOW - {"avif"}, "video": frozenset({"avi", "mkv", "mov", "mp4", "mpeg"})}
+"""Suffixes that its two builders list."""
+TASKS = {"image": "text-to-image", "video": "text-to-video"}
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+"""The hub's words for how many rows there are, each with the number that it ends before."""
+
+
+def hf_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
+    """Return metadata and card of each kind that there is."""
+    files: dict[str, str] = {}
+    for kind, name in FOLDERS.items():
+        rows = of_kind(entries, kind)
+        if rows:
+            # The reader wants the same columns in every line.
+            named = sorted({said.name for row in rows for said in row.rows if said.name})
+            files[f"{name}/{METADATA}"] = "".join(json_line(_line(row, named)) for row in rows)
+            files[f"{name}/{CARD}"] = _card(kind, rows)
+    return files
+
+
+def _line(entry: TrainerEntry, named: Sequence[str]) -> dict[str, object]:
+    row, said = entry.row, {each.name: one_line(each.caption) for each in entry.rows}
+    line: dict[str, object] = {
+        "file_name": entry.name,
+        "text": utf8(entry.caption),
+        "media_path": utf8(row.media_path),
+        "model": _name(row.model),
+        "start": float(row.start),
+        "end": float(row.end),
+    }
+    # A prompt may be called as one of these columns is.
+    of_each = {f"caption_{name}" if name in line else name: said.get(name, "") for name in named}
+    return {**line, **{column: utf8(text) for column, text in of_each.items()}}
+
+
+def _name(model: str) -> str:
+    """Return what a model is called: where it lies on this machine is nobody else's matter."""
+    return PurePosixPath(model).name if model.startswith("/") else model
+
+
+def _card(kind: str, rows: Sequence[TrainerEntry]) -> str:
+    size = next((word for below, word in SIZES if len(rows) < below), "n>1M")
+    models = "\n".join(f"- `{model}`" for model in sorted({_name(row.row.model) for row in rows}))
+    return f"""\
+---
+task_categories:
+- {TASKS[kind]}
+modalities:
+- {kind}
+- text
+size_categories:
+- {size}
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: "*"
+---
+
+# Captioned {FOLDERS[kind]}
+
+{len(rows):,} {FOLDERS[kind] if len(rows) > 1 else kind}, each with a caption in `text`, written by:
+
+{models}
+
+`media_path`, `start` and `end` (seconds) say what of which file a row is about.
+
+    datasets.load_dataset("{kind}folder", data_dir=".")
+"""
+
+
+HF = TrainerForm(
+    write=hf_files,
+    names=tuple(f"{name}/{file}" for name in FOLDERS.values() for file in (METADATA, CARD)),
+    folders=FOLDERS,
+    own_media=True,
+    several=True,
+    suffixes=READ,
+)

@@ -1,0 +1,41 @@
+"""Writes what kohya's sd-scripts read: metadata of pictures, and the TOML that names it. It knows
+nothing of where pictures come from.
+
+Source: `FineTuningDataset` in kohya-ss/sd-scripts `library/train_util.py`, and its
+`docs/config_README-en.md`. Latents are cached beside a picture, by its path without suffix.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from artifacts.trainers.form import IMAGES, PILLOW, TrainerEntry, TrainerForm, json_line, toml_text
+
+METADATA, CONFIG = "metadata.json", "dataset.toml"
+
+
+def kohya_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
+    """Return the metadata, a picture a line, and the dataset configuration."""
+    pairs = (
+        f"{json_line(e.path).rstrip()}: {json_line({'caption': e.caption}).rstrip()}"
+        for e in entries
+    )
+    config = f"""\
+# sd-scripts: --dataset_config {CONFIG} --resolution 1024,1024
+[[datasets]]
+enable_bucket = true
+
+  [[datasets.subsets]]
+  metadata_file = {toml_text(str(folder / METADATA))}
+  num_repeats = 1
+"""
+    return {METADATA: "{\n" + ",\n".join(pairs) + "\n}\n", CONFIG: config}
+
+
+KOHYA = TrainerForm(
+    write=kohya_files,
+    names=(METADATA, CONFIG),
+    folders={"image": IMAGES},
+    own_media=False,
+    apart=lambda path: str(path.with_suffix("")),
+    suffixes={"image": PILLOW},
+)

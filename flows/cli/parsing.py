@@ -1,0 +1,48 @@
+"""Parses command lines: options by their whole names, and one line that says what was meant where
+one is wrong."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
+"""What argparse says of a value that is none of those that may be."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser of which no option may be shortened, so that a new one breaks no script."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what is wrong, and end with exit code 2."""
+        if found := CHOICE.fullmatch(message):
+            what, given, choices = found.groups()
+            names = re.findall(r"'([^']*)'", choices)
+            noun = "command" if what in ("COMMAND", "ACTION") else f"value of {what}"
+            message = f"{given} is no {noun}{meant(given, names)}"
+        self.exit(2, f"{self.prog}: {message}. `{self.prog} --help` lists what there is\n")
+
+    def unknown(self, words: Sequence[str]) -> NoReturn:
+        """Refuse options that there are not."""
+        names = [name for action in self._actions for name in action.option_strings]
+        first = next((word for word in words if word.startswith("-")), words[0])
+        name = first.partition("=")[0]
+        self.error(f"there is no option {name}{meant(name, names)}")
+
+    def of_command(self, name: str | None) -> "CommandParser":
+        """Return the parser of a command; this one where there is none of that name."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and name in action.choices:
+                parser: CommandParser = action.choices[name]
+                return parser
+        return self
+
+
+def meant(given: str, names: Iterable[str]) -> str:
+    """Return the end of a line that tells the name that was meant, where one is near."""
+    near = difflib.get_close_matches(given, names, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -1,0 +1,50 @@
+"""Writes times and sizes for people, and reads sizes of theirs."""
+
+import math
+import re
+
+from artifacts.errors import UsageError
+
+UNITS = {
+    "": 1,
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", 1)},
+    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGTP", 1)},
+    "B": 1,
+}
+"""Unit of a size, in capitals → bytes."""
+
+
+def duration(seconds: float) -> str:
+    """Return a time as `8 s`, `3 min 20 s` or `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: int) -> str:
+    """Return a size as `512 B`, `3.4 MB` or `18.2 GB`, in powers of ten as disks are sold."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def gib(count: float) -> str:
+    """Return a size as `2.84 GiB`, `310 MiB` or `12.1 MiB`, in powers of two as memory is sold."""
+    if count >= (1 << 30) / 10:
+        return f"{count / (1 << 30):.2f} GiB"
+    return f"{count / (1 << 20):.{0 if count >= 100 << 20 else 1}f} MiB"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of `200GB`, `1.5TiB`, `4096`. Raises UsageError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    unit = UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None or not math.isfinite(size := float(found[1]) * unit):
+        raise UsageError(f"{text!r} is not a size", hint="Write it like 200GB, 1.5TiB or 800MB")
+    return int(size)

@@ -1,0 +1,88 @@
+"""Tells which samples there are of what is captioned, and where their media come from. It runs no
+model and cuts nothing."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from artifacts.captions import Caption
+from artifacts.samples import Sample, sample_key
+from artifacts.stamps import Stamp
+from flows.job.prepare import Job
+from flows.job.sources import MediaFile
+from flows.job.tasks import Medium
+from flows.results.outputs import captions_of
+
+SAME_SECONDS = 0.001
+"""Seconds from the end of a medium: a chunk that reaches this close to it holds all of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleSource:
+    """One sample and the source of its media."""
+
+    sample: Sample
+    file: Path
+    kind: str
+    """`image` or `video`."""
+    chunk: int
+    """Number of the chunk in its medium."""
+    whole: bool
+    """Whether the file's own bytes are the sample's media."""
+    stamp: Stamp | None
+    """State of the file that was captioned."""
+
+
+def sample_sources(job: Job) -> Iterator[list[SampleSource]]:
+    """Yield the samples of each file, in source order: those of one prompt after another."""
+    copies: Counter[tuple[str, str, str]] = Counter()
+    for group in job.by_file:
+        items: list[SampleSource] = []
+        for file, medium in group:
+            captions = captions_of(job, file, medium)
+            if captions:
+                alike = (file.media_path, medium.digest, medium.prompt)
+                copies[alike] += 1
+                items += _items_of(job, file, medium, captions, copies[alike])
+        yield items
+
+
+def _items_of(
+    job: Job, file: MediaFile, medium: Medium, captions: Sequence[Caption], copy: int
+) -> list[SampleSource]:
+    index = job.ledger.index(medium)
+    assert index is not None
+    numbers = {chunk.start: chunk.index for chunk in index.chunks}
+    whole = captions[0].start == 0 and captions[0].end > index.duration - SAME_SECONDS
+    return [
+        SampleSource(
+            sample=Sample(
+                key=sample_key(row.media_path, medium.digest, row.prompt, copy, numbers[row.start]),
+                row=row,
+                content=medium.digest,
+            ),
+            file=file.path,
+            kind=medium.kind,
+            chunk=numbers[row.start],
+            whole=whole,
+            stamp=medium.stamp,
+        )
+        for row in captions
+    ]
+
+
+def by_chunk(items: Sequence[SampleSource]) -> list[list[SampleSource]]:
+    """Return the samples of a file by chunk, the first prompt's before the others."""
+    found: dict[int, list[SampleSource]] = {}
+    for item in items:
+        found.setdefault(item.chunk, []).append(item)
+    return [found[number] for number in sorted(found)]
+
+
+def one_a_chunk(items: Sequence[SampleSource]) -> list[SampleSource]:
+    """Return one sample a chunk, that of its first prompt, with what the others gave beside it."""
+    return [
+        replace(first, sample=replace(first.sample, others=tuple(o.sample.row for o in others)))
+        for first, *others in by_chunk(items)
+    ]

@@ -1,0 +1,151 @@
+"""Writes one text file a medium, in `OUT` or beside the media; runs no model. Texts that we wrote
+are brought to what is said now; what people wrote or edited is theirs.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Set
+from pathlib import Path, PurePosixPath
+
+from artifacts.captions import Caption
+from artifacts.names import SUFFIXES, file_stems
+from artifacts.shards import DATASET
+from artifacts.subtitles import WRITERS
+from flows.job.formats import JOINABLE, JOINED
+from flows.job.joining import JoinedTexts
+from flows.job.own_files import OwnFiles, digest_at
+from flows.job.prepare import Job
+from flows.job.sources import MediaFile
+from flows.job.tasks import Medium
+from flows.results.texts import Texts
+
+NOT_TEXTS = ("logs", DATASET)
+"""Folders of `OUT` that hold no text of a medium."""
+
+CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption]]
+
+
+def write_texts(job: Job, own: OwnFiles, captions_of: CaptionsOf) -> list[Texts]:
+    """Bring text files to what is said now: those asked for, and ours in `OUT`. Of others beside
+    the media it is told how many are of an earlier run."""
+    found: list[Texts] = []
+    for beside in (False, True):
+        asked = job.config.format if job.config.beside == beside else ()
+        if not own and not set(asked) & set(WRITERS):
+            continue
+        stems = _stems(job, beside)
+        there = _texts_in({os.path.dirname(stem) for stem in stems})
+        for form in WRITERS:
+            writer = _Writer(job, own, Texts(form=form, beside=beside), stems)
+            if form in asked or (not beside and writer.has_own(there)):
+                found.append(writer.write(captions_of))
+            elif beside and writer.count_stale(captions_of, there):
+                found.append(writer.texts)
+    return found
+
+
+def _texts_in(folders: Set[str]) -> set[str]:
+    """Return paths of what lies in these folders and is called as our texts are. To list a folder
+    takes as long as to look for one file in it."""
+    found: set[str] = set()
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            names = (name for name in os.listdir(folder) if name.endswith(SUFFIXES))
+            found.update(os.path.join(folder, name) for name in names)
+    return found
+
+
+class _Writer:
+    """A writer of the files of one form in one place."""
+
+    def __init__(self, job: Job, own: OwnFiles, texts: Texts, stems: list[str]) -> None:
+        self._job = job
+        self._own = own
+        self.texts = texts
+        self._joined = JoinedTexts(own, texts.form)
+        self._paths = [Path(f"{stem}.{texts.form}") for stem in stems]
+
+    def has_own(self, there: Set[str]) -> bool:
+        """Return whether any of them is among those, and ours."""
+        pairs = zip(self._paths, self._job.contents, strict=True)
+        present = ((path, medium) for path, medium in pairs if str(path) in there)
+        return any(self._is_own(path, medium) for path, medium in present)
+
+    def write(self, captions_of: CaptionsOf) -> Texts:
+        """Bring them to what is said now."""
+        for path, medium, text in self._said(captions_of):
+            if text is None:
+                self.texts.earlier += self._is_own(path, medium)
+            elif self._bring(path, medium, text):
+                self.texts.written += 1
+            else:
+                self.texts.kept.append(path.name)
+        self.texts.edited = self._joined.edited
+        if not self.texts.beside:
+            self.texts.others = self._count_others()
+        return self.texts
+
+    def _bring(self, path: Path, medium: Medium, text: bytes) -> bool:
+        """Bring one to what is said now by the rule; return whether it holds that."""
+        config, form = self._job.config, self.texts.form
+        if config.rule in JOINED and form in JOINABLE and os.path.lexists(path):
+            return self._joined.bring(path, medium.digest, text.decode(), config.rule)
+        return self._own.bring(path, text, form, medium.digest, replace=config.replaces)
+
+    def count_stale(self, captions_of: CaptionsOf, there: Set[str]) -> int:
+        """Count those that are ours and say something else than what is said now."""
+        for path, medium, text in self._said(captions_of, there):
+            same = text is not None and digest_at(path) == hashlib.sha256(text).hexdigest()
+            self.texts.earlier += not same and self._is_own(path, medium)
+        return self.texts.earlier
+
+    def _said(
+        self, captions_of: CaptionsOf, only: Set[str] | None = None
+    ) -> Iterator[tuple[Path, Medium, bytes | None]]:
+        """Yield what each file, or each of `only` those, should hold. It is None where not all of a
+        medium is captioned, since half a text would look like a whole one."""
+        job = self._job
+        for path, file, medium in zip(self._paths, job.files, job.contents, strict=True):
+            if only is not None and str(path) not in only:
+                continue
+            captions = captions_of(job, file, medium)
+            wanted = sum(not job.ledger.lost(task) for task in job.ledger.tasks([medium]))
+            text = None
+            if captions and len(captions) >= wanted:
+                lines = "".join(WRITERS[self.texts.form](captions))
+                text = lines.encode("utf-8", errors="replace")
+            yield path, medium, text
+
+    def _is_own(self, path: Path, medium: Medium) -> bool:
+        """Return whether what lies there is ours, or a part of it."""
+        if self._own.has(self.texts.form, medium.digest, digest_at(path)):
+            return True
+        return self.texts.form in JOINABLE and self._joined.holds(path, medium.digest)
+
+    def _count_others(self) -> int:
+        ours, count = {str(path) for path in self._paths}, 0
+        for folder, names, files in os.walk(self._job.out):
+            names[:] = [name for name in names if name not in NOT_TEXTS]
+            of_form = (name for name in files if name.endswith(f".{self.texts.form}"))
+            count += sum(os.path.join(folder, name) not in ours for name in of_form)
+        return count
+
+
+def _stems(job: Job, beside: bool) -> list[str]:
+    """Return the path without suffix of each file's text, absolute."""
+    if not beside:
+        names = [_named(file.media_path, file.name) for file in job.files]
+        return [f"{job.out}/{stem}" for stem in file_stems(names)]
+    # A file that two sources name is one file, but with two prompts it has two texts.
+    files = zip(job.files, job.contents, strict=True)
+    both = [(_named(str(file.path), file.name), m.prompt) for file, m in files]
+    each = list(dict.fromkeys(both))
+    stems = dict(zip(each, file_stems([path for path, _ in each]), strict=True))
+    return [stems[one] for one in both]
+
+
+def _named(path: str, name: str) -> str:
+    """Return the path of a medium as if the name of a prompt were in it: `a.short.mp4`."""
+    suffix = PurePosixPath(path).suffix
+    return f"{path.removesuffix(suffix)}.{name}{suffix}" if name else path

@@ -1,0 +1,230 @@
+"""Writes the data sets that trainers read, of what is captioned: which samples are in them, and
+where their media lie. It runs no model.
+
+They are of whole files, where a file is one chunk, and of clips of the others. Where a trainer
+wants media in a folder of its own, or tells two of them not apart, they get a second name there.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from artifacts.files import HALF, OURS
+from artifacts.linking import is_linked, is_spare, link
+from artifacts.samples import media_suffix
+from artifacts.stamps import stamp_of
+from artifacts.store import fault_of
+from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
+from artifacts.words import counted, first_of
+from flows.job.launch import Launcher
+from flows.job.own_files import OwnFiles, digest_at
+from flows.job.prepare import Job
+from flows.results.clips import Clips, key_of
+from flows.results.cutting import Tell
+from flows.results.sample_sources import SampleSource, by_chunk, sample_sources
+
+LINKED = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}(-\d+)?\.[a-z0-9]{1,8}")
+"""Names that media get in the folder of a data set."""
+LEAD_SECONDS = 0.5
+"""A clip may begin so long before its chunk and nothing is said of it."""
+
+Chunk = Sequence[SampleSource]
+"""The samples of one chunk, one a prompt; their media are the same."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainersWritten:
+    """The data sets of trainers that were written, and what a person should know of them."""
+
+    forms: list[str] = field(default_factory=list)
+    """Formats whose files hold what is said now."""
+    notes: list[str] = field(default_factory=list)
+
+
+def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
+    """Bring to what is captioned now the data sets that are asked for, and ours in `OUT`. Raises
+    PenstockError."""
+    own = OwnFiles(job.store, "trainer ")
+    forms = [name for name in TRAINERS if name in job.config.format or _is_own(job, own, name)]
+    if not forms:
+        return TrainersWritten()
+    items = [chunk for group in sample_sources(job) for chunk in by_chunk(group)]
+    clips = Clips(job, launcher, tell)
+    videos = any("video" in TRAINERS[name].folders for name in forms)
+    cut = clips.of([said[0] for said in items if not said[0].whole]) if videos else {}
+    found = TrainersWritten()
+    for name in forms:
+        trainer = _TrainerFolder(job, own, name, clips)
+        if trainer.write(items, cut):
+            found.forms.append(name)
+        found.notes += trainer.notes()
+    found.notes += _clip_notes(clips)
+    return found
+
+
+def _is_own(job: Job, own: OwnFiles, name: str) -> bool:
+    """Return whether a file of this data set that lies in `OUT` is ours."""
+    files = TRAINERS[name].names
+    return any(own.has(f"{name}/{file}", "", digest_at(job.out / name / file)) for file in files)
+
+
+def _clip_notes(clips: Clips) -> Iterator[str]:
+    if clips.refused:
+        why = next(iter(clips.refused.values()))
+        yield f"{counted(len(clips.refused), 'chunk')} could not be cut out for trainers ({why})"
+    if clips.kept:
+        yield _kept(clips.kept, clips.folder)
+    if clips.longest_lead > LEAD_SECONDS:
+        yield (
+            f"clips begin at a keyframe, up to {clips.longest_lead:.1f} s before their chunk, and "
+            f"trainers see that too: media_start in {clips.folder / 'index.json'}"
+        )
+
+
+def _kept(names: Sequence[str], folder: Path) -> str:
+    return (
+        f"kept as people wrote or edited them: {counted(len(names), 'file')} in {folder} "
+        f"({first_of(names)}); --existing replace replaces them"
+    )
+
+
+class _TrainerFolder:
+    """The data set of one trainer in `OUT`."""
+
+    def __init__(self, job: Job, own: OwnFiles, name: str, clips: Clips) -> None:
+        self._own = own
+        self._name = name
+        self._form: TrainerForm = TRAINERS[name]
+        self._folder = job.out / name
+        self._replace = job.config.replaces
+        self._clips = clips
+        self._kept: list[str] = []
+        self._left_out: Counter[tuple[str, str]] = Counter()
+        """What is not in it, and why → how many."""
+        self._first = ""
+        """Name of the prompt whose captions are taken, where those of others are not."""
+        self._copied = 0
+        self._spare = 0
+        """Media of an earlier run that may be the last copy."""
+
+    def write(self, items: Sequence[Chunk], cut: Mapping[str, Path]) -> bool:
+        """Write its files; return whether all of them hold what is said now."""
+        taken = [(c, path) for c in items if (path := self._media(c[0], cut)) is not None]
+        if not self._form.several:
+            named = (chunk[0].sample.row.name for chunk, _ in taken if len(chunk) > 1)
+            self._first = next(named, "")
+        entries = self._entries(taken)
+        texts = self._form.write(entries, self._folder)
+        for file, text in texts.items():
+            content = text.encode("utf-8", errors="replace")
+            form = f"{self._name}/{file}"
+            if not self._own.bring(self._folder / file, content, form, "", replace=self._replace):
+                self._kept.append(file)
+        try:
+            self._clear(set(texts), {entry.path for entry in entries})
+        except OSError as error:
+            raise fault_of(error, self._folder) from error
+        return not self._kept
+
+    def _media(self, item: SampleSource, cut: Mapping[str, Path]) -> Path | None:
+        """Return the file that holds a chunk alone, if the trainer can be shown it."""
+        path = item.file if item.whole else cut.get(item.sample.key)
+        if item.kind not in self._form.folders:
+            self._left_out[item.kind, f"it reads no {item.kind}s"] += 1
+        elif path is None:
+            pass  # told once for all trainers
+        elif not self._form.takes(item.kind, suffix := media_suffix(path.name)):
+            self._left_out[item.kind, f"it does not read .{suffix}"] += 1
+        elif item.whole and _changed(item):
+            self._left_out["file", "changed since it was captioned"] += 1
+        else:
+            return path
+        return None
+
+    def _entries(self, taken: Sequence[tuple[Chunk, Path]]) -> list[TrainerEntry]:
+        """Return the entries, whose media are where the trainer finds them and no two alike."""
+        apart = [self._form.apart(PurePosixPath(path)) for _, path in taken]
+        seen, names = Counter(apart), Counter[str]()
+        entries: list[TrainerEntry] = []
+        for (chunk, path), key in zip(taken, apart, strict=True):
+            item, place = chunk[0], str(path)
+            rows = tuple(each.sample.row for each in chunk)
+            if self._form.own_media or seen[key] > 1:
+                inside = self._linked(item, path, names)
+                place = inside if self._form.own_media else str(self._folder / inside)
+            entries.append(TrainerEntry(kind=item.kind, path=place, rows=rows))
+        return entries
+
+    def _linked(self, item: SampleSource, path: Path, names: Counter[str]) -> str:
+        """Give media a second name in the folder, and return it. Raises EnvironmentFault."""
+        stem = key_of(item)
+        names[stem] += 1
+        stem += f"-{names[stem]}" if names[stem] > 1 else ""
+        inside = f"{self._form.folders[item.kind]}/{stem}.{media_suffix(path.name)}"
+        target = self._folder / inside
+        if not is_linked(path, target):
+            if not (self._replace or self._clips.made(target) or is_spare(target)):
+                self._kept.append(inside)
+                return inside
+            self._copied += link(path, target)
+            self._mark()
+        return inside
+
+    def _mark(self) -> None:
+        """Keep a later run that is given the folder above from captioning what is in here."""
+        try:
+            (self._folder / OURS).touch()
+        except OSError as error:
+            raise fault_of(error, self._folder) from error
+
+    def _clear(self, files: set[str], media: set[str]) -> None:
+        """Remove what an earlier run wrote and this one does not need. As long as a person's file
+        may speak of it, it stays."""
+        if self._kept:
+            return
+        for file in self._form.names:
+            path = self._folder / file
+            if file not in files and self._own.has(f"{self._name}/{file}", "", digest_at(path)):
+                path.unlink(missing_ok=True)
+        for folder in ("", *self._form.folders.values()):
+            place = self._folder / folder
+            names = sorted(os.listdir(place)) if place.is_dir() else []
+            wanted = {Path(path).name for path in media if Path(path).parent.name == folder}
+            for name in names:
+                if name.startswith(HALF) and name != OURS:  # of a run that was killed
+                    (place / name).unlink()
+                elif folder and name not in wanted and LINKED.fullmatch(name):
+                    if is_spare(place / name):
+                        (place / name).unlink()
+                    else:
+                        self._spare += 1
+
+    def notes(self) -> Iterator[str]:
+        """Yield what a person should know of the data set."""
+        for (noun, why), count in self._left_out.items():
+            yield f"not in {self._name}: {counted(count, noun)} ({why})"
+        if self._kept:
+            yield _kept(self._kept, self._folder)
+        if self._first:
+            yield f"{self._name} takes one caption of each: that of the prompt {self._first}"
+        if self._copied:
+            yield (
+                f"{counted(self._copied, 'file')} copied into {self._folder}: the disk takes no "
+                "links"
+            )
+        if self._spare:
+            yield (
+                f"about nothing in this run: {counted(self._spare, 'file')} in {self._folder}, "
+                "perhaps the last copy"
+            )
+
+
+def _changed(item: SampleSource) -> bool:
+    """Return whether a file is not what was captioned."""
+    try:
+        return stamp_of(item.file) != item.stamp if item.stamp is not None else False
+    except OSError:
+        return True

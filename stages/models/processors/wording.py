@@ -1,0 +1,47 @@
+"""Counts the words that a processor writes around pictures: times of frames, marks, a template.
+Knows no family."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from artifacts.schema import MediaKind
+from stages.models.processors.calling import text_ids
+from stages.models.processors.clip import black_clip
+from stages.models.processors.prepare import channel_of, prepare, rebuild
+from stages.process.exit_diagnosis import out_of_memory
+
+FEW, MORE = 2, 6
+"""Frames of two videos by whose prompts it is told what each frame adds."""
+EDGE = 64
+"""Pixels of their sides."""
+ASKED = "?"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wording:
+    """Tokens of a prompt that stand for no picture and are not asked by anybody."""
+
+    a_prompt: int = 0
+    a_frame: int = 0
+
+
+def wording(processor: Any, kind: MediaKind) -> Wording:
+    """Return how much is written around frames of this kind; nothing where that cannot be found
+    out."""
+    counts = (FEW, MORE) if kind == "video" else (1, 1)
+    if kind == "video" and channel_of(processor, kind) == "images":
+        counts = (1, MORE)
+    try:
+        few, more = (_words(processor, kind, count) for count in counts)
+    except Exception as error:  # a processor may refuse in any way; real frames will tell
+        if out_of_memory(error):
+            raise
+        return Wording()
+    a_frame = max(0, -(-(more - few) // max(1, counts[1] - counts[0])))
+    return Wording(a_prompt=max(0, few - counts[0] * a_frame), a_frame=a_frame)
+
+
+def _words(processor: Any, kind: MediaKind, count: int) -> int:
+    """Return the tokens of a prompt with so many frames, beside those of the frames themselves."""
+    row = prepare(processor, black_clip(kind, count, EDGE, EDGE))
+    return int(text_ids(rebuild(processor, [row], [ASKED])).shape[1]) - row.count.tokens

@@ -1,0 +1,120 @@
+"""Reads the data sets of trainers by the rules of the trainers' own readers, which are named, and
+asserts what those would refuse or silently do wrong. Each returns path → caption."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+IMAGES = "bmp jfif jpeg jpg pgm png ppm tif tiff webp"
+"""Of the suffixes that `imagefolder` lists those that can be captioned."""
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def kohya(out: Path) -> dict[str, str]:
+    """`FineTuningDataset.__init__` in kohya-ss/sd-scripts library/train_util.py, and the schema in
+    its config_util.py."""
+    config = _toml(out / "kohya" / "dataset.toml")
+    (dataset,) = config["datasets"]
+    assert set(dataset) <= {"enable_bucket", "resolution", "batch_size", "subsets"}
+    (subset,) = dataset["subsets"]
+    assert set(subset) == {"metadata_file", "num_repeats"}
+    with open(subset["metadata_file"], encoding="utf-8") as file:
+        metadata = json.load(file)
+    cached = [str(Path(path).with_suffix("")) for path in metadata]
+    assert len(set(cached)) == len(cached)
+    for path in metadata:
+        assert Path(path).is_absolute() and Path(path).is_file()
+    return {path: told["caption"] for path, told in metadata.items()}
+
+
+def musubi(out: Path) -> dict[str, str]:
+    """`ImageJsonlDatasource`, `VideoJsonlDatasource` and `get_latent_cache_path` in
+    kohya-ss/musubi-tuner src/musubi_tuner/dataset; docs/dataset_config.md."""
+    config = _toml(out / "musubi" / "dataset.toml")
+    assert set(config["general"]) <= {"resolution", "batch_size", "enable_bucket"}
+    found: dict[str, str] = {}
+    caches = [dataset["cache_directory"] for dataset in config["datasets"]]
+    assert len(set(caches)) == len(caches)
+    for dataset in config["datasets"]:
+        kind = "video" if "video_jsonl_file" in dataset else "image"
+        rows = []
+        with open(dataset[f"{kind}_jsonl_file"], encoding="utf-8") as file:
+            for line in file:
+                data = json.loads(line)
+                rows.append((data[f"{kind}_path"], data["caption"]))
+        stems = [Path(path).stem for path, _ in rows]
+        assert len(set(stems)) == len(stems)
+        assert all(Path(path).is_absolute() and Path(path).is_file() for path, _ in rows)
+        found |= dict(rows)
+    return found
+
+
+def diffusion_pipe(out: Path) -> dict[str, str]:
+    """`DirectoryDataset._get_ungrouped_metadata` in tdrussell/diffusion-pipe utils/dataset.py."""
+    skipped = (".txt", ".npz", ".json", ".parquet", ".bak", ".db")
+    config = _toml(out / "diffusion-pipe" / "dataset.toml")
+    assert config["resolutions"] and 1 in config["frame_buckets"]
+    found: dict[str, str] = {}
+    for directory in config["directory"]:
+        path = Path(directory["path"])
+        with open(path / "captions.json", encoding="ascii") as file:
+            said = json.load(file)
+        media = [f for f in sorted(path.glob("*")) if f.is_file() and f.suffix not in skipped]
+        assert len({each.stem for each in media}) == len(media) == len(said)
+        for each in media:
+            captions = said[each.name]
+            assert isinstance(captions, list)
+            found[str(each)] = captions[0]
+    return found
+
+
+def ltx(out: Path) -> dict[str, str]:
+    """`MediaDataset` and `CaptionsDataset` in Lightricks/LTX-2 packages/ltx-trainer/scripts; the
+    paths of what it makes are relative to the folder of the lines."""
+    root = out / "ltx"
+    found: dict[str, str] = {}
+    made = set()
+    for line in (root / "dataset.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        path = root / Path(entry["media_path"].strip())
+        assert path.is_file() and ".." not in path.relative_to(root).parts
+        made.add(Path(entry["media_path"]).with_suffix(".pt"))
+        found[str(path)] = entry["caption"]
+    assert len(made) == len(found)
+    return found
+
+
+def hf(out: Path) -> dict[str, str]:
+    """`FolderBasedBuilder` in huggingface/datasets src/datasets/packaged_modules; the card is read
+    by huggingface_hub."""
+    from huggingface_hub import DatasetCard
+
+    suffixes = {
+        "images": {f".{suffix}" for suffix in IMAGES.split()},
+        "videos": {".mkv", ".mp4", ".avi", ".mpeg", ".mov"},
+    }
+    found: dict[str, str] = {}
+    for folder in sorted((out / "hf").iterdir()):
+        if folder.name.startswith("."):
+            continue
+        card = DatasetCard.load(folder / "README.md").data.to_dict()
+        assert card["configs"][0]["data_files"] == [{"split": "train", "path": "*"}]
+        rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_bytes().splitlines()]
+        assert len({tuple((k, type(v)) for k, v in row.items()) for row in rows}) == 1
+        there = {f.name for f in folder.iterdir() if f.suffix in suffixes[folder.name]}
+        assert there == {row["file_name"] for row in rows} and len(there) == len(rows)
+        found |= {str(folder / row["file_name"]): row["text"] for row in rows}
+    return found
+
+
+READERS = {
+    "kohya": kohya,
+    "musubi": musubi,
+    "diffusion-pipe": diffusion_pipe,
+    "ltx": ltx,
+    "hf": hf,
+}

@@ -1,0 +1,153 @@
+"""Several named prompts in one run: what is asked of which file, what is said where, and what
+another run finds."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from artifacts.errors import UsageError
+from flows.job.config import CaptionConfig
+from tests.support.inside import run_inside
+from tests.support.media import picture, write_video
+from tests.support.pipeline import Place
+from tests.support.saying import LONG, ODD, Saying, lines, make, run, samples
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
+ASKED = {"long": "Describe it.", "tags": "Which things?"}
+
+
+def test_every_chunk_is_asked_everything(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    result = run(config, prompts=ASKED)
+    rows = lines(config)
+    assert result.files == 3 and not result.failures
+    assert [(r["media_path"], r["start"], r["name"]) for r in rows[:4]] == [
+        (ODD, rows[0]["start"], "long"),
+        (ODD, rows[0]["start"], "tags"),
+        (LONG, 0.0, "long"),
+        (LONG, 0.0, "tags"),
+    ]
+    assert [r["prompt"] for r in rows[:2]] == list(ASKED.values())
+    assert all(r["caption"].startswith(r["prompt"]) for r in rows)
+    assert len(rows) == 2 * 5
+    out = Path(config.out)
+    texts = sorted(str(path.relative_to(out)) for path in out.glob("*.txt"))
+    stem = LONG.removesuffix(".mp4")
+    assert {f"{stem}.long.txt", f"{stem}.tags.txt", "photo.long.txt"} <= {*texts}
+    assert len(texts) == 6
+    places = [json.loads(line) for line in (out / "media.jsonl").read_text().splitlines()]
+    assert [place["captions"] for place in places] == [2, 6, 2]
+
+
+def test_tables_have_a_row_a_chunk_and_columns_a_prompt(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    run(config, prompts=ASKED)
+    out, said = Path(config.out), lines(config)
+    with open(out / "captions.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    table = pq.read_table(out / "captions.parquet").to_pylist()
+    assert len(rows) == len(table) == 5
+    assert [row["long"] for row in rows] == [r["caption"] for r in said if r["name"] == "long"]
+    assert [row["tags"] for row in table] == [r["caption"] for r in said if r["name"] == "tags"]
+    assert {row["tags_prompt"] for row in rows} == {ASKED["tags"]}
+    assert {row["long_tokens"] for row in table} == {1}
+    assert "caption" not in table[0] and table[2]["frames"] == rows_of(said, LONG)[2]["frames"]
+
+
+def rows_of(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["media_path"] == name]
+
+
+def test_a_line_of_a_list_asks_for_itself(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    listed = tmp_path / "list.jsonl"
+    folder = Path(config.sources[0])
+    entries = [
+        {"path": str(folder / ODD), "prompts": {"who": "Who?", "where": "Where?"}},
+        {"path": str(folder / LONG), "prompt": "What?"},
+        {"path": str(folder / "photo.PNG")},
+    ]
+    listed.write_text("\n".join(map(json.dumps, entries)))
+    run(config, sources=(str(listed),), prompts=ASKED)
+    asked = {(row["media_path"], row.get("name", ""), row["prompt"]) for row in lines(config)}
+    assert asked == {
+        (ODD, "who", "Who?"),
+        (ODD, "where", "Where?"),
+        (LONG, "", "What?"),
+        ("photo.PNG", "long", ASKED["long"]),
+        ("photo.PNG", "tags", ASKED["tags"]),
+    }
+
+
+def test_a_file_that_fails_is_named_once(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    (Path(config.sources[0]) / "odd.mp4").write_bytes(b"no video at all" * 9)
+    result = run(config, Saying(), prompts=ASKED)
+    assert [failure.media_path for failure in result.failures] == ["odd.mp4"]
+    assert (result.files, result.exit_code) == (4, 1)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    Image.fromarray(picture(1)).save(clips / "one.png")
+    write_video(clips / "video.mp4", ticks=range(120))
+    return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
+
+
+def test_another_prompt_costs_its_captions_alone(place: Place) -> None:
+    options = {"chunk": 2.0, "max_new_tokens": 12}
+    run_inside(place, prompts=ASKED, **options)
+    first = {(r["start"], r["prompt"]): r["caption"] for r in place.captions()}
+    assert run_inside(place, prompts=ASKED, **options).started == []
+    more = run_inside(place, prompts={**ASKED, "who": "Who is it?"}, **options)
+    assert more.started == ["decode"]
+    found = {(r["start"], r["prompt"]): r["caption"] for r in place.captions()}
+    assert first.items() <= found.items() and len(found) == 3 * len(first) // 2
+    # One that was asked among others answers who asks it alone.
+    assert run_inside(place, prompt=ASKED["tags"], **options).started == []
+    alone = {(r["start"], r["prompt"]): r["caption"] for r in place.captions()}
+    assert alone.items() <= found.items() and "name" not in place.captions()[0]
+    record = json.loads((place.out / "run.json").read_text())
+    assert record["state"] == "done"
+    assert os.listdir(place.out)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompts": {"Long": "What?"}}, {"prompts": {"": "What?"}}, {"prompts": {"a": " "}},
+        {"prompts": {"a": "What?"}, "prompt": "Who?"}, {"length": "tiny"},
+        {"prompts": ASKED, "beams": 2, "engine": "inflight"},
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        CaptionConfig(sources=("a.mp4",), **wrong)
+
+
+def test_a_length_is_asked_for_in_words() -> None:
+    asked = CaptionConfig(sources=("a.mp4",), prompt="What is it?", length="short")
+    assert asked.prompt_for("video") == "What is it? Answer in one short sentence."
+
+
+def test_a_sample_holds_all_that_was_said_of_its_chunk(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    run(config, prompts=ASKED)
+    said = {(r["media_path"], r["start"], r["name"]): r["caption"] for r in lines(config)}
+    found = samples(config)
+    assert len(found) == 5
+    for sample in found:
+        line = json.loads(sample["json"]) if isinstance(sample["json"], bytes) else sample["json"]
+        assert set(line["captions"]) == set(ASKED)
+        for name in ASKED:
+            text = said[line["media_path"], line["start"], name]
+            assert sample[f"{name}.txt"] == text == line["captions"][name]["caption"]
+        assert any(suffix in sample for suffix in ("mp4", "png"))

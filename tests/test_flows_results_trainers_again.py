@@ -1,0 +1,206 @@
+"""A second run into a folder with data sets of trainers: what is right stays, what is stale does
+not, and nothing of a person's is lost; the captions are made up."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import flows.job.launch
+from artifacts.errors import EnvironmentFault, Interrupted
+from artifacts.trainers import TRAINERS
+from flows.cli.status_command import lines as status_lines
+from flows.job.config import CaptionConfig
+from flows.results.run_read import load_record
+from flows.results.status import stages_of
+from tests.support.data_sets import said, stats, with_more, write
+from tests.support.media import write_video
+from tests.support.saying import LONG, ODD, Saying, lines
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CaptionConfig:
+    return with_more(tmp_path)
+
+
+def test_a_second_run_writes_nothing_and_cuts_nothing(config: CaptionConfig) -> None:
+    write(config)
+    before, stages = stats(config), Saying()
+    write(config, stages)
+    assert stages.names() == []
+    assert stats(config) == before
+
+
+def test_another_prompt_cuts_no_clip_and_leaves_no_data_set_stale(config: CaptionConfig) -> None:
+    write(config, prompt="First?")
+    before, stages = stats(config), Saying()
+    result = write(config, stages, prompt="Second?", format=())
+    assert stages.names() == ["decode"]
+    assert result.written.earlier == []
+    for name in TRAINERS:
+        assert all(text.startswith("Second?") for text in said(config, name))
+    media = {k for k in before if Path(k).suffix in (".mp4", ".mkv", ".png", ".webp", ".toml")}
+    assert {k: v for k, v in stats(config).items() if k in media} == {k: before[k] for k in media}
+
+
+def test_formats_that_were_not_asked_for_are_not_written(config: CaptionConfig) -> None:
+    write(config, format=("musubi",))
+    there = {path.name for path in Path(config.out).iterdir() if path.is_dir()}
+    assert there == {"clips", "logs", "musubi"}
+    record = load_record(Path(config.out))
+    assert "musubi" in "\n".join(status_lines(record, stages_of(record, 0.0)))
+
+
+def test_what_a_person_edited_is_kept_until_it_is_to_be_replaced(config: CaptionConfig) -> None:
+    out = Path(config.out)
+    write(config, prompt="First?")
+    toml, rows = out / "musubi" / "dataset.toml", out / "hf" / "videos" / "metadata.jsonl"
+    clip = next((out / "clips").glob("*-00001.mp4"))
+    for path in (toml, rows, clip):
+        path.rename(path.with_suffix(".old"))  # as an editor does
+        path.write_bytes(path.with_suffix(".old").read_bytes() + b"#\n")
+        path.with_suffix(".old").unlink()
+    edited = {path: path.read_bytes() for path in (toml, rows, clip)}
+    result = write(config, prompt="Second?", format=("musubi", "hf", "ltx"))
+    assert {path: path.read_bytes() for path in edited} == edited
+    kept = [note for note in result.warnings if note.startswith("kept as people wrote")]
+    assert [any(path.name in note for note in kept) for path in edited] == [True] * 3
+    assert all("--existing replace" in note for note in kept)
+    assert result.written.earlier == ["musubi", "hf"]
+    assert "First?" not in (out / "musubi" / "videos.jsonl").read_text()
+    result = write(config, prompt="Second?", existing="replace")
+    assert [note for note in result.warnings if note.startswith("kept")] == []
+    assert not any(path.read_bytes() == content for path, content in edited.items())
+    for name in TRAINERS:
+        assert all(text.startswith("Second?") for text in said(config, name))
+
+
+def test_a_file_that_was_there_before_is_a_person_s(config: CaptionConfig) -> None:
+    mine = Path(config.out) / "kohya" / "dataset.toml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine\n")
+    result = write(config, format=("kohya",))
+    assert mine.read_text() == "mine\n"
+    assert result.written.earlier == ["kohya"]
+    assert write(config, format=("kohya",), overwrite=True).written.earlier == []
+    assert len(said(config, "kohya")) == 2
+
+
+def test_stopped_while_clips_are_cut_the_old_files_stay_and_the_rest_is_made_then(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(config, prompt="First?", limit=1)
+    before = stats(config)
+    with monkeypatch.context() as patch:
+        patch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:stop")
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            write(config, prompt="Second?")
+    there = stats(config)
+    assert {name: there[name] for name in before} == before
+    record = load_record(Path(config.out))
+    assert "hf (of an earlier run)" in "\n".join(status_lines(record, stages_of(record, 0.0)))
+    write(config, prompt="Second?")
+    for name in TRAINERS:
+        assert said(config, name) and all(t.startswith("Second?") for t in said(config, name))
+
+
+def test_only_clips_that_are_missing_are_cut_again(config: CaptionConfig) -> None:
+    write(config)
+    clips = Path(config.out) / "clips"
+    before = {path.name: path.stat().st_mtime_ns for path in clips.glob("*.mp4")}
+    gone = sorted(before)[0]
+    (clips / gone).unlink()  # as when a run was killed before it had its name
+    (clips / ".penstock-new").mkdir()
+    half = Path(config.out) / "diffusion-pipe" / "videos" / ".penstock-x.mp4"
+    half.write_bytes(b"half")  # the trainer would take it
+    stages = Saying()
+    write(config, stages)
+    assert [len(call.arguments["cuts"]) for call in stages.calls if call.name == "cut"] == [1]
+    after = {path.name: path.stat().st_mtime_ns for path in clips.glob("*.mp4")}
+    assert {n for n in before if after[n] != before[n]} == {gone}
+    assert not (clips / ".penstock-new").exists() and not half.exists()
+    for name in TRAINERS:
+        assert said(config, name)
+
+
+def test_a_chunk_that_cannot_be_cut_out_is_left_out_and_not_tried_again(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(Path(config.sources[0], "deadly.mp4"), ticks=range(150), gop=20)
+    monkeypatch.setitem(flows.job.launch.ENTRIES, "cut", "tests.support.crashing:run")
+    stages = Saying()
+    for _ in range(2):
+        notes = write(config, stages, format=("musubi", "hf")).warnings
+        assert any(note.startswith("2 chunks could not be cut out for trainers") for note in notes)
+        assert len(said(config, "musubi")) == len(said(config, "hf")) == 8
+    assert stages.names().count("cut") == 2  # it died of the one, and went on with the others
+
+
+def test_what_is_no_longer_a_source_leaves_the_data_sets_and_nothing_is_lost(
+    config: CaptionConfig,
+) -> None:
+    folder, out = Path(config.sources[0]), Path(config.out)
+    write(config)
+    before = stats(config)
+    (folder / "photo.webp").unlink()  # what lies in the data sets is all there is of it now
+    result = write(config, sources=(str(folder / ODD),))
+    videos = {path.name for path in (out / "hf" / "videos").iterdir()}
+    assert len(videos - {"README.md", "metadata.jsonl"}) == 1
+    assert [len(said(config, name)) for name in ("musubi", "ltx")] == [1, 1]
+    assert not (out / "musubi" / "images.jsonl").exists()
+    assert {k for k in before if k.startswith("clips/")} <= set(stats(config))
+    # Of four names the last one stays, since it is the file by now.
+    assert [name[:10] for name in stats(config) if name.endswith(".webp")] == ["hf/images/"]
+    (note,) = (note for note in result.warnings if "perhaps the last copy" in note)
+    assert "1 file in" in note
+
+
+def test_a_file_of_which_two_things_are_asked_is_in_each_data_set_twice(
+    config: CaptionConfig,
+) -> None:
+    clips = Path(config.sources[0])
+    asked = [{"path": name, "prompt": p} for name in (ODD, LONG, "photo.PNG") for p in ("A?", "B?")]
+    (clips / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    write(config, sources=(str(clips / "list.jsonl"),))
+    for name in TRAINERS:
+        firsts = [text.split()[0] for text in said(config, name)]
+        assert firsts.count("A?") == firsts.count("B?") == (1 if name == "kohya" else 5)
+    assert len(list((Path(config.out) / "clips").glob("*.mp4"))) == 3
+
+
+def test_what_a_run_made_is_not_captioned_by_one_that_is_given_the_folder_above(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    write(config, sources=(str(tmp_path),))
+    before = len(lines(config))
+    assert write(config, sources=(str(tmp_path),)).files == write(config).files
+    assert len(lines(config)) == before
+    clip = Path(config.out) / "clips"
+    assert write(config, sources=(str(clip),), out=str(tmp_path / "other")).files == 3
+
+
+def test_where_the_disk_takes_no_links_media_are_copied_once_and_that_is_told(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "not here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        write(config, format=("diffusion-pipe",))
+        assert all(p.is_symlink() for p in Path(config.out, "diffusion-pipe/videos").glob("*.mp4"))
+        patch.setattr(os, "symlink", refuse)
+        notes = write(config, format=("hf",)).warnings
+        assert any("7 files copied into" in note for note in notes)
+        assert not any("copied" in note for note in write(config, format=("hf",)).warnings)
+    assert len(said(config, "hf")) == len(said(config, "diffusion-pipe")) == 7
+
+
+@pytest.mark.parametrize("place", ["kohya", "clips"])
+def test_a_file_in_the_place_of_a_folder_is_one_line(config: CaptionConfig, place: str) -> None:
+    Path(config.out).mkdir()
+    (Path(config.out) / place).write_text("mine")
+    with pytest.raises(EnvironmentFault, match="a file is in its place"):
+        write(config)
+    assert (Path(config.out) / place).read_text() == "mine"
