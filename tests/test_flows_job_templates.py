@@ -7,6 +7,8 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.store import FolderStore
+from flows.job.formats import APPEND
+from flows.job.joining import JoinedTexts
 from flows.job.own_files import OF_LABELS, OwnFiles
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
@@ -58,6 +60,16 @@ def test_what_a_model_said_is_no_tag_and_labels_are_joined(tmp_path: Path, tags:
     tags.write_text("ball, red\nred, cat\n\n")
     remember(tmp_path, tags, OF_LABELS)
     assert prompts(tmp_path, "[{tags}]")[0] == ["[ball, red, cat]"]
+
+
+def test_of_a_text_with_a_caption_put_to_it_the_person_s_part_counts(
+    tmp_path: Path, tags: Path
+) -> None:
+    tags.write_text("red, round\n")
+    texts = JoinedTexts(OwnFiles(FolderStore(tmp_path / "store")), "txt")
+    assert texts.bring(tags, DIGEST, "A ball rolls.\n", APPEND)
+    assert "A ball rolls." in tags.read_text()
+    assert prompts(tmp_path, "[{tags}]")[0] == ["[red, round]"]
 
 
 def test_files_without_tags_are_told_of_once(tmp_path: Path, tags: Path) -> None:
