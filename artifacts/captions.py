@@ -45,8 +45,10 @@ class Caption:
     warnings: tuple[str, ...] = ()
     name: str = ""
     """Name of its prompt, where there are several."""
+    fields: dict[str, Any] | None = None
+    """What it says, by property, where it follows a schema."""
 
-    UNSAID: ClassVar = ("name",)
+    UNSAID: ClassVar = ("name", "fields")
     """Fields that a line has only where there is something in them."""
 
 

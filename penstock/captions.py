@@ -26,7 +26,7 @@ from flows.job.tasks import Task
 from flows.results.outputs import caption_of, captions_by_file
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
-from flows.results.table_rows import kinds_of, table_rows
+from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.running import run
 from penstock.options import CaptionOptions, Sources, config_for
 from stages.process.events import Event, Item
@@ -102,9 +102,10 @@ class Captions(Iterator[Caption]):
         ended. Raises what stopped it."""
         self.result()
         assert self._feed is not None
-        captions = chain.from_iterable(captions_by_file(self._feed.job))
-        kinds = kinds_of(self._feed.job)
-        return table_of(table_rows(captions, kinds), schema_of(kinds))
+        job = self._feed.job
+        rows = chain.from_iterable(captions_by_file(job))
+        kinds = kinds_of(job)
+        return table_of(table_rows(rows, kinds, properties_of(job)), schema_of(kinds))
 
     def pandas(self) -> Any:
         """Return the same as a DataFrame, where pandas is installed."""

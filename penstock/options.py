@@ -62,6 +62,7 @@ class CaptionOptions(FeatureOptions, total=False):
     no_repeat_ngram: int
     retry_loops: bool
     strip_think: bool
+    schema: str
     engine: str
     max_new_tokens: int
     prefix: str

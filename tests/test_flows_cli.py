@@ -18,7 +18,7 @@ SPEAKING_OPTIONS = {
     "--prompts", "--summary", "--summary-prompt", "--length", "--system", "--start-with",
     "--avoid", "--retry-loops",
     "--strip-think", "--sampling", "--temperature", "--top-p", "--top-k", "--seed", "--beams",
-    "--repetition-penalty", "--no-repeat-ngram",
+    "--repetition-penalty", "--no-repeat-ngram", "--schema",
 }  # fmt: skip
 CAPTION_OPTIONS = {
     "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",

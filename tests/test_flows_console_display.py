@@ -15,6 +15,7 @@ from typing import IO
 
 import pytest
 
+from flows.console import tables
 from flows.console.display import Display
 from flows.console.pace import WINDOW_SECONDS, Pace
 from stages.process.events import Item, Noted
@@ -137,3 +138,17 @@ def test_time_left_follows_a_stage_that_becomes_slower() -> None:
         now += 5.0
         pace.count(now)
     assert 5.0 / 2 < pace.seconds_left(1) < 5.0 * 2 and WINDOW_SECONDS < 100 * 5
+
+
+def test_a_table_goes_on_between_words_where_there_is_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tables, "terminal_width", lambda: 80)
+    columns = ("stage", "done", "last minute", "peak memory")
+    rows = [("decode", "1,204", "3.20/s", "442.6 MB host (29.3 MB of 39.9 MB planned) " * 2)]
+    lines = tables.table_lines(columns, rows)
+    assert max(map(len, lines)) <= 80 and len(lines) > 2
+    words = {word for row in (columns, *rows) for cell in row for word in cell.split()}
+    assert {word for line in lines for word in line.split()} == words
+    monkeypatch.setattr(tables, "terminal_width", lambda: tables.UNBOUNDED)
+    assert len(tables.table_lines(columns, rows)) == 2

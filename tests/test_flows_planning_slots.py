@@ -11,7 +11,7 @@ from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.planning.choose import Question, choices
 from flows.planning.costs import estimate
-from flows.planning.costs.decode import rungs
+from flows.planning.costs.decode import SPELLED_BYTES, rungs
 from flows.planning.costs.slots import seatable, step_bytes
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
@@ -48,6 +48,16 @@ def part(found: StageEstimate, name: str) -> list[int]:
 
 def test_the_names_of_what_has_slots_are_those_of_the_engine() -> None:
     assert {cls.__name__ for cls in SEATS} | {"DummyLayer"} == SEATED
+
+
+def test_a_form_takes_what_its_tokens_do() -> None:
+    card = with_memory(FULL)
+    rung, load = decode_rungs_of(card)[0], [images(64, 1000)]
+    plain, formed = (estimate(card, rung, load, "cpu", 256, schema=form) for form in ("", "{}"))
+    assert formed.peak_bytes - plain.peak_bytes == WORDS * SPELLED_BYTES
+    plain, formed = (estimate(card, rung, load, "cuda:0", 256, schema=form) for form in ("", "{}"))
+    assert formed.peak_bytes == plain.peak_bytes
+    assert formed.host_bytes - plain.host_bytes == WORDS * SPELLED_BYTES
 
 
 def test_a_pool_is_slots_times_columns_and_one_prompt_is_read_beside_it() -> None:

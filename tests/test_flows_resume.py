@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from penstock_demo.clips import write_clips
+from tests.support.forms import SIX, text_of
 from tests.support.pipeline import Place, kill_at
 
 CLIPS = 36
@@ -79,3 +80,23 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     for kind in ("media", "features", "captions"):
         assert place.stored(kind) == whole.stored(kind)
     assert place.stored("frames") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["inflight", "transformers"])
+def test_a_killed_run_of_a_schema_resumes_to_the_same_bytes(engine: str, tmp_path: Path) -> None:
+    write_clips(tmp_path / "clips", FEW, seed=11)
+    (tmp_path / "form.json").write_text(text_of(SIX))
+    more = ["--schema", str(tmp_path / "form.json"), "--engine", engine, *BATCH]
+    more += ["--temperature", "1", "--format", "parquet"]
+    whole, place = (
+        Place(clips=tmp_path / "clips", out=tmp_path / name, store=tmp_path / f"{name}-store")
+        for name in ("whole", "killed")
+    )
+    assert whole.run(*more).returncode == 0
+    assert kill_at(place, "decode", FEW // 3, "group", *more) == -9
+    assert 0 < place.journal("decode").total() < FEW
+    resumed = place.run(*more)
+    assert resumed.returncode == 0, resumed.stderr
+    assert place.captions() == whole.captions() and place.captions()[0]["fields"]
+    assert place.stored("captions") == whole.stored("captions")

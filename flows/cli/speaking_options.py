@@ -19,6 +19,7 @@ def add_speaking_options(parser: argparse.ArgumentParser) -> None:
     add("--summary-prompt", default="", metavar="TEXT", help="what is asked for it")
     add("--system", default="", metavar="TEXT", help="what the system's turn says before")
     add("--start-with", default="", metavar="TEXT", help="every caption goes on from it")
+    add("--schema", default="", metavar="F", help="every caption is JSON of this JSON Schema")
     add("--avoid", default="", metavar="W,W", help="words that are never said")
     add("--engine", default=AUTO, metavar="E", help=f"{'|'.join(OFFERED)} [%(default)s]")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="longest caption [256]")

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from flows.console.display import failed_line, printable
+from flows.console.tables import table_lines
 from flows.console.units import duration
 from flows.results.export_read import ExportFound, export_in
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
 from flows.results.status import COLUMNS, StageStatus, advice, cells, places, stages_of, what
 from flows.results.tuned import training_in
-
-ROW = "{:11s}{:>9s}{:>8s}{:>10s}{:>13s}{:>11s}{:>13s}{:>13s}  {}"
 
 
 def status_command(given: argparse.Namespace) -> int:
@@ -63,8 +62,7 @@ def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]
     if advice(record):
         yield advice(record)
     yield from what(record)
-    yield ROW.format(*COLUMNS)
-    yield from (ROW.format(*cells(stage)) for stage in stages)
+    yield from table_lines(COLUMNS, map(cells, stages))
     yield from (f"{place:11s}{path}" for place, path in places(record).items())
     for failure in record["failures"]:
         yield failed_line(failure["media_path"], failure["message"], failure["hint"])

@@ -13,6 +13,7 @@ from flows.job.formats import KEEP, REPLACE, check_existing, check_formats
 from flows.job.speaking_config import SpeakingConfig
 from stages.decode.engines import AUTO, INFLIGHT, OFFERED, SEVERAL
 from stages.decode.job import DEFAULT_ENGINE
+from stages.decode.structure import check_room
 from stages.models.graphs.providers import BACKENDS
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
@@ -177,6 +178,8 @@ class CaptionConfig(SpeakingConfig):
         if not self.model:
             raise UsageError("--model is empty", hint="Give a folder, a hub id, or demo")
         self.check_speaking()
+        if self.schema:
+            check_room(self.schema, self.max_new_tokens)
 
     @property
     def rule(self) -> str:

@@ -4,9 +4,12 @@ nothing of media and of memory."""
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from artifacts.errors import UsageError
+from artifacts.regular import read_text
 from stages.decode.generation import GREEDY, Generation
+from stages.decode.structure import canonical
 
 LENGTHS = {
     "short": "Answer in one short sentence.",
@@ -14,6 +17,8 @@ LENGTHS = {
     "long": "Answer in one long and detailed paragraph.",
 }
 """The values of `--length`, each with what is put behind the prompt."""
+SCHEMA_BYTES = 1 << 20
+"""Largest size of the file of a schema."""
 NAME = re.compile(r"[a-z0-9-]+")
 """The form of a prompt's name."""
 
@@ -58,6 +63,9 @@ class SpeakingConfig:
     """Say a caption that goes round in circles once more, where it may not."""
     strip_think: bool = False
     """Leave out of captions what stands between <think> and </think>."""
+    schema: str = ""
+    """File of a JSON Schema that every caption follows, or its text; empty: none. Read at once, so
+    that it is the text from then on."""
 
     @property
     def generation(self) -> Generation:
@@ -66,6 +74,8 @@ class SpeakingConfig:
 
     def check_speaking(self) -> None:
         """Raise UsageError for what makes no sense."""
+        if self.schema:
+            object.__setattr__(self, "schema", canonical(read_schema(self.schema)))
         _ = self.generation
         if self.prompt is not None and not self.prompt.strip():
             raise UsageError("--prompt is empty", hint="Leave it out to ask for a description")
@@ -87,6 +97,20 @@ class SpeakingConfig:
     def in_length(self, prompt: str) -> str:
         """Return a prompt with the length that is asked for in words."""
         return f"{prompt} {LENGTHS[self.length]}" if self.length else prompt
+
+
+def read_schema(given: str) -> str:
+    """Return the text of a schema of which the file is given, or the text itself. Raises
+    UsageError."""
+    if given.lstrip().startswith("{"):
+        return given
+    try:
+        return read_text(Path(given).expanduser(), SCHEMA_BYTES, "utf-8-sig")
+    except (OSError, RuntimeError, ValueError) as error:  # of a user, or a name, that cannot be
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(
+            f"--schema {given} cannot be read: {reason}", hint="Give a file of a JSON Schema"
+        ) from error
 
 
 def check_prompts(prompts: Mapping[str, str]) -> None:

@@ -63,8 +63,15 @@ class Question:
         return self._estimate(rung, (self.least,) if self.least else self.workloads)
 
     def _estimate(self, rung: Rung, workloads: Sequence[Workload]) -> StageEstimate:
-        new = self.config.max_new_tokens
-        return estimate(self.model, rung, workloads, self.device, new, self.context_bytes)
+        return estimate(
+            self.model,
+            rung,
+            workloads,
+            self.device,
+            self.config.max_new_tokens,
+            self.context_bytes,
+            self.config.schema,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -83,6 +83,18 @@ class StageEstimate:
             **sums,
         )
 
+    def plus(self, term: Term, device: str) -> "StageEstimate":
+        """Return the same with one term more."""
+        assert self.workload is not None
+        return StageEstimate.of(
+            self.rung,
+            [*self.terms, term],
+            device=device,
+            workload=self.workload,
+            flops=self.flops,
+            by_dimensions=self.by_dimensions,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return all but the arithmetic."""
         return {

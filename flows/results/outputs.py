@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import merge
 from operator import attrgetter
 from typing import Any
@@ -21,9 +21,10 @@ from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from flows.pipelines import STAGES
-from flows.results.table_rows import kinds_of, table_rows
+from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.results.text_files import write_texts
 from flows.results.texts import Texts
+from stages.decode.structure import fields_of, words_of
 from stages.process.events import Failed
 
 
@@ -88,6 +89,7 @@ FOLDERS = (DATASET, *TRAINERS)
 THINKING_STILL = "it was still thinking when it was cut: --max-new-tokens lets it come to an end"
 ROUND = "it went round in circles, and was said once more where it may not"
 ROUND_STILL = "it went round in circles, and once more when it was said again"
+SHORTENED = "it was closed early, because it had as many tokens as it may have"
 MIDDLE = ("only the chunk's middle frame was seen: the model takes one picture a prompt",)
 
 
@@ -106,13 +108,14 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     index = job.ledger.index(task.medium)
     assert index is not None
     one_frame = task.medium.kind == "video" and job.model.one_frame
-    said, warnings = _said(stored, strip_think=job.config.strip_think)
+    said, warnings = _said(stored, strip_think=job.config.strip_think and not job.config.schema)
     return Caption(
         media_path=file.media_path,
         source=file.source,
         start=task.chunk.start,
         end=task.chunk.end,
         caption=f"{job.config.prefix}{said}{job.config.suffix}",
+        fields=fields_of(said) if job.config.schema else None,
         model=job.model.name,
         prompt=task.medium.prompt,
         precision=task.namespaces.precision,
@@ -125,11 +128,26 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     )
 
 
+def in_words(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
+    """Return the captions of one file as people read them: of a schema of one text, or of one list
+    of them, without its JSON."""
+    captions, config = captions_of(job, file, medium), job.config
+    if not config.schema:
+        return captions
+    words = [words_of(config.schema, caption.fields or {}) for caption in captions]
+    return [
+        caption if said is None else replace(caption, caption=config.prefix + said + config.suffix)
+        for caption, said in zip(captions, words, strict=True)
+    ]
+
+
 def _said(stored: Mapping[str, Any], *, strip_think: bool) -> tuple[str, list[str]]:
     """Return the words of a stored caption, and what is to be known of how they came about."""
     words, warnings = str(stored["caption"]), []
     if stored.get("retried"):
         warnings.append(ROUND_STILL if stored.get("loops") else ROUND)
+    if stored.get("shortened"):
+        warnings.append(SHORTENED)
     if strip_think:
         answer = answer_in(words)
         if words and not answer and not words.rstrip().endswith("</think>"):
@@ -183,7 +201,7 @@ def write_outputs(job: Job, *, last: bool) -> Written:
         found.cut = 0
         for captions in captions_by_file(job):
             counts.append(len(captions))
-            found.cut += sum(caption.ended == "length" for caption in captions)
+            found.cut += sum(c.ended == "length" or SHORTENED in c.warnings for c in captions)
             yield from captions
 
     write_jsonl(job.out / "captions.jsonl", rows())
@@ -192,11 +210,11 @@ def write_outputs(job: Job, *, last: bool) -> Written:
     files = [group[0][0] for group in job.by_file]
     write_text(job.out / "media.jsonl", media_lines(files, counts))
     own, kinds = OwnFiles(job.store), kinds_of(job)
-    found.texts = write_texts(job, own, captions_of)
+    found.texts = write_texts(job, own, in_words)
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
         if last and (form in job.config.format or own.has(form, "", digest_at(path))):
-            write(path, table_rows(rows(), kinds), kinds)
+            write(path, table_rows(rows(), kinds, properties_of(job)), kinds)
             own.add(form, "", hash_file(path))
         elif path.exists():
             found.earlier.append(form)

@@ -13,7 +13,7 @@ from flows.job.namespaces import namespace_aside
 from flows.job.precision import PartSettings
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
-from flows.results.outputs import captions_of
+from flows.results.outputs import in_words
 from stages.process.stage import Stage
 from stages.summarize.job import SUMMARY
 
@@ -64,7 +64,7 @@ def stories(job: Job) -> Iterator[Story]:
     before, behind = len(job.config.prefix), len(job.config.suffix)
     for group in job.by_file:
         file, medium = group[0]
-        captions = captions_of(job, file, medium) if medium.kind == "video" else []
+        captions = in_words(job, file, medium) if medium.kind == "video" else []
         tasks = job.ledger.tasks([medium])
         lost = sum(job.ledger.lost(task) for task in tasks)
         if captions and len(captions) >= len(tasks) - lost:

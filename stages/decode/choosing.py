@@ -37,8 +37,10 @@ SEED_DIGITS = 15
 class Choosing:
     """The way in which one job chooses tokens."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, limit: int) -> None:
+        """Choose as is asked, in captions of at most `limit` tokens."""
         self.generation = generation
+        self._limit = limit
         self._half: Any = None
         self._stated: Mapping[str, Any] = {}
 
@@ -62,11 +64,23 @@ class Choosing:
             options["no_repeat_ngram_size"] = asked.no_repeat_ngram
         if asked.avoid:
             options["bad_words_ids"] = avoided(processor, asked.avoid)
+        processors: list[LogitsProcessor] = self._structure(half, processor)
         warpers = self._warpers()
         if warpers is not None:
             seeds = [seed_of(asked.seed, member) for member in members]
-            options["logits_processor"] = LogitsProcessorList([*warpers, Chance(seeds)])
+            processors += [*warpers, Chance(seeds)]
+        if processors:
+            options["logits_processor"] = LogitsProcessorList(processors)
         return options
+
+    def _structure(self, half: Any, processor: Any) -> list[LogitsProcessor]:
+        """Return what keeps captions to the form that is asked for; nothing where none is."""
+        if not self.generation.schema:
+            return []
+        from stages.decode.constraint import FormMask, ends_of, vocabulary_of
+
+        vocabulary, ends = vocabulary_of(processor.tokenizer), ends_of(half, processor)
+        return [FormMask(vocabulary, self.generation.schema, self._limit, ends)]
 
     def _warpers(self) -> list[LogitsProcessor] | None:
         """Return what stock puts before chance, in its order; None where there is no chance."""
@@ -111,11 +125,19 @@ class Chance(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, torch.cat(chosen), 0.0)
 
 
-def texts_of(processor: Any, rows: Sequence[Sequence[int]], asked: Generation) -> list[str]:
-    """Return the captions that these new tokens are, with what they begin with."""
+def texts_of(
+    processor: Any, rows: Sequence[Sequence[int]], asked: Generation, most: int
+) -> list[tuple[str, bool]]:
+    """Return the captions that these new tokens are, with what they begin with, and whether each
+    was closed early so that it ends within so many tokens."""
+    if asked.schema:
+        from stages.decode.constraint import said_in, vocabulary_of
+
+        vocabulary = vocabulary_of(processor.tokenizer)
+        return [said_in(vocabulary, asked.schema, row, most) for row in rows]
     begun = begun_with(processor, asked)[0].tolist()
     texts = processor.batch_decode([[*begun, *row] for row in rows], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return [(text.strip(), False) for text in texts]
 
 
 def seed_of(seed: int, member: Mapping[str, str]) -> int:

@@ -41,6 +41,8 @@ class Generation:
     """Beginning of every caption, from which the model goes on."""
     retry_loops: bool = False
     """Whether a caption that goes round in circles is said once more, where it may not."""
+    schema: str = ""
+    """Canonical text of the JSON Schema that every caption follows; empty: none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "avoid", tuple(self.avoid))
@@ -53,6 +55,10 @@ class Generation:
                 "other",
                 hint="Leave one of them out",
             )
+        if self.schema and self.beams > 1:
+            raise _excluded("--beams", "one answer is followed at once")
+        if self.schema and self.start_with:
+            raise _excluded("--start-with", "an answer begins with {")
         if any(not word.strip() for word in self.avoid):
             raise _odd("avoid", "empty", "Give words that must not be said: --avoid image,photo")
 
@@ -97,11 +103,17 @@ class Generation:
     @property
     def limit_only_cuts(self) -> bool:
         """Return whether a caption that ended by itself is the same under every larger limit."""
-        return self.beams == 1 and not self.retry_loops
+        return self.beams == 1 and not self.retry_loops and not self.schema
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> "Generation":
         return cls(**told)
+
+
+def _excluded(option: str, why: str) -> UsageError:
+    return UsageError(
+        f"--schema and {option} exclude each other: {why}", hint="Leave one of them out"
+    )
 
 
 def _odd(name: str, value: object, hint: str) -> UsageError:

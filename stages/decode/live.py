@@ -51,10 +51,11 @@ def run_live(job: DecodeJob, report: Report) -> None:
     key_of = {False: "key", True: "instead"}[engine is not first and bool(job.instead)]
 
     def tell(one: Asked, said: Said) -> None:
-        record = Record(key=one.member[key_of], meta=said._asdict() | engine.meta)
+        record = Record(key=one.member[key_of], meta=said.meta | engine.meta)
         answers[0].publish([record])
         answers[0].leave([record.key])
-        report.send(Words(key=one.member["key"], **said._asdict()))
+        caption, tokens, ended, _ = said
+        report.send(Words(key=one.member["key"], caption=caption, tokens=tokens, ended=ended))
 
     def overheard(one: Asked, text: str, tokens: int) -> None:
         report.send(Words(key=one.member["key"], caption=text, tokens=tokens))

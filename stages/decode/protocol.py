@@ -23,11 +23,19 @@ class Asked(NamedTuple):
 
 
 class Said(NamedTuple):
-    """The words that the model said of one chunk; the fields are those of its record."""
+    """The words that the model said of one chunk."""
 
     caption: str
     tokens: int
     ended: Ended
+    shortened: bool = False
+    """Whether an answer of a given form was closed early, because its tokens ran out."""
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Return the fields of its record."""
+        meta = {"caption": self.caption, "tokens": self.tokens, "ended": self.ended}
+        return meta | ({"shortened": True} if self.shortened else {})
 
 
 Listen = Callable[[Asked, str, int], None]

@@ -23,6 +23,7 @@ from stages.decode.live import run_live
 from stages.decode.loops import AGAIN, goes_round
 from stages.decode.protocol import Asked, Said, Speaker
 from stages.decode.stored import read_features
+from stages.decode.structure import texts_within
 from stages.memory.shrinking import Shrinking
 from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
@@ -32,8 +33,11 @@ from stages.process.report import Report
 
 def warm(told: dict[str, Any]) -> None:
     """Import what the engine and its model need, before what the stage takes is counted."""
-    for engine in choice_of(job_of(DecodeJob, told).engine):
+    job = job_of(DecodeJob, told)
+    for engine in choice_of(job.engine):
         resolve_name(engine.entry)
+    if job.generation.get("schema"):
+        resolve_name("stages.decode.constraint")
     warm_model(told)
 
 
@@ -106,7 +110,7 @@ def run(told: dict[str, Any], report: Report) -> None:
         for asked, said in speaker.run(ready, shrinking):
             records = []
             for one, words in zip(asked, said, strict=True):
-                if retries and goes_round(words.caption, words.ended):
+                if retries and _goes_round(words):
                     again.append({**one.member, AGAIN: "loop"})
                 else:
                     records.append(_record(beside, one, words))
@@ -119,10 +123,18 @@ def run(told: dict[str, Any], report: Report) -> None:
 
 def _record(beside: dict[str, Any], asked: Asked, said: Said) -> Record:
     """Return the caption as it is stored; one that was said again says so, and how that ended."""
-    meta = said._asdict() | beside
+    meta = said.meta | beside
     if AGAIN in asked.member:
-        meta |= {"retried": "loop", "loops": goes_round(said.caption, said.ended)}
+        meta |= {"retried": "loop", "loops": _goes_round(said)}
     return Record(key=asked.member["key"], meta=meta)
+
+
+def _goes_round(said: Said) -> bool:
+    """Return whether a caption goes round in circles; an answer that was closed early, whether one
+    of its values does."""
+    if said.shortened:
+        return any(goes_round(text, "length") for text in texts_within(said.caption))
+    return goes_round(said.caption, said.ended)
 
 
 def set_packs_aside(store: Store, record_set: RecordSet, keys: set[str]) -> None:

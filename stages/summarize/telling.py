@@ -67,7 +67,7 @@ class Teller:
         self._processor = processor
         self._half = half
         self._generation = Generation.of(job.generation)
-        self._choosing = Choosing(self._generation)
+        self._choosing = Choosing(self._generation, job.max_new_tokens)
         self._places = sorted(placeholder_tokens(processor), key=len, reverse=True)
         self._longest = max((CHAPTER, job.asked), key=lambda each: self._read(f"{each}\n\n"))
         asked = self._read(f"{self._longest}\n\n")

@@ -81,10 +81,14 @@ def estimate(
     device: str,
     max_new_tokens: int,
     context_bytes: int = CONTEXT_BYTES,
+    schema: str = "",
 ) -> StageEstimate:
-    """Return what a stage takes on a rung at the worst of its workloads."""
+    """Return what a stage takes on a rung at the worst of its workloads; captions of a form take
+    some more."""
     calculate = partial(COSTS[rung.stage].memory, model, rung, device=device, new=max_new_tokens)
     found = max((calculate(each) for each in workloads), key=lambda found: found.peak_bytes)
+    if schema and rung.stage == "decode":
+        found = found.plus(decode.structure_term(model, device), device)
     if not found.context_bytes:
         return found
     here = Term(part="context", bytes=context_bytes, why="the driver, as it was measured here")

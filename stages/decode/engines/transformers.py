@@ -33,7 +33,7 @@ class Transformers:
     def __init__(self, job: DecodeJob) -> None:
         source = ModelJob.of(told_of(job))
         self._limit = job.max_new_tokens
-        self.choosing = Choosing(Generation.of(job.generation))
+        self.choosing = Choosing(Generation.of(job.generation), self._limit)
         self.reading = Reading(job.prefill, job.kv, source.device)
         self.processor = source.processor()
         self.held = source.hold("language")
@@ -110,9 +110,9 @@ def said_of(
     """Yield what is said of these inputs, as `generate` takes them, in at most so many tokens."""
     made = generate(half, inputs, features, max_new_tokens=most, **options)
     new = new_tokens(made, prompt_in(half, inputs)).cpu()
-    texts = texts_of(processor, new.tolist(), asked)
-    for text, (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
-        yield Said(text, tokens, ended)
+    texts = texts_of(processor, new.tolist(), asked, most)
+    for (text, shortened), (tokens, ended) in zip(texts, _lengths(half, new), strict=True):
+        yield Said(text, tokens, ended, shortened)
 
 
 def _groups(asked: Sequence[Asked]) -> Iterator[list[int]]:

@@ -137,7 +137,7 @@ class InFlight:
         if self._listen is None or now - flight.told < TOLD_SECONDS:
             return
         flight.told = now
-        self._listen(flight.asked, self._text(flight), len(flight.said))
+        self._listen(flight.asked, self._text(flight)[0], len(flight.said))
 
     def _read(self, asked: Asked) -> ReadRow:
         try:
@@ -208,12 +208,13 @@ class InFlight:
 
     def _said(self, flight: Flight) -> Said:
         assert flight.ended is not None
-        return Said(self._text(flight), len(flight.said), flight.ended)
+        text, shortened = self._text(flight)
+        return Said(text, len(flight.said), flight.ended, shortened)
 
-    def _text(self, flight: Flight) -> str:
-        plain = self._plain
-        (text,) = texts_of(plain.processor, [flight.said], plain.choosing.generation)
-        return text
+    def _text(self, flight: Flight) -> tuple[str, bool]:
+        plain, most = self._plain, self._job.max_new_tokens
+        (found,) = texts_of(plain.processor, [flight.said], plain.choosing.generation, most)
+        return found
 
 
 def slots_of(job: DecodeJob) -> int:

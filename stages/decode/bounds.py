@@ -1,0 +1,192 @@
+"""Reckons how many bytes the rest of an answer may take whose form a JSON Schema says, and writes
+the schema so that this is bounded. Knows no model and no grammar.
+
+An answer has to end before its tokens do, wherever in it that is seen. From some moment on it
+takes, byte for byte, what closes first, by the ranks in `closing.py`; the bounds here hold for who
+does so. They need objects of known properties, no recursion, and no end of a text that has to be
+searched.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from stages.decode.places import ANNOTATIONS, SchemaPlace, followed, plain
+
+EXACT = 2**53 - 1
+"""Largest size of numbers, where a schema says no other: programs of all languages read them."""
+CHARACTER = 6
+"""Most bytes of one character of a text: `\\u000a`."""
+ROUGH = ("minimum", "maximum")
+"""Keywords of bounds that numbers with a point are kept to."""
+FORMATS = {"date": 12, "time": 40, "date-time": 60, "uuid": 38}
+"""Formats of texts → most bytes that are left of one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounded:
+    """A schema of one value that an answer ends in time under."""
+
+    schema: dict[str, Any]
+    """The schema, references put in, objects closed, numbers bounded."""
+    most: int
+    """Most bytes that the rest of its value takes, from wherever in it."""
+    fixed: bool = False
+    """Whether no text of it is longer than that, so that the model may always choose."""
+
+
+def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
+    """Return the schemas of an object's properties by name, in order. Raises UsageError."""
+    place = SchemaPlace(root, "")
+    node = followed(root, place)[0]
+    if node.get("type") != "object" or not node.get("properties"):
+        raise place.odd("it is not of an object with properties", 'Begin with {"type": "object", …')
+    _object(node, place)
+    return {name: _value(each, place.at(name)) for name, each in node["properties"].items()}
+
+
+def closed(root: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole schema as a grammar is made of it. Raises UsageError."""
+    place = SchemaPlace(root, "")
+    return _object(followed(root, place)[0], place).schema
+
+
+def longest(value: Any) -> int:
+    """Return the most bytes in which a grammar writes a value."""
+    if isinstance(value, Mapping):
+        return (
+            1 + sum(longest(name) + longest(each) + 2 for name, each in value.items()) + (not value)
+        )
+    if isinstance(value, list):
+        return 2 + sum(longest(each) + 1 for each in value)
+    if isinstance(value, float):
+        return max(len(repr(value)), _digits(value))
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    # Each `\n` may be `\u000a` as well.
+    return len(text.encode()) + (CHARACTER - 1) * (text.count("\\") + text.count("\x7f"))
+
+
+def _value(given: Any, place: SchemaPlace) -> Bounded:
+    node, place = followed(given, place)
+    for word in ("const", "enum"):
+        if word in node:
+            values = node["enum"] if word == "enum" else [node["const"]]
+            if not isinstance(values, list) or not values:
+                raise place.odd("enum holds no values", 'Write ["one", "two"]')
+            return Bounded(schema=plain(node), most=max(map(longest, values)), fixed=True)
+    for word in ("anyOf", "oneOf"):
+        if word in node:
+            if more := sorted(node.keys() - ANNOTATIONS - {word}):
+                raise place.odd(f"{more[0]} stands beside {word}", f"Put it into each of {word}")
+            return _choice(word, node[word], place)
+    kind = node.get("type")
+    if isinstance(kind, list):
+        return _choice("anyOf", [{**node, "type": each} for each in kind], place)
+    if not isinstance(kind, str) or kind not in _TYPES:
+        said = "it says no type" if kind is None else f"the type {kind} is not known"
+        raise place.odd(said, f"Give one of {', '.join(_TYPES)}, or an enum")
+    return _TYPES[kind](node, place)
+
+
+def _choice(word: str, options: Any, place: SchemaPlace) -> Bounded:
+    if not isinstance(options, list) or not options:
+        raise place.odd(f"{word} holds nothing", "Name what it may be")
+    found = [_value(each, place) for each in options]
+    return Bounded(
+        schema={word: [each.schema for each in found]},
+        most=max(each.most for each in found),
+        fixed=all(each.fixed for each in found),
+    )
+
+
+def _object(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
+    properties, required = node.get("properties", {}), node.get("required", [])
+    if not isinstance(properties, Mapping) or not isinstance(required, list):
+        raise place.odd("properties or required are of another kind", "Write {…} and […]")
+    if isinstance(node.get("additionalProperties"), Mapping):
+        raise place.odd("additionalProperties has a form", "Name the properties, each with a type")
+    if unknown := [name for name in required if name not in list(properties)]:
+        raise place.odd(f"{unknown[0]} is required and no property", "Name it in properties")
+    found = {name: _value(each, place.at(name)) for name, each in properties.items()}
+    return Bounded(
+        schema={
+            "type": "object",
+            "properties": {name: each.schema for name, each in found.items()},
+            "required": required,
+            "additionalProperties": False,
+        },
+        most=2 + sum(longest(name) + 2 + each.most for name, each in found.items()),
+    )
+
+
+def _array(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
+    if "items" not in node:
+        raise place.odd("the array does not say of what", 'Add "items": {"type": "string"}')
+    item = _value(node["items"], place.at("[]"))
+    least = _count(node, "minItems", place)
+    most = 2 + max(least, 1) * (item.most + 1)
+    return Bounded(schema=plain(node) | {"items": item.schema}, most=most)
+
+
+def _string(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
+    least, form = _count(node, "minLength", place), node.get("format")
+    most = 2 + CHARACTER + least
+    if form is not None:
+        if form not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise place.odd(f"the format {form} is not supported", f"Use one of {known}, or none")
+        most += FORMATS[form]
+    if "pattern" in node:
+        if "maxLength" not in node:
+            raise place.odd("a pattern may go on for ever", "Give it a maxLength, too")
+        most += CHARACTER * _count(node, "maxLength", place)
+    return Bounded(schema=plain(node), most=most)
+
+
+def _number(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
+    low = [name for name in ("minimum", "exclusiveMinimum") if name in node]
+    high = [name for name in ("maximum", "exclusiveMaximum") if name in node]
+    if node["type"] == "number":
+        # llguidance 1.9.1 says 1500 where more than that and less than 1500.5 is asked for.
+        if out := [n for n in (*low, *high, "multipleOf") if n not in ROUGH and n in node]:
+            raise place.odd(f"{out[0]} is not supported of numbers", "Use minimum and maximum")
+    elif "multipleOf" in node and not (low and high):
+        raise place.odd("a multiple may be searched for ever", "Give minimum and maximum, too")
+    values = [node[name] for name in (*low, *high)]
+    if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+        raise place.odd("a bound is no number", "Write minimum and maximum as numbers")
+    bounds = {} if low else {"minimum": min([-EXACT, *values])}
+    bounds |= {} if high else {"maximum": max([EXACT, *values])}
+    steps = [node["multipleOf"]] if "multipleOf" in node else []
+    longest_bound = max((_digits(value) for value in (*values, *steps)), default=0)
+    # One digit closes, behind a sign and a point, as long as nobody bounds it.
+    return Bounded(schema=plain(node) | bounds, most=4 + longest_bound + len(steps) * longest_bound)
+
+
+def _literal(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
+    return Bounded(schema=plain(node), most=len("false"), fixed=True)
+
+
+_TYPES: Mapping[str, Callable[[Mapping[str, Any], SchemaPlace], Bounded]] = {
+    "object": _object,
+    "array": _array,
+    "string": _string,
+    "number": _number,
+    "integer": _number,
+    "boolean": _literal,
+    "null": _literal,
+}
+
+
+def _digits(value: float) -> int:
+    """Return how many letters a number has when it is written out."""
+    return len(f"{Decimal(repr(value)):f}")
+
+
+def _count(node: Mapping[str, Any], name: str, place: SchemaPlace) -> int:
+    value = node.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise place.odd(f"{name} is {value}", "Give a whole number from 0")
+    return value

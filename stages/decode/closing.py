@@ -1,0 +1,121 @@
+"""Tells where in an answer a model is, and whether it has to close it now so that its tokens
+suffice. Knows neither tokens nor models.
+
+With as many bytes left as the rest may take (`bounds.py`), a value that could grow is closed: a
+text gets its quote, a list its bracket. Elsewhere every byte brings the end nearer, and the model
+goes on to choose.
+"""
+
+import json
+from collections.abc import Mapping
+
+from stages.decode.bounds import Bounded, longest
+
+QUOTE, BACKSLASH = ord('"'), ord("\\")
+LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+IN_TEXT = b'"' + LETTERS + b" " + b"9876543210" + b"-_,;:!?'.+"
+"""What is said first in a text that has to end: its quote, or what is no escape. Digits go before
+the point and the sign that a time may go on with, letters before them: `Z` ends one."""
+BETWEEN = b'}],:"' + b"ntfrualse" + b"9876543210" + b".-"
+"""The same outside of texts. Digits from the largest, or `0.000` would never be more than 0."""
+
+
+def ranks(first: bytes) -> list[int]:
+    """Return the rank of each byte, what is not named last. Bytes that go on with a letter are
+    before those that begin one."""
+    order = {byte: place for place, byte in enumerate(first)}
+    return [order.get(byte, 256 + (byte >= 0xC0) + (byte == BACKSLASH)) for byte in range(256)]
+
+
+class Rest:
+    """The bytes that each property may take, those of its name included, in order."""
+
+    def __init__(self, properties: Mapping[str, Bounded]) -> None:
+        self.values = [each.most for each in properties.values()]
+        self.fixed = [each.fixed for each in properties.values()]
+        self.places = {name: place for place, name in enumerate(properties)}
+        whole = [longest(name) + each.most + 2 for name, each in properties.items()]
+        self.behind = [sum(whole[place:]) for place in range(len(whole) + 1)]
+        """Bytes from each property on; at the end, none."""
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens that an answer may take at least, with its brace and its end."""
+        return self.behind[0] + 2
+
+
+class Position:
+    """A place in an answer that is being said."""
+
+    def __init__(self, rest: Rest) -> None:
+        self._rest = rest
+        self._depth = 0
+        self._escaped = False
+        self._place = -1
+        """The property that was begun last."""
+        self._name = bytearray()
+        self._in_value = False
+        self._said = 0
+        """Bytes of the name or the value that is being said."""
+        self.in_text = False
+        self.done = False
+        """Whether the answer is complete."""
+
+    def feed(self, said: bytes) -> None:
+        """Go on by what was said."""
+        for byte in said:
+            self._feed(byte)
+
+    @property
+    def left(self) -> int:
+        """Return the most bytes that the rest takes for who closes what can grow."""
+        if not self._depth:
+            return 0 if self.done else self._rest.behind[0] + 1
+        behind = self._rest.behind[self._place + 1]
+        if not self._in_value:
+            return max(1, behind - self._said)
+        value = self._rest.values[self._place]
+        return behind + 1 + (max(0, value - self._said) if self.fixed else value)
+
+    @property
+    def fixed(self) -> bool:
+        """Return whether every byte brings the end nearer, whichever is chosen."""
+        return self.done or not self._in_value or self._rest.fixed[self._place]
+
+    def closes(self, tokens: int) -> bool:
+        """Return whether what can grow has to be closed with so many tokens left."""
+        return not self.fixed and tokens - 1 <= self.left
+
+    def _feed(self, byte: int) -> None:
+        outermost = self._depth == 1 and not self.in_text
+        if outermost and byte == ord(":"):
+            self._place = self._rest.places[json.loads(self._name)]
+            self._begin(in_value=True)
+            return
+        if outermost and byte == ord(","):
+            self._begin(in_value=False)
+            return
+        self._mark(byte)
+        if self._depth == 1 and not self._in_value and byte == ord("{"):
+            return
+        self._said += 1
+        if not self._in_value:
+            self._name.append(byte)
+
+    def _mark(self, byte: int) -> None:
+        if self.in_text:
+            if not self._escaped and byte == QUOTE:
+                self.in_text = False
+            self._escaped = not self._escaped and byte == BACKSLASH
+        elif byte == QUOTE:
+            self.in_text = True
+        elif byte in b"{[":
+            self._depth += 1
+        elif byte in b"}]":
+            self._depth -= 1
+            self.done = not self._depth
+
+    def _begin(self, *, in_value: bool) -> None:
+        self._in_value = in_value
+        self._said = 0
+        self._name.clear()

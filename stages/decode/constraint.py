@@ -1,0 +1,190 @@
+"""Lets a model say nothing but answers of a JSON Schema's form, each of them whole. Knows neither
+engines nor stores.
+
+llguidance tells of each row which tokens may come next; the others are made impossible. Where so
+few tokens are left that the answer would not end in time, what closes it is taken
+(`closing.py`). What was said is read off the tokens' own bytes: a tokenizer's decoding may tidy up
+spaces.
+"""
+
+from collections.abc import Sequence, Set
+from functools import lru_cache
+from typing import Any
+
+import llguidance
+import llguidance.hf
+import numpy as np
+import torch
+from transformers import LogitsProcessor
+
+from artifacts.errors import UsageError
+from stages.decode.closing import BETWEEN, IN_TEXT, Position, ranks
+from stages.decode.structure import grammar_of, rest_of
+from stages.memory.shrinking import give_back
+
+NEEDED = range(0x20, 0x7F)
+"""Bytes that have to be tokens by themselves: any text of JSON can be spelled with them."""
+LONG = 1000
+"""Rank of the first of the tokens that are longer than a byte."""
+
+
+class Vocabulary:
+    """The tokens of one tokenizer, as llguidance knows them. Raises UsageError where it cannot."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        try:
+            # Without slices: of 151,000 tokens 80 MB are kept and not 118, and no mask is slower.
+            self.tokens = llguidance.hf.from_tokenizer(tokenizer, slices=[])
+        except Exception as error:  # whatever its own code or the tokenizer's raises
+            raise _unfit(tokenizer, str(error)) from error
+        count = range(self.tokens.vocab_size)
+        self.bytes: list[bytes] = [self.tokens.decode_bytes([token]) for token in count]
+        single = {spelled[0] for spelled in self.bytes if len(spelled) == 1}
+        if missing := [chr(byte) for byte in NEEDED if byte not in single]:
+            raise _unfit(tokenizer, f"it has no token for {' '.join(missing[:5])}")
+        self.in_text, self.between = (self._ranked(ranks(first)) for first in (IN_TEXT, BETWEEN))
+        give_back()  # as much again was needed to read it
+
+    def _ranked(self, of_bytes: Sequence[int]) -> Any:
+        ranked = (of_bytes[b[0]] if len(b) == 1 else LONG + len(b) for b in self.bytes)
+        return np.fromiter(ranked, dtype=np.int32, count=len(self.bytes))
+
+
+@lru_cache(maxsize=1)
+def vocabulary_of(tokenizer: Any) -> Vocabulary:
+    """Return the tokens of a tokenizer; of a large one that takes a second or two."""
+    return Vocabulary(tokenizer)
+
+
+@lru_cache(maxsize=2)
+def _matcher(vocabulary: Vocabulary, schema: str) -> Any:
+    return llguidance.LLMatcher(vocabulary.tokens, grammar_of(schema), log_level=0)
+
+
+class Answer:
+    """An answer that is being said, token by token."""
+
+    def __init__(self, vocabulary: Vocabulary, schema: str, limit: int, ends: Set[int]) -> None:
+        self._vocabulary, self._limit, self._ends = vocabulary, limit, ends
+        self._matcher = _matcher(vocabulary, schema).deep_copy()
+        self._position = Position(rest_of(schema))
+        self.said: list[int] = []
+
+    def goes_on_as(self, tokens: Sequence[int]) -> bool:
+        """Take what was said since; return whether what was said before is the beginning of it."""
+        if [*tokens[: len(self.said)]] != self.said:
+            return False
+        for token in tokens[len(self.said) :]:
+            self.said.append(token)
+            if not self.done:
+                self._position.feed(self._vocabulary.bytes[token])
+                if not self._matcher.consume_token(token):
+                    raise self._stuck()
+        return True
+
+    @property
+    def done(self) -> bool:
+        return self._position.done
+
+    def allowed(self, width: int) -> Any:
+        """Return which of so many tokens may come next, of shape [width]."""
+        found = np.zeros(width, dtype=bool)
+        if self.done:
+            found[[end for end in self._ends if end < width]] = True
+            return found
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        known = np.unpackbits(bits, bitorder="little")[: len(self._vocabulary.bytes)].astype(bool)
+        count = min(width, len(known))
+        found[:count] = known[:count]
+        found[[end for end in self._ends if end < width]] = False
+        if self._matcher.is_error() or not found.any():
+            raise self._stuck()
+        if self._position.closes(self._limit - len(self.said)):
+            closing = self.first_of(found)
+            found[:] = False
+            found[closing] = True
+        return found
+
+    def _stuck(self) -> UsageError:
+        words = " ".join(self._matcher.get_error().split()) or "no token can come next"
+        said = b"".join(map(self._vocabulary.bytes.__getitem__, self.said[-9:])).decode(
+            "utf-8", "replace"
+        )
+        return UsageError(
+            f"--schema leads nowhere after {said}: {words[:200]}",
+            hint="Make the schema less narrow there",
+        )
+
+    def first_of(self, allowed: Any) -> int:
+        """Return the token of these that closes first."""
+        vocabulary = self._vocabulary
+        if self.done:
+            return int(allowed.argmax())
+        ranked = vocabulary.in_text if self._position.in_text else vocabulary.between
+        count = min(len(allowed), len(ranked))
+        return int(np.where(allowed[:count], ranked[:count], np.iinfo(np.int32).max).argmin())
+
+
+class FormMask(LogitsProcessor):
+    """Makes impossible what no answer of the form goes on with, in rows that stand together."""
+
+    def __init__(self, vocabulary: Vocabulary, schema: str, limit: int, ends: Set[int]) -> None:
+        self._told = (vocabulary, schema, limit, ends)
+        self._begun: int | None = None
+        """Tokens of the prompt: those of the first call."""
+        self._answers: list[Answer] = []
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores [rows, words] in which such words are impossible. Rows that have ended are
+        as they were."""
+        if self._begun is None:
+            self._begun = ids.shape[1]
+            self._answers = [Answer(*self._told) for _ in range(len(ids))]
+        for row, said in enumerate(ids[:, self._begun :].tolist()):
+            if not self._answers[row].goes_on_as(said):
+                self._answers[row] = Answer(*self._told)
+                self._answers[row].goes_on_as(said)
+        masks = [self._mask(answer, scores.shape[1]) for answer in self._answers]
+        impossible = torch.from_numpy(~np.stack(masks)).to(scores.device)
+        found = scores.masked_fill(impossible, -torch.inf)
+        # Where all that may come was made impossible before, such as by --avoid, the form wins.
+        for row, best in enumerate(found.amax(dim=1).tolist()):
+            if best == -torch.inf:
+                found[row, self._answers[row].first_of(masks[row])] = 0.0
+        return found
+
+    def _mask(self, answer: Answer, width: int) -> Any:
+        ended = answer.done and answer.said[-1] in self._told[-1]
+        return np.ones(width, dtype=bool) if ended else answer.allowed(width)
+
+
+def ends_of(half: Any, processor: Any) -> frozenset[int]:
+    """Return the tokens that end a caption. Raises UsageError where there are none."""
+    ends = half.generation_config.eos_token_id
+    if ends is None:
+        ends = half.config.get_text_config().eos_token_id
+    if ends is None:
+        raise _unfit(processor.tokenizer, "the model has no token that ends a caption")
+    return frozenset([ends] if isinstance(ends, int) else ends)
+
+
+def said_in(
+    vocabulary: Vocabulary, schema: str, row: Sequence[int], limit: int
+) -> tuple[str, bool]:
+    """Return the answer that a row's tokens are so far, and whether it was closed early because its
+    tokens would not have sufficed."""
+    position, said, shortened = Position(rest_of(schema)), b"", False
+    for place, token in enumerate(row):
+        if position.done:
+            break
+        shortened = shortened or position.closes(limit - place)
+        said += vocabulary.bytes[token]
+        position.feed(vocabulary.bytes[token])
+    return said.decode(errors="replace"), shortened
+
+
+def _unfit(tokenizer: Any, why: str) -> UsageError:
+    return UsageError(
+        f"--schema cannot be followed with {type(tokenizer).__name__}: {why}",
+        hint="Leave --schema out, or take another model",
+    )

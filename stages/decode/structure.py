@@ -1,0 +1,164 @@
+"""Reads the JSON Schema that captions follow: its canonical text, and what it means for those who
+make and write them. Knows no model."""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from artifacts.errors import EnvironmentFault, UsageError
+from stages.decode.bounds import bounded, closed
+from stages.decode.closing import Rest
+
+COMPACT = (",", ":")
+WHOLE_NUMBERS = 2**63
+"""Size from which a whole number has no place in a column of counts."""
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+KINDS = {"string": "text", "integer": "count", "number": "number", "boolean": "truth"}
+"""Type of a property → what its column holds; of every other it is JSON text."""
+
+
+@lru_cache(maxsize=8)
+def canonical(text: str) -> str:
+    """Return the one way to write a schema, checked. Keys are sorted, but for those of properties,
+    which are said in their order. Raises UsageError."""
+    try:
+        schema = json.loads(text, parse_constant=_no_number)
+        if not isinstance(schema, dict):
+            raise UsageError("--schema holds no object", hint='Begin with {"type": "object", …')
+        bounded(schema)
+        _check_grammar(text)
+        return json.dumps(_sorted(schema), ensure_ascii=False, separators=COMPACT)
+    except ValueError as error:
+        raise UsageError(f"--schema holds no JSON: {error}", hint="Give a JSON Schema") from error
+    except RecursionError as error:
+        raise UsageError("--schema is nested too deep", hint="Ask for less at once") from error
+
+
+@lru_cache(maxsize=8)
+def rest_of(text: str) -> Rest:
+    """Return how many bytes the parts of an answer may take."""
+    return Rest(bounded(json.loads(text)))
+
+
+@lru_cache(maxsize=8)
+def columns_of(text: str) -> dict[str, str]:
+    """Return property → what a column of it holds."""
+    return {name: _column(each.schema) for name, each in bounded(json.loads(text)).items()}
+
+
+def fields_of(said: str) -> dict[str, Any]:
+    """Return what an answer holds, in the order in which it was said."""
+    fields: dict[str, Any] = json.loads(said)
+    return fields
+
+
+def texts_within(said: str) -> list[str]:
+    """Return the values of an answer as texts, as far as they were said before they were closed."""
+    values = fields_of(said).values()
+    return [v if isinstance(v, str) else json.dumps(v)[:-1] for v in values]
+
+
+def words_of(text: str, fields: Mapping[str, Any]) -> str | None:
+    """Return an answer in words, of a schema of one property that is a text, or a list of them;
+    None where it says more."""
+    columns = columns_of(text)
+    if [*columns.values()] not in (["text"], ["texts"]):
+        return None
+    value = next(iter(fields.values()), "")
+    if isinstance(value, list):
+        return ", ".join(value)
+    return value if isinstance(value, str) else None
+
+
+def check_room(text: str, limit: int) -> None:
+    """Raise UsageError where so many tokens need not be enough for an answer."""
+    needed = rest_of(text).tokens
+    if limit < needed:
+        raise UsageError(
+            f"--max-new-tokens {limit} may not be enough for --schema: it takes up to {needed}",
+            hint=f"Use --max-new-tokens {needed} or more, or a smaller schema",
+        )
+
+
+def grammar_of(text: str) -> str:
+    """Return the grammar of answers, in one line and without spaces, as llguidance takes it."""
+    from llguidance import LLMatcher
+
+    schema = json.dumps(closed(json.loads(text)), ensure_ascii=False, separators=COMPACT)
+    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+
+
+def _check_grammar(text: str) -> None:
+    """Raise UsageError for what no grammar can be made of, in its maker's words."""
+    try:
+        from llguidance import LLMatcher
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"--schema needs llguidance, which cannot be imported: {error}",
+            hint="Run make setup, or pip install llguidance",
+        ) from error
+    wrong, words = LLMatcher.validate_grammar_with_warnings(grammar_of(text))
+    if wrong:
+        raise UsageError(
+            f"--schema cannot be followed: {' '.join(words[0].split())[:200]}",
+            hint="Leave that out, or ask for it in words",
+        )
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _sorted(node: Any, *, names: bool = False) -> Any:
+    """Return a schema with its keys in one order, but for the names of properties."""
+    if isinstance(node, list):
+        return [_sorted(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    keys = list(node) if names else sorted(node)
+    return {key: _sorted(node[key], names=key == "properties" and not names) for key in keys}
+
+
+def _column(schema: Mapping[str, Any]) -> str:
+    branches = [*_branches(schema)]
+    found = {name for each in branches for name in _types(each)} - {"null"}
+    if found == {"integer", "number"}:
+        found = {"number"}
+    kind = found.pop() if len(found) == 1 else ""
+    if kind == "array" and len(branches) == 1:
+        items = {name for each in _branches(schema.get("items", {})) for name in _types(each)}
+        return "texts" if items == {"string"} else "text"
+    named = [value for each in branches for value in _values(each)]
+    sizes = [each[name] for each in branches for name in BOUNDS if name in each] + named
+    if kind == "integer" and any(abs(size) >= WHOLE_NUMBERS for size in sizes if size is not None):
+        return "text"
+    return KINDS.get(kind, "text")
+
+
+def _branches(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the forms of which a value may have any."""
+    choices = schema.get("anyOf", schema.get("oneOf"))
+    if choices is None:
+        yield schema
+    for each in choices or ():
+        yield from _branches(each)
+
+
+def _types(schema: Mapping[str, Any]) -> set[str]:
+    """Return the names of the types that a value of one form may have."""
+    named = {_type(value) for value in _values(schema)}
+    return named or ({schema["type"]} if "type" in schema else set())
+
+
+def _values(schema: Mapping[str, Any]) -> list[Any]:
+    """Return the values that are named of a property; none where it has a type alone."""
+    named: list[Any] = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    return named
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    names = {str: "string", int: "integer", float: "number", list: "array", type(None): "null"}
+    return names.get(type(value), "object")

@@ -1,0 +1,183 @@
+"""What a run writes of captions that follow a schema: fields in lines, a column a property, and
+words alone in the texts of tags; the captions are made up."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow.parquet import read_table
+
+from artifacts.errors import UsageError
+from artifacts.packs import Record, RecordSet
+from artifacts.store import FolderStore
+from flows.cli.main import main
+from flows.job.config import CaptionConfig
+from flows.job.launch import StageCall
+from stages.decode.structure import canonical, rest_of
+from stages.process.outcome import StageOutcome
+from tests.support.forms import SIX, TAGS, text_of
+from tests.support.saying import Saying, lines, make, run, samples
+
+# The library leaves its shards open.
+pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
+ANSWER = {
+    "title": "a dog, “here” \U0001f415", "kind": "clip", "tags": ["a dog", "grass"], "people": 2,
+    "score": 1, "outdoors": True,
+}  # fmt: skip
+
+
+class Answering(Saying):
+    """Says one answer of each chunk."""
+
+    def __init__(self, answer: Mapping[str, Any], **meta: Any) -> None:
+        super().__init__()
+        self._said = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+        self._meta = meta
+
+    def _make(self, call: StageCall, outcome: StageOutcome) -> None:
+        if call.name != "decode":
+            return super()._make(call, outcome)
+        store, namespace = FolderStore(Path(call.arguments["store"])), call.arguments["namespace"]
+        for member in (m for batch in call.arguments["batches"] for m in batch):
+            meta = {"caption": self._said, "tokens": 9, "ended": "stop", **self._meta}
+            record = Record(key=member["key"], meta=meta)
+            RecordSet(store, "captions", namespace).publish([record])
+            outcome.items += 1
+        return None
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CaptionConfig:
+    return make(tmp_path)
+
+
+def table(config: CaptionConfig) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_table(Path(config.out) / "captions.parquet").to_pylist()
+    return rows
+
+
+def test_lines_have_fields_and_tables_a_column_a_property(config: CaptionConfig) -> None:
+    stages = Answering(ANSWER)
+    run(config, stages, schema=text_of(SIX), prefix="P ", suffix=" S")
+    for line in lines(config):
+        assert line["fields"] == ANSWER and line["caption"].startswith('P {"title":')
+        assert json.loads(line["caption"][2:-2]) == ANSWER
+    for row in table(config):
+        assert {name: row[name] for name in ANSWER} == ANSWER
+        assert isinstance(row["score"], float) and row["outdoors"] is True
+    with (Path(config.out) / "captions.csv").open(encoding="utf-8", newline="") as file:
+        cells = next(csv.DictReader(file))
+    assert cells["title"] == ANSWER["title"] and json.loads(cells["tags"]) == ANSWER["tags"]
+    (told,) = {
+        call.arguments["generation"]["schema"] for call in stages.calls if call.name == "decode"
+    }
+    assert told == canonical(text_of(SIX))
+    text = (Path(config.out) / "photo.txt").read_text(encoding="utf-8")
+    assert text.startswith('P {"title":')
+
+
+def test_without_a_schema_lines_and_columns_are_as_before(config: CaptionConfig) -> None:
+    stages = Saying()
+    run(config, stages)
+    assert all("fields" not in line for line in lines(config))
+    assert "fields" not in table(config)[0]
+    (told,) = (call.arguments["generation"] for call in stages.calls if call.name == "decode")
+    assert told == {}
+
+
+def test_names_of_ours_are_not_hidden(config: CaptionConfig) -> None:
+    names = ("caption", "field_caption", "tokens", "dog")
+    form = {"type": "object", "properties": {n: {"type": "string"} for n in names}}
+    run(config, Answering({"caption": "c", "dog": "d"}), schema=text_of(form))
+    row = table(config)[0]
+    assert row["field_caption"] == "c" and row["dog"] == "d" and row["tokens"] == 9
+    assert row["field_field_caption"] is None and row["field_tokens"] is None
+
+
+def test_named_prompts_have_columns_of_their_own(config: CaptionConfig) -> None:
+    form = {"type": "object", "properties": {"tokens": {"type": "integer"}, "dog": {"enum": [1]}}}
+    asked = {"short": "What?", "long": "What, in full?"}
+    run(config, Answering({"tokens": 3, "dog": 1}), schema=text_of(form), prompts=asked)
+    row = table(config)[0]
+    assert [row[f"{name}_dog"] for name in asked] == [1, 1]
+    assert [row[f"{name}_field_tokens"] for name in asked] == [3, 3]
+    assert [row[f"{name}_tokens"] for name in asked] == [9, 9]
+    assert json.loads(row["short"]) == {"tokens": 3, "dog": 1}
+
+
+def test_texts_of_tags_hold_them_alone(config: CaptionConfig) -> None:
+    stages = Answering({"tags": ["a dog", "grass", "--> <b>"]})
+    run(config, stages, schema=text_of(TAGS), prefix="photo: ", suffix=".")
+    out = Path(config.out)
+    assert (out / "photo.txt").read_text() == "photo: a dog, grass, --> <b>.\n"
+    assert "photo: a dog, grass, --&gt; &lt;b&gt;.\n" in (out / "photo.vtt").read_text()
+    assert "photo: a dog, grass, → <b>.\n" in (out / "photo.srt").read_text()
+    assert {line["caption"] for line in lines(config)} == {
+        'photo: {"tags":["a dog","grass","--> <b>"]}.'
+    }
+    assert all(sample["json"]["fields"] for sample in samples(config))
+
+
+def test_what_was_closed_early_says_so(config: CaptionConfig) -> None:
+    told = run(config, Answering(ANSWER, shortened=True), schema=text_of(SIX)).line()
+    assert f"{len(lines(config))} cut at 256 tokens" in told
+    assert all("closed early" in line["warnings"][-1] for line in lines(config))
+
+
+def test_another_form_makes_other_captions_of_the_same_features(config: CaptionConfig) -> None:
+    first, second = Answering(ANSWER), Answering({"tags": ["a"]})
+    run(config, first, schema=text_of(SIX))
+    run(config, second, schema=text_of(TAGS))
+    assert second.names()[0] == "decode"
+    again = Answering(ANSWER)
+    run(config, again, schema=json.dumps(SIX, indent=2, sort_keys=False))
+    assert "decode" not in again.names()
+
+
+def _write(content: str) -> Callable[[Path], str]:
+    def write(folder: Path) -> str:
+        (folder / "form.json").write_text(content)
+        return str(folder / "form.json")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("given", "more", "words"),
+    [
+        (_write("{"), (), "holds no JSON"),
+        (_write("[]"), (), "holds no object"),
+        (_write(text_of({"type": "array"})), (), "not of an object"),
+        (_write(text_of(TAGS)), ("--beams", "2"), "--schema and --beams"),
+        (_write(text_of(TAGS)), ("--start-with", "A"), "--schema and --start-with"),
+        (_write(text_of(SIX)), ("--max-new-tokens", "20"), str(rest_of(text_of(SIX)).tokens)),
+        (lambda folder: str(folder / "none.json"), (), "cannot be read: No such file"),
+        (lambda folder: str(folder), (), "cannot be read"),
+    ],
+)
+def test_a_command_that_cannot_be_kept_to_ends_in_one_line(
+    given: Callable[[Path], str],
+    more: tuple[str, ...],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["caption", "a.mp4", "--model", "demo", "--schema", given(tmp_path), *more]
+    assert main([*command, "--out", str(tmp_path / "out"), "--store", str(tmp_path / "s")]) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.strip().count("\n") <= 1 and "Traceback" not in told
+    assert not (tmp_path / "out").exists() and not (tmp_path / "s").exists()
+
+
+def test_a_file_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "form.json"
+    path.write_text("\ufeff" + json.dumps(TAGS, indent=2), encoding="utf-8")
+    config = CaptionConfig(sources=("a",), schema=str(path))
+    path.unlink()
+    assert config.schema == canonical(text_of(TAGS)) == replace(config, limit=1).schema
+    with pytest.raises(UsageError, match="cannot be read"):
+        CaptionConfig(sources=("a",), schema=str(path))

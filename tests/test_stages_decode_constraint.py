@@ -1,0 +1,204 @@
+"""Captions of a form: every one is whole and valid, on both engines, whoever says it and however
+few tokens it has; and each word is the likeliest of those that may come."""
+
+import json
+from collections.abc import Mapping
+from copy import copy
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import llguidance
+import pytest
+import torch
+from transformers import LogitsProcessorList
+
+from artifacts.errors import UsageError
+from penstock_demo import CHECKPOINT
+from stages.decode import run
+from stages.decode.choosing import Chance, Choosing
+from stages.decode.constraint import FormMask, Vocabulary, said_in, vocabulary_of
+from stages.decode.generation import Generation
+from stages.decode.protocol import Said
+from stages.decode.structure import canonical, grammar_of, rest_of
+from stages.models.processors.prepare import load_processor
+from tests.support.clips import clips, half_model, joint_inputs, joint_model
+from tests.support.families import BUILDERS, checkpoint
+from tests.support.forms import SHORT, SIX, text_of
+from tests.support.waves import Wave
+
+FORM = canonical(text_of(SIX))
+LEAST = rest_of(FORM).tokens
+PROMPTS = ("Describe.", "What happens in it?")
+OTHER = "dd" * 32
+ENGINES = ("transformers", "inflight")
+HOT: dict[str, Any] = {"temperature": 1.5, "top_k": 0, "seed": 3}
+WAYS: dict[str, tuple[int, dict[str, Any]]] = {
+    "tight": (0, {}),
+    "tight and by chance": (1, HOT),
+    "roomy": (40, {}),
+    "roomy and by chance": (60, HOT),
+}
+"""Name → tokens beyond those that an answer may take, and how words are chosen."""
+QUICK = {
+    ("demo", "inflight", "tight"),
+    ("qwen2_5_vl", "transformers", "roomy and by chance"),
+    ("smolvlm", "inflight", "tight and by chance"),
+}
+CASES = [
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    for case in product(("demo", *BUILDERS), ENGINES, WAYS)
+]
+
+
+def folder_of(name: str) -> Path:
+    return CHECKPOINT if name == "demo" else checkpoint(name)
+
+
+def wave_of(folder: Path, store: Path, number: int = 3) -> Wave:
+    wave = Wave(store, folder, [clips("image", number)])
+    wave.encode()
+    return wave
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Wave:
+    return wave_of(CHECKPOINT, tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture
+def demo(encoded: Wave) -> Wave:
+    """Clips that the demo's vision half has seen."""
+    wave = copy(encoded)
+    wave.settings = {}
+    return wave
+
+
+def said(
+    wave: Wave, engine: str, namespace: str, limit: int, form: str = FORM, **asked: Any
+) -> list[dict[str, Any]]:
+    """The records of the captions."""
+    wave.settings |= {"engine": engine, "generation": Generation(schema=form, **asked).told}
+    wave.decode(PROMPTS, namespace, tokens=limit)
+    return wave.captions(namespace)
+
+
+def check(records: list[dict[str, Any]], limit: int, form: Mapping[str, Any] = SIX) -> None:
+    for record in records:
+        text = record["caption"]
+        jsonschema.Draft202012Validator(form).validate(json.loads(text))
+        assert record["ended"] == "stop" and record["tokens"] <= limit
+        assert "\n" not in text and '": ' not in text and '", ' not in text.replace('\\"', "")
+
+
+@pytest.mark.parametrize(("name", "engine", "way"), CASES)
+def test_every_caption_is_valid_however_few_tokens_it_has(
+    name: str, engine: str, way: str, tmp_path: Path
+) -> None:
+    (more, asked), wave = WAYS[way], wave_of(folder_of(name), tmp_path)
+    records = said(wave, engine, OTHER, LEAST + more, **asked)
+    check(records, LEAST + more)
+    assert all(record["generation"]["schema"] == FORM for record in records)
+    if not more:  # a random model, and the demo, would go on with the first of the texts
+        assert all(record["shortened"] for record in records)
+
+
+def test_a_caption_is_what_a_loop_by_hand_says(tmp_path: Path) -> None:
+    folder, form = checkpoint("qwen2_5_vl"), canonical(text_of(SHORT))
+    wave = wave_of(folder, tmp_path, 2)
+    clip = wave.batches[0][0][1]
+    processor: Any = load_processor(folder, trusted=False)
+    model, tokenizer = joint_model(folder), processor.tokenizer
+    inputs = joint_inputs(processor, [clip], [PROMPTS[0]])
+    words, vocabulary = b"", vocabulary_of(tokenizer)
+    matcher = llguidance.LLMatcher(vocabulary.tokens, grammar_of(form))
+    while not matcher.is_stopped():
+        with torch.inference_mode():
+            made = model.generate(
+                **inputs, do_sample=False, max_new_tokens=1, output_logits=True,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+        order = made.logits[0][0].argsort(descending=True).tolist()
+        known = (each for each in order if each < vocabulary.tokens.vocab_size)
+        token = next(each for each in known if matcher.validate_tokens([each]))
+        assert matcher.consume_token(token)
+        words += vocabulary.bytes[token]
+        new = torch.tensor([[token]])
+        length = inputs["input_ids"].shape
+        for key, value in inputs.items():
+            if value.shape == length:
+                more = new if key == "input_ids" else torch.full_like(new, key == "attention_mask")
+                inputs[key] = torch.cat([value, more.to(value.dtype)], 1)
+    for engine, namespace in zip(ENGINES, ("cc" * 32, OTHER), strict=True):
+        records = said(wave, engine, namespace, 100, form)
+        assert records[0]["caption"] == words.decode()
+        check(records, 100, SHORT)
+        assert not any("shortened" in record for record in records)
+
+
+def test_other_ways_of_choosing_go_on_and_the_form_wins(demo: Wave) -> None:
+    least = rest_of(canonical(text_of(SHORT))).tokens
+    form = canonical(text_of(SHORT))
+    avoided: dict[str, Any] = {"avoid": (*'{}":,', "clip", "photo"), "repetition_penalty": 1.5}
+    for engine, namespace in zip(ENGINES, ("c1" * 32, "c2" * 32), strict=True):
+        check(said(demo, engine, namespace, least, form, **avoided), least, SHORT)
+    again = said(demo, "inflight", "c3" * 32, least + 9, form, no_repeat_ngram=1, **HOT)
+    check(again, least + 9, SHORT)
+
+
+def test_a_caption_hangs_on_its_row_alone(demo: Wave) -> None:
+    form = canonical(text_of(SHORT))
+    captions = [[r["caption"] for r in said(demo, "transformers", "d1" * 32, 50, form, **HOT)]]
+    batch = demo.batches[0]
+    for cut, namespace in (([batch], "d2" * 32), ([batch[:1], batch[1:]], "d3" * 32)):
+        demo.batches = cut
+        captions.append([r["caption"] for r in said(demo, "inflight", namespace, 50, form, **HOT)])
+    assert captions == [captions[0]] * 3 and len({*captions[0]}) == 3
+
+
+def test_the_form_comes_before_chance() -> None:
+    processor: Any = load_processor(CHECKPOINT, trusted=False)
+    choosing = Choosing(Generation(schema=FORM, **HOT), LEAST)
+    members = [{"features": "f", "prompt": "p"}]
+    options = choosing.options(half_model(CHECKPOINT, "language"), processor, members)
+    found = options["logits_processor"]
+    assert isinstance(found, LogitsProcessorList)
+    assert isinstance(found[0], FormMask) and isinstance(found[-1], Chance)
+
+
+def test_rows_that_were_said_otherwise_begin_anew() -> None:
+    processor: Any = load_processor(CHECKPOINT, trusted=False)
+    vocabulary, end = vocabulary_of(processor.tokenizer), processor.tokenizer.eos_token_id
+    structure = FormMask(vocabulary, FORM, LEAST, {end})
+    scores = torch.zeros(1, len(vocabulary.bytes) + 3)
+    first = structure(torch.zeros(1, 4, dtype=torch.long), scores)
+    assert vocabulary.bytes[int(first.argmax())] == b"{" and (first == 0).sum() == 1
+    for text in (b"{", b'{"', b"{"):
+        ids = [0, 0, 0, 0, *vocabulary.tokens.tokenize_bytes(text)]
+        found = structure(torch.tensor([ids]), scores)
+        assert torch.isfinite(found).any() and torch.isneginf(found[0, end])
+
+
+def test_a_tokenizer_that_cannot_spell_a_form_is_refused() -> None:
+    with pytest.raises(UsageError, match="Only fast tokenizers") as caught:
+        Vocabulary(object())
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_cut_in_the_middle_is_read_as_it_is() -> None:
+    processor: Any = load_processor(CHECKPOINT, trusted=False)
+    vocabulary = vocabulary_of(processor.tokenizer)
+    row = vocabulary.tokens.tokenize_bytes(b'{"title":"a  b , c')
+    assert said_in(vocabulary, FORM, row, LEAST + 40) == ('{"title":"a  b , c', False)
+    assert said_in(vocabulary, FORM, row, LEAST)[1]
+
+
+def test_circles_are_found_in_what_was_closed_early() -> None:
+    round_and_round = '{"title":"a"' + ',"tags":["dog"' + ',"dog"' * 20 + '],"ok":true}'
+    assert run._goes_round(Said(round_and_round, 9, "stop", True))
+    assert not run._goes_round(Said(round_and_round, 9, "stop"))
+    assert run._goes_round(
+        Said('{"title":"' + "a dog runs, " * 9 + '","ok":true}', 9, "stop", True)
+    )
+    assert not run._goes_round(Said('{"title":"a dog runs","ok":true}', 9, "stop", True))
