@@ -2,6 +2,7 @@
 knows nothing of where they come from."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, ClassVar, Literal
 from artifacts.files import write_text
 
 ENCODER = json.JSONEncoder(ensure_ascii=False)
+THINKING = re.compile(r"(<think>.*?)?</think>\s*", re.DOTALL)
+"""What a model says before it answers; some templates open it for the model."""
 Ended = Literal["stop", "length"]
 """How a caption ended: by itself; or cut, when it had as many tokens as it may have."""
 
@@ -68,6 +71,13 @@ def ended_of(stored: Mapping[str, Any], limit: int) -> Ended:
     count as cut where they have them all."""
     told: Ended | None = stored.get("ended")
     return told or ("length" if stored["tokens"] >= limit else "stop")
+
+
+def answer_in(words: str) -> str:
+    """Return what a model answered without what it thought before; empty where it was thinking
+    still."""
+    answer = THINKING.sub("", words).strip()
+    return "" if answer.startswith("<think>") else answer
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

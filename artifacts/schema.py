@@ -24,6 +24,8 @@ SHRINKING = "decoded at a part of its sides"
 """What decides the frames of pictures that may be made smaller while they are decoded."""
 LARGE_EDGE = 1 << 14
 """Pixels of a side of a picture that is larger than any input."""
+WHOLE_SECONDS = 1e9
+"""Seconds of a chunk that is a whole file, however long that is."""
 WHOLE = "whole"
 """The last word of the keys of a picture that was stored smaller, when pictures were not stored as
 they are."""
@@ -54,6 +56,17 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name} is {value}", hint="Give a number above 0")
+
+    @property
+    def whole(self) -> bool:
+        """Return whether a file is one chunk, however long it is."""
+        return self.chunk_seconds >= WHOLE_SECONDS and not self.shots
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Return the fields by name, for people and programs."""
+        whole = {"chunk_seconds": None, "whole": True} if self.whole else {}
+        return {**fields_of(self), **whole}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

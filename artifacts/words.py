@@ -7,8 +7,9 @@ TOLD = 3
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number with its noun: `1 file`, `2 files`, `1,200 files`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """Return a number with its noun: `1 file`, `2 files`, `1,200 summaries`."""
+    many = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else many}"
 
 
 def first_of(names: Sequence[str]) -> str:

@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Mapping
 
 from artifacts.schema import Part
-from stages import decode, embed, embed_texts, encode, export, frames, tune
+from stages import decode, embed, embed_texts, encode, export, frames, summarize, tune
 from stages.process.stage import Stage
 
 Pipeline = tuple[Stage, ...]
 """Stages in order: the first reads files, each other one records that one before it makes."""
 CAPTION: Pipeline = (frames.STAGE, encode.STAGE, decode.STAGE)
 """Captions of files."""
+SUMMARY: Pipeline = (*CAPTION, summarize.STAGE)
+"""Captions of files, and of each video a summary of its captions."""
 REBUILD: Pipeline = CAPTION[:2]
 """Features of files, kept for later."""
 EMBED: Pipeline = (frames.STAGE, embed.STAGE)
@@ -32,6 +34,7 @@ EXPORTED_VECTORS: Pipeline = (*EMBED, export.COMPARE)
 """Vectors of the same files by that checkpoint, and how far it is from the original."""
 PIPELINES = (
     CAPTION,
+    SUMMARY,
     REBUILD,
     EMBED,
     LABEL,
@@ -50,7 +53,7 @@ EXPORTS = (EXPORT, EXPORT_VECTORS)
 GRAPHS = (EXPORT_GRAPHS, EXPORT_GRAPHS_VECTORS)
 """Checkpoints with graphs, of each sort of model."""
 PURPOSES: Mapping[str, tuple[Pipeline, ...]] = {
-    "caption": (CAPTION,),
+    "caption": (CAPTION, SUMMARY),
     "embed": (EMBED,),
     "label": (LABEL,),
     "export": EXPORTS,
@@ -66,8 +69,13 @@ LABELS = "labels"
 def product_of(pipeline: Iterable[Stage]) -> str:
     """Return what is made of files by these stages in the end."""
     stages = tuple(pipeline)
-    made = next((stage.writes for stage in reversed(stages) if stage.writes), "")
+    made = next((s.writes for s in reversed(stages) if s.writes and s.of_media), "")
     return LABELS if stages == LABEL else made
+
+
+def with_summaries(pipelines: Iterable[Pipeline], *, asked: bool) -> tuple[Pipeline, ...]:
+    """Return these pipelines, with summaries where captions are made if those are asked for."""
+    return tuple(SUMMARY if asked and each == CAPTION else each for each in pipelines)
 
 
 def makes_vectors(pipeline: Pipeline) -> bool:

@@ -22,6 +22,7 @@ class FeatureOptions(TypedDict, total=False):
     trust_remote_code: bool
     chunk: float | None
     shots: bool
+    whole: bool
     fps: float | None
     frames: int | None
     max_frames: int | None
@@ -46,6 +47,8 @@ class CaptionOptions(FeatureOptions, total=False):
     adapter: str
     prompts: dict[str, str]
     length: str
+    summary: bool
+    summary_prompt: str
     system: str
     start_with: str
     avoid: tuple[str, ...]

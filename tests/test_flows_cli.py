@@ -16,13 +16,14 @@ from flows.console.display import Display
 from flows.job.config import CaptionConfig
 
 SPEAKING_OPTIONS = {
-    "--prompts", "--length", "--system", "--start-with", "--avoid", "--retry-loops",
+    "--prompts", "--summary", "--summary-prompt", "--length", "--system", "--start-with",
+    "--avoid", "--retry-loops",
     "--strip-think", "--sampling", "--temperature", "--top-p", "--top-k", "--seed", "--beams",
     "--repetition-penalty", "--no-repeat-ngram", "--schema",
 }  # fmt: skip
 CAPTION_OPTIONS = {
     "SOURCES", "--model", "--prompt", "--prompt-file", "--out", "--store", "--chunk", "--fps",
-    "--frames", "--revision", "--shots", "--precision", "--vision-precision",
+    "--frames", "--revision", "--shots", "--whole", "--precision", "--vision-precision",
     "--language-precision", "--memory", "--vision-backend", "--adapter",
     "--max-frames", "--batch-size", "--engine", "--max-new-tokens", "--prefix", "--suffix",
     "--recursive",

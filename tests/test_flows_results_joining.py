@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-import flows.results.joining
+import flows.job.joining
 from artifacts.errors import Interrupted
 from flows.job.config import CaptionConfig
 from flows.job.formats import APPEND, PREPEND
-from flows.results.joining import JoinedTexts
-from flows.results.own_files import OwnFiles
+from flows.job.joining import JoinedTexts
+from flows.job.own_files import OwnFiles
 from flows.results.run_result import RunResult
 from tests.support.rows import HARD
 from tests.support.saying import LONG, make, run
@@ -135,7 +135,7 @@ def test_a_run_that_was_killed_before_it_wrote_puts_the_caption_once(
 
     for prompt in ("A?", "B?"):
         with monkeypatch.context() as patch:
-            patch.setattr(flows.results.joining, "write_text", killed)
+            patch.setattr(flows.job.joining, "write_text", killed)
             with pytest.raises(Interrupted):
                 put(config, rule, prompt)
         put(config, rule, prompt)
@@ -216,7 +216,7 @@ def test_texts_in_the_folder_of_outputs_are_joined_too(config: CaptionConfig) ->
 
 def test_through_any_runs_and_edits_no_word_of_a_person_s_is_lost(tmp_path: Path) -> None:
     draw = random.Random(int(os.environ["PENSTOCK_TEST_SEED"]))
-    store: Any = SimpleNamespace(store=SimpleNamespace(local=tmp_path))
+    store: Any = SimpleNamespace(local=tmp_path)
     letters = ["a", "b, ", " ", "\n", ".", "é", "🐦", ",", "\t", "'"]
     for number in range(60):
         texts = JoinedTexts(OwnFiles(store), "txt")

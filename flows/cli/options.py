@@ -58,6 +58,7 @@ def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -
     pieces.add_argument(
         "--shots", action="store_true", help="a chunk a shot, those over 30 seconds in pieces"
     )
+    add("--whole", action="store_true", help="one caption a file, however long")
     add("--fps", type=float, metavar="F", help="frames a second [what the model states, else 1]")
     add("--frames", type=int, metavar="N", help="frames a chunk, evenly")
     add(

@@ -15,6 +15,8 @@ def add_speaking_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("text").add_argument
     add("--prompts", action="append", metavar="NAME=TEXT", help="several captions; repeat it")
     add("--length", default="", metavar="L", help=f"asks for it in words: {'|'.join(LENGTHS)}")
+    add("--summary", action="store_true", help="chapters and a summary of each video")
+    add("--summary-prompt", default="", metavar="TEXT", help="what is asked for it")
     add("--system", default="", metavar="TEXT", help="what the system's turn says before")
     add("--start-with", default="", metavar="TEXT", help="every caption goes on from it")
     add("--schema", default="", metavar="F", help="every caption is JSON of this JSON Schema")

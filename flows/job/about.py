@@ -19,7 +19,7 @@ def summary(job: Job) -> dict[str, Any]:
         "folder": str(job.model.folder),
         "device": job.device,
         "precision": job.model.precision(),
-        "sampling": {name: getattr(job.sampling, name) for name in job.sampling.__slots__},
+        "sampling": job.sampling.told,
         "batch_size": job.config.batch_size,
         **({"generation": told} if (told := job.config.generation.told) else {}),
         "store": job.store.url,
@@ -59,14 +59,26 @@ def notes(job: Job) -> list[str]:
             f"{job.model.name} takes {counted(profile.frames_a_video, 'frame')} of each chunk, no "
             "more and no fewer"
         )
-    found += filter(None, [_unseen(job), _as_published(job)])
-    return found
+    found += filter(None, [_whole(job), _unseen(job), _as_published(job)])
+    return [*found, *job.notes]
+
+
+def _whole(job: Job) -> str:
+    """Return how many frames of each file are looked at where a file is one chunk."""
+    sampling = job.sampling
+    if not sampling.whole or not any(medium.kind == "video" for medium in job.contents):
+        return ""
+    each = sampling.frames or sampling.max_frames
+    if each == 1:
+        return "each video is captioned as a whole, by its middle frame"
+    most = "" if sampling.frames else "at most "
+    return f"each video is captioned as a whole, by {most}{each} frames evenly over it"
 
 
 def _unseen(job: Job) -> str:
     """Return what of a chunk the model does not see because its processor takes no more frames."""
     stated, sampling = job.model.profile.sampling, job.sampling
-    if not (stated.seconds and sampling.fps):
+    if sampling.whole or not (stated.seconds and sampling.fps):
         return ""
     wanted = math.ceil(sampling.chunk_seconds * sampling.fps)
     most = sampling.max_frames

@@ -82,6 +82,8 @@ class CaptionConfig(SpeakingConfig):
     checkpoint's processor says that it sees, if that is less."""
     shots: bool = False
     """Cut where the picture changes at once instead of at equal lengths."""
+    whole: bool = False
+    """Make one chunk of each file, however long; its frames are spread evenly over it."""
     fps: float | None = None
     """Frames a second; None: what the checkpoint's processor states."""
     frames: int | None = None
@@ -145,6 +147,11 @@ class CaptionConfig(SpeakingConfig):
     def __post_init__(self) -> None:
         if self.fps is not None and self.frames is not None:
             raise UsageError("--fps and --frames exclude each other", hint="Leave one of them out")
+        if self.whole and (self.shots or self.chunk is not None):
+            other = "--shots" if self.shots else "--chunk"
+            raise UsageError(
+                f"--whole and {other} exclude each other", hint="Leave one of them out"
+            )
         check_above_zero(self, ABOVE_ZERO)
         for name in ("precision", "vision_precision", "language_precision"):
             value = getattr(self, name)

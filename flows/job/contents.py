@@ -84,3 +84,13 @@ def refuse_placeholders(contents: Sequence[Medium], model: Model) -> None:
                 "as the place of a picture",
                 hint="Leave it out: the picture is placed before the prompt",
             )
+
+
+def refuse_summary(config: CaptionConfig, model: Model) -> None:
+    """Refuse to summarize with a model that says nothing of a text alone. Raises UsageError."""
+    if config.summary and model.profile.needs_pictures:
+        raise UsageError(
+            f"{model.name} cannot summarize: it says nothing without a picture "
+            f"({model.profile.needs_pictures})",
+            hint="Leave out --summary, or choose a model that answers questions: docs/models.md",
+        )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests, digest_of
-from artifacts.schema import FrameFit, Part, Sampling
+from artifacts.schema import WHOLE_SECONDS, FrameFit, Part, Sampling
 from artifacts.store import Store
 from flows.job.adapters import adapter_asked, adapter_for
 from flows.job.config import DEMO_MODEL, CaptionConfig
@@ -115,8 +115,8 @@ class Model:
     def _chunk_seconds(self, config: CaptionConfig) -> float:
         """Return the seconds of a chunk: by default no more than the processor says that it
         sees."""
-        if config.chunk is not None:
-            return config.chunk
+        if config.whole or config.chunk is not None:
+            return config.chunk or WHOLE_SECONDS
         asked = config.fps or config.frames or config.max_frames
         stated = None if asked else self.profile.sampling.seconds
         return min(CHUNK_SECONDS, stated or CHUNK_SECONDS)

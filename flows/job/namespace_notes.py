@@ -1,7 +1,6 @@
 """Keeps notes in a store that say which model and settings each namespace is of."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from artifacts.keys import digest_of
@@ -30,7 +29,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "weights": model.digests["vision"],
         "precision": model.best("vision").precision,
         "computing": model.best("vision").decides,
-        "sampling": asdict(job.sampling),
+        "sampling": job.sampling.told,
         "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
         "recipes": [stage.output_version for stage in job.pipeline[:2]],
     }

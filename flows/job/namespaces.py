@@ -98,9 +98,10 @@ def namespaces_of(
 
 
 def namespace_aside(stage: Stage, model: Model, settings: PartSettings) -> str:
-    """Return the digest of what decides the bytes of a stage that is run once, in these
-    settings."""
-    return _namespace(stage, [model.digests[stage.part], *settings.decides] if stage.part else [])
+    """Return the digest of what decides the bytes of a stage that is run once, in these settings.
+    Whatever makes captions has no part in it."""
+    decides = replace(settings, engine="").decides
+    return _namespace(stage, [model.digests[stage.part], *decides] if stage.part else [])
 
 
 def _decides(stage: Stage, model: Model, settings: Mapping[Part, PartSettings]) -> list[Any]:

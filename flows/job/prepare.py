@@ -16,7 +16,12 @@ from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
-from flows.job.contents import read_contents, refuse_placeholders, under_prompts
+from flows.job.contents import (
+    read_contents,
+    refuse_placeholders,
+    refuse_summary,
+    under_prompts,
+)
 from flows.job.device_probe import check_device
 from flows.job.formats import COCO
 from flows.job.launch import Launcher
@@ -25,7 +30,8 @@ from flows.job.models import Model, digests_in, open_model, pipeline_for
 from flows.job.namespaces import variants_of
 from flows.job.sources import MediaFile, Selection, find_media
 from flows.job.tasks import Medium
-from flows.pipelines import CAPTION, LABEL, PURPOSES, Pipeline, parts_of
+from flows.job.templates import filled
+from flows.pipelines import CAPTION, LABEL, PURPOSES, Pipeline, parts_of, with_summaries
 from stages.models.hub.transfer import Announce
 from stages.process.device import device_name
 
@@ -52,6 +58,8 @@ class Job:
     failures: tuple[Failure, ...]
     """Sources that cannot be had, and why."""
     ledger: Ledger
+    notes: tuple[str, ...] = ()
+    """What people should know of how its sources were read."""
 
     @property
     def out(self) -> Path:
@@ -98,7 +106,7 @@ def prepare(
     `pipelines` that its model is for (none: it captions), with `alone` in the best variant and no
     other. `announce` is told of what takes long; `read_weights` is as with `open_model`. Raises
     PenstockError."""
-    pipelines = pipelines or (CAPTION,)
+    pipelines = with_summaries(pipelines or (CAPTION,), asked=config.summary)
     if COCO in config.format and LABEL not in pipelines:
         raise UsageError("--format coco is of labels", hint="Run `penstock label`, or leave it out")
     config.check_sources()
@@ -116,10 +124,16 @@ def prepare(
     if not readable:
         raise NothingToDo(pipeline, [*failures, *unreadable])
     readable, contents = under_prompts(readable, contents, config)
+    contents, said = filled(readable, contents, store)
     refuse_placeholders(contents, model)
+    refuse_summary(config, model)
     job = _job_of(config, store, model, pipeline)
     return replace(
-        job, files=tuple(readable), contents=tuple(contents), failures=(*failures, *unreadable)
+        job,
+        files=tuple(readable),
+        contents=tuple(contents),
+        failures=(*failures, *unreadable),
+        notes=tuple(said),
     )
 
 

@@ -33,6 +33,10 @@ class SpeakingConfig:
     """Name → question: several captions of each chunk, made of one look at it."""
     length: str = ""
     """Length that is asked for in words: `short`, `medium` or `long`; empty: none."""
+    summary: bool = False
+    """Make chapters and a summary of each video of its captions."""
+    summary_prompt: str = ""
+    """What is asked for the summary; empty: what happens, and when."""
     system: str = ""
     """Text of the system's turn before the question."""
     start_with: str = ""
@@ -85,6 +89,10 @@ class SpeakingConfig:
                 f"--length {self.length} is not known", hint=f"Choose from {', '.join(LENGTHS)}"
             )
         check_prompts(self.prompts)
+        if self.summary_prompt and not self.summary:
+            raise UsageError(
+                "--summary-prompt is given, and no summary is asked for", hint="Add --summary"
+            )
 
     def in_length(self, prompt: str) -> str:
         """Return a prompt with the length that is asked for in words."""

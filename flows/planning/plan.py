@@ -12,6 +12,7 @@ from flows.console.units import gib
 from flows.job.about import halves, notes
 from flows.job.budget import Budget, budget_for
 from flows.job.config import CaptionConfig
+from flows.job.contents import refuse_summary
 from flows.job.launch import Launcher
 from flows.job.models import (
     Undescribed,
@@ -24,7 +25,7 @@ from flows.job.precision import precision_note
 from flows.job.prepare import Job, prepare
 from flows.job.waves import cut_waves
 from flows.job.weights import bytes_to_fetch, stages_wanted
-from flows.pipelines import PURPOSES, STAGES, Pipeline, parts_of
+from flows.pipelines import PURPOSES, STAGES, Pipeline, parts_of, with_summaries
 from flows.planning.architecture import read_architecture
 from flows.planning.architecture_profile import model_by_dimensions
 from flows.planning.changes import cannot_fit
@@ -84,7 +85,8 @@ def plan_of(
     """Return the plan of a command; without sources, or of what cannot be run, of the model alone.
     It is taken through the first of `pipelines` that its model is for (none: of all there are). It
     reads no weights. Raises PenstockError, but not for what cannot fit."""
-    pipelines = pipelines or tuple(chain.from_iterable(PURPOSES.values()))
+    every = pipelines or chain.from_iterable(PURPOSES.values())
+    pipelines = with_summaries(every, asked=config.summary)
     device = device_name()
     try:
         if config.sources:
@@ -106,6 +108,7 @@ def plan_of(
     except Undescribed as error:
         return _by_dimensions(config, device, announce, error, pipelines)
     pipeline = pipeline_for(model, pipelines)
+    refuse_summary(config, model)
     model = model.of_parts(parts_of(pipeline))
     question = question_of_model(model, config, device, pipeline)
     plan = _answered(question, budget_for(config, device), None, ())
@@ -208,7 +211,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "seconds": times and times.seconds,
         "time": times.line if times else "",
         "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_wanted(job.ledger, job.media))),
-        "sampling": {n: getattr(job.sampling, n) for n in job.sampling.__slots__},
+        "sampling": job.sampling.told,
         "files": len(job.by_file),
         "failed": len(job.failures),
         "seconds_of_media": sum(e.seconds for e in found),

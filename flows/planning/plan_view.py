@@ -22,6 +22,7 @@ COSTS = {
     "offloaded": "a KV cache in host memory is copied at each token: 2 to 5 times longer",
     "quantized": "a KV cache in few bits changes some words",
     "precision": "weights in fewer bits change some words",
+    "context": "shorter contexts make more and shorter chapters",
     "block": "layers read once for a block of chunks cost little where there are many chunks",
     "offload": "weights outside the device are copied at each token: 40 times longer and more",
 }
@@ -174,6 +175,8 @@ def _differs(choice: Choice) -> Iterator[str]:
         yield COSTS["block"]
     elif taken.offload:
         yield COSTS["offload"]
+    elif taken.context != first.context:
+        yield COSTS["context"]
     elif taken.kv != first.kv:
         yield COSTS[taken.kv]
     elif taken.prefill != first.prefill:

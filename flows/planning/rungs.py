@@ -37,6 +37,8 @@ class Rung:
     seated: bool = False
     """Whether each chunk has a slot of its own, which the next one takes when it is done; of the
     decode stage."""
+    context: int = 0
+    """Most tokens that are read and said at once, of the summarize stage."""
     rank: int = 0
     """Rank of the adapter that is trained, of the tune stage; 0: none is."""
     caption: int = 0
@@ -60,6 +62,7 @@ class Rung:
             self.precision,
             f"read {self.prefill} positions at a time" if self.prefill else "",
             f"KV cache {self.kv}" if self.kv else "",
+            f"contexts of {self.context:,} tokens" if self.context else "",
             "weights offloaded" if self.offload and not self.block else "",
             f"streamed layer by layer{past}" if self.block else "",
             "layers computed again" if self.recompute else "",

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import merge
@@ -10,18 +9,18 @@ from operator import attrgetter
 from typing import Any
 from urllib.parse import quote
 
-from artifacts.captions import Caption, Failure, ended_of, write_jsonl
+from artifacts.captions import Caption, Failure, answer_in, ended_of, write_jsonl
 from artifacts.files import write_text
 from artifacts.keys import hash_file
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
+from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium, Task
 from flows.pipelines import STAGES
-from flows.results.own_files import OwnFiles, digest_at
 from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.results.text_files import write_texts
 from flows.results.texts import Texts
@@ -80,13 +79,13 @@ def places(job: Job) -> dict[str, str]:
         path = job.out / (form if form in FOLDERS else f"captions.{form}")
         if form in asked or path.exists():
             found[form] = str(path)
+    if job.config.summary:
+        found["summaries"] = str(job.out / "summaries.jsonl")
     return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
 
 
 FOLDERS = (DATASET, *TRAINERS)
 """Formats that are a folder of `OUT`, written when all is captioned."""
-THINKING = re.compile(r"(<think>.*?)?</think>\s*", re.DOTALL)
-"""What a model says before it answers; some templates open it for the model."""
 THINKING_STILL = "it was still thinking when it was cut: --max-new-tokens lets it come to an end"
 ROUND = "it went round in circles, and was said once more where it may not"
 ROUND_STILL = "it went round in circles, and once more when it was said again"
@@ -150,9 +149,8 @@ def _said(stored: Mapping[str, Any], *, strip_think: bool) -> tuple[str, list[st
     if stored.get("shortened"):
         warnings.append(SHORTENED)
     if strip_think:
-        answer = THINKING.sub("", words).strip()
-        if answer.startswith("<think>"):
-            answer = ""
+        answer = answer_in(words)
+        if words and not answer and not words.rstrip().endswith("</think>"):
             warnings.append(THINKING_STILL)
         elif answer != words:
             warnings.append("what it thought before is left out")
@@ -211,7 +209,7 @@ def write_outputs(job: Job, *, last: bool) -> Written:
     write_jsonl(job.out / "failures.jsonl", found.failures)
     files = [group[0][0] for group in job.by_file]
     write_text(job.out / "media.jsonl", media_lines(files, counts))
-    own, kinds = OwnFiles(job), kinds_of(job)
+    own, kinds = OwnFiles(job.store), kinds_of(job)
     found.texts = write_texts(job, own, in_words)
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"

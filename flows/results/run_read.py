@@ -82,6 +82,7 @@ RECORD = {
     "media": {"total": count, "failed": count, "open": Left(count)},
     "captions": count,
     "rows": Left(count),
+    "summaries": Left(count),
     "cut": Left(count),
     "texts": Left([TEXTS]),
     "earlier": Left([text]),

@@ -192,6 +192,7 @@ def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
         "stages": [empty(stage.name) for stage in pipeline],
         "media": {"total": 0, "failed": 0, "open": 0},
         "captions": 0,
+        "summaries": 0,
         "rows": 0,
         "cut": 0,
         "texts": [],

@@ -9,6 +9,7 @@ from artifacts.captions import Failure
 from artifacts.words import counted
 from flows.results.outputs import Written
 from flows.results.status import texts_line
+from flows.results.summaries import SUMMARIES
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,6 +21,8 @@ class RunResult:
     """Number of files and sources that were asked for."""
     limit: int
     """Most tokens of a caption."""
+    summaries: int | None = None
+    """Summaries of videos; None where none were asked for."""
     written: Written = field(default_factory=Written)
     warnings: list[str] = field(default_factory=list)
 
@@ -47,6 +50,7 @@ class RunResult:
             "out": str(self.out),
             "files": self.files,
             **self.written.to_json(),
+            **({} if self.summaries is None else {"summaries": self.summaries}),
             "failed": len(self.failures),
             "warnings": self.warnings,
             "exit_code": self.exit_code,
@@ -59,6 +63,8 @@ class RunResult:
     def line(self) -> str:
         """Return the outcome in one line."""
         line = f"{counted(self.captions, 'caption')} in {self.out / 'captions.jsonl'}"
+        if self.summaries is not None:
+            line += f", {counted(self.summaries, 'summary')} in {self.out / SUMMARIES}"
         if self.written.cut:
             line += f", {self.written.cut} cut at {counted(self.limit, 'token')}"
         for texts in self.written.texts:
@@ -76,6 +82,8 @@ class RunResult:
             )
         for texts in self.written.texts:
             yield from texts.notes()
+        if self.summaries is None and (self.out / SUMMARIES).exists():
+            yield f"of an earlier run: {SUMMARIES} in {self.out}; --summary writes it anew"
         if self.written.earlier:
             yield (
                 f"of an earlier run: {', '.join(self.written.earlier)} in {self.out}; "

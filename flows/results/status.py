@@ -162,6 +162,8 @@ def what(record: Mapping[str, Any]) -> Iterator[str]:
     texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
     count, kind = written(record)
     captions = f"{count:,} {kind if count != 1 else kind.removesuffix('s')} written{cut}{texts}"
+    if record["summaries"]:
+        captions += f", {counted(record['summaries'], 'summary')}"
     yield f"{counted(media['total'], 'file')}, {media['failed']} failed{still}; {captions}"
 
 

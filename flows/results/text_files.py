@@ -13,11 +13,11 @@ from artifacts.names import SUFFIXES, file_stems
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from flows.job.formats import JOINABLE, JOINED
+from flows.job.joining import JoinedTexts
+from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
-from flows.results.joining import JoinedTexts
-from flows.results.own_files import OwnFiles, digest_at
 from flows.results.texts import Texts
 
 NOT_TEXTS = ("logs", DATASET)

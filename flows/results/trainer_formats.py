@@ -20,10 +20,10 @@ from artifacts.store import fault_of
 from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
 from artifacts.words import counted, first_of
 from flows.job.launch import Launcher
+from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
 from flows.results.clips import Clips, key_of
 from flows.results.cutting import Tell
-from flows.results.own_files import OwnFiles, digest_at
 from flows.results.sample_sources import SampleSource, by_chunk, sample_sources
 
 LINKED = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}(-\d+)?\.[a-z0-9]{1,8}")
@@ -47,7 +47,7 @@ class TrainersWritten:
 def write_trainers(job: Job, launcher: Launcher, tell: Tell) -> TrainersWritten:
     """Bring to what is captioned now the data sets that are asked for, and ours in `OUT`. Raises
     PenstockError."""
-    own = OwnFiles(job, "trainer ")
+    own = OwnFiles(job.store, "trainer ")
     forms = [name for name in TRAINERS if name in job.config.format or _is_own(job, own, name)]
     if not forms:
         return TrainersWritten()

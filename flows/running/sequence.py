@@ -24,6 +24,7 @@ from flows.results.run_result import RunResult
 from flows.results.trainer_formats import write_trainers
 from flows.running.once import OnceStep
 from flows.running.steps import Steps
+from flows.running.summaries import SummariesStep
 from flows.running.texts import TextsStep
 
 WRITING_SHARE = 20
@@ -65,6 +66,8 @@ class Sequence:
         write = partial(self._write, result)
         with self._recorded(write):
             self._waves(write)
+            if job.config.summary:
+                result.summaries = SummariesStep(job, self._record, self._steps.once).make()
             self._write_data_sets(result)
         result.warnings += result.notes()
         return result

@@ -83,7 +83,7 @@ def holdings(store: Store) -> list[Holding]:
 
 def sampling_text(sampling: Mapping[str, Any]) -> str:
     """Return a line such as `30 s, 1 fps, 32 frames at most`."""
-    longest = f"{sampling['chunk_seconds']:g} s"
+    longest = "whole files" if sampling.get("whole") else f"{sampling['chunk_seconds']:g} s"
     pieces = f"shots up to {longest}" if sampling["shots"] else longest
     if sampling["frames"] is not None:
         return f"{pieces}, {sampling['frames']} frames"

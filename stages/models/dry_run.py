@@ -1,9 +1,6 @@
 """Runs the halves of a model dry, on the meta device, and tells what computing them takes. The
 inputs are what the model's own processor gives. Reads no weights, and knows no family."""
 
-import contextlib
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -33,8 +30,16 @@ from stages.models.processors.prepare import (
     takes_videos,
 )
 from stages.models.row_memory import LayerMemory, RowMemory
+from stages.models.text_alone import context_tokens, why_no_text
 from stages.models.text_costs import text_costs
-from stages.models.watching import NEW_TOKENS, PromptWatch, decoder_of, layers_told, mlps_told
+from stages.models.watching import (
+    NEW_TOKENS,
+    PromptWatch,
+    decoder_of,
+    layers_told,
+    mlps_told,
+    quiet,
+)
 from stages.process.exit_diagnosis import out_of_memory
 
 EDGES = (224, 448)
@@ -61,33 +66,49 @@ class DryRun(NamedTuple):
     """What the language half remembers of a row; None where that is not to be told."""
     why: str = ""
     """Why nothing could be found out; empty where it could."""
+    context_tokens: int = 0
+    """Most tokens that the language half reads and says, together; 0: it does not say."""
+    needs_pictures: str = ""
+    """Why it cannot be asked about a text alone; empty where it can."""
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Return what of it a profile has by its own names."""
+        names = {"context_tokens": self.context_tokens, "needs_pictures": self.needs_pictures}
+        return {**names, "batch_costs_unknown": self.why}
 
 
 def dry_run(skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0) -> DryRun:
     """Return what computing the halves of the model over `skeleton` takes. The skeleton is of no
     other use afterwards."""
-    with _quiet():
-        try:
-            _begin(skeleton)
-            way = prepare_pictures if route == "dual" else prepare
-            rows = {k: _rows(processor, k, frames_a_video, way) for k in _kinds(processor)}
-            repeated = RepeatedLayers()
-            encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, repeated))
-            if route == "dual":
-                read = tuple(text_costs(skeleton, processor, repeated))
-                return DryRun({"vision": encoded, "language": read})
-            kind = next(reversed(rows))
-            decoded = [*_decoders(skeleton, processor, route, kind, rows[kind][0], repeated)]
-            costs = tuple(cost for cost, _ in decoded)
-            return DryRun(
-                {"vision": encoded, "language": costs}, _row_memory(skeleton, decoded[-1][1])
-            )
-        except Exception as error:  # a family may ask its tensors for anything
-            if out_of_memory(error):
-                raise
-            words = " ".join(str(error).split())[:200]
-            nothing: dict[Part, tuple[BatchCost, ...]] = {"vision": (), "language": ()}
-            return DryRun(nothing, why=f"{type(error).__name__}: {words}")
+    with quiet():
+        found = _costs_of(skeleton, processor, route, frames_a_video)
+        if route == "dual":
+            return found
+        why = "" if found.why else why_no_text(skeleton, processor)
+        return found._replace(context_tokens=context_tokens(skeleton.config), needs_pictures=why)
+
+
+def _costs_of(skeleton: Any, processor: Any, route: Route, frames_a_video: int) -> DryRun:
+    try:
+        _begin(skeleton)
+        way = prepare_pictures if route == "dual" else prepare
+        rows = {k: _rows(processor, k, frames_a_video, way) for k in _kinds(processor)}
+        repeated = RepeatedLayers()
+        encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, repeated))
+        if route == "dual":
+            read = tuple(text_costs(skeleton, processor, repeated))
+            return DryRun({"vision": encoded, "language": read})
+        kind = next(reversed(rows))
+        decoded = [*_decoders(skeleton, processor, route, kind, rows[kind][0], repeated)]
+        costs = tuple(cost for cost, _ in decoded)
+        return DryRun({"vision": encoded, "language": costs}, _row_memory(skeleton, decoded[-1][1]))
+    except Exception as error:  # a family may ask its tensors for anything
+        if out_of_memory(error):
+            raise
+        words = " ".join(str(error).split())[:200]
+        nothing: dict[Part, tuple[BatchCost, ...]] = {"vision": (), "language": ()}
+        return DryRun(nothing, why=f"{type(error).__name__}: {words}")
 
 
 def _row_memory(skeleton: Any, kept: tuple[LayerMemory, ...]) -> RowMemory | None:
@@ -102,7 +123,7 @@ def vector_width(skeleton: Any, processor: Any) -> int:
     """Return how many numbers the vectors of pictures have that the model over `skeleton` makes.
     Raises UsageError when it does not make one of each. The skeleton is as after
     `dry_run`."""
-    with _quiet():
+    with quiet():
         _begin(skeleton)
         row = prepare_pictures(processor, black_clip("image", PICTURES, EDGES[0], EDGES[0]))
         with on_meta_device(LiveBytes(_weights(skeleton))):
@@ -226,16 +247,3 @@ def _units(row: Prepared) -> int:
 def _tokens(inputs: dict[str, Any]) -> int:
     """Return the tokens of a row; a decoder that is given none begins with one of its own."""
     return int(text_ids(inputs).shape[1]) if set(TEXT_IDS) & set(inputs) else 1
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the words of libraries about tensors without data."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(before)

@@ -137,7 +137,7 @@ def _described(
     parts = _with_costs(profile.parts, found)
     if (native := native_of(folder)) and (other := native.as_published):
         parts[other.part] = replace(parts[other.part], as_published=other.words)
-    return replace(profile, parts=parts, batch_costs_unknown=found.why)
+    return replace(profile, parts=parts, **found.told)
 
 
 def _begun(

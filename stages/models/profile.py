@@ -9,7 +9,7 @@ from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
 from stages.models.row_memory import LayerMemory, RowMemory
 
-OUTPUT_VERSION = 24
+OUTPUT_VERSION = 25
 """Output version of a profile: raised when what one says changes, and part of its key."""
 
 
@@ -156,6 +156,10 @@ class ModelProfile:
     could not be found out."""
     words_a_frame: int = 0
     """Tokens that it writes about each frame of a video, such as its time."""
+    context_tokens: int = 0
+    """Most tokens that its language half reads and says, together; 0: it does not say."""
+    needs_pictures: str = ""
+    """Reason why its language half cannot be asked about a text alone; empty: it can."""
     batch_costs_unknown: str = ""
     """Reason why it could not be found out what computing takes; empty when it could."""
 

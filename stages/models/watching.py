@@ -2,6 +2,8 @@
 Counts nothing itself."""
 
 import contextlib
+import logging
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -162,3 +164,16 @@ def _mlps(model: Any) -> Iterator[torch.nn.Module]:
         linears = [part for part in parts if isinstance(part, torch.nn.Linear)]
         if 1 < len(linears) == len(parts) and linears[0].out_features >= 2 * linears[0].in_features:
             yield module
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the words of libraries about tensors without data."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)

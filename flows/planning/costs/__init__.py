@@ -7,7 +7,7 @@ from functools import partial
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.pipelines import Pipeline
-from flows.planning.costs import decode, embed_texts, encode, export, frames, tune
+from flows.planning.costs import decode, embed_texts, encode, export, frames, summarize, tune
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.rungs import Rung
 from flows.planning.seconds import WorkEstimate
@@ -39,6 +39,9 @@ COSTS: Mapping[str, Cost] = {
     "decode": Cost(rungs=decode.rungs, memory=decode.memory, work_left=decode.work_left),
     "embed_texts": Cost(
         rungs=embed_texts.rungs, memory=embed_texts.memory, work_left=embed_texts.work_left
+    ),
+    "summarize": Cost(
+        rungs=summarize.rungs, memory=summarize.memory, work_left=summarize.work_left
     ),
     "tune": Cost(rungs=tune.rungs, memory=tune.memory, work_left=export.work_left),
     "export": Cost(rungs=export.rungs, memory=export.memory, work_left=export.work_left),

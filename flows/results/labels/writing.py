@@ -15,13 +15,13 @@ from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
 from artifacts.words import counted
 from flows.job.formats import COCO
+from flows.job.own_files import OF_LABELS, OwnFiles
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
 from flows.results.labels.counting import LabelCounts
 from flows.results.labels.rows import Labelling, judged, judged_medium
 from flows.results.outputs import failures_of, media_lines
-from flows.results.own_files import OwnFiles
 from flows.results.run_end import RunEnd
 from flows.results.text_files import write_texts
 from flows.results.texts import Texts
@@ -108,7 +108,7 @@ def write_labels(job: Job, labelling: Labelling) -> LabelsWritten:
         write_text(job.out / SPANS, _span_lines(job, labelling))
     if set(job.config.format) & set(WRITERS):
         said = partial(_captions, labelling)
-        found.texts = write_texts(job, OwnFiles(job, "labels "), said)
+        found.texts = write_texts(job, OwnFiles(job.store, OF_LABELS), said)
     return found
 
 

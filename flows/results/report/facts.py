@@ -84,6 +84,8 @@ def _totals(record: Mapping[str, Any], seconds: float) -> Rows:
     media, stages = record["media"], record["stages"]
     count, kind = written(record)
     yield kind, f"{count:,}"
+    if record["summaries"]:
+        yield "summaries", f"{record['summaries']:,}"
     yield "files", f"{media['total']:,}"
     yield "failed", f"{media['failed']:,}"
     if record["cut"]:

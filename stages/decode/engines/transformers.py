@@ -6,7 +6,7 @@ batch is
 always computed whole, because rounding depends on its members.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -95,6 +95,19 @@ def say_together(
     asked = asked or Generation()
     inputs = prompts_for(half, processor, rows, prompts, asked)
     features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
+    yield from said_of(half, processor, inputs, features, most, asked, **options)
+
+
+def said_of(
+    half: Any,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    features: Mapping[str, Any],
+    most: int,
+    asked: Generation,
+    **options: Any,
+) -> Iterator[Said]:
+    """Yield what is said of these inputs, as `generate` takes them, in at most so many tokens."""
     made = generate(half, inputs, features, max_new_tokens=most, **options)
     new = new_tokens(made, prompt_in(half, inputs)).cpu()
     texts = texts_of(processor, new.tolist(), asked, most)

@@ -40,7 +40,8 @@ def generate(
     """Return the tokens that `generate` of the whole model gives for these inputs.
 
     `inputs` are all outputs of the processor besides pixels. `half` is the language half, or the
-    whole model when `features` holds pixels. Raises UsageError when features or inputs are missing.
+    whole model when `features` holds pixels. Without any feature, it is a text alone. Raises
+    UsageError when features or inputs are missing.
     """
     with torch.inference_mode(), _next_logits_only(half):
         tokens: torch.Tensor = _delivered(GENERATE, half, inputs, features, options)
@@ -189,8 +190,10 @@ def _by_splice(half: Any, method: str, text: Any, features: Mapping[str, Any], o
     standing = torch.isin(
         ids, torch.tensor(sorted(placeholder_ids(half.config)), device=ids.device)
     )
-    found = torch.cat([r.pooler_output.flatten(0, -2) for r in _copies(half, features).values()])
-    embeddings = embeddings.masked_scatter(standing.unsqueeze(-1), found.to(embeddings.dtype))
+    if features:  # else it is a text alone
+        found = [r.pooler_output.flatten(0, -2) for r in _copies(half, features).values()]
+        seen = torch.cat(found).to(embeddings.dtype)
+        embeddings = embeddings.masked_scatter(standing.unsqueeze(-1), seen)
     given = {"inputs_embeds": embeddings, "attention_mask": text["attention_mask"]}
     if not reader.config.is_encoder_decoder and method == GENERATE:
         given["input_ids"] = ids
@@ -198,7 +201,7 @@ def _by_splice(half: Any, method: str, text: Any, features: Mapping[str, Any], o
 
 
 def _jointly(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
-    pixels = {n: moved(v, half.device, half.dtype) for n, v in features[UNDIVIDED].items()}
+    pixels = {n: moved(v, half.device, half.dtype) for n, v in features.get(UNDIVIDED, {}).items()}
     return _of(half, method)(**text, **pixels, **options)
 
 

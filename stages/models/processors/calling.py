@@ -63,14 +63,20 @@ def run(
         write(processor, layout.form, layout.channel, len(row), prompt, layout.system)
         for row, prompt in zip(rows, prompts, strict=True)
     ]
-    bos = processor.tokenizer.bos_token
-    if layout.form in (PARTS, WORDS) and bos is not None and texts[0].startswith(bos):
-        options["add_special_tokens"] = False  # the template wrote it; as apply_chat_template does
+    if begins_itself(processor, layout, texts[0]):
+        options["add_special_tokens"] = False
     media = rows if layout.nested else list(itertools.chain.from_iterable(rows))
     given = {"text": texts, layout.argument: media}
     outputs = dict(processor(**given, return_tensors="pt", padding=True, **options))
     outputs.pop(TIMES, None)
     return outputs
+
+
+def begins_itself(processor: Any, layout: Layout, text: str) -> bool:
+    """Tell whether the template wrote the token that a text begins with, which then is not put
+    there again; as `apply_chat_template` has it."""
+    bos = processor.tokenizer.bos_token
+    return layout.form in (PARTS, WORDS) and bos is not None and text.startswith(bos)
 
 
 def _padded(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from artifacts.files import write_text
 from flows.job.formats import APPEND
-from flows.results.own_files import OwnFiles
+from flows.job.own_files import OwnFiles
 
 LONGEST_BYTES = 1 << 16
 """A longer text is no caption, and is left alone: to look for a part in one takes a second."""
@@ -41,7 +41,7 @@ class JoinedTexts:
         if now is None:
             return False
         caption, body = ours.rstrip(), now.removeprefix(MARK)
-        theirs = self._theirs(about, body)
+        theirs = self.theirs_in(about, body)
         is_own = self._own.has(self._form, about, _digest(now))
         if is_own or not (body if theirs is None else theirs).strip():
             return self._own.bring(path, ours.encode(), self._form, about, replace=True)
@@ -64,9 +64,9 @@ class JoinedTexts:
         if not self._knows("any", "", ""):
             return False
         now = _read(path)
-        return now is not None and self._theirs(about, now.removeprefix(MARK)) is not None
+        return now is not None and self.theirs_in(about, now.removeprefix(MARK)) is not None
 
-    def _theirs(self, about: str, body: str) -> str | None:
+    def theirs_in(self, about: str, body: str) -> str | None:
         """Return the person's part of a text in which ours is what it was, if there is one. Of
         several that could be ours the longest is."""
         if not self._knows("any", "", ""):

@@ -13,18 +13,20 @@ from pathlib import Path
 from artifacts.files import write_text
 from artifacts.keys import digest_of, hash_file
 from artifacts.lines import append_line, read_lines
-from flows.job.prepare import Job
+from artifacts.store import Store
 
 DIGITS = 32
 """Hex digits by which a text is remembered: a million of them take 50 MB."""
+OF_LABELS = "labels "
+"""What texts are of that hold labels and no captions."""
 
 
 class OwnFiles:
     """The own texts that were written for people, remembered in the store by digests."""
 
-    def __init__(self, job: Job, of: str = "") -> None:
+    def __init__(self, store: Store, of: str = "") -> None:
         """Remember texts `of` one kind; those of another, such as captions, are not its own."""
-        self._memory = job.store.local / "written.jsonl"
+        self._memory = store.local / "written.jsonl"
         self._of = of
 
     @cached_property

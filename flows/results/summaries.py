@@ -1,0 +1,155 @@
+"""Names what is to be summarized of a job, by its captions, and writes the summaries that are
+there; runs no model."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from artifacts.captions import write_jsonl
+from artifacts.keys import digest_of
+from artifacts.packs import RecordSet
+from artifacts.words import counted
+from flows.job.namespaces import namespace_aside
+from flows.job.precision import PartSettings
+from flows.job.prepare import Job
+from flows.job.sources import MediaFile
+from flows.results.outputs import in_words
+from stages.process.stage import Stage
+from stages.summarize.job import SUMMARY
+
+SUMMARIES = "summaries.jsonl"
+"""File of the summaries, in the folder of a run."""
+OF_ANY_TEXT = (
+    "sampling", "temperature", "top_p", "top_k", "seed", "beams", "repetition_penalty",
+    "no_repeat_ngram", "avoid", "system",
+)  # fmt: skip
+"""Settings of captions that are as good for other texts: not what captions begin with, or are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SummaryRow:
+    """One line of `summaries.jsonl`: what was said of one video."""
+
+    media_path: str
+    """Path relative to the folder given, or the file's name; POSIX."""
+    source: str
+    """The argument that brought the file in."""
+    summary: str
+    chapters: tuple[dict[str, Any], ...]
+    """Start and end in seconds, and text, of each chapter; together they are the whole video."""
+    model: str
+    precision: str
+    """What the language half computed in."""
+    tokens: int
+    """How many tokens were generated, for chapters and all."""
+    levels: tuple[int, ...]
+    """Number of texts on each level: chapters first, at last the one summary."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Story:
+    """A video of which all that can be captioned is captioned."""
+
+    file: MediaFile
+    texts: list[tuple[float, float, str]]
+    """Start, end and caption of each chunk, in order."""
+    lost: int
+    """Chunks that have no caption, and never will."""
+
+
+def stories(job: Job) -> Iterator[Story]:
+    """Yield the videos of a job that can be summarized, in source order. Of several named prompts
+    the captions of the first count."""
+    before, behind = len(job.config.prefix), len(job.config.suffix)
+    for group in job.by_file:
+        file, medium = group[0]
+        captions = in_words(job, file, medium) if medium.kind == "video" else []
+        tasks = job.ledger.tasks([medium])
+        lost = sum(job.ledger.lost(task) for task in tasks)
+        if captions and len(captions) >= len(tasks) - lost:
+            words = [each.caption[before : len(each.caption) - behind] for each in captions]
+            texts = [(c.start, c.end, said) for c, said in zip(captions, words, strict=True)]
+            yield Story(file=file, texts=texts, lost=lost)
+
+
+def how_said(job: Job) -> dict[str, Any]:
+    """Return all that decides the words of a summary but the half and its captions, as a job is
+    told it."""
+    config = job.config
+    generation = {n: v for n, v in config.generation.told.items() if n in OF_ANY_TEXT}
+    return {
+        "asked": config.summary_prompt or SUMMARY,
+        "max_new_tokens": config.max_new_tokens,
+        "generation": generation,
+        "strip_think": config.strip_think,
+    }
+
+
+class Summaries:
+    """The summaries of one job that are in the store."""
+
+    def __init__(self, job: Job, stage: Stage) -> None:
+        self._job = job
+        self._stage = stage
+        self._how = how_said(job)
+        self._records = [(s, self._of(s)) for s in job.model.settings["language"]]
+
+    def namespace(self, settings: PartSettings) -> str:
+        """Return the namespace of what is said in these settings."""
+        return namespace_aside(self._stage, self._job.model, settings)
+
+    def key(self, story: Story, settings: PartSettings) -> str:
+        """Return the key of a video's summary in these settings. The context is not in it: what was
+        made in any is done."""
+        return digest_of([self.namespace(settings), self._how, story.texts])
+
+    def of(self, story: Story) -> tuple[PartSettings, Mapping[str, Any]] | None:
+        """Return what was said of a video, in the best settings; None where nothing was yet."""
+        for settings, records in self._records:
+            if (key := self.key(story, settings)) in records:
+                return settings, records.meta(key)
+        return None
+
+    def refresh(self) -> None:
+        """See what was published since."""
+        for _, records in self._records:
+            records.refresh()
+
+    def _of(self, settings: PartSettings) -> RecordSet:
+        return RecordSet(self._job.store, self._stage.writes, self.namespace(settings))
+
+    def rows(self) -> Iterator[SummaryRow]:
+        """Yield the lines of the videos of which a summary is there."""
+        for story in stories(self._job):
+            if (found := self.of(story)) is not None:
+                settings, said = found
+                yield SummaryRow(
+                    media_path=story.file.media_path,
+                    source=story.file.source,
+                    summary=said["summary"],
+                    chapters=tuple(
+                        {"start": start, "end": end, "text": text}
+                        for start, end, text in said["chapters"]
+                    ),
+                    model=self._job.model.name,
+                    precision=settings.label,
+                    tokens=said["tokens"],
+                    levels=tuple(map(len, said["levels"])),
+                    warnings=tuple(_warnings(story, said)),
+                )
+
+    def write(self) -> list[SummaryRow]:
+        """Write what is there, and return it. Raises EnvironmentFault."""
+        rows = list(self.rows())
+        write_jsonl(self._job.out / SUMMARIES, rows)
+        return rows
+
+
+def _warnings(story: Story, said: Mapping[str, Any]) -> Iterator[str]:
+    if story.lost:
+        yield f"not in it, for want of a caption: {counted(story.lost, 'chunk')}"
+    if said["cut"]:
+        yield f"too long to be read whole, and cut: {counted(said['cut'], 'text')}"
+    if said["ended"] == "length":
+        yield "it ended in the middle: --max-new-tokens lets it come to an end"

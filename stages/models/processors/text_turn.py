@@ -1,0 +1,32 @@
+"""Writes a turn of text alone, in the form in which a checkpoint's turns with media are written.
+Knows no family.
+
+The tokenizer reads it and not the processor: many of those take no text without a picture.
+"""
+
+from typing import Any
+
+from stages.models.processors.calling import begins_itself
+from stages.models.processors.chat_turn import write
+from stages.models.processors.layout import layout_of
+from stages.models.processors.prepare import channel_of, open_ended
+
+
+def text_turn(processor: Any, prompt: str, system: str = "") -> str:
+    """Return the text of a turn without media, after a `system` text. Raises UsageError where there
+    is no place for that."""
+    layout = layout_of(processor, channel_of(processor, "image"))
+    return write(processor, layout.form, layout.channel, 0, prompt, system).lstrip("\n")
+
+
+def text_inputs(
+    processor: Any, model: Any, prompt: str, system: str = "", *, length: int = 0
+) -> dict[str, Any]:
+    """Return the inputs [1, tokens] of `generate` of a model for a turn without media, filled up on
+    the left to a `length` in tokens."""
+    layout = layout_of(processor, channel_of(processor, "image"))
+    text = text_turn(processor, prompt, system)
+    begins = {"add_special_tokens": False} if begins_itself(processor, layout, text) else {}
+    filling = {"padding": "max_length", "max_length": length} if length else {}
+    made = processor.tokenizer([text], return_tensors="pt", **filling, **begins)
+    return open_ended(model, dict(made))

@@ -1,0 +1,20 @@
+"""Turns the captions of a video's chunks into chapters and a summary, with the language half
+alone."""
+
+from stages.process.stage import Stage
+from stages.summarize.job import SummaryJob
+
+OUTPUT_VERSION = 1
+"""Raised when this stage's own output changes for the same inputs; part of every key below it."""
+STAGE = Stage(
+    name="summarize",
+    reads="",
+    writes="summaries",
+    part="language",
+    job=SummaryJob,
+    of_media=False,
+    limited=True,
+    output_version=OUTPUT_VERSION,
+    entry="stages.summarize.run:run",
+    verb="summarizing",
+)

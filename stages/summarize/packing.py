@@ -1,0 +1,66 @@
+"""Packs texts with times into groups that fit a context; knows no model."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+MINUTE, HOUR = 60, 3600
+DASH = "\u2013"
+"""What stands between two times."""
+
+
+class Told(NamedTuple):
+    """What is told of a stretch of a video."""
+
+    start: float
+    """Seconds."""
+    end: float
+    text: str
+
+    @property
+    def line(self) -> str:
+        """Return it as a model reads it: `[00:30-01:00] A ball rolls.`, with a dash"""
+        return f"[{clock(self.start)}{DASH}{clock(self.end)}] {' '.join(self.text.split())}"
+
+
+def clock(seconds: float) -> str:
+    """Return a time as `05:30`, or `1:05:30` from an hour on."""
+    whole = int(seconds)
+    hours, rest = divmod(whole, HOUR)
+    minutes, left = divmod(rest, MINUTE)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes:02d}:{left:02d}"
+
+
+def packed(counts: Sequence[int], room: int, most: int) -> list[range]:
+    """Return the places of consecutive texts that go together, each place once. A group holds at
+    most `room` tokens, of which each text has its count, and at most `most` texts; one that is
+    larger stands alone. There are as few groups as can be, and they are as even as that allows."""
+    fewest = len(_filled(counts, room, most))
+    low, high = 0, room
+    while low < high:
+        middle = (low + high) // 2
+        if len(_filled(counts, middle, most)) <= fewest:
+            high = middle
+        else:
+            low = middle + 1
+    few = -(-len(counts) // fewest) if counts else most
+    even = _filled(counts, high, few)
+    found = even if len(even) == fewest else _filled(counts, high, most)
+    assert [at for group in found for at in group] == list(range(len(counts)))
+    return found
+
+
+def _filled(counts: Sequence[int], room: int, most: int) -> list[range]:
+    """Return groups each as full as it can be."""
+    starts = [0] if counts else []
+    held = 0
+    for at, count in enumerate(counts):
+        if at > starts[-1] and (held + count > room or at - starts[-1] == most):
+            starts.append(at)
+            held = 0
+        held += count
+    return [*_ranges(starts, len(counts))]
+
+
+def _ranges(starts: Sequence[int], end: int) -> Iterator[range]:
+    for start, stop in zip(starts, [*starts[1:], end], strict=True):
+        yield range(start, stop)

@@ -1,0 +1,55 @@
+"""The summarize stage: the captions of media to chapters and a summary of each, in one process. It
+knows neither frames nor features."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from artifacts.keys import digest_of
+from artifacts.packs import Record, RecordSet
+from artifacts.store import open_store
+from stages.models.loading import ModelJob, facts
+from stages.models.loading import warm as warm
+from stages.process.job import job_of, told_of
+from stages.process.report import Report
+from stages.summarize.job import SummaryJob
+from stages.summarize.packing import Told
+from stages.summarize.telling import Node, Teller
+
+
+def run(told: dict[str, Any], report: Report) -> None:
+    """Publish a summary of each medium that has none, and before it every text that it is made of,
+    as soon as that is said."""
+    job = job_of(SummaryJob, told)
+    records = RecordSet(open_store(job.store), "summaries", job.namespace)
+    media = [medium for medium in job.media if medium["key"] not in records]
+    if not media:
+        return
+    source = ModelJob.of(told_of(job))
+    processor, held = source.processor(), source.hold("language")
+    report.note(ready=True, **facts(held.model))
+    for medium in media:
+        texts = [Told(*each) for each in medium["texts"]]
+        held.use(partial(_summarize, job, processor, records, report, medium["key"], texts))
+
+
+def _summarize(
+    job: SummaryJob,
+    processor: Any,
+    records: RecordSet,
+    report: Report,
+    key: str,
+    texts: list[Told],
+    half: Any,
+) -> None:
+    def say(node_key: str, make: Callable[[], Node]) -> Node:
+        place = digest_of([job.namespace, node_key])
+        if place in records:
+            return Node(**records.meta(place))
+        node = make()
+        records.publish([Record(key=place, meta=node._asdict())])
+        report.item(place, tokens=node.tokens)
+        return node
+
+    found = Teller(job, processor, half).tell(texts, say)
+    records.publish([Record(key=key, meta=found._asdict())])

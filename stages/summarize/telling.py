@@ -1,0 +1,200 @@
+"""Makes one text of many, level by level, by a language half that is asked about texts alone. Knows
+neither stores nor media.
+
+Each text that is said is a node: it is of consecutive texts of the level below, so that each of
+those is in one node and in no other. Prompt, texts and answer never take more than the context. A
+node is said alone, not in a batch: its bytes hang on nothing but what it is of.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from artifacts.captions import Ended, answer_in
+from artifacts.errors import UsageError
+from artifacts.keys import digest_of
+from stages.decode.choosing import Choosing
+from stages.decode.engines.transformers import said_of
+from stages.decode.generation import Generation
+from stages.models.halves.features import Features
+from stages.models.processors.calling import text_ids
+from stages.models.processors.loading import placeholder_tokens
+from stages.models.processors.text_turn import text_inputs
+from stages.summarize.job import ANSWERS, CHAPTER, MOST_TEXTS, STEP, SummaryJob
+from stages.summarize.packing import Told, packed
+
+LEAST_ROOM = 16
+"""Tokens of a text and of an answer below which there is no sense in asking."""
+
+
+class Node(NamedTuple):
+    """One text that was said of others; the fields are those of its record."""
+
+    text: str
+    tokens: int
+    """Tokens that were said."""
+    read: int
+    """Tokens that were read for it."""
+    ended: Ended
+
+
+Say = Callable[[str, Callable[[], Node]], Node]
+"""Returns the node of a key: one that is known, else what is made."""
+
+
+class Summary(NamedTuple):
+    """What was said of one medium; the fields are those of its record."""
+
+    summary: str
+    chapters: list[list[Any]]
+    """Start, end and text of each chapter."""
+    levels: list[list[int]]
+    """Of each level, how many texts of the one below each node is of."""
+    tokens: int
+    """Tokens that were said of it, by all nodes."""
+    context: int
+    """Most tokens that were read and said at once."""
+    cut: int
+    """Texts that were too long to be read whole."""
+    ended: Ended
+    """How the summary ended."""
+
+
+class Teller:
+    """A half, and how it is asked about texts."""
+
+    def __init__(self, job: SummaryJob, processor: Any, half: Any) -> None:
+        self._job = job
+        self._processor = processor
+        self._half = half
+        self._generation = Generation.of(job.generation)
+        self._choosing = Choosing(self._generation, job.max_new_tokens)
+        self._places = sorted(placeholder_tokens(processor), key=len, reverse=True)
+        self._longest = max((CHAPTER, job.asked), key=lambda each: self._read(f"{each}\n\n"))
+        asked = self._read(f"{self._longest}\n\n")
+        room = job.context - asked
+        self._answer = min(job.max_new_tokens, room // ANSWERS)
+        self._room = room - self._answer
+        if self._answer < min(LEAST_ROOM, job.max_new_tokens):
+            raise UsageError(
+                f"of a context of {job.context:,} tokens, {asked:,} go to what is asked, and the "
+                "captions find no room",
+                hint="Give a shorter --summary-prompt, or more --memory",
+            )
+
+    def tell(self, texts: Sequence[Told], say: Say) -> Summary:
+        """Return what is said of the chunks of one medium, in order."""
+        told, chapters = list(texts), list[Told]()
+        levels, tokens, cut = list[list[int]](), 0, 0
+        while True:
+            told, shortened = self._shortened(told)
+            cut += shortened
+            groups = self._groups(told)
+            last = len(groups) == 1
+            made, nodes = [], []
+            for group in groups:
+                some = told[group.start : group.stop]
+                node = say(*self._asked(some, last=last))
+                nodes.append(node)
+                made.append(Told(some[0].start, some[-1].end, self._answer_in(node)))
+            tokens += sum(node.tokens for node in nodes)
+            levels.append([len(group) for group in groups])
+            chapters, told = chapters or made, made
+            if last:
+                break
+        return Summary(
+            summary=told[0].text,
+            chapters=[list(chapter) for chapter in chapters],
+            levels=levels,
+            tokens=tokens,
+            context=self._job.context,
+            cut=cut,
+            ended=nodes[0].ended,
+        )
+
+    def _answer_in(self, node: Node) -> str:
+        return answer_in(node.text) if self._job.strip_think else node.text
+
+    def _asked(self, some: Sequence[Told], *, last: bool) -> tuple[str, Callable[[], Node]]:
+        """Return the key of the node of these texts within its namespace, and what makes it."""
+        prompt = self._prompt(some, self._job.asked if last else CHAPTER)
+        key = digest_of([prompt, self._answer, *self._generation.words])
+
+        def make() -> Node:
+            read = self._read(prompt)
+            assert read + self._answer <= self._job.context
+            inputs = self._inputs(prompt, self._filled(read))
+            member = {"features": key, "prompt": prompt}
+            options = self._choosing.options(self._half, self._processor, [member])
+            how = (self._answer, self._generation)
+            nothing = Features({})
+            (said,) = said_of(self._half, self._processor, inputs, nothing, *how, **options)
+            return Node(said.caption, said.tokens, read, said.ended)
+
+        return key, make
+
+    def _prompt(self, some: Sequence[Told], asked: str) -> str:
+        return "\n".join([asked, "", *(each.line for each in some)])
+
+    def _inputs(self, prompt: str, length: int = 0) -> dict[str, Any]:
+        system = self._generation.system
+        return text_inputs(self._processor, self._half, prompt, system, length=length)
+
+    def _filled(self, tokens: int) -> int:
+        """Return the length to which a prompt of so many tokens is filled up. On a CPU there are
+        few lengths, because oneDNN makes kernels for each and keeps them."""
+        if self._job.device != "cpu":
+            return 0
+        return min(-(-tokens // STEP) * STEP, self._job.context - self._answer)
+
+    def _read(self, prompt: str) -> int:
+        return int(text_ids(self._inputs(prompt)).shape[1])
+
+    def _ids(self, text: str) -> list[int]:
+        found: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    def _shortened(self, told: Sequence[Told]) -> tuple[list[Told], int]:
+        """Return the texts without what the model would read as a picture, each short enough that
+        two find room, and how many had to be cut for that."""
+        found, cut = [], 0
+        for each in told:
+            text = each.text
+            for word in self._places:
+                text = text.replace(word, "")
+            short = each._replace(text=text)
+            while (over := len(self._ids(f"{short.line}\n")) - self._room // 2) > 0 and short.text:
+                kept = self._ids(short.text)[: -over or None]
+                short = short._replace(text=self._decoded(kept, short.text))
+            cut += short.text != text
+            found.append(short)
+        return found, cut
+
+    def _decoded(self, ids: Sequence[int], whole: str) -> str:
+        """Return the text of these tokens, the first of a whole; shorter than that for certain."""
+        text = str(self._processor.tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\ufffd")
+        return text[: len(whole) - 1]
+
+    def _groups(self, told: Sequence[Told]) -> list[range]:
+        """Return the places of texts that go together, so that each group leaves room for what is
+        said of it. Raises UsageError where that cannot be."""
+        counts = [len(self._ids(f"{each.line}\n")) for each in told]
+        room = self._room
+        while True:
+            groups = packed(counts, room, MOST_TEXTS)
+            over = max(self._over(told, groups))
+            if over <= 0 and (len(groups) < len(told) or len(told) == 1):
+                return groups
+            # Tokens of lines side by side may be a few more than those of each.
+            room -= max(over, 1)
+            if room < LEAST_ROOM or over <= 0:
+                raise UsageError(
+                    f"{len(told)} texts of up to {max(counts)} tokens are too long for a context "
+                    f"of {self._job.context:,}",
+                    hint="Give a shorter --summary-prompt, or more --memory",
+                )
+
+    def _over(self, told: Sequence[Told], groups: Sequence[range]) -> Iterator[int]:
+        """Yield by how many tokens each group is too long, whichever is asked about it."""
+        for group in groups:
+            prompt = self._prompt(told[group.start : group.stop], self._longest)
+            yield self._read(prompt) + self._answer - self._job.context

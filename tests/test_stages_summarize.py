@@ -1,0 +1,176 @@
+"""Chapters and summaries: how texts are packed, that each is read once a level and never more than
+the context holds, and that a death costs only what was not said."""
+
+import functools
+import json
+import os
+import random
+from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import UsageError
+from artifacts.packs import RecordSet
+from artifacts.store import FolderStore
+from stages.models.inspection import describe
+from stages.process.report import Report
+from stages.summarize.job import MOST_TEXTS, SummaryJob
+from stages.summarize.packing import Told, clock, packed
+from stages.summarize.run import run
+from tests.support.families import checkpoint
+
+CONTEXT = 400
+ANSWER = 8
+NAMESPACE = "ab" * 32
+FAMILIES = ("qwen2_5_vl", pytest.param("llava_onevision", marks=pytest.mark.slow))
+
+
+def test_every_text_is_packed_once_and_no_group_is_too_large() -> None:
+    draw = random.Random(3)
+    for _ in range(300):
+        room, most = draw.randint(10, 90), draw.randint(2, 9)
+        counts = [draw.randint(0, room // 2) for _ in range(draw.randint(1, 60))]
+        groups = packed(counts, room, most)
+        assert [at for group in groups for at in group] == list(range(len(counts)))
+        assert all(sum(counts[at] for at in group) <= room for group in groups)
+        assert all(1 <= len(group) <= most for group in groups)
+        assert len(counts) == 1 or len(groups) < len(counts)
+
+
+def test_groups_are_few_and_even() -> None:
+    assert [len(group) for group in packed([1] * 41, 1000, 20)] == [14, 14, 13]
+    assert [len(group) for group in packed([10, 10, 10, 10], 30, 20)] == [2, 2]
+    assert packed([99], 10, 20) == [range(1)]
+
+
+def test_times_are_told_as_people_write_them() -> None:
+    assert (clock(0), clock(65.9), clock(3600 + 61)) == ("00:00", "01:05", "1:01:01")
+    assert Told(30, 60, " A ball\nrolls. ").line == "[00:30\u201301:00] A ball rolls."
+
+
+class Died(Exception):
+    """A death of the process at a moment of the test's choice."""
+
+
+class DyingReport(Report):
+    """A report that dies after so many items."""
+
+    def __init__(self, descriptor: int, items: int) -> None:
+        super().__init__(descriptor)
+        self._left = items
+
+    def item(self, key: str, *, label: str = "", tokens: int = 0) -> None:
+        super().item(key, label=label, tokens=tokens)
+        self._left -= 1
+        if not self._left:
+            raise Died
+
+
+def texts(count: int, *, changed: int = -1) -> list[tuple[float, float, str]]:
+    said = [f"ball {at} rolls" + " far" * (at % 3) for at in range(count)]
+    if changed >= 0:
+        said[changed] = "a cat sleeps"
+    return [(30.0 * at, 30.0 * (at + 1), words) for at, words in enumerate(said)]
+
+
+@functools.cache
+def half(family: str) -> dict[str, Any]:
+    """What a job is told of the half."""
+    profile = describe(checkpoint(family))
+    pieces = list(profile.language.pieces)
+    return {"model": str(checkpoint(family)), "route": profile.route, "pieces": pieces}
+
+
+def told(family: str, store: Path, *media: Any, **changes: Any) -> dict[str, Any]:
+    job = {
+        **half(family),
+        "store": str(store),
+        "namespace": NAMESPACE,
+        "media": [{"key": f"{at}" * 64, "texts": each} for at, each in enumerate(media)],
+        "context": CONTEXT,
+        "max_new_tokens": ANSWER,
+    }
+    assert set(job) <= {field.name for field in fields(SummaryJob)}
+    return json.loads(json.dumps({**job, **changes}))  # type: ignore[no-any-return]
+
+
+def summarize(job: dict[str, Any], *, dies_after: int = 0) -> int:
+    """How many texts were said."""
+    descriptor = os.memfd_create("events")
+    with closing(os.fdopen(descriptor, "rb", closefd=True)) as file:
+        try:
+            run(job, DyingReport(descriptor, dies_after))
+        except Died:
+            assert dies_after
+        file.seek(0)
+        return sum(json.loads(line)["event"] == "item" for line in file)
+
+
+def records(store: Path) -> dict[str, dict[str, Any]]:
+    found = RecordSet(FolderStore(store), "summaries", NAMESPACE)
+    return {key: found.meta(key) for key in sorted(found.keys())}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_chunk_is_read_once_a_level_within_the_context(family: str, tmp_path: Path) -> None:
+    count = MOST_TEXTS + 3
+    said = summarize(told(family, tmp_path, texts(count)))
+    found = records(tmp_path)
+    summary = found.pop("0" * 64)
+    below = count
+    assert len(summary["levels"]) >= 2
+    for level in summary["levels"]:
+        assert sum(level) == below and all(level)
+        below = len(level)
+    assert below == 1 and said == sum(map(len, summary["levels"]))
+    assert all(node["read"] + node["tokens"] <= CONTEXT for node in found.values())
+    assert max(node["read"] for node in found.values()) > CONTEXT // 2
+    chapters = summary["chapters"]
+    assert [chapter[0] for chapter in chapters[1:]] == [chapter[1] for chapter in chapters[:-1]]
+    assert (chapters[0][0], chapters[-1][1]) == (0.0, 30.0 * count)
+    assert summary["tokens"] >= sum(node["tokens"] for node in found.values()) > 0
+
+
+def test_a_death_costs_only_what_was_not_said(tmp_path: Path) -> None:
+    media = (texts(12), texts(6, changed=2))
+    whole = summarize(told("qwen2_5_vl", tmp_path / "whole", *media))
+    assert whole >= 4
+    for moment in (1, 2, whole):
+        store = tmp_path / f"died-{moment}"
+        job = told("qwen2_5_vl", store, *media)
+        assert summarize(job, dies_after=moment) == moment
+        assert summarize(job) == whole - moment
+        assert records(store) == records(tmp_path / "whole")
+        assert summarize(job) == 0
+
+
+def test_a_changed_caption_is_told_anew_up_to_the_summary_and_nothing_else(tmp_path: Path) -> None:
+    first = summarize(told("qwen2_5_vl", tmp_path, texts(12)))
+    levels = records(tmp_path)["0" * 64]["levels"]
+    again = told("qwen2_5_vl", tmp_path, texts(12, changed=11))
+    again["media"][0]["key"] = "1" * 64
+    assert first == sum(map(len, levels)) > len(levels)
+    assert summarize(again) <= len(levels)
+
+
+def test_one_caption_is_summarized_too(tmp_path: Path) -> None:
+    assert summarize(told("qwen2_5_vl", tmp_path, texts(1))) == 1
+    summary = records(tmp_path)["0" * 64]
+    assert summary["levels"] == [[1]] and summary["chapters"] == [[0.0, 30.0, summary["summary"]]]
+
+
+def test_texts_too_long_for_the_context_are_cut_and_said_so(tmp_path: Path) -> None:
+    long = [(0.0, 30.0, "ball " * 400), (30.0, 60.0, "<|image_pad|> cat"), (60.0, 90.0, "")]
+    summarize(told("qwen2_5_vl", tmp_path, long))
+    found = records(tmp_path)
+    assert found["0" * 64]["cut"] == 1
+    assert all(n["read"] + n["tokens"] <= CONTEXT for n in found.values() if "read" in n)
+
+
+def test_what_is_asked_may_not_fill_the_context(tmp_path: Path) -> None:
+    job = told("qwen2_5_vl", tmp_path, texts(3), asked="Why? " * 80)
+    with pytest.raises(UsageError, match="the captions find no room"):
+        summarize(job)
