@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.errors import UsageError
 from artifacts.store import FolderStore
 from flows.job.formats import APPEND
 from flows.job.joining import JoinedTexts
@@ -81,6 +80,6 @@ def test_files_without_tags_are_told_of_once(tmp_path: Path, tags: Path) -> None
     assert prompts(tmp_path, "{name}")[1] == []
 
 
-def test_the_caption_before_is_refused(tmp_path: Path, tags: Path) -> None:
-    with pytest.raises(UsageError, match="previous} in a prompt is not known"):
-        prompts(tmp_path, "After {previous}?")
+def test_the_caption_before_is_left_for_the_run(tmp_path: Path, tags: Path) -> None:
+    found, _ = prompts(tmp_path, "{name}: after {previous}?", "two.mp4")
+    assert found == ["two: after {previous}?"]

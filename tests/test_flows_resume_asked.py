@@ -24,6 +24,7 @@ FORM = {
     "required": ["colour", "count", "things"],
 }
 ALL = "prompts, form and summary"
+CHAIN = "chain"
 Run = Callable[[str], tuple[Place, tuple[str, ...]]]
 
 
@@ -37,6 +38,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     @functools.cache
     def run(asked: str) -> tuple[Place, tuple[str, ...]]:
         options = (*PROMPTS, *CHANCE, "--batch-size", "4")
+        if asked == CHAIN:
+            options = ("--prompt", "Before: [{previous}] And now?", *CHANCE, "--chunk", "2")
         if asked == ALL:
             options = (*options, "--schema", str(folder / "form.json"), "--summary")
             options = (*options, "--chunk", "3", "--max-new-tokens", "48")
@@ -54,6 +57,7 @@ def moments() -> Sequence[object]:
     victims = ("child", "group")
     found = [("prompts", "decode", item, victim) for item in (1, 5, 9, 13) for victim in victims]
     found += [(ALL, "decode", item, victim) for item in (2, 17, 30) for victim in victims]
+    found += [(CHAIN, "decode", item, victim) for item in (3, 12, 20) for victim in victims]
     found += [(ALL, "summarize", item, victim) for item in (1, 6) for victim in victims]
     slow = [pytest.param(*moment, marks=pytest.mark.slow) for moment in found]
     return [pytest.param("prompts", "decode", 7, "group"), *slow]

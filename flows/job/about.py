@@ -8,6 +8,7 @@ from artifacts.words import counted
 from flows.job.models import Model
 from flows.job.precision import PartSettings, precision_note
 from flows.job.prepare import Job
+from flows.job.tasks import PREVIOUS
 
 
 def summary(job: Job) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def notes(job: Job) -> list[str]:
             f"{job.model.name} takes {counted(profile.frames_a_video, 'frame')} of each chunk, no "
             "more and no fewer"
         )
-    found += filter(None, [_whole(job), _unseen(job), _as_published(job)])
+    found += filter(None, [_whole(job), _chained(job), _unseen(job), _as_published(job)])
     return [*found, *job.notes]
 
 
@@ -73,6 +74,15 @@ def _whole(job: Job) -> str:
         return "each video is captioned as a whole, by its middle frame"
     most = "" if sampling.frames else "at most "
     return f"each video is captioned as a whole, by {most}{each} frames evenly over it"
+
+
+def _chained(job: Job) -> str:
+    if not any(medium.chained for medium in job.contents):
+        return ""
+    return (
+        f"chunks are captioned one after the other, because {PREVIOUS} stands in their prompt: the "
+        "language half is loaded once for each chunk of the longest video"
+    )
 
 
 def _unseen(job: Job) -> str:

@@ -13,7 +13,7 @@ from artifacts.stamps import FileChanged
 from flows.job.config import CaptionConfig
 from flows.job.models import Model
 from flows.job.sources import MediaFile
-from flows.job.tasks import Medium
+from flows.job.tasks import PREVIOUS, Medium
 from stages.frames.medium import CHANGED, CHANGED_HINT
 from stages.process.cgroup import cores
 
@@ -84,6 +84,17 @@ def refuse_placeholders(contents: Sequence[Medium], model: Model) -> None:
                 "as the place of a picture",
                 hint="Leave it out: the picture is placed before the prompt",
             )
+
+
+def refuse_previous(contents: Sequence[Medium], model: Model) -> None:
+    """Refuse to ask of a chunk by the one before where pictures are looked at by what is asked, and
+    all chunks are encoded before. Raises UsageError."""
+    if model.profile.prompted and any(medium.chained for medium in contents):
+        raise UsageError(
+            f"{model.name} looks at pictures with the prompt in mind, so {PREVIOUS} cannot stand "
+            "in it",
+            hint="Leave it out, or choose another model",
+        )
 
 
 def refuse_summary(config: CaptionConfig, model: Model) -> None:

@@ -12,7 +12,7 @@ published since, `take` and `reconsider` choose variants anew.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from artifacts.captions import ended_of
+from artifacts.captions import answer_in, ended_of
 from artifacts.packs import RecordSet
 from artifacts.record_union import RecordUnion
 from artifacts.schema import ChunkIndex, MediaIndex
@@ -93,7 +93,7 @@ class Ledger:
     def answers(self, task: Task) -> list[Task]:
         """Return the task in every variant whose captions answer as well as those of its own."""
         other = self.instead(task.namespaces)
-        return [task, *([self.at(task.medium, task.chunk, other)] if other else [])]
+        return [task, *([self.again(task, other)] if other else [])]
 
     def reconsider(self) -> None:
         """Look again in which variant each record was made, or is to be."""
@@ -162,12 +162,25 @@ class Ledger:
             return []
         identity = (medium.digest, medium.prompt)
         known = self._tasks.get(identity)
-        if known is None or known[0] is not index:
-            tasks = [self._task(medium, chunk) for chunk in index.chunks]
+        if known is None or known[0] is not index or medium.chained:
+            tasks: list[Task] = []
+            previous: str | None = ""
+            for chunk in index.chunks:
+                tasks.append(self._task(medium, chunk, previous))
+                previous = self._said(tasks[-1]) if medium.chained else ""
             known = self._tasks[identity] = (index, tasks)
         return known[1]
 
-    def _task(self, medium: Medium, chunk: ChunkIndex) -> Task:
+    def _said(self, task: Task) -> str | None:
+        """Return what was said of a chunk, for the one after it; nothing of one that is lost. It is
+        None where that is not known yet."""
+        made = self[self.pipeline[-1].writes]
+        key = task[self.pipeline[-1].writes]
+        if not task.waits and key in made:
+            return answer_in(str(made.meta(key)["caption"]))
+        return "" if not task.waits and self.lost(task) else None
+
+    def _task(self, medium: Medium, chunk: ChunkIndex, previous: str | None) -> Task:
         """Return the chunk in the best variant in which its last record was made. Without one, it
         is in the variant in which that is to be made, of the best of the records between that there
         are."""
@@ -178,11 +191,12 @@ class Ledger:
                 len(self._record_sets[s.writes][variant[s.writes]]) for s in self.pipeline[1:]
             ):
                 continue
-            task = self.at(medium, chunk, variant)
+            task = self.at(medium, chunk, variant, previous)
             if self._answers(task):
                 return task
             between = between or self._seen(task)
-        return self.at(medium, chunk, self.variant({**self.namespaces.precision, **between}))
+        variant = self.variant({**self.namespaces.precision, **between})
+        return self.at(medium, chunk, variant, previous)
 
     def _seen(self, task: Task) -> dict[str, str]:
         """Return the precision of the parts whose work is there, or was refused, before the
@@ -207,9 +221,19 @@ class Ledger:
         stored = self[last].meta(task[last])
         return ended_of(stored, then) == "stop" and bool(stored["tokens"] <= limit)
 
-    def at(self, medium: Medium, chunk: ChunkIndex, namespaces: Namespaces) -> Task:
-        """Return the chunk with the keys of one variant."""
-        return task_of(medium, self.index(medium), chunk, namespaces)
+    def at(
+        self,
+        medium: Medium,
+        chunk: ChunkIndex,
+        namespaces: Namespaces,
+        previous: str | None = "",
+    ) -> Task:
+        """Return the chunk with the keys of one variant; `previous` is what was said before it."""
+        return task_of(medium, self.index(medium), chunk, namespaces, previous)
+
+    def again(self, task: Task, namespaces: Namespaces) -> Task:
+        """Return a task with the keys of another variant."""
+        return self.at(task.medium, task.chunk, namespaces, task.previous)
 
     def frames_wanted(self, medium: Medium) -> list[int] | None:
         """Return the chunks whose frames must be cut: None for all of an unknown medium, [] for

@@ -19,6 +19,7 @@ from flows.job.config import CaptionConfig
 from flows.job.contents import (
     read_contents,
     refuse_placeholders,
+    refuse_previous,
     refuse_summary,
     under_prompts,
 )
@@ -127,6 +128,7 @@ def prepare(
     contents, said = filled(readable, contents, store)
     refuse_placeholders(contents, model)
     refuse_summary(config, model)
+    refuse_previous(contents, model)
     job = _job_of(config, store, model, pipeline)
     return replace(
         job,

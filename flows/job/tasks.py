@@ -10,6 +10,9 @@ from artifacts.stamps import Stamp
 from artifacts.tiles import OFF, Box, boxes_of
 from flows.job.namespaces import Namespaces
 
+PREVIOUS = "{previous}"
+"""Word in a prompt that stands for the caption of the chunk before."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Medium:
@@ -22,6 +25,11 @@ class Medium:
     stamp: Stamp | None = None
     """State of the file when its content was digested."""
 
+    @property
+    def chained(self) -> bool:
+        """Return whether its chunks are captioned one after the other."""
+        return PREVIOUS in self.prompt
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
@@ -33,6 +41,18 @@ class Task:
     """Kind of records → key."""
     namespaces: Namespaces
     """The variant in which it was, or is to be, made."""
+    previous: str | None = ""
+    """Caption of the chunk before, where the prompt asks for it; None: it is not there yet."""
+
+    @property
+    def prompt(self) -> str:
+        """Return what is asked of the chunk."""
+        return self.medium.prompt.replace(PREVIOUS, self.previous or "")
+
+    @property
+    def waits(self) -> bool:
+        """Return whether it is not known yet what it is asked."""
+        return self.previous is None and self.medium.chained
 
     def __getitem__(self, kind: str) -> str:
         return self.keys[kind]
@@ -74,22 +94,28 @@ class Task:
 
 
 def task_of(
-    medium: Medium, index: MediaIndex | None, chunk: ChunkIndex, namespaces: Namespaces
+    medium: Medium,
+    index: MediaIndex | None,
+    chunk: ChunkIndex,
+    namespaces: Namespaces,
+    previous: str | None = "",
 ) -> Task:
     """Return a chunk of a medium with the keys of one variant; `index` is what was found in the
-    medium, if it was looked at."""
+    medium, if it was looked at, and `previous` what was said of the chunk before."""
+    # Of a chunk that waits the word itself stands in the key, by which nothing is ever made.
+    asked = medium.prompt if previous is None else medium.prompt.replace(PREVIOUS, previous)
     words = index.words(namespaces.fit_image) if index is not None else ()
     keys = {
         kind: item_key(
             namespace,
             medium.digest,
             chunk.index,
-            *([medium.prompt] if kind in namespaces.prompted else []),
+            *([asked] if kind in namespaces.prompted else []),
             *words,
         )
         for kind, namespace in namespaces.of.items()
     }
-    return Task(medium=medium, chunk=chunk, keys=keys, namespaces=namespaces)
+    return Task(medium=medium, chunk=chunk, keys=keys, namespaces=namespaces, previous=previous)
 
 
 def unique(tasks: Sequence[Task], kind: str) -> list[Task]:

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.store import Store
 from artifacts.words import counted
 from flows.job.joining import JoinedTexts
 from flows.job.own_files import OF_LABELS, OwnFiles
 from flows.job.sources import MediaFile, writable
-from flows.job.tasks import Medium
+from flows.job.tasks import PREVIOUS, Medium
 
-NAME, FOLDER, TAGS, PREVIOUS = "{name}", "{folder}", "{tags}", "{previous}"
+NAME, FOLDER, TAGS = "{name}", "{folder}", "{tags}"
 WORDS = re.compile("|".join(map(re.escape, (NAME, FOLDER, TAGS, PREVIOUS))))
 """The words that are replaced; other braces are left alone."""
 FORM = "txt"
@@ -29,20 +28,15 @@ def filled(
     files: Sequence[MediaFile], contents: Sequence[Medium], store: Store
 ) -> tuple[list[Medium], list[str]]:
     """Return the contents with prompts that tell of their files, and what people should know of
-    that. Raises UsageError for a word that cannot be replaced."""
+    that."""
     tags = Tags(store)
     found: list[Medium] = []
     for file, medium in zip(files, contents, strict=True):
         if not WORDS.search(medium.prompt):
             found.append(medium)
             continue
-        if PREVIOUS in medium.prompt:
-            raise UsageError(
-                f"{PREVIOUS} in a prompt is not known: a chunk is captioned beside others, not "
-                "after the one before it",
-                hint=f"Use {NAME}, {FOLDER} or {TAGS}; --summary tells of chunks in order",
-            )
         told = {NAME: PurePosixPath(file.media_path).stem, FOLDER: writable(file.path.parent.name)}
+        told[PREVIOUS] = PREVIOUS  # which is known when the chunk before is captioned
         if TAGS in medium.prompt:
             told[TAGS] = tags.of(file, medium)
         prompt = WORDS.sub(lambda word, told=told: told[word[0]], medium.prompt)  # type: ignore[misc]

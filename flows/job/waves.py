@@ -63,7 +63,7 @@ def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: Stage) -> dict[str,
 def _length(ledger: Ledger, task: Task, stage: Stage) -> int:
     read, key = ledger[stage.reads], task[stage.reads]
     of_media = int(read.meta(key).get("tokens", 0)) if key in read else 0
-    return of_media + len(task.medium.prompt.encode()) // BYTES_A_TOKEN
+    return of_media + len(task.prompt.encode()) // BYTES_A_TOKEN
 
 
 def said_before(ledger: Ledger, tasks: Sequence[Task], stage: Stage) -> dict[str, int]:
@@ -77,7 +77,7 @@ def said_before(ledger: Ledger, tasks: Sequence[Task], stage: Stage) -> dict[str
     for task in tasks if others else ():
         for prompt in others:
             medium = replace(task.medium, prompt=prompt)
-            key = ledger.at(medium, task.chunk, task.namespaces)[stage.writes]
+            key = ledger.at(medium, task.chunk, task.namespaces, task.previous)[stage.writes]
             if key in made:
                 found[task[stage.writes]] = int(made.meta(key)["tokens"])
                 break

@@ -117,7 +117,7 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         caption=f"{job.config.prefix}{said}{job.config.suffix}",
         fields=fields_of(said) if job.config.schema else None,
         model=job.model.name,
-        prompt=task.medium.prompt,
+        prompt=task.prompt,
         precision=task.namespaces.precision,
         frames=task.chunk.times,
         features=task["features"],

@@ -39,11 +39,15 @@ def work_of(
     lacking = [t for t in tasks if not ledger.has(t, stage)]
     if not lacking:
         return None
+    total = len({t[made] for t in tasks})
+    if stage.prompted:
+        link = min((t.chunk.index for t in lacking if t.medium.chained), default=0)
+        tasks, lacking = _of_link(tasks, link), _of_link(lacking, link)
     missing, first = {t[made] for t in lacking}, lacking[0].namespaces
     alike = [variant for variant in ledger.variants if variant.answers_as(first)]
     # Under one variant, so that batches are those of an undisturbed run whoever made the captions.
     together = [
-        t if t.namespaces == first else ledger.at(t.medium, t.chunk, first)
+        t if t.namespaces == first else ledger.again(t, first)
         for t in tasks
         if t.namespaces in alike
     ]
@@ -63,10 +67,16 @@ def work_of(
             for batch in cut(whole, rung.batch)
             if any(t[made] in missing for t in batch)
         ],
-        total=len({t[made] for t in tasks}),
+        total=total,
         missing=len(missing),
         tokens=max(lengths.values(), default=0),
     )
+
+
+def _of_link(tasks: Sequence[Task], link: int) -> list[Task]:
+    """Return the tasks that can be made together: of media whose chunks are asked one after the
+    other, all chunks of one number, and of others all."""
+    return [t for t in tasks if not t.medium.chained or t.chunk.index == link]
 
 
 def batches_by_shape(

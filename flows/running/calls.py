@@ -184,9 +184,9 @@ class Calls:
         """Return a member of a batch: its key, the key that it reads, the prompt where that counts.
         Where another variant answers as well, its key in that one stands there, too."""
         made, ledger = stage.writes, self._job.ledger
-        asked = {"prompt": task.medium.prompt} if made in task.namespaces.prompted else {}
+        asked = {"prompt": task.prompt} if made in task.namespaces.prompted else {}
         if other is not None:
-            asked["instead"] = ledger.at(task.medium, task.chunk, other)[made]
+            asked["instead"] = ledger.again(task, other)[made]
         return {
             "kind": task.medium.kind,
             "key": task[made],

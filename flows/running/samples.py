@@ -93,7 +93,7 @@ def words_of(
             {
                 "key": sample.task["captions"],
                 "features": task["features"],
-                "prompt": sample.task.medium.prompt,
+                "prompt": sample.task.prompt,
                 "caption": sample.caption,
             }
             for sample, task in zip(samples, of_each, strict=True)

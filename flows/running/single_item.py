@@ -93,11 +93,11 @@ class SingleItemFallback:
         if stage.part is None or settings is None:
             return task
         wanted = {**task.namespaces.precision, stage.part: settings.label}
-        return ledger.at(task.medium, task.chunk, ledger.variant(wanted))
+        return ledger.again(task, ledger.variant(wanted))
 
     def _made(self, stage: Stage, task: Task) -> bool:
         ledger = self._job.ledger
-        tasks = (ledger.at(task.medium, task.chunk, variant) for variant in ledger.variants)
+        tasks = (ledger.again(task, variant) for variant in ledger.variants)
         return any(task[stage.writes] in ledger[stage.writes] for task in tasks)
 
     def _ever(self, stage: Stage) -> bool:
