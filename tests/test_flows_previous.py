@@ -47,17 +47,17 @@ def test_a_chunk_is_asked_about_with_the_caption_before(tmp_path: Path) -> None:
     assert lines(config) == rows
 
 
-def test_a_chain_that_is_broken_again_and_again_goes_on(tmp_path: Path) -> None:
+def test_a_chain_that_is_broken_goes_on(tmp_path: Path) -> None:
     config, broken = make(tmp_path), 0
     while True:
         stages = Saying()
-        stages.stop_after = {"decode": 1}
+        stages.stop_after = {"decode": 2}
         try:
             run(config, stages, prompt=ASKED)
             break
         except Interrupted:
             broken += 1
-    assert broken == 2
+    assert broken == 1
     rows = lines(config)
     assert [len(chain) for chain in chains(rows)] == [1, 3, 1]
     check(rows)
@@ -71,7 +71,8 @@ def place(tmp_path: Path) -> Place:
     return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
 
 
-@pytest.mark.parametrize("engine", ["auto", pytest.param("transformers", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
 def test_the_demo_is_asked_in_a_chain(place: Place, engine: str) -> None:
     options = {"chunk": 2.0, "max_new_tokens": 16, "engine": engine}
     first = run_inside(place, prompt=ASKED, **options)

@@ -59,10 +59,10 @@ def moments() -> Sequence[object]:
     found += [(ALL, "decode", item, victim) for item in (2, 17, 30) for victim in victims]
     found += [(CHAIN, "decode", item, victim) for item in (3, 12, 20) for victim in victims]
     found += [(ALL, "summarize", item, victim) for item in (1, 6) for victim in victims]
-    slow = [pytest.param(*moment, marks=pytest.mark.slow) for moment in found]
-    return [pytest.param("prompts", "decode", 7, "group"), *slow]
+    return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "stage", "item", "victim"), moments())
 def test_a_run_that_asks_several_things_resumes_to_the_same_bytes(
     undisturbed: Run, tmp_path: Path, asked: str, stage: str, item: int, victim: str

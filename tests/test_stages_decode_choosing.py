@@ -51,6 +51,10 @@ CONTROLS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "beams": ({"beams": 3}, {"num_beams": 3}),
 }  # fmt: skip
 """Name → what is asked of us, and of stock."""
+OF_EACH = [
+    pytest.param(name, marks=[] if name in ("together", "beams") else pytest.mark.slow)
+    for name in CONTROLS
+]
 
 
 def folder_of(name: str) -> Path:
@@ -92,7 +96,7 @@ def stock(
     return str(text).strip()
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("control", OF_EACH)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_control_says_what_stock_says_of_the_row_alone(
     name: str, control: str, tmp_path: Path

@@ -25,7 +25,7 @@ PROMPTS = (
     "Who?",
 )
 OTHER, THIRD = "dd" * 32, "ee" * 32
-QUICK = ("qwen2_5_vl", "gemma3")
+QUICK = ("qwen2_5_vl",)
 NAMES = [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
     for name in (*BUILDERS, "gemma3", "demo")
