@@ -37,7 +37,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     @functools.cache
     def run(asked: str) -> tuple[Place, tuple[str, ...]]:
-        options = (*PROMPTS, *CHANCE, "--batch-size", "4")
+        options: tuple[str, ...] = (*PROMPTS, *CHANCE, "--batch-size", "4")
         if asked == CHAIN:
             options = ("--prompt", "Before: [{previous}] And now?", *CHANCE, "--chunk", "2")
         if asked == ALL:
