@@ -1,12 +1,15 @@
 """Chunks that are asked about with the caption before: in order, beside other videos, resumed, and
 once only."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from artifacts.errors import Interrupted
+from flows.job.ledger import Ledger
+from flows.job.prepare import prepare
 from penstock_demo.clips import write_clips
 from tests.support.inside import run_inside
 from tests.support.media import write_video
@@ -82,3 +85,12 @@ def test_the_demo_is_asked_in_a_chain(place: Place, engine: str) -> None:
     assert max(len(chain) for chain in chains(rows)) >= 3
     assert run_inside(place, prompt=ASKED, **options).started == []
     assert place.captions() == rows
+
+
+def test_who_makes_no_captions_waits_for_none(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    run(config, prompt="?")
+    job = prepare(replace(config, prompt=ASKED), Saying())
+    asked = Ledger(job.store, job.pipeline[:2], *job.ledger.variants)
+    assert all(task.previous == "" for task in asked.tasks(job.media))
+    assert any(task.waits for task in job.ledger.tasks(job.media))

@@ -162,12 +162,13 @@ class Ledger:
             return []
         identity = (medium.digest, medium.prompt)
         known = self._tasks.get(identity)
-        if known is None or known[0] is not index or medium.chained:
+        chained = medium.chained and self.pipeline[-1].prompted
+        if known is None or known[0] is not index or chained:
             tasks: list[Task] = []
             previous: str | None = ""
             for chunk in index.chunks:
                 tasks.append(self._task(medium, chunk, previous))
-                previous = self._said(tasks[-1]) if medium.chained else ""
+                previous = self._said(tasks[-1]) if chained else ""
             known = self._tasks[identity] = (index, tasks)
         return known[1]
 
