@@ -42,7 +42,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
             options = ("--prompt", "Before: [{previous}] And now?", *CHANCE, "--chunk", "2")
         if asked == ALL:
             options = (*options, "--schema", str(folder / "form.json"), "--summary")
-            options = (*options, "--chunk", "3", "--max-new-tokens", "48")
+            options = (*options, "--chunk", "3", "--max-new-tokens", "64")
         root = folder / asked.partition(",")[0]
         place = Place(clips=folder / "clips", out=root / "out", store=root / "store")
         done = place.run(*options)
