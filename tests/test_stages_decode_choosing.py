@@ -52,8 +52,7 @@ CONTROLS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 """Name → what is asked of us, and of stock."""
 OF_EACH = [
-    pytest.param(name, marks=[] if name in ("together", "beams") else pytest.mark.slow)
-    for name in CONTROLS
+    pytest.param(name, marks=[] if name == "together" else pytest.mark.slow) for name in CONTROLS
 ]
 
 
@@ -139,6 +138,7 @@ def test_words_that_are_avoided_are_not_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_a_caption_goes_on_from_what_it_starts_with(name: str, tmp_path: Path) -> None:
     folder, begun = folder_of(name), "A big"
     wave = wave_of(folder, tmp_path)
@@ -162,6 +162,7 @@ def test_a_caption_goes_on_from_what_it_starts_with(name: str, tmp_path: Path) -
         assert found == expected and all(one.startswith(begun) for one in found)
 
 
+@pytest.mark.slow
 def test_the_settings_of_a_checkpoint_are_taken_when_asked_for(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(CHECKPOINT, folder)
@@ -175,6 +176,7 @@ def test_the_settings_of_a_checkpoint_are_taken_when_asked_for(tmp_path: Path) -
     assert said(wave, "auto", OTHER, {}) != expected
 
 
+@pytest.mark.slow
 def test_a_system_text_stands_before_the_question(tmp_path: Path) -> None:
     folder = checkpoint("qwen2_5_vl")
     wave = wave_of(folder, tmp_path)

@@ -104,6 +104,7 @@ def test_every_caption_is_valid_however_few_tokens_it_has(
         assert all(record["shortened"] for record in records)
 
 
+@pytest.mark.slow
 def test_a_caption_is_what_a_loop_by_hand_says(tmp_path: Path) -> None:
     folder, form = checkpoint("qwen2_5_vl"), canonical(text_of(SHORT))
     wave = wave_of(folder, tmp_path, 2)
@@ -137,6 +138,7 @@ def test_a_caption_is_what_a_loop_by_hand_says(tmp_path: Path) -> None:
         assert not any("shortened" in record for record in records)
 
 
+@pytest.mark.slow
 def test_other_ways_of_choosing_go_on_and_the_form_wins(demo: Wave) -> None:
     least = rest_of(canonical(text_of(SHORT))).tokens
     form = canonical(text_of(SHORT))
@@ -147,6 +149,7 @@ def test_other_ways_of_choosing_go_on_and_the_form_wins(demo: Wave) -> None:
     check(again, least + 9, SHORT)
 
 
+@pytest.mark.slow
 def test_a_caption_hangs_on_its_row_alone(demo: Wave) -> None:
     form = canonical(text_of(SHORT))
     captions = [[r["caption"] for r in said(demo, "transformers", "d1" * 32, 50, form, **HOT)]]

@@ -25,11 +25,6 @@ PROMPTS = (
     "Who?",
 )
 OTHER, THIRD = "dd" * 32, "ee" * 32
-QUICK = ("qwen2_5_vl",)
-NAMES = [
-    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-    for name in (*BUILDERS, "gemma3", "demo")
-]
 
 
 def folder_of(name: str) -> Path:
@@ -61,8 +56,9 @@ def said(
     return {each["key"]: found.meta(each["key"]) for each in asked}, noted
 
 
-@pytest.mark.parametrize("kind", ["image", pytest.param("video", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("name", (*BUILDERS, "gemma3", "demo"))
 def test_prompts_that_share_a_picture_say_what_each_says_alone(
     name: str, kind: str, tmp_path: Path
 ) -> None:
