@@ -11,9 +11,8 @@ from pathlib import Path
 
 from artifacts.subtitles import one_line
 from artifacts.trainers.form import (
-    IMAGES,
+    FOLDERS,
     PILLOW,
-    VIDEOS,
     TrainerEntry,
     TrainerForm,
     of_kind,
@@ -21,7 +20,6 @@ from artifacts.trainers.form import (
 )
 
 CAPTIONS, CONFIG = "captions.json", "dataset.toml"
-FOLDERS = {"image": IMAGES, "video": VIDEOS}
 
 
 def diffusion_pipe_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:

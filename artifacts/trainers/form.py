@@ -10,6 +10,8 @@ from artifacts.subtitles import one_line
 
 IMAGES, VIDEOS = "images", "videos"
 """Folders, inside that of a data set, of media of each kind."""
+FOLDERS = {"image": IMAGES, "video": VIDEOS}
+"""Kind of media → its folder."""
 PILLOW = frozenset(
     ["avif", "bmp", "jfif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"]
 )

@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath
 from artifacts.subtitles import one_line
 from artifacts.tables import utf8
 from artifacts.trainers.form import (
-    IMAGES,
+    FOLDERS,
     PILLOW,
-    VIDEOS,
     TrainerEntry,
     TrainerForm,
     json_line,
@@ -22,7 +21,6 @@ from artifacts.trainers.form import (
 )
 
 METADATA, CARD = "metadata.jsonl", "README.md"
-FOLDERS = {"image": IMAGES, "video": VIDEOS}
 READ = {"image": PILLOW - {"avif"}, "video": frozenset({"avi", "mkv", "mov", "mp4", "mpeg"})}
 """Suffixes that its two builders list."""
 TASKS = {"image": "text-to-image", "video": "text-to-video"}

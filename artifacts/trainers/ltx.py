@@ -9,7 +9,7 @@ or JPEG is opened as a video, and what is made of a file is named by its path wi
 from collections.abc import Sequence
 from pathlib import Path
 
-from artifacts.trainers.form import IMAGES, VIDEOS, TrainerEntry, TrainerForm, json_line
+from artifacts.trainers.form import FOLDERS, TrainerEntry, TrainerForm, json_line
 
 LINES = "dataset.jsonl"
 
@@ -23,7 +23,7 @@ def ltx_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
 LTX = TrainerForm(
     write=ltx_files,
     names=(LINES,),
-    folders={"image": IMAGES, "video": VIDEOS},
+    folders=FOLDERS,
     own_media=True,
     suffixes={"image": frozenset({"png", "jpg", "jpeg"})},
 )

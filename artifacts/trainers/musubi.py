@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from artifacts.trainers.form import (
-    IMAGES,
+    FOLDERS,
     PILLOW,
-    VIDEOS,
     TrainerEntry,
     TrainerForm,
     json_line,
@@ -20,7 +19,6 @@ from artifacts.trainers.form import (
 )
 
 CONFIG = "dataset.toml"
-FOLDERS = {"image": IMAGES, "video": VIDEOS}
 FRAMES = 'target_frames = [1, 25, 45]\nframe_extraction = "head"\n'
 """What the sample of its documentation takes of each video."""
 

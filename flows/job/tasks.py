@@ -41,13 +41,10 @@ class Task:
     """Kind of records → key."""
     namespaces: Namespaces
     """The variant in which it was, or is to be, made."""
+    prompt: str
+    """What is asked of the chunk; while it waits, with the word for what is not there yet."""
     previous: str | None = ""
     """Caption of the chunk before, where the prompt asks for it; None: it is not there yet."""
-
-    @property
-    def prompt(self) -> str:
-        """Return what is asked of the chunk."""
-        return self.medium.prompt.replace(PREVIOUS, self.previous or "")
 
     @property
     def waits(self) -> bool:
@@ -115,7 +112,14 @@ def task_of(
         )
         for kind, namespace in namespaces.of.items()
     }
-    return Task(medium=medium, chunk=chunk, keys=keys, namespaces=namespaces, previous=previous)
+    return Task(
+        medium=medium,
+        chunk=chunk,
+        keys=keys,
+        namespaces=namespaces,
+        prompt=asked,
+        previous=previous,
+    )
 
 
 def unique(tasks: Sequence[Task], kind: str) -> list[Task]:
