@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from artifacts.errors import EnvironmentFault
 from artifacts.shapes import parse
-from flows.reviewing.captions import Refusal, ReviewedCaptions
+from flows.reviewing.captions import EditRefused, ReviewedCaptions
 from flows.reviewing.page.page import review_page
 from flows.reviewing.rewriting import Rewriting
 from flows.search.page import thumbnail
@@ -38,6 +38,7 @@ def review_app(captions: ReviewedCaptions, rewriting: Rewriting, word: str) -> S
     routes = _Routes(captions, rewriting)
     return Starlette(
         routes=[
+            Route("/favicon.ico", _safe(routes.no_icon)),
             Route(f"/{word}/", _safe(routes.page)),
             Route(f"/{word}/captions", _safe(routes.told)),
             Route(f"/{word}/edits", _safe(routes.edit), methods=["POST"]),
@@ -54,7 +55,7 @@ def _safe(handler: Handler) -> Handler:
     async def handled(request: Request) -> Response:
         try:
             answer = await handler(request)
-        except Refusal as error:
+        except EditRefused as error:
             answer = JSONResponse({"error": str(error)}, 422)
         except EnvironmentFault as error:
             answer = JSONResponse({"error": str(error)}, 507)
@@ -76,6 +77,10 @@ class _Routes:
         self._one = asyncio.Lock()
         self._drawing = asyncio.Semaphore(PICTURES_AT_ONCE)
 
+    async def no_icon(self, _: Request) -> Response:
+        """Return nothing, which browsers ask for."""
+        return Response(status_code=204)
+
     async def page(self, _: Request) -> Response:
         """Return the page."""
         html, policy = review_page()
@@ -92,16 +97,16 @@ class _Routes:
     async def edit(self, request: Request) -> Response:
         """Take in what a person did."""
         if request.headers.get("content-type") != "application/json":
-            raise Refusal("an edit is JSON")
+            raise EditRefused("an edit is JSON")
         body = bytearray()
         async for piece in request.stream():
             body += piece
             if len(body) > MOST_BYTES:
-                raise Refusal("too many captions at once")
+                raise EditRefused("too many captions at once")
         try:
             asked = parse(body.decode())
         except ValueError as error:
-            raise Refusal(f"an edit is JSON: {error}") from error
+            raise EditRefused(f"an edit is JSON: {error}") from error
         async with self._one:
             return JSONResponse(await asyncio.to_thread(self._captions.do, asked))
 

@@ -33,7 +33,7 @@ ASKED = {
 """What a page sends when a person did something."""
 
 
-class Refusal(ValueError):
+class EditRefused(ValueError):
     """Something that cannot be done to a caption; the text says why, to a person."""
 
 
@@ -101,11 +101,11 @@ class ReviewedCaptions:
 
     def do(self, asked: Any) -> dict[str, Any]:
         """Take in what a person did, and return the captions that it changed. It is on the disk
-        then. Raises Refusal, EnvironmentFault."""
+        then. Raises EditRefused, EnvironmentFault."""
         try:
             check(asked, ASKED)
         except Misshapen as error:
-            raise Refusal(str(error)) from error
+            raise EditRefused(str(error)) from error
         deed = {"id": asked["id"], "time": datetime.now(UTC).isoformat(timespec="seconds")}
         deed["does"] = asked["does"]
         if asked["does"] not in (UNDO, REDO):
@@ -119,12 +119,12 @@ class ReviewedCaptions:
         for change in asked:
             row = self.rows.get(change["of"])
             if row is None:
-                raise Refusal("this caption is not in the run any more: load the page again")
+                raise EditRefused("this caption is not in the run any more: load the page again")
             edits[change["of"]] = Edit(
                 caption=self._caption(row, change["caption"]), review=change["review"]
             )
         if not edits:
-            raise Refusal("no caption is named")
+            raise EditRefused("no caption is named")
         return changes_of((self.rows[key] for key in edits), edits)
 
     def _caption(self, row: Mapping[str, Any], given: str | None) -> str | None:
@@ -132,14 +132,14 @@ class ReviewedCaptions:
         if given is None or given == row["said"]:
             return None
         if len(given) > LONGEST:
-            raise Refusal(f"a caption has {LONGEST:,} letters at the most")
+            raise EditRefused(f"a caption has {LONGEST:,} letters at the most")
         if not given.strip():
-            raise Refusal("a caption without a word: reject it instead")
+            raise EditRefused("a caption without a word: reject it instead")
         if self.schema:
             from stages.decode.structure import follows
 
             if not follows(self.schema, given):
-                raise Refusal("this is not JSON that the run's schema allows")
+                raise EditRefused("this is not JSON that the run's schema allows")
         return given
 
     def _medium(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:

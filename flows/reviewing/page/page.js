@@ -29,6 +29,7 @@ class Page {
     this.data = data;
     edits.clear();
     for (const [key, value] of Object.entries(data.edits)) edits.set(key, value);
+    for (const {changes} of this.saving.waiting) for (const {of, ...now} of changes || []) edits.set(of, now);
     at("name").textContent = data.name;
     document.title = `${data.name} – Penstock review`;
     const few = data.media.filter(medium => medium.captions.length > 3).length * 2 < data.media.length;
@@ -146,4 +147,5 @@ class Page {
   }
 }
 
-new Page().load();
+const page = new Page();
+page.load().then(() => page.saving.send());

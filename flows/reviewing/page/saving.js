@@ -9,7 +9,6 @@ class Saving {
     Object.assign(this, {done, refused, told, tries: 0, sending: false});
     // A tab that was closed before all was saved left it here.
     try { this.waiting = JSON.parse(localStorage.getItem(KEPT)) || []; } catch { this.waiting = []; }
-    if (this.waiting.length) this.send();
   }
 
   add(deed) {
