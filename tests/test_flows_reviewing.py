@@ -15,6 +15,8 @@ from flows.reviewing.captions import EditRefused, ReviewedCaptions
 from flows.reviewing.rewriting import again
 from tests.support.saying import LONG, lines, make, run, samples
 
+pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
