@@ -18,7 +18,7 @@ from artifacts.store import fault_of
 from artifacts.words import counted
 from flows.reviewing.app import review_app
 from flows.reviewing.captions import ReviewedCaptions
-from flows.reviewing.rewriting import Rewriting, shown
+from flows.reviewing.rewriting import Rewriting
 from flows.serving.listening import UnsignalledServer, address_of, listening
 
 HOST = "127.0.0.1"
@@ -41,7 +41,7 @@ def review(out: Path, port: int) -> None:
     of_all = counted(len(captions.rows), "caption")
     print(f"{', '.join(told)} of {of_all} in {captions.journal.path}")
     if counts and rewriting.words and not rewriting.told()["said"]:
-        print(f"outputs take this in when the same command runs again: {shown(rewriting.words)}")
+        print(f"outputs take this in when the same command runs again: {rewriting.line}")
 
 
 def word_of(out: Path) -> str:
