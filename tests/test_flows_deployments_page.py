@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from artifacts.captions import Failure
-from flows.console.display import printable
+from flows.console.lines import printable
 from flows.deployments import page as prefect_page
 from flows.deployments.page import RunPage, cell, grid, page
 from flows.deployments.view import plain, table

@@ -9,7 +9,8 @@ from artifacts.errors import PenstockError
 from flows.cli.last_words import UNFORESEEN, tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
-from flows.console.display import Display, printable
+from flows.console.display import Display
+from flows.console.lines import tell
 from flows.job.config import CaptionConfig
 from flows.results.run_result import RunResult
 
@@ -27,10 +28,9 @@ def caption_command(given: argparse.Namespace) -> int:
 
         result = caption(config, display)
     if tell_end(given, result, display):
-        for warning in result.warnings:
-            print(printable(f"note: {warning}"), file=sys.stderr)
+        tell(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
         told = f"penstock report {shlex.quote(str(result.out))}"
-        print(f"{result.line()}; see them with `{told}`")
+        tell(f"{result.line()}; see them with `{told}`")
     return result.exit_code
 
 

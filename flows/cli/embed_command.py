@@ -6,6 +6,7 @@ from flows.cli.last_words import tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import Display
+from flows.console.lines import tell
 from flows.pipelines import EMBED
 
 
@@ -19,5 +20,5 @@ def embed_command(given: argparse.Namespace) -> int:
 
     result = embed(config, display)
     if tell_end(given, result, display):
-        print(result.line())
+        tell(result.line())
     return result.exit_code

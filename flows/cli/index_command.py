@@ -12,7 +12,8 @@ from artifacts.words import counted
 from flows.cli.last_words import tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
-from flows.console.display import Display, printable
+from flows.console.display import Display
+from flows.console.lines import tell
 from flows.console.units import size
 from flows.job.config import CaptionConfig
 from flows.pipelines import EMBED
@@ -51,14 +52,14 @@ def _fill(given: argparse.Namespace, config: CaptionConfig, folder: Path, *, who
     result = fill_index(config, folder, display, TEXT_HALF, look_for_vanished=whole)
     if tell_end(given, result, display):
         for path in result.vanished[:NAMED]:
-            print(printable(f"gone: {path}"), file=sys.stderr)
+            tell(f"gone: {path}", to=sys.stderr)
         if result.vanished:
-            print(
+            tell(
                 f"{counted(len(result.vanished), 'file')} of the index gone; "
                 f"`penstock index remove --gone --index {folder}` removes their rows",
-                file=sys.stderr,
+                to=sys.stderr,
             )
-        print(printable(result.line()))
+        tell(result.line())
     return result.exit_code
 
 
@@ -77,7 +78,7 @@ def remove(given: argparse.Namespace) -> int:
         found = rows_gone(snapshot) if given.gone else rows_named(snapshot, given.names)
         count = writer.remove(found)
         left = writer.manifest.live_rows
-    print(f"{counted(count, 'row')} removed, {left:,} left; `penstock index compact` frees space")
+    tell(f"{counted(count, 'row')} removed, {left:,} left; `penstock index compact` frees space")
     return 0
 
 
@@ -91,7 +92,7 @@ def compact(given: argparse.Namespace) -> int:
         done = rewrite(writer)
         measure(writer)
         rows = writer.manifest.live_rows
-    print(
+    tell(
         f"{counted(rows, 'row')} in {counted(done.shards, 'shard')} (of {done.shards_before}); "
         f"{counted(done.rows_dropped, 'removed row')} dropped, {size(max(done.bytes_freed, 0))} "
         "freed"
@@ -107,9 +108,9 @@ def verify(given: argparse.Namespace) -> int:
     folder, bad = _folder(given), 0
     for damage in verify_index(folder):
         bad += 1
-        print(printable(f"damaged: {damage.line()}"))
+        tell(f"damaged: {damage.line()}")
     files = len(list(read_manifest(folder).files()))
-    print(f"{counted(files - bad, 'file')} good, {bad} damaged in {folder}")
+    tell(f"{counted(files - bad, 'file')} good, {bad} damaged in {folder}")
     return 1 if bad else 0
 
 
@@ -121,13 +122,13 @@ def stats(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(told, indent=1))
         return 0
-    print(f"{told['rows']:,} rows of {told['width']} numbers, {size(told['bytes'])}")
-    print(printable(f"model {told['model']} in {told['precision']}"))
-    print(
+    tell(f"{told['rows']:,} rows of {told['width']} numbers, {size(told['bytes'])}")
+    tell(f"model {told['model']} in {told['precision']}")
+    tell(
         f"{told['removed']:,} removed rows, {told['shards']} shards ({told['small_shards']} small)"
     )
     for sort in ("pictures", "texts"):
-        print(f"{sort:9s} {_way(told['measured'].get(sort))}")
+        tell(f"{sort:10s}{_way(told['measured'].get(sort))}")
     return 0
 
 

@@ -7,6 +7,7 @@ from flows.cli.last_words import tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import Display
+from flows.console.lines import tell
 from flows.job.label_config import check_label_formats
 from flows.job.labels import label_set
 from flows.pipelines import LABEL
@@ -31,7 +32,7 @@ def label_command(given: argparse.Namespace) -> int:
         return show(config, LABEL, as_json=given.json)
     result = label(config, asked, display)
     if tell_end(given, result, display):
-        print("\n".join([*result.notes(), result.line()]))
+        tell(*result.notes(), result.line())
     return result.exit_code
 
 

@@ -4,8 +4,11 @@ one is wrong."""
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
+
+from flows.console.lines import tell
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
 """What argparse says of a value that is none of those that may be."""
@@ -24,7 +27,8 @@ class CommandParser(argparse.ArgumentParser):
             names = re.findall(r"'([^']*)'", choices)
             noun = "command" if what in ("COMMAND", "ACTION") else f"value of {what}"
             message = f"{given} is no {noun}{meant(given, names)}"
-        self.exit(2, f"{self.prog}: {message}. `{self.prog} --help` lists what there is\n")
+        tell(f"{self.prog}: {message}. `{self.prog} --help` lists what there is", to=sys.stderr)
+        self.exit(2)
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
         """Refuse options that there are not."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from flows.cli.options import config_of
 from flows.cli.train_plan import refuse_without_train, train_plan
-from flows.console.display import Display, printable
+from flows.console.display import Display
+from flows.console.lines import tell
 from flows.job.config import CaptionConfig
 from flows.job.launch import DirectLauncher
 from flows.pipelines import CAPTION, PURPOSES, Pipeline
@@ -48,7 +49,7 @@ def show(
         lines = plan_lines(plan)
         lines += what_fits_lines(plan) if table else []
         lines += explain_lines(plan) if explain else []
-        print("\n".join(map(printable, lines)))
+        tell(*lines)
     return 0 if plan.refusal is None else plan.refusal.exit_code
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from artifacts.files import whole_file, write_text
 from artifacts.paths import folder_named
 from artifacts.regular import open_regular
-from flows.console.display import Display, printable
+from flows.console.display import Display
+from flows.console.lines import tell
 from flows.console.terminal import forget_terminal
 from flows.console.units import parse_size
 
@@ -40,7 +41,7 @@ def search_command(given: argparse.Namespace) -> int:
         memory=parse_size(given.memory) if given.memory else None,
         trust_remote_code=given.trust_remote_code,
     )
-    hits = search_index(folder, asked, place, Display(quiet=True), TEXT_HALF)
+    hits = search_index(folder, asked, place, Display(quiet=True, fleeting=True), TEXT_HALF)
     forget_terminal()
     if given.html:
         write_text(folder_named(given.html, "html"), [page_of(given.what, str(folder), hits)])
@@ -48,10 +49,7 @@ def search_command(given: argparse.Namespace) -> int:
     if given.json:
         print("".join(lines_of(hits)), end="")
     else:
-        for hit in hits:
-            print(printable(_line(hit)))
-        if not hits:
-            print("nothing was found")
+        tell(*(map(_line, hits) if hits else ["nothing was found"]))
     return code
 
 
@@ -80,7 +78,6 @@ def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
                 shutil.copyfileobj(source, target)
         except OSError as error:
             code = 1
-            said = printable(f"failed: {hit.path}: it cannot be copied ({error.strerror})")
-            print(said, file=sys.stderr)
+            tell(f"failed: {hit.path}: it cannot be copied ({error.strerror})", to=sys.stderr)
     write_text(folder / "search.jsonl", lines_of(hits))
     return code

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
-from flows.console.display import Display, printable
+from flows.console.display import Display
+from flows.console.lines import tell
 from flows.console.units import gib, parse_size
 from flows.job.config import CaptionConfig, check_above_zero
 from flows.job.models import find_checkpoint
@@ -77,7 +78,7 @@ def train_plan(given: argparse.Namespace) -> int:
         lines = [*_verdict(architecture, training, limit, fits=fits), *lines]
     if given.explain:
         lines = [*lines, *explain_lines(estimate)]
-    print("\n".join(printable(line) for line in lines))
+    tell(*lines)
     return code
 
 

@@ -5,7 +5,8 @@ import json
 
 from flows.cli.plan_command import show
 from flows.cli.tune_refusal import refuse_more_than_adapters
-from flows.console.display import Display, printable
+from flows.console.display import Display
+from flows.console.lines import tell
 from flows.console.units import parse_size
 from flows.pipelines import TUNE
 
@@ -45,5 +46,5 @@ def tune_command(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps({"event": "result", **result.to_json()}, ensure_ascii=False))
     elif not given.quiet:
-        print(printable(result.line()))
+        tell(result.line())
     return result.exit_code
