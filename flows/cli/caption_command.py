@@ -4,15 +4,19 @@ import argparse
 import os
 import shlex
 import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 from artifacts.errors import PenstockError
 from flows.cli.last_words import UNFORESEEN, tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
-from flows.console.display import Display
+from flows.console.display import READING, Display
 from flows.console.lines import tell
 from flows.job.config import CaptionConfig
-from flows.results.run_result import RunResult
+
+if TYPE_CHECKING:
+    from flows.results.run_result import RunResult
 
 
 def caption_command(given: argparse.Namespace) -> int:
@@ -21,12 +25,14 @@ def caption_command(given: argparse.Namespace) -> int:
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
         return show(config, as_json=given.json)
-    if given.prefect or os.environ.get("PREFECT_API_URL"):
-        result = with_prefect(config, display)
-    else:
-        from flows.running.run import caption
+    with closing(display):
+        if given.prefect or os.environ.get("PREFECT_API_URL"):
+            result = with_prefect(config, display)
+        else:
+            display.doing(READING)
+            from flows.running.run import caption
 
-        result = caption(config, display)
+            result = caption(config, display)
     if tell_end(given, result, display):
         tell(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
         told = f"penstock report {shlex.quote(str(result.out))}"
@@ -34,9 +40,10 @@ def caption_command(given: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def with_prefect(config: CaptionConfig, display: Display) -> RunResult:
+def with_prefect(config: CaptionConfig, display: Display) -> "RunResult":
     """Run the flow inside this command. Its process then ends soon whatever Prefect's threads
     want."""
+    display.doing("starting Prefect")
     from flows.deployments.caption import run_with_prefect
     from flows.deployments.patience import leave_within
 

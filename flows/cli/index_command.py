@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from artifacts.errors import UsageError
@@ -12,7 +13,7 @@ from artifacts.words import counted
 from flows.cli.last_words import tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
-from flows.console.display import Display
+from flows.console.display import READING, Display
 from flows.console.lines import tell
 from flows.console.units import size
 from flows.job.config import CaptionConfig
@@ -45,11 +46,12 @@ def add(given: argparse.Namespace) -> int:
 def _fill(given: argparse.Namespace, config: CaptionConfig, folder: Path, *, whole: bool) -> int:
     if given.dry_run:
         return show(config, EMBED, as_json=given.json)
-    from flows.search.build import fill_index
-    from flows.search.texts import TEXT_HALF
+    with closing(Display(quiet=given.quiet, as_json=given.json)) as display:
+        display.doing(READING)
+        from flows.search.build import fill_index
+        from flows.search.texts import TEXT_HALF
 
-    display = Display(quiet=given.quiet, as_json=given.json)
-    result = fill_index(config, folder, display, TEXT_HALF, look_for_vanished=whole)
+        result = fill_index(config, folder, display, TEXT_HALF, look_for_vanished=whole)
     if tell_end(given, result, display):
         for path in result.vanished[:NAMED]:
             tell(f"gone: {path}", to=sys.stderr)

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,27 +24,30 @@ if TYPE_CHECKING:
 def search_command(given: argparse.Namespace) -> int:
     """Run the search, and return the exit code of the contract: 1 when a file that was to be copied
     is gone. Raises PenstockError."""
-    from flows.search.ask import SearchAsked, SearchPlace, search_index
-    from flows.search.page import page_of
-    from flows.search.texts import TEXT_HALF
-
     folder = folder_named(given.index, "index")
-    asked = SearchAsked(
-        what=given.what,
-        top=given.top,
-        without=tuple(given.without),
-        where=given.where,
-        moments=given.moments,
-    )
-    place = SearchPlace(
-        model=given.model,
-        store=given.store,
-        memory=parse_size(given.memory) if given.memory else None,
-        trust_remote_code=given.trust_remote_code,
-    )
-    hits = search_index(folder, asked, place, Display(quiet=True, fleeting=True), TEXT_HALF)
+    with closing(Display(quiet=True, fleeting=True)) as display:
+        display.doing("searching")
+        from flows.search.ask import SearchAsked, SearchPlace, search_index
+        from flows.search.texts import TEXT_HALF
+
+        asked = SearchAsked(
+            what=given.what,
+            top=given.top,
+            without=tuple(given.without),
+            where=given.where,
+            moments=given.moments,
+        )
+        place = SearchPlace(
+            model=given.model,
+            store=given.store,
+            memory=parse_size(given.memory) if given.memory else None,
+            trust_remote_code=given.trust_remote_code,
+        )
+        hits = search_index(folder, asked, place, display, TEXT_HALF)
     forget_terminal()
     if given.html:
+        from flows.search.page import page_of
+
         write_text(folder_named(given.html, "html"), [page_of(given.what, str(folder), hits)])
     code = _copied(folder_named(given.copy, "copy"), hits) if given.copy else 0
     if given.json:

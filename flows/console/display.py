@@ -17,6 +17,8 @@ from flows.pipelines import STAGES
 from stages.process.events import Event, Item, Noted, Total, Warned
 
 REDRAW_SECONDS = 0.1
+READING = "reading the sources and the model"
+"""What is done before there is a stage."""
 LINE_SECONDS = 10.0
 """Seconds between two lines of a stage in a log without a terminal."""
 VERBS = {
