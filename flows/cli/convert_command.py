@@ -20,7 +20,7 @@ def convert_command(given: argparse.Namespace) -> int:
     forget_terminal()
     there = f", {found.there} of them there before" if found.there else ""
     tell(
-        f"{folder}: {found.tensors} tensors, {size(found.data_bytes)}, "
+        f"{folder}: {counted(found.tensors, 'tensor')}, {size(found.data_bytes)}, "
         f"in {counted(found.shards, 'file')}{there}; use it with --model {folder}"
     )
     return 0

@@ -45,8 +45,8 @@ SPILLS = (
     "its driver may take host memory when the GPU's is full, and then all is very slow: see "
     "docs/gpu.md"
 )
-ROW = "{:10s}{}"
-INNER = "  {:8s}{}"
+ROW = "{:11s}{}"
+INNER = "  {:9s}{}"
 
 
 def doctor_command(given: argparse.Namespace) -> int:

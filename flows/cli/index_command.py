@@ -124,10 +124,11 @@ def stats(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(told, indent=1))
         return 0
-    tell(f"{told['rows']:,} rows of {told['width']} numbers, {size(told['bytes'])}")
+    tell(f"{counted(told['rows'], 'row')} of {told['width']} numbers, {size(told['bytes'])}")
     tell(f"model {told['model']} in {told['precision']}")
     tell(
-        f"{told['removed']:,} removed rows, {told['shards']} shards ({told['small_shards']} small)"
+        f"{counted(told['removed'], 'removed row')}, {counted(told['shards'], 'shard')} "
+        f"({told['small_shards']} small)"
     )
     for sort in ("pictures", "texts"):
         tell(f"{sort:10s}{_way(told['measured'].get(sort))}")

@@ -30,16 +30,22 @@ def table_lines(
 
 
 def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Return how wide each column is: as its longest cell where there is room. Else the widest give
-    way, each down to its longest word."""
+    """Return how wide each column is: as its longest cell where there is room. Else those give way
+    that become the least high by it, each down to its longest word."""
     least = [max(columns_of(word) for cell in c for word in cell.split() or [""]) for c in columns]
     widths = [max(map(columns_of, column)) for column in columns]
     while sum(widths) > room:
         wide = [at for at, width in enumerate(widths) if width > least[at]]
         if not wide:
             break
-        widths[max(wide, key=lambda at: widths[at])] -= 1
+        highest = {at: _highest(columns[at], widths[at] - 1) for at in wide}
+        widths[min(wide, key=lambda at: (highest[at], -widths[at]))] -= 1
     return widths
+
+
+def _highest(column: Sequence[str], width: int) -> int:
+    """Return the lines of a column's highest cell at a width."""
+    return max(len(wrapped(cell, width, hanging=0)) for cell in column)
 
 
 def _row(
