@@ -48,7 +48,7 @@ def list_store(given: argparse.Namespace) -> int:
 def model_of(holding: Holding) -> str:
     """Return the model that made it, for people."""
     name, commit = (holding.settings.get(key, "") for key in ("model", "commit"))
-    return f"{name}@{commit[:7]}" if commit else name or "of a model that was not written down"
+    return f"{name}@{commit[:7]}" if commit else name or "of no model that is written down"
 
 
 def row_of(holding: Holding) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ def verify_store(given: argparse.Namespace) -> int:
     for name, fine in verify(store):
         good, bad = good + fine, bad + (not fine)
         if not fine:
-            tell(f"damaged: {name}, set aside")
+            tell(f"damaged, set aside: {name}")
     tell(f"{counted(good, 'pack')} good, {bad} set aside in {store.url}")
     if bad:
         tell("The next run of the same commands makes them again")

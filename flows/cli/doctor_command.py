@@ -46,7 +46,7 @@ SPILLS = (
     "docs/gpu.md"
 )
 ROW = "{:11s}{}"
-INNER = "  {:9s}{}"
+INNER = "  {:8s}{}"
 
 
 def doctor_command(given: argparse.Namespace) -> int:

@@ -59,8 +59,6 @@ class Display:
         self._before = 0
         self._started = 0.0
         self._pace = Pace(0.0)
-        self._doing = ""
-        """What is done where there is no stage."""
         self._loading = ""
         """What the stage loads before it can begin; empty once it has."""
         self._shown = 0.0
@@ -75,9 +73,6 @@ class Display:
         with self._lock:
             if self._moving and not self._stage:
                 self._moving.show(text)
-            elif self._plain and text != self._doing:
-                self._line(text)
-            self._doing = text
 
     def stage(self, name: str, total: int, done: int, loads: str = "") -> None:
         """Begin a stage, with `done` of its `total` items there already, which first `loads`

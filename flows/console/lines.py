@@ -16,7 +16,7 @@ COMMANDS = re.compile(r"(?:`[^`]*`|\S)+")
 GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
 """What stands between a line's label and its text."""
 COLOURS = (
-    ("31", re.compile(r"failed(?=:| \d)|(damaged|died|not reached)(?=:)|does not fit")),
+    ("31", re.compile(r"failed(?=:| \d)|(damaged|died|not reached)(?=[:,])|does not fit")),
     ("33", re.compile(r"note(?=:|  )|gone(?=:)|(instead|missing)(?=  )|may not fit|interrupted")),
     ("32", re.compile(r"fits(?=:| into)|done(?= \d)|running(?= for)")),
 )

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from typing import IO
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-COLOUR = re.compile(r"\x1b\[[0-9;]*[1-9][0-9;]*m")
-BAR = re.compile("[━╸╺\u2800-\u28ff]")
-"""What only the line that moves has."""
+COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3|4|9|10)[0-8][0-9;]*m")
 
 
 class Terminal:
@@ -65,8 +63,21 @@ class Recording:
     @property
     def kept(self) -> list[str]:
         """Those of them that stayed."""
-        text = CONTROL.sub("", re.sub(r"[^\n]*(\x1b\[2K|\r(?!\n))", "", self.text))
-        return [line.rstrip() for line in text.replace("\r", "").split("\n") if line.strip()]
+        rows, at, column = [""], 0, 0
+        for part in re.split(f"({CONTROL.pattern}|\r|\n)", self.text):
+            if part == "\n":
+                at += 1
+                rows += [""] * (at == len(rows))
+            elif part == "\r":
+                column = 0
+            elif part == "\x1b[2K":
+                rows[at] = ""
+            elif found := re.fullmatch(r"\x1b\[(\d+)A", part):
+                at -= int(found[1])
+            elif not CONTROL.fullmatch(part):
+                rows[at] = rows[at][:column].ljust(column) + part + rows[at][column + len(part) :]
+                column += len(part)
+        return [row.rstrip() for row in rows if row.strip()]
 
 
 def shown(text: str) -> list[str]:
