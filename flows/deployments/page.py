@@ -1,18 +1,28 @@
 """Writes the page that Prefect's UI shows of a run; knows no flow and no stage. It has plan,
-stages, peaks, failures and where the outputs are."""
+stages, peaks, samples of what was made, failures and where the outputs are.
 
+Prefect has two UIs. Of the older one, DOMPurify lets pictures in `data:` pass. The newer one, which
+comes up by default, is react-markdown with its own `urlTransform`, and shows on a page no picture
+but those that a server has. An artifact of a picture it shows from `data:`, so the same pictures
+are on a sheet, too. A link to a file is a dead one in both, so paths stand there as text.
+"""
+
+import base64
 import logging
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.runtime import flow_run
 
 from flows.deployments.patience import impatient
+from flows.deployments.samples import Samples, samples_of
 from flows.deployments.view import plain
 from flows.job.prepare import Job
 from flows.results.run_record import RunRecord
@@ -20,33 +30,47 @@ from flows.results.status import COLUMNS, advice, cells, places, stages_of, what
 
 logger = logging.getLogger(__name__)
 
-KEY = "penstock-run"
+KEY, SHEET = "penstock-run", "penstock-samples"
+REPORT = "report.html"
+
+
+NONE = Samples()
 
 
 class RunPage:
     """One page a flow run, written when work begins and brought up to date when it ends."""
 
     def __init__(self) -> None:
+        self._job: Job | None = None
         self._record: RunRecord | None = None
         self._artifact: UUID | None = None
 
-    def begin(self, _: Job, record: RunRecord) -> None:
+    def begin(self, job: Job, record: RunRecord) -> None:
         """Show a run, and let its record say which flow run it is."""
-        self._record = record
+        self._job, self._record = job, record
         record.value["prefect"] = {"id": str(flow_run.id), "name": str(flow_run.name)}
         record.write(force=True)
         self._show(record)
 
     def end(self) -> None:
-        """Show what became of it; nothing when it never began."""
-        if self._record is not None:
-            self._show(self._record)
+        """Show what became of it, with samples; nothing when it never began."""
+        if self._record is None or self._job is None:
+            return
+        samples = NONE
+        try:
+            samples = samples_of(self._job)
+        except Exception as error:  # of files that somebody changed meanwhile
+            logger.warning("no samples are shown: %s", error)
+        self._show(self._record, samples)
 
-    def _show(self, record: RunRecord) -> None:
+    def _show(self, record: RunRecord, samples: Samples = NONE) -> None:
         """Show the page; a server that does not answer costs the page, not the run."""
         try:
             with impatient():
-                self._write(page(record.value, time.time()))
+                self._write(page(record.value, time.time(), samples))
+                if together := samples.sheet.together:
+                    told = "Samples, numbered as on the page of the run"
+                    create_image_artifact(as_url(together), key=SHEET, description=told)
         except Exception as error:
             logger.warning("the page of the run was not taken: %s", error)
 
@@ -60,8 +84,8 @@ class RunPage:
             client.update_artifact(self._artifact, ArtifactUpdate(data=text))
 
 
-def page(record: Mapping[str, Any], now: float) -> str:
-    """Return the record in markdown."""
+def page(record: Mapping[str, Any], now: float, samples: Samples = NONE) -> str:
+    """Return the record in markdown, with samples."""
     failures = [[f["media_path"], f["message"], f["hint"]] for f in record["failures"]]
     rest = record["media"]["failed"] - len(failures)
     if rest > 0:
@@ -71,11 +95,43 @@ def page(record: Mapping[str, Any], now: float) -> str:
         *filter(None, map(plain, (record["error"], advice(record)))),
         "".join(f"- {plain(line)}\n" for line in what(record)),
         grid(COLUMNS, map(cells, stages_of(record, now))),
-        grid(("output", "where"), places(record).items()),
+        *([sample_grid(samples)] if samples.rows else []),
+        grid(("output", "where"), {**places(record), **report_place(record)}.items()),
     ]
     if failures:
         parts.append(grid(("failed", "what", "what to do"), failures))
     return "\n\n".join(parts) + "\n"
+
+
+def report_place(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return where the report of a run lies, or what writes one."""
+    if not (failures := record["outputs"].get("failures")):
+        return {}
+    out = Path(failures).parent
+    there = out / REPORT
+    return {
+        "HTML report": str(there) if there.is_file() else f"penstock report {shlex.quote(str(out))}"
+    }
+
+
+def sample_grid(samples: Samples) -> str:
+    """Return a table of samples, with a picture where there is one."""
+    pictures = samples.sheet.pictures
+    rows = [
+        f"| {at + 1} | {picture_cell(pictures.get(at))} | {cell(name)} | {cell(said)} |"
+        for at, (name, said) in enumerate(samples.rows)
+    ]
+    return "\n".join([grid(("", "sample", "of", "said"), ()), *rows])
+
+
+def picture_cell(picture: bytes | None) -> str:
+    """Return a picture in a cell."""
+    return f"![]({as_url(picture)})" if picture else ""
+
+
+def as_url(picture: bytes) -> str:
+    """Return a JPEG as an address of itself."""
+    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
 
 
 def grid(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
