@@ -38,7 +38,7 @@ class PipelineResult(Outcome, Protocol):
 
 GENERATED = re.compile(r"[a-z]+-[a-z]+")
 """A name that Prefect gives by itself."""
-MOST_LETTERS = 120
+MOST_LETTERS = 80
 """Letters of a flow run's name."""
 Config = TypeVar("Config", bound=CaptionConfig)
 Runner = Callable[[Config, Display, LauncherMaker, OnBegin], PipelineResult]
