@@ -113,7 +113,7 @@ def test_flows_give_the_labels_of_the_command_and_index_the_same_vectors(
         assert ours == (plain / "out" / name).read_bytes(), name
     assert set(artifacts) == {
         "penstock-frames", "penstock-embed", "penstock-embed-texts", "penstock-labels",
-        "penstock-label-counts", "penstock-run", "penstock-samples",
+        "penstock-label-counts", "penstock-run",
     }  # fmt: skip
     rows = json.loads(artifacts["penstock-label-counts"])
     assert {row["label"] for row in rows} == {"cat", "sky", "green"}

@@ -14,7 +14,7 @@ from PIL import Image
 
 import penstock_demo
 from flows.deployments import runs
-from flows.deployments.contact_sheet import MOST_BYTES, SIDE, _read, contact_sheet
+from flows.deployments.pictures import MOST_BYTES, SIDE, pictures_in, pictures_of
 from flows.deployments.runs import MOST_LETTERS, named_after_out
 from flows.deployments.samples import MOST_LETTERS as MOST_SAID
 from flows.deployments.samples import SAMPLES, _name, _said, few_of
@@ -38,20 +38,18 @@ def test_pictures_are_small_and_those_that_cannot_be_had_are_left_out(tmp_path: 
     odd = tmp_path / "of an odd name \udcff.png"
     Image.fromarray(noise[:40]).save(odd)
     media = [(tmp_path / "bad.mp4", 1.0), (tmp_path / "noise.png", None), (CLIP, 2.0), (odd, None)]
-    sheet = contact_sheet(media)
-    assert set(sheet.pictures) == {1, 2, 3}
-    for picture in sheet.pictures.values():
+    pictures = pictures_of(dict(enumerate(media)))
+    assert set(pictures) == {1, 2, 3}
+    for picture in pictures.values():
         assert len(picture) <= MOST_BYTES
         assert max(Image.open(io.BytesIO(picture)).size) <= SIDE
-    assert Image.open(io.BytesIO(sheet.together)).size == (3 * SIDE, 2 * SIDE)
 
 
 def test_a_process_that_dies_costs_the_pictures_that_it_did_not_make() -> None:
     picture = base64.b64encode(b"jpeg").decode()
     line = json.dumps([0, picture]).encode() + b"\n"
-    sheet = _read(line + line[: len(line) // 2])
-    assert (sheet.pictures, sheet.together) == ({0: b"jpeg"}, b"")
-    assert contact_sheet([]).pictures == {}
+    assert pictures_in(line + line[: len(line) // 2]) == {0: b"jpeg"}
+    assert pictures_in(b"") == pictures_of({}) == {}
 
 
 def test_what_is_said_is_short_and_names_the_moment() -> None:

@@ -1,10 +1,8 @@
 """Writes the page that Prefect's UI shows of a run; knows no flow and no stage. It has plan,
 stages, peaks, samples of what was made, failures and where the outputs are.
 
-Prefect has two UIs. Of the older one, DOMPurify lets pictures in `data:` pass. The newer one, which
-comes up by default, is react-markdown with its own `urlTransform`, and shows on a page no picture
-but those that a server has. An artifact of a picture it shows from `data:`, so the same pictures
-are on a sheet, too. A link to a file is a dead one in both, so paths stand there as text.
+Both of Prefect's UIs show pictures in `data:`, seen in Chromium with 3.8.8. No browser follows a
+link from there to a file, so paths stand there as text.
 """
 
 import base64
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.runtime import flow_run
@@ -30,7 +28,7 @@ from flows.results.status import COLUMNS, advice, cells, places, stages_of, what
 
 logger = logging.getLogger(__name__)
 
-KEY, SHEET = "penstock-run", "penstock-samples"
+KEY = "penstock-run"
 REPORT = "report.html"
 
 
@@ -68,9 +66,6 @@ class RunPage:
         try:
             with impatient():
                 self._write(page(record.value, time.time(), samples))
-                if together := samples.sheet.together:
-                    told = "Samples, numbered as on the page of the run"
-                    create_image_artifact(as_url(together), key=SHEET, description=told)
         except Exception as error:
             logger.warning("the page of the run was not taken: %s", error)
 
@@ -116,22 +111,13 @@ def report_place(record: Mapping[str, Any]) -> dict[str, str]:
 
 def sample_grid(samples: Samples) -> str:
     """Return a table of samples, with a picture where there is one."""
-    pictures = samples.sheet.pictures
-    rows = [
-        f"| {at + 1} | {picture_cell(pictures.get(at))} | {cell(name)} | {cell(said)} |"
-        for at, (name, said) in enumerate(samples.rows)
-    ]
-    return "\n".join([grid(("", "sample", "of", "said"), ()), *rows])
-
-
-def picture_cell(picture: bytes | None) -> str:
-    """Return a picture in a cell."""
-    return f"![]({as_url(picture)})" if picture else ""
-
-
-def as_url(picture: bytes) -> str:
-    """Return a JPEG as an address of itself."""
-    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+    lines = [grid(("sample", "of", "said"), ())]
+    for at, row in enumerate(samples.rows):
+        picture = samples.pictures.get(at, b"")
+        data = base64.b64encode(picture).decode()
+        shown = f"![](data:image/jpeg;base64,{data})" if picture else ""
+        lines.append(f"| {shown} | {' | '.join(map(cell, row))} |")
+    return "\n".join(lines)
 
 
 def grid(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:

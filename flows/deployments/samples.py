@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from artifacts.regular import open_regular
-from flows.deployments.contact_sheet import EMPTY, Sheet, contact_sheet
+from flows.deployments.pictures import pictures_of
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.pipelines import CAPTION, LABELS, product_of
@@ -26,7 +26,8 @@ class Samples:
 
     rows: tuple[tuple[str, str], ...] = ()
     """Name and what was said of it, each."""
-    sheet: Sheet = EMPTY
+    pictures: Mapping[int, bytes] = field(default_factory=dict)
+    """Place of a row → a JPEG."""
 
 
 def samples_of(job: Job) -> Samples:
@@ -39,8 +40,8 @@ def samples_of(job: Job) -> Samples:
     rows = list(few_of(job.out / name))
     media = [(files.get((row["source"], row["media_path"])), row) for row in rows]
     there = {at: (file.path, _moment(file, row)) for at, (file, row) in enumerate(media) if file}
-    sheet = contact_sheet([there.get(at, (Path(), None)) for at in range(len(rows))])
-    return Samples(rows=tuple((_name(row), _said(row)) for row in rows), sheet=sheet)
+    said = tuple((_name(row), _said(row)) for row in rows)
+    return Samples(rows=said, pictures=pictures_of(there))
 
 
 def few_of(path: Path, most: int = SAMPLES) -> Iterator[Mapping[str, Any]]:
