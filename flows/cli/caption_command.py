@@ -5,9 +5,10 @@ import os
 import shlex
 import sys
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
-from artifacts.errors import PenstockError
+from artifacts.errors import PenstockError, redacted
 from flows.cli.last_words import UNFORESEEN, tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
@@ -16,6 +17,8 @@ from flows.console.lines import tell
 from flows.job.config import CaptionConfig
 
 if TYPE_CHECKING:
+    from flows.job.prepare import Job
+    from flows.results.run_record import RunRecord
     from flows.results.run_result import RunResult
 
 
@@ -32,12 +35,19 @@ def caption_command(given: argparse.Namespace) -> int:
             display.doing(READING)
             from flows.running.run import caption
 
-            result = caption(config, display)
+            result = caption(config, display, on_begin=partial(remember, given.words))
     if tell_end(given, result, display):
         tell(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
         told = f"penstock report {shlex.quote(str(result.out))}"
         tell(f"{result.line()}; see them with `{told}`")
     return result.exit_code
+
+
+def remember(words: list[str], _: "Job", record: "RunRecord") -> None:
+    """Let the record say which command this is, unless it tells what lets others in."""
+    if not any(redacted(word) != word for word in words):
+        record.value["command"] = {"words": words, "folder": os.getcwd()}
+        record.write(force=True)
 
 
 def with_prefect(config: CaptionConfig, display: Display) -> "RunResult":
