@@ -27,7 +27,7 @@ def tell(*lines: str, to: IO[str] | None = None) -> None:
     """Write lines to the standard output, or elsewhere, as it takes them."""
     to = to or sys.stdout
     for line in lines:
-        print("\n".join(fitted(line, to)), file=to)
+        print("\n".join(fitted(line, to)), file=to, flush=True)
 
 
 def fitted(text: str, to: IO[str] | None) -> list[str]:
