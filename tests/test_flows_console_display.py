@@ -8,7 +8,7 @@ import pytest
 
 from flows.console.display import READING, Display
 from stages.process.events import Item, Noted
-from tests.support.terminals import shown, terminal
+from tests.support.terminals import Recording, shown, terminal, too_wide
 
 LOADS = "the vision half, 2.3 GB"
 
@@ -69,3 +69,23 @@ def test_a_log_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in log.getvalue() and "\r" not in log.getvalue()
     assert any(re.fullmatch(r"encoding 9/40  [\d.]+/s  [\d.]+ s left", line) for line in lines)
     assert lines[-1].startswith("encoding: 38 in ")
+
+
+def test_a_fleeting_display_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    with terminal(80) as seen:
+        run(Display(quiet=True, fleeting=True, to=seen.to))
+        shown_there = Recording(seen.close(), 0)
+    assert shown_there.kept == [] and any(LOADS in line for line in shown_there.lines)
+    log = io.StringIO()
+    run(Display(quiet=True, fleeting=True, to=log))
+    assert log.getvalue() == ""
+
+
+def test_a_terminal_that_obeys_nothing_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    with terminal(80) as seen:
+        run(Display(to=seen.to))
+        text = seen.close()
+    assert "\x1b" not in text and "encoding: 38 to do, 2 there already" in text
+    assert too_wide(text.splitlines(), 80) == []
