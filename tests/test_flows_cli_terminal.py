@@ -125,10 +125,10 @@ def run_commands(media: Path, place: Path) -> dict[str, tuple[int, list[str]]]:
     }
 
 
-@pytest.mark.slow
 PARTS = ("caption again status plan cache rebuild", "embed label index search", "demo")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [*WIDTHS, 0])
 @pytest.mark.parametrize("part", PARTS)
 def test_a_person_s_commands_are_not_broken_inside_a_word(
