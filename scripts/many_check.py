@@ -244,7 +244,7 @@ def main() -> int:
         )
     except CheckFailed as error:
         print(f"FAILED: {error}", file=sys.stderr)
-        return 1
+    return 1
 
 
 if __name__ == "__main__":
