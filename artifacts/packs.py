@@ -19,7 +19,16 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
-from artifacts.pack_object import DamagedRecord, Place, damaged, gone, pack_head, read_header
+from artifacts.pack_object import (
+    DamagedRecord,
+    Place,
+    damaged,
+    gone,
+    head_extent,
+    pack_head,
+    places_in,
+    read_header,
+)
 from artifacts.store import Store
 
 PUT_TRIES = 3
@@ -56,16 +65,13 @@ class RecordSet:
         names = list(self._store.list(self.folder))
         with self._lock:
             self._forget(self._packs.difference(names))
-            for name in names:
-                if name in self._packs:
-                    continue
-                try:
-                    places = dict(read_header(self._store, name))
-                except (DamagedRecord, FileNotFoundError):
-                    continue
-                self._packs.add(name)
-                for key, place in places.items():
-                    self._places.setdefault(key, place)
+            new = [name for name in names if name not in self._packs]
+            for name, head in self._store.heads(new, head_extent):
+                with contextlib.suppress(DamagedRecord):
+                    places = dict(places_in(self._store, name, head))
+                    self._packs.add(name)
+                    for key, place in places.items():
+                        self._places.setdefault(key, place)
 
     def find(self, keys: Iterable[str]) -> None:
         """See the pack of these and no others, if somebody published it, and look at no other."""
@@ -106,11 +112,12 @@ class RecordSet:
         """Return where a record lies by the header of the pack that is there now. That may be
         another writer's than the one that was known. Raises DamagedRecord."""
         self._forget({place.pack})
+        self._store.renew(place.pack)
         try:
             places = dict(read_header(self._store, place.pack))
         except FileNotFoundError as error:
             raise gone(self._store, place.pack) from error
-        if places.get(key, place) == place:
+        if key not in places:
             raise damaged(self._store, place.pack)
         self._book(place.pack, places)
         return places[key]

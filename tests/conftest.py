@@ -9,11 +9,14 @@ import random
 import shutil
 import signal
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.buckets import BUCKET, bucket_server, environment, variables_of_services
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -90,6 +93,26 @@ def ordinary_scheduling() -> Iterator[None]:
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that names no store gets an empty one, never the user's."""
     monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def bucket_port() -> Iterator[int]:
+    """The port of a server that speaks S3."""
+    with bucket_server() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket_address(
+    bucket_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A place in a bucket for one test, and an environment that leads there."""
+    for name in variables_of_services():
+        monkeypatch.delenv(name)
+    for name, value in environment(bucket_port).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
+    yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(autouse=True)

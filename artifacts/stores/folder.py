@@ -6,13 +6,14 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault
 from artifacts.paths import lies_in
 from artifacts.placing import place, sync_folder
 from artifacts.regular import open_regular
+from artifacts.stores.heads import Extent, each_head
 from artifacts.stores.local import TEMPORARY, left_behind
 from artifacts.stores.port import ObjectStat
 
@@ -53,6 +54,10 @@ class FolderStore:
                 hint="Check the disk, and who may read it; the same command then goes on",
             ) from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def heads(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
+        """Yield the head of each object that is there, in this order."""
+        return each_head(self, names, extent)
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
         """Write an object unless it is there already; says whether it was written. Raises
@@ -108,6 +113,12 @@ class FolderStore:
             return None
         return ObjectStat(size=found.st_size, modified=found.st_mtime)
 
+    def stats(self) -> Iterator[tuple[str, ObjectStat]]:
+        """Yield every object there is, with size and age."""
+        for name in self.list():
+            if (found := self.stat(name)) is not None:
+                yield name, found
+
     def delete(self, name: str) -> None:
         """Remove an object; no error when there is none."""
         (self._root / name).unlink(missing_ok=True)
@@ -117,6 +128,9 @@ class FolderStore:
         working."""
         with contextlib.suppress(OSError):
             os.utime(self._root / name)
+
+    def renew(self, name: str) -> None:
+        """Do nothing: every read is of what lies there."""
 
     def check_writable(self) -> None:
         """Raise EnvironmentFault when nothing can be written here, before hours are spent to find
