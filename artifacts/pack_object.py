@@ -57,6 +57,11 @@ class Place:
         return len(payload) == self.length and hashlib.sha256(payload).hexdigest() == self.checksum
 
 
+def entry_of(key: str, length: int, checksum: str, meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what the head of a pack says of a record, but for its place."""
+    return {"key": key, "offset": 0, "length": length, "sha256": checksum, "meta": meta}
+
+
 def pack_head(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str, Place]]:
     """Return the head of a pack of these records, and their places. Their payloads follow in this
     order."""

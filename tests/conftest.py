@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.buckets import BUCKET, bucket_server, environment, variables_of_services
-
 ROOT = Path(__file__).resolve().parent.parent
 
 # Before anything imports the libraries that read them, and inherited by every child.
@@ -98,6 +96,8 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def bucket_port() -> Iterator[int]:
     """The port of a server that speaks S3."""
+    from tests.support.buckets import bucket_server
+
     with bucket_server() as port:
         yield port
 
@@ -107,6 +107,8 @@ def bucket_address(
     bucket_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """A place in a bucket for one test, and an environment that leads there."""
+    from tests.support.buckets import BUCKET, environment, variables_of_services
+
     for name in variables_of_services():
         monkeypatch.delenv(name)
     for name, value in environment(bucket_port).items():

@@ -132,6 +132,10 @@ class Bucket:
 
         return self._patiently(name, ask)
 
+    def write(self, name: str, body: bytes) -> None:
+        """Write an object, whatever is there. Raises EnvironmentFault."""
+        self._patiently(name, lambda: obstore.put(self._at, name, body, use_multipart=False))
+
     def create(self, name: str, body: bytes) -> str | None:
         """Write an object unless it is there; return its version, or None if it was. Raises
         EnvironmentFault."""

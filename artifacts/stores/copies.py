@@ -50,6 +50,10 @@ class Copies:
         except OSError:
             return None
 
+    def has(self, name: str, version: str) -> bool:
+        """Return whether there is a copy."""
+        return self._path(name, version).exists()
+
     def add(self, name: str, version: str, body: bytes) -> None:
         """Keep a copy, if it can be."""
         path = self._path(name, version)

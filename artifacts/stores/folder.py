@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault
@@ -104,6 +104,10 @@ class FolderStore:
                 yield name
             elif is_part:
                 yield from self.list(name, levels - 1)
+
+    def lists(self, folders: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the names below each of these folders."""
+        return {folder: [*self.list(folder)] for folder in folders}
 
     def stat(self, name: str) -> ObjectStat | None:
         """Return size and age of an object, or None when there is none."""

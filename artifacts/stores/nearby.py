@@ -5,26 +5,24 @@ What is written goes to the bucket and stays nearby as well; what is read whole 
 nearby. Frames lie nearby alone: they are large, and nobody wants them for long.
 """
 
-import contextlib
 import os
-import threading
 import time
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from heapq import merge
 from itertools import groupby, islice
 from pathlib import Path
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.stores.bucket import PAGE, Bucket, Found
-from artifacts.stores.catalogs import JOINED, WORTH, Catalogs, Head
+from artifacts.stores.catalogs import Catalogs
 from artifacts.stores.copies import Copies
 from artifacts.stores.folder import FolderStore
-from artifacts.stores.heads import FIRST_READ, Extent, head_of
+from artifacts.stores.heads import FIRST_READ, Extent
 from artifacts.stores.local import TEMPORARY, state_folder
+from artifacts.stores.many_heads import AT_ONCE, Heads
 from artifacts.stores.port import ObjectStat
 
 FOLDER, LIMIT = "PENSTOCK_NEARBY", "PENSTOCK_NEARBY_GB"
@@ -38,8 +36,8 @@ WHOLE_BYTES = 64 << 20
 alone."""
 HEAD = " head"
 """Follows the version in the name of a copy that is the beginning of an object, and no more."""
-AT_ONCE = 32
-"""Requests under way at a time when many heads are read."""
+PROBE = f"{TEMPORARY}/probe"
+"""Object that says nothing, and is listed nowhere."""
 
 
 def bucket_store(url: str) -> "BucketStore":
@@ -67,12 +65,11 @@ class BucketStore:
         self._bucket = bucket
         self._here = FolderStore(nearby / "kept")
         self._copies = Copies(nearby / "copies", limit)
-        self._catalogs = Catalogs(bucket, self._copies)
+        self._heads = Heads(self, Catalogs(bucket, self._copies))
         self._known: dict[str, Found] = {}
         """Name → the object as it was when it was last listed, read or written."""
-        self._loose: dict[str, dict[str, Head]] = {}
-        """Folder → heads that are in no catalog, as far as is known."""
-        self._lock = threading.Lock()
+        self._is_large = False
+        """Whether the store was seen to hold more than one request lists."""
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of an object from `offset`, at most `length` of them. Raises
@@ -110,54 +107,18 @@ class BucketStore:
         """Yield the head of each object that is there, in this order. Few requests are made for
         many that were seen before, here or elsewhere, and those at once."""
         if not names or _stays(names[0]):
-            yield from self._here.heads(names, extent)
-            return
-        folder = "/".join(names[0].split("/")[:3])
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            near = pool.map(lambda name: self._near_head(name, extent), names)
-            read = dict(zip(names, near, strict=True))
-            lacking = [name for name, head in read.items() if head is None]
-            joined = self._catalogs.heads(folder, pool) if len(lacking) >= WORTH else {}
-            for name in lacking:
-                known, head = self._known.get(name), joined.get(name)
-                if known is not None and head is not None and head.version == known.version:
-                    read[name] = head.text
-            lacking = [name for name in lacking if read[name] is None]
-            far = pool.map(lambda name: self._far_head(name, extent), lacking)
-            read.update(zip(lacking, far, strict=True))
-            self._join(folder, read, pool)
-        yield from ((name, head) for name, head in read.items() if head is not None)
+            return self._here.heads(names, extent)
+        return self._heads.each(names, extent)
 
-    def _near_head(self, name: str, extent: Extent) -> bytes | None:
+    def version(self, name: str) -> str | None:
+        """Return the version that an object had when it was last seen."""
         known = self._known.get(name)
-        if known is None:
-            return None
-        for version in (known.version, known.version + HEAD):
-            start = self._copies.read(name, version, 0, FIRST_READ)
-            if start is not None:
-                return head_of(self, name, extent)
-        return None
+        return known.version if known is not None else None
 
-    def _far_head(self, name: str, extent: Extent) -> bytes | None:
-        try:
-            return head_of(self, name, extent)
-        except FileNotFoundError:
-            return None
-
-    def _join(self, folder: str, read: dict[str, bytes | None], pool: ThreadPoolExecutor) -> None:
-        """Put heads in a catalog when many are in none; whoever opens the folder next reads it."""
-        with self._lock:
-            loose = self._loose.setdefault(folder, {})
-            for name, head in read.items():
-                known = self._known.get(name)
-                if head and known and self._catalogs.lacks(folder, name, known.version):
-                    loose[name] = Head(version=known.version, text=head)
-            if len(loose) < JOINED:
-                return
-            self._loose[folder] = {}
-        # Nothing is lost without a catalog, such as where a bucket may only be read.
-        with contextlib.suppress(EnvironmentFault):
-            self._catalogs.join(folder, loose, pool)
+    def is_near(self, name: str) -> bool:
+        """Return whether the beginning of an object is read without a request."""
+        version = self.version(name) or ""
+        return any(self._copies.has(name, v) for v in (version, version + HEAD))
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
         """Write an object unless it is there already; says whether it was written. Raises
@@ -179,12 +140,25 @@ class BucketStore:
         far = self._levels(prefix, levels) if levels else self._below(prefix)
         if prefix and prefix != QUARANTINE.rstrip("/"):
             return far
+        far = (name for name in far if name.split("/")[0] != TEMPORARY)
         return unique(merge(far, self._here.list(prefix, levels)))
 
     def _below(self, prefix: str) -> Iterator[str]:
         for found in map(_plain, self._bucket.below(prefix)):
             self._know(found)
             yield found.name
+
+    def lists(self, folders: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the names below each of these folders: of a small store, all by one request."""
+        here = {folder: [*self._here.list(folder)] for folder in folders if _stays(folder)}
+        far = [folder for folder in folders if folder not in here]
+        if len(far) > 1 and not self._is_large:
+            every = list(islice(self._below(""), PAGE))
+            self._is_large = len(every) == PAGE
+            if not self._is_large:
+                return here | {f: [n for n in every if n.startswith(f"{f}/")] for f in far}
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return here | dict(zip(far, pool.map(lambda f: [*self._below(f)], far), strict=True))
 
     def _levels(self, prefix: str, levels: int) -> Iterator[str]:
         """Yield names of so many levels: from one page of all that lies there, if that is enough,
@@ -207,6 +181,8 @@ class BucketStore:
     def stats(self) -> Iterator[tuple[str, ObjectStat]]:
         """Yield every object there is, with size and age."""
         for found in self._bucket.below(""):
+            if found.name == PROBE:
+                continue
             yield found.name, ObjectStat(size=found.size, modified=found.modified)
         yield from self._here.stats()
 
@@ -233,9 +209,7 @@ class BucketStore:
     def check_writable(self) -> None:
         """Raise EnvironmentFault when nothing can be written to the bucket, or nearby."""
         self._here.check_writable()
-        probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
-        self._bucket.create(probe, b"penstock")
-        self._bucket.delete([probe])
+        self._bucket.write(PROBE, b"penstock")
 
     def free_bytes(self) -> int:
         """Return bytes that can still be written nearby: a bucket does not tell."""

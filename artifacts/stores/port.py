@@ -1,6 +1,6 @@
 """The port that a store has for all who use one; knows no store."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +19,8 @@ class ObjectStat:
 
 
 class Store(Protocol):
-    """Named immutable objects, and six verbs: get, put-if-absent, list, stat, delete, touch; two
-    more, heads and stats, ask of many objects at once what may be asked of each.
+    """Named immutable objects, and six verbs: get, put-if-absent, list, stat, delete, touch; three
+    more, lists, heads and stats, ask of many at once what may be asked of each.
 
     A name is a path with `/` between its parts. Several processes use a store at once, and several
     threads of each.
@@ -52,6 +52,9 @@ class Store(Protocol):
         """Yield names below the folder `prefix`, always in the same order. With `levels`, they have
         at most so many parts more than it, and a folder at the last stands for all that lies in it,
         which need not be looked at."""
+
+    def lists(self, folders: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the names below each of these folders, all as they are now."""
 
     def stat(self, name: str) -> ObjectStat | None:
         """Return size and age of an object, or None when there is none."""

@@ -4,7 +4,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from artifacts.stores.heads import Extent, each_head
 from artifacts.stores.local import state_folder
@@ -49,6 +49,10 @@ class MemoryStore:
             last = start.count("/") + levels
             names = list(dict.fromkeys("/".join(name.split("/")[:last]) for name in names))
         yield from names
+
+    def lists(self, folders: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """The names below each of these folders."""
+        return {folder: [*self.list(folder)] for folder in folders}
 
     def stat(self, name: str) -> ObjectStat | None:
         """Size and age of an object, or None when there is none."""
