@@ -33,6 +33,10 @@ class FolderStore:
     def local(self) -> Path:
         return self._root
 
+    @property
+    def board(self) -> None:
+        return None
+
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of an object from `offset`, at most `length` of them. Raises
         FileNotFoundError, or EnvironmentFault for what cannot be read."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
+from artifacts.stores.board import Board
 from artifacts.stores.bucket import PAGE, Bucket, Found
 from artifacts.stores.catalogs import Catalogs
 from artifacts.stores.copies import Copies
@@ -62,6 +63,7 @@ class BucketStore:
     def __init__(self, bucket: Bucket, nearby: Path, limit: int | None = None) -> None:
         self.url = bucket.url
         self.local = state_folder(bucket.url)
+        self.board = Board(bucket)
         self._bucket = bucket
         self._here = FolderStore(nearby / "kept")
         self._copies = Copies(nearby / "copies", limit)

@@ -3,9 +3,12 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from artifacts.stores.heads import Extent
+
+if TYPE_CHECKING:  # it loads what asks a bucket
+    from artifacts.stores.board import Board
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +38,10 @@ class Store(Protocol):
         """Return the folder of what its users keep beside the objects, in files. These are claims,
         leases, logs, and the digests of media and texts. A folder store is that folder itself,
         because whoever shares it shares those too; any other store has `state_folder`."""
+
+    @property
+    def board(self) -> "Board | None":
+        """Return where running jobs of all machines are noted; None where they are in `local`."""
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of an object from `offset`, at most `length` of them. Raises

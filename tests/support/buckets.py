@@ -17,6 +17,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 SERVE = """
 import sys
 from moto.server import ThreadedMotoServer
+if behind := float(sys.argv[1]):
+    import datetime, moto.s3.models as models
+    now = models.utcnow
+    models.utcnow = lambda: now() - datetime.timedelta(seconds=behind)
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
@@ -30,10 +34,10 @@ ASK_SECONDS = 60
 
 
 @contextlib.contextmanager
-def bucket_server() -> Iterator[int]:
-    """Serve an empty bucket; the port."""
+def bucket_server(behind: float = 0.0) -> Iterator[int]:
+    """Serve an empty bucket by a clock that is so many seconds behind; the port."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE],
+        [sys.executable, "-c", SERVE, str(behind)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ class MemoryStore:
     def __init__(self, url: str) -> None:
         self.url = url
         self.local = state_folder(url)
+        self.board = None
         self._objects: dict[str, tuple[bytes, float]] = {}
         """Name → content, and when it was written or last used."""
         self._lock = threading.Lock()
