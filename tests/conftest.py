@@ -117,6 +117,16 @@ def bucket_address(
     yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
+@pytest.fixture
+def way(bucket_address: str, bucket_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """What stands between the program and that server, `Between`."""
+    from tests.support.buckets import between
+
+    with between(bucket_port) as state:
+        monkeypatch.setenv("AWS_ENDPOINT", f"http://127.0.0.1:{state.port}")
+        yield state
+
+
 @pytest.fixture(autouse=True)
 def no_errors_logged(
     request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from artifacts.stores.bucket import Bucket, Found
 from artifacts.stores.copies import Copies
+from artifacts.stores.heads import CATALOGS
 
-FOLDER = "catalogs"
 WORTH = 32
 """Heads that are to be read before it is looked for catalogs of them."""
 JOINED = 64
@@ -54,7 +54,7 @@ class Catalogs:
         return self._look(folder, pool)[1]
 
     def _look(self, folder: str, pool: Executor) -> tuple[list[Found], dict[str, Head]]:
-        listed = list(self._bucket.below(f"{FOLDER}/{folder}"))
+        listed = list(self._bucket.below(f"{CATALOGS}/{folder}"))
         heads: dict[str, Head] = {}
         seen: dict[str, set[tuple[str, str]]] = {}
         for catalog, held in zip(listed, pool.map(self._read, listed), strict=True):
@@ -79,7 +79,7 @@ class Catalogs:
         held = set[tuple[str, str]]().union(*(self._seen[folder][name] for name in merged))
         new = {n: h for n, h in there.items() if (n, h.version) in held} | new
         text = _packed(new)
-        name = f"{FOLDER}/{folder}/{hashlib.sha256(text).hexdigest()}"
+        name = f"{CATALOGS}/{folder}/{hashlib.sha256(text).hexdigest()}"
         version = self._bucket.create(name, text)
         if version:
             self._copies.add(name, version.strip('"'), text)

@@ -6,6 +6,8 @@ from typing import Protocol
 
 FIRST_READ = 1 << 14
 """Bytes read of an object at first: most heads are shorter, so that one read is enough."""
+CATALOGS = "catalogs"
+"""Folder of a store where heads of many objects may lie together."""
 
 Extent = Callable[[bytes], int]
 """Tells from the first bytes of an object how many belong to its head."""

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 SERVE = """
 import sys
@@ -75,6 +76,8 @@ class Between:
     """Seconds that each answer takes longer."""
     spoil: float = 0.0
     """Share of the answers that become others; half of these requests are done all the same."""
+    answers: tuple[int, ...] = SPOILT
+    """What is answered instead."""
     draw: random.Random = field(default_factory=lambda: random.Random(7))
     counts: Counter[str] = field(default_factory=Counter)
     """Kind of request → how many there were."""
@@ -106,15 +109,15 @@ class Between:
         with self.lock:
             if self.draw.random() >= self.spoil:
                 return None, True
-            answer = self.draw.choice(SPOILT)
+            answer = self.draw.choice(self.answers)
             self.spoilt[answer] += 1
             return answer, self.draw.random() < 0.5
 
 
 @contextlib.contextmanager
-def between(upstream: int, **fields: float) -> Iterator[Between]:
+def between(upstream: int, **fields: Any) -> Iterator[Between]:
     """Stand between the program and a server."""
-    state = Between(upstream=upstream, **fields)  # type: ignore[arg-type]
+    state = Between(upstream=upstream, **fields)
     handler = type("Handler", (Handler,), {"state": state})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
