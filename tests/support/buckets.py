@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -89,6 +89,8 @@ class Between:
     """Bytes of the bodies that came back."""
     spoilt: Counter[int] = field(default_factory=Counter)
     """Answer given instead → how often."""
+    watch: Callable[[str, str, bool], None] = lambda *_: None
+    """Called with kind and path of a request, before the server is asked and after (True)."""
     port: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -165,7 +167,9 @@ class Handler(BaseHTTPRequestHandler):
             state.sent += len(body)
         if state.delay:
             time.sleep(state.delay)
+        state.watch(kind, self.path, False)
         status, headers, answer = self.ask(body) if asked else (0, [], b"")
+        state.watch(kind, self.path, True)
         if instead is not None:
             status, headers, answer = instead, [], b""
         with state.lock:
@@ -177,8 +181,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
             if self.command != "HEAD" or not headers:
                 self.send_header("content-length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+            with contextlib.suppress(OSError):  # who asked was killed
+                self.end_headers()
+                self.wfile.write(answer)
 
     def ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         sent = {k: v for k, v in self.headers.items() if k.lower() not in HOPS}
