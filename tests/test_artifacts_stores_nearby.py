@@ -66,8 +66,15 @@ def test_who_may_not_is_told_at_once_and_in_one_line(store: Store, way: Between)
         store.check_writable()
     told = str(caught.value)
     assert store.url in told and "\n" not in told
-    assert "127.0.0.1" not in told and "secret of someone" not in told
+    assert "403 Forbidden" in told and "127.0.0.1" not in told and "secret" not in told
     assert way.total == 1
+
+
+def test_a_bucket_that_is_not_there_is_told_in_one_line(store: Store) -> None:
+    for ask in ("check_writable", "list", "stats"):
+        with pytest.raises(EnvironmentFault, match=r"s3://nobody/place.*See that the buck") as no:
+            list(getattr(open_store("s3://nobody/place"), ask)() or ())
+        assert "\n" not in str(no.value)
 
 
 def test_patience_has_an_end(store: Store, way: Between, monkeypatch: pytest.MonkeyPatch) -> None:

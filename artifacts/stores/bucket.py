@@ -9,7 +9,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -18,16 +18,8 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    InvalidPathError,
-    NotSupportedError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-    UnknownConfigurationKeyError,
-)
+from obstore import exceptions
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import from_url
 
 from artifacts.errors import EnvironmentFault, UsageError
@@ -46,16 +38,16 @@ INNER_TRIES = 5
 """How often obstore itself asks again after an error of the server."""
 ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
 """Variables that obstore reads too, but not where it is given other options."""
-BEYOND = "status code: 416"
+BEYOND, NOTHING = "status code: 416", "status code: 404"
 YES = ("1", "true", "yes", "on")
 PAGE = 1000
 """Most names that an answer to a list holds, by the protocols."""
 FINAL = (
-    InvalidPathError,
-    NotSupportedError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-    UnknownConfigurationKeyError,
+    exceptions.InvalidPathError,
+    exceptions.NotSupportedError,
+    exceptions.PermissionDeniedError,
+    exceptions.UnauthenticatedError,
+    exceptions.UnknownConfigurationKeyError,
 )
 """What is not otherwise when it is asked again."""
 ADDRESS = re.compile(r"\w+://\S+")
@@ -130,7 +122,7 @@ class Bucket:
                 got = obstore.get(self._at, name)
             return bytes(got.bytes()), _found(got.meta)
 
-        return self._patiently(name, ask)
+        return self._patiently(name, ask, may_lack=True)
 
     def write(self, name: str, body: bytes) -> None:
         """Write an object, whatever is there. Raises EnvironmentFault."""
@@ -173,7 +165,9 @@ class Bucket:
     def head(self, name: str) -> Found | None:
         """Return what an object is, or None when there is none. Raises EnvironmentFault."""
         try:
-            return self._patiently(name, lambda: _found(obstore.head(self._at, name)))
+            return self._patiently(
+                name, lambda: _found(obstore.head(self._at, name)), may_lack=True
+            )
         except FileNotFoundError:
             return None
 
@@ -213,21 +207,24 @@ class Bucket:
             chain(there["common_prefixes"], (meta["path"] for meta in there["objects"]))
         )
 
-    def _patiently(self, name: str, ask: Callable[[], Answer]) -> Answer:
-        """Ask until there is an answer. Raises FileNotFoundError, EnvironmentFault."""
+    def _patiently(self, name: str, ask: Callable[[], Answer], *, may_lack: bool = False) -> Answer:
+        """Ask until there is an answer. Raises EnvironmentFault, and FileNotFoundError if that may
+        be one."""
         for wait in (*WAITS, None):
             try:
                 return ask()
             except FileNotFoundError:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
+                if may_lack:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
+                why = "there is nothing"
+                break
             except BaseError as error:
-                if isinstance(error, FINAL) or wait is None:
-                    # Not `from error`: its words hold addresses, which may let their readers in.
-                    raise EnvironmentFault(
-                        f"{self.url}/{name} gives no answer ({_reason(error)})", hint=HINT
-                    ) from None
+                why = _reason(error)
+                if isinstance(error, FINAL) or NOTHING in why or wait is None:
+                    break
                 time.sleep(wait * random.uniform(0.5, 1))
-        raise AssertionError("the last wait is None")
+        # Not from what was caught: its words hold addresses, which may let their readers in.
+        raise EnvironmentFault(f"{self.url}/{name} gives no answer ({why})", hint=HINT)
 
 
 def _found(meta: "obstore.ObjectMeta") -> Found:
@@ -241,6 +238,6 @@ def _found(meta: "obstore.ObjectMeta") -> Found:
 
 
 def _reason(error: Exception) -> str:
-    """Return what an error says in one line, without the addresses in it."""
-    words: Iterable[str] = str(error).split("\n\nDebug source:")[0].split()
-    return ADDRESS.sub("…", " ".join(words))[:200]
+    """Return what an error says at last, in one line and without the addresses in it."""
+    words = " ".join(str(error).partition("\n\nDebug source:")[0].split())
+    return ADDRESS.sub("…", words).rpartition(" - ")[2].partition(": <")[0][:200]
