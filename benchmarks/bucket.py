@@ -3,7 +3,7 @@
 The service is moto's on this machine, behind a proxy that counts, and lets each answer wait. No
 cloud is asked. Knows nothing of what the program does between two requests.
 
-    python benchmarks/bucket.py [--packs 1000] [--clips 12] [--delay 0.02]
+    python -m benchmarks.bucket [--packs 1000] [--clips 12] [--delay 0.02]
 """
 
 import argparse

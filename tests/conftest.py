@@ -117,6 +117,34 @@ def bucket_address(
     yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
+@pytest.fixture(scope="session")
+def azure_port() -> Iterator[int]:
+    """The port of a server that speaks Azure's protocol."""
+    from tests.support.azure import azure_server, azurite
+
+    command = azurite()
+    if command is None:
+        pytest.skip("azurite is not installed; PENSTOCK_TEST_AZURITE names its command")
+    with azure_server(command) as port:
+        yield port
+
+
+@pytest.fixture
+def azure_address(
+    azure_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A place in a container for one test, and an environment that leads there."""
+    from tests.support.azure import azure_environment
+    from tests.support.buckets import BUCKET, variables_of_services
+
+    for name in variables_of_services():
+        monkeypatch.delenv(name)
+    for name, value in azure_environment(azure_port).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
+    yield f"az://{BUCKET}/{uuid.uuid4().hex}"
+
+
 @pytest.fixture
 def way(bucket_address: str, bucket_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """What stands between the program and that server, `Between`."""

@@ -31,7 +31,9 @@ from tests.support.stand_ins import Stages, config_in
 NAMESPACE = "ab" * 32
 
 
-@pytest.fixture(params=["folder", "memory", "bucket"])
+@pytest.fixture(
+    params=["folder", "memory", "bucket", pytest.param("azure", marks=pytest.mark.slow)]
+)
 def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Store]:
@@ -39,8 +41,8 @@ def store(
     monkeypatch.setitem(SCHEMES, "memory", memory_named)
     folder = tmp_path / "store"
     of_folder = request.param == "folder"
-    if request.param == "bucket":
-        address = request.getfixturevalue("bucket_address")
+    if request.param in ("bucket", "azure"):
+        address = request.getfixturevalue(f"{request.param}_address")
     else:
         address = str(folder) if of_folder else f"memory://{folder}"
     opened = open_store(address)

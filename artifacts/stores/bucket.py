@@ -38,7 +38,8 @@ INNER_TRIES = 5
 """How often obstore itself asks again after an error of the server."""
 ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
 """Variables that obstore reads too, but not where it is given other options."""
-BEYOND, NOTHING = "status code: 416", "status code: 404"
+BEYOND = ("status code: 416", "but object was only")
+NOTHING = "status code: 404"
 YES = ("1", "true", "yes", "on")
 PAGE = 1000
 """Most names that an answer to a list holds, by the protocols."""
@@ -109,7 +110,10 @@ class Bucket:
                 return within()
             except BaseError as error:
                 # A range that begins where the object ends, or it is empty.
-                if BEYOND not in str(error) or (there := self.head(name)) is None:
+                if (
+                    not any(words in str(error) for words in BEYOND)
+                    or (there := self.head(name)) is None
+                ):
                     raise
                 return b"", there
 
@@ -177,9 +181,9 @@ class Bucket:
         def ask() -> None:
             try:
                 obstore.delete(self._at, names)
-            except FileNotFoundError:
-                if len(names) > 1:
-                    raise
+            except FileNotFoundError:  # some services say so, and may have left the rest
+                for name in names if len(names) > 1 else ():
+                    self.delete([name])
 
         self._patiently(names[0], ask)
 

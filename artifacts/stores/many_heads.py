@@ -13,6 +13,9 @@ from artifacts.stores.heads import Extent, Readable, head_of
 
 AT_ONCE = 32
 """Requests under way at a time."""
+MANY = 1000
+"""Heads that are looked for in catalogs first even where all are nearby: so many files take longer
+to read (10,000: 16 s against 6 s)."""
 FOLDER_PARTS = 3
 """Parts of a name that are of its folder: those that are read together lie in one."""
 
@@ -40,7 +43,8 @@ class Heads:
         EnvironmentFault."""
         folder = "/".join(names[0].split("/")[:FOLDER_PARTS])
         with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
-            far = [name for name in names if not self._store.is_near(name)]
+            many = len(names) >= MANY
+            far = names if many else [n for n in names if not self._store.is_near(n)]
             joined = self._catalogs.heads(folder, pool) if len(far) >= WORTH else {}
             read = self._joined(far, joined)
 

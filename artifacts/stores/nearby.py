@@ -71,7 +71,7 @@ class BucketStore:
         self._known: dict[str, Found] = {}
         """Name → the object as it was when it was last listed, read or written."""
         self._is_large = False
-        """Whether the store was seen to hold more than one request lists."""
+        """Whether the store was seen to hold more than is worth a list of all."""
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of an object from `offset`, at most `length` of them. Raises
@@ -151,12 +151,14 @@ class BucketStore:
             yield found.name
 
     def lists(self, folders: Sequence[str]) -> Mapping[str, Sequence[str]]:
-        """Return the names below each of these folders: of a small store, all by one request."""
+        """Return the names below each of these folders: of a small store by a list of all there is,
+        which takes fewer requests."""
         here = {folder: [*self._here.list(folder)] for folder in folders if _stays(folder)}
         far = [folder for folder in folders if folder not in here]
         if len(far) > 1 and not self._is_large:
-            every = list(islice(self._below(""), PAGE))
-            self._is_large = len(every) == PAGE
+            most = PAGE * max(1, len(far) // 2)
+            every = list(islice(self._below(""), most))
+            self._is_large = len(every) == most
             if not self._is_large:
                 return here | {f: [n for n in every if n.startswith(f"{f}/")] for f in far}
         with ThreadPoolExecutor(AT_ONCE) as pool:
