@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 
 from artifacts.errors import EnvironmentFault
-from artifacts.stores.bucket import Bucket, Found
+from artifacts.stores.bucket import Bucket, Listed
 from artifacts.stores.local import TEMPORARY
 
 FOLDER = "jobs"
@@ -16,7 +16,7 @@ DEAD = b"dead\n"
 """What lies there while a note is removed."""
 
 
-class Board:
+class LeaseBoard:
     """The notes of one store. It is safe to use from several threads."""
 
     def __init__(self, bucket: Bucket) -> None:
@@ -25,7 +25,7 @@ class Board:
         """Name of a note of this process → what it says, and the version that was written last."""
         self._texts: dict[str, bytes] = {}
         """Name of another's → what it says: it is renewed, but never says anything else."""
-        self._seen: dict[str, Found] = {}
+        self._seen: dict[str, Listed] = {}
         self._ahead: float | None = None
         """Seconds by which the clock of the service is ahead of this process's monotonic one."""
         self._lock = threading.Lock()

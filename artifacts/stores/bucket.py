@@ -61,7 +61,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class Listed:
     """One object as the service lists it."""
 
     name: str
@@ -101,11 +101,11 @@ class Bucket:
                 f"no store can be opened at {self.url} ({_reason(error)})", hint=HINT
             ) from None
 
-    def get(self, name: str, offset: int = 0, length: int | None = None) -> tuple[bytes, Found]:
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> tuple[bytes, Listed]:
         """Return bytes of an object from `offset`, at most `length` of them, and what it is.
         Raises FileNotFoundError, EnvironmentFault."""
 
-        def ask() -> tuple[bytes, Found]:
+        def ask() -> tuple[bytes, Listed]:
             try:
                 return within()
             except BaseError as error:
@@ -117,7 +117,7 @@ class Bucket:
                     raise
                 return b"", there
 
-        def within() -> tuple[bytes, Found]:
+        def within() -> tuple[bytes, Listed]:
             if length is not None:
                 got = obstore.get(self._at, name, options={"range": (offset, offset + length)})
             elif offset:
@@ -166,7 +166,7 @@ class Bucket:
 
         return self._patiently(name, ask)
 
-    def head(self, name: str) -> Found | None:
+    def head(self, name: str) -> Listed | None:
         """Return what an object is, or None when there is none. Raises EnvironmentFault."""
         try:
             return self._patiently(
@@ -187,7 +187,7 @@ class Bucket:
 
         self._patiently(names[0], ask)
 
-    def below(self, prefix: str) -> Iterator[Found]:
+    def below(self, prefix: str) -> Iterator[Listed]:
         """Yield all below a folder, by name, a page at a time. Raises EnvironmentFault."""
         last: str | None = None
         while True:
@@ -197,7 +197,7 @@ class Bucket:
                 return
             last = page[-1].name
 
-    def _page(self, prefix: str, after: str | None) -> list[Found]:
+    def _page(self, prefix: str, after: str | None) -> list[Listed]:
         pages = obstore.list(self._at, prefix or None, offset=after, chunk_size=PAGE)
         return [_found(meta) for meta in next(iter(pages), ())]
 
@@ -231,9 +231,9 @@ class Bucket:
         raise EnvironmentFault(f"{self.url}/{name} gives no answer ({why})", hint=HINT)
 
 
-def _found(meta: "obstore.ObjectMeta") -> Found:
+def _found(meta: "obstore.ObjectMeta") -> Listed:
     modified = meta["last_modified"].timestamp()
-    return Found(
+    return Listed(
         name=meta["path"],
         size=meta["size"],
         modified=modified,

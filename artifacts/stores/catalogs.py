@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from artifacts.stores.bucket import Bucket, Found
+from artifacts.stores.bucket import Bucket, Listed
 from artifacts.stores.copies import Copies
 from artifacts.stores.heads import CATALOGS
 
@@ -53,7 +53,7 @@ class Catalogs:
         EnvironmentFault."""
         return self._look(folder, pool)[1]
 
-    def _look(self, folder: str, pool: Executor) -> tuple[list[Found], dict[str, Head]]:
+    def _look(self, folder: str, pool: Executor) -> tuple[list[Listed], dict[str, Head]]:
         listed = list(self._bucket.below(f"{CATALOGS}/{folder}"))
         heads: dict[str, Head] = {}
         seen: dict[str, set[tuple[str, str]]] = {}
@@ -87,7 +87,7 @@ class Catalogs:
         if merged:
             self._bucket.delete(merged)
 
-    def _read(self, catalog: Found) -> dict[str, Head]:
+    def _read(self, catalog: Listed) -> dict[str, Head]:
         """Return what a catalog holds: nothing, if it is gone or is none."""
         version = catalog.version.strip('"')
         text = self._copies.read(catalog.name, version)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
-from artifacts.stores.board import Board
-from artifacts.stores.bucket import PAGE, Bucket, Found
+from artifacts.stores.board import LeaseBoard
+from artifacts.stores.bucket import PAGE, Bucket, Listed
 from artifacts.stores.catalogs import Catalogs
 from artifacts.stores.copies import Copies
 from artifacts.stores.folder import FolderStore
@@ -29,8 +29,8 @@ from artifacts.stores.port import ObjectStat
 FOLDER, LIMIT = "PENSTOCK_NEARBY", "PENSTOCK_NEARBY_GB"
 """Variables: where copies of what lies in buckets are kept, and how much they may take; unset, the
 user's cache, and a part of its disk."""
-STAYS = ("frames",)
-"""Kinds that never leave this machine."""
+STAYS = ("frames/",)
+"""Folders of kinds that never leave this machine."""
 QUARANTINE = "quarantine/"
 WHOLE_BYTES = 64 << 20
 """An object up to this size is fetched whole when its payload is wanted; of a larger one that range
@@ -63,12 +63,12 @@ class BucketStore:
     def __init__(self, bucket: Bucket, nearby: Path, limit: int | None = None) -> None:
         self.url = bucket.url
         self.local = state_folder(bucket.url)
-        self.board = Board(bucket)
+        self.board = LeaseBoard(bucket)
         self._bucket = bucket
         self._here = FolderStore(nearby / "kept")
         self._copies = Copies(nearby / "copies", limit)
         self._heads = Heads(self, Catalogs(bucket, self._copies))
-        self._known: dict[str, Found] = {}
+        self._known: dict[str, Listed] = {}
         """Name → the object as it was when it was last listed, read or written."""
         self._is_large = False
         """Whether the store was seen to hold more than is worth a list of all."""
@@ -102,7 +102,7 @@ class BucketStore:
             self._copies.add(name, found.version + ("" if whole else HEAD), body)
         return body
 
-    def _know(self, found: Found) -> None:
+    def _know(self, found: Listed) -> None:
         self._known[found.name] = found
 
     def heads(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
@@ -130,7 +130,7 @@ class BucketStore:
         body = b"".join(parts)
         version = self._bucket.create(name, body)
         if version:
-            found = Found(name=name, size=len(body), modified=time.time(), version=version)
+            found = Listed(name=name, size=len(body), modified=time.time(), version=version)
             self._know(found := _plain(found))
             self._copies.add(name, found.version, body)
         return version is not None
@@ -222,14 +222,14 @@ class BucketStore:
 
 def _stays(name: str) -> bool:
     """Return whether an object, or a folder, is of a kind that never leaves this machine."""
-    return name.removeprefix(QUARANTINE).split("/")[0] in STAYS
+    return f"{name.removeprefix(QUARANTINE)}/".startswith(STAYS)
 
 
 def _in_head(offset: int, length: int | None) -> bool:
     return length is not None and offset + length <= FIRST_READ
 
 
-def _plain(found: Found) -> Found:
+def _plain(found: Listed) -> Listed:
     """Return the same with a version that is written as all services write it everywhere."""
     return replace(found, version=found.version.strip('"'))
 

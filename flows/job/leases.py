@@ -19,7 +19,7 @@ from flows.job.lease_files import living_in, noted_in
 from flows.job.lease_notes import LEASE_SECONDS, beating, note_of, read_note, system
 
 if TYPE_CHECKING:  # it loads what asks a bucket
-    from artifacts.stores.board import Board
+    from artifacts.stores.board import LeaseBoard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ def running_jobs(store: Store, but: str = "") -> list[RunningJob]:
 
 
 @contextlib.contextmanager
-def _noted_on(board: "Board", note: Mapping[str, Any]) -> Iterator[str]:
+def _noted_on(board: "LeaseBoard", note: Mapping[str, Any]) -> Iterator[str]:
     name = board.hang(json.dumps(note).encode())
     try:
         with beating(partial(board.renew, name)):
@@ -79,7 +79,7 @@ def _noted_on(board: "Board", note: Mapping[str, Any]) -> Iterator[str]:
         board.take_down(name)
 
 
-def _living_on(board: "Board", but: str) -> Iterator[Mapping[str, Any]]:
+def _living_on(board: "LeaseBoard", but: str) -> Iterator[Mapping[str, Any]]:
     for name, age in board.ages():
         if name == but:
             continue

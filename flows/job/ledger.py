@@ -45,9 +45,7 @@ class Ledger:
             kind: {namespace: closed(kind, namespace) for namespace in of_kind}
             for kind, of_kind in namespaces.items()
         }
-        self._records = {
-            kind: RecordUnion([*of.values()]) for kind, of in self._record_sets.items()
-        }
+        self._records = {k: RecordUnion([*of.values()]) for k, of in self._record_sets.items()}
         self.refused = {
             stage.name: RecordUnion([closed("failures", n) for n in namespaces[stage.writes]])
             for stage in pipeline
