@@ -27,7 +27,13 @@ def slow_clock() -> Iterator[int]:
 
 
 @pytest.fixture
-def store(bucket_address: str, slow_clock: int, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(bucket_address: str) -> Store:
+    return open_store(bucket_address)
+
+
+@pytest.fixture
+def behind(bucket_address: str, slow_clock: int, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store at the server of that clock."""
     for name, value in environment(slow_clock).items():
         monkeypatch.setenv(name, value)
     return open_store(bucket_address)
@@ -53,13 +59,14 @@ def test_gc_spares_what_a_job_of_another_machine_needs(
     assert store.stat(pack) is None
 
 
+@pytest.mark.slow
 def test_a_lease_ends_by_the_clock_of_the_service(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    behind: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere(monkeypatch)
-    left = leased(store, [HELD], tmp_path)
+    left = leased(behind, [HELD], tmp_path)
     left.__enter__()  # and never leaves, as a machine that is switched off
-    other = open_store(store.url)
+    other = open_store(behind.url)
     # Taken for our own clock's, the lease would be an hour old, or an hour young.
     monkeypatch.setattr(leases, "LEASE_SECONDS", HOUR / 2)
     assert [job.namespaces for job in running_jobs(other)] == [{HELD}]
@@ -69,17 +76,18 @@ def test_a_lease_ends_by_the_clock_of_the_service(
     while running_jobs(other) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert running_jobs(other) == []
-    assert list(Bucket(store.url).below("jobs")) == []
+    assert list(Bucket(behind.url).below("jobs")) == []
 
 
+@pytest.mark.slow
 def test_a_lease_that_is_renewed_stays(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    behind: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease_notes, "BEAT_SECONDS", 0.2)
     monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
-    with leased(store, [HELD], tmp_path):
+    with leased(behind, [HELD], tmp_path):
         elsewhere(monkeypatch)
-        other = open_store(store.url)
+        other = open_store(behind.url)
         for _ in range(10):
             assert len(running_jobs(other)) == 1
             time.sleep(0.5)
