@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from artifacts.packs import RecordSet
+from artifacts.record_union import refresh_together
 from artifacts.store import Store
 
 FOLDER = "claims"
@@ -125,8 +126,7 @@ class Turns:
     def _look(self) -> None:
         with self._lock:  # who asks while another thread looks waits for what it sees
             if self._claims.has_news():
-                for record_set in self._record_sets:
-                    record_set.refresh()
+                refresh_together(*self._record_sets)
 
     def mine(
         self, batches: Iterable[Batch], lacking: Callable[[Batch], Sequence[str]]

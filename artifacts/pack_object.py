@@ -16,12 +16,11 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from artifacts.store import Store
+from artifacts.stores.heads import head_of
 
 MAGIC = b"PENSTOCK"
 LEAD = struct.Struct("<8sQ32s")
 """Magic, length of the header in bytes, SHA-256 of the header."""
-FIRST_READ = 1 << 14
-"""Bytes read of a pack at first: most headers are shorter, so that one read is enough."""
 LARGEST = 1 << 62
 """No offset and no length is larger; a header that says so is none of ours."""
 LARGEST_HEADER = 1 << 32
@@ -58,6 +57,11 @@ class Place:
         return len(payload) == self.length and hashlib.sha256(payload).hexdigest() == self.checksum
 
 
+def entry_of(key: str, length: int, checksum: str, meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what the head of a pack says of a record, but for its place."""
+    return {"key": key, "offset": 0, "length": length, "sha256": checksum, "meta": meta}
+
+
 def pack_head(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str, Place]]:
     """Return the head of a pack of these records, and their places. Their payloads follow in this
     order."""
@@ -73,10 +77,24 @@ def pack_head(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str
 def read_header(store: Store, name: str) -> Iterator[tuple[str, Place]]:
     """Yield what a pack holds. Raises DamagedRecord after setting it aside, FileNotFoundError when
     it is gone."""
-    found = _header(store, name)
+    yield from places_in(store, name, head_of(store, name, head_extent))
+
+
+def places_in(store: Store, name: str, head: bytes) -> Iterator[tuple[str, Place]]:
+    """Yield what the head of a pack says that it holds. Raises DamagedRecord after setting it
+    aside."""
+    found = _parsed(name, head)
     if found is None:
         raise damaged(store, name)
     yield from found
+
+
+def head_extent(start: bytes) -> int:
+    """Return the bytes of the head of a pack, by its first ones."""
+    if len(start) < LEAD.size:
+        return len(start)
+    magic, length, _ = LEAD.unpack_from(start)
+    return LEAD.size + length if magic == MAGIC and length < LARGEST_HEADER else LEAD.size
 
 
 def damaged(store: Store, name: str) -> DamagedRecord:
@@ -115,8 +133,9 @@ def _pieces(store: Store, name: str) -> Iterator[bytes]:
 
 def is_whole(store: Store, name: str) -> bool:
     """Return whether every record of a pack is what was written. One that is not there is not."""
+    store.renew(name)
     try:
-        found = _header(store, name)
+        found = _parsed(name, head_of(store, name, head_extent))
         return found is not None and all(
             place.fits(store.get(name, place.offset, place.length)) for _, place in found
         )
@@ -137,15 +156,12 @@ def verify(store: Store, prefix: str = "") -> Iterator[tuple[str, bool]]:
         yield name, good
 
 
-def _header(store: Store, name: str) -> list[tuple[str, Place]] | None:
-    """Return what the header of a pack says; None when it is none. Raises FileNotFoundError."""
-    start = store.get(name, 0, FIRST_READ)
-    if len(start) < LEAD.size:
+def _parsed(name: str, head: bytes) -> list[tuple[str, Place]] | None:
+    """Return what the head of a pack says; None when it is none."""
+    if len(head) < LEAD.size:
         return None
-    magic, length, checksum = LEAD.unpack_from(start)
-    text = start[LEAD.size : LEAD.size + length]
-    if magic == MAGIC and len(text) < length < LARGEST_HEADER:
-        text += store.get(name, LEAD.size + len(text), length - len(text))
+    magic, length, checksum = LEAD.unpack_from(head)
+    text = head[LEAD.size :]
     if magic != MAGIC or hashlib.sha256(text).digest() != checksum:
         return None
     try:

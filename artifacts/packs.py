@@ -19,12 +19,21 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
-from artifacts.pack_object import DamagedRecord, Place, damaged, gone, pack_head, read_header
+from artifacts.pack_object import (
+    DamagedRecord,
+    Place,
+    damaged,
+    entry_of,
+    gone,
+    head_extent,
+    pack_head,
+    places_in,
+    read_header,
+)
 from artifacts.store import Store
 
 PUT_TRIES = 3
-"""How often a pack is written that goes away, or turns out damaged, just when another writer's was
-to be taken instead."""
+"""How often a pack is written that goes away just when another writer's was to be taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +48,9 @@ class Record:
 class RecordSet:
     """All records of one kind and namespace in a store."""
 
-    def __init__(self, store: Store, kind: str, namespace: str) -> None:
-        self._store = store
+    def __init__(self, store: Store, kind: str, namespace: str, *, look: bool = True) -> None:
+        """Take the store; `look` says whether to see at once what is there."""
+        self.store = store
         self.folder = f"{kind}/{namespace[:2]}/{namespace}"
         """Folder of its packs in the store."""
         self._places: dict[str, Place] = {}
@@ -49,28 +59,29 @@ class RecordSet:
         """Packs whose use is noted already."""
         self._lock = threading.RLock()
         """Workers of one stage publish and drop at the same time; held while the books change."""
-        self.refresh()
+        if look:
+            self.refresh()
 
     def refresh(self) -> None:
         """See what others have published, dropped or set aside since."""
-        names = list(self._store.list(self.folder))
+        self.see(list(self.store.list(self.folder)))
+
+    def see(self, names: Sequence[str]) -> None:
+        """See the packs of these names, which are all that are there."""
         with self._lock:
             self._forget(self._packs.difference(names))
-            for name in names:
-                if name in self._packs:
-                    continue
-                try:
-                    places = dict(read_header(self._store, name))
-                except (DamagedRecord, FileNotFoundError):
-                    continue
-                self._packs.add(name)
-                for key, place in places.items():
-                    self._places.setdefault(key, place)
+            new = [name for name in names if name not in self._packs]
+            for name, head in self.store.heads(new, head_extent):
+                with contextlib.suppress(DamagedRecord):
+                    places = dict(places_in(self.store, name, head))
+                    self._packs.add(name)
+                    for key, place in places.items():
+                        self._places.setdefault(key, place)
 
     def find(self, keys: Iterable[str]) -> None:
         """See the pack of these and no others, if somebody published it, and look at no other."""
         with contextlib.suppress(DamagedRecord, FileNotFoundError):
-            self._book(name := self._name(keys), dict(read_header(self._store, name)))
+            self._book(name := self._name(keys), dict(read_header(self.store, name)))
 
     def keys(self) -> set[str]:
         return set(self._places)
@@ -98,7 +109,8 @@ class RecordSet:
             place = self._looked_up_again(key, place)
             payload = self._payload(place)
             if not place.fits(payload):
-                raise damaged(self._store, place.pack)
+                self._forget({place.pack})
+                raise damaged(self.store, place.pack)
         self.use([key])
         return Record(key=key, meta=place.meta, payload=payload)
 
@@ -106,27 +118,28 @@ class RecordSet:
         """Return where a record lies by the header of the pack that is there now. That may be
         another writer's than the one that was known. Raises DamagedRecord."""
         self._forget({place.pack})
+        self.store.renew(place.pack)
         try:
-            places = dict(read_header(self._store, place.pack))
+            places = dict(read_header(self.store, place.pack))
         except FileNotFoundError as error:
-            raise gone(self._store, place.pack) from error
-        if places.get(key, place) == place:
-            raise damaged(self._store, place.pack)
+            raise gone(self.store, place.pack) from error
+        if key not in places:
+            raise damaged(self.store, place.pack)
         self._book(place.pack, places)
         return places[key]
 
     def _payload(self, place: Place) -> bytes:
         try:
-            return self._store.get(place.pack, place.offset, place.length)
+            return self.store.get(place.pack, place.offset, place.length)
         except FileNotFoundError as error:
             self._forget({place.pack})
-            raise gone(self._store, place.pack) from error
+            raise gone(self.store, place.pack) from error
 
     def use(self, keys: Iterable[str]) -> None:
         """Note that records are wanted still, so that others are the first to go for space."""
         packs = {self._places[key].pack for key in keys if key in self._places}
         for pack in packs - self._used:
-            self._store.touch(pack)
+            self.store.touch(pack)
         self._used |= packs
 
     def publish(self, records: Sequence[Record]) -> list[str]:
@@ -136,7 +149,8 @@ class RecordSet:
         if not new:
             return []
         name = self._name(record.key for record in new)
-        head, places = pack_head(name, [_entry(record) for record in new])
+        entries = [entry_of(r.key, *_measured(r.payload), r.meta) for r in new]
+        head, places = pack_head(name, entries)
         if not self._put(name, places, lambda: [head, *(record.payload for record in new)]):
             return []
         return [record.key for record in new]
@@ -150,14 +164,14 @@ class RecordSet:
         """Write a pack unless it is there, and know what lies there then. Says whether it was
         written. Raises EnvironmentFault."""
         for _ in range(PUT_TRIES):
-            if self._store.put_if_absent(name, parts()):
+            if self.store.put_if_absent(name, parts()):
                 self._book(name, places)
                 return True
             with contextlib.suppress(FileNotFoundError, DamagedRecord):
-                self._book(name, dict(read_header(self._store, name)))
+                self._book(name, dict(read_header(self.store, name)))
                 return False
         raise EnvironmentFault(
-            f"{self._store.url}/{name} can neither be written nor read",
+            f"{self.store.url}/{name} can neither be written nor read",
             hint="See what lies there, and remove it; the same command then goes on",
         )
 
@@ -173,7 +187,7 @@ class RecordSet:
         """Forget records; a pack is deleted when none of its records is left."""
         with self._lock:
             for pack in self.leave(keys):
-                self._store.delete(pack)
+                self.store.delete(pack)
 
     def remove(self, keys: Iterable[str]) -> int:
         """Delete records for good. Packs that hold others too are written anew without them.
@@ -188,7 +202,7 @@ class RecordSet:
         for pack, places in kept.items():
             with contextlib.suppress(DamagedRecord):  # another process was faster, or it is no good
                 self._move(places)
-                self._store.delete(pack)
+                self.store.delete(pack)
         self._forget(packs)
         return sum(place.length for place in wanted.values())
 
@@ -198,14 +212,15 @@ class RecordSet:
         if not places:
             return
         name = self._name(places)
-        head, moved = pack_head(name, [_entry_of(key, place) for key, place in places.items()])
+        entries = [entry_of(k, p.length, p.checksum, p.meta) for k, p in places.items()]
+        head, moved = pack_head(name, entries)
         self._put(name, moved, lambda: itertools.chain([head], self._checked(places.values())))
 
     def _checked(self, places: Iterable[Place]) -> Iterator[bytes]:
         for place in places:
             payload = self._payload(place)
             if not place.fits(payload):
-                raise damaged(self._store, place.pack)
+                raise damaged(self.store, place.pack)
             yield payload
 
     def _name(self, keys: Iterable[str]) -> str:
@@ -230,21 +245,6 @@ def stored_namespaces(store: Store, kind: str) -> set[str]:
     return {name.rpartition("/")[2] for name in store.list(kind, levels=2)}
 
 
-def _entry(record: Record) -> dict[str, Any]:
-    return {
-        "key": record.key,
-        "offset": 0,
-        "length": memoryview(record.payload).nbytes,
-        "sha256": hashlib.sha256(record.payload).hexdigest(),
-        "meta": record.meta,
-    }
-
-
-def _entry_of(key: str, place: Place) -> dict[str, Any]:
-    return {
-        "key": key,
-        "offset": 0,
-        "length": place.length,
-        "sha256": place.checksum,
-        "meta": place.meta,
-    }
+def _measured(payload: bytes | memoryview) -> tuple[int, str]:
+    """Return the length of a payload in bytes, and its checksum."""
+    return memoryview(payload).nbytes, hashlib.sha256(payload).hexdigest()

@@ -9,8 +9,21 @@ from artifacts.stores.port import ObjectStat, Store
 
 __all__ = ("FolderStore", "ObjectStat", "Store", "fault_of", "open_store")
 
+
+def _in_bucket(scheme: str) -> Callable[[str], Store]:
+    """Return what opens a store in a bucket. Only then the library is loaded that asks for it."""
+
+    def opened(place: str) -> Store:
+        from artifacts.stores.nearby import bucket_store
+
+        return bucket_store(f"{scheme}://{place}")
+
+    return opened
+
+
 SCHEMES: dict[str, Callable[[str], Store]] = {
     "file": lambda path: FolderStore(folder_named(path, "store")),
+    **{scheme: _in_bucket(scheme) for scheme in ("s3", "gs", "az")},
 }
 """Scheme of an address → opens the store that the rest of it names; a path is a `file`."""
 
@@ -23,6 +36,6 @@ def open_store(url: str) -> Store:
     if opened is None:
         raise UsageError(
             f"no store can be opened at {url}",
-            hint="Give a folder, local or on a shared file system",
+            hint="Give a folder, local or on a shared file system, or s3://, gs:// or az://",
         )
     return opened(place)

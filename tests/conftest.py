@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,68 @@ def ordinary_scheduling() -> Iterator[None]:
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that names no store gets an empty one, never the user's."""
     monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def bucket_port() -> Iterator[int]:
+    """The port of a server that speaks S3."""
+    from tests.support.buckets import bucket_server
+
+    with bucket_server() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket_address(
+    bucket_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A place in a bucket for one test, and an environment that leads there."""
+    from tests.support.buckets import BUCKET, environment, variables_of_services
+
+    for name in variables_of_services():
+        monkeypatch.delenv(name)
+    for name, value in environment(bucket_port).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
+    yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def azure_port() -> Iterator[int]:
+    """The port of a server that speaks Azure's protocol."""
+    from tests.support.azure import azure_server, azurite
+
+    command = azurite()
+    if command is None:
+        pytest.skip("azurite is not installed; PENSTOCK_TEST_AZURITE names its command")
+    with azure_server(command) as port:
+        yield port
+
+
+@pytest.fixture
+def azure_address(
+    azure_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A place in a container for one test, and an environment that leads there."""
+    from tests.support.azure import azure_environment
+    from tests.support.buckets import BUCKET, variables_of_services
+
+    for name in variables_of_services():
+        monkeypatch.delenv(name)
+    for name, value in azure_environment(azure_port).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
+    yield f"az://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def way(bucket_address: str, bucket_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """What stands between the program and that server, `Between`."""
+    from tests.support.buckets import between
+
+    with between(bucket_port) as state:
+        monkeypatch.setenv("AWS_ENDPOINT", f"http://127.0.0.1:{state.port}")
+        yield state
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault
-from artifacts.pack_object import FIRST_READ, LEAD, MAGIC, DamagedRecord, damaged, put_aside, verify
+from artifacts.pack_object import LEAD, MAGIC, DamagedRecord, damaged, put_aside, verify
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
+from artifacts.stores.heads import FIRST_READ
 
 NAMESPACE = "ab" * 32
 

@@ -12,7 +12,16 @@ from flows.console.display import READING
 ROOT = Path(__file__).resolve().parent.parent
 # Each costs from a tenth of a second to ten.
 HEAVY = ["PIL", "accelerate", "av", "bitsandbytes", "huggingface_hub", "numpy", "onnxruntime"]
-HEAVY += ["pandas", "prefect", "pyarrow", "pydantic", "safetensors", "torch", "torchvision"]
+HEAVY += [
+    "obstore",
+    "pandas",
+    "prefect",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+    "torch",
+    "torchvision",
+]
 HEAVY += ["transformers"]
 
 RUN = """

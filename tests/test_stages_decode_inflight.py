@@ -379,7 +379,7 @@ def test_rows_in_flight_end_while_another_process_is_waited_for(tmp_path: Path) 
     others = [f"caption-{n}" for n in range(6, 10)]
     told: list[dict[str, Any]] = []
     wave.settings["engine"] = "inflight"
-    with turns_at(captions._store, captions) as turns:
+    with turns_at(captions.store, captions) as turns:
         assert turns.take(lambda: others)
         running = threading.Thread(target=lambda: told.extend(wave.decode(PROMPTS, tokens=32)))
         running.start()

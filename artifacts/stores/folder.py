@@ -6,13 +6,14 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault
 from artifacts.paths import lies_in
 from artifacts.placing import place, sync_folder
 from artifacts.regular import open_regular
+from artifacts.stores.heads import Extent, each_head
 from artifacts.stores.local import TEMPORARY, left_behind
 from artifacts.stores.port import ObjectStat
 
@@ -31,6 +32,10 @@ class FolderStore:
     @property
     def local(self) -> Path:
         return self._root
+
+    @property
+    def board(self) -> None:
+        return None
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of an object from `offset`, at most `length` of them. Raises
@@ -53,6 +58,10 @@ class FolderStore:
                 hint="Check the disk, and who may read it; the same command then goes on",
             ) from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def heads(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
+        """Yield the head of each object that is there, in this order."""
+        return each_head(self, names, extent)
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
         """Write an object unless it is there already; says whether it was written. Raises
@@ -100,6 +109,10 @@ class FolderStore:
             elif is_part:
                 yield from self.list(name, levels - 1)
 
+    def lists(self, folders: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the names below each of these folders."""
+        return {folder: [*self.list(folder)] for folder in folders}
+
     def stat(self, name: str) -> ObjectStat | None:
         """Return size and age of an object, or None when there is none."""
         try:
@@ -107,6 +120,12 @@ class FolderStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return ObjectStat(size=found.st_size, modified=found.st_mtime)
+
+    def stats(self) -> Iterator[tuple[str, ObjectStat]]:
+        """Yield every object there is, with size and age."""
+        for name in self.list():
+            if (found := self.stat(name)) is not None:
+                yield name, found
 
     def delete(self, name: str) -> None:
         """Remove an object; no error when there is none."""
@@ -117,6 +136,9 @@ class FolderStore:
         working."""
         with contextlib.suppress(OSError):
             os.utime(self._root / name)
+
+    def renew(self, name: str) -> None:
+        """Do nothing: every read is of what lies there."""
 
     def check_writable(self) -> None:
         """Raise EnvironmentFault when nothing can be written here, before hours are spent to find

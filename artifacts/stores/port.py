@@ -1,9 +1,14 @@
 """The port that a store has for all who use one; knows no store."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from artifacts.stores.heads import Extent
+
+if TYPE_CHECKING:  # it loads what asks a bucket
+    from artifacts.stores.board import LeaseBoard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +22,8 @@ class ObjectStat:
 
 
 class Store(Protocol):
-    """Named immutable objects, and six verbs: get, put-if-absent, list, stat, delete, touch.
+    """Named immutable objects, and six verbs: get, put-if-absent, list, stat, delete, touch; three
+    more, lists, heads and stats, ask of many at once what may be asked of each.
 
     A name is a path with `/` between its parts. Several processes use a store at once, and several
     threads of each.
@@ -33,9 +39,17 @@ class Store(Protocol):
         leases, logs, and the digests of media and texts. A folder store is that folder itself,
         because whoever shares it shares those too; any other store has `state_folder`."""
 
+    @property
+    def board(self) -> "LeaseBoard | None":
+        """Return where running jobs of all machines are noted; None where they are in `local`."""
+
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of an object from `offset`, at most `length` of them. Raises
         FileNotFoundError, or EnvironmentFault for what cannot be read."""
+
+    def heads(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
+        """Yield the head of each object that is there, in this order; `extent` tells how long it
+        is."""
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
         """Write an object unless it is there already; says whether it was written. It appears whole
@@ -46,8 +60,14 @@ class Store(Protocol):
         at most so many parts more than it, and a folder at the last stands for all that lies in it,
         which need not be looked at."""
 
+    def lists(self, folders: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the names below each of these folders, all as they are now."""
+
     def stat(self, name: str) -> ObjectStat | None:
         """Return size and age of an object, or None when there is none."""
+
+    def stats(self) -> Iterator[tuple[str, ObjectStat]]:
+        """Yield every object there is, with size and age."""
 
     def delete(self, name: str) -> None:
         """Remove an object; no error when there is none."""
@@ -55,6 +75,10 @@ class Store(Protocol):
     def touch(self, name: str) -> None:
         """Note that an object was used just now. Where that cannot be done, the oldest is the first
         to go for space instead of the longest unused."""
+
+    def renew(self, name: str) -> None:
+        """Forget what was kept nearby of an object, so that what is read next is what lies in its
+        place."""
 
     def check_writable(self) -> None:
         """Raise EnvironmentFault when nothing can be written here, before hours are spent to find

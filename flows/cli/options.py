@@ -22,7 +22,7 @@ from flows.job.formats import FORMATS, RULES
 
 PROMPT_BYTES = 1 << 24
 """Largest size of the text of `--prompt-file`: no model reads as much."""
-STORE_HELP = "[$PENSTOCK_STORE or the user's cache folder]"
+STORE_HELP = "folder, or s3://BUCKET/FOLDER [$PENSTOCK_STORE or the user's cache folder]"
 
 
 def add_caption_options(parser: argparse.ArgumentParser, *, text: bool = True) -> None:

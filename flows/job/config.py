@@ -76,7 +76,7 @@ class CaptionConfig(SpeakingConfig):
     out: str = "penstock-out"
     """Folder of the captions."""
     store: str = ""
-    """Folder of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
+    """Folder or bucket of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
     chunk: float | None = None
     """Seconds a chunk; with `shots`, of the longest one. None: 30, or what the
     checkpoint's processor says that it sees, if that is less."""

@@ -10,11 +10,12 @@ published since, `take` and `reconsider` choose variants anew.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from artifacts.captions import answer_in, ended_of
 from artifacts.packs import RecordSet
-from artifacts.record_union import RecordUnion
+from artifacts.record_union import RecordUnion, refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store
 from flows.job.namespaces import Namespaces
@@ -34,31 +35,28 @@ class Ledger:
         self.namespaces = variants[0]
         """The variant in which records are made now."""
         first, last = pipeline[0].writes, pipeline[-1].writes
-        self.media = RecordSet(store, "media", self.namespaces[first])
-        self.failures = RecordSet(store, "failures", self.namespaces[first])
+        closed = partial(RecordSet, store, look=False)
+        self.media = closed("media", self.namespaces[first])
+        self.failures = closed("failures", self.namespaces[first])
         namespaces = {
             s.writes: dict.fromkeys(variant[s.writes] for variant in variants) for s in pipeline
         }
         self._record_sets = {
-            kind: {namespace: RecordSet(store, kind, namespace) for namespace in of_kind}
+            kind: {namespace: closed(kind, namespace) for namespace in of_kind}
             for kind, of_kind in namespaces.items()
         }
-        self._records = {
-            kind: RecordUnion([*of.values()]) for kind, of in self._record_sets.items()
-        }
+        self._records = {k: RecordUnion([*of.values()]) for k, of in self._record_sets.items()}
         self.refused = {
-            stage.name: RecordUnion(
-                [RecordSet(store, "failures", s) for s in namespaces[stage.writes]]
-            )
+            stage.name: RecordUnion([closed("failures", n) for n in namespaces[stage.writes]])
             for stage in pipeline
             if stage.refuses
         }
         """Name of a stage → why the model does not take an item, by the key of what it would be."""
-        self.cuts = RecordSet(store, "waves", self.namespaces[last])
+        self.cuts = closed("waves", self.namespaces[last])
         """The division of the work, as it was when it was done first."""
+        self._look(self.cuts)
         self.unfit: dict[tuple[str, int, str], dict[str, Any]] = {}
-        """Place of a chunk, or digest of a medium with -1 and no prompt → why it did not fit, or
-        could not be read this time."""
+        """Place of a chunk, or digest of a medium, -1 and no prompt → why not it, this time."""
         self._indexes: dict[str, tuple[dict[str, Any], MediaIndex]] = {}
         """Content digest → what the record set said of it and what that means."""
         self._tasks: dict[tuple[str, str], tuple[MediaIndex, list[Task]]] = {}
@@ -70,10 +68,12 @@ class Ledger:
 
     def refresh(self) -> None:
         """See what the stages have published since."""
-        every: list[RecordSet | RecordUnion] = [self.media, self.failures, *self._records.values()]
-        for record_set in (*every, *self.refused.values()):
-            record_set.refresh()
+        self._look()
         self.reconsider()
+
+    def _look(self, *more: RecordSet) -> None:
+        unions = (*self._records.values(), *self.refused.values())
+        refresh_together(self.media, self.failures, *unions, *more)
 
     def take(self, precision: Mapping[str, str]) -> None:
         """Make records in the variant of this precision from now on."""
@@ -113,8 +113,8 @@ class Ledger:
 
     def failure(self, medium: Medium) -> dict[str, Any] | None:
         """Return why a medium cannot be captioned, when that is known."""
-        if (medium.digest, -1, "") in self.unfit:
-            return self.unfit[medium.digest, -1, ""]
+        if (why := self.unfit.get((medium.digest, -1, ""))) is not None:
+            return why
         return self.failures.meta(medium.digest) if medium.digest in self.failures else None
 
     def refusal(self, medium: Medium) -> dict[str, Any] | None:

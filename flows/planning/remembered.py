@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts.keys import digest_of
-from artifacts.packs import Record, RecordSet
+from artifacts.packs import Record
+from artifacts.record_union import record_sets_of
 from artifacts.store import Store
 from flows.planning.rungs import Rung
 
@@ -25,10 +26,9 @@ class Remembered:
     takes: the device, the half, the size of a chunk."""
 
     def __init__(self, store: Store, about: Mapping[str, Any], budget: int) -> None:
-        self._store = store
-        self._namespaces = {
-            s: digest_of(["rungs", OUTPUT_VERSION, s, of]) for s, of in about.items()
-        }
+        namespaces = [digest_of(["rungs", OUTPUT_VERSION, s, of]) for s, of in about.items()]
+        opened = record_sets_of(store, *((KIND, namespace) for namespace in namespaces))
+        self._record_sets = dict(zip(about, opened, strict=True))
         self._budget = budget
 
     def rungs(self, stage: str) -> list[Rung]:
@@ -38,7 +38,8 @@ class Remembered:
 
     def keep(self, rung: Rung) -> None:
         """Keep that a stage fits on this rung, and did not on better ones."""
-        record_set = RecordSet(self._store, KIND, self._namespaces[rung.stage])
+        record_set = self._record_sets[rung.stage]
+        record_set.refresh()
         before = self._metas(rung.stage)
         meta = {"rung": rung.to_json(), "budget": self._budget, "time": round(time.time())}
         key = digest_of(meta)
@@ -50,7 +51,7 @@ class Remembered:
 
     def _metas(self, stage: str) -> dict[str, dict[str, Any]]:
         """Return what was learned of a stage that still counts, by its key."""
-        record_set = RecordSet(self._store, KIND, self._namespaces[stage])
+        record_set = self._record_sets[stage]
         metas = {key: record_set.meta(key) for key in sorted(record_set.keys())}
         return {
             key: meta

@@ -170,12 +170,16 @@ class Steps:
         """Delete the records that a stage is through with. They stay if they are to be kept, or if
         another running job, which would have to make them again, looks at them too."""
         ledger = self._job.ledger
-        if self._job.config.keep_frames or self._lease.shares(ledger.namespaces[stage.reads]):
+        read, done = ledger[stage.reads], ledger[stage.writes].keys()
+        through = [
+            task[stage.reads]
+            for task in ledger.tasks(media)
+            if task[stage.reads] in read and (task[stage.writes] in done or ledger.lost(task))
+        ]
+        if not through or self._job.config.keep_frames:
             return
-        done, tasks = ledger[stage.writes].keys(), ledger.tasks(media)
-        ledger[stage.reads].drop(
-            t[stage.reads] for t in tasks if t[stage.writes] in done or ledger.lost(t)
-        )
+        if not self._lease.shares(ledger.namespaces[stage.reads]):
+            read.drop(through)
 
     def _make(self, stage: Stage, wave: list[Medium]) -> None:
         name, most = stage.name, self._job.config.batch_size

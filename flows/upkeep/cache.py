@@ -29,8 +29,7 @@ class Pack:
 
 def objects(store: Store) -> dict[str, ObjectStat]:
     """Return all objects in a store, by name."""
-    found = ((name, store.stat(name)) for name in store.list())
-    return {name: stat for name, stat in found if stat is not None}
+    return dict(store.stats())
 
 
 def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:

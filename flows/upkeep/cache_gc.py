@@ -11,6 +11,7 @@ from pathlib import Path
 from artifacts.claims import FOLDER as CLAIMS
 from artifacts.pack_object import QUARANTINE
 from artifacts.store import Store
+from artifacts.stores.heads import CATALOGS
 from artifacts.stores.local import TEMPORARY, left_behind
 from flows.job.leases import running_jobs
 from flows.pipelines import KEPT as KEPT_PIPELINES
@@ -92,10 +93,13 @@ def _rubbish(store: Store, names: Iterable[str], held: Container[str]) -> Iterat
         QUARANTINE: lambda _: True,
         CLAIMS: lambda namespace: namespace not in held,
         TEMPORARY: lambda half: half in dead,
+        CATALOGS: lambda namespace: namespace not in held,
     }
     for name in names:
-        folder, last = name.split("/")[0], name.rpartition("/")[2]
-        if folder in useless and useless[folder](last):
+        _, above, last = f"//{name}".rsplit("/", 2)
+        folder = name.split("/")[0]
+        # A catalog has its namespace's name above it; who opens that next makes another.
+        if folder in useless and useless[folder](above if folder == CATALOGS else last):
             yield name
 
 

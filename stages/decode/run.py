@@ -13,6 +13,7 @@ from typing import Any
 from artifacts.claims import turns_at
 from artifacts.pack_object import QUARANTINE, DamagedRecord, put_aside, read_header
 from artifacts.packs import Record, RecordSet
+from artifacts.record_union import record_sets_of
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone
 from stages.decode.batches import Batch, by_chunk, in_pieces, lacking, swapped, talkative_first
@@ -49,8 +50,8 @@ def run(told: dict[str, Any], report: Report) -> None:
         return
     first = choice_of(job.engine)[0]
     store = open_store(job.store)
-    features = RecordSet(store, "features", job.features_namespace)
-    answers = [RecordSet(store, "captions", n) for n in (job.namespace, job.instead) if n]
+    captions = [("captions", n) for n in (job.namespace, job.instead) if n]
+    features, *answers = record_sets_of(store, ("features", job.features_namespace), *captions)
     batches = [batch for batch in job.batches if lacking(batch, answers)]
     report.total(sum(len(lacking(batch, answers)) for batch in batches))
     if not batches:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
-from artifacts.packs import Record, RecordSet
+from artifacts.packs import Record
+from artifacts.record_union import record_sets_of
 from artifacts.schema import FrameFit, MediaIndex, fields_of
 from artifacts.store import Store
 from stages.frames.medium import CHANGED, MediumToCut
@@ -37,9 +38,9 @@ class Recording:
         report: Report,
         watchdog: Watchdog,
     ) -> None:
-        self.frames = RecordSet(store, "frames", namespace)
-        self.media = RecordSet(store, "media", namespace)
-        self.failures = RecordSet(store, "failures", namespace)
+        self.frames, self.media, self.failures = record_sets_of(
+            store, *((kind, namespace) for kind in ("frames", "media", "failures"))
+        )
         self._namespace = namespace
         self._fit_image = fit_image
         self._report = report

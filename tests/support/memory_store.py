@@ -4,8 +4,9 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from artifacts.stores.heads import Extent, each_head
 from artifacts.stores.local import state_folder
 from artifacts.stores.port import ObjectStat
 
@@ -16,6 +17,7 @@ class MemoryStore:
     def __init__(self, url: str) -> None:
         self.url = url
         self.local = state_folder(url)
+        self.board = None
         self._objects: dict[str, tuple[bytes, float]] = {}
         """Name → content, and when it was written or last used."""
         self._lock = threading.Lock()
@@ -26,6 +28,10 @@ class MemoryStore:
         if (found := self._objects.get(name)) is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return found[0][offset : None if length is None else offset + length]
+
+    def heads(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
+        """The head of each object that is there."""
+        return each_head(self, names, extent)
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
         """Keep an object unless it is there already; says whether it was kept."""
@@ -45,10 +51,20 @@ class MemoryStore:
             names = list(dict.fromkeys("/".join(name.split("/")[:last]) for name in names))
         yield from names
 
+    def lists(self, folders: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """The names below each of these folders."""
+        return {folder: [*self.list(folder)] for folder in folders}
+
     def stat(self, name: str) -> ObjectStat | None:
         """Size and age of an object, or None when there is none."""
         found = self._objects.get(name)
         return found and ObjectStat(size=len(found[0]), modified=found[1])
+
+    def stats(self) -> Iterator[tuple[str, ObjectStat]]:
+        """Every object there is, with size and age."""
+        for name in self.list():
+            if (found := self.stat(name)) is not None:
+                yield name, found
 
     def delete(self, name: str) -> None:
         """Forget an object; no error when there is none."""
@@ -60,6 +76,9 @@ class MemoryStore:
         with self._lock:
             if name in self._objects:
                 self._objects[name] = (self._objects[name][0], time.time())
+
+    def renew(self, name: str) -> None:
+        """Nothing is kept elsewhere."""
 
     def check_writable(self) -> None:
         """Memory can be written."""

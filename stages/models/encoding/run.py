@@ -13,6 +13,7 @@ from typing import Any
 
 from artifacts.claims import OwnTurns, turns_at
 from artifacts.packs import Record, RecordSet
+from artifacts.record_union import record_sets_of
 from artifacts.store import open_store
 from stages.memory.shrinking import Shrinking, blocks
 from stages.models.encoding.batch import encode_batches, overflowed, undivided
@@ -73,8 +74,9 @@ class Encoding:
         self._store = open_store(job.store)
         shown = open_store(job.frames_store or job.store)
         self._frames = RecordSet(shown, "frames", job.frames_namespace)
-        self._records = RecordSet(self._store, making.kind, job.namespace)
-        self._failures = RecordSet(self._store, "failures", job.namespace)
+        self._records, self._failures = record_sets_of(
+            self._store, (making.kind, job.namespace), ("failures", job.namespace)
+        )
         self.batches: Sequence[list[Member]] = deque(maxlen=1)
         """Batches of which anything is missing; of those that are told, the last one alone."""
         if not job.live:

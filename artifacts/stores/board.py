@@ -1,0 +1,113 @@
+"""Small notes in a bucket, renewed by who wrote them, and how old each is by the clock of the
+service. It knows nothing of what they say."""
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from artifacts.errors import EnvironmentFault
+from artifacts.stores.bucket import Bucket, Listed
+from artifacts.stores.local import TEMPORARY
+
+FOLDER = "jobs"
+DEAD = b"dead\n"
+"""What lies there while a note is removed."""
+
+
+class LeaseBoard:
+    """The notes of one store. It is safe to use from several threads."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._own: dict[str, tuple[bytes, str]] = {}
+        """Name of a note of this process → what it says, and the version that was written last."""
+        self._texts: dict[str, bytes] = {}
+        """Name of another's → what it says: it is renewed, but never says anything else."""
+        self._seen: dict[str, Listed] = {}
+        self._ahead: float | None = None
+        """Seconds by which the clock of the service is ahead of this process's monotonic one."""
+        self._lock = threading.Lock()
+
+    def hang(self, text: bytes) -> str:
+        """Write a note; return its name. Raises EnvironmentFault."""
+        name = f"{FOLDER}/{uuid.uuid4().hex}"
+        self._own[name] = text, self._written(name, _body(text))
+        return name
+
+    def renew(self, name: str) -> None:
+        """Make a note young again, also where it was taken for a dead one's and removed. Raises
+        EnvironmentFault."""
+        with self._lock:
+            if name in self._own:
+                text, version = self._own[name]
+                body = _body(text)
+                again = self._bucket.replace(name, body, version)
+                self._own[name] = text, again or self._written(name, body)
+
+    def _written(self, name: str, body: bytes) -> str:
+        """Write a note that is not there, and return its version. Nobody else writes that name but
+        to remove it."""
+        for _ in range(2):
+            if version := self._bucket.create(name, body):
+                return version
+            # Removed by another just now, or written by us though the answer was lost.
+            found = self._bucket.head(name)
+            with contextlib.suppress(FileNotFoundError):
+                if found is not None and self._bucket.get(name)[0] == body:
+                    return found.version
+                self._bucket.delete([name])
+        return ""
+
+    def take_down(self, name: str) -> None:
+        """Remove a note of this process. Where that cannot be done it grows old."""
+        with self._lock, contextlib.suppress(EnvironmentFault):
+            del self._own[name]
+            self._bucket.delete([name])
+
+    def ages(self) -> Iterator[tuple[str, float]]:
+        """Yield every note with the seconds since it was renewed, by the clock of the service.
+        Raises EnvironmentFault."""
+        found = list(self._bucket.below(FOLDER))
+        others = [one for one in found if one.name not in self._own]
+        now = self._now() if others else 0.0
+        for one in found:
+            self._seen[one.name] = one
+            yield one.name, max(0.0, now - one.modified) if one in others else 0.0
+
+    def read(self, name: str) -> bytes:
+        """Return what a note says; nothing, if it is gone. Raises EnvironmentFault."""
+        if name in self._own:
+            return self._own[name][0]
+        if name not in self._texts:
+            with contextlib.suppress(FileNotFoundError):
+                body, _ = self._bucket.get(name)
+                self._texts[name] = body.partition(b"\n")[2]
+        return self._texts.get(name, b"")
+
+    def forget(self, name: str) -> None:
+        """Remove the note of a dead process, unless it was renewed since its age was told. Raises
+        EnvironmentFault."""
+        seen = self._seen.pop(name, None)
+        if seen is not None and self._bucket.replace(name, DEAD, seen.version) is not None:
+            self._bucket.delete([name])
+
+    def _now(self) -> float:
+        """Return the time by the clock of the service, in seconds since the epoch."""
+        if self._ahead is None:
+            probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
+            self._bucket.write(probe, b"")
+            asked = time.monotonic()
+            found = self._bucket.head(probe)
+            self._bucket.delete([probe])
+            if found is None:
+                return time.time()
+            self._ahead = found.modified - asked
+        return self._ahead + time.monotonic()
+
+
+def _body(text: bytes) -> bytes:
+    """Return what is written of a note, other bytes each time: many services tell the version of
+    an object by its bytes alone."""
+    return uuid.uuid4().hex.encode() + b"\n" + text

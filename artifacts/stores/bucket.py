@@ -1,0 +1,247 @@
+"""Makes the requests of one bucket, with bounded patience; knows nothing of what the objects mean.
+
+Who may use the bucket, and where its service is, say the variables of the environment that obstore
+reads, such as `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT`; an address never holds it.
+"""
+
+import errno
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+import obstore
+from obstore import exceptions
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import from_url
+
+from artifacts.errors import EnvironmentFault, UsageError
+
+if TYPE_CHECKING:  # obstore has these names for type checkers alone
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+REQUEST_SECONDS = 600.0
+"""Longest that one request may take: a pack of some GB goes out in it."""
+SILENT_SECONDS = 60.0
+"""Longest that an answer may make no progress."""
+WAITS = (0.1, 0.4, 1.6, 6.4)
+"""Seconds, at most, before an answer is asked for again. obstore has been as patient before, with
+what it takes for safe to ask again."""
+INNER_TRIES = 5
+"""How often obstore itself asks again after an error of the server."""
+ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+"""Variables that obstore reads too, but not where it is given other options."""
+BEYOND = ("status code: 416", "but object was only")
+NOTHING = "status code: 404"
+YES = ("1", "true", "yes", "on")
+PAGE = 1000
+"""Most names that an answer to a list holds, by the protocols."""
+FINAL = (
+    exceptions.InvalidPathError,
+    exceptions.NotSupportedError,
+    exceptions.PermissionDeniedError,
+    exceptions.UnauthenticatedError,
+    exceptions.UnknownConfigurationKeyError,
+)
+"""What is not otherwise when it is asked again."""
+ADDRESS = re.compile(r"\w+://\S+")
+HINT = (
+    "See that the bucket is there and the network is up, and that the variables of its service "
+    "say who may use it; the same command then goes on"
+)
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listed:
+    """One object as the service lists it."""
+
+    name: str
+    size: int
+    """Bytes."""
+    modified: float
+    """Time when it was written, by the clock of the service: seconds since the epoch."""
+    version: str
+    """Word that changes whenever the content does."""
+
+
+class Bucket:
+    """Objects below one address of a service."""
+
+    def __init__(self, url: str) -> None:
+        """Take `scheme://bucket/prefix`. Raises UsageError for what is no such address."""
+        parts = urlsplit(url)
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise UsageError(
+                f"{parts.scheme}://{parts.hostname or ''}{parts.path} is given with more than a "
+                "bucket and a folder",
+                hint="Say who may use it by the environment, such as AWS_ACCESS_KEY_ID",
+            )
+        if not parts.netloc:
+            raise UsageError(f"{url} names no bucket", hint="Give s3://BUCKET/FOLDER")
+        self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        client: ClientConfig = {
+            "timeout": timedelta(seconds=REQUEST_SECONDS),
+            "read_timeout": timedelta(seconds=SILENT_SECONDS),
+            "allow_http": any(os.environ.get(name, "").lower() in YES for name in ALLOW_HTTP),
+        }
+        retries: RetryConfig = {"max_retries": INNER_TRIES}
+        try:
+            self._at: ObjectStore = from_url(self.url, client_options=client, retry_config=retries)
+        except (BaseError, ValueError) as error:
+            raise UsageError(
+                f"no store can be opened at {self.url} ({_reason(error)})", hint=HINT
+            ) from None
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> tuple[bytes, Listed]:
+        """Return bytes of an object from `offset`, at most `length` of them, and what it is.
+        Raises FileNotFoundError, EnvironmentFault."""
+
+        def ask() -> tuple[bytes, Listed]:
+            try:
+                return within()
+            except BaseError as error:
+                # A range that begins where the object ends, or it is empty.
+                if (
+                    not any(words in str(error) for words in BEYOND)
+                    or (there := self.head(name)) is None
+                ):
+                    raise
+                return b"", there
+
+        def within() -> tuple[bytes, Listed]:
+            if length is not None:
+                got = obstore.get(self._at, name, options={"range": (offset, offset + length)})
+            elif offset:
+                got = obstore.get(self._at, name, options={"range": {"offset": offset}})
+            else:
+                got = obstore.get(self._at, name)
+            return bytes(got.bytes()), _found(got.meta)
+
+        return self._patiently(name, ask, may_lack=True)
+
+    def write(self, name: str, body: bytes) -> None:
+        """Write an object, whatever is there. Raises EnvironmentFault."""
+        self._patiently(name, lambda: obstore.put(self._at, name, body, use_multipart=False))
+
+    def create(self, name: str, body: bytes) -> str | None:
+        """Write an object unless it is there; return its version, or None if it was. Raises
+        EnvironmentFault."""
+
+        def ask() -> str | None:
+            try:
+                put = obstore.put(self._at, name, body, mode="create", use_multipart=False)
+                return put["e_tag"] or ""
+            except (AlreadyExistsError, PreconditionError):
+                # Some services answer so, too, when two writers met and nothing was written.
+                if self.head(name) is None:
+                    raise
+                return None
+
+        return self._patiently(name, ask)
+
+    def replace(self, name: str, body: bytes, version: str) -> str | None:
+        """Write an object anew if it has this version still; return the new version, or None if
+        it has not. Raises EnvironmentFault."""
+
+        def ask() -> str | None:
+            try:
+                put = obstore.put(self._at, name, body, mode={"e_tag": version})
+                return put["e_tag"] or ""
+            except (AlreadyExistsError, PreconditionError):
+                there = self.head(name)
+                if there is not None and there.version == version:
+                    raise
+                return None
+            except FileNotFoundError:
+                return None
+
+        return self._patiently(name, ask)
+
+    def head(self, name: str) -> Listed | None:
+        """Return what an object is, or None when there is none. Raises EnvironmentFault."""
+        try:
+            return self._patiently(
+                name, lambda: _found(obstore.head(self._at, name)), may_lack=True
+            )
+        except FileNotFoundError:
+            return None
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Remove objects; no error when there are none. Raises EnvironmentFault."""
+
+        def ask() -> None:
+            try:
+                obstore.delete(self._at, names)
+            except FileNotFoundError:  # some services say so, and may have left the rest
+                for name in names if len(names) > 1 else ():
+                    self.delete([name])
+
+        self._patiently(names[0], ask)
+
+    def below(self, prefix: str) -> Iterator[Listed]:
+        """Yield all below a folder, by name, a page at a time. Raises EnvironmentFault."""
+        last: str | None = None
+        while True:
+            page = self._patiently(prefix, partial(self._page, prefix, last))
+            yield from page
+            if len(page) < PAGE:
+                return
+            last = page[-1].name
+
+    def _page(self, prefix: str, after: str | None) -> list[Listed]:
+        pages = obstore.list(self._at, prefix or None, offset=after, chunk_size=PAGE)
+        return [_found(meta) for meta in next(iter(pages), ())]
+
+    def children(self, prefix: str) -> Iterator[str]:
+        """Yield names of the objects in a folder and of the folders in it. Raises
+        EnvironmentFault."""
+        there = self._patiently(
+            prefix, lambda: obstore.list_with_delimiter(self._at, prefix or None)
+        )
+        yield from sorted(
+            chain(there["common_prefixes"], (meta["path"] for meta in there["objects"]))
+        )
+
+    def _patiently(self, name: str, ask: Callable[[], Answer], *, may_lack: bool = False) -> Answer:
+        """Ask until there is an answer. Raises EnvironmentFault, and FileNotFoundError if that may
+        be one."""
+        for wait in (*WAITS, None):
+            try:
+                return ask()
+            except FileNotFoundError:
+                if may_lack:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
+                why = "there is nothing"
+                break
+            except BaseError as error:
+                why = _reason(error)
+                if isinstance(error, FINAL) or NOTHING in why or wait is None:
+                    break
+                time.sleep(wait * random.uniform(0.5, 1))
+        # Not from what was caught: its words hold addresses, which may let their readers in.
+        raise EnvironmentFault(f"{self.url}/{name} gives no answer ({why})", hint=HINT)
+
+
+def _found(meta: "obstore.ObjectMeta") -> Listed:
+    modified = meta["last_modified"].timestamp()
+    return Listed(
+        name=meta["path"],
+        size=meta["size"],
+        modified=modified,
+        version=meta["e_tag"] or f"{meta['size']} {modified}",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says at last, in one line and without the addresses in it."""
+    words = " ".join(str(error).partition("\n\nDebug source:")[0].split())
+    return ADDRESS.sub("…", words).rpartition(" - ")[2].partition(": <")[0][:200]

@@ -1,0 +1,239 @@
+"""A store in a bucket, with a folder of this machine before it; knows nothing of what the bytes
+mean.
+
+What is written goes to the bucket and stays nearby as well; what is read whole once is read from
+nearby. Frames lie nearby alone: they are large, and nobody wants them for long.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from heapq import merge
+from itertools import groupby, islice
+from pathlib import Path
+
+from artifacts.errors import UsageError
+from artifacts.keys import digest_of
+from artifacts.stores.board import LeaseBoard
+from artifacts.stores.bucket import PAGE, Bucket, Listed
+from artifacts.stores.catalogs import Catalogs
+from artifacts.stores.copies import Copies
+from artifacts.stores.folder import FolderStore
+from artifacts.stores.heads import FIRST_READ, Extent
+from artifacts.stores.local import TEMPORARY, state_folder
+from artifacts.stores.many_heads import AT_ONCE, Heads
+from artifacts.stores.port import ObjectStat
+
+FOLDER, LIMIT = "PENSTOCK_NEARBY", "PENSTOCK_NEARBY_GB"
+"""Variables: where copies of what lies in buckets are kept, and how much they may take; unset, the
+user's cache, and a part of its disk."""
+STAYS = ("frames/",)
+"""Folders of kinds that never leave this machine."""
+QUARANTINE = "quarantine/"
+WHOLE_BYTES = 64 << 20
+"""An object up to this size is fetched whole when its payload is wanted; of a larger one that range
+alone."""
+HEAD = " head"
+"""Follows the version in the name of a copy that is the beginning of an object, and no more."""
+PROBE = f"{TEMPORARY}/probe"
+"""Object that says nothing, and is listed nowhere."""
+
+
+def bucket_store(url: str) -> "BucketStore":
+    """Open the store at the address of a bucket. Raises UsageError."""
+    bucket = Bucket(url)
+    asked = os.environ.get(FOLDER)
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(asked) if asked else Path(cache).expanduser() / "penstock-nearby"
+    try:
+        limit = os.environ.get(LIMIT)
+        most = int(float(limit) * 1e9) if limit else None
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{LIMIT} is {os.environ[LIMIT]}", hint="Give a number of gigabytes"
+        ) from error
+    return BucketStore(bucket, folder / digest_of(bucket.url), most)
+
+
+class BucketStore:
+    """Objects of a bucket; an object appears whole or not at all, and is durable when it does."""
+
+    def __init__(self, bucket: Bucket, nearby: Path, limit: int | None = None) -> None:
+        self.url = bucket.url
+        self.local = state_folder(bucket.url)
+        self.board = LeaseBoard(bucket)
+        self._bucket = bucket
+        self._here = FolderStore(nearby / "kept")
+        self._copies = Copies(nearby / "copies", limit)
+        self._heads = Heads(self, Catalogs(bucket, self._copies))
+        self._known: dict[str, Listed] = {}
+        """Name → the object as it was when it was last listed, read or written."""
+        self._is_large = False
+        """Whether the store was seen to hold more than is worth a list of all."""
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the bytes of an object from `offset`, at most `length` of them. Raises
+        FileNotFoundError, or EnvironmentFault for what cannot be read."""
+        if _stays(name):
+            return self._here.get(name, offset, length)
+        known = self._known.get(name)
+        if known is not None:
+            copy = self._copies.read(name, known.version, offset, length)
+            if copy is None and _in_head(offset, length):
+                copy = self._copies.read(name, known.version + HEAD, offset, length)
+            if copy is not None:
+                return copy
+        if _in_head(offset, length):
+            start = self._fetched(name, 0, FIRST_READ)
+        elif length is None or (known is not None and known.size <= WHOLE_BYTES):
+            start = self._fetched(name, 0, None)
+        else:
+            return self._fetched(name, offset, length)
+        return start[offset : None if length is None else offset + length]
+
+    def _fetched(self, name: str, offset: int, length: int | None) -> bytes:
+        """Return bytes that no copy holds, and keep one if they begin the object."""
+        body, found = self._bucket.get(name, offset, length)
+        self._know(found := _plain(found))
+        if offset == 0:
+            whole = len(body) == found.size
+            self._copies.add(name, found.version + ("" if whole else HEAD), body)
+        return body
+
+    def _know(self, found: Listed) -> None:
+        self._known[found.name] = found
+
+    def heads(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
+        """Yield the head of each object that is there, in this order. Few requests are made for
+        many that were seen before, here or elsewhere, and those at once."""
+        if not names or _stays(names[0]):
+            return self._here.heads(names, extent)
+        return self._heads.each(names, extent)
+
+    def version(self, name: str) -> str | None:
+        """Return the version that an object had when it was last seen."""
+        known = self._known.get(name)
+        return known.version if known is not None else None
+
+    def is_near(self, name: str) -> bool:
+        """Return whether the beginning of an object is read without a request."""
+        version = self.version(name) or ""
+        return any(self._copies.has(name, v) for v in (version, version + HEAD))
+
+    def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
+        """Write an object unless it is there already; says whether it was written. Raises
+        EnvironmentFault."""
+        if _stays(name):
+            return self._here.put_if_absent(name, parts)
+        body = b"".join(parts)
+        version = self._bucket.create(name, body)
+        if version:
+            found = Listed(name=name, size=len(body), modified=time.time(), version=version)
+            self._know(found := _plain(found))
+            self._copies.add(name, found.version, body)
+        return version is not None
+
+    def list(self, prefix: str = "", levels: int = 0) -> Iterator[str]:
+        """Yield names below the folder `prefix`, sorted; with `levels`, those of folders, too."""
+        if _stays(prefix):
+            return self._here.list(prefix, levels)
+        far = self._levels(prefix, levels) if levels else self._below(prefix)
+        if prefix and prefix != QUARANTINE.rstrip("/"):
+            return far
+        far = (name for name in far if name.split("/")[0] != TEMPORARY)
+        return unique(merge(far, self._here.list(prefix, levels)))
+
+    def _below(self, prefix: str) -> Iterator[str]:
+        for found in map(_plain, self._bucket.below(prefix)):
+            self._know(found)
+            yield found.name
+
+    def lists(self, folders: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the names below each of these folders: of a small store by a list of all there is,
+        which takes fewer requests."""
+        here = {folder: [*self._here.list(folder)] for folder in folders if _stays(folder)}
+        far = [folder for folder in folders if folder not in here]
+        if len(far) > 1 and not self._is_large:
+            most = PAGE * max(1, len(far) // 2)
+            every = list(islice(self._below(""), most))
+            self._is_large = len(every) == most
+            if not self._is_large:
+                return here | {f: [n for n in every if n.startswith(f"{f}/")] for f in far}
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return here | dict(zip(far, pool.map(lambda f: [*self._below(f)], far), strict=True))
+
+    def _levels(self, prefix: str, levels: int) -> Iterator[str]:
+        """Yield names of so many levels: from one page of all that lies there, if that is enough,
+        and else folder by folder."""
+        first = list(islice(self._bucket.below(prefix), PAGE))
+        if len(first) < PAGE:
+            last = levels + (prefix.count("/") + 1 if prefix else 0)
+            yield from unique("/".join(found.name.split("/")[:last]) for found in first)
+            return
+        for name in self._bucket.children(prefix):
+            yield from self._levels(name, levels - 1) if levels > 1 else [name]
+
+    def stat(self, name: str) -> ObjectStat | None:
+        """Return size and age of an object, or None when there is none."""
+        if _stays(name):
+            return self._here.stat(name)
+        found = self._bucket.head(name)
+        return ObjectStat(size=found.size, modified=found.modified) if found else None
+
+    def stats(self) -> Iterator[tuple[str, ObjectStat]]:
+        """Yield every object there is, with size and age."""
+        for found in self._bucket.below(""):
+            if found.name == PROBE:
+                continue
+            yield found.name, ObjectStat(size=found.size, modified=found.modified)
+        yield from self._here.stats()
+
+    def delete(self, name: str) -> None:
+        """Remove an object; no error when there is none."""
+        if _stays(name):
+            self._here.delete(name)
+            return
+        self.renew(name)
+        self._bucket.delete([name])
+
+    def touch(self, name: str) -> None:
+        """Note the use of what lies nearby. A bucket keeps no such note: there the oldest is the
+        first to go for space."""
+        if _stays(name):
+            self._here.touch(name)
+
+    def renew(self, name: str) -> None:
+        """Forget the copies of an object, so that what is read next is what lies in the bucket."""
+        if (known := self._known.pop(name, None)) is not None:
+            for version in (known.version, known.version + HEAD):
+                self._copies.drop(name, version)
+
+    def check_writable(self) -> None:
+        """Raise EnvironmentFault when nothing can be written to the bucket, or nearby."""
+        self._here.check_writable()
+        self._bucket.write(PROBE, b"penstock")
+
+    def free_bytes(self) -> int:
+        """Return bytes that can still be written nearby: a bucket does not tell."""
+        return self._here.free_bytes()
+
+
+def _stays(name: str) -> bool:
+    """Return whether an object, or a folder, is of a kind that never leaves this machine."""
+    return f"{name.removeprefix(QUARANTINE)}/".startswith(STAYS)
+
+
+def _in_head(offset: int, length: int | None) -> bool:
+    return length is not None and offset + length <= FIRST_READ
+
+
+def _plain(found: Listed) -> Listed:
+    """Return the same with a version that is written as all services write it everywhere."""
+    return replace(found, version=found.version.strip('"'))
+
+
+def unique(names: Iterable[str]) -> Iterator[str]:
+    """Yield sorted names, each once."""
+    return (name for name, _ in groupby(names))

@@ -1,0 +1,298 @@
+"""A store in a bucket: what it asks of the service, what it keeps of the answers on this machine,
+and what becomes of it when either fails."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.pack_object import DamagedRecord
+from artifacts.packs import Record, RecordSet
+from artifacts.store import Store, open_store
+from artifacts.stores import bucket, catalogs, nearby
+from artifacts.stores.copies import Copies
+from artifacts.stores.heads import CATALOGS
+from flows.upkeep.cache_gc import collect
+from tests.support.buckets import Between
+
+NAMESPACE = "ab" * 32
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket, "WAITS", (0.01,) * 6)
+
+
+@pytest.fixture
+def store(bucket_address: str, way: Between) -> Iterator[Store]:
+    yield open_store(bucket_address)
+
+
+def another_machine(store: Store, monkeypatch: pytest.MonkeyPatch, name: str = "other") -> Store:
+    """The same store as a machine sees it that has nothing nearby."""
+    with monkeypatch.context() as patch:
+        patch.setenv("PENSTOCK_NEARBY", str(store.local / "of" / name))
+        return open_store(store.url)
+
+
+def filled(store: Store, packs: int, kind: str = "captions") -> RecordSet:
+    record_set = RecordSet(store, kind, NAMESPACE)
+    for number in range(packs):
+        record_set.publish([Record(key=f"k{number:04}", meta={"n": number}, payload=b"p" * 50)])
+    return record_set
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://key:hidden@bucket/place",
+        "s3://hidden@bucket/place",
+        "s3://bucket/place?token=hidden",
+        "s3://bucket/place#hidden",
+        "s3:///place",
+        "s3://",
+    ],
+)
+def test_an_address_with_more_than_a_bucket_and_a_folder_is_refused(address: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_store(address)
+    assert "hidden" not in str(caught.value)
+
+
+def test_who_may_not_is_told_at_once_and_in_one_line(store: Store, way: Between) -> None:
+    way.answers, way.spoil = (403,), 1.0
+    with pytest.raises(EnvironmentFault) as caught:
+        store.check_writable()
+    told = str(caught.value)
+    assert store.url in told and "\n" not in told
+    assert "403 Forbidden" in told and "127.0.0.1" not in told and "secret" not in told
+    assert way.total == 1
+
+
+def test_a_bucket_that_is_not_there_is_told_in_one_line(store: Store) -> None:
+    for ask in ("check_writable", "list", "stats"):
+        with pytest.raises(EnvironmentFault, match=r"s3://nobody/place.*See that the buck") as no:
+            list(getattr(open_store("s3://nobody/place"), ask)() or ())
+        assert "\n" not in str(no.value)
+
+
+def test_patience_has_an_end(store: Store, way: Between, monkeypatch: pytest.MonkeyPatch) -> None:
+    way.answers, way.spoil = (409,), 1.0
+    with pytest.raises(EnvironmentFault, match="gives no answer"):
+        store.get("features/one")
+    assert way.total <= (1 + len(bucket.WAITS)) * (1 + bucket.INNER_TRIES)
+
+
+def test_a_service_that_fails_now_and_then_changes_nothing(
+    store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way.spoil = 0.3
+    record_set = filled(store, 12, "features")
+    other = RecordSet(another_machine(store, monkeypatch), "features", NAMESPACE)
+    keys = other.keys()
+    assert keys == record_set.keys() == {f"k{n:04}" for n in range(12)}
+    assert all(other.read(key).payload == b"p" * 50 for key in keys)
+    other.drop(keys)
+    record_set.refresh()
+    assert record_set.keys() == set()
+    assert sum(way.spoilt.values()) > 10
+
+
+def test_a_stalled_answer_is_asked_for_again(
+    store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_if_absent("features/one", [b"one"])
+    monkeypatch.setattr(bucket, "REQUEST_SECONDS", 0.5)
+    other = another_machine(store, monkeypatch)
+    stalls = iter([2.0, 2.0])
+    real = way.fate
+
+    def fate() -> tuple[int | None, bool]:
+        way.delay = next(stalls, 0.0)
+        return real()
+
+    monkeypatch.setattr(Between, "fate", lambda _: fate())
+    assert other.get("features/one") == b"one"
+
+
+def test_of_two_that_write_other_bytes_one_is_first_and_the_other_takes_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = RecordSet(store, "features", NAMESPACE)
+    theirs = RecordSet(another_machine(store, monkeypatch), "features", NAMESPACE)
+    assert ours.publish([Record(key="a", payload=b"of one card")]) == ["a"]
+    assert theirs.publish([Record(key="a", payload=b"of another card")]) == []
+    assert theirs.read("a").payload == ours.read("a").payload == b"of one card"
+    assert list(store.list("quarantine")) == []
+    assert len(list(store.list("features"))) == 1
+
+
+def test_a_pack_that_was_made_anew_with_other_bytes_is_read_as_it_is_now(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = RecordSet(store, "features", NAMESPACE)
+    ours.publish([Record(key="a", payload=b"of one card")])
+    far = another_machine(store, monkeypatch)
+    theirs = RecordSet(far, "features", NAMESPACE)
+    theirs.drop(["a"])
+    theirs.publish([Record(key="a", payload=b"of another card")])
+    again = RecordSet(open_store(store.url), "features", NAMESPACE)
+    assert again.read("a").payload == b"of another card"
+    assert list(store.list("quarantine")) == []
+
+
+def test_a_copy_that_rotted_costs_a_request_and_no_pack(store: Store, way: Between) -> None:
+    filled(store, 2)
+    copies = [path for path in Path(nearby_folder(store)).rglob("*") if path.is_file()]
+    for path in copies:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    again = RecordSet(open_store(store.url), "captions", NAMESPACE)
+    way.clear()
+    assert again.read("k0001").payload == b"p" * 50
+    assert 1 <= way.total <= 3
+    assert list(store.list("quarantine")) == []
+
+
+def nearby_folder(store: Store) -> Path:
+    assert isinstance(store, nearby.BucketStore)
+    return store._copies._folder
+
+
+def test_what_is_damaged_in_the_bucket_is_set_aside_although_the_copy_is_good(
+    store: Store,
+) -> None:
+    filled(store, 1)
+    (name,) = store.list("captions")
+    data = store.get(name)
+    bucket.Bucket(store.url).write(name, data[:-1] + b"?")
+    again = RecordSet(open_store(store.url), "captions", NAMESPACE)
+    with pytest.raises(DamagedRecord, match="set aside"):
+        again.read("k0000")
+    assert list(store.list("quarantine")) == [f"quarantine/{name}"]
+
+
+def test_what_was_read_or_written_here_is_not_asked_for_again(store: Store, way: Between) -> None:
+    record_set = filled(store, 3)
+    keys = record_set.keys()
+    way.clear()
+    assert all(record_set.read(key).payload for key in keys)
+    assert way.total == 0
+    again = RecordSet(open_store(store.url), "captions", NAMESPACE)
+    assert all(again.read(key).payload for key in keys)
+    assert dict(way.counts) == {"list": 1}
+
+
+def test_frames_never_leave_the_machine(
+    store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way.clear()
+    record_set = filled(store, 2, "frames")
+    assert record_set.read("k0001").payload == b"p" * 50
+    (name, _) = store.list("frames")
+    assert store.stat(name) is not None
+    record_set.drop(["k0001"])
+    assert way.total == 0
+    assert list(another_machine(store, monkeypatch).list()) == []
+    assert list(store.list()) == list(store.list("frames"))
+
+
+def test_copies_keep_within_their_limit_and_the_longest_unused_goes_first(tmp_path: Path) -> None:
+    copies = Copies(tmp_path, limit=10_000)
+    for number in range(9):
+        copies.add(f"{number}", "v", b"x" * 1000)
+        copies.read("0", "v")
+    again = Copies(tmp_path, limit=5_000)
+    again.add("new", "v", b"x" * 1000)
+    left = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert left <= 5_000
+    assert again.read("new", "v") == b"x" * 1000
+    assert again.read("1", "v") is None
+
+
+def test_a_folder_that_cannot_be_written_only_costs_requests(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    filled(store, 2)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "file"))
+    other = RecordSet(open_store(store.url), "captions", NAMESPACE)
+    assert other.read("k0001").payload == b"p" * 50
+
+
+def test_many_packs_open_in_few_requests_wherever_they_were_made(
+    store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packs = 3 * catalogs.JOINED
+    filled(store, packs)
+    assert len(RecordSet(store, "captions", NAMESPACE)) == packs  # joins what it sees
+    way.clear()
+    other = RecordSet(another_machine(store, monkeypatch), "captions", NAMESPACE)
+    assert len(other) == packs and other.meta("k0007") == {"n": 7}
+    assert way.total <= 3
+    assert dict(way.counts) == {"list": 2, "get": 1}
+
+
+def test_what_no_catalog_names_is_read_of_its_pack(
+    store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(store, catalogs.JOINED)
+    RecordSet(store, "captions", NAMESPACE)
+    late = RecordSet(another_machine(store, monkeypatch, "late"), "captions", NAMESPACE)
+    late.publish([Record(key="late")])
+    (name, *_) = store.list("captions")
+    store.delete(name)
+    way.clear()
+    other = RecordSet(another_machine(store, monkeypatch), "captions", NAMESPACE)
+    assert "late" in other and len(other) == catalogs.JOINED
+    assert dict(way.counts) == {"list": 2, "get": 2}
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage" * 100])
+def test_a_catalog_that_is_none_only_costs_requests(
+    store: Store, damage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(store, catalogs.JOINED)
+    RecordSet(store, "captions", NAMESPACE)
+    (name,) = store.list(CATALOGS)
+    bucket.Bucket(store.url).write(name, damage)
+    other = RecordSet(another_machine(store, monkeypatch), "captions", NAMESPACE)
+    assert len(other) == catalogs.JOINED
+
+
+def test_many_catalogs_become_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogs, "MERGED", 3)
+    for name in ("JOINED", "WORTH"):
+        monkeypatch.setattr(f"artifacts.stores.many_heads.{name}", 4)
+    monkeypatch.setattr(catalogs, "JOINED", 4)
+    record_set = RecordSet(store, "captions", NAMESPACE)
+    seen = RecordSet(another_machine(store, monkeypatch), "captions", NAMESPACE)
+    for number in range(20):
+        record_set.publish([Record(key=f"k{number}")])
+        seen.refresh()
+    assert len(list(store.list(CATALOGS))) <= 3
+    third = RecordSet(another_machine(store, monkeypatch, "third"), "captions", NAMESPACE)
+    assert len(third) == 20
+
+
+def test_a_store_larger_than_one_list_is_listed_by_folder(
+    store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "PAGE", 10)
+    monkeypatch.setattr(nearby, "PAGE", 10)
+    for kind in ("captions", "features"):
+        for number in range(15):
+            store.put_if_absent(f"{kind}/ab/{NAMESPACE}/{number:02}/x", [b""])
+    names = store.lists([f"{kind}/ab/{NAMESPACE}" for kind in ("captions", "features", "media")])
+    assert [len(found) for found in names.values()] == [15, 15, 0]
+    assert len(list(store.list())) == 30
+    assert list(store.list("captions", levels=2)) == [f"captions/ab/{NAMESPACE}"]
+    assert list(store.list(levels=1)) == ["captions", "features"]
+
+
+def test_catalogs_of_what_nobody_needs_are_rubbish(store: Store) -> None:
+    filled(store, catalogs.JOINED)
+    RecordSet(store, "captions", NAMESPACE)
+    assert len(list(store.list(CATALOGS))) == 1
+    collect(store, 0, dry_run=False)
+    assert list(store.list()) == []
