@@ -132,7 +132,7 @@ class _Routes:
         except ValueError:
             time = 0.0
         drawn = None
-        if path is not None:
+        if path is not None and path.is_file():  # a FIFO would be waited for
             async with self._drawing:
                 drawn = await asyncio.to_thread(thumbnail, path, time)
         if drawn is None:
