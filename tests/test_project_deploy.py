@@ -14,7 +14,7 @@ import yaml
 from prefect import Flow
 
 from flows.deployments.confine import REMOTE_CODE, VARIABLE
-from scripts.follow_docs import TERMINALS, blocks
+from scripts.follow_deploy import TERMINALS, blocks
 from scripts.login import CLIENT, SERVER
 from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOL, crash_automation
 

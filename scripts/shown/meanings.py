@@ -1,0 +1,74 @@
+"""Says what the placeholders of the pages stand for where their commands are run, and which commands
+are not run and why; runs nothing."""
+
+import re
+
+from scripts.shown.commands import Shown
+
+DEMO_FOR = (
+    # A model of the hub, or somebody's own: the demo's, of the kind that the command takes.
+    (re.compile(r"--model (?:M|MODEL|…|[\w-]+/[\w.-]+|eva-8b)(?=\s|$)"), "--model demo"),
+    (re.compile(r"\bexport (?:M|MODEL)(?=\s)"), "export demo"),
+    # Of a synopsis what has to be there, and the first of what may be.
+    (re.compile(r"\s*(?<!')\[[^\]]*\]"), ""),
+    (re.compile(r"(--\w[\w-]* \w[\w.-]*)(?:\|\w[\w.-]*)+"), r"\1"),
+    (re.compile(r"--index films\b"), "--index photos"),
+    (re.compile(r"\bmore\.jsonl\b"), "out/captions.jsonl"),
+)
+"""What is typed instead. Folders and files have their names from the pages (`media.py`)."""
+
+NOT_RUN = (
+    (r"make (docs|docs-check|check|lint|test|test-slow|test-gpu)\b", "CI itself, or a part of it"),
+    (r"make (bench|models)\b|python (-m )?benchmarks\b", "takes minutes to hours, prints figures"),
+    (r".*\b(penstock_demo(\.dual)?\.(train|evaluate))\b", "takes minutes to an hour"),
+    (r".*scripts[./]gpu_check|make gpu-check\b", "needs a GPU; tests run it on stand-ins"),
+    (r".*--vision-backend tensorrt|.*--(zero|fsdp|gpus)\b", "needs several GPUs"),
+    (
+        r"make (wheel|setup)\b|python -m venv|~/penstock/bin/pip\b",
+        "installs 6 GB; tests/test_project_wheel.py and test_project_setup.py try it",
+    ),
+    (
+        r"make (server|worker)\b|prefect |export PREFECT_|.*PREFECT_API_URL",
+        "needs a server that stays; scripts/follow_deploy.py follows the page on one",
+    ),
+    (
+        r"python scripts/(deployment_check|cron_check|follow_deploy)\.py",
+        "takes minutes; the slow tests run it",
+    ),
+    (
+        r"sudo |systemctl |loginctl |journalctl |.*(sudo|systemd|server\.env|worker\.env)\b|secret=",
+        "changes the machine: systemd, Postgres, root",
+    ),
+    (
+        r"curl .*127\.0\.0\.1:8000|penstock serve |(CLIPS|PICTURE)=",
+        "needs a server that stays; tests/test_project_serve_page.py runs the page",
+    ),
+    (r"hf |git clone |datasets-cli |pip install ", "needs the network"),
+    (r"penstock convert eva-pickled ", "needs 16 GB from the hub; usage.md's convert is run"),
+    (r"penstock .*--adapter DIR", "needs a trained adapter; tune.md's are run"),
+    (r"penstock doctor --measure --model DIR", "needs an exported model; tests measure one"),
+)
+"""Begins of commands that are only parsed, and the reason."""
+
+
+def typed(text: str) -> str:
+    """The command that is run in the place of one that is shown."""
+    for shown, meant in DEMO_FOR:
+        text = shown.sub(meant, text)
+    return text
+
+
+def reason_not_run(shown: Shown) -> str:
+    """Why a command is only parsed; empty where it is run."""
+    return next((why for begin, why in NOT_RUN if re.match(begin, shown.text)), "")
+
+
+def expected_code(shown: Shown) -> int:
+    """The exit code that the page tells of."""
+    told = re.search(r"exit code (\d)", shown.comment)
+    return int(told[1]) if told else 0
+
+
+def is_stopped(shown: Shown) -> bool:
+    """Whether the page tells to stop it by Ctrl-C."""
+    return "Ctrl-C" in shown.comment
