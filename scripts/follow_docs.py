@@ -82,7 +82,7 @@ def follow(page: Path, place: Path, verbose: bool) -> Followed:
 
 def judged(shown: Shown, outcome: Outcome) -> str:
     """What is wrong with what a command did; empty where all is as the page says."""
-    told = faults(outcome.text)
+    told = faults(outcome.text, of_words="--json" not in shown.text)
     if outcome.code != expected_code(shown):
         told.append(f"exit code {outcome.code}, the page says {expected_code(shown)}")
     return "; ".join(told)

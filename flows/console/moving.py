@@ -50,8 +50,8 @@ class MovingLine:
         self._progress.update(self._task, description=doing, completed=done, total=total, told=told)
 
     def line(self, text: str) -> None:
-        """Write a line that stays."""
-        self._console.print(text, soft_wrap=True)
+        """Write a line that stays, folded between words; a longer one, as a path, stays whole."""
+        self._console.print(text, overflow="ignore", crop=False)
 
     def clear(self) -> None:
         """Take the moving line away."""

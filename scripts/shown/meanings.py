@@ -55,7 +55,8 @@ def typed(text: str) -> str:
     """The command that is run in the place of one that is shown."""
     for shown, meant in DEMO_FOR:
         text = shown.sub(meant, text)
-    return text
+    by_default = re.match(r"penstock (caption|plan) ", text) and "--model" not in text
+    return f"{text} --model demo" if by_default else text
 
 
 def reason_not_run(shown: Shown) -> str:
