@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 NAVIGATION = {
-    "Begin": ["docs/tutorial", "docs/gallery", "docs/recipes/README"],
+    "Begin": ["docs/tutorial", "docs/gallery"],
+    "Recipes": [
+        "docs/recipes/README",
+        "docs/recipes/captioners",
+        "docs/recipes/trainers",
+        "docs/recipes/pipelines",
+        "docs/recipes/datasets",
+    ],
     "Captions": ["docs/usage", "docs/formats", "docs/report", "docs/shots", "docs/tune"],
     "Labels, vectors, search": ["docs/labels", "docs/embed", "docs/search"],
     "Models": ["docs/models", "docs/precision", "docs/export", "docs/graphs", "docs/natives"],
@@ -29,7 +36,7 @@ NAVIGATION = {
 
 project = "Penstock"
 version = release = installed("penstock")
-copyright = "the authors of Penstock, Apache-2.0"  # noqa: A001
+copyright = "the authors of Penstock, Apache-2.0"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "docs/index"

@@ -1,5 +1,5 @@
-"""Follows every page: runs each command that README and docs/ show, on a terminal of 80 columns, with
-the demo's models in the place of those of the hub; what cannot be run here is parsed.
+"""Follows every page: runs each command that README and docs/ show, on a terminal of 80 columns,
+with the demo's models in the place of those of the hub; what cannot be run here is parsed.
 
     python -m scripts.follow_docs [--parse] [--page docs/usage.md] [--workers 2] [--verbose]
 """
@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.shown.commands import ROOT, Shown, commands, inline, pages
-from scripts.shown.meanings import expected_code, is_stopped, reason_not_run, typed
+from scripts.shown.meanings import (
+    AGAIN,
+    ONCE,
+    before,
+    expected_code,
+    is_ours,
+    is_stopped,
+    reason_not_run,
+    typed,
+)
 from scripts.shown.media import environment, furnish
 from scripts.shown.parsing import wrong, wrong_inline
 from scripts.shown.terminal import Outcome, faults, run_on_terminal
@@ -22,6 +31,7 @@ from scripts.shown.terminal import Outcome, faults, run_on_terminal
 COMMAND_SECONDS = 300.0
 KEPT_LINES = 15
 """Of what a failed command wrote."""
+CODE = ".shown.py"
 STATE = "set -a; [ ! -f .state ] || . ./.state\n{}\ncode=$?; export -p >.state; exit $code"
 """What one line sets, the next one of the page has, as in one shell."""
 
@@ -52,20 +62,24 @@ def read(page: Path) -> Followed:
     return found
 
 
-def follow(page: Path, place: Path, verbose: bool) -> Followed:
-    """Parse every command of a page, and run in order what can be run."""
+def follow(page: Path, place: Path, verbose: bool, seen: set[Shown]) -> Followed:
+    """Parse every command of a page, and run in order what can be run and was not `seen`."""
     found = read(page)
-    shown = [one for one in commands(page) if not reason_not_run(one)]
+    found.parsed += [(one, AGAIN) for one in commands(page) if one in seen]
+    shown = [one for one in commands(page) if not reason_not_run(one) and one not in seen]
     if not shown:
         return found
+    shown = before(page.relative_to(ROOT).as_posix()) + shown
     folder = place / page.relative_to(ROOT).as_posix().replace("/", "-").removesuffix(".md")
     folder.mkdir()
     furnish(folder)
     env = environment(folder, place / "store")
     Path(env["HOME"]).mkdir()
     for one in shown:
+        command = f"python {CODE}" if one.code else typed(one.text)
+        (folder / CODE).write_text(one.code, encoding="utf-8")
         outcome = run_on_terminal(
-            STATE.format(typed(one.text)),
+            STATE.format(command),
             folder,
             env,
             seconds=COMMAND_SECONDS,
@@ -75,14 +89,20 @@ def follow(page: Path, place: Path, verbose: bool) -> Followed:
         if told := judged(one, outcome):
             found.wrong.append(f"{one}\n    {told}")
         if told or verbose:
-            print(f"$ {typed(one.text)}\n{outcome.text}", flush=True)
+            print(f"$ {command}\n{outcome.text}", flush=True)
         print(f"{'FAILED' if told else 'ok':6s} {outcome.seconds:5.1f} s  {one}", flush=True)
     return found
 
 
+def seen_before(wanted: list[Path]) -> set[Shown]:
+    """Commands that an earlier page shows, too, where once is enough."""
+    shown = [one for page in wanted for one in commands(page) if one.text in ONCE]
+    return {one for at, one in enumerate(shown) if one.text in [early.text for early in shown[:at]]}
+
+
 def judged(shown: Shown, outcome: Outcome) -> str:
     """What is wrong with what a command did; empty where all is as the page says."""
-    told = faults(outcome.text, of_words="--json" not in shown.text)
+    told = faults(outcome.text, of_words=is_ours(shown))
     if outcome.code != expected_code(shown):
         told.append(f"exit code {outcome.code}, the page says {expected_code(shown)}")
     return "; ".join(told)
@@ -91,9 +111,9 @@ def judged(shown: Shown, outcome: Outcome) -> str:
 def follow_all(wanted: list[Path], workers: int, verbose: bool) -> list[Followed]:
     """Follow pages beside one another, each in a folder of its own, with one store for all."""
     with tempfile.TemporaryDirectory(prefix="penstock-docs-") as name:
-        place = Path(name).resolve()
+        place, seen = Path(name).resolve(), seen_before(wanted)
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(lambda page: follow(page, place, verbose), wanted))
+            return list(pool.map(lambda page: follow(page, place, verbose, seen), wanted))
 
 
 def tell(found: list[Followed], seconds: float) -> None:

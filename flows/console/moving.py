@@ -3,6 +3,7 @@ is imported when there is a terminal."""
 
 from typing import IO, Any
 
+from flows.console.folding import folded
 from flows.console.terminal import outliving_the_terminal
 
 FRAMES_A_SECOND = 10
@@ -50,8 +51,8 @@ class MovingLine:
         self._progress.update(self._task, description=doing, completed=done, total=total, told=told)
 
     def line(self, text: str) -> None:
-        """Write a line that stays, folded between words; a longer one, as a path, stays whole."""
-        self._console.print(text, overflow="ignore", crop=False)
+        """Write a line that stays, folded between words."""
+        self._console.print(folded(text, self._console.width), soft_wrap=True)
 
     def clear(self) -> None:
         """Take the moving line away."""

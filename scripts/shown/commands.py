@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^ {0,3}(```+|~~~+)\s*(\S*)")
 SHELL = ("sh", "console")
 PROGRAMS = (
-    "accelerate apt-get cat cd cp curl docker echo eval export git head hf kill ls loginctl make mkdir mv"
-    " openssl penstock pip prefect printf python rm sed sleep sort sudo systemctl tail timeout touch"
-    " unzip uv wc journalctl $EDITOR"
-).split()
+    "cat", "cd", "cp", "curl", "docker", "echo", "eval", "export", "git", "head", "hf", "kill",
+    "loginctl", "ls", "journalctl", "make", "mkdir", "openssl", "penstock", "pip", "prefect",
+    "python", "rm", "sed", "sleep", "sudo", "systemctl", "tail", "timeout", "touch", "uv",
+    "$EDITOR",
+)  # fmt: skip
 """What a line of an indented block begins with, if it is a command."""
 ASSIGNED = re.compile(r"^[A-Z_]+=")
 INLINE = re.compile(r"(?<!`)`((?:penstock|make|python|prefect) [^`\n]+)`(?!`)")
@@ -35,6 +36,8 @@ class Shown:
     """As it is typed, without the comment."""
     comment: str = ""
     """What stands behind it."""
+    code: str = ""
+    """Of Python, whose `text` is then its first line."""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}: {self.text}"
@@ -58,7 +61,15 @@ def commands(page: Path, root: Path = ROOT) -> list[Shown]:
             command, comment = parted(text.removeprefix("$ "))
             if command:
                 found.append(Shown(page=name, line=line, text=command, comment=comment))
-    return found
+    return sorted([*found, *python(page, name)], key=lambda shown: shown.line)
+
+
+def python(page: Path, name: str) -> Iterator[Shown]:
+    """The Python that stands in fences of a page."""
+    text = page.read_text(encoding="utf-8")
+    for fence in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        first, code = text.count("\n", 0, fence.start(1)) + 1, fence[1]
+        yield Shown(page=name, line=first, text=code.splitlines()[0], code=code)
 
 
 def blocks(text: str) -> Iterator[tuple[int, list[str]]]:

@@ -1,4 +1,4 @@
-"""Says what the placeholders of the pages stand for where their commands are run, and which commands
+"""Says what the placeholders of the pages stand for where their commands are run, and which of them
 are not run and why; runs nothing."""
 
 import re
@@ -9,6 +9,7 @@ DEMO_FOR = (
     # A model of the hub, or somebody's own: the demo's, of the kind that the command takes.
     (re.compile(r"--model (?:M|MODEL|…|[\w-]+/[\w.-]+|eva-8b)(?=\s|$)"), "--model demo"),
     (re.compile(r"\bexport (?:M|MODEL)(?=\s)"), "export demo"),
+    (re.compile(r"\b(export demo .*)$"), r"\1 --samples 4"),
     # Of a synopsis what has to be there, and the first of what may be.
     (re.compile(r"\s*(?<!')\[[^\]]*\]"), ""),
     (re.compile(r"(--\w[\w-]* \w[\w.-]*)(?:\|\w[\w.-]*)+"), r"\1"),
@@ -36,19 +37,52 @@ NOT_RUN = (
         "takes minutes; the slow tests run it",
     ),
     (
-        r"sudo |systemctl |loginctl |journalctl |.*(sudo|systemd|server\.env|worker\.env)\b|secret=",
+        r"(sudo|systemctl|loginctl|journalctl) |.*(sudo|systemd|server\.env|worker\.env)\b|secret=",
         "changes the machine: systemd, Postgres, root",
     ),
-    (
-        r"curl .*127\.0\.0\.1:8000|penstock serve |(CLIPS|PICTURE)=",
-        "needs a server that stays; tests/test_project_serve_page.py runs the page",
-    ),
+    (r"python (-m )?scripts[./](gallery|report_picture)", "writes the page anew"),
     (r"hf |git clone |datasets-cli |pip install ", "needs the network"),
-    (r"penstock convert eva-pickled ", "needs 16 GB from the hub; usage.md's convert is run"),
+    (
+        r"penstock convert eva-pickled ",
+        "needs the checkpoint from the hub; usage.md's convert is run",
+    ),
     (r"penstock .*--adapter DIR", "needs a trained adapter; tune.md's are run"),
     (r"penstock doctor --measure --model DIR", "needs an exported model; tests measure one"),
 )
 """Begins of commands that are only parsed, and the reason."""
+
+PAGES_NOT_RUN = {
+    "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",
+    "docs/serve.md": "needs a server that stays; tests/test_project_serve_page.py runs the page",
+}
+"""Pages of which nothing is run, and the reason."""
+
+CODE_NOT_RUN = {
+    "import fiftyone": "needs FiftyOne",
+    "image_vectors(load_half(folder": "goes on from a processor and pictures of one's own",
+    "THUDM/cogvlm2": "needs the checkpoint from the hub",
+    "AutoProcessor.from_pretrained(checkpoint)": "tests/test_project_readme.py runs it",
+    "load_half(checkpoint": "tests/test_project_readme.py runs it",
+}
+"""What stands in Python that is only compiled, and the reason."""
+
+
+ONCE = ("make demo", "penstock doctor --measure", "penstock caption VIDEOS/ --prefect")
+"""Slow commands that need nothing of their page: they are run on the first that shows them."""
+AGAIN = "run on an earlier page"
+
+BEFORE = {"docs/report.md": "penstock caption VIDEOS/ --model demo --quiet"}
+"""What a page takes for done when it begins."""
+
+
+def before(page: str) -> list[Shown]:
+    """What has to be run before the first command of a page."""
+    return [Shown(page=page, line=0, text=BEFORE[page])] if page in BEFORE else []
+
+
+def is_ours(shown: Shown) -> bool:
+    """Whether what it writes for people is written by this program."""
+    return shown.text.startswith(("penstock ", "make ")) and "--json" not in shown.text
 
 
 def typed(text: str) -> str:
@@ -61,7 +95,11 @@ def typed(text: str) -> str:
 
 def reason_not_run(shown: Shown) -> str:
     """Why a command is only parsed; empty where it is run."""
-    return next((why for begin, why in NOT_RUN if re.match(begin, shown.text)), "")
+    if shown.code:
+        reasons = [why for part, why in CODE_NOT_RUN.items() if part in shown.code]
+    else:
+        reasons = [why for begin, why in NOT_RUN if re.match(begin, shown.text)]
+    return next(iter(reasons), "") or PAGES_NOT_RUN.get(shown.page, "")
 
 
 def expected_code(shown: Shown) -> int:

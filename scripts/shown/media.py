@@ -18,13 +18,11 @@ TEXTS = {
     "parts.txt": "red star\nblue ring\n",
     "actions.txt": "red star\nblue ring\n",
     "templates.txt": "a photo of {}\n{}\n",
-    "labels.yaml": "thing:\nred star: {parent: thing, prompts: [a red star]}\ndark: {group: ground}\n",
+    "labels.yaml": "thing:\nred star: {parent: thing, prompts: [a red star]}\n",
     "form.json": json.dumps(
         {
             "type": "object",
-            "properties": {
-                "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 4}
-            },
+            "properties": {"tags": {"type": "array", "items": {"type": "string"}, "maxItems": 4}},
             "required": ["tags"],
         }
     ),
@@ -41,6 +39,7 @@ def furnish(folder: Path) -> None:
     (folder / "VIDEOS").mkdir()
     for name in CLIPS:
         shutil.copy(samples / name, folder / "VIDEOS")
+    (folder / "videos").symlink_to("VIDEOS")
     shutil.copy(samples / CLIPS[0], folder / "two_hours.mp4")
     drawn = pictures(folder / "drawn")
     for name in PICTURES:

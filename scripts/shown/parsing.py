@@ -19,6 +19,12 @@ FLAGS = {"--help", "--version"}
 
 def wrong(shown: Shown) -> str:
     """What is wrong with a command of a block; empty where it can be typed."""
+    if shown.code:
+        try:
+            compile(shown.code, shown.page, "exec")
+        except SyntaxError as error:
+            return str(error)
+        return ""
     for text in spelled_out(shown.text):
         for words in simple(text):
             check = CHECKS.get(Path(words[0]).name if "/bin/" in words[0] else words[0])

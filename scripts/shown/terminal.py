@@ -41,7 +41,8 @@ def run_on_terminal(
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     process = subprocess.Popen(
-        ["bash", "-c", script],
+        # Who was started in the background hears no Ctrl-C, and its children neither.
+        ["env", "--default-signal=INT", "bash", "-c", script],
         cwd=folder,
         env=dict(env),
         stdin=theirs,
