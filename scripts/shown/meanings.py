@@ -23,7 +23,6 @@ NOT_RUN = (
     (r"make (bench|models)\b|python (-m )?benchmarks\b", "takes minutes to hours, prints figures"),
     (r".*\b(penstock_demo(\.dual)?\.(train|evaluate))\b", "takes minutes to an hour"),
     (r".*scripts[./]gpu_check|make gpu-check\b", "needs a GPU; tests run it on stand-ins"),
-    (r".*--vision-backend tensorrt|.*--(zero|fsdp|gpus)\b", "needs several GPUs"),
     (
         r"make (wheel|setup)\b|python -m venv|~/penstock/bin/pip\b",
         "installs 6 GB; tests/test_project_wheel.py and test_project_setup.py try it",
@@ -40,7 +39,6 @@ NOT_RUN = (
         r"(sudo|systemctl|loginctl|journalctl) |.*(sudo|systemd|server\.env|worker\.env)\b|secret=",
         "changes the machine: systemd, Postgres, root",
     ),
-    (r"python (-m )?scripts[./](gallery|report_picture)", "writes the page anew"),
     (r"hf |git clone |datasets-cli |pip install ", "needs the network"),
     (
         r"penstock convert eva-pickled ",

@@ -7,8 +7,11 @@ import shlex
 from functools import cache
 from pathlib import Path
 
+from artifacts.errors import PenstockError
 from flows.cli.main import parse, parser
+from flows.cli.options import config_of
 from flows.cli.parsing import CommandParser
+from flows.cli.train_plan import training_of
 from scripts.shown.commands import ROOT, Shown
 from scripts.shown.meanings import typed
 
@@ -44,11 +47,17 @@ def wrong_inline(shown: Shown) -> str:
 
 def spelled_out(text: str) -> list[str]:
     """A command, and for a synopsis one more with each thing that may be there."""
-    if "[" not in text or text.startswith("prefect") or "'" in text:
+    if ("[" not in text and "|" not in text) or text.startswith("prefect") or "'" in text:
         return [typed(text)]
     groups = re.findall(r"\[([^\]]*)\]", text)
     optional = [part for group in groups for part in alternatives(group)]
-    return [typed(text), *(typed(f"{without_optional(text)} {part}") for part in optional)]
+    needed = without_optional(text)
+    others = [
+        needed.replace(choice[0], f"{choice[1]} {value}")
+        for choice in re.finditer(r"(--\w[\w-]*) (\w[\w.-]*(?:\|\w[\w.-]*)+)", needed)
+        for value in choice[2].split("|")
+    ]
+    return [*map(typed, [text, *others]), *(typed(f"{needed} {part}") for part in optional)]
 
 
 def without_optional(text: str) -> str:
@@ -79,13 +88,20 @@ def simple(text: str) -> list[list[str]]:
 
 
 def of_penstock(words: list[str]) -> str:
-    """What the command's own parser says."""
+    """What the command's own parser says, and its configuration of the values."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            parse(words)
+            given = parse(words)
+        if given.command in ("caption", "plan"):
+            given.schema = given.prompt_file = None  # files that a user would have
+            config_of(given, sources=False)
+        if getattr(given, "train", None):
+            training_of(given)
     except SystemExit as end:
         return said.getvalue().strip() if end.code else ""
+    except PenstockError as error:
+        return str(error)
     return ""
 
 
