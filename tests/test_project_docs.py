@@ -25,7 +25,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def broken_links(page: Path, text: str) -> list[str]:
-    """Links of a text that lead nowhere, as seen from a page; of others only their form is known."""
+    """Links of a text that lead nowhere, seen from a page; of others only the form is known."""
     found = []
     for link in LINK.findall(FENCED.sub("", text)):
         if re.match(r"[a-z]+:", link):
@@ -154,7 +154,7 @@ def test_nothing_is_said_of_commands_that_no_page_shows() -> None:
         ("penstock convert SRC DST [--dtype fp16|bf16]", "penstock convert SRC DST"),
         (
             "penstock export MODEL --to nf4|int8 --out DIR [--accept]",
-            "penstock export demo --to nf4 --out DIR --samples 4",
+            "penstock export demo --to nf4 --out DIR --samples 8",
         ),
     ],
 )

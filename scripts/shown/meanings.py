@@ -9,7 +9,7 @@ DEMO_FOR = (
     # A model of the hub, or somebody's own: the demo's, of the kind that the command takes.
     (re.compile(r"--model (?:M|MODEL|…|[\w-]+/[\w.-]+|eva-8b)(?=\s|$)"), "--model demo"),
     (re.compile(r"\bexport (?:M|MODEL)(?=\s)"), "export demo"),
-    (re.compile(r"\b(export demo .*)$"), r"\1 --samples 4"),
+    (re.compile(r"\b(export demo .*)$"), r"\1 --samples 8"),
     # Of a synopsis what has to be there, and the first of what may be.
     (re.compile(r"\s*(?<!')\[[^\]]*\]"), ""),
     (re.compile(r"(--\w[\w-]* \w[\w.-]*)(?:\|\w[\w.-]*)+"), r"\1"),
