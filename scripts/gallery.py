@@ -83,7 +83,6 @@ def clips_part(place: Path, to: Path) -> tuple[str, str]:
         f"    python -m penstock_demo.clips clips --count {CLIPS} --seed {CLIPS_SEED}\n"
         "    penstock caption clips --model demo\n",
         f"{FRAMES} frames of each clip, evenly spaced:\n",
-        "| clip | caption | |\n|---|---|---|",
     ]
     right, precision = 0, ""
     for row in rows(out / "captions.jsonl"):
@@ -93,9 +92,9 @@ def clips_part(place: Path, to: Path) -> tuple[str, str]:
         exact = row["caption"] == truth
         right += exact
         precision = row["precision"]["language"]
-        verdict = "exact" if exact else f"not so: {truth}"
-        lines.append(f"| ![{row['media_path']}](gallery/{name}) | {row['caption']} | {verdict} |")
-    lines.append(f"\n{right} of {len(truths)} are the truth to the letter.\n")
+        verdict = "exact" if exact else f"no: {truth}"
+        lines.append(f"![{row['media_path']}](gallery/{name})\n\n{row['caption']} ({verdict})\n")
+    lines.append(f"{right} of {len(truths)} are the truth to the letter.\n")
     return precision, "\n".join(lines)
 
 
@@ -146,7 +145,7 @@ def labels_part(place: Path, to: Path) -> str:
     for truth in truths[:SHOWN_PICTURES]:
         labels = [one["label"] for one in said[truth.file]["labels"] if one["passed"]]
         same = sorted(labels) == sorted(set(truth.labels))
-        verdict = "all of it" if same else f"not so: {', '.join(truth.labels)}"
+        verdict = "all of it" if same else f"no: {', '.join(truth.labels)}"
         shown = keep(place / "pictures" / truth.file, to)
         lines.append(f"| {shown} | {', '.join(labels) or 'none'} | {verdict} |")
     return "\n".join(lines) + "\n"
