@@ -24,7 +24,6 @@ from flows.cli.parsing import CommandParser
 from flows.cli.serve_options import add_serve_options
 from flows.cli.train_plan import add_train_options
 from flows.cli.tune_options import add_tune_options
-from flows.console.folding import fold_terminals
 from flows.console.terminal import forget_terminal
 from flows.job.config import PRECISIONS
 from flows.pipelines import PURPOSES
@@ -134,8 +133,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    if "--json" not in (sys.argv if arguments is None else arguments):
-        fold_terminals()
     given = parse(arguments)
     try:
         if given.version:

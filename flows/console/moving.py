@@ -3,7 +3,6 @@ is imported when there is a terminal."""
 
 from typing import IO, Any
 
-from flows.console.folding import folded
 from flows.console.terminal import outliving_the_terminal
 
 FRAMES_A_SECOND = 10
@@ -51,8 +50,8 @@ class MovingLine:
         self._progress.update(self._task, description=doing, completed=done, total=total, told=told)
 
     def line(self, text: str) -> None:
-        """Write a line that stays, folded between words."""
-        self._console.print(folded(text, self._console.width), soft_wrap=True)
+        """Write a line that stays."""
+        self._console.print(text, soft_wrap=True)
 
     def clear(self) -> None:
         """Take the moving line away."""
