@@ -47,8 +47,12 @@ class Caption:
     """Name of its prompt, where there are several."""
     fields: dict[str, Any] | None = None
     """What it says, by property, where it follows a schema."""
+    original: str = ""
+    """What the model said, where a person corrected it."""
+    review: str = ""
+    """Whether a person accepted or rejected it; empty where nobody did."""
 
-    UNSAID: ClassVar = ("name", "fields")
+    UNSAID: ClassVar = ("name", "fields", "original", "review")
     """Fields that a line has only where there is something in them."""
 
 

@@ -23,7 +23,7 @@ from flows.job.launch import DirectLauncher, Running, StageCall
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Task
-from flows.results.outputs import caption_of, captions_by_file
+from flows.results.captions import caption_of, captions_by_file
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.table_rows import kinds_of, properties_of, table_rows

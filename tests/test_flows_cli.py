@@ -58,6 +58,7 @@ COMMANDS = {
     },
     "status": {"OUT", "--json"},
     "report": {"OUT", "--to"},
+    "review": {"OUT", "--port"},
     "cache": {"ACTION"},
     "convert": {"SRC", "DST", "--dtype"},
     "export": {

@@ -125,6 +125,7 @@ def test_a_dual_encoder_is_refused_to_caption(
     assert said.count("\n") == 1 and "writes no captions" in said and "penstock embed" in said
 
 
+@pytest.mark.slow
 def test_a_text_model_is_refused(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def exported(folder: Path, kind: str, told: CaptionConfig, **changes: Any) -> Ex
     return export(told, asked, Display(quiet=True))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_judged_placed_and_captions(
     tmp_path: Path, clips: Path, store: Path
 ) -> None:

@@ -38,8 +38,9 @@ FRAMES_A_VIDEO = 4
 """Of which instructblipvideo takes neither more nor fewer."""
 TOKENS = 8
 ASKED = "Who is it?"
-QUICK = ("blip", "mllama")
+QUICK = ("blip",)
 SLOW = (
+    "mllama",
     "pix2struct",
     "blip_2",
     "florence2",

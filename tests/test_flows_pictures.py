@@ -62,7 +62,7 @@ FAMILIES = (
     "llava_next",
     "paligemma",
 )
-QUICK = ("gemma3", "llava")
+QUICK = ("llava",)
 PROCESSORS: dict[str, Any] = {
     "blip": hf.BlipImageProcessor,
     "clip": functools.partial(

@@ -48,6 +48,7 @@ def test_llava_7b_takes_what_its_dimensions_say(
     assert found["stage"]["decode"]["peak_bytes"] < 17 << 30
 
 
+@pytest.mark.slow
 def test_llava_7b_in_cards_of_24_16_8_and_6_gib(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

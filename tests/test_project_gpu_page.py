@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SPEAKS = re.compile(r"cuda|nvml|pin_memory|\bStream\(", re.IGNORECASE)
 BYTES_OF_FILES = (
+    "flows/reviewing/app.py",
     "flows/serving/uploads.py",
     "stages/frames/opening.py",
     "stages/models/hub/transfer.py",

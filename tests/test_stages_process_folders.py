@@ -40,6 +40,7 @@ def test_a_folder_that_goes_away_is_told_as_such(
     assert [event.key for event in heard if isinstance(event, Item)] == ["one"]
 
 
+@pytest.mark.slow
 def test_a_stage_leaves_nothing_in_the_folder_for_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,6 +134,7 @@ def test_every_chunk_is_read_once_a_level_within_the_context(family: str, tmp_pa
     assert summary["tokens"] >= sum(node["tokens"] for node in found.values()) > 0
 
 
+@pytest.mark.slow
 def test_a_death_costs_only_what_was_not_said(tmp_path: Path) -> None:
     media = (texts(12), texts(6, changed=2))
     whole = summarize(told("qwen2_5_vl", tmp_path / "whole", *media))

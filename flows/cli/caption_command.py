@@ -4,14 +4,20 @@ import argparse
 import os
 import shlex
 import sys
+from functools import partial
+from typing import TYPE_CHECKING
 
-from artifacts.errors import PenstockError
+from artifacts.errors import PenstockError, redacted
 from flows.cli.last_words import UNFORESEEN, tell_end
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import Display, printable
 from flows.job.config import CaptionConfig
 from flows.results.run_result import RunResult
+
+if TYPE_CHECKING:
+    from flows.job.prepare import Job
+    from flows.results.run_record import RunRecord
 
 
 def caption_command(given: argparse.Namespace) -> int:
@@ -25,13 +31,20 @@ def caption_command(given: argparse.Namespace) -> int:
     else:
         from flows.running.run import caption
 
-        result = caption(config, display)
+        result = caption(config, display, on_begin=partial(remember, given.words))
     if tell_end(given, result, display):
         for warning in result.warnings:
             print(printable(f"note: {warning}"), file=sys.stderr)
         told = f"penstock report {shlex.quote(str(result.out))}"
         print(f"{result.line()}; see them with `{told}`")
     return result.exit_code
+
+
+def remember(words: list[str], _: "Job", record: "RunRecord") -> None:
+    """Let the record say which command this is, unless it tells what lets others in."""
+    if not any(redacted(word) != word for word in words):
+        record.value["command"] = {"words": words, "folder": os.getcwd()}
+        record.write(force=True)
 
 
 def with_prefect(config: CaptionConfig, display: Display) -> RunResult:

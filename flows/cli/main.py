@@ -78,6 +78,11 @@ def parser() -> CommandParser:
     report = commands.add_parser("report", help="a run as one HTML file", epilog=EPILOG)
     report.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     report.add_argument("--to", default="", metavar="FILE", help="[OUT/report.html]")
+    review = commands.add_parser("review", help="correct and accept captions", epilog=EPILOG)
+    review.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+    review.add_argument(
+        "--port", type=int, default=8010, metavar="P", help="0: a free one [%(default)s]"
+    )
     add_cache_commands(commands.add_parser("cache", help="look after the store", epilog=EPILOG))
     convert = commands.add_parser(
         "convert", help="a model's pickled weights as safetensors", epilog=EPILOG
@@ -113,9 +118,15 @@ def parser() -> CommandParser:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; sources may stand before and after options."""
-    top = parser()
+    """Parse the command line, which is in `words`; sources may stand before and after options."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    given = _parse(words)
+    given.words = words
+    return given
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    top = parser()
     # What follows `--` is a source whatever it looks like; argparse takes it for unknown options
     # where sources stand before the options.
     end = words.index("--") if "--" in words else len(words)

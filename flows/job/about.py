@@ -13,6 +13,7 @@ from flows.job.tasks import PREVIOUS
 
 def summary(job: Job) -> dict[str, Any]:
     """Return what was going to be run, as `run.json` keeps it."""
+    said = {name: getattr(job.config, name) for name in ("prefix", "suffix", "schema")}
     return {
         "model": job.model.name,
         "revision": job.config.revision,
@@ -23,6 +24,7 @@ def summary(job: Job) -> dict[str, Any]:
         "sampling": job.sampling.told,
         "batch_size": job.config.batch_size,
         **({"generation": told} if (told := job.config.generation.told) else {}),
+        **({"words": said} if any(said.values()) else {}),
         "store": job.store.url,
         "media": len(job.by_file),
         "halves": halves(job.model),

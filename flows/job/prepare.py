@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from artifacts.captions import Failure
+from artifacts.edits import EditsOf
 from artifacts.errors import UsageError
 from artifacts.keys import ContentDigests
 from artifacts.packs import stored_namespaces
@@ -59,6 +60,8 @@ class Job:
     failures: tuple[Failure, ...]
     """Sources that cannot be had, and why."""
     ledger: Ledger
+    edits: EditsOf
+    """What people corrected of what earlier runs wrote into the same folder."""
     notes: tuple[str, ...] = ()
     """What people should know of how its sources were read."""
 
@@ -197,6 +200,7 @@ def _job_of(config: CaptionConfig, store: Store, model: Model, pipeline: Pipelin
         files=(),
         contents=(),
         failures=(),
+        edits=EditsOf(out_folder(config)),
         ledger=Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored)),
     )
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from artifacts.edits import ACCEPTED, EDITS, REJECTED
 from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from artifacts.words import counted
 from flows.job.sources import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from stages.models.hub.transfer import Announce
 
 MOST_BYTES = 1 << 30
 """Largest file of captions."""
@@ -48,14 +50,15 @@ class Example:
         return self.path, self.start, self.end, self.prompt
 
 
-def examples_in(data: str) -> list[Example]:
-    """Return the captions in some data, each item once. Raises UsageError."""
+def examples_in(data: str, say: Announce = lambda _: None) -> list[Example]:
+    """Return the captions in some data, each item once; `say` is told what people's reviews leave
+    out. Raises UsageError."""
     path = Path(data).expanduser()
     if path.is_dir():
         found = list(_beside(path))
     elif path.suffix.lower() in SUFFIXES and path.is_file():
         rows = ROWS[path.suffix.lower()](path)
-        found = [_example(row, at, path) for at, row in enumerate(rows, 1)]
+        found = [_example(row, at, path) for at, row in _reviewed([*enumerate(rows, 1)], path, say)]
     else:
         raise UsageError(
             f"there are no captions at {path}",
@@ -65,6 +68,31 @@ def examples_in(data: str) -> list[Example]:
         raise UsageError(f"{path} holds no captions", hint="Give more, or check the path")
     _check(found, path)
     return list({example.item: example for example in reversed(found)}.values())[::-1]
+
+
+def _reviewed(
+    rows: list[tuple[int, Mapping[str, Any]]], path: Path, say: Announce
+) -> list[tuple[int, Mapping[str, Any]]]:
+    """Return the rows that people accepted, with their numbers; where nobody accepted any, those
+    that nobody rejected. Raises UsageError where corrections are not in the data yet."""
+    edits = path.with_name(EDITS)
+    if path.suffix == ".jsonl" and edits.exists() and _written(edits) > _written(path):
+        raise UsageError(
+            f"{edits} has corrections that are not in {path.name} yet",
+            hint="Press Write files in `penstock review`, or run the same `penstock caption` again",
+        )
+    kept = [(at, row) for at, row in rows if row.get("review") == ACCEPTED]
+    kept = kept or [(at, row) for at, row in rows if row.get("review") != REJECTED]
+    if rows and not kept:
+        raise UsageError(f"{path}: every caption was rejected", hint="Accept some, or correct them")
+    if len(kept) < len(rows):
+        which = "accepted" if kept[0][1].get("review") else "not rejected"
+        say(f"{len(kept):,} of {counted(len(rows), 'caption')} are learned: those {which}")
+    return kept
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def _check(found: Sequence[Example], path: Path) -> None:

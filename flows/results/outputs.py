@@ -3,13 +3,12 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from heapq import merge
-from operator import attrgetter
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from artifacts.captions import Caption, Failure, answer_in, ended_of, write_jsonl
+from artifacts.captions import Caption, Failure, write_jsonl
+from artifacts.edits import REJECTED
 from artifacts.files import write_text
 from artifacts.keys import hash_file
 from artifacts.shards import DATASET
@@ -19,12 +18,11 @@ from artifacts.trainers import TRAINERS
 from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
-from flows.job.tasks import Medium, Task
 from flows.pipelines import STAGES
+from flows.results.captions import SHORTENED, captions_by_file, in_words
 from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.results.text_files import write_texts
 from flows.results.texts import Texts
-from stages.decode.structure import fields_of, words_of
 from stages.process.events import Failed
 
 
@@ -86,76 +84,6 @@ def places(job: Job) -> dict[str, str]:
 
 FOLDERS = (DATASET, *TRAINERS)
 """Formats that are a folder of `OUT`, written when all is captioned."""
-THINKING_STILL = "it was still thinking when it was cut: --max-new-tokens lets it come to an end"
-ROUND = "it went round in circles, and was said once more where it may not"
-ROUND_STILL = "it went round in circles, and once more when it was said again"
-SHORTENED = "it was closed early, because it had as many tokens as it may have"
-MIDDLE = ("only the chunk's middle frame was seen: the model takes one picture a prompt",)
-
-
-def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
-    """Return the captions of one file that are there, a line a chunk, in time order."""
-    made = job.ledger["captions"]
-    return [
-        caption_of(job, file, task, made.meta(task["captions"]))
-        for task in job.ledger.tasks([medium])
-        if task["captions"] in made
-    ]
-
-
-def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> Caption:
-    """Return the caption of one chunk of a file, with what was stored of it."""
-    index = job.ledger.index(task.medium)
-    assert index is not None
-    one_frame = task.medium.kind == "video" and job.model.one_frame
-    said, warnings = _said(stored, strip_think=job.config.strip_think and not job.config.schema)
-    return Caption(
-        media_path=file.media_path,
-        source=file.source,
-        start=task.chunk.start,
-        end=task.chunk.end,
-        caption=f"{job.config.prefix}{said}{job.config.suffix}",
-        fields=fields_of(said) if job.config.schema else None,
-        model=job.model.name,
-        prompt=task.prompt,
-        precision=task.namespaces.precision,
-        frames=task.chunk.times,
-        features=task["features"],
-        tokens=stored["tokens"],
-        ended=ended_of(stored, task.namespaces.limit),
-        name=file.name,
-        warnings=(*index.warnings, *(MIDDLE if one_frame else ()), *warnings),
-    )
-
-
-def in_words(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
-    """Return the captions of one file as people read them: of a schema of one text, or of one list
-    of them, without its JSON."""
-    captions, config = captions_of(job, file, medium), job.config
-    if not config.schema:
-        return captions
-    words = [words_of(config.schema, caption.fields or {}) for caption in captions]
-    return [
-        caption if said is None else replace(caption, caption=config.prefix + said + config.suffix)
-        for caption, said in zip(captions, words, strict=True)
-    ]
-
-
-def _said(stored: Mapping[str, Any], *, strip_think: bool) -> tuple[str, list[str]]:
-    """Return the words of a stored caption, and what is to be known of how they came about."""
-    words, warnings = str(stored["caption"]), []
-    if stored.get("retried"):
-        warnings.append(ROUND_STILL if stored.get("loops") else ROUND)
-    if stored.get("shortened"):
-        warnings.append(SHORTENED)
-    if strip_think:
-        answer = answer_in(words)
-        if words and not answer and not words.rstrip().endswith("</think>"):
-            warnings.append(THINKING_STILL)
-        elif answer != words:
-            warnings.append("what it thought before is left out")
-        words = answer
-    return words, warnings
 
 
 def there_before(job: Job) -> list[str]:
@@ -170,7 +98,11 @@ class Written:
 
     captions: int = 0
     cut: int = 0
-    """Captions that had as many tokens as they may have."""
+    """Captions that had as many tokens as they may have, and that nobody looked at since."""
+    corrected: int = 0
+    """Captions that a person corrected."""
+    rejected: int = 0
+    """Captions that a person rejected."""
     failures: list[Failure] = field(default_factory=list)
     texts: list[Texts] = field(default_factory=list)
     earlier: list[str] = field(default_factory=list)
@@ -181,6 +113,8 @@ class Written:
         return {
             "captions": self.captions,
             "cut": self.cut,
+            "corrected": self.corrected,
+            "rejected": self.rejected,
             "texts": [texts.to_json() for texts in self.texts],
             "earlier": list(self.earlier),
         }
@@ -198,10 +132,12 @@ def write_outputs(job: Job, *, last: bool) -> Written:
     def rows() -> Iterator[Caption]:
         # Made anew for each file: all of them together would be most of the memory of a large run.
         counts.clear()
-        found.cut = 0
+        found.cut = found.corrected = found.rejected = 0
         for captions in captions_by_file(job):
             counts.append(len(captions))
-            found.cut += sum(c.ended == "length" or SHORTENED in c.warnings for c in captions)
+            found.cut += sum(_is_cut(c) for c in captions)
+            found.corrected += sum(bool(c.original) for c in captions)
+            found.rejected += sum(c.review == REJECTED for c in captions)
             yield from captions
 
     write_jsonl(job.out / "captions.jsonl", rows())
@@ -222,6 +158,11 @@ def write_outputs(job: Job, *, last: bool) -> Written:
     return found
 
 
+def _is_cut(caption: Caption) -> bool:
+    ended_early = caption.ended == "length" or SHORTENED in caption.warnings
+    return ended_early and not caption.review
+
+
 def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator[str]:
     """Yield for each file where it lies and how many lines of `captions.jsonl` are its own. They
     come in the order of those lines: two files of one name and source could not be told apart
@@ -235,11 +176,3 @@ def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator
             "captions": count,
         }
         yield json.dumps(row) + "\n"
-
-
-def captions_by_file(job: Job) -> Iterator[list[Caption]]:
-    """Yield the captions of each file that are there, in source order; those that several prompts
-    gave of a chunk follow one another."""
-    for group in job.by_file:
-        asked = [captions_of(job, file, medium) for file, medium in group]
-        yield [*merge(*asked, key=attrgetter("start"))]

@@ -46,6 +46,7 @@ PLAN = {
     "halves": Left(Each(HALF)),
     "sampling": Left(Each(anything)),
     "notes": Left([text]),
+    "words": Left({"prefix": text, "suffix": text, "schema": text}),
     "memory": Left(Maybe({"budget_bytes": Left(Maybe(number)), "stages": [PLANNED]})),
     "seconds": Left(Maybe(Each(anything))),
 }
@@ -88,6 +89,7 @@ RECORD = {
     "earlier": Left([text]),
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
     "versions": Left(Each(text)),
+    "command": Left(Maybe({"words": [text], "folder": text})),
 }
 """Shape of `run.json`, as far as anything is told of it."""
 

@@ -197,6 +197,7 @@ def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
         "cut": 0,
         "texts": [],
         "earlier": [],
+        "command": None,
         "failures": [],
         "error": "",
     }

@@ -67,6 +67,9 @@ class RunResult:
             line += f", {counted(self.summaries, 'summary')} in {self.out / SUMMARIES}"
         if self.written.cut:
             line += f", {self.written.cut} cut at {counted(self.limit, 'token')}"
+        if self.written.corrected or self.written.rejected:
+            line += f", {self.written.corrected:,} corrected by hand"
+            line += f" and {self.written.rejected:,} rejected" if self.written.rejected else ""
         for texts in self.written.texts:
             line += f", {texts_line(texts.to_json())}"
         if self.failures:

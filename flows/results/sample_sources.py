@@ -12,7 +12,7 @@ from artifacts.stamps import Stamp
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
-from flows.results.outputs import captions_of
+from flows.results.captions import captions_of, unrejected
 
 SAME_SECONDS = 0.001
 """Seconds from the end of a medium: a chunk that reaches this close to it holds all of it."""
@@ -40,7 +40,7 @@ def sample_sources(job: Job) -> Iterator[list[SampleSource]]:
     for group in job.by_file:
         items: list[SampleSource] = []
         for file, medium in group:
-            captions = captions_of(job, file, medium)
+            captions = [*unrejected(captions_of(job, file, medium))]
             if captions:
                 alike = (file.media_path, medium.digest, medium.prompt)
                 copies[alike] += 1

@@ -13,7 +13,7 @@ from flows.job.namespaces import namespace_aside
 from flows.job.precision import PartSettings
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
-from flows.results.outputs import in_words
+from flows.results.captions import in_words, unrejected
 from stages.process.stage import Stage
 from stages.summarize.job import SUMMARY
 
@@ -67,9 +67,10 @@ def stories(job: Job) -> Iterator[Story]:
         captions = in_words(job, file, medium) if medium.kind == "video" else []
         tasks = job.ledger.tasks([medium])
         lost = sum(job.ledger.lost(task) for task in tasks)
-        if captions and len(captions) >= len(tasks) - lost:
-            words = [each.caption[before : len(each.caption) - behind] for each in captions]
-            texts = [(c.start, c.end, said) for c, said in zip(captions, words, strict=True)]
+        kept = [*unrejected(captions)]
+        if kept and len(captions) >= len(tasks) - lost:
+            words = [each.caption[before : len(each.caption) - behind] for each in kept]
+            texts = [(c.start, c.end, said) for c, said in zip(kept, words, strict=True)]
             yield Story(file=file, texts=texts, lost=lost)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from artifacts.captions import Caption, values_of
 from artifacts.tables import KINDS
 from flows.job.prepare import Job
+from flows.results.captions import unrejected
 from stages.decode.structure import columns_of
 
 OF_PROMPT = ("prompt", "tokens", "ended")
@@ -53,6 +54,7 @@ def table_rows(
     captions: Iterable[Caption], kinds: Mapping[str, str], properties: Properties
 ) -> Iterator[Caption | dict[str, Any]]:
     """Yield a row a chunk, with these columns; where it was not asked something, it has nothing."""
+    captions = unrejected(captions)
     if {*kinds} - {*properties.values()} == {*KINDS}:  # nobody asked by a name
         yield from (_row([each], kinds, properties) if properties else each for each in captions)
         return

@@ -18,6 +18,7 @@ from flows.job.own_files import OwnFiles, digest_at
 from flows.job.prepare import Job
 from flows.job.sources import MediaFile
 from flows.job.tasks import Medium
+from flows.results.captions import unrejected
 from flows.results.texts import Texts
 
 NOT_TEXTS = ("logs", DATASET)
@@ -77,6 +78,8 @@ class _Writer:
         for path, medium, text in self._said(captions_of):
             if text is None:
                 self.texts.earlier += self._is_own(path, medium)
+            elif not text:
+                self._drop(path, medium)
             elif self._bring(path, medium, text):
                 self.texts.written += 1
             else:
@@ -93,6 +96,11 @@ class _Writer:
             return self._joined.bring(path, medium.digest, text.decode(), config.rule)
         return self._own.bring(path, text, form, medium.digest, replace=config.replaces)
 
+    def _drop(self, path: Path, medium: Medium) -> None:
+        """Remove a text of which all was rejected, if it is ours."""
+        if self._own.has(self.texts.form, medium.digest, digest_at(path)):
+            path.unlink(missing_ok=True)
+
     def count_stale(self, captions_of: CaptionsOf, there: Set[str]) -> int:
         """Count those that are ours and say something else than what is said now."""
         for path, medium, text in self._said(captions_of, there):
@@ -103,8 +111,9 @@ class _Writer:
     def _said(
         self, captions_of: CaptionsOf, only: Set[str] | None = None
     ) -> Iterator[tuple[Path, Medium, bytes | None]]:
-        """Yield what each file, or each of `only` those, should hold. It is None where not all of a
-        medium is captioned, since half a text would look like a whole one."""
+        """Yield what each file, or each of `only` those, should hold. It is empty where all of a
+        medium was rejected, and None where not all of it is captioned, since half a text would look
+        like a whole one."""
         job = self._job
         for path, file, medium in zip(self._paths, job.files, job.contents, strict=True):
             if only is not None and str(path) not in only:
@@ -113,7 +122,7 @@ class _Writer:
             wanted = sum(not job.ledger.lost(task) for task in job.ledger.tasks([medium]))
             text = None
             if captions and len(captions) >= wanted:
-                lines = "".join(WRITERS[self.texts.form](captions))
+                lines = "".join(WRITERS[self.texts.form]([*unrejected(captions)]))
                 text = lines.encode("utf-8", errors="replace")
             yield path, medium, text
 

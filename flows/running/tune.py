@@ -29,6 +29,7 @@ from flows.running.calls import Calls
 from flows.running.run import LauncherMaker, prepared
 from flows.running.watch import OnBegin, Watch
 from stages.models.adapters.reading import ADAPTER_CONFIG
+from stages.models.hub.transfer import Announce
 from stages.tune import OUTPUT_VERSION, STAGE
 
 BOARD = "tensorboard"
@@ -47,7 +48,7 @@ def tune(
 ) -> Tuned | AdapterScore:
     """Train the adapter that is asked for, or score one. Raises PenstockError; what is learned
     is kept."""
-    examples, asked = asked_of(config)
+    examples, asked = asked_of(config, display.say)
     out, watch = Path(asked.out).parent, Watch(display, on_begin)
     with prepared(asked, watch, make_launcher, TUNE) as (job, launcher):
         _check(config, job, examples, out)
@@ -66,16 +67,16 @@ def tune(
     return scored_in(out, asked.adapter) if config.validate_only else tuned_in(out)
 
 
-def asked_of(config: TuneConfig) -> tuple[list[Example], TuneRun]:
-    """Return the examples, and the run that encodes and trains on them. Raises UsageError for
-    media that are not there."""
+def asked_of(config: TuneConfig, say: Announce = lambda _: None) -> tuple[list[Example], TuneRun]:
+    """Return the examples, and the run that encodes and trains on them; `say` is told what reviews
+    leave out. Raises UsageError for media that are not there."""
     out = folder_named(config.out, "out")
     if config.tensorboard and find_spec("tensorboard") is None:
         raise UsageError(
             "--tensorboard needs TensorBoard, which is not installed",
             hint="pip install 'penstock[tensorboard]'; the report shows the same curves without",
         )
-    examples = examples_in(config.data)
+    examples = examples_in(config.data, say)
     missing = [each for each in examples if not each.path.is_file() and not each.features]
     if missing:
         raise UsageError(

@@ -1,26 +1,25 @@
 """Runs a server from its configuration to its end: listens, tells where, and drains."""
 
 import asyncio
-import contextlib
-import errno
 import gc
 import logging
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import UsageError
 from artifacts.regular import read_text
 from flows.console.display import Display
 from flows.job.launch import DirectLauncher, Launcher
 from flows.serving.app import app_of
 from flows.serving.config import ServeConfig
 from flows.serving.guard import Guard
+from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.opening import DRAIN_SECONDS, open_service
 from flows.serving.patience import patient_protocol
 from stages.process.stage_process import Listener
@@ -50,7 +49,7 @@ def serve(
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = FILES if most == resource.RLIM_INFINITY else min(FILES, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
-    with _listening(config) as listener:
+    with listening(config.host, config.port) as listener:
         sys.setswitchinterval(SWITCH_SECONDS)
         with asyncio.Runner(loop_factory=_loops()) as runner:
             runner.run(_serve(config, display, token, listener, make_launcher))
@@ -86,33 +85,6 @@ def token_of(config: ServeConfig) -> str:
     return token
 
 
-@contextlib.contextmanager
-def _listening(config: ServeConfig) -> Iterator[socket.socket]:
-    """Yield a socket that listens. Raises EnvironmentFault."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((config.host, config.port))
-        except OSError as error:
-            busy = error.errno == errno.EADDRINUSE
-            raise EnvironmentFault(
-                f"{config.host}:{config.port} cannot be listened on ({error.strerror or error})",
-                hint="Another program has it: give another --port"
-                if busy
-                else "Give --host, --port",
-            ) from error
-        yield listener
-
-
-class _Server(uvicorn.Server):
-    """A server of which the signals are taken by who runs it."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def _serve(
     config: ServeConfig,
     display: Display,
@@ -126,7 +98,7 @@ async def _serve(
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, asked_to_end.set)
         app = Guard(app_of(service, token), service, token)
-        server = _Server(
+        server = UnsignalledServer(
             uvicorn.Config(
                 app,
                 http=patient_protocol(CONNECTIONS_A_REQUEST * config.max_queue),
@@ -149,9 +121,7 @@ async def _serve(
         ending = asyncio.create_task(asked_to_end.wait())
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        print(f"serving on http://{shown}:{port}", flush=True)
+        print(f"serving on {address_of(listener)}", flush=True)
         await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
         service.draining = True
         display.say("ending: what was asked is answered first")

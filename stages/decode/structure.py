@@ -53,6 +53,17 @@ def fields_of(said: str) -> dict[str, Any]:
     return fields
 
 
+def follows(text: str, said: str) -> bool:
+    """Return whether what a person wrote is an answer that a schema allows."""
+    from jsonschema import Draft202012Validator
+
+    try:
+        value = json.loads(said, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return False
+    return bool(Draft202012Validator(closed(json.loads(text))).is_valid(value))
+
+
 def texts_within(said: str) -> list[str]:
     """Return the values of an answer as texts, as far as they were said before they were closed."""
     values = fields_of(said).values()

@@ -23,6 +23,8 @@ function cut(box, parent) {
     const around = at.getBoundingClientRect();
     left = Math.max(left, around.left);
     right = Math.min(right, around.right);
+    top = Math.max(top, around.top);
+    bottom = Math.min(bottom, around.bottom);
   }
   return {left, right, top, bottom};
 }

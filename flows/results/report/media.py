@@ -95,9 +95,14 @@ def _is_still(rows: Iterable[dict[str, Any]]) -> bool:
     )
 
 
+def path_of(place: dict[str, Any]) -> str:
+    """Return where a medium lies; empty where that is not known."""
+    return os.fsdecode(unquote_to_bytes(place["url"].removeprefix(FILE)))
+
+
 def shown_medium(place: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return what the page says of a medium at a place; nothing was said of it yet."""
-    path = os.fsdecode(unquote_to_bytes(place["url"].removeprefix(FILE)))
+    path = path_of(place)
     url = quote(os.fsencode(os.path.relpath(path, folder))) if path else None
     return {
         "name": place["media_path"],

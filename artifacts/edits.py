@@ -1,0 +1,243 @@
+"""What people corrected, accepted and rejected of captions, in a journal that only grows. It knows
+neither the media nor how captions are made.
+
+Each line of `edits.jsonl` is one deed of a person, with every caption that it changed; `undo` takes
+back the last one that still counts, and `redo` does it again. A caption is known by what it is of
+and by the model's own words: where another prompt or model says something else, there is nothing to
+correct, and an edit waits until those words are said again. The model's words stay where they were.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from artifacts.captions import ENCODER
+from artifacts.errors import EnvironmentFault
+from artifacts.keys import digest_of
+from artifacts.regular import read_text
+from artifacts.shapes import BYTES, Left, Maybe, check, moment, number, parse, text
+from artifacts.stamps import Stamp, stamp_of
+from artifacts.store import fault_of
+
+EDITS: Final = "edits.jsonl"
+"""Name of the journal in the folder of a run."""
+UNDO: Final = "undo"
+REDO: Final = "redo"
+Review = Literal["", "accepted", "rejected"]
+"""What a person decided on a caption; nothing yet."""
+ACCEPTED: Final = "accepted"
+REJECTED: Final = "rejected"
+REVIEWS: Final[tuple[Review, ...]] = ("", ACCEPTED, REJECTED)
+DIGITS: Final = 24
+"""Hex digits by which a caption is known."""
+
+
+def review(value: Any) -> bool:
+    """Return whether it is a decision."""
+    return value in REVIEWS
+
+
+CHANGE = {
+    "of": text,
+    "media_path": Left(text),
+    "start": Left(number),
+    "said": Left(text),
+    "caption": Maybe(text),
+    "review": review,
+}
+DEED = {"id": text, "time": moment, "does": text, "changes": Left([CHANGE])}
+AGAIN = "Remove that line: every other one is an edit of its own"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Edit:
+    """All that people said of one caption."""
+
+    caption: str | None = None
+    """Words in place of the model's."""
+    review: Review = ""
+
+
+UNTOUCHED: Final = Edit()
+
+
+def key_of(features: str, name: str, prompt: str, said: str) -> str:
+    """Return what a caption is known by: its chunk as it was seen, the question and its name, and
+    the model's words without what is put before and after all of them."""
+    return digest_of([features, name, prompt, said])[:DIGITS]
+
+
+@dataclass(slots=True)
+class Edits:
+    """The deeds of a journal, in order, and what comes of them."""
+
+    ids: set[str] = field(default_factory=set)
+    """Names of all deeds, undone ones and undoings among them."""
+    done: list[Mapping[str, Any]] = field(default_factory=list)
+    """Deeds that count."""
+    undone: list[Mapping[str, Any]] = field(default_factory=list)
+    """Deeds that can be done again, the next one last."""
+    now: dict[str, Edit] = field(default_factory=dict)
+    """Key of a caption → what was said of it last."""
+
+    def __bool__(self) -> bool:
+        return bool(self.now)
+
+    def of(self, features: str, name: str, prompt: str, said: str) -> Edit:
+        """Return what people said of a caption."""
+        return self.now.get(key_of(features, name, prompt, said), UNTOUCHED) if self else UNTOUCHED
+
+    def apply(self, deed: Mapping[str, Any]) -> list[str]:
+        """Take in the next deed; return keys of the captions that it changed."""
+        self.ids.add(deed["id"])
+        if deed["does"] == UNDO:
+            return self._undo()
+        if deed["does"] == REDO:
+            deed = self.undone.pop() if self.undone else {}
+        else:
+            self.undone.clear()
+        if not deed:
+            return []
+        self.done.append(deed)
+        self._take(deed)
+        return _keys(deed)
+
+    def _undo(self) -> list[str]:
+        if not self.done:
+            return []
+        self.undone.append(self.done.pop())
+        self.now.clear()
+        for deed in self.done:
+            self._take(deed)
+        return _keys(self.undone[-1])
+
+    def _take(self, deed: Mapping[str, Any]) -> None:
+        for change in deed.get("changes", ()):
+            self.now[change["of"]] = Edit(caption=change["caption"], review=change["review"])
+
+
+def _keys(deed: Mapping[str, Any]) -> list[str]:
+    return [change["of"] for change in deed.get("changes", ())]
+
+
+def read_edits(folder: Path) -> Edits:
+    """Return the edits in a run's folder; none where nobody reviewed it. Raises EnvironmentFault
+    for a line that is none."""
+    path = folder / EDITS
+    try:
+        lines = read_text(path, BYTES).split("\n")
+    except FileNotFoundError:
+        return Edits()
+    except OSError as error:
+        raise fault_of(error, path) from error
+    edits = Edits()
+    # What stands after the last end of a line was torn by a crash, and never acknowledged.
+    for at, line in enumerate(lines[:-1], 1):
+        if not line:
+            continue
+        try:
+            deed = parse(line)
+            check(deed, DEED)
+        except ValueError as error:
+            raise EnvironmentFault(f"{path} at line {at}: {error}", hint=AGAIN) from error
+        edits.apply(deed)
+    return edits
+
+
+class EditsOf:
+    """The edits of a run's folder as they are now; the journal is read again when it has grown."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stamp: Stamp | None = None
+        self._edits = Edits()
+
+    def __call__(self) -> Edits:
+        try:
+            stamp = stamp_of(self._folder / EDITS)
+        except OSError:
+            return Edits()
+        if stamp != self._stamp:
+            self._edits, self._stamp = read_edits(self._folder), stamp
+        return self._edits
+
+
+class EditJournal:
+    """The one writer of a journal: what `add` returned from survives a kill and a power cut."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the journal of a run's folder. Raises EnvironmentFault when somebody else has it
+        open, or it cannot be written."""
+        path = folder / EDITS
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        self.path = path
+        try:
+            self._file = os.open(path, flags, 0o644)
+        except OSError as error:
+            raise fault_of(error, path) from error
+        try:
+            self._claim()
+            self.edits = read_edits(folder)
+            self._cut(os.lseek(self._file, 0, os.SEEK_END))
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def add(self, deed: Mapping[str, Any]) -> list[str]:
+        """Write down a deed, once, and return keys of the captions that it changed. Raises
+        EnvironmentFault, and then it is as if it had not been done."""
+        if deed["id"] in self.edits.ids:
+            return []
+        line = ENCODER.encode(dict(deed)).encode() + b"\n"
+        end = os.lseek(self._file, 0, os.SEEK_END)
+        try:
+            while line:
+                line = line[os.write(self._file, line) :]
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, end)
+            raise fault_of(error, self.path) from error
+        return self.edits.apply(deed)
+
+    def close(self) -> None:
+        """Let others write."""
+        os.close(self._file)
+
+    def _claim(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EnvironmentFault(
+                f"{self.path} is open in another review",
+                hint="Go on in that one, or end it first",
+            ) from error
+        except OSError:
+            return  # a mount without locks: people know whether two of them review
+
+    def _cut(self, size: int) -> None:
+        """Cut off a line that a crash tore."""
+        kept = size
+        while kept and os.pread(self._file, 1, kept - 1) != b"\n":
+            kept -= 1
+        if kept != size:
+            os.ftruncate(self._file, kept)
+
+
+def changes_of(
+    rows: Iterable[Mapping[str, Any]], edit_of: Mapping[str, Edit]
+) -> Sequence[dict[str, Any]]:
+    """Return the changes of a deed as the journal has them, with what people need to read them."""
+    return [
+        {
+            "of": row["key"],
+            "media_path": row["media_path"],
+            "start": row["start"],
+            "said": row["said"],
+            "caption": edit_of[row["key"]].caption,
+            "review": edit_of[row["key"]].review,
+        }
+        for row in rows
+    ]

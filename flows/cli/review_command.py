@@ -1,0 +1,14 @@
+"""Runs `penstock review`, which serves the captions of a run to be corrected, until it is asked to
+end."""
+
+import argparse
+from pathlib import Path
+
+
+def review_command(given: argparse.Namespace) -> int:
+    """Serve the review, and return 0 when it was asked to end. Raises UsageError,
+    EnvironmentFault."""
+    from flows.reviewing.server import review
+
+    review(Path(given.out), given.port)
+    return 0

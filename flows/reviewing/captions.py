@@ -1,0 +1,180 @@
+"""Holds the captions of a run's folder with what people said of them, and takes in what they say
+next. It knows neither a server nor a page."""
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from artifacts.edits import REDO, UNDO, Edit, EditJournal, changes_of, key_of, review
+from artifacts.errors import UsageError
+from artifacts.shapes import Left, Maybe, Misshapen, check, read_jsonl, text
+from artifacts.words import counted
+from flows.results.report.media import (
+    AGAIN,
+    CAPTION,
+    PLACE,
+    beside,
+    failed_media,
+    path_of,
+    shown_medium,
+)
+from flows.results.run_read import load_record
+
+LINE = {**CAPTION, "features": text, "original": Left(text), "review": Left(text)}
+LONGEST = 1 << 16
+"""Characters that a caption may have."""
+ASKED = {
+    "id": text,
+    "does": text,
+    "changes": Left([{"of": text, "caption": Maybe(text), "review": review}]),
+}
+"""What a page sends when a person did something."""
+
+
+class EditRefused(ValueError):
+    """Something that cannot be done to a caption; the text says why, to a person."""
+
+
+class ReviewedCaptions:
+    """The captions of one folder, and the journal of what is done to them."""
+
+    def __init__(self, out: Path) -> None:
+        """Read a run's folder and open its journal. Raises UsageError, EnvironmentFault."""
+        self.out = out
+        self.record = load_record(out)
+        self.load()
+        if not self.media and not self.failures:
+            raise UsageError(
+                f"{out} has no captions to review",
+                hint="Run `penstock caption` first, and name its --out",
+            )
+        self.journal = EditJournal(out)
+
+    def load(self) -> None:
+        """Read what the last run wrote, which may be at work. Raises EnvironmentFault."""
+        self.record = load_record(self.out)
+        words = self.record["plan"].get("words") or {}
+        self.prefix, self.suffix = words.get("prefix", ""), words.get("suffix", "")
+        self.schema = words.get("schema", "")
+        places = read_jsonl(self.out / "media.jsonl", PLACE, AGAIN)
+        lines = read_jsonl(self.out / "captions.jsonl", LINE, AGAIN)
+        self.paths: list[Path] = []
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.media = [self._medium(place, rows) for place, rows in beside(places, lines)]
+        self.failures = failed_media(self.out)
+
+    def close(self) -> None:
+        """Let others review the folder."""
+        self.journal.close()
+
+    def told(self) -> dict[str, Any]:
+        """Return all that the page shows."""
+        return {
+            "name": self.out.absolute().name,
+            "prefix": self.prefix,
+            "suffix": self.suffix,
+            "schema": bool(self.schema),
+            "media": self.media,
+            "failures": self.failures,
+            "edits": {key: _told(edit) for key, edit in self.journal.edits.now.items()},
+            **self.steps(),
+        }
+
+    def steps(self) -> dict[str, Any]:
+        """Return what can be undone and done again, in words; nothing where nothing can."""
+        edits = self.journal.edits
+        return {
+            "undo": _words(edits.done[-1]) if edits.done else "",
+            "redo": _words(edits.undone[-1]) if edits.undone else "",
+        }
+
+    def counts(self) -> Counter[str]:
+        """Count the captions that are `corrected`, `accepted` and `rejected`."""
+        found: Counter[str] = Counter()
+        for edit in (self.journal.edits.now.get(key) for key in self.rows):
+            if edit is not None:
+                found["corrected"] += edit.caption is not None
+                found[edit.review] += bool(edit.review)
+        return found
+
+    def do(self, asked: Any) -> dict[str, Any]:
+        """Take in what a person did, and return the captions that it changed. It is on the disk
+        then. Raises EditRefused, EnvironmentFault."""
+        try:
+            check(asked, ASKED)
+        except Misshapen as error:
+            raise EditRefused(str(error)) from error
+        deed = {"id": asked["id"], "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        deed["does"] = asked["does"]
+        if asked["does"] not in (UNDO, REDO):
+            deed["changes"] = self._changes(asked.get("changes") or [])
+        changed = self.journal.add(deed)
+        now = self.journal.edits.now
+        return {"edits": {key: _told(now.get(key, Edit())) for key in changed}, **self.steps()}
+
+    def _changes(self, asked: list[dict[str, Any]]) -> Any:
+        edits: dict[str, Edit] = {}
+        for change in asked:
+            row = self.rows.get(change["of"])
+            if row is None:
+                raise EditRefused("this caption is not in the run any more: load the page again")
+            edits[change["of"]] = Edit(
+                caption=self._caption(row, change["caption"]), review=change["review"]
+            )
+        if not edits:
+            raise EditRefused("no caption is named")
+        return changes_of((self.rows[key] for key in edits), edits)
+
+    def _caption(self, row: Mapping[str, Any], given: str | None) -> str | None:
+        """Return the words in place of the model's; None where they are the model's."""
+        if given is None or given == row["said"]:
+            return None
+        if len(given) > LONGEST:
+            raise EditRefused(f"a caption has {LONGEST:,} letters at the most")
+        if not given.strip():
+            raise EditRefused("a caption without a word: reject it instead")
+        if self.schema:
+            from stages.decode.structure import follows
+
+            if not follows(self.schema, given):
+                raise EditRefused("this is not JSON that the run's schema allows")
+        return given
+
+    def _medium(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
+        # As a page in the folder of the run has it: the server gives the file by its number.
+        medium = shown_medium(place, self.out)
+        self.paths.append(Path(path_of(place)))
+        medium["number"] = len(self.paths) - 1
+        medium["captions"] = [self._row(line) for line in lines]
+        return medium
+
+    def _row(self, line: dict[str, Any]) -> dict[str, Any]:
+        said = line.get("original") or line["caption"]
+        said = said.removeprefix(self.prefix).removesuffix(self.suffix)
+        prompt, name = line.get("prompt", ""), line.get("name", "")
+        key = key_of(line["features"], name, prompt, said)
+        row = {
+            "key": key,
+            "media_path": line["media_path"],
+            "start": line["start"],
+            "end": line["end"],
+            "said": said,
+            "name": name,
+            "prompt": prompt,
+            "cut": line.get("ended") == "length",
+            "warnings": [*line.get("warnings", ())],
+        }
+        self.rows[key] = row
+        return row
+
+
+def _told(edit: Edit) -> dict[str, Any]:
+    return {"caption": edit.caption, "review": edit.review}
+
+
+def _words(deed: Mapping[str, Any]) -> str:
+    """Return what a deed was, for a person who may take it back."""
+    count = len(deed["changes"])
+    return f"{deed['does']}, {counted(count, 'caption')}" if count > 1 else str(deed["does"])

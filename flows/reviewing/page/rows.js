@@ -1,0 +1,72 @@
+// One caption: its words, and what is decided on them.
+
+const rowsOf = new Map(); // key of a caption → its rows in the page; two files may be one content
+
+class Row {
+  constructor(row, {media, frame, save}) {
+    Object.assign(this, {row, save, media, frame});
+    const button = (name, sign, run) => el("button", {type: "button", "aria-label": name, title: name, click: run}, sign);
+    this.edit = button("Edit", "✎", () => this.write());
+    this.accept = button("Accept", "✓", () => this.decide("accepted"));
+    this.reject = button("Reject", "✕", () => this.decide("rejected"));
+    this.words = el("div", {class: "words", dir: "auto", dblclick: () => this.write()});
+    this.before = el("p", {class: "quiet before", dir: "auto"});
+    this.time = media.kind === "video" ? el("button", {type: "button", class: "time", title: "Show it there",
+      click: () => frame(row.start)}, clock(row.start, 1)) : null;
+    this.box = el("div", {class: "row", role: "group", tabindex: "-1", "aria-label": `Caption of ${media.name}`},
+      this.time, el("div", {class: "said"}, row.name ? el("b", {class: "of"}, `${row.name} `) : null, this.words, this.before,
+        row.warnings.map(text => el("p", {class: "warning"}, text))),
+      el("div", {class: "acts"}, this.edit, this.accept, this.reject));
+    this.box.row = this;
+    if (!rowsOf.has(row.key)) rowsOf.set(row.key, new Set());
+    rowsOf.get(row.key).add(this);
+    this.draw();
+  }
+
+  draw() {
+    const {caption, review} = edit(this.row);
+    this.box.className = `row ${review} ${caption === null ? "" : "corrected"}`;
+    this.words.replaceChildren(...[this.frame.around.prefix && el("span", {class: "quiet"}, this.frame.around.prefix),
+      ...marked(words(this.row), this.frame.around.sought),
+      this.frame.around.suffix && el("span", {class: "quiet"}, this.frame.around.suffix),
+      this.row.cut && caption === null ? el("span", {class: "chip cut"}, "cut") : null].filter(Boolean));
+    this.before.replaceChildren(...(caption === null ? [] : ["the model said: ", el("span", {}, this.row.said)]));
+    this.before.hidden = caption === null;
+    this.accept.setAttribute("aria-pressed", review === "accepted");
+    this.reject.setAttribute("aria-pressed", review === "rejected");
+  }
+
+  // A second time takes it back.
+  decide(review) {
+    const now = edit(this.row);
+    const next = now.review === review ? "" : review;
+    this.save(next ? (review === "accepted" ? "accept" : "reject") : `not ${review}`, [[this.row, {...now, review: next}]]);
+  }
+
+  write() {
+    if (this.field) return this.field.focus();
+    this.field = el("textarea", {"aria-label": "The caption's words", dir: "auto", rows: Math.max(2, Math.ceil(words(this.row).length / 48)),
+      keydown: event => this.key(event), blur: () => this.end(true)});
+    this.field.value = words(this.row);
+    this.words.replaceChildren(this.field);
+    this.field.focus();
+  }
+
+  key(event) {
+    event.stopPropagation();
+    if (event.key === "Escape") this.end(false);
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) this.end(true);
+    else return;
+    event.preventDefault();
+  }
+
+  end(keep) {
+    if (!this.field) return;
+    const value = this.field.value.trim(), inside = document.activeElement === this.field;
+    this.field = null;
+    if (keep && value && value !== words(this.row))
+      this.save("correct", [[this.row, {caption: value === this.row.said ? null : value, review: "accepted"}]]);
+    this.draw();
+    if (inside) this.box.focus({preventScroll: true});
+  }
+}

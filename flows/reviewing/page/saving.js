@@ -1,0 +1,60 @@
+// What was done and is not on the server's disk yet: sent one after the other, and again until it is.
+
+const KEPT = `penstock review ${location.pathname}`;
+const RETRY_SECONDS = [1, 2, 4, 8];
+
+class Saving {
+  // `done` hears an answer, `refused` why something was not taken, `told` how it stands.
+  constructor({done, refused, told}) {
+    Object.assign(this, {done, refused, told, tries: 0, sending: false});
+    // A tab that was closed before all was saved left it here.
+    try { this.waiting = JSON.parse(localStorage.getItem(KEPT)) || []; } catch { this.waiting = []; }
+  }
+
+  add(deed) {
+    this.waiting.push({id: crypto.randomUUID?.() || `${Date.now()}-${Math.random()}`, ...deed});
+    this.keep();
+    this.send();
+  }
+
+  keep() {
+    try { localStorage.setItem(KEPT, JSON.stringify(this.waiting)); } catch { /* private windows keep nothing */ }
+    this.told(this.waiting.length, this.tries, this.why);
+  }
+
+  async send() {
+    if (this.sending) return;
+    this.sending = true;
+    while (this.waiting.length) {
+      const answer = await this.post(this.waiting[0]);
+      if (!answer) {
+        const seconds = RETRY_SECONDS[Math.min(this.tries, RETRY_SECONDS.length) - 1];
+        await new Promise(then => setTimeout(then, 1000 * seconds));
+        continue;
+      }
+      this.waiting.shift();
+      this.keep();
+      if (answer.error) this.refused(answer.error);
+      else this.done(answer);
+    }
+    this.sending = false;
+  }
+
+  // The answer; nothing where it is to be tried again.
+  async post(deed) {
+    try {
+      const response = await fetch("edits", {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(deed)});
+      const answer = await response.json();
+      if (response.ok || response.status === 422) {
+        this.tries = 0;
+        return answer;
+      }
+      this.why = answer.error;
+    } catch {
+      this.why = "the review has ended: run penstock review again, here nothing is lost";
+    }
+    this.tries += 1;
+    this.told(this.waiting.length, this.tries, this.why);
+    return null;
+  }
+}

@@ -1,0 +1,329 @@
+"""A review in a real browser: edits by the keyboard, a server that is killed in the middle of them,
+find and replace, and what a person sees of it on wide and narrow, light and dark screens."""
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import penstock_demo
+from artifacts.captions import Failure
+from artifacts.edits import read_edits
+from tests.support.browser import Browser, browsing
+from tests.support.looks import asked_elsewhere, faint, overlapping, too_wide, unnamed
+from tests.support.media import write_video
+from tests.support.pipeline import PENSTOCK, ROOT
+from tests.support.reports import media_file, said, write_run
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+VIDEOS, CHUNKS = 300, 10
+ENTER, ESCAPE, TAB, CONTROL = "\ue007", "\ue00c", "\ue004", "\ue009"
+LOOKS = [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")]
+SAVED = "return document.querySelector('#saved').textContent"
+COUNTS = "return document.querySelector('#counts').textContent"
+WORDS = "return [...document.querySelectorAll('.row .words')].map(e => e.textContent)"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+SCREENSHOTS = os.environ.get("PENSTOCK_TEST_SCREENSHOTS", "")
+"""Folder in which pictures of the page are kept; empty: none are."""
+
+
+@dataclass
+class Reviewing:
+    """A review that is going on, on one port whatever becomes of its server."""
+
+    out: Path
+    port: int = 0
+    address: str = ""
+    process: subprocess.Popen[str] | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        command = [*PENSTOCK, "review", str(self.out), "--port", str(self.port)]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.fullmatch(r"review at (http://127\.0\.0\.1:(\d+)/[0-9a-f]{32}/)\n", line)
+        assert found, line
+        assert self.address in ("", found[1]), "the page that is open would not find it"
+        self.address, self.port = found[1], int(found[2])
+
+    def kill(self, how: int = signal.SIGKILL) -> str:
+        """End it; what it said last."""
+        assert self.process is not None and self.process.stdout is not None
+        self.process.send_signal(how)
+        with self.process:
+            return self.process.stdout.read()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browsing(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def reviewing(tmp_path: Path) -> Iterator[Reviewing]:
+    """A review of 300 videos with 3,000 captions."""
+    (tmp_path / "clips").mkdir()
+    clip = write_video(tmp_path / "clips" / "0.mp4", ticks=range(0, 360, 6))
+    captioned = []
+    for number in range(VIDEOS):
+        path = tmp_path / "clips" / f"{number}.mp4"
+        if number:
+            path.hardlink_to(clip)
+        file = media_file(path)
+        texts = [f"A small ring of {number} moves to place {n}" for n in range(CHUNKS)]
+        captioned.append((file, said(file, texts, 1.2)))
+    gone = dict.fromkeys(("media_path", "source", "stage", "error", "message", "hint"), "gone.mp4")
+    write_run(tmp_path / "out", captioned, [Failure(**gone)])
+    made = Reviewing(tmp_path / "out")
+    made.start()
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.kill()
+
+
+def shown(browser: Browser, reviewing: Reviewing) -> None:
+    browser.open("about:blank")
+    browser.console()  # what the page before said of a server that is gone
+    browser.open(reviewing.address)
+    browser.wait("return document.documentElement.dataset.ready")
+    assert browser.console() == []
+
+
+def at(browser: Browser, number: int) -> None:
+    """Go to a caption."""
+    browser.run("document.querySelectorAll('.row')[arguments[0]].focus()", number)
+
+
+def correct(browser: Browser, number: int, text: str) -> None:
+    at(browser, number)
+    browser.press("e")
+    browser.run("document.activeElement.value = ''")
+    browser.press(*text, ENTER)
+
+
+def wait_saved(browser: Browser) -> None:
+    browser.wait(f"{SAVED} === 'all saved'", seconds=60.0)
+
+
+def test_fifty_edits_an_undo_and_a_replacement_outlive_a_server_that_is_killed(
+    browser: Browser, reviewing: Reviewing
+) -> None:
+    shown(browser, reviewing)
+    assert browser.run(COUNTS).startswith("3,000 captions · 3,000 not decided")
+    for number in range(20):
+        correct(browser, number, f"W{number}")
+    at(browser, 20)
+    browser.press(*"aaaaa")
+    wait_saved(browser)
+    assert len(read_edits(reviewing.out).now) == 25
+    reviewing.kill()
+    browser.press(*"aaaaarrrrr")
+    browser.wait(SAVED + ".includes('not saved yet: the review has ended')")
+    for number in range(40, 55):
+        correct(browser, number, f"W{number}")
+    browser.console()  # it says that nobody answers
+    reviewing.start()
+    wait_saved(browser)
+    browser.console()
+    edits = read_edits(reviewing.out)
+    assert len(edits.done) == len(edits.now) == 50
+    assert "45 accepted · 5 rejected · 35 corrected" in browser.run(COUNTS)
+    browser.press("u", "u")
+    wait_saved(browser)
+    browser.wait(WORDS + "[54].startsWith('A small ring')")
+    assert len(read_edits(reviewing.out).done) == 48
+    browser.press("U")
+    browser.wait(WORDS + "[53] === 'W53'")
+    replace(browser, reviewing)
+    shown(browser, reviewing)
+    assert browser.run(WORDS)[:2] == ["W0", "W1"], "what was done is there when it is opened again"
+    last = reviewing.kill(signal.SIGINT)
+    assert "corrected" in last and str(reviewing.out / "edits.jsonl") in last
+
+
+def replace(browser: Browser, reviewing: Reviewing) -> None:
+    """Replace in all that a search finds, take it back, and do it again."""
+    corrected = {*range(20), *range(40, 54)}
+    every = ((number, n) for number in range(VIDEOS) for n in range(CHUNKS))
+    sought = [one for one in every if CHUNKS * one[0] + one[1] not in corrected]
+    count = sum("7" in f"{number} {n}" for number, n in sought)
+    browser.type("#search", "place 7 small")
+    browser.wait(
+        f"return document.querySelector('#shown').textContent.includes('{count:,} captions')"
+    )
+    browser.run("document.activeElement.blur()")
+    browser.press("h")
+    browser.run("document.querySelector('#regex').click()")
+    browser.type("#find", r"of (\d+) moves")
+    browser.type("#by", "number $1 goes")
+    told = "return document.querySelector('#found').textContent"
+    assert browser.wait(told).startswith(f"{count:,} captions of {count:,}")
+    browser.press(ENTER)
+    wait_saved(browser)
+    before = {key: edit.caption for key, edit in read_edits(reviewing.out).now.items()}
+    assert sum("goes to place" in str(text) for text in before.values()) == count
+    browser.run("document.querySelector('#undo').click()")
+    browser.wait(WORDS + ".every(text => text.includes('moves'))")
+    browser.run("document.querySelector('#redo').click()")
+    browser.wait(WORDS + ".every(text => text.includes('goes'))")
+    wait_saved(browser)
+    after = {key: edit.caption for key, edit in read_edits(reviewing.out).now.items()}
+    assert after == before
+
+
+def test_a_tab_that_was_closed_before_all_was_saved_saves_it_when_it_is_opened(
+    browser: Browser, reviewing: Reviewing
+) -> None:
+    shown(browser, reviewing)
+    reviewing.kill()
+    correct(browser, 3, "mine")
+    browser.wait(SAVED + ".includes('not saved yet')")
+    browser.run("window.stop()")
+    browser.console()
+    reviewing.start()
+    browser.open("about:blank")
+    shown(browser, reviewing)
+    wait_saved(browser)
+    assert [edit.caption for edit in read_edits(reviewing.out).now.values()] == ["mine"]
+
+
+def test_what_is_asked_for_is_shown_in_the_order_that_is_asked_for(
+    browser: Browser, reviewing: Reviewing
+) -> None:
+    shown(browser, reviewing)
+    correct(browser, 12, "the longest caption of them all, by a good deal of words")
+    at(browser, 0)
+    browser.press("r")
+    for filter_, count in (("accepted", 1), ("rejected", 1), ("open", 2998), ("corrected", 1)):
+        choose(browser, "filter", filter_)
+        assert len(browser.run(WORDS)) == count, filter_
+    choose(browser, "filter", "failed")
+    assert browser.run("return document.querySelector('.failure h2').textContent") == "gone.mp4"
+    choose(browser, "filter", "all")
+    choose(browser, "sort", "longest")
+    assert "the longest caption" in browser.run(WORDS)[2]
+    choose(browser, "sort", "name")
+    names = "return [...document.querySelectorAll('.card h2')].map(e => e.textContent)"
+    assert browser.run(names)[:3] == ["0.mp4", "1.mp4", "2.mp4"]
+
+
+def choose(browser: Browser, name: str, value: str) -> None:
+    browser.run(
+        "const one = document.getElementById(arguments[0]); one.value = arguments[1];"
+        "one.dispatchEvent(new Event('change'))",
+        name,
+        value,
+    )
+
+
+def test_a_caption_takes_its_video_there_and_pictures_are_read_when_looked_at(
+    browser: Browser, reviewing: Reviewing
+) -> None:
+    shown(browser, reviewing)
+    loaded = "return [...document.images].filter(i => i.complete && i.naturalWidth).length"
+    browser.wait(loaded)
+    assert browser.run(loaded) < 60, "the others are further down"
+    browser.run("document.querySelectorAll('.row .time')[4].click()")
+    browser.wait("return document.querySelector('video')?.currentTime >= 4.8")
+    assert browser.console() == []
+
+
+@pytest.mark.parametrize(("wide", "theme"), LOOKS)
+@pytest.mark.parametrize("view", ["grid", "list"])
+def test_it_can_be_read_and_all_has_a_name(
+    browser: Browser, reviewing: Reviewing, wide: int, theme: str, view: str
+) -> None:
+    browser.narrow(wide)
+    shown(browser, reviewing)
+    browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
+    choose(browser, "view", view)
+    correct(browser, 0, "mine")
+    at(browser, 1)
+    browser.press("a", "r", "h")
+    browser.type("#find", "ring")
+    wait_saved(browser)
+    looked(browser, f"review-{wide}-{theme}-{view}")
+    browser.run("document.activeElement.blur()")
+    browser.press("?")
+    browser.wait("return document.querySelector('dialog[open]')")
+    assert overlapping_in_dialog(browser) == []
+    browser.press(ESCAPE)
+    browser.narrow(1280)
+
+
+def looked(browser: Browser, name: str) -> None:
+    if SCREENSHOTS:
+        Path(SCREENSHOTS, f"{name}.png").write_bytes(browser.screenshot())
+    browser.run(
+        "document.querySelectorAll('.card:nth-of-type(n+12)').forEach(e => e.remove());"
+        "document.querySelectorAll('.card').forEach(e => { e.style.contentVisibility = 'visible' })"
+    )
+    assert too_wide(browser) == []
+    assert overlapping(browser) == []
+    assert faint(browser) == []
+    assert unnamed(browser) == []
+    assert asked_elsewhere(browser) == []
+
+
+def overlapping_in_dialog(browser: Browser) -> Any:
+    """What lies behind is not looked at."""
+    browser.run(
+        "document.querySelector('main').hidden = document.querySelector('header').hidden = true"
+    )
+    found = overlapping(browser)
+    browser.run(
+        "document.querySelector('main').hidden = document.querySelector('header').hidden = false"
+    )
+    return found
+
+
+def test_every_control_is_reached_by_the_tab_key(browser: Browser, reviewing: Reviewing) -> None:
+    shown(browser, reviewing)
+    browser.run(
+        "document.querySelectorAll('.card:nth-of-type(n+2)').forEach(e => e.remove());"
+        "document.activeElement.blur()"
+    )
+    wanted = browser.run(
+        "return [...document.querySelectorAll('button, input, select')]"
+        ".filter(e => e.checkVisibility() && !e.disabled).length"
+    )
+    reached = set()
+    for _ in range(wanted + 3):
+        browser.press(TAB)
+        reached.add(
+            browser.run(
+                "const e = document.activeElement; e.dataset.at ||= Math.random();"
+                "return e.matches('button, input, select') ? e.dataset.at : ''"
+            )
+        )
+    assert len(reached - {""}) == wanted
+
+
+def test_the_files_of_a_run_are_written_at_the_press_of_a_button(
+    browser: Browser, tmp_path: Path
+) -> None:
+    clip = str(penstock_demo.CLIPS / "clip-01.mp4")
+    where = ["--store", str(tmp_path / "store"), "--out", "out", "--format", "txt,kohya"]
+    command = [*PENSTOCK, "caption", clip, "--model", "demo", *where]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=ENVIRONMENT)
+    made = Reviewing(tmp_path / "out")
+    made.start()
+    shown(browser, made)
+    correct(browser, 0, "Mine.")
+    wait_saved(browser)
+    text = tmp_path / "out" / "clip-01.txt"
+    assert text.read_text() != "Mine.\n"
+    browser.run("document.querySelector('#files').click()")
+    told = "return document.querySelector('#files-told').textContent"
+    said_last = browser.wait(told + ".startsWith('1 caption') && " + told[7:], seconds=60.0)
+    assert "1 corrected by hand" in said_last
+    assert text.read_text() == "Mine.\n"
+    assert made.kill(signal.SIGTERM).count("\n") == 2
