@@ -65,11 +65,15 @@ CODE_NOT_RUN = {
 """What stands in Python that is only compiled, and the reason."""
 
 
+STAYING = ("penstock review ",)
+"""Commands that end when they are asked to."""
+
 ONCE = ("make demo", "penstock doctor --measure", "penstock caption VIDEOS/ --prefect")
 """Slow commands that need nothing of their page: they are run on the first that shows them."""
 AGAIN = "run on an earlier page"
 
-BEFORE = {"docs/report.md": "penstock caption VIDEOS/ --model demo --quiet"}
+CAPTION = "penstock caption VIDEOS/ --model demo --quiet"
+BEFORE = {"docs/report.md": CAPTION, "docs/review.md": CAPTION}
 """What a page takes for done when it begins."""
 
 
@@ -107,5 +111,5 @@ def expected_code(shown: Shown) -> int:
 
 
 def is_stopped(shown: Shown) -> bool:
-    """Whether the page tells to stop it by Ctrl-C."""
-    return "Ctrl-C" in shown.comment
+    """Whether it is stopped by Ctrl-C: the page tells so, or it would stay."""
+    return "Ctrl-C" in shown.comment or shown.text.startswith(STAYING)
