@@ -9,7 +9,6 @@ import json
 import re
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from flows.deployments.server import answers
@@ -85,7 +84,8 @@ def lend_environment(clone: Path, code: Path | None = None) -> None:
     its own. `code` is the clone whose program is run, this one where it is not given."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", clone / ".venv"], check=True)
     (packages,) = (clone / ".venv/lib").glob("python*/site-packages")
-    (packages / "lent.pth").write_text(f"{code or clone}\n{sysconfig.get_paths()['purelib']}\n")
+    lent = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "lent.pth").write_text("\n".join([str(code or clone), *lent]) + "\n")
     for command, module in (("prefect", "prefect"), ("penstock", "flows.cli.main")):
         path = clone / ".venv/bin" / command
         path.write_text(f'#!/bin/sh\nexec "{clone}/.venv/bin/python" -m {module} "$@"\n')
