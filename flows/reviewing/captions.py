@@ -22,7 +22,7 @@ from flows.results.report.media import (
 )
 from flows.results.run_read import load_record
 
-LINE = {**CAPTION, "features": text, "original": Left(text), "review": Left(text)}
+LINE = {**CAPTION, "features": text, "original": Left(text)}
 LONGEST = 1 << 16
 """Characters that a caption may have."""
 ASKED = {

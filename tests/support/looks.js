@@ -79,7 +79,7 @@ function faint(least) {
 // What reaches beyond the right edge, but for what is cut there.
 function tooWide() {
   const wide = document.documentElement.clientWidth;
-  const held = element => element.parentElement?.closest(".over, .track, svg, .unseen");
+  const held = element => element.parentElement?.closest(".over, .track, .scroll, svg, .unseen");
   const found = [...document.body.querySelectorAll("*")].filter(element => element.checkVisibility() && !held(element))
     .filter(element => element.getBoundingClientRect().right > wide + 1)
     .map(element => `${element.tagName} ${element.id} ${element.className}`);

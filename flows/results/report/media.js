@@ -34,7 +34,7 @@ class VideoCard {
     if (medium.gone) this.player.append(gone(medium, "The file is not where it was:"));
     else this.load();
     this.rule();
-    windowed(this.list, shown, {group: 40, height: 44, build: caption => this.row(caption), root: this.list});
+    windowed(this.list, shown, {group: 40, height: 44, build: caption => this.row(caption), root: this.list, all: data.all});
     this.box = el("article", {class: "card"},
       el("h3", {dir: "auto"}, marked(medium.name, words)),
       el("p", {class: "quiet"}, this.summary()),
@@ -96,7 +96,8 @@ class VideoCard {
   row(caption) {
     return el("button", {type: "button", "aria-current": this.medium.captions[this.now] === caption ? "true" : null, click: () => this.go(caption[0])},
       el("time", {}, clock(caption[0], 1)),
-      el("span", {dir: "auto"}, caption[2].trim() ? marked(caption[2], this.words) : el("em", {}, "nothing was said")));
+      el("span", {dir: "auto"}, caption[2].trim() ? marked(caption[2], this.words) : el("em", {}, "nothing was said"),
+        caption[4] ? el("span", {class: "chip"}, "cut") : null));
   }
 
   go(seconds) {
@@ -120,8 +121,15 @@ class VideoCard {
     const button = this.list.reach(this.shown.indexOf(captions[at]));
     if (!button) return;
     button.setAttribute("aria-current", "true");
+    this.bring(button, 3);
+  }
+
+  // What was never laid out lies where it was reckoned to: once seen, it is looked at again.
+  bring(button, tries) {
     const inside = button.getBoundingClientRect(), around = this.list.getBoundingClientRect();
-    if (inside.top < around.top || inside.bottom > around.bottom) this.list.scrollTop += inside.top - around.top - around.height / 3;
+    if (inside.top >= around.top && inside.bottom <= around.bottom && inside.height) return;
+    this.list.scrollTop += inside.top - around.top - around.height / 3;
+    if (tries) requestAnimationFrame(() => this.bring(button, tries - 1));
   }
 
   key(event) {

@@ -27,6 +27,7 @@ CAPTION = {
     "tokens": Left(count),
     "ended": Left(text),
     "name": Left(text),
+    "review": Left(text),
     "warnings": Left([text]),
 }
 FAILURE = dict.fromkeys(Failure.__slots__, Left(text))
@@ -35,7 +36,8 @@ FAILURE = dict.fromkeys(Failure.__slots__, Left(text))
 def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
     """Return the media of a run into `out`, in source order, as a page in `folder` needs them. Each
     has `name`, `kind`, `url` relative to the folder (None: not known), `gone`, `prompt` and
-    `captions`, each of them (start, end, text, tokens). Raises EnvironmentFault."""
+    `captions`, each of them (start, end, text, tokens, whether it was cut). Raises
+    EnvironmentFault."""
     return [
         _medium(place, rows, folder)
         for place, rows in beside(
@@ -121,16 +123,20 @@ def _named(row: dict[str, Any], text: str) -> str:
     return f"{row['name']}: {text}" if row.get("name") else text
 
 
+def _cut(row: dict[str, Any]) -> bool:
+    return row.get("ended") == "length" and not row.get("review")
+
+
 def _medium(place: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     warnings = Counter(text for row in rows for text in row.get("warnings", ()))
-    if cut := sum(row.get("ended") == "length" for row in rows):
+    if cut := sum(map(_cut, rows)):
         warnings[f"{counted(cut, 'caption')} cut: --max-new-tokens lets them end"] = 1
     return {
         **shown_medium(place, folder),
         "prompt": " · ".join(dict.fromkeys(_named(row, row.get("prompt", "")) for row in rows)),
         "warnings": list(warnings),
         "captions": [
-            [row["start"], row["end"], _named(row, row["caption"]), row.get("tokens", 0)]
+            [row["start"], row["end"], _named(row, row["caption"]), row.get("tokens", 0), _cut(row)]
             for row in rows
         ],
     }

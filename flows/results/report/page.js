@@ -2,6 +2,9 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const main = document.getElementById("main");
+const SHEET = 60; // cards of one part of a grid, in full rows of 2 to 6
+// So many captions may stand in one page.
+data.all = data.media.reduce((sum, medium) => sum + 1 + medium.captions.length, 0) <= 20000;
 
 function section(id, title, ...children) {
   document.getElementById("nav").append(el("a", {href: `#${id}`}, title));
@@ -10,10 +13,13 @@ function section(id, title, ...children) {
   return made;
 }
 
+// Done, but not all of it.
+const state = data.failed ? `${data.state}, ${data.failed.toLocaleString("en")} failed` : data.state;
+
 function run() {
   const marks = {done: "✓", running: "…", failed: "✕", interrupted: "‖", died: "✕"};
   section("run", "Run",
-    el("p", {class: "state"}, el("span", {class: `badge ${data.state}`}, `${marks[data.state] || ""} ${data.state}`), " ",
+    el("p", {class: "state"}, el("span", {class: `badge ${data.failed ? "partly" : data.state}`}, `${data.failed ? "!" : marks[data.state] || ""} ${state}`), " ",
       el("span", {class: "quiet"}, `${data.name} · as of ${data.updated}`)),
     data.error ? el("p", {class: "warning"}, data.error) : null,
     data.advice ? el("p", {}, data.advice) : null,
@@ -58,18 +64,24 @@ function media() {
     if (all.length) section(kind + "s", title, told, list);
     return {kind, all, list, told, group, height};
   });
-  const show = words => {
+  let words = [];
+  const choose = choosing(data.media, data.failures, data.labels, () => show(words));
+  kinds.find(({all}) => all.length)?.told.before(choose.box);
+  const show = sought => {
+    words = sought;
     const has = text => words.every(word => text.toLowerCase().includes(word));
     for (const {kind, all, list, told, group, height} of kinds) {
-      const found = all.map(medium => ({medium, shown: medium.captions.filter(caption => has(caption[2]))}))
+      const columns = kind === "image" || choose.grid(), picked = choose.pick(all);
+      const found = picked.map(medium => ({medium, shown: medium.captions.filter(caption => has(caption[2]))}))
         .map(one => has(one.medium.name) && !one.shown.length ? {...one, shown: one.medium.captions} : one)
         .filter(one => !words.length || one.shown.length || has(one.medium.name));
       const captions = found.reduce((sum, one) => sum + one.shown.length, 0);
-      told.textContent = `${words.length ? `${found.length} of ` : ""}${counted(all.length, kind)}${data.labels ? "" : `, ${counted(captions, "caption")}`}`;
+      told.textContent = `${found.length < all.length ? `${found.length.toLocaleString("en")} of ` : ""}${counted(all.length, kind)}`
+        + `${data.labels ? "" : `, ${counted(captions, "caption")}`}${data.all ? "" : ". Find in page sees what is near: search above sees all"}`;
       const images = found.map(one => one.medium);
       const build = kind === "video" ? one => new VideoCard(one.medium, one.shown, words, data).box
         : one => imageTile(one.medium, words, data, medium => open(medium, images));
-      windowed(list, found, {group, height, build, columns: kind === "image"});
+      windowed(list, found, {group: columns ? SHEET : group, height, build, columns, all: data.all});
     }
   };
   show([]);
@@ -102,7 +114,7 @@ document.getElementById("theme").addEventListener("click", () => {
   document.documentElement.dataset.theme = (set || system) === "dark" ? "light" : "dark";
 });
 addEventListener("beforeprint", () => {
-  if (data.media.length <= 500) shelves.lists.forEach(list => list.putAll?.());
+  if (data.all) shelves.lists.forEach(list => list.putAll());
 });
-document.title = `${data.state} – ${data.name} – Penstock`;
+document.title = `${state} – ${data.name} – Penstock`;
 document.documentElement.dataset.ready = "true";

@@ -13,6 +13,7 @@ SCRIPTS = (
     "chart.js",
     "plot.js",
     "windowed.js",
+    "choosing.js",
     "labels.js",
     "parity.js",
     "training.js",

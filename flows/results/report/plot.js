@@ -129,8 +129,9 @@ class Plot {
       for (const curve of stage.curves) inside.append(...this.curve(curve, stage.name, column, y, bottom, from, to));
     }
     const above = [...new Set(stages.map(stage => stage.budget[key]).filter(level => level && far(level)))];
-    if (above.length) found.push(draw("text", {class: "note", x: this.width - RIGHT, y: top - 9, "text-anchor": "end"},
-      `budget ${size(Math.max(...above))}, far above`));
+    // Beside the title where there is room.
+    if (above.length) found.push(draw("text", {class: "note", x: this.width - RIGHT, y: this.width < 560 ? top + 5 : top - 9, "text-anchor": "end"},
+      `budget ${size(Math.max(...above))} with imports, far above`));
     return [...found, inside];
   }
 

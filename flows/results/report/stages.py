@@ -11,6 +11,8 @@ from flows.results.run_record import seconds_of
 from flows.results.status import COLUMNS, StageStatus, cells
 
 MORE = ("planned time", "CPU time", "processes", "tokens", "attention")
+LEAST_BYTES = 100_000_000
+"""Planned peak of which a share is told: of less, most is what any process takes or does not."""
 PARTS = {
     "weight_bytes": "weights",
     "activation_bytes": "activations",
@@ -133,7 +135,8 @@ def plan_table(record: Mapping[str, Any]) -> dict[str, Any]:
         if not plan.get("peak_bytes"):
             continue
         measured = _above_imports(record, entry)
-        share = f"{measured / plan['peak_bytes']:.0%}" if measured > 0 else "-"
+        tells = measured > 0 and plan["peak_bytes"] >= LEAST_BYTES
+        share = f"{measured / plan['peak_bytes']:.0%}" if tells else "-"
         parts = (size(plan[part]) if plan.get(part) else "-" for part in PARTS)
         told = size(measured) if measured > 0 else "-"
         rows.append([entry["name"], plan.get("name") or "-", *parts, told, share])

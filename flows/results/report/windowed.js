@@ -1,9 +1,13 @@
-// Long lists of which only what is near the view is in the page.
+// Long lists. As long as all of it may be in the page, it is: what is far from the view is neither
+// laid out nor drawn, but found and printed. Of longer ones only what is near the view is there.
+
+const AT_ONCE = 24;
 
 // `build(item)` makes an element; `root` is the box that scrolls, or null for the page. Groups far
-// away are empty and keep their height.
-function windowed(box, items, {group, height, build, root = null, columns = false}) {
+// away are empty and keep their height, unless `all` are to be there.
+function windowed(box, items, {group, height, build, root = null, columns = false, all = false}) {
   box.watch?.disconnect();
+  clearTimeout(box.filling);
   clear(box);
   const parts = [];
   const put = part => {
@@ -22,13 +26,20 @@ function windowed(box, items, {group, height, build, root = null, columns = fals
     for (const entry of seen) (entry.isIntersecting ? put : drop)(entry.target);
   }, {root, rootMargin: "600px 0px"});
   for (let at = 0; at < items.length; at += group) {
-    const part = el("div", {class: columns ? "part sheet" : "part"});
+    const part = el("div", {class: `part${columns ? " sheet" : ""}${all ? " whole" : ""}`});
     part.items = items.slice(at, at + group);
-    part.style.height = `${height * (columns ? Math.ceil(part.items.length / 4) : part.items.length)}px`;
+    const high = `${height * (columns ? Math.ceil(part.items.length / 4) : part.items.length)}px`;
+    if (all) part.style.containIntrinsicHeight = `auto ${high}`;
+    else part.style.height = high;
     parts.push(part);
   }
   box.append(...parts);
-  if (parts.length === 1) put(parts[0]);
+  const rest = all || parts.length === 1 ? [...parts] : [];
+  const fill = () => {
+    rest.splice(0, Math.max(1, Math.floor(AT_ONCE / group))).forEach(put);
+    if (rest.length) box.filling = setTimeout(fill);
+  };
+  if (rest.length) fill();
   else for (const part of parts) box.watch.observe(part);
   box.reach = at => {
     const part = at < 0 ? null : parts[Math.floor(at / group)];
