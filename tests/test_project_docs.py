@@ -181,6 +181,7 @@ def test_ctrl_c_is_pressed_when_work_begins(tmp_path: Path) -> None:
         ("a" * 78 + " word\r\n", 1),
         ("\x1b[32m" + "a" * 78 + " \x1b[0mb\n", 0),
         ("/" + "path" * 30 + "\n", 0),
+        (" " * 15 + "/" + "path" * 18 + "\n", 0),
         ("Traceback (most recent call last):\n", 1),
     ],
 )

@@ -91,14 +91,14 @@ def faults(text: str, *, of_words: bool = True) -> list[str]:
 
 
 def broken_word(line: str) -> str:
-    """The first word that a terminal breaks; empty where there is none. A word that would fit into
-    no line, as a path may not, has to be."""
+    """The first word that a terminal breaks; empty where there is none. One that has a line for
+    itself, or would fit into none, as a path may not, has to be."""
     for place in range(COLUMNS, len(line), COLUMNS):
         if line[place - 1].isspace() or line[place].isspace():
             continue
         begin = max(line.rfind(" ", 0, place) + 1, 0)
         end = line.find(" ", place)
         word = line[begin : end if end >= 0 else len(line)]
-        if len(word) <= COLUMNS:
+        if len(word) <= COLUMNS and line[:begin].strip():
             return word
     return ""
