@@ -112,8 +112,10 @@ def follow_all(wanted: list[Path], workers: int, verbose: bool) -> list[Followed
     """Follow pages beside one another, each in a folder of its own, with one store for all."""
     with tempfile.TemporaryDirectory(prefix="penstock-docs-") as name:
         place, seen = Path(name).resolve(), seen_before(wanted)
+        # The long ones first, so that nobody waits for one at the end.
+        longest = sorted(wanted, key=lambda page: -len(commands(page)))
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(lambda page: follow(page, place, verbose, seen), wanted))
+            return list(pool.map(lambda page: follow(page, place, verbose, seen), longest))
 
 
 def tell(found: list[Followed], seconds: float) -> None:
