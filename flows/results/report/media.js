@@ -121,7 +121,7 @@ class VideoCard {
     const button = this.list.reach(this.shown.indexOf(captions[at]));
     if (!button) return;
     button.setAttribute("aria-current", "true");
-    this.bring(button, 3);
+    this.bring(button, 10);
   }
 
   // What was never laid out lies where it was reckoned to: once seen, it is looked at again.

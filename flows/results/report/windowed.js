@@ -1,7 +1,7 @@
 // Long lists. As long as all of it may be in the page, it is: what is far from the view is neither
 // laid out nor drawn, but found and printed. Of longer ones only what is near the view is there.
 
-const AT_ONCE = 24;
+const AT_ONCE = {page: 24, box: 1000}; // items that are put in before the browser may do something else
 
 // `build(item)` makes an element; `root` is the box that scrolls, or null for the page. Groups far
 // away are empty and keep their height, unless `all` are to be there.
@@ -36,7 +36,7 @@ function windowed(box, items, {group, height, build, root = null, columns = fals
   box.append(...parts);
   const rest = all || parts.length === 1 ? [...parts] : [];
   const fill = () => {
-    rest.splice(0, Math.max(1, Math.floor(AT_ONCE / group))).forEach(put);
+    rest.splice(0, Math.max(1, Math.floor(AT_ONCE[root ? "box" : "page"] / group))).forEach(put);
     if (rest.length) box.filling = setTimeout(fill);
   };
   if (rest.length) fill();
