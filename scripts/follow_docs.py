@@ -62,13 +62,12 @@ def read(page: Path) -> Followed:
     return found
 
 
-def follow(page: Path, place: Path, verbose: bool, seen: set[Shown]) -> Followed:
-    """Parse every command of a page, and run in order what can be run and was not `seen`."""
-    found = read(page)
+def follow(page: Path, found: Followed, place: Path, verbose: bool, seen: set[Shown]) -> None:
+    """Run in order what can be run of a page and was not `seen`, and add it to what was found."""
     found.parsed += [(one, AGAIN) for one in commands(page) if one in seen]
     shown = [one for one in commands(page) if not reason_not_run(one) and one not in seen]
     if not shown:
-        return found
+        return
     shown = before(page.relative_to(ROOT).as_posix()) + shown
     folder = place / page.relative_to(ROOT).as_posix().replace("/", "-").removesuffix(".md")
     folder.mkdir()
@@ -91,7 +90,6 @@ def follow(page: Path, place: Path, verbose: bool, seen: set[Shown]) -> Followed
         if told or verbose:
             print(f"$ {command}\n{outcome.text}", flush=True)
         print(f"{'FAILED' if told else 'ok':6s} {outcome.seconds:5.1f} s  {one}", flush=True)
-    return found
 
 
 def seen_before(wanted: list[Path]) -> set[Shown]:
@@ -112,10 +110,14 @@ def follow_all(wanted: list[Path], workers: int, verbose: bool) -> list[Followed
     """Follow pages beside one another, each in a folder of its own, with one store for all."""
     with tempfile.TemporaryDirectory(prefix="penstock-docs-") as name:
         place, seen = Path(name).resolve(), seen_before(wanted)
-        # The long ones first, so that nobody waits for one at the end.
+        # The long ones first, so that nobody waits for one at the end. All are parsed before the
+        # threads begin: parsing catches what the parser prints, for all of the process.
         longest = sorted(wanted, key=lambda page: -len(commands(page)))
+        found = [read(page) for page in longest]
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(lambda page: follow(page, place, verbose, seen), longest))
+            following = pool.map(lambda p, f: follow(p, f, place, verbose, seen), longest, found)
+            list(following)
+        return found
 
 
 def tell(found: list[Followed], seconds: float) -> None:
