@@ -1,4 +1,4 @@
-"""Gives a Prefect server what the deployments stand on: the work pool `gpu`, and the automation
+"""Gives a Prefect server what the deployments stand on: the work pools, and the automation
 that marks runs as Crashed which nobody hears of any more; knows nothing of what the runs do.
 
     PREFECT_API_URL=http://127.0.0.1:4200/api python -m scripts.prepare_pool
@@ -24,10 +24,12 @@ from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
 from artifacts.errors import redacted
+from flows.deployments.handing import POOL
 from flows.deployments.login import FILE, refuses_login
 from flows.deployments.sweep import NAME, SWEPT
 
-POOL = "gpu"
+POOLS = (POOL, "cpu")
+"""In the second are runs that hand out work and do none."""
 FLOWS = (*SWEPT, NAME)
 """Runs of other flows may beat more slowly, and are none of ours to mark."""
 BEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
@@ -86,12 +88,12 @@ def put_automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
     return "brought up to date"
 
 
-def put_pool(client: SyncPrefectClient) -> str:
+def put_pool(client: SyncPrefectClient, name: str) -> str:
     """Create the pool where it is missing; returns what was done."""
     template = ProcessWorker.get_default_base_job_template()
     try:
         client.create_work_pool(
-            WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
+            WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template)
         )
     except ObjectAlreadyExists:
         return "is there"
@@ -105,7 +107,8 @@ def main() -> None:
     wanted = crash_automation(int(os.environ.get(BEAT) or BEAT_SECONDS))
     try:
         with get_client(sync_client=True) as client:
-            print(f"penstock: the work pool {POOL} {put_pool(client)}")
+            for pool in POOLS:
+                print(f"penstock: the work pool {pool} {put_pool(client, pool)}")
             print(f"penstock: the heartbeat automation {put_automation(client, wanted)}")
     except PrefectHTTPStatusError as error:
         if not refuses_login(error):

@@ -14,9 +14,11 @@ import yaml
 from prefect import Flow
 
 from flows.deployments.confine import REMOTE_CODE, VARIABLE
+from flows.deployments.handing import POOL
+from flows.deployments.many import PORTION
 from scripts.follow_deploy import TERMINALS, blocks
 from scripts.login import CLIENT, SERVER
-from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOL, crash_automation
+from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "docs" / "deploy"
@@ -39,8 +41,12 @@ def flow_of(deployment: dict[str, Any]) -> "Flow[..., Any]":
 def test_what_is_deployed_can_be_run_and_is_watched(deployment: dict[str, Any]) -> None:
     flow = flow_of(deployment)
     flow.validate_parameters(deployment.get("parameters", {}))
-    assert deployment["work_pool"]["name"] == POOL
-    assert deployment["work_pool"]["job_variables"]["env"] == {BEAT: f"{BEAT_SECONDS}"}
+    hands_out = flow.name.endswith("-many")
+    assert deployment["work_pool"]["name"] == ("cpu" if hands_out else POOL)
+    assert deployment["work_pool"]["name"] in POOLS
+    env = deployment["work_pool"]["job_variables"]["env"]
+    seldom = {"PENSTOCK_PROGRESS_SECONDS": "60"} if deployment["name"] == PORTION else {}
+    assert env == {BEAT: f"{BEAT_SECONDS}", **seldom}
     assert flow.name in FLOWS
 
 

@@ -30,6 +30,7 @@ from prefect.states import Completed, Scheduled
 from pydantic import Field
 
 from flows.deployments.endings import INTERRUPTED
+from flows.deployments.handing import TAG
 
 NAME = "sweep-crashed"
 SWEPT = (
@@ -40,6 +41,9 @@ SWEPT = (
     "rebuild-features",
     "export-model",
     "tune-captions",
+    "caption-many",
+    "embed-many",
+    "label-many",
 )
 """Flows whose runs may be started again at any time."""
 PAGE = 200
@@ -140,6 +144,8 @@ def why_left_alone(run: FlowRun, now: datetime, max_retries: int, older_than: ti
     """Return why the newest run of a job is not started again; empty if nothing speaks against
     it."""
     assert run.state is not None
+    if any(tag.startswith(TAG) for tag in run.tags):
+        return "it does a portion, and who handed that out sees to it"
     if run.deployment_id is None:
         return "it was started by hand: the same command goes on with it"
     if run.run_count > max_retries:

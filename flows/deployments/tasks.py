@@ -1,6 +1,7 @@
 """Starts each stage of a run as a task of the flow run that is going on, and tells its progress.
 Knows no stage."""
 
+import os
 import threading
 from typing import Any
 
@@ -16,8 +17,8 @@ from stages.process.events import Event, Item, Total
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
 
-PROGRESS_SECONDS = 2.0
-"""Seconds between two tellings of a stage's progress to the server."""
+PROGRESS_SECONDS = float(os.environ.get("PENSTOCK_PROGRESS_SECONDS") or 2.0)
+"""Seconds between two tellings of a stage's progress to the server: many workers tell it seldom."""
 
 
 class PrefectLauncher:

@@ -1,0 +1,123 @@
+"""Makes flows that do on many machines what one does on one: `caption-many`, `embed-many`,
+`label-many`. Portions go to the workers of a pool; then one ordinary run writes the outputs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from functools import partial
+from typing import Annotated, Any
+
+from prefect import State, flow, get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.states import Failed
+from pydantic import Field
+
+from artifacts.errors import PenstockError, UsageError
+from artifacts.keys import digest_of
+from artifacts.words import counted
+from flows.console.display import printable
+from flows.deployments.confine import confine
+from flows.deployments.handing import Handed, HandingOut
+from flows.deployments.label import label_images
+from flows.deployments.schema import CaptionConfig, EmbedConfig
+from flows.deployments.view import Progress, plain
+from flows.job.label_config import LabelConfig
+from flows.job.portions import FILES, PORTIONS, Portion, portions_of
+from flows.job.prepare import out_folder
+
+OUTPUTS = "outputs"
+"""Name, among portions, of the run that writes the outputs."""
+PORTION = "portion"
+"""Name of the deployments whose runs do a portion, or write the outputs of all."""
+# Their words and bounds in the UI are set where their own flows are made.
+_ = label_images
+Files = Annotated[int, Field(gt=0, description="files of a portion, at the most")]
+
+
+@flow(name="caption-many", persist_result=False)
+def caption_many(config: CaptionConfig, files: Files = FILES) -> State[Any]:
+    """Caption on all workers of the pool what `config` names, as `caption-videos` does on one.
+
+    Media, `store` and `out` must lie where every worker finds them under the same names.
+    """
+    return hand_out(config, files, "caption-videos")
+
+
+@flow(name="embed-many", persist_result=False)
+def embed_many(config: EmbedConfig, files: Files = FILES) -> State[Any]:
+    """Make vectors on all workers of the pool, as `embed-media` does on one."""
+    return hand_out(config, files, "embed-media")
+
+
+@flow(name="label-many", persist_result=False)
+def label_many(config: LabelConfig, files: Files = FILES) -> State[Any]:
+    """Give labels on all workers of the pool, as `label-images` does on one."""
+    return hand_out(config, files, "label-images")
+
+
+def hand_out(config: CaptionConfig, files: int, flow_name: str) -> State[Any]:
+    """Have a configuration's files done in portions by runs of a flow, and its outputs written by
+    one more run. Return the state that this ends in."""
+    try:
+        confine(config)
+        portions, _ = portions_of(config, files)
+        return _hand_out(config, portions, f"{flow_name}/{PORTION}")
+    except PenstockError as error:
+        return Failed(message=printable(str(error)), data=error)
+
+
+def _hand_out(config: CaptionConfig, portions: Sequence[Portion], name: str) -> State[Any]:
+    # Of one parent, however often it is started again: another one asks for everything anew.
+    job = digest_of([str(flow_run.root_flow_run_id or flow_run.id)])[:12]
+    progress = Progress("portions")
+    with get_client(sync_client=True) as client:
+        try:
+            deployment = client.read_deployment_by_name(name).id
+        except ObjectNotFound as error:
+            raise UsageError(f"there is no deployment {name}", hint="Run make worker") from error
+
+        try:
+            each = HandingOut(client, deployment, partial(_of_portion, config), job)
+            _tell(each.all(portions, progress.tell))
+            # What failed for good is tried there once more, alone, and named in the outputs.
+            out = Portion(name=OUTPUTS, path=out_folder(config), files=0, bytes=0)
+            last = HandingOut(client, deployment, partial(_of_all, config), job, helping=False)
+            (end,) = last.all([out], lambda *_: None)
+        finally:
+            progress.close()
+        return _ended(client, end)
+
+
+def _of_portion(config: CaptionConfig, portion: Portion, which: str) -> dict[str, Any]:
+    """Return the parameters of a run of one portion: its own folder, and no files for people."""
+    folder = out_folder(config) / PORTIONS / f"{portion.name}-{which}"
+    own = {"sources": [portion.source], "out": str(folder), "format": [], "limit": None}
+    return {"config": {**_parameters(config), **own, "beside": False}}
+
+
+def _of_all(config: CaptionConfig, *_: Any) -> dict[str, Any]:
+    """Return the parameters of the run that writes the outputs: in the store it finds all done."""
+    return {"config": _parameters(config)}
+
+
+def _parameters(config: CaptionConfig) -> dict[str, Any]:
+    """Return a configuration as parameters, without what it has by default."""
+    values = asdict(config)
+    default = {one.name: one.default for one in fields(config)}
+    return {n: v for n, v in values.items() if n == "sources" or v != default.get(n)}
+
+
+def _tell(handed: Sequence[Handed]) -> None:
+    log = get_run_logger()
+    log.info("%s done", counted(sum(one.done for one in handed), "portion"))
+    for one in handed:
+        if one.why:
+            log.warning("a portion is not done: %s", plain(one.why))
+
+
+def _ended(client: Any, end: Handed) -> State[Any]:
+    """Return the state of the run that wrote the outputs, as this flow's."""
+    last = max((client.read_flow_run(run) for run in end.runs), key=lambda run: run.created)
+    state: State[Any] = last.state
+    return type(state)(type=state.type, name=state.name, message=state.message)

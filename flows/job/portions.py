@@ -1,0 +1,89 @@
+"""Cuts the files of a run into portions, each of which another machine can do; knows no machine.
+
+The cut hangs on the files alone and not on who does them: in 16 bit what shares a batch decides
+bytes, and batches are made of what a run is given. A portion is a list of sources in the folder of
+the run, called by the digest of what is in it: a run that is started again finds the same ones.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.captions import Failure
+from artifacts.files import write_text
+from artifacts.keys import digest_of
+from flows.job.config import CaptionConfig
+from flows.job.prepare import out_folder
+from flows.job.sources import MediaFile, Selection, find_media
+
+PORTIONS = "portions"
+"""Folder of the lists, in that of the run."""
+FILES = 50
+"""Files of a portion: at ten seconds a file some minutes of work, beside which starting a run is
+little, and enough portions that no worker waits long for the last one."""
+BYTES = 8 << 30
+"""Size of the media of a portion, however few they are."""
+DIGITS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Portion:
+    """A list of sources that one run does."""
+
+    name: str
+    """Digest of its lines."""
+    path: Path
+    files: int
+    bytes: int
+    """Size of its media."""
+
+    @property
+    def source(self) -> str:
+        """Return what names it among sources."""
+        return f"@{self.path}"
+
+
+def portions_of(config: CaptionConfig, most: int = FILES) -> tuple[list[Portion], list[Failure]]:
+    """Write the lists of a run's files, at most so many files in each, and return them with what
+    could not be found. Only names and sizes are looked at. Raises EnvironmentFault."""
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    files, failures = find_media(config.sources, selection, config.limit, config.prompt_for)
+    folder = out_folder(config) / PORTIONS
+    sized = [(file, _size(file)) for file in files]
+    return [_write(folder, part) for part in cut(sized, most)], failures
+
+
+def cut(
+    sized: Iterable[tuple[MediaFile, int]], most: int, limit: int = BYTES
+) -> Iterator[list[tuple[MediaFile, int]]]:
+    """Yield files that follow one another, with their sizes, so many and so large at the most."""
+    part: list[tuple[MediaFile, int]] = []
+    for file, size in sized:
+        if part and (len(part) == most or sum(s for _, s in part) + size > limit):
+            yield part
+            part = []
+        part.append((file, size))
+    if part:
+        yield part
+
+
+def _write(folder: Path, part: Sequence[tuple[MediaFile, int]]) -> Portion:
+    lines = [json.dumps(_line(file)) + "\n" for file, _ in part]
+    name = digest_of(lines)[:DIGITS]
+    path = folder / f"{name}.jsonl"
+    if not path.exists():
+        write_text(path, lines)
+    return Portion(name=name, path=path, files=len(part), bytes=sum(size for _, size in part))
+
+
+def _line(file: MediaFile) -> dict[str, object]:
+    asked = {"prompt": file.prompt, "prompts": dict(file.prompts)}
+    return {"path": str(file.path), **{name: value for name, value in asked.items() if value}}
+
+
+def _size(file: MediaFile) -> int:
+    try:
+        return file.path.stat().st_size
+    except OSError:  # who does it will say what is wrong
+        return 0

@@ -1,0 +1,251 @@
+"""Shows what many machines make of one run: starts a Prefect server and workers that stand for
+machines, hands out portions that wait as a GPU would, and compares times and bytes.
+
+    python scripts/many_check.py [--workers 1,2,4] [--seconds 120] [--portions 8]
+    python scripts/many_check.py --deaths      # kills a worker, then who hands out, and the server
+"""
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import penstock_demo
+from scripts.marked_processes import MARK
+from scripts.prefect_stack import ROOT, WORKER_STARTED, CheckFailed, Stack, prefect_stack
+from stages.process.lock import CPU_LOCK
+
+FLOW = "caption-many"
+PORTION = "caption-videos"
+FILES = 1
+"""Files of a portion."""
+PATIENCE = 3600.0
+FASTEST = {1: 1.0, 2: 1.9, 4: 3.4}
+"""Number of workers → how many times as fast as one they should be."""
+
+
+class Machines:
+    """A server, and workers of which each has a folder and a lock of its own, as a machine has."""
+
+    def __init__(self, stack: Stack, seconds: float) -> None:
+        self.stack = stack
+        self._seconds = seconds
+        self._numbers = itertools.count(1)
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, pool: str) -> str:
+        """Start a worker of a pool, and wait until it takes runs."""
+        name = f"{pool}-{next(self._numbers)}"
+        environment = {
+            **self.stack.environment(client=False),
+            "POOL": pool,
+            CPU_LOCK: str(self.stack.folder / f"{name}.lock"),
+            "PENSTOCK_CHECK_WAIT": str(self._seconds),
+            MARK: str(self.stack.folder),
+        }
+        waiting = str(ROOT / "scripts" / "waiting")
+        environment["PYTHONPATH"] = os.pathsep.join([waiting, environment["PYTHONPATH"]])
+        worker = self.stack.start(name, str(ROOT / "scripts" / "worker"), env=environment)
+        up = WORKER_STARTED
+        self.stack.wait_up(worker, name, lambda: up in self.stack.log_end(name))
+        self.workers[name] = worker
+        return name
+
+    def kill(self, name: str) -> None:
+        """Kill a worker with all that it started, as when a machine goes away."""
+        worker = self.workers.pop(name)
+        for pid in _tree(worker.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        worker.wait()
+
+    def end(self) -> None:
+        """End all workers."""
+        for name in list(self.workers):
+            self.kill(name)
+
+
+def _tree(pid: int) -> Iterator[int]:
+    """Yield a process and all below it, whatever sessions they began."""
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in path.read_text().split():
+            yield from _tree(int(child))
+    yield pid
+
+
+def config_of(clips: Path, out: Path) -> dict[str, Any]:
+    return {
+        "sources": [str(clips)],
+        "model": "demo",
+        "out": str(out),
+        "store": f"{out}-store",
+        "format": ["txt"],
+    }
+
+
+def submit(stack: Stack, config: dict[str, Any]) -> str:
+    """Ask for a run that hands out."""
+    deployment = stack.ask("GET", f"/deployments/name/{FLOW}/batch")["id"]
+    body = {"parameters": {"config": config, "files": FILES}, "state": {"type": "SCHEDULED"}}
+    made = stack.ask("POST", f"/deployments/{deployment}/create_flow_run", body)
+    return str(made["id"])
+
+
+def awaited(stack: Stack, run: str) -> float:
+    """Wait for a run to complete; return seconds from its start to its end."""
+    ended = stack.ended(run, PATIENCE)
+    if ended["state"]["type"] != "COMPLETED":
+        raise CheckFailed(f"{ended['state']}\n{stack.log_end('cpu-1')}")
+    return float(ended["total_run_time"])
+
+
+def bytes_of(out: Path) -> bytes:
+    return (out / "captions.jsonl").read_bytes()
+
+
+@contextmanager
+def media(folder: Path, files: int) -> Iterator[Path]:
+    """Clips of the demo world, each of them another content."""
+    clips = folder / "clips"
+    clips.mkdir()
+    for number, path in enumerate(
+        itertools.islice(sorted(penstock_demo.CLIPS.glob("*.mp4")), files)
+    ):
+        shutil.copy(path, clips / f"{number:02d}{path.suffix}")
+    yield clips
+
+
+def check_times(workers: list[int], portions: int, seconds: float) -> int:
+    """Time the same run with so many workers each; print how many times as fast as one they are."""
+    times: dict[int, float] = {}
+    made: set[bytes] = set()
+    with prefect_stack() as stack, media(stack.folder, FILES * portions) as clips:
+        stack.serve()
+        for count in workers:
+            machines = Machines(stack, seconds)
+            machines.start("cpu")
+            for _ in range(count):
+                machines.start("gpu")
+            out = stack.folder / "out" / str(count)
+            times[count] = awaited(stack, submit(stack, config_of(clips, out)))
+            made.add(bytes_of(out).replace(str(out).encode(), b""))
+            machines.end()
+            stack.say(
+                f"{count} workers: {portions} portions of {seconds:.0f} s in {times[count]:.0f} s"
+            )
+    one = times.get(1, 0.0)
+    for count, took in times.items() if one else ():
+        print(f"{count} workers: x {one / took:.2f} of one (goal x {FASTEST.get(count, count)})")
+    print(f"bytes of captions.jsonl: {'the same' if len(made) == 1 else 'they differ'}")
+    slow = one and any(one / took < FASTEST.get(count, 0) for count, took in times.items())
+    return int(slow or len(made) != 1)
+
+
+def check_deaths(portions: int, seconds: float) -> int:
+    """Kill a worker, who hands out, and the server; see that all is made, and nothing twice."""
+    with prefect_stack() as stack, media(stack.folder, FILES * portions) as clips:
+        server = stack.serve()
+        machines = Machines(stack, seconds)
+        parent, victim = machines.start("cpu"), machines.start("gpu")
+        machines.start("gpu")
+        out = stack.folder / "out" / "killed"
+        run = submit(stack, config_of(clips, out))
+        _await_running(stack, 2)
+        machines.kill(victim)
+        stack.say("killed a worker in a portion")
+        machines.start("gpu")
+        machines.kill(parent)
+        stack.say("killed who hands out")
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+        stack.serve()
+        stack.say("started the server again")
+        machines.start("cpu")
+        _crashed(stack, run)
+        stack.ask(
+            "POST", f"/flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED"}, "force": True}
+        )
+        awaited(stack, run)
+        made = _made(out / "portions")
+        whole = json.loads((out / "run.json").read_text())
+        again = [stage["items"] for stage in whole["stages"]]
+        stack.say(f"captions by the portions' runs: {made}; by the last run: {again[-1]}")
+        machines.end()
+        plain = stack.folder / "plain"
+        words = [str(clips), "--model", "demo", "--out", str(plain), "--store", f"{plain}-store"]
+        stack.call("flows.cli.main", "caption", *words, env=stack.environment())
+        same = bytes_of(out) == bytes_of(plain)
+        print(f"bytes of one machine: {'the same' if same else 'they differ'}")
+        return int(not same or sum(made) != FILES * portions or any(again))
+
+
+def _await_running(stack: Stack, count: int) -> None:
+    """Wait until so many portions are at work."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        runs = stack.flow_runs(PORTION)
+        if sum(run["state"]["type"] == "RUNNING" for run in runs) >= count:
+            time.sleep(20)
+            return
+        time.sleep(1)
+    raise CheckFailed("no portion is at work")
+
+
+def _crashed(stack: Stack, run: str) -> None:
+    """Say of a run whose machine is gone what the automation says after two minutes."""
+    state = {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True}
+    stack.ask("POST", f"/flow_runs/{run}/set_state", state)
+    for other in stack.flow_runs(PORTION):
+        if other["state"]["type"] == "RUNNING" and not _is_alive(stack, other["id"]):
+            stack.ask("POST", f"/flow_runs/{other['id']}/set_state", state)
+
+
+def _is_alive(stack: Stack, run: str) -> bool:
+    """Return whether a process works on a run."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if run in path.read_text(errors="replace"):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _made(portions: Path) -> list[int]:
+    """Return how many captions each run of a portion made."""
+    records = [json.loads(path.read_text()) for path in sorted(portions.glob("*/run.json"))]
+    return [record["stages"][-1]["items"] for record in records]
+
+
+def main() -> int:
+    """0 when it is as fast as it should be, or all is there after the deaths."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", default="1,2,4")
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--portions", type=int, default=8)
+    parser.add_argument("--deaths", action="store_true")
+    given = parser.parse_args()
+    try:
+        if given.deaths:
+            return check_deaths(given.portions, given.seconds)
+        return check_times(
+            [int(n) for n in given.workers.split(",")], given.portions, given.seconds
+        )
+    except CheckFailed as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

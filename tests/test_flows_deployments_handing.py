@@ -1,0 +1,188 @@
+"""Portions of a run, and how they are handed out: to a server made of a list of runs, whose workers
+take them in turn, crash, and are slow."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun, WorkerStatus
+
+from flows.deployments import handing
+from flows.deployments.handing import AHEAD, STARTS, Handed, HandingOut
+from flows.deployments.sweep import verdicts
+from flows.job.config import CaptionConfig
+from flows.job.portions import Portion, cut, portions_of
+from flows.job.sources import MediaFile
+
+DEPLOYMENT = uuid4()
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+@dataclass
+class Server:
+    """Runs, and workers that each do one of them at a time; a question lasts a minute."""
+
+    workers: int
+    lasts: Callable[[str], int] = lambda _: 1
+    """Name of a run → minutes that it works."""
+    ends: Callable[[str], str] = lambda _: "COMPLETED"
+    """Name of a run → how it ends."""
+    runs: dict[UUID, dict[str, Any]] = field(default_factory=dict)
+    keys: dict[str, UUID] = field(default_factory=dict)
+    silent: int = 0
+    """Questions that are not answered from now on."""
+    most: int = 0
+    """Runs that were neither ended nor begun, at the most."""
+    minutes: float = 0.0
+
+    def create_flow_run_from_deployment(
+        self, deployment: UUID, *, name: str, idempotency_key: str, **more: Any
+    ) -> FlowRun:
+        assert deployment == DEPLOYMENT
+        if idempotency_key not in self.keys:
+            self.keys[idempotency_key] = (made := uuid4())
+            run = {"id": made, "name": name, "state": "SCHEDULED", "left": self.lasts(name)}
+            self.runs[made] = {**run, **more}
+        open_ = sum(run["state"] not in ENDS for run in self.runs.values())
+        self.most = max(self.most, open_)
+        return self.seen(self.runs[self.keys[idempotency_key]])
+
+    def read_flow_runs(self, *, flow_run_filter: Any, limit: int) -> list[FlowRun]:
+        if self.silent:
+            self.silent -= 1
+            raise ConnectionError("away")
+        self.work()
+        return [self.seen(self.runs[one]) for one in flow_run_filter.id.any_ if one in self.runs]
+
+    def read_workers_for_work_pool(self, pool: str) -> list[Any]:
+        assert pool == "gpu"
+        online = [SimpleNamespace(status=WorkerStatus.ONLINE)] * self.workers
+        return [*online, SimpleNamespace(status=WorkerStatus.OFFLINE)]
+
+    def work(self) -> None:
+        self.minutes += 1
+        running = [run for run in self.runs.values() if run["state"] == "RUNNING"]
+        for run in running:
+            run["left"] -= 1
+            if run["left"] <= 0:
+                run["state"] = self.ends(run["name"])
+        free = self.workers - sum(run["state"] == "RUNNING" for run in running)
+        waiting = [run for run in self.runs.values() if run["state"] == "SCHEDULED"]
+        for run in waiting[:free]:
+            run["state"] = "RUNNING"
+
+    def seen(self, run: dict[str, Any]) -> FlowRun:
+        state = {"type": run["state"], "name": run["state"].title(), "timestamp": NOW.isoformat()}
+        told = {"id": str(run["id"]), "name": run["name"], "flow_id": str(DEPLOYMENT)}
+        return FlowRun.model_validate({**told, "state": state, "tags": run.get("tags", [])})
+
+
+@pytest.fixture(autouse=True)
+def a_minute_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 10**9, 60))
+    waits = SimpleNamespace(sleep=lambda _: None, monotonic=lambda: float(next(now)))
+    monkeypatch.setattr(handing, "time", waits)
+
+
+def portions(count: int) -> list[Portion]:
+    return [Portion(name=f"p{n}", path=Path(f"p{n}"), files=1, bytes=n) for n in range(count)]
+
+
+def hand_out(server: Server, of: Iterable[Portion], job: str = "job", **more: Any) -> list[Handed]:
+    told: list[tuple[int, int]] = []
+    client = cast(SyncPrefectClient, server)
+
+    def ask(portion: Portion, which: str) -> dict[str, Any]:
+        return {"portion": portion.name, "which": which}
+
+    handed = HandingOut(client, DEPLOYMENT, ask, job, **more).all(of, lambda *n: told.append(n))
+    assert told[-1] == (len(handed), len(handed))
+    return handed
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_all_are_done_once_the_largest_first_and_few_are_asked_for_at_a_time(workers: int) -> None:
+    server = Server(workers)
+    handed = hand_out(server, portions(40), helping=False)
+    assert all(one.done for one in handed) and len(server.runs) == 40
+    assert [run["name"] for run in server.runs.values()] == [f"p{n} 1" for n in range(39, -1, -1)]
+    assert server.most <= AHEAD * workers
+
+
+def test_who_hands_out_and_is_started_again_finds_the_runs_that_it_had_asked_for() -> None:
+    server = Server(2)
+    hand_out(server, portions(5))
+    assert all(one.done for one in hand_out(server, portions(5))) and len(server.runs) == 5
+    hand_out(server, portions(5), job="another")
+    assert len(server.runs) == 10
+
+
+def test_a_run_that_crashed_is_asked_for_again_a_few_times_and_any_other_end_is_its_end() -> None:
+    ends = {"p0 1": "CRASHED", "p0 2": "CRASHED", "p1 1": "FAILED", "p2 1": "CANCELLED"}
+    always = {f"p3 {n}": "CRASHED" for n in range(1, 9)}
+    server = Server(2, ends=lambda name: {**ends, **always}.get(name, "COMPLETED"))
+    handed = {one.portion.name: one for one in hand_out(server, portions(5))}
+    assert (handed["p0"].done, handed["p0"].starts) == (True, 3)
+    assert (handed["p3"].done, handed["p3"].starts) == (False, STARTS)
+    assert "Failed" in handed["p1"].why and "Cancelled" in handed["p2"].why and handed["p4"].done
+
+
+def test_the_last_portions_are_shared_by_workers_that_have_nothing_to_do() -> None:
+    server = Server(4, lasts=lambda name: 30 if name == "p0 1" else 3)
+    (slow, *_) = sorted(hand_out(server, portions(6)), key=lambda one: one.portion.name)
+    assert slow.done and server.minutes < 20
+    assert [run["parameters"]["which"] for run in server.runs.values()].count("help 1") >= 1
+    alone = Server(4, lasts=lambda _: 9)
+    hand_out(alone, portions(1), helping=False)
+    assert len(alone.runs) == 1
+
+
+def test_a_server_that_is_away_for_a_while_costs_turns_and_one_that_is_gone_ends_it() -> None:
+    server = Server(2, silent=3)
+    assert all(one.done for one in hand_out(server, portions(5)))
+    with pytest.raises(ConnectionError):
+        hand_out(Server(2, silent=10**6), portions(5))
+
+
+def test_the_sweep_leaves_portions_to_who_handed_them_out() -> None:
+    server = Server(1, ends=lambda name: "CRASHED" if name.endswith(" 1") else "COMPLETED")
+    hand_out(server, portions(1))
+    crashed = [server.seen(run) for run in server.runs.values() if run["state"] == "CRASHED"]
+    crashed[0].deployment_id = DEPLOYMENT
+    (verdict,) = verdicts(crashed, now=datetime.now(UTC), max_retries=3, older_than=NOW - NOW)
+    assert "portion" in verdict.why_not
+
+
+def test_the_cut_hangs_on_the_files_alone(tmp_path: Path) -> None:
+    for number in range(7):
+        (tmp_path / f"{number}.mp4").write_bytes(bytes(number))
+    (tmp_path / "more.jsonl").write_text('{"path": "3.mp4", "prompt": "What?"}\n')
+    sources = (str(tmp_path / "?.mp4"), str(tmp_path / "more.jsonl"), str(tmp_path / "none.mp4"))
+    config = CaptionConfig(sources=sources, model="demo", out=str(tmp_path / "out"))
+    first, failures = portions_of(config, 3)
+    assert [(each.files, each.bytes) for each in first] == [(3, 3), (3, 12), (2, 9)]
+    assert [failure.media_path for failure in failures] == [str(tmp_path / "none.mp4")]
+    assert portions_of(config, 3)[0] == first
+    lines = [json.loads(line) for line in first[2].path.read_text().splitlines()]
+    assert lines == [
+        {"path": str(tmp_path / "6.mp4")},
+        {"path": str(tmp_path / "3.mp4"), "prompt": "What?"},
+    ]
+    whole = CaptionConfig(sources=(first[2].source,), model="demo", out=str(tmp_path / "out"))
+    again, _ = portions_of(whole)
+    assert again[0].path.read_text() == first[2].path.read_text()
+
+
+def test_media_that_are_large_make_a_portion_by_themselves() -> None:
+    file = MediaFile(path=Path("/a"), media_path="a", source="a", kind="video")
+    sizes = [5, 1, 9, 30, 2, 2]
+    parts = cut([(file, size) for size in sizes], most=4, limit=10)
+    assert [[size for _, size in part] for part in parts] == [[5, 1], [9], [30], [2, 2]]
