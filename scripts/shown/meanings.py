@@ -45,6 +45,10 @@ NOT_RUN = (
         "needs the checkpoint from the hub; usage.md's convert is run",
     ),
     (r"penstock .*--adapter DIR", "needs a trained adapter; tune.md's are run"),
+    (
+        r"penstock export M .*--adapter style",
+        "as export.md's, which is run; tests/test_flows_export_adapter.py does it with one",
+    ),
     (r"penstock doctor --measure --model DIR", "needs an exported model; tests measure one"),
 )
 """Begins of commands that are only parsed, and the reason."""
